@@ -1,0 +1,6 @@
+"""``python -m cgbench``: the same as the ``cgbench`` console script."""
+
+from cgbench.cli import main
+
+if __name__ == "__main__":
+    main()

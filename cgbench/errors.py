@@ -1,0 +1,65 @@
+"""The one exception tree. Every message names the flag or the file that mends it.
+
+Exit codes are the command line's contract (see ``ExitCode``); an exception carries the one it
+leads to, so that the command line needs no table of its own.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status means, everywhere."""
+
+    OK = 0
+    ANSWER_IS_NO = 1
+    BAD_INPUT = 2
+    CANNOT = 3
+    INCONCLUSIVE = 4
+
+
+class CgbenchError(Exception):
+    """Anything a user can mend. The message is one line and is shown as it is."""
+
+    exit_code: ExitCode = ExitCode.BAD_INPUT
+
+
+class BadInputError(CgbenchError):
+    """A flag's value or a file that cannot be used as given."""
+
+
+class PlanError(BadInputError):
+    """Capture sizes that an engine would refuse, or that do not fit the request."""
+
+
+class ModelError(BadInputError):
+    """A model reference or a checkpoint that cannot be loaded."""
+
+
+class MissingHeadError(ModelError):
+    """A draft head whose tensors are not, or not all, in the checkpoint."""
+
+
+class RunDirectoryError(BadInputError):
+    """A run directory that exists, is damaged, or does not fit the arguments."""
+
+
+class CannotError(CgbenchError):
+    """Sound input that this machine or this build cannot serve."""
+
+    exit_code = ExitCode.CANNOT
+
+
+class UnsupportedModelError(CannotError):
+    """A model whose forward cannot go through the engine's attention."""
+
+
+class DeviceError(CannotError):
+    """The device asked for is not there."""
+
+
+class OutOfMemoryError(CannotError):
+    """Device memory ran out; the message says where and what to lower."""
+
+
+class CaptureError(CannotError):
+    """A graph that could not be captured, or that is not the graph the plan asked for."""

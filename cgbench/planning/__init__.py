@@ -1,0 +1,18 @@
+"""Which batch sizes get a graph: pure functions from a request to a plan, with no torch.
+
+``plan(PlanRequest(spec_tokens=3, max_batch_size=64))`` is the whole interface.
+"""
+
+from cgbench.planning.plan import Bucket, CapturePlan
+from cgbench.planning.policies import POLICIES, plan
+from cgbench.planning.request import MAX_SPEC_TOKENS, CaptureUnit, PlanRequest
+
+__all__ = [
+    "MAX_SPEC_TOKENS",
+    "POLICIES",
+    "Bucket",
+    "CapturePlan",
+    "CaptureUnit",
+    "PlanRequest",
+    "plan",
+]
