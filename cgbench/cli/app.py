@@ -1,0 +1,62 @@
+"""The Typer app, and what turns an exception into one line and an exit code."""
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from cgbench import __version__
+from cgbench.cli.console import print_error
+from cgbench.cli.env import env
+from cgbench.cli.run import run
+from cgbench.errors import CgbenchError, ExitCode
+
+app = typer.Typer(
+    name="cgbench",
+    help="Plan, capture and time CUDA graphs for speculative decoding with MTP draft heads.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"cgbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    """Plan, capture and time CUDA graphs for speculative decoding with MTP draft heads."""
+
+
+app.command()(run)
+app.command()(env)
+
+
+def main() -> NoReturn:
+    """The console script: every failure is one line and a documented exit code.
+
+    ``--debug`` lets the traceback through.
+    """
+    try:
+        app()
+    except Exception as error:
+        if "--debug" in sys.argv:
+            raise
+        sys.exit(_report(error))
+    sys.exit(ExitCode.OK)
+
+
+def _report(error: Exception) -> ExitCode:
+    if isinstance(error, CgbenchError):
+        print_error(str(error))
+        return error.exit_code
+    lines = str(error).strip().splitlines() or ["(no message)"]
+    print_error(f"{type(error).__name__}: {lines[0]} (--debug shows the traceback)")
+    return ExitCode.CANNOT

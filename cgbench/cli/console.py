@@ -1,0 +1,52 @@
+"""Where text goes: results to stdout, everything said on the way to stderr."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+# Wide enough for every table: piped output is read by tools and must not be folded.
+PIPED_WIDTH = 200
+
+
+@cache
+def console(*, stderr: bool = False) -> Console:
+    """Colour and the terminal's width on a terminal; plain and wide when piped."""
+    probe = Console(stderr=stderr)
+    if probe.is_terminal:
+        return probe
+    return Console(stderr=stderr, width=PIPED_WIDTH, color_system=None)
+
+
+def say(message: str) -> None:
+    """One line on stderr, as it is: no markup."""
+    console(stderr=True).print(Text(message), soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """One red line on stderr."""
+    line = Text.assemble(("error: ", "bold red"), (message, "red"))
+    console(stderr=True).print(line, soft_wrap=True)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress bar on a terminal; nothing at all where stderr is piped."""
+    to = console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bar:
+        yield bar

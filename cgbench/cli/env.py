@@ -1,0 +1,22 @@
+"""``cgbench env``: the machine as the results will record it."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from cgbench.cli.console import console
+
+
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show the machine and the software as results record them."""
+    from cgbench.measure.environment import environment
+
+    found = environment()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        console().print(f"{name:<20} {'-' if value is None else value}", highlight=False)

@@ -1,0 +1,30 @@
+"""Comma-separated flags to values."""
+
+from cgbench.errors import BadInputError
+from cgbench.report.schema import Scope
+
+
+def parse_ints(flag: str, text: str) -> tuple[int, ...]:
+    """``1,2,4`` to ascending distinct integers.
+
+    Raises ``BadInputError`` naming the flag.
+    """
+    try:
+        values = {int(part) for part in text.split(",")}
+    except ValueError as error:
+        raise BadInputError(
+            f"{flag} {text}: must be whole numbers separated by commas, such as 1,2,4"
+        ) from error
+    return tuple(sorted(values))
+
+
+def parse_scopes(text: str) -> tuple[Scope, ...]:
+    """``eager,phase`` to scopes, in the order of the enum.
+
+    Raises ``BadInputError`` for a name that is none.
+    """
+    names = set(text.split(","))
+    known = [scope.value for scope in Scope]
+    if unknown := sorted(names - set(known)):
+        raise BadInputError(f"--scopes {unknown[0]}: unknown; choose of {','.join(known)}")
+    return tuple(scope for scope in Scope if scope.value in names)

@@ -1,0 +1,218 @@
+"""``cgbench run``: load, plan, capture, decode, write a run directory."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cgbench.cli.console import console, progress, say
+from cgbench.cli.parsing import parse_ints, parse_scopes
+from cgbench.errors import ExitCode
+from cgbench.report.schema import Status
+
+if TYPE_CHECKING:
+    from cgbench.measure.bench import Bench
+    from cgbench.report.store import RunDirectory
+
+DEFAULT_OUTPUT = Path("results/runs")
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Unit(StrEnum):
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
+
+class RoleName(StrEnum):
+    MIXED = "mixed"
+    DECODE = "decode"
+
+
+class Acceptance(StrEnum):
+    GREEDY = "greedy"
+
+
+def run(
+    model: Annotated[
+        str, typer.Argument(help="'default', 'preset:NAME', a local folder or a hub id.")
+    ] = "default",
+    spec_tokens: Annotated[
+        str, typer.Option(help="Draft tokens k per iteration, 0 to 8; 0 is always measured too.")
+    ] = "3",
+    batch_sizes: Annotated[str, typer.Option(help="Requests that decode together.")] = "1,2,4,8",
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Most requests at once. Default: the largest batch size.")
+    ] = None,
+    scopes: Annotated[
+        str, typer.Option(help="Of eager, phase (three graphs), iteration (one graph).")
+    ] = "eager,phase,iteration",
+    policy: Annotated[
+        str | None, typer.Option(help="Capture policy: scaled, fastdeploy-2.4, explicit.")
+    ] = None,
+    capture_sizes: Annotated[
+        str | None, typer.Option(help="Explicit capture sizes, in --capture-unit.")
+    ] = None,
+    capture_unit: Annotated[
+        Unit, typer.Option(help="What --capture-sizes counts.")
+    ] = Unit.REQUESTS,
+    head: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the draft head. Default: MODEL's own.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='JSON lines, {"prompt": ...} each. Default: shipped ones.')
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 64,
+    context_len: Annotated[
+        int, typer.Option(help="Tokens already in KV when an iteration is timed.")
+    ] = 256,
+    iterations: Annotated[
+        int | None,
+        typer.Option(help="Timed iterations per cell. Default: 200 on CUDA, 40 on CPU."),
+    ] = None,
+    acceptance: Annotated[Acceptance, typer.Option(help="Acceptance rule.")] = Acceptance.GREEDY,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Generate to --max-new-tokens, past any EOS.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of random weights and random prompts.")] = 0,
+    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
+    ] = Dtype.AUTO,
+    attention: Annotated[
+        str, typer.Option(help="Decode attention: auto, sdpa (reference) or triton.")
+    ] = "auto",
+    role: Annotated[
+        RoleName,
+        typer.Option(help="The dummy run before capture: mixed (prefill too) or decode."),
+    ] = RoleName.MIXED,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(help="Most prefill tokens in one forward.")
+    ] = 8192,
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: results/runs/<utc>-<model>.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished run in --output.")
+    ] = False,
+    save_tokens: Annotated[
+        bool, typer.Option("--save-tokens", help="Write tokens.jsonl: prompts and outputs.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration."""
+    started = datetime.now(UTC)
+    arguments: dict[str, Any] = {
+        "model": model,
+        "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
+        "batch_sizes": [*parse_ints("--batch-sizes", batch_sizes)],
+        "max_num_seqs": max_num_seqs,
+        "scopes": [*parse_scopes(scopes)],
+        "policy": policy or ("explicit" if capture_sizes else "scaled"),
+        "capture_sizes": [*parse_ints("--capture-sizes", capture_sizes)] if capture_sizes else [],
+        "capture_unit": capture_unit.value,
+        "head": head,
+        "prompts": None if prompts is None else str(prompts),
+        "max_new_tokens": max_new_tokens,
+        "context_len": context_len,
+        "iterations": iterations,
+        "acceptance": acceptance.value,
+        "ignore_eos": ignore_eos,
+        "seed": seed,
+        "device": device.value,
+        "dtype": dtype.value,
+        "attention": attention,
+        "role": role.value,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "save_tokens": save_tokens,
+    }
+    path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
+    statuses = execute(arguments, path, resume=resume, as_json=as_json)
+    raise typer.Exit(_exit_code(statuses))
+
+
+def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
+    """The main job; returns every cell's status."""
+    from cgbench.measure import setup
+    from cgbench.report.store import RunDirectory
+    from cgbench.report.tables import latency_table, to_json
+
+    RunDirectory.check(path, resume=resume)
+    device = setup.choose_device(arguments["device"])
+    options, notes = setup.make_options(arguments, device)
+    for note in notes:
+        say(note)
+    model = setup.load(arguments, options, device)
+    workload = setup.make_workload(arguments, options, model)
+    bench = setup.make_bench(arguments, options, model, workload)
+    record = setup.make_record(arguments, bench, notes)
+    directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
+    try:
+        _capture(bench, directory)
+        _measure(bench, directory, save_tokens=arguments["save_tokens"])
+    finally:
+        bench.release()
+    frame = directory.finish()
+    if as_json:
+        typer.echo(to_json(frame, directory.record, path))
+    else:
+        console().print(latency_table(frame, model.label))
+        say(f"written to {path}")
+    return {Status(status) for status in frame["status"]}
+
+
+def _capture(bench: "Bench", directory: "RunDirectory") -> None:
+    from cgbench.measure.bench import capture_all, dummy_run, num_graph_buckets
+
+    total = num_graph_buckets(bench)
+    if not total:
+        return
+    directory.record.capture = dummy_run(bench)
+    with progress() as bar:
+        task = bar.add_task("capture graphs", total=total)
+        capture_all(bench, lambda: bar.advance(task))
+    costs = [cost for graphs in bench.graph_sets.values() for cost in graphs.costs]
+    directory.write_capture(costs)
+
+
+def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:
+    from cgbench.measure.group import measure_group, num_steps
+
+    todo = [n for n in bench.options.batch_sizes if n not in directory.finished_batch_sizes]
+    with progress() as bar:
+        for batch_size in todo:
+            task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
+            group = measure_group(bench, batch_size, partial(bar.advance, task))
+            tokens = group.tokens if save_tokens else ()
+            directory.write_group(group.cells, group.samples, tokens)
+
+
+def _exit_code(statuses: set[Status]) -> ExitCode:
+    """Of several, 1 > 3 > 4 > 0."""
+    if Status.AUDIT_FAILED in statuses:
+        return ExitCode.ANSWER_IS_NO
+    if Status.OOM in statuses:
+        return ExitCode.CANNOT
+    return ExitCode.INCONCLUSIVE if Status.DISTURBED in statuses else ExitCode.OK
+
+
+def _slug(model: str) -> str:
+    """A model reference as part of a folder's name."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).name)

@@ -1,0 +1,184 @@
+"""Attention over KV slots: what the engine puts behind transformers' attention interface.
+
+``Prefill`` computes a prompt's own causal attention and stores its keys and values. ``Decode``
+stores 1 to 9 new rows a request and attends over each request's live rows, whose number is known
+on the device only. A decode backend is one function; ``DECODE_BACKENDS`` names them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgbench.engine.kv import KvCache, LayerKv
+from cgbench.errors import BadInputError
+
+
+@dataclass
+class Rows:
+    """Where one forward's tokens live: computed once a forward, used by every layer.
+
+    ``slots [B]`` and ``positions [B, S]``, consecutive in each row; ``flat [B * S]`` are their
+    rows in the KV tensors. ``masks`` holds what the reference backend builds once a forward.
+    """
+
+    cache: KvCache
+    slots: Tensor
+    positions: Tensor
+    flat: Tensor = field(init=False)
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.flat = (self.slots[:, None] * self.cache.room + self.positions).view(-1)
+
+
+def store(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
+    """Write ``key`` and ``value [B, Hkv, S, D]`` to the rows' places."""
+    kv.keys[rows.flat] = key.transpose(1, 2).flatten(0, 1)
+    kv.values[rows.flat] = value.transpose(1, 2).flatten(0, 1)
+
+
+DecodeBackend = Callable[[LayerKv, Rows, Tensor, Tensor, Tensor, float, int | None], Tensor]
+"""(layer's KV, rows, query, key, value, scaling, sliding_window) -> ``[B, S, Hq, Dv]``; stores
+key and value, then attends. Shapes as in ``AttentionCall.attend``."""
+
+
+def sdpa_decode(
+    kv: LayerKv,
+    rows: Rows,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """The reference: every slot's whole room, masked, through torch's own attention."""
+    store(kv, rows, key, value)
+    out = F.scaled_dot_product_attention(
+        query,
+        _slot_view(kv.keys, rows),
+        _slot_view(kv.values, rows),
+        attn_mask=_live_mask(rows, sliding_window),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return out.transpose(1, 2)
+
+
+def _slot_view(tensor: Tensor, rows: Rows) -> Tensor:
+    """``[num_slots * room, H, D]`` to the rows' slots, ``[B, H, room, D]``."""
+    by_slot = tensor.view(rows.cache.num_slots, rows.cache.room, *tensor.shape[1:])
+    return by_slot[rows.slots].transpose(1, 2)
+
+
+def _live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
+    """``[B, 1, S, room]``: keys at or before the query, and inside its window."""
+    if sliding_window not in rows.masks:
+        key_positions = torch.arange(rows.cache.room, device=rows.positions.device)
+        query_positions = rows.positions[:, None, :, None]
+        mask = key_positions <= query_positions
+        if sliding_window is not None:
+            mask = mask & (key_positions > query_positions - sliding_window)
+        rows.masks[sliding_window] = mask
+    return rows.masks[sliding_window]
+
+
+def triton_decode(
+    kv: LayerKv,
+    rows: Rows,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    sliding_window: int | None,
+) -> Tensor:
+    """Only live rows are read, the GQA group packed in one tile and split over the keys."""
+    # Imported here, for triton is there only beside a CUDA build of torch.
+    from cgbench.engine import triton_attention
+
+    triton_attention.store(kv, rows, key, value)
+    return triton_attention.decode(kv, rows, query, scaling, sliding_window)
+
+
+DECODE_BACKENDS: dict[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": triton_decode}
+
+
+def resolve_backend(name: str, device: torch.device) -> str:
+    """The backend that ``--attention NAME`` means on ``device``; ``auto`` takes the fastest.
+
+    Raises ``BadInputError`` for an unknown name, or one that the device cannot run.
+    """
+    if name == "auto":
+        return "triton" if device.type == "cuda" and find_spec("triton") else "sdpa"
+    if name not in DECODE_BACKENDS:
+        raise BadInputError(
+            f"--attention {name}: unknown; choose auto, {', '.join(sorted(DECODE_BACKENDS))}"
+        )
+    if name == "triton" and device.type != "cuda":
+        raise BadInputError("--attention triton needs --device cuda; use --attention sdpa")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """An ``AttentionCall`` for verify and draft steps over the rows' slots."""
+
+    rows: Rows
+    backend: DecodeBackend
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        kv = self.rows.cache.layers[layer_idx]
+        return self.backend(kv, self.rows, query, key, value, scaling, sliding_window)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """An ``AttentionCall`` for whole prompts from position 0, padded on the right.
+
+    Rows past a prompt's end are stored too: they are never read, and decode overwrites them.
+    """
+
+    rows: Rows
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float,
+        sliding_window: int | None,
+    ) -> Tensor:
+        store(self.rows.cache.layers[layer_idx], self.rows, key, value)
+        length = query.shape[2]
+        windowed = sliding_window is not None and sliding_window < length
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=self._window_mask(length, sliding_window) if windowed else None,
+            is_causal=not windowed,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out.transpose(1, 2)
+
+    def _window_mask(self, length: int, sliding_window: int | None) -> Tensor:
+        assert sliding_window is not None
+        if sliding_window not in self.rows.masks:
+            ones = torch.ones(length, length, dtype=torch.bool, device=self.rows.slots.device)
+            self.rows.masks[sliding_window] = ones.tril() & ones.triu(1 - sliding_window)
+        return self.rows.masks[sliding_window]

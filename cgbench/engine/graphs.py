@@ -1,0 +1,266 @@
+"""CUDA graphs of the iteration: captured large to small in one pool, checked against the plan."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from cgbench.engine.iteration import (
+    Mark,
+    Speculator,
+    draft_first_phase,
+    draft_rest_phase,
+    iteration,
+    no_mark,
+    verify_phase,
+)
+from cgbench.engine.state import DecodeState, RowState
+from cgbench.errors import CaptureError, OutOfMemoryError
+from cgbench.planning import Bucket, CapturePlan
+from cgbench.report.schema import GraphCost, Phase, Scope
+
+PhaseFunction = Callable[[Speculator, RowState, Mark], None]
+
+
+def phases_of(scope: Scope, spec_tokens: int) -> dict[Phase, PhaseFunction]:
+    """The graphs that make up one iteration of a scope, in replay order.
+
+    With k = 0 there is nothing to draft: verify alone, which then commits too.
+    """
+    if scope is Scope.ITERATION:
+        return {Phase.ITERATION: iteration}
+    if not spec_tokens:
+        return {Phase.VERIFY: verify_phase}
+    return {
+        Phase.VERIFY: verify_phase,
+        Phase.DRAFT_FIRST: draft_first_phase,
+        Phase.DRAFT_REST: draft_rest_phase,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedGraph:
+    """One instantiated graph; ``replay`` runs it on the current stream."""
+
+    graph: torch.cuda.CUDAGraph
+    cost: GraphCost
+
+
+class GraphSet:
+    """All graphs of one (k, scope): what a deployment with that setting would hold.
+
+    Use ``capture_plan`` to make one, ``replay(bucket)`` to run an iteration, and ``release`` to
+    free the graphs and their pool.
+    """
+
+    def __init__(self, scope: Scope, spec_tokens: int) -> None:
+        self.scope = scope
+        self.spec_tokens = spec_tokens
+        self._graphs: dict[int, list[CapturedGraph]] = {}
+
+    def replay(self, batch_size: int) -> None:
+        """One iteration over the first ``batch_size`` rows, which must be a captured bucket."""
+        for captured in self._graphs[batch_size]:
+            captured.graph.replay()
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Captured batch sizes, in the order they were captured."""
+        return tuple(self._graphs)
+
+    @property
+    def costs(self) -> list[GraphCost]:
+        """The ledger: one entry a graph, in capture order."""
+        return [captured.cost for graphs in self._graphs.values() for captured in graphs]
+
+    @property
+    def num_bytes(self) -> int:
+        """Device bytes that the graphs hold: their pool, and what the driver took beside it."""
+        return sum(cost.pool_bytes + cost.driver_bytes for cost in self.costs)
+
+    def add(self, batch_size: int, graphs: list[CapturedGraph]) -> None:
+        assert batch_size not in self._graphs
+        self._graphs[batch_size] = graphs
+
+    def release(self) -> None:
+        """Destroy the graphs. Their buffers outlive them; nothing may be replayed after."""
+        for graphs in self._graphs.values():
+            for captured in graphs:
+                captured.graph.reset()
+        self._graphs.clear()
+
+
+def capture_plan(
+    spec: Speculator,
+    state: DecodeState,
+    plan: CapturePlan,
+    scope: Scope,
+    *,
+    on_bucket: Callable[[Bucket], None] = lambda _: None,
+) -> GraphSet:
+    """Capture every bucket of the plan, large to small, in one pool.
+
+    Raises ``CaptureError`` where a graph is not the plan's, and ``OutOfMemoryError`` naming the
+    bucket that did not fit.
+    """
+    graph_set = GraphSet(scope, plan.spec_tokens)
+    state.clear()
+    with _capturing(spec.target.device) as capturer:
+        for bucket in reversed(plan.buckets):
+            graph_set.add(bucket.batch_size, _capture_bucket(spec, state, bucket, scope, capturer))
+            on_bucket(bucket)
+    _check_against_plan(graph_set, plan)
+    return graph_set
+
+
+def capture_instrumented(
+    spec: Speculator, state: DecodeState, batch_size: int, mark: Mark
+) -> CapturedGraph:
+    """One iteration with ``mark`` called inside the capture at each stage's end, in its own pool.
+
+    For stage times only: the marks' event nodes would disturb a graph that is timed.
+    """
+    bucket = Bucket(batch_size, batch_size * (state.spec_tokens + 1))
+    with _capturing(spec.target.device) as capturer:
+        return capturer.capture(iteration, spec, state, bucket, Phase.ITERATION, mark)
+
+
+def _capture_bucket(
+    spec: Speculator, state: DecodeState, bucket: Bucket, scope: Scope, capturer: "_Capturer"
+) -> list[CapturedGraph]:
+    try:
+        return [
+            capturer.capture(function, spec, state, bucket, phase)
+            for phase, function in phases_of(scope, state.spec_tokens).items()
+        ]
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory capturing the {scope} graph of {bucket.batch_size} requests "
+            f"({bucket.num_tokens} tokens): lower --max-num-seqs, --max-num-batched-tokens, "
+            "--context-len or --capture-sizes"
+        ) from error
+
+
+def _check_against_plan(graph_set: GraphSet, plan: CapturePlan) -> None:
+    planned = tuple(reversed(plan.batch_sizes))
+    if graph_set.batch_sizes != planned:
+        raise CaptureError(
+            f"captured batch sizes {graph_set.batch_sizes} are not the plan's {planned}"
+        )
+
+
+@contextmanager
+def _counting_tokens(spec: Speculator) -> Iterator[list[int]]:
+    """Collects the number of tokens of each target forward, to hold a graph to its bucket."""
+    seen: list[int] = []
+
+    def count(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        seen.append(kwargs["input_ids"].numel())
+
+    handle = spec.target.backbone.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+class _Capturer:
+    """Captures functions on one side stream into one pool, and keeps the ledger."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def capture(
+        self,
+        function: PhaseFunction,
+        spec: Speculator,
+        state: DecodeState,
+        bucket: Bucket,
+        phase: Phase,
+        mark: Mark = no_mark,
+    ) -> CapturedGraph:
+        rows = state.rows(bucket.batch_size)
+        with torch.cuda.stream(self.stream):
+            # On the capturing stream, so that its cuBLAS workspace exists before the capture.
+            warmup_s = self._timed(lambda: function(spec, rows, no_mark))
+            torch.cuda.empty_cache()
+            before = self._memory()
+            graph = torch.cuda.CUDAGraph(keep_graph=True)
+            capture_s = self._timed(lambda: self._record(graph, function, spec, bucket, rows, mark))
+            instantiate_s = self._timed(graph.instantiate)
+            first_replay_s = self._timed(graph.replay)
+            after = self._memory()
+        cost = GraphCost(
+            scope=Scope.ITERATION if phase is Phase.ITERATION else Scope.PHASE,
+            phase=phase,
+            spec_tokens=state.spec_tokens,
+            bucket=bucket.batch_size,
+            num_tokens=bucket.num_tokens,
+            warmup_s=warmup_s,
+            capture_s=capture_s,
+            instantiate_s=instantiate_s,
+            first_replay_s=first_replay_s,
+            pool_bytes=after[0] - before[0],
+            driver_bytes=(after[1] - after[0]) - (before[1] - before[0]),
+            nodes=_num_nodes(graph),
+        )
+        return CapturedGraph(graph, cost)
+
+    def _record(
+        self,
+        graph: torch.cuda.CUDAGraph,
+        function: PhaseFunction,
+        spec: Speculator,
+        bucket: Bucket,
+        rows: RowState,
+        mark: Mark,
+    ) -> None:
+        # Other threads (telemetry, progress) may call the CUDA runtime during a capture.
+        with _counting_tokens(spec) as seen:
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")
+            try:
+                function(spec, rows, mark)
+            finally:
+                graph.capture_end()
+        if any(num_tokens != bucket.num_tokens for num_tokens in seen):
+            raise CaptureError(f"the graph for {bucket.num_tokens} tokens verifies {seen}")
+
+    def _timed(self, work: Callable[[], None]) -> float:
+        torch.cuda.synchronize(self.device)
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
+
+    def _memory(self) -> tuple[int, int]:
+        """Bytes that torch has reserved, and bytes in use on the whole device."""
+        free, total = torch.cuda.mem_get_info(self.device)
+        return torch.cuda.memory_reserved(self.device), total - free
+
+
+@contextmanager
+def _capturing(device: torch.device) -> Iterator[_Capturer]:
+    """A capturer, with garbage collection held off: freeing a CUDA object breaks a capture."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield _Capturer(device)
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _num_nodes(graph: torch.cuda.CUDAGraph) -> int | None:
+    """Nodes of the graph, or None where cuda-bindings is not installed."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError:
+        return None
+    status, _, count = runtime.cudaGraphGetNodes(graph.raw_cuda_graph())
+    return int(count) if status == runtime.cudaError_t.cudaSuccess else None

@@ -1,0 +1,154 @@
+"""The speculative iteration: verify, accept, draft 1, drafts 2..k, commit.
+
+Every shape is fixed by (batch, k), and nothing reads a device value on the host. So the same
+functions run eager, are captured a phase at a time, or are captured whole.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cgbench.engine.acceptance import AcceptanceRule
+from cgbench.engine.attention import Decode, DecodeBackend, Rows
+from cgbench.engine.kv import KvCache
+from cgbench.engine.state import ACTIVE, RowState
+from cgbench.models.head import DraftHead
+from cgbench.models.target import Target
+
+Mark = Callable[[str], None]
+"""Called at the end of a stage with its name."""
+
+
+BEGIN = "begin"
+"""The mark before the first stage."""
+
+
+def no_mark(_: str) -> None:
+    """The mark of an iteration that is not taken apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speculator:
+    """What the iteration computes with: fixed while any graph over it is alive."""
+
+    target: Target
+    head: DraftHead | None
+    cache: KvCache
+    backend: DecodeBackend
+    accept: AcceptanceRule
+
+    def decode_call(self, rows: RowState, positions: Tensor) -> Decode:
+        """Attention for tokens at ``positions [b, S]`` of the rows' slots."""
+        return Decode(Rows(self.cache, rows.slot_of_row, positions), self.backend)
+
+
+@torch.inference_mode()
+def iteration(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
+    """One whole iteration over the first b rows, in place."""
+    mark(BEGIN)
+    verify_phase(spec, rows, mark)
+    if rows.spec_tokens:
+        draft_first_phase(spec, rows, mark)
+        draft_rest_phase(spec, rows, mark)
+
+
+@torch.inference_mode()
+def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
+    """Verify and accept; with no drafts to make (k = 0), commit too."""
+    logits = verify(spec, rows)
+    mark("verify")
+    spec.accept(rows.drafts, logits, rows.num_accepted, rows.out)
+    mark("accept")
+    if not rows.spec_tokens:
+        commit(rows)
+        mark("commit")
+
+
+@torch.inference_mode()
+def draft_first_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
+    """Draft 1: the head over the k + 1 verified rows."""
+    draft_first(spec, rows)
+    mark("draft_1")
+
+
+@torch.inference_mode()
+def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
+    """Drafts 2..k, one token a request each, and commit."""
+    for step in range(2, rows.spec_tokens + 1):
+        draft_next(spec, rows, step)
+        mark(f"draft_{step}")
+    commit(rows)
+    mark("commit")
+
+
+def verify(spec: Speculator, rows: RowState) -> Tensor:
+    """The target on ``[last, d1..dk]``: logits ``[b, k + 1, V]``; hidden states go to ``rows``."""
+    tokens = torch.cat([rows.last[:, None], rows.drafts], dim=1)
+    positions = rows.seq_len[:, None] + rows.offsets
+    hidden = spec.target.forward(tokens, positions, spec.decode_call(rows, positions))
+    if spec.head is not None and rows.spec_tokens:
+        post = spec.head.family.hidden_in == "post"
+        rows.hidden.copy_(hidden.post_norm if post else hidden.pre_norm)
+    return spec.target.logits(hidden.post_norm)
+
+
+def draft_first(spec: Speculator, rows: RowState) -> None:
+    """The head on verify's rows, row j paired with out[j]: writes draft 1 and the chain.
+
+    All k + 1 rows enter the head's KV; those past num_accepted are never read, and the next
+    iteration overwrites them. Only row num_accepted goes on, gathered before norm and lm_head.
+    """
+    assert spec.head is not None
+    positions = rows.seq_len[:, None] + rows.offsets
+    embeds = spec.target.embed(rows.out)
+    block_out = spec.head(
+        embeds,
+        rows.hidden,
+        spec.target.rope(embeds, positions),
+        positions,
+        spec.decode_call(rows, positions),
+    )
+    index = rows.num_accepted[:, None, None].expand(-1, 1, block_out.shape[-1])
+    _emit_draft(spec, rows, block_out.gather(1, index), step=1)
+
+
+def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
+    """Draft ``step`` (2..k) from draft step - 1 and the chain, one position further on."""
+    assert spec.head is not None
+    positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - 1)
+    embeds = spec.target.embed(rows.drafts[:, step - 2 : step - 1])
+    block_out = spec.head(
+        embeds,
+        rows.chain,
+        spec.target.rope(embeds, positions),
+        positions,
+        spec.decode_call(rows, positions),
+    )
+    _emit_draft(spec, rows, block_out, step)
+
+
+def _emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
+    """``block_out [b, 1, H]`` to draft ``step`` and the chain of the step after it."""
+    assert spec.head is not None
+    normed = spec.head.to_logits_input(block_out)
+    rows.drafts[:, step - 1] = spec.target.logits(normed[:, 0]).argmax(-1)
+    if step < rows.spec_tokens:
+        rows.chain.copy_(spec.head.to_chain(block_out, normed))
+
+
+def commit(rows: RowState) -> None:
+    """Emit out[0..num_emitted), cut at the first EOS and at the length limit, and step on."""
+    emitted_by_accept = rows.num_accepted + 1
+    is_eos = (rows.out[:, :, None] == rows.eos_ids).any(-1)
+    end = rows.spec_tokens + 1
+    first_eos = torch.where(is_eos, rows.offsets, end).amin(1)
+    limit = torch.minimum(torch.minimum(emitted_by_accept, first_eos + 1), rows.tokens_left)
+    num_emitted = limit * rows.active
+    rows.num_emitted.copy_(num_emitted)
+    rows.last.copy_(rows.out.gather(1, rows.num_accepted[:, None])[:, 0])
+    rows.seq_len.add_(num_emitted)
+    rows.tokens_left.sub_(num_emitted)
+    rows.active.mul_((first_eos >= num_emitted) & (rows.tokens_left > 0))
+    rows.result[:, ACTIVE].copy_(rows.active)

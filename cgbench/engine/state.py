@@ -1,0 +1,182 @@
+"""Row state of a decoding batch: static device buffers, allocated once for the largest batch.
+
+A batch of b requests works on the first b rows. Rows past the requests are padding: inactive,
+of length 0, and writing to the scratch slot, so that one code path serves every bucket.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Columns of ``result`` before the k + 1 output tokens.
+NUM_EMITTED, NUM_ACCEPTED, ACTIVE, OUT = 0, 1, 2, 3
+
+NO_TOKEN = -1
+"""An end-of-sequence id that no token equals: fills ``eos_ids`` where EOS is ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """Buffers of the first b rows. Integers are int64, as embedding and indexing want them.
+
+    ``last [b]``: the newest token, whose KV is not yet written. ``drafts [b, k]``.
+    ``seq_len [b]``: committed KV rows, target and head alike. ``slot_of_row [b]``.
+    ``active [b]``: 1 while the request decodes. ``tokens_left [b]``: still to emit.
+    ``hidden [b, k + 1, H]``: verify's, in the form the head wants. ``chain [b, 1, H]``: the
+    head's own, for the next draft step. ``result [b, k + 4]``: what the host reads, in one copy:
+    num_emitted, num_accepted, active after, and the k + 1 tokens of ``out``.
+    """
+
+    last: Tensor
+    drafts: Tensor
+    seq_len: Tensor
+    slot_of_row: Tensor
+    active: Tensor
+    tokens_left: Tensor
+    hidden: Tensor
+    chain: Tensor
+    result: Tensor
+    eos_ids: Tensor
+    offsets: Tensor
+    """0..k, shared by all rows, as are ``eos_ids``."""
+
+    @property
+    def batch_size(self) -> int:
+        return self.last.shape[0]
+
+    @property
+    def spec_tokens(self) -> int:
+        return self.drafts.shape[1]
+
+    @property
+    def out(self) -> Tensor:
+        """``[b, k + 1]``: the accepted drafts, then the bonus or recovered token."""
+        return self.result[:, OUT:]
+
+    @property
+    def num_accepted(self) -> Tensor:
+        """``[b]``: drafts kept, 0..k."""
+        return self.result[:, NUM_ACCEPTED]
+
+    @property
+    def num_emitted(self) -> Tensor:
+        """``[b]``: tokens that this iteration added, 0..k + 1."""
+        return self.result[:, NUM_EMITTED]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """What prefill leaves for the first b rows: ``last [b]``, ``seq_len [b]``, and with a head
+    ``chain [b, 1, H]`` and the first draft ``[b]``."""
+
+    last: Tensor
+    seq_len: Tensor
+    chain: Tensor | None
+    first_draft: Tensor | None
+
+    @property
+    def batch_size(self) -> int:
+        return self.last.shape[0]
+
+
+class DecodeState:
+    """The buffers for one k, and the few operations on them that happen between iterations."""
+
+    _PER_REQUEST = ("last", "drafts", "seq_len", "slot_of_row", "active", "tokens_left")
+
+    def __init__(
+        self,
+        *,
+        spec_tokens: int,
+        max_batch_size: int,
+        scratch_slot: int,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        eos_token_ids: tuple[int, ...] = (),
+    ) -> None:
+        k, b = spec_tokens, max_batch_size
+
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=device)
+
+        self.scratch_slot = scratch_slot
+        self.eos_token_ids = eos_token_ids
+        self.full = RowState(
+            last=integers(b),
+            drafts=integers(b, k),
+            seq_len=integers(b),
+            slot_of_row=torch.full((b,), scratch_slot, dtype=torch.long, device=device),
+            active=integers(b),
+            tokens_left=integers(b),
+            hidden=torch.zeros(b, k + 1, hidden_size, dtype=dtype, device=device),
+            chain=torch.zeros(b, 1, hidden_size, dtype=dtype, device=device),
+            result=integers(b, OUT + k + 1),
+            eos_ids=torch.full(
+                (max(1, len(eos_token_ids)),), NO_TOKEN, dtype=torch.long, device=device
+            ),
+            offsets=torch.arange(k + 1, device=device),
+        )
+        self._rows: dict[int, RowState] = {}
+
+    @property
+    def spec_tokens(self) -> int:
+        return self.full.spec_tokens
+
+    def rows(self, batch_size: int) -> RowState:
+        """Views of the first ``batch_size`` rows; the same buffers at every call."""
+        if batch_size not in self._rows:
+            assert batch_size <= self.full.batch_size
+            full = self.full
+            self._rows[batch_size] = RowState(
+                **{name: getattr(full, name)[:batch_size] for name in self._PER_REQUEST},
+                hidden=full.hidden[:batch_size],
+                chain=full.chain[:batch_size],
+                result=full.result[:batch_size],
+                eos_ids=full.eos_ids,
+                offsets=full.offsets,
+            )
+        return self._rows[batch_size]
+
+    def clear(self) -> None:
+        """Make every row padding."""
+        for name in self._PER_REQUEST:
+            getattr(self.full, name).zero_()
+        self.full.slot_of_row.fill_(self.scratch_slot)
+
+    def begin(self, prefilled: Prefilled, *, tokens_left: int, ignore_eos: bool) -> None:
+        """Put the prefilled requests in the first rows, request i in row i and slot i.
+
+        ``tokens_left`` counts what a request may still emit, its prefill's token not included.
+        ``seq_len`` and the first draft are set; drafts 2..k are the caller's to make.
+        """
+        self.clear()
+        rows = self.rows(prefilled.batch_size)
+        self._set_eos(ignore_eos)
+        rows.last.copy_(prefilled.last)
+        rows.seq_len.copy_(prefilled.seq_len)
+        rows.slot_of_row.copy_(torch.arange(prefilled.batch_size))
+        rows.tokens_left.fill_(tokens_left)
+        ended = (prefilled.last[:, None] == rows.eos_ids).any(1)
+        rows.active.copy_(~ended & (rows.tokens_left > 0))
+        if self.spec_tokens:
+            assert prefilled.chain is not None and prefilled.first_draft is not None
+            rows.chain.copy_(prefilled.chain)
+            rows.drafts[:, 0] = prefilled.first_draft
+
+    def _set_eos(self, ignore_eos: bool) -> None:
+        self.full.eos_ids.fill_(NO_TOKEN)
+        if self.eos_token_ids and not ignore_eos:
+            self.full.eos_ids.copy_(torch.tensor(self.eos_token_ids))
+
+    def repack(self, keep: list[int]) -> None:
+        """Move the rows ``keep`` to the front, in that order, and make the rest padding.
+
+        Row state moves, KV never does: ``slot_of_row`` moves with its row.
+        """
+        index = torch.tensor(keep, device=self.full.last.device)
+        moved = {name: getattr(self.full, name)[index] for name in self._PER_REQUEST}
+        self.clear()
+        for name, values in moved.items():
+            getattr(self.full, name)[: len(keep)] = values

@@ -1,0 +1,1 @@
+"""Measurement: workloads, the two passes over a cell, timing, the machine's record."""

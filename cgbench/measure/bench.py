@@ -1,0 +1,170 @@
+"""A model made ready to decode: KV slots, row state for every k, runners for every scope."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cgbench.engine.acceptance import ACCEPTANCE_RULES
+from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.graphs import GraphSet, capture_plan
+from cgbench.engine.iteration import Speculator, iteration
+from cgbench.engine.kv import KvCache
+from cgbench.engine.prefill import prefill_slots
+from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
+from cgbench.engine.state import DecodeState
+from cgbench.errors import BadInputError
+from cgbench.measure.options import RunOptions
+from cgbench.measure.workload import Workload
+from cgbench.models.loading import LoadedModel
+from cgbench.models.target import probe_kv_shapes
+from cgbench.planning import CapturePlan
+from cgbench.report.schema import Scope
+
+CellKey = tuple[int, Scope]
+"""(spec_tokens, scope)."""
+
+
+@dataclass
+class Bench:
+    """Everything that is measured on: build one with ``build_bench``, then ``capture_all``."""
+
+    model: LoadedModel
+    options: RunOptions
+    workload: Workload
+    attention: str
+    spec: Speculator
+    plans: dict[int, CapturePlan]
+    states: dict[int, DecodeState]
+    runners: dict[CellKey, Runner] = field(default_factory=dict)
+    graph_sets: dict[CellKey, GraphSet] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return self.spec.target.device
+
+    def release(self) -> None:
+        """Free every graph: before the process ends, and before any process group does."""
+        for graph_set in self.graph_sets.values():
+            graph_set.release()
+        self.graph_sets.clear()
+
+
+def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int:
+    """KV rows a slot needs, in tokens: the longest context, what is decoded past it, and 2k rows
+    that drafts past the last emitted token may write.
+
+    Raises ``BadInputError`` where the model's positions do not reach that far.
+    """
+    context = max(workload.longest, options.context_len)
+    room = context + options.band + 2 * options.max_spec_tokens
+    if room > max_positions:
+        raise BadInputError(
+            f"{context} tokens of context and {room - context} to decode are over the model's "
+            f"{max_positions} positions: lower --context-len or --max-new-tokens, "
+            f"or shorten --prompts (longest: {workload.longest} tokens)"
+        )
+    return room
+
+
+def build_bench(
+    model: LoadedModel, options: RunOptions, workload: Workload, attention: str
+) -> Bench:
+    """Allocate KV and row state; ``attention`` names a backend that the device can run.
+
+    Raises ``BadInputError`` for lengths that do not fit, ``PlanError`` for sizes that do not.
+    """
+    if workload.longest > options.max_num_batched_tokens:
+        raise BadInputError(
+            f"--max-num-batched-tokens {options.max_num_batched_tokens}: "
+            f"below the longest prompt, {workload.longest} tokens"
+        )
+    plans = options.plans()
+    target = model.target
+    room = room_for(options, workload, target.max_positions)
+    cache = KvCache(
+        probe_kv_shapes(target, model.head).kv_shapes,
+        max_batch_size=options.max_batch_size,
+        room=room,
+        dtype=target.dtype,
+        device=target.device,
+    )
+    accept = ACCEPTANCE_RULES[options.acceptance]
+    spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
+    states = {k: _make_state(model, cache, options, k) for k in plans}
+    bench = Bench(model, options, workload, attention, spec, plans, states)
+    if Scope.EAGER in options.scopes:
+        for k, state in states.items():
+            bench.runners[k, Scope.EAGER] = EagerRunner(spec, state)
+    return bench
+
+
+def _make_state(
+    model: LoadedModel, cache: KvCache, options: RunOptions, spec_tokens: int
+) -> DecodeState:
+    return DecodeState(
+        spec_tokens=spec_tokens,
+        max_batch_size=options.max_batch_size,
+        scratch_slot=cache.scratch_slot,
+        hidden_size=model.target.hidden_size,
+        dtype=model.target.dtype,
+        device=model.target.device,
+        eos_token_ids=model.eos_token_ids,
+    )
+
+
+@torch.inference_mode()
+def dummy_run(bench: Bench) -> dict[str, Any]:
+    """The deployment's largest step, before any capture, so that workspaces and the memory peak
+    are real. ``mixed``: a prefill of max_num_batched_tokens; both roles: a decode step of
+    max_batch_size requests at the largest k. Returns what the record keeps of it."""
+    options = bench.options
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    start = time.perf_counter()
+    prefill_tokens = _dummy_prefill(bench) if options.role == "mixed" else 0
+    state = bench.states[options.max_spec_tokens]
+    state.clear()
+    iteration(bench.spec, state.full)
+    torch.cuda.synchronize(bench.device)
+    return {
+        "role": options.role,
+        "prefill_tokens": prefill_tokens,
+        "decode_tokens": options.max_batch_size * (options.max_spec_tokens + 1),
+        "seconds": time.perf_counter() - start,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(bench.device),
+    }
+
+
+def _dummy_prefill(bench: Bench) -> int:
+    cache, device = bench.spec.cache, bench.device
+    length = min(cache.room, bench.options.max_num_batched_tokens)
+    batch = -(-bench.options.max_num_batched_tokens // length)
+    tokens = torch.zeros(batch, length, dtype=torch.long, device=device)
+    slots = torch.full((batch,), cache.scratch_slot, dtype=torch.long, device=device)
+    prefill_slots(bench.spec, tokens, torch.full_like(slots, length), slots)
+    return batch * length
+
+
+def num_graph_buckets(bench: Bench) -> int:
+    """Buckets that ``capture_all`` will capture, over all k and graph scopes."""
+    scopes = [scope for scope in bench.options.scopes if scope is not Scope.EAGER]
+    return len(scopes) * sum(len(plan.buckets) for plan in bench.plans.values())
+
+
+def capture_all(bench: Bench, on_bucket: Callable[[], None]) -> None:
+    """Capture every plan for every graph scope asked for; each (k, scope) has its own pool, for
+    each is a deployment of its own.
+
+    Raises ``CaptureError`` or ``OutOfMemoryError``.
+    """
+    for k, plan in bench.plans.items():
+        for scope in bench.options.scopes:
+            if scope is Scope.EAGER:
+                continue
+            graphs = capture_plan(
+                bench.spec, bench.states[k], plan, scope, on_bucket=lambda _: on_bucket()
+            )
+            bench.graph_sets[k, scope] = graphs
+            bench.runners[k, scope] = GraphRunner(bench.spec, bench.states[k], plan, graphs)

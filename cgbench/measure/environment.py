@@ -1,0 +1,86 @@
+"""The machine and the software, as the results record them."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import cgbench
+
+PACKAGES = ("torch", "transformers", "triton", "pandas")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, CPU and GPU; a field that this machine does not have is None."""
+    return {
+        "cgbench": cgbench.__version__,
+        "cgbench_commit": _commit(),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        **{package: _version(package) for package in PACKAGES},
+        **_gpu(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with ``+dirty`` where files differ; None outside a checkout."""
+    root = Path(cgbench.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return commit and commit + ("+dirty" if changed else "")
+
+
+def _git(root: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({len(names)} cores)" if names else None
+
+
+def _gpu() -> dict[str, Any]:
+    """The GPUs that torch sees, and the driver that NVML reports."""
+    import torch
+
+    count = torch.cuda.device_count()
+    first = torch.cuda.get_device_properties(0) if count else None
+    return {
+        "cuda": torch.version.cuda,
+        "driver": _driver() if count else None,
+        "gpu": first.name if first else None,
+        "gpu_memory_bytes": first.total_memory if first else None,
+        "gpu_multiprocessors": first.multi_processor_count if first else None,
+        "num_gpus": count,
+    }
+
+
+def _driver() -> str | None:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        driver = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError:
+        return None
+    pynvml.nvmlShutdown()
+    return driver if isinstance(driver, str) else driver.decode()

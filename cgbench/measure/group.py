@@ -1,0 +1,284 @@
+"""Measuring one batch size: all its scopes and k, interleaved, so that drift hits all alike.
+
+Two passes over the one iteration function. *Generate* decodes the prompts to their end and gives
+tokens and acceptance. *Time* runs a full batch inside a stated band of context lengths, EOS
+ignored, going back to the state after prefill whenever the band is used up.
+"""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from cgbench.engine.generate import Generated, generate
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.runner import Runner
+from cgbench.engine.state import Prefilled
+from cgbench.measure.bench import Bench, CellKey
+from cgbench.measure.timing import (
+    IterationTime,
+    StageTimer,
+    eager_stages,
+    graph_stages,
+    time_iterations,
+)
+from cgbench.measure.workload import sha256_of
+from cgbench.report.schema import Cell, Mode, Sample, Status, TokenRow
+
+NUM_BLOCKS = 10
+WARMUP_ITERATIONS = 3
+STAGE_ITERATIONS = 20
+UNLIMITED_TOKENS = 1 << 40
+
+ITERATION_STAGE = "iteration"
+
+
+@dataclass
+class CellRun:
+    """One cell while it is measured; ``samples`` are rows of the samples file."""
+
+    runner: Runner
+    batch_size: int
+    token_ids: list[list[int]] = field(default_factory=list)
+    num_accepted_per_pos: list[int] = field(default_factory=list)
+    num_drafted: int = 0
+    num_iterations_generated: int = 0
+    peak_memory_bytes: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    status: Status = Status.OK
+
+    @property
+    def spec_tokens(self) -> int:
+        return self.runner.state.spec_tokens
+
+    @property
+    def mode(self) -> Mode:
+        return self.runner.mode(self.batch_size)
+
+    def absorb(self, generated: Generated) -> None:
+        """Add one wave's tokens and acceptance counts."""
+        self.token_ids += generated.token_ids
+        counts = self.num_accepted_per_pos or [0] * self.spec_tokens
+        pairs = zip(counts, generated.num_accepted_per_pos, strict=True)
+        self.num_accepted_per_pos = [total + new for total, new in pairs]
+        self.num_drafted += generated.num_drafted
+        self.num_iterations_generated += len(generated.batch_sizes)
+
+    def add_sample(self, block: int, stage: str, gpu_s: float, wall_s: float | None) -> None:
+        """``iteration`` counts the samples of a stage, over all blocks."""
+        self.samples.append(
+            Sample(
+                scope=self.runner.scope,
+                spec_tokens=self.spec_tokens,
+                batch_size=self.batch_size,
+                mode=self.mode,
+                block=block,
+                iteration=self._next_iteration(stage),
+                stage=stage,
+                gpu_s=gpu_s,
+                wall_s=wall_s,
+            )
+        )
+
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def _next_iteration(self, stage: str) -> int:
+        self._counts[stage] = self._counts.get(stage, -1) + 1
+        return self._counts[stage]
+
+    @contextmanager
+    def watched(self, device: torch.device) -> Iterator[None]:
+        """Keep the peak of device memory, and turn running out of it into a status."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.status = Status.OOM
+            self.samples.clear()
+            torch.cuda.empty_cache()
+        self.peak_memory_bytes = max(self.peak_memory_bytes, _peak_memory_bytes(device))
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What one batch size gave: the unit that is written and resumed."""
+
+    cells: list[Cell]
+    samples: list[Sample]
+    tokens: list[TokenRow]
+
+
+def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) -> Group:
+    """Measure every (k, scope) at ``batch_size``; ``on_step`` is called ``num_steps`` times."""
+    runs = {key: CellRun(runner, batch_size) for key, runner in bench.runners.items()}
+    waves = bench.workload.waves(batch_size)
+    for wave in waves:
+        _generate_wave(bench, runs, wave)
+        on_step()
+    _time_pass(bench, runs, batch_size, on_step)
+    prompts = [prompt for wave in waves for prompt in wave]
+    return Group(
+        cells=[_cell(bench, key, run) for key, run in runs.items()],
+        samples=[sample for run in runs.values() for sample in run.samples],
+        tokens=[row for run in runs.values() for row in _token_rows(run, prompts)],
+    )
+
+
+def num_steps(bench: Bench, batch_size: int) -> int:
+    """Steps of a group's progress: its waves, its timed blocks, and the stage pass."""
+    return len(bench.workload.waves(batch_size)) + NUM_BLOCKS + 1
+
+
+def _generate_wave(bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[int]]) -> None:
+    options = bench.options
+    prefilled = prefill(bench.spec, wave, options.max_num_batched_tokens)
+    first_tokens = prefilled.last.tolist()
+    for run in _alive(runs):
+        with run.watched(bench.device):
+            begin_decoding(
+                bench.spec,
+                run.runner.state,
+                prefilled,
+                tokens_left=options.max_new_tokens - 1,
+                ignore_eos=options.ignore_eos,
+            )
+            run.absorb(generate(run.runner, first_tokens))
+
+
+def _alive(runs: dict[CellKey, CellRun]) -> list[CellRun]:
+    return [run for run in runs.values() if run.status is Status.OK]
+
+
+def _time_pass(
+    bench: Bench, runs: dict[CellKey, CellRun], batch_size: int, on_step: Callable[[], None]
+) -> None:
+    options = bench.options
+    contexts = bench.workload.contexts(batch_size, options.context_len)
+    prefilled = prefill(bench.spec, contexts, options.max_num_batched_tokens)
+    per_block = -(-options.iterations // NUM_BLOCKS)
+    for run in _alive(runs):
+        with run.watched(bench.device):
+            _time(bench, run, prefilled, WARMUP_ITERATIONS)
+    for block in range(NUM_BLOCKS):
+        for run in _alive(runs):
+            with run.watched(bench.device):
+                for times in _time(bench, run, prefilled, per_block):
+                    run.add_sample(block, ITERATION_STAGE, times.gpu_s, times.wall_s)
+        on_step()
+    _stage_pass(bench, runs, prefilled)
+    on_step()
+
+
+def _time(bench: Bench, run: CellRun, prefilled: Prefilled, count: int) -> list[IterationTime]:
+    """``count`` iterations, in stretches that each stay inside the band."""
+    times: list[IterationTime] = []
+    while len(times) < count:
+        _begin_timed(bench, run, prefilled)
+        stretch = min(_max_stretch(bench, run), count - len(times))
+        times += time_iterations(run.runner, run.batch_size, stretch)
+    return times
+
+
+def _begin_timed(bench: Bench, run: CellRun, prefilled: Prefilled) -> None:
+    begin_decoding(
+        bench.spec,
+        run.runner.state,
+        prefilled,
+        tokens_left=UNLIMITED_TOKENS,
+        ignore_eos=True,
+    )
+
+
+def _max_stretch(bench: Bench, run: CellRun) -> int:
+    """Timed iterations before the band could be left, one untimed iteration before them."""
+    return bench.options.band // (run.spec_tokens + 1) - 1
+
+
+def _stage_pass(bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled) -> None:
+    timers: dict[tuple[int, Mode], StageTimer] = {}
+    for run in _alive(runs):
+        with run.watched(bench.device):
+            # Phase and iteration graphs hold the same kernels: one instrumented capture serves.
+            key = (run.spec_tokens, run.mode)
+            if key not in timers:
+                timers[key] = _stage_timer(bench, run)
+            _time_stages(bench, run, prefilled, timers[key])
+
+
+def _stage_timer(bench: Bench, run: CellRun) -> StageTimer:
+    state = run.runner.state
+    state.clear()
+    if run.mode is Mode.GRAPH:
+        return graph_stages(bench.spec, state, run.runner.num_rows(run.batch_size))
+    return eager_stages(bench.spec, state, run.batch_size)
+
+
+def _time_stages(bench: Bench, run: CellRun, prefilled: Prefilled, timer: StageTimer) -> None:
+    is_cuda = bench.device.type == "cuda"
+    for i in range(STAGE_ITERATIONS + 1):
+        if i % _max_stretch(bench, run) == 0:
+            _begin_timed(bench, run, prefilled)
+        stages = timer.time_stages()
+        if i == 0:
+            continue  # the first one warms up
+        for stage, seconds in stages.items():
+            run.add_sample(0, stage, seconds, None if is_cuda else seconds)
+
+
+def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
+    spec_tokens, scope = key
+    num_rows = run.runner.num_rows(run.batch_size)
+    is_graph = run.mode is Mode.GRAPH
+    graph_bytes = bench.graph_sets[key].num_bytes if is_graph else 0
+    num_prompts = len(bench.workload.prompts)
+    measured = run.status is Status.OK
+    return Cell(
+        model=bench.model.label,
+        head=bench.model.head_label if spec_tokens else "none",
+        device=bench.device.type,
+        dtype=str(bench.spec.target.dtype).removeprefix("torch."),
+        attention=bench.attention,
+        compile="off",
+        acceptance=bench.options.acceptance,
+        tp_size=1,
+        mode=run.mode,
+        scope=scope,
+        spec_tokens=spec_tokens,
+        batch_size=run.batch_size,
+        bucket=num_rows if is_graph else None,
+        padding_frac=(num_rows - run.batch_size) / num_rows if is_graph else None,
+        context_len=bench.options.context_len,
+        status=run.status,
+        num_iterations_generated=run.num_iterations_generated,
+        num_drafted=run.num_drafted,
+        num_accepted_per_pos=tuple(run.num_accepted_per_pos),
+        peak_memory_bytes=run.peak_memory_bytes + graph_bytes if measured else None,
+        tokens_sha256=sha256_of(run.token_ids[:num_prompts]) if measured else None,
+        floor_ms=None,
+    )
+
+
+def _token_rows(run: CellRun, prompts: list[list[int]]) -> list[TokenRow]:
+    if run.status is not Status.OK:
+        return []
+    return [
+        TokenRow(
+            scope=run.runner.scope,
+            mode=run.mode,
+            spec_tokens=run.spec_tokens,
+            batch_size=run.batch_size,
+            request=request,
+            prompt_ids=prompt,
+            token_ids=token_ids,
+        )
+        for request, (prompt, token_ids) in enumerate(zip(prompts, run.token_ids, strict=True))
+    ]

@@ -1,0 +1,92 @@
+"""What one run is asked to do, checked before anything is loaded. No torch here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cgbench.errors import BadInputError
+from cgbench.planning import MAX_SPEC_TOKENS, CapturePlan, CaptureUnit, PlanRequest, plan
+from cgbench.report.schema import Scope
+
+Role = Literal["mixed", "decode"]
+
+# The timed pass must hold a few iterations at the largest k, however short the generation.
+MIN_BAND_ITERATIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The flags of ``cgbench run`` that decide what is measured; see its ``--help``.
+
+    Lengths are in tokens. ``spec_tokens`` ascends and always holds 0. Raises ``BadInputError``,
+    naming the flag, where a value cannot be used.
+    """
+
+    spec_tokens: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    scopes: tuple[Scope, ...]
+    max_batch_size: int
+    policy: str
+    capture_sizes: tuple[int, ...]
+    capture_unit: CaptureUnit
+    role: Role
+    max_num_batched_tokens: int
+    max_new_tokens: int
+    context_len: int
+    iterations: int
+    acceptance: str
+    ignore_eos: bool
+    seed: int
+
+    def __post_init__(self) -> None:
+        for k in self.spec_tokens:
+            if not 0 <= k <= MAX_SPEC_TOKENS:
+                raise BadInputError(f"--spec-tokens {k}: must be 0 to {MAX_SPEC_TOKENS}")
+        for name, value in (
+            ("--max-new-tokens", self.max_new_tokens),
+            ("--context-len", self.context_len),
+            ("--iterations", self.iterations),
+            ("--max-num-batched-tokens", self.max_num_batched_tokens),
+            *(("--batch-sizes", size) for size in self.batch_sizes),
+        ):
+            if value < 1:
+                raise BadInputError(f"{name} {value}: must be at least 1")
+        if max(self.batch_sizes) > self.max_batch_size:
+            raise BadInputError(
+                f"--batch-sizes {max(self.batch_sizes)}: over --max-num-seqs {self.max_batch_size}"
+            )
+
+    @property
+    def max_spec_tokens(self) -> int:
+        return max(self.spec_tokens)
+
+    @property
+    def band(self) -> int:
+        """Tokens past ``context_len`` that the timed pass stays within, for every scope and k."""
+        return max(self.max_new_tokens, MIN_BAND_ITERATIONS * (self.max_spec_tokens + 1))
+
+    def plans(self) -> dict[int, CapturePlan]:
+        """One capture plan a k. Raises ``PlanError`` where the policy refuses one.
+
+        Explicit sizes are the caller's for speculation; k = 0, there for comparison, takes the
+        same batch sizes, for a size in tokens means another batch size at another k.
+        """
+        speculating = [k for k in self.spec_tokens if k or not self.max_spec_tokens]
+        plans = {k: plan(self._plan_request(k)) for k in speculating}
+        if 0 not in plans:
+            plans[0] = plan(self._baseline_request(plans))
+        return dict(sorted(plans.items()))
+
+    def _plan_request(self, k: int) -> PlanRequest:
+        return PlanRequest(
+            spec_tokens=k,
+            max_batch_size=self.max_batch_size,
+            policy=self.policy,
+            capture_sizes=self.capture_sizes,
+            capture_unit=self.capture_unit,
+        )
+
+    def _baseline_request(self, plans: dict[int, CapturePlan]) -> PlanRequest:
+        if self.policy != "explicit":
+            return self._plan_request(0)
+        sizes = sorted({size for each in plans.values() for size in each.batch_sizes})
+        return PlanRequest(0, self.max_batch_size, "explicit", tuple(sizes), "requests")

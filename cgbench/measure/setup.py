@@ -1,0 +1,180 @@
+"""From a run's arguments to what is measured: device, model, workload, bench, record."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cgbench
+from cgbench.engine.attention import resolve_backend
+from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
+from cgbench.measure.bench import Bench, build_bench, room_for
+from cgbench.measure.environment import environment
+from cgbench.measure.options import RunOptions
+from cgbench.measure.workload import (
+    WORKLOAD_VERSION,
+    Workload,
+    random_workload,
+    read_prompts,
+    text_workload,
+)
+from cgbench.models.loading import DEFAULT_MODEL_DIR, LoadedModel, ModelRequest, load_model
+from cgbench.models.target import fingerprint
+from cgbench.planning import CapturePlan
+from cgbench.report.schema import RunRecord, Scope
+
+DEFAULT_PROMPTS = DEFAULT_MODEL_DIR / "prompts.jsonl"
+DEFAULT_ITERATIONS = {"cuda": 200, "cpu": 40}
+DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
+
+NO_GRAPHS_ON_CPU = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is CUDA where there is a device. Raises ``DeviceError`` for CUDA without one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda: no CUDA device is available; use --device cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOptions, list[str]]:
+    """Checked options and what to tell the user about them. Plans are checked here too, so that a
+    bad size costs no loading.
+
+    Raises ``BadInputError`` or ``PlanError``.
+    """
+    on_cpu = device.type == "cpu"
+    options = RunOptions(
+        spec_tokens=tuple(sorted({0, *arguments["spec_tokens"]})),
+        batch_sizes=tuple(arguments["batch_sizes"]),
+        scopes=(Scope.EAGER,) if on_cpu else tuple(arguments["scopes"]),
+        max_batch_size=arguments["max_num_seqs"] or max(arguments["batch_sizes"]),
+        policy=arguments["policy"],
+        capture_sizes=tuple(arguments["capture_sizes"]),
+        capture_unit=arguments["capture_unit"],
+        role=arguments["role"],
+        max_num_batched_tokens=arguments["max_num_batched_tokens"],
+        max_new_tokens=arguments["max_new_tokens"],
+        context_len=arguments["context_len"],
+        iterations=arguments["iterations"] or DEFAULT_ITERATIONS[device.type],
+        acceptance=arguments["acceptance"],
+        ignore_eos=arguments["ignore_eos"],
+        seed=arguments["seed"],
+    )
+    warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
+    return options, [NO_GRAPHS_ON_CPU] if on_cpu else warnings
+
+
+def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -> LoadedModel:
+    """The target, and its head unless only k = 0 is measured.
+
+    Raises ``ModelError`` and its kin, ``OutOfMemoryError`` where the weights do not fit.
+    """
+    name = arguments["dtype"]
+    request = ModelRequest(
+        ref=arguments["model"],
+        head_ref=arguments["head"],
+        with_head=options.max_spec_tokens > 0,
+        device=device,
+        dtype=DEFAULT_DTYPE[device.type] if name == "auto" else getattr(torch, name),
+        seed=options.seed,
+    )
+    try:
+        return load_model(request)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory loading {request.ref}: its weights do not fit the device; "
+            "try --dtype bfloat16 or a smaller MODEL"
+        ) from error
+
+
+def make_workload(arguments: dict[str, Any], options: RunOptions, model: LoadedModel) -> Workload:
+    """Prompts from ``--prompts`` or the shipped ones; random tokens for random weights.
+
+    Raises ``BadInputError`` where the prompts or the tokenizer cannot serve.
+    """
+    path = arguments["prompts"]
+    if model.random_weights:
+        if path is not None:
+            raise BadInputError(f"--prompts: {arguments['model']} has no tokenizer; drop the flag")
+        count, length = max(options.batch_sizes), options.context_len
+        return random_workload(model.target.vocab_size, count, length, options.seed)
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise BadInputError(f"MODEL {arguments['model']}: the folder has no tokenizer files")
+    texts = read_prompts(DEFAULT_PROMPTS if path is None else Path(path))
+    return text_workload(
+        "default prompts" if path is None else path,
+        texts,
+        lambda text: [int(token) for token in tokenizer(text)["input_ids"]],
+    )
+
+
+def make_bench(
+    arguments: dict[str, Any], options: RunOptions, model: LoadedModel, workload: Workload
+) -> Bench:
+    """Buffers for everything that will be measured.
+
+    Raises ``BadInputError``, and ``OutOfMemoryError`` where the KV cache does not fit.
+    """
+    attention = resolve_backend(arguments["attention"], model.target.device)
+    try:
+        return build_bench(model, options, workload, attention)
+    except torch.OutOfMemoryError as error:
+        room = room_for(options, workload, model.target.max_positions)
+        raise OutOfMemoryError(
+            f"out of memory for the KV cache of {options.max_batch_size + 1} slots of {room} "
+            "tokens: lower --max-num-seqs, --context-len or --max-new-tokens"
+        ) from error
+
+
+def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> RunRecord:
+    """``run.json`` as it stands before the first measurement."""
+    options, model, workload = bench.options, bench.model, bench.workload
+    return RunRecord(
+        cgbench_version=cgbench.__version__,
+        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment(),
+        arguments=arguments,
+        model={
+            "label": model.label,
+            "head": model.head_label,
+            "random_weights": model.random_weights,
+            "fingerprint": fingerprint(model.target, model.head),
+            "num_parameters": sum(p.numel() for p in model.target.model.parameters()),
+            "head_num_parameters": _num_parameters(model.head),
+            "mtp_modules": "module 1, reused for every draft step" if model.head else None,
+        },
+        workload={
+            "version": WORKLOAD_VERSION,
+            "source": workload.source,
+            "num_prompts": len(workload.prompts),
+            "sha256": workload.sha256,
+            "context_len": options.context_len,
+            "context_band_tokens": options.band,
+            "iterations": options.iterations,
+        },
+        plans=[_plan_facts(plan) for plan in bench.plans.values()],
+        warnings=notes,
+    )
+
+
+def _num_parameters(module: torch.nn.Module | None) -> int:
+    return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _plan_facts(plan: CapturePlan) -> dict[str, Any]:
+    return {
+        "policy": plan.policy,
+        "spec_tokens": plan.spec_tokens,
+        "max_batch_size": plan.max_batch_size,
+        "batch_sizes": plan.batch_sizes,
+        "capture_tokens": plan.capture_tokens,
+        "indivisible": plan.indivisible,
+        "eager_batch_sizes": plan.eager_batch_sizes,
+        "mean_padding": plan.mean_padding,
+        "warnings": plan.warnings,
+    }

@@ -1,0 +1,126 @@
+"""Timing one iteration: by device events and by wall clock, whole and by stage.
+
+The whole is timed as an engine runs: results are read back every iteration, one behind. Stages
+are timed in a pass of their own, whose events never disturb the timed one.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+from cgbench.engine.graphs import CapturedGraph, capture_instrumented
+from cgbench.engine.iteration import Mark, Speculator, iteration
+from cgbench.engine.readback import Reader
+from cgbench.engine.runner import Runner
+from cgbench.engine.state import DecodeState
+
+
+@dataclass(frozen=True, slots=True)
+class IterationTime:
+    """``gpu_s``: from the iteration's first kernel to its last, by events. ``wall_s``: from one
+    iteration's result on the host to the next one's. On a CPU the two are the same."""
+
+    gpu_s: float
+    wall_s: float
+
+
+def time_iterations(runner: Runner, batch_size: int, count: int) -> list[IterationTime]:
+    """``count`` consecutive iterations; one more, before them, fills the pipeline untimed."""
+    if runner.state.full.last.is_cuda:
+        return _time_cuda(runner, batch_size, count)
+    runner.step(batch_size)
+    return [_time_cpu(runner, batch_size) for _ in range(count)]
+
+
+def _time_cpu(runner: Runner, batch_size: int) -> IterationTime:
+    start = time.perf_counter()
+    runner.step(batch_size)
+    elapsed = time.perf_counter() - start
+    return IterationTime(elapsed, elapsed)
+
+
+def _time_cuda(runner: Runner, batch_size: int, count: int) -> list[IterationTime]:
+    starts = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    arrivals = []
+    rows = runner.state.rows(batch_size)
+    reader = Reader(rows)
+    previous = None
+    for start, end in zip(starts, ends, strict=True):
+        start.record()
+        runner.step(batch_size)
+        end.record()
+        ticket = reader.push(rows)
+        if previous is not None:
+            previous.wait()
+            arrivals.append(time.perf_counter())
+        previous = ticket
+    assert previous is not None
+    previous.wait()
+    arrivals.append(time.perf_counter())
+    gpu = [start.elapsed_time(end) / 1e3 for start, end in zip(starts, ends, strict=True)]
+    wall = [after - before for before, after in pairwise(arrivals)]
+    return [IterationTime(g, w) for g, w in zip(gpu[1:], wall, strict=True)]
+
+
+class StageTimer(Protocol):
+    """Runs one iteration and says how long each of its stages took, in seconds."""
+
+    def time_stages(self) -> dict[str, float]: ...
+
+
+class CpuStages:
+    """Stages of an eager iteration on the CPU, by the wall clock."""
+
+    def __init__(self, spec: Speculator, state: DecodeState, batch_size: int) -> None:
+        self._run = lambda mark: iteration(spec, state.rows(batch_size), mark)
+
+    def time_stages(self) -> dict[str, float]:
+        times: list[tuple[str, float]] = []
+        self._run(lambda stage: times.append((stage, time.perf_counter())))
+        return {stage: end - start for (_, start), (stage, end) in pairwise(times)}
+
+
+class EventStages:
+    """Stages by device events, which ``run`` records: from the host, or inside a graph."""
+
+    def __init__(self, run: Callable[[Mark], None], external: bool) -> None:
+        self._run = run
+        self._external = external
+        self._events: dict[str, torch.cuda.Event] = {}
+
+    def mark(self, stage: str) -> None:
+        """Record the stage's event on the current stream, or into the graph being captured."""
+        if stage not in self._events:
+            self._events[stage] = torch.cuda.Event(enable_timing=True, external=self._external)
+        self._events[stage].record()
+
+    def time_stages(self) -> dict[str, float]:
+        self._run(self.mark)
+        torch.cuda.synchronize()
+        return dict(self._elapsed())
+
+    def _elapsed(self) -> Iterator[tuple[str, float]]:
+        ordered = list(self._events.items())
+        for (_, start), (stage, end) in pairwise(ordered):
+            yield stage, start.elapsed_time(end) / 1e3
+
+
+def eager_stages(spec: Speculator, state: DecodeState, batch_size: int) -> StageTimer:
+    """Stage times of the eager iteration."""
+    if not state.full.last.is_cuda:
+        return CpuStages(spec, state, batch_size)
+
+    return EventStages(lambda mark: iteration(spec, state.rows(batch_size), mark), external=False)
+
+
+def graph_stages(spec: Speculator, state: DecodeState, num_rows: int) -> StageTimer:
+    """Stage times inside a captured iteration, from an instrumented capture made for them."""
+    captured: list[CapturedGraph] = []
+    timer = EventStages(lambda _: captured[0].graph.replay(), external=True)
+    captured.append(capture_instrumented(spec, state, num_rows, timer.mark))
+    return timer

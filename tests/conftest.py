@@ -1,0 +1,22 @@
+"""Shared set-up: small work on few cores, no model hub, GPU tests only where there is a GPU."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    # Tiny tensors: a second thread costs more than it brings, and xdist wants the cores.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)

@@ -1,0 +1,92 @@
+"""Checkpoints whose acceptance is known: a bigram table, and a head that computes the same.
+
+Token t is followed by ``SUCCESSOR[t]``, always. The blocks add nothing, so the target's hidden
+state is the token's one-hot embedding and lm_head is the table; the head projects the next
+token's embedding alone.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cgbench.engine.generate import Generated, generate
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.runner import EagerRunner
+from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
+
+VOCAB = HIDDEN = 32
+MAX_NEW_TOKENS = 40
+ROOM = 24 + MAX_NEW_TOKENS + 2 * 8
+SUCCESSOR = [(5 * token + 3) % VOCAB for token in range(VOCAB)]
+WRONG_AFTER = {3, 7, 20}
+
+
+def make_bigram(folder: Path, wrong_after: set[int]) -> Path:
+    """The checkpoint; its head errs after the tokens ``wrong_after``."""
+    make_checkpoint(folder, "mimo", vocab_size=VOCAB, hidden_size=HIDDEN)
+    file = folder / "model.safetensors"
+    tensors = {name: _bigram(name, tensor) for name, tensor in load_file(file).items()}
+    sees = torch.eye(HIDDEN)
+    for token in wrong_after:
+        sees[:, token] = torch.eye(HIDDEN)[:, (token + 1) % VOCAB]
+    proj = torch.cat([torch.zeros(HIDDEN, HIDDEN), sees], dim=1)
+    tensors["model.mtp_layers.0.input_proj.weight"] = proj
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def _bigram(name: str, tensor: Tensor) -> Tensor:
+    if name == "model.embed_tokens.weight":
+        return torch.eye(VOCAB, HIDDEN)
+    if name == "lm_head.weight":
+        table = torch.zeros(VOCAB, HIDDEN)
+        table[SUCCESSOR, range(VOCAB)] = 1.0
+        return table
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        return torch.zeros_like(tensor)
+    return torch.ones_like(tensor) if "norm" in name else tensor
+
+
+def expected_tokens(prompt: list[int]) -> list[int]:
+    tokens = [SUCCESSOR[prompt[-1]]]
+    while len(tokens) < MAX_NEW_TOKENS:
+        tokens.append(SUCCESSOR[tokens[-1]])
+    return tokens
+
+
+def decode(spec: Speculator, k: int, prompts: list[list[int]]) -> Generated:
+    state = make_state(spec, k, len(prompts))
+    prefilled = prefill(spec, prompts, max_num_tokens=64)
+    begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
+    return generate(EagerRunner(spec, state), prefilled.last.tolist())
+
+
+def make_spec(folder: Path, wrong_after: set[int]) -> Speculator:
+    model = load_tiny(make_bigram(folder, wrong_after))
+    return make_speculator(model, max_batch_size=5, room=ROOM)
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_a_head_that_always_agrees_has_every_draft_kept(tmp_path: Path, k: int) -> None:
+    spec = make_spec(tmp_path, wrong_after=set())
+    prompts = random_prompts(5, vocab=VOCAB)
+    got = decode(spec, k, prompts)
+    assert got.token_ids == [expected_tokens(prompt) for prompt in prompts]
+    assert got.num_accepted_per_pos == [got.num_drafted] * k
+    # All requests emit k + 1 tokens an iteration, so they end together.
+    assert got.num_drafted == 5 * -(-(MAX_NEW_TOKENS - 1) // (k + 1))
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_a_head_that_errs_keeps_the_tokens_and_loses_length(tmp_path: Path, k: int) -> None:
+    spec = make_spec(tmp_path, WRONG_AFTER)
+    prompts = random_prompts(5, vocab=VOCAB)
+    got = decode(spec, k, prompts)
+    assert got.token_ids == [expected_tokens(prompt) for prompt in prompts]
+    mean_acceptance_length = 1 + sum(got.num_accepted_per_pos) / got.num_drafted
+    assert 1 < mean_acceptance_length < k + 1
+    assert got.num_accepted_per_pos == sorted(got.num_accepted_per_pos, reverse=True)
