@@ -22,6 +22,9 @@ MIN_TILE = 16
 MAX_SPLITS = 32
 LOG2_E = 1.4426950408889634
 
+# Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
+SIZES = ["num_splits", "room"]
+
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _store_kernel(
@@ -65,7 +68,7 @@ def _store_kernel(
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=SIZES)  # type: ignore[untyped-decorator]
 def _split_kernel(
     query,
     key_cache,
@@ -164,7 +167,7 @@ def _split_kernel(
     )
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["num_splits"])  # type: ignore[untyped-decorator]
 def _merge_kernel(
     partial_out,
     partial_max,

@@ -83,7 +83,7 @@ def test_drafts_equal_the_reference(spec: Speculator, k: int) -> None:
     prefilled = prefill(spec, prompts, max_num_tokens=50)
     state = make_state(spec, k, 5)
     begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
-    sequences = [p + [t] for p, t in zip(prompts, prefilled.last.tolist(), strict=True)]
+    sequences = [[*p, t] for p, t in zip(prompts, prefilled.last.tolist(), strict=True)]
     assert spec.head is not None
     rows = state.rows(5)
     for _ in range(4):

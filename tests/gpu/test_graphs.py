@@ -1,0 +1,142 @@
+"""Captured graphs on a device: the same tokens as eager, no syncs, no growth, and the plan's
+buckets, all of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgbench.engine.generate import generate
+from cgbench.engine.graphs import GraphSet, capture_plan
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.readback import Reader
+from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
+from cgbench.engine.state import DecodeState
+from cgbench.errors import CaptureError, OutOfMemoryError
+from cgbench.planning import PlanRequest, plan
+from cgbench.report.schema import Phase, Scope
+from tests.tiny import (
+    greedy_reference,
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+
+pytestmark = pytest.mark.gpu
+
+MAX_BATCH = 64
+MAX_NEW_TOKENS = 24
+ROOM = 24 + MAX_NEW_TOKENS + 2 * 8
+K = 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"), "mimo", seed=3)
+
+
+@pytest.fixture(scope="module", params=["triton", "sdpa"])
+def spec(request: pytest.FixtureRequest, checkpoint: Path) -> Speculator:
+    model = load_tiny(checkpoint, device="cuda")
+    return make_speculator(model, max_batch_size=MAX_BATCH, room=ROOM, attention=request.param)
+
+
+@pytest.fixture(scope="module")
+def state(spec: Speculator) -> DecodeState:
+    return make_state(spec, K, MAX_BATCH)
+
+
+@pytest.fixture(scope="module", params=[Scope.PHASE, Scope.ITERATION])
+def graphs(
+    request: pytest.FixtureRequest, spec: Speculator, state: DecodeState
+) -> Iterator[GraphSet]:
+    graph_set = capture_plan(spec, state, PLAN, request.param)
+    yield graph_set
+    graph_set.release()
+
+
+PLAN = plan(PlanRequest(spec_tokens=K, max_batch_size=MAX_BATCH))
+
+
+def decode(spec: Speculator, runner: Runner, prompts: list[list[int]]) -> list[list[int]]:
+    prefilled = prefill(spec, prompts, max_num_tokens=512)
+    begin_decoding(spec, runner.state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
+    return generate(runner, prefilled.last.tolist()).token_ids
+
+
+def test_every_bucket_and_padding_equals_plain_greedy(
+    checkpoint: Path, spec: Speculator, state: DecodeState, graphs: GraphSet
+) -> None:
+    prompts = random_prompts(MAX_BATCH)
+    model = reference_model(checkpoint).to("cuda")
+    expected = greedy_reference(model, prompts, MAX_NEW_TOKENS)
+    eager = EagerRunner(spec, state)
+    captured = GraphRunner(spec, state, PLAN, graphs)
+    for bucket in PLAN.batch_sizes:
+        for batch_size in {bucket, max(1, bucket - 1), max(1, bucket - 3)}:
+            wave = prompts[:batch_size]
+            assert decode(spec, captured, wave) == expected[:batch_size], batch_size
+        assert decode(spec, eager, prompts[:bucket]) == expected[:bucket], bucket
+
+
+def test_every_planned_bucket_is_captured_large_to_small(graphs: GraphSet) -> None:
+    assert graphs.batch_sizes == tuple(reversed(PLAN.batch_sizes))
+    phases = [Phase.ITERATION] if graphs.scope is Scope.ITERATION else list(Phase)[:3]
+    ledger = [(cost.bucket, cost.phase) for cost in graphs.costs]
+    assert ledger == [(size, phase) for size in graphs.batch_sizes for phase in phases]
+    assert all(cost.num_tokens == cost.bucket * (K + 1) for cost in graphs.costs)
+    assert all(cost.nodes is None or cost.nodes > 0 for cost in graphs.costs)
+
+
+def test_replay_syncs_with_nothing_and_allocates_nothing(
+    spec: Speculator, state: DecodeState, graphs: GraphSet
+) -> None:
+    prefilled = prefill(spec, random_prompts(5), max_num_tokens=512)
+    begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
+    reader = Reader(state.full)
+    torch.cuda.synchronize()
+    allocations = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(4):
+            graphs.replay(8)
+            reader.push(state.rows(5))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == allocations
+
+
+def test_memory_is_constant_over_ten_thousand_replays(state: DecodeState, graphs: GraphSet) -> None:
+    state.clear()
+    graphs.replay(1)
+    torch.cuda.synchronize()
+    before = torch.cuda.mem_get_info(), torch.cuda.memory_reserved()
+    for _ in range(10_000):
+        graphs.replay(1)
+    torch.cuda.synchronize()
+    assert (torch.cuda.mem_get_info(), torch.cuda.memory_reserved()) == before
+
+
+def test_a_bucket_with_other_tokens_is_an_error(spec: Speculator, state: DecodeState) -> None:
+    other_k = plan(PlanRequest(spec_tokens=1, max_batch_size=4))
+    with pytest.raises(CaptureError, match="verifies"):
+        capture_plan(spec, state, other_k, Scope.ITERATION)
+
+
+def test_out_of_memory_names_the_bucket(spec: Speculator, state: DecodeState) -> None:
+    """Memory is limited to what is in use; the logits of 64 rows cannot be allocated."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    try:
+        with pytest.raises(OutOfMemoryError, match=r"64 requests \(256 tokens\): lower"):
+            capture_plan(spec, state, PLAN, Scope.ITERATION)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    graphs = capture_plan(spec, state, plan(PlanRequest(K, 2)), Scope.ITERATION)
+    graphs.release()
