@@ -16,17 +16,16 @@ from cgbench.engine.state import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT
 
 @dataclass
 class Generated:
-    """What a wave produced. ``token_ids[i]`` are request i's, its prefill's token first.
+    """What a wave produced, a list entry a request.
 
-    ``num_drafted`` counts (row, iteration) pairs of active rows; ``num_accepted_per_pos[j]`` those
-    that kept draft j + 1: before any cut at EOS or at the length limit.
+    ``token_ids[i]``: request i's tokens, its prefill's first. ``accepted[i]``: drafts kept by each
+    of its iterations, before any cut at EOS or at the length limit. ``num_rows``: rows computed
+    by each iteration of the wave, padding included.
     """
 
     token_ids: list[list[int]]
-    num_accepted_per_pos: list[int]
-    num_drafted: int = 0
-    batch_sizes: list[int] = field(default_factory=list)
-    """Rows computed by each iteration, padding included."""
+    accepted: list[list[int]]
+    num_rows: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ def generate(runner: Runner, first_tokens: Sequence[int]) -> Generated:
     ``first_tokens`` are what prefill emitted, one a request.
     """
     state = runner.state
-    out = Generated([[token] for token in first_tokens], [0] * state.spec_tokens)
+    out = Generated([[token] for token in first_tokens], [[] for _ in first_tokens])
     # The one wait before the loop: a request whose first token ends it never becomes a row.
     active = state.full.active[: len(first_tokens)].tolist()
     requests = [request for request, is_active in enumerate(active) if is_active]
@@ -54,7 +53,7 @@ def generate(runner: Runner, first_tokens: Sequence[int]) -> Generated:
     live = set(requests)
     while live:
         runner.step(len(requests))
-        out.batch_sizes.append(runner.num_rows(len(requests)))
+        out.num_rows.append(runner.num_rows(len(requests)))
         launched = _InFlight(reader.push(state.rows(len(requests))), tuple(requests))
         if previous is not None:
             live -= _absorb(out, previous)
@@ -73,9 +72,7 @@ def _absorb(out: Generated, finished: _InFlight) -> set[int]:
         if not row[NUM_EMITTED]:
             continue
         out.token_ids[request] += row[OUT : OUT + row[NUM_EMITTED]]
-        out.num_drafted += 1
-        for position in range(row[NUM_ACCEPTED]):
-            out.num_accepted_per_pos[position] += 1
+        out.accepted[request].append(row[NUM_ACCEPTED])
         if not row[ACTIVE]:
             ended.add(request)
     return ended

@@ -16,6 +16,7 @@ from cgbench.engine.generate import Generated, generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import Prefilled
+from cgbench.measure.acceptance import accepted_per_pos
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.timing import (
     IterationTime,
@@ -42,8 +43,8 @@ class CellRun:
     runner: Runner
     batch_size: int
     token_ids: list[list[int]] = field(default_factory=list)
-    num_accepted_per_pos: list[int] = field(default_factory=list)
-    num_drafted: int = 0
+    accepted: list[int] = field(default_factory=list)
+    """Drafts kept by each iteration of each request."""
     num_iterations_generated: int = 0
     peak_memory_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
@@ -58,13 +59,10 @@ class CellRun:
         return self.runner.mode(self.batch_size)
 
     def absorb(self, generated: Generated) -> None:
-        """Add one wave's tokens and acceptance counts."""
+        """Add one wave's tokens and acceptance."""
         self.token_ids += generated.token_ids
-        counts = self.num_accepted_per_pos or [0] * self.spec_tokens
-        pairs = zip(counts, generated.num_accepted_per_pos, strict=True)
-        self.num_accepted_per_pos = [total + new for total, new in pairs]
-        self.num_drafted += generated.num_drafted
-        self.num_iterations_generated += len(generated.batch_sizes)
+        self.accepted += [count for counts in generated.accepted for count in counts]
+        self.num_iterations_generated += len(generated.num_rows)
 
     def add_sample(self, block: int, stage: str, gpu_s: float, wall_s: float | None) -> None:
         """``iteration`` counts the samples of a stage, over all blocks."""
@@ -259,8 +257,8 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         context_len=bench.options.context_len,
         status=run.status,
         num_iterations_generated=run.num_iterations_generated,
-        num_drafted=run.num_drafted,
-        num_accepted_per_pos=tuple(run.num_accepted_per_pos),
+        num_drafted=len(run.accepted),
+        num_accepted_per_pos=accepted_per_pos(run.accepted, spec_tokens),
         peak_memory_bytes=run.peak_memory_bytes + graph_bytes if measured else None,
         tokens_sha256=sha256_of(run.token_ids[:num_prompts]) if measured else None,
         floor_ms=None,

@@ -77,7 +77,9 @@ class CpuStages:
     """Stages of an eager iteration on the CPU, by the wall clock."""
 
     def __init__(self, spec: Speculator, state: DecodeState, batch_size: int) -> None:
-        self._run = lambda mark: iteration(spec, state.rows(batch_size), mark)
+        self._run: Callable[[Mark], None] = lambda mark: iteration(
+            spec, state.rows(batch_size), mark
+        )
 
     def time_stages(self) -> dict[str, float]:
         times: list[tuple[str, float]] = []

@@ -88,8 +88,8 @@ def test_the_length_limit_cuts_inside_an_accepted_run(
 def test_finished_rows_leave_the_batch(checkpoint: Path, plain: list[list[int]]) -> None:
     eos = common_tokens(plain)[0]
     got = decode(make_spec(checkpoint, 3), 3, MAX_NEW_TOKENS, eos)
-    assert got.batch_sizes == sorted(got.batch_sizes, reverse=True)
-    assert got.batch_sizes[-1] < got.batch_sizes[0]
+    assert got.num_rows == sorted(got.num_rows, reverse=True)
+    assert got.num_rows[-1] < got.num_rows[0]
 
 
 @pytest.mark.parametrize("k", [1, 3, 8])
