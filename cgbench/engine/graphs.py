@@ -196,7 +196,6 @@ class _Capturer:
             first_replay_s = self._timed(graph.replay)
             after = self._memory()
         cost = GraphCost(
-            scope=Scope.ITERATION if phase is Phase.ITERATION else Scope.PHASE,
             phase=phase,
             spec_tokens=state.spec_tokens,
             bucket=bucket.batch_size,

@@ -45,7 +45,6 @@ class CellRun:
     token_ids: list[list[int]] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     """Drafts kept by each iteration of each request."""
-    num_iterations_generated: int = 0
     peak_memory_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
     status: Status = Status.OK
@@ -62,7 +61,6 @@ class CellRun:
         """Add one wave's tokens and acceptance."""
         self.token_ids += generated.token_ids
         self.accepted += [count for counts in generated.accepted for count in counts]
-        self.num_iterations_generated += len(generated.num_rows)
 
     def add_sample(self, block: int, stage: str, gpu_s: float, wall_s: float | None) -> None:
         """``iteration`` counts the samples of a stage, over all blocks."""
@@ -256,7 +254,6 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         padding_frac=(num_rows - run.batch_size) / num_rows if is_graph else None,
         context_len=bench.options.context_len,
         status=run.status,
-        num_iterations_generated=run.num_iterations_generated,
         num_drafted=len(run.accepted),
         num_accepted_per_pos=accepted_per_pos(run.accepted, spec_tokens),
         peak_memory_bytes=run.peak_memory_bytes + graph_bytes if measured else None,

@@ -105,10 +105,11 @@ def _check_explicit(request: PlanRequest, num_tokens: int) -> None:
     if num_tokens < 1:
         raise PlanError("--capture-sizes: every size must be at least 1")
     if num_tokens % q:
+        below, above = num_tokens // q * q, (num_tokens // q + 1) * q
         raise PlanError(
             f"--capture-sizes: {num_tokens} tokens are not a multiple of {q} "
             f"(--spec-tokens {request.spec_tokens} plus 1); "
-            f"use {num_tokens // q * q or q} or {(num_tokens // q + 1) * q}"
+            f"use {f'{below} or {above}' if below else above}"
         )
     if num_tokens // q > request.max_batch_size:
         raise PlanError(

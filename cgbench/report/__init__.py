@@ -1,0 +1,1 @@
+"""What a run leaves behind: columns, files and tables. No torch, so it answers at once anywhere."""

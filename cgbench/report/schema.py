@@ -1,0 +1,295 @@
+"""Columns, dtypes and units of every file in a run directory, each declared once.
+
+Written against the standard library alone: the measuring side and the light commands import it
+and must not pay for pandas. Times are seconds in the records and in ``samples.parquet``, and
+milliseconds in the tables that a person reads.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple, Self, cast, get_origin
+
+from cgbench.errors import RunDirectoryError
+
+SCHEMA_VERSION = 1
+
+
+class Scope(StrEnum):
+    """What was asked for: no graphs, one graph a phase, or one for the whole iteration."""
+
+    EAGER = "eager"
+    PHASE = "phase"
+    ITERATION = "iteration"
+
+
+class Mode(StrEnum):
+    """What really ran: a scope runs eager where the batch is above its largest bucket."""
+
+    GRAPH = "graph"
+    EAGER = "eager"
+
+
+class Status(StrEnum):
+    """Whether a cell's numbers can be trusted, and if not, why."""
+
+    OK = "ok"
+    AUDIT_FAILED = "audit_failed"
+    OOM = "oom"
+    DISTURBED = "disturbed"
+
+
+class Phase(StrEnum):
+    """What one captured graph holds: a third of the iteration (scope phase), or all of it."""
+
+    VERIFY = "verify"
+    DRAFT_FIRST = "draft_first"
+    DRAFT_REST = "draft_rest"
+    ITERATION = "iteration"
+
+
+class Column(NamedTuple):
+    """One column of a table: its name, its pandas dtype, and what it means.
+
+    An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``; an ``int64`` column
+    has none.
+    """
+
+    name: str
+    dtype: str
+    meaning: str
+
+
+LATENCY = (
+    Column("model", "string", "model label; says so where the weights are random"),
+    Column("head", "string", "draft head label; none where k = 0"),
+    Column("device", "string", "cpu or cuda"),
+    Column("dtype", "string", "weights and KV"),
+    Column("attention", "string", "attention backend"),
+    Column("compile", "string", "how the forwards were compiled, or off"),
+    Column("acceptance", "string", "rule: greedy, sampled or synthetic with its rates"),
+    Column("tp_size", "int64", "GPUs that share the target"),
+    Column("mode", "string", "what ran: graph or eager"),
+    Column("scope", "string", "what was asked: eager, phase or iteration"),
+    Column("spec_tokens", "int64", "k, drafts per request per iteration"),
+    Column("batch_size", "int64", "requests"),
+    Column("bucket", "Int64", "requests the graph holds; empty where it ran eager"),
+    Column("padding_frac", "float64", "(bucket - batch_size) / bucket"),
+    Column("context_len", "int64", "committed KV rows per request when timing starts"),
+    Column("status", "string", "ok, audit_failed, oom or disturbed"),
+    Column("iterations", "Int64", "timed iterations"),
+    Column("iteration_p50_ms", "float64", "iteration latency by GPU events (wall time on CPU)"),
+    Column("iteration_p90_ms", "float64", "its 90th percentile"),
+    Column("iteration_p99_ms", "float64", "its 99th percentile"),
+    Column("verify_p50_ms", "float64", "target forward, from the instrumented pass"),
+    Column("accept_p50_ms", "float64", "acceptance rule, from the instrumented pass"),
+    Column("draft_p50_ms", "float64", "all draft steps, from the instrumented pass"),
+    Column("commit_p50_ms", "float64", "commit, from the instrumented pass"),
+    Column("host_gap_p50_ms", "float64", "wall time minus GPU time of an iteration"),
+    Column("mean_acceptance_length", "float64", "1 + accepted per iteration, 1 to k + 1"),
+    Column("acceptance_rate_per_pos", "string", "unconditional, one per draft position, ';' apart"),
+    Column("tpot_ms", "float64", "mean wall time of an iteration / mean_acceptance_length"),
+    Column("output_tok_per_s", "float64", "tokens per second of the whole batch"),
+    Column("speedup_vs_eager", "float64", "eager / this iteration_p50, same k and batch size"),
+    Column("speedup_vs_no_spec", "float64", "output_tok_per_s / that of k = 0, same scope"),
+    Column("floor_ms", "float64", "least time the iteration can take on this device"),
+    Column("floor_frac", "float64", "floor_ms / iteration_p50_ms"),
+    Column("peak_memory_bytes", "Int64", "most device memory in use"),
+    Column("tokens_sha256", "string", "hash of the tokens that the generate pass gave"),
+)
+
+LATENCY_KEY = (
+    "model",
+    "head",
+    "dtype",
+    "attention",
+    "compile",
+    "acceptance",
+    "tp_size",
+    "context_len",
+    "scope",
+    "spec_tokens",
+    "batch_size",
+)
+
+CAPTURE = (
+    Column("phase", "string", "verify, draft_first, draft_rest or iteration"),
+    Column("spec_tokens", "int64", "k, drafts per request per iteration"),
+    Column("bucket", "int64", "requests the graph holds"),
+    Column("num_tokens", "int64", "bucket * (k + 1)"),
+    Column("warmup_ms", "float64", "eager runs before the capture"),
+    Column("capture_ms", "float64", "recording"),
+    Column("instantiate_ms", "float64", "making the recorded graph executable"),
+    Column("first_replay_ms", "float64", "first replay, upload included"),
+    Column("pool_bytes", "int64", "growth of the graphs' memory pool"),
+    Column("driver_bytes", "int64", "device memory that went outside the pool"),
+    Column("nodes", "Int64", "nodes of the graph; empty where the driver does not tell"),
+    Column("break_even_replays", "float64", "iterations that pay back all graphs of the bucket"),
+)
+
+SAMPLES = (
+    Column("scope", "string", "what was asked"),
+    Column("spec_tokens", "int64", "k"),
+    Column("batch_size", "int64", "requests"),
+    Column("mode", "string", "what ran"),
+    Column("block", "int64", "interleaved round of the measurement"),
+    Column("iteration", "int64", "count over all blocks; the stages of one iteration share it"),
+    Column("stage", "string", "iteration (timed pass), or verify, accept, draft_1.., commit"),
+    Column("gpu_s", "float64", "by GPU events; wall time on CPU"),
+    Column("wall_s", "float64", "empty for the stages on CUDA"),
+)
+
+ACCEPTANCE = (
+    Column("scope", "string", "what was asked"),
+    Column("spec_tokens", "int64", "k"),
+    Column("batch_size", "int64", "requests"),
+    Column("position", "int64", "draft position, 1 to k"),
+    Column("drafted", "int64", "active rows verified in the generate pass"),
+    Column("accepted", "int64", "those whose draft at this position was accepted"),
+)
+
+
+class Sample(NamedTuple):
+    """One row of ``samples.parquet``: one timed iteration, or one stage of an instrumented one."""
+
+    scope: Scope
+    spec_tokens: int
+    batch_size: int
+    mode: Mode
+    block: int
+    iteration: int
+    stage: str
+    gpu_s: float
+    wall_s: float | None
+
+
+class TokenRow(NamedTuple):
+    """One line of ``tokens.jsonl``: what one request of the generate pass was given and gave."""
+
+    scope: Scope
+    mode: Mode
+    spec_tokens: int
+    batch_size: int
+    request: int
+    prompt_ids: list[int]
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One measured cell but for its timings: a row of ``latency.csv`` before the statistics.
+
+    ``num_accepted_per_pos`` counts, for each of the k draft positions, the active rows of the
+    generate pass that accepted it, of ``num_drafted`` such rows. A cell that ran out of memory
+    has zeros there.
+    """
+
+    model: str
+    head: str
+    device: str
+    dtype: str
+    attention: str
+    compile: str
+    acceptance: str
+    tp_size: int
+    mode: Mode
+    scope: Scope
+    spec_tokens: int
+    batch_size: int
+    bucket: int | None
+    padding_frac: float | None
+    context_len: int
+    status: Status
+    tokens_sha256: str | None
+    peak_memory_bytes: int | None
+    floor_ms: float | None
+    num_accepted_per_pos: tuple[int, ...]
+    num_drafted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphCost:
+    """What one captured graph cost, in seconds and bytes: a row of ``capture.csv``."""
+
+    phase: Phase
+    spec_tokens: int
+    bucket: int
+    num_tokens: int
+    warmup_s: float
+    capture_s: float
+    instantiate_s: float
+    first_replay_s: float
+    pool_bytes: int
+    driver_bytes: int
+    nodes: int | None
+
+
+# Flags that change where results go, not what is measured.
+UNMEASURED_FLAGS = frozenset({"output", "resume", "json", "debug"})
+
+
+def flag_name(argument: str) -> str:
+    """The command line's name of a recorded argument: ``spec_tokens`` is ``--spec-tokens``."""
+    return "MODEL" if argument == "model" else "--" + argument.replace("_", "-")
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """``run.json``: everything about a run but its numbers.
+
+    ``arguments`` are JSON values under the flags' names, with ``_`` for ``-`` and ``model`` for
+    MODEL. ``model["label"]`` is the name that every table shows. ``complete`` turns true last.
+    """
+
+    cgbench_version: str
+    created_utc: str
+    environment: dict[str, Any]
+    arguments: dict[str, Any]
+    model: dict[str, Any]
+    workload: dict[str, Any]
+    plans: list[dict[str, Any]]
+    schema_version: int = SCHEMA_VERSION
+    complete: bool = False
+    capture: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def measured_arguments(self) -> dict[str, Any]:
+        """The arguments that decide what is measured, in the order recorded."""
+        return {k: v for k, v in self.arguments.items() if k not in UNMEASURED_FLAGS}
+
+    def to_json(self) -> str:
+        """The text of ``run.json``."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, file: Path) -> Self:
+        """Read ``text``, the content of ``file``.
+
+        Raises ``RunDirectoryError``, naming ``file``, where the text is not JSON, comes from
+        another schema version, or lacks a field or has it in another type (the field is named).
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise RunDirectoryError(f"{file}: not JSON: {error}") from error
+        if not isinstance(raw, dict):
+            raise RunDirectoryError(f"{file}: not a JSON object")
+        if raw.get("schema_version") != SCHEMA_VERSION:
+            raise RunDirectoryError(
+                f"{file}: schema_version {raw.get('schema_version')}; "
+                f"this cgbench reads {SCHEMA_VERSION}"
+            )
+        return cls(**{name: _checked(raw, name, kind, file) for name, kind in _kinds(cls)})
+
+
+def _kinds(record: type[RunRecord]) -> list[tuple[str, type]]:
+    """Field names and the classes JSON reads them as: ``list`` for ``list[str]``."""
+    return [(f.name, get_origin(f.type) or cast(type, f.type)) for f in fields(record)]
+
+
+def _checked(raw: dict[str, Any], name: str, kind: type, file: Path) -> Any:
+    if not isinstance(raw.get(name), kind):
+        raise RunDirectoryError(f"{file}: field {name} is missing or is not a {kind.__name__}")
+    return raw[name]

@@ -1,0 +1,262 @@
+"""The run directory: written a batch size at a time, so that a kill loses no finished group.
+
+Every file is written aside and renamed into place. ``latency.csv`` goes last and decides what is
+finished: rows that other files hold for a batch size it lacks are left over from a kill, are
+never read, and are gone at the next write.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from cgbench.errors import RunDirectoryError
+from cgbench.report.schema import (
+    ACCEPTANCE,
+    CAPTURE,
+    LATENCY,
+    SAMPLES,
+    Cell,
+    Column,
+    GraphCost,
+    RunRecord,
+    Sample,
+    TokenRow,
+    flag_name,
+)
+from cgbench.report.summary import (
+    acceptance_frame,
+    capture_frame,
+    latency_frame,
+    samples_frame,
+    typed_frame,
+    with_break_even,
+)
+from cgbench.report.tables import latency_markdown
+
+RECORD_FILE = "run.json"
+LATENCY_FILE = "latency.csv"
+CAPTURE_FILE = "capture.csv"
+SAMPLES_FILE = "samples.parquet"
+ACCEPTANCE_FILE = "acceptance.csv"
+TOKENS_FILE = "tokens.jsonl"
+MARKDOWN_FILE = "latency.md"
+
+# A run's groups come from one machine and one build: their ratios are compared.
+ONE_RUN = ("gpu", "cpu", "torch", "transformers", "cgbench_commit")
+
+SIGNIFICANT_DIGITS = "%.6g"
+
+
+@dataclass
+class RunDirectory:
+    """A run on disk: make one with ``create``, ``resume`` or ``open``.
+
+    ``record`` is what ``finish`` writes to ``run.json``; add to it while the run goes on.
+    Every reader raises ``RunDirectoryError``, naming the file, where it is missing or damaged.
+    """
+
+    path: Path
+    record: RunRecord
+
+    @classmethod
+    def check(cls, path: Path, *, resume: bool) -> None:
+        """Refuse early, before a model is loaded, what ``create`` or ``resume`` would refuse.
+
+        Raises ``RunDirectoryError``.
+        """
+        if resume:
+            cls.open(path)
+        elif path.exists() and not _is_empty_folder(path):
+            raise RunDirectoryError(
+                f"--output {path}: exists already; choose another, "
+                "or go on with an unfinished run with --resume"
+            )
+
+    @classmethod
+    def create(cls, path: Path, record: RunRecord) -> Self:
+        """A run with nothing measured yet.
+
+        Raises ``RunDirectoryError`` where ``path`` holds anything or cannot be written.
+        """
+        cls.check(path, resume=False)
+        directory = cls(path, record)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            directory._write_empty()
+        except OSError as error:
+            raise RunDirectoryError(f"--output {path}: {error.strerror}") from error
+        return directory
+
+    @classmethod
+    def resume(cls, path: Path, record: RunRecord) -> Self:
+        """The unfinished run in ``path``, which keeps the record it began with.
+
+        Raises ``RunDirectoryError`` where its arguments, its machine or its model are not those
+        of ``record``, naming what differs, and where a file is missing or damaged.
+        """
+        directory = cls.open(path)
+        asked = RunRecord.from_json(record.to_json(), path)
+        if differing := _differing(directory.record, asked):
+            raise RunDirectoryError(
+                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(differing)}; "
+                "give the same, or choose another --output"
+            )
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The run in ``path``, finished or not, with all its files read once.
+
+        Raises ``RunDirectoryError`` where a file is missing or damaged.
+        """
+        file = path / RECORD_FILE
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise _damaged(file, error) from error
+        directory = cls(path, RunRecord.from_json(text, file))
+        directory.samples()
+        directory.acceptance()
+        directory.capture()
+        return directory
+
+    @property
+    def finished_batch_sizes(self) -> set[int]:
+        """Batch sizes whose group is on disk."""
+        return set(self.latency()["batch_size"].tolist())
+
+    def latency(self) -> pd.DataFrame:
+        """One row a measured cell, in the order measured (``LATENCY``)."""
+        return self._read_csv(LATENCY_FILE, LATENCY)
+
+    def capture(self) -> pd.DataFrame:
+        """One row a captured graph (``CAPTURE``)."""
+        return self._read_csv(CAPTURE_FILE, CAPTURE)
+
+    def acceptance(self) -> pd.DataFrame:
+        """Raw acceptance counts of the finished groups (``ACCEPTANCE``)."""
+        return self._finished(self._read_csv(ACCEPTANCE_FILE, ACCEPTANCE))
+
+    def samples(self) -> pd.DataFrame:
+        """Raw samples of the finished groups, in seconds (``SAMPLES``)."""
+        return self._finished(self._read(SAMPLES_FILE, SAMPLES, pd.read_parquet))
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
+        file = self.path / TOKENS_FILE
+        if not file.exists():
+            return []
+        finished = self.finished_batch_sizes
+        try:
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            return [row for row in rows if row["batch_size"] in finished]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _damaged(file, error) from error
+
+    def write_group(
+        self, cells: Sequence[Cell], samples: Sequence[Sample], tokens: Sequence[TokenRow] = ()
+    ) -> None:
+        """Add one batch size: all its scopes and k. ``latency.csv``, last, makes it finished."""
+        new_samples = samples_frame(samples)
+        new = latency_frame(cells, new_samples)
+        assert new["batch_size"].nunique() == 1
+        assert self.finished_batch_sizes.isdisjoint(new["batch_size"])
+        latency = _appended(self.latency(), new)
+        self._write_samples(_appended(self.samples(), new_samples))
+        self._write_csv(ACCEPTANCE_FILE, _appended(self.acceptance(), acceptance_frame(cells)))
+        if tokens:
+            self._write_tokens([*self.tokens(), *(row._asdict() for row in tokens)])
+        self._write_csv(CAPTURE_FILE, with_break_even(self.capture(), latency))
+        self._write_csv(LATENCY_FILE, latency)
+
+    def write_capture(self, costs: Sequence[GraphCost]) -> None:
+        """Replace ``capture.csv``; each group written later fills in what its buckets gain."""
+        self._write_csv(CAPTURE_FILE, capture_frame(costs, self.latency()))
+
+    def finish(self) -> pd.DataFrame:
+        """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""
+        latency = self.latency()
+        self._write_text(MARKDOWN_FILE, latency_markdown(latency, self.record))
+        self.record.complete = True
+        self._write_text(RECORD_FILE, self.record.to_json())
+        return latency
+
+    def _write_empty(self) -> None:
+        """Every file with no rows, so that one that is missing later is known to be lost."""
+        self._write_samples(typed_frame([], SAMPLES))
+        self._write_csv(ACCEPTANCE_FILE, typed_frame([], ACCEPTANCE))
+        self._write_csv(CAPTURE_FILE, typed_frame([], CAPTURE))
+        self._write_csv(LATENCY_FILE, typed_frame([], LATENCY))
+        self._write_text(RECORD_FILE, self.record.to_json())
+
+    def _write_samples(self, frame: pd.DataFrame) -> None:
+        self._write(SAMPLES_FILE, lambda file: frame.to_parquet(file, index=False))
+
+    def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
+        self._write(
+            name, lambda file: frame.to_csv(file, index=False, float_format=SIGNIFICANT_DIGITS)
+        )
+
+    def _write_tokens(self, rows: list[dict[str, Any]]) -> None:
+        self._write_text(TOKENS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _write_text(self, name: str, text: str) -> None:
+        self._write(name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        aside = self.path / f"{name}.tmp"
+        write(aside)
+        os.replace(aside, self.path / name)
+
+    def _finished(self, frame: pd.DataFrame) -> pd.DataFrame:
+        is_finished = frame["batch_size"].isin(self.finished_batch_sizes)
+        return frame[is_finished].reset_index(drop=True)
+
+    def _read_csv(self, name: str, columns: Sequence[Column]) -> pd.DataFrame:
+        # Only an empty cell is a missing one: "none" and "NA" are words that a label may hold.
+        dtypes = {column.name: column.dtype for column in columns}
+        return self._read(
+            name,
+            columns,
+            lambda file: pd.read_csv(file, dtype=dtypes, keep_default_na=False, na_values=[""]),
+        )
+
+    def _read(
+        self, name: str, columns: Sequence[Column], read: Callable[[Path], pd.DataFrame]
+    ) -> pd.DataFrame:
+        file = self.path / name
+        try:
+            frame = read(file)
+        except (OSError, ValueError) as error:
+            raise _damaged(file, error) from error
+        if list(frame.columns) != [column.name for column in columns]:
+            raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
+        return frame
+
+
+def _differing(begun: RunRecord, asked: RunRecord) -> list[str]:
+    """What keeps the groups of two records from standing in one table, by its name."""
+    old, new = begun.measured_arguments, asked.measured_arguments
+    return [
+        *(flag_name(name) for name in old | new if old.get(name) != new.get(name)),
+        *(name for name in ONE_RUN if begun.environment.get(name) != asked.environment.get(name)),
+        *(["model"] if begun.model.get("fingerprint") != asked.model.get("fingerprint") else []),
+    ]
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _appended(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([old, new], ignore_index=True)
+
+
+def _damaged(file: Path, error: Exception) -> RunDirectoryError:
+    first_line = str(error).partition("\n")[0]
+    return RunDirectoryError(f"{file}: missing or damaged: {first_line}")

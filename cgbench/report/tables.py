@@ -1,0 +1,154 @@
+"""The latency table as people and programs read it: terminal, Markdown, JSON.
+
+One frame feeds all of them, and one list of columns the two that people read.
+"""
+
+import json
+import shlex
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from cgbench.report.schema import RunRecord, flag_name
+
+Row: TypeAlias = Mapping[Hashable, Any]
+
+SETTING = ("device", "dtype", "attention", "compile", "acceptance", "tp_size", "context_len")
+
+DEFINITIONS = """\
+Times are medians (p50) unless headed p99. Iteration is GPU time (wall time on CPU) of
+one verify, accept, draft and commit; verify and draft (all k steps) come from a separate,
+instrumented pass; host gap is wall minus GPU time. Accept length is 1 + accepted drafts per
+iteration, bonus or recovered token included; tok/s is batch size x accept length / mean wall
+time. "vs eager" is a ratio of iteration times, "vs no spec" one of tok/s to k = 0 in the same
+scope. "(eager)" marks a batch over the largest bucket: its scope ran without a graph.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A column that people read: where it comes from, and how a value is written."""
+
+    heading: str
+    column: str
+    pattern: str = "{}"
+
+    @property
+    def is_number(self) -> bool:
+        return self.column not in ("scope", "status")
+
+    def text(self, row: Row) -> str:
+        value = row[self.column]
+        return "" if pd.isna(value) else self.pattern.format(value)
+
+
+SHOWN = (
+    Shown("scope", "scope"),
+    Shown("k", "spec_tokens"),
+    Shown("batch [req]", "batch_size"),
+    Shown("bucket [req]", "bucket"),
+    Shown("iteration p50 [ms]", "iteration_p50_ms", "{:.3f}"),
+    Shown("p99 [ms]", "iteration_p99_ms", "{:.3f}"),
+    Shown("verify [ms]", "verify_p50_ms", "{:.3f}"),
+    Shown("draft [ms]", "draft_p50_ms", "{:.3f}"),
+    Shown("host gap [ms]", "host_gap_p50_ms", "{:.3f}"),
+    Shown("accept length", "mean_acceptance_length", "{:.2f}"),
+    Shown("tok/s", "output_tok_per_s", "{:.1f}"),
+    Shown("vs eager", "speedup_vs_eager", "{:.2f}x"),
+    Shown("vs no spec", "speedup_vs_no_spec", "{:.2f}x"),
+    Shown("status", "status"),
+)
+
+
+def latency_table(frame: pd.DataFrame, title: str) -> Table:
+    """The terminal's table, a section a batch size; ``title`` holds the model label."""
+    # Text, for in a plain string rich takes "[ms]" for markup and drops it.
+    table = Table(
+        title=Text(title),
+        caption=Text(_setting(frame)),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for shown in SHOWN:
+        justify: JustifyMethod = "right" if shown.is_number else "left"
+        table.add_column(Text(shown.heading), justify=justify, no_wrap=not shown.is_number)
+    for group in _groups(frame):
+        for cells in group:
+            table.add_row(*cells)
+        table.add_section()
+    return table
+
+
+def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
+    """``latency.md``: model, machine, command, the table, and what its columns mean."""
+    known = {name: value for name, value in record.environment.items() if value is not None}
+    facts = [f"- {name}: {value}" for name, value in known.items()]
+    warnings = [f"- warning: {warning}" for warning in record.warnings]
+    parts = [
+        f"# cgbench run: {record.model['label']}",
+        "\n".join([f"- {_setting(frame)}", *facts, *warnings]),
+        f"```\n{_command(record)}\n```",
+        "\n".join(_markdown_lines(frame)),
+        DEFINITIONS,
+    ]
+    return "\n\n".join(parts)
+
+
+def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
+    """The record, ``path`` and every latency row in one JSON object; an empty cell is null."""
+    rows = json.loads(frame.to_json(orient="records"))
+    return json.dumps({"path": str(path), **asdict(record), "latency": rows}, indent=2)
+
+
+def _setting(frame: pd.DataFrame) -> str:
+    """What all rows share; it says so where acceptance is synthetic."""
+    return ", ".join(f"{name} {'/'.join(map(str, frame[name].unique()))}" for name in SETTING)
+
+
+def _groups(frame: pd.DataFrame) -> Iterator[list[list[str]]]:
+    """Texts of the rows of each batch size, ascending."""
+    for _, group in frame.groupby("batch_size"):
+        rows = group.astype(object).to_dict("records")
+        yield [[shown.text(row) for shown in SHOWN] for row in map(_with_mode, rows)]
+
+
+def _with_mode(row: Row) -> Row:
+    """``row`` with the mode said beside a scope that did not run as a graph."""
+    if row["mode"] == "graph" or row["scope"] == "eager":
+        return row
+    return {**row, "scope": f"{row['scope']} ({row['mode']})"}
+
+
+def _markdown_lines(frame: pd.DataFrame) -> Iterator[str]:
+    yield _markdown_row(shown.heading for shown in SHOWN)
+    yield _markdown_row("---:" if shown.is_number else "---" for shown in SHOWN)
+    for group in _groups(frame):
+        yield from map(_markdown_row, group)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _command(record: RunRecord) -> str:
+    """A command line that measures the same."""
+    words = [_words(name, value) for name, value in record.measured_arguments.items()]
+    return " ".join(["cgbench run", *filter(None, words)])
+
+
+def _words(name: str, value: Any) -> str:
+    """One argument as typed; empty where it was left out."""
+    if value is None or value is False or value == []:
+        return ""
+    if value is True:
+        return flag_name(name)
+    text = shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return text if name == "model" else f"{flag_name(name)} {text}"

@@ -1,0 +1,150 @@
+"""Worked examples of every policy, by hand, and what each one refuses."""
+
+import pytest
+
+from cgbench.errors import PlanError
+from cgbench.planning import POLICIES, CapturePlan, CaptureUnit, PlanRequest, plan
+
+
+def planned(
+    policy: str,
+    spec_tokens: int,
+    max_batch_size: int,
+    capture_sizes: tuple[int, ...] = (),
+    unit: CaptureUnit = "requests",
+) -> CapturePlan:
+    return plan(PlanRequest(spec_tokens, max_batch_size, policy, capture_sizes, unit))
+
+
+# (policy, k, max requests) -> tokens as stated, batch sizes with a graph
+EXAMPLES = {
+    ("scaled", 0, 1): ((1,), (1,)),
+    ("scaled", 0, 10): ((1, 2, 4, 8, 10), (1, 2, 4, 8, 10)),
+    ("scaled", 1, 20): ((2, 4, 8, 16, 32, 40), (1, 2, 4, 8, 16, 20)),
+    ("scaled", 3, 8): ((4, 8, 16, 32), (1, 2, 4, 8)),
+    ("scaled", 3, 9): ((4, 8, 16, 32, 36), (1, 2, 4, 8, 9)),
+    # 512 is not a multiple of 3: the cap becomes 510 tokens, 170 requests.
+    ("scaled", 2, 256): (
+        (3, 6, 12, *range(24, 385, 24), 432, 480, 510),
+        (1, 2, 4, *range(8, 129, 8), 144, 160, 170),
+    ),
+    ("fastdeploy-2.4", 0, 10): ((10, 8, 4, 2, 1), (1, 2, 4, 8, 10)),
+    ("fastdeploy-2.4", 3, 10): ((40, 32, 16, 8, 4), (1, 2, 4, 8, 10)),
+    # The cap of 512 stays as it is: 170 requests and two tokens over.
+    ("fastdeploy-2.4", 2, 256): (
+        (512, 480, 432, *range(384, 23, -24), 12, 6, 3),
+        (1, 2, 4, *range(8, 129, 8), 144, 160, 170),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EXAMPLES, ids=str)
+def test_worked_example(case: tuple[str, int, int]) -> None:
+    found = planned(*case)
+    assert (found.capture_tokens, found.batch_sizes) == EXAMPLES[case]
+
+
+def test_padding_and_holes() -> None:
+    """512 tokens hold 128 of 130 requests at k = 3; two batch sizes run eager."""
+    found = planned("scaled", 3, 130)
+    assert (found.eager_above, found.eager_batch_sizes) == (128, 2)
+    assert found.warnings == ("batch sizes 129 to 130 (2 of 130) have no graph: eager",)
+
+
+def test_mean_padding() -> None:
+    """Buckets 1, 2, 4, 5: only a batch of 3, in the bucket of 4, is padded, by a quarter."""
+    assert planned("scaled", 3, 5).mean_padding == 0.25 / 5
+
+
+def test_fastdeploy_reports_the_size_it_truncates() -> None:
+    found = planned("fastdeploy-2.4", 2, 256)
+    assert found.indivisible == (512,)
+    assert found.warnings == (
+        "512 tokens are not a multiple of 3: the graph holds 170 requests (510 tokens)",
+        "batch sizes 171 to 256 (86 of 256) have no graph: eager",
+    )
+
+
+def test_fastdeploy_refuses_an_odd_token_count() -> None:
+    with pytest.raises(PlanError, match=r"--max-num-seqs 9 times 3 is 27; make --max-num-seqs"):
+        planned("fastdeploy-2.4", 2, 9)
+
+
+def test_fastdeploy_without_speculation_takes_an_odd_one() -> None:
+    assert planned("fastdeploy-2.4", 0, 9).batch_sizes == (1, 2, 4, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "unit", "tokens"),
+    [
+        ((8, 1, 2), "requests", (4, 8, 32)),
+        ((8, 8, 4), "requests", (16, 32)),
+        ((4, 32), "tokens", (4, 32)),
+    ],
+)
+def test_explicit(sizes: tuple[int, ...], unit: CaptureUnit, tokens: tuple[int, ...]) -> None:
+    found = planned("explicit", 3, 8, sizes, unit)
+    assert found.capture_tokens == tokens
+    assert found.batch_sizes == tuple(size // 4 for size in tokens)
+
+
+def test_explicit_may_leave_large_batches_eager() -> None:
+    found = planned("explicit", 3, 8, (2, 4))
+    assert found.bucket_for(5) is None
+    assert found.warnings == ("batch sizes 5 to 8 (4 of 8) have no graph: eager",)
+
+
+REFUSED = [
+    (
+        (6,),
+        "tokens",
+        "--capture-sizes: 6 tokens are not a multiple of 4 (--spec-tokens 3 plus 1); use 4 or 8",
+    ),
+    (
+        (8, 16),
+        "requests",
+        "--capture-sizes: 16 requests (64 tokens) are over the KV room, 8 requests; "
+        "raise --max-num-seqs or drop that size",
+    ),
+    (
+        (64,),
+        "tokens",
+        "--capture-sizes: 16 requests (64 tokens) are over the KV room, 8 requests; "
+        "raise --max-num-seqs or drop that size",
+    ),
+    ((0, 4), "requests", "--capture-sizes: every size must be at least 1"),
+    ((-4,), "tokens", "--capture-sizes: every size must be at least 1"),
+    ((), "requests", "--policy explicit needs --capture-sizes"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "unit", "message"), REFUSED)
+def test_explicit_refuses(sizes: tuple[int, ...], unit: CaptureUnit, message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        planned("explicit", 3, 8, sizes, unit)
+    assert str(caught.value) == message
+
+
+def test_unknown_policy_names_the_known_ones() -> None:
+    with pytest.raises(PlanError) as caught:
+        planned("best", 3, 8)
+    known = ", ".join(sorted(POLICIES))
+    assert str(caught.value) == f"--policy best: unknown; choose one of {known}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"spec_tokens": 9, "max_batch_size": 8}, "--spec-tokens 9: must be 0 to 8"),
+        ({"spec_tokens": -1, "max_batch_size": 8}, "--spec-tokens -1: must be 0 to 8"),
+        ({"spec_tokens": 3, "max_batch_size": 0}, "--max-num-seqs 0: must be at least 1"),
+        (
+            {"spec_tokens": 3, "max_batch_size": 8, "capture_sizes": (4,)},
+            "--capture-sizes goes with --policy explicit, not with --policy scaled",
+        ),
+    ],
+)
+def test_request_refuses(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        PlanRequest(**arguments)
+    assert str(caught.value) == message

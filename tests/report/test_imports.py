@@ -1,0 +1,26 @@
+"""What may be imported where: the light commands must answer at once, with no GPU software."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "transformers"}
+TABLES = {"pandas", "pyarrow", "rich"}
+
+
+def imported_by(*modules: str) -> set[str]:
+    """Top-level packages in a fresh interpreter that has imported ``modules``."""
+    code = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize("module", ["cgbench.planning", "cgbench.report.schema"])
+def test_planning_and_schema_need_the_standard_library_alone(module: str) -> None:
+    assert not imported_by(module) & (HEAVY | TABLES)
+
+
+def test_report_needs_no_torch() -> None:
+    modules = ("cgbench.report.store", "cgbench.report.summary", "cgbench.report.tables")
+    assert not imported_by(*modules) & HEAVY

@@ -1,0 +1,108 @@
+"""The tables that people and programs read, whole."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from cgbench.report.schema import Mode, Scope
+from cgbench.report.summary import latency_frame, samples_frame
+from cgbench.report.tables import DEFINITIONS, latency_markdown, latency_table, to_json
+from tests.report.example import make_cell, make_group, make_record, make_samples
+
+MARKDOWN = f"""\
+# cgbench run: tiny (random weights)
+
+- device cuda, dtype bfloat16, attention triton, compile off, acceptance greedy, tp_size 1, \
+context_len 256
+- python: 3.11.7
+- gpu: NVIDIA H200
+- warning: 513 tokens are not a multiple of 3
+
+```
+cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 --ignore-eos
+```
+
+| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | p99 [ms] | verify [ms] \
+| draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec | status |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: \
+| ---: | ---: | ---: | ---: | ---: | ---: | --- |
+| eager | 0 | 2 |  | 10.000 | 11.960 |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x | ok |
+| eager | 2 | 2 |  | 20.000 | 21.960 |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x | ok |
+| iteration | 0 | 2 | 4 | 5.000 | 5.980 |  |  | 0.500 | 1.00 | 363.6 | 2.00x | 1.00x | ok |
+| iteration | 2 | 2 | 4 | 5.000 | 5.980 | 3.000 | 2.000 \
+| 0.500 | 2.00 | 727.3 | 4.00x | 2.00x | ok |
+| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  | oom |
+
+{DEFINITIONS}"""
+
+
+def frame_of(batch_size: int) -> pd.DataFrame:
+    group = make_group(batch_size)
+    return latency_frame(group.cells, samples_frame(group.samples))
+
+
+def rendered(frame: pd.DataFrame, title: str) -> str:
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(latency_table(frame, title))
+    return capture.get()
+
+
+def test_markdown() -> None:
+    assert latency_markdown(frame_of(2), make_record()) == MARKDOWN
+
+
+def test_markdown_leaves_out_flags_that_measure_nothing() -> None:
+    record = make_record(output="somewhere", debug=True, prompts="my prompts.jsonl")
+    text = latency_markdown(frame_of(2), record)
+    assert "--seed 0 --ignore-eos --prompts 'my prompts.jsonl'\n" in text
+
+
+def test_terminal_shows_the_title_and_the_units() -> None:
+    text = rendered(frame_of(2), "tiny [random weights]")
+    assert "tiny [random weights]" in text
+    assert "iteration p50 [ms]" in text
+    assert "bucket [req]" in text
+
+
+def test_synthetic_acceptance_is_labelled_in_both() -> None:
+    frame = frame_of(2).assign(acceptance="synthetic:0.8,0.6")
+    assert "acceptance synthetic:0.8,0.6" in rendered(frame, "tiny")
+    assert "acceptance synthetic:0.8,0.6" in latency_markdown(frame, make_record())
+
+
+def test_terminal_groups_by_ascending_batch_size() -> None:
+    text = rendered(pd.concat([frame_of(4), frame_of(2)]), "tiny")
+    rows = [line.split() for line in text.splitlines() if line.startswith((" eager", " iter"))]
+    assert [row[2] for row in rows] == ["2"] * 4 + ["4"] * 4
+    assert rows[3] == (
+        "iteration 2 2 4 5.000 5.980 3.000 2.000 0.500 2.00 727.3 4.00x 2.00x ok".split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "mode", "shown"),
+    [
+        (Scope.EAGER, Mode.EAGER, "| eager | 2 |"),
+        (Scope.PHASE, Mode.GRAPH, "| phase | 2 |"),
+        (Scope.PHASE, Mode.EAGER, "| phase (eager) | 2 |"),
+        (Scope.ITERATION, Mode.EAGER, "| iteration (eager) | 2 |"),
+    ],
+)
+def test_scope_that_ran_eager_says_so(scope: Scope, mode: Mode, shown: str) -> None:
+    cell = replace(make_cell(scope, 2), mode=mode)
+    frame = latency_frame([cell], samples_frame(make_samples(cell, "iteration", [1], gap_ms=0)))
+    assert shown in latency_markdown(frame, make_record())
+
+
+def test_json_has_null_for_an_empty_cell() -> None:
+    found = json.loads(to_json(frame_of(2), make_record(), Path("runs/one")))
+    assert found["path"] == "runs/one"
+    assert found["model"] == {"label": "tiny (random weights)"}
+    assert [row["bucket"] for row in found["latency"]] == [None, None, 4, 4, 4]
+    assert [row["iteration_p50_ms"] for row in found["latency"]] == [10, 20, 5, 5, None]
+    assert found["latency"][4]["tokens_sha256"] is None
