@@ -1,7 +1,7 @@
 """Where text goes: results to stdout, everything said on the way to stderr."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 from rich.console import Console
@@ -36,6 +36,20 @@ def print_error(message: str) -> None:
     """One red line on stderr."""
     line = Text.assemble(("error: ", "bold red"), (message, "red"))
     console(stderr=True).print(line, soft_wrap=True)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A spinner on a terminal while something without steps is done; nothing where piped."""
+    to = console(stderr=True)
+    with to.status(what) if to.is_terminal else nullcontext():
+        yield
+
+
+def say_when_piped(message: str) -> None:
+    """One line for a log, where no progress bar tells the same."""
+    if not console(stderr=True).is_terminal:
+        say(message)
 
 
 @contextmanager

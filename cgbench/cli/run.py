@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgbench.cli.console import console, progress, say
+from cgbench.cli.console import console, progress, say, say_when_piped, working
 from cgbench.cli.parsing import parse_ints, parse_scopes
 from cgbench.errors import ExitCode
 from cgbench.report.schema import Status
@@ -159,7 +159,8 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
     options, notes = setup.make_options(arguments, device)
     for note in notes:
         say(note)
-    model = setup.load(arguments, options, device)
+    with working(f"load {arguments['model']}"):
+        model = setup.load(arguments, options, device)
     workload = setup.make_workload(arguments, options, model)
     bench = setup.make_bench(arguments, options, model, workload)
     record = setup.make_record(arguments, bench, notes)
@@ -184,12 +185,14 @@ def _capture(bench: "Bench", directory: "RunDirectory") -> None:
     total = num_graph_buckets(bench)
     if not total:
         return
-    directory.record.capture = dummy_run(bench)
+    with working("dummy run of the largest step"):
+        directory.record.capture = dummy_run(bench)
     with progress() as bar:
         task = bar.add_task("capture graphs", total=total)
         capture_all(bench, lambda: bar.advance(task))
     costs = [cost for graphs in bench.graph_sets.values() for cost in graphs.costs]
     directory.write_capture(costs)
+    say_when_piped(f"captured {len(costs)} graphs")
 
 
 def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:
@@ -202,6 +205,7 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             tokens = group.tokens if save_tokens else ()
             directory.write_group(group.cells, group.samples, tokens)
+            say_when_piped(f"measured batch size {batch_size}")
 
 
 def _exit_code(statuses: set[Status]) -> ExitCode:

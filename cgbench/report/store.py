@@ -175,8 +175,12 @@ class RunDirectory:
         self._write_csv(LATENCY_FILE, latency)
 
     def write_capture(self, costs: Sequence[GraphCost]) -> None:
-        """Replace ``capture.csv``; each group written later fills in what its buckets gain."""
+        """Replace ``capture.csv`` and write the record, which by now tells of the dummy run.
+
+        Each group written later fills in what its buckets gain.
+        """
         self._write_csv(CAPTURE_FILE, capture_frame(costs, self.latency()))
+        self._write_text(RECORD_FILE, self.record.to_json())
 
     def finish(self) -> pd.DataFrame:
         """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""

@@ -208,8 +208,10 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
 
 
 NUM_RENAMES_IN_CREATE = 5
+NUM_RENAMES_IN_CAPTURE = 2
 NUM_RENAMES_IN_GROUP = 5
-NUM_RENAMES = NUM_RENAMES_IN_CREATE + 1 + NUM_RENAMES_IN_GROUP * len(BATCH_SIZES) + 2
+NUM_RENAMES_BEFORE_GROUPS = NUM_RENAMES_IN_CREATE + NUM_RENAMES_IN_CAPTURE
+NUM_RENAMES = NUM_RENAMES_BEFORE_GROUPS + NUM_RENAMES_IN_GROUP * len(BATCH_SIZES) + 2
 
 
 def test_number_of_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +242,7 @@ def test_killed_and_resumed(
             write_groups(RunDirectory.create(path, make_record()))
     resumed = RunDirectory.resume(path, make_record())
 
-    num_finished = min((nth - NUM_RENAMES_IN_CREATE - 1) // NUM_RENAMES_IN_GROUP, 2)
+    num_finished = min((nth - NUM_RENAMES_BEFORE_GROUPS) // NUM_RENAMES_IN_GROUP, 2)
     kept = set(BATCH_SIZES[: max(num_finished, 0)])
     assert not resumed.record.complete
     assert resumed.finished_batch_sizes == kept
