@@ -15,7 +15,7 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import prefill_slots
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
-from cgbench.errors import BadInputError
+from cgbench.errors import BadInputError, OutOfMemoryError
 from cgbench.measure.options import RunOptions
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
@@ -119,19 +119,26 @@ def _make_state(
 def dummy_run(bench: Bench) -> dict[str, Any]:
     """The deployment's largest step, before any capture, so that workspaces and the memory peak
     are real. ``mixed``: a prefill of max_num_batched_tokens; both roles: a decode step of
-    max_batch_size requests at the largest k. Returns what the record keeps of it."""
+    max_batch_size requests at the largest k. Returns what the record keeps of it.
+
+    Raises ``OutOfMemoryError`` where that step does not fit: no deployment of this size would.
+    """
     options = bench.options
     torch.cuda.reset_peak_memory_stats(bench.device)
     start = time.perf_counter()
-    prefill_tokens = _dummy_prefill(bench) if options.role == "mixed" else 0
-    state = bench.states[options.max_spec_tokens]
-    state.clear()
-    iteration(bench.spec, state.full)
+    try:
+        prefill_tokens = _dummy_prefill(bench) if options.role == "mixed" else 0
+        decode_tokens = _dummy_decode(bench)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory in the dummy run of the largest step (--role {options.role}): "
+            "lower --max-num-batched-tokens, --max-num-seqs or --context-len"
+        ) from error
     torch.cuda.synchronize(bench.device)
     return {
         "role": options.role,
         "prefill_tokens": prefill_tokens,
-        "decode_tokens": options.max_batch_size * (options.max_spec_tokens + 1),
+        "decode_tokens": decode_tokens,
         "seconds": time.perf_counter() - start,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(bench.device),
     }
@@ -145,6 +152,13 @@ def _dummy_prefill(bench: Bench) -> int:
     slots = torch.full((batch,), cache.scratch_slot, dtype=torch.long, device=device)
     prefill_slots(bench.spec, tokens, torch.full_like(slots, length), slots)
     return batch * length
+
+
+def _dummy_decode(bench: Bench) -> int:
+    state = bench.states[bench.options.max_spec_tokens]
+    state.clear()
+    iteration(bench.spec, state.full)
+    return state.full.out.numel()
 
 
 def num_graph_buckets(bench: Bench) -> int:
