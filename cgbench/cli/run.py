@@ -82,7 +82,7 @@ def run(
     ] = 256,
     iterations: Annotated[
         int | None,
-        typer.Option(help="Timed iterations per cell. Default: 200 on CUDA, 40 on CPU."),
+        typer.Option(help="Timed iterations per cell. Default: 100 on CUDA, 40 on CPU."),
     ] = None,
     acceptance: Annotated[Acceptance, typer.Option(help="Acceptance rule.")] = Acceptance.GREEDY,
     ignore_eos: Annotated[

@@ -245,7 +245,6 @@ class _Capturer:
 @contextmanager
 def _capturing(device: torch.device) -> Iterator[_Capturer]:
     """A capturer, with garbage collection held off: freeing a CUDA object breaks a capture."""
-    gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()
     try:

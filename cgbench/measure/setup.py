@@ -25,7 +25,7 @@ from cgbench.planning import CapturePlan
 from cgbench.report.schema import RunRecord, Scope
 
 DEFAULT_PROMPTS = DEFAULT_MODEL_DIR / "prompts.jsonl"
-DEFAULT_ITERATIONS = {"cuda": 200, "cpu": 40}
+DEFAULT_ITERATIONS = {"cuda": 100, "cpu": 40}
 DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 NO_GRAPHS_ON_CPU = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
