@@ -28,11 +28,11 @@ def before_repeat(token_ids: Sequence[int], accepted: Sequence[int]) -> list[int
 
 
 def _first_repeat(token_ids: Sequence[int]) -> int:
-    """Where the first 8-gram that occurred before ends; the length where none does."""
+    """Where the first 8-gram that occurred before begins; the length where none does."""
     seen: set[tuple[int, ...]] = set()
     for end in range(NGRAM, len(token_ids) + 1):
         ngram = tuple(token_ids[end - NGRAM : end])
         if ngram in seen:
-            return end
+            return end - NGRAM
         seen.add(ngram)
     return len(token_ids)

@@ -14,9 +14,9 @@ def test_everything_counts_where_nothing_repeats() -> None:
 
 
 def test_counting_stops_at_the_first_repeated_8_gram() -> None:
-    """0..7 twice: the repeat ends at token 16; iterations begin at tokens 1, 5, 9, 13, 17."""
+    """0..7 twice: the repeat begins at token 8; iterations begin at tokens 1, 5, 9, 13, 17."""
     tokens = [*range(8), *range(8), *range(8)]
-    assert before_repeat(tokens, [3, 3, 3, 3, 3]) == [3, 3, 3, 3]
+    assert before_repeat(tokens, [3, 3, 3, 3, 3]) == [3, 3]
 
 
 def test_seven_equal_tokens_are_no_repeat() -> None:

@@ -1,0 +1,65 @@
+"""The model that ships with the package: its layout, its size, and what its head is worth."""
+
+import pytest
+import torch
+
+from cgbench.engine.generate import generate
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.runner import EagerRunner
+from cgbench.measure.acceptance import before_repeat
+from cgbench.measure.setup import DEFAULT_PROMPTS
+from cgbench.measure.workload import read_prompts
+from cgbench.models.loading import DEFAULT_MODEL_DIR, LoadedModel, ModelRequest, load_model
+from tests.tiny import greedy_reference, make_speculator, make_state, reference_model
+
+K = 3
+NEW_TOKENS = 64
+MAX_BYTES = 14_000_000
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(ModelRequest("default", None, True, torch.device("cpu"), torch.float32))
+
+
+@pytest.fixture(scope="module")
+def prompts(model: LoadedModel) -> list[list[int]]:
+    assert model.tokenizer is not None
+    return [model.tokenizer(text)["input_ids"] for text in read_prompts(DEFAULT_PROMPTS)]
+
+
+def test_it_is_small_enough_to_ship() -> None:
+    assert sum(file.stat().st_size for file in DEFAULT_MODEL_DIR.iterdir()) <= MAX_BYTES
+
+
+def test_it_is_a_public_layout(model: LoadedModel) -> None:
+    assert model.head is not None and model.head.family.name == "mimo"
+    assert 3e6 <= sum(p.numel() for p in model.target.model.parameters()) <= 6e6
+
+
+@pytest.mark.parametrize("text", ["def f(x):\n\treturn 'é ☃ 漢'\n\n  ", "\x00\x7f\r\n" + " " * 30])
+def test_its_tokenizer_loses_nothing(model: LoadedModel, text: str) -> None:
+    assert model.tokenizer is not None
+    assert model.tokenizer.decode(model.tokenizer(text)["input_ids"]) == text
+
+
+def test_its_prompts_are_of_unequal_length(prompts: list[list[int]]) -> None:
+    lengths = sorted(map(len, prompts))
+    assert len(lengths) == 16 and lengths[-1] > 2 * lengths[0]
+
+
+def test_its_head_drafts_three_tokens(model: LoadedModel, prompts: list[list[int]]) -> None:
+    """Mean acceptance length at least 2.2 before any loop, and plain greedy decoding's tokens."""
+    room = max(map(len, prompts)) + NEW_TOKENS + 2 * K
+    spec = make_speculator(model, max_batch_size=len(prompts), room=room)
+    state = make_state(spec, K, len(prompts), model.eos_token_ids)
+    prefilled = prefill(spec, prompts, max_num_tokens=4096)
+    begin_decoding(spec, state, prefilled, tokens_left=NEW_TOKENS - 1)
+    got = generate(EagerRunner(spec, state), prefilled.last.tolist())
+    pairs = zip(got.token_ids, got.accepted, strict=True)
+    counted = [count for pair in pairs for count in before_repeat(*pair)]
+    assert 1 + sum(counted) / len(counted) >= 2.2
+    plain = greedy_reference(
+        reference_model(DEFAULT_MODEL_DIR), prompts[:4], NEW_TOKENS, model.eos_token_ids[0]
+    )
+    assert got.token_ids[:4] == plain
