@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from cgbench.engine.attention import resolve_backend
 from cgbench.engine.generate import generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
@@ -126,15 +127,14 @@ def make_bench(dtype: str) -> Bench:
         "ignore_eos": False,
         "seed": 0,
         "dtype": dtype,
-        "attention": "auto",
         "role": "decode",
         "max_num_batched_tokens": 8192,
     }
     device = setup.choose_device("cuda")
     options, _ = setup.make_options(arguments, device)
     model = setup.load(arguments, options, device)
-    workload = setup.make_workload(arguments, options, model)
-    return setup.make_bench(arguments, options, model, workload)
+    workload = setup.make_workload(arguments, options, model, setup.read_texts(arguments))
+    return setup.make_bench(options, model, workload, resolve_backend("auto", device))
 
 
 def decode(bench: Bench, runner: Runner, prompts: list[list[int]]) -> list[list[int]]:

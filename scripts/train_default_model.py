@@ -9,11 +9,11 @@ the sources of Python's documentation (Debian's package python3.11-doc, folder `
     python scripts/train_default_model.py train --data DATA --output MODEL
     python scripts/train_default_model.py evaluate --data DATA --model MODEL
 
-The regime that shapes it: 5 M parameters see about ten million tokens many times over, so the
-target is kept from memorising by weight decay and by taking the checkpoint of least validation
-loss. The head is trained in three stages, each nearer to what it meets in decoding: beside the
-target on its next-next-token loss (as DeepSeek-V3 does), then on its own recurrent chain against
-the frozen target's predictions, then the same on text that the target generated.
+The regime that shapes it: 5 M parameters see eleven million tokens many times over, so the target
+memorises; weight decay and taking the checkpoint of least validation loss hold it back. The head
+is trained in three stages, each nearer to what it meets in decoding: beside the target on its
+next-next-token loss (as DeepSeek-V3 does), then on its own recurrent chain against the frozen
+target's predictions, then the same on text that the target generated.
 
 Everything is in one file, over the house's length, so that the provenance of the weights can be
 read from top to bottom.
@@ -894,8 +894,8 @@ def main() -> None:
     command.set_defaults(run=train)
     command.add_argument("--data", type=Path, required=True, help="folder that prepare wrote")
     command.add_argument("--output", type=Path, required=True, help="model folder to write")
-    command.add_argument("--target-seconds", type=float, default=140)
-    command.add_argument("--head-seconds", type=float, default=110)
+    command.add_argument("--target-seconds", type=float, default=135)
+    command.add_argument("--head-seconds", type=float, default=105)
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--tiny", action="store_true", help="tiny batches, to try it on a CPU")
 

@@ -1,6 +1,7 @@
 """The Typer app, and what turns an exception into one line and an exit code."""
 
 import sys
+import traceback
 from typing import Annotated, NoReturn
 
 import typer
@@ -42,18 +43,18 @@ app.command()(env)
 def main() -> NoReturn:
     """The console script: every failure is one line and a documented exit code.
 
-    ``--debug`` lets the traceback through.
+    ``--debug`` prints the traceback before it.
     """
     try:
         app()
     except Exception as error:
-        if "--debug" in sys.argv:
-            raise
         sys.exit(_report(error))
     sys.exit(ExitCode.OK)
 
 
 def _report(error: Exception) -> ExitCode:
+    if "--debug" in sys.argv:
+        traceback.print_exception(error)
     if isinstance(error, CgbenchError):
         print_error(str(error))
         return error.exit_code

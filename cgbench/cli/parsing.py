@@ -18,6 +18,11 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
     return tuple(sorted(values))
 
 
+def parse_optional_ints(flag: str, text: str | None) -> list[int]:
+    """As ``parse_ints``, for a flag that may be left out."""
+    return [] if text is None else [*parse_ints(flag, text)]
+
+
 def parse_scopes(text: str) -> tuple[Scope, ...]:
     """``eager,phase`` to scopes, in the order of the enum.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cgbench.cli.console import console, progress, say, say_when_piped, working
-from cgbench.cli.parsing import parse_ints, parse_scopes
-from cgbench.errors import ExitCode
+from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
+from cgbench.errors import BadInputError, ExitCode
 from cgbench.report.schema import Status
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def run(
         "batch_sizes": [*parse_ints("--batch-sizes", batch_sizes)],
         "max_num_seqs": max_num_seqs,
         "scopes": [*parse_scopes(scopes)],
-        "policy": policy or ("explicit" if capture_sizes else "scaled"),
-        "capture_sizes": [*parse_ints("--capture-sizes", capture_sizes)] if capture_sizes else [],
+        "policy": policy or ("scaled" if capture_sizes is None else "explicit"),
+        "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
         "capture_unit": capture_unit.value,
         "head": head,
         "prompts": None if prompts is None else str(prompts),
@@ -143,6 +143,8 @@ def run(
         "max_num_batched_tokens": max_num_batched_tokens,
         "save_tokens": save_tokens,
     }
+    if resume and output is None:
+        raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     statuses = execute(arguments, path, resume=resume, as_json=as_json)
     raise typer.Exit(_exit_code(statuses))
@@ -150,21 +152,26 @@ def run(
 
 def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
     """The main job; returns every cell's status."""
+    from cgbench.engine.attention import resolve_backend
     from cgbench.measure import setup
+    from cgbench.models.loading import check_model_ref
     from cgbench.report.store import RunDirectory
     from cgbench.report.tables import latency_table, to_json
 
     RunDirectory.check(path, resume=resume)
     device = setup.choose_device(arguments["device"])
+    attention = resolve_backend(arguments["attention"], device)
     options, notes = setup.make_options(arguments, device)
-    for note in notes:
-        say(note)
+    check_model_ref(arguments["model"])
+    texts = setup.read_texts(arguments)
     with working(f"load {arguments['model']}"):
         model = setup.load(arguments, options, device)
-    workload = setup.make_workload(arguments, options, model)
-    bench = setup.make_bench(arguments, options, model, workload)
+    workload = setup.make_workload(arguments, options, model, texts)
+    bench = setup.make_bench(options, model, workload, attention)
     record = setup.make_record(arguments, bench, notes)
     directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
+    for note in notes:
+        say(note)
     try:
         _capture(bench, directory)
         _measure(bench, directory, save_tokens=arguments["save_tokens"])

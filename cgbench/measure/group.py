@@ -16,6 +16,7 @@ from cgbench.engine.generate import Generated, generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import Prefilled
+from cgbench.errors import OutOfMemoryError
 from cgbench.measure.acceptance import accepted_per_pos
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.timing import (
@@ -94,6 +95,7 @@ class CellRun:
         except torch.OutOfMemoryError:
             self.status = Status.OOM
             self.samples.clear()
+            self.accepted.clear()
             torch.cuda.empty_cache()
         self.peak_memory_bytes = max(self.peak_memory_bytes, _peak_memory_bytes(device))
 
@@ -136,7 +138,7 @@ def num_steps(bench: Bench, batch_size: int) -> int:
 
 def _generate_wave(bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[int]]) -> None:
     options = bench.options
-    prefilled = prefill(bench.spec, wave, options.max_num_batched_tokens)
+    prefilled = _prefill(bench, wave)
     first_tokens = prefilled.last.tolist()
     for run in _alive(runs):
         with run.watched(bench.device):
@@ -150,6 +152,16 @@ def _generate_wave(bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[i
             run.absorb(generate(run.runner, first_tokens))
 
 
+def _prefill(bench: Bench, prompts: list[list[int]]) -> Prefilled:
+    try:
+        return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory in the prefill of {len(prompts)} requests: "
+            "lower --max-num-batched-tokens, --batch-sizes or --context-len"
+        ) from error
+
+
 def _alive(runs: dict[CellKey, CellRun]) -> list[CellRun]:
     return [run for run in runs.values() if run.status is Status.OK]
 
@@ -159,15 +171,14 @@ def _time_pass(
 ) -> None:
     options = bench.options
     contexts = bench.workload.contexts(batch_size, options.context_len)
-    prefilled = prefill(bench.spec, contexts, options.max_num_batched_tokens)
-    per_block = -(-options.iterations // NUM_BLOCKS)
+    prefilled = _prefill(bench, contexts)
     for run in _alive(runs):
         with run.watched(bench.device):
             _time(bench, run, prefilled, WARMUP_ITERATIONS)
     for block in range(NUM_BLOCKS):
         for run in _alive(runs):
             with run.watched(bench.device):
-                for times in _time(bench, run, prefilled, per_block):
+                for times in _time(bench, run, prefilled, _block_size(bench, block)):
                     run.add_sample(block, ITERATION_STAGE, times.gpu_s, times.wall_s)
         on_step()
     _stage_pass(bench, runs, prefilled)
@@ -182,6 +193,12 @@ def _time(bench: Bench, run: CellRun, prefilled: Prefilled, count: int) -> list[
         stretch = min(_max_stretch(bench, run), count - len(times))
         times += time_iterations(run.runner, run.batch_size, stretch)
     return times
+
+
+def _block_size(bench: Bench, block: int) -> int:
+    """Timed iterations of a block: they differ by one at most, and add up to what was asked."""
+    asked = bench.options.iterations
+    return (block + 1) * asked // NUM_BLOCKS - block * asked // NUM_BLOCKS
 
 
 def _begin_timed(bench: Bench, run: CellRun, prefilled: Prefilled) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 import cgbench
-from cgbench.engine.attention import resolve_backend
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.environment import environment
@@ -19,7 +18,13 @@ from cgbench.measure.workload import (
     read_prompts,
     text_workload,
 )
-from cgbench.models.loading import DEFAULT_MODEL_DIR, LoadedModel, ModelRequest, load_model
+from cgbench.models.loading import (
+    DEFAULT_MODEL_DIR,
+    PRESET_PREFIX,
+    LoadedModel,
+    ModelRequest,
+    load_model,
+)
 from cgbench.models.target import fingerprint
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import RunRecord, Scope
@@ -47,11 +52,12 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     Raises ``BadInputError`` or ``PlanError``.
     """
     on_cpu = device.type == "cpu"
+    max_num_seqs, iterations = arguments["max_num_seqs"], arguments["iterations"]
     options = RunOptions(
         spec_tokens=tuple(sorted({0, *arguments["spec_tokens"]})),
         batch_sizes=tuple(arguments["batch_sizes"]),
         scopes=(Scope.EAGER,) if on_cpu else tuple(arguments["scopes"]),
-        max_batch_size=arguments["max_num_seqs"] or max(arguments["batch_sizes"]),
+        max_batch_size=max(arguments["batch_sizes"]) if max_num_seqs is None else max_num_seqs,
         policy=arguments["policy"],
         capture_sizes=tuple(arguments["capture_sizes"]),
         capture_unit=arguments["capture_unit"],
@@ -59,11 +65,13 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         max_num_batched_tokens=arguments["max_num_batched_tokens"],
         max_new_tokens=arguments["max_new_tokens"],
         context_len=arguments["context_len"],
-        iterations=arguments["iterations"] or DEFAULT_ITERATIONS[device.type],
+        iterations=DEFAULT_ITERATIONS[device.type] if iterations is None else iterations,
         acceptance=arguments["acceptance"],
         ignore_eos=arguments["ignore_eos"],
         seed=arguments["seed"],
     )
+    if arguments["head"] is not None and not options.max_spec_tokens:
+        raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     return options, [NO_GRAPHS_ON_CPU] if on_cpu else warnings
 
@@ -91,36 +99,46 @@ def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -
         ) from error
 
 
-def make_workload(arguments: dict[str, Any], options: RunOptions, model: LoadedModel) -> Workload:
-    """Prompts from ``--prompts`` or the shipped ones; random tokens for random weights.
+def read_texts(arguments: dict[str, Any]) -> list[str]:
+    """The prompts' texts, from ``--prompts`` or the shipped ones.
 
-    Raises ``BadInputError`` where the prompts or the tokenizer cannot serve.
+    Raises ``BadInputError`` where they cannot be read, or where MODEL could not read them.
     """
     path = arguments["prompts"]
+    if path is None:
+        return read_prompts(DEFAULT_PROMPTS)
+    if arguments["model"].startswith(PRESET_PREFIX):
+        raise BadInputError(f"--prompts: {arguments['model']} has no tokenizer; drop the flag")
+    return read_prompts(Path(path))
+
+
+def make_workload(
+    arguments: dict[str, Any], options: RunOptions, model: LoadedModel, texts: list[str]
+) -> Workload:
+    """The texts as tokens; random tokens for random weights.
+
+    Raises ``BadInputError`` where there is no tokenizer, or a prompt has no tokens.
+    """
     if model.random_weights:
-        if path is not None:
-            raise BadInputError(f"--prompts: {arguments['model']} has no tokenizer; drop the flag")
         count, length = max(options.batch_sizes), options.context_len
         return random_workload(model.target.vocab_size, count, length, options.seed)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise BadInputError(f"MODEL {arguments['model']}: the folder has no tokenizer files")
-    texts = read_prompts(DEFAULT_PROMPTS if path is None else Path(path))
     return text_workload(
-        "default prompts" if path is None else path,
+        arguments["prompts"] or "default prompts",
         texts,
         lambda text: [int(token) for token in tokenizer(text)["input_ids"]],
     )
 
 
 def make_bench(
-    arguments: dict[str, Any], options: RunOptions, model: LoadedModel, workload: Workload
+    options: RunOptions, model: LoadedModel, workload: Workload, attention: str
 ) -> Bench:
     """Buffers for everything that will be measured.
 
     Raises ``BadInputError``, and ``OutOfMemoryError`` where the KV cache does not fit.
     """
-    attention = resolve_backend(arguments["attention"], model.target.device)
     try:
         return build_bench(model, options, workload, attention)
     except torch.OutOfMemoryError as error:

@@ -70,7 +70,8 @@ def read_prompts(path: Path) -> list[str]:
     Raises ``BadInputError`` naming the file and the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON strings may hold other line ends, such as U+2028, as they are.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInputError(f"--prompts {path}: {error}") from error
     prompts = [_prompt(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]

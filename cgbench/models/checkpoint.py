@@ -1,6 +1,9 @@
 """Reading a checkpoint's config and its head's tensors, from a folder or a model hub."""
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,19 @@ from cgbench.models.head import DraftHead
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Layouts that transformers has no config class for, and the architecture that they really are.
 KNOWN_AS = {"mimo": Qwen2Config}
+
+
+def check_ref(flag: str, ref: str) -> None:
+    """Tell a mistyped folder from a hub id.
+
+    Raises ``ModelError`` naming the flag where ``ref`` is neither a folder nor like a hub id.
+    """
+    if not Path(ref).is_dir() and not HUB_ID.fullmatch(ref):
+        raise ModelError(f"{flag} {ref}: no such folder, and not like a hub id (owner/name)")
 
 
 def read_config(ref: str) -> PretrainedConfig:
@@ -33,7 +46,7 @@ def read_config(ref: str) -> PretrainedConfig:
             raise ModelError(f"MODEL {ref}: no config.json found")
         return config_from_dict(raw) if raw.get("model_type") in KNOWN_AS else _auto_config(ref)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"MODEL {ref}: {_first_line(error)}") from error
+        raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
 
 
 def _auto_config(ref: str) -> PretrainedConfig:
@@ -56,7 +69,7 @@ def tensor_files(ref: str) -> dict[str, Path]:
     """
     index = _find_file(ref, INDEX_FILE)
     if index is not None:
-        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        names = _weight_map(index)
         files = {file: _find_file(ref, file) for file in set(names.values())}
         if missing := sorted(file for file, path in files.items() if path is None):
             raise ModelError(f"{ref}: {INDEX_FILE} names {missing[0]}, which is not there")
@@ -64,11 +77,32 @@ def tensor_files(ref: str) -> dict[str, Path]:
     single = _find_file(ref, SINGLE_FILE)
     if single is None:
         raise ModelError(f"{ref}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+    with _opened(single) as file:
+        return dict.fromkeys(file.keys(), single)
+
+
+def check_files(ref: str) -> None:
+    """Open every file of a checkpoint. Raises ``ModelError`` naming the first damaged one."""
+    for path in sorted(set(tensor_files(ref).values())):
+        with _opened(path):
+            pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(single, framework="pt") as opened:
-            return dict.fromkeys(opened.keys(), single)
+        with safe_open(path, framework="pt") as file:
+            yield file
     except SafetensorError as error:
-        raise ModelError(f"{single}: {_first_line(error)}") from error
+        raise ModelError(f"{path}: damaged: {first_line(error)}") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index}: damaged: no weight_map can be read from it") from error
 
 
 def _find_file(ref: str, name: str) -> Path | None:
@@ -78,7 +112,7 @@ def _find_file(ref: str, name: str) -> Path | None:
     try:
         found = cached_file(ref, name, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
-        raise ModelError(f"{ref}: {_first_line(error)}") from error
+        raise ModelError(f"{ref}: {first_line(error)}") from error
     return Path(found) if found else None
 
 
@@ -117,11 +151,12 @@ def read_head_tensors(ref: str, head: DraftHead, files: dict[str, Path]) -> dict
 
 
 def _read_tensor(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as opened:
-        tensor: Tensor = opened.get_tensor(name)
+    with _opened(path) as file:
+        tensor: Tensor = file.get_tensor(name)
         return tensor
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An exception's message on one line, or its type where it has none."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -4,9 +4,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -20,8 +21,11 @@ from transformers.utils import logging as transformers_logging
 from cgbench.errors import ModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.checkpoint import (
+    check_files,
+    check_ref,
     config_from_dict,
     detect_family,
+    first_line,
     read_config,
     read_head_tensors,
     tensor_files,
@@ -29,7 +33,7 @@ from cgbench.models.checkpoint import (
 from cgbench.models.families import MIMO
 from cgbench.models.head import DraftHead
 from cgbench.models.presets import PRESETS
-from cgbench.models.target import Target
+from cgbench.models.target import Target, check_config
 
 DEFAULT_MODEL = "default"
 PRESET_PREFIX = "preset:"
@@ -68,16 +72,32 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
 
 
+def check_model_ref(ref: str) -> None:
+    """Refuse early what no loading could find: an unknown preset, a folder that is not there.
+
+    Raises ``ModelError``.
+    """
+    if not ref.startswith(PRESET_PREFIX):
+        check_ref("MODEL", ref)
+    elif ref.removeprefix(PRESET_PREFIX) not in PRESETS:
+        known = ", ".join(sorted(PRESETS))
+        raise ModelError(f"MODEL {ref}: unknown preset; choose one of {known}")
+
+
 def load_model(request: ModelRequest) -> LoadedModel:
     """Load, or for a preset make, the target and its head on the device asked for.
 
     Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
     """
     _quiet_transformers()
+    check_model_ref(request.ref)
     if request.ref.startswith(PRESET_PREFIX):
         return _make_preset(request)
     ref = str(DEFAULT_MODEL_DIR) if request.ref == DEFAULT_MODEL else request.ref
     config = read_config(ref)
+    check_config(config)
+    if request.head_ref is not None:
+        check_ref("--head", request.head_ref)
     target = Target(_load_target(ref, config, request))
     head = _load_head(request.head_ref or ref, target) if request.with_head else None
     return LoadedModel(
@@ -99,16 +119,25 @@ def _load_target(ref: str, config: PretrainedConfig, request: ModelRequest) -> P
             dtype=request.dtype,
             attn_implementation=ATTENTION_NAME,
             output_loading_info=True,
+            # So that a tensor of another shape is reported by name, below.
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ModelError(f"MODEL {ref}: {str(error).strip().splitlines()[0]}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"MODEL {ref}: {len(missing)} tensors are missing, {', '.join(missing[:3])} among them"
-        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        check_files(ref)
+        raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if names := sorted(_name(entry) for entry in info[what]):
+            problem = "missing" if what == "missing_keys" else "of another shape than config.json's"
+            raise ModelError(
+                f"MODEL {ref}: {len(names)} tensors are {problem}, "
+                f"{', '.join(names[:3])} among them"
+            )
     return model.to(request.device)
+
+
+def _name(entry: str | tuple[Any, ...]) -> str:
+    """A tensor's name in transformers' loading info, where a mismatch carries its shapes too."""
+    return entry if isinstance(entry, str) else str(entry[0])
 
 
 def _load_head(ref: str, target: Target) -> DraftHead:
@@ -129,10 +158,6 @@ def _load_tokenizer(ref: str) -> PreTrainedTokenizerBase | None:
 
 def _make_preset(request: ModelRequest) -> LoadedModel:
     name = request.ref.removeprefix(PRESET_PREFIX)
-    if name not in PRESETS:
-        raise ModelError(
-            f"MODEL {request.ref}: unknown preset; choose {', '.join(sorted(PRESETS))}"
-        )
     if request.head_ref is not None:
         raise ModelError(f"--head: {request.ref} makes its own head; drop the flag")
     config = config_from_dict(dict(PRESETS[name].config))

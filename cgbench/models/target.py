@@ -1,11 +1,12 @@
 """The target: a transformers causal LM whose attention the engine computes."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, AttentionCall, ShapeProbe
@@ -91,14 +92,26 @@ class Target:
         return cos, sin
 
 
-def check_supported(model: PreTrainedModel) -> None:
-    """Refuse, by name, a model whose attention does not go through transformers' interface."""
-    kind = type(model).__name__
-    if not getattr(model, "_supports_attention_backend", False):
+def check_config(config: PretrainedConfig) -> None:
+    """Refuse, by name, a model whose attention does not go through transformers' interface.
+
+    Before any weight is loaded. Raises ``UnsupportedModelError``.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedModelError(
-            f"{kind}: its attention does not go through transformers' AttentionInterface; "
-            "choose a model that supports it (Llama, Qwen2, Qwen3, Mistral, MiMo, ...)"
+            f"MODEL: {config.model_type} is no decoder-only language model that transformers knows"
         )
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if not getattr(kind, "_supports_attention_backend", False):
+        raise UnsupportedModelError(
+            f"{kind.__name__}: its attention does not go through transformers' "
+            "AttentionInterface; choose a model that does (Llama, Qwen2, Qwen3, Mistral, MiMo, ...)"
+        )
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Refuse, by name, a model whose parts the engine cannot work with."""
+    kind = type(model).__name__
     for part in ("layers", "norm", "rotary_emb"):
         if not hasattr(model.base_model, part):
             raise UnsupportedModelError(
@@ -136,19 +149,30 @@ def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
 
 @torch.no_grad()
 def fingerprint(target: Target, head: DraftHead | None) -> str:
-    """A digest of names, shapes, dtypes and contents: equal weights, equal fingerprint.
+    """A digest of the config and of all weights: equal models, equal fingerprint.
 
-    Contents enter as each tensor's sum of raw integers, so a changed weight changes it; read on
-    the device, once over the weights.
+    A tensor enters as the sums of its raw integers along rows and along columns, taken on the
+    device: a changed weight changes them, and so does another order of either.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_config_text(target).encode())
     modules: list[nn.Module] = [target.model] if head is None else [target.model, head]
     for module in modules:
         for name, tensor in module.state_dict().items():
-            raw = tensor.contiguous().view(torch.uint8)
-            total = int(raw.view(_INTEGER_OF_SIZE[tensor.element_size()]).sum(dtype=torch.long))
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {total}\n".encode())
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
+            matrix = raw.reshape(-1, raw.shape[-1])
+            for dim in (0, 1):
+                digest.update(matrix.sum(dim, dtype=torch.long).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
+
+def _config_text(target: Target) -> str:
+    """The config without where it was found and what wrote it."""
+    config = target.model.config.to_dict()
+    kept = {key: config[key] for key in sorted(config.keys() - _NOT_THE_MODEL)}
+    return json.dumps(kept, default=str)
+
+
+_NOT_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

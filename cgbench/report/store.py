@@ -250,6 +250,7 @@ def _differing(begun: RunRecord, asked: RunRecord) -> list[str]:
         *(flag_name(name) for name in old | new if old.get(name) != new.get(name)),
         *(name for name in ONE_RUN if begun.environment.get(name) != asked.environment.get(name)),
         *(["model"] if begun.model.get("fingerprint") != asked.model.get("fingerprint") else []),
+        *(["--prompts"] if begun.workload.get("sha256") != asked.workload.get("sha256") else []),
     ]
 
 

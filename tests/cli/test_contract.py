@@ -1,0 +1,106 @@
+"""The contract around every command: help that costs nothing, exit codes, one line an error."""
+
+import json
+import platform
+from importlib.metadata import version
+
+import pytest
+import torch
+
+import cgbench as package
+import cgbench.cli.run as run_module
+from tests.cli.command import cgbench, python
+
+HEAVY = ("torch", "transformers", "pandas", "pyarrow", "safetensors")
+
+WHAT_HELP_LOADS = """
+import sys
+from typer.testing import CliRunner
+from cgbench.cli.app import app
+done = CliRunner().invoke(app, sys.argv[1:])
+assert done.exit_code == 0 and done.output.strip(), done.output
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize("arguments", ["--help", "run --help", "env --help", "--version"])
+def test_help_loads_nothing_heavy(arguments: str) -> None:
+    done = python("-c", WHAT_HELP_LOADS, *arguments.split())
+    assert done.code == 0, done.stderr
+    assert set(done.stdout.split()) & set(HEAVY) == set()
+
+
+def test_version() -> None:
+    done = python("-m", "cgbench", "--version")
+    assert (done.code, done.stdout) == (0, f"cgbench {package.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("run --bogus", "--bogus"),
+        ("run --dtype int8", "--dtype"),
+        ("run --max-new-tokens x", "--max-new-tokens"),
+        ("run model surplus", "surplus"),
+        ("bogus", "bogus"),
+    ],
+)
+def test_usage_errors_are_bad_input(arguments: str, named: str) -> None:
+    done = python("-m", "cgbench", *arguments.split())
+    assert (done.code, done.stdout) == (2, "")
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
+
+
+def test_a_refusal_is_one_line_on_stderr_and_exit_code_2() -> None:
+    done = python("-m", "cgbench", "run", "--spec-tokens", "x")
+    line = "error: --spec-tokens x: must be whole numbers separated by commas, such as 1,2,4\n"
+    assert (done.code, done.stdout, done.stderr) == (2, "", line)
+
+
+def test_a_long_error_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "execute", failing(RuntimeError("word " * 100)))
+    assert len(cgbench("run").error) > 500
+
+
+def failing(error: Exception) -> object:
+    def execute(*_: object, **__: object) -> None:
+        raise error
+
+    return execute
+
+
+def test_an_unexpected_exception_is_one_line_and_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_module, "execute", failing(ZeroDivisionError("by [0]\nand more")))
+    done = cgbench("run")
+    done.refused(3, "ZeroDivisionError: by [0]", "--debug")
+    assert done.stderr.splitlines() == [done.error]
+
+
+def test_an_exception_without_words_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "execute", failing(ZeroDivisionError()))
+    cgbench("run").refused(3, "ZeroDivisionError")
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = python("-m", "cgbench", "run", "--spec-tokens", "x", "--debug")
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "BadInputError: --spec-tokens x" in done.stderr
+
+
+def test_debug_keeps_the_exit_code() -> None:
+    assert python("-m", "cgbench", "run", "--spec-tokens", "x", "--debug").code == 2
+
+
+def test_env_shows_the_machine_as_json_and_as_text() -> None:
+    answer = cgbench("env", "--json")
+    found = json.loads(answer.stdout)
+    assert found["cgbench"] == package.__version__
+    assert found["python"] == platform.python_version()
+    assert found["torch"] == version("torch")
+    assert found["num_gpus"] == torch.cuda.device_count()
+    shown = dict(line.split(maxsplit=1) for line in cgbench("env").stdout.splitlines())
+    assert list(shown) == list(found)
+    assert shown == {name: "-" if value is None else str(value) for name, value in found.items()}

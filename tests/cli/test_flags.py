@@ -1,0 +1,161 @@
+"""Flags that cannot be used: one line that names the flag, exit code 2, nothing loaded, no file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgbench.measure import setup
+from tests.cli.command import FAST, cgbench
+
+
+def bad(arguments: str, *words: str) -> Any:
+    return pytest.param(arguments.split(), words, id=arguments)
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that gets as far as loading ends there, with another exit code."""
+
+    def load(*_: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(setup, "load", load)
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        bad("--spec-tokens 9", "--spec-tokens 9", "0 to 8"),
+        bad("--spec-tokens -1", "--spec-tokens -1", "0 to 8"),
+        bad("--spec-tokens 0,1,9", "--spec-tokens 9", "0 to 8"),
+        bad("--spec-tokens x", "--spec-tokens x"),
+        bad("--spec-tokens 1.5", "--spec-tokens 1.5"),
+        bad("--batch-sizes 0", "--batch-sizes 0"),
+        bad("--batch-sizes 4,-2", "--batch-sizes -2"),
+        bad("--batch-sizes a,b", "--batch-sizes a,b"),
+        bad("--batch-sizes=", "--batch-sizes"),
+        bad("--batch-sizes 8 --max-num-seqs 4", "--batch-sizes 8", "--max-num-seqs 4"),
+        bad("--max-num-seqs -1", "--max-num-seqs -1"),
+        bad("--max-num-seqs 0", "--max-num-seqs 0"),
+        bad("--iterations -1", "--iterations -1"),
+        bad("--iterations 0", "--iterations 0"),
+        bad("--max-new-tokens 0", "--max-new-tokens 0"),
+        bad("--context-len 0", "--context-len 0"),
+        bad("--max-num-batched-tokens 0", "--max-num-batched-tokens 0"),
+        bad("--scopes x", "--scopes x", "eager,phase,iteration"),
+        bad("--scopes=", "--scopes"),
+        bad("--policy x", "--policy x", "scaled"),
+        bad("--policy explicit", "--policy explicit", "--capture-sizes"),
+        bad("--capture-sizes 4 --policy scaled", "--capture-sizes", "--policy scaled"),
+        bad("--capture-sizes=", "--capture-sizes"),
+        bad("--capture-sizes 0", "--capture-sizes", "at least 1"),
+        bad("--capture-sizes x", "--capture-sizes x"),
+        bad(
+            "--capture-sizes 6 --capture-unit tokens --spec-tokens 3",
+            *("--capture-sizes", "--spec-tokens 3", "4 or 8"),
+        ),
+        bad(
+            "--capture-sizes 9 --max-num-seqs 4",
+            *("--capture-sizes", "9 requests", "KV room", "--max-num-seqs"),
+        ),
+        bad(
+            "--policy fastdeploy-2.4 --spec-tokens 2 --batch-sizes 1",
+            *("fastdeploy-2.4", "--max-num-seqs"),
+        ),
+        bad("--attention x", "--attention x", "sdpa"),
+        bad("--attention triton", "--attention triton", "--device cuda"),
+    ],
+)
+def test_a_bad_flag_is_named_before_anything_is_loaded(
+    tiny: Path, prompts: Path, tmp_path: Path, arguments: list[str], words: tuple[str, ...]
+) -> None:
+    where = ("--prompts", prompts, "--output", tmp_path / "run")
+    done = cgbench("run", tiny, *FAST, *where, *arguments)
+    done.refused(2, *words)
+    assert done.stderr.splitlines() == [done.error]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_cuda_without_a_device_cannot_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = cgbench("run", "any", "--device", "cuda", "--output", tmp_path / "run")
+    done.refused(3, "--device cuda", "--device cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        bad("--attention x", "--attention x", "sdpa"),
+        bad("--attention triton", "--attention triton", "--device cuda"),
+        bad("--context-len 600", "600", "512 positions", "--context-len", "--max-new-tokens"),
+        bad("--max-new-tokens 600", "606", "512 positions", "--max-new-tokens"),
+        bad("--max-num-batched-tokens 13", "--max-num-batched-tokens 13", "longest prompt, 14"),
+    ],
+)
+def test_what_only_the_model_can_tell_is_said_before_anything_is_written(
+    tiny: Path, prompts: Path, tmp_path: Path, arguments: list[str], words: tuple[str, ...]
+) -> None:
+    where = ("--prompts", prompts, "--output", tmp_path / "run")
+    cgbench("run", tiny, *FAST, *where, *arguments).refused(2, *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["No such file"]),
+        ("", ["holds no prompt"]),
+        ("\n  \n", ["holds no prompt"]),
+        ('{"prompt": "good"}\n{"prompt"', ["line 2", "not JSON"]),
+        ('{"prompt": "good"}\n\n{"text": "a"}\n', ["line 3", '"prompt"']),
+        ('{"prompt": ""}\n', ["line 1", '"prompt"']),
+        ('["prompt"]\n', ["line 1", '"prompt"']),
+        ('{"prompt": 3}\n', ["line 1", '"prompt"']),
+        (b'{"prompt": "\xff"}\n', ["utf-8"]),
+    ],
+    ids=["missing", "empty", "blank", "json", "no-field", "no-text", "list", "number", "bytes"],
+)
+def test_unreadable_prompts_are_named_with_the_line(
+    tiny: Path, tmp_path: Path, content: str | bytes | None, words: list[str]
+) -> None:
+    file = tmp_path / "mine.jsonl"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    done = cgbench("run", tiny, *FAST, "--prompts", file, "--output", tmp_path / "run")
+    done.refused(2, f"--prompts {file}", *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_missing_prompts_cost_no_loading(tiny: Path, tmp_path: Path) -> None:
+    done = cgbench("run", tiny, *FAST, "--prompts", tmp_path / "none.jsonl")
+    done.refused(2, "--prompts", "none.jsonl")
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize("kind", ["a folder with a file", "a file"])
+def test_an_output_that_exists_is_left_alone(
+    tiny: Path, prompts: Path, tmp_path: Path, kind: str
+) -> None:
+    out = tmp_path / "run"
+    mine = out
+    if kind == "a folder with a file":
+        out.mkdir()
+        mine = out / "notes.txt"
+    mine.write_text("mine")
+    done = cgbench("run", tiny, *FAST, "--prompts", prompts, "--output", out)
+    done.refused(2, f"--output {out}", "exists", "--resume")
+    assert mine.read_text() == "mine"
+    assert sorted(tmp_path.rglob("*")) == sorted({out, mine})
+
+
+def test_an_output_that_cannot_be_made_is_named(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "run"
+    cgbench("run", tiny, *FAST, "--prompts", prompts, "--output", out).refused(2, f"--output {out}")

@@ -1,0 +1,163 @@
+"""Model references and checkpoints that cannot be used: one line that says which and why."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, BloomConfig
+
+from cgbench.measure import bench, setup
+from tests.cli.command import FAST, Done, cgbench
+from tests.tiny import edit_config
+
+HEAD = "model.mtp_layers.0."
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(prompts: Path, tmp_path: Path) -> Run:
+    """A run that is refused before its folder is made."""
+
+    def refused_run(model: object, *args: object) -> Done:
+        out = tmp_path / "run"
+        done = cgbench("run", model, *FAST, "--prompts", prompts, "--output", out, *args)
+        assert not out.exists()
+        return done
+
+    return refused_run
+
+
+@pytest.fixture
+def folder(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint, to be damaged."""
+    return Path(shutil.copytree(tiny, tmp_path / "damaged"))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+
+def without(*parts: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda tensors: {
+        name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)
+    }
+
+
+@pytest.mark.parametrize("ref", ["nobody/nothing", "nothing", "/nowhere/at-all"])
+def test_an_unknown_model_is_named(run: Run, ref: str) -> None:
+    run(ref).refused(2, f"MODEL {ref}")
+
+
+@pytest.mark.parametrize("ref", ["nobody/nothing", "/nowhere/at-all"])
+def test_an_unknown_head_is_named(run: Run, tiny: Path, ref: str) -> None:
+    run(tiny, "--head", ref).refused(2, ref)
+
+
+def test_an_unknown_head_is_named_with_its_flag(run: Run, tiny: Path) -> None:
+    run(tiny, "--head", "/nowhere/at-all").refused(2, "--head /nowhere/at-all")
+
+
+def test_a_folder_that_is_not_there_is_not_mistaken_for_a_hub_id(run: Run) -> None:
+    done = run("/nowhere/at-all")
+    done.refused(2, "MODEL /nowhere/at-all")
+    assert "Repo id" not in done.error
+
+
+def test_a_folder_without_config_is_named(run: Run, tmp_path: Path) -> None:
+    run(tmp_path).refused(2, f"MODEL {tmp_path}", "config.json")
+
+
+def test_an_unknown_preset_is_named_with_the_known_ones(run: Run) -> None:
+    run("preset:nothing").refused(2, "MODEL preset:nothing", "mimo-7b")
+
+
+def test_a_broken_config_is_named(run: Run, folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    run(folder).refused(2, f"{folder}/config.json")
+
+
+def test_an_unknown_model_type_is_named(run: Run, folder: Path) -> None:
+    edit_config(folder, model_type="nothing-known")
+    run(folder).refused(2, f"MODEL {folder}", "nothing-known")
+
+
+def test_a_folder_without_weights_is_named(run: Run, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    run(folder).refused(2, f"{folder}: neither model.safetensors")
+
+
+def test_a_folder_without_a_tokenizer_is_named(run: Run, folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    run(folder).refused(2, f"MODEL {folder}", "tokenizer")
+
+
+def test_a_missing_target_tensor_is_named(run: Run, folder: Path) -> None:
+    edit_tensors(folder, without("layers.0.mlp.up_proj"))
+    run(folder).refused(2, f"MODEL {folder}", "model.layers.0.mlp.up_proj.weight")
+
+
+def test_a_target_tensor_of_the_wrong_shape_is_named(run: Run, folder: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit_tensors(folder, lambda tensors: tensors | {name: torch.zeros(3, 3)})
+    run(folder).refused(2, f"MODEL {folder}", name)
+
+
+def test_a_missing_head_says_what_was_looked_for_and_what_to_give(run: Run, folder: Path) -> None:
+    edit_tensors(folder, without("mtp"))
+    run(folder).refused(2, str(folder), f"{HEAD}*", "--head", "--spec-tokens 0")
+
+
+def test_no_head_is_needed_for_k_0_alone(folder: Path, prompts: Path, tmp_path: Path) -> None:
+    edit_tensors(folder, without("mtp"))
+    args = ("--prompts", prompts, "--spec-tokens", "0", "--output", tmp_path / "run")
+    assert cgbench("run", folder, *FAST, *args).code == 0
+
+
+def test_missing_head_tensors_are_named_one_by_one(run: Run, folder: Path) -> None:
+    names = (f"{HEAD}input_proj.weight", f"{HEAD}mlp.up_proj.weight")
+    edit_tensors(folder, without(*names))
+    run(folder).refused(2, str(folder), *names)
+
+
+def test_a_head_of_the_wrong_shape_is_named(run: Run, folder: Path) -> None:
+    name = f"{HEAD}input_proj.weight"
+    edit_tensors(folder, lambda tensors: tensors | {name: torch.zeros(32, 32)})
+    run(folder).refused(2, str(folder), name, "(32, 32), not (32, 64)")
+
+
+def test_a_cut_head_file_is_named(run: Run, folder: Path, tiny: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    run(tiny, "--head", folder).refused(2, str(file))
+
+
+def test_an_unsupported_model_is_named_by_its_class(run: Run, folder: Path) -> None:
+    config = BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=256)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    run(folder).refused(3, "BloomForCausalLM", "AttentionInterface")
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB.\nSecond line.")
+
+
+def test_weights_that_do_not_fit_say_what_to_lower(
+    run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup, "load_model", out_of_memory)
+    run(tiny).refused(3, f"out of memory loading {tiny}", "--dtype")
+
+
+def test_a_cache_that_does_not_fit_says_what_to_lower(
+    run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two batch sizes up to 2: two slots and the scratch one, of 14 + 32 + 6 tokens."""
+    monkeypatch.setattr(bench, "KvCache", out_of_memory)
+    run(tiny).refused(3, "3 slots of 52 tokens", "--max-num-seqs", "--context-len")

@@ -1,0 +1,160 @@
+"""``--resume``: what a kill leaves behind, and how a run goes on from there."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgbench.measure import group
+from cgbench.measure.bench import Bench
+from cgbench.report.store import RunDirectory
+from tests.cli.command import FAST, Done, cgbench
+
+
+class Command:
+    """One run, started again and again in the same folder."""
+
+    def __init__(self, tiny: Path, prompts: Path, path: Path) -> None:
+        where = ("--prompts", prompts, "--output", path)
+        self.args = ("run", tiny, *FAST, "--spec-tokens", "1", "--save-tokens", *where)
+        self.path = path
+
+    def __call__(self, *more: object) -> Done:
+        return cgbench(*self.args, *more)
+
+    def files(self) -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in self.path.iterdir()}
+
+
+@pytest.fixture
+def command(tiny: Path, prompts: Path, tmp_path: Path) -> Command:
+    return Command(tiny, prompts, tmp_path / "run")
+
+
+Measure = Callable[[Bench, int, Callable[[], None]], group.Group]
+
+
+def failing_at(batch_size: int, error: BaseException) -> Measure:
+    real = group.measure_group
+
+    def measure(bench: Bench, size: int, on_step: Callable[[], None]) -> group.Group:
+        if size == batch_size:
+            raise error
+        return real(bench, size, on_step)
+
+    return measure
+
+
+def interrupt(command: Command, error: BaseException) -> Done:
+    """A run that ends at the second of its two groups."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "measure_group", failing_at(2, error))
+        return command()
+
+
+@pytest.fixture(scope="module")
+def half(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with one of two groups; tests take copies."""
+    command = Command(tiny, prompts, tmp_path_factory.mktemp("half") / "run")
+    interrupt(command, RuntimeError("boom"))
+    return command.path
+
+
+@pytest.fixture
+def interrupted(command: Command, half: Path) -> Command:
+    shutil.copytree(half, command.path)
+    return command
+
+
+def record_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes that are measured from now on."""
+    real, sizes = group.measure_group, []
+
+    def measure(bench: Bench, size: int, on_step: Callable[[], None]) -> group.Group:
+        sizes.append(size)
+        return real(bench, size, on_step)
+
+    monkeypatch.setattr(group, "measure_group", measure)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (RuntimeError("boom\nand more"), 3)],
+    ids=["ctrl-c", "a crash"],
+)
+def test_a_finished_group_outlives_the_run(
+    command: Command, error: BaseException, code: int
+) -> None:
+    done = interrupt(command, error)
+    assert done.code == code and "Traceback" not in done.stderr and done.stdout == ""
+    directory = RunDirectory.open(command.path)
+    assert not directory.record.complete
+    assert directory.finished_batch_sizes == {1}
+    assert directory.samples()["batch_size"].unique().tolist() == [1]
+    assert {row["batch_size"] for row in directory.tokens()} == {1}
+
+
+def test_out_of_memory_outside_a_cell_ends_the_run_with_one_line(command: Command) -> None:
+    done = interrupt(command, torch.OutOfMemoryError("CUDA out of memory. Tried"))
+    done.refused(3, "out of memory")
+    assert RunDirectory.open(command.path).finished_batch_sizes == {1}
+
+
+def test_resume_measures_only_what_is_missing(
+    interrupted: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = RunDirectory.open(interrupted.path)
+    cells, samples = before.latency(), before.samples()
+    sizes = record_sizes(monkeypatch)
+    done = interrupted("--resume")
+    assert (done.code, sizes) == (0, [2])
+    after = RunDirectory.open(interrupted.path)
+    assert after.record.complete and after.record.created_utc == before.record.created_utc
+    assert after.latency()["batch_size"].tolist() == [1, 1, 2, 2]
+    assert after.latency().query("batch_size == 1").equals(cells)
+    assert after.samples().query("batch_size == 1").equals(samples)
+    assert after.latency()["tokens_sha256"].nunique() == 1
+    assert [row["batch_size"] for row in after.tokens()] == [1] * 6 + [2] * 6
+    # Once complete, there is nothing left to measure or to change.
+    files = interrupted.files()
+    assert (interrupted("--resume").code, sizes) == (0, [2])
+    assert interrupted.files() == files
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["--seed 2", "--iterations 11", "--batch-sizes 1,2,3", "--spec-tokens 2", "--scopes eager"],
+)
+def test_resume_with_another_flag_is_refused_by_its_name(interrupted: Command, other: str) -> None:
+    files = interrupted.files()
+    interrupted("--resume", *other.split()).refused(2, "--resume", other.split()[0], "run.json")
+    assert interrupted.files() == files
+
+
+def test_resume_with_other_weights_is_refused(interrupted: Command) -> None:
+    """As after another checkpoint was put into the same folder."""
+    file = interrupted.path / "run.json"
+    record = json.loads(file.read_text())
+    record["model"]["fingerprint"] = "0" * 16
+    file.write_text(json.dumps(record))
+    interrupted("--resume").refused(2, "--resume", "model")
+
+
+def test_resume_with_other_prompts_is_refused(interrupted: Command, prompts: Path) -> None:
+    """The same file's name, other prompts in it: the groups would not be of one workload."""
+    text = prompts.read_text()
+    prompts.write_text('{"prompt": "something else"}\n')
+    try:
+        done = interrupted("--resume")
+    finally:
+        prompts.write_text(text)
+    done.refused(2, "--resume", "prompts")
+
+
+def test_resume_of_nothing_names_the_file_it_looked_for(command: Command) -> None:
+    command("--resume").refused(2, str(command.path / "run.json"))
+    assert not command.path.exists()

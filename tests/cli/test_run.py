@@ -1,0 +1,212 @@
+"""``cgbench run`` on a tiny checkpoint: what it writes, what it prints, and where."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from cgbench.measure import group
+from cgbench.measure.workload import sha256_of
+from cgbench.models import presets
+from cgbench.models.presets import Preset
+from cgbench.report.store import RunDirectory
+from tests.cli.command import FAST, Done, cgbench, python
+from tests.tiny import SHAPE, add_tokenizer, greedy_reference, make_checkpoint, reference_model
+
+MAX_NEW_TOKENS = 8
+NO_GRAPHS = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
+
+
+@dataclass(frozen=True)
+class Finished:
+    done: Done
+    path: Path
+    directory: RunDirectory
+
+    @property
+    def latency(self) -> pd.DataFrame:
+        return self.directory.latency()
+
+
+def run(path: Path, model: object, *args: object) -> Finished:
+    done = cgbench("run", model, *FAST, *args, "--output", path)
+    assert done.code == 0, done.stderr
+    return Finished(done, path, RunDirectory.open(path))
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    return run(path, tiny, "--prompts", prompts, "--save-tokens", "--spec-tokens", "3")
+
+
+def test_every_cell_is_measured_and_k_0_with_them(finished: Finished) -> None:
+    frame = finished.latency
+    assert finished.directory.record.complete
+    assert list(zip(frame["batch_size"], frame["spec_tokens"], strict=True)) == [
+        (1, 0),
+        (1, 3),
+        (2, 0),
+        (2, 3),
+    ]
+    assert set(frame["status"]) == {"ok"} and set(frame["scope"]) == {"eager"}
+    assert set(frame["iterations"]) == {10} and set(frame["context_len"]) == {12}
+    assert (frame["iteration_p50_ms"] > 0).all()
+    assert frame["head"].tolist() == ["none", "mimo"] * 2
+
+
+def test_the_table_and_nothing_else_goes_to_stdout(finished: Finished) -> None:
+    lines = [line.split() for line in finished.done.stdout.splitlines()]
+    assert "iteration p50 [ms]" in finished.done.stdout
+    rows = [words[:3] for words in lines if words[:1] == ["eager"]]
+    assert rows == [["eager", k, size] for size in "12" for k in "03"]
+    assert NO_GRAPHS not in finished.done.stdout
+
+
+def test_stderr_says_that_there_are_no_graphs_and_where_the_run_is(finished: Finished) -> None:
+    lines = finished.done.stderr.splitlines()
+    assert lines[0] == NO_GRAPHS
+    assert lines[-1] == f"written to {finished.path}"
+
+
+def test_tokens_are_plain_greedy_decodings(finished: Finished, tiny: Path) -> None:
+    rows = finished.directory.tokens()
+    assert len(rows) == 2 * 2 * 3  # k, batch sizes, prompts
+    plain = greedy_reference(
+        reference_model(tiny), [row["prompt_ids"] for row in rows], MAX_NEW_TOKENS
+    )
+    assert [row["token_ids"] for row in rows] == plain
+    assert len({token for tokens in plain for token in tokens}) > 8
+
+
+def test_token_hashes_are_of_the_saved_tokens_and_agree(finished: Finished) -> None:
+    rows = finished.directory.tokens()
+    first = [row["token_ids"] for row in rows if (row["spec_tokens"], row["batch_size"]) == (3, 2)]
+    assert finished.latency["tokens_sha256"].tolist() == [sha256_of(first)] * 4
+
+
+def test_the_record_says_what_was_asked_and_what_was_measured(
+    finished: Finished, tiny: Path, prompts: Path
+) -> None:
+    record = finished.directory.record
+    assert record.arguments["model"] == str(tiny)
+    assert record.arguments["spec_tokens"] == [3]
+    assert record.workload["source"] == str(prompts) and record.workload["num_prompts"] == 3
+    assert not record.model["random_weights"]
+    assert record.warnings == [NO_GRAPHS]
+    assert [plan["spec_tokens"] for plan in record.plans] == [0, 3]
+
+
+def test_no_tokens_are_written_unless_asked_for(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    path = run(tmp_path / "run", tiny, "--prompts", prompts, "--spec-tokens", "0").path
+    assert (path / "latency.md").is_file()
+    assert not (path / "tokens.jsonl").exists()
+
+
+def test_json_is_one_object_and_all_of_stdout(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    got = run(path, tiny, "--prompts", prompts, "--spec-tokens", "1,3", "--json")
+    answer = json.loads(got.done.stdout)
+    assert answer["path"] == str(path) and answer["complete"] is True
+    assert [row["spec_tokens"] for row in answer["latency"]] == [0, 1, 3] * 2
+    assert answer["latency"][0]["floor_ms"] is None  # an empty cell, and valid JSON
+    assert NO_GRAPHS in got.done.stderr
+
+
+def test_piped_output_is_plain_text(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    """A process of its own: no colour, no cursor movement, no trace of anyone's progress bar."""
+    path = tmp_path / "run"
+    done = python("-m", "cgbench", "run", tiny, *FAST, "--prompts", prompts, "--output", path)
+    assert done.code == 0, done.stderr
+    assert [c for c in done.stdout + done.stderr if ord(c) < 32 and c != "\n"] == []
+    assert "iteration p50 [ms]" in done.stdout
+    lines = done.stderr.splitlines()
+    assert (lines[0], lines[-1]) == (NO_GRAPHS, f"written to {path}")
+    assert "it/s" not in done.stderr and "%|" not in done.stderr
+    assert RunDirectory.open(path).record.complete
+
+
+def test_a_head_of_another_checkpoint_is_used_and_changes_no_token(
+    finished: Finished, tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    other = make_checkpoint(tmp_path / "other", "mimo", vocab_size=256, seed=7)
+    (other / "config.json").unlink()  # a folder of tensors is enough
+    got = run(tmp_path / "run", tiny, "--prompts", prompts, "--save-tokens", "--head", other)
+    assert got.directory.tokens() == finished.directory.tokens()
+    assert set(got.latency["head"]) == {"none", "mimo:other"}
+    fingerprints = {f.directory.record.model["fingerprint"] for f in (got, finished)}
+    assert len(fingerprints) == 2
+
+
+def test_eos_ends_requests_unless_it_is_ignored(
+    finished: Finished, tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    plain = [row["token_ids"] for row in finished.directory.tokens()[:3]]
+    eos = plain[0][3]
+    folder = make_checkpoint(tmp_path / "eos", "mimo", vocab_size=256, eos=eos)
+    add_tokenizer(folder)
+    args = (folder, "--prompts", prompts, "--save-tokens")
+    ended = run(tmp_path / "ended", *args).directory.tokens()
+    ignored = run(tmp_path / "ignored", *args, "--ignore-eos").directory.tokens()
+    cut = [tokens[: tokens.index(eos) + 1] if eos in tokens else tokens for tokens in plain]
+    assert cut != plain
+    assert [row["token_ids"] for row in ended] == cut * 4
+    assert [row["token_ids"] for row in ignored] == plain * 4
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> str:
+    config = {**SHAPE, "model_type": "mimo"}
+    monkeypatch.setitem(presets.PRESETS, "small", Preset("small", "a test", config))
+    return "preset:small"
+
+
+def test_random_weights_are_labelled_wherever_results_are_shown(
+    tiny_preset: str, tmp_path: Path
+) -> None:
+    got = run(tmp_path / "run", tiny_preset)
+    label = "preset:small (random weights)"
+    assert label in got.done.stdout and label in (got.path / "latency.md").read_text()
+    assert set(got.latency["model"]) == {label}
+    assert set(got.latency["head"]) == {"none", "mimo (random weights)"}
+    record = got.directory.record
+    assert record.model["random_weights"] and record.workload["source"] == "random tokens, seed 0"
+
+
+@pytest.mark.parametrize("flag", ["--prompts", "--head"])
+def test_a_preset_takes_neither_prompts_nor_a_head(
+    tiny_preset: str, tiny: Path, prompts: Path, tmp_path: Path, flag: str
+) -> None:
+    value = prompts if flag == "--prompts" else tiny
+    done = cgbench("run", tiny_preset, *FAST, flag, value, "--output", tmp_path / "run")
+    done.refused(2, flag, tiny_preset)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cell_out_of_memory_is_marked_and_the_others_stay(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 3, with the table printed and the run directory complete."""
+    real = group.generate
+
+    def generate(runner: object, first_tokens: list[int]) -> object:
+        if (runner.state.spec_tokens, len(first_tokens)) == (3, 2):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(runner, first_tokens)
+
+    monkeypatch.setattr(group, "generate", generate)
+    args = ("--prompts", prompts, "--output", tmp_path / "run", "--save-tokens")
+    done = cgbench("run", tiny, *FAST, *args)
+    assert done.code == 3 and "oom" in done.stdout and "error" not in done.stderr
+    directory = RunDirectory.open(tmp_path / "run")
+    frame = directory.latency().set_index(["batch_size", "spec_tokens"])
+    assert directory.record.complete
+    assert frame["status"].to_dict() == {(1, 0): "ok", (1, 3): "ok", (2, 0): "ok", (2, 3): "oom"}
+    lost = frame.loc[(2, 3), ["iteration_p50_ms", "tokens_sha256", "mean_acceptance_length"]]
+    assert lost.isna().all()
+    assert frame.drop((2, 3))["iteration_p50_ms"].notna().all()
+    saved = {(row["batch_size"], row["spec_tokens"]) for row in directory.tokens()}
+    assert saved == {(1, 0), (1, 3), (2, 0)}

@@ -1,0 +1,265 @@
+"""Measuring one batch size: what is counted, what is timed, and what one bad cell spoils.
+
+The model is a bigram table whose head errs after known tokens, so that every iteration's
+acceptance can be worked out again, in plain Python, from the tokens alone.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cgbench.engine import runner
+from cgbench.engine.generate import Generated
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.iteration import iteration as real_iteration
+from cgbench.engine.runner import EagerRunner, Runner
+from cgbench.engine.state import RowState
+from cgbench.measure import group, timing
+from cgbench.measure.bench import Bench, build_bench
+from cgbench.measure.group import NUM_BLOCKS, STAGE_ITERATIONS, Group, measure_group, num_steps
+from cgbench.measure.workload import Workload, sha256_of
+from cgbench.report.schema import Cell, Mode, Scope, Status
+from cgbench.report.summary import latency_frame, samples_frame
+from tests.engine.test_acceptance_length import SUCCESSOR, VOCAB, WRONG_AFTER, make_bigram
+from tests.measure.test_options import make_options
+from tests.tiny import load_tiny, random_prompts
+
+BATCH = 2
+CONTEXT_LEN = 7
+MAX_NEW_TOKENS = 24
+KS = (0, 1, 3)
+PROMPTS = tuple(map(tuple, random_prompts(5, vocab=VOCAB)))
+STAGES = {
+    0: {"verify", "accept", "commit"},
+    1: {"verify", "accept", "draft_1", "commit"},
+    3: {"verify", "accept", "draft_1", "draft_2", "draft_3", "commit"},
+}
+
+
+ITERATIONS = 12
+
+
+def make_bench(folder: Path, iterations: int = ITERATIONS) -> Bench:
+    options = make_options(
+        spec_tokens=KS,
+        batch_sizes=(BATCH,),
+        max_batch_size=BATCH,
+        max_new_tokens=MAX_NEW_TOKENS,
+        context_len=CONTEXT_LEN,
+        iterations=iterations,
+    )
+    return build_bench(load_tiny(folder), options, Workload("a test", PROMPTS), "sdpa")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(make_bigram(tmp_path_factory.mktemp("bigram"), WRONG_AFTER))
+
+
+@dataclass(frozen=True)
+class Measured:
+    group: Group
+    steps: int
+
+    @property
+    def cells(self) -> dict[int, Cell]:
+        return {cell.spec_tokens: cell for cell in self.group.cells}
+
+
+@pytest.fixture(scope="module")
+def measured(bench: Bench) -> Measured:
+    steps: list[None] = []
+    return Measured(measure_group(bench, BATCH, lambda: steps.append(None)), len(steps))
+
+
+def test_there_is_a_cell_for_every_k(bench: Bench, measured: Measured) -> None:
+    assert tuple(measured.cells) == KS
+    for k, cell in measured.cells.items():
+        assert (cell.status, cell.mode, cell.scope) == (Status.OK, Mode.EAGER, Scope.EAGER)
+        assert (cell.batch_size, cell.context_len) == (BATCH, CONTEXT_LEN)
+        assert cell.bucket is None and cell.padding_frac is None
+        assert cell.head == ("mimo" if k else "none")
+        assert cell.model == bench.model.label
+
+
+def test_progress_ends_where_it_said_it_would(bench: Bench, measured: Measured) -> None:
+    assert measured.steps == num_steps(bench, BATCH) == 3 + NUM_BLOCKS + 1
+
+
+def test_every_stage_has_its_samples(measured: Measured) -> None:
+    counts = Counter((s.spec_tokens, s.stage) for s in measured.group.samples)
+    expected = {(k, "iteration"): ITERATIONS for k in KS}
+    expected |= {(k, stage): STAGE_ITERATIONS for k in KS for stage in STAGES[k]}
+    assert counts == expected
+
+
+def test_blocks_are_interleaved_and_iterations_numbered_over_them(measured: Measured) -> None:
+    for k in KS:
+        samples = [s for s in measured.group.samples if s.spec_tokens == k]
+        timed = [(s.block, s.iteration) for s in samples if s.stage == "iteration"]
+        assert [iteration for _, iteration in timed] == list(range(ITERATIONS))
+        # Twelve iterations over ten blocks: two blocks have one more.
+        assert sorted(Counter(block for block, _ in timed).values()) == [1] * 8 + [2] * 2
+        assert [block for block, _ in timed] == sorted(block for block, _ in timed)
+        for stage in STAGES[k]:
+            numbers = [s.iteration for s in samples if s.stage == stage]
+            assert numbers == list(range(STAGE_ITERATIONS))
+
+
+def test_on_a_cpu_both_clocks_are_the_wall_clock(measured: Measured) -> None:
+    assert all(s.gpu_s == s.wall_s > 0 for s in measured.group.samples)
+
+
+def test_timed_iterations_use_the_band_and_never_leave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that always agrees, and more iterations a block than the band holds at k = 3."""
+    bench = make_bench(make_bigram(tmp_path, set()), iterations=10 * NUM_BLOCKS)
+    longest = Counter[int]()
+
+    def iteration(spec: Speculator, rows: RowState, *mark: Any) -> None:
+        real_iteration(spec, rows, *mark)
+        if rows.tokens_left.max() > MAX_NEW_TOKENS:  # not of the generate pass
+            longest[rows.spec_tokens] = max(longest[rows.spec_tokens], int(rows.seq_len.max()))
+
+    monkeypatch.setattr(runner, "iteration", iteration)
+    monkeypatch.setattr(timing, "iteration", iteration)
+    measure_group(bench, BATCH, lambda: None)
+    assert bench.options.band == 32
+    assert longest == {0: CONTEXT_LEN + 21, 1: CONTEXT_LEN + 30, 3: CONTEXT_LEN + 32}
+
+
+def test_tokens_are_the_bigram_chains_and_their_hash_is_written(measured: Measured) -> None:
+    expected = [chain(prompt) for prompt in PROMPTS]
+    for k in KS:
+        rows = [row for row in measured.group.tokens if row.spec_tokens == k]
+        assert [row.token_ids for row in rows] == expected
+        assert [tuple(row.prompt_ids) for row in rows] == list(PROMPTS)
+        assert [row.request for row in rows] == list(range(len(PROMPTS)))
+        assert measured.cells[k].tokens_sha256 == sha256_of(expected)
+
+
+def chain(prompt: tuple[int, ...]) -> list[int]:
+    tokens = [SUCCESSOR[prompt[-1]]]
+    while len(tokens) < MAX_NEW_TOKENS:
+        tokens.append(SUCCESSOR[tokens[-1]])
+    return tokens
+
+
+def accepted_by_hand(prompt: tuple[int, ...], k: int) -> list[int]:
+    """Drafts kept by each iteration: those before the first that follows a misread token."""
+    counts = []
+    last, emitted = SUCCESSOR[prompt[-1]], 1
+    while emitted < MAX_NEW_TOKENS:
+        kept = 0
+        while kept < k and last not in WRONG_AFTER:
+            last, kept = SUCCESSOR[last], kept + 1
+        last = SUCCESSOR[last]  # the bonus or recovered token
+        emitted += kept + 1
+        counts.append(kept)
+    return counts
+
+
+@pytest.mark.parametrize("k", KS)
+def test_acceptance_is_what_the_tokens_say(measured: Measured, k: int) -> None:
+    counts = [count for prompt in PROMPTS for count in accepted_by_hand(prompt, k)]
+    per_pos = tuple(sum(count > position for count in counts) for position in range(k))
+    cell = measured.cells[k]
+    assert (cell.num_drafted, cell.num_accepted_per_pos) == (len(counts), per_pos)
+    if k == 3:
+        assert {0, 3} < set(counts)  # the head errs often enough to tell
+
+
+def oom_at(k: int, call: int, real: Callable[..., Generated]) -> Callable[..., Generated]:
+    """Out of memory in the ``call``-th wave that is generated with k drafts."""
+    calls = Counter[int]()
+
+    def generate(runner: Runner, first_tokens: list[int]) -> Generated:
+        calls[runner.state.spec_tokens] += 1
+        if runner.state.spec_tokens == k and calls[k] == call:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(runner, first_tokens)
+
+    return generate
+
+
+def without_memory(bench: Bench, wave: int) -> Measured:
+    """A group whose cell of three drafts fails in the ``wave``-th wave."""
+    steps: list[None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "generate", oom_at(3, wave, group.generate))
+        return Measured(measure_group(bench, BATCH, lambda: steps.append(None)), len(steps))
+
+
+@pytest.fixture(scope="module")
+def oom(bench: Bench) -> Measured:
+    return without_memory(bench, wave=1)
+
+
+def test_a_cell_out_of_memory_has_no_results(oom: Measured) -> None:
+    cell = oom.cells[3]
+    assert cell.status is Status.OOM
+    assert cell.tokens_sha256 is None and cell.peak_memory_bytes is None
+    assert (cell.num_drafted, cell.num_accepted_per_pos) == (0, (0, 0, 0))
+    assert {s.spec_tokens for s in oom.group.samples} == {0, 1}
+    assert {row.spec_tokens for row in oom.group.tokens} == {0, 1}
+
+
+def test_the_other_cells_are_measured_as_ever(measured: Measured, oom: Measured) -> None:
+    for k in (0, 1):
+        assert oom.cells[k].status is Status.OK
+        assert oom.cells[k].tokens_sha256 == measured.cells[k].tokens_sha256
+        assert oom.cells[k].num_accepted_per_pos == measured.cells[k].num_accepted_per_pos
+    kept = Counter((s.spec_tokens, s.stage) for s in oom.group.samples)
+    assert kept == Counter(
+        (s.spec_tokens, s.stage) for s in measured.group.samples if s.spec_tokens != 3
+    )
+    assert oom.steps == measured.steps
+
+
+def test_a_cell_out_of_memory_in_a_later_wave_counts_no_acceptance(bench: Bench) -> None:
+    """``schema.Cell``: "A cell that ran out of memory has zeros there"."""
+    cell = without_memory(bench, wave=3).cells[3]
+    assert cell.status is Status.OOM
+    assert (cell.num_drafted, cell.num_accepted_per_pos) == (0, (0, 0, 0))
+
+
+def test_out_of_memory_while_timing_drops_the_samples_taken_before(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[int]()
+    real = EagerRunner.step
+
+    def step(self: EagerRunner, batch_size: int) -> None:
+        k = self.state.spec_tokens
+        calls[k] += bool(self.state.full.tokens_left.max() > MAX_NEW_TOKENS)
+        if k == 1 and calls[k] > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        real(self, batch_size)
+
+    monkeypatch.setattr(EagerRunner, "step", step)
+    result = measure_group(bench, BATCH, lambda: None)
+    assert {cell.spec_tokens: cell.status for cell in result.cells} == {
+        0: Status.OK,
+        1: Status.OOM,
+        3: Status.OK,
+    }
+    assert {s.spec_tokens for s in result.samples} == {0, 3}
+
+
+def test_a_group_with_no_cell_left_is_still_a_table(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(*_: object) -> Generated:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(group, "generate", generate)
+    result = measure_group(bench, BATCH, lambda: None)
+    frame = latency_frame(result.cells, samples_frame(result.samples))
+    assert frame["status"].tolist() == ["oom"] * 3
+    assert frame[["iteration_p50_ms", "verify_p50_ms", "speedup_vs_no_spec"]].isna().all(axis=None)

@@ -1,0 +1,116 @@
+"""Options: the plans for every k, the band of the timed pass, and the KV room."""
+
+from typing import Any
+
+import pytest
+
+from cgbench.errors import BadInputError, ExitCode, PlanError
+from cgbench.measure.bench import room_for
+from cgbench.measure.options import RunOptions
+from cgbench.measure.workload import Workload
+from cgbench.report.schema import Scope
+
+
+def make_options(**changes: Any) -> RunOptions:
+    values: dict[str, Any] = {
+        "spec_tokens": (0, 3),
+        "batch_sizes": (1, 2),
+        "scopes": (Scope.EAGER,),
+        "max_batch_size": 8,
+        "policy": "scaled",
+        "capture_sizes": (),
+        "capture_unit": "requests",
+        "role": "mixed",
+        "max_num_batched_tokens": 8192,
+        "max_new_tokens": 64,
+        "context_len": 256,
+        "iterations": 10,
+        "acceptance": "greedy",
+        "ignore_eos": False,
+        "seed": 0,
+    }
+    return RunOptions(**values | changes)
+
+
+def explicit(unit: str, *sizes: int, spec_tokens: tuple[int, ...]) -> RunOptions:
+    return make_options(
+        policy="explicit", capture_unit=unit, capture_sizes=sizes, spec_tokens=spec_tokens
+    )
+
+
+def batch_sizes(options: RunOptions) -> dict[int, tuple[int, ...]]:
+    return {k: plan.batch_sizes for k, plan in options.plans().items()}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (explicit("tokens", 4, 8, 32, spec_tokens=(0, 3)), {0: (1, 2, 8), 3: (1, 2, 8)}),
+        (explicit("tokens", 8, 16, spec_tokens=(0, 1, 3)), {0: (2, 4, 8), 1: (4, 8), 3: (2, 4)}),
+        (explicit("requests", 2, 1, 5, spec_tokens=(0, 1, 3)), dict.fromkeys((0, 1, 3), (1, 2, 5))),
+        (explicit("tokens", 2, 8, spec_tokens=(0,)), {0: (2, 8)}),
+        (make_options(spec_tokens=(0, 2)), dict.fromkeys((0, 2), (1, 2, 4, 8))),
+    ],
+    ids=["tokens", "tokens, two k", "requests", "tokens, k = 0 alone", "scaled"],
+)
+def test_k_0_is_captured_at_the_batch_sizes_of_the_k_it_is_compared_with(
+    options: RunOptions, expected: dict[int, tuple[int, ...]]
+) -> None:
+    """A size in tokens means another batch size at another k; the baseline is for requests."""
+    assert batch_sizes(options) == expected
+    assert list(options.plans()) == sorted(expected)
+
+
+def test_a_size_that_one_of_the_k_cannot_use_is_refused() -> None:
+    options = explicit("tokens", 4, spec_tokens=(0, 1, 2))
+    with pytest.raises(PlanError, match="--capture-sizes: 4 tokens are not a multiple of 3"):
+        options.plans()
+
+
+@pytest.mark.parametrize(
+    ("max_new_tokens", "spec_tokens", "band"),
+    [(64, (0, 3), 64), (8, (0,), 8), (1, (0,), 8), (8, (0, 3), 32), (8, (0, 1, 8), 72)],
+)
+def test_the_band_holds_eight_iterations_at_the_largest_k(
+    max_new_tokens: int, spec_tokens: tuple[int, ...], band: int
+) -> None:
+    assert make_options(max_new_tokens=max_new_tokens, spec_tokens=spec_tokens).band == band
+
+
+def room(longest: int, max_positions: int = 10_000, **changes: Any) -> int:
+    workload = Workload("a test", ((1,) * longest, (1,)))
+    return room_for(make_options(**changes), workload, max_positions)
+
+
+@pytest.mark.parametrize(
+    ("longest", "expected"),
+    [(10, 256 + 64 + 6), (256, 256 + 64 + 6), (300, 300 + 64 + 6)],
+)
+def test_room_is_the_longest_context_the_band_and_two_k(longest: int, expected: int) -> None:
+    assert room(longest) == expected
+
+
+def test_room_up_to_the_last_position_is_used_and_no_further() -> None:
+    assert room(10, max_positions=326) == 326
+    with pytest.raises(BadInputError) as error:
+        room(10, max_positions=325)
+    assert str(error.value) == (
+        "256 tokens of context and 70 to decode are over the model's 325 positions: "
+        "lower --context-len or --max-new-tokens, or shorten --prompts (longest: 10 tokens)"
+    )
+    assert error.value.exit_code is ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spec_tokens": (0, 9)}, "--spec-tokens 9: must be 0 to 8"),
+        ({"batch_sizes": (0, 1)}, "--batch-sizes 0: must be at least 1"),
+        ({"batch_sizes": (1, 9)}, "--batch-sizes 9: over --max-num-seqs 8"),
+        ({"iterations": 0}, "--iterations 0: must be at least 1"),
+    ],
+)
+def test_values_that_cannot_be_used_name_their_flag(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInputError) as error:
+        make_options(**changes)
+    assert str(error.value) == message

@@ -1,0 +1,115 @@
+"""Presets: a public model's shape, and random weights that come from the seed."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from cgbench.errors import ModelError
+from cgbench.models.checkpoint import config_from_dict
+from cgbench.models.families import MIMO
+from cgbench.models.head import DraftHead
+from cgbench.models.loading import LoadedModel, ModelRequest, load_model
+from cgbench.models.presets import PRESETS, Preset
+from cgbench.models.target import fingerprint
+from tests.tiny import SHAPE
+
+HIDDEN, FFN, LAYERS, VOCAB = 4096, 11008, 36, 151680
+KV_SIZE = 8 * 128
+
+ATTENTION = 2 * HIDDEN * HIDDEN + 2 * KV_SIZE * HIDDEN + HIDDEN + 2 * KV_SIZE
+"""q and o, k and v, and the biases of q, k and v."""
+BLOCK = ATTENTION + 3 * HIDDEN * FFN + 2 * HIDDEN
+TARGET = 2 * VOCAB * HIDDEN + LAYERS * BLOCK + HIDDEN
+"""Embedding and lm_head apart, the blocks, the final norm."""
+HEAD = BLOCK + 2 * HIDDEN * HIDDEN + 3 * HIDDEN
+"""A block, the projection, and the norms before and after."""
+
+
+def num_parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.fixture(scope="module")
+def mimo_7b() -> PreTrainedModel:
+    config = config_from_dict(dict(PRESETS["mimo-7b"].config))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def test_mimo_7b_has_its_public_size(mimo_7b: PreTrainedModel) -> None:
+    assert num_parameters(mimo_7b) == TARGET
+    assert TARGET == pytest.approx(7.63e9, rel=1e-3)
+
+
+def test_mimo_7b_head_has_its_public_size(mimo_7b: PreTrainedModel) -> None:
+    with torch.device("meta"):
+        head = DraftHead(MIMO, mimo_7b)
+    assert num_parameters(head) == HEAD
+    assert TARGET + HEAD == pytest.approx(7.83e9, rel=1e-3)
+
+
+def test_mimo_7b_rotates_with_its_public_base(mimo_7b: PreTrainedModel) -> None:
+    rotary = type(mimo_7b.base_model.rotary_emb)(mimo_7b.config)
+    expected = 640000.0 ** -(torch.arange(0, 128, 2) / 128)
+    torch.testing.assert_close(rotary.inv_freq, expected)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> str:
+    config = {**SHAPE, "model_type": "mimo", "eos_token_id": [3, 5]}
+    monkeypatch.setitem(PRESETS, "small", Preset("small", "a test", config))
+    return "preset:small"
+
+
+def load(ref: str, **changes: Any) -> LoadedModel:
+    request = {"head_ref": None, "with_head": True, "dtype": torch.bfloat16, "seed": 0, **changes}
+    return load_model(ModelRequest(ref=ref, device=torch.device("cpu"), **request))
+
+
+def test_a_preset_is_labelled_random(small: str) -> None:
+    model = load(small)
+    assert (model.label, model.head_label) == (
+        "preset:small (random weights)",
+        "mimo (random weights)",
+    )
+    assert model.random_weights and model.tokenizer is None
+    assert model.eos_token_ids == (3, 5)
+
+
+def test_a_preset_is_made_in_the_dtype_asked_for(small: str) -> None:
+    model = load(small)
+    assert model.head is not None
+    tensors = [*model.target.model.parameters(), *model.head.parameters()]
+    assert {tensor.dtype for tensor in tensors} == {torch.bfloat16}
+
+
+def test_weights_come_from_the_seed(small: str) -> None:
+    prints = [
+        fingerprint(model.target, model.head)
+        for model in (load(small), load(small), load(small, seed=1))
+    ]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_random_weights_spread_as_transformers_makes_them(small: str) -> None:
+    """Matrices with one deviation, norms one, biases zero: activations neither vanish nor blow."""
+    model = load(small)
+    assert model.head is not None
+    for module in (model.target.model, model.head):
+        for name, tensor in module.named_parameters():
+            if tensor.dim() > 1:
+                assert tensor.float().std().item() == pytest.approx(0.02, rel=0.2), name
+            else:
+                assert set(tensor.tolist()) == {0.0 if name.endswith("bias") else 1.0}, name
+
+
+def test_k_0_alone_makes_no_head(small: str) -> None:
+    model = load(small, with_head=False)
+    assert model.head is None and model.head_label == "none"
+
+
+def test_a_preset_takes_no_other_head(small: str) -> None:
+    with pytest.raises(ModelError, match="--head"):
+        load(small, head_ref="anything")
