@@ -1,5 +1,6 @@
 """``cgbench run``: load, plan, capture, decode, write a run directory."""
 
+import os
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -152,6 +153,9 @@ def run(
 
 def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
     """The main job; returns every cell's status."""
+    # Read by OpenMP when torch loads it. Spinning threads make small operators many times slower
+    # wherever anything else wants the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from cgbench.engine.attention import resolve_backend
     from cgbench.measure import setup
     from cgbench.models.loading import check_model_ref
