@@ -8,6 +8,7 @@ import typer
 from cgbench import __version__
 from cgbench.cli.console import print_error
 from cgbench.cli.env import env
+from cgbench.cli.plan import plan
 from cgbench.cli.run import run
 from cgbench.errors import CgbenchError, ExitCode
 
@@ -36,6 +37,7 @@ def _top(
 
 
 app.command()(run)
+app.command()(plan)
 app.command()(env)
 
 
