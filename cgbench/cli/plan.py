@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from cgbench.cli.console import console, say
 from cgbench.cli.parsing import parse_bytes, parse_ints
@@ -111,7 +112,8 @@ def plan(
     )
     names = policy or ("explicit" if capture_sizes else "scaled")
     requests = requests_for(base, names, parse_ints("--spec-tokens", spec_tokens))
-    outcomes = study(_with_costs(request, costs, eager_penalty) for request in requests)
+    known = {k: _costs(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
+    outcomes = study(replace(each, costs=known[each.spec_tokens]) for each in requests)
     if plot:
         write_plot(outcomes, plot)
         say(f"written to {plot}")
@@ -121,19 +123,21 @@ def plan(
         _print(outcomes, output_format)
 
 
-def _with_costs(request: PlanRequest, run: Path | None, eager_penalty: float) -> PlanRequest:
+def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
     if run is None:
-        return replace(request, costs=Costs.in_tokens(request.query_len, eager_penalty))
+        return Costs.in_tokens(spec_tokens + 1, eager_penalty)
+    # pandas is worth its half second only here.
     from cgbench.report.run_costs import read_costs
 
-    return replace(request, costs=read_costs(run, request.spec_tokens))
+    return read_costs(run, spec_tokens)
 
 
 def _print(outcomes: list[Outcome], output_format: Format) -> None:
     saved = savings(outcomes)
     match output_format:
         case Format.TABLE:
-            console().print(terminal(outcomes, saved))
+            for part in terminal(outcomes, saved):
+                console().print(part, soft_wrap=isinstance(part, Text))
         case Format.MARKDOWN:
             typer.echo(markdown(outcomes, saved))
         case Format.CSV:

@@ -8,6 +8,9 @@ waits for memory; and eager costs ``EAGER_PENALTY`` times as much.
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
+
+from cgbench.errors import PlanError
 
 EAGER_PENALTY = 5.0
 """Eager over captured, in the default costs. Reports of decode that fell out of its graphs:
@@ -60,7 +63,12 @@ class Costs:
 
     @classmethod
     def in_tokens(cls, query_len: int, eager_penalty: float = EAGER_PENALTY) -> "Costs":
-        """The default: an iteration costs its tokens, and ``eager_penalty`` times that eager."""
+        """The default: an iteration costs its tokens, and ``eager_penalty`` times that eager.
+
+        Raises ``PlanError`` for a penalty that is not above 0.
+        """
+        if not 0 < eager_penalty < inf:
+            raise PlanError(f"--eager-penalty {eager_penalty}: must be a number above 0")
         eager = query_len * eager_penalty
         return cls("tokens", _proportional(query_len), _proportional(eager))
 

@@ -54,7 +54,7 @@ class PlanRequest:
         if not 0 <= self.spec_tokens <= MAX_SPEC_TOKENS:
             raise PlanError(f"--spec-tokens {self.spec_tokens}: must be 0 to {MAX_SPEC_TOKENS}")
         for flag, value, least in self._bounds():
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise PlanError(f"{flag} {value}: must be at least {least}")
         if self.capture_sizes and self.policy != "explicit":
             raise PlanError(

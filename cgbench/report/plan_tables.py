@@ -6,7 +6,6 @@ from itertools import groupby
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,12 +27,16 @@ class Section:
     notes: tuple[str, ...] = ()
 
 
-def terminal(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> RenderableType:
-    """All sections, one under the other."""
-    parts: list[RenderableType] = []
+def terminal(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator[Table | Text]:
+    """All sections in order: tables, and lines of text, which are not to be folded where piped."""
     for section in sections(outcomes, savings):
-        parts += [_table(section), *map(Text, section.notes), Text()]
-    return Group(*parts, Text(DEFINITIONS, style="dim"))
+        if section.rows:
+            yield _table(section)
+        else:
+            yield Text(section.title)
+        yield from map(Text, section.notes)
+        yield Text()
+    yield Text(DEFINITIONS, style="dim")
 
 
 def markdown(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> str:
@@ -51,21 +54,23 @@ def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator
 
 
 def _buckets(outcome: Outcome) -> Section:
-    headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
-    rows = tuple(
-        (
-            _number(row["batch_size"]) or row["mode"],
-            _number(row["num_tokens"]),
-            _range(row["serves_from"], row["serves_to"]),
-            _percent(row["worst_padding_frac"]),
-            _percent(row["mean_padding_frac"]),
-            _percent(row["workload_share"]),
-        )
-        for row in bucket_rows(outcome)
-    )
-    notes = outcome.plan.warnings if outcome.plan else (f"refused: {outcome.refusal}",)
     title = f"{outcome.request.policy}, {_setting(outcome)}"
-    return Section(title, headings, rows, (_totals(outcome), *_warned(notes)))
+    if outcome.plan is None:
+        return Section(title, (), (), (f"refused: {outcome.refusal}",))
+    headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
+    rows = tuple(map(_bucket_row, bucket_rows(outcome)))
+    return Section(title, headings, rows, (_totals(outcome), *_warned(outcome.plan.warnings)))
+
+
+def _bucket_row(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        _number(row["batch_size"]) or row["mode"],
+        _number(row["num_tokens"]),
+        _range(row["serves_from"], row["serves_to"]),
+        _percent(row["worst_padding_frac"]),
+        _percent(row["mean_padding_frac"]),
+        _percent(row["workload_share"]),
+    )
 
 
 def _totals(outcome: Outcome) -> str:
@@ -90,12 +95,17 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         f"expected [{unit}]",
     )
     notes = [
-        f"{outcome.request.policy}: {note}"
+        f"warning: {outcome.request.policy}: {warning}"
         for outcome in outcomes
-        for note in (outcome.plan.warnings if outcome.plan else (f"refused: {outcome.refusal}",))
+        for warning in (outcome.plan.warnings if outcome.plan else ())
+    ]
+    refused = [
+        f"refused: {outcome.request.policy}: {outcome.refusal}"
+        for outcome in outcomes
+        if outcome.refusal
     ]
     rows = tuple(_policy_row(summary_row(outcome)) for outcome in outcomes)
-    return Section(_setting(outcomes[0]), headings, rows, _warned(notes))
+    return Section(_setting(outcomes[0]), headings, rows, (*refused, *notes))
 
 
 def _policy_row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -177,5 +187,6 @@ def _table(section: Section) -> Table:
 def _markdown(section: Section) -> str:
     rule = ("---", *["---:"] * (len(section.headings) - 1))
     lines = [f"| {' | '.join(cells)} |" for cells in (section.headings, rule, *section.rows)]
-    notes = [f"- {note}" for note in section.notes]
-    return "\n".join([f"### {section.title}", "", *lines, *([""] if notes else []), *notes])
+    parts = [f"### {section.title}", "\n".join(lines) if section.rows else ""]
+    notes = "\n".join(f"- {note}" for note in section.notes)
+    return "\n\n".join(filter(None, [*parts, notes]))
