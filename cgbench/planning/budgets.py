@@ -22,7 +22,8 @@ from cgbench.planning.optimal import Problem, solve
 
 Array = NDArray[np.float64]
 
-_ROUNDS = 80
+_ROUNDS = 100
+_PATIENCE = 6
 _KEPT_PRICES = 8
 _WIDTHS = (16, 128, 1024)
 # How many times the width is looked at for labels that others make useless.
@@ -121,10 +122,12 @@ def solve_within(
     unlimited = solve(problem, most)
     if search.allows(search.taken(unlimited)[:, None])[0]:
         return unlimited
-    priced = _good_prices(search)
+    prices = np.zeros(len(search.limits))
     # A narrow search finds a good choice soon, which keeps the next, wider one short; one that
     # leaves out nothing proves its best.
     for width in _WIDTHS:
+        priced = _good_prices(search, prices)
+        prices = priced[0].prices
         if _search_within(search, priced, width):
             return search.best_sizes
     raise PlanError(
@@ -206,28 +209,33 @@ def _undominated(cost: Array, taken: Array) -> NDArray[np.int64]:
     return np.array(kept, dtype=np.int64)
 
 
-def _good_prices(search: _Search) -> list[_Priced]:
-    """Prices whose bounds are high, best first; by subgradient steps on the dual.
+def _good_prices(search: _Search, start: Array) -> list[_Priced]:
+    """Prices whose bounds are high, best first; by subgradient steps on the dual from ``start``.
 
-    Each step's own choice of buckets is offered, where it keeps within the limits.
+    Where a few steps in a row gain nothing, they go on from the best prices, half as long.
     """
+    latest = best = _finish_under(search, start)
+    found, factor, without_gain = [latest], 1.0, 0
+    while len(found) < _ROUNDS and (step := _step(search, latest)) is not None:
+        latest = _finish_under(search, np.maximum(latest.prices + factor * step, 0.0))
+        found.append(latest)
+        if latest.bound(search.limits) > best.bound(search.limits):
+            best, without_gain = latest, 0
+        else:
+            without_gain += 1
+        if without_gain == _PATIENCE:
+            latest, factor, without_gain = best, factor / 2, 0
+    return sorted(found, key=lambda each: -each.bound(search.limits))[:_KEPT_PRICES]
+
+
+def _step(search: _Search, priced: _Priced) -> Array | None:
+    """The way to higher bounds, as far as the best choice found allows (Polyak); None: no way."""
     scale = np.where(search.limits > 0, search.limits, 1.0)
-    prices, step, found = np.zeros(len(scale)), 1.0, list[_Priced]()
-    for _ in range(_ROUNDS):
-        priced = _finish_under(search, prices / scale)
-        bound, best_bound = priced.bound(search.limits), _best_bound(found, search)
-        found.append(priced)
-        step = step if bound > best_bound else step * 0.9
-        over = search.taken(priced.sizes()) / scale - search.limits / scale
-        if not over.any() or search.best - bound <= _ROUNDING * abs(search.best):
-            break
-        prices = np.maximum(prices + step * (search.best - bound) / (over @ over) * over, 0.0)
-    found.sort(key=lambda each: each.bound(search.limits), reverse=True)
-    return found[:_KEPT_PRICES]
-
-
-def _best_bound(found: list[_Priced], search: _Search) -> float:
-    return max((each.bound(search.limits) for each in found), default=-np.inf)
+    over = (search.taken(priced.sizes()) - search.limits) / scale
+    gap = search.best - priced.bound(search.limits)
+    if not over.any() or gap <= _ROUNDING * abs(search.best):
+        return None
+    return np.asarray(gap / (over @ over) * over / scale)
 
 
 def _finish_under(search: _Search, prices: Array) -> _Priced:

@@ -109,6 +109,31 @@ def test_memory_that_grows_with_the_bucket() -> None:
     assert cost_of(problem, by_count) < cost_of(problem, found) < least_costs(problem, 3)[-1]
 
 
+def test_budgets_of_a_measured_engine_are_proved_soon() -> None:
+    """256 requests, memory and time both short: the prices, not the labels, must do the work."""
+    costs = Costs(
+        "ms",
+        graph=Curve(((1, 5.0), (8, 5.3), (64, 9.8), (256, 24.0))),
+        eager=Curve(((1, 30.0), (64, 42.0), (256, 60.0))),
+        memory_bytes=Curve(((1, 12e6), (8, 15e6), (64, 40e6), (256, 130e6))),
+        capture_s=Curve(((1, 0.35), (8, 0.36), (64, 0.41), (256, 0.6))),
+    )
+    workload = Concurrency.parse("geometric:30")
+    request = PlanRequest(
+        3,
+        256,
+        "optimal",
+        costs=costs,
+        concurrency=workload,
+        max_memory_bytes=300_000_000,
+        max_capture_s=5.0,
+    )
+    assert costs.memory_bytes
+    found = plan(request)
+    assert sum(map(costs.memory_bytes, found.batch_sizes)) <= 300e6
+    assert found.batch_sizes == (8, 15, 23, 33, 47, 66, 98, 170)
+
+
 def test_worked_example() -> None:
     """Two graphs for batch sizes 1..4, alike, at k = 3: 2 and 4 cost (8 + 8 + 16 + 16) / 4 = 12.
 
