@@ -1,5 +1,7 @@
 """Comma-separated flags to values."""
 
+import re
+
 from cgbench.errors import BadInputError
 from cgbench.report.schema import Scope
 
@@ -21,6 +23,20 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
 def parse_optional_ints(flag: str, text: str | None) -> list[int]:
     """As ``parse_ints``, for a flag that may be left out."""
     return [] if text is None else [*parse_ints(flag, text)]
+
+
+def parse_bytes(flag: str, text: str) -> int:
+    """``512MiB``, ``2GB`` or a plain number of bytes.
+
+    Raises ``BadInputError`` naming the flag.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise BadInputError(f"{flag} {text}: must be a size such as 512MiB or 2GB")
+    number, unit = found.groups()
+    base = 1024 if unit and unit.lower().endswith("i") else 1000
+    power = "KMGT".index(unit[0].upper()) + 1 if unit else 0
+    return int(float(number) * base**power)
 
 
 def parse_scopes(text: str) -> tuple[Scope, ...]:

@@ -63,7 +63,7 @@ def run(
         str, typer.Option(help="Of eager, phase (three graphs), iteration (one graph).")
     ] = "eager,phase,iteration",
     policy: Annotated[
-        str | None, typer.Option(help="Capture policy: scaled, fastdeploy-2.4, explicit.")
+        str | None, typer.Option(help="Capture policy, as `cgbench plan --policy all` lists them.")
     ] = None,
     capture_sizes: Annotated[
         str | None, typer.Option(help="Explicit capture sizes, in --capture-unit.")

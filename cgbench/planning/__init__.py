@@ -1,9 +1,12 @@
 """Which batch sizes get a graph: pure functions from a request to a plan, with no torch.
 
-``plan(PlanRequest(spec_tokens=3, max_batch_size=64))`` is the whole interface.
+``plan(PlanRequest(spec_tokens=3, max_batch_size=64))`` is the whole interface; a request may
+carry a workload (``Concurrency``) and measured costs (``Costs``) for the policy ``optimal``.
 """
 
-from cgbench.planning.plan import Bucket, CapturePlan
+from cgbench.planning.concurrency import Concurrency
+from cgbench.planning.costs import Costs, Curve
+from cgbench.planning.plan import Bucket, CapturePlan, Span
 from cgbench.planning.policies import POLICIES, plan
 from cgbench.planning.request import MAX_SPEC_TOKENS, CaptureUnit, PlanRequest
 
@@ -13,6 +16,10 @@ __all__ = [
     "Bucket",
     "CapturePlan",
     "CaptureUnit",
+    "Concurrency",
+    "Costs",
+    "Curve",
     "PlanRequest",
+    "Span",
     "plan",
 ]

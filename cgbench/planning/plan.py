@@ -1,9 +1,10 @@
 """The planner's answer: the buckets to capture and what they leave uncovered."""
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +19,23 @@ class Bucket:
         return (self.batch_size - batch_size) / self.batch_size
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring batch sizes ``first``..``last`` that run alike: in ``bucket``, or eager."""
+
+    first: int
+    last: int
+    bucket: Bucket | None
+
+
 @dataclass(frozen=True)
 class CapturePlan:
     """Decode graphs for one k.
 
     ``buckets`` ascend in batch size. ``capture_tokens`` is the list in tokens, in the order and
     with the sizes that the engine itself would state, ``indivisible`` those of them that k + 1
-    does not divide. ``warnings`` say in words what the policy gets wrong.
+    does not divide. ``warnings`` say in words what the policy gets wrong. ``pads`` is false where
+    the engine replays a graph at its own batch size alone.
     """
 
     policy: str
@@ -34,6 +45,7 @@ class CapturePlan:
     capture_tokens: tuple[int, ...]
     indivisible: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    pads: bool = True
 
     def __post_init__(self) -> None:
         sizes = self.batch_sizes
@@ -57,22 +69,41 @@ class CapturePlan:
         return self.batch_sizes[-1] if self.buckets else 0
 
     def bucket_for(self, batch_size: int) -> Bucket | None:
-        """The smallest bucket that holds ``batch_size`` requests, or None: it runs eager."""
+        """The bucket that runs ``batch_size`` requests, or None: they run eager.
+
+        The smallest that holds them; where the plan does not pad, the one of just that size.
+        """
         index = bisect_left(self.batch_sizes, batch_size)
-        return self.buckets[index] if index < len(self.buckets) else None
+        bucket = self.buckets[index] if index < len(self.buckets) else None
+        return bucket if bucket and (self.pads or bucket.batch_size == batch_size) else None
+
+    @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """1..max_batch_size, cut wherever another graph, or none, takes over."""
+        return tuple(self._spans())
+
+    def _spans(self) -> Iterator[Span]:
+        for bucket, group in groupby(range(1, self.max_batch_size + 1), self.bucket_for):
+            sizes = list(group)
+            yield Span(sizes[0], sizes[-1], bucket)
+
+    @property
+    def eager_spans(self) -> tuple[Span, ...]:
+        """The holes: batch sizes up to max_batch_size that have no graph."""
+        return tuple(span for span in self.spans if span.bucket is None)
 
     @property
     def eager_batch_sizes(self) -> int:
         """How many of the batch sizes 1..max_batch_size have no graph."""
-        return max(0, self.max_batch_size - self.eager_above)
+        return sum(span.last - span.first + 1 for span in self.eager_spans)
 
     @property
     def mean_padding(self) -> float:
         """Mean padding_frac over those of 1..max_batch_size that have a graph; 0 where none has."""
-        covered = range(1, min(self.max_batch_size, self.eager_above) + 1)
         shares = [
-            bucket.padding_frac(size)
-            for size in covered
-            if (bucket := self.bucket_for(size)) is not None
+            span.bucket.padding_frac(size)
+            for span in self.spans
+            if span.bucket
+            for size in range(span.first, span.last + 1)
         ]
         return sum(shares) / len(shares) if shares else 0.0

@@ -1,23 +1,35 @@
 """What a caller asks of the planner."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Literal
 
 from cgbench.errors import PlanError
+
+if TYPE_CHECKING:
+    from cgbench.planning.concurrency import Concurrency
+    from cgbench.planning.costs import Costs
 
 CaptureUnit = Literal["requests", "tokens"]
 
 MAX_SPEC_TOKENS = 8
 """Verify reads query_len = 9 positions at k = 8, the widest the attention kernels are built for."""
 
+DEFAULT_MAX_BATCHED_TOKENS = 8192
+"""vLLM's default for serving on data-centre GPUs, TensorRT-LLM's max_num_tokens, and ours."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """Everything a capture policy may look at.
+    """Everything a capture policy may look at; hashable, so that equal requests mean equal plans.
 
     ``spec_tokens`` is k; each request verifies query_len = k + 1 positions an iteration.
     ``max_batch_size`` is the most requests that decode together (engines: max_num_seqs).
     ``capture_sizes`` are explicit sizes, in ``capture_unit``, for the policy ``explicit`` alone.
+
+    Then what only some policies read: ``max_num_batched_tokens``, the most tokens in one forward;
+    ``blackwell``, a data-centre Blackwell GPU; ``pad``, off where the engine's graph padding is
+    switched off; ``tp_size``, for divisibility rules. The last five are for ``optimal``: the
+    workload (None: every batch size alike), its costs (None: tokens), and the budget.
 
     Raises ``PlanError`` where a value can serve no policy.
     """
@@ -27,16 +39,37 @@ class PlanRequest:
     policy: str = "scaled"
     capture_sizes: tuple[int, ...] = ()
     capture_unit: CaptureUnit = "requests"
+    _: KW_ONLY
+    max_num_batched_tokens: int = DEFAULT_MAX_BATCHED_TOKENS
+    blackwell: bool = False
+    pad: bool = True
+    tp_size: int = 1
+    concurrency: "Concurrency | None" = None
+    costs: "Costs | None" = None
+    max_graphs: int | None = None
+    max_memory_bytes: int | None = None
+    max_capture_s: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.spec_tokens <= MAX_SPEC_TOKENS:
             raise PlanError(f"--spec-tokens {self.spec_tokens}: must be 0 to {MAX_SPEC_TOKENS}")
-        if self.max_batch_size < 1:
-            raise PlanError(f"--max-num-seqs {self.max_batch_size}: must be at least 1")
+        for flag, value, least in self._bounds():
+            if value is not None and not value >= least:
+                raise PlanError(f"{flag} {value}: must be at least {least}")
         if self.capture_sizes and self.policy != "explicit":
             raise PlanError(
                 f"--capture-sizes goes with --policy explicit, not with --policy {self.policy}"
             )
+
+    def _bounds(self) -> tuple[tuple[str, float | None, int], ...]:
+        return (
+            ("--max-num-seqs", self.max_batch_size, 1),
+            ("--max-num-batched-tokens", self.max_num_batched_tokens, 1),
+            ("--tp", self.tp_size, 1),
+            ("--max-graphs", self.max_graphs, 0),
+            ("--max-memory", self.max_memory_bytes, 0),
+            ("--max-capture-seconds", self.max_capture_s, 0),
+        )
 
     @property
     def query_len(self) -> int:

@@ -15,10 +15,13 @@ pytestmark = pytest.mark.gpu
 def test_run_measures_every_scope(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tiny", "mimo", vocab_size=256)
     add_tokenizer(folder)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "{text}"}}\n' for text in ("a", "bcd", "e" * 9)))
     out = tmp_path / "run"
     args = "--batch-sizes 1,3 --max-num-seqs 4 --spec-tokens 1,3 --iterations 20 --dtype float32"
     args += " --max-new-tokens 12 --context-len 16 --policy explicit --capture-sizes 1,2"
-    done = CliRunner().invoke(app, ["run", str(folder), "--output", str(out), *args.split()])
+    paths = [str(folder), "--output", str(out), "--prompts", str(prompts)]
+    done = CliRunner().invoke(app, ["run", *paths, *args.split()])
     assert done.exit_code == 0, done.output
     directory = RunDirectory.open(out)
     frame = directory.latency()

@@ -3,7 +3,13 @@
 import pytest
 
 from cgbench.errors import PlanError
-from cgbench.planning import POLICIES, CapturePlan, CaptureUnit, PlanRequest, plan
+from cgbench.planning import (
+    POLICIES,
+    CapturePlan,
+    CaptureUnit,
+    PlanRequest,
+    plan,
+)
 
 
 def planned(
@@ -30,6 +36,43 @@ EXAMPLES = {
     ),
     ("fastdeploy-2.4", 0, 10): ((10, 8, 4, 2, 1), (1, 2, 4, 8, 10)),
     ("fastdeploy-2.4", 3, 10): ((40, 32, 16, 8, 4), (1, 2, 4, 8, 10)),
+    # Requests first, k + 1 after: the cap of 512 requests is never reached here.
+    ("fastdeploy-2.5", 2, 200): (
+        (600, 576, 528, 480, 432, *range(384, 23, -24), 12, 6, 3),
+        (1, 2, 4, *range(8, 129, 8), 144, 160, 176, 192, 200),
+    ),
+    # Ceiling 2 * 10 * 6 = 120; 1, 2, 4, 8, .. 120 rounded up to sixes; 30 is no such size, so a
+    # batch of 5 runs in 36 tokens; decode uses those up to 60.
+    ("vllm-0.18", 5, 10): (
+        (6, 12, 18, 24, 36, 42, 48, 60, 66, 72, 84, 90, 96, 108, 114, 120),
+        (1, 2, 3, 4, 6, 7, 8, 10),
+    ),
+    # The grid to 60: by 16 only from 256; max_num_seqs is not on it.
+    ("vllm-0.18", 0, 30): ((1, 2, 4, *range(8, 61, 8)), (1, 2, 4, 8, 16, 24)),
+    # 0.33 adds 3 tokens for each of 1, 2, 4, 8, 16 and 20 requests: 60 is new, the rest was there.
+    ("vllm-0.33", 2, 20): (
+        (3, 6, 9, 12, 18, 24, 33, 42, 48, 57, 60, 66, 72, 81, 90, 96, 105, 114, 120),
+        (1, 2, 3, 4, 6, 8, 11, 14, 16, 19, 20),
+    ),
+    # Without drafts nothing is added: 9 and 10 have no graph.
+    ("vllm-0.33", 0, 10): ((1, 2, 4, 8, 16), (1, 2, 4, 8)),
+    ("sglang-0.5.23", 0, 14): ((1, 2, 4, 8, 12, 14), (1, 2, 4, 8, 12, 14)),
+    ("sglang-0.5.23", 1, 15): (
+        (2, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 30),
+        (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15),
+    ),
+    ("tensorrt-llm-1.3", 1, 200): (
+        (2, 4, 8, *range(16, 257, 16), 384, 400),
+        (1, 2, 4, *range(8, 129, 8), 192, 200),
+    ),
+    # 97..100 are between two sizes, and the maximum is not appended.
+    ("nano-vllm", 0, 100): (
+        (1, 2, 4, 8, *range(16, 97, 16)),
+        (1, 2, 4, 8, *range(16, 97, 16)),
+    ),
+    # It lists 1, 2, 4, 8 over buffers of 6 rows: the last graph holds 6.
+    ("nano-vllm", 0, 6): ((1, 2, 4, 6), (1, 2, 4, 6)),
+    ("exact", 2, 3): ((3, 6, 9), (1, 2, 3)),
     # The cap of 512 stays as it is: 170 requests and two tokens over.
     ("fastdeploy-2.4", 2, 256): (
         (512, 480, 432, *range(384, 23, -24), 12, 6, 3),

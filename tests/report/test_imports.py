@@ -21,6 +21,15 @@ def test_planning_and_schema_need_the_standard_library_alone(module: str) -> Non
     assert not imported_by(module) & (HEAVY | TABLES)
 
 
+def test_planning_needs_no_numpy_but_for_budgets() -> None:
+    assert "numpy" not in imported_by("cgbench.planning.study", "cgbench.planning.flags")
+
+
+def test_plan_command_needs_no_pandas() -> None:
+    """Importing pandas takes longer than all of planning; matplotlib is an extra."""
+    assert not imported_by("cgbench.cli.plan") & (HEAVY | {"pandas", "numpy", "matplotlib"})
+
+
 def test_report_needs_no_torch() -> None:
     modules = ("cgbench.report.store", "cgbench.report.summary", "cgbench.report.tables")
     assert not imported_by(*modules) & HEAVY

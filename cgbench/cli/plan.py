@@ -1,0 +1,161 @@
+"""``cgbench plan``: capture sizes of a policy, padding, eager holes; no model, no GPU."""
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from cgbench.cli.console import console, say
+from cgbench.cli.parsing import parse_bytes, parse_ints, parse_optional_ints
+from cgbench.errors import BadInputError
+from cgbench.planning import Concurrency, Costs, PlanRequest
+from cgbench.planning.costs import EAGER_PENALTY
+from cgbench.planning.flags import flags_for
+from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS
+from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings, study
+from cgbench.report.plan_plot import check_plot, write_plot
+from cgbench.report.plan_rows import plan_csv, plan_json
+from cgbench.report.plan_tables import markdown, terminal
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+
+
+class Unit(StrEnum):
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
+
+def plan(
+    spec_tokens: Annotated[
+        str, typer.Option(help="Draft tokens k per iteration, 0 to 8; a table each.")
+    ] = "3",
+    max_num_seqs: Annotated[int, typer.Option(help="Most requests that decode together.")] = 256,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="A policy, several with commas between, or all. Default: scaled."),
+    ] = None,
+    capture_sizes: Annotated[
+        str | None, typer.Option(help="Your own sizes, in --capture-unit: policy explicit.")
+    ] = None,
+    capture_unit: Annotated[
+        Unit, typer.Option(help="What --capture-sizes counts.")
+    ] = Unit.REQUESTS,
+    output_format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
+    tp: Annotated[int, typer.Option(help="GPUs per engine, for the engines with a rule.")] = 1,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(help="Most tokens in one forward.")
+    ] = DEFAULT_MAX_BATCHED_TOKENS,
+    blackwell: Annotated[
+        bool, typer.Option("--blackwell", help="Data-centre Blackwell: vLLM's higher ceiling.")
+    ] = False,
+    no_padding: Annotated[
+        bool, typer.Option("--no-padding", help="Graph padding off, where an engine can.")
+    ] = False,
+    concurrency: Annotated[
+        str | None,
+        typer.Option(
+            help="Workload: a histogram or log file, geometric:8, uniform:1-64 or constant:6."
+        ),
+    ] = None,
+    max_graphs: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Budget of optimal. Default: {DEFAULT_MAX_GRAPHS} where no budget is given."
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Budget of optimal, such as 512MiB; needs --costs.")
+    ] = None,
+    max_capture_seconds: Annotated[
+        float | None, typer.Option(help="Budget of optimal; needs --costs.")
+    ] = None,
+    costs: Annotated[
+        Path | None, typer.Option(help="Run directory to take costs from. Default: tokens.")
+    ] = None,
+    eager_penalty: Annotated[
+        float, typer.Option(help="Without --costs: eager over captured.")
+    ] = EAGER_PENALTY,
+    flags: Annotated[
+        str | None,
+        typer.Option(help="Print an engine's option: fastdeploy, vllm, sglang or tensorrt-llm."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write padding by batch size to FILE.png, .svg or .html.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Show which graphs an engine captures, what they pad, and which list would be better."""
+    if plot:
+        check_plot(plot)
+    base = PlanRequest(
+        spec_tokens=0,
+        max_batch_size=max_num_seqs,
+        policy="explicit",
+        capture_sizes=tuple(parse_optional_ints("--capture-sizes", capture_sizes)),
+        capture_unit=capture_unit.value,
+        max_num_batched_tokens=max_num_batched_tokens,
+        blackwell=blackwell,
+        pad=not no_padding,
+        tp_size=tp,
+        concurrency=Concurrency.parse(concurrency) if concurrency else None,
+        max_graphs=max_graphs,
+        max_memory_bytes=parse_bytes("--max-memory", max_memory) if max_memory else None,
+        max_capture_s=max_capture_seconds,
+    )
+    names = policy or ("scaled" if capture_sizes is None else "explicit")
+    requests = requests_for(base, names, parse_ints("--spec-tokens", spec_tokens))
+    known = {k: _costs(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
+    outcomes = study(replace(each, costs=known[each.spec_tokens]) for each in requests)
+    if plot:
+        write_plot(outcomes, plot)
+        say(f"written to {plot}")
+    if flags:
+        _print_flags(flags, outcomes)
+    else:
+        _print(outcomes, output_format)
+
+
+def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
+    if run is None:
+        return Costs.in_tokens(spec_tokens + 1, eager_penalty)
+    # pandas is worth its half second only here.
+    from cgbench.report.run_costs import read_costs
+
+    return read_costs(run, spec_tokens)
+
+
+def _print(outcomes: list[Outcome], output_format: Format) -> None:
+    saved = savings(outcomes)
+    match output_format:
+        case Format.TABLE:
+            for part in terminal(outcomes, saved):
+                console().print(part, soft_wrap=isinstance(part, Text))
+        case Format.MARKDOWN:
+            typer.echo(markdown(outcomes, saved))
+        case Format.CSV:
+            typer.echo(plan_csv(outcomes))
+        case Format.JSON:
+            typer.echo(plan_json(outcomes, saved))
+
+
+def _print_flags(engine: str, outcomes: list[Outcome]) -> None:
+    """The option alone on stdout, to paste or to pipe; what there is to say on stderr."""
+    if len({outcome.request.policy for outcome in outcomes}) > 1:
+        raise BadInputError(f"--flags {engine}: goes with one --policy, whose sizes it prints")
+    for outcome in outcomes:
+        if len(outcomes) > 1:
+            typer.echo(f"# k = {outcome.request.spec_tokens}")
+        if outcome.plan is None:
+            say(f"refused: {outcome.refusal}")
+            continue
+        typer.echo(flags_for(engine, outcome.plan))
+        for warning in outcome.plan.warnings:
+            say(f"warning: {warning}")

@@ -1,0 +1,256 @@
+"""The best buckets under budgets of graphs, memory and capture time together, exactly.
+
+Label-setting dynamic programming: a label is a choice of buckets up to b, with its cost and what
+it takes of each budget. Of two labels at the same b, one that costs no less and takes no less of
+anything is dropped. So is one that cannot beat the best whole choice known: for prices p >= 0 on
+the budgets,
+
+    cost to finish >= (least cost to finish with p added per unit taken) - p * (what is left)
+
+which holds for any prices (weak duality). Good prices only make the search short: what is
+returned is the optimum whatever they are. In the worst case the labels are exponentially many.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cgbench.errors import PlanError
+from cgbench.planning.optimal import Problem, solve
+
+Array = NDArray[np.float64]
+
+_ROUNDS = 100
+_PATIENCE = 6
+_KEPT_PRICES = 8
+_WIDTHS = (16, 128, 1024)
+# How many times the width is looked at for labels that others make useless.
+_SPARE = 8
+# Sums are exact to about this share: a limit is kept, and a cost beaten, up to it.
+_ROUNDING = 1e-12
+
+
+@dataclass
+class _Search:
+    """The problem as arrays over 0..S, and the best whole choice found so far.
+
+    ``taken_by[r, b]`` is what bucket b takes of budget r, ``limits[r]`` how much there is.
+    """
+
+    cumulative: Array
+    graph: Array
+    tails: Array
+    taken_by: Array
+    limits: Array
+    best: float
+    best_sizes: tuple[int, ...] = ()
+
+    def allows(self, taken: Array) -> NDArray[np.bool_]:
+        """Which columns of ``taken`` keep within every limit."""
+        fits = taken <= self.limits[:, None] * (1 + _ROUNDING)
+        return np.asarray(np.all(fits, axis=0))
+
+    def taken(self, sizes: tuple[int, ...]) -> Array:
+        """What buckets of these sizes take together of each budget."""
+        taken: Array = self.taken_by[:, list(sizes)].sum(axis=1)
+        return taken
+
+    def offer(self, cost: float, sizes: tuple[int, ...]) -> None:
+        """Remember a whole choice that keeps within the limits, if it is the best so far."""
+        if cost < self.best:
+            self.best, self.best_sizes = cost, sizes
+
+
+@dataclass(frozen=True)
+class _Priced:
+    """Least costs to finish from each b under one set of prices, and the buckets that do it."""
+
+    prices: Array
+    to_finish: Array
+    following: NDArray[np.int64]
+
+    def bound(self, limits: Array) -> float:
+        """No choice within ``limits`` costs less."""
+        return float(self.to_finish[0] - self.prices @ limits)
+
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(self._walk())
+
+    def _walk(self) -> Iterator[int]:
+        b = int(self.following[0])
+        while b:
+            yield b
+            b = int(self.following[b])
+
+
+@dataclass
+class _Labels:
+    """All labels kept so far; row i of each array is one of them. The first is the empty choice."""
+
+    cost: Array
+    taken: Array
+    end: NDArray[np.int64]
+    parent: NDArray[np.int64] = field(default_factory=lambda: np.full(1, -1))
+
+    def add(self, cost: Array, taken: Array, end: int, parent: NDArray[np.int64]) -> None:
+        self.cost = np.append(self.cost, cost)
+        self.taken = np.append(self.taken, taken, axis=1)
+        self.end = np.append(self.end, np.full(len(cost), end))
+        self.parent = np.append(self.parent, parent)
+
+    def sizes(self, label: int) -> tuple[int, ...]:
+        found = []
+        while self.parent[label] >= 0:
+            found.append(int(self.end[label]))
+            label = int(self.parent[label])
+        return tuple(reversed(found))
+
+
+def solve_within(
+    problem: Problem, resources: Sequence[tuple[Sequence[float], float]]
+) -> tuple[int, ...]:
+    """The best buckets, ascending, that keep within every resource.
+
+    A resource is what a bucket of each batch size takes of it, and how much of it there is.
+    """
+    resources = [each for each in resources if sum(each[0]) > each[1]]
+    most = min((_most_that_fit(*each) for each in resources), default=problem.size)
+    # How many buckets fit at all is a budget of its own: its price is what tightens the bounds.
+    search = _begin(problem, [*resources, ([1.0] * problem.size, most)])
+    unlimited = solve(problem, most)
+    if search.allows(search.taken(unlimited)[:, None])[0]:
+        return unlimited
+    prices = np.zeros(len(search.limits))
+    # A narrow search finds a good choice soon, which keeps the next, wider one short; one that
+    # leaves out nothing proves its best.
+    for width in _WIDTHS:
+        priced = _good_prices(search, prices)
+        prices = priced[0].prices
+        if _search_within(search, priced, width):
+            return search.best_sizes
+    raise PlanError(
+        "--max-memory, --max-capture-seconds: too many choices come close to the best to prove "
+        "one; give --max-graphs too, or a lower --max-num-seqs"
+    )
+
+
+def _search_within(search: _Search, priced: list[_Priced], width: int) -> bool:
+    """Go through b = 1..S with at most ``width`` labels each; True where no more were needed."""
+    empty = np.zeros((len(search.limits), 1))
+    labels = _Labels(np.zeros(1), empty, np.zeros(1, dtype=np.int64))
+    is_whole = True
+    for b in range(1, len(search.tails)):
+        is_whole &= _extend(search, labels, priced, b, width)
+    return is_whole
+
+
+def _most_that_fit(taken: Sequence[float], limit: float) -> int:
+    """How many buckets fit a budget, were they the ones that take least of it."""
+    total = np.cumsum(np.sort(np.array(taken)))
+    return int((total <= limit * (1 + _ROUNDING)).sum())
+
+
+def _begin(problem: Problem, resources: Sequence[tuple[Sequence[float], float]]) -> _Search:
+    tails = np.array(problem.eager_tails())
+    return _Search(
+        cumulative=np.array(problem.cumulative_weights()),
+        graph=np.array([0.0, *problem.graph]),
+        tails=tails,
+        taken_by=np.array([[0.0, *taken] for taken, _ in resources]),
+        limits=np.array([float(limit) for _, limit in resources]),
+        best=float(tails[0]),
+    )
+
+
+def _extend(search: _Search, labels: _Labels, priced: list[_Priced], b: int, width: int) -> bool:
+    """Add the labels that end at b: every earlier one with bucket b after it, the useful ones.
+
+    False where more than ``width`` were useful: the ones with the lowest bounds are added.
+    """
+    rows = search.cumulative[b] - search.cumulative[labels.end]
+    cost = labels.cost + search.graph[b] * rows
+    taken = labels.taken + search.taken_by[:, b : b + 1]
+    whole = cost + _to_finish(search, priced, taken, b)
+    useful = np.flatnonzero(search.allows(taken) & (whole < search.best * (1 - _ROUNDING)))
+    if not len(useful):
+        return True
+    nearest = useful[np.argsort(whole[useful])[: _SPARE * width]]
+    # The last budget follows from the others: it is there for its price.
+    rivals = nearest[_undominated(cost[nearest], taken[:-1, nearest])]
+    kept = rivals[np.argsort(whole[rivals])[:width]]
+    first = len(labels.cost)
+    labels.add(cost[kept], taken[:, kept], b, kept)
+    cheapest = first + int(np.argmin(cost[kept]))
+    search.offer(float(labels.cost[cheapest] + search.tails[b]), labels.sizes(cheapest))
+    return len(nearest) == len(useful) and len(kept) == len(rivals)
+
+
+def _to_finish(search: _Search, priced: list[_Priced], taken: Array, b: int) -> Array:
+    """No label that ends at b, having taken this much, finishes for less."""
+    prices = np.array([each.prices for each in priced])
+    base = np.array([each.to_finish[b] for each in priced]) - prices @ search.limits
+    bounds: Array = (base[:, None] + prices @ taken).max(axis=0)
+    return bounds
+
+
+def _undominated(cost: Array, taken: Array) -> NDArray[np.int64]:
+    """The columns that no other one matches or beats in cost and in everything taken."""
+    order = np.lexsort((*taken, cost))
+    if len(taken) == 1:
+        # By rising cost, only what takes less than all before it is of use.
+        least_before = np.minimum.accumulate(np.append(np.inf, taken[0, order[:-1]]))
+        return np.asarray(order[taken[0, order] < least_before])
+    kept: list[int] = []
+    for label in order:
+        if not (taken[:, kept] <= taken[:, label : label + 1]).all(axis=0).any():
+            kept.append(int(label))
+    return np.array(kept, dtype=np.int64)
+
+
+def _good_prices(search: _Search, start: Array) -> list[_Priced]:
+    """Prices whose bounds are high, best first; by subgradient steps on the dual from ``start``.
+
+    Where a few steps in a row gain nothing, they go on from the best prices, half as long.
+    """
+    latest = best = _finish_under(search, start)
+    found, factor, without_gain = [latest], 1.0, 0
+    while len(found) < _ROUNDS and (step := _step(search, latest)) is not None:
+        latest = _finish_under(search, np.maximum(latest.prices + factor * step, 0.0))
+        found.append(latest)
+        if latest.bound(search.limits) > best.bound(search.limits):
+            best, without_gain = latest, 0
+        else:
+            without_gain += 1
+        if without_gain == _PATIENCE:
+            latest, factor, without_gain = best, factor / 2, 0
+    return sorted(found, key=lambda each: -each.bound(search.limits))[:_KEPT_PRICES]
+
+
+def _step(search: _Search, priced: _Priced) -> Array | None:
+    """The way to higher bounds, as far as the best choice found allows (Polyak); None: no way."""
+    scale = np.where(search.limits > 0, search.limits, 1.0)
+    over = (search.taken(priced.sizes()) - search.limits) / scale
+    gap = search.best - priced.bound(search.limits)
+    if not over.any() or gap <= _ROUNDING * abs(search.best):
+        return None
+    return np.asarray(gap / (over @ over) * over / scale)
+
+
+def _finish_under(search: _Search, prices: Array) -> _Priced:
+    """Backward over b: eager from here on, or the next bucket with its price."""
+    last = len(search.tails) - 1
+    price_of = prices @ search.taken_by
+    to_finish, following = search.tails.copy(), np.zeros(last + 1, dtype=np.int64)
+    for b in range(last - 1, -1, -1):
+        rows = search.cumulative[b + 1 :] - search.cumulative[b]
+        costs = search.graph[b + 1 :] * rows + price_of[b + 1 :] + to_finish[b + 1 :]
+        next_bucket = int(costs.argmin())
+        if costs[next_bucket] < to_finish[b]:
+            to_finish[b], following[b] = costs[next_bucket], b + 1 + next_bucket
+    priced = _Priced(prices, to_finish, following)
+    taken = search.taken(priced.sizes())
+    if search.allows(taken[:, None])[0]:
+        search.offer(float(to_finish[0] - prices @ taken), priced.sizes())
+    return priced

@@ -1,0 +1,77 @@
+"""What an iteration costs, in a graph and without one, and what a graph costs to have.
+
+Measured costs come from a run directory (``cgbench.report.run_costs``). Without a measurement an
+iteration costs its tokens, padding included: right where the device is busy, too steep where it
+waits for memory; and eager costs ``EAGER_PENALTY`` times as much.
+"""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
+
+from cgbench.errors import PlanError
+
+EAGER_PENALTY = 5.0
+"""Eager over captured, in the default costs. Reports of decode that fell out of its graphs:
+25.3 instead of 133.3 tokens/s, 5.3 times (vLLM issue 54933), and 7.5 times (vllm-ascend pull
+request 16623); ours is the round number below them."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A cost by batch size: linear between measured points, ascending in batch size.
+
+    Below the first point it is flat, for small batches wait for the weights. Above the last it
+    goes on with the last two points' slope, and with one point, or a falling slope, flat.
+    """
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        assert self.points
+        assert all(left[0] < right[0] for left, right in pairwise(self.points))
+
+    def __call__(self, batch_size: int) -> float:
+        index = bisect_right(self.points, batch_size, key=lambda point: point[0])
+        if index == 0 or len(self.points) == 1:
+            return self.points[0][1]
+        is_beyond = index == len(self.points)
+        (x0, y0), (x1, y1) = self.points[index - 2 : index] if is_beyond else self._around(index)
+        slope = (y1 - y0) / (x1 - x0)
+        if is_beyond:
+            return y1 + max(slope, 0.0) * (batch_size - x1)
+        return y0 + slope * (batch_size - x0)
+
+    def _around(self, index: int) -> tuple[tuple[int, float], ...]:
+        return self.points[index - 1 : index + 1]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs by batch size at one k; ``unit`` names what an iteration's are counted in.
+
+    ``graph`` is by the bucket's size and ``eager`` by the batch's own. ``memory_bytes`` and
+    ``capture_s`` are those of capturing one bucket, all its graphs together; None: not known.
+    """
+
+    unit: str
+    graph: Curve
+    eager: Curve
+    memory_bytes: Curve | None = None
+    capture_s: Curve | None = None
+
+    @classmethod
+    def in_tokens(cls, query_len: int, eager_penalty: float = EAGER_PENALTY) -> "Costs":
+        """The default: an iteration costs its tokens, and ``eager_penalty`` times that eager.
+
+        Raises ``PlanError`` for a penalty that is not above 0.
+        """
+        if not 0 < eager_penalty < inf:
+            raise PlanError(f"--eager-penalty {eager_penalty}: must be a number above 0")
+        eager = query_len * eager_penalty
+        return cls("tokens", _proportional(query_len), _proportional(eager))
+
+
+def _proportional(slope: float) -> Curve:
+    return Curve(((1, slope), (2, 2 * slope)))

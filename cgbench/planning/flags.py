@@ -1,0 +1,75 @@
+"""A plan's sizes as the option of an engine, in that engine's unit, to paste."""
+
+from collections.abc import Callable
+
+from cgbench.errors import BadInputError
+from cgbench.planning.plan import CapturePlan
+
+FlagText = Callable[[CapturePlan], str]
+
+
+def flags_for(engine: str, plan: CapturePlan) -> str:
+    """The option text of ``engine`` (see ``ENGINES``) for the plan's buckets.
+
+    ``fastdeploy`` counts requests, as every version from 2.5 on does, but tokens for a plan of
+    the policy fastdeploy-2.4. Raises ``BadInputError`` for an unknown engine, and for a plan with
+    no bucket.
+    """
+    if engine not in ENGINES:
+        raise BadInputError(f"--flags {engine}: unknown; choose one of {', '.join(ENGINES)}")
+    if not plan.buckets:
+        raise BadInputError(f"--flags {engine}: {plan.policy} captures nothing at this budget")
+    if engine == "fastdeploy" and plan.policy == "fastdeploy-2.4":
+        engine = "fastdeploy-2.4"
+    return ENGINES[engine](plan)
+
+
+def _fastdeploy(plan: CapturePlan) -> str:
+    """FastDeploy 2.5 and later (pull request 7215): requests, scaled by the engine."""
+    return _graph_optimization(plan.batch_sizes)
+
+
+def _fastdeploy_2_4(plan: CapturePlan) -> str:
+    """FastDeploy 2.4: tokens, taken as they are; the engine drops those over its cap of 512."""
+    return _graph_optimization(_tokens(plan))
+
+
+def _vllm(plan: CapturePlan) -> str:
+    """vLLM: tokens. Sizes over max_num_batched_tokens are dropped by the engine."""
+    return f"--compilation-config '{{\"cudagraph_capture_sizes\": {_listed(_tokens(plan))}}}'"
+
+
+def _sglang(plan: CapturePlan) -> str:
+    """SGLang: requests. Every version takes this name; since mid-2026 the full one is
+    --cuda-graph-bs-decode."""
+    return f"--cuda-graph-bs {' '.join(map(str, plan.batch_sizes))}"
+
+
+def _tensorrt_llm(plan: CapturePlan) -> str:
+    """TensorRT-LLM: requests, as YAML for ``--config`` (``extra_llm_api_options``)."""
+    return (
+        "cuda_graph_config:\n"
+        f"  enable_padding: {'true' if plan.pads else 'false'}\n"
+        f"  batch_sizes: {_listed(plan.batch_sizes)}"
+    )
+
+
+ENGINES: dict[str, FlagText] = {
+    "fastdeploy": _fastdeploy,
+    "fastdeploy-2.4": _fastdeploy_2_4,
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "tensorrt-llm": _tensorrt_llm,
+}
+
+
+def _graph_optimization(sizes: tuple[int, ...]) -> str:
+    return f"--graph-optimization-config '{{\"cudagraph_capture_sizes\": {_listed(sizes)}}}'"
+
+
+def _tokens(plan: CapturePlan) -> tuple[int, ...]:
+    return tuple(bucket.num_tokens for bucket in plan.buckets)
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"

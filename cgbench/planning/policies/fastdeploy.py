@@ -1,0 +1,67 @@
+"""FastDeploy (PaddlePaddle/FastDeploy, ``fastdeploy/config.py``).
+
+``--tp``: with sequence-parallel MoE the engine keeps the sizes, in tokens, that tp divides, and
+switches that mode off where max_num_seqs is below tp (``GraphOptimizationConfig.
+filter_capture_size``); without it tp has no rule. Here ``tp_size`` above 1 means it is on.
+"""
+
+from collections.abc import Iterable
+
+from cgbench.errors import PlanError
+from cgbench.planning.plan import CapturePlan
+from cgbench.planning.policies.build import from_tokens, truncated
+from cgbench.planning.policies.registry import policy
+from cgbench.planning.request import PlanRequest
+
+CANDIDATES: tuple[int, ...] = (
+    1,
+    2,
+    4,
+    *range(8, 129, 8),
+    *range(144, 257, 16),
+    *range(288, 1025, 32),
+)
+"""Batch sizes that FastDeploy starts from, before it scales them by k + 1."""
+
+MAX_CAPTURE = 512
+"""The cap on a capture size: tokens in 2.4, requests from 2.5."""
+
+
+@policy("fastdeploy-2.4", reads="tp_size")
+def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
+    """FastDeploy 2.4's list, faults included (pull requests 5624 and 5670).
+
+    Candidates times k + 1; min(512, max_num_seqs * (k + 1)) tokens appended unscaled; larger
+    ones dropped; descending. A listed size that k + 1 does not divide is captured as
+    size // (k + 1) requests. With MTP that engine asserts that max_num_seqs * (k + 1) is even.
+    """
+    q = request.query_len
+    step_tokens = request.max_batch_size * q
+    if request.spec_tokens and step_tokens % 2:
+        raise PlanError(
+            f"fastdeploy-2.4 refuses an odd token count: --max-num-seqs {request.max_batch_size} "
+            f"times {q} is {step_tokens}; make --max-num-seqs even"
+        )
+    cap = min(MAX_CAPTURE, step_tokens)
+    tokens = {size * q for size in CANDIDATES if size * q <= cap} | {cap}
+    # Where k + 1 does not divide the cap, that warning tells of the cut already.
+    warnings = () if cap % q else truncated(request, cap)
+    return from_tokens(request, _descending(request, tokens), warnings)
+
+
+@policy("fastdeploy-2.5", reads="tp_size")
+def fastdeploy_2_5(request: PlanRequest) -> CapturePlan:
+    """FastDeploy 2.5's list (pull request 7215): candidates and cap in requests, then scaled.
+
+    The cap is min(512, max_num_seqs) requests and is appended; larger candidates are dropped;
+    every size times k + 1; descending. So each size is a whole number of requests.
+    """
+    q = request.query_len
+    cap = min(MAX_CAPTURE, request.max_batch_size)
+    tokens = {size * q for size in CANDIDATES if size <= cap} | {cap * q}
+    return from_tokens(request, _descending(request, tokens), truncated(request, cap * q))
+
+
+def _descending(request: PlanRequest, tokens: Iterable[int]) -> list[int]:
+    tp = request.tp_size if request.max_batch_size >= request.tp_size else 1
+    return sorted((size for size in tokens if size % tp == 0), reverse=True)

@@ -1,0 +1,34 @@
+"""nano-vllm (GeeeekExplorer/nano-vllm, ``nanovllm/engine/model_runner.py``). Sizes are requests.
+
+Tensor parallelism has no rule here. It has no speculative decoding: with k above 0 the rule is
+applied to requests all the same, and the plan says so.
+"""
+
+from collections.abc import Iterator
+
+from cgbench.planning.plan import CapturePlan
+from cgbench.planning.policies.build import from_requests, off_stride
+from cgbench.planning.policies.registry import policy
+from cgbench.planning.request import PlanRequest
+
+MAX_REQUESTS = 512
+
+
+@policy("nano-vllm")
+def nano_vllm(request: PlanRequest) -> CapturePlan:
+    """nano-vllm's list (``capture_cudagraph``): 1, 2, 4, 8, then by 16 to min(max_num_seqs, 512).
+
+    max_num_seqs is not appended. 1, 2, 4 and 8 are always listed, over buffers of max_num_seqs
+    rows, so below 8 requests the graphs too large for them hold max_num_seqs.
+    """
+    most = min(request.max_batch_size, MAX_REQUESTS)
+    sizes = {min(size, most) for size in (1, 2, 4, 8, *range(16, most + 1, 16))}
+    return from_requests(request, sorted(sizes), _warnings(request, sizes))
+
+
+def _warnings(request: PlanRequest, sizes: set[int]) -> Iterator[str]:
+    if request.spec_tokens:
+        yield "nano-vllm has no speculative decoding: its rule for requests, applied to k + 1"
+    yield from off_stride(request, sizes, MAX_REQUESTS)
+    if max(sizes) < request.max_batch_size <= MAX_REQUESTS:
+        yield "nano-vllm does not fall back to eager there: looking up a graph fails"

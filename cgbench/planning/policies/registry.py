@@ -1,0 +1,56 @@
+"""The policies by name, and the one way to apply them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from cgbench.errors import PlanError
+from cgbench.planning.plan import CapturePlan
+from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS, PlanRequest
+
+Policy = Callable[[PlanRequest], CapturePlan]
+
+POLICIES: dict[str, Policy] = {}
+
+_READS: dict[str, frozenset[str]] = {}
+
+# Fields that only some engines have a rule for: their flag, and the value that asks for nothing.
+_SPECIAL = {
+    "tp_size": ("--tp", 1),
+    "pad": ("--no-padding", True),
+    "blackwell": ("--blackwell", False),
+    "max_num_batched_tokens": ("--max-num-batched-tokens", DEFAULT_MAX_BATCHED_TOKENS),
+}
+
+
+def policy(name: str, *, reads: str = "") -> Callable[[Policy], Policy]:
+    """Register the decorated function as the policy ``name``.
+
+    ``reads`` names, with spaces between, the fields of ``PlanRequest`` from tp_size, pad,
+    blackwell and max_num_batched_tokens that the engine has a rule for. Given for another engine,
+    they change nothing, and the plan says so.
+    """
+
+    def register(function: Policy) -> Policy:
+        POLICIES[name] = function
+        _READS[name] = frozenset(reads.split())
+        return function
+
+    return register
+
+
+def plan(request: PlanRequest) -> CapturePlan:
+    """Apply the request's policy.
+
+    Raises ``PlanError`` for an unknown policy, and for whatever the policy refuses.
+    """
+    if request.policy not in POLICIES:
+        known = ", ".join(sorted(POLICIES))
+        raise PlanError(f"--policy {request.policy}: unknown; choose one of {known}")
+    found = POLICIES[request.policy](request)
+    return replace(found, warnings=(*found.warnings, *_unread(request)))
+
+
+def _unread(request: PlanRequest) -> Iterator[str]:
+    for field, (flag, neutral) in _SPECIAL.items():
+        if getattr(request, field) != neutral and field not in _READS[request.policy]:
+            yield f"{flag} changes nothing: {request.policy} has no rule for it"

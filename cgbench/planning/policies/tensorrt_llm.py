@@ -1,0 +1,38 @@
+"""TensorRT-LLM (NVIDIA/TensorRT-LLM, ``tensorrt_llm/llmapi/llm_args.py``). Sizes are requests.
+
+Tensor parallelism has no rule here: any batch size is captured on every rank.
+"""
+
+from cgbench.planning.plan import CapturePlan
+from cgbench.planning.policies.build import from_requests, over_token_budget
+from cgbench.planning.policies.registry import policy
+from cgbench.planning.request import PlanRequest
+
+
+@policy("tensorrt-llm-1.3", reads="pad max_num_batched_tokens")
+def tensorrt_llm_1_3(request: PlanRequest) -> CapturePlan:
+    """TensorRT-LLM 1.3's list, with ``enable_padding`` or without.
+
+    Padded: 1, 2, 4, by 8 to 128, then by 64. Not padded: 1..32, 64, 128, then powers of two; a
+    batch size that is not on this list runs eager, so there are holes below the largest graph.
+    Either way max_num_seqs is appended (``_generate_cuda_graph_batch_sizes``). A graph that would
+    not fit max_num_tokens is dropped; padded, the largest batch that fits takes its place
+    (``_filter_cuda_graph_batch_sizes`` in ``_torch/pyexecutor/model_engine.py``).
+    """
+    most = request.max_batch_size
+    fits = min(most, request.max_num_batched_tokens // request.query_len)
+    listed = _padded(most) if request.pad else _unpadded(most)
+    sizes = {size for size in {*listed, most} if size <= fits}
+    if request.pad and fits:
+        sizes.add(fits)
+    return from_requests(request, sorted(sizes), over_token_budget(request), pads=request.pad)
+
+
+def _padded(most: int) -> list[int]:
+    sizes = [*(1, 2, 4), *range(8, 129, 8), *range(192, most + 1, 64)]
+    return [size for size in sizes if size <= most]
+
+
+def _unpadded(most: int) -> list[int]:
+    powers = [2**exponent for exponent in range(8, most.bit_length())]
+    return [size for size in [*range(1, 33), 64, 128, *powers] if size <= most]

@@ -1,0 +1,155 @@
+"""Several policies for several k: plans side by side, and what the best list would save."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from cgbench.errors import BadInputError, PlanError
+from cgbench.planning.expected import Expected, costs_of, expected, expected_cost, weights_of
+from cgbench.planning.optimal import least_costs, problem_of
+from cgbench.planning.plan import CapturePlan
+from cgbench.planning.policies import POLICIES, plan
+from cgbench.planning.request import PlanRequest
+
+DEFAULT_MAX_GRAPHS = 32
+"""What ``optimal`` may capture where no budget is given: about as many as engines list."""
+
+# Two costs closer than this share are the same but for rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One policy's answer to one request: a plan, or the reason why the engine refuses."""
+
+    request: PlanRequest
+    plan: CapturePlan | None
+    refusal: str = ""
+
+    @cached_property
+    def weights(self) -> list[float]:
+        return weights_of(self.request)
+
+    @cached_property
+    def expected(self) -> Expected | None:
+        return expected(self.plan, self.weights) if self.plan else None
+
+    @cached_property
+    def cost(self) -> float | None:
+        """Expected cost of an iteration, in ``unit``."""
+        if self.plan is None:
+            return None
+        return expected_cost(self.plan, self.weights, costs_of(self.request))
+
+    @property
+    def unit(self) -> str:
+        return costs_of(self.request).unit
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """The plan ``optimal`` against one policy's, under the same workload and costs.
+
+    ``time_frac`` is the share of that policy's expected time that it saves, ``graphs`` how many
+    graphs fewer it captures (below 0: more). The last two compare at equal terms: the time saved
+    with as many graphs as that policy has, and the fewest graphs that are no slower than it.
+    """
+
+    policy: str
+    spec_tokens: int
+    time_frac: float
+    graphs: int
+    time_frac_at_same_graphs: float
+    graphs_at_same_time: int
+
+
+def study(requests: Iterable[PlanRequest]) -> list[Outcome]:
+    """Every request's plan, in order. A refusal raises only where there is nothing else."""
+    outcomes = [_outcome(request) for request in requests]
+    if not any(outcome.plan for outcome in outcomes):
+        raise PlanError(outcomes[0].refusal)
+    return outcomes
+
+
+def requests_for(base: PlanRequest, policies: str, spec_tokens: Iterable[int]) -> list[PlanRequest]:
+    """One request a k and policy, otherwise like ``base``, whose sizes go to ``explicit`` alone.
+
+    ``policies`` is a name, several with commas between, or ``all``; that leaves ``explicit`` out
+    where no sizes are given. Raises ``PlanError`` for an unknown name.
+    """
+    names = _names(policies, bool(base.capture_sizes))
+    return [_request(base, name, k) for k in spec_tokens for name in names]
+
+
+def savings(outcomes: list[Outcome]) -> list[Saving]:
+    """What each ``optimal`` among the outcomes saves against each other policy at its k."""
+    return [
+        saving
+        for best in outcomes
+        if best.plan and best.request.policy == "optimal"
+        for saving in _savings(best, outcomes)
+    ]
+
+
+def _names(policies: str, has_sizes: bool) -> list[str]:
+    if policies == "all":
+        known = sorted(POLICIES, key=lambda name: (name == "optimal", name))
+        return [name for name in known if name != "explicit" or has_sizes]
+    names = list(dict.fromkeys(policies.split(",")))
+    if has_sizes and "explicit" not in names:
+        raise BadInputError(f"--capture-sizes goes with --policy explicit, not {policies}")
+    return names
+
+
+def _request(base: PlanRequest, policy: str, spec_tokens: int) -> PlanRequest:
+    sizes = base.capture_sizes if policy == "explicit" else ()
+    max_graphs = DEFAULT_MAX_GRAPHS if _is_unlimited(base) else base.max_graphs
+    return replace(
+        base,
+        policy=policy,
+        spec_tokens=spec_tokens,
+        capture_sizes=sizes,
+        max_graphs=max_graphs if policy == "optimal" else None,
+    )
+
+
+def _is_unlimited(base: PlanRequest) -> bool:
+    return base.max_graphs is base.max_memory_bytes is base.max_capture_s is None
+
+
+def _outcome(request: PlanRequest) -> Outcome:
+    if request.policy not in POLICIES:
+        plan(request)
+    try:
+        return Outcome(request, plan(request))
+    except PlanError as error:
+        return Outcome(request, None, str(error))
+
+
+def _savings(best: Outcome, outcomes: list[Outcome]) -> Iterator[Saving]:
+    k = best.request.spec_tokens
+    # `exact` is no engine's list, and nothing can be saved on it.
+    others = [
+        (each, len(each.plan.buckets))
+        for each in outcomes
+        if each.plan and each.request.spec_tokens == k
+        if each.request.policy not in ("optimal", "exact")
+    ]
+    most = max((graphs for _, graphs in others), default=0)
+    least = least_costs(problem_of(best.request), most)
+    for other, graphs in others:
+        yield _saving(best, other, graphs, least)
+
+
+def _saving(best: Outcome, other: Outcome, graphs: int, least: list[float]) -> Saving:
+    assert best.plan and best.cost is not None and other.cost is not None
+    cost = other.cost
+    no_slower = (n for n, value in enumerate(least) if value <= cost * (1 + _ROUNDING))
+    return Saving(
+        policy=other.request.policy,
+        spec_tokens=other.request.spec_tokens,
+        time_frac=1 - best.cost / cost,
+        graphs=graphs - len(best.plan.buckets),
+        time_frac_at_same_graphs=1 - least[graphs] / cost,
+        graphs_at_same_time=next(no_slower, graphs),
+    )

@@ -1,0 +1,116 @@
+"""What ``cgbench plan`` found, as plain rows: the one source of its tables, CSV and JSON.
+
+Plain, for importing pandas alone would take longer than planning does.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cgbench.planning.expected import expected_of_span
+from cgbench.planning.plan import Span
+from cgbench.planning.study import Outcome, Saving
+
+BUCKET_COLUMNS = (
+    "policy",
+    "spec_tokens",
+    "mode",
+    "batch_size",
+    "num_tokens",
+    "serves_from",
+    "serves_to",
+    "worst_padding_frac",
+    "mean_padding_frac",
+    "workload_share",
+    "note",
+)
+
+
+def bucket_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    """A row a bucket or eager hole, ascending; one row with the reason where it was refused.
+
+    ``batch_size`` and ``num_tokens`` are the bucket's, None where there is none.
+    """
+    who = {"policy": outcome.request.policy, "spec_tokens": outcome.request.spec_tokens}
+    if outcome.plan is None:
+        yield {**dict.fromkeys(BUCKET_COLUMNS), **who, "mode": "refused", "note": outcome.refusal}
+        return
+    for span in outcome.plan.spans:
+        yield {**who, **_span_row(span, outcome.weights), "note": None}
+    served = {span.bucket for span in outcome.plan.spans}
+    for bucket in outcome.plan.buckets:
+        if bucket not in served:
+            unused = {"mode": "graph", **asdict(bucket), "note": "serves nothing: over the maximum"}
+            yield {**dict.fromkeys(BUCKET_COLUMNS), **who, **unused}
+
+
+def _span_row(span: Span, weights: list[float]) -> dict[str, Any]:
+    means, bucket = expected_of_span(span, weights), span.bucket
+    return {
+        "mode": "graph" if bucket else "eager",
+        "batch_size": bucket and bucket.batch_size,
+        "num_tokens": bucket and bucket.num_tokens,
+        "serves_from": span.first,
+        "serves_to": span.last,
+        "worst_padding_frac": means.worst_padding if bucket else None,
+        "mean_padding_frac": means.padding if bucket else None,
+        "workload_share": means.share,
+    }
+
+
+def summary_row(outcome: Outcome) -> dict[str, Any]:
+    """One policy's row beside the others; means are over the workload. None: refused."""
+    plan, means = outcome.plan, outcome.expected
+    return {
+        "policy": outcome.request.policy,
+        "spec_tokens": outcome.request.spec_tokens,
+        "graphs": plan and len(plan.buckets),
+        "largest_batch_size": plan and plan.eager_above,
+        "eager_batch_sizes": plan and plan.eager_batch_sizes,
+        "eager_share": means and means.eager_share,
+        "mean_padding_frac": means and means.padding,
+        "worst_padding_frac": means and means.worst_padding,
+        "expected_cost": outcome.cost,
+        "cost_unit": outcome.unit,
+        "refusal": outcome.refusal or None,
+    }
+
+
+def plan_csv(outcomes: Sequence[Outcome]) -> str:
+    """Every bucket and hole of every outcome; an empty cell has no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, BUCKET_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for outcome in outcomes:
+        writer.writerows(map(_rounded, bucket_rows(outcome)))
+    return text.getvalue().rstrip("\n")
+
+
+def plan_json(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> str:
+    """Every outcome with its buckets, the engine's own list and its warnings, and the savings."""
+    plans = [_plan_object(outcome) for outcome in outcomes]
+    saved = [_rounded(asdict(saving)) for saving in savings]
+    return json.dumps({"plans": plans, "savings": saved}, indent=2)
+
+
+def _plan_object(outcome: Outcome) -> dict[str, Any]:
+    request, plan = outcome.request, outcome.plan
+    return {
+        **_rounded(summary_row(outcome)),
+        "max_num_seqs": request.max_batch_size,
+        "workload": request.concurrency.name if request.concurrency else "every batch size alike",
+        "capture_tokens": list(plan.capture_tokens) if plan else None,
+        "batch_sizes": list(plan.batch_sizes) if plan else None,
+        "indivisible": list(plan.indivisible) if plan else None,
+        "warnings": list(plan.warnings) if plan else [],
+        "buckets": [_rounded(row) for row in bucket_rows(outcome)] if plan else [],
+    }
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()
+    }

@@ -1,0 +1,68 @@
+"""Costs for the planner out of a run directory: what was measured, by bucket and by batch size."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cgbench.errors import RunDirectoryError
+from cgbench.planning.costs import Costs, Curve
+from cgbench.report.schema import Mode, Phase, Scope, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MILLISECONDS = ("warmup_ms", "capture_ms", "instantiate_ms", "first_replay_ms")
+
+
+def read_costs(path: Path, spec_tokens: int) -> Costs:
+    """Iteration times, graph bytes and capture seconds of the run in ``path`` at one k.
+
+    The whole iteration's graphs where the run has them, else the three of a phase, taken
+    together. A bucket's time is the median over the batch sizes measured in it, for the graph
+    does the same work whatever it holds. Raises ``RunDirectoryError``, naming the file, where k
+    was not measured, captured or eager, or a file is missing or damaged.
+    """
+    from cgbench.report.store import RunDirectory
+
+    run = RunDirectory.open(path)
+    latency = run.latency()
+    of_k = latency[(latency["spec_tokens"] == spec_tokens) & (latency["status"] == Status.OK)]
+    graphs = of_k[of_k["mode"] == Mode.GRAPH]
+    eager = of_k[(of_k["mode"] == Mode.EAGER) & (of_k["scope"] == Scope.EAGER)]
+    scope = _scope(graphs)
+    graphs = graphs[graphs["scope"] == scope]
+    for found, what in ((graphs, "captured"), (eager, "eager")):
+        if found.empty:
+            raise RunDirectoryError(
+                f"--costs {path}: latency.csv has no {what} iteration at --spec-tokens "
+                f"{spec_tokens}; measure it with cgbench run"
+            )
+    captured = _captured(run.capture(), scope, spec_tokens)
+    return Costs(
+        unit="ms",
+        graph=_curve(graphs, "bucket", "iteration_p50_ms"),
+        eager=_curve(eager, "batch_size", "iteration_p50_ms"),
+        memory_bytes=None if captured.empty else _curve(captured, "bucket", "bytes"),
+        capture_s=None if captured.empty else _curve(captured, "bucket", "seconds"),
+    )
+
+
+def _scope(graphs: "pd.DataFrame") -> Scope:
+    is_whole = (graphs["scope"] == Scope.ITERATION).any()
+    return Scope.ITERATION if is_whole else Scope.PHASE
+
+
+def _captured(capture: "pd.DataFrame", scope: Scope, spec_tokens: int) -> "pd.DataFrame":
+    """Bytes and seconds of each bucket, all its graphs together."""
+    is_whole = capture["phase"] == Phase.ITERATION
+    of_scope = is_whole if scope is Scope.ITERATION else ~is_whole
+    rows = capture[of_scope & (capture["spec_tokens"] == spec_tokens)]
+    costs = rows.assign(
+        bytes=(rows["pool_bytes"] + rows["driver_bytes"]).clip(lower=0),
+        seconds=rows[list(MILLISECONDS)].sum(axis=1) / 1e3,
+    )
+    return costs.groupby("bucket", as_index=False)[["bytes", "seconds"]].sum()
+
+
+def _curve(frame: "pd.DataFrame", by: str, value: str) -> Curve:
+    medians = frame.dropna(subset=[by, value]).groupby(by)[value].median()
+    return Curve(tuple(zip(medians.index.astype(int).tolist(), medians.tolist(), strict=True)))

@@ -1,0 +1,166 @@
+"""``cgbench plan`` as typed: what is printed, and one line and exit code 2 for mistakes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from cgbench.cli import main
+from cgbench.report import plan_plot
+
+
+class Result:
+    """What one command printed, and its exit code."""
+
+    def __init__(self, exit_code: int, out: str, err: str) -> None:
+        self.exit_code, self.out, self.err = exit_code, out, err
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Runs ``cgbench plan`` with these words."""
+
+    def run(*words: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["cgbench", "plan", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Result(int(ended.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+def test_a_table_of_buckets(plan) -> None:
+    found = plan("--spec-tokens", "2", "--max-num-seqs", "12")
+    assert found.exit_code == 0
+    assert "scaled, k = 2, max_num_seqs 12" in found.out
+    assert "9-12" in found.out
+    assert found.err == ""
+
+
+def test_all_policies_with_a_refusal_and_savings(plan) -> None:
+    found = plan("--spec-tokens", "2", "--max-num-seqs", "171", "--policy", "all")
+    assert found.exit_code == 0
+    assert "refused: fastdeploy-2.4: fastdeploy-2.4 refuses an odd token count" in found.out
+    assert "What optimal saves, k = 2, 32 graphs" in found.out
+    assert "explicit" not in found.out
+
+
+def test_all_policies_with_sizes_of_ones_own(plan) -> None:
+    found = plan("--policy", "all", "--capture-sizes", "8,16,256")
+    assert found.exit_code == 0
+    assert "explicit" in found.out
+
+
+def test_a_table_a_k(plan) -> None:
+    found = plan("--spec-tokens", "1,3,5", "--max-num-seqs", "8", "--format", "markdown")
+    assert [line for line in found.out.splitlines() if line.startswith("###")] == [
+        f"### scaled, k = {k}, max_num_seqs 8, every batch size alike" for k in (1, 3, 5)
+    ]
+
+
+def test_json_is_json_alone(plan) -> None:
+    found = plan("--format", "json", "--policy", "all")
+    policies = [each["policy"] for each in json.loads(found.out)["plans"]]
+    assert "vllm-0.33" in policies and policies[-1] == "optimal"
+
+
+def test_csv(plan) -> None:
+    found = plan("--format", "csv", "--max-num-seqs", "2")
+    assert found.out.splitlines()[1] == "scaled,3,graph,1,4,1,1,0.0,0.0,0.5,"
+
+
+def test_workload(plan) -> None:
+    found = plan("--max-num-seqs", "8", "--concurrency", "constant:3")
+    assert "max_num_seqs 8, constant:3" in found.out
+    assert "mean padding 25.0 %" in found.out
+
+
+def test_flags_are_alone_on_stdout(plan) -> None:
+    found = plan("--policy", "vllm-0.18", "--max-num-seqs", "256", "--flags", "vllm")
+    assert found.out.count("\n") == 1
+    assert found.out.startswith("--compilation-config '{")
+    assert "warning: truncated" in found.err
+
+
+def test_flags_for_several_k(plan) -> None:
+    found = plan("--spec-tokens", "1,3", "--max-num-seqs", "2", "--flags", "sglang")
+    assert found.out.splitlines() == [
+        "# k = 1",
+        "--cuda-graph-bs 1 2",
+        "# k = 3",
+        "--cuda-graph-bs 1 2",
+    ]
+
+
+def test_eager_penalty_decides_what_is_captured(plan) -> None:
+    words = ("--policy", "optimal", "--max-graphs", "1", "--max-num-seqs", "4", "--flags", "sglang")
+    assert plan(*words).out == "--cuda-graph-bs 4\n"
+    assert plan(*words, "--eager-penalty", "1.01").out == "--cuda-graph-bs 1\n"
+
+
+@pytest.mark.parametrize("suffix", plan_plot.FORMATS)
+def test_plot(plan, tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"padding{suffix}"
+    found = plan("--policy", "scaled,nano-vllm", "--max-num-seqs", "100", "--plot", str(file))
+    assert found.exit_code == 0
+    begins = {".png": b"\x89PNG", ".svg": b"<?xml", ".html": b"<!doctype html>"}
+    assert file.read_bytes().startswith(begins[suffix])
+    assert suffix != ".html" or b"<svg" in file.read_bytes()
+    assert f"written to {file}" in found.err
+
+
+def test_plot_without_matplotlib(plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    found = plan("--plot", "x.png")
+    assert found.exit_code == 2
+    assert found.err == "error: --plot needs matplotlib: pip install 'cgbench[plot]'\n"
+
+
+MISTAKES = {
+    "--policy best": "--policy best: unknown; choose one of",
+    "--policy scaled,best": "--policy best: unknown; choose one of",
+    "--spec-tokens 9": "--spec-tokens 9: must be 0 to 8",
+    "--spec-tokens three": "--spec-tokens three: must be whole numbers",
+    "--max-num-seqs 0": "--max-num-seqs 0: must be at least 1",
+    "--max-num-batched-tokens 0": "--max-num-batched-tokens 0: must be at least 1",
+    "--tp 0": "--tp 0: must be at least 1",
+    "--max-graphs -1": "--max-graphs -1: must be at least 0",
+    "--policy fastdeploy-2.4 --spec-tokens 2 --max-num-seqs 171": "odd token count",
+    "--capture-sizes 3 --capture-unit tokens": "3 tokens are not a multiple of 4",
+    "--capture-sizes 4 --policy scaled": "--capture-sizes goes with --policy explicit",
+    "--policy explicit": "--policy explicit needs --capture-sizes",
+    "--concurrency nowhere.csv": "--concurrency nowhere.csv: cannot be read",
+    "--concurrency geometric:0": "--concurrency geometric:0: the mean must be",
+    "--policy optimal --max-memory 1GB": "--max-memory needs --costs RUN_DIR",
+    "--policy optimal --max-memory much": "--max-memory much: must be a size",
+    "--policy optimal --max-capture-seconds 3": "--max-capture-seconds needs --costs RUN_DIR",
+    "--policy optimal --max-capture-seconds nan": "--max-capture-seconds nan: must be at least 0",
+    "--eager-penalty 0": "--eager-penalty 0.0: must be a number above 0",
+    "--costs nowhere": "nowhere/run.json: missing or damaged",
+    "--flags paddle": "--flags paddle: unknown; choose one of fastdeploy",
+    "--flags vllm --policy all": "--flags vllm: goes with one --policy",
+    "--plot chart.pdf": "--plot chart.pdf: must end in .png, .svg, .html",
+    "--plot nowhere/chart.png": "--plot nowhere/chart.png: no such folder",
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(plan, words: str) -> None:
+    found = plan(*words.split())
+    assert found.exit_code == 2
+    assert found.out == ""
+    assert found.err.startswith("error: ")
+    assert MISTAKES[words] in found.err
+    assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("512", 512), ("2KB", 2000), ("2KiB", 2048), ("1.5GiB", 1610612736), ("1g", 10**9)],
+)
+def test_bytes(text: str, value: int) -> None:
+    from cgbench.cli.parsing import parse_bytes
+
+    assert parse_bytes("--max-memory", text) == value

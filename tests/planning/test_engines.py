@@ -1,0 +1,128 @@
+"""What only some engines have: ceilings, token budgets, tensor parallelism, padding off."""
+
+import pytest
+
+from cgbench.errors import PlanError
+from cgbench.planning import Concurrency, Costs, PlanRequest, plan
+from tests.planning.test_policies import planned
+
+
+def test_vllm_reports_what_its_ceiling_cuts() -> None:
+    assert planned("vllm-0.33", 3, 256).warnings == (
+        "truncated: a full batch needs 1024 tokens, the list stops at 512",
+        "batch sizes 129 to 256 (128 of 256) have no graph: eager",
+    )
+
+
+def test_the_blackwell_ceiling_is_twice_as_high_from_vllm_0_33() -> None:
+    new = plan(PlanRequest(3, 256, "vllm-0.33", blackwell=True))
+    assert (new.eager_above, new.warnings) == (256, ())
+    old = plan(PlanRequest(3, 256, "vllm-0.18", blackwell=True))
+    assert old.batch_sizes == planned("vllm-0.18", 3, 256).batch_sizes
+    assert old.warnings[-1] == "--blackwell changes nothing: vllm-0.18 has no rule for it"
+
+
+def test_off_stride() -> None:
+    assert planned("vllm-0.18", 0, 100).warnings == (
+        "off-stride: --max-num-seqs 100 (100 tokens) falls between two listed sizes, "
+        "the largest decode graph holds 96; list it yourself",
+        "batch sizes 97 to 100 (4 of 100) have no graph: eager",
+    )
+
+
+def test_one_batch_size_alone_is_eager() -> None:
+    """33 requests are 99 tokens, between 96 and 105."""
+    assert planned("vllm-0.18", 2, 33).warnings[-1] == "batch size 33 (1 of 33) has no graph: eager"
+
+
+def test_over_the_token_budget() -> None:
+    """100 tokens of budget are the ceiling, and in 0.33 a size: 25 requests of 4 tokens."""
+    found = plan(PlanRequest(3, 32, "vllm-0.33", max_num_batched_tokens=100))
+    assert found.capture_tokens[-2:] == (96, 100)
+    assert found.eager_above == 25
+    assert (
+        "over the token budget: a full batch needs 128 tokens, --max-num-batched-tokens 100 "
+        "lets 25 requests run"
+    ) in found.warnings
+    old = plan(PlanRequest(3, 32, "vllm-0.18", max_num_batched_tokens=100))
+    assert old.eager_above == 24
+
+
+def test_vllm_refuses_a_budget_below_one_request() -> None:
+    with pytest.raises(PlanError, match="no capture size that is a multiple of 8 up to 4 tokens"):
+        plan(PlanRequest(7, 4, "vllm-0.18", max_num_batched_tokens=5))
+
+
+def test_vllm_sequence_parallelism() -> None:
+    """Multiples of 4 in the grid to 32, then of max(4, 2) = 4."""
+    found = plan(PlanRequest(1, 8, "vllm-0.18", tp_size=4))
+    assert found.capture_tokens == (4, 8, 16, 24, 32)
+    assert found.batch_sizes == (2, 4, 8)
+
+
+def test_vllm_sequence_parallelism_refuses_what_does_not_divide() -> None:
+    with pytest.raises(PlanError, match=r"--tp 4 with --spec-tokens 2: .* 4 and 3 must divide"):
+        plan(PlanRequest(2, 8, "vllm-0.33", tp_size=4))
+
+
+def test_sglang_with_gathered_batches() -> None:
+    """At k = 1, 4 GPUs: even batch sizes, and 10 requests count up to 12."""
+    found = plan(PlanRequest(1, 10, "sglang-0.5.23", tp_size=4))
+    assert found.batch_sizes == (2, 4, 6, 8, 10, 12)
+
+
+def test_fastdeploy_sequence_parallel_moe() -> None:
+    assert plan(PlanRequest(0, 10, "fastdeploy-2.5", tp_size=4)).capture_tokens == (8, 4)
+    # Below tp requests the engine switches the mode, and with it the rule, off.
+    assert plan(PlanRequest(0, 3, "fastdeploy-2.5", tp_size=4)).capture_tokens == (3, 2, 1)
+
+
+def test_tensorrt_llm_without_padding_has_holes_below_its_largest_graph() -> None:
+    found = plan(PlanRequest(0, 130, "tensorrt-llm-1.3", pad=False))
+    assert found.batch_sizes == (*range(1, 33), 64, 128, 130)
+    assert found.bucket_for(33) is None
+    assert found.eager_batch_sizes == 31 + 63 + 1
+    assert found.mean_padding == 0
+    assert [(span.first, span.last) for span in found.eager_spans] == [
+        (33, 63),
+        (65, 127),
+        (129, 129),
+    ]
+
+
+def test_tensorrt_llm_drops_what_does_not_fit_its_token_budget() -> None:
+    """100 // 4 = 25 requests fit; padded, that is a size."""
+    padded = plan(PlanRequest(3, 64, "tensorrt-llm-1.3", max_num_batched_tokens=100))
+    assert padded.batch_sizes == (1, 2, 4, 8, 16, 24, 25)
+    bare = plan(PlanRequest(3, 64, "tensorrt-llm-1.3", max_num_batched_tokens=100, pad=False))
+    assert bare.batch_sizes == tuple(range(1, 26))
+
+
+def test_nano_vllm_has_no_eager_to_fall_back_on() -> None:
+    warnings = planned("nano-vllm", 1, 100).warnings
+    assert warnings[0].startswith("nano-vllm has no speculative decoding")
+    assert "nano-vllm does not fall back to eager there: looking up a graph fails" in warnings
+
+
+@pytest.mark.parametrize(
+    ("special", "flag"),
+    [
+        ({"tp_size": 2}, "--tp"),
+        ({"pad": False}, "--no-padding"),
+        ({"blackwell": True}, "--blackwell"),
+        ({"max_num_batched_tokens": 4096}, "--max-num-batched-tokens"),
+    ],
+)
+def test_a_flag_without_a_rule_is_said_to_change_nothing(
+    special: dict[str, int], flag: str
+) -> None:
+    found = plan(PlanRequest(3, 8, "scaled", **special))
+    assert found.batch_sizes == planned("scaled", 3, 8).batch_sizes
+    assert found.warnings == (f"{flag} changes nothing: scaled has no rule for it",)
+
+
+def test_requests_are_hashable() -> None:
+    workload = Concurrency.parse("geometric:8")
+    costs = Costs.in_tokens(4)
+    one, other = (PlanRequest(3, 8, concurrency=workload, costs=costs) for _ in range(2))
+    assert len({one, other}) == 1
