@@ -1,13 +1,13 @@
 """``cgbench plan``: capture sizes of a policy, padding, eager holes; no model, no GPU."""
 
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, say
 from cgbench.cli.parsing import parse_bytes, parse_ints, parse_optional_ints
 from cgbench.errors import BadInputError
@@ -19,18 +19,6 @@ from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, sa
 from cgbench.report.plan_plot import check_plot, write_plot
 from cgbench.report.plan_rows import plan_csv, plan_json
 from cgbench.report.plan_tables import markdown, terminal
-
-
-class Format(StrEnum):
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    MARKDOWN = "markdown"
-
-
-class Unit(StrEnum):
-    REQUESTS = "requests"
-    TOKENS = "tokens"
 
 
 def plan(

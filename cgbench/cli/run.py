@@ -2,13 +2,13 @@
 
 import os
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cgbench.cli.choices import Acceptance, Device, Dtype, RoleName, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped, working
 from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
 from cgbench.errors import BadInputError, ExitCode
@@ -19,33 +19,6 @@ if TYPE_CHECKING:
     from cgbench.report.store import RunDirectory
 
 DEFAULT_OUTPUT = Path("results/runs")
-
-
-class Device(StrEnum):
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Dtype(StrEnum):
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Unit(StrEnum):
-    REQUESTS = "requests"
-    TOKENS = "tokens"
-
-
-class RoleName(StrEnum):
-    MIXED = "mixed"
-    DECODE = "decode"
-
-
-class Acceptance(StrEnum):
-    GREEDY = "greedy"
 
 
 def run(

@@ -1,0 +1,37 @@
+"""The flags that take one of a few words."""
+
+from enum import StrEnum
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Unit(StrEnum):
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
+
+class RoleName(StrEnum):
+    MIXED = "mixed"
+    DECODE = "decode"
+
+
+class Acceptance(StrEnum):
+    GREEDY = "greedy"
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
