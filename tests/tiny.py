@@ -20,7 +20,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from cgbench.engine.acceptance import greedy
+from cgbench.engine.acceptance import AcceptanceRule, Greedy
 from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
@@ -121,7 +121,12 @@ def load_tiny(folder: Path, *, with_head: bool = True, device: str = "cpu") -> L
 
 
 def make_speculator(
-    model: LoadedModel, *, max_batch_size: int, room: int, attention: str = "sdpa"
+    model: LoadedModel,
+    *,
+    max_batch_size: int,
+    room: int,
+    attention: str = "sdpa",
+    accept: AcceptanceRule | None = None,
 ) -> Speculator:
     target = model.target
     cache = KvCache(
@@ -131,7 +136,8 @@ def make_speculator(
         dtype=target.dtype,
         device=target.device,
     )
-    return Speculator(target, model.head, cache, DECODE_BACKENDS[attention], greedy)
+    backend = DECODE_BACKENDS[attention]
+    return Speculator(target, model.head, cache, backend, accept or Greedy())
 
 
 def make_state(

@@ -26,10 +26,6 @@ class RoleName(StrEnum):
     DECODE = "decode"
 
 
-class Acceptance(StrEnum):
-    GREEDY = "greedy"
-
-
 class Format(StrEnum):
     TABLE = "table"
     JSON = "json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgbench.cli.choices import Acceptance, Device, Dtype, RoleName, Unit
+from cgbench.cli.choices import Device, Dtype, RoleName, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped, working
 from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
 from cgbench.errors import BadInputError, ExitCode
@@ -58,7 +58,10 @@ def run(
         int | None,
         typer.Option(help="Timed iterations per cell. Default: 100 on CUDA, 40 on CPU."),
     ] = None,
-    acceptance: Annotated[Acceptance, typer.Option(help="Acceptance rule.")] = Acceptance.GREEDY,
+    acceptance: Annotated[
+        str,
+        typer.Option(help="greedy, or synthetic:0.8,0.6,0.4: drafts kept at unconditional rates."),
+    ] = "greedy",
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Generate to --max-new-tokens, past any EOS.")
     ] = False,
@@ -107,7 +110,7 @@ def run(
         "max_new_tokens": max_new_tokens,
         "context_len": context_len,
         "iterations": iterations,
-        "acceptance": acceptance.value,
+        "acceptance": acceptance,
         "ignore_eos": ignore_eos,
         "seed": seed,
         "device": device.value,

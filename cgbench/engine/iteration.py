@@ -59,7 +59,10 @@ def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None
     """Verify and accept; with no drafts to make (k = 0), commit too."""
     logits = verify(spec, rows)
     mark("verify")
-    spec.accept(rows.drafts, logits, rows.num_accepted, rows.out)
+    if spec.accept.is_random:
+        # All of it, whatever the bucket, so that the draws of a request depend on no other.
+        rows.uniforms.uniform_()
+    spec.accept(rows, logits)
     mark("accept")
     if not rows.spec_tokens:
         commit(rows)

@@ -36,8 +36,14 @@ def begin_decoding(
     *,
     tokens_left: int,
     ignore_eos: bool = False,
+    seed: int = 0,
 ) -> None:
-    """Fill the state's rows from a prefill and draft 2..k, so that the next step is verify."""
+    """Fill the state's rows from a prefill and draft 2..k, so that the next step is verify.
+
+    ``seed`` starts the draws of a random acceptance rule: the same seed, the same draws, in every
+    scope.
+    """
+    torch.manual_seed(seed)
     state.begin(prefilled, tokens_left=tokens_left, ignore_eos=ignore_eos)
     rows = state.rows(prefilled.batch_size)
     # The head's newest row is the prompt's last: as after an iteration that kept no draft there.

@@ -40,6 +40,8 @@ class RowState:
     eos_ids: Tensor
     offsets: Tensor
     """0..k, shared by all rows, as are ``eos_ids``."""
+    uniforms: Tensor
+    """``[slots, 2k + 1]`` in [0, 1), for the acceptance rule; shared, for a slot is a request."""
 
     @property
     def batch_size(self) -> int:
@@ -117,6 +119,7 @@ class DecodeState:
                 (max(1, len(eos_token_ids)),), NO_TOKEN, dtype=torch.long, device=device
             ),
             offsets=torch.arange(k + 1, device=device),
+            uniforms=torch.zeros(scratch_slot + 1, 2 * k + 1, device=device),
         )
         self._rows: dict[int, RowState] = {}
 
@@ -136,6 +139,7 @@ class DecodeState:
                 result=full.result[:batch_size],
                 eos_ids=full.eos_ids,
                 offsets=full.offsets,
+                uniforms=full.uniforms,
             )
         return self._rows[batch_size]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cgbench.engine.acceptance import ACCEPTANCE_RULES
+from cgbench.engine.acceptance import parse_acceptance
 from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
@@ -91,7 +91,7 @@ def build_bench(
         dtype=target.dtype,
         device=target.device,
     )
-    accept = ACCEPTANCE_RULES[options.acceptance]
+    accept = parse_acceptance(options.acceptance, options.spec_tokens)
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
     states = {k: _make_state(model, cache, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)

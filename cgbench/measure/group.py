@@ -119,8 +119,8 @@ def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) ->
     """Measure every (k, scope) at ``batch_size``; ``on_step`` is called ``num_steps`` times."""
     runs = {key: CellRun(runner, batch_size) for key, runner in bench.runners.items()}
     waves = bench.workload.waves(batch_size)
-    for wave in waves:
-        _generate_wave(bench, runs, wave)
+    for number, wave in enumerate(waves):
+        _generate_wave(bench, runs, wave, bench.options.seed + number)
         on_step()
     _time_pass(bench, runs, batch_size, on_step)
     prompts = [prompt for wave in waves for prompt in wave]
@@ -136,7 +136,9 @@ def num_steps(bench: Bench, batch_size: int) -> int:
     return len(bench.workload.waves(batch_size)) + NUM_BLOCKS + 1
 
 
-def _generate_wave(bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[int]]) -> None:
+def _generate_wave(
+    bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[int]], seed: int
+) -> None:
     options = bench.options
     prefilled = _prefill(bench, wave)
     first_tokens = prefilled.last.tolist()
@@ -148,6 +150,7 @@ def _generate_wave(bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[i
                 prefilled,
                 tokens_left=options.max_new_tokens - 1,
                 ignore_eos=options.ignore_eos,
+                seed=seed,
             )
             run.absorb(generate(run.runner, first_tokens))
 
@@ -208,6 +211,7 @@ def _begin_timed(bench: Bench, run: CellRun, prefilled: Prefilled) -> None:
         prefilled,
         tokens_left=UNLIMITED_TOKENS,
         ignore_eos=True,
+        seed=bench.options.seed,
     )
 
 

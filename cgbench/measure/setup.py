@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import cgbench
+from cgbench.engine.acceptance import parse_acceptance
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.environment import environment
@@ -72,6 +73,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     )
     if arguments["head"] is not None and not options.max_spec_tokens:
         raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
+    parse_acceptance(options.acceptance, options.spec_tokens)
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     return options, [NO_GRAPHS_ON_CPU] if on_cpu else warnings
 

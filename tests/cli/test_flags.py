@@ -64,6 +64,8 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
             "--policy fastdeploy-2.4 --spec-tokens 2 --batch-sizes 1",
             *("fastdeploy-2.4", "--max-num-seqs"),
         ),
+        bad("--acceptance x", "--acceptance x", "synthetic"),
+        bad("--acceptance synthetic:0.9", "--acceptance", "1 rates for 3 drafts"),
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
     ],
@@ -91,6 +93,8 @@ def test_cuda_without_a_device_cannot_be_done(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        bad("--acceptance x", "--acceptance x", "synthetic"),
+        bad("--acceptance synthetic:0.9", "--acceptance", "1 rates for 3 drafts"),
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
         bad("--context-len 600", "600", "512 positions", "--context-len", "--max-new-tokens"),
