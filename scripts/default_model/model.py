@@ -1,0 +1,64 @@
+"""The target with its head: made anew, rounded to the values that ship, and saved."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from cgbench.models.attention_hook import ATTENTION_NAME
+from cgbench.models.checkpoint import config_from_dict
+from cgbench.models.families import MIMO
+from cgbench.models.head import DraftHead
+from cgbench.models.loading import randomise
+from cgbench.models.target import Target
+from default_model.config import CONFIG, EOS_ID
+
+
+@dataclass
+class Model:
+    """A target with its head, and the settings under which both are computed."""
+
+    target: Target
+    head: DraftHead
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+
+def new_model(device: torch.device) -> Model:
+    with torch.device(device):
+        backbone = AutoModelForCausalLM.from_config(
+            config_from_dict(CONFIG), dtype=torch.float32, attn_implementation=ATTENTION_NAME
+        )
+        target = Target(backbone)
+        head = DraftHead(MIMO, target.model)
+    randomise(head)
+    return Model(target, head, device)
+
+
+@torch.no_grad()
+def round_to_bfloat16(module: nn.Module) -> None:
+    """Give the weights the values that will ship, so that the head learns from exactly those."""
+    for parameter in module.parameters():
+        parameter.copy_(parameter.bfloat16())
+
+
+def save_model(model: Model, data: Path, folder: Path) -> None:
+    """The checkpoint in MiMo's layout, with the tokenizer and prompts from ``data``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(model.target.model.state_dict())
+    family = model.head.family
+    tensors |= {family.tensor_name(name): t for name, t in model.head.state_dict().items()}
+    shipped = {name: t.to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
+    save_file(shipped, folder / "model.safetensors", metadata={"format": "pt"})
+    generation = {"do_sample": False, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
+    for name, content in (("config", CONFIG), ("generation_config", generation)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    for name in ("tokenizer.json", "tokenizer_config.json", "prompts.jsonl"):
+        shutil.copy(data / name, folder / name)
