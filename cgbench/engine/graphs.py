@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,9 @@ from cgbench.planning import Bucket, CapturePlan
 from cgbench.report.schema import GraphCost, Phase, Scope
 
 PhaseFunction = Callable[[Speculator, RowState, Mark], None]
+
+Forwards = list[tuple[str, int]]
+"""The forwards that a graph holds, in order: target or head, and its tokens."""
 
 
 def phases_of(scope: Scope, spec_tokens: int) -> dict[Phase, PhaseFunction]:
@@ -78,7 +81,7 @@ class GraphSet:
 
     @property
     def num_bytes(self) -> int:
-        """Device bytes that the graphs hold: their pool, and what the driver took beside it."""
+        """Device bytes that the graphs hold, in their pool and beside it."""
         return sum(cost.pool_bytes + cost.driver_bytes for cost in self.costs)
 
     def add(self, batch_size: int, graphs: list[CapturedGraph]) -> None:
@@ -142,6 +145,11 @@ def _capture_bucket(
             f"({bucket.num_tokens} tokens): lower --max-num-seqs, --max-num-batched-tokens, "
             "--context-len or --capture-sizes"
         ) from error
+    except RuntimeError as error:
+        raise CaptureError(
+            f"MODEL: the {scope} graph of {bucket.batch_size} requests cannot be captured "
+            f"({str(error).partition(chr(10))[0]}); --scopes eager runs without graphs"
+        ) from error
 
 
 def _check_against_plan(graph_set: GraphSet, plan: CapturePlan) -> None:
@@ -152,19 +160,43 @@ def _check_against_plan(graph_set: GraphSet, plan: CapturePlan) -> None:
         )
 
 
+def _check_forwards(seen: Forwards, planned: Forwards) -> None:
+    if seen != planned:
+        raise CaptureError(f"a captured graph holds the forwards {seen}, the plan's are {planned}")
+
+
+def _planned_forwards(phase: Phase, bucket: Bucket, spec_tokens: int) -> Forwards:
+    """Drafts 2..k work on one token a request, never on the k + 1 that were verified."""
+    verify = [("target", bucket.num_tokens)]
+    first = [("head", bucket.num_tokens)] if spec_tokens else []
+    rest = [("head", bucket.batch_size)] * (spec_tokens - 1)
+    return {
+        Phase.VERIFY: verify,
+        Phase.DRAFT_FIRST: first,
+        Phase.DRAFT_REST: rest,
+        Phase.ITERATION: [*verify, *first, *rest],
+    }[phase]
+
+
 @contextmanager
-def _counting_tokens(spec: Speculator) -> Iterator[list[int]]:
-    """Collects the number of tokens of each target forward, to hold a graph to its bucket."""
-    seen: list[int] = []
+def _watched_forwards(spec: Speculator) -> Iterator[Forwards]:
+    """Collects the forwards that run meanwhile, to hold a graph to its bucket."""
+    seen: Forwards = []
 
-    def count(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        seen.append(kwargs["input_ids"].numel())
+    def target(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        seen.append(("target", kwargs["input_ids"].numel()))
 
-    handle = spec.target.backbone.register_forward_pre_hook(count, with_kwargs=True)
+    def head(_: object, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(("head", args[0].shape[:2].numel()))
+
+    handles = [spec.target.backbone.register_forward_pre_hook(target, with_kwargs=True)]
+    if spec.head is not None:
+        handles.append(spec.head.register_forward_pre_hook(head))
     try:
         yield seen
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class _Capturer:
@@ -191,7 +223,11 @@ class _Capturer:
             torch.cuda.empty_cache()
             before = self._memory()
             graph = torch.cuda.CUDAGraph(keep_graph=True)
-            capture_s = self._timed(lambda: self._record(graph, function, spec, bucket, rows, mark))
+            forwards: Forwards = []
+            capture_s = self._timed(
+                lambda: forwards.extend(self._record(graph, function, spec, rows, mark))
+            )
+            _check_forwards(forwards, _planned_forwards(phase, bucket, state.spec_tokens))
             instantiate_s = self._timed(graph.instantiate)
             first_replay_s = self._timed(graph.replay)
             after = self._memory()
@@ -215,19 +251,21 @@ class _Capturer:
         graph: torch.cuda.CUDAGraph,
         function: PhaseFunction,
         spec: Speculator,
-        bucket: Bucket,
         rows: RowState,
         mark: Mark,
-    ) -> None:
-        # Other threads (telemetry, progress) may call the CUDA runtime during a capture.
-        with _counting_tokens(spec) as seen:
+    ) -> Forwards:
+        with _watched_forwards(spec) as seen:
+            # Other threads (telemetry, progress) may call the CUDA runtime during a capture.
             graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
                 function(spec, rows, mark)
-            finally:
-                graph.capture_end()
-        if any(num_tokens != bucket.num_tokens for num_tokens in seen):
-            raise CaptureError(f"the graph for {bucket.num_tokens} tokens verifies {seen}")
+            except BaseException:
+                # Ending a broken capture fails too, and would hide why it broke.
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return seen
 
     def _timed(self, work: Callable[[], None]) -> float:
         torch.cuda.synchronize(self.device)

@@ -43,7 +43,8 @@ def begin_decoding(
     ``seed`` starts the draws of a random acceptance rule: the same seed, the same draws, in every
     scope.
     """
-    torch.manual_seed(seed)
+    if spec.accept.is_random:
+        torch.manual_seed(seed)
     state.begin(prefilled, tokens_left=tokens_left, ignore_eos=ignore_eos)
     rows = state.rows(prefilled.batch_size)
     # The head's newest row is the prompt's last: as after an iteration that kept no draft there.

@@ -19,7 +19,7 @@ from cgbench.errors import BadInputError, OutOfMemoryError
 from cgbench.measure.options import RunOptions
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
-from cgbench.models.target import probe_kv_shapes
+from cgbench.models.target import check_capturable, probe_kv_shapes
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
@@ -63,8 +63,8 @@ def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int
     if room > max_positions:
         raise BadInputError(
             f"{context} tokens of context and {room - context} to decode are over the model's "
-            f"{max_positions} positions: lower --context-len or --max-new-tokens, "
-            f"or shorten --prompts (longest: {workload.longest} tokens)"
+            f"{max_positions} positions: lower --context-len, --max-new-tokens or "
+            f"--spec-tokens, or shorten --prompts (longest: {workload.longest} tokens)"
         )
     return room
 
@@ -76,11 +76,14 @@ def build_bench(
 
     Raises ``BadInputError`` for lengths that do not fit, ``PlanError`` for sizes that do not.
     """
-    if workload.longest > options.max_num_batched_tokens:
+    longest = max(workload.longest, options.context_len)
+    if longest > options.max_num_batched_tokens:
         raise BadInputError(
             f"--max-num-batched-tokens {options.max_num_batched_tokens}: "
-            f"below the longest prompt, {workload.longest} tokens"
+            f"below the longest prompt or --context-len, {longest} tokens"
         )
+    if set(options.scopes) - {Scope.EAGER}:
+        check_capturable(model.target)
     plans = options.plans()
     target = model.target
     room = room_for(options, workload, target.max_positions)

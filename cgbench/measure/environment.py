@@ -1,5 +1,6 @@
 """The machine and the software, as the results record them."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -32,10 +33,13 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with ``+dirty`` where files differ; None outside a checkout."""
+    """The checkout's commit, with ``+dirty`` where files differ.
+
+    Where there is no checkout, ``CGBENCH_COMMIT`` from the environment, for CI that copies files.
+    """
     root = Path(cgbench.__file__).parent.parent
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("CGBENCH_COMMIT")
     commit = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return commit and commit + ("+dirty" if changed else "")

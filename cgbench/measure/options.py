@@ -5,6 +5,9 @@ from typing import Literal
 
 from cgbench.errors import BadInputError
 from cgbench.planning import MAX_SPEC_TOKENS, CapturePlan, CaptureUnit, PlanRequest, plan
+from cgbench.planning.policies.registry import reads
+from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS
+from cgbench.planning.study import DEFAULT_MAX_GRAPHS
 from cgbench.report.schema import Scope
 
 Role = Literal["mixed", "decode"]
@@ -83,7 +86,15 @@ class RunOptions:
             policy=self.policy,
             capture_sizes=self.capture_sizes,
             capture_unit=self.capture_unit,
+            max_num_batched_tokens=self._token_budget(),
+            max_graphs=DEFAULT_MAX_GRAPHS if self.policy == "optimal" else None,
         )
+
+    def _token_budget(self) -> int:
+        """The prefill budget, for engines whose list depends on it; no matter to the others."""
+        if reads(self.policy, "max_num_batched_tokens"):
+            return self.max_num_batched_tokens
+        return DEFAULT_MAX_BATCHED_TOKENS
 
     def _baseline_request(self, plans: dict[int, CapturePlan]) -> PlanRequest:
         if self.policy != "explicit":

@@ -18,6 +18,8 @@ from cgbench.models.head import DraftHead
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+# Some checkpoints store these again in the head; they are the target's.
+SHARED_COPIES = ("embed_tokens.weight", "lm_head.weight", "rotary_emb.inv_freq")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Layouts that transformers has no config class for, and the architecture that they really are.
@@ -139,6 +141,11 @@ def read_head_tensors(ref: str, head: DraftHead, files: dict[str, Path]) -> dict
     expected = head.expected_tensors()
     if missing := sorted(set(expected) - set(files)):
         raise MissingHeadError(f"{ref}: the MTP head lacks {', '.join(missing)}")
+    if unused := sorted(_head_names(head, files) - set(expected)):
+        raise MissingHeadError(
+            f"{ref}: the MTP head has {', '.join(unused)}, which its target's layers do not have; "
+            "it was made for another target"
+        )
     tensors = {name: _read_tensor(files[name], name) for name in expected}
     wrong = [
         f"{name} is {tuple(tensors[name].shape)}, not {tuple(shape)}"
@@ -148,6 +155,12 @@ def read_head_tensors(ref: str, head: DraftHead, files: dict[str, Path]) -> dict
     if wrong:
         raise MissingHeadError(f"{ref}: the MTP head does not fit its target: {'; '.join(wrong)}")
     return tensors
+
+
+def _head_names(head: DraftHead, files: dict[str, Path]) -> set[str]:
+    """The head's own tensors in the files, without the copies of what it shares."""
+    names = {name for name in files if name.startswith(head.family.prefix)}
+    return {name for name in names if not name.endswith(SHARED_COPIES)}
 
 
 def _read_tensor(path: Path, name: str) -> Tensor:

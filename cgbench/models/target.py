@@ -109,6 +109,27 @@ def check_config(config: PretrainedConfig) -> None:
         )
 
 
+def check_capturable(target: Target) -> None:
+    """Refuse, by name, what reads a device value on the host in its forward.
+
+    Raises ``UnsupportedModelError``. Source: transformers' rotary types ``dynamic`` and
+    ``longrope`` recompute their frequencies from the largest position.
+    """
+    kinds = _rope_types(target.model.config)
+    if found := sorted(kinds & {"dynamic", "longrope"}):
+        raise UnsupportedModelError(
+            f"{type(target.model).__name__}: rotary type '{found[0]}' cannot be captured; "
+            "--scopes eager runs without graphs"
+        )
+
+
+def _rope_types(config: PretrainedConfig) -> set[str]:
+    """The config's rotary types; some models have one for each type of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {str(each.get("rope_type", "default")) for each in [parameters, *nested]}
+
+
 def check_supported(model: PreTrainedModel) -> None:
     """Refuse, by name, a model whose parts the engine cannot work with."""
     kind = type(model).__name__
@@ -160,7 +181,7 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
         for name, tensor in module.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
-            matrix = raw.reshape(-1, raw.shape[-1])
+            matrix = raw.reshape(-1, raw.shape[-1] if raw.dim() else 1)
             for dim in (0, 1):
                 digest.update(matrix.sum(dim, dtype=torch.long).cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

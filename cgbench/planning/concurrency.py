@@ -102,6 +102,8 @@ def _uniform(value: str, flag: str) -> list[tuple[int, float]]:
     first, _, last = value.partition("-")
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise BadInputError(f"{flag}: must be uniform:FIRST-LAST, such as uniform:1-64")
+    if int(last) > _MAX_MEAN:
+        raise BadInputError(f"{flag}: batch sizes above {_MAX_MEAN} are not counted")
     return [(size, 1.0) for size in range(int(first), int(last) + 1)]
 
 

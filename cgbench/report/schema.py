@@ -95,7 +95,11 @@ LATENCY = (
     Column("speedup_vs_no_spec", "float64", "output_tok_per_s / that of k = 0, same scope"),
     Column("floor_ms", "float64", "least time the iteration can take on this device"),
     Column("floor_frac", "float64", "floor_ms / iteration_p50_ms"),
-    Column("peak_memory_bytes", "Int64", "most device memory in use"),
+    Column(
+        "peak_memory_bytes",
+        "Int64",
+        "most device memory in use; on a CPU the process's peak",
+    ),
     Column("tokens_sha256", "string", "hash of the tokens that the generate pass gave"),
 )
 

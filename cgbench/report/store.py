@@ -69,9 +69,11 @@ class RunDirectory:
 
         Raises ``RunDirectoryError``.
         """
+        if resume and cls.open(path).record.complete:
+            raise RunDirectoryError(f"--resume: {path} is complete; nothing is left to measure")
         if resume:
-            cls.open(path)
-        elif path.exists() and not _is_empty_folder(path):
+            return
+        if path.exists() and not _is_empty_folder(path):
             raise RunDirectoryError(
                 f"--output {path}: exists already; choose another, "
                 "or go on with an unfinished run with --resume"

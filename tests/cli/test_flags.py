@@ -99,7 +99,7 @@ def test_cuda_without_a_device_cannot_be_done(
         bad("--attention triton", "--attention triton", "--device cuda"),
         bad("--context-len 600", "600", "512 positions", "--context-len", "--max-new-tokens"),
         bad("--max-new-tokens 600", "606", "512 positions", "--max-new-tokens"),
-        bad("--max-num-batched-tokens 13", "--max-num-batched-tokens 13", "longest prompt, 14"),
+        bad("--max-num-batched-tokens 13", "--max-num-batched-tokens 13", "longest prompt", "14"),
     ],
 )
 def test_what_only_the_model_can_tell_is_said_before_anything_is_written(

@@ -132,6 +132,13 @@ def test_a_head_of_the_wrong_shape_is_named(run: Run, folder: Path) -> None:
     run(folder).refused(2, str(folder), name, "(32, 32), not (32, 64)")
 
 
+def test_a_head_made_for_another_target_is_refused(run: Run, folder: Path) -> None:
+    """Its biases would be dropped, and lossless decoding would hide that."""
+    name = f"{HEAD}self_attn.q_norm.weight"
+    edit_tensors(folder, lambda tensors: tensors | {name: torch.ones(8)})
+    run(folder).refused(2, str(folder), name, "another target")
+
+
 def test_a_cut_head_file_is_named(run: Run, folder: Path, tiny: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])

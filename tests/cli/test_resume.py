@@ -121,8 +121,8 @@ def test_resume_measures_only_what_is_missing(
     assert [row["batch_size"] for row in after.tokens()] == [1] * 6 + [2] * 6
     # Once complete, there is nothing left to measure or to change.
     files = interrupted.files()
-    assert (interrupted("--resume").code, sizes) == (0, [2])
-    assert interrupted.files() == files
+    interrupted("--resume").refused(2, "--resume", "complete")
+    assert sizes == [2] and interrupted.files() == files
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_memory_is_constant_over_ten_thousand_replays(state: DecodeState, graphs
 
 def test_a_bucket_with_other_tokens_is_an_error(spec: Speculator, state: DecodeState) -> None:
     other_k = plan(PlanRequest(spec_tokens=1, max_batch_size=4))
-    with pytest.raises(CaptureError, match="verifies"):
+    with pytest.raises(CaptureError, match="holds the forwards"):
         capture_plan(spec, state, other_k, Scope.ITERATION)
 
 

@@ -8,6 +8,7 @@ from cgbench.errors import BadInputError, ExitCode, PlanError
 from cgbench.measure.bench import room_for
 from cgbench.measure.options import RunOptions
 from cgbench.measure.workload import Workload
+from cgbench.planning.study import DEFAULT_MAX_GRAPHS
 from cgbench.report.schema import Scope
 
 
@@ -96,7 +97,8 @@ def test_room_up_to_the_last_position_is_used_and_no_further() -> None:
         room(10, max_positions=325)
     assert str(error.value) == (
         "256 tokens of context and 70 to decode are over the model's 325 positions: "
-        "lower --context-len or --max-new-tokens, or shorten --prompts (longest: 10 tokens)"
+        "lower --context-len, --max-new-tokens or --spec-tokens, "
+        "or shorten --prompts (longest: 10 tokens)"
     )
     assert error.value.exit_code is ExitCode.BAD_INPUT
 
@@ -114,3 +116,17 @@ def test_values_that_cannot_be_used_name_their_flag(changes: dict[str, Any], mes
     with pytest.raises(BadInputError) as error:
         make_options(**changes)
     assert str(error.value) == message
+
+
+def test_the_prefill_budget_is_the_engines_token_budget() -> None:
+    """`run` captures what `plan` shows: at 200 tokens vLLM's list ends at 50 requests of k = 3."""
+    plans = make_options(policy="vllm-0.18", max_batch_size=256, max_num_batched_tokens=200).plans()
+    assert plans[3].eager_above == 50
+    unread = make_options(policy="scaled", max_batch_size=256, max_num_batched_tokens=200).plans()
+    assert unread[3].eager_above == 128
+    assert not any("changes nothing" in text for text in unread[3].warnings)
+
+
+def test_optimal_has_a_budget_of_graphs() -> None:
+    plans = make_options(policy="optimal", max_batch_size=256).plans()
+    assert {len(each.buckets) for each in plans.values()} == {DEFAULT_MAX_GRAPHS}

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from cgbench.errors import MissingHeadError, ModelError
-from cgbench.models.checkpoint import INDEX_FILE, read_config, tensor_files
+from cgbench.models.checkpoint import INDEX_FILE, SHARED_COPIES, read_config, tensor_files
 from cgbench.models.loading import ModelRequest, load_model
 from cgbench.models.target import fingerprint
-from tests.tiny import edit_config, load_tiny, make_checkpoint
+from tests.tiny import add_head, edit_config, load_tiny, make_checkpoint
 
 HEAD = "model.mtp_layers.0."
 HEAD_FILE = "mtp.safetensors"
@@ -202,3 +202,9 @@ def test_a_config_of_no_known_type_is_named(tmp_path: Path, content: str, word: 
     with pytest.raises(ModelError) as error:
         read_config(str(tmp_path))
     assert_named(error, f"MODEL {tmp_path}: ", word)
+
+
+def test_copies_of_what_the_head_shares_are_not_missed(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "mimo")
+    add_head(folder, {f"{HEAD}{name}": torch.ones(3) for name in SHARED_COPIES})
+    assert load_tiny(folder).head is not None

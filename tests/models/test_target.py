@@ -20,7 +20,7 @@ from transformers import (
 
 from cgbench.errors import ExitCode, UnsupportedModelError
 from cgbench.models.loading import LoadedModel, ModelRequest, load_model
-from cgbench.models.target import fingerprint, probe_kv_shapes
+from cgbench.models.target import check_capturable, fingerprint, probe_kv_shapes
 from tests.tiny import CONFIGS, SHAPE, load_tiny, make_checkpoint
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
@@ -130,3 +130,13 @@ def test_another_head_or_another_dtype_has_another_fingerprint(
     other = make_checkpoint(tmp_path, "mimo", seed=5)
     prints = {digest(folder), digest(folder, head=other), digest(folder, dtype=torch.bfloat16)}
     assert len(prints) == 3
+
+
+def test_rotary_types_that_read_the_device_cannot_be_captured(tmp_path: Path) -> None:
+    """They run eager; only graphs are refused, by name."""
+    folder = make_checkpoint(tmp_path, "llama")
+    model = load_tiny(folder).target
+    check_capturable(model)
+    model.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(UnsupportedModelError, match="'dynamic' cannot be captured"):
+        check_capturable(model)

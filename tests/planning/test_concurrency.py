@@ -79,6 +79,7 @@ def test_bad_file_is_named(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "uniform:1-9999999999",
         "geometric:0.5",
         "geometric:many",
         "geometric:nan",

@@ -153,7 +153,9 @@ def test_create_refuses_a_folder_it_cannot_make(tmp_path: Path) -> None:
 
 def test_check_refuses_early(tmp_path: Path, finished: RunDirectory) -> None:
     RunDirectory.check(tmp_path / "new", resume=False)
-    RunDirectory.check(finished.path, resume=True)
+    RunDirectory.check(RunDirectory.create(tmp_path / "begun", make_record()).path, resume=True)
+    with pytest.raises(RunDirectoryError, match=r"--resume: .*finished is complete"):
+        RunDirectory.check(finished.path, resume=True)
     with pytest.raises(RunDirectoryError, match="exists already"):
         RunDirectory.check(finished.path, resume=False)
     with pytest.raises(RunDirectoryError, match=r"new/run\.json: missing"):

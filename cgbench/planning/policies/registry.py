@@ -50,6 +50,11 @@ def plan(request: PlanRequest) -> CapturePlan:
     return replace(found, warnings=(*found.warnings, *_unread(request)))
 
 
+def reads(name: str, field: str) -> bool:
+    """Whether the policy ``name`` has a rule for this field of ``PlanRequest``."""
+    return field in _READS.get(name, frozenset())
+
+
 def _unread(request: PlanRequest) -> Iterator[str]:
     for field, (flag, neutral) in _SPECIAL.items():
         if getattr(request, field) != neutral and field not in _READS[request.policy]:
