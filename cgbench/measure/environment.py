@@ -35,14 +35,15 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """The checkout's commit, with ``+dirty`` where files differ.
 
-    Where there is no checkout, ``CGBENCH_COMMIT`` from the environment, for CI that copies files.
+    Where git does not tell, ``CGBENCH_COMMIT`` from the environment, for CI that copies files.
     """
     root = Path(cgbench.__file__).parent.parent
-    if not (root / ".git").exists():
+    # A package installed inside some other checkout must not take that one's commit.
+    commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
+    if commit is None:
         return os.environ.get("CGBENCH_COMMIT")
-    commit = _git(root, "rev-parse", "HEAD")
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return commit and commit + ("+dirty" if changed else "")
+    return commit + ("+dirty" if changed else "")
 
 
 def _git(root: Path, *args: str) -> str | None:

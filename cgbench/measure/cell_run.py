@@ -1,0 +1,85 @@
+"""One cell while it is measured: its tokens, acceptance, samples and memory peak."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from cgbench.engine.generate import Generated
+from cgbench.engine.runner import Runner
+from cgbench.report.schema import Mode, Sample, Status
+
+
+@dataclass
+class CellRun:
+    """One cell while it is measured; ``samples`` are rows of the samples file."""
+
+    runner: Runner
+    batch_size: int
+    token_ids: list[list[int]] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    """Drafts kept by each iteration of each request."""
+    peak_memory_bytes: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    status: Status = Status.OK
+
+    @property
+    def spec_tokens(self) -> int:
+        return self.runner.state.spec_tokens
+
+    @property
+    def mode(self) -> Mode:
+        return self.runner.mode(self.batch_size)
+
+    def absorb(self, generated: Generated) -> None:
+        """Add one wave's tokens and acceptance."""
+        self.token_ids += generated.token_ids
+        self.accepted += [count for counts in generated.accepted for count in counts]
+
+    def add_sample(self, block: int, stage: str, gpu_s: float, wall_s: float | None) -> None:
+        """``iteration`` counts the samples of a stage, over all blocks."""
+        self.samples.append(
+            Sample(
+                scope=self.runner.scope,
+                spec_tokens=self.spec_tokens,
+                batch_size=self.batch_size,
+                mode=self.mode,
+                block=block,
+                iteration=self._next_iteration(stage),
+                stage=stage,
+                gpu_s=gpu_s,
+                wall_s=wall_s,
+            )
+        )
+
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def next_stretch(self) -> int:
+        """Numbers the stretches of the timed pass, alike in every cell: seeds of their draws."""
+        return self._next_iteration("stretch")
+
+    def _next_iteration(self, stage: str) -> int:
+        self._counts[stage] = self._counts.get(stage, -1) + 1
+        return self._counts[stage]
+
+    @contextmanager
+    def watched(self, device: torch.device) -> Iterator[None]:
+        """Keep the peak of device memory, and turn running out of it into a status."""
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            self.status = Status.OOM
+            self.samples.clear()
+            self.accepted.clear()
+            torch.cuda.empty_cache()
+        self.peak_memory_bytes = max(self.peak_memory_bytes, _peak_memory_bytes(device))
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
