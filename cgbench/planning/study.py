@@ -82,7 +82,10 @@ def requests_for(base: PlanRequest, policies: str, spec_tokens: Iterable[int]) -
 
 
 def savings(outcomes: list[Outcome]) -> list[Saving]:
-    """What each ``optimal`` among the outcomes saves against each other policy at its k."""
+    """What each ``optimal`` among the outcomes saves against each other policy at its k.
+
+    Where ``optimal`` stands alone, against every engine's list.
+    """
     return [
         saving
         for best in outcomes
@@ -127,18 +130,28 @@ def _outcome(request: PlanRequest) -> Outcome:
 
 
 def _savings(best: Outcome, outcomes: list[Outcome]) -> Iterator[Saving]:
-    k = best.request.spec_tokens
-    # `exact` is no engine's list, and nothing can be saved on it.
     others = [
-        (each, len(each.plan.buckets))
-        for each in outcomes
-        if each.plan and each.request.spec_tokens == k
-        if each.request.policy not in ("optimal", "exact")
+        (each, len(each.plan.buckets)) for each in _rivals(best, outcomes) if each.plan is not None
     ]
     most = max((graphs for _, graphs in others), default=0)
     least = least_costs(problem_of(best.request), most)
     for other, graphs in others:
         yield _saving(best, other, graphs, least)
+
+
+# `exact` is no engine's list, and nothing can be saved on it.
+_NO_RIVALS = ("optimal", "exact")
+
+
+def _rivals(best: Outcome, outcomes: list[Outcome]) -> list[Outcome]:
+    """The other policies that were asked for at this k; where none was, every engine's."""
+    asked = [each for each in outcomes if each.request.spec_tokens == best.request.spec_tokens]
+    rivals = [each for each in asked if each.request.policy not in _NO_RIVALS]
+    if rivals:
+        return rivals
+    engines = sorted(POLICIES.keys() - {*_NO_RIVALS, "explicit"})
+    unlimited = replace(best.request, max_graphs=None, max_memory_bytes=None, max_capture_s=None)
+    return study(replace(unlimited, policy=name) for name in engines)
 
 
 def _saving(best: Outcome, other: Outcome, graphs: int, least: list[float]) -> Saving:

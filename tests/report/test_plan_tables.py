@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cgbench.errors import RunDirectoryError
-from cgbench.planning import Concurrency, PlanRequest
+from cgbench.planning import POLICIES, Concurrency, PlanRequest
 from cgbench.planning.study import Outcome, requests_for, savings, study
 from cgbench.report.plan_rows import BUCKET_COLUMNS, plan_csv, plan_json
 from cgbench.report.plan_tables import DEFINITIONS, markdown, terminal
@@ -147,3 +147,8 @@ def test_costs_that_were_not_measured(tmp_path: Path) -> None:
         f"--costs {path}: latency.csv has no captured iteration at --spec-tokens 3; "
         "measure it with cgbench run"
     )
+
+
+def test_optimal_alone_is_held_against_every_engine() -> None:
+    against = {saving.policy for saving in savings(studied("optimal", 64, 3, max_graphs=8))}
+    assert against == POLICIES.keys() - {"optimal", "exact", "explicit"}
