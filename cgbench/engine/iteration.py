@@ -14,8 +14,9 @@ from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.attention import Decode, DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
 from cgbench.engine.state import ACTIVE, RowState
+from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.head import DraftHead
-from cgbench.models.target import Target
+from cgbench.models.target import HiddenStates, Target
 
 Mark = Callable[[str], None]
 """Called at the end of a stage with its name."""
@@ -42,6 +43,33 @@ class Speculator:
     def decode_call(self, rows: RowState, positions: Tensor) -> Decode:
         """Attention for tokens at ``positions [b, S]`` of the rows' slots."""
         return Decode(Rows(self.cache, rows.slot_of_row, positions), self.backend)
+
+    def head_input(self, hidden: HiddenStates) -> Tensor:
+        """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
+        assert self.head is not None
+        return hidden.post_norm if self.head.family.hidden_in == "post" else hidden.pre_norm
+
+    def run_head(
+        self, tokens: Tensor, hidden: Tensor, positions: Tensor, call: AttentionCall
+    ) -> Tensor:
+        """The head on ``hidden [B, S, H]`` at ``positions [B, S]``, each row paired with the token
+        after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``."""
+        assert self.head is not None
+        embeds = self.target.embed(tokens)
+        rope = self.target.rope(embeds, positions)
+        return self.head(embeds, hidden, rope, positions, call)  # type: ignore[no-any-return]
+
+    def draft(self, block_out: Tensor) -> tuple[Tensor, Tensor]:
+        """``block_out [B, 1, H]`` to the draft ``[B]`` and the chain ``[B, 1, H]`` after it."""
+        assert self.head is not None
+        normed = self.head.to_logits_input(block_out)
+        draft = self.target.logits(normed[:, 0]).argmax(-1)
+        return draft, self.head.to_chain(block_out, normed)
+
+
+def take_row(hidden: Tensor, index: Tensor) -> Tensor:
+    """Row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
+    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
 
 
 @torch.inference_mode()
@@ -92,8 +120,7 @@ def verify(spec: Speculator, rows: RowState) -> Tensor:
     positions = rows.seq_len[:, None] + rows.offsets
     hidden = spec.target.forward(tokens, positions, spec.decode_call(rows, positions))
     if spec.head is not None and rows.spec_tokens:
-        post = spec.head.family.hidden_in == "post"
-        rows.hidden.copy_(hidden.post_norm if post else hidden.pre_norm)
+        rows.hidden.copy_(spec.head_input(hidden))
     return spec.target.logits(hidden.post_norm)
 
 
@@ -103,42 +130,26 @@ def draft_first(spec: Speculator, rows: RowState) -> None:
     All k + 1 rows enter the head's KV; those past num_accepted are never read, and the next
     iteration overwrites them. Only row num_accepted goes on, gathered before norm and lm_head.
     """
-    assert spec.head is not None
     positions = rows.seq_len[:, None] + rows.offsets
-    embeds = spec.target.embed(rows.out)
-    block_out = spec.head(
-        embeds,
-        rows.hidden,
-        spec.target.rope(embeds, positions),
-        positions,
-        spec.decode_call(rows, positions),
-    )
-    index = rows.num_accepted[:, None, None].expand(-1, 1, block_out.shape[-1])
-    _emit_draft(spec, rows, block_out.gather(1, index), step=1)
+    call = spec.decode_call(rows, positions)
+    block_out = spec.run_head(rows.out, rows.hidden, positions, call)
+    _emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
 
 
 def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
     """Draft ``step`` (2..k) from draft step - 1 and the chain, one position further on."""
-    assert spec.head is not None
     positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - 1)
-    embeds = spec.target.embed(rows.drafts[:, step - 2 : step - 1])
-    block_out = spec.head(
-        embeds,
-        rows.chain,
-        spec.target.rope(embeds, positions),
-        positions,
-        spec.decode_call(rows, positions),
-    )
+    call = spec.decode_call(rows, positions)
+    block_out = spec.run_head(rows.drafts[:, step - 2 : step - 1], rows.chain, positions, call)
     _emit_draft(spec, rows, block_out, step)
 
 
 def _emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
     """``block_out [b, 1, H]`` to draft ``step`` and the chain of the step after it."""
-    assert spec.head is not None
-    normed = spec.head.to_logits_input(block_out)
-    rows.drafts[:, step - 1] = spec.target.logits(normed[:, 0]).argmax(-1)
+    draft, chain = spec.draft(block_out)
+    rows.drafts[:, step - 1] = draft
     if step < rows.spec_tokens:
-        rows.chain.copy_(spec.head.to_chain(block_out, normed))
+        rows.chain.copy_(chain)
 
 
 def commit(rows: RowState) -> None:

@@ -45,8 +45,3 @@ class KvCache:
             )
             for layer_idx, (key_shape, value_shape) in shapes.items()
         }
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all layers, the scratch slot included."""
-        return sum(kv.keys.nbytes + kv.values.nbytes for kv in self.layers.values())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cgbench.engine.attention import Prefill, Rows
-from cgbench.engine.iteration import Speculator, draft_next
+from cgbench.engine.iteration import Speculator, draft_next, take_row
 from cgbench.engine.state import DecodeState, Prefilled
 
 
@@ -90,24 +90,15 @@ def prefill_slots(spec: Speculator, tokens: Tensor, lengths: Tensor, slots: Tens
     positions = torch.arange(longest, device=tokens.device).expand(batch, -1)
     call = Prefill(Rows(spec.cache, slots, positions))
     hidden = spec.target.forward(tokens, positions, call)
-    newest = _row(hidden.post_norm, lengths - 1)
+    newest = take_row(hidden.post_norm, lengths - 1)
     last = spec.target.logits(newest[:, 0]).argmax(-1)
     if spec.head is None:
         return Prefilled(last, lengths, None, None)
     following = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], dim=1)
     following = following.scatter(1, lengths[:, None] - 1, last[:, None])
-    embeds = spec.target.embed(following)
-    fed = hidden.post_norm if spec.head.family.hidden_in == "post" else hidden.pre_norm
-    block_out = spec.head(embeds, fed, spec.target.rope(embeds, positions), positions, call)
-    block_out = _row(block_out, lengths - 1)
-    normed = spec.head.to_logits_input(block_out)
-    first_draft = spec.target.logits(normed[:, 0]).argmax(-1)
-    return Prefilled(last, lengths, spec.head.to_chain(block_out, normed), first_draft)
-
-
-def _row(hidden: Tensor, index: Tensor) -> Tensor:
-    """Row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
-    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
+    block_out = spec.run_head(following, spec.head_input(hidden), positions, call)
+    first_draft, chain = spec.draft(take_row(block_out, lengths - 1))
+    return Prefilled(last, lengths, chain, first_draft)
 
 
 def _cat(parts: list[Tensor | None]) -> Tensor | None:
