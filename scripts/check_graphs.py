@@ -23,7 +23,7 @@ from cgbench.engine.runner import Runner
 from cgbench.measure import setup
 from cgbench.measure.bench import Bench, capture_all
 from cgbench.models.checkpoint import read_config
-from cgbench.models.loading import DEFAULT_MODEL_DIR
+from cgbench.models.request import DEFAULT_MODEL_DIR
 from cgbench.report.schema import Scope
 
 MAX_BATCH = 64

@@ -37,7 +37,8 @@ from default_model.sources import read_sources, training_files
 from default_model.tokenizer import save_tokenizer, train_tokenizer
 from default_model.training import train_head, train_target
 
-from cgbench.models.loading import ModelRequest, load_model
+from cgbench.models.loading import load_model
+from cgbench.models.request import ModelRequest
 
 # Never trained on, nor is any file of the same name elsewhere, its test or its documentation.
 HELD_OUT_MODULES = (

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
+    AutoConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -25,9 +25,12 @@ from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
 from cgbench.engine.state import DecodeState
-from cgbench.models.families import MIMO
+from cgbench.models.experts import expert_parts
+from cgbench.models.families import MIMO, HeadFamily
 from cgbench.models.head import DraftHead
-from cgbench.models.loading import LoadedModel, ModelRequest, load_model
+from cgbench.models.loading import LoadedModel, load_model
+from cgbench.models.request import ModelRequest
+from cgbench.models.support import auto_class_for
 from cgbench.models.target import probe_kv_shapes
 
 SHAPE: dict[str, Any] = {
@@ -52,6 +55,90 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "mimo": Qwen2Config(**SHAPE),
 }
 
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_ROUTED: dict[str, Any] = _EXPERTS | {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "num_nextn_predict_layers": 1,
+}
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+_NO_RECURRENCE: dict[str, Any] = {"layer_types": ["full_attention"] * 2, "head_dim": 16}
+
+
+def _config(model_type: str, **fields: Any) -> PretrainedConfig:
+    return AutoConfig.for_model(model_type, **(SHAPE | fields))
+
+
+MORE_CONFIGS: dict[str, PretrainedConfig] = {
+    "qwen3_moe": _config("qwen3_moe", **_EXPERTS, num_experts=8, head_dim=16),
+    "glm4_moe": _config("glm4_moe", **_ROUTED, head_dim=16),
+    "deepseek_v3": _config("deepseek_v3", **(_ROUTED | _LATENT)),
+    "ernie4_5_moe": _config(
+        "ernie4_5_moe",
+        moe_intermediate_size=16,
+        moe_k=2,
+        moe_num_experts=8,
+        moe_num_shared_experts=1,
+        pad_token_id=0,
+    ),
+    "qwen3_next": _config(
+        "qwen3_next",
+        **(_EXPERTS | _NO_RECURRENCE),
+        num_experts=8,
+        shared_expert_intermediate_size=16,
+    ),
+    "qwen3_5_text": _config("qwen3_5_text", **_NO_RECURRENCE),
+    "mellum": _config(
+        "mellum",
+        **_EXPERTS,
+        num_experts=8,
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+        num_nextn_predict_layers=1,
+    ),
+    "gemma3_text": _config(
+        "gemma3_text",
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+        tie_word_embeddings=True,
+    ),
+    "step3p7": AutoConfig.for_model(
+        "step3p7",
+        text_config=SHAPE
+        | {
+            "head_dim": 16,
+            "layer_types": ["full_attention", "sliding_attention"] + ["full_attention"] * 3,
+            "mlp_layer_types": ["dense"] * 5,
+            "num_nextn_predict_layers": 3,
+            "sliding_window": 9,
+            "swiglu_limits": [None] * 5,
+            "swiglu_limits_shared": [None] * 5,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    ),
+}
+"""Mixtures of experts, latent attention, (1 + w) norms, windows: targets of the other families."""
+
 
 def make_checkpoint(
     folder: Path,
@@ -60,21 +147,23 @@ def make_checkpoint(
     seed: int = 0,
     eos: int | None = None,
     std: float = 0.3,
+    family: HeadFamily = MIMO,
     **shape: Any,
 ) -> Path:
-    """A checkpoint of ``kind`` in ``folder``, its MTP head in MiMo's names beside the target.
+    """A checkpoint of ``kind`` in ``folder``, its MTP head in ``family``'s names beside the target.
 
     ``std`` is far above a trained model's, so that greedy decoding does not settle on one token.
     """
     torch.manual_seed(seed)
-    config = type(CONFIGS[kind]).from_dict(CONFIGS[kind].to_dict() | shape | {"eos_token_id": eos})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    base = (CONFIGS | MORE_CONFIGS)[kind]
+    config = type(base).from_dict(base.to_dict() | shape | {"eos_token_id": eos})
+    model = auto_class_for(config).from_config(config, dtype=torch.float32)
     randomise(model, std)
     model.generation_config.eos_token_id = eos
     model.save_pretrained(folder)
-    head = DraftHead(MIMO, model)
+    head = DraftHead(family, model)
     randomise(head, std)
-    add_head(folder, {name: head.state_dict()[ours] for name, ours in head_names(head).items()})
+    add_head(folder, checkpoint_tensors(head))
     if kind == "mimo":
         edit_config(folder, model_type="mimo", architectures=["MiMoForCausalLM"])
     return folder
@@ -89,9 +178,18 @@ def randomise(module: torch.nn.Module, std: float) -> None:
             parameter.normal_(mean=1.0, std=0.1)
 
 
-def head_names(head: DraftHead) -> dict[str, str]:
-    """Checkpoint tensor name -> ``DraftHead`` tensor name."""
-    return {MIMO.tensor_name(ours): ours for ours in head.state_dict()}
+def checkpoint_tensors(head: DraftHead) -> dict[str, Tensor]:
+    """The head as its checkpoint holds it: its family's names, every expert apart."""
+    tensors: dict[str, Tensor] = {}
+    for ours, tensor in head.state_dict().items():
+        theirs = head.tensor_name(ours)
+        parts = expert_parts(theirs, tensor.shape)
+        if parts is None:
+            tensors[theirs] = tensor
+            continue
+        rows = next(iter(parts.values()))[0]
+        tensors |= dict(zip(parts, tensor.flatten(0, 1).split(rows), strict=True))
+    return tensors
 
 
 def add_head(folder: Path, tensors: dict[str, Tensor]) -> None:
@@ -165,9 +263,11 @@ def reference_model(folder: Path) -> PreTrainedModel:
     """The same weights through transformers alone, with its own attention and cache."""
     from cgbench.models.checkpoint import read_config
 
-    return AutoModelForCausalLM.from_pretrained(
-        folder, config=read_config(str(folder)), dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    config = read_config(str(folder))
+    model: PreTrainedModel = auto_class_for(config).from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
 
 
 def greedy_reference(

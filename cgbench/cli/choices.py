@@ -16,6 +16,21 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class NormSide(StrEnum):
+    PRE = "pre"
+    POST = "post"
+
+
+class ConcatOrder(StrEnum):
+    EH = "EH"
+    HE = "HE"
+
+
+class FirstEmbedding(StrEnum):
+    KEPT = "kept"
+    ZEROED = "zeroed"
+
+
 class Unit(StrEnum):
     REQUESTS = "requests"
     TOKENS = "tokens"

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgbench.cli.choices import Device, Dtype, RoleName, Unit
+from cgbench.cli.choices import (
+    ConcatOrder,
+    Device,
+    Dtype,
+    FirstEmbedding,
+    NormSide,
+    RoleName,
+    Unit,
+)
 from cgbench.cli.console import console, progress, say, say_when_piped, working
 from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
 from cgbench.errors import BadInputError, ExitCode
@@ -19,6 +27,8 @@ if TYPE_CHECKING:
     from cgbench.report.store import RunDirectory
 
 DEFAULT_OUTPUT = Path("results/runs")
+
+_HEAD: dict[str, Any] = {"rich_help_panel": "Draft head"}
 
 
 def run(
@@ -46,6 +56,26 @@ def run(
     ] = Unit.REQUESTS,
     head: Annotated[
         str | None, typer.Option(help="Folder or hub id of the draft head. Default: MODEL's own.")
+    ] = None,
+    head_family: Annotated[
+        str | None,
+        typer.Option(help="Draft head layout, where the checkpoint does not tell.", **_HEAD),
+    ] = None,
+    head_concat: Annotated[
+        ConcatOrder | None,
+        typer.Option(help="Order of embedding E and hidden state H into the head.", **_HEAD),
+    ] = None,
+    head_hidden: Annotated[
+        NormSide | None,
+        typer.Option(help="Target's hidden state at draft 1: pre or post its norm.", **_HEAD),
+    ] = None,
+    chain_norm: Annotated[
+        NormSide | None,
+        typer.Option(help="Hidden state chained to drafts 2..k: pre or post norm.", **_HEAD),
+    ] = None,
+    head_first_embed: Annotated[
+        FirstEmbedding | None,
+        typer.Option(help="The head's embedding at position 0.", **_HEAD),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help='JSON lines, {"prompt": ...} each. Default: shipped ones.')
@@ -106,6 +136,11 @@ def run(
         "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
         "capture_unit": capture_unit.value,
         "head": head,
+        "head_family": head_family,
+        "head_concat": head_concat,
+        "head_hidden_in": head_hidden,
+        "head_chain": chain_norm,
+        "head_first_embed": head_first_embed,
         "prompts": None if prompts is None else str(prompts),
         "max_new_tokens": max_new_tokens,
         "context_len": context_len,
@@ -134,7 +169,7 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from cgbench.engine.attention import resolve_backend
     from cgbench.measure import setup
-    from cgbench.models.loading import check_model_ref
+    from cgbench.models.request import check_model_ref
     from cgbench.report.store import RunDirectory
     from cgbench.report.tables import latency_table, to_json
 

@@ -50,12 +50,21 @@ class Speculator:
         return hidden.post_norm if self.head.family.hidden_in == "post" else hidden.pre_norm
 
     def run_head(
-        self, tokens: Tensor, hidden: Tensor, positions: Tensor, call: AttentionCall
+        self,
+        tokens: Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        call: AttentionCall,
+        *,
+        from_start: bool = False,
     ) -> Tensor:
         """The head on ``hidden [B, S, H]`` at ``positions [B, S]``, each row paired with the token
-        after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``."""
+        after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``. ``from_start``: column 0 is
+        position 0, where some families feed no embedding."""
         assert self.head is not None
         embeds = self.target.embed(tokens)
+        if from_start and self.head.family.first_embed == "zeroed":
+            embeds[:, 0] = 0
         rope = self.target.rope(embeds, positions)
         return self.head(embeds, hidden, rope, positions, call)  # type: ignore[no-any-return]
 

@@ -96,7 +96,7 @@ def prefill_slots(spec: Speculator, tokens: Tensor, lengths: Tensor, slots: Tens
         return Prefilled(last, lengths, None, None)
     following = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], dim=1)
     following = following.scatter(1, lengths[:, None] - 1, last[:, None])
-    block_out = spec.run_head(following, spec.head_input(hidden), positions, call)
+    block_out = spec.run_head(following, spec.head_input(hidden), positions, call, from_start=True)
     first_draft, chain = spec.draft(take_row(block_out, lengths - 1))
     return Prefilled(last, lengths, chain, first_draft)
 

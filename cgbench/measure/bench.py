@@ -19,7 +19,7 @@ from cgbench.errors import BadInputError, OutOfMemoryError
 from cgbench.measure.options import RunOptions
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
-from cgbench.models.target import check_capturable, probe_kv_shapes
+from cgbench.models.target import probe_kv_shapes
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
@@ -82,8 +82,6 @@ def build_bench(
             f"--max-num-batched-tokens {options.max_num_batched_tokens}: "
             f"below the longest prompt or --context-len, {longest} tokens"
         )
-    if set(options.scopes) - {Scope.EAGER}:
-        check_capturable(model.target)
     plans = options.plans()
     target = model.target
     room = room_for(options, workload, target.max_positions)

@@ -11,6 +11,7 @@ from cgbench.engine.acceptance import parse_acceptance
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.environment import environment
+from cgbench.measure.memory import check_memory
 from cgbench.measure.options import RunOptions
 from cgbench.measure.workload import (
     WORKLOAD_VERSION,
@@ -19,14 +20,16 @@ from cgbench.measure.workload import (
     read_prompts,
     text_workload,
 )
-from cgbench.models.loading import (
+from cgbench.models.families import HeadOverrides
+from cgbench.models.fingerprint import fingerprint
+from cgbench.models.loading import LoadedModel, load_model
+from cgbench.models.request import (
     DEFAULT_MODEL_DIR,
     PRESET_PREFIX,
-    LoadedModel,
     ModelRequest,
-    load_model,
+    plan_loading,
 )
-from cgbench.models.target import fingerprint
+from cgbench.models.support import check_capturable
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import RunRecord, Scope
 
@@ -78,22 +81,36 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     return options, [NO_GRAPHS_ON_CPU] if on_cpu else warnings
 
 
+def model_request(
+    arguments: dict[str, Any], device: torch.device, *, with_head: bool
+) -> ModelRequest:
+    """What the flags about the model ask for."""
+    name = arguments["dtype"]
+    return ModelRequest(
+        ref=arguments["model"],
+        head_ref=arguments["head"],
+        with_head=with_head,
+        device=device,
+        dtype=DEFAULT_DTYPE[device.type] if name == "auto" else getattr(torch, name),
+        seed=arguments["seed"],
+        overrides=HeadOverrides(
+            **{name: arguments[f"head_{name}"] for name in HeadOverrides.__dataclass_fields__}
+        ),
+    )
+
+
 def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -> LoadedModel:
     """The target, and its head unless only k = 0 is measured.
 
     Raises ``ModelError`` and its kin, ``OutOfMemoryError`` where the weights do not fit.
     """
-    name = arguments["dtype"]
-    request = ModelRequest(
-        ref=arguments["model"],
-        head_ref=arguments["head"],
-        with_head=options.max_spec_tokens > 0,
-        device=device,
-        dtype=DEFAULT_DTYPE[device.type] if name == "auto" else getattr(torch, name),
-        seed=options.seed,
-    )
+    request = model_request(arguments, device, with_head=options.max_spec_tokens > 0)
+    plan = plan_loading(request)
+    if set(options.scopes) - {Scope.EAGER}:
+        check_capturable(plan.config)
+    check_memory(plan, options)
     try:
-        return load_model(request)
+        return load_model(plan)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"out of memory loading {request.ref}: its weights do not fit the device; "
@@ -166,7 +183,7 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "fingerprint": fingerprint(model.target, model.head),
             "num_parameters": sum(p.numel() for p in model.target.model.parameters()),
             "head_num_parameters": _num_parameters(model.head),
-            "mtp_modules": "module 1, reused for every draft step" if model.head else None,
+            "mtp_modules": _module_facts(model),
         },
         workload={
             "version": WORKLOAD_VERSION,
@@ -180,6 +197,12 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
         plans=[_plan_facts(plan) for plan in bench.plans.values()],
         warnings=notes,
     )
+
+
+def _module_facts(model: LoadedModel) -> str | None:
+    if model.head is None:
+        return None
+    return f"module 1 of {model.num_head_modules}, reused for every draft step"
 
 
 def _num_parameters(module: torch.nn.Module | None) -> int:

@@ -12,14 +12,10 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, Qwen2Config
 from transformers.utils import cached_file
 
-from cgbench.errors import MissingHeadError, ModelError
-from cgbench.models.families import FAMILIES, HeadFamily
-from cgbench.models.head import DraftHead
+from cgbench.errors import ModelError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-# Some checkpoints store these again in the head; they are the target's.
-SHARED_COPIES = ("embed_tokens.weight", "lm_head.weight", "rotary_emb.inv_freq")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Layouts that transformers has no config class for, and the architecture that they really are.
@@ -29,17 +25,22 @@ KNOWN_AS = {"mimo": Qwen2Config}
 def check_ref(flag: str, ref: str) -> None:
     """Tell a mistyped folder from a hub id.
 
-    Raises ``ModelError`` naming the flag where ``ref`` is neither a folder nor like a hub id.
+    Raises ``ModelError`` naming the flag where ``ref`` is neither a folder, nor a GGUF file, nor
+    like a hub id.
     """
+    if Path(ref).suffix == ".gguf" and Path(ref).is_file():
+        return
     if not Path(ref).is_dir() and not HUB_ID.fullmatch(ref):
         raise ModelError(f"{flag} {ref}: no such folder, and not like a hub id (owner/name)")
 
 
-def read_config(ref: str) -> PretrainedConfig:
-    """The config of a folder or hub id; ``mimo`` becomes the Qwen2 config it really is.
+def read_config(ref: str, gguf_file: Path | None = None) -> PretrainedConfig:
+    """The config of a folder, GGUF file or hub id; ``mimo`` becomes the Qwen2 config it really is.
 
     Raises ``ModelError`` where there is none, or where transformers does not know its type.
     """
+    if gguf_file is not None:
+        return _gguf_config(gguf_file)
     if Path(ref).exists() and not (Path(ref) / "config.json").is_file():
         raise ModelError(f"MODEL {ref}: the folder has no config.json")
     try:
@@ -49,6 +50,13 @@ def read_config(ref: str) -> PretrainedConfig:
         return config_from_dict(raw) if raw.get("model_type") in KNOWN_AS else _auto_config(ref)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
+
+
+def _gguf_config(file: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"MODEL {file}: {first_line(error)}") from error
 
 
 def _auto_config(ref: str) -> PretrainedConfig:
@@ -118,52 +126,8 @@ def _find_file(ref: str, name: str) -> Path | None:
     return Path(found) if found else None
 
 
-def detect_family(ref: str, files: dict[str, Path]) -> HeadFamily:
-    """The family whose tensors the checkpoint holds.
-
-    Raises ``MissingHeadError`` naming what was looked for.
-    """
-    for family in FAMILIES:
-        if any(name.startswith(family.prefix) for name in files):
-            return family
-    looked_for = ", ".join(f"{family.prefix}*" for family in FAMILIES)
-    raise MissingHeadError(
-        f"{ref}: no MTP head tensors (looked for {looked_for}); "
-        "give --head PATH, or --spec-tokens 0 to measure without speculation"
-    )
-
-
-def read_head_tensors(ref: str, head: DraftHead, files: dict[str, Path]) -> dict[str, Tensor]:
-    """The head's tensors, checked one by one against what the head needs.
-
-    Raises ``MissingHeadError`` naming every tensor that is missing or has another shape.
-    """
-    expected = head.expected_tensors()
-    if missing := sorted(set(expected) - set(files)):
-        raise MissingHeadError(f"{ref}: the MTP head lacks {', '.join(missing)}")
-    if unused := sorted(_head_names(head, files) - set(expected)):
-        raise MissingHeadError(
-            f"{ref}: the MTP head has {', '.join(unused)}, which its target's layers do not have; "
-            "it was made for another target"
-        )
-    tensors = {name: _read_tensor(files[name], name) for name in expected}
-    wrong = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(shape)}"
-        for name, shape in expected.items()
-        if tensors[name].shape != shape
-    ]
-    if wrong:
-        raise MissingHeadError(f"{ref}: the MTP head does not fit its target: {'; '.join(wrong)}")
-    return tensors
-
-
-def _head_names(head: DraftHead, files: dict[str, Path]) -> set[str]:
-    """The head's own tensors in the files, without the copies of what it shares."""
-    names = {name for name in files if name.startswith(head.family.prefix)}
-    return {name for name in names if not name.endswith(SHARED_COPIES)}
-
-
-def _read_tensor(path: Path, name: str) -> Tensor:
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file. Raises ``ModelError`` where the file is damaged."""
     with _opened(path) as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor

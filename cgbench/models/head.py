@@ -1,7 +1,6 @@
 """The MTP draft head: one decoder block fed with the last hidden state and the next token."""
 
 import copy
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +17,28 @@ class DraftHead(nn.Module):
     its keys and values live in a layer of the same KV cache.
     """
 
-    def __init__(self, family: HeadFamily, target: PreTrainedModel) -> None:
+    def __init__(
+        self, family: HeadFamily, target: PreTrainedModel, *, proj_bias: bool = False
+    ) -> None:
         """A head of ``family`` for ``target``, on the current default device, not initialised."""
         super().__init__()
         self.family = family
-        self.layer_idx: int = target.config.num_hidden_layers
-        config = block_config(target.config)
-        backbone = target.base_model
-        size, eps = config.hidden_size, config.rms_norm_eps
-        norm = type(backbone.norm)
-        self.embed_norm = norm(size, eps=eps)
-        self.hidden_norm = norm(size, eps=eps)
-        self.proj = nn.Linear(2 * size, size, bias=False)
-        self.block = type(backbone.layers[0])(config, self.layer_idx)
-        self.out_norm = norm(size, eps=eps)
+        text_config = target.config.get_text_config()
+        self.layer_idx: int = text_config.num_hidden_layers
+        config = block_config(text_config)
+        backbone = target.get_decoder()
+        size = config.hidden_size
+        self.embed_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
+        self.hidden_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
+        self.proj = nn.Linear(2 * size, size, bias=proj_bias)
+        self.block = type(backbone.layers[-1])(config, self.layer_idx)
+        if not family.block_norm:
+            self.block.input_layernorm = nn.Identity()
+        self.out_norm = (
+            _norm_like(backbone.norm, size) if family.out_norm == "own" else nn.Identity()
+        )
+        # In a tuple, so that the target's norm is not counted among the head's modules.
+        self._target_norm = (backbone.norm,)
 
     def forward(
         self,
@@ -65,7 +72,11 @@ class DraftHead(nn.Module):
 
     def to_logits_input(self, block_output: Tensor) -> Tensor:
         """What the shared lm_head reads: the block's output after the output norm."""
-        result = self.out_norm(block_output)
+        if self.family.out_norm == "target":
+            # forward, not a call: the target keeps its own hidden state in a hook on this norm.
+            result = self._target_norm[0].forward(block_output)
+        else:
+            result = self.out_norm(block_output)
         assert isinstance(result, Tensor)
         return result
 
@@ -73,23 +84,71 @@ class DraftHead(nn.Module):
         """The hidden state that the next draft step is fed: before or after the output norm."""
         return normed if self.family.chain == "post" else block_output
 
-    def expected_tensors(self) -> dict[str, torch.Size]:
-        """The checkpoint's tensor names of this head, with their shapes."""
-        return {self.family.tensor_name(n): p.shape for n, p in self.state_dict().items()}
+    def tensor_name(self, module_name: str) -> str:
+        """The checkpoint's name of one of this head's tensors, without the family's infix."""
+        return self.family.tensor_name(module_name, self.layer_idx if self.family.counts_on else 0)
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over checkpoint tensors, keyed by the checkpoint's names; all must be there."""
-        state = {self.family.module_name(name): tensor for name, tensor in tensors.items()}
-        self.load_state_dict(state, strict=True, assign=True)
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over tensors keyed by this module's names; all must be there."""
+        if self.family.norm_form == "one_plus" and not adds_one(self._target_norm[0]):
+            tensors = {
+                name: tensor + 1 if _is_norm(name) else tensor for name, tensor in tensors.items()
+            }
+        self.load_state_dict(tensors, strict=True, assign=True)
+
+
+def _is_norm(name: str) -> bool:
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return module.endswith("norm")
+
+
+def _norm_like(norm: nn.Module, size: int) -> nn.Module:
+    """A new norm of the same class and epsilon, over ``size`` features."""
+    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    return type(norm)(size, eps=eps)
+
+
+@torch.no_grad()
+def adds_one(norm: nn.Module) -> bool:
+    """Whether a norm scales by 1 + w, as Gemma's and Qwen3-Next's do, and not by w."""
+    with torch.device("cpu"):
+        small = _norm_like(norm, 2).float()
+        for weight in small.parameters():
+            weight.zero_()
+        return bool(small(torch.tensor([[1.0, 2.0]])).any())
+
+
+def head_layer_type(config: PretrainedConfig) -> str | None:
+    """The attention type of the head's block, None where the model's layers are all of one kind.
+
+    The checkpoint's own word (``mtp_layer_types``), else full attention where the target has it.
+    """
+    stated = getattr(config, "mtp_layer_types", None)
+    layer_types = getattr(config, "layer_types", None)
+    if stated:
+        return str(stated[0])
+    if not layer_types:
+        return None
+    return "full_attention" if "full_attention" in layer_types else str(layer_types[-1])
 
 
 def block_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The target's config with one full-attention layer more, for the head's block to read."""
+    """The target's config with one layer more, for the head's block to read."""
     extended = copy.deepcopy(config)
-    # deepcopy keeps the attention implementation only as a private field.
+    # deepcopy keeps these two only as private fields.
     extended._attn_implementation = config._attn_implementation
-    layer_types = getattr(config, "layer_types", None)
-    extended.num_hidden_layers = config.num_hidden_layers + 1
-    if layer_types is not None:
-        extended.layer_types = [*layer_types, "full_attention"]
+    extended._experts_implementation = config._experts_implementation
+    num_layers = config.num_hidden_layers
+    extended.num_hidden_layers = num_layers + 1
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == num_layers and not name.startswith("_"):
+            setattr(extended, name, [*value, _of_head(config, name, value)])
     return extended
+
+
+def _of_head(config: PretrainedConfig, name: str, per_layer: list[object]) -> object:
+    """A per-layer setting's value for the head's block: as its last layer's unless stated."""
+    if name == "layer_types":
+        return head_layer_type(config)
+    stated = getattr(config, f"mtp_{name}", None)
+    return stated[0] if stated else per_layer[-1]

@@ -1,16 +1,17 @@
 """The target: a transformers causal LM whose attention the engine computes."""
 
-import hashlib
-import json
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.errors import UnsupportedModelError
-from cgbench.models.attention_hook import ATTENTION_NAME, AttentionCall, ShapeProbe
-from cgbench.models.head import DraftHead
+from cgbench.models.attention_hook import AttentionCall, ShapeProbe
+from cgbench.models.head import DraftHead, head_layer_type
+from cgbench.models.support import check_supported
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,14 @@ class Target:
         """Raises ``UnsupportedModelError`` where the model's attention cannot be taken over."""
         check_supported(model)
         self.model = model.eval()
-        self.backbone: nn.Module = model.base_model
+        self.backbone: nn.Module = model.get_decoder()
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
-        self.hidden_size: int = model.config.hidden_size
-        self.num_layers: int = model.config.num_hidden_layers
+        self.config: PretrainedConfig = model.config.get_text_config()
+        self.hidden_size: int = self.config.hidden_size
+        self.num_layers: int = self.config.num_hidden_layers
         self._pre_norm: Tensor | None = None
+        self._rope_kwargs = _rope_kwargs(self.backbone.rotary_emb, self.config)
+        self._rescale = _logits_rescale(self.config)
         norm = self.backbone.norm
         assert isinstance(norm, nn.Module)
         norm.register_forward_pre_hook(self._keep_pre_norm)
@@ -53,7 +57,7 @@ class Target:
     @property
     def max_positions(self) -> int:
         """The longest sequence the checkpoint was made for, in tokens."""
-        value = self.model.config.max_position_embeddings
+        value = self.config.max_position_embeddings
         assert isinstance(value, int)
         return value
 
@@ -76,7 +80,7 @@ class Target:
         """The shared lm_head: ``[..., H]`` after a final norm to ``[..., vocab]``."""
         result = self.model.get_output_embeddings()(normed)
         assert isinstance(result, Tensor)
-        return result
+        return self._rescale(result)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The shared token embedding: ``[...]`` to ``[..., H]``."""
@@ -85,69 +89,33 @@ class Target:
         return result
 
     def rope(self, like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines for ``position_ids [B, S]``, in ``like``'s dtype."""
+        """The head's rotary cosines and sines for ``position_ids [B, S]``, in ``like``'s dtype."""
         rotary = self.backbone.rotary_emb
         assert isinstance(rotary, nn.Module)
-        cos, sin = rotary(like, position_ids)
+        if hasattr(rotary, "mrope_section"):
+            # Multimodal positions (time, height, width), which text has all alike.
+            position_ids = position_ids[None].expand(3, -1, -1)
+        cos, sin = rotary(like, position_ids, **self._rope_kwargs)
         return cos, sin
 
 
-def check_config(config: PretrainedConfig) -> None:
-    """Refuse, by name, a model whose attention does not go through transformers' interface.
-
-    Before any weight is loaded. Raises ``UnsupportedModelError``.
-    """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UnsupportedModelError(
-            f"MODEL: {config.model_type} is no decoder-only language model that transformers knows"
-        )
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if not getattr(kind, "_supports_attention_backend", False):
-        raise UnsupportedModelError(
-            f"{kind.__name__}: its attention does not go through transformers' "
-            "AttentionInterface; choose a model that does (Llama, Qwen2, Qwen3, Mistral, MiMo, ...)"
-        )
+def _rope_kwargs(rotary: nn.Module, config: PretrainedConfig) -> dict[str, str | None]:
+    """Which of a model's rotary tables the head's block reads, where there are several."""
+    if "layer_type" not in inspect.signature(rotary.forward).parameters:
+        return {}
+    return {"layer_type": head_layer_type(config)}
 
 
-def check_capturable(target: Target) -> None:
-    """Refuse, by name, what reads a device value on the host in its forward.
-
-    Raises ``UnsupportedModelError``. Source: transformers' rotary types ``dynamic`` and
-    ``longrope`` recompute their frequencies from the largest position.
-    """
-    kinds = _rope_types(target.model.config)
-    if found := sorted(kinds & {"dynamic", "longrope"}):
-        raise UnsupportedModelError(
-            f"{type(target.model).__name__}: rotary type '{found[0]}' cannot be captured; "
-            "--scopes eager runs without graphs"
-        )
-
-
-def _rope_types(config: PretrainedConfig) -> set[str]:
-    """The config's rotary types; some models have one for each type of layer."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    return {str(each.get("rope_type", "default")) for each in [parameters, *nested]}
-
-
-def check_supported(model: PreTrainedModel) -> None:
-    """Refuse, by name, a model whose parts the engine cannot work with."""
-    kind = type(model).__name__
-    for part in ("layers", "norm", "rotary_emb"):
-        if not hasattr(model.base_model, part):
-            raise UnsupportedModelError(
-                f"{kind}: its backbone has no '{part}'; "
-                "only decoder-only models with rotary positions can be run"
-            )
-    config = model.config
-    if getattr(config, "attn_logit_softcapping", None):
-        raise UnsupportedModelError(f"{kind}: attention soft-capping is not supported")
-    if hasattr(model.base_model.layers[0], "self_attn") and hasattr(
-        model.base_model.layers[0].self_attn, "sinks"
-    ):
-        raise UnsupportedModelError(f"{kind}: attention sinks are not supported")
-    if config._attn_implementation != ATTENTION_NAME:
-        raise UnsupportedModelError(f"{kind}: refused the attention implementation 'cgbench'")
+def _logits_rescale(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
+    """What some models do to the logits after lm_head: greedy decoding does not see it, sampling
+    does. Source: transformers' Granite, Cohere and Gemma modules."""
+    if divisor := getattr(config, "logits_scaling", None):
+        return lambda logits: logits / divisor
+    if factor := getattr(config, "logit_scale", None):
+        return lambda logits: logits * factor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        return lambda logits: torch.tanh(logits / cap) * cap
+    return lambda logits: logits
 
 
 @torch.no_grad()
@@ -166,34 +134,3 @@ def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
             "usual kind; hybrid and recurrent targets are not supported"
         )
     return probe
-
-
-@torch.no_grad()
-def fingerprint(target: Target, head: DraftHead | None) -> str:
-    """A digest of the config and of all weights: equal models, equal fingerprint.
-
-    A tensor enters as the sums of its raw integers along rows and along columns, taken on the
-    device: a changed weight changes them, and so does another order of either.
-    """
-    digest = hashlib.sha256(_config_text(target).encode())
-    modules: list[nn.Module] = [target.model] if head is None else [target.model, head]
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
-            matrix = raw.reshape(-1, raw.shape[-1] if raw.dim() else 1)
-            for dim in (0, 1):
-                digest.update(matrix.sum(dim, dtype=torch.long).cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _config_text(target: Target) -> str:
-    """The config without where it was found and what wrote it."""
-    config = target.model.config.to_dict()
-    kept = {key: config[key] for key in sorted(config.keys() - _NOT_THE_MODEL)}
-    return json.dumps(kept, default=str)
-
-
-_NOT_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
-
-_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -9,7 +9,8 @@ from cgbench.engine.runner import EagerRunner
 from cgbench.measure.acceptance import before_repeat
 from cgbench.measure.setup import DEFAULT_PROMPTS
 from cgbench.measure.workload import read_prompts
-from cgbench.models.loading import DEFAULT_MODEL_DIR, LoadedModel, ModelRequest, load_model
+from cgbench.models.loading import LoadedModel, load_model
+from cgbench.models.request import DEFAULT_MODEL_DIR, ModelRequest
 from tests.tiny import greedy_reference, make_speculator, make_state, reference_model
 
 K = 3

@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import config_from_dict
 from cgbench.models.families import MIMO
+from cgbench.models.fingerprint import fingerprint
 from cgbench.models.head import DraftHead
-from cgbench.models.loading import LoadedModel, ModelRequest, load_model
+from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.presets import PRESETS, Preset
-from cgbench.models.target import fingerprint
+from cgbench.models.request import ModelRequest
 from tests.tiny import SHAPE
 
 HIDDEN, FFN, LAYERS, VOCAB = 4096, 11008, 36, 151680

@@ -1,5 +1,6 @@
 """The target: what it refuses, the KV shapes it is probed for, and its fingerprint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,20 @@ from transformers import (
 )
 
 from cgbench.errors import ExitCode, UnsupportedModelError
-from cgbench.models.loading import LoadedModel, ModelRequest, load_model
-from cgbench.models.target import check_capturable, fingerprint, probe_kv_shapes
-from tests.tiny import CONFIGS, SHAPE, load_tiny, make_checkpoint
+from cgbench.models.checkpoint import read_config
+from cgbench.models.fingerprint import fingerprint
+from cgbench.models.loading import LoadedModel, load_model
+from cgbench.models.request import ModelRequest
+from cgbench.models.support import check_capturable
+from cgbench.models.target import probe_kv_shapes
+from tests.tiny import (
+    CONFIGS,
+    MORE_CONFIGS,
+    SHAPE,
+    edit_config,
+    load_tiny,
+    make_checkpoint,
+)
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
 
@@ -35,7 +47,7 @@ def refused(config: PretrainedConfig, *words: str) -> Any:
     [
         refused(
             BloomConfig(hidden_size=32, n_layer=1, n_head=4, vocab_size=64),
-            *("BloomForCausalLM", "AttentionInterface"),
+            *("BloomForCausalLM", "'layers'"),
         ),
         refused(
             FalconConfig(**SMALL),
@@ -43,7 +55,7 @@ def refused(config: PretrainedConfig, *words: str) -> Any:
         ),
         refused(
             MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=64),
-            *("MambaForCausalLM", "AttentionInterface"),
+            "MambaForCausalLM",
         ),
         refused(GPTNeoXConfig(**SMALL, intermediate_size=48), "GPTNeoXForCausalLM", "'norm'"),
         refused(Gemma2Config(**SHAPE, head_dim=8), "Gemma2ForCausalLM", "soft-capping"),
@@ -135,8 +147,25 @@ def test_another_head_or_another_dtype_has_another_fingerprint(
 def test_rotary_types_that_read_the_device_cannot_be_captured(tmp_path: Path) -> None:
     """They run eager; only graphs are refused, by name."""
     folder = make_checkpoint(tmp_path, "llama")
-    model = load_tiny(folder).target
-    check_capturable(model)
-    model.model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    with pytest.raises(UnsupportedModelError, match="'dynamic' cannot be captured"):
-        check_capturable(model)
+    check_capturable(read_config(str(folder)))
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    edit_config(folder, rope_parameters=dynamic)
+    with pytest.raises(UnsupportedModelError, match="'dynamic', which cannot be captured"):
+        check_capturable(read_config(str(folder)))
+    assert load_tiny(folder).target.config.rope_parameters["rope_type"] == "dynamic"
+
+
+def test_recurrent_and_quantised_targets_are_refused_before_anything_is_loaded(
+    tmp_path: Path,
+) -> None:
+    """Only config.json is there, so that whatever reads weights would fail otherwise."""
+    hybrid = MORE_CONFIGS["qwen3_next"].to_dict() | {
+        "layer_types": ["linear_attention", "full_attention"]
+    }
+    (tmp_path / "config.json").write_text(json.dumps(hybrid))
+    with pytest.raises(UnsupportedModelError, match="Qwen3NextForCausalLM has layers of type lin"):
+        load_tiny(tmp_path)
+    quantised = CONFIGS["llama"].to_dict() | {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(quantised))
+    with pytest.raises(UnsupportedModelError, match=r"is quantised \(quant_method fp8\)"):
+        load_tiny(tmp_path)

@@ -1,0 +1,37 @@
+"""Whether a run fits, told before anything is allocated."""
+
+import os
+
+import torch
+
+from cgbench.errors import OutOfMemoryError
+from cgbench.measure.options import RunOptions
+from cgbench.models.request import LoadingPlan
+
+
+def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
+    """Refuse a model whose weights and KV alone are over the device's memory.
+
+    A lower bound: activations, graphs and prompts longer than ``--context-len`` come on top.
+    Raises ``OutOfMemoryError`` with the bytes needed and there.
+    """
+    dtype, skeleton = plan.request.dtype, plan.skeleton
+    weights = skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)
+    slots = options.max_batch_size + 1
+    tokens = slots * (options.context_len + options.band + 2 * options.max_spec_tokens)
+    kv = tokens * skeleton.kv_bytes_per_token(dtype)
+    available = available_bytes(plan.request.device)
+    if weights + kv > available:
+        raise OutOfMemoryError(
+            f"MODEL {plan.request.ref}: needs at least {weights + kv:,} bytes (weights "
+            f"{weights:,}, KV of {slots} slots {kv:,}), but the device has {available:,}; "
+            "give a smaller MODEL, or lower --max-num-seqs or --context-len"
+        )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a CUDA device, all memory of the machine for the CPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

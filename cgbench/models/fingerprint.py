@@ -1,0 +1,41 @@
+"""A digest of a model: equal models, equal fingerprint."""
+
+import hashlib
+import json
+
+import torch
+from torch import nn
+
+from cgbench.models.head import DraftHead
+from cgbench.models.target import Target
+
+
+@torch.no_grad()
+def fingerprint(target: Target, head: DraftHead | None) -> str:
+    """A digest of the config and of all weights: equal models, equal fingerprint.
+
+    A tensor enters as the sums of its raw integers along rows and along columns, taken on the
+    device: a changed weight changes them, and so does another order of either.
+    """
+    digest = hashlib.sha256(_config_text(target).encode())
+    modules: list[nn.Module] = [target.model] if head is None else [target.model, head]
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
+            matrix = raw.reshape(-1, raw.shape[-1] if raw.dim() else 1)
+            for dim in (0, 1):
+                digest.update(matrix.sum(dim, dtype=torch.long).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _config_text(target: Target) -> str:
+    """The config without where it was found and what wrote it."""
+    config = target.model.config.to_dict()
+    kept = {key: config[key] for key in sorted(config.keys() - _NOT_THE_MODEL)}
+    return json.dumps(kept, default=str)
+
+
+_NOT_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+
+_INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -1,0 +1,155 @@
+"""From a model reference on the command line to what would be loaded from where.
+
+Nothing here reads a weight or touches a device.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from cgbench.errors import MissingHeadError, ModelError
+from cgbench.models.checkpoint import check_ref, config_from_dict, read_config, tensor_files
+from cgbench.models.families import FAMILIES, HeadFamily, HeadOverrides
+from cgbench.models.gguf import find_gguf
+from cgbench.models.head_files import HeadFiles, find_head
+from cgbench.models.presets import PRESETS
+from cgbench.models.skeleton import Skeleton, make_skeleton
+from cgbench.models.support import check_config
+
+DEFAULT_MODEL = "default"
+PRESET_PREFIX = "preset:"
+DEFAULT_MODEL_DIR = Path(__file__).parent / "default"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id; ``head_ref`` a
+    folder or hub id whose head replaces the checkpoint's own; ``with_head`` is false for k = 0
+    alone."""
+
+    ref: str
+    head_ref: str | None
+    with_head: bool
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+    overrides: HeadOverrides = field(default_factory=HeadOverrides)
+
+    @property
+    def preset(self) -> str | None:
+        """The preset's name, None for a checkpoint."""
+        return self.ref.removeprefix(PRESET_PREFIX) if self.ref.startswith(PRESET_PREFIX) else None
+
+    @property
+    def path(self) -> str:
+        """The folder, file or hub id that the target is read from."""
+        return str(DEFAULT_MODEL_DIR) if self.ref == DEFAULT_MODEL else self.ref
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingPlan:
+    """What would be loaded from where. ``family`` has the overrides applied; ``head_files`` is None
+    without a head and for presets, which make their own; ``gguf_file`` is set for a GGUF target."""
+
+    request: ModelRequest
+    config: PretrainedConfig
+    skeleton: Skeleton
+    family: HeadFamily | None
+    head_files: HeadFiles | None
+    gguf_file: Path | None
+
+    @property
+    def head_path(self) -> str:
+        """The folder or hub id that the head is read from."""
+        return self.request.head_ref or self.request.path
+
+    @property
+    def label(self) -> str:
+        """What every output calls the model."""
+        ref = self.request.ref
+        return f"{ref} (random weights)" if self.request.preset else _label(ref)
+
+    @property
+    def head_label(self) -> str:
+        """What every output calls the head: its family, and where it came from if not MODEL."""
+        if self.family is None:
+            return "none"
+        if self.request.preset:
+            return f"{self.family.name} (random weights)"
+        if self.request.head_ref is None:
+            return self.family.name
+        return f"{self.family.name}:{_label(self.request.head_ref)}"
+
+
+def check_model_ref(ref: str) -> None:
+    """Refuse early what no loading could find: an unknown preset, a folder that is not there.
+
+    Raises ``ModelError``.
+    """
+    if not ref.startswith(PRESET_PREFIX):
+        check_ref("MODEL", ref)
+    elif ref.removeprefix(PRESET_PREFIX) not in PRESETS:
+        known = ", ".join(sorted(PRESETS))
+        raise ModelError(f"MODEL {ref}: unknown preset; choose one of {known}")
+
+
+def plan_loading(request: ModelRequest) -> LoadingPlan:
+    """Read the config and the lists of tensors, and build the modules without storage.
+
+    Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
+    """
+    _quiet_transformers()
+    check_model_ref(request.ref)
+    if request.preset is not None:
+        return _plan_preset(request, request.preset)
+    gguf_file = find_gguf(request.path)
+    config = read_config(request.path, gguf_file)
+    check_config(config)
+    if request.head_ref is not None:
+        check_ref("--head", request.head_ref)
+    found = None
+    if request.with_head:
+        try:
+            found = _find_head(request, config, gguf_file)
+        except MissingHeadError:
+            # A target that cannot be run is the better thing to say.
+            make_skeleton(config, None)
+            raise
+    family = None if found is None else request.overrides.apply(found.family)
+    skeleton = make_skeleton(config, family, proj_bias=found is not None and found.proj_bias)
+    return LoadingPlan(request, config, skeleton, family, found, gguf_file)
+
+
+def _find_head(
+    request: ModelRequest, config: PretrainedConfig, gguf_file: Path | None
+) -> HeadFiles:
+    ref = request.head_ref or request.path
+    if gguf_file is not None and request.head_ref is None:
+        raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head; give --head PATH")
+    text_config = config.get_text_config()
+    return find_head(ref, tensor_files(ref), text_config, request.overrides.family)
+
+
+def _plan_preset(request: ModelRequest, name: str) -> LoadingPlan:
+    for flag, value in (("--head", request.head_ref), ("--head-family", request.overrides.family)):
+        if value is not None:
+            raise ModelError(f"{flag}: {request.ref} makes its own head; drop the flag")
+    preset = PRESETS[name]
+    config = config_from_dict(dict(preset.config))
+    family = request.overrides.apply(FAMILIES[preset.head_family]) if request.with_head else None
+    return LoadingPlan(request, config, make_skeleton(config, family), family, None, None)
+
+
+def _label(ref: str) -> str:
+    path = Path(ref)
+    return path.resolve().name if path.exists() else ref
+
+
+def _quiet_transformers() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

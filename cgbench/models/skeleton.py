@@ -1,0 +1,93 @@
+"""A model without its weights: what it is, what it needs and whether it can run, before loading."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from cgbench.errors import UnsupportedModelError
+from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
+from cgbench.models.checkpoint import first_line
+from cgbench.models.families import HeadFamily
+from cgbench.models.head import DraftHead
+from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name
+from cgbench.models.target import Target, probe_kv_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """The modules on torch's meta device: shapes without storage."""
+
+    target: Target
+    head: DraftHead | None
+    kv: ShapeProbe
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the target routes tokens to experts."""
+        return bool(self.target.config._experts_implementation == "grouped_mm")
+
+    def weight_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the target's weights; tied ones count once."""
+        return _num_elements(self.target.model) * dtype.itemsize
+
+    def head_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the head's own weights, 0 without a head."""
+        return 0 if self.head is None else _num_elements(self.head) * dtype.itemsize
+
+    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of keys and values that one token keeps, over all layers and the head's."""
+        sizes = (heads * size for shape in self.kv.kv_shapes.values() for heads, size in shape)
+        return sum(sizes) * dtype.itemsize
+
+
+def make_skeleton(
+    config: PretrainedConfig, family: HeadFamily | None, *, proj_bias: bool = False
+) -> Skeleton:
+    """The model of ``config`` and its head of ``family`` on the meta device, one token run through.
+
+    Running it is what proves that every layer's attention can be taken over and that nothing in
+    the forward depends on tensor values. Raises ``UnsupportedModelError``.
+    """
+    try:
+        return _make(config, family, proj_bias)
+    except UnsupportedModelError:
+        raise
+    # Whatever a model that nobody has tried here raises, it means the same to the user.
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"MODEL: {class_name(config)} cannot be run through transformers' "
+            f"AttentionInterface: {first_line(error)}"
+        ) from error
+
+
+def _make(config: PretrainedConfig, family: HeadFamily | None, proj_bias: bool) -> Skeleton:
+    with torch.device("meta"):
+        # Experts in grouped_mm want bfloat16, on the meta device too.
+        model = auto_class_for(config).from_config(
+            _without_host_read_rope(config),
+            dtype=torch.bfloat16,
+            attn_implementation=ATTENTION_NAME,
+        )
+        target = Target(model)
+        head = None
+        if family is not None:
+            head = DraftHead(family, target.model, proj_bias=proj_bias).to(torch.bfloat16)
+        return Skeleton(target, head, probe_kv_shapes(target, head))
+
+
+def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy whose rotary types do not read positions: they change no shape, and eager scopes may
+    run them all the same."""
+    plain = copy.deepcopy(config)
+    parameters = getattr(plain.get_text_config(), "rope_parameters", None) or {}
+    for each in [parameters, *(v for v in parameters.values() if isinstance(v, dict))]:
+        if each.get("rope_type") in HOST_READ_ROPE_TYPES:
+            each["rope_type"] = "default"
+    return plain
+
+
+def _num_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

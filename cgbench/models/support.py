@@ -1,0 +1,101 @@
+"""What can be run and what can be captured, told by name before any weight is loaded."""
+
+from typing import Any
+
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from cgbench.errors import UnsupportedModelError
+from cgbench.models.attention_hook import ATTENTION_NAME
+
+ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+# transformers' rotary types that recompute their frequencies from the largest position.
+HOST_READ_ROPE_TYPES = {"dynamic", "longrope"}
+
+
+def auto_class_for(config: PretrainedConfig) -> Any:
+    """transformers' Auto class that makes this model; of a multimodal one only text is run.
+
+    Raises ``UnsupportedModelError`` where there is none.
+    """
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    raise UnsupportedModelError(
+        f"MODEL: {config.model_type} is no decoder-only language model that transformers knows"
+    )
+
+
+def class_name(config: PretrainedConfig) -> str:
+    """The model class that ``auto_class_for`` makes of a config."""
+    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+        if type(config) in mapping:
+            return str(mapping[type(config)].__name__)
+    return str(config.model_type)
+
+
+def check_config(config: PretrainedConfig) -> None:
+    """Refuse, by name, what can be told from the config alone.
+
+    Raises ``UnsupportedModelError``.
+    """
+    auto_class_for(config)
+    kind = class_name(config)
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "some"
+        raise UnsupportedModelError(
+            f"MODEL: {kind} is quantised (quant_method {method}); "
+            "give a bfloat16, float16 or GGUF checkpoint"
+        )
+    other = set(getattr(config.get_text_config(), "layer_types", None) or ()) - ATTENTION_TYPES
+    if other:
+        raise UnsupportedModelError(
+            f"MODEL: {kind} has layers of type {', '.join(sorted(other))}; only full and sliding "
+            "attention can be run, no recurrent hybrids; preset:mimo-7b is a model that works"
+        )
+
+
+def check_capturable(config: PretrainedConfig) -> None:
+    """Refuse, by name, what reads a device value on the host in its forward.
+
+    Raises ``UnsupportedModelError``. Source: transformers' rotary types ``dynamic`` and
+    ``longrope`` recompute their frequencies from the largest position.
+    """
+    if found := sorted(rope_types(config) & HOST_READ_ROPE_TYPES):
+        raise UnsupportedModelError(
+            f"MODEL: {class_name(config)} has rotary type '{found[0]}', which cannot be captured; "
+            "--scopes eager runs without graphs"
+        )
+
+
+def rope_types(config: PretrainedConfig) -> set[str]:
+    """The config's rotary types; some models have one for each type of layer."""
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    return {str(each.get("rope_type", "default")) for each in [parameters, *nested]}
+
+
+def check_supported(model: PreTrainedModel) -> None:
+    """Refuse, by name, a model whose parts the engine cannot work with."""
+    kind = type(model).__name__
+    for part in ("layers", "norm", "rotary_emb"):
+        if not hasattr(model.get_decoder(), part):
+            raise UnsupportedModelError(
+                f"{kind}: its backbone has no '{part}'; "
+                "only decoder-only models with rotary positions can be run"
+            )
+    config = model.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None):
+        raise UnsupportedModelError(f"{kind}: attention soft-capping is not supported")
+    first = model.get_decoder().layers[0]
+    if hasattr(getattr(first, "self_attn", None), "sinks"):
+        raise UnsupportedModelError(f"{kind}: attention sinks are not supported")
+    if config._attn_implementation != ATTENTION_NAME:
+        raise UnsupportedModelError(f"{kind}: refused the attention implementation 'cgbench'")

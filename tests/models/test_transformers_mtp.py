@@ -1,0 +1,78 @@
+"""Drafts at k = 1 against transformers' own ``generate(use_mtp=True)``, written independently."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_layers import MtpModel
+
+from cgbench.engine.iteration import iteration
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.models.families import DEEPSEEK
+from tests.tiny import (
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+
+MAX_NEW_TOKENS = 32
+
+
+def theirs(
+    model: PreTrainedModel, prompt: list[int], monkeypatch: pytest.MonkeyPatch
+) -> dict[int, int]:
+    """Length of the sequence -> the draft that transformers made after it."""
+    drafts: dict[int, int] = {}
+    forward = MtpModel.forward
+
+    def recording(self: MtpModel, *args: Any, full_input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        out = forward(self, *args, full_input_ids=full_input_ids, **kwargs)
+        drafts[full_input_ids.shape[1]] = int(out[0])
+        return out
+
+    # The reference knows the head's tensors by the layer numbers of the published models alone.
+    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.2.*"]
+    monkeypatch.setattr(MtpModel, "forward", recording)
+    model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=MAX_NEW_TOKENS,
+        use_mtp=True,
+        pad_token_id=0,
+    )
+    return drafts
+
+
+def ours(folder: Path, prompt: list[int]) -> dict[int, int]:
+    """Length of the sequence -> our draft after it."""
+    spec = make_speculator(load_tiny(folder), max_batch_size=1, room=24 + MAX_NEW_TOKENS + 2)
+    state = make_state(spec, 1, 1)
+    prefilled = prefill(spec, [prompt], max_num_tokens=64)
+    begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
+    rows = state.rows(1)
+    drafts: dict[int, int] = {}
+    while rows.active.item():
+        # seq_len leaves out the newest token, whose KV is not yet written.
+        drafts[int(rows.seq_len) + 1] = int(rows.drafts)
+        iteration(spec, rows)
+    return drafts
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe"])
+def test_drafts_equal_transformers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_checkpoint(tmp_path, kind, family=DEEPSEEK, seed=3)
+    for prompt in random_prompts(4, seed=2):
+        expected = theirs(reference_model(folder), prompt, monkeypatch)
+        assert len(expected) > MAX_NEW_TOKENS // 2
+        assert len(set(expected.values())) > 4
+        got = ours(folder, prompt)
+        assert {length: got.get(length) for length in expected} == expected
+        monkeypatch.undo()
