@@ -9,6 +9,7 @@ import typer
 from cgbench import __version__
 from cgbench.cli.console import print_error
 from cgbench.cli.env import env
+from cgbench.cli.inspect import inspect
 from cgbench.cli.plan import plan
 from cgbench.cli.run import run
 from cgbench.errors import CgbenchError, ExitCode
@@ -39,6 +40,7 @@ def _top(
 
 app.command()(run)
 app.command()(plan)
+app.command()(inspect)
 app.command()(env)
 
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgbench.cli.choices import (
-    ConcatOrder,
-    Device,
-    Dtype,
-    FirstEmbedding,
-    NormSide,
-    RoleName,
-    Unit,
-)
+from cgbench.cli.choices import Device, Dtype, RoleName, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped, working
+from cgbench.cli.head_flags import (
+    ChainNorm,
+    HeadConcat,
+    HeadFamilyName,
+    HeadFirstEmbed,
+    HeadHidden,
+    HeadRef,
+    wiring,
+)
 from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
 from cgbench.errors import BadInputError, ExitCode
 from cgbench.report.schema import Status
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from cgbench.report.store import RunDirectory
 
 DEFAULT_OUTPUT = Path("results/runs")
-
-_HEAD: dict[str, Any] = {"rich_help_panel": "Draft head"}
 
 
 def run(
@@ -54,29 +53,12 @@ def run(
     capture_unit: Annotated[
         Unit, typer.Option(help="What --capture-sizes counts.")
     ] = Unit.REQUESTS,
-    head: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the draft head. Default: MODEL's own.")
-    ] = None,
-    head_family: Annotated[
-        str | None,
-        typer.Option(help="Draft head layout, where the checkpoint does not tell.", **_HEAD),
-    ] = None,
-    head_concat: Annotated[
-        ConcatOrder | None,
-        typer.Option(help="Order of embedding E and hidden state H into the head.", **_HEAD),
-    ] = None,
-    head_hidden: Annotated[
-        NormSide | None,
-        typer.Option(help="Target's hidden state at draft 1: pre or post its norm.", **_HEAD),
-    ] = None,
-    chain_norm: Annotated[
-        NormSide | None,
-        typer.Option(help="Hidden state chained to drafts 2..k: pre or post norm.", **_HEAD),
-    ] = None,
-    head_first_embed: Annotated[
-        FirstEmbedding | None,
-        typer.Option(help="The head's embedding at position 0.", **_HEAD),
-    ] = None,
+    head: HeadRef = None,
+    head_family: HeadFamilyName = None,
+    head_concat: HeadConcat = None,
+    head_hidden: HeadHidden = None,
+    chain_norm: ChainNorm = None,
+    head_first_embed: HeadFirstEmbed = None,
     prompts: Annotated[
         Path | None, typer.Option(help='JSON lines, {"prompt": ...} each. Default: shipped ones.')
     ] = None,
@@ -136,11 +118,7 @@ def run(
         "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
         "capture_unit": capture_unit.value,
         "head": head,
-        "head_family": head_family,
-        "head_concat": head_concat,
-        "head_hidden_in": head_hidden,
-        "head_chain": chain_norm,
-        "head_first_embed": head_first_embed,
+        **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
         "prompts": None if prompts is None else str(prompts),
         "max_new_tokens": max_new_tokens,
         "context_len": context_len,

@@ -93,10 +93,14 @@ def model_request(
         device=device,
         dtype=DEFAULT_DTYPE[device.type] if name == "auto" else getattr(torch, name),
         seed=arguments["seed"],
-        overrides=HeadOverrides(
-            **{name: arguments[f"head_{name}"] for name in HeadOverrides.__dataclass_fields__}
-        ),
+        overrides=head_overrides(arguments),
     )
+
+
+def head_overrides(arguments: dict[str, Any]) -> HeadOverrides:
+    """The head's wiring that the flags state; ``head_`` starts each in the arguments."""
+    names = HeadOverrides.__dataclass_fields__
+    return HeadOverrides(**{name: arguments[f"head_{name}"] for name in names})
 
 
 def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -> LoadedModel:

@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cgbench.models.head import DraftHead
 from cgbench.models.target import Target
@@ -22,11 +22,20 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
     for module in modules:
         for name, tensor in module.state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-            raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
-            matrix = raw.reshape(-1, raw.shape[-1] if raw.dim() else 1)
-            for dim in (0, 1):
-                digest.update(matrix.sum(dim, dtype=torch.long).cpu().numpy().tobytes())
+            for sums in _sums(tensor):
+                digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the raw integers over the rows and over the columns, a slice of rows at a time: the
+    sums are eight bytes an element on the way, which all experts at once would not fit."""
+    raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
+    matrix = raw.reshape(-1, raw.shape[-1] if raw.dim() else 1)
+    slices = matrix.split(max(1, _MOST_ELEMENTS // max(1, matrix.shape[1])))
+    over_rows = torch.stack([rows.sum(0, dtype=torch.long) for rows in slices]).sum(0)
+    over_columns = torch.cat([rows.sum(1, dtype=torch.long) for rows in slices])
+    return over_rows, over_columns
 
 
 def _config_text(target: Target) -> str:
@@ -39,3 +48,5 @@ def _config_text(target: Target) -> str:
 _NOT_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Elements that are summed at once: half a gigabyte as eight-byte integers.
+_MOST_ELEMENTS = 2**26

@@ -90,4 +90,6 @@ def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _num_elements(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    """Of parameters and stored buffers; a tied one is one object under two names."""
+    tensors = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
+    return sum(tensor.numel() for tensor in tensors.values())

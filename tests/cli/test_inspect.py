@@ -1,0 +1,88 @@
+"""``cgbench inspect``: what it tells of a checkpoint, and that no weight is read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cgbench.models import loading
+from cgbench.models.families import DEEPSEEK
+from tests.cli.command import cgbench
+from tests.tiny import MORE_CONFIGS, SHAPE, edit_config, make_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("inspect must not load weights")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    monkeypatch.setattr(loading, "load_model", refuse)
+
+
+def test_facts_of_a_checkpoint(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", "glm4_moe", family=DEEPSEEK)
+    done = cgbench("inspect", folder, "--json", "--dtype", "bfloat16", "--device", "cpu")
+    assert done.code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["class"] == "Glm4MoeForCausalLM"
+    assert facts["experts"] and not facts["tied_embeddings"]
+    assert facts["num_layers"] == 2 and facts["vocab_size"] == 64
+    head = facts["head"]
+    assert (head["family"], head["modules"], head["chain"]) == ("deepseek", 1, "post")
+    # Keys and values of 2 kv heads of size 16, two layers and the head's, two bytes each.
+    assert facts["kv_bytes_per_token"] == 2 * 2 * 16 * 3 * 2
+    names = {tensor["name"]: tensor for tensor in facts["head_tensors"]}
+    assert names["model.layers.2.eh_proj.weight"]["shape"] == [32, 64]
+    assert names["model.layers.2.mlp.experts.7.up_proj.weight"]["dtype"] == "F32"
+    # What is stored in float32 is twice what bfloat16 would load.
+    stored = sum(facts["checkpoint"]["files"].values())
+    assert stored == 2 * (facts["weight_bytes"] + head["weight_bytes"])
+
+
+def test_a_preset_has_no_files(tmp_path: Path) -> None:
+    done = cgbench("inspect", "preset:deepseek-v3-6l", "--dtype", "bfloat16", "--device", "cpu")
+    assert done.code == 0
+    assert "random weights" in done.stdout
+    assert "76,251,346,944 bytes" in done.stdout
+
+
+def test_a_checkpoint_without_head_is_a_finding(tmp_path: Path) -> None:
+    config = MORE_CONFIGS["gemma3_text"]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    done = cgbench("inspect", tmp_path, "--device", "cpu")
+    assert done.code == 1
+    assert "no MTP head tensors" in done.stdout
+    assert "can be captured" in done.stdout
+
+
+def test_a_forward_that_cannot_be_captured_is_a_finding(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "llama")
+    dynamic = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    edit_config(folder, rope_parameters=dynamic)
+    done = cgbench("inspect", folder, "--device", "cpu", "--json")
+    assert done.code == 1
+    facts = json.loads(done.stdout)
+    assert "'dynamic', which cannot be captured" in facts["capture_problem"]
+    assert facts["head_problem"] is None
+
+
+def test_a_hybrid_is_refused_by_name(tmp_path: Path) -> None:
+    hybrid = MORE_CONFIGS["qwen3_next"].to_dict()
+    hybrid["layer_types"] = ["linear_attention", "full_attention"]
+    (tmp_path / "config.json").write_text(json.dumps(hybrid))
+    cgbench("inspect", tmp_path, "--device", "cpu").refused(
+        3, "Qwen3NextForCausalLM", "linear_attention"
+    )
+
+
+def test_overrides_are_shown(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "mimo")
+    done = cgbench("inspect", folder, "--chain-norm", "post", "--device", "cpu", "--tensors")
+    assert done.code == 0
+    assert "mimo[chain=post]" in done.stdout
+    assert "model.mtp_layers.0.input_proj.weight" in done.stdout
+    assert str(SHAPE["hidden_size"]) in done.stdout
