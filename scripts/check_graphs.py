@@ -120,6 +120,8 @@ def make_bench(dtype: str) -> Bench:
         "capture_unit": "requests",
         "head": None,
         "prompts": None,
+        "num_prompts": None,
+        "chat_template": "auto",
         "max_new_tokens": MAX_NEW_TOKENS,
         "context_len": 1,
         "iterations": 1,

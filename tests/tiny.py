@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -203,13 +203,33 @@ def edit_config(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def add_tokenizer(folder: Path) -> None:
-    """A byte-level tokenizer of 256 entries: one token a byte, any text."""
+# What byte 0 is written as in a byte-level vocabulary: no text of a test has it.
+BOS = "\u0100"
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'tool' %}{{ raise_exception('No tools.\\nNone.') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def add_tokenizer(folder: Path, *, chat_template: str | None = None) -> None:
+    """A byte-level tokenizer of 256 entries: one token a byte, any text. With a chat template it
+    puts ``BOS`` before every text, as the tokenizers of many chat models do."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    if chat_template is not None:
+        bos_id = alphabet.index(BOS)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
+        )
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS)
+        fast.chat_template = chat_template
+    fast.save_pretrained(folder)
 
 
 def load_tiny(folder: Path, *, with_head: bool = True, device: str = "cpu") -> LoadedModel:

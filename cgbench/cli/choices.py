@@ -41,6 +41,12 @@ class RoleName(StrEnum):
     DECODE = "decode"
 
 
+class ChatTemplate(StrEnum):
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class Format(StrEnum):
     TABLE = "table"
     JSON = "json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cgbench.cli.choices import Device, Dtype, RoleName, Unit
+from cgbench.cli.choices import ChatTemplate, Device, Dtype, RoleName, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped, working
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -60,11 +60,21 @@ def run(
     chain_norm: ChainNorm = None,
     head_first_embed: HeadFirstEmbed = None,
     prompts: Annotated[
-        Path | None, typer.Option(help='JSON lines, {"prompt": ...} each. Default: shipped ones.')
+        str | None,
+        typer.Option(
+            help="humaneval, mt-bench, gsm8k, random, FILE.jsonl or FILE.txt. "
+            "Default: shipped ones."
+        ),
     ] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option(help="Only the first N prompts. Default: all.")
+    ] = None,
+    chat_template: Annotated[
+        ChatTemplate, typer.Option(help="auto: prompts as chats where the tokenizer can.")
+    ] = ChatTemplate.AUTO,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 64,
     context_len: Annotated[
-        int, typer.Option(help="Tokens already in KV when an iteration is timed.")
+        int, typer.Option(help="Tokens already in KV when timing starts; those of a random prompt.")
     ] = 256,
     iterations: Annotated[
         int | None,
@@ -119,7 +129,9 @@ def run(
         "capture_unit": capture_unit.value,
         "head": head,
         **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
-        "prompts": None if prompts is None else str(prompts),
+        "prompts": prompts,
+        "num_prompts": num_prompts,
+        "chat_template": chat_template.value,
         "max_new_tokens": max_new_tokens,
         "context_len": context_len,
         "iterations": iterations,

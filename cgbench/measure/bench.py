@@ -58,15 +58,23 @@ def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int
 
     Raises ``BadInputError`` where the model's positions do not reach that far.
     """
-    context = max(workload.longest, options.context_len)
-    room = context + options.band + 2 * options.max_spec_tokens
+    to_decode = options.band + 2 * options.max_spec_tokens
+    room = max(workload.longest, options.context_len) + to_decode
     if room > max_positions:
         raise BadInputError(
-            f"{context} tokens of context and {room - context} to decode are over the model's "
-            f"{max_positions} positions: lower --context-len, --max-new-tokens or "
-            f"--spec-tokens, or shorten --prompts (longest: {workload.longest} tokens)"
+            f"{_longest_words(options, workload)}: with {to_decode} tokens to decode it is "
+            f"over the model's {max_positions} positions; shorten it, or lower --max-new-tokens "
+            "or --spec-tokens"
         )
     return room
+
+
+def _longest_words(options: RunOptions, workload: Workload) -> str:
+    """The longest prefill as an error line names it: by its flag, and which prompt it is."""
+    if options.context_len >= workload.longest:
+        return f"--context-len {options.context_len}"
+    number = workload.longest_number
+    return f"--prompts {workload.source}, prompt {number} of {workload.longest} tokens"
 
 
 def build_bench(
@@ -76,11 +84,10 @@ def build_bench(
 
     Raises ``BadInputError`` for lengths that do not fit, ``PlanError`` for sizes that do not.
     """
-    longest = max(workload.longest, options.context_len)
-    if longest > options.max_num_batched_tokens:
+    if max(workload.longest, options.context_len) > options.max_num_batched_tokens:
         raise BadInputError(
-            f"--max-num-batched-tokens {options.max_num_batched_tokens}: "
-            f"below the longest prompt or --context-len, {longest} tokens"
+            f"--max-num-batched-tokens {options.max_num_batched_tokens}: too few for "
+            f"{_longest_words(options, workload)}"
         )
     plans = options.plans()
     target = model.target

@@ -1,7 +1,6 @@
 """From a run's arguments to what is measured: device, model, workload, bench, record."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,21 +9,22 @@ import cgbench
 from cgbench.engine.acceptance import parse_acceptance
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.measure.bench import Bench, build_bench, room_for
+from cgbench.measure.chat import make_encode, uses_template
 from cgbench.measure.environment import environment
 from cgbench.measure.memory import check_memory
 from cgbench.measure.options import RunOptions
+from cgbench.measure.prompt_files import PromptTexts
+from cgbench.measure.prompts import RANDOM, read_named
 from cgbench.measure.workload import (
     WORKLOAD_VERSION,
     Workload,
     random_workload,
-    read_prompts,
     text_workload,
 )
 from cgbench.models.families import HeadOverrides
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import (
-    DEFAULT_MODEL_DIR,
     PRESET_PREFIX,
     ModelRequest,
     plan_loading,
@@ -33,7 +33,6 @@ from cgbench.models.support import check_capturable
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import RunRecord, Scope
 
-DEFAULT_PROMPTS = DEFAULT_MODEL_DIR / "prompts.jsonl"
 DEFAULT_ITERATIONS = {"cuda": 100, "cpu": 40}
 DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
@@ -122,37 +121,44 @@ def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -
         ) from error
 
 
-def read_texts(arguments: dict[str, Any]) -> list[str]:
-    """The prompts' texts, from ``--prompts`` or the shipped ones.
+def read_texts(arguments: dict[str, Any]) -> PromptTexts | None:
+    """The prompts' texts, from ``--prompts`` or the shipped ones; None for random tokens.
 
     Raises ``BadInputError`` where they cannot be read, or where MODEL could not read them.
     """
-    path = arguments["prompts"]
-    if path is None:
-        return read_prompts(DEFAULT_PROMPTS)
-    if arguments["model"].startswith(PRESET_PREFIX):
-        raise BadInputError(f"--prompts: {arguments['model']} has no tokenizer; drop the flag")
-    return read_prompts(Path(path))
+    model, name, num_prompts = (arguments[key] for key in ("model", "prompts", "num_prompts"))
+    if num_prompts is not None and num_prompts < 1:
+        raise BadInputError(f"--num-prompts {num_prompts}: must be at least 1")
+    is_preset = model.startswith(PRESET_PREFIX)
+    if is_preset and name not in (None, RANDOM):
+        raise BadInputError(f"--prompts {name}: {model} has no tokenizer; use random")
+    if not is_preset and name != RANDOM:
+        return read_named(name, num_prompts)
+    if arguments["chat_template"] == "on":
+        raise BadInputError("--chat-template on: the prompts are random tokens, not text")
+    return None
 
 
 def make_workload(
-    arguments: dict[str, Any], options: RunOptions, model: LoadedModel, texts: list[str]
+    arguments: dict[str, Any],
+    options: RunOptions,
+    model: LoadedModel,
+    texts: PromptTexts | None,
 ) -> Workload:
-    """The texts as tokens; random tokens for random weights.
+    """The texts as tokens; without texts random tokens, ``--context-len`` a prompt.
 
-    Raises ``BadInputError`` where there is no tokenizer, or a prompt has no tokens.
+    Raises ``BadInputError`` where there is no tokenizer, or one that cannot read a prompt.
     """
-    if model.random_weights:
-        count, length = max(options.batch_sizes), options.context_len
-        return random_workload(model.target.vocab_size, count, length, options.seed)
+    if texts is None:
+        batch_size = max(options.batch_sizes)
+        count = min(batch_size, arguments["num_prompts"] or batch_size)
+        return random_workload(model.target.vocab_size, count, options.context_len, options.seed)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise BadInputError(f"MODEL {arguments['model']}: the folder has no tokenizer files")
-    return text_workload(
-        arguments["prompts"] or "default prompts",
-        texts,
-        lambda text: [int(token) for token in tokenizer(text)["input_ids"]],
-    )
+    chat_template = uses_template(tokenizer, texts, arguments["chat_template"])
+    encode = make_encode(tokenizer, texts, chat_template=chat_template)
+    return text_workload(texts, encode, chat_template=chat_template)
 
 
 def make_bench(
@@ -192,6 +198,9 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
         workload={
             "version": WORKLOAD_VERSION,
             "source": workload.source,
+            "licence": workload.licence,
+            "package": workload.package,
+            "chat_template": workload.chat_template,
             "num_prompts": len(workload.prompts),
             "sha256": workload.sha256,
             "context_len": options.context_len,

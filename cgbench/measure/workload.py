@@ -1,13 +1,12 @@
-"""The requests that are decoded: prompts from a file, or random tokens for random weights."""
+"""The requests that are decoded: prompts as token ids, or random tokens."""
 
 import hashlib
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from cgbench.errors import BadInputError
+from cgbench.measure.prompt_files import Prompt, PromptTexts
 
 WORKLOAD_VERSION = 1
 
@@ -17,17 +16,26 @@ class Workload:
     """``prompts`` are token ids, none empty. ``source`` is what the record calls them.
 
     ``one_wave``: decode only as many prompts as the batch has rows, not all of them; for random
-    weights, where a longer generation would say nothing more.
+    tokens, where a longer generation would say nothing more. ``chat_template``: the tokenizer's
+    template was put around every prompt. ``licence`` and ``package``: see ``PromptTexts``.
     """
 
     source: str
     prompts: tuple[tuple[int, ...], ...]
     one_wave: bool = False
+    chat_template: bool = False
+    licence: str | None = None
+    package: str | None = None
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt."""
         return max(len(prompt) for prompt in self.prompts)
+
+    @property
+    def longest_number(self) -> int:
+        """Which prompt that is, the first one being 1."""
+        return next(i for i, p in enumerate(self.prompts, 1) if len(p) == self.longest)
 
     @property
     def sha256(self) -> str:
@@ -64,45 +72,24 @@ def sha256_of(token_lists: Sequence[Sequence[int]]) -> str:
     return digest.hexdigest()
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The ``prompt`` fields of a JSON-lines file.
-
-    Raises ``BadInputError`` naming the file and the line.
-    """
-    try:
-        # Not splitlines: JSON strings may hold other line ends, such as U+2028, as they are.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInputError(f"--prompts {path}: {error}") from error
-    prompts = [_prompt(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    if not prompts:
-        raise BadInputError(f"--prompts {path}: holds no prompt")
-    return prompts
-
-
-def _prompt(path: Path, number: int, line: str) -> str:
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInputError(f"--prompts {path}: line {number} is not JSON: {error}") from error
-    prompt = entry.get("prompt") if isinstance(entry, dict) else None
-    if not isinstance(prompt, str) or not prompt:
-        raise BadInputError(f'--prompts {path}: line {number} has no text under "prompt"')
-    return prompt
-
-
 def text_workload(
-    source: str, texts: Sequence[str], encode: Callable[[str], list[int]]
+    texts: PromptTexts, encode: Callable[[Prompt], list[int]], *, chat_template: bool
 ) -> Workload:
     """Tokenised prompts. ``encode`` is the checkpoint's own tokenizer, special tokens included.
 
     Raises ``BadInputError`` for a prompt that has no tokens.
     """
-    prompts = tuple(tuple(encode(text)) for text in texts)
+    prompts = tuple(tuple(encode(prompt)) for prompt in texts.prompts)
     for number, prompt in enumerate(prompts, 1):
         if not prompt:
-            raise BadInputError(f"--prompts {source}: prompt {number} has no tokens")
-    return Workload(source, prompts)
+            raise BadInputError(f"--prompts {texts.source}: prompt {number} has no tokens")
+    return Workload(
+        source=texts.source,
+        prompts=prompts,
+        chat_template=chat_template,
+        licence=texts.licence,
+        package=texts.package,
+    )
 
 
 def random_workload(vocab_size: int, count: int, length: int, seed: int) -> Workload:

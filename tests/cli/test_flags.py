@@ -44,6 +44,11 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         bad("--max-new-tokens 0", "--max-new-tokens 0"),
         bad("--context-len 0", "--context-len 0"),
         bad("--max-num-batched-tokens 0", "--max-num-batched-tokens 0"),
+        bad("--num-prompts 0", "--num-prompts 0", "at least 1"),
+        bad("--num-prompts -1 --prompts random", "--num-prompts -1", "at least 1"),
+        bad("--chat-template on --prompts random", "--chat-template on", "random"),
+        bad("--prompts nothing", "--prompts nothing", "mt-bench", "random", "FILE.jsonl"),
+        bad("--prompts prompts.json", "--prompts prompts.json", "gsm8k", "FILE.txt"),
         bad("--scopes x", "--scopes x", "eager,phase,iteration"),
         bad("--scopes=", "--scopes"),
         bad("--policy x", "--policy x", "scaled"),
@@ -97,9 +102,10 @@ def test_cuda_without_a_device_cannot_be_done(
         bad("--acceptance synthetic:0.9", "--acceptance", "1 rates for 3 drafts"),
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
-        bad("--context-len 600", "600", "512 positions", "--context-len", "--max-new-tokens"),
-        bad("--max-new-tokens 600", "606", "512 positions", "--max-new-tokens"),
-        bad("--max-num-batched-tokens 13", "--max-num-batched-tokens 13", "longest prompt", "14"),
+        bad("--context-len 600", "--context-len 600", "512 positions", "--max-new-tokens"),
+        bad("--max-new-tokens 600", "prompt 2 of 14 tokens", "606", "512 positions"),
+        bad("--max-num-batched-tokens 13", "--max-num-batched-tokens 13", "prompt 2 of 14 tokens"),
+        bad("--chat-template on", "--chat-template on", "no chat template"),
     ],
 )
 def test_what_only_the_model_can_tell_is_said_before_anything_is_written(
@@ -122,8 +128,9 @@ def test_what_only_the_model_can_tell_is_said_before_anything_is_written(
         ('["prompt"]\n', ["line 1", '"prompt"']),
         ('{"prompt": 3}\n', ["line 1", '"prompt"']),
         (b'{"prompt": "\xff"}\n', ["utf-8"]),
+        ('{"messages": [{"role": "user", "content": "a"}]}\n', ["prompt 1", "no chat template"]),
     ],
-    ids=["missing", "empty", "blank", "json", "no-field", "no-text", "list", "number", "bytes"],
+    ids="missing empty blank json no-field no-text list number bytes chat".split(),
 )
 def test_unreadable_prompts_are_named_with_the_line(
     tiny: Path, tmp_path: Path, content: str | bytes | None, words: list[str]

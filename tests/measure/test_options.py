@@ -96,11 +96,20 @@ def test_room_up_to_the_last_position_is_used_and_no_further() -> None:
     with pytest.raises(BadInputError) as error:
         room(10, max_positions=325)
     assert str(error.value) == (
-        "256 tokens of context and 70 to decode are over the model's 325 positions: "
-        "lower --context-len, --max-new-tokens or --spec-tokens, "
-        "or shorten --prompts (longest: 10 tokens)"
+        "--context-len 256: with 70 tokens to decode it is over the model's 325 positions; "
+        "shorten it, or lower --max-new-tokens or --spec-tokens"
     )
     assert error.value.exit_code is ExitCode.BAD_INPUT
+
+
+def test_a_prompt_too_long_is_named_by_its_number() -> None:
+    workload = Workload("mine.jsonl", ((1,) * 4, (1,) * 300, (1,)))
+    with pytest.raises(BadInputError) as error:
+        room_for(make_options(), workload, 369)
+    assert str(error.value) == (
+        "--prompts mine.jsonl, prompt 2 of 300 tokens: with 70 tokens to decode it is over the "
+        "model's 369 positions; shorten it, or lower --max-new-tokens or --spec-tokens"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,12 @@
-"""Workloads: waves, contexts of an exact length, digests, and prompts from files."""
-
-import json
-from pathlib import Path
+"""Workloads: waves, contexts of an exact length, digests, and prompts from texts."""
 
 import pytest
 
 from cgbench.errors import BadInputError
+from cgbench.measure.prompt_files import PromptTexts
 from cgbench.measure.workload import (
     Workload,
     random_workload,
-    read_prompts,
     sha256_of,
     text_workload,
 )
@@ -56,8 +53,9 @@ def test_contexts_start_with_their_own_prompt_and_have_the_length_asked_for(
     assert [len(context) for context in workload.contexts(3, 100)] == [100] * 3
 
 
-def test_longest(workload: Workload) -> None:
-    assert workload.longest == 3
+def test_longest() -> None:
+    workload = Workload("a test", ((1,), (1, 2, 3), (4, 5, 6), (7, 8)))
+    assert (workload.longest, workload.longest_number) == (3, 2)
 
 
 def test_the_digest_knows_where_lists_and_numbers_end() -> None:
@@ -80,31 +78,21 @@ def test_random_tokens_come_from_the_seed_and_the_whole_vocabulary() -> None:
     assert first.one_wave and "seed 1" in first.source
 
 
-def write(folder: Path, *texts: str, **options: bool) -> Path:
-    file = folder / "prompts.jsonl"
-    lines = [json.dumps({"prompt": text, "id": 1}, **options) + "\n" for text in texts]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    return file
-
-
-def test_prompts_are_read_as_written_and_blank_lines_are_skipped(tmp_path: Path) -> None:
-    texts = ["def f():\n    return 1\n", " é 漢 ", '"quoted"']
-    assert read_prompts(write(tmp_path, *texts, ensure_ascii=False)) == texts
-
-
-@pytest.mark.parametrize("char", ["\u2028", "\u2029", "\u0085"])
-def test_only_newlines_end_a_line(tmp_path: Path, char: str) -> None:
-    """JSON allows these unescaped inside a string, and json.dumps(ensure_ascii=False) writes so."""
-    texts = [f"before{char}after"]
-    assert read_prompts(write(tmp_path, *texts, ensure_ascii=False)) == texts
-
-
 def test_a_prompt_without_tokens_is_refused_by_its_number() -> None:
+    texts = PromptTexts("mine.jsonl", ("a", "b"))
     with pytest.raises(BadInputError, match=r"--prompts mine\.jsonl: prompt 2 has no tokens"):
-        text_workload("mine.jsonl", ["a", "b"], lambda text: [1] if text == "a" else [])
+        text_workload(texts, lambda text: [1] if text == "a" else [], chat_template=False)
 
 
-def test_text_is_encoded_by_the_tokenizer_given() -> None:
-    workload = text_workload("mine.jsonl", ["ab", "c"], lambda text: [*map(ord, text)])
-    assert workload == Workload("mine.jsonl", ((97, 98), (99,)))
-    assert not workload.one_wave
+@pytest.mark.parametrize("chat_template", [False, True])
+def test_a_workload_keeps_where_its_texts_are_from(chat_template: bool) -> None:
+    texts = PromptTexts("mine", ("ab", "c"), licence="MIT", package="some==1.0", instruction="Do.")
+    workload = text_workload(texts, lambda text: [*map(ord, text)], chat_template=chat_template)
+    assert workload == Workload(
+        source="mine",
+        prompts=((97, 98), (99,)),
+        one_wave=False,
+        chat_template=chat_template,
+        licence="MIT",
+        package="some==1.0",
+    )

@@ -7,8 +7,8 @@ from cgbench.engine.generate import generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure.acceptance import before_repeat
-from cgbench.measure.setup import DEFAULT_PROMPTS
-from cgbench.measure.workload import read_prompts
+from cgbench.measure.prompt_files import read_prompts
+from cgbench.measure.prompts import DEFAULT_PROMPTS
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import DEFAULT_MODEL_DIR, ModelRequest
 from tests.tiny import greedy_reference, make_speculator, make_state, reference_model

@@ -1,0 +1,92 @@
+"""Prompts from files: JSON lines, texts or chats; or plain text, a prompt a line."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cgbench.errors import BadInputError
+
+FILE_SUFFIXES = (".jsonl", ".txt")
+
+Message: TypeAlias = dict[str, str]
+"""``role`` and ``content``, as chat templates take it."""
+
+Prompt: TypeAlias = str | list[Message]
+"""A text, or a chat that it is the model's turn in."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTexts:
+    """``source`` is what the record calls them. ``licence`` (an SPDX name) and ``package`` (with
+    its version) are known for prompts that ship or have a name. ``instruction``: see ``PromptSet``.
+    """
+
+    source: str
+    prompts: tuple[Prompt, ...]
+    licence: str | None = None
+    package: str | None = None
+    instruction: str = ""
+
+
+def read_prompts(file: Path) -> list[Prompt]:
+    """The prompts of ``FILE.jsonl`` or ``FILE.txt``.
+
+    A JSON line has text under ``prompt``, or a chat under ``messages``, in the form of OpenAI's
+    API; other fields are ignored. A line of a text file is one prompt, as it stands. Blank lines
+    are skipped in both.
+
+    Raises ``BadInputError`` naming the file and the line.
+    """
+    try:
+        # Not splitlines: JSON strings may hold other line ends, such as U+2028, as they are.
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInputError(f"--prompts {file}: {error}") from error
+    parse = _parse_line if file.suffix == ".jsonl" else lambda file, number, line: line
+    prompts = [parse(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not prompts:
+        raise BadInputError(f"--prompts {file}: holds no prompt")
+    return prompts
+
+
+def to_jsonl(texts: Sequence[str]) -> str:
+    """Texts as ``read_prompts`` reads them back; the same bytes for the same texts, anywhere."""
+    return "".join(json.dumps({"prompt": text}) + "\n" for text in texts)
+
+
+def _parse_line(file: Path, number: int, line: str) -> Prompt:
+    where = f"--prompts {file}: line {number}"
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInputError(f"{where} is not JSON: {error}") from error
+    fields = entry if isinstance(entry, dict) else {}
+    if ("prompt" in fields) == ("messages" in fields):
+        raise BadInputError(f'{where} must have either "prompt" or "messages"')
+    if "messages" in fields:
+        return _checked_chat(where, fields["messages"])
+    return _checked_text(where, fields["prompt"])
+
+
+def _checked_text(where: str, prompt: Any) -> str:
+    if not isinstance(prompt, str) or not prompt:
+        raise BadInputError(f'{where} has no text under "prompt"')
+    return prompt
+
+
+def _checked_chat(where: str, messages: Any) -> list[Message]:
+    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        raise BadInputError(
+            f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}, both text'
+        )
+    if messages[-1]["role"] == "assistant":
+        raise BadInputError(f"{where}: the last message is the assistant's; nothing is left to say")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(
+        isinstance(message.get(name), str) for name in ("role", "content")
+    )
