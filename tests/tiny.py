@@ -232,10 +232,14 @@ def add_tokenizer(folder: Path, *, chat_template: str | None = None) -> None:
     fast.save_pretrained(folder)
 
 
-def load_tiny(folder: Path, *, with_head: bool = True, device: str = "cpu") -> LoadedModel:
-    return load_model(
-        ModelRequest(str(folder), None, with_head, torch.device(device), torch.float32)
-    )
+def load_tiny(
+    folder: Path,
+    *,
+    with_head: bool = True,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    return load_model(ModelRequest(str(folder), None, with_head, torch.device(device), dtype))
 
 
 def make_speculator(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, MIMO
 from cgbench.models.head import DraftHead
 from cgbench.models.target import Target
 from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
@@ -57,23 +58,37 @@ def reference_drafts(target: Target, head: DraftHead, tokens: list[int], k: int)
     num_rows = len(tokens) - 1
     attention = GrowingAttention()
     positions = torch.arange(num_rows)[None]
-    hidden = target.forward(torch.tensor([tokens[:-1]]), positions, attention).pre_norm
+    states = target.forward(torch.tensor([tokens[:-1]]), positions, attention)
+    hidden = states.post_norm if head.family.hidden_in == "post" else states.pre_norm
     following = torch.tensor([tokens[1:]])
     drafts: list[int] = []
     for _ in range(k):
         embeds = target.embed(following)
         block_out = head(embeds, hidden, target.rope(embeds, positions), positions, attention)
-        hidden = block_out[:, -1:]
-        draft = int(target.logits(head.to_logits_input(hidden))[0, -1].argmax())
+        normed = head.to_logits_input(block_out[:, -1:])
+        draft = int(target.logits(normed)[0, -1].argmax())
+        hidden = normed if head.family.chain == "post" else block_out[:, -1:]
         drafts.append(draft)
         following = torch.tensor([[draft]])
         positions = torch.tensor([[num_rows + len(drafts) - 1]])
     return drafts
 
 
-@pytest.fixture(scope="module", params=["mimo", "mistral"])
+CASES = [
+    (MIMO, "mimo"),
+    (MIMO, "mistral"),
+    (MIMO, "gemma3_text"),
+    (DEEPSEEK, "deepseek_v3"),
+    (ERNIE, "ernie4_5_moe"),
+    (EAGLE, "llama"),
+]
+"""Both forms of each hidden state, every output norm, windows, latent attention and experts."""
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
 def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Speculator:
-    folder: Path = make_checkpoint(tmp_path_factory.mktemp("tiny"), request.param, seed=5)
+    family, kind = request.param
+    folder: Path = make_checkpoint(tmp_path_factory.mktemp("tiny"), kind, family=family, seed=5)
     return make_speculator(load_tiny(folder), max_batch_size=5, room=ROOM)
 
 

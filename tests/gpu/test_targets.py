@@ -1,0 +1,67 @@
+"""Mixtures of experts, latent attention, windows and every head wiring under capture: the tokens
+of graphs are eager's and plain greedy's, in float32."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgbench.engine.generate import generate
+from cgbench.engine.graphs import capture_plan
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
+from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, MIMO, QWEN, HeadFamily
+from cgbench.planning import PlanRequest, plan
+from cgbench.report.schema import Scope
+from tests.tiny import (
+    greedy_reference,
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+
+pytestmark = pytest.mark.gpu
+
+K, MAX_BATCH, MAX_NEW_TOKENS = 3, 8, 24
+ROOM = 24 + MAX_NEW_TOKENS + 2 * K
+
+CASES = [
+    (MIMO, "qwen3_moe"),
+    (MIMO, "gemma3_text"),
+    (DEEPSEEK, "deepseek_v3"),
+    (DEEPSEEK, "glm4_moe"),
+    (ERNIE, "ernie4_5_moe"),
+    (QWEN, "qwen3_next"),
+    (EAGLE, "llama"),
+]
+
+
+def decode(spec: Speculator, runner: Runner, prompts: list[list[int]]) -> list[list[int]]:
+    prefilled = prefill(spec, prompts, max_num_tokens=512)
+    begin_decoding(spec, runner.state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
+    return generate(runner, prefilled.last.tolist()).token_ids
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_graphs_decode_what_eager_decodes(
+    family: HeadFamily, kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path, kind, family=family, seed=3)
+    model = load_tiny(folder, device="cuda", dtype=dtype)
+    spec = make_speculator(model, max_batch_size=MAX_BATCH, room=ROOM, attention="triton")
+    state = make_state(spec, K, MAX_BATCH)
+    small = plan(PlanRequest(spec_tokens=K, max_batch_size=MAX_BATCH))
+    prompts = random_prompts(7)
+    eager = decode(spec, EagerRunner(spec, state), prompts)
+    for scope in (Scope.PHASE, Scope.ITERATION):
+        graphs = capture_plan(spec, state, small, scope)
+        assert decode(spec, GraphRunner(spec, state, small, graphs), prompts) == eager
+        graphs.release()
+    if dtype is torch.float32:
+        reference = reference_model(folder).to("cuda")
+        assert eager == greedy_reference(reference, prompts, MAX_NEW_TOKENS)

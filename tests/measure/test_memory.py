@@ -1,0 +1,35 @@
+"""What does not fit is refused with its bytes, before anything is allocated."""
+
+import pytest
+import torch
+
+from cgbench.errors import OutOfMemoryError
+from cgbench.measure import memory
+from cgbench.measure.memory import check_memory
+from cgbench.models.request import ModelRequest, plan_loading
+from tests.measure.test_options import make_options
+
+GLM_WEIGHTS = 218_454_621_696
+"""GLM-4.5-Air with its head, in bfloat16: 213.7 GB and 4.75 GB."""
+
+
+def test_a_model_over_the_memory_is_refused_with_its_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    where = (torch.device("cpu"), torch.bfloat16)
+    plan = plan_loading(ModelRequest("preset:glm-4.5-air", None, True, *where))
+    options = make_options(spec_tokens=(0, 3), batch_sizes=(1, 8), max_batch_size=8)
+    kv = 9 * (options.context_len + options.band + 6) * 192_512
+    for available, fits in ((GLM_WEIGHTS + kv, True), (GLM_WEIGHTS + kv - 1, False)):
+        monkeypatch.setattr(memory, "available_bytes", lambda _, n=available: n)
+        if fits:
+            check_memory(plan, options)
+            continue
+        with pytest.raises(OutOfMemoryError) as error:
+            check_memory(plan, options)
+        for words in ("preset:glm-4.5-air", f"{GLM_WEIGHTS:,}", f"{kv:,}", f"{available:,}"):
+            assert words in str(error.value)
+
+
+def test_the_cpu_has_the_machines_memory() -> None:
+    assert memory.available_bytes(torch.device("cpu")) > 2**30
