@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from cgbench.cli.head_flags import wiring
 from cgbench.engine.attention import resolve_backend
 from cgbench.engine.generate import generate
 from cgbench.engine.prefill import begin_decoding, prefill
@@ -119,6 +120,7 @@ def make_bench(dtype: str) -> Bench:
         "capture_sizes": [],
         "capture_unit": "requests",
         "head": None,
+        **wiring(None, None, None, None, None),
         "prompts": None,
         "num_prompts": None,
         "chat_template": "auto",
