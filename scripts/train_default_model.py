@@ -15,8 +15,9 @@ is trained in three stages, each nearer to what it meets in decoding: beside the
 next-next-token loss (as DeepSeek-V3 does), then on its own recurrent chain against the frozen
 target's predictions, then the same on text that the target generated.
 
-The files held out and the flow of each command are here, the stages themselves in the modules of
-`default_model/` beside this file, so that the provenance of the weights can be read from the top.
+The files held out and the flow of each command are here, so that the provenance of the weights can
+be read from the top; the stages are in the modules of `default_model/` beside this file, and what
+other heads are trained with too in those of `mtp_training/`.
 """
 
 import argparse
@@ -27,18 +28,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from cgbench.models.loading import load_model
+from cgbench.models.request import ModelRequest
 from default_model.config import TINY, Shapes
 from default_model.corpus import Corpus, write_tokens
 from default_model.evaluation import acceptance, losses, parameter_counts
 from default_model.generation import generate_text
-from default_model.model import Model, new_model, round_to_bfloat16, save_model
+from default_model.model import new_model, round_to_bfloat16, save_model
 from default_model.prompts import NUM_EVAL_PROMPTS, read_jsonl, write_prompts
 from default_model.sources import read_sources, training_files
 from default_model.tokenizer import save_tokenizer, train_tokenizer
 from default_model.training import train_head, train_target
-
-from cgbench.models.loading import load_model
-from cgbench.models.request import ModelRequest
+from mtp_training.model import Model
 
 # Never trained on, nor is any file of the same name elsewhere, its test or its documentation.
 HELD_OUT_MODULES = (

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from default_model.chain import CausalAttention, positions, run_chain
 from default_model.config import Shapes
 from default_model.corpus import Corpus
 from default_model.generation import distinct_length, ended_length, generation_copy, greedy
 from default_model.losses import target_loss
-from default_model.model import Model
+from mtp_training.acceptance import summary
+from mtp_training.drafts import drafts_of_rows, walk
+from mtp_training.model import Model
 
 
 def parameter_counts(model: Model) -> dict[str, int]:
@@ -53,47 +53,3 @@ def acceptance(
         "before_repeat": summary(distinct, spec_tokens),
         "all_tokens": summary(whole, spec_tokens),
     }
-
-
-def summary(accepted: list[int], spec_tokens: int) -> dict[str, Any]:
-    """Rates from the drafts accepted by each iteration."""
-    count = max(1, len(accepted))
-    rates = [sum(a >= position for a in accepted) / count for position in range(1, spec_tokens + 1)]
-    return {
-        "iterations": len(accepted),
-        "acceptance_rate_per_pos": [round(rate, 3) for rate in rates],
-        "mean_acceptance_length": round(1 + sum(rates), 3),
-    }
-
-
-@torch.no_grad()
-def drafts_of_rows(model: Model, full: Tensor, spec_tokens: int) -> Tensor:
-    """``[B, L]`` ids to ``[B, L-1, k]``: what the head would draft if an iteration began there.
-
-    Row i knows the target's hidden state at i and token i+1; after that it follows its own drafts.
-    """
-    hidden = model.target.forward(full, positions(full), CausalAttention())
-    logits = run_chain(
-        model.target,
-        model.head,
-        hidden.pre_norm[:, :-1],
-        lambda step, before: full[:, 1:] if step == 1 else before[-1].argmax(-1),
-        spec_tokens,
-    )
-    return torch.stack([step.argmax(-1) for step in logits], dim=-1)
-
-
-def walk(tokens: Tensor, prompt_length: int, drafts: Tensor) -> list[int]:
-    """Decode ``tokens [L]`` again by iterations; returns the drafts that each accepted.
-
-    Token i+1 is the newest when row i drafts i+2..i+k+1. Since ``tokens`` is the target's greedy
-    text, the drafts accepted are the leading ones that equal it. An iteration that would look
-    past the end is not begun: its acceptance could not be known.
-    """
-    spec_tokens = drafts.shape[1]
-    accepted, row = [], prompt_length - 1
-    while row + 1 + spec_tokens < len(tokens):
-        wanted = tokens[row + 2 : row + 2 + spec_tokens]
-        accepted.append(int((drafts[row] == wanted).int().cumprod(0).sum()))
-        row += accepted[-1] + 1
-    return accepted

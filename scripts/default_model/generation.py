@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from default_model.config import EOS_ID, Shapes
 from default_model.corpus import Corpus
-from default_model.model import Model
+from mtp_training.model import Model
 
 REPEAT_TOKENS = 8
 

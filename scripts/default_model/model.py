@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,18 +16,7 @@ from cgbench.models.head import DraftHead
 from cgbench.models.loading import randomise
 from cgbench.models.target import Target
 from default_model.config import CONFIG, EOS_ID
-
-
-@dataclass
-class Model:
-    """A target with its head, and the settings under which both are computed."""
-
-    target: Target
-    head: DraftHead
-    device: torch.device
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+from mtp_training.model import Model, head_tensors, ready_to_save
 
 
 def new_model(device: torch.device) -> Model:
@@ -52,11 +40,10 @@ def round_to_bfloat16(module: nn.Module) -> None:
 def save_model(model: Model, data: Path, folder: Path) -> None:
     """The checkpoint in MiMo's layout, with the tokenizer and prompts from ``data``."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = dict(model.target.model.state_dict())
-    family = model.head.family
-    tensors |= {family.tensor_name(name): t for name, t in model.head.state_dict().items()}
-    shipped = {name: t.to("cpu", torch.bfloat16).contiguous() for name, t in tensors.items()}
-    save_file(shipped, folder / "model.safetensors", metadata={"format": "pt"})
+    own = {name: ready_to_save(t) for name, t in model.target.model.state_dict().items()}
+    save_file(
+        own | head_tensors(model.head), folder / "model.safetensors", metadata={"format": "pt"}
+    )
     generation = {"do_sample": False, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
     for name, content in (("config", CONFIG), ("generation_config", generation)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -82,20 +82,20 @@ def run_chain(
     tokens_of_step: Callable[[int, list[Tensor]], Tensor],
     num_steps: int,
 ) -> list[Tensor]:
-    """Draft logits ``[B, S, vocab]`` of steps 1..num_steps, for all rows of ``hidden [B, S, H]``.
+    """What the lm_head reads, ``[B, S, H]``, at steps 1..num_steps of all rows of ``hidden``.
 
-    ``hidden`` is the target's before its final norm; ``tokens_of_step(step, logits so far)`` gives
-    the ``[B, S]`` tokens a step is fed. Step s of row i reads token i+s, stands at position
-    i+s-1 and predicts token i+s+1.
+    ``hidden [B, S, H]`` is the target's, in the form that ``head`` is fed; ``tokens_of_step(step,
+    outputs so far)`` gives the ``[B, S]`` tokens of a step. Step s of row i reads token i+s,
+    stands at position i+s-1 and predicts token i+s+1.
     """
     attention = ChainAttention()
-    all_logits: list[Tensor] = []
+    outputs: list[Tensor] = []
     for step in range(1, num_steps + 1):
-        embeds = target.embed(tokens_of_step(step, all_logits))
+        embeds = target.embed(tokens_of_step(step, outputs))
         position_ids = positions(embeds, first=step - 1)
         rope = target.rope(embeds, position_ids)
         out = head(embeds, hidden, rope, position_ids, attention)
         normed = head.to_logits_input(out)
-        all_logits.append(target.logits(normed))
+        outputs.append(normed)
         hidden = head.to_chain(out, normed)
-    return all_logits
+    return outputs

@@ -1,0 +1,5 @@
+"""The stages of `scripts/train_mtp_head.py`, which runs them.
+
+In the order of the work: `functions`, `puzzles` and `instructions` -> `prompts`; `decoding` ->
+`generated`; `initial` and `training`; `checkpoint`.
+"""

@@ -1,0 +1,36 @@
+"""A head that begins as the target's last layer, so that training starts from something."""
+
+import torch
+from torch import Tensor
+
+from cgbench.models.families import HeadFamily
+from cgbench.models.head import DraftHead
+from cgbench.models.target import Target
+from mtp_training.chain import CausalAttention, positions
+from mtp_training.model import Model
+
+EMBED_STD = 0.02
+
+
+@torch.no_grad()
+def new_model(target: Target, family: HeadFamily, ids: Tensor) -> Model:
+    """``target``, frozen, with a float32 head of ``family`` that is fitted to ``ids [B, S]``.
+
+    The block and the output norm are copies of the target's last ones. The projection passes the
+    hidden state on, at the size it has in the target, for which that block was trained, and lets
+    a little of the embedding in.
+    """
+    target.model.requires_grad_(False)
+    with torch.device(target.device):
+        head = DraftHead(family, target.model).float()
+    head.block.load_state_dict(target.backbone.layers[-1].state_dict())
+    head.out_norm.load_state_dict(target.backbone.norm.state_dict())
+    model = Model(target, head, target.device)
+    hidden = model.head_input(target.forward(ids, positions(ids), CausalAttention()))
+    head.hidden_norm.weight.fill_(hidden.float().square().mean(-1).sqrt().mean())
+    head.embed_norm.weight.fill_(1.0)
+    size = target.hidden_size
+    keep, embed = torch.eye(size), torch.randn(size, size) * EMBED_STD
+    parts = (embed, keep) if family.concat == "EH" else (keep, embed)
+    head.proj.weight.copy_(torch.cat(parts, dim=1))
+    return model

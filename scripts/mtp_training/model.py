@@ -1,0 +1,35 @@
+"""A target with its head, and the head's tensors as a checkpoint holds them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cgbench.models.head import DraftHead
+from cgbench.models.target import HiddenStates, Target
+
+
+@dataclass
+class Model:
+    """A target with its head, and the settings under which both are computed."""
+
+    target: Target
+    head: DraftHead
+    device: torch.device
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def head_input(self, hidden: HiddenStates) -> Tensor:
+        """The target's hidden states in the form that the head is fed."""
+        return hidden.post_norm if self.head.family.hidden_in == "post" else hidden.pre_norm
+
+
+def head_tensors(head: DraftHead) -> dict[str, Tensor]:
+    """The head under its family's checkpoint names, in bfloat16 on the CPU: ready to be saved."""
+    names = {head.family.tensor_name(name): tensor for name, tensor in head.state_dict().items()}
+    return {name: ready_to_save(tensor) for name, tensor in names.items()}
+
+
+def ready_to_save(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.bfloat16).contiguous()
