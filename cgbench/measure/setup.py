@@ -1,5 +1,6 @@
 """From a run's arguments to what is measured: device, model, workload, bench, record."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 import cgbench
-from cgbench.engine.acceptance import parse_acceptance
+from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.environment import environment
@@ -73,7 +74,9 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     )
     if arguments["head"] is not None and not options.max_spec_tokens:
         raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
-    parse_acceptance(options.acceptance, options.spec_tokens)
+    # Part of a row's key: one spelling for equal rules.
+    rule = parse_acceptance(options.acceptance, options.spec_tokens)
+    options = replace(options, acceptance=str(rule))
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     return options, [NO_GRAPHS_ON_CPU] if on_cpu else warnings
 
