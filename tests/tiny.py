@@ -273,6 +273,7 @@ def make_state(
         dtype=spec.target.dtype,
         device=spec.target.device,
         eos_token_ids=tuple(eos),
+        draft_vocab_size=spec.target.vocab_size if spec.accept.samples_drafts else 0,
     )
 
 

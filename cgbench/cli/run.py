@@ -82,7 +82,10 @@ def run(
     ] = None,
     acceptance: Annotated[
         str,
-        typer.Option(help="greedy, or synthetic:0.8,0.6,0.4: drafts kept at unconditional rates."),
+        typer.Option(
+            help="greedy; sampled, or sampled:SETTINGS of temperature=T, top-k=N, top-p=P and "
+            "drafts=greedy; or synthetic:0.8,0.6,0.4: drafts kept at unconditional rates."
+        ),
     ] = "greedy",
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Generate to --max-new-tokens, past any EOS.")

@@ -5,23 +5,40 @@ which every iteration fills anew and which is indexed by request: a request's dr
 on its row, nor on its bucket, nor on the scope.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import Field, dataclass, fields
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from cgbench.engine.sampling import distribution, draw
 from cgbench.engine.state import RowState
-from cgbench.errors import BadInputError
 
 
 class AcceptanceRule(Protocol):
-    """Decides an iteration from the drafts, the target's logits, and perhaps random draws."""
+    """Decides an iteration from the drafts, the target's logits, and perhaps random draws.
+
+    ``str(rule)`` is what ``--acceptance`` reads, in one spelling for equal rules.
+    """
 
     @property
     def is_random(self) -> bool:
         """Whether ``uniforms`` must be filled before each call."""
+        ...
+
+    @property
+    def samples_drafts(self) -> bool:
+        """Whether drafts are drawn too: from ``uniforms``, their distributions kept in
+        ``draft_probs``."""
+        ...
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """The token ``[B]`` that plain decoding takes after the target's ``logits [B, V]``;
+        ``uniforms [B]`` in [0, 1) are for this choice alone."""
+        ...
+
+    def draft(self, rows: RowState, logits: Tensor, step: int) -> Tensor:
+        """Draft ``step`` (1..k), ``[b]``, from the head's ``logits [b, V]``."""
         ...
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
@@ -31,8 +48,21 @@ class AcceptanceRule(Protocol):
         ...
 
 
+class _Argmax:
+    """Tokens and drafts of the rules that draw neither."""
+
+    __slots__ = ()
+    samples_drafts = False
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        return logits.argmax(-1)
+
+    def draft(self, rows: RowState, logits: Tensor, step: int) -> Tensor:
+        return logits.argmax(-1)
+
+
 @dataclass(frozen=True, slots=True)
-class Greedy:
+class Greedy(_Argmax):
     """Keep the leading drafts that equal the target's argmax; the argmax follows them.
 
     Lossless: the tokens emitted are those of plain greedy decoding.
@@ -45,9 +75,12 @@ class Greedy:
         agrees = rows.drafts == rows.out[:, :-1]
         rows.num_accepted.copy_(agrees.cumprod(-1).sum(-1))
 
+    def __str__(self) -> str:
+        return "greedy"
+
 
 @dataclass(frozen=True, slots=True)
-class Synthetic:
+class Synthetic(_Argmax):
     """Keep drafts at given rates, drawn per request and per position, whatever they say.
 
     ``rates[j]`` is the unconditional rate of draft j + 1. The logits are computed and read as
@@ -78,35 +111,100 @@ class Synthetic:
             rate / last if last else 0.0 for last, rate in zip(before, self.rates[:k], strict=False)
         ]
 
+    def __str__(self) -> str:
+        return f"synthetic:{','.join(map(_number, self.rates))}"
 
-def parse_acceptance(text: str, spec_tokens: Sequence[int]) -> AcceptanceRule:
-    """``greedy``, or ``synthetic:0.8,0.6,0.4`` with a rate for each draft of the largest k.
 
-    Raises ``BadInputError`` naming the flag.
+Drafts = Literal["sampled", "greedy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Speculative sampling: keep draft x with probability min(1, p(x) / q(x)); the token after
+    the drafts kept is drawn from max(p - q, 0) after a rejection, from p after k drafts.
+
+    Lossless: whatever the head drafts, the tokens emitted are distributed as plain sampling from
+    the target's p. ``drafts`` says what the head's q is: its own distribution, drawn from under
+    the same settings, or one-hot at its argmax, which needs no ``[slots, k + 1, V]`` buffer.
+
+    Sources: Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.
     """
-    name, _, rest = text.partition(":")
-    if text == "greedy":
-        return Greedy()
-    if name != "synthetic":
-        raise BadInputError(f"--acceptance {text}: choose greedy or synthetic:RATE,RATE,...")
-    try:
-        rates = tuple(float(part) for part in rest.split(","))
-    except ValueError as error:
-        raise BadInputError(
-            f"--acceptance {text}: must be rates separated by commas, such as synthetic:0.8,0.6"
-        ) from error
-    _check_rates(text, rates, max(spec_tokens))
-    return Synthetic(rates)
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    drafts: Drafts = "sampled"
+
+    is_random = True
+
+    @property
+    def samples_drafts(self) -> bool:
+        return self.drafts == "sampled"
+
+    def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        return draw(self._probs(logits), uniforms, logits.argmax(-1))
+
+    def draft(self, rows: RowState, logits: Tensor, step: int) -> Tensor:
+        likeliest = logits.argmax(-1)
+        if not self.samples_drafts:
+            return likeliest
+        probs = self._probs(logits)
+        rows.draft_probs[rows.slot_of_row, step - 1] = probs
+        return draw(probs, rows.uniforms[rows.slot_of_row, rows.spec_tokens + step], likeliest)
+
+    def __call__(self, rows: RowState, logits: Tensor) -> None:
+        k = rows.spec_tokens
+        draws = rows.uniforms[rows.slot_of_row]
+        if not k:
+            rows.num_accepted.zero_()
+            rows.out[:, 0] = self.choose(logits[:, 0], draws[:, 0])
+            return
+        probs = self._probs(logits)
+        kept = self._kept(rows, probs, draws[:, :k])
+        rows.num_accepted.copy_(kept.cumprod(1).sum(1))
+        end = rows.num_accepted[:, None]
+        likeliest = logits.argmax(-1).gather(1, end)[:, 0]
+        token = draw(self._residual(rows, probs), draws[:, k], likeliest)
+        rows.out[:, :k] = rows.drafts
+        rows.out.scatter_(1, end, token[:, None])
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        return distribution(
+            logits, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
+
+    def _kept(self, rows: RowState, probs: Tensor, draws: Tensor) -> Tensor:
+        """Which drafts pass on their own, ``[b, k]``: u < p(x) / q(x), without the division."""
+        of_target = probs.gather(2, rows.drafts[..., None])[..., 0]
+        if not self.samples_drafts:
+            return draws < of_target
+        slots = rows.slot_of_row[:, None]
+        return draws * rows.draft_probs[slots, rows.offsets[:-1], rows.drafts] < of_target
+
+    def _residual(self, rows: RowState, probs: Tensor) -> Tensor:
+        """max(p - q, 0) at row num_accepted, ``[b, V]``, not normalised; p at row k, where
+        nothing was drafted. May write to ``probs [b, k + 1, V]``."""
+        if not self.samples_drafts:
+            probs[:, :-1].scatter_(2, rows.drafts[..., None], 0.0)
+        target = probs.take_along_dim(rows.num_accepted[:, None, None], 1)[:, 0]
+        if not self.samples_drafts:
+            return target
+        return (target - rows.draft_probs[rows.slot_of_row, rows.num_accepted]).clamp_(min=0)
+
+    def __str__(self) -> str:
+        changed = [
+            f"{setting_name(field)}={_number(getattr(self, field.name))}"
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"sampled:{','.join(changed)}" if changed else "sampled"
 
 
-def _check_rates(text: str, rates: tuple[float, ...], spec_tokens: int) -> None:
-    if not all(0 <= rate <= 1 for rate in rates):
-        raise BadInputError(f"--acceptance {text}: every rate must be between 0 and 1")
-    if list(rates) != sorted(rates, reverse=True):
-        raise BadInputError(
-            f"--acceptance {text}: rates are unconditional, so they cannot rise with the position"
-        )
-    if len(rates) < spec_tokens:
-        raise BadInputError(
-            f"--acceptance {text}: {len(rates)} rates for {spec_tokens} drafts (--spec-tokens)"
-        )
+def setting_name(field: Field[object]) -> str:
+    """A field of ``Sampled`` as ``--acceptance`` spells it."""
+    return field.name.replace("_", "-")
+
+
+def _number(value: object) -> str:
+    """1 and 1.0 alike."""
+    return str(value).removesuffix(".0")

@@ -68,12 +68,12 @@ class Speculator:
         rope = self.target.rope(embeds, positions)
         return self.head(embeds, hidden, rope, positions, call)  # type: ignore[no-any-return]
 
-    def draft(self, block_out: Tensor) -> tuple[Tensor, Tensor]:
-        """``block_out [B, 1, H]`` to the draft ``[B]`` and the chain ``[B, 1, H]`` after it."""
+    def draft_logits(self, block_out: Tensor) -> tuple[Tensor, Tensor]:
+        """``block_out [B, 1, H]`` to the logits ``[B, V]`` of a draft and the chain
+        ``[B, 1, H]`` after it."""
         assert self.head is not None
         normed = self.head.to_logits_input(block_out)
-        draft = self.target.logits(normed[:, 0]).argmax(-1)
-        return draft, self.head.to_chain(block_out, normed)
+        return self.target.logits(normed[:, 0]), self.head.to_chain(block_out, normed)
 
 
 def take_row(hidden: Tensor, index: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def draft_first(spec: Speculator, rows: RowState) -> None:
     positions = rows.seq_len[:, None] + rows.offsets
     call = spec.decode_call(rows, positions)
     block_out = spec.run_head(rows.out, rows.hidden, positions, call)
-    _emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
+    emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
 
 
 def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
@@ -150,13 +150,13 @@ def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
     positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - 1)
     call = spec.decode_call(rows, positions)
     block_out = spec.run_head(rows.drafts[:, step - 2 : step - 1], rows.chain, positions, call)
-    _emit_draft(spec, rows, block_out, step)
+    emit_draft(spec, rows, block_out, step)
 
 
-def _emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
+def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
     """``block_out [b, 1, H]`` to draft ``step`` and the chain of the step after it."""
-    draft, chain = spec.draft(block_out)
-    rows.drafts[:, step - 1] = draft
+    logits, chain = spec.draft_logits(block_out)
+    rows.drafts[:, step - 1] = spec.accept.draft(rows, logits, step)
     if step < rows.spec_tokens:
         rows.chain.copy_(chain)
 

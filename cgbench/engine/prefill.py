@@ -1,31 +1,42 @@
 """Prefill: prompts into KV slots, eager and untimed. Request i goes to slot i."""
 
+import random
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cgbench.engine.attention import Prefill, Rows
-from cgbench.engine.iteration import Speculator, draft_next, take_row
-from cgbench.engine.state import DecodeState, Prefilled
+from cgbench.engine.iteration import Speculator, draft_next, emit_draft, take_row
+from cgbench.engine.state import DecodeState, Prefilled, RowState
 
 
 @torch.inference_mode()
-def prefill(spec: Speculator, prompts: list[list[int]], max_num_tokens: int) -> Prefilled:
+def prefill(
+    spec: Speculator, prompts: list[list[int]], max_num_tokens: int, seed: int = 0
+) -> Prefilled:
     """The target over every prompt, then the head over the same rows.
 
     Prompts are token ids, none empty; they run in groups, padded to each group's longest, of at
     most ``max_num_tokens`` tokens (one prompt at least). The head's row i pairs hidden i with
-    token i + 1; at the last row that is the target's first new token.
+    token i + 1; at the last row that is the target's first new token. ``seed`` is for a rule that
+    draws that token: one draw a request, whatever the groups.
     """
-    groups = _groups(prompts, max_num_tokens)
-    parts = [_prefill_group(spec, group) for group in groups]
+    uniforms = _uniforms(len(prompts), seed)
+    parts = [_prefill_group(spec, group, uniforms) for group in _groups(prompts, max_num_tokens)]
+    blocks = [part.block_out for part in parts if part.block_out is not None]
     return Prefilled(
         last=torch.cat([part.last for part in parts]),
         seq_len=torch.cat([part.seq_len for part in parts]),
-        chain=_cat([part.chain for part in parts]),
-        first_draft=_cat([part.first_draft for part in parts]),
+        block_out=torch.cat(blocks) if blocks else None,
     )
+
+
+def _uniforms(count: int, seed: int) -> list[float]:
+    """Multiples of 2^-24 below 1, so exact in float32. Drawn apart from torch's generator, which
+    ``begin_decoding`` may start from the same seed: no draw of an iteration is one of these."""
+    source = random.Random(f"prefill {seed}")
+    return [source.getrandbits(24) / (1 << 24) for _ in range(count)]
 
 
 @torch.inference_mode()
@@ -38,7 +49,7 @@ def begin_decoding(
     ignore_eos: bool = False,
     seed: int = 0,
 ) -> None:
-    """Fill the state's rows from a prefill and draft 2..k, so that the next step is verify.
+    """Fill the state's rows from a prefill and make the drafts, so that the next step is verify.
 
     ``seed`` starts the draws of a random acceptance rule: the same seed, the same draws, in every
     scope.
@@ -46,11 +57,20 @@ def begin_decoding(
     if spec.accept.is_random:
         torch.manual_seed(seed)
     state.begin(prefilled, tokens_left=tokens_left, ignore_eos=ignore_eos)
-    rows = state.rows(prefilled.batch_size)
+    if state.spec_tokens:
+        _draft(spec, state.rows(prefilled.batch_size), prefilled)
+
+
+def _draft(spec: Speculator, rows: RowState, prefilled: Prefilled) -> None:
+    """All k drafts after a prefill."""
+    if spec.accept.samples_drafts:
+        rows.uniforms.uniform_()
+    assert prefilled.block_out is not None
+    emit_draft(spec, rows, prefilled.block_out, step=1)
     # The head's newest row is the prompt's last: as after an iteration that kept no draft there.
     rows.seq_len.sub_(1)
     rows.num_accepted.zero_()
-    for step in range(2, state.spec_tokens + 1):
+    for step in range(2, rows.spec_tokens + 1):
         draft_next(spec, rows, step)
     rows.seq_len.add_(1)
 
@@ -73,7 +93,7 @@ def _groups(prompts: list[list[int]], max_num_tokens: int) -> list[_Group]:
     return groups
 
 
-def _prefill_group(spec: Speculator, group: _Group) -> Prefilled:
+def _prefill_group(spec: Speculator, group: _Group, uniforms: list[float]) -> Prefilled:
     device = spec.target.device
     lengths = torch.tensor([len(prompt) for prompt in group.prompts], device=device)
     longest = max(map(len, group.prompts))
@@ -81,26 +101,25 @@ def _prefill_group(spec: Speculator, group: _Group) -> Prefilled:
         [prompt + [0] * (longest - len(prompt)) for prompt in group.prompts], device=device
     )
     slots = torch.arange(len(group.prompts), device=device) + group.first_slot
-    return prefill_slots(spec, tokens, lengths, slots)
+    end = group.first_slot + len(group.prompts)
+    draws = torch.tensor(uniforms[group.first_slot : end], device=device)
+    return prefill_slots(spec, tokens, lengths, slots, draws)
 
 
-def prefill_slots(spec: Speculator, tokens: Tensor, lengths: Tensor, slots: Tensor) -> Prefilled:
-    """``tokens [B, S]``, right-padded, of ``lengths [B]``, into ``slots [B]``."""
+def prefill_slots(
+    spec: Speculator, tokens: Tensor, lengths: Tensor, slots: Tensor, uniforms: Tensor
+) -> Prefilled:
+    """``tokens [B, S]``, right-padded, of ``lengths [B]``, into ``slots [B]``; ``uniforms [B]``
+    choose the first new tokens."""
     batch, longest = tokens.shape
     positions = torch.arange(longest, device=tokens.device).expand(batch, -1)
     call = Prefill(Rows(spec.cache, slots, positions))
     hidden = spec.target.forward(tokens, positions, call)
     newest = take_row(hidden.post_norm, lengths - 1)
-    last = spec.target.logits(newest[:, 0]).argmax(-1)
+    last = spec.accept.choose(spec.target.logits(newest[:, 0]), uniforms)
     if spec.head is None:
-        return Prefilled(last, lengths, None, None)
+        return Prefilled(last, lengths, None)
     following = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], dim=1)
     following = following.scatter(1, lengths[:, None] - 1, last[:, None])
     block_out = spec.run_head(following, spec.head_input(hidden), positions, call, from_start=True)
-    first_draft, chain = spec.draft(take_row(block_out, lengths - 1))
-    return Prefilled(last, lengths, chain, first_draft)
-
-
-def _cat(parts: list[Tensor | None]) -> Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None
+    return Prefilled(last, lengths, take_row(block_out, lengths - 1))

@@ -41,7 +41,14 @@ class RowState:
     offsets: Tensor
     """0..k, shared by all rows, as are ``eos_ids``."""
     uniforms: Tensor
-    """``[slots, 2k + 1]`` in [0, 1), for the acceptance rule; shared, for a slot is a request."""
+    """``[slots, 2k + 1]`` in [0, 1), for the acceptance rule; shared, for a slot is a request.
+
+    k for the tests of the drafts, one for the token after them, k for drawing drafts."""
+    draft_probs: Tensor
+    """``[slots, k + 1, V]`` float32: what draft j + 1 was drawn from, where the rule draws drafts;
+    else V = 0. Row k stays zero: nothing was drafted there.
+
+    By slot, so that re-packing moves none of it; the rule picks rows by index in any case."""
 
     @property
     def batch_size(self) -> int:
@@ -70,12 +77,11 @@ class RowState:
 @dataclass(frozen=True, slots=True)
 class Prefilled:
     """What prefill leaves for the first b rows: ``last [b]``, ``seq_len [b]``, and with a head
-    ``chain [b, 1, H]`` and the first draft ``[b]``."""
+    ``block_out [b, 1, H]``, its block's output, from which draft 1 is made."""
 
     last: Tensor
     seq_len: Tensor
-    chain: Tensor | None
-    first_draft: Tensor | None
+    block_out: Tensor | None
 
     @property
     def batch_size(self) -> int:
@@ -97,7 +103,9 @@ class DecodeState:
         dtype: torch.dtype,
         device: torch.device,
         eos_token_ids: tuple[int, ...] = (),
+        draft_vocab_size: int = 0,
     ) -> None:
+        """``draft_vocab_size``: V of ``RowState.draft_probs``; 0 where no rule reads it."""
         k, b = spec_tokens, max_batch_size
 
         def integers(*shape: int) -> Tensor:
@@ -120,6 +128,9 @@ class DecodeState:
             ),
             offsets=torch.arange(k + 1, device=device),
             uniforms=torch.zeros(scratch_slot + 1, 2 * k + 1, device=device),
+            draft_probs=torch.zeros(
+                scratch_slot + 1, k + 1, draft_vocab_size if k else 0, device=device
+            ),
         )
         self._rows: dict[int, RowState] = {}
 
@@ -140,6 +151,7 @@ class DecodeState:
                 eos_ids=full.eos_ids,
                 offsets=full.offsets,
                 uniforms=full.uniforms,
+                draft_probs=full.draft_probs,
             )
         return self._rows[batch_size]
 
@@ -153,7 +165,7 @@ class DecodeState:
         """Put the prefilled requests in the first rows, request i in row i and slot i.
 
         ``tokens_left`` counts what a request may still emit, its prefill's token not included.
-        ``seq_len`` and the first draft are set; drafts 2..k are the caller's to make.
+        The drafts are the caller's to make.
         """
         self.clear()
         rows = self.rows(prefilled.batch_size)
@@ -164,10 +176,6 @@ class DecodeState:
         rows.tokens_left.fill_(tokens_left)
         ended = (prefilled.last[:, None] == rows.eos_ids).any(1)
         rows.active.copy_(~ended & (rows.tokens_left > 0))
-        if self.spec_tokens:
-            assert prefilled.chain is not None and prefilled.first_draft is not None
-            rows.chain.copy_(prefilled.chain)
-            rows.drafts[:, 0] = prefilled.first_draft
 
     def _set_eos(self, ignore_eos: bool) -> None:
         self.full.eos_ids.fill_(NO_TOKEN)

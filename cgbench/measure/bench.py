@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cgbench.engine.acceptance import parse_acceptance
+from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
@@ -101,7 +101,7 @@ def build_bench(
     )
     accept = parse_acceptance(options.acceptance, options.spec_tokens)
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
-    states = {k: _make_state(model, cache, options, k) for k in plans}
+    states = {k: _make_state(model, spec, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)
     if Scope.EAGER in options.scopes:
         for k, state in states.items():
@@ -110,16 +110,17 @@ def build_bench(
 
 
 def _make_state(
-    model: LoadedModel, cache: KvCache, options: RunOptions, spec_tokens: int
+    model: LoadedModel, spec: Speculator, options: RunOptions, spec_tokens: int
 ) -> DecodeState:
     return DecodeState(
         spec_tokens=spec_tokens,
         max_batch_size=options.max_batch_size,
-        scratch_slot=cache.scratch_slot,
+        scratch_slot=spec.cache.scratch_slot,
         hidden_size=model.target.hidden_size,
         dtype=model.target.dtype,
         device=model.target.device,
         eos_token_ids=model.eos_token_ids,
+        draft_vocab_size=model.target.vocab_size if spec.accept.samples_drafts else 0,
     )
 
 
@@ -158,7 +159,8 @@ def _dummy_prefill(bench: Bench) -> int:
     batch = -(-bench.options.max_num_batched_tokens // length)
     tokens = torch.zeros(batch, length, dtype=torch.long, device=device)
     slots = torch.full((batch,), cache.scratch_slot, dtype=torch.long, device=device)
-    prefill_slots(bench.spec, tokens, torch.full_like(slots, length), slots)
+    uniforms = torch.zeros(batch, device=device)
+    prefill_slots(bench.spec, tokens, torch.full_like(slots, length), slots, uniforms)
     return batch * length
 
 

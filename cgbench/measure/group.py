@@ -70,7 +70,7 @@ def _generate_wave(
     bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[int]], seed: int
 ) -> None:
     options = bench.options
-    prefilled = _prefill(bench, wave)
+    prefilled = _prefill(bench, wave, seed)
     first_tokens = prefilled.last.tolist()
     for run in _alive(runs):
         with run.watched(bench.device):
@@ -85,9 +85,9 @@ def _generate_wave(
             run.absorb(generate(run.runner, first_tokens))
 
 
-def _prefill(bench: Bench, prompts: list[list[int]]) -> Prefilled:
+def _prefill(bench: Bench, prompts: list[list[int]], seed: int) -> Prefilled:
     try:
-        return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens)
+        return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens, seed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"out of memory in the prefill of {len(prompts)} requests: "
@@ -104,7 +104,7 @@ def _time_pass(
 ) -> None:
     options = bench.options
     contexts = bench.workload.contexts(batch_size, options.context_len)
-    prefilled = _prefill(bench, contexts)
+    prefilled = _prefill(bench, contexts, options.seed)
     for run in _alive(runs):
         with run.watched(bench.device):
             _time(bench, run, prefilled, WARMUP_ITERATIONS)

@@ -1,12 +1,13 @@
 """From a run's arguments to what is measured: device, model, workload, bench, record."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 import cgbench
-from cgbench.engine.acceptance import parse_acceptance
+from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.chat import make_encode, uses_template
@@ -75,7 +76,9 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     )
     if arguments["head"] is not None and not options.max_spec_tokens:
         raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
-    parse_acceptance(options.acceptance, options.spec_tokens)
+    # Part of a row's key: one spelling for equal rules.
+    rule = parse_acceptance(options.acceptance, options.spec_tokens)
+    options = replace(options, acceptance=str(rule))
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     return options, [NO_GRAPHS_ON_CPU] if on_cpu else warnings
 

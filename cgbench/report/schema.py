@@ -68,7 +68,9 @@ LATENCY = (
     Column("dtype", "string", "weights and KV"),
     Column("attention", "string", "attention backend"),
     Column("compile", "string", "how the forwards were compiled, or off"),
-    Column("acceptance", "string", "rule: greedy, sampled or synthetic with its rates"),
+    Column(
+        "acceptance", "string", "rule: greedy, sampled or synthetic, with its settings or rates"
+    ),
     Column("tp_size", "int64", "GPUs that share the target"),
     Column("mode", "string", "what ran: graph or eager"),
     Column("scope", "string", "what was asked: eager, phase or iteration"),

@@ -1,10 +1,5 @@
 """cgbench's own engine over a loaded model: to make the text, and to measure the head on it."""
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
 from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.attention import DECODE_BACKENDS, resolve_backend
 from cgbench.engine.generate import Generated, generate
@@ -13,31 +8,13 @@ from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
-from cgbench.engine.state import DecodeState, RowState
+from cgbench.engine.state import DecodeState
 from cgbench.models.loading import LoadedModel
 from cgbench.models.target import probe_kv_shapes
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import Scope
 
 MAX_PREFILL_TOKENS = 32768
-
-
-@dataclass(frozen=True, slots=True)
-class Tempered:
-    """Sampling without speculation: one draw a request from the tempered distribution."""
-
-    temperature: float
-
-    is_random = True
-
-    def __call__(self, rows: RowState, logits: Tensor) -> None:
-        assert not rows.spec_tokens
-        below = (logits[:, 0].float() / self.temperature).softmax(-1).cumsum(-1)
-        # Of the sum that was reached, which rounding keeps from being one.
-        draws = rows.uniforms[rows.slot_of_row] * below[:, -1:]
-        chosen = torch.searchsorted(below, draws).clamp(max=logits.shape[-1] - 1)
-        rows.out.copy_(chosen)
-        rows.num_accepted.zero_()
 
 
 class Decoder:
@@ -93,7 +70,7 @@ class Decoder:
 
     def decode(self, prompts: list[list[int]], max_new_tokens: int, seed: int = 0) -> Generated:
         """One wave, at most ``batch_size`` prompts, each to its end."""
-        prefilled = prefill(self.spec, prompts, MAX_PREFILL_TOKENS)
+        prefilled = prefill(self.spec, prompts, MAX_PREFILL_TOKENS, seed)
         begin_decoding(self.spec, self.state, prefilled, tokens_left=max_new_tokens - 1, seed=seed)
         return generate(self.runner, prefilled.last.tolist())
 

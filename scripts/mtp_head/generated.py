@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase
 
-from cgbench.engine.acceptance import AcceptanceRule, Greedy
+from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled
 from cgbench.errors import BadInputError
 from cgbench.measure.acceptance import before_repeat
 from cgbench.models.loading import LoadedModel
-from mtp_head.decoding import Decoder, Tempered
+from mtp_head.decoding import Decoder
 from mtp_head.prompts import Prompt, held_out_groups
 
 TEMPERATURE = 0.7
@@ -54,7 +54,7 @@ def generate_samples(
     num_sampled = round(settings.sampled_share * len(encoded))
     rules: list[tuple[AcceptanceRule, list[Sample], float]] = [
         (Greedy(), encoded[num_sampled:], 1 - settings.sampled_share),
-        (Tempered(TEMPERATURE), encoded[:num_sampled], settings.sampled_share),
+        (Sampled(TEMPERATURE), encoded[:num_sampled], settings.sampled_share),
     ]
     samples: list[Sample] = []
     for rule, part, share in rules:

@@ -71,6 +71,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         bad("--acceptance x", "--acceptance x", "synthetic"),
         bad("--acceptance synthetic:0.9", "--acceptance", "1 rates for 3 drafts"),
+        bad("--acceptance sampled:temperature=0", "--acceptance sampled", "choose greedy"),
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
     ],

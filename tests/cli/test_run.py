@@ -100,6 +100,20 @@ def test_the_record_says_what_was_asked_and_what_was_measured(
     assert [plan["spec_tokens"] for plan in record.plans] == [0, 3]
 
 
+def test_sampled_text_is_the_seeds_and_the_record_spells_the_rule_one_way(
+    tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    arguments = ("--prompts", prompts, "--spec-tokens", "1", "--acceptance")
+    typed = ("sampled:top-p=0.950,temperature=1", "sampled:top-p=.95", "sampled:top-p=0.95")
+    frames = [
+        run(tmp_path / str(i), tiny, *arguments, text, "--seed", i // 2).latency
+        for i, text in enumerate(typed)
+    ]
+    assert {rule for frame in frames for rule in frame["acceptance"]} == {"sampled:top-p=0.95"}
+    first, again, other = (frame["tokens_sha256"].tolist() for frame in frames)
+    assert first == again and not set(first) & set(other)
+
+
 def test_no_tokens_are_written_unless_asked_for(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     path = run(tmp_path / "run", tiny, "--prompts", prompts, "--spec-tokens", "0").path
     assert (path / "latency.md").is_file()

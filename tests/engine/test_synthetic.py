@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgbench.engine.acceptance import Greedy, Synthetic, parse_acceptance
+from cgbench.engine.acceptance import Synthetic
 from cgbench.engine.generate import Generated, generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.state import DecodeState, RowState
-from cgbench.errors import BadInputError
 from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
 
 RATES = (0.85, 0.6, 0.4)
@@ -90,24 +89,3 @@ def test_draws_do_not_depend_on_neighbours(tmp_path: Path) -> None:
     assert five.accepted == eight.accepted[:5]
     assert five.token_ids == eight.token_ids[:5]
     assert len({len(counts) for counts in eight.accepted}) > 1
-
-
-def test_parsing() -> None:
-    assert parse_acceptance("greedy", [3]) == Greedy()
-    assert parse_acceptance("synthetic:0.85,0.6,0.4", [0, 1, 3]) == Synthetic(RATES)
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("sampling", "choose greedy or synthetic"),
-        ("synthetic", "must be rates"),
-        ("synthetic:a", "must be rates"),
-        ("synthetic:1.5,0.2,0.1", "between 0 and 1"),
-        ("synthetic:0.2,0.5,0.1", "cannot rise"),
-        ("synthetic:0.9,0.5", "2 rates for 3 drafts"),
-    ],
-)
-def test_refusals_name_the_flag(text: str, reason: str) -> None:
-    with pytest.raises(BadInputError, match=rf"--acceptance {text}: .*{reason}"):
-        parse_acceptance(text, [0, 3])

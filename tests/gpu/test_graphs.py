@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgbench.engine.acceptance import Synthetic
+from cgbench.engine.acceptance import AcceptanceRule, Sampled, Synthetic
 from cgbench.engine.generate import generate
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator
@@ -85,19 +85,33 @@ def test_every_bucket_and_padding_equals_plain_greedy(
         assert decode(spec, eager, prompts[:bucket]) == expected[:bucket], bucket
 
 
-def test_synthetic_draws_are_the_same_in_every_scope(checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Synthetic((0.85, 0.6, 0.4)),
+        Sampled(),
+        Sampled(temperature=0.8, top_k=40, top_p=0.95),
+        Sampled(top_p=0.9),
+        Sampled(temperature=0.8, drafts="greedy"),
+    ],
+    ids=str,
+)
+def test_draws_are_the_same_in_every_scope(checkpoint: Path, rule: AcceptanceRule) -> None:
     """The draws come from inside the graph, from the seed that decoding begins with."""
     model = load_tiny(checkpoint, device="cuda")
-    rule = Synthetic((0.85, 0.6, 0.4))
     spec = make_speculator(model, max_batch_size=8, room=ROOM, attention="triton", accept=rule)
     state = make_state(spec, K, 8)
     small = plan(PlanRequest(spec_tokens=K, max_batch_size=8))
     runners: list[Runner] = [EagerRunner(spec, state)]
     for scope in (Scope.PHASE, Scope.ITERATION):
         runners.append(GraphRunner(spec, state, small, capture_plan(spec, state, small, scope)))
-    tokens = [decode(spec, runner, random_prompts(7)) for runner in runners]
+    # The second wave begins with what the first one left in the buffers.
+    tokens = [
+        [decode(spec, runner, random_prompts(7, seed=wave)) for wave in range(2)]
+        for runner in runners
+    ]
     assert tokens[0] == tokens[1] == tokens[2]
-    assert len({tuple(each) for each in tokens[0]}) == 7
+    assert len({tuple(each) for each in tokens[0][0]}) == 7
 
 
 def test_every_planned_bucket_is_captured_large_to_small(graphs: GraphSet) -> None:

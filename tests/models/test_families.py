@@ -229,8 +229,9 @@ def test_first_embedding_zeroed_changes_the_drafts_only(tmp_path: Path) -> None:
         )
         outputs.append(decode(spec, [[token] for token in range(5)], 3))
         prefilled = prefill(spec, [[token] for token in range(20)], max_num_tokens=64)
-        assert prefilled.first_draft is not None
-        drafts.append(prefilled.first_draft.tolist())
+        state = make_state(spec, 1, 20)
+        begin_decoding(spec, state, prefilled, tokens_left=1)
+        drafts.append(state.full.drafts.tolist())
     assert outputs[0] == outputs[1]
     assert drafts[0] != drafts[1]
 

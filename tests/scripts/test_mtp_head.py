@@ -12,13 +12,13 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 import train_mtp_head
-from cgbench.engine.acceptance import Greedy
+from cgbench.engine.acceptance import Greedy, Sampled
 from cgbench.errors import BadInputError
 from cgbench.models.families import MIMO
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import ModelRequest
 from mtp_head.dataset import Dataset, make_dataset
-from mtp_head.decoding import Decoder, Tempered
+from mtp_head.decoding import Decoder
 from mtp_head.functions import function_heads
 from mtp_head.generated import (
     GenerationSettings,
@@ -179,7 +179,7 @@ def test_at_no_temperature_sampling_is_greedy(target: LoadedModel) -> None:
     prompts = random_prompts(4)
     decoders = [
         Decoder(target, spec_tokens=0, batch_size=4, room=ROOM, accept=accept)
-        for accept in (Greedy(), Tempered(1e-4))
+        for accept in (Greedy(), Sampled(1e-4))
     ]
     greedy, sampled = (decoder.decode(prompts, 24) for decoder in decoders)
     assert greedy.token_ids == sampled.token_ids

@@ -1,0 +1,118 @@
+"""``--acceptance`` to an acceptance rule."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, Synthetic, setting_name
+from cgbench.errors import BadInputError
+
+MIN_TEMPERATURE = 1e-6
+"""Below it, float32 logits divided by the temperature may overflow."""
+
+
+def parse_acceptance(text: str, spec_tokens: Sequence[int]) -> AcceptanceRule:
+    """``greedy``; ``sampled``, perhaps with settings: ``sampled:temperature=0.8,top-p=0.95``; or
+    ``synthetic:0.8,0.6,0.4`` with a rate for each draft of the largest k.
+
+    Raises ``BadInputError`` naming the flag.
+    """
+    name, colon, rest = text.partition(":")
+    if text == "greedy":
+        return Greedy()
+    if name == "sampled":
+        return Sampled(**_settings(text, rest)) if colon else Sampled()
+    if name == "synthetic":
+        rates = _rates(text, rest)
+        _check_rates(text, rates, max(spec_tokens))
+        return Synthetic(rates)
+    raise BadInputError(
+        f"--acceptance {text}: choose greedy, sampled, sampled:SETTING=VALUE,... "
+        "or synthetic:RATE,RATE,..."
+    )
+
+
+def _rates(text: str, rest: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in rest.split(","))
+    except ValueError as error:
+        raise BadInputError(
+            f"--acceptance {text}: must be rates separated by commas, such as synthetic:0.8,0.6"
+        ) from error
+
+
+def _check_rates(text: str, rates: tuple[float, ...], spec_tokens: int) -> None:
+    if not all(0 <= rate <= 1 for rate in rates):
+        raise BadInputError(f"--acceptance {text}: every rate must be between 0 and 1")
+    if list(rates) != sorted(rates, reverse=True):
+        raise BadInputError(
+            f"--acceptance {text}: rates are unconditional, so they cannot rise with the position"
+        )
+    if len(rates) < spec_tokens:
+        raise BadInputError(
+            f"--acceptance {text}: {len(rates)} rates for {spec_tokens} drafts (--spec-tokens)"
+        )
+
+
+def _settings(text: str, rest: str) -> dict[str, Any]:
+    """``temperature=0.8,top-p=0.95`` as keywords of ``Sampled``."""
+    keywords = {setting_name(field): field.name for field in fields(Sampled)}
+    settings: dict[str, Any] = {}
+    for part in rest.split(","):
+        name, _, value = part.partition("=")
+        if name not in keywords:
+            raise BadInputError(
+                f"--acceptance {text}: unknown setting '{name}'; choose {', '.join(keywords)}"
+            )
+        if keywords[name] in settings:
+            raise BadInputError(f"--acceptance {text}: {name} is given twice")
+        settings[keywords[name]] = _value(text, name, value)
+    return settings
+
+
+def _value(text: str, name: str, value: str) -> object:
+    read, wanted = _READERS[name]
+    try:
+        return read(value)
+    except ValueError as error:
+        raise BadInputError(f"--acceptance {text}: {name} must be {wanted}") from error
+
+
+def _checked(is_good: bool) -> None:
+    if not is_good:
+        raise ValueError
+
+
+def _temperature(value: str) -> float:
+    temperature = float(value)
+    _checked(MIN_TEMPERATURE <= temperature < math.inf)
+    return temperature
+
+
+def _top_k(value: str) -> int:
+    top_k = int(value)
+    _checked(top_k >= 1)
+    return top_k
+
+
+def _top_p(value: str) -> float:
+    top_p = float(value)
+    _checked(0 < top_p <= 1)
+    return top_p
+
+
+def _drafts(value: str) -> str:
+    _checked(value in ("sampled", "greedy"))
+    return value
+
+
+_READERS: dict[str, tuple[Callable[[str], object], str]] = {
+    "temperature": (
+        _temperature,
+        f"a finite number of at least {MIN_TEMPERATURE:g}; for temperature 0 choose greedy",
+    ),
+    "top-k": (_top_k, "a whole number of at least 1"),
+    "top-p": (_top_p, "above 0 and at most 1"),
+    "drafts": (_drafts, "sampled or greedy"),
+}

@@ -1,0 +1,68 @@
+"""``--acceptance``: what is read, how it is spelt in the record, and what is refused."""
+
+import re
+
+import pytest
+
+from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, Synthetic
+from cgbench.engine.acceptance_flag import parse_acceptance
+from cgbench.errors import BadInputError
+
+
+@pytest.mark.parametrize(
+    ("text", "rule", "spelt"),
+    [
+        ("greedy", Greedy(), "greedy"),
+        ("synthetic:0.85,.6,0.40", Synthetic((0.85, 0.6, 0.4)), "synthetic:0.85,0.6,0.4"),
+        ("synthetic:1,1,0", Synthetic((1.0, 1.0, 0.0)), "synthetic:1,1,0"),
+        ("sampled", Sampled(), "sampled"),
+        ("sampled:temperature=1.0,top-p=1,drafts=sampled", Sampled(), "sampled"),
+        ("sampled:temperature=2", Sampled(temperature=2.0), "sampled:temperature=2"),
+        ("sampled:temperature=1e-6", Sampled(temperature=1e-6), "sampled:temperature=1e-06"),
+        ("sampled:top-k=50", Sampled(top_k=50), "sampled:top-k=50"),
+        (
+            "sampled:drafts=greedy,top-p=0.950,temperature=.8",
+            Sampled(0.8, None, 0.95, "greedy"),
+            "sampled:temperature=0.8,top-p=0.95,drafts=greedy",
+        ),
+    ],
+)
+def test_rules_are_read_and_spelt_one_way(text: str, rule: AcceptanceRule, spelt: str) -> None:
+    assert parse_acceptance(text, [0, 3]) == rule
+    assert str(rule) == spelt
+    assert parse_acceptance(spelt, [0, 3]) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("sampling", "choose greedy, sampled, .* or synthetic"),
+        ("greedy:1", "choose greedy, sampled, .* or synthetic"),
+        ("synthetic", "must be rates"),
+        ("synthetic:a", "must be rates"),
+        ("synthetic:1.5,0.2,0.1", "between 0 and 1"),
+        ("synthetic:nan,0.2,0.1", "between 0 and 1"),
+        ("synthetic:0.2,0.5,0.1", "cannot rise"),
+        ("synthetic:0.9,0.5", "2 rates for 3 drafts"),
+        ("sampled:", "unknown setting ''; choose temperature, top-k, top-p, drafts"),
+        ("sampled:0.8", "unknown setting '0.8'"),
+        ("sampled:top_p=0.9", "unknown setting 'top_p'"),
+        ("sampled:top-p=0.9,", "unknown setting ''"),
+        ("sampled:top-k=3,top-k=3", "top-k is given twice"),
+        ("sampled:temperature=0", "temperature must be .* at least 1e-06; .* choose greedy"),
+        ("sampled:temperature=-1", "temperature must be .* at least 1e-06"),
+        ("sampled:temperature=nan", "temperature must be a finite number"),
+        ("sampled:temperature=inf", "temperature must be a finite number"),
+        ("sampled:temperature", "temperature must be"),
+        ("sampled:top-k=0", "top-k must be a whole number of at least 1"),
+        ("sampled:top-k=2.5", "top-k must be a whole number"),
+        ("sampled:top-p=0", "top-p must be above 0 and at most 1"),
+        ("sampled:top-p=1.1", "top-p must be above 0 and at most 1"),
+        ("sampled:top-p=nan", "top-p must be above 0 and at most 1"),
+        ("sampled:drafts=random", "drafts must be sampled or greedy"),
+    ],
+)
+def test_refusals_are_one_line_that_names_the_flag(text: str, reason: str) -> None:
+    with pytest.raises(BadInputError, match=rf"--acceptance {re.escape(text)}: .*{reason}") as e:
+        parse_acceptance(text, [0, 3])
+    assert "\n" not in str(e.value)
