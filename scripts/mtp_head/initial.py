@@ -27,7 +27,8 @@ def new_model(target: Target, family: HeadFamily, ids: Tensor) -> Model:
     head.out_norm.load_state_dict(target.backbone.norm.state_dict())
     model = Model(target, head, target.device)
     hidden = model.head_input(target.forward(ids, positions(ids), CausalAttention()))
-    head.hidden_norm.weight.fill_(hidden.float().square().mean(-1).sqrt().mean())
+    # The median, for a sequence's first rows are often many times larger.
+    head.hidden_norm.weight.fill_(hidden.float().square().mean(-1).sqrt().median())
     head.embed_norm.weight.fill_(1.0)
     size = target.hidden_size
     keep, embed = torch.eye(size), torch.randn(size, size) * EMBED_STD
