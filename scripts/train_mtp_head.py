@@ -21,6 +21,7 @@ are bounded in minutes. The stages are in the modules of `mtp_head/` and `mtp_tr
 import argparse
 import copy
 import json
+import platform
 import shlex
 import sys
 import sysconfig
@@ -78,7 +79,6 @@ def main() -> None:
 def train(args: argparse.Namespace) -> None:
     """Text, head, folder, and what the head loaded from that folder is worth."""
     torch.manual_seed(args.seed)
-    torch.set_float32_matmul_precision("high")
     device = choose_device("auto")
     loaded = load(args, device, with_head=False)
     samples = get_samples(args, loaded)
@@ -205,7 +205,7 @@ def card_facts(
         "fingerprint": fingerprint(model.target, None),
         "prompts": facts["prompts"],
         "tokens": facts["tokens"],
-        "data": ", ".join(path.name for path in args.data or [STANDARD_LIBRARY]),
+        "data": ", ".join(path.name for path in args.data) or the_standard_library(),
         "instructions": facts["kinds"].get("chat", 0),
         "steps": history["steps"],
         "tokens_per_batch": args.tokens_per_batch,
@@ -223,6 +223,10 @@ def card_facts(
         "dtype": str(model.target.dtype).removeprefix("torch."),
         "max_new_tokens": args.max_new_tokens,
     }
+
+
+def the_standard_library() -> str:
+    return f"the standard library of {platform.python_implementation()} {platform.python_version()}"
 
 
 def bare(argument: str) -> str:

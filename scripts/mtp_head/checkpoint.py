@@ -23,7 +23,10 @@ def save_head(head: DraftHead, target: Target, folder: Path) -> None:
     """``model.safetensors`` under the family's names, bfloat16, and the config of its target."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(head_tensors(head), folder / "model.safetensors", metadata={"format": "pt"})
-    config = target.model.config.to_dict() | {"num_nextn_predict_layers": 1}
+    config = target.model.config.to_diff_dict() | {
+        "dtype": "bfloat16",
+        "num_nextn_predict_layers": 1,
+    }
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

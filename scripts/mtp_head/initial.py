@@ -9,7 +9,7 @@ from cgbench.models.target import Target
 from mtp_training.chain import CausalAttention, positions
 from mtp_training.model import Model
 
-EMBED_STD = 0.02
+EMBED_STD = 1e-3
 
 
 @torch.no_grad()
@@ -17,8 +17,9 @@ def new_model(target: Target, family: HeadFamily, ids: Tensor) -> Model:
     """``target``, frozen, with a float32 head of ``family`` that is fitted to ``ids [B, S]``.
 
     The block and the output norm are copies of the target's last ones. The projection passes the
-    hidden state on, at the size it has in the target, for which that block was trained, and lets
-    a little of the embedding in.
+    hidden state on, at the size it has in the target, for which that block was trained. The
+    embedding comes in at the same size, with weights near zero: were it smaller, its weights
+    would have to grow far beyond what a learning rate for the block reaches.
     """
     target.model.requires_grad_(False)
     with torch.device(target.device):
@@ -27,8 +28,10 @@ def new_model(target: Target, family: HeadFamily, ids: Tensor) -> Model:
     head.out_norm.load_state_dict(target.backbone.norm.state_dict())
     model = Model(target, head, target.device)
     hidden = model.head_input(target.forward(ids, positions(ids), CausalAttention()))
-    head.hidden_norm.weight.fill_(hidden.float().square().mean(-1).sqrt().mean())
-    head.embed_norm.weight.fill_(1.0)
+    # The median, for a sequence's first rows are often many times larger.
+    scale = hidden.float().square().mean(-1).sqrt().median()
+    head.hidden_norm.weight.fill_(scale)
+    head.embed_norm.weight.fill_(scale)
     size = target.hidden_size
     keep, embed = torch.eye(size), torch.randn(size, size) * EMBED_STD
     parts = (embed, keep) if family.concat == "EH" else (keep, embed)
