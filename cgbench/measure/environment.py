@@ -33,15 +33,15 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with ``+dirty`` where files differ.
-
-    Where git does not tell, ``CGBENCH_COMMIT`` from the environment, for CI that copies files.
-    """
+    """``CGBENCH_COMMIT`` from the environment, for CI that copies files; else the checkout's commit,
+    with ``+dirty`` where files differ."""
+    if stated := os.environ.get("CGBENCH_COMMIT"):
+        return stated
     root = Path(cgbench.__file__).parent.parent
     # A package installed inside some other checkout must not take that one's commit.
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     if commit is None:
-        return os.environ.get("CGBENCH_COMMIT")
+        return None
     changed = _git(root, "status", "--porcelain", "--untracked-files=no")
     return commit + ("+dirty" if changed else "")
 
