@@ -123,7 +123,8 @@ def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:
         if plan.gguf_file is not None:
             return load_gguf_tokenizer(plan.gguf_file)
         return AutoTokenizer.from_pretrained(plan.request.path)
-    except (OSError, ValueError, KeyError):
+    # transformers looks up what a GGUF file does not state as an attribute.
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
 
 
