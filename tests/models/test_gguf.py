@@ -48,9 +48,9 @@ def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     digits = [str(n) for n in range(10)]
-    writer.add_token_list([*digits, "12", "<|im_end|>", *(chr(97 + n) for n in range(26))])
-    writer.add_token_merges(["1 2"])
-    writer.add_bos_token_id(10)
+    writer.add_token_list([*digits, "12", "<|im_end|>", *(chr(97 + n) for n in range(26)), "ab"])
+    writer.add_token_merges(["1 2", "a b"])
+    writer.add_bos_token_id(11)
     writer.add_eos_token_id(11)
     state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     writer.add_tensor("token_embd.weight", state["model.embed_tokens.weight"])
