@@ -1,5 +1,6 @@
 """The Typer app, and what turns an exception into one line and an exit code."""
 
+import os
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -49,6 +50,9 @@ def main() -> NoReturn:
 
     ``--debug`` prints the traceback before it.
     """
+    # Libraries' own progress bars do not know that output is piped. Read when tqdm is imported.
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         app()
     except Exception as error:

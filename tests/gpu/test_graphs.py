@@ -114,6 +114,35 @@ def test_draws_are_the_same_in_every_scope(checkpoint: Path, rule: AcceptanceRul
     assert len({tuple(each) for each in tokens[0][0]}) == 7
 
 
+def test_synthetic_rates_hold_across_replays(checkpoint: Path) -> None:
+    """Rates within 1 %, and requests as well as iterations independent, drawn inside the graph."""
+    rates = (0.85, 0.6, 0.4)
+    model = load_tiny(checkpoint, device="cuda")
+    spec = make_speculator(
+        model, max_batch_size=64, room=ROOM, attention="triton", accept=Synthetic(rates)
+    )
+    state = make_state(spec, K, 64)
+    graphs = capture_plan(
+        spec, state, plan(PlanRequest(spec_tokens=K, max_batch_size=64)), Scope.ITERATION
+    )
+    prefilled = prefill(spec, random_prompts(64), max_num_tokens=512)
+    begin_decoding(spec, state, prefilled, tokens_left=1 << 40, ignore_eos=True)
+    at_start = state.full.seq_len.clone()
+    kept = torch.empty(4000, 64, dtype=torch.long, device="cuda")
+    for replay in range(len(kept)):
+        state.full.seq_len.copy_(at_start)
+        graphs.replay(64)
+        kept[replay] = state.full.num_accepted
+    for j, rate in enumerate(rates):
+        assert (kept > j).float().mean().item() == pytest.approx(rate, rel=0.01)
+    across_requests = torch.corrcoef(kept.T.float()) - torch.eye(64, device="cuda")
+    # 4,000 draws: a correlation of independent ones has a deviation of 0.016.
+    assert across_requests.abs().max().item() < 0.09
+    first, second = kept[:-1].float().flatten(), kept[1:].float().flatten()
+    across_replays = torch.corrcoef(torch.stack([first, second]))[0, 1]
+    assert across_replays.abs().item() < 0.01
+
+
 def test_every_planned_bucket_is_captured_large_to_small(graphs: GraphSet) -> None:
     assert graphs.batch_sizes == tuple(reversed(PLAN.batch_sizes))
     phases = [Phase.ITERATION] if graphs.scope is Scope.ITERATION else list(Phase)[:3]
