@@ -12,40 +12,39 @@ def distribution(
 ) -> Tensor:
     """``logits [..., V]`` to the probabilities that are sampled from, float32, ``[..., V]``.
 
-    Temperature, then top-k, then top-p, as transformers' logits warpers take them. Tokens that
-    tie with the last one kept are kept too, which transformers does for top-k only. Sorts only
-    where top-k or top-p asks for it.
+    Temperature, then top-k, then top-p, as transformers' logits warpers take them: tokens that tie
+    with the k-th are kept, and top-p keeps one at least. Sorts only where top-p asks for it.
     """
     scaled = logits.float()
     if temperature != 1.0:
         scaled = scaled / temperature
-    if top_k is not None or top_p < 1.0:
-        scaled = scaled.masked_fill(scaled < _lowest_kept(scaled, top_k, top_p), -torch.inf)
+    if top_k is not None:
+        lowest_kept = scaled.topk(min(top_k, scaled.shape[-1])).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < lowest_kept, -torch.inf)
+    if top_p < 1.0:
+        scaled = scaled.masked_fill(_outside_top_p(scaled, top_p), -torch.inf)
     return scaled.softmax(-1)
 
 
-def _lowest_kept(scaled: Tensor, top_k: int | None, top_p: float) -> Tensor:
-    """The lowest logit ``[..., 1]`` that top-k and then top-p keep; top-p keeps one at least."""
-    if top_k is None:
-        largest = scaled.sort(-1, descending=True).values
-    else:
-        largest = scaled.topk(min(top_k, scaled.shape[-1])).values
-    if top_p == 1.0:
-        return largest[..., -1:]
-    probs = largest.softmax(-1)
-    mass_before = probs.cumsum(-1) - probs
-    return largest.masked_fill(mass_before >= top_p, torch.inf).amin(-1, keepdim=True)
+def _outside_top_p(scaled: Tensor, top_p: float) -> Tensor:
+    """Which tokens the likeliest ones of mass ``top_p`` leave out, ``[..., V]``. Token by token
+    and not by a threshold: logits of 16 bits tie often, and a tie would be kept whole."""
+    ascending, order = scaled.sort(dim=-1, stable=True)
+    dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    dropped[..., -1] = False
+    return dropped.scatter(-1, order, dropped)
 
 
 def draw(weights: Tensor, uniforms: Tensor, likeliest: Tensor) -> Tensor:
     """A token ``[B]`` a row by inverse CDF: ``weights [B, V]``, not negative, of any sum, and
     ``uniforms [B]`` in [0, 1).
 
-    A token of weight zero never comes out. A parallel sum rounds by its order, so it can step up,
-    or end, where there is no weight; and a residual may be all zero by rounding. There, less than
-    once in a million draws, the token is ``likeliest [B]``.
+    A token of weight zero never comes out. A parallel sum rounds by its order, which CUDA does not
+    promise to repeat: in float64, so that neither eager nor a graph draws another token for it. It
+    can still step up, or end, where there is no weight, and a residual may be all zero by rounding;
+    there the token is ``likeliest [B]``.
     """
-    cdf = weights.cumsum(-1)
+    cdf = weights.cumsum(-1, dtype=torch.float64)
     found = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True)
     token = found.clamp(max=weights.shape[-1] - 1)
     has_weight = weights.gather(-1, token) > 0

@@ -33,8 +33,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """``CGBENCH_COMMIT`` from the environment, for CI that copies files; else the checkout's commit,
-    with ``+dirty`` where files differ."""
+    """``CGBENCH_COMMIT`` from the environment, for CI that copies files.
+
+    Else the checkout's commit, with ``+dirty`` where files differ."""
     if stated := os.environ.get("CGBENCH_COMMIT"):
         return stated
     root = Path(cgbench.__file__).parent.parent

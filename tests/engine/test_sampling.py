@@ -32,10 +32,31 @@ def test_distributions_of_half_precision_logits_are_float32() -> None:
     torch.testing.assert_close(got, (logits.float() / 0.7).softmax(-1))
 
 
-def test_tokens_that_tie_with_the_last_one_kept_are_kept() -> None:
+def test_tokens_that_tie_with_the_kth_are_kept() -> None:
     logits = torch.tensor([[1.0, 3.0, 1.0, 0.0, 1.0]])
     assert (distribution(logits, top_k=2) > 0).tolist() == [[True, True, True, False, True]]
-    assert (distribution(logits, top_p=0.75) > 0).tolist() == [[True, True, True, False, True]]
+
+
+def test_top_p_keeps_no_more_of_a_tie_than_the_mass_asks_for() -> None:
+    """e^3 and one of three times e^1 are over 0.75 of the mass."""
+    logits = torch.tensor([[1.0, 3.0, 1.0, 0.0, 1.0]])
+    assert (distribution(logits, top_p=0.75) > 0).sum().item() == 2
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, 0.9), (50, 0.95)])
+def test_16_bit_logits_which_tie_often_are_filtered_as_transformers_does(
+    top_k: int | None, top_p: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = (4 * torch.randn(40, 20_000, generator=generator)).bfloat16().float()
+    expected = logits
+    if top_k is not None:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    expected = TopPLogitsWarper(top_p)(None, expected).softmax(-1)
+    got = distribution(logits, top_k=top_k, top_p=top_p)
+    # Which of several alike is kept is the sort's; how many, and their mass, is not.
+    assert torch.equal((got > 0).sum(-1), (expected > 0).sum(-1))
+    torch.testing.assert_close(got.sort(-1).values, expected.sort(-1).values)
 
 
 def test_the_smallest_temperature_is_finite_and_greedy() -> None:
@@ -71,6 +92,6 @@ def test_a_sum_that_rounds_up_where_there_is_no_weight_draws_the_likeliest(
 ) -> None:
     """What a parallel sum may do: step up at token 1, whose weight is zero."""
     cdf = torch.tensor([[0.5, 0.5000001, 0.5, 1.0]])
-    monkeypatch.setattr(torch.Tensor, "cumsum", lambda *_: cdf)
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda *_, **__: cdf)
     weights = torch.tensor([[0.5, 0.0, 0.0, 0.5]])
     assert draw(weights, torch.tensor([0.5]), torch.tensor([3])).tolist() == [3]
