@@ -81,12 +81,13 @@ def run(
         typer.Option(help="Timed iterations per cell. Default: 100 on CUDA, 40 on CPU."),
     ] = None,
     acceptance: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="greedy; sampled, or sampled:SETTINGS of temperature=T, top-k=N, top-p=P and "
-            "drafts=greedy; or synthetic:0.8,0.6,0.4: drafts kept at unconditional rates."
+            "drafts=greedy; or synthetic:0.8,0.6,0.4: drafts kept at unconditional rates. "
+            "Default: greedy, for a preset synthetic."
         ),
-    ] = "greedy",
+    ] = None,
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Generate to --max-new-tokens, past any EOS.")
     ] = False,

@@ -25,6 +25,7 @@ from cgbench.measure.workload import (
 from cgbench.models.families import HeadOverrides
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loading import LoadedModel, load_model
+from cgbench.models.presets import SYNTHETIC_RATES
 from cgbench.models.request import (
     PRESET_PREFIX,
     ModelRequest,
@@ -38,6 +39,10 @@ DEFAULT_ITERATIONS = {"cuda": 100, "cpu": 40}
 DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 NO_GRAPHS_ON_CPU = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
+
+SYNTHETIC_BY_DEFAULT = (
+    "random weights accept no draft: drafts are kept at {}, which --acceptance changes"
+)
 
 
 def choose_device(name: str) -> torch.device:
@@ -70,7 +75,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         max_new_tokens=arguments["max_new_tokens"],
         context_len=arguments["context_len"],
         iterations=DEFAULT_ITERATIONS[device.type] if iterations is None else iterations,
-        acceptance=arguments["acceptance"],
+        acceptance=arguments["acceptance"] or default_acceptance(arguments),
         ignore_eos=arguments["ignore_eos"],
         seed=arguments["seed"],
     )
@@ -80,7 +85,18 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     rule = parse_acceptance(options.acceptance, options.spec_tokens)
     options = replace(options, acceptance=str(rule))
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
-    return options, [NO_GRAPHS_ON_CPU] if on_cpu else warnings
+    notes = [NO_GRAPHS_ON_CPU] if on_cpu else warnings
+    if arguments["acceptance"] is None and options.acceptance != "greedy":
+        notes.append(SYNTHETIC_BY_DEFAULT.format(options.acceptance))
+    return options, notes
+
+
+def default_acceptance(arguments: dict[str, Any]) -> str:
+    """``greedy``; for a preset the stated synthetic rates, a rate for each draft."""
+    k = max(arguments["spec_tokens"])
+    if not arguments["model"].startswith(PRESET_PREFIX) or not 0 < k <= len(SYNTHETIC_RATES):
+        return "greedy"
+    return f"synthetic:{','.join(map(str, SYNTHETIC_RATES[:k]))}"
 
 
 def model_request(

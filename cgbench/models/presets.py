@@ -23,6 +23,10 @@ class Preset:
     head_family: str = "mimo"
 
 
+SYNTHETIC_RATES = (0.8, 0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
+"""What a preset's drafts are kept at unless ``--acceptance`` says otherwise: random weights would
+accept none, and tokens a second would say nothing about the shape. Stated, not measured."""
+
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from cgbench.measure import bench, setup
+from cgbench.models.presets import PRESETS, Preset
+from cgbench.report.store import RunDirectory
 from tests.cli.command import FAST, Done, cgbench
-from tests.tiny import edit_config
+from tests.tiny import SHAPE, edit_config
 
 HEAD = "model.mtp_layers.0."
 
@@ -168,3 +170,18 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(
     """Two batch sizes up to 2: two slots and the scratch one, of 14 + 32 + 6 tokens."""
     monkeypatch.setattr(bench, "KvCache", out_of_memory)
     run(tiny).refused(3, "3 slots of 52 tokens", "--max-num-seqs", "--context-len")
+
+
+def test_a_preset_keeps_drafts_at_stated_rates_unless_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random weights would accept none; the rule is in the table, and a line says so."""
+    config = {**SHAPE, "model_type": "mimo", "vocab_size": 256}
+    monkeypatch.setitem(PRESETS, "small", Preset("small", "a test", config))
+    for args, rule in (((), "synthetic:0.8,0.6"), (("--acceptance", "greedy"), "greedy")):
+        out = tmp_path / rule.partition(":")[0]
+        flags = ("--spec-tokens", 2, "--batch-sizes", 1, "--iterations", 5, "--context-len", 8)
+        done = cgbench("run", "preset:small", *flags, "--output", out, *args)
+        assert done.code == 0, done.stderr
+        assert RunDirectory.open(out).latency()["acceptance"].unique().tolist() == [rule]
+        assert ("random weights accept no draft" in done.stderr) == (rule != "greedy")
