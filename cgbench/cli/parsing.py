@@ -25,6 +25,11 @@ def parse_optional_ints(flag: str, text: str | None) -> list[int]:
     return [] if text is None else [*parse_ints(flag, text)]
 
 
+def parse_names(text: str | None) -> list[str]:
+    """``a,b`` to names, in the order given; empty for a flag that was left out."""
+    return [] if text is None else [part.strip() for part in text.split(",")]
+
+
 def parse_bytes(flag: str, text: str) -> int:
     """``512MiB``, ``2GB`` or a plain number of bytes.
 

@@ -1,6 +1,5 @@
 """``cgbench run``: load, plan, capture, decode, write a run directory."""
 
-import os
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -8,8 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cgbench.cli.bench_flags import (
+    Attention,
+    CaptureSizes,
+    CaptureUnit,
+    Chat,
+    Debug,
+    DeviceName,
+    DtypeName,
+    MaxBatchedTokens,
+    Model,
+    NumPrompts,
+    Policy,
+    Prompts,
+    Scopes,
+    SpecTokens,
+    policy_name,
+)
 from cgbench.cli.choices import ChatTemplate, Device, Dtype, RoleName, Unit
-from cgbench.cli.console import console, progress, say, say_when_piped, working
+from cgbench.cli.console import console, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -20,6 +36,7 @@ from cgbench.cli.head_flags import (
     wiring,
 )
 from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
+from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode
 from cgbench.report.schema import Status
 
@@ -31,47 +48,25 @@ DEFAULT_OUTPUT = Path("results/runs")
 
 
 def run(
-    model: Annotated[
-        str, typer.Argument(help="'default', 'preset:NAME', a local folder or a hub id.")
-    ] = "default",
-    spec_tokens: Annotated[
-        str, typer.Option(help="Draft tokens k per iteration, 0 to 8; 0 is always measured too.")
-    ] = "3",
+    model: Model = "default",
+    spec_tokens: SpecTokens = "3",
     batch_sizes: Annotated[str, typer.Option(help="Requests that decode together.")] = "1,2,4,8",
     max_num_seqs: Annotated[
         int | None, typer.Option(help="Most requests at once. Default: the largest batch size.")
     ] = None,
-    scopes: Annotated[
-        str, typer.Option(help="Of eager, phase (three graphs), iteration (one graph).")
-    ] = "eager,phase,iteration",
-    policy: Annotated[
-        str | None, typer.Option(help="Capture policy, as `cgbench plan --policy all` lists them.")
-    ] = None,
-    capture_sizes: Annotated[
-        str | None, typer.Option(help="Explicit capture sizes, in --capture-unit.")
-    ] = None,
-    capture_unit: Annotated[
-        Unit, typer.Option(help="What --capture-sizes counts.")
-    ] = Unit.REQUESTS,
+    scopes: Scopes = "eager,phase,iteration",
+    policy: Policy = None,
+    capture_sizes: CaptureSizes = None,
+    capture_unit: CaptureUnit = Unit.REQUESTS,
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
     head_hidden: HeadHidden = None,
     chain_norm: ChainNorm = None,
     head_first_embed: HeadFirstEmbed = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            help="humaneval, mt-bench, gsm8k, random, FILE.jsonl or FILE.txt. "
-            "Default: shipped ones."
-        ),
-    ] = None,
-    num_prompts: Annotated[
-        int | None, typer.Option(help="Only the first N prompts. Default: all.")
-    ] = None,
-    chat_template: Annotated[
-        ChatTemplate, typer.Option(help="auto: prompts as chats where the tokenizer can.")
-    ] = ChatTemplate.AUTO,
+    prompts: Prompts = None,
+    num_prompts: NumPrompts = None,
+    chat_template: Chat = ChatTemplate.AUTO,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 64,
     context_len: Annotated[
         int, typer.Option(help="Tokens already in KV when timing starts; those of a random prompt.")
@@ -92,20 +87,14 @@ def run(
         bool, typer.Option("--ignore-eos", help="Generate to --max-new-tokens, past any EOS.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of random weights and random prompts.")] = 0,
-    device: Annotated[Device, typer.Option(help="Where to run.")] = Device.AUTO,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
-    ] = Dtype.AUTO,
-    attention: Annotated[
-        str, typer.Option(help="Decode attention: auto, sdpa (reference) or triton.")
-    ] = "auto",
+    device: DeviceName = Device.AUTO,
+    dtype: DtypeName = Dtype.AUTO,
+    attention: Attention = "auto",
     role: Annotated[
         RoleName,
         typer.Option(help="The dummy run before capture: mixed (prefill too) or decode."),
     ] = RoleName.MIXED,
-    max_num_batched_tokens: Annotated[
-        int, typer.Option(help="Most prefill tokens in one forward.")
-    ] = 8192,
+    max_num_batched_tokens: MaxBatchedTokens = 8192,
     output: Annotated[
         Path | None, typer.Option(help="Run directory. Default: results/runs/<utc>-<model>.")
     ] = None,
@@ -118,7 +107,7 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration."""
     started = datetime.now(UTC)
@@ -128,7 +117,7 @@ def run(
         "batch_sizes": [*parse_ints("--batch-sizes", batch_sizes)],
         "max_num_seqs": max_num_seqs,
         "scopes": [*parse_scopes(scopes)],
-        "policy": policy or ("scaled" if capture_sizes is None else "explicit"),
+        "policy": policy_name(policy, capture_sizes),
         "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
         "capture_unit": capture_unit.value,
         "head": head,
@@ -158,26 +147,14 @@ def run(
 
 def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
     """The main job; returns every cell's status."""
-    # Read by OpenMP when torch loads it. Spinning threads make small operators many times slower
-    # wherever anything else wants the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from cgbench.engine.attention import resolve_backend
-    from cgbench.measure import setup
-    from cgbench.models.request import check_model_ref
+    use_passive_threads()
+    from cgbench.measure.setup import make_record
     from cgbench.report.store import RunDirectory
     from cgbench.report.tables import latency_table, to_json
 
     RunDirectory.check(path, resume=resume)
-    device = setup.choose_device(arguments["device"])
-    attention = resolve_backend(arguments["attention"], device)
-    options, notes = setup.make_options(arguments, device)
-    check_model_ref(arguments["model"])
-    texts = setup.read_texts(arguments)
-    with working(f"load {arguments['model']}"):
-        model = setup.load(arguments, options, device)
-    workload = setup.make_workload(arguments, options, model, texts)
-    bench = setup.make_bench(options, model, workload, attention)
-    record = setup.make_record(arguments, bench, notes)
+    bench, notes = prepare(arguments)
+    record = make_record(arguments, bench, notes)
     directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
     for note in notes:
         say(note)
@@ -190,25 +167,17 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
     if as_json:
         typer.echo(to_json(frame, directory.record, path))
     else:
-        console().print(latency_table(frame, model.label))
+        console().print(latency_table(frame, bench.model.label))
         say(f"written to {path}")
     return {Status(status) for status in frame["status"]}
 
 
 def _capture(bench: "Bench", directory: "RunDirectory") -> None:
-    from cgbench.measure.bench import capture_all, dummy_run, num_graph_buckets
-
-    total = num_graph_buckets(bench)
-    if not total:
+    facts = capture_graphs(bench)
+    if facts is None:
         return
-    with working("dummy run of the largest step"):
-        directory.record.capture = dummy_run(bench)
-    with progress() as bar:
-        task = bar.add_task("capture graphs", total=total)
-        capture_all(bench, lambda: bar.advance(task))
-    costs = [cost for graphs in bench.graph_sets.values() for cost in graphs.costs]
-    directory.write_capture(costs)
-    say_when_piped(f"captured {len(costs)} graphs")
+    directory.record.capture = facts
+    directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
 
 
 def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:

@@ -2,12 +2,19 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 
+from cgbench.engine.addresses import Addresses, captured_addresses
+from cgbench.engine.forwards import (
+    Forwards,
+    check_forwards,
+    planned_forwards,
+    watched_forwards,
+)
 from cgbench.engine.iteration import (
     Mark,
     Speculator,
@@ -23,9 +30,6 @@ from cgbench.planning import Bucket, CapturePlan
 from cgbench.report.schema import GraphCost, Phase, Scope
 
 PhaseFunction = Callable[[Speculator, RowState, Mark], None]
-
-Forwards = list[tuple[str, int]]
-"""The forwards that a graph holds, in order: target or head, and its tokens."""
 
 
 def phases_of(scope: Scope, spec_tokens: int) -> dict[Phase, PhaseFunction]:
@@ -59,9 +63,11 @@ class GraphSet:
     free the graphs and their pool.
     """
 
-    def __init__(self, scope: Scope, spec_tokens: int) -> None:
+    def __init__(self, scope: Scope, spec_tokens: int, addresses: Addresses) -> None:
         self.scope = scope
         self.spec_tokens = spec_tokens
+        self.addresses = addresses
+        """Where everything that the graphs read or write was when they were captured."""
         self._graphs: dict[int, list[CapturedGraph]] = {}
 
     def replay(self, batch_size: int) -> None:
@@ -73,6 +79,10 @@ class GraphSet:
     def batch_sizes(self) -> tuple[int, ...]:
         """Captured batch sizes, in the order they were captured."""
         return tuple(self._graphs)
+
+    def captured(self, batch_size: int) -> Sequence[CapturedGraph]:
+        """The graphs of one bucket, in replay order."""
+        return tuple(self._graphs[batch_size])
 
     @property
     def costs(self) -> list[GraphCost]:
@@ -109,7 +119,7 @@ def capture_plan(
     Raises ``CaptureError`` where a graph is not the plan's, and ``OutOfMemoryError`` naming the
     bucket that did not fit.
     """
-    graph_set = GraphSet(scope, plan.spec_tokens)
+    graph_set = GraphSet(scope, plan.spec_tokens, captured_addresses(spec, state))
     state.clear()
     with _capturing(spec.target.device) as capturer:
         for bucket in reversed(plan.buckets):
@@ -160,45 +170,6 @@ def _check_against_plan(graph_set: GraphSet, plan: CapturePlan) -> None:
         )
 
 
-def _check_forwards(seen: Forwards, planned: Forwards) -> None:
-    if seen != planned:
-        raise CaptureError(f"a captured graph holds the forwards {seen}, the plan's are {planned}")
-
-
-def _planned_forwards(phase: Phase, bucket: Bucket, spec_tokens: int) -> Forwards:
-    """Drafts 2..k work on one token a request, never on the k + 1 that were verified."""
-    verify = [("target", bucket.num_tokens)]
-    first = [("head", bucket.num_tokens)] if spec_tokens else []
-    rest = [("head", bucket.batch_size)] * (spec_tokens - 1)
-    return {
-        Phase.VERIFY: verify,
-        Phase.DRAFT_FIRST: first,
-        Phase.DRAFT_REST: rest,
-        Phase.ITERATION: [*verify, *first, *rest],
-    }[phase]
-
-
-@contextmanager
-def _watched_forwards(spec: Speculator) -> Iterator[Forwards]:
-    """Collects the forwards that run meanwhile, to hold a graph to its bucket."""
-    seen: Forwards = []
-
-    def target(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        seen.append(("target", kwargs["input_ids"].numel()))
-
-    def head(_: object, args: tuple[torch.Tensor, ...]) -> None:
-        seen.append(("head", args[0].shape[:2].numel()))
-
-    handles = [spec.target.backbone.register_forward_pre_hook(target, with_kwargs=True)]
-    if spec.head is not None:
-        handles.append(spec.head.register_forward_pre_hook(head))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 class _Capturer:
     """Captures functions on one side stream into one pool, and keeps the ledger."""
 
@@ -227,7 +198,7 @@ class _Capturer:
             capture_s = self._timed(
                 lambda: forwards.extend(self._record(graph, function, spec, rows, mark))
             )
-            _check_forwards(forwards, _planned_forwards(phase, bucket, state.spec_tokens))
+            check_forwards(forwards, planned_forwards(phase, bucket, state.spec_tokens))
             instantiate_s = self._timed(graph.instantiate)
             first_replay_s = self._timed(graph.replay)
             after = self._memory()
@@ -242,7 +213,7 @@ class _Capturer:
             first_replay_s=first_replay_s,
             pool_bytes=after[0] - before[0],
             driver_bytes=(after[1] - after[0]) - (before[1] - before[0]),
-            nodes=_num_nodes(graph),
+            nodes=num_nodes(graph),
         )
         return CapturedGraph(graph, cost)
 
@@ -254,7 +225,7 @@ class _Capturer:
         rows: RowState,
         mark: Mark,
     ) -> Forwards:
-        with _watched_forwards(spec) as seen:
+        with watched_forwards(spec) as seen:
             # Other threads (telemetry, progress) may call the CUDA runtime during a capture.
             graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
@@ -292,7 +263,7 @@ def _capturing(device: torch.device) -> Iterator[_Capturer]:
             gc.enable()
 
 
-def _num_nodes(graph: torch.cuda.CUDAGraph) -> int | None:
+def num_nodes(graph: torch.cuda.CUDAGraph) -> int | None:
     """Nodes of the graph, or None where cuda-bindings is not installed."""
     try:
         from cuda.bindings import runtime

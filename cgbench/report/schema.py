@@ -235,11 +235,6 @@ class GraphCost:
 UNMEASURED_FLAGS = frozenset({"output", "resume", "json", "debug"})
 
 
-def flag_name(argument: str) -> str:
-    """The command line's name of a recorded argument: ``spec_tokens`` is ``--spec-tokens``."""
-    return "MODEL" if argument == "model" else "--" + argument.replace("_", "-")
-
-
 @dataclass(kw_only=True)
 class RunRecord:
     """``run.json``: everything about a run but its numbers.

@@ -15,6 +15,7 @@ from typing import Any, Self
 import pandas as pd
 
 from cgbench.errors import RunDirectoryError
+from cgbench.report.command import flag_name
 from cgbench.report.schema import (
     ACCEPTANCE,
     CAPTURE,
@@ -26,7 +27,6 @@ from cgbench.report.schema import (
     RunRecord,
     Sample,
     TokenRow,
-    flag_name,
 )
 from cgbench.report.summary import (
     acceptance_frame,

@@ -4,7 +4,6 @@ One frame feeds all of them, and one list of columns the two that people read.
 """
 
 import json
-import shlex
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from cgbench.report.schema import RunRecord, flag_name
+from cgbench.report.command import command_line
+from cgbench.report.schema import RunRecord
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
@@ -95,7 +95,7 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
     parts = [
         f"# cgbench run: {record.model['label']}",
         "\n".join([f"- {_setting(frame)}", *facts, *warnings]),
-        f"```\n{_command(record)}\n```",
+        f"```\n{command_line('run', record.measured_arguments)}\n```",
         "\n".join(_markdown_lines(frame)),
         DEFINITIONS,
     ]
@@ -136,19 +136,3 @@ def _markdown_lines(frame: pd.DataFrame) -> Iterator[str]:
 
 def _markdown_row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _command(record: RunRecord) -> str:
-    """A command line that measures the same."""
-    words = [_words(name, value) for name, value in record.measured_arguments.items()]
-    return " ".join(["cgbench run", *filter(None, words)])
-
-
-def _words(name: str, value: Any) -> str:
-    """One argument as typed; empty where it was left out."""
-    if value is None or value is False or value == []:
-        return ""
-    if value is True:
-        return flag_name(name)
-    text = shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))
-    return text if name == "model" else f"{flag_name(name)} {text}"

@@ -1,0 +1,214 @@
+"""``cgbench audit``: does what is timed also answer right?"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cgbench.cli.bench_flags import (
+    Attention,
+    CaptureSizes,
+    CaptureUnit,
+    Chat,
+    Debug,
+    DeviceName,
+    DtypeName,
+    MaxBatchedTokens,
+    Model,
+    NumPrompts,
+    Policy,
+    Prompts,
+    Scopes,
+    SpecTokens,
+    policy_name,
+)
+from cgbench.cli.choices import ChatTemplate, Device, Dtype, Unit
+from cgbench.cli.console import console, progress, say, say_when_piped
+from cgbench.cli.head_flags import (
+    ChainNorm,
+    HeadConcat,
+    HeadFamilyName,
+    HeadFirstEmbed,
+    HeadHidden,
+    HeadRef,
+    wiring,
+)
+from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, parse_scopes
+from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
+from cgbench.errors import BadInputError, ExitCode
+
+if TYPE_CHECKING:
+    from cgbench.measure.audit.checks import Check
+    from cgbench.measure.audit.findings import Finding
+    from cgbench.measure.bench import Bench
+
+    Result = tuple[Finding, dict[str, Any]]
+
+# What an audit decodes with where ``run`` asks: answers are judged, so nothing is left to chance.
+FIXED = {
+    "acceptance": "greedy",
+    "ignore_eos": False,
+    "iterations": None,
+    "role": "decode",
+    "save_tokens": False,
+}
+
+# On a GPU every bucket of a usual deployment, and every batch size in it; on a CPU, seconds.
+DEFAULT_MAX_NUM_SEQS = {"cuda": 64, "cpu": 8}
+
+
+def audit(
+    model: Model = "default",
+    spec_tokens: SpecTokens = "3",
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(help="Most requests at once. Default: 64 on CUDA, 8 on CPU."),
+    ] = None,
+    scopes: Scopes = "eager,phase,iteration",
+    policy: Policy = None,
+    capture_sizes: CaptureSizes = None,
+    capture_unit: CaptureUnit = Unit.REQUESTS,
+    head: HeadRef = None,
+    head_family: HeadFamilyName = None,
+    head_concat: HeadConcat = None,
+    head_hidden: HeadHidden = None,
+    chain_norm: ChainNorm = None,
+    head_first_embed: HeadFirstEmbed = None,
+    prompts: Prompts = None,
+    num_prompts: NumPrompts = None,
+    chat_template: Chat = ChatTemplate.AUTO,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 32,
+    context_len: Annotated[int, typer.Option(help="Tokens of a random prompt.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, poison and random weights.")] = 0,
+    device: DeviceName = Device.AUTO,
+    dtype: DtypeName = Dtype.AUTO,
+    attention: Attention = "auto",
+    max_num_batched_tokens: MaxBatchedTokens = 8192,
+    checks: Annotated[
+        str | None, typer.Option(help="Only these checks, by name. Default: all of them.")
+    ] = None,
+    repro: Annotated[
+        Path | None, typer.Option(help="New folder for what wrong findings were found on.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as JSON instead of a table.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does."""
+    arguments: dict[str, Any] = {
+        "model": model,
+        "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
+        "max_num_seqs": max_num_seqs,
+        "scopes": [*parse_scopes(scopes)],
+        "policy": policy_name(policy, capture_sizes),
+        "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
+        "capture_unit": capture_unit.value,
+        "head": head,
+        **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
+        "prompts": prompts,
+        "num_prompts": num_prompts,
+        "chat_template": chat_template.value,
+        "max_new_tokens": max_new_tokens,
+        "context_len": context_len,
+        "seed": seed,
+        "device": device.value,
+        "dtype": dtype.value,
+        "attention": attention,
+        "max_num_batched_tokens": max_num_batched_tokens,
+        "checks": parse_names(checks),
+    }
+    raise typer.Exit(execute(arguments, repro=repro, as_json=as_json))
+
+
+def execute(arguments: dict[str, Any], *, repro: Path | None, as_json: bool) -> ExitCode:
+    """The main job; the exit code that the findings lead to."""
+    use_passive_threads()
+    from cgbench.measure.audit.facts import audit_record, overall
+    from cgbench.measure.audit.repro import check_repro_folder
+
+    if repro is not None:
+        check_repro_folder(repro)
+    chosen = _chosen(arguments["checks"])
+    start = time.perf_counter()
+    bench, notes = prepare(_with_batch_size(arguments))
+    for note in notes:
+        say(note)
+    try:
+        capture_graphs(bench)
+        results = list(_results(bench, chosen, arguments["seed"]))
+    finally:
+        bench.release()
+    seconds = time.perf_counter() - start
+    record = audit_record(arguments, bench, notes)
+    verdict = overall([finding for finding, _ in results])
+    _print({**record, "verdict": verdict, "seconds": seconds}, results, as_json=as_json)
+    if repro is not None:
+        _write_repro(repro, results, record)
+    return ExitCode.ANSWER_IS_NO if verdict == "wrong" else ExitCode.OK
+
+
+def _chosen(names: list[str]) -> "list[Check]":
+    """Raises ``BadInputError`` for a name that no check has."""
+    from cgbench.measure.audit.checks import CHECKS
+
+    known = [check.name for check in CHECKS]
+    if unknown := [name for name in names if name not in known]:
+        raise BadInputError(f"--checks {unknown[0]}: unknown; choose of {','.join(known)}")
+    return [check for check in CHECKS if not names or check.name in names]
+
+
+def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
+    """``arguments`` with what a run is told and an audit decides itself.
+
+    Raises ``BadInputError`` or ``DeviceError``.
+    """
+    from cgbench.measure.setup import choose_device
+
+    most = arguments["max_num_seqs"]
+    if most is None:
+        most = DEFAULT_MAX_NUM_SEQS[choose_device(arguments["device"]).type]
+    if most < 1:
+        raise BadInputError(f"--max-num-seqs {most}: must be at least 1")
+    return {**arguments, **FIXED, "max_num_seqs": most, "batch_sizes": [most]}
+
+
+def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Result]":
+    """Each check's finding, and the same as plain values, as they come."""
+    from cgbench.measure.audit.facts import finding_facts
+    from cgbench.measure.audit.subject import make_subject
+
+    subject = make_subject(bench, seed)
+    with progress() as bar:
+        task = bar.add_task("audit", total=len(checks))
+        for check in checks:
+            bar.update(task, description=check.name)
+            start = time.perf_counter()
+            finding = check.run(subject)
+            yield finding, finding_facts(finding, check.title, time.perf_counter() - start)
+            say_when_piped(f"{check.name}: {finding.verdict}")
+            bar.advance(task)
+
+
+def _print(answer: dict[str, Any], results: "list[Result]", *, as_json: bool) -> None:
+    from cgbench.report.audit_tables import checklist, summary
+
+    facts = [each for _, each in results]
+    if as_json:
+        typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
+        return
+    console().print(checklist(facts, answer["model"]["label"]))
+    console().print(summary(facts, answer["seconds"]))
+
+
+def _write_repro(path: Path, results: "list[Result]", record: dict[str, Any]) -> None:
+    from cgbench.measure.audit.repro import write_repro
+    from cgbench.report.command import command_line
+
+    found = [(facts, finding.difference) for finding, facts in results if finding.difference]
+    if found:
+        write_repro(path, found, record, command_line("audit", record["arguments"]))
+        say(f"what was wrong is in {path}")

@@ -1,0 +1,40 @@
+"""The flags that ``run`` and ``audit`` share: what is loaded, captured and decoded."""
+
+from typing import Annotated
+
+import typer
+
+from cgbench.cli.choices import ChatTemplate, Device, Dtype, Unit
+
+Model = Annotated[str, typer.Argument(help="'default', 'preset:NAME', a local folder or a hub id.")]
+SpecTokens = Annotated[
+    str, typer.Option(help="Draft tokens k per iteration, 0 to 8; 0 is always measured too.")
+]
+Scopes = Annotated[str, typer.Option(help="Of eager, phase (three graphs), iteration (one graph).")]
+Policy = Annotated[
+    str | None, typer.Option(help="Capture policy, as `cgbench plan --policy all` lists them.")
+]
+CaptureSizes = Annotated[
+    str | None, typer.Option(help="Explicit capture sizes, in --capture-unit.")
+]
+CaptureUnit = Annotated[Unit, typer.Option(help="What --capture-sizes counts.")]
+Prompts = Annotated[
+    str | None,
+    typer.Option(
+        help="humaneval, mt-bench, gsm8k, random, FILE.jsonl or FILE.txt. Default: shipped ones."
+    ),
+]
+NumPrompts = Annotated[int | None, typer.Option(help="Only the first N prompts. Default: all.")]
+Chat = Annotated[ChatTemplate, typer.Option(help="auto: prompts as chats where the tokenizer can.")]
+DeviceName = Annotated[Device, typer.Option(help="Where to run.")]
+DtypeName = Annotated[
+    Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
+]
+Attention = Annotated[str, typer.Option(help="Decode attention: auto, sdpa (reference) or triton.")]
+MaxBatchedTokens = Annotated[int, typer.Option(help="Most prefill tokens in one forward.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def policy_name(policy: str | None, capture_sizes: str | None) -> str:
+    """The policy asked for: explicit sizes need none to be named."""
+    return policy or ("scaled" if capture_sizes is None else "explicit")

@@ -1,0 +1,53 @@
+"""What ``run`` and ``audit`` do before anything is measured: load, plan, make room, capture."""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from cgbench.cli.console import progress, say_when_piped, working
+
+if TYPE_CHECKING:
+    from cgbench.measure.bench import Bench
+
+
+def use_passive_threads() -> None:
+    """Spinning threads make small operators many times slower wherever anything else wants the
+    cores. Before torch is imported, for OpenMP reads it when torch loads it."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
+    """The bench that the arguments ask for, nothing captured yet, and what to tell the user.
+
+    ``max_num_seqs`` of None is the largest batch size. Raises any of ``cgbench.errors``.
+    """
+    from cgbench.engine.attention import resolve_backend
+    from cgbench.measure import setup
+    from cgbench.models.request import check_model_ref
+
+    device = setup.choose_device(arguments["device"])
+    attention = resolve_backend(arguments["attention"], device)
+    options, notes = setup.make_options(arguments, device)
+    check_model_ref(arguments["model"])
+    texts = setup.read_texts(arguments)
+    with working(f"load {arguments['model']}"):
+        model = setup.load(arguments, options, device)
+    workload = setup.make_workload(arguments, options, model, texts)
+    return setup.make_bench(options, model, workload, attention), notes
+
+
+def capture_graphs(bench: "Bench") -> dict[str, Any] | None:
+    """The deployment's largest step, then every graph; what ``dummy_run`` returns, or None where
+    there is nothing to capture. Raises ``CaptureError`` or ``OutOfMemoryError``."""
+    from cgbench.measure.bench import capture_all, dummy_run, num_graph_buckets
+
+    total = num_graph_buckets(bench)
+    if not total:
+        return None
+    with working("dummy run of the largest step"):
+        facts = dummy_run(bench)
+    with progress() as bar:
+        task = bar.add_task("capture graphs", total=total)
+        capture_all(bench, lambda: bar.advance(task))
+    num_graphs = sum(len(graphs.costs) for graphs in bench.graph_sets.values())
+    say_when_piped(f"captured {num_graphs} graphs")
+    return facts

@@ -1,0 +1,57 @@
+"""Where tensors are: a graph reads and writes the addresses that it was captured with, for ever.
+
+A tensor that is reassigned instead of copied into leaves the graph on the old memory: it replays
+without an error, on stale values. Addresses noted at the capture tell.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+
+from torch import Tensor, nn
+
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.state import DecodeState, RowState
+
+Addresses = Mapping[str, int]
+"""Device address by name: row state, KV tensors, weights and buffers of target and head."""
+
+
+def captured_addresses(spec: Speculator, state: DecodeState) -> Addresses:
+    """Every tensor that a graph over ``spec`` and ``state`` reads or writes in place."""
+    return state_addresses(state.full) | _kv_addresses(spec) | _model_addresses(spec)
+
+
+def state_addresses(rows: RowState) -> dict[str, int]:
+    """The row state's buffers. Views of the first rows begin where the whole buffer does; a buffer
+    of no elements (the drafts of k = 0) has no address."""
+    buffers = {field.name: getattr(rows, field.name) for field in fields(rows)}
+    return {f"state.{name}": t.data_ptr() for name, t in buffers.items() if t.numel()}
+
+
+def moved(captured: Addresses, now: Addresses) -> list[str]:
+    """Names in ``captured`` that are elsewhere ``now``, or gone."""
+    return [name for name, address in captured.items() if now.get(name) != address]
+
+
+def _kv_addresses(spec: Speculator) -> dict[str, int]:
+    return {
+        f"kv.{layer}.{name}": tensor.data_ptr()
+        for layer, kv in spec.cache.layers.items()
+        for name, tensor in (("keys", kv.keys), ("values", kv.values))
+    }
+
+
+def _model_addresses(spec: Speculator) -> dict[str, int]:
+    modules: dict[str, nn.Module | None] = {"target": spec.target.model, "head": spec.head}
+    return {
+        f"{prefix}.{name}": tensor.data_ptr()
+        for prefix, module in modules.items()
+        if module is not None
+        for name, tensor in _tensors(module)
+    }
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, such as rotary frequencies, which no state dict holds."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()

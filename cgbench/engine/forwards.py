@@ -1,0 +1,54 @@
+"""The forwards that a graph holds, against those that its bucket should have."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from cgbench.engine.iteration import Speculator
+from cgbench.errors import CaptureError
+from cgbench.planning import Bucket
+from cgbench.report.schema import Phase
+
+Forwards = list[tuple[str, int]]
+"""The forwards that a graph holds, in order: target or head, and its tokens."""
+
+
+def check_forwards(seen: Forwards, planned: Forwards) -> None:
+    """Raises ``CaptureError`` where a graph holds other forwards than planned."""
+    if seen != planned:
+        raise CaptureError(f"a captured graph holds the forwards {seen}, the plan's are {planned}")
+
+
+def planned_forwards(phase: Phase, bucket: Bucket, spec_tokens: int) -> Forwards:
+    """Drafts 2..k work on one token a request, never on the k + 1 that were verified."""
+    verify = [("target", bucket.num_tokens)]
+    first = [("head", bucket.num_tokens)] if spec_tokens else []
+    rest = [("head", bucket.batch_size)] * (spec_tokens - 1)
+    return {
+        Phase.VERIFY: verify,
+        Phase.DRAFT_FIRST: first,
+        Phase.DRAFT_REST: rest,
+        Phase.ITERATION: [*verify, *first, *rest],
+    }[phase]
+
+
+@contextmanager
+def watched_forwards(spec: Speculator) -> Iterator[Forwards]:
+    """Collects the forwards that run meanwhile, to hold a graph to its bucket."""
+    seen: Forwards = []
+
+    def target(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        seen.append(("target", kwargs["input_ids"].numel()))
+
+    def head(_: object, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(("head", args[0].shape[:2].numel()))
+
+    handles = [spec.target.backbone.register_forward_pre_hook(target, with_kwargs=True)]
+    if spec.head is not None:
+        handles.append(spec.head.register_forward_pre_hook(head))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,66 @@
+"""``--repro DIR``: what a wrong finding was found on, written so that it can be looked at again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cgbench.errors import BadInputError
+from cgbench.measure.audit.findings import Difference
+
+README = """\
+What `cgbench audit` found wrong, with what it was found on.
+
+    {command}
+
+makes the same checks again: same model, flags and seed.
+
+CHECK.json         the finding, where it is, the arguments, the model's fingerprint, the versions
+CHECK.safetensors  the device tensors of the failing step, by the names that CHECK.json lists
+                   under difference.inputs: safetensors.torch.load_file(...) reads them
+"""
+
+
+def check_repro_folder(path: Path) -> None:
+    """Refuse, before anything is loaded, a folder that holds something.
+
+    Raises ``BadInputError``.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise BadInputError(f"--repro {path}: exists already; choose a new or an empty folder")
+
+
+def write_repro(
+    path: Path,
+    differences: Sequence[tuple[dict[str, Any], Difference]],
+    record: Mapping[str, Any],
+    command: str,
+) -> None:
+    """``differences``: each wrong finding's facts, and its difference.
+
+    Raises ``BadInputError`` where ``path`` cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for facts, difference in differences:
+            name = facts["check"]
+            save_file(_on_host(difference.inputs), path / f"{name}.safetensors")
+            text = json.dumps({"finding": facts, **record}, indent=2)
+            (path / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        (path / "README.txt").write_text(README.format(command=command), encoding="utf-8")
+    except OSError as error:
+        raise BadInputError(f"--repro {path}: {error.strerror}") from error
+
+
+def read_inputs(path: Path, check: str) -> dict[str, Tensor]:
+    """The tensors of a failing step, on the CPU."""
+    tensors: dict[str, Tensor] = load_file(path / f"{check}.safetensors")
+    return tensors
+
+
+def _on_host(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies: views of one buffer would share memory, which the format has no place for."""
+    return {name: t.detach().cpu().clone().contiguous() for name, t in inputs.items()}

@@ -1,0 +1,48 @@
+"""The audit's checklist as people read it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+Finding = Mapping[str, Any]
+"""``check title verdict figures details reason seconds``, as ``--json`` has them."""
+
+STYLES = {"holds": "green", "wrong": "bold red", "not run": "yellow"}
+
+
+def checklist(findings: Sequence[Finding], title: str) -> Table:
+    """The terminal's table, a row a check; under a wrong one, what was wrong first."""
+    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("figures", overflow="fold")
+    for finding in findings:
+        verdict = finding["verdict"]
+        shown = Text(verdict.upper() if verdict == "wrong" else verdict, STYLES[verdict])
+        table.add_row(Text(finding["check"]), shown, Text(_told(finding)))
+    return table
+
+
+def summary(findings: Sequence[Finding], seconds: float) -> str:
+    """One line: how many hold, are wrong, were not run."""
+    counts = [sum(f["verdict"] == verdict for f in findings) for verdict in STYLES]
+    parts = [f"{n} {word}" for n, word in zip(counts, STYLES, strict=True)]
+    return f"{len(findings)} checks in {seconds:.1f} s: {', '.join(parts)}"
+
+
+def _told(finding: Finding) -> str:
+    """What a check measured; where it is wrong, what was wrong first; where not run, why."""
+    figures = ", ".join(f"{name} {figure(value)}" for name, value in finding["figures"].items())
+    return "\n".join(filter(None, (figures, finding["details"], finding["reason"])))
+
+
+def figure(value: Any) -> str:
+    """A figure in few characters."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return "/".join(map(figure, value))
+    return str(value)

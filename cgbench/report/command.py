@@ -1,0 +1,28 @@
+"""Recorded arguments as the command line that gives them."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+FLAGS = {"model": "MODEL", "head_hidden_in": "--head-hidden", "head_chain": "--chain-norm"}
+
+
+def flag_name(argument: str) -> str:
+    """The command line's name of a recorded argument: ``spec_tokens`` is ``--spec-tokens``."""
+    return FLAGS.get(argument) or "--" + argument.replace("_", "-")
+
+
+def command_line(command: str, arguments: Mapping[str, Any]) -> str:
+    """``cgbench COMMAND`` with ``arguments`` under the names that a record keeps them by."""
+    words = [_words(name, value) for name, value in arguments.items()]
+    return " ".join([f"cgbench {command}", *filter(None, words)])
+
+
+def _words(name: str, value: Any) -> str:
+    """One argument as typed; empty where it was left out."""
+    if value is None or value is False or value == []:
+        return ""
+    if value is True:
+        return flag_name(name)
+    text = shlex.quote(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return text if name == "model" else f"{flag_name(name)} {text}"
