@@ -94,12 +94,11 @@ def prefill_prompts(subject: Subject, prompts: Prompts) -> Prefilled:
 
 def first_rows(prefilled: Prefilled, batch_size: int) -> Prefilled:
     """The first requests of a prefill; their KV is where it was, for request i has slot i."""
-    chain, draft = prefilled.chain, prefilled.first_draft
+    block_out = prefilled.block_out
     return Prefilled(
         last=prefilled.last[:batch_size],
         seq_len=prefilled.seq_len[:batch_size],
-        chain=None if chain is None else chain[:batch_size],
-        first_draft=None if draft is None else draft[:batch_size],
+        block_out=None if block_out is None else block_out[:batch_size],
     )
 
 
