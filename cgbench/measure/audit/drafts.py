@@ -1,0 +1,82 @@
+"""The drafts, after every iteration, are those of the head recomputed from the first token.
+
+Lossless decoding hides a broken draft: the tokens stay right and only acceptance falls, as it
+would under a head that is merely bad. So the drafts themselves are compared.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from cgbench.measure.audit.findings import Difference, Finding
+from cgbench.measure.audit.reference import reference_draft_logits
+from cgbench.measure.audit.stepping import (
+    STEPS,
+    BucketRunner,
+    Trajectory,
+    conclude,
+    start,
+    tile,
+    where_of,
+)
+from cgbench.measure.audit.subject import Subject
+from cgbench.measure.audit.tokens import Judge
+
+NAME = "drafts"
+TITLE = "drafts are those of the head recomputed from the first token"
+
+MAX_REQUESTS = 4
+
+
+def run(subject: Subject) -> Finding:
+    judge = Judge(subject)
+    finding = conclude(NAME, _differences(subject, judge), {})
+    return replace(finding, figures=judge.figures)
+
+
+def _differences(subject: Subject, judge: Judge) -> Iterator[Difference]:
+    for k in (k for k in subject.states if k):
+        count = min(MAX_REQUESTS, subject.largest(k))
+        requests = start(subject, BucketRunner(subject, k), tile(subject.prompts, count))
+        for _ in range(STEPS):
+            yield from _compare(subject, requests, judge)
+            requests.step()
+        yield from _compare(subject, requests, judge)
+
+
+def _compare(subject: Subject, requests: Trajectory, judge: Judge) -> Iterator[Difference]:
+    for row, sequence in enumerate(requests.sequences):
+        found = _row(subject, requests, row, sequence, judge)
+        if found is not None:
+            yield found
+
+
+def _row(
+    subject: Subject, requests: Trajectory, row: int, sequence: list[int], judge: Judge
+) -> Difference | None:
+    """The first draft of a row that differs; past a near-tie the chain is another one."""
+    assert subject.spec.head is not None
+    judge.compared += 1
+    got = requests.rows.drafts[row].tolist()
+    logits = reference_draft_logits(subject.spec.target, subject.spec.head, sequence, len(got))
+    expected = logits.argmax(-1).tolist()
+    step = next(
+        (i for i, (ours, its) in enumerate(zip(expected, got, strict=True)) if ours != its), None
+    )
+    if step is None:
+        return None
+    ours, its = logits[step, expected[step]].item(), logits[step, got[step]].item()
+    judge.margins.append(ours - its)
+    if judge.is_near_tie(ours - its):
+        return None
+    where = where_of(requests.runner, requests.batch_size, row)
+    return Difference(
+        f"draft {step + 1} after {len(sequence)} tokens is {got[step]}, not {expected[step]}",
+        where,
+        expected=expected[step],
+        got=got[step],
+        expected_logit=ours,
+        got_logit=its,
+        inputs={"token_ids": torch.tensor(sequence), "drafts": torch.tensor(got)},
+    )

@@ -1,0 +1,131 @@
+"""Whatever lies in padded rows, in the scratch slot and past a request's length stays there.
+
+Padded rows are poisoned (NaN hidden states, the last token of the vocabulary), the scratch slot is
+NaN or huge, and live slots are huge past their committed length: finite there, for a masked NaN
+is still NaN in a matrix product. Real rows must not change by a bit. Every iteration starts
+from the same state twice, clean and poisoned: rows past num_accepted are stale by design.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cgbench.engine.runner import Runner
+from cgbench.measure.audit.findings import Difference, Finding
+from cgbench.measure.audit.hints import Hints
+from cgbench.measure.audit.stepping import (
+    STEPS,
+    Snapshot,
+    begin,
+    committed_rows,
+    conclude,
+    copy_watched,
+    fill_cache,
+    fill_where,
+    first_unequal,
+    padded_runners,
+    prefill_prompts,
+    restore,
+    rows_past,
+    snapshot,
+    tile,
+    unequal_kv,
+    where_of,
+)
+from cgbench.measure.audit.subject import Subject
+
+NAME = "padding"
+TITLE = "poison in padded rows, scratch and stale KV reaches no real row"
+
+HUGE = 1e4
+POISONS = {"NaN": math.nan, "1e4": HUGE}
+COMPARED = ("result", "drafts", "last", "seq_len", "tokens_left", "active", "hidden", "chain")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What an iteration left: row state, and the watched KV."""
+
+    buffers: Snapshot
+    kv: dict[tuple[int, str], Tensor]
+
+
+def run(subject: Subject) -> Finding:
+    figures = {"iterations": 0, "padded_rows": 0}
+    try:
+        return conclude(NAME, _differences(subject, figures), figures)
+    finally:
+        _clean(subject)
+
+
+def _clean(subject: Subject) -> None:
+    """Poison is this check's own: nothing after it must meet any."""
+    fill_cache(subject, 0.0)
+    for state in subject.states.values():
+        state.clear()
+        state.full.hidden.zero_()
+        state.full.chain.zero_()
+
+
+def _differences(subject: Subject, figures: dict[str, int]) -> Iterator[Difference]:
+    for k in subject.states:
+        prompts = tile(subject.prompts, subject.largest(k))
+        for runner in padded_runners(subject, k):
+            for batch_size in subject.edge_sizes(k):
+                prefilled = prefill_prompts(subject, prompts[:batch_size])
+                begin(subject, runner.state, prefilled)
+                hints = Hints(subject, runner.state)
+                for _ in range(STEPS):
+                    hints.write(batch_size)
+                    figures["iterations"] += 1
+                    figures["padded_rows"] += runner.num_rows(batch_size) - batch_size
+                    yield from _iteration(subject, runner, batch_size)
+
+
+def _iteration(subject: Subject, runner: Runner, batch_size: int) -> Iterator[Difference]:
+    before = snapshot(runner.state)
+    runner.step(batch_size)
+    clean = _Outcome(snapshot(runner.state), copy_watched(subject, runner.state.spec_tokens))
+    for name, value in POISONS.items():
+        restore(runner.state, before)
+        poison(subject, runner, batch_size, value)
+        poisoned = snapshot(runner.state)
+        runner.step(batch_size)
+        found = _difference(subject, runner, batch_size, clean)
+        if found is not None:
+            text = f"{found[0]} changed under {name} poison"
+            yield Difference(text, where_of(runner, batch_size, found[1]), inputs=poisoned)
+
+
+def poison(subject: Subject, runner: Runner, batch_size: int, value: float) -> None:
+    """Poison everything that a real row must not read, before an iteration."""
+    state = runner.state
+    padded = slice(batch_size, runner.num_rows(batch_size))
+    last_token = subject.spec.target.model.get_input_embeddings().weight.shape[0] - 1
+    state.full.hidden[padded] = math.nan
+    state.full.chain[padded] = math.nan
+    state.full.last[padded] = last_token
+    state.full.drafts[padded] = last_token
+    beyond = rows_past(subject, state.rows(batch_size))
+    fill_where(subject, beyond, HUGE)
+    beyond.zero_()[subject.spec.cache.scratch_slot] = True
+    fill_where(subject, beyond, value)
+
+
+def _difference(
+    subject: Subject, runner: Runner, batch_size: int, clean: _Outcome
+) -> tuple[str, int] | None:
+    """What of the real rows is not as in the clean iteration, and in which row."""
+    state = runner.state
+    unequal = first_unequal(snapshot(state), clean.buffers, batch_size, COMPARED)
+    if unequal is not None:
+        return unequal
+    rows = state.rows(batch_size)
+    kv = unequal_kv(subject, clean.kv, committed_rows(subject, rows))
+    if kv is None:
+        return None
+    layer_idx, slot, position = kv
+    row = rows.slot_of_row.tolist().index(slot)
+    return f"KV of layer {layer_idx} at position {position}", row

@@ -1,0 +1,118 @@
+"""What an audit looks at: a model ready to decode, and the requests it is tried with."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from cgbench.engine.acceptance import Greedy
+from cgbench.engine.graphs import GraphSet
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.runner import EagerRunner, Runner
+from cgbench.engine.state import DecodeState
+from cgbench.measure.audit.reference import Plain
+from cgbench.measure.bench import Bench, CellKey
+from cgbench.planning import CapturePlan
+from cgbench.report.schema import Scope
+
+MAX_PROMPTS = 16
+MAX_NEW_TOKENS = 32
+
+# Every batch size up to here is tried; above, a sample.
+ALL_SIZES_TO = 64
+EXTRA_SIZES = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the checks work on, always with the ``Greedy`` rule, which alone has one right answer.
+
+    ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope); there is an
+    eager runner for every k. ``prompts`` are distinct and ragged. ``max_new_tokens`` counts the
+    prefill's token too. ``is_exact``: float32, where nothing may differ. ``only_batch_sizes``:
+    the batch sizes to try, for a short form; empty for all of them.
+    """
+
+    spec: Speculator
+    states: dict[int, DecodeState]
+    runners: dict[CellKey, Runner]
+    graph_sets: dict[CellKey, GraphSet]
+    plans: dict[int, CapturePlan]
+    prompts: tuple[tuple[int, ...], ...]
+    max_new_tokens: int
+    seed: int
+    is_exact: bool
+    only_batch_sizes: tuple[int, ...] = ()
+
+    @cached_property
+    def plain(self) -> Plain:
+        """Plain greedy decoding of the same weights, computed once for all checks."""
+        return Plain(self.spec.target, self.prompts)
+
+    def bucket_of(self, k: int, batch_size: int) -> int:
+        """Rows that ``batch_size`` requests take: their bucket's, or their own without one."""
+        bucket = self.plans[k].bucket_for(batch_size)
+        return batch_size if bucket is None else bucket.batch_size
+
+    def largest(self, k: int) -> int:
+        """The largest batch size tried."""
+        return max(self.batch_sizes(k))
+
+    def batch_sizes(self, k: int) -> tuple[int, ...]:
+        """Ascending: all of 1..the largest bucket to 64, and above that every bucket, the size
+        just below it, and a few seeded others."""
+        if self.only_batch_sizes:
+            return tuple(sorted(self.only_batch_sizes))
+        plan = self.plans[k]
+        largest = plan.eager_above or plan.max_batch_size
+        sizes = set(range(1, min(largest, ALL_SIZES_TO) + 1))
+        if largest > ALL_SIZES_TO:
+            above = range(ALL_SIZES_TO + 1, largest + 1)
+            sizes |= {size for b in plan.batch_sizes for size in (b - 1, b) if size in above}
+            sizes |= set(random.Random(self.seed).sample(above, min(EXTRA_SIZES, len(above))))
+        return tuple(sorted(sizes))
+
+    def edge_sizes(self, k: int) -> tuple[int, ...]:
+        """Of ``batch_sizes``, the least and the most padded of each bucket."""
+        by_bucket: dict[int, list[int]] = {}
+        for size in self.batch_sizes(k):
+            by_bucket.setdefault(self.bucket_of(k, size), []).append(size)
+        edges = {size for sizes in by_bucket.values() for size in (sizes[0], sizes[-1])}
+        # A bucket that is full has no padding: one size below it stands for the least.
+        edges |= {sizes[-2] for sizes in by_bucket.values() if len(sizes) > 2}
+        return tuple(sorted(edges))
+
+
+def make_subject(bench: Bench, seed: int) -> Subject:
+    """``bench`` as the audit sees it. ``seed`` chooses among prompts, and cuts them ragged.
+
+    Runners and graphs of another acceptance rule are left out: their answer is not greedy's.
+    """
+    is_greedy = isinstance(bench.spec.accept, Greedy)
+    spec = bench.spec if is_greedy else replace(bench.spec, accept=Greedy())
+    eager: dict[CellKey, Runner] = {
+        (k, Scope.EAGER): EagerRunner(spec, state) for k, state in bench.states.items()
+    }
+    return Subject(
+        spec=spec,
+        states=bench.states,
+        runners=eager | (bench.runners if is_greedy else {}),
+        graph_sets=dict(bench.graph_sets) if is_greedy else {},
+        plans=bench.plans,
+        prompts=choose_prompts(bench.workload.prompts, seed),
+        max_new_tokens=min(bench.options.max_new_tokens, MAX_NEW_TOKENS),
+        seed=seed,
+        is_exact=spec.target.dtype == torch.float32,
+    )
+
+
+def choose_prompts(prompts: Sequence[tuple[int, ...]], seed: int) -> tuple[tuple[int, ...], ...]:
+    """Up to 16 of ``prompts``, distinct; cut to seeded lengths where all are of one length."""
+    draw = random.Random(seed)
+    distinct = list(dict.fromkeys(prompts))
+    chosen = draw.sample(distinct, min(MAX_PROMPTS, len(distinct)))
+    if len({len(prompt) for prompt in chosen}) == 1:
+        chosen = [p[: draw.randint((len(p) + 1) // 2, len(p))] for p in chosen]
+    return tuple(dict.fromkeys(chosen))

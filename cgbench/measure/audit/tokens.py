@@ -1,0 +1,72 @@
+"""Tokens against the reference's: the first that differs, and whether a near-tie excuses it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from cgbench.measure.audit.findings import Difference, Where
+from cgbench.measure.audit.subject import Subject
+
+# A near-tie: the two candidates are closer than the forward's own noise, counted on both.
+NEAR_TIE_NOISES = 2
+
+
+@dataclass
+class Judge:
+    """Compares tokens with those expected, in the way that the dtype allows.
+
+    In float32 they are the same. In lower precision a batch's sums are rounded otherwise than one
+    request's, so the first token that differs must be a near-tie in transformers' own forward;
+    what follows it is another text, and is not compared.
+    """
+
+    subject: Subject
+    compared: int = 0
+    margins: list[float] = field(default_factory=list)
+
+    @property
+    def figures(self) -> dict[str, float | int]:
+        return {
+            "requests": self.compared,
+            "largest_margin": max(self.margins, default=0.0),
+            "noise": self.subject.plain.noise,
+        }
+
+    def difference(
+        self, prefix: Sequence[int], expected: list[int], got: list[int], where: Where
+    ) -> Difference | None:
+        """The first thing wrong in ``got``, tokens that follow ``prefix``; None if nothing is."""
+        self.compared += 1
+        if got == expected:
+            return None
+        pairs = zip(expected, got, strict=False)
+        position = next((i for i, (ours, its) in enumerate(pairs) if ours != its), None)
+        inputs = _inputs(prefix, expected, got)
+        if position is None:
+            text = f"{len(got)} tokens emitted where {len(expected)} were expected"
+            shorter = min(len(got), len(expected))
+            return Difference(text, replace(where, position=shorter), inputs=inputs)
+        logits = self.subject.plain.next_logits([*prefix, *expected[:position]])
+        ours, its = logits[expected[position]].item(), logits[got[position]].item()
+        self.margins.append(abs(ours - its))
+        if self.is_near_tie(self.margins[-1]):
+            return None
+        return Difference(
+            f"token {position} is {got[position]}, not {expected[position]}",
+            replace(where, position=position),
+            expected=expected[position],
+            got=got[position],
+            expected_logit=ours,
+            got_logit=its,
+            inputs=inputs,
+        )
+
+    def is_near_tie(self, margin: float) -> bool:
+        """Whether two candidates ``margin`` apart may change places in this dtype."""
+        return not self.subject.is_exact and margin <= NEAR_TIE_NOISES * self.subject.plain.noise
+
+
+def _inputs(prefix: Sequence[int], expected: list[int], got: list[int]) -> dict[str, torch.Tensor]:
+    named = {"prefix_ids": list(prefix), "expected_ids": expected, "got_ids": got}
+    return {name: torch.tensor(ids) for name, ids in named.items()}
