@@ -7,6 +7,7 @@ from cgbench.measure.audit import (
     drafts,
     equality,
     hidden,
+    hygiene,
     isolation,
     limits,
     padding,
@@ -27,7 +28,7 @@ class Check:
 
 CHECKS: tuple[Check, ...] = tuple(
     Check(module.NAME, module.TITLE, module.run)
-    for module in (equality, hidden, drafts, parity, padding, isolation, limits)
+    for module in (equality, hidden, drafts, parity, padding, isolation, hygiene, limits)
 )
 
 
