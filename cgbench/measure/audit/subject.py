@@ -18,7 +18,6 @@ from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
 MAX_PROMPTS = 16
-MAX_NEW_TOKENS = 32
 
 # Every batch size up to here is tried; above, a sample.
 ALL_SIZES_TO = 64
@@ -102,7 +101,7 @@ def make_subject(bench: Bench, seed: int) -> Subject:
         graph_sets=dict(bench.graph_sets) if is_greedy else {},
         plans=bench.plans,
         prompts=choose_prompts(bench.workload.prompts, seed),
-        max_new_tokens=min(bench.options.max_new_tokens, MAX_NEW_TOKENS),
+        max_new_tokens=bench.options.max_new_tokens,
         seed=seed,
         is_exact=spec.target.dtype == torch.float32,
     )
