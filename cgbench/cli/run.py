@@ -191,6 +191,15 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
             tokens = group.tokens if save_tokens else ()
             directory.write_group(group.cells, group.samples, tokens)
             say_when_piped(f"measured batch size {batch_size}")
+            _report(group.failures, directory)
+
+
+def _report(failures: list[str], directory: "RunDirectory") -> None:
+    """Cells that answer wrongly are told at once, and kept in the record."""
+    for failure in failures:
+        line = f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+        directory.record.warnings.append(line)
+        say(line)
 
 
 def _exit_code(statuses: set[Status]) -> ExitCode:

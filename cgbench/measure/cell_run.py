@@ -24,10 +24,17 @@ class CellRun:
     peak_memory_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
     status: Status = Status.OK
+    failure: str | None = None
+    """What the short audit found wrong."""
 
     @property
     def spec_tokens(self) -> int:
         return self.runner.state.spec_tokens
+
+    @property
+    def name(self) -> str:
+        """The cell among those of its batch size."""
+        return f"{self.runner.scope} k={self.spec_tokens}"
 
     @property
     def mode(self) -> Mode:
@@ -72,11 +79,19 @@ class CellRun:
         try:
             yield
         except torch.OutOfMemoryError:
-            self.status = Status.OOM
-            self.samples.clear()
-            self.accepted.clear()
+            self._drop(Status.OOM)
             torch.cuda.empty_cache()
         self.peak_memory_bytes = max(self.peak_memory_bytes, _peak_memory_bytes(device))
+
+    def fail_audit(self, failure: str) -> None:
+        """The cell answers wrongly: none of its numbers is shown."""
+        self.failure = failure
+        self._drop(Status.AUDIT_FAILED)
+
+    def _drop(self, status: Status) -> None:
+        self.status = status
+        self.samples.clear()
+        self.accepted.clear()
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -16,6 +16,7 @@ from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.state import Prefilled
 from cgbench.errors import OutOfMemoryError
 from cgbench.measure.acceptance import accepted_per_pos
+from cgbench.measure.audit.short import UNLIMITED_TOKENS, StepAudit, token_failure
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.cell_run import CellRun
 from cgbench.measure.timing import (
@@ -26,12 +27,11 @@ from cgbench.measure.timing import (
     time_iterations,
 )
 from cgbench.measure.workload import sha256_of
-from cgbench.report.schema import Cell, Mode, Sample, Status, TokenRow
+from cgbench.report.schema import Cell, Mode, Sample, Scope, Status, TokenRow
 
 NUM_BLOCKS = 10
 WARMUP_ITERATIONS = 3
 STAGE_ITERATIONS = 20
-UNLIMITED_TOKENS = 1 << 40
 
 ITERATION_STAGE = "iteration"
 
@@ -43,6 +43,8 @@ class Group:
     cells: list[Cell]
     samples: list[Sample]
     tokens: list[TokenRow]
+    failures: list[str]
+    """A line for each cell whose short audit failed: which cell, and what differed."""
 
 
 def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) -> Group:
@@ -52,12 +54,14 @@ def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) ->
     for number, wave in enumerate(waves):
         _generate_wave(bench, runs, wave, bench.options.seed + number)
         on_step()
-    _time_pass(bench, runs, batch_size, on_step)
     prompts = [prompt for wave in waves for prompt in wave]
+    _audit_tokens(bench, runs, prompts)
+    _time_pass(bench, runs, batch_size, on_step)
     return Group(
         cells=[_cell(bench, key, run) for key, run in runs.items()],
         samples=[sample for run in runs.values() for sample in run.samples],
         tokens=[row for run in runs.values() for row in _token_rows(run, prompts)],
+        failures=[_failure(run) for run in runs.values() if run.failure is not None],
     )
 
 
@@ -99,12 +103,57 @@ def _alive(runs: dict[CellKey, CellRun]) -> list[CellRun]:
     return [run for run in runs.values() if run.status is Status.OK]
 
 
+def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list[int]]) -> None:
+    """Fail the cells whose tokens are not plain decoding's; in lower precision sums of other shapes
+    are rounded otherwise, and tokens may differ without a fault."""
+    if bench.spec.target.dtype != torch.float32:
+        return
+    for key, run in runs.items():
+        plain = _plain_run(bench, runs, key)
+        if plain is None or run.status is not Status.OK:
+            continue
+        failure = token_failure(bench.spec, prompts, plain.token_ids, run.token_ids)
+        if failure is not None:
+            run.fail_audit(f"tokens differ from {plain.name}'s: {failure}")
+
+
+def _plain_run(bench: Bench, runs: dict[CellKey, CellRun], key: CellKey) -> CellRun | None:
+    """The run that ``key`` must give the tokens of: plain decoding, eager where it is measured;
+    under a rule that is not lossless, eager of the same k."""
+    k, scope = key
+    is_lossless = bench.options.acceptance == "greedy"
+    keys = [(0, Scope.EAGER), (0, scope)] if is_lossless else [(k, Scope.EAGER)]
+    found = [runs[each] for each in keys if each in runs and each != key]
+    return next((run for run in found if run.status is Status.OK), None)
+
+
+def _audit_steps(
+    bench: Bench, runs: dict[CellKey, CellRun], contexts: list[list[int]]
+) -> Prefilled:
+    """Fail the cells whose graphs do not do what eager does; returns the prefill of ``contexts``
+    that lies in the slots."""
+    seed = bench.options.seed
+    audit = StepAudit(bench.spec, lambda: _prefill(bench, contexts, seed), seed)
+    for run in _alive(runs):
+        if run.mode is not Mode.GRAPH:
+            continue
+        with run.watched(bench.device):
+            failure = audit.failure(run.runner)
+            if failure is not None:
+                run.fail_audit(f"a replay is not eager's iteration: {failure}")
+    return audit.prefilled
+
+
+def _failure(run: CellRun) -> str:
+    return f"{run.name}, batch size {run.batch_size}: {run.failure}"
+
+
 def _time_pass(
     bench: Bench, runs: dict[CellKey, CellRun], batch_size: int, on_step: Callable[[], None]
 ) -> None:
     options = bench.options
     contexts = bench.workload.contexts(batch_size, options.context_len)
-    prefilled = _prefill(bench, contexts, options.seed)
+    prefilled = _audit_steps(bench, runs, contexts)
     for run in _alive(runs):
         with run.watched(bench.device):
             _time(bench, run, prefilled, WARMUP_ITERATIONS)

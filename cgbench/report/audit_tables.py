@@ -1,5 +1,6 @@
 """The audit's checklist as people read it."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,19 +19,22 @@ def checklist(findings: Sequence[Finding], title: str) -> Table:
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
+    table.add_column("what it checks", overflow="fold")
     table.add_column("figures", overflow="fold")
     for finding in findings:
         verdict = finding["verdict"]
         shown = Text(verdict.upper() if verdict == "wrong" else verdict, STYLES[verdict])
-        table.add_row(Text(finding["check"]), shown, Text(_told(finding)))
+        table.add_row(Text(finding["check"]), shown, Text(finding["title"]), Text(_told(finding)))
     return table
 
 
 def summary(findings: Sequence[Finding], seconds: float) -> str:
     """One line: how many hold, are wrong, were not run."""
-    counts = [sum(f["verdict"] == verdict for f in findings) for verdict in STYLES]
-    parts = [f"{n} {word}" for n, word in zip(counts, STYLES, strict=True)]
-    return f"{len(findings)} checks in {seconds:.1f} s: {', '.join(parts)}"
+    counts = Counter(finding["verdict"] for finding in findings)
+    return (
+        f"{len(findings)} checks in {seconds:.1f} s: {counts['holds']} hold, "
+        f"{counts['wrong']} wrong, {counts['not run']} not run"
+    )
 
 
 def _told(finding: Finding) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from cgbench.engine.runner import EagerRunner
 from cgbench.measure import setup
 from cgbench.measure.audit.findings import (
     Difference,
@@ -25,6 +26,7 @@ from cgbench.measure.audit.findings import (
 from cgbench.measure.audit.repro import read_inputs
 from cgbench.report.schema import Scope
 from tests.cli.command import Done, cgbench
+from tests.tiny import greedy_reference, reference_model
 
 NO_GRAPHS = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
 
@@ -73,9 +75,10 @@ def test_all_hold(audit: Callable[..., Done]) -> None:
     done = audit([GOOD, LEFT_OUT])
     assert done.code == 0, done.stderr
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
-    assert rows["equality"].split() == ["equality", "holds", "compared", "1200"]
+    assert rows["equality"].split()[:2] == ["equality", "holds"]
+    assert GOOD.title in rows["equality"] and "compared 1200" in rows["equality"]
     assert "not run" in rows["hygiene"] and "needs a CUDA device" in rows["hygiene"]
-    assert "2 checks" in done.stdout and "1 holds, 0 wrong, 1 not run" in done.stdout
+    assert "2 checks" in done.stdout and "1 hold, 0 wrong, 1 not run" in done.stdout
     assert done.stderr.splitlines() == [NO_GRAPHS, "equality: holds", "hygiene: not run"]
 
 
@@ -160,6 +163,35 @@ def test_repro_writes_what_the_failure_was_found_on(
     again = cgbench(*words[1:], "--json")  # the command is one: same flags, same answer
     assert again.code == 1
     assert json.loads(again.stdout)["arguments"] == found["arguments"]
+
+
+def test_a_planted_fault_is_found_and_shown_again_from_its_repro(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real check on a real fault, one that only batches of two at k = 3 have. What was written
+    is enough for transformers alone to tell the right tokens from those that were got."""
+    real = EagerRunner.step
+
+    def step(self: EagerRunner, batch_size: int) -> None:
+        real(self, batch_size)
+        if (self.state.spec_tokens, batch_size) == (3, 2):
+            self.state.full.out[1, 0] = (self.state.full.out[1, 0] + 1) % 256
+
+    monkeypatch.setattr(EagerRunner, "step", step)
+    path = tmp_path / "repro"
+    args = ("--device", "cpu", "--prompts", prompts, "--max-num-seqs", "2", "--checks", "equality")
+    done = cgbench("audit", tiny, *args, "--max-new-tokens", "8", "--repro", path)
+    assert done.code == 1, done.stderr
+    found = json.loads((path / "equality.json").read_text())["finding"]["difference"]
+    where = found["where"]
+    assert (where["spec_tokens"], where["batch_size"], where["row"]) == (3, 2, 1)
+    tensors = {name: ids.tolist() for name, ids in read_inputs(path, "equality").items()}
+    expected, got = tensors["expected_ids"], tensors["got_ids"]
+    (plain,) = greedy_reference(reference_model(tiny), [tensors["prefix_ids"]], len(expected))
+    assert expected == plain
+    assert next(i for i, token in enumerate(got) if token != plain[i]) == where["position"]
+    assert (plain[where["position"]], got[where["position"]]) == (found["expected"], found["got"])
+    assert found["expected_logit"] > found["got_logit"]
 
 
 def test_repro_of_nothing_wrong_writes_nothing(audit: Callable[..., Done], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.bench import Bench
 from cgbench.report.store import RunDirectory
@@ -123,6 +124,25 @@ def test_resume_measures_only_what_is_missing(
     files = interrupted.files()
     interrupted("--resume").refused(2, "--resume", "complete")
     assert sizes == [2] and interrupted.files() == files
+
+
+def test_a_resumed_run_keeps_the_status_of_a_failed_cell(command: Command) -> None:
+    """The first group failed its audit before the kill; the second is good. The answer is no."""
+    real = EagerRunner.step
+
+    def step(self: EagerRunner, batch_size: int) -> None:
+        real(self, batch_size)
+        self.state.full.out[0, 0] += self.state.spec_tokens
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EagerRunner, "step", step)
+        interrupt(command, RuntimeError("boom"))
+    done = command("--resume")
+    assert done.code == 1, done.stderr
+    frame = RunDirectory.open(command.path).latency()
+    assert frame["status"].tolist() == ["ok", "audit_failed", "ok", "ok"]
+    assert "audit_failed" in done.stdout
+    assert frame["iteration_p50_ms"].isna().tolist() == [False, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.workload import sha256_of
 from cgbench.models import presets
@@ -198,6 +199,44 @@ def test_a_preset_takes_neither_prompts_nor_a_head(
     done = cgbench("run", tiny_preset, *FAST, flag, value, "--output", tmp_path / "run")
     done.refused(2, flag, tiny_preset)
     assert not (tmp_path / "run").exists()
+
+
+def corrupt(monkeypatch: pytest.MonkeyPatch, k: int, batch_size: int) -> None:
+    """Row 0 emits another token at k drafts and ``batch_size`` requests."""
+    real = EagerRunner.step
+
+    def step(self: EagerRunner, rows: int) -> None:
+        real(self, rows)
+        if (self.state.spec_tokens, rows) == (k, batch_size):
+            self.state.full.out[0, 0] = (self.state.full.out[0, 0] + 1) % 256
+
+    monkeypatch.setattr(EagerRunner, "step", step)
+
+
+def test_a_cell_that_answers_wrongly_has_no_latency_and_fails_the_run(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, the cell and what differed on stderr, and every other cell as ever."""
+    corrupt(monkeypatch, 3, 2)
+    args = ("--prompts", prompts, "--output", tmp_path / "run", "--save-tokens")
+    done = cgbench("run", tiny, *FAST, *args)
+    assert done.code == 1 and "error" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("audit failed: ")]
+    assert "eager k=3, batch size 2: tokens differ from eager k=0's: request 0, token 1:" in line
+    assert "cgbench audit" in line
+    (row,) = [line for line in done.stdout.splitlines() if "audit_failed" in line]
+    assert row.split() == ["eager", "3", "2", "audit_failed"]
+    directory = RunDirectory.open(tmp_path / "run")
+    assert directory.record.complete and line in directory.record.warnings
+    frame = directory.latency().set_index(["batch_size", "spec_tokens"])
+    wrong = frame.index == (2, 3)
+    assert frame.loc[wrong, "status"].tolist() == ["audit_failed"]
+    assert set(frame.loc[~wrong, "status"]) == {"ok"}
+    values = ["iteration_p50_ms", "tpot_ms", "speedup_vs_no_spec", "mean_acceptance_length"]
+    assert frame.loc[wrong, values].isna().all(axis=None)
+    assert frame.loc[~wrong, values].notna().all(axis=None)
+    saved = {(row["batch_size"], row["spec_tokens"]) for row in directory.tokens()}
+    assert saved == {(1, 0), (1, 3), (2, 0)}
 
 
 def test_a_cell_out_of_memory_is_marked_and_the_others_stay(

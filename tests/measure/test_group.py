@@ -6,7 +6,7 @@ acceptance can be worked out again, in plain Python, from the tokens alone.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +263,61 @@ def test_a_group_with_no_cell_left_is_still_a_table(
     frame = latency_frame(result.cells, samples_frame(result.samples))
     assert frame["status"].tolist() == ["oom"] * 3
     assert frame[["iteration_p50_ms", "verify_p50_ms", "speedup_vs_no_spec"]].isna().all(axis=None)
+
+
+def corrupt(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
+    """The first token that an iteration of k drafts emits for row 1 is another one."""
+    real = EagerRunner.step
+
+    def step(self: EagerRunner, batch_size: int) -> None:
+        real(self, batch_size)
+        if self.state.spec_tokens == k:
+            self.state.full.out[1, 0] = (self.state.full.out[1, 0] + 1) % VOCAB
+
+    monkeypatch.setattr(EagerRunner, "step", step)
+
+
+def test_a_cell_with_a_wrong_token_has_no_latency(
+    bench: Bench, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Speculation must give plain decoding's tokens: k = 3 does not, and only k = 3 is told."""
+    corrupt(monkeypatch, 3)
+    result = measure_group(bench, BATCH, lambda: None)
+    cells = {cell.spec_tokens: cell for cell in result.cells}
+    assert {k: cell.status for k, cell in cells.items()} == {
+        0: Status.OK,
+        1: Status.OK,
+        3: Status.AUDIT_FAILED,
+    }
+    assert {s.spec_tokens for s in result.samples} == {0, 1}
+    assert {row.spec_tokens for row in result.tokens} == {0, 1}
+    assert cells[3].tokens_sha256 is None and cells[3].num_drafted == 0
+    assert cells[1].tokens_sha256 == measured.cells[1].tokens_sha256
+    (failure,) = result.failures
+    right = chain(PROMPTS[1])[1]
+    assert failure == (
+        f"eager k=3, batch size {BATCH}: tokens differ from eager k=0's: "
+        f"request 1, token 1: {(right + 1) % VOCAB}, not {right}"
+    )
+    frame = latency_frame(result.cells, samples_frame(result.samples)).set_index("spec_tokens")
+    empty = ["iteration_p50_ms", "tpot_ms", "output_tok_per_s", "mean_acceptance_length"]
+    empty += ["speedup_vs_eager", "speedup_vs_no_spec", "peak_memory_bytes", "verify_p50_ms"]
+    assert frame.loc[3, empty].isna().all()
+    assert frame.loc[[0, 1], empty].drop(columns="verify_p50_ms").notna().all(axis=None)
+
+
+def test_speedups_over_a_failed_cell_are_empty(bench: Bench) -> None:
+    """Plain decoding failed: there is nothing to be faster than."""
+    result = measure_group(bench, BATCH, lambda: None)
+    failed = [
+        replace(cell, status=Status.AUDIT_FAILED) if not cell.spec_tokens else cell
+        for cell in result.cells
+    ]
+    kept = [sample for sample in result.samples if sample.spec_tokens]
+    frame = latency_frame(failed, samples_frame(kept)).set_index("spec_tokens")
+    assert frame["speedup_vs_no_spec"].isna().all()
+    assert frame.loc[[1, 3], "speedup_vs_eager"].tolist() == [1.0, 1.0]
+
+
+def test_a_bench_without_a_fault_fails_nothing(measured: Measured) -> None:
+    assert measured.group.failures == []

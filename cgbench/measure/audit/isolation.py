@@ -89,10 +89,10 @@ def _tokens(subject: Subject, runner: Runner, prompts: Prompts) -> list[list[int
 
 
 def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
-    """Steps of a batch whose rows end one after the other, its rows in other slots than their own
-    number's."""
+    """Steps of a batch whose rows end one after the other. It was re-packed before: its rows have
+    not their own number's slot, and what was its last row is padding now."""
     k = runner.state.spec_tokens
-    batch_size = max(1, subject.largest(k) - 1)
+    batch_size = subject.largest(k)
     fill_cache(subject, SENTINEL)
     untouched = copy_watched(subject, k)
     begin(subject, runner.state, prefill_prompts(subject, tile(subject.prompts, batch_size)))
@@ -100,6 +100,7 @@ def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
     others[:batch_size] = False
     others[subject.spec.cache.scratch_slot] = False
     yield from _changed(subject, runner, batch_size, untouched, others, "prefill")
+    batch_size = max(1, batch_size - 1)
     runner.state.repack(list(reversed(range(batch_size))))
     rows = runner.state.rows(batch_size)
     rows.tokens_left.copy_(1 + torch.arange(batch_size) % (2 * k + 3))

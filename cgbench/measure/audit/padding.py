@@ -24,6 +24,7 @@ from cgbench.measure.audit.stepping import (
     copy_watched,
     fill_cache,
     fill_where,
+    first_rows,
     first_unequal,
     padded_runners,
     prefill_prompts,
@@ -70,12 +71,12 @@ def _clean(subject: Subject) -> None:
 
 
 def _differences(subject: Subject, figures: dict[str, int]) -> Iterator[Difference]:
+    largest = max(subject.largest(k) for k in subject.states)
+    prefilled = prefill_prompts(subject, tile(subject.prompts, largest))
     for k in subject.states:
-        prompts = tile(subject.prompts, subject.largest(k))
         for runner in padded_runners(subject, k):
             for batch_size in subject.edge_sizes(k):
-                prefilled = prefill_prompts(subject, prompts[:batch_size])
-                begin(subject, runner.state, prefilled)
+                begin(subject, runner.state, first_rows(prefilled, batch_size))
                 hints = Hints(subject, runner.state)
                 for _ in range(STEPS):
                     hints.write(batch_size)
@@ -103,11 +104,10 @@ def poison(subject: Subject, runner: Runner, batch_size: int, value: float) -> N
     """Poison everything that a real row must not read, before an iteration."""
     state = runner.state
     padded = slice(batch_size, runner.num_rows(batch_size))
-    last_token = subject.spec.target.model.get_input_embeddings().weight.shape[0] - 1
     state.full.hidden[padded] = math.nan
     state.full.chain[padded] = math.nan
-    state.full.last[padded] = last_token
-    state.full.drafts[padded] = last_token
+    state.full.last[padded] = subject.last_token
+    state.full.drafts[padded] = subject.last_token
     beyond = rows_past(subject, state.rows(batch_size))
     fill_where(subject, beyond, HUGE)
     beyond.zero_()[subject.spec.cache.scratch_slot] = True

@@ -18,7 +18,8 @@ from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
 MAX_PROMPTS = 16
-MAX_NEW_TOKENS = 32
+# Longer contexts are the limits' matter; here they would only cost prefills.
+MAX_PROMPT_TOKENS = 256
 
 # Every batch size up to here is tried; above, a sample.
 ALL_SIZES_TO = 64
@@ -50,6 +51,11 @@ class Subject:
     def plain(self) -> Plain:
         """Plain greedy decoding of the same weights, computed once for all checks."""
         return Plain(self.spec.target, self.prompts)
+
+    @property
+    def last_token(self) -> int:
+        """The vocabulary's last token that has an embedding."""
+        return int(self.spec.target.model.get_input_embeddings().weight.shape[0]) - 1
 
     def bucket_of(self, k: int, batch_size: int) -> int:
         """Rows that ``batch_size`` requests take: their bucket's, or their own without one."""
@@ -102,16 +108,17 @@ def make_subject(bench: Bench, seed: int) -> Subject:
         graph_sets=dict(bench.graph_sets) if is_greedy else {},
         plans=bench.plans,
         prompts=choose_prompts(bench.workload.prompts, seed),
-        max_new_tokens=min(bench.options.max_new_tokens, MAX_NEW_TOKENS),
+        max_new_tokens=bench.options.max_new_tokens,
         seed=seed,
         is_exact=spec.target.dtype == torch.float32,
     )
 
 
 def choose_prompts(prompts: Sequence[tuple[int, ...]], seed: int) -> tuple[tuple[int, ...], ...]:
-    """Up to 16 of ``prompts``, distinct; cut to seeded lengths where all are of one length."""
+    """Up to 16 of ``prompts``, distinct, their first 256 tokens; cut to seeded lengths where all
+    are of one length."""
     draw = random.Random(seed)
-    distinct = list(dict.fromkeys(prompts))
+    distinct = list(dict.fromkeys(prompt[:MAX_PROMPT_TOKENS] for prompt in prompts))
     chosen = draw.sample(distinct, min(MAX_PROMPTS, len(distinct)))
     if len({len(prompt) for prompt in chosen}) == 1:
         chosen = [p[: draw.randint((len(p) + 1) // 2, len(p))] for p in chosen]

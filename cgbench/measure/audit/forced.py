@@ -1,0 +1,192 @@
+"""Single iterations brought about on purpose: the drafts are forced, and all that follows is known.
+
+Verify must accept the true continuation and reject the one draft that was made wrong. So every
+number of accepted drafts is reached, with a length limit or an EOS at every place in the run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from cgbench.engine import iteration as stages
+from cgbench.engine.runner import Runner
+from cgbench.engine.state import ACTIVE, NO_TOKEN, DecodeState, Prefilled, RowState
+from cgbench.measure.audit.findings import Difference
+from cgbench.measure.audit.stepping import (
+    UNLIMITED_TOKENS,
+    BucketRunner,
+    Snapshot,
+    begin,
+    decode,
+    prefill_prompts,
+    snapshot,
+    tile,
+    where_of,
+)
+from cgbench.measure.audit.subject import Subject
+from cgbench.measure.audit.tokens import Judge
+
+MAX_REQUESTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """``wrong_at``: the draft made wrong, from 0, None for none. ``eos_at``: the EOS is the token
+    that row ``eos_row`` has there, counted from its prefill's."""
+
+    name: str
+    wrong_at: int | None = None
+    tokens_left: int = UNLIMITED_TOKENS
+    eos_at: int | None = None
+    eos_row: int = 0
+
+
+def cases_of(k: int, num_requests: int) -> list[Case]:
+    """Every ending of one iteration."""
+    positions = range(k + 2)
+    return [
+        Case("all drafts accepted"),
+        *(Case(f"draft {j + 1} wrong", wrong_at=j) for j in range(k)),
+        *(Case(f"{left} tokens left", tokens_left=left) for left in positions),
+        *(Case(f"EOS at token {j}", eos_at=j, eos_row=j % num_requests) for j in positions),
+        *(Case(f"EOS at token {j}, draft {k} wrong", k - 1, eos_at=j) for j in positions if k),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """``tokens[i]``: the k + 2 tokens after prompt i, its prefill's first."""
+
+    prompts: list[list[int]]
+    tokens: list[list[int]]
+    prefilled: Prefilled
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.prompts)
+
+
+def make_requests(subject: Subject, k: int) -> Requests:
+    """In float32 the tokens are transformers' word; in lower precision the engine's own, for
+    near-ties are not what is looked at here."""
+    prompts = tile(subject.prompts, min(MAX_REQUESTS, subject.largest(k)))
+    prefilled = prefill_prompts(subject, prompts)
+    if subject.is_exact:
+        tokens = [subject.plain.tokens(tuple(prompt), k + 2) for prompt in prompts]
+    else:
+        tokens = decode(subject, BucketRunner(subject, k), prefilled, k + 2)
+    return Requests(prompts, tokens, prefilled)
+
+
+def forced_differences(
+    subject: Subject, runner: Runner, requests: Requests, case: Case, judge: Judge
+) -> Iterator[Difference]:
+    """One iteration of ``case``, and every row's tokens and state after it."""
+    state = runner.state
+    eos = None if case.eos_at is None else requests.tokens[case.eos_row][case.eos_at]
+    with _eos_of(state, eos):
+        begin(
+            subject,
+            state,
+            requests.prefilled,
+            tokens_left=case.tokens_left,
+            ignore_eos=eos is None,
+        )
+    _force_drafts(subject, runner, requests, case.wrong_at)
+    before = snapshot(state)
+    runner.step(requests.batch_size)
+    for row, (first, *following) in enumerate(requests.tokens):
+        expected = _expected(first, following, case, eos)
+        found = _tokens(requests, runner, row, expected, judge)
+        found = found or _state(subject, runner, requests, row, case, eos, expected, before)
+        if found is not None:
+            where = where_of(runner, requests.batch_size, row, found.where.position)
+            yield replace(found, text=f"{case.name}: {found.text}", where=where, inputs=before)
+
+
+def _expected(first: int, following: list[int], case: Case, eos: int | None) -> list[int]:
+    """What the iteration must emit: the accepted drafts and one more, cut at EOS and limit."""
+    if first == eos:
+        return []
+    tokens = following[: min(_accepted(len(following) - 1, case) + 1, case.tokens_left)]
+    return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
+
+
+def _accepted(k: int, case: Case) -> int:
+    return k if case.wrong_at is None else case.wrong_at
+
+
+def _tokens(
+    requests: Requests, runner: Runner, row: int, expected: list[int], judge: Judge
+) -> Difference | None:
+    where = where_of(runner, requests.batch_size, row)
+    prefix = [*requests.prompts[row], requests.tokens[row][0]]
+    return judge.difference(prefix, expected, _emitted(runner.state.full, row), where)
+
+
+def _emitted(rows: RowState, row: int) -> list[int]:
+    tokens: list[int] = rows.out[row, : int(rows.num_emitted[row])].tolist()
+    return tokens
+
+
+def _state(
+    subject: Subject,
+    runner: Runner,
+    requests: Requests,
+    row: int,
+    case: Case,
+    eos: int | None,
+    expected: list[int],
+    before: Snapshot,
+) -> Difference | None:
+    """Whether the row's state is what its tokens say. Past a near-tie nothing is known."""
+    rows = runner.state.full
+    if _emitted(rows, row) != expected:
+        return None
+    goes_on = bool(expected) and expected[-1] != eos and len(expected) < case.tokens_left
+    values = {
+        "seq_len": (rows.seq_len, int(before["seq_len"][row]) + len(expected)),
+        "tokens_left": (rows.tokens_left, case.tokens_left - len(expected)),
+        "active": (rows.active, int(goes_on)),
+        "result's active": (rows.result[:, ACTIVE], int(goes_on)),
+    }
+    if goes_on:
+        values["last"] = (rows.last, expected[-1])
+    if goes_on or subject.is_exact:
+        values["num_accepted"] = (rows.num_accepted, _accepted(rows.spec_tokens, case))
+    for name, (buffer, value) in values.items():
+        if (got := int(buffer[row])) != value:
+            return Difference(f"{name} is {got}, not {value}")
+    return None
+
+
+@contextmanager
+def _eos_of(state: DecodeState, eos: int | None) -> Iterator[None]:
+    """The state as a checkpoint has it whose last end of sequence is this one."""
+    before = state.eos_token_ids
+    if eos is not None:
+        state.eos_token_ids = (NO_TOKEN,) * (state.full.eos_ids.shape[0] - 1) + (eos,)
+    try:
+        yield
+    finally:
+        state.eos_token_ids = before
+
+
+def _force_drafts(
+    subject: Subject, runner: Runner, requests: Requests, wrong_at: int | None
+) -> None:
+    """The true continuation as drafts. After a wrong one, what verify itself would say there:
+    drafts that agree must not be counted past a rejection."""
+    batch_size = requests.batch_size
+    rows = runner.state.rows(batch_size)
+    k = rows.spec_tokens
+    following = torch.tensor(requests.tokens, device=rows.drafts.device)[:, 1:]
+    rows.drafts.copy_(following[:, :k])
+    if wrong_at is None:
+        return
+    rows.drafts[:, wrong_at] = (following[:, wrong_at] + 1) % subject.spec.target.vocab_size
+    bucket = runner.state.rows(runner.num_rows(batch_size))
+    for j in range(wrong_at + 1, k):
+        rows.drafts[:, j] = stages.verify(subject.spec, bucket)[:batch_size, j].argmax(-1)

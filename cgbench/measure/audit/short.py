@@ -1,0 +1,191 @@
+"""The short audit: before a cell's latency is shown, does the cell answer right?
+
+Two looks, in a few hundredths of a second each. *Tokens*: in float32 every cell's generated tokens
+are those of plain decoding (k = 0), for speculation and graphs change the speed and not the
+text. *Steps*: a graph's iterations against the same iterations launched by the host over the same
+rows, padding and scratch poisoned, bit for bit, drafts too: in any dtype, for both run the same
+kernels. ``cgbench audit`` looks at everything else.
+"""
+
+from collections.abc import Callable, Sequence
+from math import nan
+
+import torch
+from torch import Tensor
+
+from cgbench.engine.attention import Prefill, Rows
+from cgbench.engine.iteration import Speculator, iteration
+from cgbench.engine.prefill import begin_decoding
+from cgbench.engine.runner import Runner
+from cgbench.engine.state import OUT, DecodeState, Prefilled
+from cgbench.measure.audit.computed import mark_rows, rows_fault
+
+STEPS = 4
+UNLIMITED_TOKENS = 1 << 40
+
+# Sums in float32 depend on the number of rows in their last bits: candidates whose logits are
+# closer than this part of the largest logit may change places. No fault lands so near every time.
+FLOAT32_TIE = 1e-5
+
+Tokens = Sequence[Sequence[int]]
+"""Token ids, a list a request."""
+
+
+def token_failure(spec: Speculator, prompts: Tokens, expected: Tokens, got: Tokens) -> str | None:
+    """The first token in which ``got`` is not ``expected``, other than by a tie; None if all are
+    the same. Overwrites slot 0."""
+    for request, (ours, its) in enumerate(zip(expected, got, strict=True)):
+        position = first_difference(ours, its)
+        if position is None:
+            continue
+        pair = ours[position : position + 1], its[position : position + 1]
+        if all(pair) and _is_tie(spec, [*prompts[request], *ours[:position]], *pair[0], *pair[1]):
+            continue
+        return f"request {request}, token {position}: {_named(pair[1])}, not {_named(pair[0])}"
+    return None
+
+
+def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
+    """The first position at which the two differ; the shorter's end where one begins the other."""
+    if expected == got:
+        return None
+    pairs = zip(expected, got, strict=False)
+    shorter = min(len(expected), len(got))
+    return next((i for i, (ours, its) in enumerate(pairs) if ours != its), shorter)
+
+
+def _named(token: Sequence[int]) -> str:
+    return str(token[0]) if token else "nothing"
+
+
+@torch.inference_mode()
+def _is_tie(spec: Speculator, prefix: Sequence[int], one: int, other: int) -> bool:
+    ids = torch.tensor([prefix], device=spec.target.device)
+    positions = torch.arange(len(prefix), device=ids.device)[None]
+    call = Prefill(Rows(spec.cache, torch.zeros_like(ids[:, 0]), positions))
+    hidden = spec.target.forward(ids, positions, call)
+    logits = spec.target.logits(hidden.post_norm[0, -1]).float()
+    margin = (logits[one] - logits[other]).abs()
+    return bool(margin <= FLOAT32_TIE * logits.abs().max())
+
+
+class StepAudit:
+    """The iterations of graph cells against eager ones, from one prefill.
+
+    ``prefill`` fills the slots: called once here, and again where a fault may have left poison in
+    them. ``seed`` starts the draws of a random acceptance rule, alike for both sides.
+    """
+
+    def __init__(self, spec: Speculator, prefill: Callable[[], Prefilled], seed: int) -> None:
+        self.spec = spec
+        self.prefill = prefill
+        self.prefilled = prefill()
+        self.seed = seed
+        self._eager: dict[tuple[int, int], list[Tensor] | None] = {}
+
+    @torch.inference_mode()
+    def failure(self, runner: Runner) -> str | None:
+        """What a replay does that eager does not, or None. Where eager is not equal to itself bit
+        for bit (kernels that add in any order), values cannot be judged, and are not."""
+        state, batch_size = runner.state, self.prefilled.batch_size
+        bucket = runner.num_rows(batch_size)
+        expected = self._expected(state, bucket)
+        got: list[Tensor] = []
+        failure = self._trace(state, bucket, lambda: runner.step(batch_size), got)
+        if failure is None and expected is not None:
+            failure = first_step_difference(expected, got, state.spec_tokens)
+        if failure is not None:
+            _clear(self.spec)
+            self.prefilled = self.prefill()
+        return failure
+
+    def _expected(self, state: DecodeState, bucket: int) -> list[Tensor] | None:
+        """What eager leaves, computed once for all scopes; None where it differs from itself."""
+        key = state.spec_tokens, bucket
+        if key not in self._eager:
+            once, again = self._trace_eager(state, bucket), self._trace_eager(state, bucket)
+            is_stable = first_step_difference(once, again, state.spec_tokens) is None
+            self._eager[key] = once if is_stable else None
+        return self._eager[key]
+
+    def _trace_eager(self, state: DecodeState, bucket: int) -> list[Tensor]:
+        trace: list[Tensor] = []
+        self._trace(state, bucket, lambda: iteration(self.spec, state.rows(bucket)), trace)
+        return trace
+
+    def _trace(
+        self, state: DecodeState, bucket: int, step: Callable[[], None], trace: list[Tensor]
+    ) -> str | None:
+        """Fills ``trace`` with what each step left in the real rows: result and drafts, side by
+        side. Returns what is wrong with the rows that a step computed."""
+        batch_size = self.prefilled.batch_size
+        begin_decoding(
+            self.spec,
+            state,
+            self.prefilled,
+            tokens_left=UNLIMITED_TOKENS,
+            ignore_eos=True,
+            seed=self.seed,
+        )
+        try:
+            for _ in range(STEPS):
+                mark_rows(state)
+                _poison(self.spec, state, batch_size, bucket)
+                step()
+                if fault := rows_fault(state, batch_size, bucket):
+                    return fault
+                rows = state.rows(batch_size)
+                trace.append(torch.cat([rows.result, rows.drafts], dim=1))
+        finally:
+            _fill_scratch(self.spec, 0.0)
+        return None
+
+
+def _poison(spec: Speculator, state: DecodeState, batch_size: int, bucket: int) -> None:
+    """Padded rows hold the last token of the vocabulary and hidden states that are no numbers, as
+    is everything in the scratch slot."""
+    full, padding = state.full, slice(batch_size, bucket)
+    for tokens in (full.last, full.drafts):
+        tokens[padding] = spec.target.vocab_size - 1
+    for states in (full.hidden, full.chain):
+        states[padding] = nan
+    _fill_scratch(spec, nan)
+
+
+def _clear(spec: Speculator) -> None:
+    for layer in spec.cache.layers.values():
+        layer.keys.zero_()
+        layer.values.zero_()
+
+
+def _fill_scratch(spec: Speculator, value: float) -> None:
+    cache = spec.cache
+    first = cache.scratch_slot * cache.room
+    for layer in cache.layers.values():
+        for tensor in (layer.keys, layer.values):
+            tensor[first : first + cache.room] = value
+
+
+def first_step_difference(
+    expected: Sequence[Tensor], got: Sequence[Tensor], spec_tokens: int
+) -> str | None:
+    """The first value of the first step in which two traces differ, in words."""
+    for number, (ours, its) in enumerate(zip(expected, got, strict=True), start=1):
+        if torch.equal(ours, its):
+            continue
+        row, column = (ours != its).nonzero()[0].tolist()
+        name = _column_name(column, spec_tokens)
+        return (
+            f"step {number}, row {row}: {name} is {int(its[row, column])}, "
+            f"eager's is {int(ours[row, column])}"
+        )
+    return None
+
+
+def _column_name(column: int, spec_tokens: int) -> str:
+    if column < OUT:
+        return ("num_emitted", "num_accepted", "active")[column]
+    token = column - OUT
+    if token <= spec_tokens:
+        return f"out[{token}]"
+    return f"draft {token - spec_tokens}"

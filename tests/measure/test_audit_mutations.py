@@ -1,0 +1,466 @@
+"""Every check catches the faults that it claims: one planted at a time, in the real engine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cgbench.engine import attention, iteration, prefill
+from cgbench.engine.acceptance import Greedy
+from cgbench.engine.attention import Rows
+from cgbench.engine.iteration import Speculator, take_row
+from cgbench.engine.kv import LayerKv
+from cgbench.engine.state import ACTIVE, DecodeState, Prefilled, RowState
+from cgbench.measure.audit.checks import CHECKS, run_audit
+from cgbench.measure.audit.findings import Verdict
+from cgbench.models.target import HiddenStates
+from tests.measure.audited import make_tiny_subject
+from tests.tiny import make_checkpoint
+
+Patch = pytest.MonkeyPatch
+Plant = Callable[[Patch], None]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A fault, and the check that claims it."""
+
+    name: str
+    claimed_by: str
+    plant: Plant
+
+
+MUTATIONS: list[Mutation] = []
+
+
+def mutation(claimed_by: str) -> Callable[[Plant], Plant]:
+    """Enter a fault in the table."""
+
+    def enter(plant: Plant) -> Plant:
+        MUTATIONS.append(Mutation(plant.__name__, claimed_by, plant))
+        return plant
+
+    return enter
+
+
+# Verify and accept.
+
+
+@mutation("padding")
+def padded_row_leaks(patch: Patch) -> None:
+    """Something sums over the batch at weight zero: a NaN in padding is one everywhere."""
+    real = iteration.verify
+
+    def verify(spec: Speculator, rows: RowState) -> Tensor:
+        logits = real(spec, rows)
+        return logits + 0 * logits.sum(0, keepdim=True)
+
+    patch.setattr(iteration, "verify", verify)
+
+
+@mutation("equality")
+def verify_position_off_by_one(patch: Patch) -> None:
+    """Rotary positions of verify are one too high; the KV rows are right."""
+
+    def verify(spec: Speculator, rows: RowState) -> Tensor:
+        tokens = torch.cat([rows.last[:, None], rows.drafts], dim=1)
+        positions = rows.seq_len[:, None] + rows.offsets
+        hidden = spec.target.forward(tokens, positions + 1, spec.decode_call(rows, positions))
+        if rows.spec_tokens:
+            rows.hidden.copy_(spec.head_input(hidden))
+        return spec.target.logits(hidden.post_norm)
+
+    patch.setattr(iteration, "verify", verify)
+
+
+@mutation("limits")
+def drafts_counted_past_a_rejection(patch: Patch) -> None:
+    """Accepted is how many drafts agree, not how many of the leading ones."""
+
+    def accept(self: Greedy, rows: RowState, logits: Tensor) -> None:
+        rows.out.copy_(logits.argmax(-1))
+        rows.num_accepted.copy_((rows.drafts == rows.out[:, :-1]).sum(-1))
+
+    patch.setattr(Greedy, "__call__", accept)
+
+
+# Attention and KV.
+
+
+@mutation("hidden")
+def mask_one_column_too_wide(patch: Patch) -> None:
+    """Every query sees the key after its own."""
+
+    def live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
+        key_positions = torch.arange(rows.cache.room)
+        return key_positions <= rows.positions[:, None, :, None] + 1
+
+    patch.setattr(attention, "_live_mask", live_mask)
+
+
+@mutation("padding")
+def stale_row_read(patch: Patch) -> None:
+    """The last query alone sees one key too many: a stale row, past what verify wrote."""
+    real = attention._live_mask
+
+    def live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
+        mask = real(rows, sliding_window).clone()
+        past = (rows.positions[:, -1] + 1).clamp(max=rows.cache.room - 1)
+        mask[torch.arange(len(past)), 0, -1, past] = True
+        return mask
+
+    patch.setattr(attention, "_live_mask", live_mask)
+
+
+@mutation("isolation")
+def kv_written_one_row_too_low(patch: Patch) -> None:
+    """A forward stores its rows, and its first row also over the committed one before it."""
+    real = attention.sdpa_decode
+
+    def decode(kv: LayerKv, rows: Rows, query: Tensor, *rest: Any) -> Tensor:
+        before = Rows(rows.cache, rows.slots, (rows.positions[:, :1] - 1).clamp(min=0))
+        out = real(kv, rows, query, *rest)
+        attention.store(kv, before, rest[0][:, :, :1], rest[1][:, :, :1])
+        return out
+
+    patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
+
+
+@mutation("isolation")
+def neighbours_slot_read(patch: Patch) -> None:
+    """Attention reads the KV of the slot after the row's own."""
+    real = attention._slot_view
+
+    def slot_view(tensor: Tensor, rows: Rows) -> Tensor:
+        other = Rows(rows.cache, (rows.slots + 1) % rows.cache.num_slots, rows.positions)
+        return real(tensor, other)
+
+    patch.setattr(attention, "_slot_view", slot_view)
+
+
+@mutation("isolation")
+def kv_written_to_the_wrong_slot(patch: Patch) -> None:
+    """What a decode step writes goes to the next slot as well."""
+    real = attention.sdpa_decode
+
+    def decode(kv: LayerKv, rows: Rows, query: Tensor, *rest: Any) -> Tensor:
+        beside = Rows(rows.cache, (rows.slots + 1) % rows.cache.num_slots, rows.positions)
+        attention.store(kv, beside, rest[0], rest[1])
+        return real(kv, rows, query, *rest)
+
+    patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
+
+
+@mutation("padding")
+def padding_writes_to_slot_zero(patch: Patch) -> None:
+    """Rows made padding keep slot 0 in place of the scratch slot."""
+
+    def clear(self: DecodeState) -> None:
+        for name in self._PER_REQUEST:
+            getattr(self.full, name).zero_()
+
+    patch.setattr(DecodeState, "clear", clear)
+
+
+@mutation("isolation")
+def padded_rows_keep_their_slots(patch: Patch) -> None:
+    """Re-packing moves rows to the front and leaves those behind them as they were."""
+
+    def repack(self: DecodeState, keep: list[int]) -> None:
+        for name in self._PER_REQUEST:
+            buffer = getattr(self.full, name)
+            buffer[: len(keep)] = buffer[torch.tensor(keep)]
+
+    patch.setattr(DecodeState, "repack", repack)
+
+
+@mutation("isolation")
+def earlier_request_shows(patch: Patch) -> None:
+    """Attention leans on a row at the slot's end, which an earlier, longer request has filled."""
+    real = attention.sdpa_decode
+
+    def decode(kv: LayerKv, rows: Rows, query: Tensor, *rest: Any) -> Tensor:
+        out = real(kv, rows, query, *rest)
+        stale = attention._slot_view(kv.values, rows)[:, :, 20]
+        return out + 1e-3 * stale.sum((1, 2))[:, None, None, None]
+
+    patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
+
+
+# The drafting path, which lossless decoding hides.
+
+
+@mutation("drafts")
+def chain_from_the_wrong_row(patch: Patch) -> None:
+    """The row before num_accepted is taken."""
+
+    def faulty(hidden: Tensor, index: Tensor) -> Tensor:
+        return take_row(hidden, (index - 1).clamp(min=0))
+
+    patch.setattr(iteration, "take_row", faulty)
+
+
+@mutation("drafts")
+def draft_step_position_off_by_one(patch: Patch) -> None:
+    """Draft steps stay at the position of the step before them."""
+
+    def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
+        positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - 2)
+        call = spec.decode_call(rows, positions)
+        token = rows.drafts[:, step - 2 : step - 1]
+        block_out = spec.run_head(token, rows.chain, positions, call)
+        iteration._emit_draft(spec, rows, block_out, step)
+
+    for module in (iteration, prefill):
+        patch.setattr(module, "draft_next", draft_next)
+
+
+@mutation("drafts")
+def draft_kv_not_overwritten(patch: Patch) -> None:
+    """Draft 1 runs on its newest row alone: the rows before it keep what draft steps wrote."""
+
+    def draft_first(spec: Speculator, rows: RowState) -> None:
+        newest = rows.num_accepted[:, None]
+        positions = rows.seq_len[:, None] + newest
+        call = spec.decode_call(rows, positions)
+        hidden = take_row(rows.hidden, rows.num_accepted)
+        block_out = spec.run_head(rows.out.gather(1, newest), hidden, positions, call)
+        iteration._emit_draft(spec, rows, block_out, step=1)
+
+    patch.setattr(iteration, "draft_first", draft_first)
+
+
+@mutation("drafts")
+def chain_not_updated(patch: Patch) -> None:
+    """Draft steps after the second are fed the chain of draft 1."""
+    real = iteration.draft_next
+
+    def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
+        chain = rows.chain.clone()
+        real(spec, rows, step)
+        rows.chain.copy_(chain)
+
+    for module in (iteration, prefill):
+        patch.setattr(module, "draft_next", draft_next)
+
+
+@mutation("drafts")
+def draft_step_spoils_a_true_row(patch: Patch) -> None:
+    """Draft steps leave their keys one row too low, over the newest true one."""
+    real = iteration.draft_next
+
+    def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
+        real(spec, rows, step)
+        assert spec.head is not None
+        kv = spec.cache.layers[spec.head.layer_idx]
+        row = rows.slot_of_row * spec.cache.room + rows.seq_len + rows.num_accepted
+        kv.keys[row] = kv.keys[row + 1]
+
+    patch.setattr(iteration, "draft_next", draft_next)
+
+
+@mutation("drafts")
+def draft_first_fed_the_drafts(patch: Patch) -> None:
+    """The head's rows are paired with what was drafted, not with what verify emitted."""
+
+    def draft_first(spec: Speculator, rows: RowState) -> None:
+        positions = rows.seq_len[:, None] + rows.offsets
+        call = spec.decode_call(rows, positions)
+        tokens = torch.cat([rows.drafts, rows.out[:, -1:]], 1)
+        block_out = spec.run_head(tokens, rows.hidden, positions, call)
+        iteration._emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
+
+    patch.setattr(iteration, "draft_first", draft_first)
+
+
+@mutation("hidden")
+def hidden_after_the_norm(patch: Patch) -> None:
+    """The head is fed the target's hidden state after the final norm, where it wants it before."""
+
+    def head_input(self: Speculator, hidden: HiddenStates) -> Tensor:
+        return hidden.post_norm
+
+    patch.setattr(Speculator, "head_input", head_input)
+
+
+@mutation("drafts")
+def head_not_prefilled(patch: Patch) -> None:
+    """The head's KV rows of the prompt are left empty; the first draft is right."""
+    real = prefill.prefill_slots
+
+    def faulty(spec: Speculator, *args: Tensor) -> Any:
+        done = real(spec, *args)
+        assert spec.head is not None
+        layer = spec.cache.layers[spec.head.layer_idx]
+        layer.keys.zero_()
+        layer.values.zero_()
+        return done
+
+    patch.setattr(prefill, "prefill_slots", faulty)
+
+
+# Commit, and the state between iterations.
+
+
+def _commit(
+    rows: RowState,
+    *,
+    emitted_by_accept: Tensor | None = None,
+    advance: Tensor | None = None,
+    heeds_active: bool = True,
+    counts_tokens: bool = True,
+    eos_at_end_only: bool = False,
+    last_column: Tensor | None = None,
+) -> None:
+    """``commit`` with switches for what to get wrong."""
+    accepted = rows.num_accepted
+    limit = accepted + 1 if emitted_by_accept is None else emitted_by_accept
+    is_eos = (rows.out[:, :, None] == rows.eos_ids).any(-1)
+    if eos_at_end_only:
+        is_eos = is_eos & (rows.offsets == accepted[:, None])
+    first_eos = torch.where(is_eos, rows.offsets, rows.spec_tokens + 1).amin(1)
+    limit = torch.minimum(limit, first_eos + 1)
+    if counts_tokens:
+        limit = torch.minimum(limit, rows.tokens_left)
+    emitted = limit * rows.active if heeds_active else limit
+    rows.num_emitted.copy_(emitted)
+    column = accepted if last_column is None else last_column
+    rows.last.copy_(rows.out.gather(1, column[:, None])[:, 0])
+    rows.seq_len.add_(emitted if advance is None else advance * rows.active)
+    rows.tokens_left.sub_(emitted)
+    rows.active.mul_((first_eos >= emitted) & (rows.tokens_left > 0))
+    rows.result[:, ACTIVE].copy_(rows.active)
+
+
+@mutation("equality")
+def length_advanced_by_k(patch: Patch) -> None:
+    """seq_len goes on by k + 1 whatever was accepted."""
+
+    def commit(rows: RowState) -> None:
+        _commit(rows, advance=torch.full_like(rows.last, rows.spec_tokens + 1))
+
+    patch.setattr(iteration, "commit", commit)
+
+
+@mutation("limits")
+def bonus_token_dropped(patch: Patch) -> None:
+    """After k accepted drafts no bonus token is emitted."""
+
+    def commit(rows: RowState) -> None:
+        k = rows.spec_tokens
+        emitted = (rows.num_accepted + 1).clamp(max=max(k, 1))
+        _commit(rows, emitted_by_accept=emitted, last_column=emitted - 1)
+
+    patch.setattr(iteration, "commit", commit)
+
+
+@mutation("equality")
+def last_token_is_the_last_column(patch: Patch) -> None:
+    """The newest token is taken from the end of the verified row, not where acceptance ended."""
+
+    def commit(rows: RowState) -> None:
+        _commit(rows, last_column=torch.full_like(rows.last, rows.spec_tokens))
+
+    patch.setattr(iteration, "commit", commit)
+
+
+@mutation("limits")
+def eos_among_drafts_ignored(patch: Patch) -> None:
+    """Only the bonus or recovered token ends a request."""
+    patch.setattr(iteration, "commit", lambda rows: _commit(rows, eos_at_end_only=True))
+
+
+@mutation("limits")
+def eos_never_set(patch: Patch) -> None:
+    """The state forgets the checkpoint's end of sequence."""
+    patch.setattr(DecodeState, "_set_eos", lambda self, ignore_eos: None)
+
+
+@mutation("limits")
+def first_token_never_ends_a_request(patch: Patch) -> None:
+    """A request whose prefill gave EOS, or that had one token of room, decodes on."""
+    real = DecodeState.begin
+
+    def begin(self: DecodeState, prefilled: Prefilled, **rest: Any) -> None:
+        real(self, prefilled, **rest)
+        self.rows(prefilled.batch_size).active.fill_(1)
+
+    patch.setattr(DecodeState, "begin", begin)
+
+
+@mutation("limits")
+def eos_does_not_end(patch: Patch) -> None:
+    """Tokens are cut at EOS, and the request goes on."""
+    real = iteration.commit
+
+    def commit(rows: RowState) -> None:
+        was_active = rows.active.clone()
+        real(rows)
+        rows.active.copy_(was_active)
+
+    patch.setattr(iteration, "commit", commit)
+
+
+@mutation("isolation")
+def finished_rows_go_on(patch: Patch) -> None:
+    """A finished request is still emitted for, and its length moves."""
+    patch.setattr(
+        iteration, "commit", lambda rows: _commit(rows, heeds_active=False, counts_tokens=False)
+    )
+
+
+@mutation("limits")
+def tokens_left_not_heeded(patch: Patch) -> None:
+    """An accepted run goes past the length limit."""
+    patch.setattr(iteration, "commit", lambda rows: _commit(rows, counts_tokens=False))
+
+
+@mutation("parity")
+def buffer_reassigned(patch: Patch) -> None:
+    """A step puts a new tensor in a buffer's place: whoever holds the old one reads stale tokens,
+    as a graph of another bucket would."""
+    real = iteration.commit
+
+    def commit(rows: RowState) -> None:
+        object.__setattr__(rows, "last", rows.last.clone())
+        real(rows)
+
+    patch.setattr(iteration, "commit", commit)
+
+
+@mutation("equality")
+def repack_forgets_the_slots(patch: Patch) -> None:
+    """Rows move to the front; their slots do not move with them."""
+    real = DecodeState.repack
+
+    def repack(self: DecodeState, keep: list[int]) -> None:
+        real(self, keep)
+        self.full.slot_of_row[: len(keep)] = torch.arange(len(keep))
+
+    patch.setattr(DecodeState, "repack", repack)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"), "mimo", seed=3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_unmutated_engine_passes(checkpoint: Path, seed: int) -> None:
+    findings = run_audit(make_tiny_subject(checkpoint, seed=seed), lambda _: None)
+    assert not [finding for finding in findings if finding.verdict is Verdict.WRONG]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mutation_is_caught_by_the_check_that_claims_it(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, mutation: Mutation
+) -> None:
+    mutation.plant(monkeypatch)
+    (check,) = [check for check in CHECKS if check.name == mutation.claimed_by]
+    finding = check.run(make_tiny_subject(checkpoint))
+    assert finding.verdict is Verdict.WRONG
+    assert finding.difference is not None and finding.difference.text
