@@ -27,7 +27,7 @@ class Skeleton:
     @property
     def has_experts(self) -> bool:
         """Whether the target routes tokens to experts."""
-        return bool(self.target.config._experts_implementation == "grouped_mm")
+        return self.target.has_experts
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the target's weights; tied ones count once."""

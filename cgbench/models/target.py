@@ -55,6 +55,11 @@ class Target:
         return dtype
 
     @property
+    def has_experts(self) -> bool:
+        """Whether tokens are routed to experts."""
+        return bool(self.config._experts_implementation != "eager")
+
+    @property
     def max_positions(self) -> int:
         """The longest sequence the checkpoint was made for, in tokens."""
         value = self.config.max_position_embeddings

@@ -169,12 +169,26 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
+def unequal(got: Tensor, expected: Tensor, tolerance: float) -> Tensor:
+    """Which elements are not the same: bit for bit, or, for numbers where there is a tolerance,
+    by no more than that part of the largest one expected."""
+    differs = bits(got) != bits(expected)
+    if not tolerance or not got.is_floating_point():
+        return differs
+    allowed = tolerance * expected.nan_to_num(0.0).abs().amax()
+    return differs & ~((got - expected).abs() <= allowed)
+
+
 def first_unequal(
-    got: Snapshot, expected: Snapshot, batch_size: int, names: Iterable[str]
+    got: Snapshot,
+    expected: Snapshot,
+    batch_size: int,
+    names: Iterable[str],
+    tolerance: float = 0.0,
 ) -> tuple[str, int] | None:
-    """The first buffer, and the row in it, that is not the same bit for bit in the real rows."""
+    """The first buffer, and the row in it, that is not the same in the real rows."""
     for name in names:
-        differs = bits(got[name][:batch_size]) != bits(expected[name][:batch_size])
+        differs = unequal(got[name][:batch_size], expected[name][:batch_size], tolerance)
         differs = differs.view(batch_size, -1).any(1)
         if differs.any():
             return name, int(differs.nonzero()[0, 0])
@@ -236,13 +250,18 @@ def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
 
 
 def unequal_kv(
-    subject: Subject, before: dict[tuple[int, str], Tensor], watched: Tensor
+    subject: Subject,
+    before: dict[tuple[int, str], Tensor],
+    watched: Tensor,
+    tolerance: float = 0.0,
 ) -> tuple[int, int, int] | None:
     """The first (layer, slot, KV row) among ``watched [num_slots, room]`` that is not as in
-    ``before``, bit for bit."""
+    ``before``."""
     for (layer_idx, name), old in before.items():
         new = by_slot(subject, getattr(subject.spec.cache.layers[layer_idx], name))
-        changed = (bits(new) != bits(old)).flatten(2).any(-1) & watched
+        expected = old.masked_fill(~watched[:, :, None, None], 0.0)
+        got = new.masked_fill(~watched[:, :, None, None], 0.0)
+        changed = unequal(got, expected, tolerance).flatten(2).any(-1)
         if changed.any():
             slot, row = changed.nonzero()[0].tolist()
             return layer_idx, slot, row
