@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -321,3 +322,32 @@ def test_speedups_over_a_failed_cell_are_empty(bench: Bench) -> None:
 
 def test_a_bench_without_a_fault_fails_nothing(measured: Measured) -> None:
     assert measured.group.failures == []
+
+
+class WrongDrafts(EagerRunner):
+    """Stands for graphs whose last draft is another one: tokens stay right, acceptance falls."""
+
+    scope = Scope.ITERATION
+
+    def mode(self, batch_size: int) -> Mode:
+        return Mode.GRAPH
+
+    def step(self, batch_size: int) -> None:
+        super().step(batch_size)
+        last = self.state.full.drafts[0, -1]
+        last.copy_((last + 1) % VOCAB)
+
+
+def test_a_graph_cell_with_wrong_drafts_has_no_latency(bench: Bench) -> None:
+    graphs: Any = SimpleNamespace(num_bytes=0)
+    runner = WrongDrafts(bench.spec, bench.states[3])
+    key = (3, Scope.ITERATION)
+    with_graphs = replace(bench, runners={**bench.runners, key: runner}, graph_sets={key: graphs})
+    result = measure_group(with_graphs, BATCH, lambda: None)
+    statuses = {(cell.spec_tokens, cell.scope): cell.status for cell in result.cells}
+    assert statuses.pop(key) is Status.AUDIT_FAILED
+    assert set(statuses.values()) == {Status.OK}
+    (failure,) = result.failures
+    start = "iteration k=3, batch size 2: a replay is not eager's iteration: step 1, row 0: draft 3"
+    assert failure.startswith(start)
+    assert {s.scope for s in result.samples} == {Scope.EAGER}

@@ -1,19 +1,29 @@
 """Graph hygiene on plain data; with graphs it is in ``tests/gpu/test_hygiene.py``."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
-from cgbench.engine.graphs import phases_of
+from cgbench.engine.addresses import captured_addresses
+from cgbench.engine.graphs import CapturedGraph, GraphSet, phases_of
+from cgbench.engine.iteration import no_mark
+from cgbench.engine.kv import LayerKv
+from cgbench.engine.runner import GraphRunner
+from cgbench.measure.audit import hygiene
 from cgbench.measure.audit.findings import Verdict
 from cgbench.measure.audit.hygiene import ledger_fault, run, steady_growth
+from cgbench.measure.audit.subject import Subject
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import GraphCost, Scope
+from tests.measure.audited import make_tiny_subject
 from tests.report.example import make_cost
+from tests.tiny import make_checkpoint
 
 K = 3
 PLAN = plan(PlanRequest(spec_tokens=K, max_batch_size=8))  # 1, 2, 4, 8
@@ -81,3 +91,110 @@ def test_without_graphs_it_is_not_run(device: str, word: str) -> None:
     finding = run(cast(Any, subject))
     assert finding.verdict is Verdict.NOT_RUN
     assert finding.reason is not None and word in finding.reason
+
+
+class EagerGraphs(GraphSet):
+    """Stands for captured graphs: a replay launches the bucket's phases from the host."""
+
+    def __init__(self, subject: Subject, scope: Scope) -> None:
+        super().__init__(scope, K, captured_addresses(subject.spec, subject.states[K]))
+        self.subject = subject
+        for size in sorted(subject.plans[K].batch_sizes, reverse=True):
+            facts = {"spec_tokens": K, "bucket": size, "num_tokens": size * (K + 1), "nodes": 7}
+            costs = [make_cost(phase, **facts) for phase in phases_of(scope, K)]
+            self.add(size, [CapturedGraph(cast(Any, None), cost) for cost in costs])
+
+    def replay(self, batch_size: int) -> None:
+        for phase in phases_of(self.scope, K).values():
+            phase(self.subject.spec, self.subject.states[K].rows(batch_size), no_mark)
+
+
+@pytest.fixture
+def subject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Subject:
+    """A subject with stand-in graphs, on a device whose memory and allocations stay as they are."""
+    bare = make_tiny_subject(make_checkpoint(tmp_path, "mimo", seed=3))
+    scope = getattr(request, "param", Scope.PHASE)
+    graphs = EagerGraphs(bare, scope)
+    runner = GraphRunner(bare.spec, bare.states[K], bare.plans[K], graphs)
+    monkeypatch.setattr(hygiene, "num_nodes", lambda _: 7)
+    monkeypatch.setattr(hygiene, "_memory", lambda: (10, 100))
+    monkeypatch.setattr(hygiene, "_num_allocations", lambda: 3)
+    monkeypatch.setattr(hygiene, "_no_syncs", nullcontext)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    key = (K, scope)
+    return replace(bare, graph_sets={key: graphs}, runners={**bare.runners, key: runner})
+
+
+def told(subject: Subject) -> str:
+    finding = run(subject)
+    assert finding.verdict is Verdict.WRONG and finding.difference is not None
+    assert finding.difference.where.spec_tokens == K
+    return finding.difference.text
+
+
+@pytest.mark.parametrize("subject", [Scope.PHASE, Scope.ITERATION], indirect=True)
+def test_graphs_as_planned_hold(subject: Subject) -> None:
+    finding = run(subject)
+    assert finding.verdict is Verdict.HOLDS, finding.difference
+    (graphs,) = subject.graph_sets.values()
+    num_phases = 3 if graphs.scope is Scope.PHASE else 1
+    assert finding.figures["graphs"] == 2 * num_phases
+    assert finding.figures[f"nodes_k3_{graphs.scope}"] == 7 * num_phases
+
+
+def test_a_reassigned_buffer_is_told_by_its_name(subject: Subject) -> None:
+    state = subject.states[K]
+    state.full = replace(state.full, seq_len=state.full.seq_len.clone())
+    assert "state.seq_len was reassigned" in told(subject)
+
+
+def test_views_of_a_reassigned_buffer_are_told(subject: Subject) -> None:
+    state = subject.states[K]
+    state._rows[2] = replace(state.rows(2), drafts=state.rows(2).drafts.clone())
+    assert told(subject) == "state.drafts: its first rows moved"
+
+
+def test_a_reassigned_kv_tensor_is_told_by_its_name(subject: Subject) -> None:
+    kv = subject.spec.cache.layers[0]
+    subject.spec.cache.layers[0] = LayerKv(kv.keys.clone(), kv.values)
+    assert "kv.0.keys was reassigned" in told(subject)
+
+
+@pytest.mark.parametrize(("other", "words"), [(5, "was computed too"), (2, "was not computed")])
+def test_another_bucket_replayed_is_told(subject: Subject, other: int, words: str) -> None:
+    runner = cast(GraphRunner, subject.runners[K, Scope.PHASE])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "step", lambda _: runner.graphs.replay(other))
+        assert words in told(subject)
+
+
+def readings(*values: Any) -> Callable[[], Any]:
+    left = [*values]
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_growing_memory_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hygiene, "_memory", readings((10, 100), (10, 150), (10, 200)))
+    assert told(subject) == "memory grew by 100 bytes over 200 replays"
+
+
+def test_an_allocating_replay_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hygiene, "_num_allocations", readings(3, 5))
+    assert told(subject) == "a replay allocates 2 tensors"
+
+
+def test_a_synchronising_replay_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def syncs() -> Any:
+        raise RuntimeError("called a synchronizing CUDA operation\nat")
+
+    monkeypatch.setattr(hygiene, "_no_syncs", syncs)
+    assert told(subject) == "a replay synchronises: called a synchronizing CUDA operation"
+
+
+def test_other_nodes_than_at_the_capture_are_told(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hygiene, "num_nodes", lambda _: 8)
+    assert told(subject) == "the verify graph has 8 nodes, 7 at its capture"
