@@ -1,7 +1,7 @@
 """Every check catches the faults that it claims: one planted at a time, in the real engine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from cgbench.engine.attention import Rows
 from cgbench.engine.iteration import Speculator, take_row
 from cgbench.engine.kv import LayerKv
 from cgbench.engine.state import ACTIVE, DecodeState, Prefilled, RowState
-from cgbench.measure.audit.checks import CHECKS, run_audit
+from cgbench.measure.audit.checks import CHECKS
 from cgbench.measure.audit.findings import Verdict
 from cgbench.models.target import HiddenStates
-from tests.measure.audited import make_tiny_subject
+from tests.measure.audited import PretendGraphs, make_tiny_subject, run_checks
 from tests.tiny import make_checkpoint
 
 Patch = pytest.MonkeyPatch
@@ -32,16 +32,18 @@ class Mutation:
     name: str
     claimed_by: str
     plant: Plant
+    kind: str = "mimo"
+    with_graphs: bool = False
 
 
 MUTATIONS: list[Mutation] = []
 
 
-def mutation(claimed_by: str) -> Callable[[Plant], Plant]:
+def mutation(claimed_by: str, **subject: Any) -> Callable[[Plant], Plant]:
     """Enter a fault in the table."""
 
     def enter(plant: Plant) -> Plant:
-        MUTATIONS.append(Mutation(plant.__name__, claimed_by, plant))
+        MUTATIONS.append(Mutation(plant.__name__, claimed_by, plant, **subject))
         return plant
 
     return enter
@@ -98,6 +100,17 @@ def mask_one_column_too_wide(patch: Patch) -> None:
     def live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
         key_positions = torch.arange(rows.cache.room)
         return key_positions <= rows.positions[:, None, :, None] + 1
+
+    patch.setattr(attention, "_live_mask", live_mask)
+
+
+@mutation("hidden", kind="mistral")
+def window_one_key_too_wide(patch: Patch) -> None:
+    """A sliding window counts one key more than the model's."""
+    real = attention._live_mask
+
+    def live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
+        return real(rows, None if sliding_window is None else sliding_window + 1)
 
     patch.setattr(attention, "_live_mask", live_mask)
 
@@ -213,7 +226,7 @@ def draft_step_position_off_by_one(patch: Patch) -> None:
         call = spec.decode_call(rows, positions)
         token = rows.drafts[:, step - 2 : step - 1]
         block_out = spec.run_head(token, rows.chain, positions, call)
-        iteration._emit_draft(spec, rows, block_out, step)
+        iteration.emit_draft(spec, rows, block_out, step)
 
     for module in (iteration, prefill):
         patch.setattr(module, "draft_next", draft_next)
@@ -229,7 +242,7 @@ def draft_kv_not_overwritten(patch: Patch) -> None:
         call = spec.decode_call(rows, positions)
         hidden = take_row(rows.hidden, rows.num_accepted)
         block_out = spec.run_head(rows.out.gather(1, newest), hidden, positions, call)
-        iteration._emit_draft(spec, rows, block_out, step=1)
+        iteration.emit_draft(spec, rows, block_out, step=1)
 
     patch.setattr(iteration, "draft_first", draft_first)
 
@@ -272,7 +285,7 @@ def draft_first_fed_the_drafts(patch: Patch) -> None:
         call = spec.decode_call(rows, positions)
         tokens = torch.cat([rows.drafts, rows.out[:, -1:]], 1)
         block_out = spec.run_head(tokens, rows.hidden, positions, call)
-        iteration._emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
+        iteration.emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
 
     patch.setattr(iteration, "draft_first", draft_first)
 
@@ -444,23 +457,71 @@ def repack_forgets_the_slots(patch: Patch) -> None:
     patch.setattr(DecodeState, "repack", repack)
 
 
+# Replays. The graphs are pretended here, and real in tests/gpu.
+
+
+@mutation("parity", with_graphs=True)
+def stale_address(patch: Patch) -> None:
+    """Replays read the drafts at the address that they had at capture; they have moved since."""
+
+    def replay(self: PretendGraphs, batch_size: int) -> None:
+        rows = self.captured[batch_size]
+        iteration.iteration(self.spec, replace(rows, drafts=torch.zeros_like(rows.drafts)))
+
+    patch.setattr(PretendGraphs, "replay", replay)
+
+
+@mutation("parity", with_graphs=True)
+def wrong_bucket_replayed(patch: Patch) -> None:
+    """The smallest graph is replayed, whatever the batch."""
+
+    def replay(self: PretendGraphs, batch_size: int) -> None:
+        iteration.iteration(self.spec, self.captured[min(self.captured)])
+
+    patch.setattr(PretendGraphs, "replay", replay)
+
+
+@mutation("parity", with_graphs=True)
+def graph_drafts_once(patch: Patch) -> None:
+    """A captured graph lacks the draft steps after the first: acceptance falls, tokens do not."""
+
+    def replay(self: PretendGraphs, batch_size: int) -> None:
+        rows = self.captured[batch_size]
+        iteration.verify_phase(self.spec, rows)
+        if rows.spec_tokens:
+            iteration.draft_first_phase(self.spec, rows)
+            iteration.commit(rows)
+
+    patch.setattr(PretendGraphs, "replay", replay)
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("tiny"), "mimo", seed=3)
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By kind; mistral's attention has a window."""
+    return {
+        kind: make_checkpoint(tmp_path_factory.mktemp(kind), kind, seed=3)
+        for kind in ("mimo", "mistral")
+    }
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_unmutated_engine_passes(checkpoint: Path, seed: int) -> None:
-    findings = run_audit(make_tiny_subject(checkpoint, seed=seed), lambda _: None)
+@pytest.mark.parametrize("kind", ["mimo", "mistral"])
+@pytest.mark.parametrize("with_graphs", [False, True])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_unmutated_engine_passes(
+    checkpoints: dict[str, Path], kind: str, with_graphs: bool, seed: int
+) -> None:
+    subject = make_tiny_subject(checkpoints[kind], seed=seed, with_graphs=with_graphs)
+    findings = run_checks(subject)
     assert not [finding for finding in findings if finding.verdict is Verdict.WRONG]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutation_is_caught_by_the_check_that_claims_it(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, mutation: Mutation
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, mutation: Mutation
 ) -> None:
     mutation.plant(monkeypatch)
     (check,) = [check for check in CHECKS if check.name == mutation.claimed_by]
-    finding = check.run(make_tiny_subject(checkpoint))
+    folder = checkpoints[mutation.kind]
+    finding = check.run(make_tiny_subject(folder, with_graphs=mutation.with_graphs))
     assert finding.verdict is Verdict.WRONG
     assert finding.difference is not None and finding.difference.text

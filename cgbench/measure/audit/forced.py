@@ -13,7 +13,7 @@ import torch
 from cgbench.engine import iteration as stages
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import ACTIVE, NO_TOKEN, DecodeState, Prefilled, RowState
-from cgbench.measure.audit.findings import Difference
+from cgbench.measure.audit.findings import Difference, Where
 from cgbench.measure.audit.stepping import (
     UNLIMITED_TOKENS,
     BucketRunner,
@@ -67,6 +67,10 @@ class Requests:
     def batch_size(self) -> int:
         return len(self.prompts)
 
+    def eos(self, case: Case) -> int | None:
+        """The token that ends requests in ``case``."""
+        return None if case.eos_at is None else self.tokens[case.eos_row][case.eos_at]
+
 
 def make_requests(subject: Subject, k: int) -> Requests:
     """In float32 the tokens are transformers' word; in lower precision the engine's own, for
@@ -84,8 +88,71 @@ def forced_differences(
     subject: Subject, runner: Runner, requests: Requests, case: Case, judge: Judge
 ) -> Iterator[Difference]:
     """One iteration of ``case``, and every row's tokens and state after it."""
-    state = runner.state
-    eos = None if case.eos_at is None else requests.tokens[case.eos_row][case.eos_at]
+    _begin(subject, runner.state, requests, case)
+    _force_drafts(subject, runner, requests, case.wrong_at)
+    before = snapshot(runner.state)
+    runner.step(requests.batch_size)
+    for row, prompt in enumerate(requests.prompts):
+        ending = _ending(requests, row, case)
+        where = where_of(runner, requests.batch_size, row)
+        prefix = [*prompt, requests.tokens[row][0]]
+        got = _emitted(runner.state.full, row)
+        found = judge.difference(prefix, ending.emitted, got, where)
+        # Past a near-tie nothing is known.
+        if found is None and got == ending.emitted:
+            found = _state_difference(runner.state.full, before, row, ending, where)
+        if found is not None:
+            yield replace(found, text=f"{case.name}: {found.text}", inputs=before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """What an iteration must leave of a row."""
+
+    emitted: list[int]
+    num_accepted: int
+    goes_on: bool
+
+
+def _ending(requests: Requests, row: int, case: Case) -> _Ending:
+    """The accepted drafts and one token more, cut at EOS and at the limit."""
+    first, *following = requests.tokens[row]
+    eos = requests.eos(case)
+    accepted = len(following) - 1 if case.wrong_at is None else case.wrong_at
+    emitted = [] if first == eos else following[: min(accepted + 1, case.tokens_left)]
+    if eos in emitted:
+        emitted = emitted[: emitted.index(eos) + 1]
+    goes_on = bool(emitted) and emitted[-1] != eos and len(emitted) < case.tokens_left
+    return _Ending(emitted, accepted, goes_on)
+
+
+def _emitted(rows: RowState, row: int) -> list[int]:
+    tokens: list[int] = rows.out[row, : int(rows.num_emitted[row])].tolist()
+    return tokens
+
+
+def _state_difference(
+    rows: RowState, before: Snapshot, row: int, ending: _Ending, where: Where
+) -> Difference | None:
+    """Whether the row's state is what its tokens say."""
+    count = len(ending.emitted)
+    expected = {
+        "seq_len": (rows.seq_len, int(before["seq_len"][row]) + count),
+        "tokens_left": (rows.tokens_left, int(before["tokens_left"][row]) - count),
+        "active": (rows.active, int(ending.goes_on)),
+        "active in the result": (rows.result[:, ACTIVE], int(ending.goes_on)),
+    }
+    if ending.goes_on:
+        expected["last"] = (rows.last, ending.emitted[-1])
+        expected["num_accepted"] = (rows.num_accepted, ending.num_accepted)
+    for name, (buffer, value) in expected.items():
+        if (got := int(buffer[row])) != value:
+            return Difference(f"{name} is {got}, not {value}", where)
+    return None
+
+
+def _begin(subject: Subject, state: DecodeState, requests: Requests, case: Case) -> None:
+    eos = requests.eos(case)
     with _eos_of(state, eos):
         begin(
             subject,
@@ -94,72 +161,6 @@ def forced_differences(
             tokens_left=case.tokens_left,
             ignore_eos=eos is None,
         )
-    _force_drafts(subject, runner, requests, case.wrong_at)
-    before = snapshot(state)
-    runner.step(requests.batch_size)
-    for row, (first, *following) in enumerate(requests.tokens):
-        expected = _expected(first, following, case, eos)
-        found = _tokens(requests, runner, row, expected, judge)
-        found = found or _state(subject, runner, requests, row, case, eos, expected, before)
-        if found is not None:
-            where = where_of(runner, requests.batch_size, row, found.where.position)
-            yield replace(found, text=f"{case.name}: {found.text}", where=where, inputs=before)
-
-
-def _expected(first: int, following: list[int], case: Case, eos: int | None) -> list[int]:
-    """What the iteration must emit: the accepted drafts and one more, cut at EOS and limit."""
-    if first == eos:
-        return []
-    tokens = following[: min(_accepted(len(following) - 1, case) + 1, case.tokens_left)]
-    return tokens[: tokens.index(eos) + 1] if eos in tokens else tokens
-
-
-def _accepted(k: int, case: Case) -> int:
-    return k if case.wrong_at is None else case.wrong_at
-
-
-def _tokens(
-    requests: Requests, runner: Runner, row: int, expected: list[int], judge: Judge
-) -> Difference | None:
-    where = where_of(runner, requests.batch_size, row)
-    prefix = [*requests.prompts[row], requests.tokens[row][0]]
-    return judge.difference(prefix, expected, _emitted(runner.state.full, row), where)
-
-
-def _emitted(rows: RowState, row: int) -> list[int]:
-    tokens: list[int] = rows.out[row, : int(rows.num_emitted[row])].tolist()
-    return tokens
-
-
-def _state(
-    subject: Subject,
-    runner: Runner,
-    requests: Requests,
-    row: int,
-    case: Case,
-    eos: int | None,
-    expected: list[int],
-    before: Snapshot,
-) -> Difference | None:
-    """Whether the row's state is what its tokens say. Past a near-tie nothing is known."""
-    rows = runner.state.full
-    if _emitted(rows, row) != expected:
-        return None
-    goes_on = bool(expected) and expected[-1] != eos and len(expected) < case.tokens_left
-    values = {
-        "seq_len": (rows.seq_len, int(before["seq_len"][row]) + len(expected)),
-        "tokens_left": (rows.tokens_left, case.tokens_left - len(expected)),
-        "active": (rows.active, int(goes_on)),
-        "result's active": (rows.result[:, ACTIVE], int(goes_on)),
-    }
-    if goes_on:
-        values["last"] = (rows.last, expected[-1])
-    if goes_on or subject.is_exact:
-        values["num_accepted"] = (rows.num_accepted, _accepted(rows.spec_tokens, case))
-    for name, (buffer, value) in values.items():
-        if (got := int(buffer[row])) != value:
-            return Difference(f"{name} is {got}, not {value}")
-    return None
 
 
 @contextmanager

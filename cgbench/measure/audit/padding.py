@@ -2,8 +2,9 @@
 
 Padded rows are poisoned (NaN hidden states, the last token of the vocabulary), the scratch slot is
 NaN or huge, and live slots are huge past their committed length: finite there, for a masked NaN
-is still NaN in a matrix product. Real rows must not change by a bit. Every iteration starts
-from the same state twice, clean and poisoned: rows past num_accepted are stale by design.
+is still NaN in a matrix product. Real rows must not change by a bit; where experts are grouped,
+by no more than rounding. Every iteration starts from the same state twice, clean and poisoned:
+rows past num_accepted are stale by design.
 """
 
 import math
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from cgbench.engine.runner import Runner
 from cgbench.measure.audit.findings import Difference, Finding
+from cgbench.measure.audit.hidden import allowed_error
 from cgbench.measure.audit.hints import Hints
+from cgbench.measure.audit.reference import relative_error
 from cgbench.measure.audit.stepping import (
     STEPS,
     Snapshot,
     begin,
+    by_slot,
     committed_rows,
     conclude,
     copy_watched,
@@ -42,12 +46,8 @@ TITLE = "poison in padded rows, scratch and stale KV reaches no real row"
 
 HUGE = 1e4
 POISONS = {"NaN": math.nan, "1e4": HUGE}
-# Of the largest number, where experts round real rows otherwise: in float32, and in the model's own
-# noise below it.
-EXPERTS_ROUNDING = 1e-4
-NOISES = 4
-
-COMPARED = ("result", "drafts", "last", "seq_len", "tokens_left", "active", "hidden", "chain")
+TOKENS = ("result", "drafts", "last", "seq_len", "tokens_left", "active")
+COMPARED = (*TOKENS, "hidden", "chain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ def _differences(subject: Subject, figures: dict[str, int]) -> Iterator[Differen
 
 
 def _iteration(subject: Subject, runner: Runner, batch_size: int) -> Iterator[Difference]:
+    compare = _unequal if subject.is_batch_invariant else _far
     before = snapshot(runner.state)
     runner.step(batch_size)
     clean = _Outcome(snapshot(runner.state), copy_watched(subject, runner.state.spec_tokens))
@@ -99,7 +100,7 @@ def _iteration(subject: Subject, runner: Runner, batch_size: int) -> Iterator[Di
         poison(subject, runner, batch_size, value)
         poisoned = snapshot(runner.state)
         runner.step(batch_size)
-        found = _difference(subject, runner, batch_size, clean)
+        found = compare(subject, runner, batch_size, clean)
         if found is not None:
             text = f"{found[0]} changed under {name} poison"
             yield Difference(text, where_of(runner, batch_size, found[1]), inputs=poisoned)
@@ -119,33 +120,56 @@ def poison(subject: Subject, runner: Runner, batch_size: int, value: float) -> N
     fill_where(subject, beyond, value)
 
 
-def _tolerance(subject: Subject) -> float:
-    """Nothing, but for experts: they compute their rows in groups, so a padded row that is sent to
-    another expert changes how real rows are rounded. A leak is no rounding; in lower precision
-    a near-tie between tokens may be, so there numbers alone are compared."""
-    if not subject.spec.target.has_experts:
-        return 0.0
-    return max(EXPERTS_ROUNDING, NOISES * subject.plain.relative_noise)
-
-
-def _difference(
+def _unequal(
     subject: Subject, runner: Runner, batch_size: int, clean: _Outcome
 ) -> tuple[str, int] | None:
-    """What of the real rows is not as in the clean iteration, and in which row."""
+    """What of the real rows is not as in the clean iteration, bit for bit, and in which row."""
     state = runner.state
-    tolerance = _tolerance(subject)
-    names = [
-        name
-        for name in COMPARED
-        if subject.is_exact or not tolerance or clean.buffers[name].is_floating_point()
-    ]
-    found = first_unequal(snapshot(state), clean.buffers, batch_size, names, tolerance)
-    if found is not None:
-        return found
+    unequal = first_unequal(snapshot(state), clean.buffers, batch_size, COMPARED)
+    if unequal is not None:
+        return unequal
     rows = state.rows(batch_size)
-    kv = unequal_kv(subject, clean.kv, committed_rows(subject, rows), tolerance)
+    kv = unequal_kv(subject, clean.kv, committed_rows(subject, rows))
     if kv is None:
         return None
     layer_idx, slot, position = kv
     row = rows.slot_of_row.tolist().index(slot)
     return f"KV of layer {layer_idx} at position {position}", row
+
+
+def _far(
+    subject: Subject, runner: Runner, batch_size: int, clean: _Outcome
+) -> tuple[str, int] | None:
+    """What of the real rows is further from the clean iteration than rounding. Tokens count in
+    float32 alone, and verify's hidden states and KV always: all of it comes of the same tokens."""
+    state = runner.state
+    if subject.is_exact and (
+        unequal := first_unequal(snapshot(state), clean.buffers, batch_size, TOKENS)
+    ):
+        return unequal
+    for row in range(batch_size):
+        for name, (ours, theirs) in _verified(subject, runner, row, clean).items():
+            # Not "error >": a NaN is wrong too.
+            if not relative_error(ours, theirs) <= allowed_error(subject):
+                return name, row
+    return None
+
+
+def _verified(
+    subject: Subject, runner: Runner, row: int, clean: _Outcome
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Row ``row``'s committed KV of the target and, with drafts, hidden states: now, and clean."""
+    rows = runner.state.full
+    slot, length = int(rows.slot_of_row[row]), int(rows.seq_len[row])
+    head = subject.spec.head
+    pairs = {
+        f"KV of layer {layer}": (
+            by_slot(subject, getattr(subject.spec.cache.layers[layer], kind))[slot, :length],
+            old[slot, :length],
+        )
+        for (layer, kind), old in clean.kv.items()
+        if head is None or layer != head.layer_idx
+    }
+    if rows.spec_tokens:
+        pairs["hidden"] = rows.hidden[row], clean.buffers["hidden"][row]
+    return pairs

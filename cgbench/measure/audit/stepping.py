@@ -169,26 +169,12 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
 
 
-def unequal(got: Tensor, expected: Tensor, tolerance: float) -> Tensor:
-    """Which elements are not the same: bit for bit, or, for numbers where there is a tolerance,
-    by no more than that part of the largest one expected."""
-    differs = bits(got) != bits(expected)
-    if not tolerance or not got.is_floating_point():
-        return differs
-    allowed = tolerance * expected.nan_to_num(0.0).abs().amax()
-    return differs & ~((got - expected).abs() <= allowed)
-
-
 def first_unequal(
-    got: Snapshot,
-    expected: Snapshot,
-    batch_size: int,
-    names: Iterable[str],
-    tolerance: float = 0.0,
+    got: Snapshot, expected: Snapshot, batch_size: int, names: Iterable[str]
 ) -> tuple[str, int] | None:
-    """The first buffer, and the row in it, that is not the same in the real rows."""
+    """The first buffer, and the row in it, that is not the same bit for bit in the real rows."""
     for name in names:
-        differs = unequal(got[name][:batch_size], expected[name][:batch_size], tolerance)
+        differs = bits(got[name][:batch_size]) != bits(expected[name][:batch_size])
         differs = differs.view(batch_size, -1).any(1)
         if differs.any():
             return name, int(differs.nonzero()[0, 0])
@@ -250,18 +236,13 @@ def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
 
 
 def unequal_kv(
-    subject: Subject,
-    before: dict[tuple[int, str], Tensor],
-    watched: Tensor,
-    tolerance: float = 0.0,
+    subject: Subject, before: dict[tuple[int, str], Tensor], watched: Tensor
 ) -> tuple[int, int, int] | None:
     """The first (layer, slot, KV row) among ``watched [num_slots, room]`` that is not as in
-    ``before``."""
+    ``before``, bit for bit."""
     for (layer_idx, name), old in before.items():
         new = by_slot(subject, getattr(subject.spec.cache.layers[layer_idx], name))
-        expected = old.masked_fill(~watched[:, :, None, None], 0.0)
-        got = new.masked_fill(~watched[:, :, None, None], 0.0)
-        changed = unequal(got, expected, tolerance).flatten(2).any(-1)
+        changed = (bits(new) != bits(old)).flatten(2).any(-1) & watched
         if changed.any():
             slot, row = changed.nonzero()[0].tolist()
             return layer_idx, slot, row

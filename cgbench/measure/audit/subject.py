@@ -53,6 +53,13 @@ class Subject:
         return Plain(self.spec.target, self.prompts)
 
     @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a row's bits depend on no other row. A grouped product of experts has each
+        expert's tokens in one matrix, whose size, and so whose rounding, the whole batch decides.
+        """
+        return bool(self.spec.target.config._experts_implementation != "grouped_mm")
+
+    @property
     def last_token(self) -> int:
         """The vocabulary's last token that has an embedding."""
         return int(self.spec.target.model.get_input_embeddings().weight.shape[0]) - 1
