@@ -2,8 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,12 @@ from cgbench.errors import ModelError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+# safetensors' names of types, in bits.
+_BITS = {
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
+    "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
+    "F4": 4,
+}  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 # Layouts that transformers has no config class for, and the architecture that they really are.
@@ -124,6 +132,35 @@ def _find_file(ref: str, name: str) -> Path | None:
     except OSError as error:
         raise ModelError(f"{ref}: {first_line(error)}") from error
     return Path(found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as a safetensors file's header states it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * _BITS.get(self.dtype, 0) // 8
+
+
+def stored_tensors(files: Mapping[str, Path]) -> dict[str, StoredTensor]:
+    """The headers' word on each tensor of ``files``, in that order."""
+    by_file: dict[Path, list[str]] = {}
+    for name, file in files.items():
+        by_file.setdefault(file, []).append(name)
+    found: dict[str, StoredTensor] = {}
+    for path, names in by_file.items():
+        with _opened(path) as file:
+            for name in names:
+                entry = file.get_slice(name)
+                shape = tuple(entry.get_shape())
+                found[name] = StoredTensor(name, entry.get_dtype(), shape, path.name)
+    return {name: found[name] for name in files}
 
 
 def read_tensor(path: Path, name: str) -> Tensor:

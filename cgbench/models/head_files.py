@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Size, Tensor
 from transformers import PretrainedConfig
 
 from cgbench.errors import MissingHeadError
-from cgbench.models.checkpoint import read_tensor
+from cgbench.models.checkpoint import StoredTensor, read_tensor, stored_tensors
 from cgbench.models.experts import expert_parts, fuse
 from cgbench.models.families import FAMILIES, HeadFamily
 from cgbench.models.head import DraftHead
@@ -26,7 +25,7 @@ SHARED_COPIES = (
 
 # What quantised weights are stored beside, and the types they are stored in.
 _SCALES = re.compile(r"(weight_scale(_inv)?|qweight|qzeros|scales|weight_packed|g_idx)$")
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+_FLOATS = ("F32", "F16", "BF16")
 
 # How many names an error spells out before it counts the rest.
 _MOST_NAMES = 6
@@ -121,25 +120,30 @@ def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]
     return parts
 
 
-def read_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
-    """Fill ``head`` from the files, checked one by one against what it needs.
+def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
+    """Hold the files' names and headers against what ``head`` needs, one by one; no weight is read.
 
     Raises ``MissingHeadError`` naming the tensors that are missing, quantised, of another shape,
     or of another target.
     """
-    parts = head_tensors(head, found)
-    expected = {name: shape for each in parts.values() for name, shape in each.items()}
+    expected = _expected(head_tensors(head, found))
     _check_names(ref, head, found, set(expected))
-    tensors = {name: read_tensor(found.files[name], found.stored_as[name]) for name in expected}
-    _check_tensors(ref, tensors, expected)
-    head.load_tensors(
-        {
-            ours: fuse([tensors[name] for name in each], head.state_dict()[ours].shape)
-            if len(each) > 1
-            else tensors[next(iter(each))]
-            for ours, each in parts.items()
-        }
-    )
+    stored = stored_tensors({found.stored_as[name]: found.files[name] for name in expected})
+    _check_headers(ref, {name: stored[found.stored_as[name]] for name in expected}, expected)
+
+
+def read_head(head: DraftHead, found: HeadFiles) -> None:
+    """Fill ``head`` from files that ``check_head`` has passed."""
+    shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for ours, parts in head_tensors(head, found).items():
+        read = [read_tensor(found.files[name], found.stored_as[name]) for name in parts]
+        tensors[ours] = read[0] if len(read) == 1 else fuse(read, shapes[ours])
+    head.load_tensors(tensors)
+
+
+def _expected(parts: Mapping[str, Mapping[str, Size]]) -> dict[str, Size]:
+    return {name: shape for each in parts.values() for name, shape in each.items()}
 
 
 def _check_names(ref: str, head: DraftHead, found: HeadFiles, expected: set[str]) -> None:
@@ -158,17 +162,19 @@ def _check_names(ref: str, head: DraftHead, found: HeadFiles, expected: set[str]
         )
 
 
-def _check_tensors(ref: str, tensors: dict[str, Tensor], expected: dict[str, Size]) -> None:
-    if odd := sorted(name for name, tensor in tensors.items() if tensor.dtype not in _FLOATS):
-        kinds = ", ".join(sorted({str(tensors[name].dtype).split(".")[1] for name in odd}))
+def _check_headers(
+    ref: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Size]
+) -> None:
+    if odd := sorted(name for name, tensor in stored.items() if tensor.dtype not in _FLOATS):
+        kinds = ", ".join(sorted({stored[name].dtype for name in odd}))
         raise MissingHeadError(
             f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}); "
             "give --head with a bfloat16 or float16 head"
         )
     wrong = [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(shape)}"
+        f"{name} is {stored[name].shape}, not {tuple(shape)}"
         for name, shape in expected.items()
-        if tensors[name].shape != shape
+        if stored[name].shape != tuple(shape)
     ]
     if wrong:
         raise MissingHeadError(f"{ref}: the MTP head does not fit its target: {_listed(wrong)}")

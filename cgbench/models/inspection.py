@@ -2,39 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from math import prod
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from cgbench.errors import MissingHeadError, UnsupportedModelError
-from cgbench.models.checkpoint import tensor_files
-from cgbench.models.head import DraftHead
-from cgbench.models.head_files import HeadFiles, head_tensors
+from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
+from cgbench.models.head_files import head_tensors
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.support import check_capturable, class_name
-
-# safetensors' names of types, in bits.
-_BITS = {
-    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
-    "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
-    "F4": 4,
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor as a safetensors file's header states it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-
-    @property
-    def num_bytes(self) -> int:
-        return prod(self.shape) * _BITS.get(self.dtype, 0) // 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,27 +119,6 @@ def _head_tensors(plan: LoadingPlan) -> tuple[StoredTensor, ...]:
     head, found = plan.skeleton.head, plan.head_files
     if head is None or found is None:
         return ()
-    names = _loaded_names(head, found)
+    names = [name for parts in head_tensors(head, found).values() for name in parts]
     stored = stored_tensors({found.stored_as[name]: found.files[name] for name in names})
     return tuple(stored[found.stored_as[name]] for name in names)
-
-
-def _loaded_names(head: DraftHead, found: HeadFiles) -> list[str]:
-    """The checkpoint's names that the head needs. Raises nothing: missing ones are left out."""
-    needed = [name for parts in head_tensors(head, found).values() for name in parts]
-    return [name for name in needed if name in found.files]
-
-
-def stored_tensors(files: dict[str, Path]) -> dict[str, StoredTensor]:
-    """The headers' word on each tensor of ``files``, in that order."""
-    by_file: dict[Path, list[str]] = {}
-    for name, file in files.items():
-        by_file.setdefault(file, []).append(name)
-    found: dict[str, StoredTensor] = {}
-    for path, names in by_file.items():
-        with safe_open(path, framework="pt") as file:
-            for name in names:
-                entry = file.get_slice(name)
-                shape = tuple(entry.get_shape())
-                found[name] = StoredTensor(name, entry.get_dtype(), shape, path.name)
-    return {name: found[name] for name in files}

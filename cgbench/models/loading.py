@@ -114,7 +114,7 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
         return None
     with torch.device("meta"):
         head = DraftHead(plan.family, target.model, proj_bias=plan.head_files.proj_bias)
-    read_head(plan.head_path, head, plan.head_files)
+    read_head(head, plan.head_files)
     return head.to(device=target.device, dtype=target.dtype).eval()
 
 

@@ -15,7 +15,7 @@ from cgbench.errors import MissingHeadError, ModelError
 from cgbench.models.checkpoint import check_ref, config_from_dict, read_config, tensor_files
 from cgbench.models.families import FAMILIES, HeadFamily, HeadOverrides
 from cgbench.models.gguf import find_gguf
-from cgbench.models.head_files import HeadFiles, find_head
+from cgbench.models.head_files import HeadFiles, check_head, find_head
 from cgbench.models.presets import PRESETS
 from cgbench.models.skeleton import Skeleton, make_skeleton
 from cgbench.models.support import check_config
@@ -121,6 +121,8 @@ def plan_loading(request: ModelRequest) -> LoadingPlan:
             raise
     family = None if found is None else request.overrides.apply(found.family)
     skeleton = make_skeleton(config, family, proj_bias=found is not None and found.proj_bias)
+    if found is not None and skeleton.head is not None:
+        check_head(request.head_ref or request.path, skeleton.head, found)
     return LoadingPlan(request, config, skeleton, family, found, gguf_file)
 
 

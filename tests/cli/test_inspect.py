@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cgbench.models import loading
@@ -57,6 +58,16 @@ def test_a_checkpoint_without_head_is_a_finding(tmp_path: Path) -> None:
     assert done.code == 1
     assert "no MTP head tensors" in done.stdout
     assert "can be captured" in done.stdout
+
+
+def test_a_head_that_would_not_load_is_a_finding(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "glm4_moe", family=DEEPSEEK)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.mlp.experts.3.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    done = cgbench("inspect", folder, "--device", "cpu")
+    assert done.code == 1
+    assert "lacks model.layers.2.mlp.experts.3.up_proj.weight" in done.stdout
 
 
 def test_a_forward_that_cannot_be_captured_is_a_finding(tmp_path: Path) -> None:

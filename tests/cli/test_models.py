@@ -101,7 +101,7 @@ def test_a_folder_without_a_tokenizer_is_named(run: Run, folder: Path) -> None:
 
 
 def test_a_missing_target_tensor_is_named(run: Run, folder: Path) -> None:
-    edit_tensors(folder, without("layers.0.mlp.up_proj"))
+    edit_tensors(folder, without("model.layers.0.mlp.up_proj"))
     run(folder).refused(2, f"MODEL {folder}", "model.layers.0.mlp.up_proj.weight")
 
 

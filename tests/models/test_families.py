@@ -293,7 +293,7 @@ def test_fused_experts_are_read_as_they_are(tmp_path: Path) -> None:
             {"scale": torch.ones(1)},
             r"is quantised \(model\.mtp_layers\.0\.input_proj\.weight_scale",
         ),
-        ({"dtype": torch.float8_e4m3fn}, r"stored as float8_e4m3fn \(model\.mtp_layers\.0\.input"),
+        ({"dtype": torch.float8_e4m3fn}, r"stored as F8_E4M3 \(model\.mtp_layers\.0\.input"),
     ],
 )
 def test_a_quantised_head_is_refused_by_name(
