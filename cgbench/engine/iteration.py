@@ -173,5 +173,9 @@ def commit(rows: RowState) -> None:
     rows.last.copy_(rows.out.gather(1, rows.num_accepted[:, None])[:, 0])
     rows.seq_len.add_(num_emitted)
     rows.tokens_left.sub_(num_emitted)
-    rows.active.mul_((first_eos >= num_emitted) & (rows.tokens_left > 0))
+    goes_on = (first_eos >= num_emitted) & (rows.tokens_left > 0) & (rows.active > 0)
+    rows.active.copy_(goes_on)
+    # The host learns of the end one iteration later: until then the row must not write to a slot
+    # that may be another request's by now.
+    rows.slot_of_row.copy_(torch.where(goes_on, rows.slot_of_row, rows.scratch_slot))
     rows.result[:, ACTIVE].copy_(rows.active)

@@ -21,7 +21,8 @@ class RowState:
     """Buffers of the first b rows. Integers are int64, as embedding and indexing want them.
 
     ``last [b]``: the newest token, whose KV is not yet written. ``drafts [b, k]``.
-    ``seq_len [b]``: committed KV rows, target and head alike. ``slot_of_row [b]``.
+    ``seq_len [b]``: committed KV rows, target and head alike. ``slot_of_row [b]``: the request's,
+    or the scratch slot once it has ended.
     ``active [b]``: 1 while the request decodes. ``tokens_left [b]``: still to emit.
     ``hidden [b, k + 1, H]``: verify's, in the form the head wants. ``chain [b, 1, H]``: the
     head's own, for the next draft step. ``result [b, k + 4]``: what the host reads, in one copy:
@@ -40,6 +41,8 @@ class RowState:
     eos_ids: Tensor
     offsets: Tensor
     """0..k, shared by all rows, as are ``eos_ids``."""
+    scratch_slot: Tensor
+    """``[]``: the slot that padded and finished rows write to; shared."""
     uniforms: Tensor
     """``[slots, 2k + 1]`` in [0, 1), for the acceptance rule; shared, for a slot is a request.
 
@@ -127,6 +130,7 @@ class DecodeState:
                 (max(1, len(eos_token_ids)),), NO_TOKEN, dtype=torch.long, device=device
             ),
             offsets=torch.arange(k + 1, device=device),
+            scratch_slot=torch.tensor(scratch_slot, device=device),
             uniforms=torch.zeros(scratch_slot + 1, 2 * k + 1, device=device),
             draft_probs=torch.zeros(
                 scratch_slot + 1, k + 1, draft_vocab_size if k else 0, device=device
@@ -150,6 +154,7 @@ class DecodeState:
                 result=full.result[:batch_size],
                 eos_ids=full.eos_ids,
                 offsets=full.offsets,
+                scratch_slot=full.scratch_slot,
                 uniforms=full.uniforms,
                 draft_probs=full.draft_probs,
             )
@@ -172,10 +177,11 @@ class DecodeState:
         self._set_eos(ignore_eos)
         rows.last.copy_(prefilled.last)
         rows.seq_len.copy_(prefilled.seq_len)
-        rows.slot_of_row.copy_(torch.arange(prefilled.batch_size))
         rows.tokens_left.fill_(tokens_left)
         ended = (prefilled.last[:, None] == rows.eos_ids).any(1)
         rows.active.copy_(~ended & (rows.tokens_left > 0))
+        slots = torch.arange(prefilled.batch_size, device=rows.last.device)
+        rows.slot_of_row.copy_(torch.where(rows.active > 0, slots, rows.scratch_slot))
 
     def _set_eos(self, ignore_eos: bool) -> None:
         self.full.eos_ids.fill_(NO_TOKEN)

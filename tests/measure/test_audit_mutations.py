@@ -426,6 +426,19 @@ def finished_rows_go_on(patch: Patch) -> None:
     )
 
 
+@mutation("isolation")
+def finished_rows_keep_their_slot(patch: Patch) -> None:
+    """A finished request goes on writing to a slot that may be another's by now."""
+    real = iteration.commit
+
+    def commit(rows: RowState) -> None:
+        slots = rows.slot_of_row.clone()
+        real(rows)
+        rows.slot_of_row.copy_(slots)
+
+    patch.setattr(iteration, "commit", commit)
+
+
 @mutation("limits")
 def tokens_left_not_heeded(patch: Patch) -> None:
     """An accepted run goes past the length limit."""
