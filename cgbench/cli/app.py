@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cgbench import __version__
+from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
@@ -41,6 +42,7 @@ def _top(
 
 app.command()(run)
 app.command()(plan)
+app.command()(compare)
 app.command()(inspect)
 app.command()(env)
 
