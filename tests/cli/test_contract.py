@@ -23,7 +23,9 @@ print(*sys.modules)
 """
 
 
-@pytest.mark.parametrize("arguments", ["--help", "run --help", "env --help", "--version"])
+@pytest.mark.parametrize(
+    "arguments", ["--help", "run --help", "env --help", "compare --help", "--version"]
+)
 def test_help_loads_nothing_heavy(arguments: str) -> None:
     done = python("-c", WHAT_HELP_LOADS, *arguments.split())
     assert done.code == 0, done.stderr

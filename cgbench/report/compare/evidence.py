@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias, cast
 
+import numpy as np
 import pandas as pd
 
 from cgbench.report.compare.statistics import Floats
@@ -92,12 +93,13 @@ def _stage_times(staged: pd.DataFrame) -> pd.DataFrame:
 
 def _by_cell(blocks: pd.DataFrame) -> dict[tuple[Place, str], Floats]:
     """``blocks`` apart by cell and column."""
-    return {
-        (_place(key), str(column)): values[~pd.isna(values)]
-        for key, cell in blocks.groupby(CELL)
-        for column in cell.columns
-        if not pd.isna(values := cell[column].to_numpy("float64")).all()
+    seconds = {str(column): values.to_numpy("float64") for column, values in blocks.items()}
+    found = {
+        (_place(key), column): values[rows][~np.isnan(values[rows])]
+        for key, rows in blocks.groupby(CELL).indices.items()
+        for column, values in seconds.items()
     }
+    return {where: values for where, values in found.items() if len(values)}
 
 
 def _counts(acceptance: pd.DataFrame) -> dict[Place, list[tuple[int, int]]]:

@@ -52,7 +52,7 @@ def median_estimate(values: Floats) -> Estimate:
     return Estimate(middle, sqrt(max(variance, 0.0)), n - 1)
 
 
-@lru_cache
+@lru_cache(maxsize=8)
 def _middle_pairs(n: int) -> Floats:
     """``[n, n]``: the chance that order statistics i <= j are the two that a resample of n has in
     its middle; on the diagonal alone for odd n, which has one."""
@@ -64,7 +64,8 @@ def _middle_pairs(n: int) -> Floats:
     # i < j: half the draws are at most i with one i among them, the others at least j with one j.
     ways = gammaln(n + 1) - 2 * gammaln(lower + 1)
     below = lower * np.log(rank / n) + np.log1p(-(((rank - 1) / rank) ** lower))
-    apart = np.triu(np.exp(ways + below[:, None] + below[::-1]), 1)
+    is_apart = rank[:, None] < rank
+    apart = np.exp(np.where(is_apart, ways + below[:, None] + below[::-1], -inf))
     pairs: Floats = apart + np.diag(is_lower - apart.sum(axis=1))
     return pairs
 

@@ -74,7 +74,7 @@ def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:
     times = block_times(samples)
     stages = times.drop(columns="wall")
     rows = stages.melt(var_name="stage", value_name="gpu_s", ignore_index=False)
-    rows = rows.dropna().reset_index()
+    rows = rows.dropna().reset_index().sort_values([*BLOCK, "stage"], ignore_index=True)
     wall_s = rows.join(times["wall"], on=BLOCK)["wall"]
     modes = samples.drop_duplicates(CELL).set_index(CELL)["mode"]
     rows = rows.join(modes, on=CELL).assign(
