@@ -9,6 +9,7 @@ import typer
 
 from cgbench import __version__
 from cgbench.cli.audit import audit
+from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
@@ -43,6 +44,7 @@ def _top(
 app.command()(run)
 app.command()(plan)
 app.command()(audit)
+app.command()(compare)
 app.command()(inspect)
 app.command()(env)
 

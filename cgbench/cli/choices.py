@@ -52,3 +52,12 @@ class Format(StrEnum):
     JSON = "json"
     CSV = "csv"
     MARKDOWN = "markdown"
+
+
+class CompareFormat(StrEnum):
+    TABLE = "table"
+    MARKDOWN = "markdown"
+    JSON = "json"
+    GITHUB = "github"
+    JUNIT = "junit"
+    BENCHMARK_JSON = "benchmark-json"

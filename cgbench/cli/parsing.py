@@ -44,6 +44,21 @@ def parse_bytes(flag: str, text: str) -> int:
     return int(float(number) * base**power)
 
 
+def parse_fraction(flag: str, text: str) -> float:
+    """``2%`` or ``0.02`` to 0.02: above 0 and below 1.
+
+    Raises ``BadInputError`` naming the flag.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = 0.0
+    if rest or not 0 < value < 1:
+        raise BadInputError(f"{flag} {text}: must be a share such as 2% or 0.02, below 100%")
+    return value
+
+
 def parse_scopes(text: str) -> tuple[Scope, ...]:
     """``eager,phase`` to scopes, in the order of the enum.
 

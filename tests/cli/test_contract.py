@@ -24,7 +24,8 @@ print(*sys.modules)
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--help", "run --help", "audit --help", "env --help", "--version"]
+    "arguments",
+    ["--help", "run --help", "audit --help", "env --help", "compare --help", "--version"],
 )
 def test_help_loads_nothing_heavy(arguments: str) -> None:
     done = python("-c", WHAT_HELP_LOADS, *arguments.split())

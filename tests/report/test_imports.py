@@ -33,3 +33,9 @@ def test_plan_command_needs_no_pandas() -> None:
 def test_report_needs_no_torch() -> None:
     modules = ("cgbench.report.store", "cgbench.report.summary", "cgbench.report.tables")
     assert not imported_by(*modules) & HEAVY
+
+
+def test_compare_needs_no_torch_and_its_help_no_pandas() -> None:
+    modules = ("comparison", "thin", "tables", "ci_formats")
+    assert not imported_by(*(f"cgbench.report.compare.{name}" for name in modules)) & HEAVY
+    assert not imported_by("cgbench.cli.compare") & (HEAVY | {"pandas", "numpy", "scipy"})

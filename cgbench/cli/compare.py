@@ -1,0 +1,140 @@
+"""``cgbench compare``: the gate."""
+
+import io
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from cgbench.cli.choices import CompareFormat
+from cgbench.cli.console import PIPED_WIDTH, console, say
+from cgbench.cli.parsing import parse_fraction
+from cgbench.errors import BadInputError
+from cgbench.report.compare.verdicts import GATED_BY_DEFAULT, Gate
+
+if TYPE_CHECKING:
+    from cgbench.report.compare.comparison import Comparison
+
+STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="Run directory to compare with; may be thin.")],
+    new: Annotated[
+        Path | None, typer.Argument(help="Run directory to judge. Left out: only --thin-baseline.")
+    ] = None,
+    min_effect: Annotated[
+        str, typer.Option(help="Smallest change that counts, such as 2% or 0.02.")
+    ] = "2%",
+    confidence: Annotated[
+        str, typer.Option(help="Of all gated intervals together, such as 95%.")
+    ] = "95%",
+    gate: Annotated[
+        str,
+        typer.Option(
+            help="What decides, of iteration, tpot, acceptance, memory, verify, accept, draft, "
+            "commit, host-gap, capture and facts; eager adds the eager cells."
+        ),
+    ] = ",".join(GATED_BY_DEFAULT),
+    allow_token_change: Annotated[
+        bool, typer.Option("--allow-token-change", help="Other float32 greedy tokens may pass.")
+    ] = False,
+    output_format: Annotated[
+        CompareFormat, typer.Option("--format", help="How to print.")
+    ] = CompareFormat.TABLE,
+    output: Annotated[Path | None, typer.Option(help="Write there instead of stdout.")] = None,
+    thin_baseline: Annotated[
+        Path | None,
+        typer.Option(help="Also keep NEW there as a baseline of at most 1 MB, to commit."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Judge NEW against BASE, both run directories.
+
+    Exit code 0: nothing regressed, all decided; 1: regressed; 3: not comparable; 4: inconclusive.
+    """
+    from cgbench.report.compare.comparison import Rules
+    from cgbench.report.compare.comparison import compare as judge
+
+    rules = Rules(
+        min_effect=parse_fraction("--min-effect", min_effect),
+        confidence=parse_fraction("--confidence", confidence),
+        gate=Gate.parse(gate),
+        allow_token_change=allow_token_change,
+    )
+    if new is None and thin_baseline is None:
+        raise BadInputError("NEW: give the run directory to judge, or --thin-baseline for BASE's")
+    if thin_baseline is not None:
+        _keep(new or base, thin_baseline)
+    if new is None:
+        return
+    found = judge(base, new, rules)
+    _write(found, output_format, output)
+    raise typer.Exit(found.exit_code)
+
+
+def _keep(source: Path, path: Path) -> None:
+    from cgbench.report.compare.thin import write_thin
+
+    num_bytes = write_thin(source, path)
+    say(f"{source} kept in {path}: {num_bytes} bytes")
+
+
+def _write(found: "Comparison", output_format: CompareFormat, output: Path | None) -> None:
+    from cgbench.report.compare.tables import summary
+
+    if output_format is CompareFormat.GITHUB:
+        _write_step_summary(found)
+    if output is None:
+        _print(found, output_format)
+        return
+    try:
+        output.write_text(_text(found, output_format) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInputError(f"--output {output}: {error.strerror}") from error
+    say(summary(found))
+
+
+def _print(found: "Comparison", output_format: CompareFormat) -> None:
+    if output_format is CompareFormat.TABLE:
+        _print_table(found, console())
+    else:
+        typer.echo(_text(found, output_format))
+
+
+def _print_table(found: "Comparison", to: Console) -> None:
+    from cgbench.report.compare.tables import terminal
+
+    for part in terminal(found):
+        to.print(part, soft_wrap=True)
+
+
+def _text(found: "Comparison", output_format: CompareFormat) -> str:
+    from cgbench.report.compare import ci_formats, tables
+
+    match output_format:
+        case CompareFormat.TABLE:
+            text = io.StringIO()
+            _print_table(found, Console(file=text, width=PIPED_WIDTH, color_system=None))
+            return text.getvalue().rstrip()
+        case CompareFormat.MARKDOWN:
+            return tables.markdown(found)
+        case CompareFormat.JSON:
+            return ci_formats.to_json(found)
+        case CompareFormat.GITHUB:
+            return ci_formats.github(found)
+        case CompareFormat.JUNIT:
+            return ci_formats.junit(found)
+        case CompareFormat.BENCHMARK_JSON:
+            return ci_formats.benchmark_json(found)
+
+
+def _write_step_summary(found: "Comparison") -> None:
+    """Appended to, for other steps of the job write there too."""
+    from cgbench.report.compare.tables import markdown
+
+    if file := os.environ.get(STEP_SUMMARY):
+        with open(file, "a", encoding="utf-8") as summary_file:
+            summary_file.write(markdown(found) + "\n")

@@ -1,0 +1,120 @@
+"""A run directory reduced to what a comparison rests on: one row a cell and block."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeAlias, cast
+
+import numpy as np
+import pandas as pd
+
+from cgbench.report.compare.statistics import Floats
+from cgbench.report.schema import LATENCY_KEY, RunRecord
+from cgbench.report.store import RunDirectory
+from cgbench.report.summary import CELL
+
+BLOCK = [*CELL, "block"]
+
+Key: TypeAlias = tuple[Any, ...]
+"""The values of ``LATENCY_KEY``."""
+
+Row: TypeAlias = dict[str, Any]
+
+
+class Place(NamedTuple):
+    """A cell within its run."""
+
+    scope: str
+    spec_tokens: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One side of a comparison. ``name`` is BASE or NEW.
+
+    ``blocks`` holds seconds ``[n]`` by place and column of ``block_times``, with no empty block;
+    ``counts`` holds (accepted, drafted) by place, a draft position each.
+    """
+
+    name: str
+    path: Path
+    record: RunRecord
+    cells: dict[Key, Row]
+    blocks: dict[tuple[Place, str], Floats]
+    counts: dict[Place, list[tuple[int, int]]]
+    capture: pd.DataFrame
+
+    @classmethod
+    def read(cls, name: str, path: Path) -> Self:
+        """The run in ``path``, full or thin.
+
+        Raises ``RunDirectoryError``, naming the file, where one is missing or damaged.
+        """
+        run = RunDirectory.open(path)
+        rows = cast(list[Row], run.latency().astype(object).to_dict("records"))
+        return cls(
+            name=name,
+            path=path,
+            record=run.record,
+            cells={tuple(row[column] for column in LATENCY_KEY): row for row in rows},
+            blocks=_by_cell(block_times(run.samples())),
+            counts=_counts(run.acceptance()),
+            capture=run.capture(),
+        )
+
+
+def block_times(samples: pd.DataFrame) -> pd.DataFrame:
+    """Seconds, indexed by scope, spec_tokens, batch_size and block.
+
+    ``iteration``: median GPU time; ``wall``: mean wall time, for TPOT is a mean; ``host_gap``:
+    median of wall minus GPU time; the others: median of a stage of the instrumented pass, draft
+    steps of one iteration summed. NaN where a block has none. A thin directory's samples, one a
+    block with the gap as a stage of its own, come out as they went in.
+    """
+    is_timed = samples["stage"] == "iteration"
+    timed = samples[is_timed]
+    by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCK)
+    whole = pd.DataFrame(
+        {
+            "iteration": by_block["gpu_s"].median(),
+            "wall": by_block["wall_s"].mean(),
+            "host_gap": by_block["gap_s"].median(),
+        }
+    )
+    stages = _stage_times(samples[~is_timed])
+    return whole.drop(columns=stages.columns, errors="ignore").join(stages, how="outer")
+
+
+def _stage_times(staged: pd.DataFrame) -> pd.DataFrame:
+    staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
+    one_iteration = staged.groupby([*BLOCK, "iteration", "stage"])["gpu_s"].sum()
+    return one_iteration.groupby([*BLOCK, "stage"]).median().unstack("stage")
+
+
+def _by_cell(blocks: pd.DataFrame) -> dict[tuple[Place, str], Floats]:
+    """``blocks`` apart by cell and column."""
+    seconds = {str(column): values.to_numpy("float64") for column, values in blocks.items()}
+    found = {
+        (_place(key), column): values[rows][~np.isnan(values[rows])]
+        for key, rows in blocks.groupby(CELL).indices.items()
+        for column, values in seconds.items()
+    }
+    return {where: values for where, values in found.items() if len(values)}
+
+
+def _counts(acceptance: pd.DataFrame) -> dict[Place, list[tuple[int, int]]]:
+    ordered = acceptance.sort_values("position")
+    return {
+        _place(key): list(zip(cell["accepted"].tolist(), cell["drafted"].tolist(), strict=True))
+        for key, cell in ordered.groupby(CELL)
+    }
+
+
+def _place(key: Any) -> Place:
+    """A group's key as pandas gives it."""
+    return Place(*key)
+
+
+def place_of(row: Row) -> Place:
+    """Where a latency row stands within its run."""
+    return Place(row["scope"], row["spec_tokens"], row["batch_size"])

@@ -1,0 +1,202 @@
+"""What can be asked of two runs: every measured quantity that both should hold."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import exp, inf, log, nan
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from cgbench.report.compare.evidence import Evidence, Place
+from cgbench.report.compare.pairing import Pair
+from cgbench.report.compare.statistics import (
+    Estimate,
+    Floats,
+    difference,
+    log_length_estimate,
+    median_estimate,
+    rate_estimate,
+)
+from cgbench.report.compare.verdicts import (
+    ACCEPTANCE,
+    CAPTURE,
+    HOST_GAP,
+    ITERATION,
+    MEMORY,
+    STAGES,
+    TPOT,
+    Metric,
+    acceptance_rate,
+)
+from cgbench.report.schema import Phase, Scope, Status
+
+NO_EFFECT = Estimate(0.0)
+UNKNOWN = Estimate(nan, inf, 1)
+
+GRAPH = ["phase", "spec_tokens", "bucket"]
+CAPTURE_STEPS = ["warmup_ms", "capture_ms", "instantiate_ms"]
+
+Blocks: TypeAlias = Floats | None
+Counts: TypeAlias = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One quantity in both runs.
+
+    ``base`` and ``new`` are in seconds, bytes, tokens or a rate; ``effect`` is their log ratio, or
+    the difference of two rates: without error where both are the very same measurement or are
+    exact, None where ``reason`` says what is missing. ``blocks`` counts what it rests on.
+    """
+
+    metric: Metric
+    where: dict[str, Any]
+    base: float | None = None
+    new: float | None = None
+    effect: Estimate | None = None
+    blocks: tuple[int, int] | None = None
+    reason: str = ""
+    is_disturbed: bool = field(default=False, kw_only=True)
+
+    @property
+    def is_test(self) -> bool:
+        """Whether its answer rests on an interval, which can be wrong."""
+        return self.effect is not None and self.effect.error > 0
+
+
+def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Question]:
+    """Everything measured of one cell that both runs have numbers for."""
+    assert pair.base and pair.new
+    place = pair.place
+    for metric, column in ((ITERATION, "iteration"), *((s, s.name) for s in STAGES)):
+        times = base.blocks.get((place, column)), new.blocks.get((place, column))
+        if metric is ITERATION or not all(each is None for each in times):
+            yield _of_blocks(metric, place, *times)
+    yield _host_gap(place, *(run.blocks.get((place, "host_gap")) for run in (base, new)))
+    walls = tuple(run.blocks.get((place, "wall")) for run in (base, new))
+    counts = tuple(run.counts.get(place, []) for run in (base, new))
+    yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]))
+    if place.spec_tokens:
+        yield from _acceptance(place, *counts)
+    yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
+
+
+def is_disturbed(pair: Pair) -> bool:
+    """Whether either run's cell is."""
+    return any(row["status"] == Status.DISTURBED for row in (pair.base, pair.new) if row)
+
+
+def _missing(metric: Metric, place: Place, *is_there: bool) -> Question:
+    where = " and ".join(
+        name for name, there in zip(("BASE", "NEW"), is_there, strict=True) if not there
+    )
+    return Question(metric, place._asdict(), reason=f"not in {where}")
+
+
+def _of_blocks(metric: Metric, place: Place, base: Blocks, new: Blocks) -> Question:
+    if base is None or new is None:
+        return _missing(metric, place, base is not None, new is not None)
+    return _asked(metric, place, np.log(base), np.log(new), ())
+
+
+def _asked(
+    metric: Metric,
+    place: Place,
+    base: Floats,
+    new: Floats,
+    lengths: Sequence[Estimate],
+) -> Question:
+    """``base`` and ``new`` are logs of block times; with ``lengths``, divided by those."""
+    sides = [median_estimate(values) for values in (base, new)]
+    is_one = np.array_equal(base, new)
+    effect = NO_EFFECT if is_one else difference(sides[1], sides[0])
+    values = [side.value for side in sides]
+    if lengths:
+        effect = difference(effect, difference(lengths[1], lengths[0]))
+        values = [value - length.value for value, length in zip(values, lengths, strict=True)]
+    return Question(
+        metric, place._asdict(), exp(values[0]), exp(values[1]), effect, (len(base), len(new))
+    )
+
+
+def _tpot(place: Place, walls: tuple[Blocks, Blocks], counts: tuple[Counts, Counts]) -> Question:
+    base, new = walls
+    has_length = [_is_whole(each, place.spec_tokens) for each in counts]
+    if base is None or new is None or not all(has_length):
+        there = (each is not None and ok for each, ok in zip(walls, has_length, strict=True))
+        return _missing(TPOT, place, *there)
+    return _asked(TPOT, place, np.log(base), np.log(new), _lengths(*counts))
+
+
+def _lengths(base: Counts, new: Counts) -> list[Estimate]:
+    """Logs of the two mean acceptance lengths. The same prompts that gave the same counts are one
+    measurement: no error."""
+    sides = [_length(counts) for counts in (base, new)]
+    return [Estimate(side.value) for side in sides] if base == new else sides
+
+
+def _length(counts: Counts) -> Estimate:
+    if not counts:
+        return Estimate(0.0)
+    return log_length_estimate([accepted for accepted, _ in counts], counts[0][1])
+
+
+def _is_whole(counts: Counts, spec_tokens: int) -> bool:
+    return len(counts) == spec_tokens and all(drafted for _, drafted in counts)
+
+
+def _acceptance(place: Place, base: Counts, new: Counts) -> Iterator[Question]:
+    """The mean acceptance length, and the rate of each draft position."""
+    there = [_is_whole(counts, place.spec_tokens) for counts in (base, new)]
+    if not all(there):
+        yield _missing(ACCEPTANCE, place, *there)
+        return
+    a, b = _lengths(base, new)
+    rows = (base[0][1], new[0][1])
+    where = place._asdict()
+    yield Question(ACCEPTANCE, where, exp(a.value), exp(b.value), difference(b, a), rows)
+    for position, (old, now) in enumerate(zip(base, new, strict=True), start=1):
+        a, b = rate_estimate(*old), rate_estimate(*now)
+        effect = NO_EFFECT if old == now else difference(b, a)
+        yield Question(acceptance_rate(position), where, a.value, b.value, effect, rows)
+
+
+def _host_gap(place: Place, base: Blocks, new: Blocks) -> Question:
+    """A gap may be negative, where a read-back overlaps the next iteration: that has no ratio."""
+    if base is None or new is None or min(base.min(), new.min()) > 0:
+        return _of_blocks(HOST_GAP, place, base, new)
+    medians = (float(np.median(base)), float(np.median(new)))
+    effect = NO_EFFECT if np.array_equal(base, new) else UNKNOWN
+    reason = "" if effect is NO_EFFECT else "not above zero in every block: no ratio"
+    return Question(HOST_GAP, place._asdict(), *medians, effect, (len(base), len(new)), reason)
+
+
+def _memory(place: Place, base: Any, new: Any) -> Question:
+    """One figure that the allocator counts: compared as it is."""
+    if pd.isna(base) or pd.isna(new):
+        return _missing(MEMORY, place, not pd.isna(base), not pd.isna(new))
+    return Question(
+        MEMORY, place._asdict(), float(base), float(new), Estimate(log(new) - log(base))
+    )
+
+
+def capture_questions(base: Evidence, new: Evidence) -> Iterator[Question]:
+    """Seconds to warm up, capture and instantiate, per scope and k. A graph is captured once in a
+    run, so the observations are the ratios of the graphs that both runs have."""
+    sides = [_capture_seconds(run.capture) for run in (base, new)]
+    both = pd.concat(sides, axis=1, join="inner", keys=["base", "new"])
+    for (scope, k), graphs in both.groupby(["scope", "spec_tokens"]):
+        old, now = (graphs[side].to_numpy("float64") for side in ("base", "new"))
+        effect = median_estimate(np.log(now / old))
+        effect = NO_EFFECT if np.array_equal(old, now) else effect
+        where = {"scope": scope, "spec_tokens": k, "place": "median graph"}
+        rows = (len(graphs), len(graphs))
+        yield Question(CAPTURE, where, float(old.sum()), float(now.sum()), effect, rows)
+
+
+def _capture_seconds(capture: pd.DataFrame) -> pd.Series:
+    is_whole = capture["phase"] == Phase.ITERATION.value
+    scope = is_whole.map({True: Scope.ITERATION.value, False: Scope.PHASE.value})
+    seconds = capture[CAPTURE_STEPS].sum(axis=1) / 1e3
+    return capture.assign(scope=scope, seconds=seconds).set_index(["scope", *GRAPH])["seconds"]

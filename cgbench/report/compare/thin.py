@@ -1,0 +1,83 @@
+"""A thin run directory: all that ``compare`` needs of a run, small enough to commit.
+
+It is a run directory like any other; its samples are one a block and stage instead of one an
+iteration. Comparing with it gives the verdicts that the full one gives.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from cgbench.errors import CannotError, RunDirectoryError
+from cgbench.report.compare.evidence import BLOCK, block_times
+from cgbench.report.schema import SAMPLES
+from cgbench.report.store import (
+    ACCEPTANCE_FILE,
+    CAPTURE_FILE,
+    LATENCY_FILE,
+    MARKDOWN_FILE,
+    RECORD_FILE,
+    SAMPLES_FILE,
+    RunDirectory,
+)
+from cgbench.report.summary import CELL, typed_frame
+
+MAX_BYTES = 1_000_000
+THIN = "thin: samples.parquet holds one median a block, not every iteration"
+
+
+def write_thin(source: Path, path: Path) -> int:
+    """Write the run in ``source`` to ``path``, which must not exist or be empty; returns bytes.
+
+    Raises ``RunDirectoryError`` where ``source`` is damaged or not finished, or ``path`` cannot be
+    written; ``CannotError`` where the run is too large.
+    """
+    run = RunDirectory.open(source)
+    if not run.record.complete:
+        raise RunDirectoryError(f"--thin-baseline: {source} is not finished; cgbench run --resume")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunDirectoryError(f"--thin-baseline {path}: exists already; remove it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+            made = Path(aside) / "made"
+            made.mkdir()
+            num_bytes = _write(run, made)
+            os.replace(made, path)
+    except OSError as error:
+        raise RunDirectoryError(f"--thin-baseline {path}: {error.strerror}") from error
+    return num_bytes
+
+
+def _write(run: RunDirectory, made: Path) -> int:
+    for name in (LATENCY_FILE, ACCEPTANCE_FILE, CAPTURE_FILE, MARKDOWN_FILE):
+        shutil.copyfile(run.path / name, made / name)
+    thin_samples(run.samples()).to_parquet(made / SAMPLES_FILE, index=False)
+    record = replace(run.record, warnings=[*dict.fromkeys([*run.record.warnings, THIN])])
+    (made / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+    num_bytes = sum(file.stat().st_size for file in made.iterdir())
+    if num_bytes > MAX_BYTES:
+        raise CannotError(
+            f"--thin-baseline: {num_bytes} bytes, over the {MAX_BYTES} of a baseline; "
+            "measure fewer --batch-sizes, --scopes or --spec-tokens"
+        )
+    return num_bytes
+
+
+def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell, block and stage, with the ``SAMPLES`` columns: medians, but a mean of the
+    wall time, and the host gap as a stage."""
+    times = block_times(samples)
+    stages = times.drop(columns="wall")
+    rows = stages.melt(var_name="stage", value_name="gpu_s", ignore_index=False)
+    rows = rows.dropna().reset_index().sort_values([*BLOCK, "stage"], ignore_index=True)
+    wall_s = rows.join(times["wall"], on=BLOCK)["wall"]
+    modes = samples.drop_duplicates(CELL).set_index(CELL)["mode"]
+    rows = rows.join(modes, on=CELL).assign(
+        iteration=0, wall_s=wall_s.where(rows["stage"] == "iteration")
+    )
+    return typed_frame(rows, SAMPLES)

@@ -1,0 +1,226 @@
+"""``cgbench compare`` as typed: every format, every exit code, every refusal."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cgbench.report.schema import Scope
+from tests.cli.command import cgbench, python
+from tests.report.compare.runs import Made, h200_record, only, without
+
+LOADED = """
+import sys
+sys.argv = ["cgbench", "compare", *sys.argv[1:]]
+from cgbench.cli.app import main
+try:
+    main()
+except SystemExit as ended:
+    assert ended.code == 0, ended.code
+print(*sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base; again: the same machine; slow: one cell's acceptance fell, and it is 3 % slower."""
+    folder = tmp_path_factory.mktemp("runs")
+    b200 = {"environment": h200_record().environment | {"gpu": "NVIDIA B200"}}
+    made = {
+        "base": Made(),
+        "again": Made(seed=1),
+        "slow": Made(seed=1, slower=1.03),
+        "noisy": Made(seed=1, noise=0.1),
+        "other": Made(record=b200),
+        "lacking": Made(edit=without(Scope.PHASE)),
+        "tokens": Made(edit=only({"tokens_sha256": "bead"})),
+    }
+    for name, run in made.items():
+        run.write(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("new", "code", "summary"),
+    [
+        ("base", 0, "28 same; exit code 0"),
+        ("again", 0, "28 same; exit code 0"),
+        ("slow", 1, "16 regressed, 12 same; exit code 1"),
+        ("noisy", 4, "16 inconclusive, 12 same; exit code 4"),
+        ("other", 3, "1 not comparable; exit code 3"),
+        ("lacking", 3, "2 not comparable, 21 same; exit code 3"),
+        ("tokens", 0, "28 same; exit code 0"),
+    ],
+)
+def test_exit_codes_and_the_last_line(runs: Path, new: str, code: int, summary: str) -> None:
+    done = cgbench("compare", runs / "base", runs / new)
+    assert (done.code, done.stderr) == (code, "")
+    assert done.stdout.splitlines()[-1] == summary
+
+
+def test_a_table_line_holds_its_evidence(runs: Path) -> None:
+    done = cgbench("compare", runs / "base", runs / "slow")
+    [line] = [
+        row
+        for row in done.stdout.splitlines()
+        if row.split()[:6] == ["regressed", "TPOT", "[ms]", "phase", "2", "8"]
+    ]
+    base, new, change, percent, low, _, _, high, _, blocks = line.split()[6:]
+    assert float(new) / float(base) - 1 == pytest.approx(float(change) / 100, abs=1e-4)
+    assert (percent, blocks) == ("%", "10/10")
+    assert 2 < float(low) < float(change) < float(high) < 4
+
+
+def test_reported_lines_are_shown_where_something_changed(runs: Path) -> None:
+    done = cgbench("compare", runs / "base", runs / "tokens")
+    [line] = [row for row in done.stdout.splitlines() if "(reported)" in row]
+    assert line.split() == "changed (reported) tokens iteration 2 8 c0ffee bead".split()
+
+
+MARKDOWN = """\
+### cgbench compare: tiny (random weights)
+
+1 not comparable; exit code 3
+
+| verdict | what | scope | k | batch [req] | BASE | NEW | change | interval | n |
+| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| not comparable | run (GPU: NVIDIA H200 in BASE, NVIDIA B200 in NEW) |  |  |  |  |  |  |  |  |
+
+- differs: gpu: NVIDIA H200 in BASE, NVIDIA B200 in NEW
+- minimum effect 2 %; each interval at 95 %, for 95 % over all gated ones; n: blocks (rows for \
+acceptance, graphs for capture time) of BASE/NEW
+- 1 not comparable; exit code 3
+"""
+
+
+def test_markdown(runs: Path) -> None:
+    done = cgbench("compare", runs / "base", runs / "other", "--format", "markdown")
+    assert (done.code, done.stdout) == (3, MARKDOWN)
+
+
+def test_json_has_every_line(runs: Path) -> None:
+    done = cgbench("compare", runs / "base", runs / "slow", "--format", "json")
+    found = json.loads(done.stdout)
+    assert (found["exit_code"], found["gated"]) == (1, {"regressed": 16, "same": 12})
+    assert found["interval_level"] == pytest.approx(1 - 0.05 / 16)
+    [line] = [
+        line
+        for line in found["lines"]
+        if (line["what"], line["scope"], line["batch_size"]) == ("iteration latency", "eager", 1)
+        and line["spec_tokens"] == 0
+    ]
+    assert (line["verdict"], line["gated"], line["unit"]) == ("regressed", False, "ms")
+    assert (line["base_blocks"], line["new_blocks"]) == (10, 10)
+    assert line["low"] < line["effect"] < line["high"]
+
+
+def test_github_annotates_and_writes_the_step_summary(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "summary.md"
+    file.write_text("before\n")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
+    done = cgbench("compare", runs / "base", runs / "lacking", "--format", "github")
+    assert done.code == 3
+    assert done.stdout.splitlines() == [
+        f"::error title=not comparable%3A cell%2C scope phase%2C k {k}%2C batch 8::missing in NEW"
+        for k in (0, 2)
+    ] + ["2 not comparable, 21 same; exit code 3"]
+    summary = file.read_text()
+    assert summary.startswith("before\n### cgbench compare: tiny (random weights)\n")
+    assert "| not comparable | cell (missing in NEW) | phase | 0 | 8 |" in summary
+
+
+@pytest.mark.parametrize(
+    ("new", "level", "words"),
+    [
+        ("slow", "error", "%25; interval +"),
+        ("noisy", "warning", "the interval is too wide; "),
+        ("tokens", "notice", "c0ffee -> bead"),
+    ],
+)
+def test_github_levels(
+    runs: Path, new: str, level: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    lines = cgbench("compare", runs / "base", runs / new, "--format", "github").stdout.splitlines()
+    annotations = [line for line in lines if line.startswith(f"::{level} title=")]
+    assert annotations and all(words in line for line in annotations)
+
+
+@pytest.mark.parametrize(
+    ("new", "failures", "errors"), [("again", 0, 0), ("slow", 16, 0), ("noisy", 0, 16)]
+)
+def test_junit(runs: Path, tmp_path: Path, new: str, failures: int, errors: int) -> None:
+    file = tmp_path / "junit.xml"
+    done = cgbench("compare", runs / "base", runs / new, "--format", "junit", "--output", file)
+    assert done.stdout == "" and done.stderr.endswith(f"exit code {done.code}\n")
+    suite = ElementTree.parse(file).getroot()
+    assert [int(suite.attrib[name]) for name in ("tests", "failures", "errors")] == [
+        28,
+        failures,
+        errors,
+    ]
+    assert len(suite.findall("testcase/failure")) == failures
+    assert len(suite.findall("testcase/error")) == errors
+    assert "iteration latency, scope phase, k 0, batch 1" in {
+        case.attrib["name"] for case in suite.findall("testcase")
+    }
+
+
+def test_benchmark_json_is_what_smaller_is_better_reads(runs: Path) -> None:
+    done = cgbench("compare", runs / "base", runs / "again", "--format", "benchmark-json")
+    rows = json.loads(done.stdout)
+    assert len(rows) == 24
+    assert {row["unit"] for row in rows} == {"ms", "MB"}
+    assert all(isinstance(row["value"], float) and row["name"] for row in rows)
+    assert len({row["name"] for row in rows}) == 24
+
+
+def test_output_holds_the_table_unfolded(runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "table.txt"
+    cgbench("compare", runs / "base", runs / "again", "--output", file)
+    printed = cgbench("compare", runs / "base", runs / "again").stdout
+    assert file.read_text() == printed
+
+
+def test_a_thin_baseline_is_written_and_compared_with(runs: Path, tmp_path: Path) -> None:
+    thin = tmp_path / "baselines" / "h200"
+    kept = cgbench("compare", runs / "base", "--thin-baseline", thin)
+    assert (kept.code, kept.stdout) == (0, "")
+    assert f"kept in {thin}: " in kept.stderr
+    done = cgbench("compare", thin, runs / "slow")
+    full = cgbench("compare", runs / "base", runs / "slow")
+    assert (done.code, done.stdout.splitlines()[1:]) == (1, full.stdout.splitlines()[1:])
+
+
+def test_the_thin_baseline_of_a_comparison_is_new(runs: Path, tmp_path: Path) -> None:
+    thin = tmp_path / "thin"
+    assert cgbench("compare", runs / "base", runs / "slow", "--thin-baseline", thin).code == 1
+    assert cgbench("compare", thin, runs / "slow").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "NEW: give the run directory to judge"),
+        (["base", "--min-effect", "2"], "--min-effect 2: must be a share such as 2% or 0.02"),
+        (["base", "--confidence", "100%"], "--confidence 100%: must be a share"),
+        (["base", "--gate", "speed"], "--gate speed: unknown; choose of iteration,"),
+        (["nowhere"], "nowhere/run.json: missing or damaged"),
+        (["base", "--thin-baseline", "base"], "exists already"),
+        (["base", "--output", "nowhere/file"], "--output nowhere/file: "),
+    ],
+)
+def test_refusals(
+    runs: Path, words: list[str], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    cgbench("compare", "base", *words).refused(2, named)
+
+
+def test_compare_loads_no_torch(runs: Path) -> None:
+    done = python("-c", LOADED, runs / "base", runs / "again")
+    assert done.code == 0, done.stderr
+    assert not set(done.stderr.split()) & {"torch", "transformers"}
