@@ -27,6 +27,8 @@ LEFT = frozenset({"verdict", "what", "scope"})
 # A reported line says something where it is neither as before nor undecided.
 TOLD = frozenset(Verdict) - {Verdict.SAME, Verdict.INCONCLUSIVE}
 
+SHA256_DIGITS = 64
+
 STYLES = {
     Verdict.REGRESSED: "bold red",
     Verdict.NOT_COMPARABLE: "red",
@@ -150,7 +152,9 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def _text(value: float | str | None) -> str:
-    """Five digits, and whole numbers whole."""
+    """Five digits, and whole numbers whole; of a hash its beginning."""
+    if isinstance(value, str) and len(value) == SHA256_DIGITS:
+        return value[:12]
     if isinstance(value, float):
         return f"{value:.5g}" if abs(value) < 1e5 else f"{value:.0f}"
     return "" if value is None else str(value)
