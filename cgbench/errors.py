@@ -4,6 +4,7 @@ Exit codes are the command line's contract (see ``ExitCode``); an exception carr
 leads to, so that the command line needs no table of its own.
 """
 
+from collections.abc import Collection
 from enum import IntEnum
 
 
@@ -15,6 +16,15 @@ class ExitCode(IntEnum):
     BAD_INPUT = 2
     CANNOT = 3
     INCONCLUSIVE = 4
+
+
+# Of several answers the first of these is the one that counts.
+_PRECEDENCE = (ExitCode.ANSWER_IS_NO, ExitCode.CANNOT, ExitCode.INCONCLUSIVE)
+
+
+def foremost(codes: Collection[ExitCode]) -> ExitCode:
+    """The code of a command that found several: 1 > 3 > 4 > 0."""
+    return next((code for code in _PRECEDENCE if code in codes), ExitCode.OK)
 
 
 class CgbenchError(Exception):

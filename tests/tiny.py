@@ -22,8 +22,11 @@ from transformers import (
 
 from cgbench.engine.acceptance import AcceptanceRule, Greedy
 from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.generate import Generated, generate
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.runner import Runner
 from cgbench.engine.state import DecodeState
 from cgbench.models.experts import expert_parts
 from cgbench.models.families import MIMO, HeadFamily
@@ -31,7 +34,6 @@ from cgbench.models.head import DraftHead
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import ModelRequest
 from cgbench.models.support import auto_class_for
-from cgbench.models.target import probe_kv_shapes
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -252,7 +254,7 @@ def make_speculator(
 ) -> Speculator:
     target = model.target
     cache = KvCache(
-        probe_kv_shapes(target, model.head).kv_shapes,
+        model.kv_shapes,
         max_batch_size=max_batch_size,
         room=room,
         dtype=target.dtype,
@@ -275,6 +277,21 @@ def make_state(
         eos_token_ids=tuple(eos),
         draft_vocab_size=spec.target.vocab_size if spec.accept.samples_drafts else 0,
     )
+
+
+def decode_prompts(
+    spec: Speculator,
+    runner: Runner,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    *,
+    seed: int = 0,
+    max_num_tokens: int = 1 << 20,
+) -> Generated:
+    """Prefill, and decode to the end; ``max_num_tokens`` bounds a prefill group."""
+    prefilled = prefill(spec, prompts, max_num_tokens, seed)
+    begin_decoding(spec, runner.state, prefilled, tokens_left=max_new_tokens - 1, seed=seed)
+    return generate(runner, prefilled.last.tolist())
 
 
 def random_prompts(count: int, *, vocab: int = 64, seed: int = 0) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The flags that ``run`` and ``audit`` share: what is loaded, captured and decoded."""
+"""The flags that several commands share: what is loaded, captured and decoded."""
 
 from typing import Annotated
 
@@ -6,7 +6,9 @@ import typer
 
 from cgbench.cli.choices import ChatTemplate, Device, Dtype, Unit
 
-Model = Annotated[str, typer.Argument(help="'default', 'preset:NAME', a local folder or a hub id.")]
+Model = Annotated[
+    str, typer.Argument(help="'default', 'preset:NAME', a folder, a GGUF file or a hub id.")
+]
 SpecTokens = Annotated[
     str, typer.Option(help="Draft tokens k per iteration, 0 to 8; 0 is always measured too.")
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from cgbench.cli.bench_flags import Debug
 from cgbench.cli.choices import CompareFormat
 from cgbench.cli.console import PIPED_WIDTH, console, say
 from cgbench.cli.parsing import parse_fraction
@@ -49,7 +50,7 @@ def compare(
         Path | None,
         typer.Option(help="Also keep NEW there as a baseline of at most 1 MB, to commit."),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Judge NEW against BASE, both run directories.
 

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, Model
 from cgbench.cli.choices import Device, Dtype
 from cgbench.cli.console import console, working
 from cgbench.cli.head_flags import (
@@ -25,24 +26,20 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: Annotated[
-        str, typer.Argument(help="'default', 'preset:NAME', a folder, a GGUF file or a hub id.")
-    ] = "default",
+    model: Model = "default",
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
     head_hidden: HeadHidden = None,
     chain_norm: ChainNorm = None,
     head_first_embed: HeadFirstEmbed = None,
-    device: Annotated[Device, typer.Option(help="Where it would run.")] = Device.AUTO,
-    dtype: Annotated[
-        Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
-    ] = Dtype.AUTO,
+    device: DeviceName = Device.AUTO,
+    dtype: DtypeName = Dtype.AUTO,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor of the head.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, tensors included.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Show a checkpoint's family, tensors and sizes, and whether its graphs can be captured.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from cgbench.cli.bench_flags import Debug
 from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, say
 from cgbench.cli.parsing import parse_bytes, parse_ints, parse_optional_ints
@@ -78,7 +79,7 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(help="Write padding by batch size to FILE.png, .svg or .html.")
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Show which graphs an engine captures, what they pad, and which list would be better."""
     if plot:

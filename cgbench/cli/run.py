@@ -37,7 +37,7 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from cgbench.errors import BadInputError, ExitCode
+from cgbench.errors import BadInputError, ExitCode, foremost
 from cgbench.report.schema import Status
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     from cgbench.report.store import RunDirectory
 
 DEFAULT_OUTPUT = Path("results/runs")
+
+EXIT_CODES = {
+    Status.OK: ExitCode.OK,
+    Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO,
+    Status.OOM: ExitCode.CANNOT,
+    Status.DISTURBED: ExitCode.INCONCLUSIVE,
+}
 
 
 def run(
@@ -142,7 +149,7 @@ def run(
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     statuses = execute(arguments, path, resume=resume, as_json=as_json)
-    raise typer.Exit(_exit_code(statuses))
+    raise typer.Exit(foremost([EXIT_CODES[status] for status in statuses]))
 
 
 def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
@@ -200,15 +207,6 @@ def _report(failures: list[str], directory: "RunDirectory") -> None:
         line = f"audit failed: {failure}; `cgbench audit` with the same flags says more"
         directory.record.warnings.append(line)
         say(line)
-
-
-def _exit_code(statuses: set[Status]) -> ExitCode:
-    """Of several, 1 > 3 > 4 > 0."""
-    if Status.AUDIT_FAILED in statuses:
-        return ExitCode.ANSWER_IS_NO
-    if Status.OOM in statuses:
-        return ExitCode.CANNOT
-    return ExitCode.INCONCLUSIVE if Status.DISTURBED in statuses else ExitCode.OK
 
 
 def _slug(model: str) -> str:

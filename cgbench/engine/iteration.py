@@ -47,7 +47,7 @@ class Speculator:
     def head_input(self, hidden: HiddenStates) -> Tensor:
         """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
         assert self.head is not None
-        return hidden.post_norm if self.head.family.hidden_in == "post" else hidden.pre_norm
+        return self.head.to_input(hidden)
 
     def run_head(
         self,

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KvShape = tuple[tuple[int, int], tuple[int, int]]
-"""((kv_heads, key size), (kv_heads, value size)) of one layer."""
+from cgbench.models.attention_hook import KvShape
 
 
 @dataclass(frozen=True, slots=True)

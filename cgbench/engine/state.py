@@ -12,6 +12,9 @@ from torch import Tensor
 # Columns of ``result`` before the k + 1 output tokens.
 NUM_EMITTED, NUM_ACCEPTED, ACTIVE, OUT = 0, 1, 2, 3
 
+UNLIMITED_TOKENS = 1 << 40
+"""As ``tokens_left``: a request that no length limit ends."""
+
 NO_TOKEN = -1
 """An end-of-sequence id that no token equals: fills ``eos_ids`` where EOS is ignored."""
 

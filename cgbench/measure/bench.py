@@ -19,7 +19,6 @@ from cgbench.errors import BadInputError, OutOfMemoryError
 from cgbench.measure.options import RunOptions
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
-from cgbench.models.target import probe_kv_shapes
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
@@ -58,11 +57,10 @@ def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int
 
     Raises ``BadInputError`` where the model's positions do not reach that far.
     """
-    to_decode = options.band + 2 * options.max_spec_tokens
-    room = max(workload.longest, options.context_len) + to_decode
+    room = max(workload.longest, options.context_len) + options.to_decode
     if room > max_positions:
         raise BadInputError(
-            f"{_longest_words(options, workload)}: with {to_decode} tokens to decode it is "
+            f"{_longest_words(options, workload)}: with {options.to_decode} tokens to decode it is "
             f"over the model's {max_positions} positions; shorten it, or lower --max-new-tokens "
             "or --spec-tokens"
         )
@@ -93,7 +91,7 @@ def build_bench(
     target = model.target
     room = room_for(options, workload, target.max_positions)
     cache = KvCache(
-        probe_kv_shapes(target, model.head).kv_shapes,
+        model.kv_shapes,
         max_batch_size=options.max_batch_size,
         room=room,
         dtype=target.dtype,

@@ -13,10 +13,10 @@ import torch
 
 from cgbench.engine.generate import generate
 from cgbench.engine.prefill import begin_decoding, prefill
-from cgbench.engine.state import Prefilled
+from cgbench.engine.state import UNLIMITED_TOKENS, Prefilled
 from cgbench.errors import OutOfMemoryError
 from cgbench.measure.acceptance import accepted_per_pos
-from cgbench.measure.audit.short import UNLIMITED_TOKENS, StepAudit, token_failure
+from cgbench.measure.audit.short import StepAudit, token_failure
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.cell_run import CellRun
 from cgbench.measure.timing import (

@@ -18,7 +18,7 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     dtype, skeleton = plan.request.dtype, plan.skeleton
     weights = skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)
     slots = options.max_batch_size + 1
-    tokens = slots * (options.context_len + options.band + 2 * options.max_spec_tokens)
+    tokens = slots * (options.context_len + options.to_decode)
     kv = tokens * skeleton.kv_bytes_per_token(dtype)
     available = available_bytes(plan.request.device)
     if weights + kv > available:

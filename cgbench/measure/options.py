@@ -67,6 +67,12 @@ class RunOptions:
         """Tokens past ``context_len`` that the timed pass stays within, for every scope and k."""
         return max(self.max_new_tokens, MIN_BAND_ITERATIONS * (self.max_spec_tokens + 1))
 
+    @property
+    def to_decode(self) -> int:
+        """KV rows past the context, in tokens: the band, and 2k that drafts past the last emitted
+        token may write."""
+        return self.band + 2 * self.max_spec_tokens
+
     def plans(self) -> dict[int, CapturePlan]:
         """One capture plan a k. Raises ``PlanError`` where the policy refuses one.
 

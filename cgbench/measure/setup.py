@@ -26,11 +26,7 @@ from cgbench.models.families import HeadOverrides
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.presets import SYNTHETIC_RATES
-from cgbench.models.request import (
-    PRESET_PREFIX,
-    ModelRequest,
-    plan_loading,
-)
+from cgbench.models.request import ModelRequest, plan_loading, preset_name
 from cgbench.models.support import check_capturable
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import RunRecord, Scope
@@ -94,7 +90,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
 def default_acceptance(arguments: dict[str, Any]) -> str:
     """``greedy``; for a preset the stated synthetic rates, a rate for each draft."""
     k = max(arguments["spec_tokens"])
-    if not arguments["model"].startswith(PRESET_PREFIX) or not 0 < k <= len(SYNTHETIC_RATES):
+    if preset_name(arguments["model"]) is None or not 0 < k <= len(SYNTHETIC_RATES):
         return "greedy"
     return f"synthetic:{','.join(map(str, SYNTHETIC_RATES[:k]))}"
 
@@ -148,7 +144,7 @@ def read_texts(arguments: dict[str, Any]) -> PromptTexts | None:
     model, name, num_prompts = (arguments[key] for key in ("model", "prompts", "num_prompts"))
     if num_prompts is not None and num_prompts < 1:
         raise BadInputError(f"--num-prompts {num_prompts}: must be at least 1")
-    is_preset = model.startswith(PRESET_PREFIX)
+    is_preset = preset_name(model) is not None
     if is_preset and name not in (None, RANDOM):
         raise BadInputError(f"--prompts {name}: {model} has no tokenizer; use random")
     if not is_preset and name != RANDOM:
@@ -210,7 +206,7 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "head": model.head_label,
             "random_weights": model.random_weights,
             "fingerprint": fingerprint(model.target, model.head),
-            "num_parameters": sum(p.numel() for p in model.target.model.parameters()),
+            "num_parameters": _num_parameters(model.target.model),
             "head_num_parameters": _num_parameters(model.head),
             "mtp_modules": _module_facts(model),
         },

@@ -13,6 +13,9 @@ from transformers import AttentionInterface
 
 ATTENTION_NAME = "cgbench"
 
+KvShape = tuple[tuple[int, int], tuple[int, int]]
+"""((kv_heads, key size), (kv_heads, value size)) of one layer."""
+
 
 class AttentionCall(Protocol):
     """Computes one layer's attention, keeping whatever keys and values it wants to keep."""
@@ -65,8 +68,8 @@ class ShapeProbe:
     """An ``AttentionCall`` that computes nothing and records each layer's KV shape."""
 
     def __init__(self) -> None:
-        self.kv_shapes: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {}
-        """layer_idx -> ((kv_heads, key size), (kv_heads, value size))."""
+        self.kv_shapes: dict[int, KvShape] = {}
+        """By layer_idx."""
         self.num_query_heads: dict[int, int] = {}
 
     def attend(

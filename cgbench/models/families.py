@@ -48,6 +48,10 @@ class HeadFamily:
     dropped: str = ""
     model_types: frozenset[str] = frozenset()
 
+    def first_number(self, num_layers: int) -> int:
+        """The number that a checkpoint gives the head's first module, behind ``num_layers``."""
+        return num_layers if self.counts_on else 0
+
     def prefixes(self, number: int) -> dict[str, str]:
         """``names`` for module ``number``: each module's prefix in the checkpoint."""
         return {ours: theirs.format(i=number) for ours, theirs in self.names.items()}

@@ -1,6 +1,7 @@
 """The MTP draft head: one decoder block fed with the last hidden state and the next token."""
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.families import HeadFamily
+
+if TYPE_CHECKING:
+    from cgbench.models.target import HiddenStates
 
 
 class DraftHead(nn.Module):
@@ -70,6 +74,10 @@ class DraftHead(nn.Module):
         assert isinstance(result, Tensor)
         return result
 
+    def to_input(self, hidden: "HiddenStates") -> Tensor:
+        """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
+        return hidden.post_norm if self.family.hidden_in == "post" else hidden.pre_norm
+
     def to_logits_input(self, block_output: Tensor) -> Tensor:
         """What the shared lm_head reads: the block's output after the output norm."""
         if self.family.out_norm == "target":
@@ -86,7 +94,7 @@ class DraftHead(nn.Module):
 
     def tensor_name(self, module_name: str) -> str:
         """The checkpoint's name of one of this head's tensors, without the family's infix."""
-        return self.family.tensor_name(module_name, self.layer_idx if self.family.counts_on else 0)
+        return self.family.tensor_name(module_name, self.family.first_number(self.layer_idx))
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over tensors keyed by this module's names; all must be there."""

@@ -71,14 +71,9 @@ def _families_for(model_type: str) -> list[HeadFamily]:
     return named + [family for family in FAMILIES.values() if not family.model_types]
 
 
-def first_number(family: HeadFamily, config: PretrainedConfig) -> int:
-    """The number that the checkpoint gives the head's first module."""
-    return int(config.num_hidden_layers) if family.counts_on else 0
-
-
 def _own_names(family: HeadFamily, config: PretrainedConfig) -> list[str]:
     """The tensors that only this layout has: those outside the decoder block, projection first."""
-    prefixes = family.prefixes(first_number(family, config))
+    prefixes = family.prefixes(family.first_number(config.num_hidden_layers))
     own = ["proj", *(name for name in prefixes if name not in ("proj", "block"))]
     return [f"{prefixes[name]}.weight" for name in own]
 
@@ -95,10 +90,8 @@ def _head_files(
     family: HeadFamily, files: Mapping[str, Path], config: PretrainedConfig
 ) -> HeadFiles:
     stored_as = {name.replace(f".{family.dropped}", "."): name for name in files}
-    if not family.dropped:
-        stored_as = {name: name for name in files}
     plain = {name: files[stored] for name, stored in stored_as.items()}
-    first = first_number(family, config)
+    first = family.first_number(config.num_hidden_layers)
     number = first
     while any(name.startswith(f"{family.prefixes(number)['block']}.") for name in plain):
         number += 1
@@ -182,7 +175,7 @@ def _check_headers(
 
 def _names_of(head: DraftHead, found: HeadFiles) -> Iterator[str]:
     """The head's own tensors in the files, without the copies of what it shares."""
-    number = head.layer_idx if head.family.counts_on else 0
+    number = head.family.first_number(head.layer_idx)
     prefixes = tuple(f"{prefix}." for prefix in head.family.prefixes(number).values())
     for name in found.files:
         if name.startswith(prefixes) and not name.endswith(SHARED_COPIES):

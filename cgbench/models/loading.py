@@ -1,6 +1,6 @@
 """Loading, or for a preset making, the target, its head and its tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cgbench.errors import ModelError
-from cgbench.models.attention_hook import ATTENTION_NAME
+from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files, first_line
 from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
@@ -29,7 +29,8 @@ _M = TypeVar("_M")
 class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
     ``tokenizer`` is None where the checkpoint ships none (presets never do). ``num_head_modules``
-    counts the checkpoint's MTP modules, of which the first is used."""
+    counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each layer's,
+    the head's included."""
 
     target: Target
     head: DraftHead | None
@@ -39,6 +40,7 @@ class LoadedModel:
     random_weights: bool
     eos_token_ids: tuple[int, ...]
     num_head_modules: int
+    kv_shapes: Mapping[int, KvShape]
 
 
 def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
@@ -58,6 +60,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         head_label=plan.head_label,
         random_weights=random_weights,
         eos_token_ids=_eos_token_ids(target.model),
+        kv_shapes=plan.skeleton.kv.kv_shapes,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
 
@@ -70,7 +73,7 @@ def _implementations(plan: LoadingPlan) -> dict[str, str]:
     models bear.
     """
     chosen = {"attn_implementation": ATTENTION_NAME}
-    if plan.skeleton.has_experts:
+    if plan.skeleton.target.has_experts:
         request = plan.request
         in_other_dtype = request.device.type == "cuda" and request.dtype != torch.bfloat16
         chosen["experts_implementation"] = "batched_mm" if in_other_dtype else "grouped_mm"

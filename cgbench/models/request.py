@@ -25,6 +25,11 @@ PRESET_PREFIX = "preset:"
 DEFAULT_MODEL_DIR = Path(__file__).parent / "default"
 
 
+def preset_name(ref: str) -> str | None:
+    """The preset that a model reference names, None for a checkpoint."""
+    return ref.removeprefix(PRESET_PREFIX) if ref.startswith(PRESET_PREFIX) else None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
     """``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id; ``head_ref`` a
@@ -42,12 +47,17 @@ class ModelRequest:
     @property
     def preset(self) -> str | None:
         """The preset's name, None for a checkpoint."""
-        return self.ref.removeprefix(PRESET_PREFIX) if self.ref.startswith(PRESET_PREFIX) else None
+        return preset_name(self.ref)
 
     @property
     def path(self) -> str:
         """The folder, file or hub id that the target is read from."""
         return str(DEFAULT_MODEL_DIR) if self.ref == DEFAULT_MODEL else self.ref
+
+    @property
+    def head_path(self) -> str:
+        """The folder or hub id that the head is read from."""
+        return self.head_ref or self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +71,6 @@ class LoadingPlan:
     family: HeadFamily | None
     head_files: HeadFiles | None
     gguf_file: Path | None
-
-    @property
-    def head_path(self) -> str:
-        """The folder or hub id that the head is read from."""
-        return self.request.head_ref or self.request.path
 
     @property
     def label(self) -> str:
@@ -90,9 +95,10 @@ def check_model_ref(ref: str) -> None:
 
     Raises ``ModelError``.
     """
-    if not ref.startswith(PRESET_PREFIX):
+    preset = preset_name(ref)
+    if preset is None:
         check_ref("MODEL", ref)
-    elif ref.removeprefix(PRESET_PREFIX) not in PRESETS:
+    elif preset not in PRESETS:
         known = ", ".join(sorted(PRESETS))
         raise ModelError(f"MODEL {ref}: unknown preset; choose one of {known}")
 
@@ -122,14 +128,14 @@ def plan_loading(request: ModelRequest) -> LoadingPlan:
     family = None if found is None else request.overrides.apply(found.family)
     skeleton = make_skeleton(config, family, proj_bias=found is not None and found.proj_bias)
     if found is not None and skeleton.head is not None:
-        check_head(request.head_ref or request.path, skeleton.head, found)
+        check_head(request.head_path, skeleton.head, found)
     return LoadingPlan(request, config, skeleton, family, found, gguf_file)
 
 
 def _find_head(
     request: ModelRequest, config: PretrainedConfig, gguf_file: Path | None
 ) -> HeadFiles:
-    ref = request.head_ref or request.path
+    ref = request.head_path
     if gguf_file is not None and request.head_ref is None:
         raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head; give --head PATH")
     text_config = config.get_text_config()

@@ -24,11 +24,6 @@ class Skeleton:
     head: DraftHead | None
     kv: ShapeProbe
 
-    @property
-    def has_experts(self) -> bool:
-        """Whether the target routes tokens to experts."""
-        return self.target.has_experts
-
     def weight_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the target's weights; tied ones count once."""
         return _num_elements(self.target.model) * dtype.itemsize

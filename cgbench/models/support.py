@@ -14,6 +14,12 @@ from transformers import (
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
 
+# transformers' Auto classes that make a decoder, in the order they are asked.
+_AUTO_CLASSES = (
+    (MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM),
+    (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
+)
+
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 # transformers' rotary types that recompute their frequencies from the largest position.
 HOST_READ_ROPE_TYPES = {"dynamic", "longrope"}
@@ -24,10 +30,9 @@ def auto_class_for(config: PretrainedConfig) -> Any:
 
     Raises ``UnsupportedModelError`` where there is none.
     """
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return AutoModelForCausalLM
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText
+    for mapping, auto_class in _AUTO_CLASSES:
+        if type(config) in mapping:
+            return auto_class
     raise UnsupportedModelError(
         f"MODEL: {config.model_type} is no decoder-only language model that transformers knows"
     )
@@ -35,7 +40,7 @@ def auto_class_for(config: PretrainedConfig) -> Any:
 
 def class_name(config: PretrainedConfig) -> str:
     """The model class that ``auto_class_for`` makes of a config."""
-    for mapping in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING):
+    for mapping, _ in _AUTO_CLASSES:
         if type(config) in mapping:
             return str(mapping[type(config)].__name__)
     return str(config.model_type)

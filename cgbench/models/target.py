@@ -60,6 +60,11 @@ class Target:
         return bool(self.config._experts_implementation != "eager")
 
     @property
+    def last_token(self) -> int:
+        """The vocabulary's last token that has an embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0]) - 1
+
+    @property
     def max_positions(self) -> int:
         """The longest sequence the checkpoint was made for, in tokens."""
         value = self.config.max_position_embeddings

@@ -48,6 +48,11 @@ class Phase(StrEnum):
     DRAFT_REST = "draft_rest"
     ITERATION = "iteration"
 
+    @property
+    def scope(self) -> Scope:
+        """The scope whose graphs hold this."""
+        return Scope.ITERATION if self is Phase.ITERATION else Scope.PHASE
+
 
 class Column(NamedTuple):
     """One column of a table: its name, its pandas dtype, and what it means.

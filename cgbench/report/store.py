@@ -73,7 +73,7 @@ class RunDirectory:
             raise RunDirectoryError(f"--resume: {path} is complete; nothing is left to measure")
         if resume:
             return
-        if path.exists() and not _is_empty_folder(path):
+        if not is_free(path):
             raise RunDirectoryError(
                 f"--output {path}: exists already; choose another, "
                 "or go on with an unfinished run with --resume"
@@ -256,8 +256,9 @@ def _differing(begun: RunRecord, asked: RunRecord) -> list[str]:
     ]
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def is_free(path: Path) -> bool:
+    """Whether a folder may be written there: nothing is, or an empty one."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _appended(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

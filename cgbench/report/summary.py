@@ -96,12 +96,17 @@ def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
-    """Median of each stage of the instrumented pass, one row a cell; draft steps are summed."""
+    """Median of each stage of the instrumented pass, one row a cell."""
+    return (stage_seconds(samples, CELL) * 1e3).rename(columns="{}_p50_ms".format)
+
+
+def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Median seconds of each stage of the instrumented pass, a column each, by the columns ``by``,
+    ``CELL`` among them; the draft steps of one iteration are summed."""
     staged = samples[samples["stage"] != "iteration"]
     staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
     per_iteration = staged.groupby([*CELL, "block", "iteration", "stage"])["gpu_s"].sum()
-    medians = per_iteration.groupby([*CELL, "stage"]).median().unstack("stage") * 1e3
-    return medians.rename(columns="{}_p50_ms".format)
+    return per_iteration.groupby([*by, "stage"]).median().unstack("stage")
 
 
 def _vs_eager(frame: pd.DataFrame) -> pd.Series:
@@ -142,15 +147,19 @@ def with_break_even(capture: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFram
     graphs of a phase-scope iteration carry one number. The gain is that of the largest batch
     size measured in the bucket. Empty where none was, or where nothing is gained.
     """
-    is_whole = capture["phase"] == Phase.ITERATION.value
-    scope = is_whole.map({True: Scope.ITERATION.value, False: Scope.PHASE.value})
-    graphs = capture.assign(
-        scope=scope.astype("string"),
-        cost_ms=capture[["warmup_ms", "capture_ms", "instantiate_ms"]].sum(axis=1),
-    )
+    graphs = with_costs(capture)
     cost_ms = graphs.groupby(GRAPHS)["cost_ms"].transform("sum")
     gain_ms = graphs[GRAPHS].join(_gains(latency), on=GRAPHS)["gain_ms"]
     return capture.assign(break_even_replays=cost_ms / gain_ms.where(gain_ms > 0))
+
+
+def with_costs(capture: pd.DataFrame) -> pd.DataFrame:
+    """``capture`` with each graph's scope, and ``cost_ms``: warm-up, capture and instantiation."""
+    scopes = {phase.value: phase.scope.value for phase in Phase}
+    return capture.assign(
+        scope=capture["phase"].map(scopes).astype("string"),
+        cost_ms=capture[["warmup_ms", "capture_ms", "instantiate_ms"]].sum(axis=1),
+    )
 
 
 def _gains(latency: pd.DataFrame) -> pd.Series:

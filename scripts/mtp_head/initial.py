@@ -27,7 +27,7 @@ def new_model(target: Target, family: HeadFamily, ids: Tensor) -> Model:
     head.block.load_state_dict(target.backbone.layers[-1].state_dict())
     head.out_norm.load_state_dict(target.backbone.norm.state_dict())
     model = Model(target, head, target.device)
-    hidden = model.head_input(target.forward(ids, positions(ids), CausalAttention()))
+    hidden = model.head.to_input(target.forward(ids, positions(ids), CausalAttention()))
     # The median, for a sequence's first rows are often many times larger.
     scale = hidden.float().square().mean(-1).sqrt().median()
     head.hidden_norm.weight.fill_(scale)

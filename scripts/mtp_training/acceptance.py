@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from cgbench.measure.acceptance import accepted_per_pos
+
 
 def summary(accepted: Sequence[int], spec_tokens: int) -> dict[str, Any]:
     """Rates from the drafts accepted by each iteration."""
     count = max(1, len(accepted))
-    rates = [sum(a >= position for a in accepted) / count for position in range(1, spec_tokens + 1)]
+    rates = [kept / count for kept in accepted_per_pos(accepted, spec_tokens)]
     return {
         "iterations": len(accepted),
         "acceptance_rate_per_pos": [round(rate, 3) for rate in rates],

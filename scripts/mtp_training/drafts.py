@@ -17,7 +17,7 @@ def drafts_of_rows(model: Model, full: Tensor, spec_tokens: int) -> Tensor:
     outputs = run_chain(
         model.target,
         model.head,
-        model.head_input(hidden)[:, :-1],
+        model.head.to_input(hidden)[:, :-1],
         lambda step, before: full[:, 1:] if step == 1 else first_choice(model, before[-1]),
         spec_tokens,
     )

@@ -30,7 +30,7 @@ def chain_loss(model: Model, ids: Tensor, counted: Tensor, step_weights: Sequenc
     outputs = run_chain(
         model.target,
         model.head,
-        model.head_input(hidden)[:, :rows],
+        model.head.to_input(hidden)[:, :rows],
         lambda step, _: ids[:, step : step + rows],
         num_steps,
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cgbench.models.head import DraftHead
-from cgbench.models.target import HiddenStates, Target
+from cgbench.models.target import Target
 
 
 @dataclass
@@ -19,10 +19,6 @@ class Model:
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
-
-    def head_input(self, hidden: HiddenStates) -> Tensor:
-        """The target's hidden states in the form that the head is fed."""
-        return hidden.post_norm if self.head.family.hidden_in == "post" else hidden.pre_norm
 
 
 def head_tensors(head: DraftHead) -> dict[str, Tensor]:

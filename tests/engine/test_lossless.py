@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.engine.generate import Generated, generate
+from cgbench.engine.generate import Generated
 from cgbench.engine.iteration import Speculator
-from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.state import DecodeState
 from tests.tiny import (
     CONFIGS,
+    decode_prompts,
     greedy_reference,
     load_tiny,
     make_checkpoint,
@@ -46,9 +46,8 @@ def spec(checkpoint: Path) -> Speculator:
 def decode(
     spec: Speculator, state: DecodeState, prompts: list[list[int]], max_new_tokens: int
 ) -> Generated:
-    prefilled = prefill(spec, prompts, max_num_tokens=64)
-    begin_decoding(spec, state, prefilled, tokens_left=max_new_tokens - 1)
-    return generate(EagerRunner(spec, state), prefilled.last.tolist())
+    runner = EagerRunner(spec, state)
+    return decode_prompts(spec, runner, prompts, max_new_tokens, max_num_tokens=64)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])

@@ -12,13 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
 
 from cgbench.engine.acceptance import Drafts, Sampled
-from cgbench.engine.generate import Generated, generate
 from cgbench.engine.graphs import phases_of
-from cgbench.engine.iteration import Speculator, no_mark
-from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.iteration import no_mark
 from cgbench.engine.runner import EagerRunner
 from cgbench.report.schema import Scope
 from tests.tiny import (
+    decode_prompts,
     greedy_reference,
     load_tiny,
     make_checkpoint,
@@ -33,20 +32,6 @@ REQUESTS, WAVES = 4000, 10
 TEMPERATURE, TOP_P = 3.0, 0.9
 
 FORMS: list[Drafts] = ["sampled", "greedy"]
-
-
-def decode(
-    spec: Speculator,
-    runner: EagerRunner,
-    prompts: list[list[int]],
-    max_new_tokens: int,
-    *,
-    seed: int = 0,
-    max_num_tokens: int = 1 << 20,
-) -> Generated:
-    prefilled = prefill(spec, prompts, max_num_tokens, seed)
-    begin_decoding(spec, runner.state, prefilled, tokens_left=max_new_tokens - 1, seed=seed)
-    return generate(runner, prefilled.last.tolist())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +59,7 @@ def p_value(folder: Path, k: int, rule: Sampled) -> float:
     runner = EagerRunner(spec, make_state(spec, k, REQUESTS))
     counts = torch.zeros(VOCAB**LENGTH, dtype=torch.long)
     for wave in range(WAVES):
-        got = decode(spec, runner, [PROMPT] * REQUESTS, LENGTH, seed=wave)
+        got = decode_prompts(spec, runner, [PROMPT] * REQUESTS, LENGTH, seed=wave)
         place = torch.tensor(got.token_ids) @ torch.tensor([VOCAB**2, VOCAB, 1])
         counts += place.bincount(minlength=len(counts))
     expected = REQUESTS * WAVES * joint_distribution(reference_model(folder))
@@ -115,7 +100,7 @@ def test_near_temperature_zero_the_tokens_are_greedys(
     rule = Sampled(temperature=1e-6, drafts=drafts)
     spec = make_speculator(load_tiny(checkpoint), max_batch_size=6, room=60, accept=rule)
     prompts = random_prompts(6)
-    got = decode(spec, EagerRunner(spec, make_state(spec, k, 6)), prompts, 20)
+    got = decode_prompts(spec, EagerRunner(spec, make_state(spec, k, 6)), prompts, 20)
     assert got.token_ids == greedy_reference(reference_model(checkpoint), prompts, 20)
 
 
@@ -167,11 +152,11 @@ def test_a_requests_tokens_depend_on_nothing_around_it(
     """Neighbours, prefill groups, padding, phases: and rows are re-packed as requests end."""
     prompts = random_prompts(8)
     plain = make_runner(checkpoint, EagerRunner, drafts, eos=EOS)
-    expected = decode(plain.spec, plain, prompts, 40, seed=7)
+    expected = decode_prompts(plain.spec, plain, prompts, 40, seed=7)
     assert len({len(counts) for counts in expected.accepted}) > 3
     runner = make_runner(checkpoint, kind, drafts, eos=EOS)
     for _ in range(2):  # the second time over what the first one left behind
-        got = decode(
+        got = decode_prompts(
             runner.spec,
             runner,
             prompts[:batch_size],
@@ -189,7 +174,7 @@ def test_every_request_and_every_seed_draws_for_itself(checkpoint: Path, drafts:
     texts = [
         tuple(tokens)
         for seed in range(3)
-        for tokens in decode(runner.spec, runner, [[5, 6, 7]] * 8, 30, seed=seed).token_ids
+        for tokens in decode_prompts(runner.spec, runner, [[5, 6, 7]] * 8, 30, seed=seed).token_ids
     ]
     assert len(set(texts)) == 24
     assert len({text[0] for text in texts}) > 3
@@ -198,7 +183,7 @@ def test_every_request_and_every_seed_draws_for_itself(checkpoint: Path, drafts:
 @pytest.mark.parametrize("drafts", FORMS)
 def test_accepted_drafts_and_tokens_agree(checkpoint: Path, drafts: Drafts) -> None:
     runner = make_runner(checkpoint, EagerRunner, drafts)
-    got = decode(runner.spec, runner, random_prompts(8), 40, seed=1)
+    got = decode_prompts(runner.spec, runner, random_prompts(8), 40, seed=1)
     for tokens, accepted in zip(got.token_ids, got.accepted, strict=True):
         # The last iteration may be cut at the length limit.
         assert 1 + sum(count + 1 for count in accepted[:-1]) < len(tokens) == 40

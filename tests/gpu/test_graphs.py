@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cgbench.engine.acceptance import AcceptanceRule, Sampled, Synthetic
-from cgbench.engine.generate import generate
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.prefill import begin_decoding, prefill
@@ -19,6 +18,7 @@ from cgbench.errors import CaptureError, OutOfMemoryError
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import Phase, Scope
 from tests.tiny import (
+    decode_prompts,
     greedy_reference,
     load_tiny,
     make_checkpoint,
@@ -65,9 +65,7 @@ PLAN = plan(PlanRequest(spec_tokens=K, max_batch_size=MAX_BATCH))
 
 
 def decode(spec: Speculator, runner: Runner, prompts: list[list[int]]) -> list[list[int]]:
-    prefilled = prefill(spec, prompts, max_num_tokens=512)
-    begin_decoding(spec, runner.state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
-    return generate(runner, prefilled.last.tolist()).token_ids
+    return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=512).token_ids
 
 
 def test_every_bucket_and_padding_equals_plain_greedy(

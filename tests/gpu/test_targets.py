@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgbench.engine.generate import generate
 from cgbench.engine.graphs import capture_plan
 from cgbench.engine.iteration import Speculator
-from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, MIMO, QWEN, HeadFamily
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import Scope
 from tests.tiny import (
+    decode_prompts,
     greedy_reference,
     load_tiny,
     make_checkpoint,
@@ -41,9 +40,7 @@ CASES = [
 
 
 def decode(spec: Speculator, runner: Runner, prompts: list[list[int]]) -> list[list[int]]:
-    prefilled = prefill(spec, prompts, max_num_tokens=512)
-    begin_decoding(spec, runner.state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
-    return generate(runner, prefilled.last.tolist()).token_ids
+    return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=512).token_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

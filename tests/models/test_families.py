@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cgbench.engine.generate import generate
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
@@ -31,6 +30,7 @@ from tests.tiny import (
     CONFIGS,
     add_head,
     checkpoint_tensors,
+    decode_prompts,
     greedy_reference,
     load_tiny,
     make_checkpoint,
@@ -149,10 +149,8 @@ def test_a_checkpoint_of_the_layout_loads_whole_and_decodes_losslessly(
 
 
 def decode(spec: Speculator, prompts: list[list[int]], k: int) -> list[list[int]]:
-    state = make_state(spec, k, 5)
-    prefilled = prefill(spec, prompts, max_num_tokens=64)
-    begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
-    return generate(EagerRunner(spec, state), prefilled.last.tolist()).token_ids
+    runner = EagerRunner(spec, make_state(spec, k, 5))
+    return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=64).token_ids
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)

@@ -21,7 +21,7 @@ from cgbench.measure.audit.stepping import (
     where_of,
 )
 from cgbench.measure.audit.subject import Subject
-from cgbench.measure.audit.tokens import Judge
+from cgbench.measure.audit.tokens import Judge, first_difference
 
 NAME = "drafts"
 TITLE = "drafts are those of the head recomputed from the first token"
@@ -61,9 +61,7 @@ def _row(
     got = requests.rows.drafts[row].tolist()
     logits = reference_draft_logits(subject.spec.target, subject.spec.head, sequence, len(got))
     expected = logits.argmax(-1).tolist()
-    step = next(
-        (i for i, (ours, its) in enumerate(zip(expected, got, strict=True)) if ours != its), None
-    )
+    step = first_difference(expected, got)
     if step is None:
         return None
     ours, its = logits[step, expected[step]].item(), logits[step, got[step]].item()

@@ -12,10 +12,16 @@ import torch
 
 from cgbench.engine import iteration as stages
 from cgbench.engine.runner import Runner
-from cgbench.engine.state import ACTIVE, NO_TOKEN, DecodeState, Prefilled, RowState
+from cgbench.engine.state import (
+    ACTIVE,
+    NO_TOKEN,
+    UNLIMITED_TOKENS,
+    DecodeState,
+    Prefilled,
+    RowState,
+)
 from cgbench.measure.audit.findings import Difference, Where
 from cgbench.measure.audit.stepping import (
-    UNLIMITED_TOKENS,
     BucketRunner,
     Snapshot,
     begin,

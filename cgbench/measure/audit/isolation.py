@@ -13,6 +13,7 @@ from cgbench.engine.runner import Runner
 from cgbench.engine.state import RowState
 from cgbench.measure.audit.findings import Difference, Finding
 from cgbench.measure.audit.hints import Hints
+from cgbench.measure.audit.poison import fill_cache
 from cgbench.measure.audit.stepping import (
     STEPS,
     Prompts,
@@ -21,7 +22,6 @@ from cgbench.measure.audit.stepping import (
     conclude,
     copy_watched,
     decode,
-    fill_cache,
     first_unequal,
     padded_runners,
     prefill_prompts,
@@ -93,7 +93,7 @@ def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
     not their own number's slot, and what was its last row is padding now."""
     k = runner.state.spec_tokens
     batch_size = subject.largest(k)
-    fill_cache(subject, SENTINEL)
+    fill_cache(subject.spec.cache, SENTINEL)
     untouched = copy_watched(subject, k)
     begin(subject, runner.state, prefill_prompts(subject, tile(subject.prompts, batch_size)))
     others = torch.ones_like(write_window(subject, runner.state.rows(batch_size)))
@@ -145,7 +145,7 @@ def _reused_slots(subject: Subject, runner: Runner) -> Iterator[Difference]:
     batch_size = max(1, subject.largest(runner.state.spec_tokens) - 1)
     first = tile(subject.prompts, batch_size)
     second = [prompt[: (len(prompt) + 1) // 2] for prompt in reversed(first)]
-    fill_cache(subject, 0.0)
+    fill_cache(subject.spec.cache, 0.0)
     fresh = _steps(subject, runner, second)
     _tokens(subject, runner, first)
     for step, (got, expected) in enumerate(

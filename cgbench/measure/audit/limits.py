@@ -90,7 +90,7 @@ def _num_tokens(k: int) -> int:
 
 def _edge_prompts(subject: Subject, k: int) -> list[list[int]]:
     """Of the vocabulary's first and last token, some of them one token long."""
-    last = subject.last_token
+    last = subject.spec.target.last_token
     prompts = [[0], [last], [0, last, last, 0], [last, 0, 0]]
     return prompts[: subject.largest(k)]
 

@@ -17,6 +17,7 @@ from cgbench.engine.runner import Runner
 from cgbench.measure.audit.findings import Difference, Finding
 from cgbench.measure.audit.hidden import allowed_error
 from cgbench.measure.audit.hints import Hints
+from cgbench.measure.audit.poison import fill_cache, fill_scratch, poison_rows
 from cgbench.measure.audit.reference import relative_error
 from cgbench.measure.audit.stepping import (
     STEPS,
@@ -26,7 +27,6 @@ from cgbench.measure.audit.stepping import (
     committed_rows,
     conclude,
     copy_watched,
-    fill_cache,
     fill_where,
     first_rows,
     first_unequal,
@@ -68,7 +68,7 @@ def run(subject: Subject) -> Finding:
 
 def _clean(subject: Subject) -> None:
     """Poison is this check's own: nothing after it must meet any."""
-    fill_cache(subject, 0.0)
+    fill_cache(subject.spec.cache, 0.0)
     for state in subject.states.values():
         state.clear()
         state.full.hidden.zero_()
@@ -110,14 +110,9 @@ def poison(subject: Subject, runner: Runner, batch_size: int, value: float) -> N
     """Poison everything that a real row must not read, before an iteration."""
     state = runner.state
     padded = slice(batch_size, runner.num_rows(batch_size))
-    state.full.hidden[padded] = math.nan
-    state.full.chain[padded] = math.nan
-    state.full.last[padded] = subject.last_token
-    state.full.drafts[padded] = subject.last_token
-    beyond = rows_past(subject, state.rows(batch_size))
-    fill_where(subject, beyond, HUGE)
-    beyond.zero_()[subject.spec.cache.scratch_slot] = True
-    fill_where(subject, beyond, value)
+    poison_rows(state, padded, subject.spec.target.last_token)
+    fill_where(subject, rows_past(subject, state.rows(batch_size)), HUGE)
+    fill_scratch(subject.spec.cache, value)
 
 
 def _unequal(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cgbench.errors import BadInputError
 from cgbench.measure.audit.findings import Difference
+from cgbench.report.store import is_free
 
 README = """\
 What `cgbench audit` found wrong, with what it was found on.
@@ -29,7 +30,7 @@ def check_repro_folder(path: Path) -> None:
 
     Raises ``BadInputError``.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if not is_free(path):
         raise BadInputError(f"--repro {path}: exists already; choose a new or an empty folder")
 
 

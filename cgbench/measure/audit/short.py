@@ -17,11 +17,12 @@ from cgbench.engine.attention import Prefill, Rows
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.runner import Runner
-from cgbench.engine.state import OUT, DecodeState, Prefilled
+from cgbench.engine.state import OUT, UNLIMITED_TOKENS, DecodeState, Prefilled
 from cgbench.measure.audit.computed import mark_rows, rows_fault
+from cgbench.measure.audit.poison import fill_cache, fill_scratch, poison_rows
+from cgbench.measure.audit.tokens import first_difference
 
 STEPS = 4
-UNLIMITED_TOKENS = 1 << 40
 
 # Sums in float32 depend on the number of rows in their last bits: candidates whose logits are
 # closer than this part of the largest logit may change places. No fault lands so near every time.
@@ -43,15 +44,6 @@ def token_failure(spec: Speculator, prompts: Tokens, expected: Tokens, got: Toke
             continue
         return f"request {request}, token {position}: {_named(pair[1])}, not {_named(pair[0])}"
     return None
-
-
-def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
-    """The first position at which the two differ; the shorter's end where one begins the other."""
-    if expected == got:
-        return None
-    pairs = zip(expected, got, strict=False)
-    shorter = min(len(expected), len(got))
-    return next((i for i, (ours, its) in enumerate(pairs) if ours != its), shorter)
 
 
 def _named(token: Sequence[int]) -> str:
@@ -95,7 +87,7 @@ class StepAudit:
         if failure is None and expected is not None:
             failure = first_step_difference(expected, got, state.spec_tokens)
         if failure is not None:
-            _clear(self.spec)
+            fill_cache(self.spec.cache, 0.0)
             self.prefilled = self.prefill()
         return failure
 
@@ -130,40 +122,16 @@ class StepAudit:
         try:
             for _ in range(STEPS):
                 mark_rows(state)
-                _poison(self.spec, state, batch_size, bucket)
+                poison_rows(state, slice(batch_size, bucket), self.spec.target.last_token)
+                fill_scratch(self.spec.cache, nan)
                 step()
                 if fault := rows_fault(state, batch_size, bucket):
                     return fault
                 rows = state.rows(batch_size)
                 trace.append(torch.cat([rows.result, rows.drafts], dim=1))
         finally:
-            _fill_scratch(self.spec, 0.0)
+            fill_scratch(self.spec.cache, 0.0)
         return None
-
-
-def _poison(spec: Speculator, state: DecodeState, batch_size: int, bucket: int) -> None:
-    """Padded rows hold the last token of the vocabulary and hidden states that are no numbers, as
-    is everything in the scratch slot."""
-    full, padding = state.full, slice(batch_size, bucket)
-    for tokens in (full.last, full.drafts):
-        tokens[padding] = spec.target.vocab_size - 1
-    for states in (full.hidden, full.chain):
-        states[padding] = nan
-    _fill_scratch(spec, nan)
-
-
-def _clear(spec: Speculator) -> None:
-    for layer in spec.cache.layers.values():
-        layer.keys.zero_()
-        layer.values.zero_()
-
-
-def _fill_scratch(spec: Speculator, value: float) -> None:
-    cache = spec.cache
-    first = cache.scratch_slot * cache.room
-    for layer in cache.layers.values():
-        for tensor in (layer.keys, layer.values):
-            tensor[first : first + cache.room] = value
 
 
 def first_step_difference(

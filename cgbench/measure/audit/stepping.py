@@ -12,14 +12,13 @@ from cgbench.engine.iteration import iteration
 from cgbench.engine.kv import LayerKv
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
-from cgbench.engine.state import DecodeState, Prefilled, RowState
+from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled, RowState
 from cgbench.measure.audit.findings import Difference, Finding, Where, holds, wrong
 from cgbench.measure.audit.hints import HintedRunner
 from cgbench.measure.audit.subject import Subject
 from cgbench.report.schema import Mode, Scope
 
 PREFILL_TOKENS = 2048
-UNLIMITED_TOKENS = 1 << 40
 
 # Steps that a check takes from one prefill, where it looks at every one of them: half of what
 # any run has room for, however many drafts are accepted.
@@ -210,13 +209,6 @@ def by_slot(subject: Subject, tensor: Tensor) -> Tensor:
     """A KV tensor as ``[num_slots, room, H, D]``."""
     cache = subject.spec.cache
     return tensor.view(cache.num_slots, cache.room, *tensor.shape[1:])
-
-
-def fill_cache(subject: Subject, value: float) -> None:
-    """Every KV row of every layer and slot."""
-    for layer in subject.spec.cache.layers.values():
-        layer.keys.fill_(value)
-        layer.values.fill_(value)
 
 
 def fill_where(subject: Subject, mask: Tensor, value: float) -> None:

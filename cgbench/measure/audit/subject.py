@@ -59,11 +59,6 @@ class Subject:
         """
         return bool(self.spec.target.config._experts_implementation != "grouped_mm")
 
-    @property
-    def last_token(self) -> int:
-        """The vocabulary's last token that has an embedding."""
-        return int(self.spec.target.model.get_input_embeddings().weight.shape[0]) - 1
-
     def bucket_of(self, k: int, batch_size: int) -> int:
         """Rows that ``batch_size`` requests take: their bucket's, or their own without one."""
         bucket = self.plans[k].bucket_for(batch_size)

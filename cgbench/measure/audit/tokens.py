@@ -12,6 +12,15 @@ from cgbench.measure.audit.subject import Subject
 NEAR_TIE_NOISES = 2
 
 
+def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
+    """The first position at which the two differ; the shorter's end where one begins the other."""
+    if expected == got:
+        return None
+    pairs = zip(expected, got, strict=False)
+    shorter = min(len(expected), len(got))
+    return next((i for i, (ours, its) in enumerate(pairs) if ours != its), shorter)
+
+
 @dataclass
 class Judge:
     """Compares tokens with those expected, in the way that the dtype allows.
@@ -38,15 +47,13 @@ class Judge:
     ) -> Difference | None:
         """The first thing wrong in ``got``, tokens that follow ``prefix``; None if nothing is."""
         self.compared += 1
-        if got == expected:
-            return None
-        pairs = zip(expected, got, strict=False)
-        position = next((i for i, (ours, its) in enumerate(pairs) if ours != its), None)
-        inputs = _inputs(prefix, expected, got)
+        position = first_difference(expected, got)
         if position is None:
+            return None
+        inputs = _inputs(prefix, expected, got)
+        if position == min(len(got), len(expected)):
             text = f"{len(got)} tokens emitted where {len(expected)} were expected"
-            shorter = min(len(got), len(expected))
-            return Difference(text, replace(where, position=shorter), inputs=inputs)
+            return Difference(text, replace(where, position=position), inputs=inputs)
         logits = self.subject.plain.next_logits([*prefix, *expected[:position]])
         ours, its = logits[expected[position]].item(), logits[got[position]].item()
         self.margins.append(abs(ours - its))

@@ -10,7 +10,7 @@ import pandas as pd
 from cgbench.report.compare.statistics import Floats
 from cgbench.report.schema import LATENCY_KEY, RunRecord
 from cgbench.report.store import RunDirectory
-from cgbench.report.summary import CELL
+from cgbench.report.summary import CELL, stage_seconds
 
 BLOCK = [*CELL, "block"]
 
@@ -71,8 +71,7 @@ def block_times(samples: pd.DataFrame) -> pd.DataFrame:
     steps of one iteration summed. NaN where a block has none. A thin directory's samples, one a
     block with the gap as a stage of its own, come out as they went in.
     """
-    is_timed = samples["stage"] == "iteration"
-    timed = samples[is_timed]
+    timed = samples[samples["stage"] == "iteration"]
     by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCK)
     whole = pd.DataFrame(
         {
@@ -81,14 +80,8 @@ def block_times(samples: pd.DataFrame) -> pd.DataFrame:
             "host_gap": by_block["gap_s"].median(),
         }
     )
-    stages = _stage_times(samples[~is_timed])
+    stages = stage_seconds(samples, BLOCK)
     return whole.drop(columns=stages.columns, errors="ignore").join(stages, how="outer")
-
-
-def _stage_times(staged: pd.DataFrame) -> pd.DataFrame:
-    staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
-    one_iteration = staged.groupby([*BLOCK, "iteration", "stage"])["gpu_s"].sum()
-    return one_iteration.groupby([*BLOCK, "stage"]).median().unstack("stage")
 
 
 def _by_cell(blocks: pd.DataFrame) -> dict[tuple[Place, str], Floats]:

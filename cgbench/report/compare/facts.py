@@ -9,7 +9,7 @@ import pandas as pd
 from cgbench.report.compare.evidence import Evidence, Row
 from cgbench.report.compare.pairing import Pair
 from cgbench.report.compare.verdicts import FACTS, Gate, Line, Verdict
-from cgbench.report.schema import Phase, Scope
+from cgbench.report.schema import Phase
 
 # The driver's own bytes come in its pages and may differ between two runs of one build.
 GRAPH_FACTS = {"nodes": True, "pool_bytes": True, "driver_bytes": False}
@@ -69,9 +69,8 @@ def _fact(what: str, values: tuple[Any, Any], gate: Gate | None, **where: Any) -
 
 
 def _graph_place(phase: str, spec_tokens: int, bucket: int) -> dict[str, Any]:
-    scope = Scope.ITERATION if phase == Phase.ITERATION else Scope.PHASE
     place = f"{phase} graph, bucket {bucket}"
-    return {"scope": scope.value, "spec_tokens": spec_tokens, "place": place}
+    return {"scope": Phase(phase).scope.value, "spec_tokens": spec_tokens, "place": place}
 
 
 def _graphs(capture: pd.DataFrame) -> dict[tuple[str, int, int], dict[Any, Any]]:

@@ -29,13 +29,13 @@ from cgbench.report.compare.verdicts import (
     Metric,
     acceptance_rate,
 )
-from cgbench.report.schema import Phase, Scope, Status
+from cgbench.report.schema import Status
+from cgbench.report.summary import with_costs
 
 NO_EFFECT = Estimate(0.0)
 UNKNOWN = Estimate(nan, inf, 1)
 
 GRAPH = ["phase", "spec_tokens", "bucket"]
-CAPTURE_STEPS = ["warmup_ms", "capture_ms", "instantiate_ms"]
 
 Blocks: TypeAlias = Floats | None
 Counts: TypeAlias = Sequence[tuple[int, int]]
@@ -196,7 +196,4 @@ def capture_questions(base: Evidence, new: Evidence) -> Iterator[Question]:
 
 
 def _capture_seconds(capture: pd.DataFrame) -> pd.Series:
-    is_whole = capture["phase"] == Phase.ITERATION.value
-    scope = is_whole.map({True: Scope.ITERATION.value, False: Scope.PHASE.value})
-    seconds = capture[CAPTURE_STEPS].sum(axis=1) / 1e3
-    return capture.assign(scope=scope, seconds=seconds).set_index(["scope", *GRAPH])["seconds"]
+    return with_costs(capture).set_index(["scope", *GRAPH])["cost_ms"] / 1e3

@@ -23,6 +23,7 @@ from cgbench.report.store import (
     RECORD_FILE,
     SAMPLES_FILE,
     RunDirectory,
+    is_free,
 )
 from cgbench.report.summary import CELL, typed_frame
 
@@ -39,7 +40,7 @@ def write_thin(source: Path, path: Path) -> int:
     run = RunDirectory.open(source)
     if not run.record.complete:
         raise RunDirectoryError(f"--thin-baseline: {source} is not finished; cgbench run --resume")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_free(path):
         raise RunDirectoryError(f"--thin-baseline {path}: exists already; remove it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from cgbench.errors import BadInputError, ExitCode
+from cgbench.errors import BadInputError, ExitCode, foremost
 from cgbench.report.schema import Scope, Status
 
 
@@ -176,11 +176,13 @@ def decide_status(base: Status, new: Status) -> Verdict | None:
     return Verdict.SAME if base is new is Status.OOM else Verdict.NOT_COMPARABLE
 
 
+EXIT_CODES = {
+    Verdict.REGRESSED: ExitCode.ANSWER_IS_NO,
+    Verdict.NOT_COMPARABLE: ExitCode.CANNOT,
+    Verdict.INCONCLUSIVE: ExitCode.INCONCLUSIVE,
+}
+
+
 def exit_code(lines: Iterable[Line]) -> ExitCode:
-    """Of the gated lines: 1 > 3 > 4 > 0."""
-    verdicts = {line.verdict for line in lines if line.gated}
-    if Verdict.REGRESSED in verdicts:
-        return ExitCode.ANSWER_IS_NO
-    if Verdict.NOT_COMPARABLE in verdicts:
-        return ExitCode.CANNOT
-    return ExitCode.INCONCLUSIVE if Verdict.INCONCLUSIVE in verdicts else ExitCode.OK
+    """What the gated lines come to."""
+    return foremost([EXIT_CODES.get(line.verdict, ExitCode.OK) for line in lines if line.gated])
