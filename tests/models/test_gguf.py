@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,8 @@ from cgbench.errors import ModelError
 from cgbench.models.loading import load_model
 from cgbench.models.request import ModelRequest, plan_loading
 from tests.tiny import SHAPE, load_tiny, make_checkpoint
+
+gguf = pytest.importorskip("gguf")
 
 # llama.cpp's names of the tensors of a Llama layer.
 NAMES = {

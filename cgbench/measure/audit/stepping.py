@@ -78,8 +78,12 @@ def graph_runners(subject: Subject, k: int) -> list[Runner]:
 
 
 def padded_runners(subject: Subject, k: int) -> list[Runner]:
-    """Every runner that pads: eager over the bucket, and each graph scope."""
-    return [BucketRunner(subject, k), *graph_runners(subject, k)]
+    """Every runner that pads: each graph scope, or eager over the bucket where there is none.
+
+    Where there are graphs, eager runs without padding, as it is measured; ``parity`` holds eager
+    over the bucket against them.
+    """
+    return graph_runners(subject, k) or [BucketRunner(subject, k)]
 
 
 def tile(prompts: Prompts, batch_size: int) -> list[list[int]]:
