@@ -80,7 +80,7 @@ def audit(
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 24,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 16,
     context_len: Annotated[int, typer.Option(help="Tokens of a random prompt.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of prompts, poison and random weights.")] = 0,
     device: DeviceName = Device.AUTO,

@@ -66,7 +66,7 @@ class Speculator:
         if from_start and self.head.family.first_embed == "zeroed":
             embeds[:, 0] = 0
         rope = self.target.rope(embeds, positions)
-        return self.head(embeds, hidden, rope, positions, call)  # type: ignore[no-any-return]
+        return self.head(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
 
     def draft_logits(self, block_out: Tensor) -> tuple[Tensor, Tensor]:
         """``block_out [B, 1, H]`` to the logits ``[B, V]`` of a draft and the chain

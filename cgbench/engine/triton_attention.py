@@ -13,13 +13,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.engine.attention import Rows
 from cgbench.engine.kv import LayerKv
+from cgbench.engine.launch import early, launch_keywords
 
 # tl.dot wants at least 16 rows; the merge kernel loads all splits of a row as one tile.
 MIN_TILE = 16
 MAX_SPLITS = 32
+PROGRAMS_PER_MULTIPROCESSOR = 2
 LOG2_E = 1.4426950408889634
 
 # Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
@@ -46,7 +49,12 @@ def _store_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
+    if EARLY:
+        gdc_wait()
+        # The split kernel, which always follows, waits for this one.
+        gdc_launch_dependents()
     token = tl.program_id(0)
     b = token // query_len
     s = token % query_len
@@ -75,6 +83,7 @@ def _split_kernel(
     value_cache,
     slots,
     positions,
+    out,
     partial_out,
     partial_max,
     partial_sum,
@@ -95,7 +104,14 @@ def _split_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     PRECISION: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
+    if EARLY:
+        gdc_wait()
+        if not IS_WHOLE:
+            # The merge kernel follows. What comes after the last of the three is not known here.
+            gdc_launch_dependents()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
@@ -157,6 +173,14 @@ def _split_kernel(
         running_sum = running_sum * decay + tl.sum(p, 1)
         running_max = new_max
 
+    if IS_WHOLE:
+        whole_row = (b * QUERY_LEN + s) * (KV_HEADS * GROUP) + head
+        tl.store(
+            out + whole_row[:, None] * VALUE_DIM + dv[None, :],
+            (acc / running_sum[:, None]).to(out.dtype.element_ty),
+            mask=in_tile[:, None] & (dv < VALUE_DIM)[None, :],
+        )
+        return
     out_row = (tl.program_id(0) * num_splits + split) * (GROUP * QUERY_LEN) + m
     tl.store(partial_max + out_row, running_max, mask=in_tile)
     tl.store(partial_sum + out_row, running_sum, mask=in_tile)
@@ -180,7 +204,10 @@ def _merge_kernel(
     VALUE_DIM: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
+    if EARLY:
+        gdc_wait()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     m = tl.program_id(1)
@@ -222,6 +249,8 @@ def store(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
         BLOCK_H=triton.next_power_of_2(kv_heads),
         BLOCK_D=triton.next_power_of_2(key_dim),
         BLOCK_DV=triton.next_power_of_2(value_dim),
+        EARLY=early(key.device),
+        **launch_keywords(key.device),
     )
 
 
@@ -234,7 +263,12 @@ def decode(
     group = num_heads // kv_heads
     assert query.stride(3) == 1 and rows.positions.is_contiguous()
     num_splits = _num_splits(batch * kv_heads, _num_multiprocessors(query.device))
-    partial_shape = (batch * kv_heads, num_splits, group * query_len)
+    # One split is the whole: it goes straight to the output.
+    is_whole = num_splits == 1
+    out = torch.empty(
+        (batch, query_len, num_heads, value_dim), dtype=query.dtype, device=query.device
+    )
+    partial_shape = (0 if is_whole else batch * kv_heads, num_splits, group * query_len)
     partial_max = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
     partial_sum = torch.empty_like(partial_max)
     partial_out = torch.empty((*partial_shape, value_dim), dtype=torch.float32, device=query.device)
@@ -252,6 +286,7 @@ def decode(
         kv.values,
         rows.slots,
         rows.positions,
+        out,
         partial_out,
         partial_max,
         partial_sum,
@@ -266,20 +301,31 @@ def decode(
         BLOCK_N=32 if is_float32 else 64,
         BLOCK_D=max(MIN_TILE, triton.next_power_of_2(key_dim)),
         PRECISION="ieee" if is_float32 else "tf32",
+        IS_WHOLE=is_whole,
+        EARLY=early(query.device),
+        **launch_keywords(query.device),
         **shape,
     )
-    out = torch.empty(
-        (batch, query_len, num_heads, value_dim), dtype=query.dtype, device=query.device
-    )
-    _merge_kernel[(batch * kv_heads, group * query_len)](
-        partial_out, partial_max, partial_sum, out, num_splits, SPLITS=MAX_SPLITS, **shape
-    )
+    if not is_whole:
+        splits = triton.next_power_of_2(num_splits)
+        _merge_kernel[(batch * kv_heads, group * query_len)](
+            partial_out,
+            partial_max,
+            partial_sum,
+            out,
+            num_splits,
+            SPLITS=splits,
+            EARLY=early(query.device),
+            **launch_keywords(query.device),
+            **shape,
+        )
     return out
 
 
 def _num_splits(programs: int, multiprocessors: int) -> int:
-    """Splits over the keys that give every multiprocessor about two programs."""
-    return max(1, min(MAX_SPLITS, 2 * multiprocessors // programs))
+    """Splits over the keys that give every multiprocessor a few programs."""
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
+    return max(1, min(MAX_SPLITS, wanted // programs))
 
 
 @functools.cache

@@ -48,8 +48,8 @@ def _dispatch(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    layer_idx = module.layer_idx
-    assert isinstance(layer_idx, int)
+    # A compiler is shown the number as a tensor: see engine/operators.py.
+    layer_idx: Any = module.layer_number if torch.compiler.is_compiling() else module.layer_idx
     out = attention_call.attend(
         layer_idx,
         query,

@@ -15,6 +15,7 @@ from cgbench.models.checkpoint import check_files, first_line
 from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
+from cgbench.models.packing import pack_projections
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.support import auto_class_for
 from cgbench.models.target import Target
@@ -52,6 +53,9 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     random_weights = plan.request.preset is not None
     target = Target(_make_target(plan) if random_weights else _load_target(plan))
     head = _make_head(plan, target) if random_weights else _load_head(plan, target)
+    for module in (target.model, head):
+        if module is not None:
+            pack_projections(module)
     return LoadedModel(
         target=target,
         head=head,

@@ -1,0 +1,24 @@
+"""How the Triton kernels are launched: on Hopper and later, before the kernel ahead has ended.
+
+Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
+it right: such a kernel waits (``gdc_wait``) before it touches memory that any other kernel writes,
+and lets its own successor begin early only where that one is known to wait too.
+"""
+
+import functools
+from typing import Any
+
+import torch
+
+HOPPER = (9, 0)
+
+
+@functools.cache
+def early(device: torch.device) -> bool:
+    """Whether kernels on ``device`` may begin before the one ahead has ended."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
+
+
+def launch_keywords(device: torch.device) -> dict[str, Any]:
+    """What a launch is told on ``device``."""
+    return {"launch_pdl": True} if early(device) else {}

@@ -1,0 +1,196 @@
+"""Linear layers of few rows, in Triton: bound by reading the weights once, and close to it.
+
+A verify step of one request multiplies k + 1 rows by every weight. cuBLAS leaves a quarter of the
+read bandwidth there. Here each program streams a tile of the weights, the rows are the narrow side
+of the tensor cores' product, and K is split until the device has enough reads under way; the last
+program of a tile to arrive adds the splits in their order, so that the sum is the same every time.
+
+A program waits for its rows only after it is set up: see ``launch``.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
+
+from cgbench.engine.launch import early, launch_keywords
+
+MAX_ROWS = 32
+"""Above it cuBLAS is no slower."""
+
+# More outputs than any vocabulary has, in the narrowest tiles.
+MAX_TILES = 1 << 14
+MAX_SPLITS = 8
+# An H200's: the tilings were found there, and depend on how much is under way at once.
+MULTIPROCESSORS = 132
+ALIGNMENT = 16
+LEAST_WEIGHTS = 1 << 18
+
+
+class Tiling(NamedTuple):
+    """How one product is cut up: ``block_n`` outputs by ``block_k`` inputs, K in ``splits``."""
+
+    block_n: int
+    block_k: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def _linear_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    partial,
+    arrived,
+    num_rows,
+    num_outputs,
+    num_inputs,
+    x_stride,
+    HAS_BIAS: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    m = tl.arange(0, BLOCK_M)
+    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    blocks = tl.cdiv(tl.cdiv(num_inputs, BLOCK_K), SPLITS)
+    low = split * blocks * BLOCK_K
+    high = tl.minimum(low + blocks * BLOCK_K, num_inputs)
+    is_row = m < num_rows
+    is_output = n < num_outputs
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    from_weight = weight + n.to(tl.int64)[:, None] * num_inputs
+    if EARLY:
+        gdc_wait()
+    for k0 in range(low, high, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        if IS_EVEN:
+            w = tl.load(from_weight + k[None, :], eviction_policy="evict_first")
+        else:
+            w = tl.load(
+                from_weight + k[None, :],
+                mask=is_output[:, None] & (k < high)[None, :],
+                other=0.0,
+                eviction_policy="evict_first",
+            )
+        rows = tl.load(
+            x + m[None, :] * x_stride + k[:, None],
+            mask=is_row[None, :] & (k < high)[:, None],
+            other=0.0,
+        )
+        acc = tl.dot(w, rows, acc)
+
+    to_partial = m[None, :] * num_outputs + n[:, None]
+    keep = is_row[None, :] & is_output[:, None]
+    is_last = True
+    if SPLITS > 1:
+        tl.store(partial + split * num_rows * num_outputs + to_partial, acc, mask=keep)
+        # All of this program's stores before its arrival is counted.
+        tl.debug_barrier()
+        is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
+    if is_last:
+        if SPLITS > 1:
+            acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            for s in range(SPLITS):
+                acc += tl.load(
+                    partial + s * num_rows * num_outputs + to_partial,
+                    mask=keep,
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+            tl.store(arrived + tile, 0)
+        if HAS_BIAS:
+            acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
+        tl.store(out + to_partial, acc.to(out.dtype.element_ty), mask=keep)
+
+
+def can_stream(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``linear`` takes these: few rows, half precision, aligned, and weights enough for
+    their reading to be what counts."""
+    return (
+        x.is_cuda
+        and x.numel() <= MAX_ROWS * x.shape[-1]
+        and weight.dtype in (torch.bfloat16, torch.float16)
+        and weight.is_contiguous()
+        and weight.shape[1] % ALIGNMENT == 0
+        and weight.numel() >= LEAST_WEIGHTS
+    )
+
+
+def tiling_of(num_rows: int, num_outputs: int) -> Tiling:
+    """The best of those tried on an H200 over the shapes of a 7B model, for up to 16 rows and up
+    to 32. Source: results/h200/linear.md."""
+    tiles = triton.cdiv(num_outputs, 64)
+    if tiles >= 2 * MULTIPROCESSORS:
+        return Tiling(128, 128, 1, 8, 3) if num_rows <= 16 else Tiling(128, 64, 1, 4, 4)
+    programs = 2 * MULTIPROCESSORS if num_rows <= 16 else 3 * MULTIPROCESSORS // 2
+    return Tiling(64, 128, _power_of_2_to(min(MAX_SPLITS, programs // tiles)), 4, 4)
+
+
+def _power_of_2_to(number: int) -> int:
+    return 1 << (max(1, number).bit_length() - 1)
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tiling: Tiling | None = None,
+) -> Tensor:
+    """``x [..., K]`` of at most ``MAX_ROWS`` rows times ``weight [N, K]``: ``[..., N]``, in the
+    default ``tiling`` of its size."""
+    rows = x.reshape(-1, x.shape[-1])
+    num_rows, num_inputs = rows.shape
+    num_outputs = weight.shape[0]
+    tiling = tiling or tiling_of(num_rows, num_outputs)
+    assert rows.stride(1) == 1 and weight.is_contiguous()
+    tiles = triton.cdiv(num_outputs, tiling.block_n)
+    assert tiles <= MAX_TILES
+    out = torch.empty(num_rows, num_outputs, dtype=x.dtype, device=x.device)
+    partial_size = tiling.splits * num_rows * num_outputs if tiling.splits > 1 else 0
+    partial = torch.empty(partial_size, dtype=torch.float32, device=x.device)
+    is_even = (
+        num_inputs % (tiling.block_k * tiling.splits) == 0 and num_outputs % tiling.block_n == 0
+    )
+    _linear_kernel[(tiles, tiling.splits)](
+        rows,
+        weight,
+        bias,
+        out,
+        partial,
+        _arrived(x.device),
+        num_rows,
+        num_outputs,
+        num_inputs,
+        rows.stride(0),
+        HAS_BIAS=bias is not None,
+        IS_EVEN=is_even,
+        BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
+        BLOCK_N=tiling.block_n,
+        BLOCK_K=tiling.block_k,
+        SPLITS=tiling.splits,
+        EARLY=early(x.device),
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+        **launch_keywords(x.device),
+    )
+    return out.view(*x.shape[:-1], num_outputs)
+
+
+@functools.cache
+def _arrived(device: torch.device) -> Tensor:
+    """Programs of each tile that have arrived: zero before and after every launch. Kept for ever:
+    a graph that was captured with it holds its address."""
+    return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
