@@ -18,9 +18,11 @@ from cgbench.errors import RunDirectoryError
 from cgbench.report.command import flag_name
 from cgbench.report.schema import (
     ACCEPTANCE,
+    BLOCKS,
     CAPTURE,
     LATENCY,
     SAMPLES,
+    Block,
     Cell,
     Column,
     GraphCost,
@@ -35,6 +37,7 @@ from cgbench.report.summary import (
     samples_frame,
     typed_frame,
     with_break_even,
+    with_defaults,
 )
 from cgbench.report.tables import latency_markdown
 
@@ -42,6 +45,7 @@ RECORD_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
 CAPTURE_FILE = "capture.csv"
 SAMPLES_FILE = "samples.parquet"
+BLOCKS_FILE = "blocks.csv"
 ACCEPTANCE_FILE = "acceptance.csv"
 TOKENS_FILE = "tokens.jsonl"
 MARKDOWN_FILE = "latency.md"
@@ -124,6 +128,7 @@ class RunDirectory:
         directory = cls(path, RunRecord.from_json(text, file))
         directory.samples()
         directory.acceptance()
+        directory.blocks()
         directory.capture()
         return directory
 
@@ -148,6 +153,13 @@ class RunDirectory:
         """Raw samples of the finished groups, in seconds (``SAMPLES``)."""
         return self._finished(self._read(SAMPLES_FILE, SAMPLES, pd.read_parquet))
 
+    def blocks(self) -> pd.DataFrame:
+        """Every timed block of the finished groups, kept or not (``BLOCKS``); none in a thin
+        directory, and in one from before there was telemetry."""
+        if not (self.path / BLOCKS_FILE).exists():
+            return typed_frame([], BLOCKS)
+        return self._finished(self._read_csv(BLOCKS_FILE, BLOCKS))
+
     def tokens(self) -> list[dict[str, Any]]:
         """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
         file = self.path / TOKENS_FILE
@@ -161,7 +173,11 @@ class RunDirectory:
             raise _damaged(file, error) from error
 
     def write_group(
-        self, cells: Sequence[Cell], samples: Sequence[Sample], tokens: Sequence[TokenRow] = ()
+        self,
+        cells: Sequence[Cell],
+        samples: Sequence[Sample],
+        tokens: Sequence[TokenRow] = (),
+        blocks: Sequence[Block] = (),
     ) -> None:
         """Add one batch size: all its scopes and k. ``latency.csv``, last, makes it finished."""
         new_samples = samples_frame(samples)
@@ -171,6 +187,7 @@ class RunDirectory:
         latency = _appended(self.latency(), new)
         self._write_samples(_appended(self.samples(), new_samples))
         self._write_csv(ACCEPTANCE_FILE, _appended(self.acceptance(), acceptance_frame(cells)))
+        self._write_csv(BLOCKS_FILE, _appended(self.blocks(), typed_frame(blocks, BLOCKS)))
         if tokens:
             self._write_tokens([*self.tokens(), *(row._asdict() for row in tokens)])
         self._write_csv(CAPTURE_FILE, with_break_even(self.capture(), latency))
@@ -196,6 +213,7 @@ class RunDirectory:
         """Every file with no rows, so that one that is missing later is known to be lost."""
         self._write_samples(typed_frame([], SAMPLES))
         self._write_csv(ACCEPTANCE_FILE, typed_frame([], ACCEPTANCE))
+        self._write_csv(BLOCKS_FILE, typed_frame([], BLOCKS))
         self._write_csv(CAPTURE_FILE, typed_frame([], CAPTURE))
         self._write_csv(LATENCY_FILE, typed_frame([], LATENCY))
         self._write_text(RECORD_FILE, self.record.to_json())
@@ -240,6 +258,8 @@ class RunDirectory:
             frame = read(file)
         except (OSError, ValueError) as error:
             raise _damaged(file, error) from error
+        missing = [each for each in columns if each.added and each.name not in frame]
+        frame = with_defaults(frame, missing)
         if list(frame.columns) != [column.name for column in columns]:
             raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
         return frame

@@ -5,8 +5,10 @@ All of it can be computed again from ``samples.parquet`` and ``acceptance.csv``.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from math import isfinite, nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cgbench.report.schema import (
@@ -22,8 +24,10 @@ from cgbench.report.schema import (
     Sample,
     Scope,
 )
+from cgbench.statistics import CONFIDENCE, Estimate, blocks_estimate, processes_estimate
 
 CELL = ["scope", "spec_tokens", "batch_size"]
+BLOCK = ["process", "block"]
 GRAPHS = ["scope", "spec_tokens", "bucket"]
 
 
@@ -31,6 +35,14 @@ def typed_frame(rows: Iterable[Any], columns: Sequence[Column]) -> pd.DataFrame:
     """Rows (tuples, or mappings that may lack columns) as a frame of the declared dtypes."""
     frame = pd.DataFrame(rows, columns=[column.name for column in columns])
     return frame.astype({column.name: column.dtype for column in columns})
+
+
+def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFrame:
+    """``frame`` with the columns that it was written without, each row at the column's default."""
+    for column in missing:
+        value = pd.NA if column.default is None and column.dtype != "float64" else column.default
+        frame[column.name] = pd.Series(value, index=frame.index, dtype=column.dtype)
+    return frame
 
 
 def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
@@ -78,11 +90,12 @@ def _facts(cell: Cell) -> dict[str, Any]:
 
 
 def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
-    """Statistics of the timed pass, one row a cell."""
+    """Statistics of the timed pass, one row a cell; of the blocks that count."""
     timed = samples[samples["stage"] == "iteration"]
     gap_s = timed["wall_s"] - timed["gpu_s"]
     by_cell = timed.assign(gap_s=gap_s).groupby(CELL)
     gpu_s = by_cell["gpu_s"]
+    blocks = timed.groupby([*CELL, *BLOCK])["gpu_s"].median()
     return pd.DataFrame(
         {
             "iterations": gpu_s.count(),
@@ -91,8 +104,24 @@ def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
             "iteration_p99_ms": gpu_s.quantile(0.99) * 1e3,
             "host_gap_p50_ms": by_cell["gap_s"].median() * 1e3,
             "mean_wall_s": by_cell["wall_s"].mean(),
+            "blocks": blocks.groupby(CELL).count(),
+            "half_width_frac": np.log(blocks).groupby(CELL).agg(_half_width),
         }
     )
+
+
+def _half_width(log_medians: pd.Series) -> float:
+    half_width = unit_estimate(log_medians).half_width(CONFIDENCE)
+    return half_width if isfinite(half_width) else nan
+
+
+def unit_estimate(values: pd.Series) -> Estimate:
+    """The estimate of one cell from ``values`` a block, indexed by process and block: the process
+    is the unit of evidence where there are several."""
+    by_process = values.groupby("process", sort=True)
+    if by_process.ngroups > 1:
+        return processes_estimate(by_process.median().to_numpy("float64"))
+    return blocks_estimate(values.to_numpy("float64"))
 
 
 def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +134,7 @@ def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     ``CELL`` among them; the draft steps of one iteration are summed."""
     staged = samples[samples["stage"] != "iteration"]
     staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
-    per_iteration = staged.groupby([*CELL, "block", "iteration", "stage"])["gpu_s"].sum()
+    per_iteration = staged.groupby([*CELL, *BLOCK, "iteration", "stage"])["gpu_s"].sum()
     return per_iteration.groupby([*by, "stage"]).median().unstack("stage")
 
 
