@@ -23,7 +23,7 @@ Floats: TypeAlias = NDArray[np.float64]
 CONFIDENCE = 0.95
 """Of the half-width that a run reports and stops by."""
 
-# More would ask for over nineteen times the blocks, and of few blocks nothing tells it from a trend.
+# More would ask for over nineteen times the blocks; in few blocks it looks like a trend.
 MAX_CORRELATION = 0.9
 
 

@@ -35,7 +35,7 @@ from cgbench.cli.head_flags import (
     HeadRef,
     wiring,
 )
-from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
+from cgbench.cli.parsing import parse_fraction, parse_ints, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode, foremost
 from cgbench.report.schema import Status
@@ -80,8 +80,29 @@ def run(
     ] = 256,
     iterations: Annotated[
         int | None,
-        typer.Option(help="Timed iterations per cell. Default: 100 on CUDA, 40 on CPU."),
+        typer.Option(
+            help="Timed iterations of a block at k = 0; at other k, those that span the same "
+            "context. Default: 24 on CUDA, 16 on CPU."
+        ),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="Time blocks until every graph cell's median is known to this share."),
+    ] = "0.5%",
+    min_time: Annotated[
+        float | None,
+        typer.Option(help="Seconds of timing per batch size, at least. Default: 1, or --max-time."),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of timing per batch size, at most, but 8 blocks in any case. "
+            "Default: 30 on CUDA, 10 on CPU."
+        ),
+    ] = None,
+    cold_l2: Annotated[
+        bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")
+    ] = False,
     acceptance: Annotated[
         str | None,
         typer.Option(
@@ -135,6 +156,10 @@ def run(
         "max_new_tokens": max_new_tokens,
         "context_len": context_len,
         "iterations": iterations,
+        "precision": parse_fraction("--precision", precision),
+        "min_time": min_time,
+        "max_time": max_time,
+        "cold_l2": cold_l2,
         "acceptance": acceptance,
         "ignore_eos": ignore_eos,
         "seed": seed,
@@ -156,6 +181,7 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
     """The main job; returns every cell's status."""
     use_passive_threads()
     from cgbench.measure.setup import make_record
+    from cgbench.measure.telemetry import Watch, open_telemetry
     from cgbench.report.store import RunDirectory
     from cgbench.report.tables import latency_table, to_json
 
@@ -167,7 +193,9 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
         say(note)
     try:
         _capture(bench, directory)
-        _measure(bench, directory, save_tokens=arguments["save_tokens"])
+        with open_telemetry(bench.device) as telemetry:
+            bench.watch = Watch(telemetry)
+            _measure(bench, directory, save_tokens=arguments["save_tokens"])
     finally:
         bench.release()
     frame = directory.finish()
@@ -196,15 +224,18 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             tokens = group.tokens if save_tokens else ()
-            directory.write_group(group.cells, group.samples, tokens)
+            directory.write_group(group.cells, group.samples, tokens, group.blocks)
             say_when_piped(f"measured batch size {batch_size}")
-            _report(group.failures, directory)
+            _report([*map(_failed, group.failures), *group.doubts], directory)
 
 
-def _report(failures: list[str], directory: "RunDirectory") -> None:
-    """Cells that answer wrongly are told at once, and kept in the record."""
-    for failure in failures:
-        line = f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+def _failed(failure: str) -> str:
+    return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+
+
+def _report(lines: list[str], directory: "RunDirectory") -> None:
+    """What is wrong with a group is told at once, and kept in the record."""
+    for line in lines:
         directory.record.warnings.append(line)
         say(line)
 

@@ -72,4 +72,4 @@ def doubt(rule: UntilPrecise, medians: Mapping[str, Sequence[float]]) -> str | N
 
 
 def _percent(fraction: float | None) -> str:
-    return "nothing, for no two blocks were kept" if fraction is None else f"{100 * fraction:.2g} %"
+    return "nothing, for no two blocks were kept" if fraction is None else f"{100 * fraction:.3g} %"

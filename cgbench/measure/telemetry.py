@@ -42,6 +42,21 @@ class NoTelemetry:
         return None
 
 
+class Watch:
+    """Telemetry over a run: ``latest`` reading, and the processes ``at_start``, which were on the
+    GPU when the run began to measure, this one among them."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self.latest = telemetry.read()
+        self.at_start: frozenset[int] = self.latest.processes if self.latest else frozenset()
+
+    def read(self) -> Reading | None:
+        """A new reading, which is the ``latest`` from now on."""
+        self.latest = self._telemetry.read()
+        return self.latest
+
+
 @dataclass(frozen=True, slots=True)
 class NvmlTelemetry:
     """One GPU by its NVML handle. What this GPU or driver does not tell is None in a reading."""

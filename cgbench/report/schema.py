@@ -177,6 +177,7 @@ BLOCKS = (
     Column("discarded", "string", "why it does not count; empty where it does"),
     Column("iterations", "int64", "timed iterations"),
     Column("iteration_p50_s", "float64", "their median GPU time (wall time on CPU)"),
+    Column("mean_context_len", "float64", "mean KV rows per request over them"),
     Column("sm_clock_mhz", "Int64", "just after the block, as all that follows"),
     Column("memory_clock_mhz", "Int64", "clock of the device's memory"),
     Column("temperature_c", "Int64", "of the GPU"),
@@ -234,6 +235,7 @@ class Block(NamedTuple):
     discarded: str | None
     iterations: int
     iteration_p50_s: float
+    mean_context_len: float
     sm_clock_mhz: int | None
     memory_clock_mhz: int | None
     temperature_c: int | None

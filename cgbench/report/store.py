@@ -35,6 +35,7 @@ from cgbench.report.summary import (
     capture_frame,
     latency_frame,
     samples_frame,
+    telemetry_summary,
     typed_frame,
     with_break_even,
     with_defaults,
@@ -204,6 +205,7 @@ class RunDirectory:
     def finish(self) -> pd.DataFrame:
         """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""
         latency = self.latency()
+        self.record.telemetry = telemetry_summary(self.blocks())
         self._write_text(MARKDOWN_FILE, latency_markdown(latency, self.record))
         self.record.complete = True
         self._write_text(RECORD_FILE, self.record.to_json())

@@ -197,3 +197,26 @@ def _gains(latency: pd.DataFrame) -> pd.Series:
     p50_ms = replayed["iteration_p50_ms"]
     gain_ms = p50_ms * replayed["speedup_vs_eager"] - p50_ms
     return replayed.assign(gain_ms=gain_ms).groupby(GRAPHS)["gain_ms"].last()
+
+
+TOLD = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
+
+
+def telemetry_summary(blocks: pd.DataFrame) -> dict[str, Any]:
+    """What ``run.json`` says of the GPU over all timed blocks: min, median and max of its clocks,
+    temperature and power, what held the clocks back, and how many blocks were discarded for what.
+    A part that nothing told is left out."""
+    told = [name for name in TOLD if blocks[name].notna().any()]
+    reasons = blocks["throttle_reasons"].dropna().str.split(";").explode()
+    others = blocks["other_processes"].dropna()
+    return {
+        **{name: _spread(blocks[name].dropna().astype("float64")) for name in told},
+        **({"throttle_reasons": sorted(reasons.unique())} if told else {}),
+        **({"other_processes": int(others.max())} if len(others) else {}),
+        "blocks": len(blocks),
+        "discarded": blocks["discarded"].dropna().value_counts().to_dict(),
+    }
+
+
+def _spread(values: pd.Series) -> dict[str, float]:
+    return {"min": values.min(), "median": values.median(), "max": values.max()}

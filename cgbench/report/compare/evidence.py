@@ -99,7 +99,7 @@ def block_times(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_cell(blocks: pd.DataFrame) -> dict[tuple[Place, str], Observed]:
-    """``blocks`` apart by cell and column, and drawn together by process where there are several."""
+    """``blocks`` apart by cell and column, drawn together by process where there are several."""
     by_process = blocks.index.get_level_values("process").nunique() > 1
     if by_process:
         blocks = blocks.groupby([*CELL, "process"]).median()
