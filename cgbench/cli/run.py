@@ -37,6 +37,7 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.parsing import parse_fraction, parse_ints, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
+from cgbench.cli.processes import measure_in_processes
 from cgbench.errors import BadInputError, ExitCode, foremost
 from cgbench.report.schema import Status
 
@@ -100,6 +101,9 @@ def run(
             "Default: 30 on CUDA, 10 on CPU."
         ),
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Measure all of it again in N fresh processes.")
+    ] = 1,
     cold_l2: Annotated[
         bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")
     ] = False,
@@ -159,6 +163,7 @@ def run(
         "precision": parse_fraction("--precision", precision),
         "min_time": min_time,
         "max_time": max_time,
+        "processes": processes,
         "cold_l2": cold_l2,
         "acceptance": acceptance,
         "ignore_eos": ignore_eos,
@@ -179,11 +184,25 @@ def run(
 
 def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
     """The main job; returns every cell's status."""
+    from cgbench.report.tables import latency_table, to_json
+
+    measure_all = measure if arguments["processes"] == 1 else measure_in_processes
+    directory = measure_all(arguments, path, resume=resume)
+    frame = directory.latency()
+    if as_json:
+        typer.echo(to_json(frame, directory.record, path))
+    else:
+        console().print(latency_table(frame, directory.record.model["label"]))
+        say(f"written to {path}")
+    return {Status(status) for status in frame["status"]}
+
+
+def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory":
+    """Load, capture, measure and write, in this process; returns the finished run."""
     use_passive_threads()
     from cgbench.measure.setup import make_record
     from cgbench.measure.telemetry import Watch, open_telemetry
     from cgbench.report.store import RunDirectory
-    from cgbench.report.tables import latency_table, to_json
 
     RunDirectory.check(path, resume=resume)
     bench, notes = prepare(arguments)
@@ -198,13 +217,8 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
             _measure(bench, directory, save_tokens=arguments["save_tokens"])
     finally:
         bench.release()
-    frame = directory.finish()
-    if as_json:
-        typer.echo(to_json(frame, directory.record, path))
-    else:
-        console().print(latency_table(frame, bench.model.label))
-        say(f"written to {path}")
-    return {Status(status) for status in frame["status"]}
+    directory.finish()
+    return directory
 
 
 def _capture(bench: "Bench", directory: "RunDirectory") -> None:

@@ -62,7 +62,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     options = RunOptions(
         spec_tokens=tuple(sorted({0, *arguments["spec_tokens"]})),
         batch_sizes=tuple(arguments["batch_sizes"]),
-        scopes=(Scope.EAGER,) if on_cpu else tuple(arguments["scopes"]),
+        scopes=(Scope.EAGER,) if on_cpu else tuple(map(Scope, arguments["scopes"])),
         max_batch_size=max(arguments["batch_sizes"]) if max_num_seqs is None else max_num_seqs,
         policy=arguments["policy"],
         capture_sizes=tuple(arguments["capture_sizes"]),

@@ -7,7 +7,7 @@ never read, and are gone at the next write.
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -202,6 +202,25 @@ class RunDirectory:
         self._write_csv(CAPTURE_FILE, capture_frame(costs, self.latency()))
         self._write_text(RECORD_FILE, self.record.to_json())
 
+    def write_merged(
+        self,
+        *,
+        latency: pd.DataFrame,
+        samples: pd.DataFrame,
+        blocks: pd.DataFrame,
+        acceptance: pd.DataFrame,
+        capture: pd.DataFrame,
+        tokens: list[dict[str, Any]],
+    ) -> None:
+        """Every group at once, as ``merge_runs`` has them; again, where it was killed before."""
+        self._write_samples(samples)
+        self._write_csv(ACCEPTANCE_FILE, acceptance)
+        self._write_csv(BLOCKS_FILE, blocks)
+        if tokens:
+            self._write_tokens(tokens)
+        self._write_csv(CAPTURE_FILE, with_break_even(capture, latency))
+        self._write_csv(LATENCY_FILE, latency)
+
     def finish(self) -> pd.DataFrame:
         """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""
         latency = self.latency()
@@ -271,11 +290,17 @@ def _differing(begun: RunRecord, asked: RunRecord) -> list[str]:
     """What keeps the groups of two records from standing in one table, by its name."""
     old, new = begun.measured_arguments, asked.measured_arguments
     return [
-        *(flag_name(name) for name in old | new if old.get(name) != new.get(name)),
+        *differing_flags(old, new),
         *(name for name in ONE_RUN if begun.environment.get(name) != asked.environment.get(name)),
         *(["model"] if begun.model.get("fingerprint") != asked.model.get("fingerprint") else []),
         *(["--prompts"] if begun.workload.get("sha256") != asked.workload.get("sha256") else []),
     ]
+
+
+def differing_flags(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The flags that two records' arguments do not have alike."""
+    names = dict.fromkeys([*old, *new])
+    return [flag_name(name) for name in names if old.get(name) != new.get(name)]
 
 
 def is_free(path: Path) -> bool:

@@ -66,8 +66,17 @@ def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
     ``cells`` must hold every scope and k of their batch sizes, for the speed-ups are ratios
     between rows. A cell without samples keeps its facts and has no timings.
     """
-    facts = pd.DataFrame([_facts(cell) for cell in cells])
-    frame = facts.join(_iteration_times(samples), on=CELL).join(_stage_medians(samples), on=CELL)
+    return with_timings(pd.DataFrame([_facts(cell) for cell in cells]), samples)
+
+
+def with_timings(facts: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """``facts``, a row a cell with what no sample tells, with all that samples tell put in; as
+    ``latency_frame``."""
+    timings = [_iteration_times(samples), _stage_medians(samples)]
+    stale = [name for timing in timings for name in timing if name in facts]
+    frame = facts.drop(columns=stale)
+    for timing in timings:
+        frame = frame.join(timing, on=CELL)
     length, wall_s = frame["mean_acceptance_length"], frame["mean_wall_s"]
     frame["tpot_ms"] = wall_s / length * 1e3
     frame["output_tok_per_s"] = frame["batch_size"] * length / wall_s

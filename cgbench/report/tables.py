@@ -75,7 +75,7 @@ SHOWN = (
     Shown("tok/s", "output_tok_per_s", "{:.1f}"),
     Shown("vs eager", "speedup_vs_eager", "{:.2f}x"),
     Shown("vs no spec", "speedup_vs_no_spec", "{:.2f}x"),
-    Shown("discarded [blocks]", "discarded_blocks"),
+    Shown("discarded", "discarded_blocks"),
     Shown("status", "status"),
 )
 

@@ -28,7 +28,7 @@ cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 --ignore-eo
 
 | scope | k | batch [req] | bucket [req] | iteration p50 [ms] | +/- | p99 [ms] | verify [ms] \
 | draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec \
-| discarded [blocks] | status |
+| discarded | status |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
 | eager | 0 | 2 |  | 10.000 |  | 11.960 |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x |  | ok |
