@@ -44,7 +44,7 @@ def test_two_processes_are_one_run(finished: tuple[Done, RunDirectory]) -> None:
 def test_compare_counts_processes(finished: tuple[Done, RunDirectory], tmp_path: Path) -> None:
     path = finished[1].path
     done = cgbench("compare", path, path, "--format", "json", "--gate", "iteration,eager")
-    lines = [line for line in json.loads(done.stdout)["lines"]]
+    lines = json.loads(done.stdout)["lines"]
     lines = [line for line in lines if line["what"] == "iteration latency"]
     assert done.code == 0 and len(lines) == 4
     assert {(line["verdict"], line["base_blocks"]) for line in lines} == {("same", 2)}

@@ -114,5 +114,8 @@ def test_another_l2_is_another_cell(tmp_path: Path) -> None:
         return replace(cell, l2="cold")
 
     paths = [Made().write(tmp_path / "warm"), Made(edit=cold).write(tmp_path / "cold")]
+    again = compare(paths[1], paths[1], Rules())
+    assert {line.verdict for line in again.lines} == {Verdict.SAME}
+    assert not {"TPOT", "host gap"} & {line.what for line in again.lines}
     (line,) = compare(paths[0], paths[1], Rules()).lines
     assert line.verdict is Verdict.NOT_COMPARABLE and line.reason == "l2: warm in BASE, cold in NEW"

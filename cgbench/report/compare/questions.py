@@ -22,7 +22,7 @@ from cgbench.report.compare.verdicts import (
     Metric,
     acceptance_rate,
 )
-from cgbench.report.schema import Status
+from cgbench.report.schema import COLD, Status
 from cgbench.report.summary import with_costs
 from cgbench.statistics import Estimate, median_estimate
 
@@ -67,10 +67,11 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
         times = base.observed.get((place, column)), new.observed.get((place, column))
         if metric is ITERATION or not all(each is None for each in times):
             yield _of_blocks(metric, place, *times)
-    yield _host_gap(place, *(run.observed.get((place, "host_gap")) for run in (base, new)))
-    walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
     counts = tuple(run.counts.get(place, []) for run in (base, new))
-    yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]))
+    if pair.base["l2"] != COLD:  # whose wall time would hold the flush
+        yield _host_gap(place, *(run.observed.get((place, "host_gap")) for run in (base, new)))
+        walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
+        yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]))
     if place.spec_tokens:
         yield from _acceptance(place, *counts)
     yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
