@@ -55,7 +55,8 @@ def _is_finished(part: Path, arguments: dict[str, Any]) -> bool:
 
     Raises ``RunDirectoryError`` where it was asked for otherwise.
     """
-    from cgbench.report.store import RunDirectory, differing_flags
+    from cgbench.report.differing import differing_flags
+    from cgbench.report.store import RunDirectory
 
     if not (part / "run.json").exists():
         shutil.rmtree(part, ignore_errors=True)

@@ -25,7 +25,8 @@ from cgbench.measure.rounds import begin_timed, block_rows, deciding, time_round
 from cgbench.measure.stopping import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.measure.timing import Flush, StageTimer, eager_stages, graph_stages, l2_flush
 from cgbench.measure.workload import sha256_of
-from cgbench.report.schema import COLD, WARM, Block, Cell, Mode, Sample, Scope, Status, TokenRow
+from cgbench.report.block_schema import Block
+from cgbench.report.schema import COLD, WARM, Cell, Mode, Sample, Scope, Status, TokenRow
 
 STAGE_ITERATIONS = 20
 

@@ -20,7 +20,8 @@ from cgbench.measure.disturbance import Watched, reasons_to_discard
 from cgbench.measure.stopping import MIN_BLOCKS, StoppingRule
 from cgbench.measure.telemetry import Watch
 from cgbench.measure.timing import Flush, time_iterations
-from cgbench.report.schema import Block, Mode, Reading, Status
+from cgbench.report.block_schema import Block, Reading
+from cgbench.report.schema import Mode, Status
 
 
 def time_rounds(

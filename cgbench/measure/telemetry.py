@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from cgbench.report.schema import Reading
+from cgbench.report.block_schema import Reading
 
 # nvml.h, nvmlClocksEventReasons*: bit to name. They are also named "throttle reasons".
 REASONS = {

@@ -7,7 +7,7 @@ never read, and are gone at the next write.
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,14 +15,13 @@ from typing import Any, Self
 import pandas as pd
 
 from cgbench.errors import RunDirectoryError
-from cgbench.report.command import flag_name
+from cgbench.report.block_schema import BLOCKS, Block
+from cgbench.report.differing import differing
 from cgbench.report.schema import (
     ACCEPTANCE,
-    BLOCKS,
     CAPTURE,
     LATENCY,
     SAMPLES,
-    Block,
     Cell,
     Column,
     GraphCost,
@@ -50,9 +49,6 @@ BLOCKS_FILE = "blocks.csv"
 ACCEPTANCE_FILE = "acceptance.csv"
 TOKENS_FILE = "tokens.jsonl"
 MARKDOWN_FILE = "latency.md"
-
-# A run's groups come from one machine and one build: their ratios are compared.
-ONE_RUN = ("gpu", "cpu", "torch", "transformers", "cgbench_commit")
 
 SIGNIFICANT_DIGITS = "%.6g"
 
@@ -108,9 +104,9 @@ class RunDirectory:
         """
         directory = cls.open(path)
         asked = RunRecord.from_json(record.to_json(), path)
-        if differing := _differing(directory.record, asked):
+        if others := differing(directory.record, asked):
             raise RunDirectoryError(
-                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(differing)}; "
+                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}; "
                 "give the same, or choose another --output"
             )
         return directory
@@ -284,23 +280,6 @@ class RunDirectory:
         if list(frame.columns) != [column.name for column in columns]:
             raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
         return frame
-
-
-def _differing(begun: RunRecord, asked: RunRecord) -> list[str]:
-    """What keeps the groups of two records from standing in one table, by its name."""
-    old, new = begun.measured_arguments, asked.measured_arguments
-    return [
-        *differing_flags(old, new),
-        *(name for name in ONE_RUN if begun.environment.get(name) != asked.environment.get(name)),
-        *(["model"] if begun.model.get("fingerprint") != asked.model.get("fingerprint") else []),
-        *(["--prompts"] if begun.workload.get("sha256") != asked.workload.get("sha256") else []),
-    ]
-
-
-def differing_flags(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The flags that two records' arguments do not have alike."""
-    names = dict.fromkeys([*old, *new])
-    return [flag_name(name) for name in names if old.get(name) != new.get(name)]
 
 
 def is_free(path: Path) -> bool:

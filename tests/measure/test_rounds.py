@@ -14,7 +14,8 @@ from cgbench.measure.group import Group, measure_group
 from cgbench.measure.stopping import MIN_BLOCKS
 from cgbench.measure.telemetry import Watch
 from cgbench.measure.timing import IterationTime
-from cgbench.report.schema import BLOCKS, Reading, Status
+from cgbench.report.block_schema import BLOCKS, Reading
+from cgbench.report.schema import Status
 from cgbench.report.summary import latency_frame, samples_frame, telemetry_summary, typed_frame
 from tests.engine.test_acceptance_length import WRONG_AFTER, make_bigram
 from tests.measure.test_group import BATCH, KS, make_bench

@@ -8,7 +8,7 @@ import torch
 
 from cgbench.measure.disturbance import Watched, is_disturbed, reasons_to_discard
 from cgbench.measure.telemetry import NoTelemetry, NvmlTelemetry, Watch, open_telemetry
-from cgbench.report.schema import Reading
+from cgbench.report.block_schema import Reading
 
 QUIET = Reading(1980, 3201, 45, 310.5, frozenset({"gpu_idle", "sw_power_cap"}), frozenset({7, 8}))
 AT_START = frozenset({7, 8})

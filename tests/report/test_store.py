@@ -11,7 +11,8 @@ import pytest
 
 from cgbench.errors import RunDirectoryError
 from cgbench.report import store
-from cgbench.report.schema import ACCEPTANCE, BLOCKS, CAPTURE, LATENCY, SAMPLES, Column, Phase
+from cgbench.report.block_schema import BLOCKS
+from cgbench.report.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column, Phase
 from cgbench.report.store import RunDirectory
 from tests.report.example import make_cost, make_group, make_record
 
