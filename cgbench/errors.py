@@ -73,3 +73,11 @@ class OutOfMemoryError(CannotError):
 
 class CaptureError(CannotError):
     """A graph that could not be captured, or that is not the graph the plan asked for."""
+
+
+class ProcessError(CannotError):
+    """A process of ``--processes`` that ended badly, with the exit code that it gave."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -52,6 +52,10 @@ FIXED = {
     "acceptance": "greedy",
     "ignore_eos": False,
     "iterations": None,
+    "precision": None,
+    "min_time": None,
+    "max_time": None,
+    "cold_l2": False,
     "role": "decode",
     "save_tokens": False,
 }

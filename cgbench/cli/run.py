@@ -35,8 +35,9 @@ from cgbench.cli.head_flags import (
     HeadRef,
     wiring,
 )
-from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
+from cgbench.cli.parsing import parse_fraction, parse_ints, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
+from cgbench.cli.processes import measure_in_processes
 from cgbench.errors import BadInputError, ExitCode, foremost
 from cgbench.report.schema import Status
 
@@ -80,8 +81,32 @@ def run(
     ] = 256,
     iterations: Annotated[
         int | None,
-        typer.Option(help="Timed iterations per cell. Default: 100 on CUDA, 40 on CPU."),
+        typer.Option(
+            help="Timed iterations of a block at k = 0; at other k, those that span the same "
+            "context. Default: 24 on CUDA, 16 on CPU."
+        ),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="Time blocks until every graph cell's median is known to this share."),
+    ] = "0.5%",
+    min_time: Annotated[
+        float | None,
+        typer.Option(help="Seconds of timing per batch size, at least. Default: 1, or --max-time."),
+    ] = None,
+    max_time: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds of timing per batch size, at most, but 8 blocks in any case. "
+            "Default: 30 on CUDA, 10 on CPU."
+        ),
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Measure all of it again in N fresh processes.")
+    ] = 1,
+    cold_l2: Annotated[
+        bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")
+    ] = False,
     acceptance: Annotated[
         str | None,
         typer.Option(
@@ -135,6 +160,11 @@ def run(
         "max_new_tokens": max_new_tokens,
         "context_len": context_len,
         "iterations": iterations,
+        "precision": parse_fraction("--precision", precision),
+        "min_time": min_time,
+        "max_time": max_time,
+        "processes": processes,
+        "cold_l2": cold_l2,
         "acceptance": acceptance,
         "ignore_eos": ignore_eos,
         "seed": seed,
@@ -154,10 +184,25 @@ def run(
 
 def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
     """The main job; returns every cell's status."""
+    from cgbench.report.tables import latency_table, to_json
+
+    measure_all = measure if arguments["processes"] == 1 else measure_in_processes
+    directory = measure_all(arguments, path, resume=resume)
+    frame = directory.latency()
+    if as_json:
+        typer.echo(to_json(frame, directory.record, path))
+    else:
+        console().print(latency_table(frame, directory.record.model["label"]))
+        say(f"written to {path}")
+    return {Status(status) for status in frame["status"]}
+
+
+def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory":
+    """Load, capture, measure and write, in this process; returns the finished run."""
     use_passive_threads()
     from cgbench.measure.setup import make_record
+    from cgbench.measure.telemetry import Watch, open_telemetry
     from cgbench.report.store import RunDirectory
-    from cgbench.report.tables import latency_table, to_json
 
     RunDirectory.check(path, resume=resume)
     bench, notes = prepare(arguments)
@@ -167,16 +212,13 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
         say(note)
     try:
         _capture(bench, directory)
-        _measure(bench, directory, save_tokens=arguments["save_tokens"])
+        with open_telemetry(bench.device) as telemetry:
+            bench.watch = Watch(telemetry)
+            _measure(bench, directory, save_tokens=arguments["save_tokens"])
     finally:
         bench.release()
-    frame = directory.finish()
-    if as_json:
-        typer.echo(to_json(frame, directory.record, path))
-    else:
-        console().print(latency_table(frame, bench.model.label))
-        say(f"written to {path}")
-    return {Status(status) for status in frame["status"]}
+    directory.finish()
+    return directory
 
 
 def _capture(bench: "Bench", directory: "RunDirectory") -> None:
@@ -196,15 +238,18 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             tokens = group.tokens if save_tokens else ()
-            directory.write_group(group.cells, group.samples, tokens)
+            directory.write_group(group.cells, group.samples, tokens, group.blocks)
             say_when_piped(f"measured batch size {batch_size}")
-            _report(group.failures, directory)
+            _report([*map(_failed, group.failures), *group.doubts], directory)
 
 
-def _report(failures: list[str], directory: "RunDirectory") -> None:
-    """Cells that answer wrongly are told at once, and kept in the record."""
-    for failure in failures:
-        line = f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+def _failed(failure: str) -> str:
+    return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+
+
+def _report(lines: list[str], directory: "RunDirectory") -> None:
+    """What is wrong with a group is told at once, and kept in the record."""
+    for line in lines:
         directory.record.warnings.append(line)
         say(line)
 

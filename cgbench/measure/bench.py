@@ -17,6 +17,7 @@ from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
 from cgbench.errors import BadInputError, OutOfMemoryError
 from cgbench.measure.options import RunOptions
+from cgbench.measure.telemetry import NoTelemetry, Watch
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
 from cgbench.planning import CapturePlan
@@ -39,6 +40,7 @@ class Bench:
     states: dict[int, DecodeState]
     runners: dict[CellKey, Runner] = field(default_factory=dict)
     graph_sets: dict[CellKey, GraphSet] = field(default_factory=dict)
+    watch: Watch = field(default_factory=lambda: Watch(NoTelemetry()))
 
     @property
     def device(self) -> torch.device:

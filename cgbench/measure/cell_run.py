@@ -4,12 +4,33 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 
 from cgbench.engine.generate import Generated
 from cgbench.engine.runner import Runner
+from cgbench.measure.disturbance import Watched
+from cgbench.measure.timing import IterationTime
 from cgbench.report.schema import Mode, Sample, Status
+
+ITERATION_STAGE = "iteration"
+
+
+@dataclass(frozen=True, slots=True)
+class TimedBlock:
+    """One block of one cell. ``number`` is its round's; ``mean_context_len`` the mean KV rows a
+    request had over its timed iterations."""
+
+    number: int
+    times: list[IterationTime]
+    mean_context_len: float
+    watched: Watched
+
+    @property
+    def median_s(self) -> float:
+        """The median GPU time of its iterations (wall time on CPU)."""
+        return median(each.gpu_s for each in self.times)
 
 
 @dataclass
@@ -26,6 +47,11 @@ class CellRun:
     status: Status = Status.OK
     failure: str | None = None
     """What the short audit found wrong."""
+    block_iterations: int = 0
+    """Timed iterations of each block."""
+    blocks: list[TimedBlock] = field(default_factory=list)
+    discarded: list[str] = field(default_factory=list)
+    """Why each block does not count; empty where it does."""
 
     @property
     def spec_tokens(self) -> int:
@@ -44,6 +70,23 @@ class CellRun:
         """Add one wave's tokens and acceptance."""
         self.token_ids += generated.token_ids
         self.accepted += [count for counts in generated.accepted for count in counts]
+
+    @property
+    def kept(self) -> list[TimedBlock]:
+        """The blocks that count."""
+        pairs = zip(self.blocks, self.discarded, strict=True)
+        return [block for block, reason in pairs if not reason]
+
+    @property
+    def medians(self) -> list[float]:
+        """Of the blocks that count, in seconds."""
+        return [block.median_s for block in self.kept]
+
+    def keep_samples(self) -> None:
+        """Turn the blocks that count into samples."""
+        for block in self.kept:
+            for times in block.times:
+                self.add_sample(block.number, ITERATION_STAGE, times.gpu_s, times.wall_s)
 
     def add_sample(self, block: int, stage: str, gpu_s: float, wall_s: float | None) -> None:
         """``iteration`` counts the samples of a stage, over all blocks."""
@@ -92,6 +135,8 @@ class CellRun:
         self.status = status
         self.samples.clear()
         self.accepted.clear()
+        self.blocks.clear()
+        self.discarded.clear()
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

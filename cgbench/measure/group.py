@@ -1,39 +1,34 @@
 """Measuring one batch size: all its scopes and k, interleaved, so that drift hits all alike.
 
 Two passes over the one iteration function. *Generate* decodes the prompts to their end and gives
-tokens and acceptance. *Time* runs a full batch inside a stated band of context lengths, EOS
-ignored, going back to the state after prefill whenever the band is used up.
+tokens and acceptance. *Time* (``rounds``) runs a full batch around a stated mean context, EOS
+ignored, going back to the state after prefill for every block.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
 from cgbench.engine.generate import generate
 from cgbench.engine.prefill import begin_decoding, prefill
-from cgbench.engine.state import UNLIMITED_TOKENS, Prefilled
+from cgbench.engine.state import Prefilled
 from cgbench.errors import OutOfMemoryError
 from cgbench.measure.acceptance import accepted_per_pos
 from cgbench.measure.audit.short import StepAudit, token_failure
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.cell_run import CellRun
-from cgbench.measure.timing import (
-    IterationTime,
-    StageTimer,
-    eager_stages,
-    graph_stages,
-    time_iterations,
-)
+from cgbench.measure.disturbance import is_disturbed
+from cgbench.measure.rounds import begin_timed, block_rows, deciding, time_rounds
+from cgbench.measure.stopping import MIN_BLOCKS, UntilPrecise, doubt
+from cgbench.measure.timing import Flush, StageTimer, eager_stages, graph_stages, l2_flush
 from cgbench.measure.workload import sha256_of
-from cgbench.report.schema import Cell, Mode, Sample, Scope, Status, TokenRow
+from cgbench.report.block_schema import Block
+from cgbench.report.schema import COLD, WARM, Cell, Mode, Sample, Scope, Status, TokenRow
 
-NUM_BLOCKS = 10
-WARMUP_ITERATIONS = 3
 STAGE_ITERATIONS = 20
-
-ITERATION_STAGE = "iteration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +40,9 @@ class Group:
     tokens: list[TokenRow]
     failures: list[str]
     """A line for each cell whose short audit failed: which cell, and what differed."""
+    blocks: list[Block]
+    doubts: list[str]
+    """A line where the machine was too noisy for the precision asked."""
 
 
 def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) -> Group:
@@ -62,12 +60,14 @@ def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) ->
         samples=[sample for run in runs.values() for sample in run.samples],
         tokens=[row for run in runs.values() for row in _token_rows(run, prompts)],
         failures=[_failure(run) for run in runs.values() if run.failure is not None],
+        blocks=[row for run in runs.values() for row in block_rows(run, bench.watch)],
+        doubts=[f"batch size {batch_size}: {line}" for line in _doubts(bench, runs)],
     )
 
 
 def num_steps(bench: Bench, batch_size: int) -> int:
-    """Steps of a group's progress: its waves, its timed blocks, and the stage pass."""
-    return len(bench.workload.waves(batch_size)) + NUM_BLOCKS + 1
+    """Steps of a group's progress: its waves, the rounds it has at least, the stage pass."""
+    return len(bench.workload.waves(batch_size)) + MIN_BLOCKS + 1
 
 
 def _generate_wave(
@@ -154,52 +154,27 @@ def _time_pass(
     options = bench.options
     contexts = bench.workload.contexts(batch_size, options.context_len)
     prefilled = _audit_steps(bench, runs, contexts)
-    for run in _alive(runs):
-        with run.watched(bench.device):
-            _time(bench, run, prefilled, WARMUP_ITERATIONS)
-    for block in range(NUM_BLOCKS):
-        for run in _alive(runs):
-            with run.watched(bench.device):
-                for times in _time(bench, run, prefilled, _block_size(bench, block)):
-                    run.add_sample(block, ITERATION_STAGE, times.gpu_s, times.wall_s)
-        on_step()
-    _stage_pass(bench, runs, prefilled)
+    flush = l2_flush(bench.device) if options.cold_l2 else None
+    time_rounds(bench, [*runs.values()], prefilled, _rule(bench), flush, on_step)
+    _stage_pass(bench, runs, prefilled, flush)
     on_step()
 
 
-def _time(bench: Bench, run: CellRun, prefilled: Prefilled, count: int) -> list[IterationTime]:
-    """``count`` iterations, in stretches that each stay inside the band."""
-    times: list[IterationTime] = []
-    while len(times) < count:
-        _begin_timed(bench, run, prefilled)
-        stretch = min(_max_stretch(bench, run), count - len(times))
-        times += time_iterations(run.runner, run.batch_size, stretch)
-    return times
+def _rule(bench: Bench) -> UntilPrecise:
+    options = bench.options
+    return UntilPrecise(options.precision, options.min_time_s, options.max_time_s)
 
 
-def _block_size(bench: Bench, block: int) -> int:
-    """Timed iterations of a block: they differ by one at most, and add up to what was asked."""
-    asked = bench.options.iterations
-    return (block + 1) * asked // NUM_BLOCKS - block * asked // NUM_BLOCKS
+def _doubts(bench: Bench, runs: dict[CellKey, CellRun]) -> list[str]:
+    """A line where the cells that decide are not known as well as was asked."""
+    medians = {run.name: run.medians for run in deciding([*runs.values()])}
+    line = doubt(_rule(bench), medians)
+    return [] if line is None else [line]
 
 
-def _begin_timed(bench: Bench, run: CellRun, prefilled: Prefilled) -> None:
-    begin_decoding(
-        bench.spec,
-        run.runner.state,
-        prefilled,
-        tokens_left=UNLIMITED_TOKENS,
-        ignore_eos=True,
-        seed=bench.options.seed + run.next_stretch(),
-    )
-
-
-def _max_stretch(bench: Bench, run: CellRun) -> int:
-    """Timed iterations before the band could be left, one untimed iteration before them."""
-    return bench.options.band // (run.spec_tokens + 1) - 1
-
-
-def _stage_pass(bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled) -> None:
+def _stage_pass(
+    bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
+) -> None:
     timers: dict[tuple[int, Mode], StageTimer] = {}
     for run in _alive(runs):
         # The instrumented graph needs memory of its own. Without it the stages stay empty; what
@@ -209,7 +184,7 @@ def _stage_pass(bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled
             key = (run.spec_tokens, run.mode)
             if key not in timers:
                 timers[key] = _stage_timer(bench, run)
-            _time_stages(bench, run, prefilled, timers[key])
+            _time_stages(bench, run, prefilled, timers[key], flush)
 
 
 def _stage_timer(bench: Bench, run: CellRun) -> StageTimer:
@@ -220,11 +195,15 @@ def _stage_timer(bench: Bench, run: CellRun) -> StageTimer:
     return eager_stages(bench.spec, state, run.batch_size)
 
 
-def _time_stages(bench: Bench, run: CellRun, prefilled: Prefilled, timer: StageTimer) -> None:
+def _time_stages(
+    bench: Bench, run: CellRun, prefilled: Prefilled, timer: StageTimer, flush: Flush | None
+) -> None:
     is_cuda = bench.device.type == "cuda"
     for i in range(STAGE_ITERATIONS + 1):
-        if i % _max_stretch(bench, run) == 0:
-            _begin_timed(bench, run, prefilled)
+        if i % (run.block_iterations + 1) == 0:
+            begin_timed(bench, run, prefilled)
+        if flush is not None:
+            flush()
         stages = timer.time_stages()
         if i == 0:
             continue  # the first one warms up
@@ -255,12 +234,15 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         bucket=num_rows if is_graph else None,
         padding_frac=(num_rows - run.batch_size) / num_rows if is_graph else None,
         context_len=bench.options.context_len,
-        status=run.status,
+        status=Status.DISTURBED if measured and is_disturbed(run.discarded) else run.status,
         num_drafted=len(run.accepted),
         num_accepted_per_pos=accepted_per_pos(run.accepted, spec_tokens),
         peak_memory_bytes=run.peak_memory_bytes + graph_bytes if measured else None,
         tokens_sha256=sha256_of(run.token_ids[:num_prompts]) if measured else None,
         floor_ms=None,
+        l2=COLD if bench.options.cold_l2 else WARM,
+        mean_context_len=fmean(block.mean_context_len for block in run.kept) if run.kept else None,
+        discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
     )
 
 

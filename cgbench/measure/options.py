@@ -12,8 +12,10 @@ from cgbench.report.schema import Scope
 
 Role = Literal["mixed", "decode"]
 
-# The timed pass must hold a few iterations at the largest k, however short the generation.
-MIN_BAND_ITERATIONS = 8
+MIN_REACH_ITERATIONS = 8
+
+DEFAULT_PRECISION = 0.005
+DEFAULT_MIN_TIME_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,10 @@ class RunOptions:
     acceptance: str
     ignore_eos: bool
     seed: int
+    precision: float = DEFAULT_PRECISION
+    min_time_s: float = 0.0
+    max_time_s: float = 0.0
+    cold_l2: bool = False
 
     def __post_init__(self) -> None:
         for k in self.spec_tokens:
@@ -53,6 +59,10 @@ class RunOptions:
         ):
             if value < 1:
                 raise BadInputError(f"{name} {value}: must be at least 1")
+        if not 0 <= self.min_time_s <= self.max_time_s:
+            raise BadInputError(
+                f"--min-time {self.min_time_s:g}: must be 0 to --max-time, {self.max_time_s:g}"
+            )
         if max(self.batch_sizes) > self.max_batch_size:
             raise BadInputError(
                 f"--batch-sizes {max(self.batch_sizes)}: over --max-num-seqs {self.max_batch_size}"
@@ -64,14 +74,31 @@ class RunOptions:
 
     @property
     def band(self) -> int:
-        """Tokens past ``context_len`` that the timed pass stays within, for every scope and k."""
-        return max(self.max_new_tokens, MIN_BAND_ITERATIONS * (self.max_spec_tokens + 1))
+        """Tokens past ``context_len`` that a timed block spans, for every scope and k: at k = 0 one
+        an iteration."""
+        return self.iterations
+
+    @property
+    def mean_context_len(self) -> float:
+        """KV rows per request that a timed block has in the mean, at every scope and k: the middle
+        of the band, which the first timed iteration enters by a token."""
+        return self.context_len + (self.band + 1) / 2
+
+    @property
+    def reach(self) -> int:
+        """Most tokens that a request decodes past its context. In the timed pass it may be twice as
+        fast as the mean of its batch, which is what stays in the band; the audit steps a few times
+        with every draft kept."""
+        query_len = self.max_spec_tokens + 1
+        return max(
+            self.max_new_tokens, 2 * (self.band + query_len), MIN_REACH_ITERATIONS * query_len
+        )
 
     @property
     def to_decode(self) -> int:
-        """KV rows past the context, in tokens: the band, and 2k that drafts past the last emitted
+        """KV rows past the context, in tokens: the reach, and 2k that drafts past the last emitted
         token may write."""
-        return self.band + 2 * self.max_spec_tokens
+        return self.reach + 2 * self.max_spec_tokens
 
     def plans(self) -> dict[int, CapturePlan]:
         """One capture plan a k. Raises ``PlanError`` where the policy refuses one.

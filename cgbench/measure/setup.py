@@ -13,7 +13,7 @@ from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.chat import make_encode, uses_template
 from cgbench.measure.environment import environment
 from cgbench.measure.memory import check_memory
-from cgbench.measure.options import RunOptions
+from cgbench.measure.options import DEFAULT_MIN_TIME_S, DEFAULT_PRECISION, RunOptions
 from cgbench.measure.prompt_files import PromptTexts
 from cgbench.measure.prompts import RANDOM, read_named
 from cgbench.measure.workload import (
@@ -31,7 +31,8 @@ from cgbench.models.support import check_capturable
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import RunRecord, Scope
 
-DEFAULT_ITERATIONS = {"cuda": 100, "cpu": 40}
+DEFAULT_ITERATIONS = {"cuda": 24, "cpu": 16}
+DEFAULT_MAX_TIME_S = {"cuda": 30.0, "cpu": 10.0}
 DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 NO_GRAPHS_ON_CPU = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
@@ -61,7 +62,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     options = RunOptions(
         spec_tokens=tuple(sorted({0, *arguments["spec_tokens"]})),
         batch_sizes=tuple(arguments["batch_sizes"]),
-        scopes=(Scope.EAGER,) if on_cpu else tuple(arguments["scopes"]),
+        scopes=(Scope.EAGER,) if on_cpu else tuple(map(Scope, arguments["scopes"])),
         max_batch_size=max(arguments["batch_sizes"]) if max_num_seqs is None else max_num_seqs,
         policy=arguments["policy"],
         capture_sizes=tuple(arguments["capture_sizes"]),
@@ -74,7 +75,11 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         acceptance=arguments["acceptance"] or default_acceptance(arguments),
         ignore_eos=arguments["ignore_eos"],
         seed=arguments["seed"],
+        cold_l2=arguments["cold_l2"],
+        **_stopping(arguments, device),
     )
+    if on_cpu and options.cold_l2:
+        raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
     if arguments["head"] is not None and not options.max_spec_tokens:
         raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
     # Part of a row's key: one spelling for equal rules.
@@ -85,6 +90,17 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     if arguments["acceptance"] is None and options.acceptance != "greedy":
         notes.append(SYNTHETIC_BY_DEFAULT.format(options.acceptance))
     return options, notes
+
+
+def _stopping(arguments: dict[str, Any], device: torch.device) -> dict[str, float]:
+    """When the timed pass ends, as ``RunOptions`` has it."""
+    precision, least, most = (arguments[name] for name in ("precision", "min_time", "max_time"))
+    max_time_s = DEFAULT_MAX_TIME_S[device.type] if most is None else most
+    return {
+        "precision": DEFAULT_PRECISION if precision is None else precision,
+        "min_time_s": min(DEFAULT_MIN_TIME_S, max_time_s) if least is None else least,
+        "max_time_s": max_time_s,
+    }
 
 
 def default_acceptance(arguments: dict[str, Any]) -> str:
@@ -220,7 +236,10 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "sha256": workload.sha256,
             "context_len": options.context_len,
             "context_band_tokens": options.band,
-            "iterations": options.iterations,
+            "mean_context_len": options.mean_context_len,
+            "precision": options.precision,
+            "min_time_s": options.min_time_s,
+            "max_time_s": options.max_time_s,
         },
         plans=[_plan_facts(plan) for plan in bench.plans.values()],
         warnings=notes,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -22,16 +22,33 @@ from cgbench.engine.state import DecodeState
 @dataclass(frozen=True, slots=True)
 class IterationTime:
     """``gpu_s``: from the iteration's first kernel to its last, by events. ``wall_s``: from one
-    iteration's result on the host to the next one's. On a CPU the two are the same."""
+    iteration's result on the host to the next one's; None where something untimed lies between.
+    On a CPU the two are the same."""
 
     gpu_s: float
-    wall_s: float
+    wall_s: float | None
 
 
-def time_iterations(runner: Runner, batch_size: int, count: int) -> list[IterationTime]:
-    """``count`` consecutive iterations; one more, before them, fills the pipeline untimed."""
+Flush: TypeAlias = Callable[[], object]
+"""Queues work that leaves nothing of an iteration's in the L2 cache."""
+
+
+def l2_flush(device: torch.device) -> Flush:
+    """Writes twice the bytes that the device's L2 holds."""
+    num_bytes = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    return torch.empty(num_bytes, dtype=torch.uint8, device=device).zero_
+
+
+def time_iterations(
+    runner: Runner, batch_size: int, count: int, flush: Flush | None = None
+) -> list[IterationTime]:
+    """``count`` consecutive iterations; one more, before them, fills the pipeline untimed.
+
+    ``flush`` runs before each iteration's first event: GPU times are without it, and there are no
+    wall times, which would be with it.
+    """
     if runner.state.full.last.is_cuda:
-        return _time_cuda(runner, batch_size, count)
+        return _time_cuda(runner, batch_size, count, flush)
     runner.step(batch_size)
     return [_time_cpu(runner, batch_size) for _ in range(count)]
 
@@ -43,7 +60,9 @@ def _time_cpu(runner: Runner, batch_size: int) -> IterationTime:
     return IterationTime(elapsed, elapsed)
 
 
-def _time_cuda(runner: Runner, batch_size: int, count: int) -> list[IterationTime]:
+def _time_cuda(
+    runner: Runner, batch_size: int, count: int, flush: Flush | None
+) -> list[IterationTime]:
     starts = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     arrivals = []
@@ -51,6 +70,8 @@ def _time_cuda(runner: Runner, batch_size: int, count: int) -> list[IterationTim
     reader = Reader(rows)
     previous = None
     for start, end in zip(starts, ends, strict=True):
+        if flush is not None:
+            flush()
         start.record()
         runner.step(batch_size)
         end.record()
@@ -64,7 +85,10 @@ def _time_cuda(runner: Runner, batch_size: int, count: int) -> list[IterationTim
     arrivals.append(time.perf_counter())
     gpu = [start.elapsed_time(end) / 1e3 for start, end in zip(starts, ends, strict=True)]
     wall = [after - before for before, after in pairwise(arrivals)]
-    return [IterationTime(g, w) for g, w in zip(gpu[1:], wall, strict=True)]
+    return [
+        IterationTime(g, None if flush is not None else w)
+        for g, w in zip(gpu[1:], wall, strict=True)
+    ]
 
 
 class StageTimer(Protocol):

@@ -58,13 +58,23 @@ class Column(NamedTuple):
     """One column of a table: its name, its pandas dtype, and what it means.
 
     An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``; an ``int64`` column
-    has none.
+    has none. A column that is ``added`` is not in every run directory of this schema version;
+    where it is not, each row is read as ``default``.
     """
 
     name: str
     dtype: str
     meaning: str
+    added: bool = False
+    default: str | int | None = None
 
+
+def _added(name: str, dtype: str, meaning: str, default: str | int | None = None) -> Column:
+    return Column(name, dtype, meaning, added=True, default=default)
+
+
+WARM, COLD = "warm", "cold"
+"""The L2 cache before a timed iteration: as the last one left it, or flushed."""
 
 LATENCY = (
     Column("model", "string", "model label; says so where the weights are random"),
@@ -108,6 +118,11 @@ LATENCY = (
         "most device memory in use; on a CPU the process's peak",
     ),
     Column("tokens_sha256", "string", "hash of the tokens that the generate pass gave"),
+    _added("l2", "string", "before each iteration: warm, or cold: flushed", WARM),
+    _added("mean_context_len", "float64", "mean KV rows per request over the timed iterations"),
+    _added("blocks", "Int64", "timed blocks that count, of all processes"),
+    _added("discarded_blocks", "Int64", "timed blocks that do not; blocks.csv says why"),
+    _added("half_width_frac", "float64", "of the 95 % interval of the median, relative to it"),
 )
 
 LATENCY_KEY = (
@@ -122,6 +137,7 @@ LATENCY_KEY = (
     "scope",
     "spec_tokens",
     "batch_size",
+    "l2",
 )
 
 CAPTURE = (
@@ -148,7 +164,8 @@ SAMPLES = (
     Column("iteration", "int64", "count over all blocks; the stages of one iteration share it"),
     Column("stage", "string", "iteration (timed pass), or verify, accept, draft_1.., commit"),
     Column("gpu_s", "float64", "by GPU events; wall time on CPU"),
-    Column("wall_s", "float64", "empty for the stages on CUDA"),
+    Column("wall_s", "float64", "empty for the stages on CUDA, and where L2 is flushed"),
+    _added("process", "int64", "which of --processes", 0),
 )
 
 ACCEPTANCE = (
@@ -173,6 +190,7 @@ class Sample(NamedTuple):
     stage: str
     gpu_s: float
     wall_s: float | None
+    process: int = 0
 
 
 class TokenRow(NamedTuple):
@@ -217,6 +235,9 @@ class Cell:
     floor_ms: float | None
     num_accepted_per_pos: tuple[int, ...]
     num_drafted: int
+    l2: str = WARM
+    mean_context_len: float | None = None
+    discarded_blocks: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,6 +260,9 @@ class GraphCost:
 # Flags that change where results go, not what is measured.
 UNMEASURED_FLAGS = frozenset({"output", "resume", "json", "debug"})
 
+# Fields that not every record of this schema version has.
+ADDED_FIELDS = frozenset({"telemetry"})
+
 
 @dataclass(kw_only=True)
 class RunRecord:
@@ -259,6 +283,7 @@ class RunRecord:
     complete: bool = False
     capture: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    telemetry: dict[str, Any] = field(default_factory=dict)
 
     @property
     def measured_arguments(self) -> dict[str, Any]:
@@ -287,7 +312,8 @@ class RunRecord:
                 f"{file}: schema_version {raw.get('schema_version')}; "
                 f"this cgbench reads {SCHEMA_VERSION}"
             )
-        return cls(**{name: _checked(raw, name, kind, file) for name, kind in _kinds(cls)})
+        held = [each for each in _kinds(cls) if each[0] in raw or each[0] not in ADDED_FIELDS]
+        return cls(**{name: _checked(raw, name, kind, file) for name, kind in held})
 
 
 def _kinds(record: type[RunRecord]) -> list[tuple[str, type]]:

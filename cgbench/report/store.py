@@ -15,7 +15,8 @@ from typing import Any, Self
 import pandas as pd
 
 from cgbench.errors import RunDirectoryError
-from cgbench.report.command import flag_name
+from cgbench.report.block_schema import BLOCKS, Block
+from cgbench.report.differing import differing
 from cgbench.report.schema import (
     ACCEPTANCE,
     CAPTURE,
@@ -33,8 +34,10 @@ from cgbench.report.summary import (
     capture_frame,
     latency_frame,
     samples_frame,
+    telemetry_summary,
     typed_frame,
     with_break_even,
+    with_defaults,
 )
 from cgbench.report.tables import latency_markdown
 
@@ -42,12 +45,10 @@ RECORD_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
 CAPTURE_FILE = "capture.csv"
 SAMPLES_FILE = "samples.parquet"
+BLOCKS_FILE = "blocks.csv"
 ACCEPTANCE_FILE = "acceptance.csv"
 TOKENS_FILE = "tokens.jsonl"
 MARKDOWN_FILE = "latency.md"
-
-# A run's groups come from one machine and one build: their ratios are compared.
-ONE_RUN = ("gpu", "cpu", "torch", "transformers", "cgbench_commit")
 
 SIGNIFICANT_DIGITS = "%.6g"
 
@@ -103,9 +104,9 @@ class RunDirectory:
         """
         directory = cls.open(path)
         asked = RunRecord.from_json(record.to_json(), path)
-        if differing := _differing(directory.record, asked):
+        if others := differing(directory.record, asked):
             raise RunDirectoryError(
-                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(differing)}; "
+                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}; "
                 "give the same, or choose another --output"
             )
         return directory
@@ -124,6 +125,7 @@ class RunDirectory:
         directory = cls(path, RunRecord.from_json(text, file))
         directory.samples()
         directory.acceptance()
+        directory.blocks()
         directory.capture()
         return directory
 
@@ -148,6 +150,13 @@ class RunDirectory:
         """Raw samples of the finished groups, in seconds (``SAMPLES``)."""
         return self._finished(self._read(SAMPLES_FILE, SAMPLES, pd.read_parquet))
 
+    def blocks(self) -> pd.DataFrame:
+        """Every timed block of the finished groups, kept or not (``BLOCKS``); none in a thin
+        directory, and in one from before there was telemetry."""
+        if not (self.path / BLOCKS_FILE).exists():
+            return typed_frame([], BLOCKS)
+        return self._finished(self._read_csv(BLOCKS_FILE, BLOCKS))
+
     def tokens(self) -> list[dict[str, Any]]:
         """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
         file = self.path / TOKENS_FILE
@@ -161,7 +170,11 @@ class RunDirectory:
             raise _damaged(file, error) from error
 
     def write_group(
-        self, cells: Sequence[Cell], samples: Sequence[Sample], tokens: Sequence[TokenRow] = ()
+        self,
+        cells: Sequence[Cell],
+        samples: Sequence[Sample],
+        tokens: Sequence[TokenRow] = (),
+        blocks: Sequence[Block] = (),
     ) -> None:
         """Add one batch size: all its scopes and k. ``latency.csv``, last, makes it finished."""
         new_samples = samples_frame(samples)
@@ -171,6 +184,7 @@ class RunDirectory:
         latency = _appended(self.latency(), new)
         self._write_samples(_appended(self.samples(), new_samples))
         self._write_csv(ACCEPTANCE_FILE, _appended(self.acceptance(), acceptance_frame(cells)))
+        self._write_csv(BLOCKS_FILE, _appended(self.blocks(), typed_frame(blocks, BLOCKS)))
         if tokens:
             self._write_tokens([*self.tokens(), *(row._asdict() for row in tokens)])
         self._write_csv(CAPTURE_FILE, with_break_even(self.capture(), latency))
@@ -184,9 +198,29 @@ class RunDirectory:
         self._write_csv(CAPTURE_FILE, capture_frame(costs, self.latency()))
         self._write_text(RECORD_FILE, self.record.to_json())
 
+    def write_merged(
+        self,
+        *,
+        latency: pd.DataFrame,
+        samples: pd.DataFrame,
+        blocks: pd.DataFrame,
+        acceptance: pd.DataFrame,
+        capture: pd.DataFrame,
+        tokens: list[dict[str, Any]],
+    ) -> None:
+        """Every group at once, as ``merge_runs`` has them; again, where it was killed before."""
+        self._write_samples(samples)
+        self._write_csv(ACCEPTANCE_FILE, acceptance)
+        self._write_csv(BLOCKS_FILE, blocks)
+        if tokens:
+            self._write_tokens(tokens)
+        self._write_csv(CAPTURE_FILE, with_break_even(capture, latency))
+        self._write_csv(LATENCY_FILE, latency)
+
     def finish(self) -> pd.DataFrame:
         """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""
         latency = self.latency()
+        self.record.telemetry = telemetry_summary(self.blocks())
         self._write_text(MARKDOWN_FILE, latency_markdown(latency, self.record))
         self.record.complete = True
         self._write_text(RECORD_FILE, self.record.to_json())
@@ -196,6 +230,7 @@ class RunDirectory:
         """Every file with no rows, so that one that is missing later is known to be lost."""
         self._write_samples(typed_frame([], SAMPLES))
         self._write_csv(ACCEPTANCE_FILE, typed_frame([], ACCEPTANCE))
+        self._write_csv(BLOCKS_FILE, typed_frame([], BLOCKS))
         self._write_csv(CAPTURE_FILE, typed_frame([], CAPTURE))
         self._write_csv(LATENCY_FILE, typed_frame([], LATENCY))
         self._write_text(RECORD_FILE, self.record.to_json())
@@ -240,20 +275,11 @@ class RunDirectory:
             frame = read(file)
         except (OSError, ValueError) as error:
             raise _damaged(file, error) from error
+        missing = [each for each in columns if each.added and each.name not in frame]
+        frame = with_defaults(frame, missing)
         if list(frame.columns) != [column.name for column in columns]:
             raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
         return frame
-
-
-def _differing(begun: RunRecord, asked: RunRecord) -> list[str]:
-    """What keeps the groups of two records from standing in one table, by its name."""
-    old, new = begun.measured_arguments, asked.measured_arguments
-    return [
-        *(flag_name(name) for name in old | new if old.get(name) != new.get(name)),
-        *(name for name in ONE_RUN if begun.environment.get(name) != asked.environment.get(name)),
-        *(["model"] if begun.model.get("fingerprint") != asked.model.get("fingerprint") else []),
-        *(["--prompts"] if begun.workload.get("sha256") != asked.workload.get("sha256") else []),
-    ]
 
 
 def is_free(path: Path) -> bool:

@@ -5,8 +5,10 @@ All of it can be computed again from ``samples.parquet`` and ``acceptance.csv``.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from math import isfinite, nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cgbench.report.schema import (
@@ -22,8 +24,10 @@ from cgbench.report.schema import (
     Sample,
     Scope,
 )
+from cgbench.statistics import CONFIDENCE, Estimate, blocks_estimate, processes_estimate
 
 CELL = ["scope", "spec_tokens", "batch_size"]
+BLOCK = ["process", "block"]
 GRAPHS = ["scope", "spec_tokens", "bucket"]
 
 
@@ -31,6 +35,14 @@ def typed_frame(rows: Iterable[Any], columns: Sequence[Column]) -> pd.DataFrame:
     """Rows (tuples, or mappings that may lack columns) as a frame of the declared dtypes."""
     frame = pd.DataFrame(rows, columns=[column.name for column in columns])
     return frame.astype({column.name: column.dtype for column in columns})
+
+
+def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFrame:
+    """``frame`` with the columns that it was written without, each row at the column's default."""
+    for column in missing:
+        value = pd.NA if column.default is None and column.dtype != "float64" else column.default
+        frame[column.name] = pd.Series(value, index=frame.index, dtype=column.dtype)
+    return frame
 
 
 def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
@@ -54,8 +66,17 @@ def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
     ``cells`` must hold every scope and k of their batch sizes, for the speed-ups are ratios
     between rows. A cell without samples keeps its facts and has no timings.
     """
-    facts = pd.DataFrame([_facts(cell) for cell in cells])
-    frame = facts.join(_iteration_times(samples), on=CELL).join(_stage_medians(samples), on=CELL)
+    return with_timings(pd.DataFrame([_facts(cell) for cell in cells]), samples)
+
+
+def with_timings(facts: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """``facts``, a row a cell with what no sample tells, with all that samples tell put in; as
+    ``latency_frame``."""
+    timings = [_iteration_times(samples), _stage_medians(samples)]
+    stale = [name for timing in timings for name in timing if name in facts]
+    frame = facts.drop(columns=stale)
+    for timing in timings:
+        frame = frame.join(timing, on=CELL)
     length, wall_s = frame["mean_acceptance_length"], frame["mean_wall_s"]
     frame["tpot_ms"] = wall_s / length * 1e3
     frame["output_tok_per_s"] = frame["batch_size"] * length / wall_s
@@ -78,11 +99,12 @@ def _facts(cell: Cell) -> dict[str, Any]:
 
 
 def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
-    """Statistics of the timed pass, one row a cell."""
+    """Statistics of the timed pass, one row a cell; of the blocks that count."""
     timed = samples[samples["stage"] == "iteration"]
     gap_s = timed["wall_s"] - timed["gpu_s"]
     by_cell = timed.assign(gap_s=gap_s).groupby(CELL)
     gpu_s = by_cell["gpu_s"]
+    blocks = timed.groupby([*CELL, *BLOCK])["gpu_s"].median()
     return pd.DataFrame(
         {
             "iterations": gpu_s.count(),
@@ -91,8 +113,24 @@ def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
             "iteration_p99_ms": gpu_s.quantile(0.99) * 1e3,
             "host_gap_p50_ms": by_cell["gap_s"].median() * 1e3,
             "mean_wall_s": by_cell["wall_s"].mean(),
+            "blocks": blocks.groupby(CELL).count(),
+            "half_width_frac": np.log(blocks).groupby(CELL).agg(_half_width),
         }
     )
+
+
+def _half_width(log_medians: pd.Series) -> float:
+    half_width = unit_estimate(log_medians).half_width(CONFIDENCE)
+    return half_width if isfinite(half_width) else nan
+
+
+def unit_estimate(values: pd.Series) -> Estimate:
+    """The estimate of one cell from ``values`` a block, indexed by process and block: the process
+    is the unit of evidence where there are several."""
+    by_process = values.groupby("process", sort=True)
+    if by_process.ngroups > 1:
+        return processes_estimate(by_process.median().to_numpy("float64"))
+    return blocks_estimate(values.to_numpy("float64"))
 
 
 def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +143,7 @@ def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     ``CELL`` among them; the draft steps of one iteration are summed."""
     staged = samples[samples["stage"] != "iteration"]
     staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
-    per_iteration = staged.groupby([*CELL, "block", "iteration", "stage"])["gpu_s"].sum()
+    per_iteration = staged.groupby([*CELL, *BLOCK, "iteration", "stage"])["gpu_s"].sum()
     return per_iteration.groupby([*by, "stage"]).median().unstack("stage")
 
 
@@ -168,3 +206,26 @@ def _gains(latency: pd.DataFrame) -> pd.Series:
     p50_ms = replayed["iteration_p50_ms"]
     gain_ms = p50_ms * replayed["speedup_vs_eager"] - p50_ms
     return replayed.assign(gain_ms=gain_ms).groupby(GRAPHS)["gain_ms"].last()
+
+
+TOLD = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
+
+
+def telemetry_summary(blocks: pd.DataFrame) -> dict[str, Any]:
+    """What ``run.json`` says of the GPU over all timed blocks: min, median and max of its clocks,
+    temperature and power, what held the clocks back, and how many blocks were discarded for what.
+    A part that nothing told is left out."""
+    told = [name for name in TOLD if blocks[name].notna().any()]
+    reasons = blocks["throttle_reasons"].dropna().str.split(";").explode()
+    others = blocks["other_processes"].dropna()
+    return {
+        **{name: _spread(blocks[name].dropna().astype("float64")) for name in told},
+        **({"throttle_reasons": sorted(reasons.unique())} if told else {}),
+        **({"other_processes": int(others.max())} if len(others) else {}),
+        "blocks": len(blocks),
+        "discarded": blocks["discarded"].dropna().value_counts().to_dict(),
+    }
+
+
+def _spread(values: pd.Series) -> dict[str, float]:
+    return {"min": values.min(), "median": values.median(), "max": values.max()}

@@ -20,15 +20,26 @@ from cgbench.report.schema import RunRecord
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
-SETTING = ("device", "dtype", "attention", "compile", "acceptance", "tp_size", "context_len")
+SETTING = (
+    "device",
+    "dtype",
+    "attention",
+    "compile",
+    "acceptance",
+    "tp_size",
+    "context_len",
+    "l2",
+)
 
 DEFINITIONS = """\
 Times are medians (p50) unless headed p99. Iteration is GPU time (wall time on CPU) of
-one verify, accept, draft and commit; verify and draft (all k steps) come from a separate,
-instrumented pass; host gap is wall minus GPU time. Accept length is 1 + accepted drafts per
-iteration, bonus or recovered token included; tok/s is batch size x accept length / mean wall
-time. "vs eager" is a ratio of iteration times, "vs no spec" one of tok/s to k = 0 in the same
-scope. "(eager)" marks a batch over the largest bucket: its scope ran without a graph.
+one verify, accept, draft and commit; +/- is half the 95 % interval of its median over blocks
+(over processes where there are several), and discarded blocks are in no number. Verify and
+draft (all k steps) come from a separate, instrumented pass; host gap is wall minus GPU time.
+Accept length is 1 + accepted drafts per iteration, bonus or recovered token included; tok/s is
+batch size x accept length / mean wall time. "vs eager" is a ratio of iteration times, "vs no
+spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest bucket:
+its scope ran without a graph.
 """
 
 
@@ -55,6 +66,7 @@ SHOWN = (
     Shown("batch [req]", "batch_size"),
     Shown("bucket [req]", "bucket"),
     Shown("iteration p50 [ms]", "iteration_p50_ms", "{:.3f}"),
+    Shown("+/-", "half_width_frac", "{:.2%}"),
     Shown("p99 [ms]", "iteration_p99_ms", "{:.3f}"),
     Shown("verify [ms]", "verify_p50_ms", "{:.3f}"),
     Shown("draft [ms]", "draft_p50_ms", "{:.3f}"),
@@ -63,6 +75,7 @@ SHOWN = (
     Shown("tok/s", "output_tok_per_s", "{:.1f}"),
     Shown("vs eager", "speedup_vs_eager", "{:.2f}x"),
     Shown("vs no spec", "speedup_vs_no_spec", "{:.2f}x"),
+    Shown("discarded", "discarded_blocks"),
     Shown("status", "status"),
 )
 

@@ -88,8 +88,8 @@ MARKDOWN = """\
 | not comparable | run (GPU: NVIDIA H200 in BASE, NVIDIA B200 in NEW) |  |  |  |  |  |  |  |  |
 
 - differs: gpu: NVIDIA H200 in BASE, NVIDIA B200 in NEW
-- minimum effect 2 %; each interval at 95 %, for 95 % over all gated ones; n: blocks (rows for \
-acceptance, graphs for capture time) of BASE/NEW
+- minimum effect 2 %; each interval at 95 %, for 95 % over all gated ones; n: blocks, or \
+processes of several (rows for acceptance, graphs for capture time) of BASE/NEW
 - 1 not comparable; exit code 3
 """
 

@@ -180,7 +180,7 @@ def test_a_preset_keeps_drafts_at_stated_rates_unless_told(
     monkeypatch.setitem(PRESETS, "small", Preset("small", "a test", config))
     for args, rule in (((), "synthetic:0.8,0.6"), (("--acceptance", "greedy"), "greedy")):
         out = tmp_path / rule.partition(":")[0]
-        flags = ("--spec-tokens", 2, "--batch-sizes", 1, "--iterations", 5, "--context-len", 8)
+        flags = ("--spec-tokens", 2, "--batch-sizes", 1, "--max-time", 0, "--context-len", 8)
         done = cgbench("run", "preset:small", *flags, "--output", out, *args)
         assert done.code == 0, done.stderr
         assert RunDirectory.open(out).latency()["acceptance"].unique().tolist() == [rule]

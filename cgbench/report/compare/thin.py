@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from cgbench.errors import CannotError, RunDirectoryError
-from cgbench.report.compare.evidence import BLOCK, block_times
+from cgbench.report.compare.evidence import BLOCKS, block_times
 from cgbench.report.schema import SAMPLES
 from cgbench.report.store import (
     ACCEPTANCE_FILE,
@@ -75,8 +75,8 @@ def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:
     times = block_times(samples)
     stages = times.drop(columns="wall")
     rows = stages.melt(var_name="stage", value_name="gpu_s", ignore_index=False)
-    rows = rows.dropna().reset_index().sort_values([*BLOCK, "stage"], ignore_index=True)
-    wall_s = rows.join(times["wall"], on=BLOCK)["wall"]
+    rows = rows.dropna().reset_index().sort_values([*BLOCKS, "stage"], ignore_index=True)
+    wall_s = rows.join(times["wall"], on=BLOCKS)["wall"]
     modes = samples.drop_duplicates(CELL).set_index(CELL)["mode"]
     rows = rows.join(modes, on=CELL).assign(
         iteration=0, wall_s=wall_s.where(rows["stage"] == "iteration")

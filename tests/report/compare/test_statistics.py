@@ -9,16 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cgbench.report.compare.statistics import (
-    Estimate,
-    Floats,
     adjusted_level,
     difference,
     interval,
     log_length_estimate,
-    median_estimate,
     rate_estimate,
 )
 from cgbench.report.compare.verdicts import ITERATION, Interval, Verdict, decide
+from cgbench.statistics import Estimate, Floats, blocks_estimate, median_estimate
 
 NUM_BLOCKS = 10
 THRESHOLD = log1p(0.02)
@@ -35,7 +33,7 @@ def log_blocks(rng: np.random.Generator, num_runs: int, noise: float = 0.003) ->
 
 
 def effect(base: Floats, new: Floats, level: float) -> Interval:
-    return interval(difference(median_estimate(new), median_estimate(base)), level)
+    return interval(difference(blocks_estimate(new), blocks_estimate(base)), level)
 
 
 def verdicts(effect_size: float, num_runs: int, num_cells: int = 1) -> list[Verdict]:

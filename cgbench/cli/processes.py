@@ -1,0 +1,93 @@
+"""``--processes N``: the measurement in N fresh processes, one after another, and one run of them.
+
+Each is an ordinary run in a directory of its own below ``--output``, so a kill or a failure loses
+none that is finished, and ``--resume`` goes on in the middle of one. This process loads no model.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cgbench.cli.console import say
+from cgbench.errors import ExitCode, ProcessError, RunDirectoryError
+
+if TYPE_CHECKING:
+    from cgbench.report.store import RunDirectory
+
+PARTS = "processes"
+
+
+def measure_in_processes(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory":
+    """Run what is missing, then merge; returns the finished run.
+
+    Raises ``RunDirectoryError`` as ``run`` does, ``ProcessError`` where a process ends badly.
+    """
+    from cgbench.report.merge import merge_runs
+    from cgbench.report.store import RunDirectory
+
+    _check(path, resume=resume)
+    count = arguments["processes"]
+    parts = [path / PARTS / str(number) for number in range(count)]
+    for number, part in enumerate(parts):
+        if _is_finished(part, {**arguments, "processes": 1}):
+            continue
+        say(f"process {number + 1} of {count}")
+        _run(arguments, part, f"process {number + 1} of {count}")
+    run = merge_runs([RunDirectory.open(part) for part in parts], path)
+    shutil.rmtree(path / PARTS)
+    return run
+
+
+def _check(path: Path, *, resume: bool) -> None:
+    from cgbench.report.store import RunDirectory
+
+    if not resume or (path / "run.json").exists():
+        RunDirectory.check(path, resume=resume)
+    elif not (path / PARTS).is_dir():
+        raise RunDirectoryError(f"--resume: {path / PARTS}: missing; nothing was begun there")
+
+
+def _is_finished(part: Path, arguments: dict[str, Any]) -> bool:
+    """Whether ``part`` is a complete run; one that has not written its record holds nothing yet.
+
+    Raises ``RunDirectoryError`` where it was asked for otherwise.
+    """
+    from cgbench.report.differing import differing_flags
+    from cgbench.report.store import RunDirectory
+
+    if not (part / "run.json").exists():
+        shutil.rmtree(part, ignore_errors=True)
+        return False
+    record = RunDirectory.open(part).record
+    if flags := differing_flags(record.measured_arguments, arguments):
+        raise RunDirectoryError(
+            f"--resume: {part / 'run.json'} was begun with another {', '.join(flags)}; "
+            "give the same, or choose another --output"
+        )
+    return record.complete
+
+
+def _run(arguments: dict[str, Any], part: Path, name: str) -> None:
+    job = {
+        "arguments": {**arguments, "processes": 1},
+        "path": str(part),
+        "resume": part.exists(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "cgbench.cli.worker"],
+        input=json.dumps(job),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode == 0:
+        return
+    lines = done.stdout.strip().splitlines()
+    reason = lines[-1] if lines else f"ended with status {done.returncode}"
+    kept = "--resume keeps what is measured and goes on"
+    codes = {int(code) for code in ExitCode} - {0}
+    known = done.returncode in codes and lines
+    code = ExitCode(done.returncode) if known else ExitCode.CANNOT
+    raise ProcessError(f"--processes: {name}: {reason}; {kept}", code)

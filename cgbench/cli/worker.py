@@ -1,0 +1,24 @@
+"""One process of ``--processes``: a job on stdin, progress on stderr, on stdout why it failed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from cgbench.cli.run import measure
+from cgbench.errors import CgbenchError, ExitCode
+
+
+def main() -> NoReturn:
+    """Measure into the job's directory. Cells that failed are in it, and no failure of this."""
+    job = json.load(sys.stdin)
+    try:
+        measure(job["arguments"], Path(job["path"]), resume=job["resume"])
+    except Exception as error:
+        print(" ".join(str(error).split()) or type(error).__name__)
+        sys.exit(error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT)
+    sys.exit(ExitCode.OK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Which blocks do not count, by what telemetry saw around them: rules as data, no torch.
+
+Judged anew after each round, for the clock that a block departs from is known only then.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from cgbench.report.block_schema import Reading
+
+# The GPU was held back by heat or by its supply: it would be faster on another day. Not among
+# them: sw_power_cap, for a busy GPU runs at its power limit by design, in BASE as in NEW, and where
+# that moves the clock the rule for clocks tells; gpu_idle, which a reading between two blocks may
+# well see; clocks that somebody set.
+THROTTLED = ("hw_thermal", "sw_thermal", "power_brake", "hw_slowdown")
+
+MAX_CLOCK_DEPARTURE = 0.03
+"""Of the SM clock, from the cell's median: a regression that must be caught is as large."""
+
+MAX_DISCARDED_FRAC = 0.25
+"""A cell that lost more of its blocks is disturbed: what remains is no chance selection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What telemetry saw before and after one block; None where nothing can tell."""
+
+    before: Reading | None
+    after: Reading | None
+
+    @property
+    def readings(self) -> list[Reading]:
+        return [each for each in (self.before, self.after) if each is not None]
+
+    @property
+    def sm_clock_mhz(self) -> int | None:
+        """The clock after the block: before it the GPU may have been waiting."""
+        return None if self.after is None else self.after.sm_clock_mhz
+
+
+def reasons_to_discard(blocks: Sequence[Watched], at_start: frozenset[int]) -> list[str]:
+    """For each block of one cell why it does not count; empty where it does.
+
+    ``at_start`` are the processes on the GPU when the run began, ours among them under whatever
+    number the driver's namespace has for it: those that were there all along disturb every block
+    alike.
+    """
+    clocks = [each.sm_clock_mhz for each in blocks if each.sm_clock_mhz is not None]
+    typical_mhz = median(clocks) if clocks else None
+    return [
+        _throttled(each) or _other_process(each, at_start) or _other_clock(each, typical_mhz)
+        for each in blocks
+    ]
+
+
+def _throttled(block: Watched) -> str:
+    seen = {reason for reading in block.readings for reason in reading.reasons}
+    return next((reason for reason in THROTTLED if reason in seen), "")
+
+
+def _other_process(block: Watched, at_start: frozenset[int]) -> str:
+    new = any(reading.processes - at_start for reading in block.readings)
+    return "other_process" if new else ""
+
+
+def _other_clock(block: Watched, typical_mhz: float | None) -> str:
+    clock_mhz = block.sm_clock_mhz
+    if clock_mhz is None or not typical_mhz:
+        return ""
+    return "sm_clock" if abs(clock_mhz / typical_mhz - 1) > MAX_CLOCK_DEPARTURE else ""
+
+
+def is_disturbed(reasons: Sequence[str]) -> bool:
+    """Whether too many of a cell's blocks were discarded for the others to be trusted."""
+    return sum(map(bool, reasons)) > MAX_DISCARDED_FRAC * len(reasons)

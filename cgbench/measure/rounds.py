@@ -1,0 +1,147 @@
+"""The timed pass: round after round, a block of every cell, until they are known well enough.
+
+A block is one stretch of iterations from the state after prefill on. It spans the same band of
+context lengths at every k: as many iterations as bring the mean context to the band's middle.
+A round holds one block of every cell of the batch size, in an order drawn anew for each, so that a
+drift of the machine and the trace that a cell leaves for its follower hit all alike. Cells that
+are settled stay in: rounds in which some are missing would be rounds of another machine.
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+
+from cgbench.engine.prefill import begin_decoding
+from cgbench.engine.state import Prefilled
+from cgbench.measure.bench import Bench
+from cgbench.measure.cell_run import CellRun, TimedBlock
+from cgbench.measure.disturbance import Watched, reasons_to_discard
+from cgbench.measure.stopping import MIN_BLOCKS, StoppingRule
+from cgbench.measure.telemetry import Watch
+from cgbench.measure.timing import Flush, time_iterations
+from cgbench.report.block_schema import Block, Reading
+from cgbench.report.schema import Mode, Status
+
+
+def time_rounds(
+    bench: Bench,
+    runs: Sequence[CellRun],
+    prefilled: Prefilled,
+    rule: StoppingRule,
+    flush: Flush | None,
+    on_step: Callable[[], None],
+) -> None:
+    """Fill the runs' ``blocks`` and ``samples``; ``on_step`` is called ``MIN_BLOCKS`` times."""
+    for run in _alive(runs):
+        with run.watched(bench.device):
+            run.block_iterations = _count_iterations(bench, run, prefilled)
+    bench.watch.read()
+    start = time.perf_counter()
+    draw = random.Random(f"rounds {bench.options.seed}")
+    for number in count():
+        alive = _alive(runs)
+        for run in draw.sample(alive, len(alive)):
+            with run.watched(bench.device):
+                run.blocks.append(_block(bench, run, prefilled, number, flush))
+        for run in alive:
+            run.discarded = _reasons(run, bench.watch)
+        if number < MIN_BLOCKS:
+            on_step()
+        medians = [run.medians for run in deciding(runs)]
+        if not medians or rule.is_over(number + 1, time.perf_counter() - start, medians):
+            break
+    for _ in range(number + 1, MIN_BLOCKS):
+        on_step()
+    for run in _alive(runs):
+        run.keep_samples()
+
+
+def deciding(runs: Sequence[CellRun]) -> list[CellRun]:
+    """The cells that must be settled: those that replay graphs, which the gate judges; where there
+    are none, all."""
+    alive = _alive(runs)
+    return [run for run in alive if run.mode is Mode.GRAPH] or alive
+
+
+def _alive(runs: Sequence[CellRun]) -> list[CellRun]:
+    return [run for run in runs if run.status is Status.OK]
+
+
+def _count_iterations(bench: Bench, run: CellRun, prefilled: Prefilled) -> int:
+    """Iterations of a block, by going through one: those whose mean context is nearest to the
+    band's middle. Warms up too."""
+    seq_len = run.runner.state.rows(run.batch_size).seq_len
+    begin_timed(bench, run, prefilled)
+    total = 0.0
+    nearest, best = 1, float("inf")
+    for number in count(1):
+        run.runner.step(run.batch_size)  # the first is the untimed one
+        total += float(seq_len.double().mean())
+        away = total / number - bench.options.mean_context_len
+        if abs(away) < best:
+            nearest, best = number, abs(away)
+        if away >= 0:
+            return nearest
+    raise AssertionError
+
+
+def begin_timed(bench: Bench, run: CellRun, prefilled: Prefilled) -> None:
+    """Back to the state after prefill. A request that would leave its KV rows stops, and is
+    computed with the others all the same."""
+    begin_decoding(
+        bench.spec,
+        run.runner.state,
+        prefilled,
+        tokens_left=bench.options.reach,
+        ignore_eos=True,
+        seed=bench.options.seed + run.next_stretch(),
+    )
+
+
+def _block(
+    bench: Bench, run: CellRun, prefilled: Prefilled, number: int, flush: Flush | None
+) -> TimedBlock:
+    before = bench.watch.latest
+    begin_timed(bench, run, prefilled)
+    times = time_iterations(run.runner, run.batch_size, run.block_iterations, flush)
+    after = bench.watch.read()
+    end = float(run.runner.state.rows(run.batch_size).seq_len.double().mean())
+    # Context grows evenly: its mean lies half-way, the untimed iteration before the first one
+    # making up for the growth after the last.
+    mean_context_len = (bench.options.context_len + end) / 2
+    return TimedBlock(number, times, mean_context_len, Watched(before, after))
+
+
+def _reasons(run: CellRun, watch: Watch) -> list[str]:
+    return reasons_to_discard([block.watched for block in run.blocks], watch.at_start)
+
+
+def block_rows(run: CellRun, watch: Watch) -> list[Block]:
+    """The cell's rows of ``blocks.csv``."""
+    pairs = zip(run.blocks, run.discarded, strict=True)
+    return [_block_row(run, block, reason, watch) for block, reason in pairs]
+
+
+def _block_row(run: CellRun, block: TimedBlock, reason: str, watch: Watch) -> Block:
+    readings = block.watched.readings
+    after = block.watched.after or Reading()
+    reasons = {each for reading in readings for each in reading.reasons}
+    others = {each for reading in readings for each in reading.processes} - watch.at_start
+    return Block(
+        scope=run.runner.scope,
+        spec_tokens=run.spec_tokens,
+        batch_size=run.batch_size,
+        process=0,
+        block=block.number,
+        discarded=reason or None,
+        iterations=len(block.times),
+        iteration_p50_s=block.median_s,
+        mean_context_len=block.mean_context_len,
+        sm_clock_mhz=after.sm_clock_mhz,
+        memory_clock_mhz=after.memory_clock_mhz,
+        temperature_c=after.temperature_c,
+        power_w=after.power_w,
+        throttle_reasons=";".join(sorted(reasons)) or None,
+        other_processes=len(others) if readings else None,
+    )

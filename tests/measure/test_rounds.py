@@ -1,0 +1,180 @@
+"""The timed pass with planted times and a planted GPU: what is kept, dropped, and when it ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cgbench.measure import rounds
+from cgbench.measure.bench import Bench
+from cgbench.measure.group import Group, measure_group
+from cgbench.measure.stopping import MIN_BLOCKS
+from cgbench.measure.telemetry import Watch
+from cgbench.measure.timing import IterationTime
+from cgbench.report.block_schema import BLOCKS, Reading
+from cgbench.report.schema import Status
+from cgbench.report.summary import latency_frame, samples_frame, telemetry_summary, typed_frame
+from tests.engine.test_acceptance_length import WRONG_AFTER, make_bigram
+from tests.measure.test_group import BATCH, KS, make_bench
+
+QUIET = Reading(1980, 3201, 45, 300.0, frozenset(), frozenset({7}))
+TYPICAL_S = 1e-3
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(make_bigram(tmp_path_factory.mktemp("bigram"), WRONG_AFTER), iterations=4)
+
+
+@dataclass
+class Machine:
+    """Times and telemetry by the count of blocks so far; its clock runs only while it measures."""
+
+    time_s: Callable[[int, int], float] = lambda k, block: TYPICAL_S
+    reading: Callable[[int], Reading] = lambda block: QUIET
+    now: float = 0.0
+    order: list[int] = field(default_factory=list)
+
+    def time_iterations(self, runner: Any, batch: int, count: int, flush: object) -> Any:
+        k = runner.state.spec_tokens
+        seconds = self.time_s(k, self.order.count(k))
+        self.order.append(k)
+        self.now += 0.1
+        return [IterationTime(seconds, seconds)] * count
+
+    def read(self) -> Reading:
+        return self.reading(len(self.order) - 1)
+
+
+def measured(
+    bench: Bench, machine: Machine, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> Group:
+    monkeypatch.setattr(rounds, "time_iterations", machine.time_iterations)
+    monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: machine.now))
+    options = replace(bench.options, **{"min_time_s": 0.0, "max_time_s": 30.0} | changes)
+    return measure_group(replace(bench, options=options, watch=Watch(machine)), BATCH, int)
+
+
+def test_equal_times_settle_at_the_fewest_blocks(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine()
+    group = measured(bench, machine, monkeypatch)
+    assert len(machine.order) == MIN_BLOCKS * len(KS)
+    assert group.doubts == [] and {cell.discarded_blocks for cell in group.cells} == {0}
+
+
+def test_every_round_has_every_cell_in_an_order_of_its_own(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine()
+    measured(bench, machine, monkeypatch)
+    found = [tuple(machine.order[i : i + 3]) for i in range(0, len(machine.order), 3)]
+    assert all(sorted(each) == list(KS) for each in found) and len(set(found)) > 2
+    again = Machine()
+    measured(bench, again, monkeypatch)
+    assert again.order == machine.order
+
+
+def test_min_time_goes_on_with_settled_cells(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine()
+    measured(bench, machine, monkeypatch, min_time_s=6.0)
+    assert machine.now == pytest.approx(6.0, abs=0.3)
+
+
+def test_a_cell_that_never_settles_ends_at_max_time_and_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(time_s=lambda k, block: TYPICAL_S * (1 + (k == 3) * (block % 3) / 3))
+    group = measured(bench, machine, monkeypatch)
+    assert machine.now == pytest.approx(30.0, abs=0.3)
+    (line,) = group.doubts
+    assert "batch size 2: 1 of 3 cells" in line and "eager k=3" in line
+    frame = latency_frame(group.cells, samples_frame(group.samples)).set_index("spec_tokens")
+    assert frame.loc[3, "half_width_frac"] > 0.005 > frame.loc[0, "half_width_frac"]
+
+
+def test_a_drift_hits_all_cells_alike(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 % a second: rows one after another would differ by a third; interleaved by 1 %."""
+    machine = Machine()
+    machine.time_s = lambda k, block: TYPICAL_S * (1 + 0.01 * machine.now)
+    group = measured(bench, machine, monkeypatch)
+    frame = latency_frame(group.cells, samples_frame(group.samples))
+    assert machine.now > 20
+    assert frame["iteration_p50_ms"].max() / frame["iteration_p50_ms"].min() < 1.01
+    # Blocks that follow a drift repeat each other: it does not look precise.
+    assert len(group.doubts) == 1
+
+
+def throttled_in(blocks: range) -> Machine:
+    """Hot and twice as slow there."""
+    hot = replace(QUIET, reasons=frozenset({"hw_thermal"}), sm_clock_mhz=1200)
+    machine = Machine(reading=lambda block: hot if block in blocks else QUIET)
+    machine.time_s = lambda k, _: TYPICAL_S * (1 + (len(machine.order) in blocks))
+    return machine
+
+
+def test_throttled_blocks_are_counted_out_and_measured_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = throttled_in(range(6, 9))
+    group = measured(bench, machine, monkeypatch)
+    frame = latency_frame(group.cells, samples_frame(group.samples))
+    assert set(frame["iteration_p50_ms"]) == {1.0} and set(frame["iteration_p99_ms"]) == {1.0}
+    assert min(frame["blocks"]) >= MIN_BLOCKS and sum(frame["discarded_blocks"]) >= 3
+    assert set(frame["status"]) == {"ok"}
+    blocks = typed_frame(group.blocks, BLOCKS)
+    slow = blocks["iteration_p50_s"] > TYPICAL_S
+    assert slow.sum() == 3 and set(blocks.loc[slow, "discarded"]) == {"hw_thermal"}
+    summary = telemetry_summary(blocks)
+    assert summary["sm_clock_mhz"] == {"min": 1200, "median": 1980, "max": 1980}
+    assert summary["throttle_reasons"] == ["hw_thermal"]
+    assert summary["discarded"] == {"hw_thermal": sum(frame["discarded_blocks"])}
+
+
+def test_a_gpu_that_throttles_all_the_while_is_disturbed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = measured(bench, throttled_in(range(1000)), monkeypatch)
+    assert {cell.status for cell in group.cells} == {Status.DISTURBED}
+    assert not [sample for sample in group.samples if sample.stage == "iteration"]
+    assert "nothing" in group.doubts[0]
+
+
+def test_another_process_on_the_gpu_disturbs_what_it_shares(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = replace(QUIET, processes=frozenset({7, 99}))
+    machine = Machine(reading=lambda block: other if block >= 12 else QUIET)
+    group = measured(bench, machine, monkeypatch, max_time_s=5.0)
+    assert {cell.status for cell in group.cells} == {Status.DISTURBED}
+    blocks = typed_frame(group.blocks, BLOCKS)
+    assert set(blocks["discarded"].dropna()) == {"other_process"}
+    assert telemetry_summary(blocks)["other_processes"] == 1
+
+
+def test_a_clock_that_changes_for_good_disturbs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower = replace(QUIET, sm_clock_mhz=1700)
+    machine = Machine(reading=lambda block: slower if block >= 14 else QUIET)
+    group = measured(bench, machine, monkeypatch, max_time_s=1.0)
+    assert Status.DISTURBED in {cell.status for cell in group.cells}
+    assert set(typed_frame(group.blocks, BLOCKS)["discarded"].dropna()) == {"sm_clock"}
+
+
+def test_a_disturbed_group_is_written_and_read_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from cgbench.report.store import RunDirectory
+    from tests.report.example import make_record
+
+    group = measured(bench, throttled_in(range(1000)), monkeypatch, max_time_s=1.0)
+    directory = RunDirectory.create(tmp_path / "run", make_record())
+    directory.write_group(group.cells, group.samples, (), group.blocks)
+    frame = directory.finish()
+    assert set(frame["status"]) == {"disturbed"} and frame["iteration_p50_ms"].isna().all()
+    assert len(RunDirectory.open(tmp_path / "run").blocks()) == len(group.blocks)
