@@ -135,23 +135,23 @@ class DecodeStates:
     def __init__(self, cache: RecurrentCache, slots: Tensor, positions: Tensor) -> None:
         self.cache, self.slots, self.positions = cache, slots, positions
         begin = positions[:, 0]
+        self.is_first = begin == 0
         self.num_pending = num_pending(cache, slots, begin)
         cache.length[slots] = begin
 
     def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
         """``rows [B, S, C]`` behind the ring's ``num_before`` newest; they enter the ring."""
         ring = self.cache.layers[layer_idx].conv
-        before = torch.arange(-num_before, 0, device=rows.device)
+        newest = self.positions[:, :1] + torch.arange(-num_before, 0, device=rows.device)
         slots = self.slots[:, None]
-        before = (self.positions[:, :1] + before) % ring.shape[1]
-        inputs = torch.cat([ring[slots, before], rows], dim=1)
+        before = ring[slots, newest % ring.shape[1]].masked_fill((newest < 0)[..., None], 0)
         ring[slots, self.positions % ring.shape[1]] = rows
-        return inputs
+        return torch.cat([before, rows], dim=1)
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         """What ``rows`` read, ``[B, S, H, Dv]``; leaves the state before them, and their parts."""
         layer = self.cache.layers[layer_idx]
-        matrix = advanced(layer, self.slots, self.num_pending)
+        matrix = advanced(layer, self.slots, self.num_pending, self.is_first)
         layer.matrix[self.slots] = matrix
         out, keys, updates, log_decays = delta_rows(matrix, rows)
         length = keys.shape[2]
@@ -169,10 +169,12 @@ def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:
     return (begin - cache.length[slots]).clamp(0, cache.query_len)
 
 
-def advanced(layer: LayerState, slots: Tensor, count: Tensor) -> Tensor:
+def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) -> Tensor:
     """The matrices ``[B, H, Dk, Dv]`` of ``slots`` after the first ``count [B]`` kept rows.
 
-    A row past ``count`` has weight 0, and where count is 0 the old matrix weight 1: exactly.
+    A row past ``count`` has weight 0, and where count is 0 the old matrix weight 1: exactly. Where
+    ``is_first [B]`` nothing came before: a padded row, which must compute the same whatever
+    scratch holds, for it may share an expert's matrix product with a request.
     """
     log_decays = layer.log_decays[slots]
     last = (count - 1).clamp(min=0)[:, None, None].expand(-1, log_decays.shape[1], 1)
@@ -181,7 +183,8 @@ def advanced(layer: LayerState, slots: Tensor, count: Tensor) -> Tensor:
     # Masked before exp: past ``count`` the difference is positive, and may overflow.
     weights = (total - log_decays).masked_fill(is_past[:, None], float("-inf")).exp()
     weighted = layer.keys[slots] * weights[..., None]
-    kept = layer.matrix[slots] * total.exp()[..., None]
+    weight = total.exp().masked_fill(is_first[:, None, None], 0)
+    kept = layer.matrix[slots] * weight[..., None]
     added = weighted.transpose(2, 3), layer.updates[slots]
     # One kernel over the matrices, where a product and a sum would be two.
     return torch.baddbmm(kept.flatten(0, 1), *(each.flatten(0, 1) for each in added)).view_as(kept)
