@@ -1,7 +1,8 @@
 """Shape presets: public models' configurations, to be filled with random weights. No torch here.
 
 A preset measures a shape, never a model's quality; every output labels it "random weights".
-To add one, add an entry: the config as the public checkpoint states it.
+To add one, add an entry: the config as the public checkpoint states it. The file is a table, and as
+long as there are presets.
 """
 
 from collections.abc import Mapping
