@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
+    AutoModelForImageTextToText,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -75,6 +77,26 @@ _LATENT: dict[str, Any] = {
     "v_head_dim": 16,
 }
 _NO_RECURRENCE: dict[str, Any] = {"layer_types": ["full_attention"] * 2, "head_dim": 16}
+_HYBRID: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+}
+_SHARED_EXPERT: dict[str, Any] = _EXPERTS | {
+    "num_experts": 8,
+    "shared_expert_intermediate_size": 16,
+}
+_VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "depth": 1,
+    "num_heads": 2,
+    "intermediate_size": 16,
+    "out_hidden_size": 32,
+}
 
 
 def _config(model_type: str, **fields: Any) -> PretrainedConfig:
@@ -141,6 +163,15 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
 }
 """Mixtures of experts, latent attention, (1 + w) norms, windows: targets of the other families."""
 
+HYBRID_CONFIGS: dict[str, PretrainedConfig] = {
+    "qwen3_next-hybrid": _config("qwen3_next", **(_HYBRID | _SHARED_EXPERT)),
+    "qwen3_5": AutoConfig.for_model("qwen3_5", text_config=SHAPE | _HYBRID, vision_config=_VISION),
+    "qwen3_5_moe": AutoConfig.for_model(
+        "qwen3_5_moe", text_config=SHAPE | _HYBRID | _SHARED_EXPERT, vision_config=_VISION
+    ),
+}
+"""Most layers are gated delta nets; Qwen3.5's are published beside a vision tower."""
+
 
 def make_checkpoint(
     folder: Path,
@@ -157,9 +188,9 @@ def make_checkpoint(
     ``std`` is far above a trained model's, so that greedy decoding does not settle on one token.
     """
     torch.manual_seed(seed)
-    base = (CONFIGS | MORE_CONFIGS)[kind]
+    base = (CONFIGS | MORE_CONFIGS | HYBRID_CONFIGS)[kind]
     config = type(base).from_dict(base.to_dict() | shape | {"eos_token_id": eos})
-    model = auto_class_for(config).from_config(config, dtype=torch.float32)
+    model = whole_class(config).from_config(config, dtype=torch.float32)
     randomise(model, std)
     model.generation_config.eos_token_id = eos
     model.save_pretrained(folder)
@@ -171,10 +202,19 @@ def make_checkpoint(
     return folder
 
 
+def whole_class(config: PretrainedConfig) -> Any:
+    """The class of all that a checkpoint holds, a vision tower included."""
+    has_vision = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForImageTextToText if has_vision else auto_class_for(config)
+
+
 @torch.no_grad()
 def randomise(module: torch.nn.Module, std: float) -> None:
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
+    for name, parameter in module.named_parameters():
+        if name.endswith(("A_log", "dt_bias")):
+            # Decays near 0.9, so that a recurrent state holds more than the newest token.
+            parameter.normal_(mean=-1.0, std=0.5)
+        elif parameter.dim() > 1:
             parameter.normal_(std=std)
         else:
             parameter.normal_(mean=1.0, std=0.1)
@@ -251,6 +291,7 @@ def make_speculator(
     room: int,
     attention: str = "sdpa",
     accept: AcceptanceRule | None = None,
+    max_spec_tokens: int = 8,
 ) -> Speculator:
     target = model.target
     cache = KvCache(
@@ -259,6 +300,8 @@ def make_speculator(
         room=room,
         dtype=target.dtype,
         device=target.device,
+        state_shapes=model.state_shapes,
+        query_len=max_spec_tokens + 1,
     )
     backend = DECODE_BACKENDS[attention]
     return Speculator(target, model.head, cache, backend, accept or Greedy())

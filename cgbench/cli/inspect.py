@@ -107,6 +107,10 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines += _head_lines(facts)
     kv = facts["kv_bytes_per_token"]
     lines.append(("KV", f"{kv:,} bytes a token, head included, in {facts['dtype']}"))
+    if state := facts["state_bytes_per_request"]:
+        per_row = f"{facts['state_bytes_per_verified_row']:,} bytes"
+        of_rows = f"and {per_row} for each of its k + 1 verified rows"
+        lines.append(("state", f"{_size(state)} a request of any length, {of_rows}"))
     lines.append(("capture", facts["capture_problem"] or "can be captured"))
     return lines
 

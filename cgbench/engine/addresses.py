@@ -13,12 +13,14 @@ from cgbench.engine.iteration import Speculator
 from cgbench.engine.state import DecodeState, RowState
 
 Addresses = Mapping[str, int]
-"""Device address by name: row state, KV tensors, weights and buffers of target and head."""
+"""Device address by name: row state, KV and recurrent state, weights and buffers of target and
+head."""
 
 
 def captured_addresses(spec: Speculator, state: DecodeState) -> Addresses:
     """Every tensor that a graph over ``spec`` and ``state`` reads or writes in place."""
-    return state_addresses(state.full) | _kv_addresses(spec) | _model_addresses(spec)
+    caches = _kv_addresses(spec) | _recurrent_addresses(spec)
+    return state_addresses(state.full) | caches | _model_addresses(spec)
 
 
 def state_addresses(rows: RowState) -> dict[str, int]:
@@ -39,6 +41,12 @@ def _kv_addresses(spec: Speculator) -> dict[str, int]:
         for layer, kv in spec.cache.layers.items()
         for name, tensor in (("keys", kv.keys), ("values", kv.values))
     }
+
+
+def _recurrent_addresses(spec: Speculator) -> dict[str, int]:
+    recurrent = spec.cache.recurrent
+    tensors = {} if recurrent is None else recurrent.tensors()
+    return {f"recurrent.{name}": tensor.data_ptr() for name, tensor in tensors.items()}
 
 
 def _model_addresses(spec: Speculator) -> dict[str, int]:

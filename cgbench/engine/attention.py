@@ -7,6 +7,7 @@ on the device only. A decode backend is one function; ``DECODE_BACKENDS`` names 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 
 import torch
@@ -14,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgbench.engine.kv import KvCache, LayerKv
+from cgbench.engine.recurrent import DecodeStates, PrefillStates
 from cgbench.errors import BadInputError
+from cgbench.models.recurrent_hook import DeltaRows
 
 
 @dataclass
@@ -33,6 +36,13 @@ class Rows:
 
     def __post_init__(self) -> None:
         self.flat = (self.slots[:, None] * self.cache.room + self.positions).view(-1)
+
+    @cached_property
+    def states(self) -> DecodeStates:
+        """The rows in the recurrent state, made when a linear-attention layer first asks: a draft
+        head has none, and must not move it."""
+        assert self.cache.recurrent is not None
+        return DecodeStates(self.cache.recurrent, self.slots, self.positions)
 
 
 def store(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
@@ -124,7 +134,7 @@ def resolve_backend(name: str, device: torch.device) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """An ``AttentionCall`` for verify and draft steps over the rows' slots."""
+    """An ``AttentionCall`` and ``RecurrentCall`` for verify and draft steps in the rows' slots."""
 
     rows: Rows
     backend: DecodeBackend
@@ -142,15 +152,35 @@ class Decode:
         kv = self.rows.cache.layers[layer_idx]
         return self.backend(kv, self.rows, query, key, value, scaling, sliding_window)
 
+    def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
+        return self.rows.states.conv_inputs(layer_idx, rows, num_before)
+
+    def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
+        return self.rows.states.delta_rule(layer_idx, rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """An ``AttentionCall`` for whole prompts from position 0, padded on the right.
+    """An ``AttentionCall`` and ``RecurrentCall`` for whole prompts from position 0, padded on the
+    right.
 
-    Rows past a prompt's end are stored too: they are never read, and decode overwrites them.
+    Keys past a prompt's end are stored too: they are never read, and decode overwrites them. The
+    recurrent state is that at the end, which ``lengths [B]`` says.
     """
 
     rows: Rows
+    lengths: Tensor
+
+    @property
+    def states(self) -> PrefillStates:
+        assert self.rows.cache.recurrent is not None
+        return PrefillStates(self.rows.cache.recurrent, self.rows.slots, self.lengths)
+
+    def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
+        return self.states.conv_inputs(layer_idx, rows, num_before)
+
+    def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
+        return self.states.delta_rule(layer_idx, rows)
 
     def attend(
         self,

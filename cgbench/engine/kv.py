@@ -1,4 +1,5 @@
-"""The KV cache: one slot a request, one tensor a layer for keys and one for values."""
+"""The KV cache: one slot a request, one tensor a layer for keys and one for values; and beside it
+the recurrent state of a hybrid's other layers, in the same slots."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cgbench.engine.recurrent import RecurrentCache
 from cgbench.models.attention_hook import KvShape
+from cgbench.models.recurrent_hook import StateShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,20 @@ class KvCache:
         room: int,
         dtype: torch.dtype,
         device: torch.device,
+        state_shapes: Mapping[int, StateShape] | None = None,
+        query_len: int = 1,
     ) -> None:
+        """``state_shapes``: the linear-attention layers'; ``query_len``: the most rows that one of
+        their verifies has."""
+        self.recurrent: RecurrentCache | None = None
+        if state_shapes:
+            self.recurrent = RecurrentCache(
+                state_shapes,
+                max_batch_size=max_batch_size,
+                query_len=query_len,
+                dtype=dtype,
+                device=device,
+            )
         self.room = room
         self.num_slots = max_batch_size + 1
         self.scratch_slot = max_batch_size

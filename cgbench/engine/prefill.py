@@ -57,6 +57,8 @@ def begin_decoding(
     if spec.accept.is_random:
         torch.manual_seed(seed)
     state.begin(prefilled, tokens_left=tokens_left, ignore_eos=ignore_eos)
+    if spec.cache.recurrent is not None:
+        spec.cache.recurrent.begin(prefilled.batch_size)
     if state.spec_tokens:
         _draft(spec, state.rows(prefilled.batch_size), prefilled)
 
@@ -113,7 +115,7 @@ def prefill_slots(
     choose the first new tokens."""
     batch, longest = tokens.shape
     positions = torch.arange(longest, device=tokens.device).expand(batch, -1)
-    call = Prefill(Rows(spec.cache, slots, positions))
+    call = Prefill(Rows(spec.cache, slots, positions), lengths)
     hidden = spec.target.forward(tokens, positions, call)
     newest = take_row(hidden.post_norm, lengths - 1)
     last = spec.accept.choose(spec.target.logits(newest[:, 0]), uniforms)

@@ -98,6 +98,8 @@ def build_bench(
         room=room,
         dtype=target.dtype,
         device=target.device,
+        state_shapes=model.state_shapes,
+        query_len=options.max_spec_tokens + 1,
     )
     accept = parse_acceptance(options.acceptance, options.spec_tokens)
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)

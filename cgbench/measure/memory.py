@@ -4,13 +4,14 @@ import os
 
 import torch
 
+from cgbench.engine.recurrent import cache_bytes
 from cgbench.errors import OutOfMemoryError
 from cgbench.measure.options import RunOptions
 from cgbench.models.request import LoadingPlan
 
 
 def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
-    """Refuse a model whose weights and KV alone are over the device's memory.
+    """Refuse a model whose weights, KV and recurrent state alone are over the device's memory.
 
     A lower bound: activations, graphs and prompts longer than ``--context-len`` come on top.
     Raises ``OutOfMemoryError`` with the bytes needed and there.
@@ -20,6 +21,7 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     slots = options.max_batch_size + 1
     tokens = slots * (options.context_len + options.to_decode)
     kv = tokens * skeleton.kv_bytes_per_token(dtype)
+    kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
     available = available_bytes(plan.request.device)
     if weights + kv > available:
         raise OutOfMemoryError(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from cgbench.models.recurrent_hook import RecurrentProbe
+
 ATTENTION_NAME = "cgbench"
 
 KvShape = tuple[tuple[int, int], tuple[int, int]]
@@ -64,10 +66,11 @@ def _dispatch(
 AttentionInterface.register(ATTENTION_NAME, _dispatch)
 
 
-class ShapeProbe:
-    """An ``AttentionCall`` that computes nothing and records each layer's KV shape."""
+class ShapeProbe(RecurrentProbe):
+    """An ``AttentionCall`` that computes nothing and records each layer's KV or state shape."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.kv_shapes: dict[int, KvShape] = {}
         """By layer_idx."""
         self.num_query_heads: dict[int, int] = {}

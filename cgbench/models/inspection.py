@@ -44,6 +44,8 @@ def inspect_model(request: ModelRequest) -> Inspection:
         "checkpoint": _checkpoint_facts(plan),
         "head": _head_facts(plan, tensors),
         "kv_bytes_per_token": plan.skeleton.kv_bytes_per_token(request.dtype),
+        "state_bytes_per_request": plan.skeleton.state_bytes(request.dtype),
+        "state_bytes_per_verified_row": plan.skeleton.state_bytes_per_row(request.dtype),
         "head_problem": head_problem,
         "capture_problem": _capture_problem(plan),
     }

@@ -16,6 +16,7 @@ from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
 from cgbench.models.packing import pack_projections
+from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.support import auto_class_for
 from cgbench.models.target import Target
@@ -30,8 +31,8 @@ _M = TypeVar("_M")
 class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
     ``tokenizer`` is None where the checkpoint ships none (presets never do). ``num_head_modules``
-    counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each layer's,
-    the head's included."""
+    counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
+    layer's, the head's included. ``state_shapes``: each linear-attention layer's."""
 
     target: Target
     head: DraftHead | None
@@ -42,6 +43,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     num_head_modules: int
     kv_shapes: Mapping[int, KvShape]
+    state_shapes: Mapping[int, StateShape]
 
 
 def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
@@ -65,6 +67,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         random_weights=random_weights,
         eos_token_ids=_eos_token_ids(target.model),
         kv_shapes=plan.skeleton.kv.kv_shapes,
+        state_shapes=plan.skeleton.kv.state_shapes,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
 

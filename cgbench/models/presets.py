@@ -1,7 +1,8 @@
 """Shape presets: public models' configurations, to be filled with random weights. No torch here.
 
 A preset measures a shape, never a model's quality; every output labels it "random weights".
-To add one, add an entry: the config as the public checkpoint states it.
+To add one, add an entry: the config as the public checkpoint states it. The file is a table, and as
+long as there are presets.
 """
 
 from collections.abc import Mapping
@@ -35,6 +36,28 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+_QWEN3_5 = {
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "full_attention_interval": 4,
+    "linear_num_key_heads": 16,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000000.0,
+        "partial_rotary_factor": 0.25,
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    },
+    "eos_token_id": 248044,
+}
+"""What the hybrids of one generation share: every fourth layer is full attention."""
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -241,6 +264,39 @@ PRESETS: dict[str, Preset] = {
                 "tie_word_embeddings": False,
                 "num_nextn_predict_layers": 1,
                 "eos_token_id": 1,
+            },
+        ),
+        Preset(
+            name="qwen3.5-0.8b",
+            source="Qwen/Qwen3.5-0.8B config.json, its text side",
+            head_family="qwen",
+            config={
+                **_QWEN3_5,
+                "model_type": "qwen3_5_text",
+                "hidden_size": 1024,
+                "intermediate_size": 3584,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 8,
+                "linear_num_value_heads": 16,
+                "tie_word_embeddings": True,
+            },
+        ),
+        Preset(
+            name="qwen3.5-35b-a3b",
+            source="Qwen/Qwen3.5-35B-A3B config.json, its text side",
+            head_family="qwen",
+            config={
+                **_QWEN3_5,
+                "model_type": "qwen3_5_moe_text",
+                "hidden_size": 2048,
+                "moe_intermediate_size": 512,
+                "shared_expert_intermediate_size": 512,
+                "num_experts": 256,
+                "num_experts_per_tok": 8,
+                "num_hidden_layers": 40,
+                "num_attention_heads": 16,
+                "linear_num_value_heads": 32,
+                "tie_word_embeddings": False,
             },
         ),
         Preset(

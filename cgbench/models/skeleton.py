@@ -37,6 +37,14 @@ class Skeleton:
         sizes = (heads * size for shape in self.kv.kv_shapes.values() for heads, size in shape)
         return sum(sizes) * dtype.itemsize
 
+    def state_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of recurrent state that one request keeps, of any length, over all layers."""
+        return sum(shape.num_bytes(dtype) for shape in self.kv.state_shapes.values())
+
+    def state_bytes_per_row(self, dtype: torch.dtype) -> int:
+        """Bytes kept of each verified row, to make the state after it, over all layers."""
+        return sum(shape.row_bytes(dtype) for shape in self.kv.state_shapes.values())
+
 
 def make_skeleton(
     config: PretrainedConfig, family: HeadFamily | None, *, proj_bias: bool = False

@@ -13,6 +13,7 @@ from transformers import (
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
+from cgbench.models.recurrent_hook import GATED_DELTA_TYPES, LINEAR_ATTENTION
 
 # transformers' Auto classes that make a decoder, in the order they are asked.
 _AUTO_CLASSES = (
@@ -59,12 +60,20 @@ def check_config(config: PretrainedConfig) -> None:
             f"MODEL: {kind} is quantised (quant_method {method}); "
             "give a bfloat16, float16 or GGUF checkpoint"
         )
-    other = set(getattr(config.get_text_config(), "layer_types", None) or ()) - ATTENTION_TYPES
-    if other:
+    if other := _other_layer_types(config.get_text_config()):
         raise UnsupportedModelError(
-            f"MODEL: {kind} has layers of type {', '.join(sorted(other))}; only full and sliding "
-            "attention can be run, no recurrent hybrids; preset:mimo-7b is a model that works"
+            f"MODEL: {kind} has layers of type {', '.join(other)}; only full and sliding attention "
+            "can be run, and of recurrent hybrids Qwen3-Next and Qwen3.5; preset:mimo-7b is a "
+            "model that works"
         )
+
+
+def _other_layer_types(config: PretrainedConfig) -> list[str]:
+    """The layer types that cannot be run. Linear attention has many forms under one name."""
+    known = set(ATTENTION_TYPES)
+    if config.model_type in GATED_DELTA_TYPES:
+        known.add(LINEAR_ATTENTION)
+    return sorted(set(getattr(config, "layer_types", None) or ()) - known)
 
 
 def check_capturable(config: PretrainedConfig) -> None:

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
 from cgbench.models.head import DraftHead, head_layer_type
+from cgbench.models.recurrent_hook import hook_linear_layers
 from cgbench.models.support import check_supported
 
 
@@ -30,6 +31,7 @@ class Target:
         check_supported(model)
         self.model = model.eval()
         self.backbone: nn.Module = model.get_decoder()
+        hook_linear_layers(self.backbone)
         self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         self.config: PretrainedConfig = model.config.get_text_config()
         self.hidden_size: int = self.config.hidden_size
@@ -130,17 +132,18 @@ def _logits_rescale(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
-    """Each layer's KV shape, read off one token's forward, so that no config field is trusted."""
+    """Each layer's KV or state shape, read off one token's forward, so that no config field is
+    trusted."""
     probe = ShapeProbe()
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     hidden = target.forward(ids, ids, probe)
     if head is not None:
         embeds = target.embed(ids)
         head(embeds, hidden.pre_norm, target.rope(embeds, ids), ids, probe)
-    missing = set(range(target.num_layers)) - set(probe.kv_shapes)
+    missing = set(range(target.num_layers)) - set(probe.kv_shapes) - set(probe.state_shapes)
     if missing:
         raise UnsupportedModelError(
             f"{type(target.model).__name__}: layers {sorted(missing)} have no attention of the "
-            "usual kind; hybrid and recurrent targets are not supported"
+            "usual kind, nor a gated delta net; other recurrent targets are not supported"
         )
     return probe

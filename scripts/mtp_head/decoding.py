@@ -31,12 +31,15 @@ class Decoder:
     ) -> None:
         """``room``: KV rows a request needs, in tokens: prompt, new tokens and 2k."""
         target, head = model.target, model.head if spec_tokens else None
+        shapes = probe_kv_shapes(target, head)
         cache = KvCache(
-            probe_kv_shapes(target, head).kv_shapes,
+            shapes.kv_shapes,
             max_batch_size=batch_size,
             room=room,
             dtype=target.dtype,
             device=target.device,
+            state_shapes=shapes.state_shapes,
+            query_len=spec_tokens + 1,
         )
         backend = DECODE_BACKENDS[resolve_backend("auto", target.device)]
         self.spec = Speculator(target, head, cache, backend, accept)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MiniMaxConfig
 
 from cgbench.models import loading
-from cgbench.models.families import DEEPSEEK
+from cgbench.models.families import DEEPSEEK, QWEN
 from tests.cli.command import cgbench
 from tests.tiny import MORE_CONFIGS, SHAPE, edit_config, make_checkpoint
 
@@ -50,6 +50,22 @@ def test_a_preset_has_no_files(tmp_path: Path) -> None:
     assert "76,251,348,480 bytes" in done.stdout
 
 
+def test_a_hybrid_tells_the_bytes_of_its_state(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "qwen3_5_moe", family=QWEN)
+    where = ("--device", "cpu", "--dtype", "bfloat16")
+    facts = json.loads(cgbench("inspect", folder, "--json", *where).stdout)
+    # The full-attention layer and the head's: keys and values of 2 heads of size 16, two bytes.
+    assert facts["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 2
+    channels = 2 * 2 * 8 + 4 * 12
+    # Three layers: a float32 matrix for each of 4 heads, and the 3 tokens that a kernel of 4 sees.
+    assert facts["state_bytes_per_request"] == 3 * (4 * 8 * 12 * 4 + 3 * channels * 2)
+    assert facts["state_bytes_per_verified_row"] == 3 * (4 * (8 + 12 + 1) * 4 + channels * 2)
+    done = cgbench("inspect", folder, *where)
+    assert done.code == 0 and "can be captured" in done.stdout
+    state = f"{facts['state_bytes_per_request']:,} bytes"
+    assert state in done.stdout and "a request of any length" in done.stdout
+
+
 def test_a_checkpoint_without_head_is_a_finding(tmp_path: Path) -> None:
     config = MORE_CONFIGS["gemma3_text"]
     torch.manual_seed(0)
@@ -81,12 +97,11 @@ def test_a_forward_that_cannot_be_captured_is_a_finding(tmp_path: Path) -> None:
     assert facts["head_problem"] is None
 
 
-def test_a_hybrid_is_refused_by_name(tmp_path: Path) -> None:
-    hybrid = MORE_CONFIGS["qwen3_next"].to_dict()
-    hybrid["layer_types"] = ["linear_attention", "full_attention"]
-    (tmp_path / "config.json").write_text(json.dumps(hybrid))
+def test_another_hybrid_is_refused_by_name(tmp_path: Path) -> None:
+    hybrid = MiniMaxConfig(**SHAPE, layer_types=["linear_attention", "full_attention"])
+    (tmp_path / "config.json").write_text(json.dumps(hybrid.to_dict()))
     cgbench("inspect", tmp_path, "--device", "cpu").refused(
-        3, "Qwen3NextForCausalLM", "linear_attention"
+        3, "MiniMaxForCausalLM", "linear_attention"
     )
 
 

@@ -14,6 +14,7 @@ from cgbench.measure.audit.subject import Subject, make_subject
 from cgbench.measure.bench import build_bench, capture_all
 from cgbench.measure.workload import Workload
 from cgbench.report.schema import Scope
+from tests.measure.audited import make_bench
 from tests.measure.test_options import make_options
 from tests.tiny import load_tiny, make_checkpoint, random_prompts
 
@@ -55,6 +56,21 @@ def test_a_state_buffer_reassigned_after_the_capture(subject: Subject, name: str
     state = subject.states[K]
     state.full = replace(state.full, **{name: getattr(state.full, name).clone()})
     assert f"state.{name} was reassigned" in told(subject)
+
+
+def test_recurrent_state_reassigned_after_the_capture(tmp_path: Path) -> None:
+    bench = make_bench(
+        make_checkpoint(tmp_path, "qwen3_5", seed=3),
+        device="cuda",
+        attention="triton",
+        scopes=(Scope.ITERATION,),
+    )
+    capture_all(bench, lambda: None)
+    assert bench.spec.cache.recurrent is not None
+    layers = bench.spec.cache.recurrent.layers
+    layers[0] = replace(layers[0], matrix=layers[0].matrix.clone())
+    assert "recurrent.0.matrix was reassigned" in told(make_subject(bench, seed=0))
+    bench.release()
 
 
 def test_views_of_a_reassigned_buffer(subject: Subject) -> None:

@@ -1,5 +1,5 @@
-"""Mixtures of experts, latent attention, windows and every head wiring under capture: the tokens
-of graphs are eager's and plain greedy's, in float32."""
+"""Mixtures of experts, latent attention, windows, hybrids and every head wiring under capture: the
+tokens of graphs are eager's and plain greedy's, in float32."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, MIMO, QWEN, HeadFami
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import Scope
 from tests.tiny import (
+    HYBRID_CONFIGS,
     decode_prompts,
     greedy_reference,
     load_tiny,
@@ -36,6 +37,7 @@ CASES = [
     (ERNIE, "ernie4_5_moe"),
     (QWEN, "qwen3_next"),
     (EAGLE, "llama"),
+    *((QWEN, kind) for kind in HYBRID_CONFIGS),
 ]
 
 

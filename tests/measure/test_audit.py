@@ -14,7 +14,7 @@ from cgbench.measure.audit.reference import Plain, own_attention
 from cgbench.measure.audit.subject import Subject, choose_prompts, make_subject
 from cgbench.measure.audit.tokens import Judge
 from cgbench.models.attention_hook import ATTENTION_NAME
-from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, STEP, HeadFamily
+from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, QWEN, STEP, HeadFamily
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import Scope
 from tests.measure.audited import make_bench, make_tiny_subject, run_checks
@@ -39,6 +39,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ernie4_5_moe", ERNIE),
         ("gemma3_text", EAGLE),
         ("step3p7", STEP),
+        ("qwen3_next-hybrid", QWEN),
+        ("qwen3_5_moe", QWEN),
     ],
 )
 def test_every_kind_of_model_passes(tmp_path: Path, kind: str, family: HeadFamily) -> None:
@@ -47,8 +49,9 @@ def test_every_kind_of_model_passes(tmp_path: Path, kind: str, family: HeadFamil
     assert {finding.verdict for finding in findings} == {Verdict.HOLDS}
 
 
-def test_lower_precision_is_judged_by_its_noise(checkpoint: Path) -> None:
-    subject = make_tiny_subject(checkpoint, dtype=torch.bfloat16)
+@pytest.mark.parametrize("kind", ["mimo", "qwen3_5"])
+def test_lower_precision_is_judged_by_its_noise(tmp_path: Path, kind: str) -> None:
+    subject = make_tiny_subject(make_checkpoint(tmp_path, kind, seed=3), dtype=torch.bfloat16)
     findings = {finding.check: finding for finding in run_checks(subject)}
     not_run = findings.pop(parity.NAME)
     assert not_run.reason is not None and "no graphs" in not_run.reason

@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgbench.engine import attention, iteration, prefill
+from cgbench.engine import attention, iteration, prefill, recurrent
 from cgbench.engine.acceptance import Greedy
 from cgbench.engine.attention import Rows
 from cgbench.engine.iteration import Speculator, take_row
 from cgbench.engine.kv import LayerKv
+from cgbench.engine.recurrent import DecodeStates, LayerState, PrefillStates, RecurrentCache
 from cgbench.engine.state import ACTIVE, DecodeState, Prefilled, RowState
 from cgbench.measure.audit.checks import CHECKS
 from cgbench.measure.audit.findings import Verdict
+from cgbench.models.recurrent_hook import DeltaRows
 from cgbench.models.target import HiddenStates
 from tests.measure.audited import PretendGraphs, make_tiny_subject, run_checks
 from tests.tiny import make_checkpoint
@@ -470,6 +472,88 @@ def repack_forgets_the_slots(patch: Patch) -> None:
     patch.setattr(DecodeState, "repack", repack)
 
 
+# Recurrent state.
+
+
+@mutation("equality", kind="qwen3_5")
+def state_of_the_last_row(patch: Patch) -> None:
+    """Verify goes on from the state after its last row, accepted or not."""
+    real = recurrent.num_pending
+
+    def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:
+        return torch.where(real(cache, slots, begin) > 0, cache.query_len, 0)
+
+    patch.setattr(recurrent, "num_pending", num_pending)
+
+
+@mutation("hidden", kind="qwen3_5")
+def state_stays_at_the_prompt(patch: Patch) -> None:
+    """No accepted row ever enters the state."""
+    patch.setattr(recurrent, "num_pending", lambda cache, slots, begin: torch.zeros_like(begin))
+
+
+@mutation("padding", kind="qwen3_5")
+def state_takes_one_row_too_many(patch: Patch) -> None:
+    """A row that was not accepted enters the state: what lies there is stale."""
+    real = recurrent.advanced
+
+    def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) -> Tensor:
+        return real(layer, slots, (count + 1).clamp(max=layer.keys.shape[2]), is_first)
+
+    patch.setattr(recurrent, "advanced", advanced)
+
+
+@mutation("hidden", kind="qwen3_5")
+def convolution_one_row_late(patch: Patch) -> None:
+    """The convolution's ring is read one row too low."""
+    real = DecodeStates.conv_inputs
+
+    def conv_inputs(self: DecodeStates, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
+        inputs = real(self, layer_idx, rows, num_before)
+        inputs[:, :num_before] = inputs[:, :num_before].roll(1, dims=1)
+        return inputs
+
+    patch.setattr(DecodeStates, "conv_inputs", conv_inputs)
+
+
+@mutation("equality", kind="qwen3_5")
+def state_runs_over_a_prompts_padding(patch: Patch) -> None:
+    """A short prompt's state is taken at its group's longest."""
+    real = PrefillStates.delta_rule
+
+    def delta_rule(self: PrefillStates, layer_idx: int, rows: DeltaRows) -> Tensor:
+        longest = torch.full_like(self.lengths, rows.beta.shape[1])
+        return real(replace(self, lengths=longest), layer_idx, rows)
+
+    patch.setattr(PrefillStates, "delta_rule", delta_rule)
+
+
+@mutation("equality", kind="qwen3_5")
+def state_not_put_back(patch: Patch) -> None:
+    """Decoding begins where the last one of the slot ended."""
+
+    def begin(self: RecurrentCache, batch_size: int) -> None:
+        self.length[:batch_size] = self.prompt_length[:batch_size]
+
+    patch.setattr(RecurrentCache, "begin", begin)
+
+
+@mutation("isolation", kind="qwen3_5")
+def state_written_to_the_wrong_slot(patch: Patch) -> None:
+    """A row's new state goes to the next slot as well."""
+    real = DecodeStates.delta_rule
+
+    def delta_rule(self: DecodeStates, layer_idx: int, rows: DeltaRows) -> Tensor:
+        out = real(self, layer_idx, rows)
+        matrix = self.cache.layers[layer_idx].matrix
+        beside = (self.slots + 1) % len(matrix)
+        others = ~torch.isin(beside, self.slots)
+        matrix[beside[others]] = matrix[self.slots[others]]
+        return out
+
+    patch.setattr(DecodeStates, "delta_rule", delta_rule)
+
+
 # Replays. The graphs are pretended here, and real in tests/gpu.
 
 
@@ -510,14 +594,14 @@ def graph_drafts_once(patch: Patch) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By kind; mistral's attention has a window."""
+    """By kind; mistral's attention has a window, Qwen3.5 is mostly recurrent."""
     return {
         kind: make_checkpoint(tmp_path_factory.mktemp(kind), kind, seed=3)
-        for kind in ("mimo", "mistral")
+        for kind in ("mimo", "mistral", "qwen3_5")
     }
 
 
-@pytest.mark.parametrize("kind", ["mimo", "mistral"])
+@pytest.mark.parametrize("kind", ["mimo", "mistral", "qwen3_5"])
 @pytest.mark.parametrize("with_graphs", [False, True])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_unmutated_engine_passes(

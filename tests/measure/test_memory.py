@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cgbench.engine.recurrent import RecurrentCache
 from cgbench.errors import OutOfMemoryError
 from cgbench.measure import memory
 from cgbench.measure.memory import check_memory
@@ -29,6 +30,27 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
             check_memory(plan, options)
         for words in ("preset:glm-4.5-air", f"{GLM_WEIGHTS:,}", f"{kv:,}", f"{available:,}"):
             assert words in str(error.value)
+
+
+def test_recurrent_state_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the bytes say is what a cache of that many slots takes."""
+    where = (torch.device("cpu"), torch.bfloat16)
+    plan = plan_loading(ModelRequest("preset:qwen3.5-0.8b", None, True, *where))
+    options = make_options(spec_tokens=(0, 3), batch_sizes=(1, 8), max_batch_size=8)
+    cache = RecurrentCache(
+        plan.skeleton.kv.state_shapes,
+        max_batch_size=8,
+        query_len=4,
+        dtype=torch.bfloat16,
+        device=torch.device("meta"),
+    )
+    buffers = [tensor for name, tensor in cache.tensors().items() if name != "length"]
+    buffers += [tensor for pair in cache.prompt.values() for tensor in pair]
+    state = sum(tensor.numel() * tensor.itemsize for tensor in buffers)
+    kv = 9 * (options.context_len + options.band + 6) * 14_336
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 0)
+    with pytest.raises(OutOfMemoryError, match=f"KV of 9 slots {kv + state:,}"):
+        check_memory(plan, options)
 
 
 def test_the_cpu_has_the_machines_memory() -> None:

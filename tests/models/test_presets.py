@@ -13,7 +13,7 @@ from cgbench.models.fingerprint import fingerprint
 from cgbench.models.head import DraftHead
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.presets import PRESETS, Preset
-from cgbench.models.request import ModelRequest
+from cgbench.models.request import ModelRequest, plan_loading
 from tests.tiny import SHAPE
 
 HIDDEN, FFN, LAYERS, VOCAB = 4096, 11008, 36, 151680
@@ -55,6 +55,21 @@ def test_mimo_7b_rotates_with_its_public_base(mimo_7b: PreTrainedModel) -> None:
     rotary = type(mimo_7b.base_model.rotary_emb)(mimo_7b.config)
     expected = 640000.0 ** -(torch.arange(0, 128, 2) / 128)
     torch.testing.assert_close(rotary.inv_freq, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "public"), [("qwen3.5-0.8b", 0.752e9), ("qwen3.5-35b-a3b", 34.66e9)]
+)
+def test_hybrids_have_their_public_size(name: str, public: float) -> None:
+    """Three layers of four are gated delta nets, and the last is full attention."""
+    where = (torch.device("cpu"), torch.bfloat16)
+    plan = plan_loading(ModelRequest(f"preset:{name}", None, True, *where))
+    assert plan.skeleton.weight_bytes(torch.bfloat16) / 2 == pytest.approx(public, rel=2e-3)
+    num_layers = plan.skeleton.target.num_layers
+    linear = set(range(num_layers)) - set(range(3, num_layers, 4))
+    assert set(plan.skeleton.kv.state_shapes) == linear
+    # The head's block, full attention too, is one layer more.
+    assert set(plan.skeleton.kv.kv_shapes) == {*range(3, num_layers, 4), num_layers}
 
 
 @pytest.fixture

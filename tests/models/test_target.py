@@ -16,6 +16,7 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     MambaConfig,
+    MiniMaxConfig,
     PretrainedConfig,
 )
 
@@ -28,7 +29,6 @@ from cgbench.models.support import check_capturable
 from cgbench.models.target import probe_kv_shapes
 from tests.tiny import (
     CONFIGS,
-    MORE_CONFIGS,
     SHAPE,
     edit_config,
     load_tiny,
@@ -159,11 +159,9 @@ def test_recurrent_and_quantised_targets_are_refused_before_anything_is_loaded(
     tmp_path: Path,
 ) -> None:
     """Only config.json is there, so that whatever reads weights would fail otherwise."""
-    hybrid = MORE_CONFIGS["qwen3_next"].to_dict() | {
-        "layer_types": ["linear_attention", "full_attention"]
-    }
-    (tmp_path / "config.json").write_text(json.dumps(hybrid))
-    with pytest.raises(UnsupportedModelError, match="Qwen3NextForCausalLM has layers of type lin"):
+    hybrid = MiniMaxConfig(**SHAPE, layer_types=["linear_attention", "full_attention"])
+    (tmp_path / "config.json").write_text(json.dumps(hybrid.to_dict()))
+    with pytest.raises(UnsupportedModelError, match="MiniMaxForCausalLM has layers of type linear"):
         load_tiny(tmp_path)
     quantised = CONFIGS["llama"].to_dict() | {"quantization_config": {"quant_method": "fp8"}}
     (tmp_path / "config.json").write_text(json.dumps(quantised))

@@ -14,6 +14,7 @@ from cgbench.engine.state import RowState
 from cgbench.measure.audit.findings import Difference, Finding
 from cgbench.measure.audit.hints import Hints
 from cgbench.measure.audit.poison import fill_cache
+from cgbench.measure.audit.states import States, copy_states, unequal_state
 from cgbench.measure.audit.stepping import (
     STEPS,
     Prompts,
@@ -94,12 +95,12 @@ def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
     k = runner.state.spec_tokens
     batch_size = subject.largest(k)
     fill_cache(subject.spec.cache, SENTINEL)
-    untouched = copy_watched(subject, k)
+    untouched, states = copy_watched(subject, k), copy_states(subject)
     begin(subject, runner.state, prefill_prompts(subject, tile(subject.prompts, batch_size)))
     others = torch.ones_like(write_window(subject, runner.state.rows(batch_size)))
     others[:batch_size] = False
     others[subject.spec.cache.scratch_slot] = False
-    yield from _changed(subject, runner, batch_size, untouched, others, "prefill")
+    yield from _changed(subject, runner, batch_size, untouched, states, others, "prefill")
     batch_size = max(1, batch_size - 1)
     runner.state.repack(list(reversed(range(batch_size))))
     rows = runner.state.rows(batch_size)
@@ -113,9 +114,10 @@ def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
 def _step(subject: Subject, runner: Runner, rows: RowState) -> Iterator[Difference]:
     state, batch_size = runner.state, rows.batch_size
     before, kv = snapshot(state), copy_watched(subject, state.spec_tokens)
+    states = copy_states(subject)
     forbidden = ~write_window(subject, rows)
     runner.step(batch_size)
-    yield from _changed(subject, runner, batch_size, kv, forbidden, "an iteration")
+    yield from _changed(subject, runner, batch_size, kv, states, forbidden, "an iteration")
     finished = before["active"][:batch_size] == 0
     moved = (rows.num_emitted != 0) | (rows.seq_len != before["seq_len"][:batch_size])
     moved |= rows.active != 0
@@ -130,6 +132,7 @@ def _changed(
     runner: Runner,
     batch_size: int,
     kv: dict[tuple[int, str], torch.Tensor],
+    states: States,
     forbidden: torch.Tensor,
     who: str,
 ) -> Iterator[Difference]:
@@ -137,6 +140,10 @@ def _changed(
     if found is not None:
         layer_idx, slot, position = found
         text = f"{who} wrote to KV slot {slot} at position {position}, layer {layer_idx}"
+        yield Difference(text, where_of(runner, batch_size), inputs=snapshot(runner.state))
+    recurrent = unequal_state(subject, states, forbidden.all(1))
+    if recurrent is not None:
+        text = f"{who} wrote to the recurrent state of slot {recurrent[1]}, layer {recurrent[0]}"
         yield Difference(text, where_of(runner, batch_size), inputs=snapshot(runner.state))
 
 

@@ -19,6 +19,7 @@ from cgbench.measure.audit.hidden import allowed_error
 from cgbench.measure.audit.hints import Hints
 from cgbench.measure.audit.poison import fill_cache, fill_scratch, poison_rows
 from cgbench.measure.audit.reference import relative_error
+from cgbench.measure.audit.states import States, copy_states, fill_unread, unequal_state
 from cgbench.measure.audit.stepping import (
     STEPS,
     Snapshot,
@@ -52,10 +53,11 @@ COMPARED = (*TOKENS, "hidden", "chain")
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What an iteration left: row state, and the watched KV."""
+    """What an iteration left: row state, and the watched KV and recurrent state."""
 
     buffers: Snapshot
     kv: dict[tuple[int, str], Tensor]
+    states: States
 
 
 def run(subject: Subject) -> Finding:
@@ -94,7 +96,11 @@ def _iteration(subject: Subject, runner: Runner, batch_size: int) -> Iterator[Di
     compare = _unequal if subject.is_batch_invariant else _far
     before = snapshot(runner.state)
     runner.step(batch_size)
-    clean = _Outcome(snapshot(runner.state), copy_watched(subject, runner.state.spec_tokens))
+    clean = _Outcome(
+        snapshot(runner.state),
+        copy_watched(subject, runner.state.spec_tokens),
+        copy_states(subject),
+    )
     for name, value in POISONS.items():
         restore(runner.state, before)
         poison(subject, runner, batch_size, value)
@@ -112,6 +118,7 @@ def poison(subject: Subject, runner: Runner, batch_size: int, value: float) -> N
     padded = slice(batch_size, runner.num_rows(batch_size))
     poison_rows(state, padded, subject.spec.target.last_token)
     fill_where(subject, rows_past(subject, state.rows(batch_size)), HUGE)
+    fill_unread(subject.spec.cache.recurrent, state.rows(batch_size), HUGE)
     fill_scratch(subject.spec.cache, value)
 
 
@@ -124,12 +131,14 @@ def _unequal(
     if unequal is not None:
         return unequal
     rows = state.rows(batch_size)
-    kv = unequal_kv(subject, clean.kv, committed_rows(subject, rows))
-    if kv is None:
-        return None
-    layer_idx, slot, position = kv
-    row = rows.slot_of_row.tolist().index(slot)
-    return f"KV of layer {layer_idx} at position {position}", row
+    slots, committed = rows.slot_of_row.tolist(), committed_rows(subject, rows)
+    kv = unequal_kv(subject, clean.kv, committed)
+    if kv is not None:
+        return f"KV of layer {kv[0]} at position {kv[2]}", slots.index(kv[1])
+    recurrent = unequal_state(subject, clean.states, committed.any(1))
+    if recurrent is not None:
+        return f"recurrent state of layer {recurrent[0]}", slots.index(recurrent[1])
+    return None
 
 
 def _far(
@@ -153,7 +162,8 @@ def _far(
 def _verified(
     subject: Subject, runner: Runner, row: int, clean: _Outcome
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Row ``row``'s committed KV of the target and, with drafts, hidden states: now, and clean."""
+    """Row ``row``'s committed KV and state of the target and, with drafts, hidden states: now, and
+    clean."""
     rows = runner.state.full
     slot, length = int(rows.slot_of_row[row]), int(rows.seq_len[row])
     head = subject.spec.head
@@ -165,6 +175,11 @@ def _verified(
         for (layer, kind), old in clean.kv.items()
         if head is None or layer != head.layer_idx
     }
+    if (recurrent := subject.spec.cache.recurrent) is not None:
+        pairs |= {
+            f"recurrent state of layer {layer}": (recurrent.layers[layer].matrix[slot], old[slot])
+            for layer, old in clean.states.items()
+        }
     if rows.spec_tokens:
         pairs["hidden"] = rows.hidden[row], clean.buffers["hidden"][row]
     return pairs

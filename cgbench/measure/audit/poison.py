@@ -4,6 +4,7 @@ from math import nan
 
 from cgbench.engine.kv import KvCache
 from cgbench.engine.state import DecodeState
+from cgbench.measure.audit.states import fill_states
 
 
 def poison_rows(state: DecodeState, padded: slice, last_token: int) -> None:
@@ -16,14 +17,16 @@ def poison_rows(state: DecodeState, padded: slice, last_token: int) -> None:
 
 
 def fill_cache(cache: KvCache, value: float) -> None:
-    """Every KV row of every layer and slot."""
+    """Every KV row of every layer and slot, and every recurrent state."""
+    fill_states(cache.recurrent, value)
     for layer in cache.layers.values():
         layer.keys.fill_(value)
         layer.values.fill_(value)
 
 
 def fill_scratch(cache: KvCache, value: float) -> None:
-    """Every KV row of the scratch slot, in every layer."""
+    """Every KV row of the scratch slot, in every layer, and its recurrent state."""
+    fill_states(cache.recurrent, value, cache.scratch_slot)
     first = cache.scratch_slot * cache.room
     for layer in cache.layers.values():
         for tensor in (layer.keys, layer.values):

@@ -54,7 +54,8 @@ def _named(token: Sequence[int]) -> str:
 def _is_tie(spec: Speculator, prefix: Sequence[int], one: int, other: int) -> bool:
     ids = torch.tensor([prefix], device=spec.target.device)
     positions = torch.arange(len(prefix), device=ids.device)[None]
-    call = Prefill(Rows(spec.cache, torch.zeros_like(ids[:, 0]), positions))
+    slot, length = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], len(prefix))
+    call = Prefill(Rows(spec.cache, slot, positions), length)
     hidden = spec.target.forward(ids, positions, call)
     logits = spec.target.logits(hidden.post_norm[0, -1]).float()
     margin = (logits[one] - logits[other]).abs()

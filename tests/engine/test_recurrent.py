@@ -1,0 +1,121 @@
+"""Recurrent state: speculation on hybrids is lossless; the state is a function of the length."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
+
+from cgbench.engine.recurrent import DecodeStates, RecurrentCache
+from cgbench.engine.runner import EagerRunner
+from cgbench.models.families import QWEN
+from cgbench.models.recurrent_hook import DeltaRows, StateShape
+from tests.tiny import (
+    HYBRID_CONFIGS,
+    decode_prompts,
+    greedy_reference,
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+
+MAX_NEW_TOKENS = 24
+ROOM = 24 + MAX_NEW_TOKENS + 2 * 5
+
+
+@pytest.fixture(scope="module", params=list(HYBRID_CONFIGS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp(request.param)
+    return make_checkpoint(made, request.param, family=QWEN, seed=3)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 5])
+def test_hybrids_decode_plain_greedy_tokens(folder: Path, k: int) -> None:
+    """Five ragged prompts, prefilled in groups, against transformers one request at a time."""
+    model = load_tiny(folder)
+    prompts = [[7], *random_prompts(4)]
+    spec = make_speculator(model, max_batch_size=5, room=ROOM, max_spec_tokens=k)
+    runner = EagerRunner(spec, make_state(spec, k, 5))
+    got = decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=48)
+    expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
+    assert got.token_ids == expected
+
+
+SHAPE = StateShape(num_heads=3, key_size=4, value_size=6, conv_channels=5, conv_rows=3)
+QUERY_LEN = 5
+
+
+def random_rows(batch: int, length: int) -> DeltaRows:
+    heads = (batch, length, SHAPE.num_heads)
+    return DeltaRows(
+        query=torch.randn(*heads, SHAPE.key_size),
+        key=torch.randn(*heads, SHAPE.key_size),
+        value=torch.randn(*heads, SHAPE.value_size),
+        log_decay=-torch.rand(*heads),
+        beta=torch.rand(*heads),
+    )
+
+
+def transformers_rule(rows: DeltaRows, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token at a time, from ``state [B, H, Dk, Dv]``."""
+    out, last = torch_recurrent_gated_delta_rule(
+        rows.query,
+        rows.key,
+        rows.value,
+        g=rows.log_decay,
+        beta=rows.beta,
+        initial_state=state,
+        output_final_state=True,
+        use_qk_l2norm_in_kernel=True,
+    )
+    assert last is not None
+    return out, last
+
+
+def first(rows: DeltaRows, row: int, count: int) -> DeltaRows:
+    """The first ``count`` tokens of one row of the batch."""
+    names = DeltaRows.__dataclass_fields__
+    return DeltaRows(**{name: getattr(rows, name)[row : row + 1, :count] for name in names})
+
+
+@pytest.mark.parametrize("accepted", [[1, 1, 1], [QUERY_LEN] * 3, [2, QUERY_LEN, 1]])
+def test_a_verify_goes_on_from_the_accepted_rows(accepted: list[int]) -> None:
+    """Ragged over the batch, in slots of any order, each verify run twice from one length."""
+    torch.manual_seed(0)
+    where = {"dtype": torch.float32, "device": torch.device("cpu")}
+    cache = RecurrentCache({7: SHAPE}, max_batch_size=4, query_len=QUERY_LEN, **where)
+    slots, length = torch.tensor([2, 0, 3]), torch.tensor([9, 4, 1])
+    cache.layers[7].matrix.normal_()
+    cache.length[slots] = length
+    expected = cache.layers[7].matrix[slots]
+    for _ in range(3):
+        rows = random_rows(3, QUERY_LEN)
+        for tried in (random_rows(3, QUERY_LEN), rows):
+            positions = length[:, None] + torch.arange(QUERY_LEN)
+            got = DecodeStates(cache, slots, positions).delta_rule(7, tried)
+            torch.testing.assert_close(got, transformers_rule(tried, expected)[0])
+        torch.testing.assert_close(cache.layers[7].matrix[slots], expected)
+        ends = [
+            transformers_rule(first(rows, row, count), expected[row : row + 1])[1]
+            for row, count in enumerate(accepted)
+        ]
+        expected = torch.cat(ends)
+        length = length + torch.tensor(accepted)
+
+
+def test_the_ring_holds_what_the_kernel_sees() -> None:
+    """Inputs at a position come back whichever rows were accepted; before the first are zeros."""
+    where = {"dtype": torch.float32, "device": torch.device("cpu")}
+    cache = RecurrentCache({0: SHAPE}, max_batch_size=1, query_len=QUERY_LEN, **where)
+    slots, kept, length = torch.tensor([0]), [torch.zeros(SHAPE.conv_rows, 5)], 0
+    for accepted in (1, 4, 2, 5, 3, 1, 5):
+        positions = length + torch.arange(QUERY_LEN)[None]
+        rows = torch.randn(1, QUERY_LEN, SHAPE.conv_channels)
+        got = DecodeStates(cache, slots, positions).conv_inputs(0, rows, SHAPE.conv_rows)
+        assert torch.equal(got[0, : SHAPE.conv_rows], torch.cat(kept)[-SHAPE.conv_rows :])
+        assert torch.equal(got[0, SHAPE.conv_rows :], rows[0])
+        kept.append(rows[0, :accepted])
+        length += accepted
