@@ -1,5 +1,6 @@
 """``cgbench run``: load, plan, capture, decode, write a run directory."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from cgbench.cli.bench_flags import (
     policy_name,
 )
 from cgbench.cli.choices import ChatTemplate, Device, Dtype, RoleName, Unit
-from cgbench.cli.console import console, progress, say, say_when_piped
+from cgbench.cli.console import console, progress, say, say_when_piped, working
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -114,6 +115,9 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what each floor is made of, stage by stage.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration."""
@@ -148,11 +152,13 @@ def run(
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
-    statuses = execute(arguments, path, resume=resume, as_json=as_json)
+    statuses = execute(arguments, path, resume=resume, as_json=as_json, explain=explain)
     raise typer.Exit(foremost([EXIT_CODES[status] for status in statuses]))
 
 
-def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
+def execute(
+    arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool, explain: bool
+) -> set[Status]:
     """The main job; returns every cell's status."""
     use_passive_threads()
     from cgbench.measure.setup import make_record
@@ -166,6 +172,7 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
     for note in notes:
         say(note)
     try:
+        _measure_limits(bench, directory)
         _capture(bench, directory)
         _measure(bench, directory, save_tokens=arguments["save_tokens"])
     finally:
@@ -175,8 +182,17 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
         typer.echo(to_json(frame, directory.record, path))
     else:
         console().print(latency_table(frame, bench.model.label))
+        if explain:
+            _explain(directory)
         say(f"written to {path}")
     return {Status(status) for status in frame["status"]}
+
+
+def _measure_limits(bench: "Bench", directory: "RunDirectory") -> None:
+    """Before the graphs take their memory, and while nothing else runs."""
+    with working("measure read bandwidth and matrix rate"):
+        limits = bench.floor.limits
+    directory.record.floor["limits"] = asdict(limits)
 
 
 def _capture(bench: "Bench", directory: "RunDirectory") -> None:
@@ -189,6 +205,7 @@ def _capture(bench: "Bench", directory: "RunDirectory") -> None:
 
 def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:
     from cgbench.measure.group import measure_group, num_steps
+    from cgbench.report.account import keep_accounts
 
     todo = [n for n in bench.options.batch_sizes if n not in directory.finished_batch_sizes]
     with progress() as bar:
@@ -196,9 +213,17 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             tokens = group.tokens if save_tokens else ()
+            keep_accounts(directory.record, batch_size, group.accounts)
             directory.write_group(group.cells, group.samples, tokens)
             say_when_piped(f"measured batch size {batch_size}")
             _report(group.failures, directory)
+
+
+def _explain(directory: "RunDirectory") -> None:
+    from cgbench.report.floor_tables import account_tables
+
+    for table in account_tables(directory.record, directory.samples()):
+        console().print(table)
 
 
 def _report(failures: list[str], directory: "RunDirectory") -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,9 +17,12 @@ from cgbench.engine.prefill import prefill_slots
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
 from cgbench.errors import BadInputError, OutOfMemoryError
+from cgbench.measure.device_limits import device_limits
+from cgbench.measure.floor import Floor
 from cgbench.measure.options import RunOptions
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
+from cgbench.models.products import model_work
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
@@ -43,6 +47,13 @@ class Bench:
     @property
     def device(self) -> torch.device:
         return self.spec.target.device
+
+    @cached_property
+    def floor(self) -> Floor:
+        """Measures the device's limits when it is first asked for."""
+        dtype = self.spec.target.dtype
+        limits = device_limits(self.device, dtype)
+        return Floor(model_work(self.model.skeleton), limits, dtype.itemsize)
 
     def release(self) -> None:
         """Free every graph: before the process ends, and before any process group does."""

@@ -9,6 +9,7 @@ import torch
 
 from cgbench.engine.generate import Generated
 from cgbench.engine.runner import Runner
+from cgbench.measure.floor import Batch
 from cgbench.report.schema import Mode, Sample, Status
 
 
@@ -62,6 +63,23 @@ class CellRun:
         )
 
     _counts: dict[str, int] = field(default_factory=dict)
+
+    def note_stretch(self, start: int, count: int) -> None:
+        """``count`` timed iterations have gone, from ``start`` committed KV rows in every row to
+        what they are now: half-way is what they worked on, on average."""
+        end = self.runner.state.rows(self.batch_size).seq_len.double().mean().item()
+        self._row_iterations += count * (start + end) / 2
+        self._timed += count
+
+    @property
+    def timed_batch(self) -> Batch | None:
+        """What a timed iteration worked on, on average; None before any was timed."""
+        if not self._timed:
+            return None
+        return Batch(self.batch_size, self.spec_tokens, self._row_iterations / self._timed)
+
+    _row_iterations: float = 0.0
+    _timed: int = 0
 
     def next_stretch(self) -> int:
         """Numbers the stretches of the timed pass, alike in every cell: seeds of their draws."""

@@ -27,6 +27,7 @@ from cgbench.measure.timing import (
     time_iterations,
 )
 from cgbench.measure.workload import sha256_of
+from cgbench.report.account import Account
 from cgbench.report.schema import Cell, Mode, Sample, Scope, Status, TokenRow
 
 NUM_BLOCKS = 10
@@ -43,6 +44,8 @@ class Group:
     cells: list[Cell]
     samples: list[Sample]
     tokens: list[TokenRow]
+    accounts: list[Account]
+    """What each k's floor is made of."""
     failures: list[str]
     """A line for each cell whose short audit failed: which cell, and what differed."""
 
@@ -61,6 +64,7 @@ def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) ->
         cells=[_cell(bench, key, run) for key, run in runs.items()],
         samples=[sample for run in runs.values() for sample in run.samples],
         tokens=[row for run in runs.values() for row in _token_rows(run, prompts)],
+        accounts=_accounts(bench, runs),
         failures=[_failure(run) for run in runs.values() if run.failure is not None],
     )
 
@@ -174,6 +178,7 @@ def _time(bench: Bench, run: CellRun, prefilled: Prefilled, count: int) -> list[
         _begin_timed(bench, run, prefilled)
         stretch = min(_max_stretch(bench, run), count - len(times))
         times += time_iterations(run.runner, run.batch_size, stretch)
+        run.note_stretch(bench.options.context_len, stretch)
     return times
 
 
@@ -239,6 +244,7 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
     graph_bytes = bench.graph_sets[key].num_bytes if is_graph else 0
     num_prompts = len(bench.workload.prompts)
     measured = run.status is Status.OK
+    batch = run.timed_batch
     return Cell(
         model=bench.model.label,
         head=bench.model.head_label if spec_tokens else "none",
@@ -260,8 +266,18 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         num_accepted_per_pos=accepted_per_pos(run.accepted, spec_tokens),
         peak_memory_bytes=run.peak_memory_bytes + graph_bytes if measured else None,
         tokens_sha256=sha256_of(run.token_ids[:num_prompts]) if measured else None,
-        floor_ms=None,
+        floor_ms=bench.floor.seconds(batch) * 1e3 if measured and batch else None,
     )
+
+
+def _accounts(bench: Bench, runs: dict[CellKey, CellRun]) -> list[Account]:
+    """An account for every k: of its last sound scope, the one nearest to the floor."""
+    last = {run.spec_tokens: run for run in _alive(runs)}
+    return [
+        bench.floor.account_of(run.runner.scope, batch)
+        for run in last.values()
+        if (batch := run.timed_batch) is not None
+    ]
 
 
 def _token_rows(run: CellRun, prompts: list[list[int]]) -> list[TokenRow]:

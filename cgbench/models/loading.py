@@ -16,6 +16,7 @@ from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.skeleton import Skeleton
 from cgbench.models.support import auto_class_for
 from cgbench.models.target import Target
 
@@ -30,7 +31,7 @@ class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
     ``tokenizer`` is None where the checkpoint ships none (presets never do). ``num_head_modules``
     counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each layer's,
-    the head's included."""
+    the head's included. ``skeleton``: the same modules as their own code has them, no storage."""
 
     target: Target
     head: DraftHead | None
@@ -41,6 +42,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     num_head_modules: int
     kv_shapes: Mapping[int, KvShape]
+    skeleton: Skeleton
 
 
 def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
@@ -61,6 +63,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         random_weights=random_weights,
         eos_token_ids=_eos_token_ids(target.model),
         kv_shapes=plan.skeleton.kv.kv_shapes,
+        skeleton=plan.skeleton,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
 

@@ -239,6 +239,9 @@ class GraphCost:
 # Flags that change where results go, not what is measured.
 UNMEASURED_FLAGS = frozenset({"output", "resume", "json", "debug"})
 
+# Fields that runs of this schema version may lack: they came after the first ones were kept.
+LATER_FIELDS = frozenset({"floor"})
+
 
 @dataclass(kw_only=True)
 class RunRecord:
@@ -259,6 +262,8 @@ class RunRecord:
     complete: bool = False
     capture: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    floor: dict[str, Any] = field(default_factory=dict)
+    """``limits``: the device's, as measured in this run; ``accounts``: see ``report.account``."""
 
     @property
     def measured_arguments(self) -> dict[str, Any]:
@@ -296,6 +301,8 @@ def _kinds(record: type[RunRecord]) -> list[tuple[str, type]]:
 
 
 def _checked(raw: dict[str, Any], name: str, kind: type, file: Path) -> Any:
+    if name in LATER_FIELDS and name not in raw:
+        return kind()
     if not isinstance(raw.get(name), kind):
         raise RunDirectoryError(f"{file}: field {name} is missing or is not a {kind.__name__}")
     return raw[name]
