@@ -109,6 +109,14 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run in --output.")
     ] = False,
+    nvtx: Annotated[
+        bool,
+        typer.Option(
+            "--nvtx",
+            help="Mark prefill, captures, replays and eager stages for profilers. A graph is one "
+            "range: for the kernels inside use nsys --cuda-graph-trace=node, or scope eager.",
+        ),
+    ] = False,
     save_tokens: Annotated[
         bool, typer.Option("--save-tokens", help="Write tokens.jsonl: prompts and outputs.")
     ] = False,
@@ -147,6 +155,7 @@ def run(
         "attention": attention,
         "role": role.value,
         "max_num_batched_tokens": max_num_batched_tokens,
+        "nvtx": nvtx,
         "save_tokens": save_tokens,
     }
     if resume and output is None:

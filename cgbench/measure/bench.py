@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.kv import KvCache
+from cgbench.engine.nvtx import NvtxEagerRunner, NvtxGraphRunner, named_range
 from cgbench.engine.prefill import prefill_slots
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
@@ -47,6 +49,10 @@ class Bench:
     @property
     def device(self) -> torch.device:
         return self.spec.target.device
+
+    def marked(self, name: str) -> AbstractContextManager[None]:
+        """A range for profilers around what is not timed; nothing without ``--nvtx``."""
+        return named_range(name) if self.options.nvtx else nullcontext()
 
     @cached_property
     def floor(self) -> Floor:
@@ -112,9 +118,10 @@ def build_bench(
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
     states = {k: _make_state(model, spec, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)
+    eager_runner = NvtxEagerRunner if options.nvtx else EagerRunner
     if Scope.EAGER in options.scopes:
         for k, state in states.items():
-            bench.runners[k, Scope.EAGER] = EagerRunner(spec, state)
+            bench.runners[k, Scope.EAGER] = eager_runner(spec, state)
     return bench
 
 
@@ -192,12 +199,14 @@ def capture_all(bench: Bench, on_bucket: Callable[[], None]) -> None:
 
     Raises ``CaptureError`` or ``OutOfMemoryError``.
     """
+    runner = NvtxGraphRunner if bench.options.nvtx else GraphRunner
     for k, plan in bench.plans.items():
         for scope in bench.options.scopes:
             if scope is Scope.EAGER:
                 continue
-            graphs = capture_plan(
-                bench.spec, bench.states[k], plan, scope, on_bucket=lambda _: on_bucket()
-            )
+            with bench.marked(f"capture {scope}, k {k}"):
+                graphs = capture_plan(
+                    bench.spec, bench.states[k], plan, scope, on_bucket=lambda _: on_bucket()
+                )
             bench.graph_sets[k, scope] = graphs
-            bench.runners[k, scope] = GraphRunner(bench.spec, bench.states[k], plan, graphs)
+            bench.runners[k, scope] = runner(bench.spec, bench.states[k], plan, graphs)

@@ -95,7 +95,8 @@ def _generate_wave(
 
 def _prefill(bench: Bench, prompts: list[list[int]], seed: int) -> Prefilled:
     try:
-        return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens, seed)
+        with bench.marked("prefill"):
+            return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens, seed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"out of memory in the prefill of {len(prompts)} requests: "

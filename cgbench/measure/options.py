@@ -39,6 +39,7 @@ class RunOptions:
     acceptance: str
     ignore_eos: bool
     seed: int
+    nvtx: bool = False
 
     def __post_init__(self) -> None:
         for k in self.spec_tokens:

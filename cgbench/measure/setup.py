@@ -74,7 +74,10 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         acceptance=arguments["acceptance"] or default_acceptance(arguments),
         ignore_eos=arguments["ignore_eos"],
         seed=arguments["seed"],
+        nvtx=arguments.get("nvtx", False),
     )
+    if on_cpu and options.nvtx:
+        raise BadInputError("--nvtx: ranges need --device cuda; on a CPU profile with torch's own")
     if arguments["head"] is not None and not options.max_spec_tokens:
         raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
     # Part of a row's key: one spelling for equal rules.
