@@ -62,10 +62,10 @@ def _large_tensor(device: torch.device) -> Tensor:
     sizes = READ_BYTES[device.type]
     for num_bytes in sizes[:-1]:
         try:
-            return torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
+            return torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
         except torch.OutOfMemoryError:
             continue
-    return torch.zeros(sizes[-1] // 4, dtype=torch.float32, device=device)
+    return torch.ones(sizes[-1] // 4, dtype=torch.float32, device=device)
 
 
 def _reads(data: Tensor) -> Iterator[Work]:

@@ -1,5 +1,10 @@
 """The floor against arithmetic by hand, and the device's limits against sense."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -127,3 +132,22 @@ def test_reading_is_faster_than_copying() -> None:
     end.synchronize()
     copied = 2 * source.nbytes / (start.elapsed_time(end) / 1e3)
     assert read_bandwidth(device) > 0.98 * copied
+
+
+READS_EVERY_WORD = """
+import torch
+from cgbench.measure.triton_read import BLOCK, STEPS, read
+device = "cuda" if torch.cuda.is_available() else "cpu"
+words = torch.randint(-100, 100, (3 * BLOCK * STEPS,), dtype=torch.int32, device=device)
+expected = words.view(3, -1).sum(1, dtype=torch.int32)
+assert torch.equal(read(words), expected), (read(words), expected)
+"""
+
+
+def test_the_kernel_that_only_reads_reads_every_word() -> None:
+    """In a process of its own, for triton reads the environment when it is imported."""
+    pytest.importorskip("triton")
+    interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", READS_EVERY_WORD]
+    root = Path(__file__).parents[2]
+    subprocess.run(command, env=os.environ | interpret, cwd=root, check=True)
