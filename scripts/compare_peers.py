@@ -160,6 +160,12 @@ class Setting:
             "verify-compiled": lambda: verify(True),
         }
 
+    def release(self) -> None:
+        """Graphs go before the process does, this tool's and those of ``generate_batch``."""
+        self.bench.release()
+        if self.batch_model.cache_info().currsize:
+            self.batch_model().destroy_cached_continuous_batching_manager()
+
     def facts(self) -> dict[str, Any]:
         """What every row shares."""
         from cgbench.measure.environment import environment
@@ -196,12 +202,12 @@ def main() -> None:
     try:
         results = measure(setting.makers(), seconds=arguments.seconds, max_rounds=arguments.rounds)
         facts = setting.facts()
+        text = markdown(facts, results, VERIFY)
+        print(text, flush=True)
+        if arguments.output is not None:
+            write(arguments.output, text, facts, results)
     finally:
-        setting.bench.release()
-    text = markdown(facts, results, VERIFY)
-    print(text)
-    if arguments.output is not None:
-        write(arguments.output, text, facts, results)
+        setting.release()
 
 
 if __name__ == "__main__":
