@@ -13,6 +13,7 @@ from cgbench.cli.bench_flags import (
     CaptureSizes,
     CaptureUnit,
     Chat,
+    CompileMode,
     Debug,
     DeviceName,
     DtypeName,
@@ -25,7 +26,7 @@ from cgbench.cli.bench_flags import (
     SpecTokens,
     policy_name,
 )
-from cgbench.cli.choices import ChatTemplate, Device, Dtype, Unit
+from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -90,6 +91,7 @@ def audit(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
+    compile_mode: CompileMode = Compile.OFF,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     checks: Annotated[
         str | None, typer.Option(help="Only these checks, by name. Default: all of them.")
@@ -122,6 +124,7 @@ def audit(
         "device": device.value,
         "dtype": dtype.value,
         "attention": attention,
+        "compile": compile_mode.value,
         "max_num_batched_tokens": max_num_batched_tokens,
         "checks": parse_names(checks),
     }

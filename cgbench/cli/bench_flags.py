@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cgbench.cli.choices import ChatTemplate, Device, Dtype, Unit
+from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, Unit
 
 Model = Annotated[
     str, typer.Argument(help="'default', 'preset:NAME', a folder, a GGUF file or a hub id.")
@@ -33,6 +33,13 @@ DtypeName = Annotated[
     Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
 ]
 Attention = Annotated[str, typer.Option(help="Decode attention: auto, sdpa (reference) or triton.")]
+CompileMode = Annotated[
+    Compile,
+    typer.Option(
+        "--compile",
+        help="The decode layers: off, as transformers runs them; default, through torch.compile.",
+    ),
+]
 MaxBatchedTokens = Annotated[int, typer.Option(help="Most prefill tokens in one forward.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 

@@ -16,6 +16,11 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Compile(StrEnum):
+    OFF = "off"
+    DEFAULT = "default"
+
+
 class NormSide(StrEnum):
     PRE = "pre"
     POST = "post"

@@ -32,7 +32,22 @@ def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
     with working(f"load {arguments['model']}"):
         model = setup.load(arguments, options, device)
     workload = setup.make_workload(arguments, options, model, texts)
-    return setup.make_bench(options, model, workload, attention), notes
+    bench = setup.make_bench(options, model, workload, attention)
+    if options.compile_mode != "off":
+        compile_layers(bench)
+    return bench, notes
+
+
+def compile_layers(bench: "Bench") -> None:
+    """Compile what decode steps run, and note what that took.
+
+    Raises ``UnsupportedModelError`` where it cannot be.
+    """
+    from cgbench.measure.bench import compile_all
+
+    with working("compile the decode layers"):
+        bench.compile_s = compile_all(bench)
+    say_when_piped(f"compiled the decode layers in {bench.compile_s:.1f} s")
 
 
 def capture_graphs(bench: "Bench") -> dict[str, Any] | None:

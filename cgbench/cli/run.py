@@ -1,5 +1,6 @@
 """``cgbench run``: load, plan, capture, decode, write a run directory."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from cgbench.cli.bench_flags import (
     CaptureSizes,
     CaptureUnit,
     Chat,
+    CompileMode,
     Debug,
     DeviceName,
     DtypeName,
@@ -24,8 +26,8 @@ from cgbench.cli.bench_flags import (
     SpecTokens,
     policy_name,
 )
-from cgbench.cli.choices import ChatTemplate, Device, Dtype, RoleName, Unit
-from cgbench.cli.console import console, progress, say, say_when_piped
+from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, RoleName, Unit
+from cgbench.cli.console import console, progress, say, say_when_piped, working
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -122,6 +124,7 @@ def run(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
+    compile_mode: CompileMode = Compile.OFF,
     role: Annotated[
         RoleName,
         typer.Option(help="The dummy run before capture: mixed (prefill too) or decode."),
@@ -133,11 +136,22 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished run in --output.")
     ] = False,
+    nvtx: Annotated[
+        bool,
+        typer.Option(
+            "--nvtx",
+            help="Mark prefill, captures, replays and eager stages for profilers. A graph is one "
+            "range: for the kernels inside use nsys --cuda-graph-trace=node, or scope eager.",
+        ),
+    ] = False,
     save_tokens: Annotated[
         bool, typer.Option("--save-tokens", help="Write tokens.jsonl: prompts and outputs.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print what each floor is made of, stage by stage.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -171,18 +185,22 @@ def run(
         "device": device.value,
         "dtype": dtype.value,
         "attention": attention,
+        "compile": compile_mode.value,
         "role": role.value,
         "max_num_batched_tokens": max_num_batched_tokens,
+        "nvtx": nvtx,
         "save_tokens": save_tokens,
     }
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
-    statuses = execute(arguments, path, resume=resume, as_json=as_json)
+    statuses = execute(arguments, path, resume=resume, as_json=as_json, explain=explain)
     raise typer.Exit(foremost([EXIT_CODES[status] for status in statuses]))
 
 
-def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
+def execute(
+    arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool, explain: bool
+) -> set[Status]:
     """The main job; returns every cell's status."""
     from cgbench.report.tables import latency_table, to_json
 
@@ -193,6 +211,8 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
         typer.echo(to_json(frame, directory.record, path))
     else:
         console().print(latency_table(frame, directory.record.model["label"]))
+        if explain:
+            _explain(directory)
         say(f"written to {path}")
     return {Status(status) for status in frame["status"]}
 
@@ -211,6 +231,7 @@ def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirec
     for note in notes:
         say(note)
     try:
+        _measure_limits(bench, directory)
         _capture(bench, directory)
         with open_telemetry(bench.device) as telemetry:
             bench.watch = Watch(telemetry)
@@ -221,16 +242,24 @@ def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirec
     return directory
 
 
+def _measure_limits(bench: "Bench", directory: "RunDirectory") -> None:
+    """Before the graphs take their memory, and while nothing else runs."""
+    with working("measure read bandwidth and matrix rate"):
+        limits = bench.floor.limits
+    directory.record.floor["limits"] = asdict(limits)
+
+
 def _capture(bench: "Bench", directory: "RunDirectory") -> None:
     facts = capture_graphs(bench)
     if facts is None:
         return
-    directory.record.capture = facts
+    directory.record.capture |= facts
     directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
 
 
 def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:
     from cgbench.measure.group import measure_group, num_steps
+    from cgbench.report.account import keep_accounts
 
     todo = [n for n in bench.options.batch_sizes if n not in directory.finished_batch_sizes]
     with progress() as bar:
@@ -238,6 +267,7 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             tokens = group.tokens if save_tokens else ()
+            keep_accounts(directory.record, batch_size, group.accounts)
             directory.write_group(group.cells, group.samples, tokens, group.blocks)
             say_when_piped(f"measured batch size {batch_size}")
             _report([*map(_failed, group.failures), *group.doubts], directory)
@@ -245,6 +275,13 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
 
 def _failed(failure: str) -> str:
     return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+
+
+def _explain(directory: "RunDirectory") -> None:
+    from cgbench.report.floor_tables import account_tables
+
+    for table in account_tables(directory.record, directory.samples()):
+        console().print(table)
 
 
 def _report(lines: list[str], directory: "RunDirectory") -> None:

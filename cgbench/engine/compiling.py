@@ -51,9 +51,11 @@ def compile_forwards(target: Target, head: DraftHead | None) -> None:
 
 
 def _layers(target: Target, head: DraftHead | None) -> list[nn.Module]:
+    """Those with attention: a recurrent state is not behind an operator."""
     layers = target.backbone.layers
     assert isinstance(layers, nn.ModuleList)
-    return [*layers, *([] if head is None else [head.block])]
+    every = [*layers, *([] if head is None else [head.block])]
+    return [layer for layer in every if not hasattr(layer, "linear_attn")]
 
 
 def _compiled(function: Forward) -> Forward:

@@ -1,25 +1,34 @@
 """A model made ready to decode: KV slots, row state for every k, runners for every scope."""
 
 import time
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.compiling import compile_forwards
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.kv import KvCache
+from cgbench.engine.nvtx import NvtxEagerRunner, NvtxGraphRunner, named_range
 from cgbench.engine.prefill import prefill_slots
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
-from cgbench.errors import BadInputError, OutOfMemoryError
+from cgbench.errors import BadInputError, OutOfMemoryError, UnsupportedModelError
+from cgbench.measure.device_limits import device_limits
+from cgbench.measure.floor import Floor
 from cgbench.measure.options import RunOptions
 from cgbench.measure.telemetry import NoTelemetry, Watch
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
+from cgbench.models.products import model_work
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
@@ -40,11 +49,24 @@ class Bench:
     states: dict[int, DecodeState]
     runners: dict[CellKey, Runner] = field(default_factory=dict)
     graph_sets: dict[CellKey, GraphSet] = field(default_factory=dict)
+    compile_s: float | None = None
+    """What compiling took; None where nothing was."""
     watch: Watch = field(default_factory=lambda: Watch(NoTelemetry()))
 
     @property
     def device(self) -> torch.device:
         return self.spec.target.device
+
+    def marked(self, name: str) -> AbstractContextManager[None]:
+        """A range for profilers around what is not timed; nothing without ``--nvtx``."""
+        return named_range(name) if self.options.nvtx else nullcontext()
+
+    @cached_property
+    def floor(self) -> Floor:
+        """Measures the device's limits when it is first asked for."""
+        dtype = self.spec.target.dtype
+        limits = device_limits(self.device, dtype)
+        return Floor(model_work(self.model.skeleton), limits, dtype.itemsize)
 
     def release(self) -> None:
         """Free every graph: before the process ends, and before any process group does."""
@@ -105,10 +127,37 @@ def build_bench(
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
     states = {k: _make_state(model, spec, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)
+    eager_runner = NvtxEagerRunner if options.nvtx else EagerRunner
     if Scope.EAGER in options.scopes:
         for k, state in states.items():
-            bench.runners[k, Scope.EAGER] = EagerRunner(spec, state)
+            bench.runners[k, Scope.EAGER] = eager_runner(spec, state)
     return bench
+
+
+@torch.inference_mode()
+def compile_all(bench: Bench) -> float:
+    """Compile the decode forwards, by a step of one request and one of the largest batch at every
+    k; returns the seconds that took.
+
+    Raises ``UnsupportedModelError`` where torch cannot compile the model's layers.
+    """
+    start = time.perf_counter()
+    compile_forwards(bench.spec.target, bench.spec.head)
+    try:
+        with warnings.catch_warnings():
+            # Inductor advises on TF32, which would change what float32 means here.
+            warnings.simplefilter("ignore", UserWarning)
+            for state in bench.states.values():
+                state.clear()
+                for rows in (state.rows(1), state.full):
+                    iteration(bench.spec, rows)
+    except TorchDynamoException as error:
+        first_line = str(error).partition("\n")[0]
+        raise UnsupportedModelError(
+            f"--compile default: {bench.model.label} cannot be compiled ({first_line}); "
+            "use --compile off"
+        ) from error
+    return time.perf_counter() - start
 
 
 def _make_state(
@@ -185,12 +234,14 @@ def capture_all(bench: Bench, on_bucket: Callable[[], None]) -> None:
 
     Raises ``CaptureError`` or ``OutOfMemoryError``.
     """
+    runner = NvtxGraphRunner if bench.options.nvtx else GraphRunner
     for k, plan in bench.plans.items():
         for scope in bench.options.scopes:
             if scope is Scope.EAGER:
                 continue
-            graphs = capture_plan(
-                bench.spec, bench.states[k], plan, scope, on_bucket=lambda _: on_bucket()
-            )
+            with bench.marked(f"capture {scope}, k {k}"):
+                graphs = capture_plan(
+                    bench.spec, bench.states[k], plan, scope, on_bucket=lambda _: on_bucket()
+                )
             bench.graph_sets[k, scope] = graphs
-            bench.runners[k, scope] = GraphRunner(bench.spec, bench.states[k], plan, graphs)
+            bench.runners[k, scope] = runner(bench.spec, bench.states[k], plan, graphs)

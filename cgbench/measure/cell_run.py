@@ -4,13 +4,14 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean, median
 
 import torch
 
 from cgbench.engine.generate import Generated
 from cgbench.engine.runner import Runner
 from cgbench.measure.disturbance import Watched
+from cgbench.measure.floor import Batch
 from cgbench.measure.timing import IterationTime
 from cgbench.report.schema import Mode, Sample, Status
 
@@ -76,6 +77,18 @@ class CellRun:
         """The blocks that count."""
         pairs = zip(self.blocks, self.discarded, strict=True)
         return [block for block, reason in pairs if not reason]
+
+    @property
+    def mean_context_len(self) -> float | None:
+        """KV rows a request had on average over the blocks that count; None before any did."""
+        lengths = [block.mean_context_len for block in self.kept]
+        return fmean(lengths) if lengths else None
+
+    @property
+    def timed_batch(self) -> Batch | None:
+        """What a timed iteration worked on, on average; None before any was timed."""
+        length = self.mean_context_len
+        return None if length is None else Batch(self.batch_size, self.spec_tokens, length)
 
     @property
     def medians(self) -> list[float]:

@@ -8,7 +8,6 @@ ignored, going back to the state after prefill for every block.
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
 
@@ -25,6 +24,7 @@ from cgbench.measure.rounds import begin_timed, block_rows, deciding, time_round
 from cgbench.measure.stopping import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.measure.timing import Flush, StageTimer, eager_stages, graph_stages, l2_flush
 from cgbench.measure.workload import sha256_of
+from cgbench.report.account import Account
 from cgbench.report.block_schema import Block
 from cgbench.report.schema import COLD, WARM, Cell, Mode, Sample, Scope, Status, TokenRow
 
@@ -38,6 +38,8 @@ class Group:
     cells: list[Cell]
     samples: list[Sample]
     tokens: list[TokenRow]
+    accounts: list[Account]
+    """What each k's floor is made of."""
     failures: list[str]
     """A line for each cell whose short audit failed: which cell, and what differed."""
     blocks: list[Block]
@@ -59,6 +61,7 @@ def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) ->
         cells=[_cell(bench, key, run) for key, run in runs.items()],
         samples=[sample for run in runs.values() for sample in run.samples],
         tokens=[row for run in runs.values() for row in _token_rows(run, prompts)],
+        accounts=_accounts(bench, runs),
         failures=[_failure(run) for run in runs.values() if run.failure is not None],
         blocks=[row for run in runs.values() for row in block_rows(run, bench.watch)],
         doubts=[f"batch size {batch_size}: {line}" for line in _doubts(bench, runs)],
@@ -91,7 +94,8 @@ def _generate_wave(
 
 def _prefill(bench: Bench, prompts: list[list[int]], seed: int) -> Prefilled:
     try:
-        return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens, seed)
+        with bench.marked("prefill"):
+            return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens, seed)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"out of memory in the prefill of {len(prompts)} requests: "
@@ -218,13 +222,14 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
     graph_bytes = bench.graph_sets[key].num_bytes if is_graph else 0
     num_prompts = len(bench.workload.prompts)
     measured = run.status is Status.OK
+    batch = run.timed_batch
     return Cell(
         model=bench.model.label,
         head=bench.model.head_label if spec_tokens else "none",
         device=bench.device.type,
         dtype=str(bench.spec.target.dtype).removeprefix("torch."),
         attention=bench.attention,
-        compile="off",
+        compile=bench.options.compile_mode,
         acceptance=bench.options.acceptance,
         tp_size=1,
         mode=run.mode,
@@ -239,11 +244,21 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         num_accepted_per_pos=accepted_per_pos(run.accepted, spec_tokens),
         peak_memory_bytes=run.peak_memory_bytes + graph_bytes if measured else None,
         tokens_sha256=sha256_of(run.token_ids[:num_prompts]) if measured else None,
-        floor_ms=None,
+        floor_ms=bench.floor.seconds(batch) * 1e3 if measured and batch else None,
         l2=COLD if bench.options.cold_l2 else WARM,
-        mean_context_len=fmean(block.mean_context_len for block in run.kept) if run.kept else None,
+        mean_context_len=run.mean_context_len,
         discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
     )
+
+
+def _accounts(bench: Bench, runs: dict[CellKey, CellRun]) -> list[Account]:
+    """An account for every k: of its last sound scope, the one nearest to the floor."""
+    last = {run.spec_tokens: run for run in _alive(runs)}
+    return [
+        bench.floor.account_of(run.runner.scope, batch)
+        for run in last.values()
+        if (batch := run.timed_batch) is not None
+    ]
 
 
 def _token_rows(run: CellRun, prompts: list[list[int]]) -> list[TokenRow]:

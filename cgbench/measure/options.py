@@ -45,6 +45,8 @@ class RunOptions:
     min_time_s: float = 0.0
     max_time_s: float = 0.0
     cold_l2: bool = False
+    compile_mode: str = "off"
+    nvtx: bool = False
 
     def __post_init__(self) -> None:
         for k in self.spec_tokens:

@@ -75,11 +75,15 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         acceptance=arguments["acceptance"] or default_acceptance(arguments),
         ignore_eos=arguments["ignore_eos"],
         seed=arguments["seed"],
+        nvtx=arguments.get("nvtx", False),
         cold_l2=arguments["cold_l2"],
+        compile_mode=arguments["compile"],
         **_stopping(arguments, device),
     )
     if on_cpu and options.cold_l2:
         raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
+    if on_cpu and options.nvtx:
+        raise BadInputError("--nvtx: ranges need --device cuda; on a CPU profile with torch's own")
     if arguments["head"] is not None and not options.max_spec_tokens:
         raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
     # Part of a row's key: one spelling for equal rules.
@@ -242,6 +246,7 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "max_time_s": options.max_time_s,
         },
         plans=[_plan_facts(plan) for plan in bench.plans.values()],
+        capture={} if bench.compile_s is None else {"compile_s": bench.compile_s},
         warnings=notes,
     )
 

@@ -18,6 +18,7 @@ from cgbench.models.head_files import read_head
 from cgbench.models.packing import pack_projections
 from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.skeleton import Skeleton
 from cgbench.models.support import auto_class_for
 from cgbench.models.target import Target
 
@@ -32,7 +33,8 @@ class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
     ``tokenizer`` is None where the checkpoint ships none (presets never do). ``num_head_modules``
     counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
-    layer's, the head's included. ``state_shapes``: each linear-attention layer's."""
+    layer's, the head's included. ``state_shapes``: each linear-attention layer's. ``skeleton``: the
+    same modules as their own code has them, no storage."""
 
     target: Target
     head: DraftHead | None
@@ -44,6 +46,7 @@ class LoadedModel:
     num_head_modules: int
     kv_shapes: Mapping[int, KvShape]
     state_shapes: Mapping[int, StateShape]
+    skeleton: Skeleton
 
 
 def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
@@ -68,6 +71,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         eos_token_ids=_eos_token_ids(target.model),
         kv_shapes=plan.skeleton.kv.kv_shapes,
         state_shapes=plan.skeleton.kv.state_shapes,
+        skeleton=plan.skeleton,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
 

@@ -260,8 +260,8 @@ class GraphCost:
 # Flags that change where results go, not what is measured.
 UNMEASURED_FLAGS = frozenset({"output", "resume", "json", "debug"})
 
-# Fields that not every record of this schema version has.
-ADDED_FIELDS = frozenset({"telemetry"})
+# Fields that runs of this schema version may lack: they came after the first ones were kept.
+ADDED_FIELDS = frozenset({"telemetry", "floor"})
 
 
 @dataclass(kw_only=True)
@@ -284,6 +284,8 @@ class RunRecord:
     capture: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     telemetry: dict[str, Any] = field(default_factory=dict)
+    floor: dict[str, Any] = field(default_factory=dict)
+    """``limits``: the device's, as measured in this run; ``accounts``: see ``report.account``."""
 
     @property
     def measured_arguments(self) -> dict[str, Any]:

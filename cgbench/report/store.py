@@ -187,6 +187,7 @@ class RunDirectory:
         self._write_csv(BLOCKS_FILE, _appended(self.blocks(), typed_frame(blocks, BLOCKS)))
         if tokens:
             self._write_tokens([*self.tokens(), *(row._asdict() for row in tokens)])
+        self._write_text(RECORD_FILE, self.record.to_json())
         self._write_csv(CAPTURE_FILE, with_break_even(self.capture(), latency))
         self._write_csv(LATENCY_FILE, latency)
 

@@ -133,8 +133,25 @@ def test_json_is_one_object_and_all_of_stdout(tiny: Path, prompts: Path, tmp_pat
     answer = json.loads(got.done.stdout)
     assert answer["path"] == str(path) and answer["complete"] is True
     assert [row["spec_tokens"] for row in answer["latency"]] == [0, 1, 3] * 2
-    assert answer["latency"][0]["floor_ms"] is None  # an empty cell, and valid JSON
+    assert answer["latency"][0]["bucket"] is None  # an empty cell, and valid JSON
     assert NO_GRAPHS in got.done.stderr
+
+
+def test_every_row_has_a_floor_and_explain_prints_what_it_is_made_of(
+    tiny: Path, prompts: Path, tmp_path: Path
+) -> None:
+    got = run(tmp_path / "run", tiny, "--prompts", prompts, "--spec-tokens", "1", "--explain")
+    frame, record = got.latency, got.directory.record
+    assert (frame["floor_ms"] > 0).all()
+    share = frame["floor_ms"] / frame["iteration_p50_ms"]
+    assert frame["floor_frac"].tolist() == pytest.approx(share.tolist(), rel=1e-4)
+    assert set(record.floor["limits"]) == {"read_bytes_per_s", "flops_per_s"}
+    floors = [
+        sum(line["seconds"] for line in account["lines"]) * 1e3
+        for account in record.floor["accounts"]
+    ]
+    assert frame["floor_ms"].tolist() == pytest.approx(floors, rel=1e-4)
+    assert got.done.stdout.count("floor: k ") == 4 and "mlp.down_proj" in got.done.stdout
 
 
 def test_piped_output_is_plain_text(tiny: Path, prompts: Path, tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ CASES = [
     Case(2, window=7),
     Case(5, window=70),
     Case(4, window=500),
+    # So many programs that nothing is split, and nothing merged.
+    Case(2, num_heads=70, kv_heads=70),
 ]
 
 

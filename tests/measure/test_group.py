@@ -24,6 +24,7 @@ from cgbench.engine.runner import EagerRunner, Runner
 from cgbench.engine.state import RowState
 from cgbench.measure import group, rounds, timing
 from cgbench.measure.bench import Bench, build_bench
+from cgbench.measure.floor import Batch
 from cgbench.measure.group import STAGE_ITERATIONS, Group, measure_group, num_steps
 from cgbench.measure.stopping import MIN_BLOCKS
 from cgbench.measure.workload import Workload, sha256_of
@@ -93,6 +94,16 @@ def test_there_is_a_cell_for_every_k(bench: Bench, measured: Measured) -> None:
 
 def test_progress_ends_where_it_said_it_would(bench: Bench, measured: Measured) -> None:
     assert measured.steps == num_steps(bench, BATCH) == 3 + MIN_BLOCKS + 1
+
+
+def test_a_cells_floor_is_of_the_lengths_that_were_timed(bench: Bench, measured: Measured) -> None:
+    for account in measured.group.accounts:
+        k = account.spec_tokens
+        assert CONTEXT_LEN < account.context_len < CONTEXT_LEN + bench.options.band
+        floor_s = bench.floor.seconds(Batch(BATCH, k, account.context_len))
+        assert measured.cells[k].floor_ms == pytest.approx(floor_s * 1e3)
+        assert sum(line.seconds for line in account.lines) == pytest.approx(floor_s)
+    assert [account.spec_tokens for account in measured.group.accounts] == list(KS)
 
 
 def test_every_stage_has_its_samples(measured: Measured) -> None:
@@ -253,6 +264,7 @@ def test_a_cell_out_of_memory_has_no_results(oom: Measured) -> None:
     cell = oom.cells[3]
     assert cell.status is Status.OOM
     assert cell.tokens_sha256 is None and cell.peak_memory_bytes is None
+    assert cell.floor_ms is None and {a.spec_tokens for a in oom.group.accounts} == {0, 1}
     assert (cell.num_drafted, cell.num_accepted_per_pos) == (0, (0, 0, 0))
     assert {s.spec_tokens for s in oom.group.samples} == {0, 1}
     assert {row.spec_tokens for row in oom.group.tokens} == {0, 1}

@@ -58,3 +58,11 @@ def test_malformed_field_is_named(field: str, wrong: object, kind: str) -> None:
     del raw[field]
     with pytest.raises(RunDirectoryError, match=complaint):
         RunRecord.from_json(json.dumps(raw), FILE)
+
+
+def test_a_run_from_before_floors_were_kept_can_be_read() -> None:
+    raw = json.loads(make_record().to_json())
+    del raw["floor"]
+    assert RunRecord.from_json(json.dumps(raw), FILE).floor == {}
+    with pytest.raises(RunDirectoryError, match=r"field floor is missing or is not a dict"):
+        RunRecord.from_json(json.dumps(raw | {"floor": 1}), FILE)

@@ -1,5 +1,6 @@
 """Two run directories to verdicts: each way that runs differ has its own, and none is lost."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -308,6 +309,19 @@ def test_a_thin_baseline_gives_the_same_lines(base: Path, tmp_path: Path) -> Non
     assert full.lines == small.lines and full.level == small.level
     assert THIN in RunDirectory.open(thin_base).record.warnings
     assert (thin_base / "latency.csv").read_bytes() == (base / "latency.csv").read_bytes()
+
+
+def test_a_thin_baseline_keeps_the_limits_and_not_the_accounts(base: Path, tmp_path: Path) -> None:
+    file = base / "run.json"
+    text = file.read_text()
+    limits = {"read_bytes_per_s": 4e12, "flops_per_s": 8e14}
+    floor = {"limits": limits, "accounts": [{"lines": []}] * 1000}
+    file.write_text(json.dumps(json.loads(text) | {"floor": floor}))
+    try:
+        write_thin(base, tmp_path / "thin")
+    finally:
+        file.write_text(text)
+    assert RunDirectory.open(tmp_path / "thin").record.floor == {"limits": limits}
 
 
 def test_thin_of_thin_is_no_thinner(base: Path, tmp_path: Path) -> None:

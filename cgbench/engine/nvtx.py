@@ -1,0 +1,75 @@
+"""NVTX ranges for profilers: a range a stage where the host launches it, one a graph it replays.
+
+The host sees a replay as one call, so nothing inside a graph has a range of its own: a profiler
+names its kernels (``nsys profile --cuda-graph-trace=node``), and scope eager shows the stages. Off,
+none of this exists: the plain runners have no branch for it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.cuda import nvtx
+
+from cgbench.engine.graphs import GraphSet
+from cgbench.engine.iteration import BEGIN, Speculator, iteration
+from cgbench.engine.runner import EagerRunner, GraphRunner
+from cgbench.engine.state import DecodeState
+from cgbench.planning import CapturePlan
+
+
+@contextmanager
+def named_range(name: str) -> Iterator[None]:
+    """A range around what the host does meanwhile."""
+    nvtx.range_push(name)
+    try:
+        yield
+    finally:
+        nvtx.range_pop()
+
+
+class StageRanges:
+    """A ``Mark`` that turns the ends of stages into ranges, for it knows which one comes next."""
+
+    def __init__(self, spec_tokens: int) -> None:
+        drafts = (f"draft_{step}" for step in range(1, spec_tokens + 1))
+        stages = ("verify", "accept", *drafts, "commit")
+        self._next = dict(zip((BEGIN, *stages), stages, strict=False))
+
+    def __call__(self, stage: str) -> None:
+        if stage != BEGIN:
+            nvtx.range_pop()
+        if stage in self._next:
+            nvtx.range_push(self._next[stage])
+
+
+class NvtxEagerRunner(EagerRunner):
+    """An eager runner with a range a stage."""
+
+    def __init__(self, spec: Speculator, state: DecodeState) -> None:
+        super().__init__(spec, state)
+        self._mark = StageRanges(state.spec_tokens)
+
+    def step(self, batch_size: int) -> None:
+        iteration(self.spec, self.state.rows(batch_size), self._mark)
+
+
+class NvtxGraphRunner(GraphRunner):
+    """A graph runner with a range around every replay: its phase, its bucket, its tokens."""
+
+    def __init__(
+        self, spec: Speculator, state: DecodeState, plan: CapturePlan, graphs: GraphSet
+    ) -> None:
+        super().__init__(spec, state, plan, graphs)
+        self._eager = NvtxEagerRunner(spec, state)
+
+    def step(self, batch_size: int) -> None:
+        bucket = self.plan.bucket_for(batch_size)
+        if bucket is None:
+            self._eager.step(batch_size)
+            return
+        for captured in self.graphs.captured(bucket.batch_size):
+            cost = captured.cost
+            with named_range(
+                f"replay {cost.phase}, {cost.bucket} requests, {cost.num_tokens} tokens"
+            ):
+                captured.graph.replay()

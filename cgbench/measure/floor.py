@@ -1,0 +1,133 @@
+"""The floor: the least time one iteration can take on this device, and the account behind it.
+
+For each matrix product and each attention the larger of bytes over measured read bandwidth and
+operations over measured matrix rate, summed over the iteration. Bytes are what must come from
+memory: every weight once a forward, the live keys and values, the embedding rows that are looked
+up. Activations, norms, biases and the writing of KV are left out: a better engine could keep or
+fold them. So nothing that reads its weights from memory can be faster.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cgbench.measure.device_limits import DeviceLimits
+from cgbench.models.products import AttentionShape, ForwardWork, ModelWork, Product
+from cgbench.report.account import Account, FloorLine, account_stage
+from cgbench.report.schema import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one iteration works on: requests, drafts of each, and the mean of their committed KV
+    rows when it starts. Padding is no part of it: a floor is of the work that was asked for."""
+
+    batch_size: int
+    spec_tokens: int
+    context_len: float
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The floors of one model on one device. ``itemsize``: bytes of a weight and of a KV value."""
+
+    work: ModelWork
+    limits: DeviceLimits
+    itemsize: int
+
+    def seconds(self, batch: Batch) -> float:
+        """The floor of one whole iteration."""
+        return sum(line.seconds for line in self.account(batch))
+
+    def account_of(self, scope: Scope, batch: Batch) -> Account:
+        """The account as the record keeps it, beside the scope that ran."""
+        return Account(
+            scope=scope,
+            spec_tokens=batch.spec_tokens,
+            batch_size=batch.batch_size,
+            context_len=batch.context_len,
+            lines=tuple(self.account(batch)),
+        )
+
+    def account(self, batch: Batch) -> list[FloorLine]:
+        """The iteration's lines, stage after stage; drafts 2..k are one stage."""
+        merged: dict[tuple[str, str], FloorLine] = {}
+        for line in self._lines(batch):
+            key = (line.stage, line.what)
+            merged[key] = line if key not in merged else merged[key].plus(line)
+        return list(merged.values())
+
+    def _lines(self, batch: Batch) -> Iterator[FloorLine]:
+        b, k, context = batch.batch_size, batch.spec_tokens, batch.context_len
+        query_len = k + 1
+        lm_head = self.work.lm_head
+        yield from self._forward("verify", self.work.target, b, query_len, context)
+        yield from self._forward("verify", lm_head, b, query_len, context)
+        for step in range(1, k + 1):
+            assert self.work.head is not None
+            stage = account_stage(f"draft_{step}", k)
+            rows = query_len if step == 1 else 1
+            # Drafts that were kept lengthen it by up to k rows more, which a floor may leave out.
+            start = context if step == 1 else context + step - 1
+            yield from self._forward(stage, self.work.head, b, rows, start)
+            yield from self._forward(stage, lm_head, b, 1, context)
+
+    def _forward(
+        self, stage: str, work: ForwardWork, batch_size: int, query_len: int, context: float
+    ) -> Iterator[FloorLine]:
+        """A forward of ``query_len`` tokens a request, over KV of ``context`` rows and these."""
+        num_tokens = batch_size * query_len
+        if work.embedding_elements:
+            num_elements = num_tokens * work.embedding_elements
+            yield self._line(stage, "embedding rows", 1, num_elements, 0)
+        for product, count in Counter(work.products).items():
+            weights = count * expected_experts(product, num_tokens) * product.num_elements
+            flops = count * 2.0 * num_tokens * product.num_rows * product.num_elements
+            yield self._line(stage, product.name, count, weights, flops)
+        for shape, count in Counter(work.attentions).items():
+            keys = context + query_len
+            row = shape.kv_heads * (shape.key_dim + shape.value_dim)
+            live = count * batch_size * row * keys_read(shape, keys, query_len)
+            flops = count * attention_flops(shape, num_tokens, keys)
+            yield self._line(stage, _attention_name(shape), count, live, flops)
+
+    def _line(
+        self, stage: str, what: str, count: int, num_elements: float, flops: float
+    ) -> FloorLine:
+        num_bytes = num_elements * self.itemsize
+        read_s = num_bytes / self.limits.read_bytes_per_s
+        multiply_s = flops / self.limits.flops_per_s
+        return FloorLine(
+            stage=stage,
+            what=what,
+            count=count,
+            num_bytes=num_bytes,
+            flops=flops,
+            bound_by="bytes" if read_s >= multiply_s else "operations",
+            seconds=max(read_s, multiply_s),
+        )
+
+
+def expected_experts(product: Product, num_tokens: int) -> float:
+    """How many of the experts ``num_tokens`` tokens touch, were each token's choice uniform and
+    its own: E (1 - (1 - r/E)^T). A trained router's choices are alike from token to token, so it
+    touches fewer; 1 for a dense layer."""
+    share = product.num_rows / product.num_experts
+    return product.num_experts * (1.0 - (1.0 - share) ** num_tokens)
+
+
+def keys_read(shape: AttentionShape, keys: float, query_len: int) -> float:
+    """KV rows that ``query_len`` consecutive queries read between them, the last one seeing
+    ``keys`` rows or its window of them."""
+    return keys if shape.window is None else min(keys, shape.window + query_len - 1)
+
+
+def attention_flops(shape: AttentionShape, num_tokens: int, keys: float) -> float:
+    """Operations of ``num_tokens`` queries, each on ``keys`` rows or its window of them: the
+    product with the keys and the one with the values. A query sees up to k keys fewer."""
+    seen = keys if shape.window is None else min(keys, shape.window)
+    return 2.0 * num_tokens * shape.query_heads * seen * (shape.key_dim + shape.value_dim)
+
+
+def _attention_name(shape: AttentionShape) -> str:
+    return "attention" if shape.window is None else f"attention, window {shape.window}"

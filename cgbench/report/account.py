@@ -1,0 +1,73 @@
+"""What a floor is made of, as ``run.json`` keeps it. No torch, no pandas."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from cgbench.report.schema import RunRecord, Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloorLine:
+    """One line of a floor's account: ``count`` products or attentions of one kind in one stage.
+
+    ``seconds`` is the larger of its bytes and its operations over what the device was measured
+    to do; ``bound_by`` says which: bytes or operations.
+    """
+
+    stage: str
+    what: str
+    count: int
+    num_bytes: float
+    flops: float
+    bound_by: str
+    seconds: float
+
+    def plus(self, other: Self) -> Self:
+        """Both together: another step of the same work."""
+        larger = self if self.seconds >= other.seconds else other
+        return type(self)(
+            stage=self.stage,
+            what=self.what,
+            count=self.count + other.count,
+            num_bytes=self.num_bytes + other.num_bytes,
+            flops=self.flops + other.flops,
+            bound_by=larger.bound_by,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What the floor of one k and batch size is made of. ``context_len``: the mean of the timed
+    iterations of ``scope``, whose stages stand beside the lines."""
+
+    scope: Scope
+    spec_tokens: int
+    batch_size: int
+    context_len: float
+    lines: tuple[FloorLine, ...]
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """An account as ``run.json`` keeps it."""
+        lines = tuple(FloorLine(**line) for line in raw["lines"])
+        return cls(**{**raw, "scope": Scope(raw["scope"]), "lines": lines})
+
+
+def account_stage(stage: str, spec_tokens: int) -> str:
+    """What an account calls a stage of the samples: drafts 2..k are one there."""
+    if not stage.startswith("draft_") or stage == "draft_1":
+        return stage
+    return "draft_2" if spec_tokens == 2 else f"draft_2..{spec_tokens}"
+
+
+def accounts_of(record: RunRecord) -> list[Account]:
+    """The accounts of a run, in the order of their batch sizes' measurement."""
+    return [Account.from_dict(raw) for raw in record.floor.get("accounts", [])]
+
+
+def keep_accounts(record: RunRecord, batch_size: int, accounts: Sequence[Account]) -> None:
+    """Put in those of one batch size, in place of an earlier, unfinished try's."""
+    others = [each for each in accounts_of(record) if each.batch_size != batch_size]
+    record.floor["accounts"] = [asdict(each) for each in (*others, *accounts)]

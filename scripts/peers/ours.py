@@ -1,0 +1,86 @@
+"""This tool's own rows: scopes phase, iteration and eager, and verify alone."""
+
+from dataclasses import dataclass
+
+from cgbench.engine.iteration import verify_phase
+from cgbench.engine.prefill import begin_decoding
+from cgbench.engine.state import UNLIMITED_TOKENS, Prefilled
+from cgbench.measure.bench import Bench
+from cgbench.measure.timing import time_iterations
+from cgbench.report.schema import Phase, Scope
+from peers.rounds import PeerError, Round, timed
+
+NO_GRAPHS = "CUDA graphs need a CUDA device"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A bench with its graphs captured and the prompts' KV in its slots."""
+
+    bench: Bench
+    prefilled: Prefilled
+
+    @property
+    def batch_size(self) -> int:
+        return self.prefilled.batch_size
+
+    def begin(self, spec_tokens: int, seed: int) -> None:
+        """Back to the state after prefill."""
+        begin_decoding(
+            self.bench.spec,
+            self.bench.states[spec_tokens],
+            self.prefilled,
+            tokens_left=UNLIMITED_TOKENS,
+            ignore_eos=True,
+            seed=seed,
+        )
+
+
+class Iterations:
+    """Iterations of one scope and k, read back every time: timed as ``cgbench run`` does."""
+
+    def __init__(self, prepared: Prepared, spec_tokens: int, scope: Scope) -> None:
+        key = (spec_tokens, scope)
+        if key not in prepared.bench.runners:
+            raise PeerError(NO_GRAPHS)
+        self._prepared = prepared
+        self._runner = prepared.bench.runners[key]
+        self._k = spec_tokens
+        # One untimed iteration comes first, and none may leave the room that KV has.
+        self._count = prepared.bench.options.band // (spec_tokens + 1) - 1
+
+    def round(self, seed: int) -> Round:
+        prepared = self._prepared
+        prepared.begin(self._k, seed)
+        rows = self._runner.state.rows(prepared.batch_size)
+        start = int(rows.seq_len.sum())
+        times = time_iterations(self._runner, prepared.batch_size, self._count)
+        emitted = int(rows.seq_len.sum()) - start
+        seconds = sum(each.wall_s for each in times)
+        return Round(seconds, self._count, emitted * self._count / (self._count + 1))
+
+
+class Verify:
+    """Verify (and accept, which is in the same graph) of k + 1 tokens a request."""
+
+    def __init__(self, prepared: Prepared, spec_tokens: int, calls: int) -> None:
+        self._prepared = prepared
+        self._k = spec_tokens
+        self._calls = calls
+        bench, rows = prepared.bench, prepared.bench.states[spec_tokens].rows(prepared.batch_size)
+        graphs = bench.graph_sets.get((spec_tokens, Scope.PHASE))
+        if graphs is None:
+            self._call = lambda: verify_phase(bench.spec, rows)
+            return
+        bucket = bench.plans[spec_tokens].bucket_for(prepared.batch_size)
+        if bucket is None:
+            raise PeerError(f"no graph holds {prepared.batch_size} requests")
+        verify = graphs.captured(bucket.batch_size)[0]
+        assert verify.cost.phase is Phase.VERIFY
+        self._call = verify.graph.replay
+
+    def round(self, seed: int) -> Round:
+        prepared = self._prepared
+        prepared.begin(self._k, seed)
+        seconds = timed(self._call, self._calls, prepared.bench.device)
+        return Round(seconds, self._calls, self._calls * prepared.batch_size * (self._k + 1))

@@ -1,0 +1,132 @@
+"""Interleaved rounds: every peer in turn, again and again, so that drift hits all alike."""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+
+from cgbench.report.compare.statistics import median_estimate
+
+CONFIDENCE = 0.95
+# Compiled peers compile in their first round and record their graphs in the second and third.
+WARMUP_ROUNDS = 3
+MIN_ROUNDS = 3
+
+
+class PeerError(Exception):
+    """Why a peer cannot be measured here: one line, the text of its row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """``seconds`` of wall time for ``steps`` decode steps (or forwards), which gave ``tokens``."""
+
+    seconds: float
+    steps: int
+    tokens: float
+
+
+class Peer(Protocol):
+    """Something that decodes: ready when made, ``seed`` for its draws if it has any."""
+
+    def round(self, seed: int) -> Round: ...
+
+
+@dataclass
+class Result:
+    """One peer's row: its rounds, or the reason that there are none."""
+
+    name: str
+    rounds: list[Round] = field(default_factory=list)
+    reason: str | None = None
+
+    def step_ms(self) -> tuple[float, float]:
+        """Median milliseconds a step, and half the width of its interval."""
+        return _median([each.seconds / each.steps * 1e3 for each in self.rounds])
+
+    def tokens_per_s(self) -> tuple[float, float]:
+        return _median([each.tokens / each.seconds for each in self.rounds])
+
+    def tokens_per_step(self) -> float:
+        return sum(r.tokens for r in self.rounds) / sum(r.steps for r in self.rounds)
+
+
+def _median(values: list[float]) -> tuple[float, float]:
+    """As the gate has it: the bootstrap's standard error of a median, Student's t."""
+    estimate = median_estimate(np.array(values))
+    if len(values) < 2:
+        return estimate.value, float("inf")
+    return estimate.value, estimate.error * float(stdtrit(estimate.freedom, (1 + CONFIDENCE) / 2))
+
+
+def measure(
+    makers: Mapping[str, Callable[[], Peer]], *, seconds: float, max_rounds: int
+) -> list[Result]:
+    """Make and warm every peer, then take rounds in turn until ``seconds`` are used up, three
+    rounds at least. A peer that fails is a row that says why, and the others go on."""
+    results = {name: Result(name) for name in makers}
+    peers = {name: _ready(results[name], make) for name, make in makers.items()}
+    started = time.perf_counter()
+    for number in range(max_rounds):
+        if number >= MIN_ROUNDS and time.perf_counter() - started > seconds:
+            break
+        for name, peer in peers.items():
+            if peer is not None and results[name].reason is None:
+                _take(results[name], peer, number)
+        _say(f"round {number + 1} of at most {max_rounds}")
+    return list(results.values())
+
+
+def _ready(result: Result, make: Callable[[], Peer]) -> Peer | None:
+    started = time.perf_counter()
+    try:
+        peer = make()
+        for number in range(WARMUP_ROUNDS):
+            peer.round(number)
+    # Whatever a library of another version raises, the row says it.
+    except Exception as error:
+        _fail(result, error)
+        return None
+    _say(f"{result.name}: ready in {time.perf_counter() - started:.1f} s")
+    return peer
+
+
+def _take(result: Result, peer: Peer, seed: int) -> None:
+    try:
+        result.rounds.append(peer.round(seed))
+    except Exception as error:
+        result.rounds.clear()
+        _fail(result, error)
+
+
+def _fail(result: Result, error: Exception) -> None:
+    first_line = str(error).strip().partition("\n")[0]
+    kind = "" if isinstance(error, PeerError) else f"{type(error).__name__}: "
+    result.reason = f"{kind}{first_line}"
+    _say(f"{result.name}: not measured: {result.reason}")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(work: Callable[[], object], count: int, device: torch.device) -> float:
+    """Seconds of ``count`` calls, one after another, the device idle before and after."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        work()
+    synchronize(device)
+    return time.perf_counter() - start

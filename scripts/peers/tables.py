@@ -1,0 +1,92 @@
+"""The rows of a comparison as Markdown."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from peers.rounds import Result
+
+WHAT = {
+    "iteration": "cgbench, one graph an iteration, k = {k}",
+    "phase": "cgbench, three graphs an iteration, k = {k}",
+    "eager": "cgbench, no graphs, k = {k}",
+    "iteration-k0": "cgbench, one graph an iteration, no drafts",
+    "phase-k0": "cgbench, one graph a phase, no drafts",
+    "eager-k0": "cgbench, no graphs, no drafts",
+    "dynamic": "transformers `generate`, dynamic cache",
+    "static": "transformers `generate`, static cache, `reduce-overhead`",
+    "mtp": "transformers `generate(use_mtp=True)`",
+    "batch": "transformers `generate_batch`",
+    "verify": "cgbench, verify graph (accept in it); without graphs, eager",
+    "verify-static": "transformers forward, static cache",
+    "verify-compiled": "transformers forward, static cache, `reduce-overhead`",
+}
+
+SYNTHETIC = (
+    "Acceptance is synthetic: tokens a second of rows with drafts say what such rates would bring; "
+    "milliseconds a step are measured."
+)
+
+
+def markdown(facts: Mapping[str, Any], results: list[Result], verify: Collection[str]) -> str:
+    """Both tables, with what they share and the command above them."""
+    decoding = [result for result in results if result.name not in verify]
+    forwards = [result for result in results if result.name in verify]
+    parts = [
+        "# Decode beside transformers",
+        f"```\n{facts['command']}\n```",
+        "\n".join(_shared(facts)),
+    ]
+    if decoding:
+        parts.append("\n".join(_decoding_rows(decoding, facts)))
+    if forwards:
+        parts.append("\n".join(_forward_rows(forwards, facts)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _shared(facts: Mapping[str, Any]) -> Iterator[str]:
+    environment = facts["environment"]
+    where = environment.get("gpu") or environment.get("cpu")
+    yield (
+        f"- {facts['model']}, head {facts['head']}, {facts['dtype']}, batch "
+        f"{facts['batch_size']}, context {facts['context_len']}, k = {facts['spec_tokens']}"
+    )
+    yield f"- {where}, torch {environment['torch']}, transformers {environment['transformers']}"
+    yield f"- cgbench: attention {facts['attention']}, acceptance {facts['acceptance']}"
+    if facts["acceptance"].startswith("synthetic"):
+        yield f"- {SYNTHETIC}"
+
+
+def _decoding_rows(results: list[Result], facts: Mapping[str, Any]) -> Iterator[str]:
+    yield "| what | ms / step | tokens / step | tok/s | iteration is | rounds |"
+    yield "|---|---:|---:|---:|---:|---:|"
+    best = next((r for r in results if r.name == "iteration" and r.rounds), None)
+    for result in results:
+        name = WHAT[result.name].format(k=facts["spec_tokens"])
+        if not result.rounds:
+            yield f"| {name} | {result.reason} | | | | |"
+            continue
+        rate = result.tokens_per_s()
+        ratio = "" if best is None else f"{best.tokens_per_s()[0] / rate[0]:.2f}x"
+        yield (
+            f"| {name} | {_with_interval(result.step_ms(), 3)} | {result.tokens_per_step():.2f} "
+            f"| {_with_interval(rate, 1)} | {ratio} | {len(result.rounds)} |"
+        )
+
+
+def _forward_rows(results: list[Result], facts: Mapping[str, Any]) -> Iterator[str]:
+    yield (f"| forward of {facts['spec_tokens'] + 1} tokens a request | ms | cgbench is | rounds |")
+    yield "|---|---:|---:|---:|"
+    best = next((r for r in results if r.name == "verify" and r.rounds), None)
+    for result in results:
+        name = WHAT[result.name]
+        if not result.rounds:
+            yield f"| {name} | {result.reason} | | |"
+            continue
+        step = result.step_ms()
+        ratio = "" if best is None else f"{step[0] / best.step_ms()[0]:.2f}x"
+        yield f"| {name} | {_with_interval(step, 3)} | {ratio} | {len(result.rounds)} |"
+
+
+def _with_interval(value: tuple[float, float], digits: int) -> str:
+    median, half = value
+    return f"{median:.{digits}f} ± {half:.{digits}f}"

@@ -1,0 +1,237 @@
+"""transformers' ways to decode the same prompts with the same weights."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from cgbench.models.request import LoadingPlan
+from cgbench.models.support import auto_class_for
+from peers.rounds import PeerError, Round, synchronize, timed
+
+# generate_batch warns of what is meant here: its manager is kept for the same requests.
+logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
+
+NEEDS_CUDA = "reduce-overhead is CUDA graphs: it needs a CUDA device"
+# Of what is free: the weights of two or three models and this tool's KV are there already.
+CACHE_SHARE = 0.3
+
+
+def load_peer(plan: LoadingPlan) -> PreTrainedModel:
+    """The plan's weights in an unchanged transformers model; a preset's are drawn again from the
+    same seed."""
+    request = plan.request
+    if plan.gguf_file is not None:
+        raise PeerError("a GGUF file: give a folder of safetensors")
+    options: dict[str, Any] = {"dtype": request.dtype, "attn_implementation": "sdpa"}
+    if plan.skeleton.target.has_experts:
+        options["experts_implementation"] = "grouped_mm"
+    kind = auto_class_for(plan.config)
+    if request.preset is None:
+        model = kind.from_pretrained(request.path, config=plan.config, **options)
+    else:
+        torch.manual_seed(request.seed)
+        with torch.device(request.device):
+            model = kind.from_config(plan.config, **options)
+    model = model.to(request.device).eval()
+    # Every peer decodes to the length asked for.
+    model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0, do_sample=False)
+    return model
+
+
+def check_same_weights(peer: PreTrainedModel, ours: PreTrainedModel) -> None:
+    """Raises ``PeerError`` where the shared embedding, lm_head or last norm differ."""
+    pairs = (
+        (peer.get_input_embeddings(), ours.get_input_embeddings()),
+        (peer.get_output_embeddings(), ours.get_output_embeddings()),
+        (peer.get_decoder().norm, ours.get_decoder().norm),
+    )
+    if not all(torch.equal(theirs.weight, mine.weight) for theirs, mine in pairs):
+        raise PeerError("the peer's weights are not this tool's")
+
+
+class StepClock(StoppingCriteria):
+    """Counts decode steps; its clock starts when the prefill's token is there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stop: Tensor | None = None
+        self.calls = 0
+        self.start = 0.0
+        self.first_length = 0
+
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+        if not self.calls:
+            synchronize(self._device)
+            self._stop = torch.zeros(len(input_ids), dtype=torch.bool, device=self._device)
+            self.first_length = input_ids.shape[1]
+            self.start = time.perf_counter()
+        self.calls += 1
+        assert self._stop is not None
+        return self._stop
+
+
+class Generate:
+    """``generate``, greedy, to ``new_tokens`` tokens, timed from the first to the last of them."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, **how: Any
+    ) -> None:
+        self._model = model
+        self._ids = torch.tensor(prompts, device=model.device)
+        self._new_tokens = new_tokens
+        self._how = how
+
+    def round(self, seed: int) -> Round:
+        device = self._model.device
+        clock = StepClock(device)
+        tokens = self._model.generate(
+            self._ids,
+            attention_mask=torch.ones_like(self._ids),
+            max_new_tokens=self._new_tokens,
+            do_sample=False,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            **self._how,
+        )
+        synchronize(device)
+        seconds = time.perf_counter() - clock.start
+        made = tokens.shape[1] - self._ids.shape[1]
+        if made != self._new_tokens:
+            raise PeerError(f"generate made {made} of {self._new_tokens} tokens")
+        timed_tokens = (tokens.shape[1] - clock.first_length) * len(tokens)
+        return Round(seconds, clock.calls - 1, timed_tokens)
+
+
+def make_static(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> Generate:
+    """``generate`` with a static cache, which it compiles by itself on CUDA."""
+    if model.device.type != "cuda":
+        raise PeerError(NEEDS_CUDA)
+    return Generate(
+        model,
+        prompts,
+        new_tokens,
+        cache_implementation="static",
+        compile_config=CompileConfig(mode="reduce-overhead"),
+    )
+
+
+def make_mtp(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generate:
+    """``generate(use_mtp=True)``: as many drafts as the checkpoint has MTP modules."""
+    if len(prompts) != 1:
+        raise PeerError("use_mtp decodes one request; give --batch-size 1")
+    if getattr(model.config.get_text_config(), "num_mtp_layers", None) is None:
+        raise PeerError(f"transformers knows no MTP head for {type(model).__name__}")
+    if not model.name_or_path:
+        raise PeerError("use_mtp reads the head from the checkpoint, and a preset has none")
+    return Generate(model, prompts, new_tokens, use_mtp=True)
+
+
+class ContinuousBatching:
+    """``generate_batch``, its manager kept from round to round; by the tokens' own timestamps."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
+    ) -> None:
+        self._model = model
+        self._prompts = [list(prompt) for prompt in prompts]
+        self._config = GenerationConfig(
+            max_new_tokens=new_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+
+    def round(self, seed: int) -> Round:
+        outputs = list(
+            self._model.generate_batch(
+                inputs=self._prompts,
+                generation_config=self._config,
+                continuous_batching_config=_batching_config(),
+                record_timestamps=True,
+                progress_bar=False,
+                persistent_manager=True,
+            ).values()
+        )
+        if len(outputs) != len(self._prompts):
+            raise PeerError(f"generate_batch finished {len(outputs)} of {len(self._prompts)}")
+        for output in outputs:
+            if output.error is not None:
+                raise PeerError(f"generate_batch: {output.error}")
+            if len(output.generated_tokens) != self._config.max_new_tokens:
+                raise PeerError(f"generate_batch made {len(output.generated_tokens)} tokens")
+        steps = self._config.max_new_tokens - 1
+        # From when every request has its first token to when every one has its last.
+        start = max(output.timestamps[0] for output in outputs)
+        end = max(output.timestamps[-1] for output in outputs)
+        return Round(end - start, steps, steps * len(outputs))
+
+
+def _batching_config() -> Any:
+    from transformers import ContinuousBatchingConfig
+
+    wanted = {"max_memory_percent": CACHE_SHARE, "allow_block_sharing": False}
+    known = {each.name for each in fields(ContinuousBatchingConfig)}
+    return ContinuousBatchingConfig(**{k: v for k, v in wanted.items() if k in known})
+
+
+class StaticVerify:
+    """A forward of ``query_len`` tokens a request over a static cache that holds the prompts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        query_len: int,
+        calls: int,
+        *,
+        compiled: bool,
+    ) -> None:
+        if compiled and model.device.type != "cuda":
+            raise PeerError(NEEDS_CUDA)
+        ids = torch.tensor(prompts, device=model.device)
+        self._model = model
+        self._context = ids.shape[1]
+        self._calls = calls
+        # No room to spare: masked attention reads all of it.
+        room = self._context + calls * query_len
+        self._cache = StaticCache(config=model.config, max_cache_len=room)
+        if any(layer.is_sliding for layer in self._cache.layers):
+            raise PeerError("a static cache with sliding windows cannot be set back")
+        self._tokens = ids[:, :query_len].contiguous()
+        self._device = model.device
+        with torch.no_grad():
+            model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        self._call = self._forward
+        if compiled:
+            # A function of its own: what dynamo learns of generate's shapes does not come in here.
+            forward = torch.compile(self._forward, mode="reduce-overhead", dynamic=False)
+            self._call = lambda: _next_step(forward)
+
+    def _forward(self) -> Tensor:
+        out = self._model(self._tokens, past_key_values=self._cache, use_cache=True)
+        return out.logits
+
+    def round(self, seed: int) -> Round:
+        for layer in self._cache.layers:
+            # In place: the compiled forward knows this tensor by its address.
+            layer.cumulative_length.fill_(self._context)
+        with torch.no_grad():
+            seconds = timed(self._call, self._calls, self._device)
+        return Round(seconds, self._calls, self._calls * self._tokens.numel())
+
+
+def _next_step(forward: Callable[[], Tensor]) -> Tensor:
+    """A replay of its own: the outputs of the one before may be overwritten."""
+    torch.compiler.cudagraph_mark_step_begin()
+    return forward()

@@ -1,0 +1,87 @@
+"""Compiled decode layers: the same tokens, few forms, and everything but decode as it was."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from cgbench.engine.compiling import compile_forwards
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.runner import EagerRunner
+from cgbench.models.loading import LoadedModel
+from tests.tiny import (
+    decode_prompts,
+    greedy_reference,
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+
+MAX_NEW_TOKENS = 12
+BATCH_SIZES = (5, 1, 3)
+KINDS = ("mimo", "gemma3_text", "qwen3_moe")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def compiled(folder: Path) -> tuple[LoadedModel, Speculator]:
+    model = load_tiny(folder)
+    compile_forwards(model.target, model.head)
+    return model, make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
+
+
+def decoded(spec: Speculator, spec_tokens: int, batch_size: int) -> list[list[int]]:
+    state = make_state(spec, spec_tokens, max(BATCH_SIZES))
+    prompts = random_prompts(max(BATCH_SIZES))[:batch_size]
+    return decode_prompts(spec, EagerRunner(spec, state), prompts, MAX_NEW_TOKENS).token_ids
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_plain_greedy_decodings(tmp_path: Path, kind: str) -> None:
+    folder = make_checkpoint(tmp_path, kind)
+    prompts = random_prompts(max(BATCH_SIZES))
+    expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
+    _, spec = compiled(folder)
+    for spec_tokens in (0, 3):
+        for batch_size in BATCH_SIZES:
+            assert decoded(spec, spec_tokens, batch_size) == expected[:batch_size]
+
+
+def num_forms(folder: Path, num_layers: int) -> int:
+    """Forms compiled for all of ``BATCH_SIZES`` at k = 3, and no more for another batch size."""
+    _, spec = compiled(make_checkpoint(folder, "llama", num_hidden_layers=num_layers))
+    for batch_size in BATCH_SIZES:
+        decoded(spec, 3, batch_size)
+    forms: int = counters["stats"]["unique_graphs"]
+    decoded(spec, 3, 4)
+    assert counters["stats"]["unique_graphs"] == forms
+    return forms
+
+
+@pytest.mark.slow
+def test_equal_layers_share_their_forms(tmp_path: Path) -> None:
+    few = num_forms(tmp_path / "few", 1)
+    torch._dynamo.reset()
+    counters.clear()
+    assert num_forms(tmp_path / "many", 5) == few
+
+
+@pytest.mark.slow
+def test_transformers_own_generate_is_left_as_it_was(tmp_path: Path) -> None:
+    from cgbench.measure.audit.reference import Plain
+
+    folder = make_checkpoint(tmp_path, "llama")
+    prompts = [tuple(prompt) for prompt in random_prompts(2)]
+    expected = greedy_reference(reference_model(folder), [[*p] for p in prompts], MAX_NEW_TOKENS)
+    model, _ = compiled(folder)
+    plain = Plain(model.target, prompts)
+    assert [plain.tokens(prompt, MAX_NEW_TOKENS) for prompt in prompts] == expected

@@ -1,0 +1,82 @@
+"""The streamed linear layer against torch's: in Triton's interpreter here, compiled on a GPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+
+CASES = [
+    # rows, outputs, inputs, bias
+    (1, 64, 128, False),
+    (4, 256, 512, True),
+    (5, 100, 208, True),
+    (16, 96, 1008, False),
+    (17, 64, 256, True),
+    (32, 40, 96, False),
+]
+# Sizes of a 7B model's projections, which take other tilings.
+DEVICE_CASES = [*CASES, (4, 6144, 4096, True), (32, 22016, 4096, False), (3, 4096, 11008, False)]
+
+
+def relative_error(case: tuple[int, int, int, bool], device: str, dtype: torch.dtype) -> float:
+    """Against float64, over all splits of K that the kernel can be told to take."""
+    from cgbench.engine.triton_linear import Tiling, linear
+
+    rows, outputs, inputs, has_bias = case
+    torch.manual_seed(rows)
+    # A part of wider rows: consecutive rows are not next to each other in memory.
+    x = torch.randn(rows, 2 * inputs, device=device, dtype=dtype)[:, :inputs]
+    weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+    bias = torch.randn(outputs, device=device, dtype=dtype) if has_bias else None
+    wide = None if bias is None else bias.double()
+    expected = F.linear(x.double(), weight.double(), wide)
+    tilings = [None, *(Tiling(32, 64, splits, 4, 3) for splits in (1, 2, 4, 8))]
+    errors = [
+        (linear(x, weight, bias, tiling).double() - expected).norm() / expected.norm()
+        for tiling in tilings
+        for _ in range(2)
+    ]
+    return max(float(error) for error in errors)
+
+
+def test_interpreter_equals_torch() -> None:
+    """In a process of its own, for Triton reads TRITON_INTERPRET once, at import."""
+    code = (
+        "from tests.engine.test_triton_linear import CASES, relative_error\n"
+        "import torch\n"
+        "for case in CASES:\n"
+        "    error = relative_error(case, 'cpu', torch.float32)\n"
+        "    assert error < 1e-6, (case, error)\n"
+        "print(len(CASES), 'cases')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"{len(CASES)} cases" in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", DEVICE_CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_on_the_device(case: tuple[int, int, int, bool], dtype: torch.dtype) -> None:
+    # One rounding of the output at the end, and none before it.
+    assert relative_error(case, "cuda", dtype) < (4e-3 if dtype == torch.bfloat16 else 5e-4)
+
+
+@pytest.mark.gpu
+def test_splits_are_added_in_one_order() -> None:
+    from cgbench.engine.triton_linear import linear
+
+    x = torch.randn(4, 4096, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    first = linear(x, weight, None)
+    assert all(torch.equal(linear(x, weight, None), first) for _ in range(50))

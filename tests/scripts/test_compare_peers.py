@@ -1,0 +1,186 @@
+"""``scripts/compare_peers.py``: rounds taken in turn, rows that say why, and a run on a CPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import compare_peers
+from cgbench.models.request import ModelRequest, plan_loading
+from peers import theirs
+from peers.rounds import MIN_ROUNDS, WARMUP_ROUNDS, PeerError, Result, Round, measure
+from peers.tables import WHAT, markdown
+from tests.tiny import add_tokenizer, greedy_reference, make_checkpoint, reference_model
+
+FACTS: dict[str, Any] = {
+    "command": "python scripts/compare_peers.py",
+    "model": "preset:tiny (random weights)",
+    "head": "mimo (random weights)",
+    "dtype": "bfloat16",
+    "attention": "triton",
+    "acceptance": "synthetic:0.8",
+    "spec_tokens": 1,
+    "batch_size": 2,
+    "context_len": 8,
+    "environment": {"gpu": None, "cpu": "a CPU", "torch": "2.13.0", "transformers": "5.23.0"},
+}
+
+
+class Recorded:
+    """A peer that notes when it is asked, and may fail."""
+
+    def __init__(self, name: str, log: list[str], fails_at: int | None = None) -> None:
+        self.name, self.log, self.fails_at = name, log, fails_at
+
+    def round(self, seed: int) -> Round:
+        self.log.append(f"{self.name}{seed}")
+        if len([each for each in self.log if each[0] == self.name]) == self.fails_at:
+            raise ValueError("a cause\nand its trace")
+        return Round(seconds=0.5, steps=10, tokens=20.0)
+
+
+def test_rounds_are_taken_in_turn_after_every_peer_is_warm() -> None:
+    log: list[str] = []
+    results = measure(
+        {"a": lambda: Recorded("a", log), "b": lambda: Recorded("b", log)},
+        seconds=0,
+        max_rounds=9,
+    )
+    warm = [f"{name}{i}" for name in "ab" for i in range(WARMUP_ROUNDS)]
+    assert log == warm + [f"{name}{i}" for i in range(MIN_ROUNDS) for name in "ab"]
+    assert [len(result.rounds) for result in results] == [MIN_ROUNDS] * 2
+    assert results[0].step_ms() == (50.0, 0.0)
+    assert results[0].tokens_per_s() == (40.0, 0.0)
+    assert results[0].tokens_per_step() == 2.0
+
+
+def test_a_peer_that_fails_is_a_row_that_says_why_and_the_others_go_on() -> None:
+    log: list[str] = []
+
+    def refuse() -> Recorded:
+        raise PeerError("needs a CUDA device")
+
+    makers = {
+        "a": lambda: Recorded("a", log),
+        "b": lambda: Recorded("b", log, fails_at=WARMUP_ROUNDS + 2),
+        "c": refuse,
+    }
+    a, b, c = measure(makers, seconds=100, max_rounds=4)
+    assert len(a.rounds) == 4 and a.reason is None
+    assert b.rounds == [] and b.reason == "ValueError: a cause"
+    assert c.rounds == [] and c.reason == "needs a CUDA device"
+
+
+def test_every_peer_has_its_words() -> None:
+    assert set(WHAT) == {*compare_peers.DECODING, *compare_peers.VERIFY}
+
+
+def test_the_tables() -> None:
+    def result(name: str, milliseconds: float, tokens: float) -> Result:
+        return Result(name, [Round(milliseconds / 1e3 * 10, 10, tokens * 10)] * 3)
+
+    results = [
+        result("iteration", 5, 3),
+        result("dynamic", 20, 2),
+        Result("static", reason="no"),
+        result("verify", 4, 4),
+        result("verify-compiled", 7, 4),
+    ]
+    text = markdown(FACTS, results, compare_peers.VERIFY)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert rows == [
+        ["what", "ms / step", "tokens / step", "tok/s", "iteration is", "rounds"],
+        [WHAT["iteration"].format(k=1), "5.000 ± 0.000", "3.00", "600.0 ± 0.0", "1.00x", "3"],
+        [WHAT["dynamic"], "20.000 ± 0.000", "2.00", "100.0 ± 0.0", "6.00x", "3"],
+        [WHAT["static"], "no"],
+        ["forward of 2 tokens a request", "ms", "cgbench is", "rounds"],
+        [WHAT["verify"], "4.000 ± 0.000", "1.00x", "3"],
+        [WHAT["verify-compiled"], "7.000 ± 0.000", "1.75x", "3"],
+    ]
+    assert "Acceptance is synthetic" in text and "random weights" in text
+
+
+def test_words_after_two_dashes_are_flags_of_cgbench_run() -> None:
+    words = ["preset:mimo-7b", "--spec-tokens", "2", "--", "--attention", "sdpa", "--seed", "7"]
+    parsed = compare_peers.run_arguments(compare_peers.parse_arguments(words))
+    assert (parsed["model"], parsed["spec_tokens"], parsed["attention"]) == (
+        "preset:mimo-7b",
+        [2],
+        "sdpa",
+    )
+    assert parsed["seed"] == 7 and list(parsed["capture_sizes"]) == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [("--peers iteration,bogus", "bogus"), ("--spec-tokens 0", "--spec-tokens")],
+)
+def test_bad_flags_are_refused(words: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare_peers.parse_arguments(words.split())
+    assert named in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_checkpoint(tmp_path_factory.mktemp("peers") / "tiny", "mimo", vocab_size=256)
+    add_tokenizer(folder)
+    return folder
+
+
+def test_a_run_on_a_cpu_writes_both_files(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(tiny), "--device", "cpu", "--context-len", "12", "--new-tokens", "8"]
+    words += ["--peers", "iteration,eager,dynamic,static,mtp,verify,verify-static"]
+    words += ["--seconds", "0", "--output", str(tmp_path / "out" / "peers")]
+    words += ["--", "--prompts", "random"]
+    monkeypatch.setattr("sys.argv", ["compare_peers.py", *words])
+    compare_peers.main()
+    written = json.loads((tmp_path / "out" / "peers.json").read_text())
+    rounds = {row["name"]: len(row["rounds"]) for row in written["peers"]}
+    assert rounds == {
+        **dict.fromkeys(("eager", "dynamic", "verify", "verify-static"), MIN_ROUNDS),
+        **dict.fromkeys(("iteration", "static", "mtp"), 0),
+    }
+    assert written["acceptance"] == "greedy" and written["context_len"] == 12
+    text = (tmp_path / "out" / "peers.md").read_text()
+    assert "needs a CUDA device" in text and "knows no MTP head" in text
+
+
+def plan_for(ref: object) -> Any:
+    return plan_loading(ModelRequest(str(ref), None, False, torch.device("cpu"), torch.float32))
+
+
+def test_the_peer_has_the_checkpoints_weights_and_its_steps_are_counted(tiny: Path) -> None:
+    model = theirs.load_peer(plan_for(tiny))
+    theirs.check_same_weights(model, reference_model(tiny))
+    round_ = theirs.Generate(model, [[1, 2, 3], [4, 5, 6]], 8).round(0)
+    assert (round_.steps, round_.tokens) == (7, 14) and round_.seconds > 0
+    with torch.no_grad():
+        model.get_decoder().norm.weight.mul_(2)
+    with pytest.raises(PeerError, match="not this tool's"):
+        theirs.check_same_weights(model, reference_model(tiny))
+
+
+def test_the_static_forward_is_the_models_own_and_can_be_repeated(tiny: Path) -> None:
+    """Set back, it must give the same: the logits of the whole sequence without any cache."""
+    model = theirs.load_peer(plan_for(tiny))
+    prompt = list(range(20, 32))
+    verify = theirs.StaticVerify(model, [prompt], 4, calls=2, compiled=False)
+    verify.round(0)
+    for layer in verify._cache.layers:
+        layer.cumulative_length.fill_(len(prompt))
+    with torch.no_grad():
+        got = verify._forward()
+        whole = model(torch.tensor([prompt + prompt[:4]])).logits[:, -4:]
+    torch.testing.assert_close(got, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_generate_is_plain_greedy_decoding(tiny: Path) -> None:
+    """What the peer times is what the rest of the tests hold decoding against."""
+    model = theirs.load_peer(plan_for(tiny))
+    expected = greedy_reference(reference_model(tiny), [[1, 2, 3]], 8)
+    assert greedy_reference(model, [[1, 2, 3]], 8) == expected
