@@ -73,3 +73,23 @@ class OutOfMemoryError(CannotError):
 
 class CaptureError(CannotError):
     """A graph that could not be captured, or that is not the graph the plan asked for."""
+
+
+class RanksError(CannotError):
+    """A rank of a tensor parallel run that is gone, or that does not come along."""
+
+
+class RankFailedError(CgbenchError):
+    """What another process, a rank, ended with: its line and its exit code."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def one_line(error: Exception) -> str:
+    """An error as it is shown: ours say it all, of any other the type and its first line."""
+    if isinstance(error, CgbenchError):
+        return str(error)
+    lines = str(error).strip().splitlines() or ["(no message)"]
+    return f"{type(error).__name__}: {lines[0]} (--debug shows the traceback)"

@@ -23,9 +23,11 @@ from cgbench.cli.bench_flags import (
     Prompts,
     Scopes,
     SpecTokens,
+    Tp,
+    TpHead,
     policy_name,
 )
-from cgbench.cli.choices import ChatTemplate, Device, Dtype, Unit
+from cgbench.cli.choices import ChatTemplate, Device, Dtype, HeadPlacement, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -39,6 +41,7 @@ from cgbench.cli.head_flags import (
 from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode
+from cgbench.parallel.launch import ranks_asked, run_on_ranks
 
 if TYPE_CHECKING:
     from cgbench.measure.audit.checks import Check
@@ -86,6 +89,8 @@ def audit(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
+    tp: Tp = None,
+    tp_head: TpHead = HeadPlacement.DIVIDED,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     checks: Annotated[
         str | None, typer.Option(help="Only these checks, by name. Default: all of them.")
@@ -99,6 +104,7 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does."""
+    num_ranks = ranks_asked(tp)
     arguments: dict[str, Any] = {
         "model": model,
         "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
@@ -118,15 +124,18 @@ def audit(
         "device": device.value,
         "dtype": dtype.value,
         "attention": attention,
+        "tp": num_ranks if num_ranks > 1 else None,
+        "tp_head": tp_head.value if num_ranks > 1 else None,
         "max_num_batched_tokens": max_num_batched_tokens,
         "checks": parse_names(checks),
     }
-    raise typer.Exit(execute(arguments, repro=repro, as_json=as_json))
+    use_passive_threads()
+    code = run_on_ranks(num_ranks, device.value, execute, arguments, repro=repro, as_json=as_json)
+    raise typer.Exit(code)
 
 
 def execute(arguments: dict[str, Any], *, repro: Path | None, as_json: bool) -> ExitCode:
     """The main job; the exit code that the findings lead to."""
-    use_passive_threads()
     from cgbench.measure.audit.facts import audit_record, overall
     from cgbench.measure.audit.repro import check_repro_folder
 

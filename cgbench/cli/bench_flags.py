@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cgbench.cli.choices import ChatTemplate, Device, Dtype, Unit
+from cgbench.cli.choices import ChatTemplate, Device, Dtype, HeadPlacement, Unit
 
 Model = Annotated[
     str, typer.Argument(help="'default', 'preset:NAME', a folder, a GGUF file or a hub id.")
@@ -34,6 +34,13 @@ DtypeName = Annotated[
 ]
 Attention = Annotated[str, typer.Option(help="Decode attention: auto, sdpa (reference) or triton.")]
 MaxBatchedTokens = Annotated[int, typer.Option(help="Most prefill tokens in one forward.")]
+Tp = Annotated[
+    int | None,
+    typer.Option("--tp", help="GPUs that share the model. Default: torchrun's ranks, else 1."),
+]
+TpHead = Annotated[
+    HeadPlacement, typer.Option(help="With --tp: the head's block divided too, or whole.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 

@@ -22,9 +22,11 @@ from cgbench.cli.bench_flags import (
     Prompts,
     Scopes,
     SpecTokens,
+    Tp,
+    TpHead,
     policy_name,
 )
-from cgbench.cli.choices import ChatTemplate, Device, Dtype, RoleName, Unit
+from cgbench.cli.choices import ChatTemplate, Device, Dtype, HeadPlacement, RoleName, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -37,7 +39,8 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.parsing import parse_ints, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from cgbench.errors import BadInputError, ExitCode, foremost
+from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
+from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.report.schema import Status
 
 if TYPE_CHECKING:
@@ -97,6 +100,8 @@ def run(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
+    tp: Tp = None,
+    tp_head: TpHead = HeadPlacement.DIVIDED,
     role: Annotated[
         RoleName,
         typer.Option(help="The dummy run before capture: mixed (prefill too) or decode."),
@@ -118,6 +123,7 @@ def run(
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration."""
     started = datetime.now(UTC)
+    num_ranks = ranks_asked(tp)
     arguments: dict[str, Any] = {
         "model": model,
         "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
@@ -141,6 +147,8 @@ def run(
         "device": device.value,
         "dtype": dtype.value,
         "attention": attention,
+        "tp": num_ranks if num_ranks > 1 else None,
+        "tp_head": tp_head.value if num_ranks > 1 else None,
         "role": role.value,
         "max_num_batched_tokens": max_num_batched_tokens,
         "save_tokens": save_tokens,
@@ -148,21 +156,37 @@ def run(
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
-    statuses = execute(arguments, path, resume=resume, as_json=as_json)
+    use_passive_threads()
+    try:
+        statuses = run_on_ranks(
+            num_ranks, device.value, execute, arguments, path, resume=resume, as_json=as_json
+        )
+    except RankFailedError as error:
+        raise _with_what_is_kept(error, path) from error
     raise typer.Exit(foremost([EXIT_CODES[status] for status in statuses]))
 
 
-def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
-    """The main job; returns every cell's status."""
-    use_passive_threads()
-    from cgbench.measure.setup import make_record
-    from cgbench.report.store import RunDirectory
-    from cgbench.report.tables import latency_table, to_json
+def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:
+    """The finished batch sizes outlive the ranks."""
+    if error.exit_code is not ExitCode.CANNOT or not (path / "run.json").exists():
+        return error
+    hint = f"{error}; finished batch sizes are kept: --output {path} --resume goes on"
+    return RankFailedError(hint, error.exit_code)
 
-    RunDirectory.check(path, resume=resume)
+
+def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool) -> set[Status]:
+    """The main job, on every rank; returns every cell's status."""
+    from cgbench.measure.setup import make_record
+    from cgbench.parallel.ranks import is_first
+    from cgbench.report.store import RunDirectory
+
+    if is_first():
+        RunDirectory.check(path, resume=resume)
     bench, notes = prepare(arguments)
     record = make_record(arguments, bench, notes)
-    directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
+    directory = None
+    if is_first():
+        directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
     for note in notes:
         say(note)
     try:
@@ -170,31 +194,43 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool, as_json: boo
         _measure(bench, directory, save_tokens=arguments["save_tokens"])
     finally:
         bench.release()
+    return set() if directory is None else _show(directory, bench.model.label, as_json=as_json)
+
+
+def _show(directory: "RunDirectory", label: str, *, as_json: bool) -> set[Status]:
+    """Finish the run and print it; returns every cell's status."""
+    from cgbench.report.tables import latency_table, to_json
+
     frame = directory.finish()
     if as_json:
-        typer.echo(to_json(frame, directory.record, path))
+        typer.echo(to_json(frame, directory.record, directory.path))
     else:
-        console().print(latency_table(frame, bench.model.label))
-        say(f"written to {path}")
+        console().print(latency_table(frame, label))
+        say(f"written to {directory.path}")
     return {Status(status) for status in frame["status"]}
 
 
-def _capture(bench: "Bench", directory: "RunDirectory") -> None:
+def _capture(bench: "Bench", directory: "RunDirectory | None") -> None:
+    """Only rank 0 has a directory to write the ledger to."""
     facts = capture_graphs(bench)
-    if facts is None:
+    if facts is None or directory is None:
         return
     directory.record.capture = facts
     directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
 
 
-def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:
+def _measure(bench: "Bench", directory: "RunDirectory | None", *, save_tokens: bool) -> None:
     from cgbench.measure.group import measure_group, num_steps
+    from cgbench.parallel.ranks import agreed
 
-    todo = [n for n in bench.options.batch_sizes if n not in directory.finished_batch_sizes]
+    finished = agreed(set() if directory is None else directory.finished_batch_sizes)
+    todo = [n for n in bench.options.batch_sizes if n not in finished]
     with progress() as bar:
         for batch_size in todo:
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
+            if directory is None:
+                continue
             tokens = group.tokens if save_tokens else ()
             directory.write_group(group.cells, group.samples, tokens)
             say_when_piped(f"measured batch size {batch_size}")

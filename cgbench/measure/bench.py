@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cgbench.engine.acceptance import shared_rule
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.graphs import GraphSet, capture_plan
@@ -97,7 +98,7 @@ def build_bench(
         dtype=target.dtype,
         device=target.device,
     )
-    accept = parse_acceptance(options.acceptance, options.spec_tokens)
+    accept = shared_rule(parse_acceptance(options.acceptance, options.spec_tokens), target.argmax)
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
     states = {k: _make_state(model, spec, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)

@@ -27,6 +27,7 @@ from cgbench.measure.timing import (
     time_iterations,
 )
 from cgbench.measure.workload import sha256_of
+from cgbench.parallel.ranks import first_failure, tp_size
 from cgbench.report.schema import Cell, Mode, Sample, Scope, Status, TokenRow
 
 NUM_BLOCKS = 10
@@ -112,7 +113,7 @@ def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list
         plain = _plain_run(bench, runs, key)
         if plain is None or run.status is not Status.OK:
             continue
-        failure = token_failure(bench.spec, prompts, plain.token_ids, run.token_ids)
+        failure = first_failure(token_failure(bench.spec, prompts, plain.token_ids, run.token_ids))
         if failure is not None:
             run.fail_audit(f"tokens differ from {plain.name}'s: {failure}")
 
@@ -138,7 +139,7 @@ def _audit_steps(
         if run.mode is not Mode.GRAPH:
             continue
         with run.watched(bench.device):
-            failure = audit.failure(run.runner)
+            failure = first_failure(audit.failure(run.runner))
             if failure is not None:
                 run.fail_audit(f"a replay is not eager's iteration: {failure}")
     return audit.prefilled
@@ -204,7 +205,7 @@ def _stage_pass(bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled
     for run in _alive(runs):
         # The instrumented graph needs memory of its own. Without it the stages stay empty; what
         # has been timed stands.
-        with suppress(torch.OutOfMemoryError):
+        with suppress(*([torch.OutOfMemoryError] if tp_size() == 1 else [])):
             # Phase and iteration graphs hold the same kernels: one instrumented capture serves.
             key = (run.spec_tokens, run.mode)
             if key not in timers:
@@ -247,7 +248,7 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         attention=bench.attention,
         compile="off",
         acceptance=bench.options.acceptance,
-        tp_size=1,
+        tp_size=tp_size(),
         mode=run.mode,
         scope=scope,
         spec_tokens=spec_tokens,

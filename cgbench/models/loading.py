@@ -1,13 +1,14 @@
 """Loading, or for a preset making, the target, its head and its tokenizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
@@ -15,14 +16,22 @@ from cgbench.models.checkpoint import check_files, first_line
 from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
+from cgbench.models.initialise import make_random, randomise
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.sharding import (
+    LM_HEAD,
+    Splits,
+    block_splits,
+    check_heads,
+    divide,
+    divide_lm_head,
+    install_forwards,
+    planned_splits,
+    without_dtensors,
+)
 from cgbench.models.support import auto_class_for
-from cgbench.models.target import Target
-
-# The standard deviation that transformers itself initialises these families with.
-RANDOM_STD = 0.02
-
-_M = TypeVar("_M")
+from cgbench.models.target import Target, probe_kv_shapes
+from cgbench.parallel.ranks import rank, tp_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,8 @@ class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
     ``tokenizer`` is None where the checkpoint ships none (presets never do). ``num_head_modules``
     counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each layer's,
-    the head's included."""
+    the head's included, as this rank holds it. ``num_parameters``: of the whole model, a tied
+    embedding once; ``head_num_parameters``: of its head."""
 
     target: Target
     head: DraftHead | None
@@ -41,6 +51,8 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     num_head_modules: int
     kv_shapes: Mapping[int, KvShape]
+    num_parameters: int
+    head_num_parameters: int
 
 
 def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
@@ -50,8 +62,11 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     """
     plan = plan_loading(what) if isinstance(what, ModelRequest) else what
     random_weights = plan.request.preset is not None
-    target = Target(_make_target(plan) if random_weights else _load_target(plan))
+    splits = _splits(plan)
+    model = _make_target(plan, splits) if random_weights else _load_target(plan, splits)
+    target = Target(model, splits)
     head = _make_head(plan, target) if random_weights else _load_head(plan, target)
+    head_skeleton = plan.skeleton.head
     return LoadedModel(
         target=target,
         head=head,
@@ -60,7 +75,11 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         head_label=plan.head_label,
         random_weights=random_weights,
         eos_token_ids=_eos_token_ids(target.model),
-        kv_shapes=plan.skeleton.kv.kv_shapes,
+        kv_shapes=plan.skeleton.kv.kv_shapes
+        if tp_size() == 1
+        else probe_kv_shapes(target, head).kv_shapes,
+        num_parameters=num_elements(plan.skeleton.target.model.parameters()),
+        head_num_parameters=num_elements(head_skeleton.parameters()) if head_skeleton else 0,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
 
@@ -80,8 +99,24 @@ def _implementations(plan: LoadingPlan) -> dict[str, str]:
     return chosen
 
 
-def _load_target(plan: LoadingPlan) -> PreTrainedModel:
+def _splits(plan: LoadingPlan) -> Splits:
+    """What the ranks share of the target; nothing where there is one rank."""
+    if tp_size() == 1:
+        return {}
+    if plan.gguf_file is not None:
+        raise ModelError(
+            f"MODEL {plan.request.ref}: --tp {tp_size()} wants safetensors files, a GGUF file is "
+            "read whole"
+        )
+    probe = plan.skeleton.kv
+    kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
+    check_heads(plan.config, probe.num_query_heads, kv_heads)
+    return planned_splits(plan.config)
+
+
+def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
+    distributed = {"distributed_config": DistributedConfig(tp_size=tp_size())} if splits else {}
     try:
         model, info = auto_class_for(plan.config).from_pretrained(
             ref if plan.gguf_file is None else str(plan.gguf_file.parent),
@@ -92,6 +127,7 @@ def _load_target(plan: LoadingPlan) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             **_implementations(plan),
             **gguf_keywords(plan.gguf_file),
+            **distributed,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         check_files(ref)
@@ -103,8 +139,17 @@ def _load_target(plan: LoadingPlan) -> PreTrainedModel:
                 f"MODEL {ref}: {len(names)} tensors are {problem}, "
                 f"{', '.join(names[:3])} among them"
             )
+    if splits:
+        without_dtensors(model, splits)
+        _divide_target(model, splits)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
+
+
+def _divide_target(model: PreTrainedModel, splits: Splits) -> None:
+    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD})
+    if LM_HEAD in splits:
+        divide_lm_head(model)
 
 
 def _name(entry: str | tuple[Any, ...]) -> str:
@@ -118,7 +163,14 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     with torch.device("meta"):
         head = DraftHead(plan.family, target.model, proj_bias=plan.head_files.proj_bias)
     read_head(head, plan.head_files)
+    _divide_head(plan, head, target)
     return head.to(device=target.device, dtype=target.dtype).eval()
+
+
+def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
+    if plan.request.divided_head:
+        head.splits = block_splits(target.splits, head)
+        divide(head, head.splits)
 
 
 def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:
@@ -131,40 +183,39 @@ def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _make_target(plan: LoadingPlan) -> PreTrainedModel:
+def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     torch.manual_seed(plan.request.seed)
-    made: PreTrainedModel = _on_device(
-        plan.request,
-        lambda: auto_class_for(plan.config).from_config(
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=plan.request.dtype, **_implementations(plan)
-        ),
-    )
-    return made
+        )
+
+    def keep(name: str, whole: Tensor) -> Tensor:
+        is_split = name in splits and name != LM_HEAD
+        return splits[name].part(whole, rank(), tp_size()) if is_split else whole
+
+    make_random(model, plan.request.device, keep)
+    if splits:
+        install_forwards(model, splits)
+    if LM_HEAD in splits:
+        divide_lm_head(model)
+    return model
 
 
 def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     family = plan.family
     if family is None:
         return None
-    head = _on_device(plan.request, lambda: DraftHead(family, target.model))
+    with torch.device(plan.request.device):
+        head = DraftHead(family, target.model)
     head = head.to(plan.request.dtype).eval()
     randomise(head)
+    _divide_head(plan, head, target)
     return head
 
 
-def _on_device(request: ModelRequest, make: Callable[[], _M]) -> _M:
-    with torch.device(request.device):
-        return make()
-
-
-@torch.no_grad()
-def randomise(module: nn.Module) -> None:
-    """Matrices normal with transformers' own deviation, norms' weights one, biases zero."""
-    for name, parameter in module.named_parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(std=RANDOM_STD)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+def num_elements(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
