@@ -95,7 +95,7 @@ def planned_splits(config: PretrainedConfig) -> Splits:
     splits = {
         name: _split_of(parameter)
         for name, parameter in model.named_parameters()
-        if isinstance(parameter, DTensor) and parameter.placements[0].is_shard()
+        if isinstance(parameter, DTensor) and not parameter.placements[0].is_replicate()
         if ".layers." in name
     }
     for name, split in splits.items():

@@ -135,7 +135,8 @@ def _launched(
 def _quiet_elastic() -> None:
     """The launcher logs every failure in many lines, of which ours is the one that counts."""
     if "--debug" not in sys.argv:
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        for name in ("torch.distributed", "torch.multiprocessing"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _rank_main(
