@@ -188,6 +188,7 @@ def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
 def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Result]":
     """Each check's finding, and the same as plain values, as they come."""
     from cgbench.measure.audit.facts import finding_facts
+    from cgbench.measure.audit.findings import over_ranks
     from cgbench.measure.audit.subject import make_subject
 
     subject = make_subject(bench, seed)
@@ -196,7 +197,7 @@ def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Resu
         for check in checks:
             bar.update(task, description=check.name)
             start = time.perf_counter()
-            finding = check.run(subject)
+            finding = over_ranks(check.run(subject))
             yield finding, finding_facts(finding, check.title, time.perf_counter() - start)
             say_when_piped(f"{check.name}: {finding.verdict}")
             bar.advance(task)

@@ -45,6 +45,7 @@ from cgbench.report.schema import Status
 
 if TYPE_CHECKING:
     from cgbench.measure.bench import Bench
+    from cgbench.report.schema import Sample
     from cgbench.report.store import RunDirectory
 
 DEFAULT_OUTPUT = Path("results/runs")
@@ -221,7 +222,7 @@ def _capture(bench: "Bench", directory: "RunDirectory | None") -> None:
 
 def _measure(bench: "Bench", directory: "RunDirectory | None", *, save_tokens: bool) -> None:
     from cgbench.measure.group import measure_group, num_steps
-    from cgbench.parallel.ranks import agreed
+    from cgbench.parallel.ranks import agreed, barrier
 
     finished = agreed(set() if directory is None else directory.finished_batch_sizes)
     todo = [n for n in bench.options.batch_sizes if n not in finished]
@@ -229,12 +230,23 @@ def _measure(bench: "Bench", directory: "RunDirectory | None", *, save_tokens: b
         for batch_size in todo:
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
-            if directory is None:
-                continue
-            tokens = group.tokens if save_tokens else ()
-            directory.write_group(group.cells, group.samples, tokens)
-            say_when_piped(f"measured batch size {batch_size}")
-            _report(group.failures, directory)
+            if directory is not None:
+                tokens = group.tokens if save_tokens else ()
+                directory.write_group(group.cells, group.samples, tokens)
+                _report_collectives(group.samples, directory)
+                say_when_piped(f"measured batch size {batch_size}")
+                _report(group.failures, directory)
+            # No rank goes on to what may end it before this batch size is on disk.
+            barrier(f"what follows batch size {batch_size}")
+
+
+def _report_collectives(samples: "list[Sample]", directory: "RunDirectory") -> None:
+    """What the ranks' collectives take of each cell's iteration: told, and kept in the record."""
+    from cgbench.report.collectives import collective_shares
+
+    for share in collective_shares(samples):
+        directory.record.model["tensor_parallel"]["collectives"].append(share.facts)
+        say(share.text)
 
 
 def _report(failures: list[str], directory: "RunDirectory") -> None:

@@ -19,6 +19,8 @@ from cgbench.measure.acceptance import accepted_per_pos
 from cgbench.measure.audit.short import StepAudit, token_failure
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.cell_run import CellRun
+from cgbench.measure.collectives import STAGE as COLLECTIVES
+from cgbench.measure.collectives import CollectivesAlone, collectives_of
 from cgbench.measure.timing import (
     IterationTime,
     StageTimer,
@@ -165,6 +167,8 @@ def _time_pass(
                     run.add_sample(block, ITERATION_STAGE, times.gpu_s, times.wall_s)
         on_step()
     _stage_pass(bench, runs, prefilled)
+    if tp_size() > 1:
+        _collective_pass(bench, runs)
     on_step()
 
 
@@ -211,6 +215,23 @@ def _stage_pass(bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled
             if key not in timers:
                 timers[key] = _stage_timer(bench, run)
             _time_stages(bench, run, prefilled, timers[key])
+
+
+def _collective_pass(bench: Bench, runs: dict[CellKey, CellRun]) -> None:
+    """What the collectives take of each iteration; scopes over the same rows make the same ones."""
+    by_rows: dict[tuple[int, int], list[CellRun]] = {}
+    for run in _alive(runs):
+        key = run.spec_tokens, run.runner.num_rows(run.batch_size)
+        by_rows.setdefault(key, []).append(run)
+    for (_, num_rows), group in by_rows.items():
+        calls = collectives_of(bench.spec, group[0].runner.state, num_rows)
+        alone = CollectivesAlone(calls, bench.device)
+        alone.seconds()  # the first one warms up
+        for _ in range(STAGE_ITERATIONS):
+            seconds = alone.seconds()
+            for run in group:
+                run.add_sample(0, COLLECTIVES, seconds, None)
+        alone.release()
 
 
 def _stage_timer(bench: Bench, run: CellRun) -> StageTimer:

@@ -23,6 +23,7 @@ def parallel_facts(model: LoadedModel) -> dict[str, Any]:
         "links": links(),
         "target": "transformers' tensor parallel plan, embedding whole",
         "lm_head": "divided by vocabulary" if LM_HEAD in model.target.splits else "whole",
+        "collectives": [],
         "head": None if model.head is None else "divided" if is_divided else "whole",
     }
 
