@@ -90,9 +90,8 @@ def cycle(options: argparse.Namespace) -> bool:
         folder = options.output / "cycles" / f"{number:02d}"
         common = ("--tp", options.tp, "--device", options.device, "--batch-sizes", "1,2")
         short = ("--iterations", 10, "--max-new-tokens", 8, "--context-len", 16)
-        if not cgbench(
-            "run", "default", *common, *short, "--output", folder, limit_s=CYCLE_LIMIT_S
-        ):
+        words = ("run", "default", *common, *short, "--output", folder)
+        if not cgbench(*words, limit_s=CYCLE_LIMIT_S):
             print(f"cycle {number} of {CYCLES} failed")
             return False
     print(f"{CYCLES} cycles of start, capture, run and exit")

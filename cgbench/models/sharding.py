@@ -86,7 +86,7 @@ def planned_splits(config: PretrainedConfig) -> Splits:
     that the forwards here do not know; ``BadInputError`` for sizes that the ranks do not divide.
     """
     with torch.device("meta"):
-        model = auto_class_for(config).from_config(deepcopy(config), dtype=torch.bfloat16)
+        model = auto_class_for(config).from_config(_untied(config), dtype=torch.bfloat16)
     _check_plan(model)
     asked = DistributedConfig(tp_size=tp_size())
     asked, _, mesh = model.prepare_distribute_model(asked, device_map=None)
@@ -101,6 +101,14 @@ def planned_splits(config: PretrainedConfig) -> Splits:
     for name, split in splits.items():
         _check_divides(name, model.get_parameter(name).shape[split.dim], split)
     return splits if vocab_size % tp_size() else {**splits, LM_HEAD: Split(0)}
+
+
+def _untied(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy for the placeholders, of which each is to be divided for itself."""
+    copy = deepcopy(config)
+    for each in (copy, copy.get_text_config()):
+        each.tie_word_embeddings = False
+    return copy
 
 
 def _check_plan(model: PreTrainedModel) -> None:

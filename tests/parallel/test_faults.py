@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cgbench.errors import BadInputError, DeviceError, ExitCode, RankFailedError
+from cgbench.measure import parallel
 from cgbench.parallel import launch, ranks
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.report.store import RunDirectory
@@ -107,6 +108,25 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(DeviceError, match="--tp 2: this machine has 1 CUDA devices"):
         run_on_ranks(2, "cuda", faults.die, "never")
+
+
+def test_multicast_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for before, after in (("", "0"), ("1", "1")):
+        monkeypatch.setenv("NCCL_NVLS_ENABLE", before)
+        if not before:
+            monkeypatch.delenv("NCCL_NVLS_ENABLE")
+        assert str(ranks._own_device("cuda")) == "cuda:1"
+        assert os.environ["NCCL_NVLS_ENABLE"] == after
+
+
+def test_a_machine_without_nvlink_is_noted_and_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for links, words in (("pcie", ["no NVLink"]), ("nvlink", []), ("unknown", [])):
+        monkeypatch.setattr(parallel, "links", lambda links=links: links)
+        assert [note[:9] for note in parallel.link_notes()] == words
 
 
 def test_no_rank_and_another_number_than_torchrun_s(monkeypatch: pytest.MonkeyPatch) -> None:
