@@ -88,6 +88,8 @@ def planned_splits(config: PretrainedConfig) -> Splits:
     with torch.device("meta"):
         model = auto_class_for(config).from_config(_untied(config), dtype=torch.bfloat16)
     _check_plan(model)
+    # Divided here, where the vocabulary allows; transformers 5.17 refuses another.
+    model.tp_plan.pop("lm_head", None)
     asked = DistributedConfig(tp_size=tp_size())
     asked, _, mesh = model.prepare_distribute_model(asked, device_map=None)
     vocab_size = model.get_output_embeddings().weight.shape[0]
