@@ -75,9 +75,29 @@ class CaptureError(CannotError):
     """A graph that could not be captured, or that is not the graph the plan asked for."""
 
 
+class RanksError(CannotError):
+    """A rank of a tensor parallel run that does not come along."""
+
+
+class RankLostError(RanksError):
+    """What a rank ends with because another is gone."""
+
+
 class ProcessError(CannotError):
-    """A process of ``--processes`` that ended badly, with the exit code that it gave."""
+    """A process of this run that ended badly, with the exit code that it gave."""
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class RankFailedError(ProcessError):
+    """A rank that ended for a reason of its own, in its own words."""
+
+
+def one_line(error: Exception) -> str:
+    """An error as it is shown: ours say it all, of any other the type and its first line."""
+    if isinstance(error, CgbenchError):
+        return str(error)
+    lines = str(error).strip().splitlines() or ["(no message)"]
+    return f"{type(error).__name__}: {lines[0]} (--debug shows the traceback)"

@@ -15,7 +15,7 @@ from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
 from cgbench.cli.plan import plan
 from cgbench.cli.run import run
-from cgbench.errors import CgbenchError, ExitCode
+from cgbench.errors import CgbenchError, ExitCode, one_line
 
 app = typer.Typer(
     name="cgbench",
@@ -67,9 +67,5 @@ def main() -> NoReturn:
 def _report(error: Exception) -> ExitCode:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
-    if isinstance(error, CgbenchError):
-        print_error(str(error))
-        return error.exit_code
-    lines = str(error).strip().splitlines() or ["(no message)"]
-    print_error(f"{type(error).__name__}: {lines[0]} (--debug shows the traceback)")
-    return ExitCode.CANNOT
+    print_error(one_line(error))
+    return error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT

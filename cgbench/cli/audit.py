@@ -24,9 +24,12 @@ from cgbench.cli.bench_flags import (
     Prompts,
     Scopes,
     SpecTokens,
+    Tp,
+    TpHead,
     policy_name,
+    sharing,
 )
-from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, Unit
+from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Unit
 from cgbench.cli.console import console, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -40,6 +43,7 @@ from cgbench.cli.head_flags import (
 from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode
+from cgbench.parallel.launch import ranks_asked, run_on_ranks
 
 if TYPE_CHECKING:
     from cgbench.measure.audit.checks import Check
@@ -92,6 +96,8 @@ def audit(
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
     compile_mode: CompileMode = Compile.OFF,
+    tp: Tp = None,
+    tp_head: TpHead = HeadPlacement.DIVIDED,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     checks: Annotated[
         str | None, typer.Option(help="Only these checks, by name. Default: all of them.")
@@ -105,6 +111,7 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does."""
+    num_ranks = ranks_asked(tp)
     arguments: dict[str, Any] = {
         "model": model,
         "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
@@ -125,15 +132,17 @@ def audit(
         "dtype": dtype.value,
         "attention": attention,
         "compile": compile_mode.value,
+        **sharing(num_ranks, tp_head, compile_mode),
         "max_num_batched_tokens": max_num_batched_tokens,
         "checks": parse_names(checks),
     }
-    raise typer.Exit(execute(arguments, repro=repro, as_json=as_json))
+    use_passive_threads()
+    code = run_on_ranks(num_ranks, device.value, execute, arguments, repro=repro, as_json=as_json)
+    raise typer.Exit(code)
 
 
 def execute(arguments: dict[str, Any], *, repro: Path | None, as_json: bool) -> ExitCode:
     """The main job; the exit code that the findings lead to."""
-    use_passive_threads()
     from cgbench.measure.audit.facts import audit_record, overall
     from cgbench.measure.audit.repro import check_repro_folder
 
@@ -186,6 +195,7 @@ def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
 def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Result]":
     """Each check's finding, and the same as plain values, as they come."""
     from cgbench.measure.audit.facts import finding_facts
+    from cgbench.measure.audit.findings import over_ranks
     from cgbench.measure.audit.subject import make_subject
 
     subject = make_subject(bench, seed)
@@ -194,7 +204,7 @@ def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Resu
         for check in checks:
             bar.update(task, description=check.name)
             start = time.perf_counter()
-            finding = check.run(subject)
+            finding = over_ranks(check.run(subject))
             yield finding, finding_facts(finding, check.title, time.perf_counter() - start)
             say_when_piped(f"{check.name}: {finding.verdict}")
             bar.advance(task)

@@ -1,10 +1,11 @@
 """The flags that several commands share: what is loaded, captured and decoded."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, Unit
+from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Unit
+from cgbench.errors import BadInputError
 
 Model = Annotated[
     str, typer.Argument(help="'default', 'preset:NAME', a folder, a GGUF file or a hub id.")
@@ -41,9 +42,31 @@ CompileMode = Annotated[
     ),
 ]
 MaxBatchedTokens = Annotated[int, typer.Option(help="Most prefill tokens in one forward.")]
+Tp = Annotated[
+    int | None,
+    typer.Option("--tp", help="GPUs that share the model. Default: torchrun's ranks, else 1."),
+]
+TpHead = Annotated[
+    HeadPlacement, typer.Option(help="With --tp: the head's block divided too, or whole.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 def policy_name(policy: str | None, capture_sizes: str | None) -> str:
     """The policy asked for: explicit sizes need none to be named."""
     return policy or ("scaled" if capture_sizes is None else "explicit")
+
+
+def sharing(num_ranks: int, head: HeadPlacement, compile_mode: Compile) -> dict[str, Any]:
+    """How ranks share the model, as arguments: None of it where there is one.
+
+    Raises ``BadInputError`` where compiling is asked for too: a sum over ranks is no operator that
+    a compiler may leave alone.
+    """
+    if num_ranks == 1:
+        return {"tp": None, "tp_head": None}
+    if compile_mode is not Compile.OFF:
+        raise BadInputError(
+            f"--compile {compile_mode}: not with --tp {num_ranks}; drop one of them"
+        )
+    return {"tp": num_ranks, "tp_head": head.value}

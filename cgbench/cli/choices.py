@@ -36,6 +36,11 @@ class FirstEmbedding(StrEnum):
     ZEROED = "zeroed"
 
 
+class HeadPlacement(StrEnum):
+    DIVIDED = "divided"
+    WHOLE = "whole"
+
+
 class Unit(StrEnum):
     REQUESTS = "requests"
     TOKENS = "tokens"

@@ -22,6 +22,7 @@ def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
     """
     from cgbench.engine.attention import resolve_backend
     from cgbench.measure import setup
+    from cgbench.measure.parallel import link_notes
     from cgbench.models.request import check_model_ref
 
     device = setup.choose_device(arguments["device"])
@@ -31,6 +32,7 @@ def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
     texts = setup.read_texts(arguments)
     with working(f"load {arguments['model']}"):
         model = setup.load(arguments, options, device)
+    notes += link_notes()
     workload = setup.make_workload(arguments, options, model, texts)
     bench = setup.make_bench(options, model, workload, attention)
     if options.compile_mode != "off":

@@ -1,10 +1,8 @@
 """``cgbench run``: load, plan, capture, decode, write a run directory."""
 
-from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,10 +22,20 @@ from cgbench.cli.bench_flags import (
     Prompts,
     Scopes,
     SpecTokens,
+    Tp,
+    TpHead,
     policy_name,
+    sharing,
 )
-from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, RoleName, Unit
-from cgbench.cli.console import console, progress, say, say_when_piped, working
+from cgbench.cli.choices import (
+    ChatTemplate,
+    Compile,
+    Device,
+    Dtype,
+    HeadPlacement,
+    RoleName,
+    Unit,
+)
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -37,15 +45,12 @@ from cgbench.cli.head_flags import (
     HeadRef,
     wiring,
 )
+from cgbench.cli.job import execute
 from cgbench.cli.parsing import parse_fraction, parse_ints, parse_optional_ints, parse_scopes
-from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from cgbench.cli.processes import measure_in_processes
-from cgbench.errors import BadInputError, ExitCode, foremost
+from cgbench.cli.prepare import use_passive_threads
+from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
+from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.report.schema import Status
-
-if TYPE_CHECKING:
-    from cgbench.measure.bench import Bench
-    from cgbench.report.store import RunDirectory
 
 DEFAULT_OUTPUT = Path("results/runs")
 
@@ -125,6 +130,8 @@ def run(
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
     compile_mode: CompileMode = Compile.OFF,
+    tp: Tp = None,
+    tp_head: TpHead = HeadPlacement.DIVIDED,
     role: Annotated[
         RoleName,
         typer.Option(help="The dummy run before capture: mixed (prefill too) or decode."),
@@ -157,6 +164,7 @@ def run(
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration."""
     started = datetime.now(UTC)
+    num_ranks = ranks_asked(tp)
     arguments: dict[str, Any] = {
         "model": model,
         "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
@@ -186,6 +194,7 @@ def run(
         "dtype": dtype.value,
         "attention": attention,
         "compile": compile_mode.value,
+        **sharing(num_ranks, tp_head, compile_mode),
         "role": role.value,
         "max_num_batched_tokens": max_num_batched_tokens,
         "nvtx": nvtx,
@@ -193,102 +202,32 @@ def run(
     }
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
+    if processes > 1 and num_ranks > 1:
+        raise BadInputError(f"--processes {processes}: not with --tp {num_ranks}; drop one")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
-    statuses = execute(arguments, path, resume=resume, as_json=as_json, explain=explain)
+    use_passive_threads()
+    try:
+        statuses = run_on_ranks(
+            num_ranks,
+            device.value,
+            execute,
+            arguments,
+            path,
+            resume=resume,
+            as_json=as_json,
+            explain=explain,
+        )
+    except RankFailedError as error:
+        raise _with_what_is_kept(error, path) from error
     raise typer.Exit(foremost([EXIT_CODES[status] for status in statuses]))
 
 
-def execute(
-    arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool, explain: bool
-) -> set[Status]:
-    """The main job; returns every cell's status."""
-    from cgbench.report.tables import latency_table, to_json
-
-    measure_all = measure if arguments["processes"] == 1 else measure_in_processes
-    directory = measure_all(arguments, path, resume=resume)
-    frame = directory.latency()
-    if as_json:
-        typer.echo(to_json(frame, directory.record, path))
-    else:
-        console().print(latency_table(frame, directory.record.model["label"]))
-        if explain:
-            _explain(directory)
-        say(f"written to {path}")
-    return {Status(status) for status in frame["status"]}
-
-
-def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory":
-    """Load, capture, measure and write, in this process; returns the finished run."""
-    use_passive_threads()
-    from cgbench.measure.setup import make_record
-    from cgbench.measure.telemetry import Watch, open_telemetry
-    from cgbench.report.store import RunDirectory
-
-    RunDirectory.check(path, resume=resume)
-    bench, notes = prepare(arguments)
-    record = make_record(arguments, bench, notes)
-    directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
-    for note in notes:
-        say(note)
-    try:
-        _measure_limits(bench, directory)
-        _capture(bench, directory)
-        with open_telemetry(bench.device) as telemetry:
-            bench.watch = Watch(telemetry)
-            _measure(bench, directory, save_tokens=arguments["save_tokens"])
-    finally:
-        bench.release()
-    directory.finish()
-    return directory
-
-
-def _measure_limits(bench: "Bench", directory: "RunDirectory") -> None:
-    """Before the graphs take their memory, and while nothing else runs."""
-    with working("measure read bandwidth and matrix rate"):
-        limits = bench.floor.limits
-    directory.record.floor["limits"] = asdict(limits)
-
-
-def _capture(bench: "Bench", directory: "RunDirectory") -> None:
-    facts = capture_graphs(bench)
-    if facts is None:
-        return
-    directory.record.capture |= facts
-    directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
-
-
-def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:
-    from cgbench.measure.group import measure_group, num_steps
-    from cgbench.report.account import keep_accounts
-
-    todo = [n for n in bench.options.batch_sizes if n not in directory.finished_batch_sizes]
-    with progress() as bar:
-        for batch_size in todo:
-            task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
-            group = measure_group(bench, batch_size, partial(bar.advance, task))
-            tokens = group.tokens if save_tokens else ()
-            keep_accounts(directory.record, batch_size, group.accounts)
-            directory.write_group(group.cells, group.samples, tokens, group.blocks)
-            say_when_piped(f"measured batch size {batch_size}")
-            _report([*map(_failed, group.failures), *group.doubts], directory)
-
-
-def _failed(failure: str) -> str:
-    return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
-
-
-def _explain(directory: "RunDirectory") -> None:
-    from cgbench.report.floor_tables import account_tables
-
-    for table in account_tables(directory.record, directory.samples()):
-        console().print(table)
-
-
-def _report(lines: list[str], directory: "RunDirectory") -> None:
-    """What is wrong with a group is told at once, and kept in the record."""
-    for line in lines:
-        directory.record.warnings.append(line)
-        say(line)
+def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:
+    """The finished batch sizes outlive the ranks."""
+    if error.exit_code is not ExitCode.CANNOT or not (path / "run.json").exists():
+        return error
+    hint = f"{error}; finished batch sizes are kept: --output {path} --resume goes on"
+    return RankFailedError(hint, error.exit_code)
 
 
 def _slug(model: str) -> str:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from cgbench.cli.run import measure
+from cgbench.cli.job import measure
 from cgbench.errors import CgbenchError, ExitCode
 
 

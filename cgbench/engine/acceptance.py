@@ -5,7 +5,8 @@ which every iteration fills anew and which is indexed by request: a request's dr
 on its row, nor on its bucket, nor on the scope.
 """
 
-from dataclasses import Field, dataclass, fields
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Literal, Protocol
 
 import torch
@@ -13,6 +14,14 @@ from torch import Tensor
 
 from cgbench.engine.sampling import distribution, draw
 from cgbench.engine.state import RowState
+
+Argmax = Callable[[Tensor], Tensor]
+"""Logits ``[..., V]``, or where ranks share the vocabulary a rank's part of them, to ``[...]``."""
+
+
+def plain_argmax(logits: Tensor) -> Tensor:
+    """Of logits that are whole."""
+    return logits.argmax(-1)
 
 
 class AcceptanceRule(Protocol):
@@ -24,6 +33,12 @@ class AcceptanceRule(Protocol):
     @property
     def is_random(self) -> bool:
         """Whether ``uniforms`` must be filled before each call."""
+        ...
+
+    @property
+    def draws_tokens(self) -> bool:
+        """Whether tokens are drawn from whole distributions. Where ranks share the vocabulary,
+        such a rule is given whole logits, and rank 0's draws count; another its argmax alone."""
         ...
 
     @property
@@ -48,17 +63,20 @@ class AcceptanceRule(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Argmax:
     """Tokens and drafts of the rules that draw neither."""
 
-    __slots__ = ()
+    argmax: Argmax = field(default=plain_argmax, compare=False, repr=False)
+
+    draws_tokens = False
     samples_drafts = False
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        return logits.argmax(-1)
+        return self.argmax(logits)
 
     def draft(self, rows: RowState, logits: Tensor, step: int) -> Tensor:
-        return logits.argmax(-1)
+        return self.argmax(logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +89,7 @@ class Greedy(_Argmax):
     is_random = False
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        rows.out.copy_(logits.argmax(-1))
+        rows.out.copy_(self.argmax(logits))
         agrees = rows.drafts == rows.out[:, :-1]
         rows.num_accepted.copy_(agrees.cumprod(-1).sum(-1))
 
@@ -92,7 +110,7 @@ class Synthetic(_Argmax):
     is_random = True
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        rows.out.copy_(logits.argmax(-1))
+        rows.out.copy_(self.argmax(logits))
         k = rows.spec_tokens
         if not k:
             rows.num_accepted.zero_()
@@ -136,6 +154,7 @@ class Sampled:
     drafts: Drafts = "sampled"
 
     is_random = True
+    draws_tokens = True
 
     @property
     def samples_drafts(self) -> bool:
@@ -198,6 +217,11 @@ class Sampled:
             if getattr(self, field.name) != field.default
         ]
         return f"sampled:{','.join(changed)}" if changed else "sampled"
+
+
+def shared_rule(rule: AcceptanceRule, argmax: Argmax) -> AcceptanceRule:
+    """``rule`` as a target whose vocabulary may be divided wants it."""
+    return replace(rule, argmax=argmax) if isinstance(rule, _Argmax) else rule
 
 
 def setting_name(field: Field[object]) -> str:

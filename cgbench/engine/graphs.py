@@ -26,6 +26,7 @@ from cgbench.engine.iteration import (
 )
 from cgbench.engine.state import DecodeState, RowState
 from cgbench.errors import CaptureError, OutOfMemoryError
+from cgbench.parallel.ranks import barrier
 from cgbench.planning import Bucket, CapturePlan
 from cgbench.report.schema import GraphCost, Phase, Scope
 
@@ -192,6 +193,8 @@ class _Capturer:
             # On the capturing stream, so that its cuBLAS workspace exists before the capture.
             warmup_s = self._timed(lambda: function(spec, rows, no_mark))
             torch.cuda.empty_cache()
+            # Collectives are captured by all ranks or by none.
+            barrier(f"the capture of the {phase} graph of {bucket.batch_size} requests")
             before = self._memory()
             graph = torch.cuda.CUDAGraph(keep_graph=True)
             forwards: Forwards = []
@@ -199,6 +202,7 @@ class _Capturer:
                 lambda: forwards.extend(self._record(graph, function, spec, rows, mark))
             )
             check_forwards(forwards, planned_forwards(phase, bucket, state.spec_tokens))
+            barrier(f"the first replay of the {phase} graph of {bucket.batch_size} requests")
             instantiate_s = self._timed(graph.instantiate)
             first_replay_s = self._timed(graph.replay)
             after = self._memory()

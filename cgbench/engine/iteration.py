@@ -17,6 +17,7 @@ from cgbench.engine.state import ACTIVE, RowState
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
+from cgbench.parallel.collectives import from_first_rank
 
 Mark = Callable[[str], None]
 """Called at the end of a stage with its name."""
@@ -73,7 +74,19 @@ class Speculator:
         ``[B, 1, H]`` after it."""
         assert self.head is not None
         normed = self.head.to_logits_input(block_out)
-        return self.target.logits(normed[:, 0]), self.head.to_chain(block_out, normed)
+        return self.logits(normed[:, 0]), self.head.to_chain(block_out, normed)
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """What the acceptance rule reads after a final norm: the logits ``[..., V]``, or this
+        rank's part of them where it only wants their argmax."""
+        if self.accept.draws_tokens:
+            return self.target.logits(normed)
+        return self.target.logits_part(normed)
+
+    def settled(self, drawn: Tensor) -> Tensor:
+        """What a rule has decided, alike on every rank, in place: parallel sums may round a draw
+        to another token, an argmax never."""
+        return from_first_rank(drawn) if self.accept.draws_tokens else drawn
 
 
 def take_row(hidden: Tensor, index: Tensor) -> Tensor:
@@ -100,6 +113,7 @@ def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None
         # All of it, whatever the bucket, so that the draws of a request depend on no other.
         rows.uniforms.uniform_()
     spec.accept(rows, logits)
+    spec.settled(rows.result)
     mark("accept")
     if not rows.spec_tokens:
         commit(rows)
@@ -124,13 +138,14 @@ def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> 
 
 
 def verify(spec: Speculator, rows: RowState) -> Tensor:
-    """The target on ``[last, d1..dk]``: logits ``[b, k + 1, V]``; hidden states go to ``rows``."""
+    """The target on ``[last, d1..dk]``: logits ``[b, k + 1, V]``, as ``Speculator.logits`` gives
+    them; hidden states go to ``rows``."""
     tokens = torch.cat([rows.last[:, None], rows.drafts], dim=1)
     positions = rows.seq_len[:, None] + rows.offsets
     hidden = spec.target.forward(tokens, positions, spec.decode_call(rows, positions))
     if spec.head is not None and rows.spec_tokens:
         rows.hidden.copy_(spec.head_input(hidden))
-    return spec.target.logits(hidden.post_norm)
+    return spec.logits(hidden.post_norm)
 
 
 def draft_first(spec: Speculator, rows: RowState) -> None:
@@ -156,7 +171,7 @@ def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
 def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
     """``block_out [b, 1, H]`` to draft ``step`` and the chain of the step after it."""
     logits, chain = spec.draft_logits(block_out)
-    rows.drafts[:, step - 1] = spec.accept.draft(rows, logits, step)
+    rows.drafts[:, step - 1] = spec.settled(spec.accept.draft(rows, logits, step))
     if step < rows.spec_tokens:
         rows.chain.copy_(chain)
 

@@ -118,7 +118,7 @@ def prefill_slots(
     call = Prefill(Rows(spec.cache, slots, positions), lengths)
     hidden = spec.target.forward(tokens, positions, call)
     newest = take_row(hidden.post_norm, lengths - 1)
-    last = spec.accept.choose(spec.target.logits(newest[:, 0]), uniforms)
+    last = spec.settled(spec.accept.choose(spec.logits(newest[:, 0]), uniforms))
     if spec.head is None:
         return Prefilled(last, lengths, None)
     following = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], dim=1)

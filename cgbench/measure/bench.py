@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from cgbench.engine.acceptance import shared_rule
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.compiling import compile_forwards
@@ -28,7 +29,7 @@ from cgbench.measure.options import RunOptions
 from cgbench.measure.telemetry import NoTelemetry, Watch
 from cgbench.measure.workload import Workload
 from cgbench.models.loading import LoadedModel
-from cgbench.models.products import model_work
+from cgbench.models.products import rank_work
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import Scope
 
@@ -66,7 +67,7 @@ class Bench:
         """Measures the device's limits when it is first asked for."""
         dtype = self.spec.target.dtype
         limits = device_limits(self.device, dtype)
-        return Floor(model_work(self.model.skeleton), limits, dtype.itemsize)
+        return Floor(rank_work(self.model), limits, dtype.itemsize)
 
     def release(self) -> None:
         """Free every graph: before the process ends, and before any process group does."""
@@ -123,7 +124,7 @@ def build_bench(
         state_shapes=model.state_shapes,
         query_len=options.max_spec_tokens + 1,
     )
-    accept = parse_acceptance(options.acceptance, options.spec_tokens)
+    accept = shared_rule(parse_acceptance(options.acceptance, options.spec_tokens), target.argmax)
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
     states = {k: _make_state(model, spec, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)

@@ -10,9 +10,11 @@ import torch
 
 from cgbench.engine.generate import Generated
 from cgbench.engine.runner import Runner
+from cgbench.errors import OutOfMemoryError
 from cgbench.measure.disturbance import Watched
 from cgbench.measure.floor import Batch
 from cgbench.measure.timing import IterationTime
+from cgbench.parallel.ranks import tp_size
 from cgbench.report.schema import Mode, Sample, Status
 
 ITERATION_STAGE = "iteration"
@@ -129,12 +131,20 @@ class CellRun:
 
     @contextmanager
     def watched(self, device: torch.device) -> Iterator[None]:
-        """Keep the peak of device memory, and turn running out of it into a status."""
+        """Keep the peak of device memory, and turn running out of it into a status.
+
+        Raises ``OutOfMemoryError`` where ranks share the model: the others wait for this one.
+        """
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
             yield
-        except torch.OutOfMemoryError:
+        except torch.OutOfMemoryError as error:
+            if tp_size() > 1:
+                raise OutOfMemoryError(
+                    f"out of memory measuring {self.name}, batch size {self.batch_size}: lower "
+                    "--max-num-seqs, --batch-sizes or --context-len"
+                ) from error
             self._drop(Status.OOM)
             torch.cuda.empty_cache()
         self.peak_memory_bytes = max(self.peak_memory_bytes, _peak_memory_bytes(device))

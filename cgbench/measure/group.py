@@ -19,11 +19,14 @@ from cgbench.measure.acceptance import accepted_per_pos
 from cgbench.measure.audit.short import StepAudit, token_failure
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.cell_run import CellRun
+from cgbench.measure.collectives import STAGE as COLLECTIVES
+from cgbench.measure.collectives import CollectivesAlone, collectives_of
 from cgbench.measure.disturbance import is_disturbed
 from cgbench.measure.rounds import begin_timed, block_rows, deciding, time_rounds
 from cgbench.measure.stopping import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.measure.timing import Flush, StageTimer, eager_stages, graph_stages, l2_flush
 from cgbench.measure.workload import sha256_of
+from cgbench.parallel.ranks import first_failure, tp_size
 from cgbench.report.account import Account
 from cgbench.report.block_schema import Block
 from cgbench.report.schema import COLD, WARM, Cell, Mode, Sample, Scope, Status, TokenRow
@@ -116,7 +119,7 @@ def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list
         plain = _plain_run(bench, runs, key)
         if plain is None or run.status is not Status.OK:
             continue
-        failure = token_failure(bench.spec, prompts, plain.token_ids, run.token_ids)
+        failure = first_failure(token_failure(bench.spec, prompts, plain.token_ids, run.token_ids))
         if failure is not None:
             run.fail_audit(f"tokens differ from {plain.name}'s: {failure}")
 
@@ -161,6 +164,8 @@ def _time_pass(
     flush = l2_flush(bench.device) if options.cold_l2 else None
     time_rounds(bench, [*runs.values()], prefilled, _rule(bench), flush, on_step)
     _stage_pass(bench, runs, prefilled, flush)
+    if tp_size() > 1:
+        _collective_pass(bench, runs)
     on_step()
 
 
@@ -183,12 +188,29 @@ def _stage_pass(
     for run in _alive(runs):
         # The instrumented graph needs memory of its own. Without it the stages stay empty; what
         # has been timed stands.
-        with suppress(torch.OutOfMemoryError):
+        with suppress(*([torch.OutOfMemoryError] if tp_size() == 1 else [])):
             # Phase and iteration graphs hold the same kernels: one instrumented capture serves.
             key = (run.spec_tokens, run.mode)
             if key not in timers:
                 timers[key] = _stage_timer(bench, run)
             _time_stages(bench, run, prefilled, timers[key], flush)
+
+
+def _collective_pass(bench: Bench, runs: dict[CellKey, CellRun]) -> None:
+    """What the collectives take of each iteration; scopes over the same rows make the same ones."""
+    by_rows: dict[tuple[int, int], list[CellRun]] = {}
+    for run in _alive(runs):
+        key = run.spec_tokens, run.runner.num_rows(run.batch_size)
+        by_rows.setdefault(key, []).append(run)
+    for (_, num_rows), group in by_rows.items():
+        calls = collectives_of(bench.spec, group[0].runner.state, num_rows)
+        alone = CollectivesAlone(calls, bench.device)
+        alone.seconds()  # the first one warms up
+        for _ in range(STAGE_ITERATIONS):
+            seconds = alone.seconds()
+            for run in group:
+                run.add_sample(0, COLLECTIVES, seconds, None)
+        alone.release()
 
 
 def _stage_timer(bench: Bench, run: CellRun) -> StageTimer:
@@ -231,7 +253,7 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         attention=bench.attention,
         compile=bench.options.compile_mode,
         acceptance=bench.options.acceptance,
-        tp_size=1,
+        tp_size=tp_size(),
         mode=run.mode,
         scope=scope,
         spec_tokens=spec_tokens,

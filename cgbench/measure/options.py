@@ -47,6 +47,7 @@ class RunOptions:
     cold_l2: bool = False
     compile_mode: str = "off"
     nvtx: bool = False
+    tp_size: int = 1
 
     def __post_init__(self) -> None:
         for k in self.spec_tokens:
@@ -122,6 +123,7 @@ class RunOptions:
             capture_sizes=self.capture_sizes,
             capture_unit=self.capture_unit,
             max_num_batched_tokens=self._token_budget(),
+            tp_size=self.tp_size if reads(self.policy, "tp_size") else 1,
             max_graphs=DEFAULT_MAX_GRAPHS if self.policy == "optimal" else None,
         )
 

@@ -20,6 +20,7 @@ from cgbench.measure.disturbance import Watched, reasons_to_discard
 from cgbench.measure.stopping import MIN_BLOCKS, StoppingRule
 from cgbench.measure.telemetry import Watch
 from cgbench.measure.timing import Flush, time_iterations
+from cgbench.parallel.ranks import agreed, gathered
 from cgbench.report.block_schema import Block, Reading
 from cgbench.report.schema import Mode, Status
 
@@ -44,12 +45,12 @@ def time_rounds(
         for run in draw.sample(alive, len(alive)):
             with run.watched(bench.device):
                 run.blocks.append(_block(bench, run, prefilled, number, flush))
-        for run in alive:
-            run.discarded = _reasons(run, bench.watch)
+        _judge(alive, bench.watch)
         if number < MIN_BLOCKS:
             on_step()
         medians = [run.medians for run in deciding(runs)]
-        if not medians or rule.is_over(number + 1, time.perf_counter() - start, medians):
+        # By one clock: ranks that part here would wait for each other for ever.
+        if agreed(not medians or rule.is_over(number + 1, time.perf_counter() - start, medians)):
             break
     for _ in range(number + 1, MIN_BLOCKS):
         on_step()
@@ -78,7 +79,7 @@ def _count_iterations(bench: Bench, run: CellRun, prefilled: Prefilled) -> int:
     for number in count(1):
         run.runner.step(run.batch_size)  # the first is the untimed one
         total += float(seq_len.double().mean())
-        away = total / number - bench.options.mean_context_len
+        away = agreed(total / number - bench.options.mean_context_len)
         if abs(away) < best:
             nearest, best = number, abs(away)
         if away >= 0:
@@ -111,6 +112,14 @@ def _block(
     # making up for the growth after the last.
     mean_context_len = (bench.options.context_len + end) / 2
     return TimedBlock(number, times, mean_context_len, Watched(before, after))
+
+
+def _judge(runs: Sequence[CellRun], watch: Watch) -> None:
+    """Say anew of every block whether it counts: it does not where it was disturbed on any rank,
+    for the others waited in it."""
+    own = [_reasons(run, watch) for run in runs]
+    for run, of_ranks in zip(runs, zip(*gathered(own), strict=True), strict=True):
+        run.discarded = [next(filter(None, each), "") for each in zip(*of_ranks, strict=True)]
 
 
 def _reasons(run: CellRun, watch: Watch) -> list[str]:

@@ -14,6 +14,7 @@ from cgbench.measure.chat import make_encode, uses_template
 from cgbench.measure.environment import environment
 from cgbench.measure.memory import check_memory
 from cgbench.measure.options import DEFAULT_MIN_TIME_S, DEFAULT_PRECISION, RunOptions
+from cgbench.measure.parallel import parallel_facts
 from cgbench.measure.prompt_files import PromptTexts
 from cgbench.measure.prompts import RANDOM, read_named
 from cgbench.measure.workload import (
@@ -28,6 +29,7 @@ from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.presets import SYNTHETIC_RATES
 from cgbench.models.request import ModelRequest, plan_loading, preset_name
 from cgbench.models.support import check_capturable
+from cgbench.parallel.ranks import tp_size
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import RunRecord, Scope
 
@@ -79,6 +81,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         cold_l2=arguments["cold_l2"],
         compile_mode=arguments["compile"],
         **_stopping(arguments, device),
+        tp_size=tp_size(),
     )
     if on_cpu and options.cold_l2:
         raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
@@ -128,6 +131,7 @@ def model_request(
         dtype=DEFAULT_DTYPE[device.type] if name == "auto" else getattr(torch, name),
         seed=arguments["seed"],
         overrides=head_overrides(arguments),
+        divided_head=arguments.get("tp_head") == "divided",
     )
 
 
@@ -226,9 +230,10 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "head": model.head_label,
             "random_weights": model.random_weights,
             "fingerprint": fingerprint(model.target, model.head),
-            "num_parameters": _num_parameters(model.target.model),
-            "head_num_parameters": _num_parameters(model.head),
+            "num_parameters": model.num_parameters,
+            "head_num_parameters": model.head_num_parameters,
             "mtp_modules": _module_facts(model),
+            **({"tensor_parallel": parallel_facts(model)} if tp_size() > 1 else {}),
         },
         workload={
             "version": WORKLOAD_VERSION,
@@ -255,10 +260,6 @@ def _module_facts(model: LoadedModel) -> str | None:
     if model.head is None:
         return None
     return f"module 1 of {model.num_head_modules}, reused for every draft step"
-
-
-def _num_parameters(module: torch.nn.Module | None) -> int:
-    return 0 if module is None else sum(p.numel() for p in module.parameters())
 
 
 def _plan_facts(plan: CapturePlan) -> dict[str, Any]:

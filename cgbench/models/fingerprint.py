@@ -7,20 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from cgbench.models.head import DraftHead
+from cgbench.models.sharding import Splits
 from cgbench.models.target import Target
 
 
 @torch.no_grad()
 def fingerprint(target: Target, head: DraftHead | None) -> str:
-    """A digest of the config and of all weights: equal models, equal fingerprint.
+    """A digest of the config and of all weights: equal models, equal fingerprint, whatever the
+    ranks share; all of them call this.
 
     A tensor enters as the sums of its raw integers along rows and along columns, taken on the
     device: a changed weight changes them, and so does another order of either.
     """
     digest = hashlib.sha256(_config_text(target).encode())
-    modules: list[nn.Module] = [target.model] if head is None else [target.model, head]
-    for module in modules:
-        for name, tensor in module.state_dict().items():
+    parts: list[tuple[nn.Module, Splits]] = [(target.model, target.splits)]
+    if head is not None:
+        parts.append((head, head.splits))
+    for module, splits in parts:
+        for name, part in module.state_dict().items():
+            tensor = splits[name].joined(part) if name in splits else part
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             for sums in _sums(tensor):
                 digest.update(sums.cpu().numpy().tobytes())

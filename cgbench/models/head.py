@@ -9,6 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.families import HeadFamily
+from cgbench.models.sharding import Splits
 
 if TYPE_CHECKING:
     from cgbench.models.target import HiddenStates
@@ -27,6 +28,8 @@ class DraftHead(nn.Module):
         """A head of ``family`` for ``target``, on the current default device, not initialised."""
         super().__init__()
         self.family = family
+        self.splits: Splits = {}
+        """What the ranks share of it."""
         text_config = target.config.get_text_config()
         self.layer_idx: int = text_config.num_hidden_layers
         config = block_config(text_config)

@@ -1,31 +1,40 @@
 """Loading, or for a preset making, the target, its head and its tokenizer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 
-from cgbench.errors import ModelError
+from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files, first_line
 from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
+from cgbench.models.initialise import make_random, randomise
 from cgbench.models.packing import pack_projections
 from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.sharding import (
+    LM_HEAD,
+    Splits,
+    block_splits,
+    check_heads,
+    divide,
+    divide_lm_head,
+    install_forwards,
+    planned_splits,
+    without_dtensors,
+)
 from cgbench.models.skeleton import Skeleton
-from cgbench.models.support import auto_class_for
-from cgbench.models.target import Target
-
-# The standard deviation that transformers itself initialises these families with.
-RANDOM_STD = 0.02
-
-_M = TypeVar("_M")
+from cgbench.models.support import auto_class_for, class_name
+from cgbench.models.target import Target, probe_kv_shapes
+from cgbench.parallel.ranks import rank, tp_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +42,9 @@ class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
     ``tokenizer`` is None where the checkpoint ships none (presets never do). ``num_head_modules``
     counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
-    layer's, the head's included. ``state_shapes``: each linear-attention layer's. ``skeleton``: the
-    same modules as their own code has them, no storage."""
+    layer's, the head's included, as this rank holds it. ``state_shapes``: each linear-attention
+    layer's. ``skeleton``: the same modules as their own code has them, whole and without storage.
+    """
 
     target: Target
     head: DraftHead | None
@@ -48,6 +58,16 @@ class LoadedModel:
     state_shapes: Mapping[int, StateShape]
     skeleton: Skeleton
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole target, a tied embedding once."""
+        return _num_elements(self.skeleton.target.model)
+
+    @property
+    def head_num_parameters(self) -> int:
+        """Of the head's own, 0 without a head."""
+        return 0 if self.skeleton.head is None else _num_elements(self.skeleton.head)
+
 
 def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     """Load, or for a preset make, the target and its head on the device asked for.
@@ -56,11 +76,14 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     """
     plan = plan_loading(what) if isinstance(what, ModelRequest) else what
     random_weights = plan.request.preset is not None
-    target = Target(_make_target(plan) if random_weights else _load_target(plan))
+    splits = _splits(plan)
+    model = _make_target(plan, splits) if random_weights else _load_target(plan, splits)
+    target = Target(model, splits)
     head = _make_head(plan, target) if random_weights else _load_head(plan, target)
     for module in (target.model, head):
         if module is not None:
             pack_projections(module)
+    kv = plan.skeleton.kv if tp_size() == 1 else probe_kv_shapes(target, head)
     return LoadedModel(
         target=target,
         head=head,
@@ -69,8 +92,8 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         head_label=plan.head_label,
         random_weights=random_weights,
         eos_token_ids=_eos_token_ids(target.model),
-        kv_shapes=plan.skeleton.kv.kv_shapes,
-        state_shapes=plan.skeleton.kv.state_shapes,
+        kv_shapes=kv.kv_shapes,
+        state_shapes=kv.state_shapes,
         skeleton=plan.skeleton,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
@@ -91,8 +114,29 @@ def _implementations(plan: LoadingPlan) -> dict[str, str]:
     return chosen
 
 
-def _load_target(plan: LoadingPlan) -> PreTrainedModel:
+def _splits(plan: LoadingPlan) -> Splits:
+    """What the ranks share of the target; nothing where there is one rank."""
+    if tp_size() == 1:
+        return {}
+    if plan.gguf_file is not None:
+        raise ModelError(
+            f"MODEL {plan.request.ref}: --tp {tp_size()} wants safetensors files, a GGUF file is "
+            "read whole"
+        )
+    probe = plan.skeleton.kv
+    if probe.state_shapes:
+        raise UnsupportedModelError(
+            f"--tp {tp_size()}: the linear-attention layers of {class_name(plan.config)} cannot be "
+            "divided here; drop --tp"
+        )
+    kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
+    check_heads(plan.config, probe.num_query_heads, kv_heads)
+    return planned_splits(plan.config)
+
+
+def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
+    distributed = {"distributed_config": DistributedConfig(tp_size=tp_size())} if splits else {}
     try:
         model, info = auto_class_for(plan.config).from_pretrained(
             ref if plan.gguf_file is None else str(plan.gguf_file.parent),
@@ -103,6 +147,7 @@ def _load_target(plan: LoadingPlan) -> PreTrainedModel:
             ignore_mismatched_sizes=True,
             **_implementations(plan),
             **gguf_keywords(plan.gguf_file),
+            **distributed,
         )
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         check_files(ref)
@@ -114,8 +159,17 @@ def _load_target(plan: LoadingPlan) -> PreTrainedModel:
                 f"MODEL {ref}: {len(names)} tensors are {problem}, "
                 f"{', '.join(names[:3])} among them"
             )
+    if splits:
+        without_dtensors(model, splits)
+        _divide_target(model, splits)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
+
+
+def _divide_target(model: PreTrainedModel, splits: Splits) -> None:
+    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD})
+    if LM_HEAD in splits:
+        divide_lm_head(model)
 
 
 def _name(entry: str | tuple[Any, ...]) -> str:
@@ -129,7 +183,14 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     with torch.device("meta"):
         head = DraftHead(plan.family, target.model, proj_bias=plan.head_files.proj_bias)
     read_head(head, plan.head_files)
+    _divide_head(plan, head, target)
     return head.to(device=target.device, dtype=target.dtype).eval()
+
+
+def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
+    if plan.request.divided_head:
+        head.splits = block_splits(target.splits, head)
+        divide(head, head.splits)
 
 
 def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:
@@ -142,40 +203,39 @@ def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _make_target(plan: LoadingPlan) -> PreTrainedModel:
+def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     torch.manual_seed(plan.request.seed)
-    made: PreTrainedModel = _on_device(
-        plan.request,
-        lambda: auto_class_for(plan.config).from_config(
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=plan.request.dtype, **_implementations(plan)
-        ),
-    )
-    return made
+        )
+
+    def keep(name: str, whole: Tensor) -> Tensor:
+        is_split = name in splits and name != LM_HEAD
+        return splits[name].part(whole, rank(), tp_size()) if is_split else whole
+
+    make_random(model, plan.request.device, keep)
+    if splits:
+        install_forwards(model, splits)
+    if LM_HEAD in splits:
+        divide_lm_head(model)
+    return model
 
 
 def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     family = plan.family
     if family is None:
         return None
-    head = _on_device(plan.request, lambda: DraftHead(family, target.model))
+    with torch.device(plan.request.device):
+        head = DraftHead(family, target.model)
     head = head.to(plan.request.dtype).eval()
     randomise(head)
+    _divide_head(plan, head, target)
     return head
 
 
-def _on_device(request: ModelRequest, make: Callable[[], _M]) -> _M:
-    with torch.device(request.device):
-        return make()
-
-
-@torch.no_grad()
-def randomise(module: nn.Module) -> None:
-    """Matrices normal with transformers' own deviation, norms' weights one, biases zero."""
-    for name, parameter in module.named_parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(std=RANDOM_STD)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+def _num_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

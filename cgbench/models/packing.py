@@ -26,7 +26,7 @@ def pack_projections(module: nn.Module) -> int:
 
     Weights keep their names and values, and become views of the packed ones: no more memory is
     held than before, and at most one set more while it is packed. Projections that are not plain
-    linear layers of one dtype (quantised, sharded) are left alone.
+    linear layers of one dtype (quantised, summed over ranks) are left alone.
     """
     found = [
         (parent, names)
@@ -55,10 +55,11 @@ def _can_pack(projections: Sequence[object]) -> bool:
 
 def pack(linears: Sequence[nn.Linear]) -> list["Projection"]:
     """``linears`` of one input as one product; their parameters are emptied on the way."""
+    # Where ranks share a projection, its weight is a part of its ``out_features``.
+    sizes = [each.weight.shape[0] for each in linears]
     weight = _packed([each.weight for each in linears])
     biases = [each.bias for each in linears if each.bias is not None]
     bias = _packed(biases) if biases else None
-    sizes = [each.out_features for each in linears]
     others = [HandedOut(*views) for views in _views(weight, bias, sizes)[1:]]
     return [PackedFirst(weight, bias, sizes, others), *others]
 

@@ -8,8 +8,8 @@ bytes.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.models.attention_hook import ShapeProbe
+from cgbench.models.loading import LoadedModel
+from cgbench.models.sharding import Splits
 from cgbench.models.skeleton import Skeleton
+from cgbench.parallel.ranks import tp_size
 
 # As torch's dispatcher and transformers' fallback for grouped_mm name them.
 _PRODUCTS = frozenset(
@@ -72,6 +75,51 @@ class ModelWork:
     target: ForwardWork
     lm_head: ForwardWork
     head: ForwardWork | None
+
+
+def rank_work(model: LoadedModel) -> ModelWork:
+    """The work of one token on each of the ranks that share ``model``: of divided weights and of
+    attention heads their part. What the ranks tell each other is left out."""
+    work = model_work(model.skeleton)
+    if tp_size() == 1:
+        return work
+    target, head = model.target, model.head
+    heads = _num_parts(model, range(target.num_layers))
+    return ModelWork(
+        target=_part(work.target, target.splits, heads),
+        lm_head=_part(work.lm_head, target.splits, 1),
+        head=None
+        if work.head is None or head is None
+        else _part(work.head, head.splits, _num_parts(model, [head.layer_idx])),
+    )
+
+
+def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
+    """Into how many parts the attention heads of ``layers`` are divided, of all of them alike."""
+    whole = model.skeleton.kv.kv_shapes
+    (count,) = {whole[layer][0][0] // model.kv_shapes[layer][0][0] for layer in layers}
+    return count
+
+
+def _part(work: ForwardWork, splits: Splits, num_head_parts: int) -> ForwardWork:
+    divided = {_short(name) for name in splits}
+    return ForwardWork(
+        products=tuple(
+            replace(each, num_elements=each.num_elements // tp_size())
+            if each.name in divided
+            else each
+            for each in work.products
+        ),
+        attentions=tuple(
+            replace(
+                each,
+                query_heads=each.query_heads // num_head_parts,
+                kv_heads=each.kv_heads // num_head_parts,
+            )
+            for each in work.attentions
+        ),
+        embedding_elements=work.embedding_elements,
+    )
 
 
 class _WorkProbe(ShapeProbe):

@@ -34,7 +34,7 @@ def preset_name(ref: str) -> str | None:
 class ModelRequest:
     """``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id; ``head_ref`` a
     folder or hub id whose head replaces the checkpoint's own; ``with_head`` is false for k = 0
-    alone."""
+    alone; ``divided_head``: the ranks share the head's block as they share the target's layers."""
 
     ref: str
     head_ref: str | None
@@ -42,6 +42,7 @@ class ModelRequest:
     device: torch.device
     dtype: torch.dtype
     seed: int = 0
+    divided_head: bool = False
     overrides: HeadOverrides = field(default_factory=HeadOverrides)
 
     @property

@@ -12,7 +12,9 @@ from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
 from cgbench.models.head import DraftHead, head_layer_type
 from cgbench.models.recurrent_hook import hook_linear_layers
+from cgbench.models.sharding import LM_HEAD, Splits, VocabLinear
 from cgbench.models.support import check_supported
+from cgbench.parallel.collectives import argmax_over_ranks, joined_over_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +28,17 @@ class HiddenStates:
 class Target:
     """Tensors in, tensors out: a decoder-only model without its KV cache and its masks."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises ``UnsupportedModelError`` where the model's attention cannot be taken over."""
+    def __init__(self, model: PreTrainedModel, splits: Splits | None = None) -> None:
+        """``splits``: what the ranks share of it.
+
+        Raises ``UnsupportedModelError`` where the model's attention cannot be taken over.
+        """
         check_supported(model)
+        self.splits: Splits = splits or {}
         self.model = model.eval()
         self.backbone: nn.Module = model.get_decoder()
         hook_linear_layers(self.backbone)
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = model.get_output_embeddings().out_features
         self.config: PretrainedConfig = model.config.get_text_config()
         self.hidden_size: int = self.config.hidden_size
         self.num_layers: int = self.config.num_hidden_layers
@@ -93,6 +99,23 @@ class Target:
         result = self.model.get_output_embeddings()(normed)
         assert isinstance(result, Tensor)
         return self._rescale(result)
+
+    def logits_part(self, normed: Tensor) -> Tensor:
+        """This rank's part of ``logits``, all of them where the vocabulary is not divided."""
+        lm_head = self.model.get_output_embeddings()
+        if not isinstance(lm_head, VocabLinear):
+            return self.logits(normed)
+        return self._rescale(lm_head.part(normed))
+
+    def argmax(self, logits_part: Tensor) -> Tensor:
+        """The likeliest tokens ``[...]`` of ``logits_part [..., V / N]``, without whole logits."""
+        if LM_HEAD not in self.splits:
+            return logits_part.argmax(-1)
+        return argmax_over_ranks(logits_part)
+
+    def whole_logits(self, logits_part: Tensor) -> Tensor:
+        """``logits_part`` of all ranks, ``[..., V]``."""
+        return joined_over_ranks(logits_part) if LM_HEAD in self.splits else logits_part
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The shared token embedding: ``[...]`` to ``[..., H]``."""

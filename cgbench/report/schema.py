@@ -162,7 +162,11 @@ SAMPLES = (
     Column("mode", "string", "what ran"),
     Column("block", "int64", "interleaved round of the measurement"),
     Column("iteration", "int64", "count over all blocks; the stages of one iteration share it"),
-    Column("stage", "string", "iteration (timed pass), or verify, accept, draft_1.., commit"),
+    Column(
+        "stage",
+        "string",
+        "iteration (timed pass); verify, accept, draft_1.., commit; collectives (alone, tp > 1)",
+    ),
     Column("gpu_s", "float64", "by GPU events; wall time on CPU"),
     Column("wall_s", "float64", "empty for the stages on CUDA, and where L2 is flushed"),
     _added("process", "int64", "which of --processes", 0),

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cgbench.parallel.ranks import first_failure
 from cgbench.report.schema import Scope
 
 
@@ -73,6 +74,15 @@ def holds(check: str, **figures: Any) -> Finding:
 def wrong(check: str, difference: Difference, **figures: Any) -> Finding:
     """A check that found something wrong."""
     return Finding(check, Verdict.WRONG, figures, difference)
+
+
+def over_ranks(finding: Finding) -> Finding:
+    """``finding``, wrong too where it holds here but not on another rank, which then is told."""
+    text = None if finding.difference is None else finding.difference.text
+    failure = first_failure(text)
+    if failure is None or finding.difference is not None:
+        return finding
+    return wrong(finding.check, Difference(failure), **finding.figures)
 
 
 def not_run(check: str, reason: str) -> Finding:

@@ -196,4 +196,5 @@ def _force_drafts(
     rows.drafts[:, wrong_at] = (following[:, wrong_at] + 1) % subject.spec.target.vocab_size
     bucket = runner.state.rows(runner.num_rows(batch_size))
     for j in range(wrong_at + 1, k):
-        rows.drafts[:, j] = stages.verify(subject.spec, bucket)[:batch_size, j].argmax(-1)
+        logits = stages.verify(subject.spec, bucket)[:batch_size, j]
+        rows.drafts[:, j] = subject.spec.target.argmax(logits)

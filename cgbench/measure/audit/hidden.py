@@ -74,7 +74,8 @@ def _compare(
         for sequence, drafts in zip(requests.sequences, requests.rows.drafts.tolist(), strict=True)
     ]
     bucket = requests.runner.num_rows(requests.batch_size)
-    logits = stages.verify(subject.spec, requests.runner.state.rows(bucket))
+    verified = stages.verify(subject.spec, requests.runner.state.rows(bucket))
+    logits = subject.spec.target.whole_logits(verified)
     for row in sample(requests.batch_size):
         expected = _reference(subject, tokens[row], logits.shape[1])
         got = {"logits": logits[row], "hidden": requests.rows.hidden[row]}

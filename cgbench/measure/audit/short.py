@@ -21,6 +21,7 @@ from cgbench.engine.state import OUT, UNLIMITED_TOKENS, DecodeState, Prefilled
 from cgbench.measure.audit.computed import mark_rows, rows_fault
 from cgbench.measure.audit.poison import fill_cache, fill_scratch, poison_rows
 from cgbench.measure.audit.tokens import first_difference
+from cgbench.parallel.ranks import first_failure
 
 STEPS = 4
 
@@ -87,6 +88,7 @@ class StepAudit:
         failure = self._trace(state, bucket, lambda: runner.step(batch_size), got)
         if failure is None and expected is not None:
             failure = first_step_difference(expected, got, state.spec_tokens)
+        failure = first_failure(failure)
         if failure is not None:
             fill_cache(self.spec.cache, 0.0)
             self.prefilled = self.prefill()
@@ -126,7 +128,7 @@ class StepAudit:
                 poison_rows(state, slice(batch_size, bucket), self.spec.target.last_token)
                 fill_scratch(self.spec.cache, nan)
                 step()
-                if fault := rows_fault(state, batch_size, bucket):
+                if fault := first_failure(rows_fault(state, batch_size, bucket)):
                     return fault
                 rows = state.rows(batch_size)
                 trace.append(torch.cat([rows.result, rows.drafts], dim=1))

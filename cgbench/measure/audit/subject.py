@@ -99,7 +99,8 @@ def make_subject(bench: Bench, seed: int) -> Subject:
     Runners and graphs of another acceptance rule are left out: their answer is not greedy's.
     """
     is_greedy = isinstance(bench.spec.accept, Greedy)
-    spec = bench.spec if is_greedy else replace(bench.spec, accept=Greedy())
+    greedy = Greedy(argmax=bench.spec.target.argmax)
+    spec = bench.spec if is_greedy else replace(bench.spec, accept=greedy)
     eager: dict[CellKey, Runner] = {
         (k, Scope.EAGER): EagerRunner(spec, state) for k, state in bench.states.items()
     }

@@ -1,0 +1,146 @@
+"""The main job of ``cgbench run``: measure on every rank, write and print on the first."""
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cgbench.cli.console import console, progress, say, say_when_piped, working
+from cgbench.cli.prepare import capture_graphs, prepare
+from cgbench.cli.processes import measure_in_processes
+from cgbench.report.schema import Status
+
+if TYPE_CHECKING:
+    from cgbench.measure.bench import Bench
+    from cgbench.measure.group import Group
+    from cgbench.report.schema import Sample
+    from cgbench.report.store import RunDirectory
+
+
+def execute(
+    arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool, explain: bool
+) -> set[Status]:
+    """Measure and print; every cell's status, of ranks but the first none."""
+    measure_all = measure if arguments["processes"] == 1 else measure_in_processes
+    directory = measure_all(arguments, path, resume=resume)
+    if directory is None:
+        return set()
+    return _show(directory, as_json=as_json, explain=explain)
+
+
+def _show(directory: "RunDirectory", *, as_json: bool, explain: bool) -> set[Status]:
+    """Print a finished run; returns every cell's status."""
+    from cgbench.report.tables import latency_table, to_json
+
+    frame = directory.latency()
+    if as_json:
+        typer.echo(to_json(frame, directory.record, directory.path))
+    else:
+        console().print(latency_table(frame, directory.record.model["label"]))
+        if explain:
+            _explain(directory)
+        say(f"written to {directory.path}")
+    return {Status(status) for status in frame["status"]}
+
+
+def _explain(directory: "RunDirectory") -> None:
+    from cgbench.report.floor_tables import account_tables
+
+    for table in account_tables(directory.record, directory.samples()):
+        console().print(table)
+
+
+def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory | None":
+    """Load, capture and measure, on every rank; the first one writes, and returns the finished
+    run."""
+    from cgbench.measure.setup import make_record
+    from cgbench.measure.telemetry import Watch, open_telemetry
+    from cgbench.parallel.ranks import is_first
+    from cgbench.report.store import RunDirectory
+
+    if is_first():
+        RunDirectory.check(path, resume=resume)
+    bench, notes = prepare(arguments)
+    record = make_record(arguments, bench, notes)
+    directory = None
+    if is_first():
+        directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
+    for note in notes:
+        say(note)
+    try:
+        _measure_limits(bench, directory)
+        _capture(bench, directory)
+        with open_telemetry(bench.device) as telemetry:
+            bench.watch = Watch(telemetry)
+            _measure(bench, directory, save_tokens=arguments["save_tokens"])
+    finally:
+        bench.release()
+    if directory is not None:
+        directory.finish()
+    return directory
+
+
+def _measure_limits(bench: "Bench", directory: "RunDirectory | None") -> None:
+    """Before the graphs take their memory, and while nothing else runs."""
+    with working("measure read bandwidth and matrix rate"):
+        limits = bench.floor.limits
+    if directory is not None:
+        directory.record.floor["limits"] = asdict(limits)
+
+
+def _capture(bench: "Bench", directory: "RunDirectory | None") -> None:
+    facts = capture_graphs(bench)
+    if facts is None or directory is None:
+        return
+    directory.record.capture |= facts
+    directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
+
+
+def _measure(bench: "Bench", directory: "RunDirectory | None", *, save_tokens: bool) -> None:
+    from cgbench.measure.group import measure_group, num_steps
+    from cgbench.parallel.ranks import agreed, barrier
+
+    finished = agreed(set() if directory is None else directory.finished_batch_sizes)
+    todo = [n for n in bench.options.batch_sizes if n not in finished]
+    with progress() as bar:
+        for batch_size in todo:
+            task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
+            group = measure_group(bench, batch_size, partial(bar.advance, task))
+            if directory is not None:
+                _keep(group, batch_size, directory, save_tokens=save_tokens)
+            # No rank goes on to what may end it before this batch size is on disk.
+            barrier(f"what follows batch size {batch_size}")
+
+
+def _keep(group: "Group", batch_size: int, directory: "RunDirectory", *, save_tokens: bool) -> None:
+    """Write one batch size, and tell what is to be told of it."""
+    from cgbench.report.account import keep_accounts
+
+    keep_accounts(directory.record, batch_size, group.accounts)
+    _report_collectives(group.samples, directory)
+    _report([*map(_failed, group.failures), *group.doubts], directory)
+    tokens = group.tokens if save_tokens else ()
+    directory.write_group(group.cells, group.samples, tokens, group.blocks)
+    say_when_piped(f"measured batch size {batch_size}")
+
+
+def _report_collectives(samples: "list[Sample]", directory: "RunDirectory") -> None:
+    """What the ranks' collectives take of each cell's iteration: told, and kept in the record."""
+    from cgbench.report.collectives import collective_shares
+
+    for share in collective_shares(samples):
+        directory.record.model["tensor_parallel"]["collectives"].append(share.facts)
+        say(share.text)
+
+
+def _failed(failure: str) -> str:
+    return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+
+
+def _report(lines: list[str], directory: "RunDirectory") -> None:
+    """What is wrong with a group is told at once, and kept in the record."""
+    for line in lines:
+        directory.record.warnings.append(line)
+        say(line)

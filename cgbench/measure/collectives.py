@@ -1,0 +1,85 @@
+"""What an iteration's collectives take: the same calls, on the same shapes, and nothing else.
+
+They are noted while one iteration runs eager, then made again back to back: on CUDA captured in
+one graph, so that no launch is timed. That is their cost where all ranks arrive together. Waiting
+for a later rank is not in it, nor is what overlaps with kernels: the share is of work, not of a
+critical path.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cgbench.engine.iteration import Speculator, iteration
+from cgbench.engine.state import DecodeState
+from cgbench.parallel.collectives import (
+    Collective,
+    from_first_rank,
+    stacked_over_ranks,
+    sum_over_ranks,
+    watched_collectives,
+)
+from cgbench.parallel.ranks import barrier
+
+STAGE = "collectives"
+
+_CALLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "all_reduce": sum_over_ranks,
+    "all_gather": stacked_over_ranks,
+    "broadcast": from_first_rank,
+}
+
+
+def collectives_of(spec: Speculator, state: DecodeState, num_rows: int) -> list[Collective]:
+    """What one iteration over ``num_rows`` rows calls, in order. Clears the state."""
+    state.clear()
+    with watched_collectives() as seen:
+        iteration(spec, state.rows(num_rows))
+    return seen
+
+
+class CollectivesAlone:
+    """The calls of ``collectives_of``, ready to be timed. Release it before the process group."""
+
+    def __init__(self, calls: Sequence[Collective], device: torch.device) -> None:
+        self._calls = [
+            (_CALLS[call.kind], torch.zeros(call.shape, dtype=call.dtype, device=device))
+            for call in calls
+        ]
+        self._device = device
+        self._graph = self._captured() if device.type == "cuda" and calls else None
+
+    def _run(self) -> None:
+        for call, tensor in self._calls:
+            call(tensor)
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        stream = torch.cuda.Stream(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            self._run()
+            torch.cuda.synchronize(self._device)
+            barrier("the capture of the collectives alone")
+            graph.capture_begin(capture_error_mode="thread_local")
+            self._run()
+            graph.capture_end()
+        return graph
+
+    def seconds(self) -> float:
+        """One time through all calls: device time on CUDA, wall time on the CPU."""
+        if self._graph is None:
+            start = time.perf_counter()
+            self._run()
+            return time.perf_counter() - start
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        self._graph.replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
+
+    def release(self) -> None:
+        if self._graph is not None:
+            self._graph.reset()

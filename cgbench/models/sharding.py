@@ -1,0 +1,233 @@
+"""A model divided over the ranks, by transformers' own tensor parallel plan.
+
+What is divided, and along which dimension, is read off the placeholders that transformers'
+``DistributedConfig`` puts into a model without storage. The parts are then plain tensors, and the
+forwards plain products followed by one sum over the ranks: DTensors cost the host more than the
+kernels cost the device (12.9 against 7.3 ms an eager step), and whatever packs or compiles a
+forward wants plain weights.
+
+Two weights go another way than the plan. The embedding stays whole: a lookup reads one row, and a
+divided one would add a collective to every draft. The lm_head is divided by vocabulary, tied or
+not, but its parts are never put together for an argmax.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.distributed import DistributedConfig
+
+from cgbench.errors import BadInputError, UnsupportedModelError
+from cgbench.models.support import auto_class_for, class_name
+from cgbench.parallel.collectives import joined_over_ranks, stacked_over_ranks, sum_over_ranks
+from cgbench.parallel.ranks import rank, tp_size
+
+# Styles of transformers' plans whose forward is one of ours. The last three divide nothing, or
+# only something for training.
+_STYLES = {
+    "colwise", "rowwise", "packed_colwise", "moe_tp_experts", "colwise_gather_output",
+    "embedding_rowwise", "replicated_with_grad_allreduce", "mla_kv_a_proj", "replicate",
+}  # fmt: skip
+
+LM_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a tensor is divided: along ``dim``, each of ``num_packed`` blocks there for itself."""
+
+    dim: int
+    num_packed: int = 1
+
+    def part(self, whole: Tensor, index: int, count: int) -> Tensor:
+        """Part ``index`` of ``count``, in storage of its own."""
+        blocks = whole.chunk(self.num_packed, self.dim)
+        return torch.cat([block.chunk(count, self.dim)[index] for block in blocks], self.dim)
+
+    def joined(self, part: Tensor) -> Tensor:
+        """The whole tensor, from every rank's part."""
+        pieces = [each.chunk(self.num_packed, self.dim) for each in stacked_over_ranks(part)]
+        return torch.cat([p[i] for i in range(self.num_packed) for p in pieces], self.dim)
+
+
+Splits = Mapping[str, Split]
+"""By parameter name; what is not there is whole on every rank."""
+
+
+class SummedLinear(nn.Linear):
+    """Divided by input: each rank multiplies what it has, the products are summed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = sum_over_ranks(F.linear(x, self.weight))
+        return out if self.bias is None else out + self.bias
+
+
+class VocabLinear(nn.Linear):
+    """An lm_head divided by vocabulary. A call gives whole logits, ``part`` this rank's."""
+
+    def part(self, x: Tensor) -> Tensor:
+        """``[..., H]`` to ``[..., V / N]``."""
+        return F.linear(x, self.weight, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return joined_over_ranks(self.part(x))
+
+
+def planned_splits(config: PretrainedConfig) -> Splits:
+    """What the ranks share of the model of ``config``.
+
+    Raises ``UnsupportedModelError`` where transformers has no plan for it, or one with a style
+    that the forwards here do not know; ``BadInputError`` for sizes that the ranks do not divide.
+    """
+    with torch.device("meta"):
+        model = auto_class_for(config).from_config(_untied(config), dtype=torch.bfloat16)
+    _check_plan(model)
+    # Divided here, where the vocabulary allows; transformers 5.17 refuses another.
+    model.tp_plan.pop("lm_head", None)
+    asked = DistributedConfig(tp_size=tp_size())
+    asked, _, mesh = model.prepare_distribute_model(asked, device_map=None)
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    model = model.maybe_distribute_model(model, asked, mesh)
+    splits = {
+        name: _split_of(parameter)
+        for name, parameter in model.named_parameters()
+        if isinstance(parameter, DTensor) and not parameter.placements[0].is_replicate()
+        if ".layers." in name
+    }
+    for name, split in splits.items():
+        _check_divides(name, model.get_parameter(name).shape[split.dim], split)
+    return splits if vocab_size % tp_size() else {**splits, LM_HEAD: Split(0)}
+
+
+def _untied(config: PretrainedConfig) -> PretrainedConfig:
+    """A copy for the placeholders, of which each is to be divided for itself."""
+    copy = deepcopy(config)
+    for each in (copy, copy.get_text_config()):
+        each.tie_word_embeddings = False
+    return copy
+
+
+def _check_plan(model: PreTrainedModel) -> None:
+    kind, plan = type(model).__name__, model.tp_plan
+    if not plan or set(plan) <= {"lm_head"}:
+        raise UnsupportedModelError(f"--tp: transformers has no tensor parallel plan for {kind}")
+    if unknown := sorted(set(plan.values()) - _STYLES):
+        raise UnsupportedModelError(
+            f"--tp: the tensor parallel plan of {kind} has style '{unknown[0]}', which is not known"
+        )
+
+
+def _split_of(parameter: DTensor) -> Split:
+    placement: Any = parameter.placements[0]
+    return Split(placement.dim % parameter.ndim, getattr(placement, "split_factor", 1))
+
+
+def _check_divides(name: str, size: int, split: Split) -> None:
+    if size // split.num_packed % tp_size():
+        raise BadInputError(
+            f"--tp {tp_size()}: does not divide the {size // split.num_packed} rows or columns of "
+            f"{name}"
+        )
+
+
+def check_heads(
+    config: PretrainedConfig, num_query_heads: Mapping[int, int], num_kv_heads: Mapping[int, int]
+) -> None:
+    """Heads are divided whole. Both mappings are by layer.
+
+    Raises ``BadInputError`` where the ranks do not divide them.
+    """
+    plan = config.get_text_config().base_model_tp_plan or {}
+    if "layers.*.self_attn.k_proj" not in plan:
+        return
+    for what, counts in (("attention", num_query_heads), ("key-value", num_kv_heads)):
+        for count in sorted(set(counts.values())):
+            if count % tp_size():
+                raise BadInputError(
+                    f"--tp {tp_size()}: does not divide the {count} {what} heads of "
+                    f"{class_name(config)}"
+                )
+
+
+def block_splits(splits: Splits, module: nn.Module) -> Splits:
+    """``splits`` of the target's layers for a head's ``block``, of the same class as they."""
+    of_layer = {name.partition(".layers.")[2].partition(".")[2]: s for name, s in splits.items()}
+    names = (name for name, _ in module.named_parameters())
+    return {
+        name: of_layer[suffix]
+        for name in names
+        if (suffix := name.removeprefix("block.")) != name and suffix in of_layer
+    }
+
+
+def divide(module: nn.Module, splits: Splits) -> None:
+    """Keep this rank's part of every parameter in ``splits``, and have the forwards sum up.
+
+    A parameter that is a part already, as a DTensor, becomes a plain one.
+    """
+    for name, split in splits.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        owner._parameters[leaf] = _as_parameter(_part(owner._parameters[leaf], split))
+    install_forwards(module, splits)
+
+
+def _part(parameter: Tensor | None, split: Split) -> Tensor:
+    assert parameter is not None
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    return split.part(parameter.detach(), rank(), tp_size())
+
+
+def _as_parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+
+
+def install_forwards(module: nn.Module, splits: Splits) -> None:
+    """Have the modules that hold a part of a sum sum it: what is divided by rows needs nothing,
+    what is divided by columns is summed, of experts the whole module's output at once."""
+    for name, split in splits.items():
+        owner_name, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        if leaf == "down_proj":
+            owner.register_forward_hook(lambda module, args, out: sum_over_ranks(out))
+        elif leaf == "weight" and split.dim == 1:
+            assert type(owner) is nn.Linear
+            owner.__class__ = SummedLinear
+
+
+def divide_lm_head(model: PreTrainedModel) -> None:
+    """Divide the lm_head by vocabulary; a tied one gets a part of its own beside the embedding."""
+    lm_head = model.get_output_embeddings()
+    assert type(lm_head) is nn.Linear
+    lm_head.weight = _as_parameter(Split(0).part(lm_head.weight.detach(), rank(), tp_size()))
+    if lm_head.bias is not None:
+        lm_head.bias = _as_parameter(Split(0).part(lm_head.bias.detach(), rank(), tp_size()))
+    lm_head.__class__ = VocabLinear
+
+
+def without_dtensors(model: PreTrainedModel, splits: Splits) -> None:
+    """Undo what transformers' loading leaves besides the parts: its forwards, and DTensors of
+    weights that stay whole here."""
+    for module in model.modules():
+        module.__dict__.pop("forward", None)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for name, parameter in list(model.named_parameters()):
+        if (isinstance(parameter, DTensor) and name not in splits) or name == LM_HEAD:
+            owner_name, _, leaf = name.rpartition(".")
+            owner = model.get_submodule(owner_name)
+            owner._parameters[leaf] = _as_parameter(_whole(parameter))
+    if tied:
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    if hasattr(model.config, "distributed_config"):
+        del model.config.distributed_config
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter

@@ -1,0 +1,94 @@
+"""What ranks do together on device tensors, each a no-op where there is one rank.
+
+Every rank calls the same ones in the same order. They may be captured: none reads a device value
+on the host. What they give is bit for bit the same on every rank.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cgbench.parallel.ranks import rank, tp_size
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """One call: ``kind`` is all_reduce, all_gather or broadcast, ``shape`` what a rank puts in."""
+
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+# torch 2.13 has a new name for it and warns of the old one.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+_watchers: list[list[Collective]] = []
+
+
+@contextmanager
+def watched_collectives() -> Iterator[list[Collective]]:
+    """Collects the collectives called meanwhile, in order."""
+    seen: list[Collective] = []
+    _watchers.append(seen)
+    try:
+        yield seen
+    finally:
+        _watchers.remove(seen)
+
+
+def _note(kind: str, tensor: Tensor) -> None:
+    for seen in _watchers:
+        seen.append(Collective(kind, tuple(tensor.shape), tensor.dtype))
+
+
+def sum_over_ranks(partial: Tensor) -> Tensor:
+    """Every rank's ``partial`` summed, in place."""
+    if tp_size() > 1:
+        _note("all_reduce", partial)
+        dist.all_reduce(partial)
+    return partial
+
+
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """Rank 0's ``tensor`` on every rank, in place; it is contiguous."""
+    if tp_size() > 1:
+        _note("broadcast", tensor)
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def stacked_over_ranks(part: Tensor) -> Tensor:
+    """``[N, *part.shape]``: every rank's part, in the order of ranks."""
+    if tp_size() == 1:
+        return part[None]
+    _note("all_gather", part)
+    # Gloo, unlike NCCL, knows the output only as the parts one after the other.
+    flat = torch.empty(tp_size() * part.numel(), dtype=part.dtype, device=part.device)
+    _all_gather(flat, part.contiguous().view(-1))
+    return flat.view(tp_size(), *part.shape)
+
+
+def joined_over_ranks(part: Tensor) -> Tensor:
+    """``[..., n]`` to ``[..., N * n]``: the ranks' parts side by side."""
+    if tp_size() == 1:
+        return part
+    return stacked_over_ranks(part).movedim(0, -2).flatten(-2)
+
+
+def argmax_over_ranks(part: Tensor) -> Tensor:
+    """The argmax ``[...]`` of logits whose last dimension the ranks hold a part each of.
+
+    Only each rank's largest value and its index travel, as two float32: exact, for logits are
+    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins.
+    """
+    values, indices = part.max(-1)
+    assert part.dtype != torch.float64 and part.shape[-1] * tp_size() < 1 << 24
+    own = torch.stack([values.float(), (indices + rank() * part.shape[-1]).float()], -1)
+    best = stacked_over_ranks(own)
+    winner = best[..., 0].argmax(0, keepdim=True)
+    return best[..., 1].gather(0, winner)[0].long()

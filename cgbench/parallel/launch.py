@@ -1,0 +1,198 @@
+"""Starting the ranks of a tensor parallel run, and telling in one line why one of them ended.
+
+The ranks are torch's elastic launcher's: it gives them their environment, and when one ends
+badly it stops the others. Under ``torchrun`` they are there already. torch is imported only
+where ranks are really started.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from cgbench.errors import (
+    BadInputError,
+    CgbenchError,
+    ExitCode,
+    RankFailedError,
+    RankLostError,
+    one_line,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+_T = TypeVar("_T")
+
+GRACE_S = 10
+"""A rank that has lost another waits so long before it ends, for the other one's end to be seen
+first: that is the one to tell of. The launcher, or torchrun, ends it meanwhile."""
+
+# What a broken connection looks like from the rank that is left: torch's own errors have a class,
+# gloo's do not.
+_LOST_WORDS = ("gloo", "Connection closed by peer", "Connection reset by peer")
+
+
+def ranks_asked(tp: int | None) -> int:
+    """How many ranks ``--tp`` and torchrun's environment ask for.
+
+    Raises ``BadInputError`` where the two differ.
+    """
+    if tp is not None and tp < 1:
+        raise BadInputError(f"--tp {tp}: must be at least 1")
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if started > 1 and tp not in (None, started):
+        raise BadInputError(f"--tp {tp}: torchrun has started {started} ranks; drop --tp")
+    return started if tp is None else tp
+
+
+def run_on_ranks(tp: int, device: str, job: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+    """``job`` on every one of ``tp`` ranks; rank 0's answer.
+
+    ``device`` is cpu, cuda or auto. ``job`` is a module's function, for the ranks import it.
+    Ranks but the first are silent. Raises whatever ``job`` raises where there is one rank or
+    torchrun has started them, else ``RankFailedError``, and ``DeviceError`` before any starts.
+    """
+    if tp == 1:
+        return job(*args, **kwargs)
+    if "RANK" in os.environ:
+        return _as_rank(_device_type(device), job, args, kwargs)
+    return _launched(tp, _device_type(device), job, args, kwargs)
+
+
+def _device_type(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _as_rank(
+    device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: dict[str, Any]
+) -> _T:
+    from cgbench.parallel.ranks import is_first, process_group
+
+    with process_group(device_type):
+        if not is_first():
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+        return job(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What a rank leaves of its end. ``lost``: it only noticed that another one was gone."""
+
+    rank: int
+    line: str
+    exit_code: int
+    lost: bool
+
+
+def _launched(
+    tp: int,
+    device_type: str,
+    job: Callable[..., _T],
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+) -> _T:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from cgbench.parallel.ranks import check_num_devices
+
+    if device_type == "cuda":
+        check_num_devices(tp)
+    _quiet_elastic()
+    with tempfile.TemporaryDirectory(prefix="cgbench-ranks-") as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=tp,
+            run_id=Path(folder).name,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(folder, dict.fromkeys(range(1, tp), Std.ALL)),
+        )
+        try:
+            answers = elastic_launch(config, _rank_main)(
+                Path(folder), device_type, job, args, kwargs
+            )
+        except ChildFailedError as failed:
+            raise _failure(failed, Path(folder)) from None
+    answer: _T = answers[0]
+    return answer
+
+
+def _quiet_elastic() -> None:
+    """The launcher logs every failure in many lines, of which ours is the one that counts."""
+    if "--debug" not in sys.argv:
+        for name in ("torch.distributed", "torch.multiprocessing"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _rank_main(
+    reports: Path, device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: Any
+) -> _T:
+    try:
+        return _as_rank(device_type, job, args, kwargs)
+    except Exception as error:
+        _end(reports, error)
+
+
+def _end(reports: Path, error: Exception) -> NoReturn:
+    """Leave a report and go at once: a process group's orderly end would wait for the others."""
+    rank, lost = int(os.environ["RANK"]), is_lost(error)
+    code = error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT
+    report = _Report(rank, one_line(error), int(code), lost)
+    (reports / f"rank{rank}.json").write_text(json.dumps(asdict(report)))
+    if "--debug" in sys.argv:
+        logging.getLogger(__name__).exception("rank %d", rank, exc_info=error)
+    if lost:
+        time.sleep(GRACE_S)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that another rank does not answer any more."""
+    from torch.distributed import DistError
+
+    if error is None:
+        return False
+    is_broken = isinstance(error, RuntimeError) and any(w in str(error) for w in _LOST_WORDS)
+    if isinstance(error, DistError | RankLostError) or is_broken:
+        return True
+    return is_lost(error.__cause__)
+
+
+def _failure(failed: "ChildFailedError", reports: Path) -> RankFailedError:
+    """The end that began all others: a rank's own error, or its death, before a lost neighbour."""
+    files = sorted(reports.glob("rank*.json"))
+    told = {r.rank: r for r in (_Report(**json.loads(file.read_text())) for file in files)}
+    own = [report for report in told.values() if not report.lost]
+    if own:
+        return _told(own[0], alone=len(own) == 1)
+    dead = [rank for rank in failed.failures if rank not in told]
+    if dead:
+        ended = failed.failures[dead[0]]
+        how = ended.signal_name() if ended.exitcode < 0 else f"exit status {ended.exitcode}"
+        return RankFailedError(
+            f"rank {dead[0]} died ({how}); the other ranks were stopped", ExitCode.CANNOT
+        )
+    return _told(next(iter(told.values())), alone=True)
+
+
+def _told(report: _Report, *, alone: bool) -> RankFailedError:
+    """Where only one rank failed, its number is a part of the story."""
+    line = f"rank {report.rank}: {report.line}" if alone else report.line
+    return RankFailedError(line, ExitCode(report.exit_code))

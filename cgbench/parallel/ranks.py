@@ -1,0 +1,138 @@
+"""Which rank this process is, and what ranks tell each other on the host.
+
+Device tensors travel by ``collectives``. What travels here is control: it goes through a gloo
+group of its own, so that waiting for a rank never waits on a device. Alone, everything is its
+own answer.
+"""
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from cgbench.errors import DeviceError, RankLostError, RanksError
+
+_T = TypeVar("_T")
+
+COLLECTIVE_TIMEOUT_S = 300
+"""After which a collective that some rank never joined ends the rank that waits in it."""
+
+BARRIER_TIMEOUT_S = 120
+"""After which a barrier names the ranks that are missing. Ranks part by a compiler's run."""
+
+_control: dist.ProcessGroup | None = None
+
+
+def rank() -> int:
+    """This process among the ranks: 0 is the one that measures, prints and writes."""
+    return 0 if _control is None else dist.get_rank()
+
+
+def tp_size() -> int:
+    """How many ranks share the model."""
+    return 1 if _control is None else dist.get_world_size()
+
+
+def is_first() -> bool:
+    """Whether this is rank 0."""
+    return rank() == 0
+
+
+def agreed(value: _T) -> _T:
+    """Rank 0's ``value``, on every rank: for decisions that hang on a clock or a file."""
+    if _control is None:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_control)
+    return box[0]
+
+
+def gathered(value: _T) -> list[_T]:
+    """Every rank's ``value``, in the order of ranks."""
+    if _control is None:
+        return [value]
+    values: list[_T] = [value] * tp_size()
+    dist.all_gather_object(values, value, group=_control)
+    return values
+
+
+def first_failure(failure: str | None) -> str | None:
+    """What any rank found wrong, so that all act on it alike; None where none did."""
+    found = gathered(failure)
+    if _control is None or (failure is not None and is_first()):
+        return failure
+    return next((f"rank {i}: {text}" for i, text in enumerate(found) if text is not None), None)
+
+
+def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
+    """Wait for all ranks before ``what``.
+
+    Raises ``RanksError`` naming it after the timeout, ``RankLostError`` where a rank has gone.
+    """
+    if _control is None:
+        return
+    start = time.monotonic()
+    try:
+        dist.monitored_barrier(_control, timedelta(seconds=timeout_s), wait_all_ranks=True)
+    except RuntimeError as error:
+        # Either way gloo words it as a timeout.
+        if time.monotonic() - start < 0.9 * timeout_s:
+            raise RankLostError(f"rank {rank()} lost another one before {what}") from error
+        raise RanksError(
+            f"rank {rank()} waited {timeout_s:g} s for the others before {what}: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+
+
+@contextmanager
+def process_group(device_type: str) -> Iterator[None]:
+    """Join the group that the environment names (``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``..).
+
+    ``device_type``: cuda takes NCCL and the device of the local rank, cpu gloo. Graphs must be
+    released inside. After an exception the group is left as it is: its end would wait for ranks
+    that may be gone. Raises ``DeviceError`` where there are more ranks than devices.
+    """
+    global _control
+    device = _own_device(device_type)
+    dist.init_process_group(
+        "gloo" if device is None else "nccl",
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
+        device_id=device,
+    )
+    _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S))
+    yield
+    gc.collect()
+    if device is not None:
+        torch.cuda.synchronize(device)
+    barrier("the end")
+    _control = None
+    dist.destroy_process_group()
+
+
+def _own_device(device_type: str) -> torch.device | None:
+    """This rank's GPU, made current; None on the CPU, whose cores the ranks share out."""
+    local_rank, num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if device_type == "cpu":
+        # transformers takes the first accelerator that it sees for the one to shard over.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
+        return None
+    check_num_devices(num_local)
+    # The multicast of NVSwitch (NVLS) fails where a container may not map it.
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def check_num_devices(num_ranks: int) -> None:
+    """Raises ``DeviceError`` where CUDA has fewer devices than ranks."""
+    count = torch.cuda.device_count()
+    if num_ranks > count:
+        raise DeviceError(f"--tp {num_ranks}: this machine has {count} CUDA devices, one a rank")

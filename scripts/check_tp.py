@@ -1,0 +1,183 @@
+"""Several GPUs in one command: audits, the table of shapes, and start-to-exit cycles.
+
+    python scripts/check_tp.py --output results/FOLDER [--parts audit,table,big,cycles]
+
+``audit``: the default model and MiMo's shape at every tp. ``table``: MiMo's shape and
+qwen3-32b at tp 1 and N, eager, phase and iteration, batch 1 to 64, with the head divided and whole;
+writes ``tp.md`` from the run directories it leaves beside it. ``big``: glm-4.5-air, which one GPU
+cannot hold, at N. ``cycles``: start, capture, run and exit, 20 times in a row, each within a time
+limit. What is in ``--output`` already is not measured again. Exit code 1 where a command failed.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cgbench.report.store import RunDirectory
+
+SPEC_TOKENS = 3
+BATCH_SIZES = "1,2,4,8,16,32,64"
+TABLE_MODELS = ("preset:mimo-7b", "preset:qwen3-32b")
+BIG_MODEL = "preset:glm-4.5-air"
+TARGET_RATIO = 0.80
+CYCLES = 20
+CYCLE_LIMIT_S = 180
+
+COLUMNS = ["scope", "batch_size", "iteration_p50_ms", "collectives_p50_ms", "speedup_vs_eager"]
+
+
+def cgbench(*words: object, limit_s: float | None = None) -> bool:
+    """Run a command, its output shown; whether it ended well and in time."""
+    command = [sys.executable, "-m", "cgbench", *map(str, words)]
+    print("+", *command[2:], flush=True)
+    start = time.perf_counter()
+    try:
+        code = subprocess.run(command, timeout=limit_s).returncode
+    except subprocess.TimeoutExpired:
+        code = -1
+    print(f"  exit {code}, {time.perf_counter() - start:.1f} s", flush=True)
+    return code == 0
+
+
+def audit(tp: int, device: str) -> bool:
+    """Every check on the shipped model and, at a few sizes, on MiMo's shape."""
+    common = ("--tp", tp, "--device", device, "--spec-tokens", SPEC_TOKENS)
+    small = cgbench("audit", "default", *common, "--max-num-seqs", 8)
+    return cgbench("audit", TABLE_MODELS[0], *common, "--max-num-seqs", 4) and small
+
+
+def measure(model: str, tp: int, head: str, output: Path, options: argparse.Namespace) -> bool:
+    """One run directory, unless it is complete."""
+    if (output / "latency.md").exists():
+        return True
+    resume = ["--resume"] if (output / "run.json").exists() else []
+    flags = ("--spec-tokens", SPEC_TOKENS, "--batch-sizes", options.batch_sizes)
+    sizes = ("--context-len", options.context_len, "--max-new-tokens", 64)
+    ranks = ("--tp", tp, "--tp-head", head, "--device", options.device)
+    return cgbench("run", model, *flags, *sizes, *ranks, "--output", output, *resume)
+
+
+def cells(model: str, options: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """tp and head placement of a model's runs."""
+    if model != BIG_MODEL:
+        yield 1, "divided"
+    yield options.tp, "divided"
+    if model == TABLE_MODELS[0]:
+        yield options.tp, "whole"
+
+
+def folder_of(model: str, tp: int, head: str, output: Path) -> Path:
+    return output / f"{model.removeprefix('preset:')}-tp{tp}{'-whole' if head == 'whole' else ''}"
+
+
+def measure_all(models: Sequence[str], options: argparse.Namespace) -> bool:
+    done = [
+        measure(model, tp, head, folder_of(model, tp, head, options.output), options)
+        for model in models
+        for tp, head in cells(model, options)
+    ]
+    return all(done)
+
+
+def cycle(options: argparse.Namespace) -> bool:
+    """Start, capture, run, exit, again and again; stops at the first that fails or hangs."""
+    for number in range(1, CYCLES + 1):
+        folder = options.output / "cycles" / f"{number:02d}"
+        common = ("--tp", options.tp, "--device", options.device, "--batch-sizes", "1,2")
+        short = ("--iterations", 10, "--max-new-tokens", 8, "--context-len", 16)
+        words = ("run", "default", *common, *short, "--output", folder)
+        if not cgbench(*words, limit_s=CYCLE_LIMIT_S):
+            print(f"cycle {number} of {CYCLES} failed")
+            return False
+    print(f"{CYCLES} cycles of start, capture, run and exit")
+    return True
+
+
+def rows_of(folder: Path) -> pd.DataFrame:
+    """A run's cells at k, with the median of their collectives alone (empty at tp 1)."""
+    directory = RunDirectory.open(folder)
+    frame = directory.latency().query(f"spec_tokens == {SPEC_TOKENS}")
+    samples = directory.samples().query("stage == 'collectives'")
+    keys = ["scope", "spec_tokens", "batch_size"]
+    alone = (samples.groupby(keys)["gpu_s"].median() * 1e3).rename("collectives_p50_ms")
+    return frame.join(alone, on=keys)[COLUMNS]
+
+
+def table(options: argparse.Namespace) -> str:
+    """Every run that is in the output folder, a row a scope and batch size."""
+    parts = [
+        "| model | tp | head | scope | batch [req] | iteration p50 [ms] | collectives [ms] "
+        "| share | vs eager | vs tp 1 |",
+        "|---|---:|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for model in (*TABLE_MODELS, BIG_MODEL):
+        alone: dict[tuple[str, int], float] = {}
+        for tp, head in cells(model, options):
+            folder = folder_of(model, tp, head, options.output)
+            if not (folder / "latency.md").exists():
+                continue
+            for row in rows_of(folder).itertuples():
+                key, latency = (row.scope, row.batch_size), row.iteration_p50_ms
+                if tp == 1:
+                    alone[key] = latency
+                shown = "whole" if head == "whole" else "divided" if tp > 1 else "-"
+                parts.append(
+                    f"| {model} | {tp} | {shown} | {row.scope} | {row.batch_size} "
+                    f"| {latency:.3f} | {number(row.collectives_p50_ms)} "
+                    f"| {number(row.collectives_p50_ms / latency)} "
+                    f"| {number(row.speedup_vs_eager)} | {ratio(latency, alone.get(key))} |"
+                )
+    return "\n".join(parts) + "\n"
+
+
+def number(value: float) -> str:
+    return "" if pd.isna(value) else f"{value:.2f}"
+
+
+def ratio(latency: float, base: float | None) -> str:
+    return "" if base is None else f"{latency / base:.2f}"
+
+
+def verdict(options: argparse.Namespace) -> str:
+    """The one number asked for: MiMo's captured iteration at batch 1, of tp 1's."""
+    folders = [folder_of(TABLE_MODELS[0], tp, "divided", options.output) for tp in (1, options.tp)]
+    if not all((folder / "latency.md").exists() for folder in folders):
+        return ""
+    at_1 = "scope == 'iteration' and batch_size == 1"
+    one, shared = (rows_of(f).query(at_1)["iteration_p50_ms"].item() for f in folders)
+    return (
+        f"\n{TABLE_MODELS[0]}, batch 1, k = {SPEC_TOKENS}, captured: {shared:.3f} of {one:.3f} ms, "
+        f"{shared / one:.2f}; at most {TARGET_RATIO:.2f} is wanted.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder for the run directories")
+    parser.add_argument("--tp", type=int, default=2)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--parts", default="audit,table,big,cycles")
+    parser.add_argument("--batch-sizes", default=BATCH_SIZES)
+    parser.add_argument("--context-len", type=int, default=1024)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    work = {
+        "audit": lambda: audit(options.tp, options.device),
+        "table": lambda: measure_all(TABLE_MODELS, options),
+        "big": lambda: measure_all([BIG_MODEL], options),
+        "cycles": lambda: cycle(options),
+    }
+    failed = [part for part in options.parts.split(",") if not work[part]()]
+    text = f"`python {' '.join(sys.argv)}`\n\n{table(options)}{verdict(options)}"
+    (options.output / "tp.md").write_text(text)
+    print(text)
+    raise SystemExit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

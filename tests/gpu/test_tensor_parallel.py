@@ -1,0 +1,69 @@
+"""Two ranks on two devices: captured with their collectives, audited, and gone cleanly."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cgbench.report.store import RunDirectory
+from tests.cli.command import cgbench
+from tests.tiny import add_tokenizer, make_checkpoint
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+
+SHORT = ("--iterations", 20, "--max-new-tokens", 12, "--context-len", 16, "--prompts", "random")
+
+
+@pytest.fixture(scope="module", params=["mimo", "qwen3_moe"])
+def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "vocab_size": 256}
+    experts = {"moe_intermediate_size": 64} if request.param == "qwen3_moe" else {}
+    folder = make_checkpoint(
+        tmp_path_factory.mktemp("model") / "tiny", request.param, **shape, **experts
+    )
+    add_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("head", ["divided", "whole"])
+def test_every_scope_is_captured_and_measured(model: Path, head: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("--spec-tokens", "1,3", "--batch-sizes", "1,3", "--tp", 2, "--tp-head", head)
+    done = cgbench("run", model, *flags, *SHORT, "--output", out)
+    assert done.code == 0, done.stderr
+    directory = RunDirectory.open(out)
+    frame = directory.latency()
+    assert set(frame["tp_size"]) == {2} and set(frame["status"]) == {"ok"}
+    assert set(frame.query("scope != 'eager'")["mode"]) == {"graph"}
+    assert (directory.samples().query("stage == 'collectives'")["gpu_s"] > 0).all()
+    facts = directory.record.model["tensor_parallel"]
+    assert (facts["backend"], facts["head"]) == ("nccl", head)
+    assert len(facts["collectives"]) == len(frame)
+
+
+def test_the_audit_passes(model: Path) -> None:
+    done = cgbench("audit", model, "--tp", 2, "--prompts", "random", "--max-num-seqs", 4)
+    assert done.code == 0, done.stdout + done.stderr
+
+
+def test_float32_tokens_are_one_device_s(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", "mimo", vocab_size=256)
+    add_tokenizer(folder)
+    hashes = []
+    for tp in (1, 2):
+        out = tmp_path / f"tp{tp}"
+        flags = ("--batch-sizes", "1,3", "--dtype", "float32", "--tp", tp, "--output", out)
+        done = cgbench("run", folder, *flags, *SHORT)
+        assert done.code == 0, done.stderr
+        hashes.append(RunDirectory.open(out).latency()["tokens_sha256"].tolist())
+    assert hashes[0] == hashes[1]
+
+
+def test_more_ranks_than_devices() -> None:
+    count = torch.cuda.device_count()
+    done = cgbench("run", "default", "--device", "cuda", "--tp", count + 1)
+    done.refused(3, f"--tp {count + 1}", f"{count} CUDA devices")

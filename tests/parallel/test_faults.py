@@ -1,0 +1,178 @@
+"""Every way in which ranks end badly: one line, an exit code, and nobody left behind."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgbench.errors import (
+    BadInputError,
+    DeviceError,
+    ExitCode,
+    RankFailedError,
+    RankLostError,
+    RanksError,
+)
+from cgbench.measure import parallel
+from cgbench.models.families import QWEN
+from cgbench.parallel import launch, ranks
+from cgbench.parallel.launch import ranks_asked, run_on_ranks
+from cgbench.report.store import RunDirectory
+from tests.cli.command import FAST, cgbench
+from tests.parallel import faults
+from tests.tiny import add_tokenizer, make_checkpoint
+
+ALL_GONE_S = 30
+
+
+def failure(job: Callable[..., object], *args: object) -> RankFailedError:
+    """How the ranks ended: in time, and with no process left."""
+    start = time.monotonic()
+    with pytest.raises(RankFailedError) as caught:
+        run_on_ranks(2, "cpu", job, *args)
+    assert time.monotonic() - start < ALL_GONE_S
+    assert children() == []
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def children() -> list[str]:
+    """Command lines of this process's children that run a rank."""
+    own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in own]
+    return [line for line in lines if "spawn_main" in line]
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "line"),
+    [
+        ("killed", ExitCode.CANNOT, "rank 1 died (SIGKILL); the other ranks were stopped"),
+        ("exits", ExitCode.CANNOT, "rank 1 died (exit status 7); the other ranks were stopped"),
+        ("refuses", ExitCode.BAD_INPUT, "rank 1: --seed: rank 1 has no luck"),
+        ("breaks", ExitCode.CANNOT, "rank 1: ValueError: odd (--debug shows the traceback)"),
+    ],
+)
+def test_a_rank_that_ends_is_told_of_and_not_the_one_it_left(
+    how: str, code: ExitCode, line: str
+) -> None:
+    error = failure(faults.die, how)
+    assert (str(error), error.exit_code) == (line, code)
+
+
+def test_a_rank_without_memory_in_a_capture() -> None:
+    error = failure(faults.run_out_of_memory_in_capture)
+    assert str(error).startswith("rank 1: out of memory capturing the iteration graph of 8 req")
+    assert error.exit_code is ExitCode.CANNOT
+
+
+def test_a_rank_that_never_comes_is_named() -> None:
+    error = failure(faults.never_come, 2.0)
+    assert "rank 0 waited 2 s for the others before the capture of nothing" in str(error)
+    assert error.exit_code is ExitCode.CANNOT
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", "mimo", vocab_size=256)
+    add_tokenizer(folder)
+    return folder
+
+
+def test_what_is_finished_is_kept_and_gone_on_with(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    flags = (tiny, *FAST, "--tp", 2, "--spec-tokens", 1, "--prompts", "random", "--output", out)
+
+    def dying(tp: int, device: str, job: Any, arguments: Any, path: Path, **_: Any) -> object:
+        return run_on_ranks(tp, device, faults.run_and_die, arguments, path)
+
+    monkeypatch.setattr("cgbench.cli.run.run_on_ranks", dying)
+    died = cgbench("run", *flags)
+    died.refused(3, "rank 1 died (SIGKILL)", "finished batch sizes are kept", "--resume")
+    directory = RunDirectory.open(out)
+    assert directory.finished_batch_sizes == {1} and not directory.record.complete
+
+    monkeypatch.setattr("cgbench.cli.run.run_on_ranks", run_on_ranks)
+    gone_on = cgbench("run", *flags, "--resume")
+    assert gone_on.code == 0, gone_on.stderr
+    finished = RunDirectory.open(out)
+    assert finished.record.complete and finished.finished_batch_sizes == {1, 2}
+    assert set(finished.latency()["tp_size"]) == {2}
+    shares = finished.samples().query("stage == 'collectives'")
+    assert set(shares["batch_size"]) == {1, 2} and (shares["gpu_s"] > 0).all()
+
+
+def test_heads_that_the_ranks_do_not_divide(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "odd", "qwen3", num_key_value_heads=1)
+    done = cgbench("audit", folder, "--device", "cpu", "--tp", 2, "--prompts", "random")
+    done.refused(2, "--tp 2", "the 1 key-value heads")
+
+
+def test_linear_attention_is_refused_by_name(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "hybrid", "qwen3_next-hybrid", family=QWEN)
+    done = cgbench("audit", folder, "--device", "cpu", "--tp", 2, "--prompts", "random")
+    done.refused(3, "--tp 2", "linear-attention layers of Qwen3Next")
+
+
+def test_flags_that_do_not_go_together() -> None:
+    for command in ("run", "audit"):
+        done = cgbench(command, "default", "--compile", "default", "--tp", 2)
+        done.refused(2, "--compile default", "--tp 2")
+    cgbench("run", "default", "--processes", 3, "--tp", 2).refused(2, "--processes 3", "--tp 2")
+
+
+def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(DeviceError, match="--tp 2: this machine has 1 CUDA devices"):
+        run_on_ranks(2, "cuda", faults.die, "never")
+
+
+def test_multicast_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for before, after in (("", "0"), ("1", "1")):
+        monkeypatch.setenv("NCCL_NVLS_ENABLE", before)
+        if not before:
+            monkeypatch.delenv("NCCL_NVLS_ENABLE")
+        assert str(ranks._own_device("cuda")) == "cuda:1"
+        assert os.environ["NCCL_NVLS_ENABLE"] == after
+
+
+def test_a_machine_without_nvlink_is_noted_and_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for links, words in (("pcie", ["no NVLink"]), ("nvlink", []), ("unknown", [])):
+        monkeypatch.setattr(parallel, "links", lambda links=links: links)
+        assert [note[:9] for note in parallel.link_notes()] == words
+
+
+def test_no_rank_and_another_number_than_torchrun_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadInputError, match="--tp 0"):
+        ranks_asked(0)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert ranks_asked(None) == ranks_asked(4) == 4
+    with pytest.raises(BadInputError, match="--tp 2: torchrun has started 4 ranks"):
+        ranks_asked(2)
+
+
+def test_alone_everything_is_its_own_answer() -> None:
+    assert (ranks.rank(), ranks.tp_size(), ranks.is_first()) == (0, 1, True)
+    assert ranks.agreed(3) == 3 and ranks.gathered(3) == [3]
+    assert ranks.first_failure("wrong") == "wrong"
+    ranks.barrier("nothing", 0.0)
+
+
+def test_a_broken_connection_is_the_other_rank_s_end() -> None:
+    broken = RuntimeError("[../gloo/pair.cc:538] Connection closed by peer [127.0.0.1]:1")
+    wrapped = ValueError("cannot be captured")
+    wrapped.__cause__ = broken
+    assert launch.is_lost(broken) and launch.is_lost(wrapped)
+    assert launch.is_lost(RankLostError("rank 0 lost another one before the end"))
+    assert not launch.is_lost(RanksError("rank 0 waited")) and not launch.is_lost(
+        RuntimeError("shapes differ")
+    )

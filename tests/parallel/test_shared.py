@@ -1,0 +1,39 @@
+"""What ranks measure of themselves: their part of the floor, and when all of them stop."""
+
+from pathlib import Path
+
+import pytest
+
+from cgbench.models.families import MIMO
+from cgbench.parallel.launch import run_on_ranks
+from tests.parallel import jobs
+from tests.tiny import make_checkpoint
+
+KINDS = ("mimo", "glm4_moe")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {
+        kind: make_checkpoint(root / kind, kind, family=jobs.FAMILIES.get(kind, MIMO))
+        for kind in KINDS
+    }
+
+
+def test_the_floor_is_of_what_a_rank_holds(folders: dict[str, Path]) -> None:
+    alone = jobs.count_work(folders)
+    shared = run_on_ranks(2, "cpu", jobs.count_work, folders)
+    for name, of_ranks in shared.items():
+        ((whole, _),) = alone[name]
+        for counted, held in of_ranks:
+            assert counted == held
+            assert counted.target < whole.target and 2 * counted.lm_head == whole.lm_head
+            assert (counted.head < whole.head) == name.endswith("divided")
+
+
+def test_ranks_stop_by_one_clock_and_discard_alike(folders: dict[str, Path]) -> None:
+    """By its own clock rank 1 would have ended at the fewest blocks; it alone saw a hot GPU."""
+    first, other = run_on_ranks(2, "cpu", jobs.measure_by_other_clocks, folders["mimo"])
+    assert first == other
+    assert first[0] == 16 and sum(count or 0 for count in first[1]) == 2
