@@ -1,5 +1,6 @@
 """``cgbench run``: load, plan, capture, decode, write a run directory."""
 
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -219,6 +220,7 @@ def execute(
 
 def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory":
     """Load, capture, measure and write, in this process; returns the finished run."""
+    started = time.perf_counter()
     use_passive_threads()
     from cgbench.measure.setup import make_record
     from cgbench.measure.telemetry import Watch, open_telemetry
@@ -235,7 +237,7 @@ def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirec
         _capture(bench, directory)
         with open_telemetry(bench.device) as telemetry:
             bench.watch = Watch(telemetry)
-            _measure(bench, directory, save_tokens=arguments["save_tokens"])
+            _measure(bench, directory, started, save_tokens=arguments["save_tokens"])
     finally:
         bench.release()
     directory.finish()
@@ -257,7 +259,9 @@ def _capture(bench: "Bench", directory: "RunDirectory") -> None:
     directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
 
 
-def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) -> None:
+def _measure(
+    bench: "Bench", directory: "RunDirectory", started: float, *, save_tokens: bool
+) -> None:
     from cgbench.measure.group import measure_group, num_steps
     from cgbench.report.account import keep_accounts
 
@@ -266,6 +270,8 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
         for batch_size in todo:
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
+            run_s = time.perf_counter() - started
+            directory.record.seconds = {"run": run_s, "audit": bench.audit_s}
             tokens = group.tokens if save_tokens else ()
             keep_accounts(directory.record, batch_size, group.accounts)
             directory.write_group(group.cells, group.samples, tokens, group.blocks)
