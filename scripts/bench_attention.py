@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -30,6 +30,7 @@ from cgbench.measure.environment import environment
 from cgbench.measure.floor import keys_read
 from cgbench.measure.setup import choose_device
 from cgbench.models.products import AttentionShape
+from graph_timing import graph_seconds
 
 # Live KV of one replay: many times the largest cache, where memory and layers allow it.
 DISTINCT_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
@@ -154,34 +155,7 @@ def _cpu_seconds(layers: Layers) -> float:
 
 
 def _cuda_seconds(layers: Layers) -> float:
-    graph = _captured(layers.forward)
-    try:
-        graph.replay()
-        return median(_replay_seconds(graph) for _ in range(REPLAYS["cuda"]))
-    finally:
-        graph.reset()
-
-
-def _captured(forward: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        forward()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.empty_cache()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        forward()
-    return graph
-
-
-def _replay_seconds(graph: torch.cuda.CUDAGraph) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return graph_seconds(layers.forward, REPLAYS["cuda"])
 
 
 def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]:

@@ -177,6 +177,7 @@ class Setting:
             "head": bench.model.head_label,
             "dtype": str(bench.spec.target.dtype).removeprefix("torch."),
             "attention": bench.attention,
+            "compile": bench.options.compile_mode,
             "acceptance": bench.options.acceptance,
             "spec_tokens": self.arguments.spec_tokens,
             "batch_size": self.arguments.batch_size,

@@ -33,7 +33,12 @@ DeviceName = Annotated[Device, typer.Option(help="Where to run.")]
 DtypeName = Annotated[
     Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
 ]
-Attention = Annotated[str, typer.Option(help="Decode attention: auto, sdpa (reference) or triton.")]
+Attention = Annotated[
+    str,
+    typer.Option(
+        help="Decode attention: auto, sdpa (reference), triton, or package.module:function."
+    ),
+]
 CompileMode = Annotated[
     Compile,
     typer.Option(

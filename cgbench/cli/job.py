@@ -1,5 +1,6 @@
 """The main job of ``cgbench run``: measure on every rank, write and print on the first."""
 
+import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -55,6 +56,7 @@ def _explain(directory: "RunDirectory") -> None:
 def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory | None":
     """Load, capture and measure, on every rank; the first one writes, and returns the finished
     run."""
+    started = time.perf_counter()
     from cgbench.measure.setup import make_record
     from cgbench.measure.telemetry import Watch, open_telemetry
     from cgbench.parallel.ranks import is_first
@@ -74,7 +76,7 @@ def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirec
         _capture(bench, directory)
         with open_telemetry(bench.device) as telemetry:
             bench.watch = Watch(telemetry)
-            _measure(bench, directory, save_tokens=arguments["save_tokens"])
+            _measure(bench, directory, started, save_tokens=arguments["save_tokens"])
     finally:
         bench.release()
     if directory is not None:
@@ -98,7 +100,9 @@ def _capture(bench: "Bench", directory: "RunDirectory | None") -> None:
     directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
 
 
-def _measure(bench: "Bench", directory: "RunDirectory | None", *, save_tokens: bool) -> None:
+def _measure(
+    bench: "Bench", directory: "RunDirectory | None", started: float, *, save_tokens: bool
+) -> None:
     from cgbench.measure.group import measure_group, num_steps
     from cgbench.parallel.ranks import agreed, barrier
 
@@ -109,6 +113,8 @@ def _measure(bench: "Bench", directory: "RunDirectory | None", *, save_tokens: b
             task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             if directory is not None:
+                run_s = time.perf_counter() - started
+                directory.record.seconds = {"run": run_s, "audit": bench.audit_s}
                 _keep(group, batch_size, directory, save_tokens=save_tokens)
             # No rank goes on to what may end it before this batch size is on disk.
             barrier(f"what follows batch size {batch_size}")

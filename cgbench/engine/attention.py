@@ -5,9 +5,12 @@ stores 1 to 9 new rows a request and attends over each request's live rows, whos
 on the device only. A decode backend is one function; ``DECODE_BACKENDS`` names them.
 """
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -117,19 +120,39 @@ DECODE_BACKENDS: dict[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": trit
 
 
 def resolve_backend(name: str, device: torch.device) -> str:
-    """The backend that ``--attention NAME`` means on ``device``; ``auto`` takes the fastest.
+    """The backend that ``--attention NAME`` means on ``device``; ``auto`` takes the fastest, and
+    ``package.module:function`` is a ``DecodeBackend`` of the user's own.
 
     Raises ``BadInputError`` for an unknown name, or one that the device cannot run.
     """
+    if ":" in name:
+        DECODE_BACKENDS[name] = _imported(name)
+        return name
     if name == "auto":
         return "triton" if device.type == "cuda" and find_spec("triton") else "sdpa"
     if name not in DECODE_BACKENDS:
         raise BadInputError(
-            f"--attention {name}: unknown; choose auto, {', '.join(sorted(DECODE_BACKENDS))}"
+            f"--attention {name}: unknown; choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "
+            "or package.module:function"
         )
     if name == "triton" and device.type != "cuda":
         raise BadInputError("--attention triton needs --device cuda; use --attention sdpa")
     return name
+
+
+def _imported(name: str) -> DecodeBackend:
+    """The function that ``package.module:function`` names, looked for in the current folder too."""
+    module, _, function = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInputError(f"--attention {name}: {error}") from error
+    if not callable(found):
+        raise BadInputError(f"--attention {name}: is not a function")
+    backend: DecodeBackend = found
+    return backend
 
 
 @dataclass(frozen=True, slots=True)

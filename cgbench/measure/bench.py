@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -52,6 +52,8 @@ class Bench:
     graph_sets: dict[CellKey, GraphSet] = field(default_factory=dict)
     compile_s: float | None = None
     """What compiling took; None where nothing was."""
+    audit_s: float = 0.0
+    """What the short audits took so far."""
     watch: Watch = field(default_factory=lambda: Watch(NoTelemetry()))
 
     @property
@@ -68,6 +70,13 @@ class Bench:
         dtype = self.spec.target.dtype
         limits = device_limits(self.device, dtype)
         return Floor(rank_work(self.model), limits, dtype.itemsize)
+
+    @contextmanager
+    def auditing(self) -> Iterator[None]:
+        """Counts what is done meanwhile as audit."""
+        start = time.perf_counter()
+        yield
+        self.audit_s += time.perf_counter() - start
 
     def release(self) -> None:
         """Free every graph: before the process ends, and before any process group does."""

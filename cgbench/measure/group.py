@@ -58,7 +58,8 @@ def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) ->
         _generate_wave(bench, runs, wave, bench.options.seed + number)
         on_step()
     prompts = [prompt for wave in waves for prompt in wave]
-    _audit_tokens(bench, runs, prompts)
+    with bench.auditing():
+        _audit_tokens(bench, runs, prompts)
     _time_pass(bench, runs, batch_size, on_step)
     return Group(
         cells=[_cell(bench, key, run) for key, run in runs.items()],
@@ -160,7 +161,8 @@ def _time_pass(
 ) -> None:
     options = bench.options
     contexts = bench.workload.contexts(batch_size, options.context_len)
-    prefilled = _audit_steps(bench, runs, contexts)
+    with bench.auditing():
+        prefilled = _audit_steps(bench, runs, contexts)
     flush = l2_flush(bench.device) if options.cold_l2 else None
     time_rounds(bench, [*runs.values()], prefilled, _rule(bench), flush, on_step)
     _stage_pass(bench, runs, prefilled, flush)

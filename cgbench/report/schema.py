@@ -265,7 +265,7 @@ class GraphCost:
 UNMEASURED_FLAGS = frozenset({"output", "resume", "json", "debug"})
 
 # Fields that runs of this schema version may lack: they came after the first ones were kept.
-ADDED_FIELDS = frozenset({"telemetry", "floor"})
+ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
 
 
 @dataclass(kw_only=True)
@@ -290,6 +290,8 @@ class RunRecord:
     telemetry: dict[str, Any] = field(default_factory=dict)
     floor: dict[str, Any] = field(default_factory=dict)
     """``limits``: the device's, as measured in this run; ``accounts``: see ``report.account``."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """``run``: from the start to the newest group's end; ``audit``: the short audits' part."""
 
     @property
     def measured_arguments(self) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.special import stdtrit
 
-from cgbench.report.compare.statistics import median_estimate
+from cgbench.statistics import median_estimate
 
 CONFIDENCE = 0.95
 # Compiled peers compile in their first round and record their graphs in the second and third.
@@ -59,9 +58,7 @@ class Result:
 def _median(values: list[float]) -> tuple[float, float]:
     """As the gate has it: the bootstrap's standard error of a median, Student's t."""
     estimate = median_estimate(np.array(values))
-    if len(values) < 2:
-        return estimate.value, float("inf")
-    return estimate.value, estimate.error * float(stdtrit(estimate.freedom, (1 + CONFIDENCE) / 2))
+    return estimate.value, estimate.half_width(CONFIDENCE)
 
 
 def measure(

@@ -1,8 +1,5 @@
 """The Triton kernels against the reference backend: in the interpreter here, compiled on a GPU."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +8,7 @@ from torch import Tensor
 
 from cgbench.engine.attention import Rows, sdpa_decode, triton_decode
 from cgbench.engine.kv import KvCache
+from tests.interpreter import run_interpreted
 
 pytest.importorskip("triton")
 
@@ -101,7 +99,6 @@ def poison_dead_rows(cache: KvCache, slots: Tensor, live: Tensor) -> None:
 
 
 def test_interpreter_equals_reference() -> None:
-    """In a process of its own, for Triton reads TRITON_INTERPRET once, at import."""
     code = (
         "from tests.engine.test_triton_attention import CASES, max_error\n"
         "import torch\n"
@@ -110,14 +107,7 @@ def test_interpreter_equals_reference() -> None:
         "    assert error < 1e-5, (case, error)\n"
         "print(len(CASES), 'cases')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{len(CASES)} cases" in done.stdout
+    assert f"{len(CASES)} cases" in run_interpreted(code)
 
 
 @pytest.mark.gpu

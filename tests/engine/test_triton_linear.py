@@ -1,12 +1,10 @@
 """The streamed linear layer against torch's: in Triton's interpreter here, compiled on a GPU."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
+
+from tests.interpreter import run_interpreted
 
 pytest.importorskip("triton")
 
@@ -45,7 +43,6 @@ def relative_error(case: tuple[int, int, int, bool], device: str, dtype: torch.d
 
 
 def test_interpreter_equals_torch() -> None:
-    """In a process of its own, for Triton reads TRITON_INTERPRET once, at import."""
     code = (
         "from tests.engine.test_triton_linear import CASES, relative_error\n"
         "import torch\n"
@@ -54,14 +51,7 @@ def test_interpreter_equals_torch() -> None:
         "    assert error < 1e-6, (case, error)\n"
         "print(len(CASES), 'cases')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert f"{len(CASES)} cases" in done.stdout
+    assert f"{len(CASES)} cases" in run_interpreted(code)
 
 
 @pytest.mark.gpu

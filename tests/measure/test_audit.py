@@ -13,6 +13,7 @@ from cgbench.measure.audit.findings import Verdict, Where
 from cgbench.measure.audit.reference import Plain, own_attention
 from cgbench.measure.audit.subject import Subject, choose_prompts, make_subject
 from cgbench.measure.audit.tokens import Judge
+from cgbench.measure.bench import compile_all
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, QWEN, STEP, HeadFamily
 from cgbench.planning import PlanRequest, plan
@@ -178,3 +179,11 @@ def test_missing_tokens_are_never_forgiven(checkpoint: Path) -> None:
     subject = make_tiny_subject(checkpoint, dtype=torch.bfloat16)
     found = Judge(subject).difference(subject.prompts[0], [1, 2, 3], [1, 2], Where())
     assert found is not None and found.text == "2 tokens emitted where 3 were expected"
+
+
+@pytest.mark.slow
+def test_compiled_layers_pass(checkpoint: Path) -> None:
+    bench = make_bench(checkpoint)
+    compile_all(bench)
+    findings = run_audit(make_subject(bench, 0), lambda _: None)
+    assert not [finding for finding in findings if finding.verdict is Verdict.WRONG]

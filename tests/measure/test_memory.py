@@ -47,7 +47,7 @@ def test_recurrent_state_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     buffers = [tensor for name, tensor in cache.tensors().items() if name != "length"]
     buffers += [tensor for pair in cache.prompt.values() for tensor in pair]
     state = sum(tensor.numel() * tensor.itemsize for tensor in buffers)
-    kv = 9 * (options.context_len + options.band + 6) * 14_336
+    kv = 9 * (options.context_len + options.reach + 6) * 14_336
     monkeypatch.setattr(memory, "available_bytes", lambda _: 0)
     with pytest.raises(OutOfMemoryError, match=f"KV of 9 slots {kv + state:,}"):
         check_memory(plan, options)

@@ -1,0 +1,38 @@
+"""Device time of something captured in one CUDA graph."""
+
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+
+def graph_seconds(run: Callable[[], object], replays: int) -> float:
+    """The median time of ``replays`` replays of ``run``, captured after one warm-up of it."""
+    graph = _captured(run)
+    try:
+        graph.replay()
+        return median(_replay_seconds(graph) for _ in range(replays))
+    finally:
+        graph.reset()
+
+
+def _captured(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.empty_cache()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    return graph
+
+
+def _replay_seconds(graph: torch.cuda.CUDAGraph) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3

@@ -1,0 +1,73 @@
+"""A decode backend of the user's own: found by name, run, and held to the audit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgbench.engine.attention import DECODE_BACKENDS, resolve_backend
+from cgbench.errors import BadInputError
+from cgbench.measure.audit import hidden
+from cgbench.measure.audit.findings import Verdict
+from cgbench.measure.audit.subject import make_subject
+from tests.measure.audited import make_bench
+from tests.tiny import make_checkpoint
+
+CPU = torch.device("cpu")
+
+SOURCE = """
+from cgbench.engine.attention import sdpa_decode
+
+calls = []
+
+def right(*args):
+    calls.append(args[2].shape)
+    return sdpa_decode(*args)
+
+def wrong(kv, rows, query, key, value, scaling, sliding_window):
+    return sdpa_decode(kv, rows, query, key, value, 1.5 * scaling, sliding_window)
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module in the folder that the command is given in; what is registered is forgotten."""
+    (tmp_path / "my_kernels.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/somewhere/else"])
+    monkeypatch.delitem(__import__("sys").modules, "my_kernels", raising=False)
+    for name in ("right", "wrong"):
+        monkeypatch.setitem(DECODE_BACKENDS, f"my_kernels:{name}", None)
+
+
+def verdict(folder: Path, attention: str) -> Verdict:
+    bench = make_bench(folder, attention=resolve_backend(attention, CPU))
+    return hidden.run(make_subject(bench, 0)).verdict
+
+
+def test_a_backend_is_found_in_the_current_folder_and_run(tmp_path: Path) -> None:
+    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:right") is Verdict.HOLDS
+    import my_kernels
+
+    assert my_kernels.calls
+
+
+def test_a_wrong_backend_is_caught_by_the_audit(tmp_path: Path) -> None:
+    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:wrong") is Verdict.WRONG
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("my_kernels:missing", "has no attribute"),
+        ("nowhere_at_all:f", "No module named"),
+        ("my_kernels:number", "not a function"),
+        (":f", "Empty module name"),
+        ("flash", "choose auto"),
+    ],
+)
+def test_one_that_cannot_be_had_is_bad_input(name: str, why: str) -> None:
+    with pytest.raises(BadInputError, match=f"--attention {name}: .*{why}"):
+        resolve_backend(name, CPU)
