@@ -144,6 +144,10 @@ def run(
             "range: for the kernels inside use nsys --cuda-graph-trace=node, or scope eager.",
         ),
     ] = False,
+    thin: Annotated[
+        bool,
+        typer.Option("--thin", help="Keep what compare needs, 1 MB at most: a baseline to commit."),
+    ] = False,
     save_tokens: Annotated[
         bool, typer.Option("--save-tokens", help="Write tokens.jsonl: prompts and outputs.")
     ] = False,
@@ -191,15 +195,23 @@ def run(
         "nvtx": nvtx,
         "save_tokens": save_tokens,
     }
+    if thin and save_tokens:
+        raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
-    statuses = execute(arguments, path, resume=resume, as_json=as_json, explain=explain)
+    statuses = execute(arguments, path, resume=resume, thin=thin, as_json=as_json, explain=explain)
     raise typer.Exit(foremost([EXIT_CODES[status] for status in statuses]))
 
 
 def execute(
-    arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool, explain: bool
+    arguments: dict[str, Any],
+    path: Path,
+    *,
+    resume: bool,
+    thin: bool,
+    as_json: bool,
+    explain: bool,
 ) -> set[Status]:
     """The main job; returns every cell's status."""
     from cgbench.report.tables import latency_table, to_json
@@ -214,6 +226,8 @@ def execute(
         if explain:
             _explain(directory)
         say(f"written to {path}")
+    if thin:
+        _make_thin(directory)
     return {Status(status) for status in frame["status"]}
 
 
@@ -268,13 +282,21 @@ def _measure(bench: "Bench", directory: "RunDirectory", *, save_tokens: bool) ->
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             tokens = group.tokens if save_tokens else ()
             keep_accounts(directory.record, batch_size, group.accounts)
+            # Before the group counts as finished, for after a kill nothing would tell of it.
+            _report([*map(_failed, group.failures), *group.doubts], directory)
             directory.write_group(group.cells, group.samples, tokens, group.blocks)
             say_when_piped(f"measured batch size {batch_size}")
-            _report([*map(_failed, group.failures), *group.doubts], directory)
 
 
 def _failed(failure: str) -> str:
     return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+
+
+def _make_thin(directory: "RunDirectory") -> None:
+    from cgbench.report.compare.thin import make_thin
+
+    num_bytes = make_thin(directory)
+    say(f"kept as a thin baseline: {num_bytes} bytes")
 
 
 def _explain(directory: "RunDirectory") -> None:
@@ -286,8 +308,9 @@ def _explain(directory: "RunDirectory") -> None:
 
 def _report(lines: list[str], directory: "RunDirectory") -> None:
     """What is wrong with a group is told at once, and kept in the record."""
+    warnings = directory.record.warnings
+    warnings += [line for line in lines if line not in warnings]
     for line in lines:
-        directory.record.warnings.append(line)
         say(line)
 
 

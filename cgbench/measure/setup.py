@@ -29,7 +29,8 @@ from cgbench.models.presets import SYNTHETIC_RATES
 from cgbench.models.request import ModelRequest, plan_loading, preset_name
 from cgbench.models.support import check_capturable
 from cgbench.planning import CapturePlan
-from cgbench.report.schema import RunRecord, Scope
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import Scope
 
 DEFAULT_ITERATIONS = {"cuda": 24, "cpu": 16}
 DEFAULT_MAX_TIME_S = {"cuda": 30.0, "cpu": 10.0}

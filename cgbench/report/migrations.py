@@ -1,0 +1,45 @@
+"""What ``run.json`` of an older schema version says in this one: a step a version."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from cgbench.errors import RunDirectoryError
+
+SCHEMA_VERSION = 2
+
+Raw: TypeAlias = dict[str, Any]
+
+# How version 1 marked a thin directory.
+_THIN_WARNING = "thin: samples.parquet holds one median a block, not every iteration"
+
+
+def _from_1(raw: Raw) -> Raw:
+    """Version 2 has fields for a thin directory, until then a warning, and for ``--resume``,
+    which version 1 did not record."""
+    warnings = raw.get("warnings")
+    is_thin = isinstance(warnings, list) and _THIN_WARNING in warnings
+    if is_thin:
+        warnings = [line for line in warnings if line != _THIN_WARNING]
+    return raw | {"thin": is_thin, "resumed": [], "warnings": warnings}
+
+
+STEPS: dict[int, Callable[[Raw], Raw]] = {1: _from_1}
+"""From each version that is still read to the next one."""
+
+
+def migrated(raw: Raw, file: Path) -> Raw:
+    """``raw``, the content of ``file``, as ``SCHEMA_VERSION`` says it.
+
+    Raises ``RunDirectoryError``, naming ``file`` and its version, where that is none or newer.
+    """
+    found = raw.get("schema_version")
+    version = found if type(found) is int else None
+    while version in STEPS:
+        raw = STEPS[version](raw) | {"schema_version": version + 1}
+        version += 1
+    if version == SCHEMA_VERSION:
+        return raw
+    read = ", ".join(map(str, [*STEPS, SCHEMA_VERSION]))
+    cure = "; a newer cgbench may" if version is not None and version > SCHEMA_VERSION else ""
+    raise RunDirectoryError(f"{file}: schema_version {found}; this cgbench reads {read}{cure}")
