@@ -17,11 +17,12 @@ _THIN_WARNING = "thin: samples.parquet holds one median a block, not every itera
 def _from_1(raw: Raw) -> Raw:
     """Version 2 has fields for a thin directory, until then a warning, and for ``--resume``,
     which version 1 did not record."""
+    added = {"thin": False, "resumed": []}
     warnings = raw.get("warnings")
-    is_thin = isinstance(warnings, list) and _THIN_WARNING in warnings
-    if is_thin:
-        warnings = [line for line in warnings if line != _THIN_WARNING]
-    return raw | {"thin": is_thin, "resumed": [], "warnings": warnings}
+    if not isinstance(warnings, list) or _THIN_WARNING not in warnings:
+        return raw | added
+    kept = [line for line in warnings if line != _THIN_WARNING]
+    return raw | added | {"thin": True, "warnings": kept}
 
 
 STEPS: dict[int, Callable[[Raw], Raw]] = {1: _from_1}

@@ -75,13 +75,17 @@ def compare(base_path: Path, new_path: Path, rules: Rules) -> Comparison:
 
     Raises ``RunDirectoryError``, naming the file, where one of them is missing or damaged.
     """
-    base, new = Evidence.read("BASE", base_path), Evidence.read("NEW", new_path)
+    return judge(Evidence.read("BASE", base_path), Evidence.read("NEW", new_path), rules)
+
+
+def judge(base: Evidence, new: Evidence, rules: Rules) -> Comparison:
+    """Judge ``new`` against ``base``."""
     level, lines = rules.confidence, [_blocked(reason) for reason in blockers(base, new)]
     if not lines:
         level, lines = _judge(base, new, rules)
     return Comparison(
-        base=base_path,
-        new=new_path,
+        base=base.path,
+        new=new.path,
         model=str(new.record.model.get("label")),
         rules=rules,
         level=level,
