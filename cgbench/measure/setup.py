@@ -229,6 +229,8 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "fingerprint": fingerprint(model.target, model.head),
             "num_parameters": _num_parameters(model.target.model),
             "head_num_parameters": _num_parameters(model.head),
+            "weight_bytes": _weight_bytes(model.target.model) + _weight_bytes(model.head),
+            "kv_bytes": bench.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
         },
         workload={
@@ -260,6 +262,10 @@ def _module_facts(model: LoadedModel) -> str | None:
 
 def _num_parameters(module: torch.nn.Module | None) -> int:
     return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+
+def _weight_bytes(module: torch.nn.Module | None) -> int:
+    return 0 if module is None else sum(p.nbytes for p in module.parameters())
 
 
 def _plan_facts(plan: CapturePlan) -> dict[str, Any]:

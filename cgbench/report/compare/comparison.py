@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cgbench.errors import ExitCode
 from cgbench.report.compare.evidence import Evidence
-from cgbench.report.compare.facts import cell_facts, graph_facts, plan_facts
+from cgbench.report.compare.facts import cell_facts, graph_facts, plan_facts, size_facts
 from cgbench.report.compare.pairing import Pair, blockers, differences, other_processor, pairs
 from cgbench.report.compare.questions import (
     Question,
@@ -106,6 +106,7 @@ def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Lin
     level = adjusted_level(rules.confidence, len(tests))
     facts = [
         *plan_facts(base, new, rules.gate),
+        *size_facts(base, new, rules.gate),
         *graph_facts(base, new, rules.gate),
         *(line for pair in cells for line in _pair_lines(pair, rules)),
     ]
