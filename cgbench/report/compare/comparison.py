@@ -30,6 +30,9 @@ from cgbench.report.compare.verdicts import (
 )
 from cgbench.report.schema import Status
 
+# Blocks that count for fewer than this share of their number follow each other.
+DRIFTING = 0.4
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -198,8 +201,18 @@ def _why(question: Question, verdict: Verdict) -> str:
     """Why nothing could be decided, where that can be said."""
     if verdict is not Verdict.INCONCLUSIVE:
         return ""
-    few = question.blocks is not None and min(question.blocks) < 2
-    return "one block has no interval" if few else "the interval is too wide"
+    blocks = question.blocks
+    if blocks is not None and min(blocks) < 2:
+        return "one block has no interval"
+    if blocks is None or question.effective is None:
+        return "the interval is too wide"
+    sides = zip(("BASE", "NEW"), blocks, question.effective, strict=True)
+    drifts = [
+        f"times drift in {name}: {count} blocks count as {effective:.1f}"
+        for name, count, effective in sides
+        if effective < DRIFTING * count
+    ]
+    return "; ".join(drifts) or "the interval is too wide"
 
 
 def _shown(value: float | None, metric: Metric) -> float | None:

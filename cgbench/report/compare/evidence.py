@@ -11,7 +11,7 @@ from cgbench.report.reading import read_record, read_tables
 from cgbench.report.record import RunRecord
 from cgbench.report.schema import LATENCY_KEY
 from cgbench.report.summary import BLOCK, CELL, stage_seconds
-from cgbench.statistics import Estimate, Floats, blocks_estimate, processes_estimate
+from cgbench.statistics import Estimate, Floats, blocks_estimate, processes_estimate, repetition
 
 BLOCKS = [*CELL, *BLOCK]
 
@@ -41,6 +41,12 @@ class Observed:
         """Of the logarithm, for ratios; values are above 0."""
         logs = np.log(self.values)
         return processes_estimate(logs) if self.by_process else blocks_estimate(logs)
+
+    @property
+    def effective(self) -> float:
+        """How many independent values tell as much: fewer than n where blocks drift, at least 1."""
+        n = len(self.values)
+        return n if self.by_process else max(n / repetition(np.log(self.values)), 1.0)
 
 
 @dataclass(frozen=True)
