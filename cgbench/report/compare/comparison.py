@@ -31,7 +31,7 @@ from cgbench.report.compare.verdicts import (
 from cgbench.report.schema import Status
 
 # Blocks that count for fewer than this share of their number follow each other.
-DRIFTING = 0.4
+DRIFTING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
