@@ -1,16 +1,14 @@
 """``cgbench compare``: the gate."""
 
-import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from cgbench.cli.bench_flags import Debug
 from cgbench.cli.choices import CompareFormat
-from cgbench.cli.console import PIPED_WIDTH, console, say
+from cgbench.cli.console import console, say
 from cgbench.cli.parsing import parse_fraction
 from cgbench.errors import BadInputError
 from cgbench.report.compare.verdicts import GATED_BY_DEFAULT, Gate
@@ -99,15 +97,12 @@ def _write(found: "Comparison", output_format: CompareFormat, output: Path | Non
 
 
 def _print(found: "Comparison", output_format: CompareFormat) -> None:
-    if output_format is CompareFormat.TABLE:
-        _print_table(found, console())
-    else:
-        typer.echo(_text(found, output_format))
-
-
-def _print_table(found: "Comparison", to: Console) -> None:
     from cgbench.report.compare.tables import terminal
 
+    to = console()
+    if output_format is not CompareFormat.TABLE or not to.is_terminal:
+        typer.echo(_text(found, output_format))
+        return
     for part in terminal(found):
         to.print(part, soft_wrap=True)
 
@@ -117,9 +112,7 @@ def _text(found: "Comparison", output_format: CompareFormat) -> str:
 
     match output_format:
         case CompareFormat.TABLE:
-            text = io.StringIO()
-            _print_table(found, Console(file=text, width=PIPED_WIDTH, color_system=None))
-            return text.getvalue().rstrip()
+            return tables.plain(found)
         case CompareFormat.MARKDOWN:
             return tables.markdown(found)
         case CompareFormat.JSON:

@@ -21,14 +21,30 @@ if TYPE_CHECKING:
 
 
 def execute(
-    arguments: dict[str, Any], path: Path, *, resume: bool, as_json: bool, explain: bool
+    arguments: dict[str, Any],
+    path: Path,
+    *,
+    resume: bool,
+    thin: bool,
+    as_json: bool,
+    explain: bool,
 ) -> set[Status]:
     """Measure and print; every cell's status, of ranks but the first none."""
     measure_all = measure if arguments["processes"] == 1 else measure_in_processes
     directory = measure_all(arguments, path, resume=resume)
     if directory is None:
         return set()
-    return _show(directory, as_json=as_json, explain=explain)
+    statuses = _show(directory, as_json=as_json, explain=explain)
+    if thin:
+        _make_thin(directory)
+    return statuses
+
+
+def _make_thin(directory: "RunDirectory") -> None:
+    from cgbench.report.compare.thin import make_thin
+
+    num_bytes = make_thin(directory)
+    say(f"kept as a thin baseline: {num_bytes} bytes")
 
 
 def _show(directory: "RunDirectory", *, as_json: bool, explain: bool) -> set[Status]:
@@ -147,6 +163,7 @@ def _failed(failure: str) -> str:
 
 def _report(lines: list[str], directory: "RunDirectory") -> None:
     """What is wrong with a group is told at once, and kept in the record."""
+    warnings = directory.record.warnings
+    warnings += [line for line in lines if line not in warnings]
     for line in lines:
-        directory.record.warnings.append(line)
         say(line)

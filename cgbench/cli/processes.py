@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,15 @@ def measure_in_processes(arguments: dict[str, Any], path: Path, *, resume: bool)
     _check(path, resume=resume)
     count = arguments["processes"]
     parts = [path / PARTS / str(number) for number in range(count)]
+    kept = [n for n, part in enumerate(parts) if _is_finished(part, {**arguments, "processes": 1})]
+    gone_on = {"utc": datetime.now(UTC).isoformat(timespec="seconds"), "kept_processes": kept}
     for number, part in enumerate(parts):
-        if _is_finished(part, {**arguments, "processes": 1}):
+        if number in kept:
             continue
         say(f"process {number + 1} of {count}")
         _run(arguments, part, f"process {number + 1} of {count}")
-    run = merge_runs([RunDirectory.open(part) for part in parts], path)
+    opened = [RunDirectory.open(part) for part in parts]
+    run = merge_runs(opened, path, resumed=[gone_on] if resume else [])
     shutil.rmtree(path / PARTS)
     return run
 

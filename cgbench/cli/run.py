@@ -151,6 +151,10 @@ def run(
             "range: for the kernels inside use nsys --cuda-graph-trace=node, or scope eager.",
         ),
     ] = False,
+    thin: Annotated[
+        bool,
+        typer.Option("--thin", help="Keep what compare needs, 1 MB at most: a baseline to commit."),
+    ] = False,
     save_tokens: Annotated[
         bool, typer.Option("--save-tokens", help="Write tokens.jsonl: prompts and outputs.")
     ] = False,
@@ -200,6 +204,8 @@ def run(
         "nvtx": nvtx,
         "save_tokens": save_tokens,
     }
+    if thin and save_tokens:
+        raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     if processes > 1 and num_ranks > 1:
@@ -214,6 +220,7 @@ def run(
             arguments,
             path,
             resume=resume,
+            thin=thin,
             as_json=as_json,
             explain=explain,
         )

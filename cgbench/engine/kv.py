@@ -60,3 +60,8 @@ class KvCache:
             )
             for layer_idx, (key_shape, value_shape) in shapes.items()
         }
+
+    @property
+    def num_bytes(self) -> int:
+        """Keys and values of all slots, the scratch slot among them."""
+        return sum(kv.keys.nbytes + kv.values.nbytes for kv in self.layers.values())

@@ -3,6 +3,8 @@
 import os
 import platform
 import subprocess
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,28 +67,43 @@ def _cpu_name() -> str | None:
 
 
 def _gpu() -> dict[str, Any]:
-    """The GPUs that torch sees, and the driver that NVML reports."""
+    """The GPUs that torch sees, and what NVML says of the first one."""
     import torch
 
     count = torch.cuda.device_count()
     first = torch.cuda.get_device_properties(0) if count else None
     return {
         "cuda": torch.version.cuda,
-        "driver": _driver() if count else None,
+        **_limits(f"GPU-{first.uuid}" if first else None),
         "gpu": first.name if first else None,
+        "gpu_capability": f"{first.major}.{first.minor}" if first else None,
         "gpu_memory_bytes": first.total_memory if first else None,
         "gpu_multiprocessors": first.multi_processor_count if first else None,
         "num_gpus": count,
     }
 
 
-def _driver() -> str | None:
-    import pynvml
+def _limits(uuid: str | None) -> dict[str, Any]:
+    """The driver, and what bounds the GPU's clocks: what they are is telemetry's."""
+    import pynvml as nvml
 
-    try:
-        pynvml.nvmlInit()
-        driver = pynvml.nvmlSystemGetDriverVersion()
-    except pynvml.NVMLError:
-        return None
-    pynvml.nvmlShutdown()
-    return driver if isinstance(driver, str) else driver.decode()
+    asked: dict[str, Callable[[Any], Any]] = {
+        "driver": lambda _: nvml.nvmlSystemGetDriverVersion(),
+        "gpu_max_sm_clock_mhz": lambda gpu: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM),
+        "gpu_max_memory_clock_mhz": lambda gpu: nvml.nvmlDeviceGetMaxClockInfo(
+            gpu, nvml.NVML_CLOCK_MEM
+        ),
+        "gpu_power_limit_w": lambda gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3,
+    }
+    found: dict[str, Any] = dict.fromkeys(asked)
+    if uuid is None:
+        return found
+    # NVML may be missing, or not tell one of them.
+    with suppress(nvml.NVMLError):
+        nvml.nvmlInit()
+        gpu = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        for name, ask in asked.items():
+            with suppress(nvml.NVMLError):
+                found[name] = ask(gpu)
+        nvml.nvmlShutdown()
+    return found

@@ -31,7 +31,8 @@ from cgbench.models.request import ModelRequest, plan_loading, preset_name
 from cgbench.models.support import check_capturable
 from cgbench.parallel.ranks import tp_size
 from cgbench.planning import CapturePlan
-from cgbench.report.schema import RunRecord, Scope
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import Scope
 
 DEFAULT_ITERATIONS = {"cuda": 24, "cpu": 16}
 DEFAULT_MAX_TIME_S = {"cuda": 30.0, "cpu": 10.0}
@@ -232,6 +233,8 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "fingerprint": fingerprint(model.target, model.head),
             "num_parameters": model.num_parameters,
             "head_num_parameters": model.head_num_parameters,
+            "weight_bytes": _weight_bytes(model.target.model) + _weight_bytes(model.head),
+            "kv_bytes": bench.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
             **({"tensor_parallel": parallel_facts(model)} if tp_size() > 1 else {}),
         },
@@ -260,6 +263,10 @@ def _module_facts(model: LoadedModel) -> str | None:
     if model.head is None:
         return None
     return f"module 1 of {model.num_head_modules}, reused for every draft step"
+
+
+def _weight_bytes(module: torch.nn.Module | None) -> int:
+    return 0 if module is None else sum(p.nbytes for p in module.parameters())
 
 
 def _plan_facts(plan: CapturePlan) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from cgbench.report.schema import RunRecord, Scope
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

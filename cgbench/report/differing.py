@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cgbench.report.command import flag_name
-from cgbench.report.schema import RunRecord
+from cgbench.report.record import RunRecord
 
 # A run's groups come from one machine and one build: their ratios are compared.
-ONE_RUN = ("gpu", "cpu", "torch", "transformers", "cgbench_commit")
+ONE_RUN = ("gpu", "cpu", "driver", "torch", "transformers", "cgbench_commit")
 
 
 def differing(begun: RunRecord, asked: RunRecord) -> list[str]:

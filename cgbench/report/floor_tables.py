@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.report.account import Account, FloorLine, account_stage, accounts_of
-from cgbench.report.schema import RunRecord
+from cgbench.report.record import RunRecord
 
 COLUMNS = (
     *("stage", "what", "count", "bytes [MB]", "operations [GFLOP]", "bound by"),

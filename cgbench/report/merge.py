@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,8 +16,11 @@ SEVERITY = (Status.AUDIT_FAILED, Status.OOM, Status.DISTURBED, Status.OK)
 FAILED = (Status.AUDIT_FAILED, Status.OOM)
 
 
-def merge_runs(parts: Sequence[RunDirectory], path: Path) -> RunDirectory:
+def merge_runs(
+    parts: Sequence[RunDirectory], path: Path, resumed: Sequence[dict[str, Any]] = ()
+) -> RunDirectory:
     """Write ``parts``, complete runs with the same arguments, to ``path`` as one finished run.
+    ``resumed`` is what its record says of that, before what the parts' records say.
 
     Tokens, acceptance and capture costs are the first's: they are the same work done again. Where
     tokens differ, a warning says so.
@@ -30,10 +34,16 @@ def merge_runs(parts: Sequence[RunDirectory], path: Path) -> RunDirectory:
     acceptance.loc[_cells(acceptance).isin(failed), ["drafted", "accepted"]] = 0
     first = parts[0].record
     warnings = [line for part in parts for line in part.record.warnings]
+    of_parts = [
+        {**entry, "process": number}
+        for number, part in enumerate(parts)
+        for entry in part.record.resumed
+    ]
     record = replace(
         first,
         arguments={**first.arguments, "processes": len(parts)},
         warnings=[*dict.fromkeys([*warnings, *_token_warnings(rows)])],
+        resumed=[*resumed, *of_parts],
         complete=False,
     )
     directory = RunDirectory(path, record)

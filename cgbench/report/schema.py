@@ -5,15 +5,9 @@ and must not pay for pandas. Times are seconds in the records and in ``samples.p
 milliseconds in the tables that a person reads.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, NamedTuple, Self, cast, get_origin
-
-from cgbench.errors import RunDirectoryError
-
-SCHEMA_VERSION = 1
+from typing import NamedTuple
 
 
 class Scope(StrEnum):
@@ -59,7 +53,8 @@ class Column(NamedTuple):
 
     An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``; an ``int64`` column
     has none. A column that is ``added`` is not in every run directory of this schema version;
-    where it is not, each row is read as ``default``.
+    where it is not, each row is read as ``default``. A column with ``words`` holds one of them in
+    every row.
     """
 
     name: str
@@ -67,10 +62,15 @@ class Column(NamedTuple):
     meaning: str
     added: bool = False
     default: str | int | None = None
+    words: tuple[str, ...] = ()
 
 
 def _added(name: str, dtype: str, meaning: str, default: str | int | None = None) -> Column:
     return Column(name, dtype, meaning, added=True, default=default)
+
+
+def _word(name: str, words: type[StrEnum], meaning: str) -> Column:
+    return Column(name, "string", meaning, words=tuple(word.value for word in words))
 
 
 WARM, COLD = "warm", "cold"
@@ -87,14 +87,14 @@ LATENCY = (
         "acceptance", "string", "rule: greedy, sampled or synthetic, with its settings or rates"
     ),
     Column("tp_size", "int64", "GPUs that share the target"),
-    Column("mode", "string", "what ran: graph or eager"),
-    Column("scope", "string", "what was asked: eager, phase or iteration"),
+    _word("mode", Mode, "what ran: graph or eager"),
+    _word("scope", Scope, "what was asked: eager, phase or iteration"),
     Column("spec_tokens", "int64", "k, drafts per request per iteration"),
     Column("batch_size", "int64", "requests"),
     Column("bucket", "Int64", "requests the graph holds; empty where it ran eager"),
     Column("padding_frac", "float64", "(bucket - batch_size) / bucket"),
     Column("context_len", "int64", "committed KV rows per request when timing starts"),
-    Column("status", "string", "ok, audit_failed, oom or disturbed"),
+    _word("status", Status, "ok, audit_failed, oom or disturbed"),
     Column("iterations", "Int64", "timed iterations"),
     Column("iteration_p50_ms", "float64", "iteration latency by GPU events (wall time on CPU)"),
     Column("iteration_p90_ms", "float64", "its 90th percentile"),
@@ -141,7 +141,7 @@ LATENCY_KEY = (
 )
 
 CAPTURE = (
-    Column("phase", "string", "verify, draft_first, draft_rest or iteration"),
+    _word("phase", Phase, "verify, draft_first, draft_rest or iteration"),
     Column("spec_tokens", "int64", "k, drafts per request per iteration"),
     Column("bucket", "int64", "requests the graph holds"),
     Column("num_tokens", "int64", "bucket * (k + 1)"),
@@ -156,10 +156,10 @@ CAPTURE = (
 )
 
 SAMPLES = (
-    Column("scope", "string", "what was asked"),
+    _word("scope", Scope, "what was asked"),
     Column("spec_tokens", "int64", "k"),
     Column("batch_size", "int64", "requests"),
-    Column("mode", "string", "what ran"),
+    _word("mode", Mode, "what ran"),
     Column("block", "int64", "interleaved round of the measurement"),
     Column("iteration", "int64", "count over all blocks; the stages of one iteration share it"),
     Column(
@@ -173,7 +173,7 @@ SAMPLES = (
 )
 
 ACCEPTANCE = (
-    Column("scope", "string", "what was asked"),
+    _word("scope", Scope, "what was asked"),
     Column("spec_tokens", "int64", "k"),
     Column("batch_size", "int64", "requests"),
     Column("position", "int64", "draft position, 1 to k"),
@@ -259,77 +259,3 @@ class GraphCost:
     pool_bytes: int
     driver_bytes: int
     nodes: int | None
-
-
-# Flags that change where results go, not what is measured.
-UNMEASURED_FLAGS = frozenset({"output", "resume", "json", "debug"})
-
-# Fields that runs of this schema version may lack: they came after the first ones were kept.
-ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
-
-
-@dataclass(kw_only=True)
-class RunRecord:
-    """``run.json``: everything about a run but its numbers.
-
-    ``arguments`` are JSON values under the flags' names, with ``_`` for ``-`` and ``model`` for
-    MODEL. ``model["label"]`` is the name that every table shows. ``complete`` turns true last.
-    """
-
-    cgbench_version: str
-    created_utc: str
-    environment: dict[str, Any]
-    arguments: dict[str, Any]
-    model: dict[str, Any]
-    workload: dict[str, Any]
-    plans: list[dict[str, Any]]
-    schema_version: int = SCHEMA_VERSION
-    complete: bool = False
-    capture: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    telemetry: dict[str, Any] = field(default_factory=dict)
-    floor: dict[str, Any] = field(default_factory=dict)
-    """``limits``: the device's, as measured in this run; ``accounts``: see ``report.account``."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """``run``: from the start to the newest group's end; ``audit``: the short audits' part."""
-
-    @property
-    def measured_arguments(self) -> dict[str, Any]:
-        """The arguments that decide what is measured, in the order recorded."""
-        return {k: v for k, v in self.arguments.items() if k not in UNMEASURED_FLAGS}
-
-    def to_json(self) -> str:
-        """The text of ``run.json``."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, file: Path) -> Self:
-        """Read ``text``, the content of ``file``.
-
-        Raises ``RunDirectoryError``, naming ``file``, where the text is not JSON, comes from
-        another schema version, or lacks a field or has it in another type (the field is named).
-        """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise RunDirectoryError(f"{file}: not JSON: {error}") from error
-        if not isinstance(raw, dict):
-            raise RunDirectoryError(f"{file}: not a JSON object")
-        if raw.get("schema_version") != SCHEMA_VERSION:
-            raise RunDirectoryError(
-                f"{file}: schema_version {raw.get('schema_version')}; "
-                f"this cgbench reads {SCHEMA_VERSION}"
-            )
-        held = [each for each in _kinds(cls) if each[0] in raw or each[0] not in ADDED_FIELDS]
-        return cls(**{name: _checked(raw, name, kind, file) for name, kind in held})
-
-
-def _kinds(record: type[RunRecord]) -> list[tuple[str, type]]:
-    """Field names and the classes JSON reads them as: ``list`` for ``list[str]``."""
-    return [(f.name, get_origin(f.type) or cast(type, f.type)) for f in fields(record)]
-
-
-def _checked(raw: dict[str, Any], name: str, kind: type, file: Path) -> Any:
-    if not isinstance(raw.get(name), kind):
-        raise RunDirectoryError(f"{file}: field {name} is missing or is not a {kind.__name__}")
-    return raw[name]

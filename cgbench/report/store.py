@@ -17,15 +17,29 @@ import pandas as pd
 from cgbench.errors import RunDirectoryError
 from cgbench.report.block_schema import BLOCKS, Block
 from cgbench.report.differing import differing
+from cgbench.report.reading import (
+    ACCEPTANCE_FILE,
+    BLOCKS_FILE,
+    CAPTURE_FILE,
+    LATENCY_FILE,
+    MARKDOWN_FILE,
+    RECORD_FILE,
+    SAMPLES_FILE,
+    TOKENS_FILE,
+    Tables,
+    damaged,
+    read_csv,
+    read_record,
+    read_tables,
+)
+from cgbench.report.record import RunRecord
 from cgbench.report.schema import (
     ACCEPTANCE,
     CAPTURE,
     LATENCY,
     SAMPLES,
     Cell,
-    Column,
     GraphCost,
-    RunRecord,
     Sample,
     TokenRow,
 )
@@ -37,18 +51,8 @@ from cgbench.report.summary import (
     telemetry_summary,
     typed_frame,
     with_break_even,
-    with_defaults,
 )
 from cgbench.report.tables import latency_markdown
-
-RECORD_FILE = "run.json"
-LATENCY_FILE = "latency.csv"
-CAPTURE_FILE = "capture.csv"
-SAMPLES_FILE = "samples.parquet"
-BLOCKS_FILE = "blocks.csv"
-ACCEPTANCE_FILE = "acceptance.csv"
-TOKENS_FILE = "tokens.jsonl"
-MARKDOWN_FILE = "latency.md"
 
 SIGNIFICANT_DIGITS = "%.6g"
 
@@ -97,7 +101,8 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path, record: RunRecord) -> Self:
-        """The unfinished run in ``path``, which keeps the record it began with.
+        """The unfinished run in ``path``, which keeps the record it began with and adds when it
+        was gone on with, and what was finished by then.
 
         Raises ``RunDirectoryError`` where its arguments, its machine or its model are not those
         of ``record``, naming what differs, and where a file is missing or damaged.
@@ -109,6 +114,9 @@ class RunDirectory:
                 f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}; "
                 "give the same, or choose another --output"
             )
+        kept = sorted(directory.finished_batch_sizes)
+        directory.record.resumed.append({"utc": record.created_utc, "kept_batch_sizes": kept})
+        directory._write_record()
         return directory
 
     @classmethod
@@ -117,17 +125,13 @@ class RunDirectory:
 
         Raises ``RunDirectoryError`` where a file is missing or damaged.
         """
-        file = path / RECORD_FILE
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise _damaged(file, error) from error
-        directory = cls(path, RunRecord.from_json(text, file))
-        directory.samples()
-        directory.acceptance()
-        directory.blocks()
-        directory.capture()
+        directory = cls(path, read_record(path))
+        directory.tables()
         return directory
+
+    def tables(self) -> Tables:
+        """Every table, each file read once; only rows of finished groups."""
+        return read_tables(self.path)
 
     @property
     def finished_batch_sizes(self) -> set[int]:
@@ -136,26 +140,24 @@ class RunDirectory:
 
     def latency(self) -> pd.DataFrame:
         """One row a measured cell, in the order measured (``LATENCY``)."""
-        return self._read_csv(LATENCY_FILE, LATENCY)
+        return read_csv(self.path / LATENCY_FILE, LATENCY)
 
     def capture(self) -> pd.DataFrame:
         """One row a captured graph (``CAPTURE``)."""
-        return self._read_csv(CAPTURE_FILE, CAPTURE)
+        return read_csv(self.path / CAPTURE_FILE, CAPTURE)
 
     def acceptance(self) -> pd.DataFrame:
         """Raw acceptance counts of the finished groups (``ACCEPTANCE``)."""
-        return self._finished(self._read_csv(ACCEPTANCE_FILE, ACCEPTANCE))
+        return self.tables().acceptance
 
     def samples(self) -> pd.DataFrame:
         """Raw samples of the finished groups, in seconds (``SAMPLES``)."""
-        return self._finished(self._read(SAMPLES_FILE, SAMPLES, pd.read_parquet))
+        return self.tables().samples
 
     def blocks(self) -> pd.DataFrame:
         """Every timed block of the finished groups, kept or not (``BLOCKS``); none in a thin
         directory, and in one from before there was telemetry."""
-        if not (self.path / BLOCKS_FILE).exists():
-            return typed_frame([], BLOCKS)
-        return self._finished(self._read_csv(BLOCKS_FILE, BLOCKS))
+        return self.tables().blocks
 
     def tokens(self) -> list[dict[str, Any]]:
         """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
@@ -167,7 +169,7 @@ class RunDirectory:
             rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             return [row for row in rows if row["batch_size"] in finished]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise _damaged(file, error) from error
+            raise damaged(file, error) from error
 
     def write_group(
         self,
@@ -181,14 +183,15 @@ class RunDirectory:
         new = latency_frame(cells, new_samples)
         assert new["batch_size"].nunique() == 1
         assert self.finished_batch_sizes.isdisjoint(new["batch_size"])
-        latency = _appended(self.latency(), new)
-        self._write_samples(_appended(self.samples(), new_samples))
-        self._write_csv(ACCEPTANCE_FILE, _appended(self.acceptance(), acceptance_frame(cells)))
-        self._write_csv(BLOCKS_FILE, _appended(self.blocks(), typed_frame(blocks, BLOCKS)))
+        old = self.tables()
+        latency = _appended(old.latency, new)
+        self._write_samples(_appended(old.samples, new_samples))
+        self._write_csv(ACCEPTANCE_FILE, _appended(old.acceptance, acceptance_frame(cells)))
+        self._write_csv(BLOCKS_FILE, _appended(old.blocks, typed_frame(blocks, BLOCKS)))
         if tokens:
             self._write_tokens([*self.tokens(), *(row._asdict() for row in tokens)])
-        self._write_text(RECORD_FILE, self.record.to_json())
-        self._write_csv(CAPTURE_FILE, with_break_even(self.capture(), latency))
+        self._write_record()
+        self._write_csv(CAPTURE_FILE, with_break_even(old.capture, latency))
         self._write_csv(LATENCY_FILE, latency)
 
     def write_capture(self, costs: Sequence[GraphCost]) -> None:
@@ -197,7 +200,7 @@ class RunDirectory:
         Each group written later fills in what its buckets gain.
         """
         self._write_csv(CAPTURE_FILE, capture_frame(costs, self.latency()))
-        self._write_text(RECORD_FILE, self.record.to_json())
+        self._write_record()
 
     def write_merged(
         self,
@@ -224,7 +227,7 @@ class RunDirectory:
         self.record.telemetry = telemetry_summary(self.blocks())
         self._write_text(MARKDOWN_FILE, latency_markdown(latency, self.record))
         self.record.complete = True
-        self._write_text(RECORD_FILE, self.record.to_json())
+        self._write_record()
         return latency
 
     def _write_empty(self) -> None:
@@ -234,6 +237,9 @@ class RunDirectory:
         self._write_csv(BLOCKS_FILE, typed_frame([], BLOCKS))
         self._write_csv(CAPTURE_FILE, typed_frame([], CAPTURE))
         self._write_csv(LATENCY_FILE, typed_frame([], LATENCY))
+        self._write_record()
+
+    def _write_record(self) -> None:
         self._write_text(RECORD_FILE, self.record.to_json())
 
     def _write_samples(self, frame: pd.DataFrame) -> None:
@@ -255,33 +261,6 @@ class RunDirectory:
         write(aside)
         os.replace(aside, self.path / name)
 
-    def _finished(self, frame: pd.DataFrame) -> pd.DataFrame:
-        is_finished = frame["batch_size"].isin(self.finished_batch_sizes)
-        return frame[is_finished].reset_index(drop=True)
-
-    def _read_csv(self, name: str, columns: Sequence[Column]) -> pd.DataFrame:
-        # Only an empty cell is a missing one: "none" and "NA" are words that a label may hold.
-        dtypes = {column.name: column.dtype for column in columns}
-        return self._read(
-            name,
-            columns,
-            lambda file: pd.read_csv(file, dtype=dtypes, keep_default_na=False, na_values=[""]),
-        )
-
-    def _read(
-        self, name: str, columns: Sequence[Column], read: Callable[[Path], pd.DataFrame]
-    ) -> pd.DataFrame:
-        file = self.path / name
-        try:
-            frame = read(file)
-        except (OSError, ValueError) as error:
-            raise _damaged(file, error) from error
-        missing = [each for each in columns if each.added and each.name not in frame]
-        frame = with_defaults(frame, missing)
-        if list(frame.columns) != [column.name for column in columns]:
-            raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
-        return frame
-
 
 def is_free(path: Path) -> bool:
     """Whether a folder may be written there: nothing is, or an empty one."""
@@ -290,8 +269,3 @@ def is_free(path: Path) -> bool:
 
 def _appended(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([old, new], ignore_index=True)
-
-
-def _damaged(file: Path, error: Exception) -> RunDirectoryError:
-    first_line = str(error).partition("\n")[0]
-    return RunDirectoryError(f"{file}: missing or damaged: {first_line}")

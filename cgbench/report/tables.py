@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.report.command import command_line
-from cgbench.report.schema import RunRecord
+from cgbench.report.record import RunRecord
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
@@ -104,10 +104,11 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
     """``latency.md``: model, machine, command, the table, and what its columns mean."""
     known = {name: value for name, value in record.environment.items() if value is not None}
     facts = [f"- {name}: {value}" for name, value in known.items()]
+    resumed = [f"- resumed: {resumed_words(entry)}" for entry in record.resumed]
     warnings = [f"- warning: {warning}" for warning in record.warnings]
     parts = [
         f"# cgbench run: {record.model['label']}",
-        "\n".join([f"- {_setting(frame)}", *facts, *warnings]),
+        "\n".join([f"- {_setting(frame)}", *facts, *resumed, *warnings]),
         f"```\n{command_line('run', record.measured_arguments)}\n```",
         "\n".join(_markdown_lines(frame)),
         DEFINITIONS,
@@ -119,6 +120,16 @@ def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
     """The record, ``path`` and every latency row in one JSON object; an empty cell is null."""
     rows = json.loads(frame.to_json(orient="records"))
     return json.dumps({"path": str(path), **asdict(record), "latency": rows}, indent=2)
+
+
+def resumed_words(entry: Mapping[str, Any]) -> str:
+    """One of a record's ``resumed`` in words: when, and what was kept."""
+    kept = [
+        f"{name.removeprefix('kept_').replace('_', ' ')} {', '.join(map(str, values)) or 'none'}"
+        for name, values in entry.items()
+        if name.startswith("kept_")
+    ]
+    return f"{entry.get('utc')}, kept {'; '.join(kept)}"
 
 
 def _setting(frame: pd.DataFrame) -> str:

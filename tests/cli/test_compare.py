@@ -1,11 +1,15 @@
 """``cgbench compare`` as typed: every format, every exit code, every refusal."""
 
+import io
 import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
+from cgbench.report.compare.comparison import Rules, compare
+from cgbench.report.compare.tables import plain, terminal
 from cgbench.report.schema import Scope
 from tests.cli.command import cgbench, python
 from tests.report.compare.runs import Made, h200_record, only, without
@@ -136,7 +140,7 @@ def test_github_annotates_and_writes_the_step_summary(
     ("new", "level", "words"),
     [
         ("slow", "error", "%25; interval +"),
-        ("noisy", "warning", "the interval is too wide; "),
+        ("noisy", "warning", "interval "),
         ("tokens", "notice", "c0ffee -> bead"),
     ],
 )
@@ -183,6 +187,18 @@ def test_output_holds_the_table_unfolded(runs: Path, tmp_path: Path) -> None:
     cgbench("compare", runs / "base", runs / "again", "--output", file)
     printed = cgbench("compare", runs / "base", runs / "again").stdout
     assert file.read_text() == printed
+
+
+def test_a_terminal_shows_what_a_pipe_gets(runs: Path) -> None:
+    found = compare(runs / "base", runs / "slow", Rules())
+    to = Console(file=io.StringIO(), width=200, color_system=None)
+    for part in terminal(found):
+        to.print(part, soft_wrap=True)
+    shown, piped = (
+        [line.split() for line in text.splitlines() if line.strip(" ─")]
+        for text in (to.file.getvalue(), plain(found))
+    )
+    assert shown == piped and len(piped) > 28
 
 
 def test_a_thin_baseline_is_written_and_compared_with(runs: Path, tmp_path: Path) -> None:

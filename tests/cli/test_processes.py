@@ -90,6 +90,8 @@ def test_a_process_that_fails_gives_one_line_and_resume_keeps_the_others(
     run(model, prompts, path, "--seed", "5", "--resume").refused(2, "--resume", "--seed")
     resumed = run(model, prompts, path, "--resume")
     assert resumed.code == 0, resumed.stderr
+    (gone_on,) = RunDirectory.open(path).record.resumed
+    assert gone_on["kept_processes"] == [0]
     merged = RunDirectory.open(path).samples()
     assert merged[merged["process"] == 0].equals(samples) and set(merged["process"]) == {0, 1}
 

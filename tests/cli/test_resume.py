@@ -115,6 +115,12 @@ def test_resume_measures_only_what_is_missing(
     assert (done.code, sizes) == (0, [2])
     after = RunDirectory.open(interrupted.path)
     assert after.record.complete and after.record.created_utc == before.record.created_utc
+    (resumed,) = after.record.resumed
+    assert resumed["kept_batch_sizes"] == [1] and resumed["utc"] >= after.record.created_utc
+    assert (
+        f"- resumed: {resumed['utc']}, kept batch sizes 1\n"
+        in (interrupted.path / "latency.md").read_text()
+    )
     assert after.latency()["batch_size"].tolist() == [1, 1, 2, 2]
     assert after.latency().query("batch_size == 1").equals(cells)
     assert after.samples().query("batch_size == 1").equals(samples)

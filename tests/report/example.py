@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cgbench.report.record import RunRecord
 from cgbench.report.schema import (
     Cell,
     GraphCost,
     Mode,
     Phase,
-    RunRecord,
     Sample,
     Scope,
     Status,

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from cgbench.report.account import Account, FloorLine, account_stage, accounts_of, keep_accounts
 from cgbench.report.floor_tables import account_table, account_tables, measured_seconds
-from cgbench.report.schema import RunRecord, Scope
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import Scope
 from cgbench.report.summary import samples_frame
 from tests.report.example import make_group, make_record
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cgbench.report.compare.comparison import Rules, compare
+from cgbench.report.compare.thin import make_thin
 from cgbench.report.compare.verdicts import Verdict
 from cgbench.report.merge import merge_runs
 from cgbench.report.schema import Cell, Scope, Status
@@ -119,3 +120,22 @@ def test_another_l2_is_another_cell(tmp_path: Path) -> None:
     assert not {"TPOT", "host gap"} & {line.what for line in again.lines}
     (line,) = compare(paths[0], paths[1], Rules()).lines
     assert line.verdict is Verdict.NOT_COMPARABLE and line.reason == "l2: warm in BASE, cold in NEW"
+
+
+def test_a_merged_run_made_thin_gives_the_same_lines(tmp_path: Path) -> None:
+    base = processes(tmp_path / "base", 1)
+    run = merged(tmp_path / "new", *(Made(seed=seed) for seed in range(3)))
+    full = compare(base, run.path, Rules()).lines
+    make_thin(run)
+    assert set(RunDirectory.open(run.path).samples()["process"]) == {0, 1, 2}
+    assert compare(base, run.path, Rules()).lines == full
+
+
+def test_what_was_resumed_is_told_of_the_merged_run(tmp_path: Path) -> None:
+    parts = [RunDirectory.open(Made().write(tmp_path / str(number))) for number in range(2)]
+    parts[1].record.resumed.append({"utc": "then", "kept_batch_sizes": [1]})
+    (tmp_path / "merged").mkdir()
+    gone_on = {"utc": "now", "kept_processes": [0]}
+    run = merge_runs(parts, tmp_path / "merged", resumed=[gone_on])
+    of_part = {"utc": "then", "kept_batch_sizes": [1], "process": 1}
+    assert run.record.resumed == [gone_on, of_part]

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -190,7 +191,8 @@ def test_resume_names_another_machine_and_other_weights(finished: RunDirectory) 
 
 def test_resume_ignores_where_results_go(finished: RunDirectory) -> None:
     same = make_record(resume=True, output="elsewhere", json=True, debug=True)
-    assert RunDirectory.resume(finished.path, same).record == finished.record
+    record = RunDirectory.resume(finished.path, same).record
+    assert record == replace(finished.record, resumed=record.resumed)
 
 
 def test_resume_compares_arguments_as_json_holds_them(finished: RunDirectory) -> None:
@@ -258,6 +260,11 @@ def test_killed_and_resumed(
     assert {row["batch_size"] for row in resumed.tokens()} == kept
 
     write_groups(resumed)
+    assert resumed.record.resumed == [
+        {"utc": make_record().created_utc, "kept_batch_sizes": sorted(kept)}
+    ]
+    resumed.record.resumed.clear()
+    resumed.finish()
     assert contents(path) == contents(finished.path)
 
 
@@ -286,6 +293,41 @@ def test_truncated_tokens_are_named(finished: RunDirectory) -> None:
     truncate(finished.path / "tokens.jsonl")
     with pytest.raises(RunDirectoryError, match=r"tokens\.jsonl: missing or damaged"):
         finished.tokens()
+
+
+def test_a_table_cut_short_within_its_last_line_is_named(finished: RunDirectory) -> None:
+    """Else the cells that are gone would read as empty, and the row as good."""
+    file = finished.path / "latency.csv"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(RunDirectoryError, match=r"latency\.csv: damaged: cut short"):
+        RunDirectory.open(finished.path)
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad", "complaint"),
+    [
+        ("latency.csv", ",ok,", ",okay,", "status is okay; must be ok or audit_failed or oom"),
+        ("latency.csv", ",iteration,", ",,", "scope is <NA>; must be eager or phase or iteration"),
+        ("capture.csv", "verify,", "verfy,", "phase is verfy; must be verify or"),
+    ],
+)
+def test_a_word_that_no_cell_may_hold_is_named(
+    finished: RunDirectory, name: str, good: str, bad: str, complaint: str
+) -> None:
+    file = finished.path / name
+    file.write_text(file.read_text().replace(good, bad, 1))
+    with pytest.raises(RunDirectoryError, match=rf"{name}: damaged: {complaint}"):
+        RunDirectory.open(finished.path)
+
+
+def test_latency_markdown_tells_of_a_resumed_run(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    directory = RunDirectory.create(path, make_record())
+    group = make_group(4)
+    directory.write_group(group.cells, group.samples)
+    write_groups(RunDirectory.resume(path, make_record()))
+    line = "- resumed: 2026-11-22T12:00:00+00:00, kept batch sizes 4\n"
+    assert line in (path / "latency.md").read_text()
 
 
 def test_other_columns_are_named(finished: RunDirectory) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cgbench.errors import ExitCode
 from cgbench.report.compare.evidence import Evidence
-from cgbench.report.compare.facts import cell_facts, graph_facts, plan_facts
+from cgbench.report.compare.facts import cell_facts, graph_facts, plan_facts, size_facts
 from cgbench.report.compare.pairing import Pair, blockers, differences, other_processor, pairs
 from cgbench.report.compare.questions import (
     Question,
@@ -29,6 +29,9 @@ from cgbench.report.compare.verdicts import (
     exit_code,
 )
 from cgbench.report.schema import Status
+
+# Blocks that count for fewer than this share of their number follow each other.
+DRIFTING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +78,17 @@ def compare(base_path: Path, new_path: Path, rules: Rules) -> Comparison:
 
     Raises ``RunDirectoryError``, naming the file, where one of them is missing or damaged.
     """
-    base, new = Evidence.read("BASE", base_path), Evidence.read("NEW", new_path)
+    return judge(Evidence.read("BASE", base_path), Evidence.read("NEW", new_path), rules)
+
+
+def judge(base: Evidence, new: Evidence, rules: Rules) -> Comparison:
+    """Judge ``new`` against ``base``."""
     level, lines = rules.confidence, [_blocked(reason) for reason in blockers(base, new)]
     if not lines:
         level, lines = _judge(base, new, rules)
     return Comparison(
-        base=base_path,
-        new=new_path,
+        base=base.path,
+        new=new.path,
         model=str(new.record.model.get("label")),
         rules=rules,
         level=level,
@@ -102,6 +109,7 @@ def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Lin
     level = adjusted_level(rules.confidence, len(tests))
     facts = [
         *plan_facts(base, new, rules.gate),
+        *size_facts(base, new, rules.gate),
         *graph_facts(base, new, rules.gate),
         *(line for pair in cells for line in _pair_lines(pair, rules)),
     ]
@@ -193,8 +201,18 @@ def _why(question: Question, verdict: Verdict) -> str:
     """Why nothing could be decided, where that can be said."""
     if verdict is not Verdict.INCONCLUSIVE:
         return ""
-    few = question.blocks is not None and min(question.blocks) < 2
-    return "one block has no interval" if few else "the interval is too wide"
+    blocks = question.blocks
+    if blocks is not None and min(blocks) < 2:
+        return "one block has no interval"
+    if blocks is None or question.effective is None:
+        return "the interval is too wide"
+    sides = zip(("BASE", "NEW"), blocks, question.effective, strict=True)
+    drifts = [
+        f"times drift in {name}: {count} blocks count as {effective:.1f}"
+        for name, count, effective in sides
+        if effective < DRIFTING * count
+    ]
+    return "; ".join(drifts) or "the interval is too wide"
 
 
 def _shown(value: float | None, metric: Metric) -> float | None:

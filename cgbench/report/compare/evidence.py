@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 import numpy as np
 import pandas as pd
 
-from cgbench.report.schema import LATENCY_KEY, RunRecord
-from cgbench.report.store import RunDirectory
+from cgbench.report.reading import read_record, read_tables
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import LATENCY_KEY
 from cgbench.report.summary import BLOCK, CELL, stage_seconds
-from cgbench.statistics import Estimate, Floats, blocks_estimate, processes_estimate
+from cgbench.statistics import Estimate, Floats, blocks_estimate, processes_estimate, repetition
 
 BLOCKS = [*CELL, *BLOCK]
 
@@ -41,6 +42,12 @@ class Observed:
         logs = np.log(self.values)
         return processes_estimate(logs) if self.by_process else blocks_estimate(logs)
 
+    @property
+    def effective(self) -> float:
+        """How many independent values tell as much: fewer than n where blocks drift, at least 1."""
+        n = len(self.values)
+        return n if self.by_process else max(n / repetition(np.log(self.values)), 1.0)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -64,16 +71,16 @@ class Evidence:
 
         Raises ``RunDirectoryError``, naming the file, where one is missing or damaged.
         """
-        run = RunDirectory.open(path)
-        rows = cast(list[Row], run.latency().astype(object).to_dict("records"))
+        record, tables = read_record(path), read_tables(path)
+        rows = cast(list[Row], tables.latency.astype(object).to_dict("records"))
         return cls(
             name=name,
             path=path,
-            record=run.record,
+            record=record,
             cells={tuple(row[column] for column in LATENCY_KEY): row for row in rows},
-            observed=_by_cell(block_times(run.samples())),
-            counts=_counts(run.acceptance()),
-            capture=run.capture(),
+            observed=_by_cell(block_times(tables.samples)),
+            counts=_counts(tables.acceptance),
+            capture=tables.capture,
         )
 
 

@@ -16,11 +16,20 @@ GRAPH_FACTS = {"nodes": True, "pool_bytes": True, "driver_bytes": False}
 
 
 def plan_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
-    """The buckets of each k that either run planned."""
+    """The buckets of each k that either run planned, and how many there are in all."""
     old, now = ({plan["spec_tokens"]: plan for plan in run.record.plans} for run in (base, new))
     for k in sorted(old.keys() | now.keys()):
         values = _buckets(old.get(k)), _buckets(now.get(k))
         yield _fact("buckets", values, gate, spec_tokens=k, unit="requests")
+    yield _fact("planned buckets", (_planned(old), _planned(now)), gate)
+
+
+def size_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
+    """Bytes of weights and KV, which any device allocates; not of runs that did not record them."""
+    for name, what in (("weight_bytes", "weight bytes"), ("kv_bytes", "KV bytes")):
+        values = base.record.model.get(name), new.record.model.get(name)
+        if None not in values:
+            yield _fact(what, values, gate)
 
 
 def graph_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
@@ -80,6 +89,10 @@ def _graphs(capture: pd.DataFrame) -> dict[tuple[str, int, int], dict[Any, Any]]
 
 def _buckets(plan: dict[str, Any] | None) -> str | None:
     return None if plan is None else ",".join(map(str, plan["batch_sizes"]))
+
+
+def _planned(plans: dict[int, dict[str, Any]]) -> int:
+    return sum(len(plan["batch_sizes"]) for plan in plans.values())
 
 
 def _integer(value: Any) -> int | None:

@@ -7,12 +7,19 @@ from typing import Any
 from cgbench.report.command import flag_name
 from cgbench.report.compare.evidence import Evidence, Key, Place, Row, place_of
 from cgbench.report.schema import LATENCY_KEY
+from cgbench.report.tables import resumed_words
 
 # These say where in a run a cell stands; the rest of the key is a setting of the whole run.
 SETTINGS = tuple(name for name in LATENCY_KEY if name not in Place._fields)
 
 WORKLOAD = ("version", "sha256", "context_band_tokens")
 WORKLOAD_FLAGS = ("max_new_tokens", "ignore_eos", "seed")
+
+
+CLOCKS = ("sm_clock_mhz", "memory_clock_mhz")
+
+# As far apart as blocks of one run may be before they are discarded.
+CLOCK_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,14 @@ def differences(base: Evidence, new: Evidence) -> Iterator[str]:
     a, b = base.record, new.record
     yield from _each_differing(a.environment, b.environment, lambda name: name)
     yield from _each_differing(a.measured_arguments, b.measured_arguments, flag_name)
+    for name in CLOCKS:
+        yield from _other_clocks(
+            name, *(_median(run.record.telemetry, name) for run in (base, new))
+        )
+    for run in (base, new):
+        yield from (
+            f"{run.name} was resumed: {entry}" for entry in map(resumed_words, run.record.resumed)
+        )
 
 
 def other_processor(base: Evidence, new: Evidence) -> bool:
@@ -89,3 +104,13 @@ def _each_differing(
 ) -> Iterator[str]:
     for name in base | new:
         yield from _differing(name_of(name), base.get(name), new.get(name))
+
+
+def _median(telemetry: dict[str, Any], name: str) -> float | None:
+    spread = telemetry.get(name)
+    return spread.get("median") if isinstance(spread, dict) else None
+
+
+def _other_clocks(name: str, base: float | None, new: float | None) -> Iterator[str]:
+    if base and new and abs(new / base - 1) > CLOCK_TOLERANCE:
+        yield from _differing(f"median {name} of the timed blocks", base, new)

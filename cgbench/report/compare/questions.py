@@ -52,6 +52,8 @@ class Question:
     blocks: tuple[int, int] | None = None
     reason: str = ""
     is_disturbed: bool = field(default=False, kw_only=True)
+    effective: tuple[float, float] | None = field(default=None, kw_only=True)
+    """How many independent blocks those are worth."""
 
     @property
     def is_test(self) -> bool:
@@ -110,8 +112,15 @@ def _asked(
     if lengths:
         effect = difference(effect, difference(lengths[1], lengths[0]))
         values = [value - length.value for value, length in zip(values, lengths, strict=True)]
-    counts = (len(base.values), len(new.values))
-    return Question(metric, place._asdict(), exp(values[0]), exp(values[1]), effect, counts)
+    return Question(
+        metric,
+        place._asdict(),
+        exp(values[0]),
+        exp(values[1]),
+        effect,
+        (len(base.values), len(new.values)),
+        effective=(base.effective, new.effective),
+    )
 
 
 def _tpot(place: Place, walls: tuple[Maybe, Maybe], counts: tuple[Counts, Counts]) -> Question:

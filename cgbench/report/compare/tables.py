@@ -121,8 +121,9 @@ def shown(comparison: Comparison) -> Sequence[Line]:
 def terminal(comparison: Comparison) -> Iterator[Table | Text]:
     """The table and its notes."""
     # Text, for in a plain string rich takes "[req]" for markup and drops it.
-    title = Text(f"{comparison.new} against {comparison.base}: {comparison.model}")
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=Text(_title(comparison)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
     for heading in HEADINGS:
         table.add_column(Text(heading), justify="left" if heading in LEFT else "right")
     for line in shown(comparison):
@@ -130,6 +131,24 @@ def terminal(comparison: Comparison) -> Iterator[Table | Text]:
         table.add_row(Text(cells[0], STYLES.get(line.verdict, "")), *map(Text, cells[1:]))
     yield table
     yield from (Text(note) for note in notes(comparison))
+
+
+def plain(comparison: Comparison) -> str:
+    """``terminal`` as bare text: rich takes a third of a second for 500 rows that nobody sees in
+    colour."""
+    rows = [HEADINGS, *(row(_with_reason(line)) for line in shown(comparison))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    heading, *texts = ["  ".join(_aligned(cells, widths)).rstrip() for cells in rows]
+    return "\n".join([_title(comparison), "", heading, "", *texts, "", *notes(comparison)])
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    for heading, cell, width in zip(HEADINGS, cells, widths, strict=True):
+        yield cell.ljust(width) if heading in LEFT else cell.rjust(width)
+
+
+def _title(comparison: Comparison) -> str:
+    return f"{comparison.new} against {comparison.base}: {comparison.model}"
 
 
 def _with_reason(line: Line) -> Line:

@@ -14,21 +14,25 @@ import pandas as pd
 
 from cgbench.errors import CannotError, RunDirectoryError
 from cgbench.report.compare.evidence import BLOCKS, block_times
-from cgbench.report.schema import SAMPLES
-from cgbench.report.store import (
+from cgbench.report.reading import (
     ACCEPTANCE_FILE,
+    BLOCKS_FILE,
     CAPTURE_FILE,
     LATENCY_FILE,
     MARKDOWN_FILE,
     RECORD_FILE,
     SAMPLES_FILE,
-    RunDirectory,
-    is_free,
+    TOKENS_FILE,
 )
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import SAMPLES
+from cgbench.report.store import RunDirectory, is_free
 from cgbench.report.summary import CELL, typed_frame
 
 MAX_BYTES = 1_000_000
-THIN = "thin: samples.parquet holds one median a block, not every iteration"
+
+KEPT_FILES = (LATENCY_FILE, ACCEPTANCE_FILE, CAPTURE_FILE, MARKDOWN_FILE)
+DROPPED_FILES = (BLOCKS_FILE, TOKENS_FILE)
 
 
 def write_thin(source: Path, path: Path) -> int:
@@ -47,31 +51,49 @@ def write_thin(source: Path, path: Path) -> int:
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
             made = Path(aside) / "made"
             made.mkdir()
-            num_bytes = _write(run, made)
+            num_bytes = _write(run, made, "--thin-baseline")
             os.replace(made, path)
     except OSError as error:
         raise RunDirectoryError(f"--thin-baseline {path}: {error.strerror}") from error
     return num_bytes
 
 
-def _write(run: RunDirectory, made: Path) -> int:
-    for name in (LATENCY_FILE, ACCEPTANCE_FILE, CAPTURE_FILE, MARKDOWN_FILE):
+def make_thin(run: RunDirectory) -> int:
+    """Make a finished run thin where it is; returns bytes.
+
+    Raises ``CannotError`` where it would still be too large; then it stays as it is.
+    """
+    with tempfile.TemporaryDirectory(dir=run.path) as aside:
+        made = Path(aside)
+        num_bytes = _write(run, made, f"--thin: {run.path} is kept whole")
+        # A kill in between leaves more than it says, never less.
+        for name in (RECORD_FILE, SAMPLES_FILE):
+            os.replace(made / name, run.path / name)
+    for name in DROPPED_FILES:
+        (run.path / name).unlink(missing_ok=True)
+    run.record = thin_record(run.record)
+    return num_bytes
+
+
+def _write(run: RunDirectory, made: Path, refusal: str) -> int:
+    """All files of a thin directory; returns their bytes."""
+    for name in KEPT_FILES:
         shutil.copyfile(run.path / name, made / name)
     thin_samples(run.samples()).to_parquet(made / SAMPLES_FILE, index=False)
-    record = replace(
-        run.record,
-        warnings=[*dict.fromkeys([*run.record.warnings, THIN])],
-        # What floors are made of is not compared, and is most of a record.
-        floor={name: value for name, value in run.record.floor.items() if name != "accounts"},
-    )
-    (made / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+    (made / RECORD_FILE).write_text(thin_record(run.record).to_json(), encoding="utf-8")
     num_bytes = sum(file.stat().st_size for file in made.iterdir())
     if num_bytes > MAX_BYTES:
         raise CannotError(
-            f"--thin-baseline: {num_bytes} bytes, over the {MAX_BYTES} of a baseline; "
+            f"{refusal}: {num_bytes} bytes, over the {MAX_BYTES} of a baseline; "
             "measure fewer --batch-sizes, --scopes or --spec-tokens"
         )
     return num_bytes
+
+
+def thin_record(record: RunRecord) -> RunRecord:
+    """Marked as thin; without what floors are made of, which is not compared and is most of it."""
+    floor = {name: value for name, value in record.floor.items() if name != "accounts"}
+    return replace(record, thin=True, floor=floor)
 
 
 def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:

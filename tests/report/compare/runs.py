@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cgbench.report.schema import Cell, GraphCost, Phase, RunRecord, Sample, Scope, Status
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import Cell, GraphCost, Phase, Sample, Scope, Status
 from cgbench.report.store import RunDirectory
 from tests.report.example import make_cell, make_cost, make_record
 

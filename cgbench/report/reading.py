@@ -1,0 +1,121 @@
+"""The files of a run directory, read only where they are whole: columns, types, and words."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from cgbench.errors import RunDirectoryError
+from cgbench.report.block_schema import BLOCKS
+from cgbench.report.record import RunRecord
+from cgbench.report.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column
+from cgbench.report.summary import typed_frame, with_defaults
+
+RECORD_FILE = "run.json"
+LATENCY_FILE = "latency.csv"
+CAPTURE_FILE = "capture.csv"
+SAMPLES_FILE = "samples.parquet"
+BLOCKS_FILE = "blocks.csv"
+ACCEPTANCE_FILE = "acceptance.csv"
+TOKENS_FILE = "tokens.jsonl"
+MARKDOWN_FILE = "latency.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of a run: rows of finished groups, as ``RunDirectory`` has them one by one."""
+
+    latency: pd.DataFrame
+    capture: pd.DataFrame
+    acceptance: pd.DataFrame
+    samples: pd.DataFrame
+    blocks: pd.DataFrame
+
+
+def read_record(path: Path) -> RunRecord:
+    """The record of the run in ``path``.
+
+    Raises ``RunDirectoryError``, naming the file, where it is missing or damaged.
+    """
+    file = path / RECORD_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise damaged(file, error) from error
+    return RunRecord.from_json(text, file)
+
+
+def read_tables(path: Path) -> Tables:
+    """The tables of the run in ``path``, each file read once.
+
+    Raises ``RunDirectoryError``, naming the file, where one is missing or damaged.
+    """
+    latency = read_csv(path / LATENCY_FILE, LATENCY)
+    finished = set(latency["batch_size"].tolist())
+
+    def of_groups(frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[frame["batch_size"].isin(finished)].reset_index(drop=True)
+
+    has_blocks = (path / BLOCKS_FILE).exists()
+    blocks = read_csv(path / BLOCKS_FILE, BLOCKS) if has_blocks else typed_frame([], BLOCKS)
+    return Tables(
+        latency=latency,
+        capture=read_csv(path / CAPTURE_FILE, CAPTURE),
+        acceptance=of_groups(read_csv(path / ACCEPTANCE_FILE, ACCEPTANCE)),
+        samples=of_groups(read_parquet(path / SAMPLES_FILE, SAMPLES)),
+        blocks=of_groups(blocks),
+    )
+
+
+def read_csv(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    """A table written by ``RunDirectory``.
+
+    Raises ``RunDirectoryError``, naming ``file``, where it is missing, cut short or not ours.
+    """
+    return _read(file, columns, lambda: _parsed_csv(file, columns))
+
+
+def read_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    """As ``read_csv``, of a Parquet file."""
+    return _read(file, columns, lambda: pd.read_parquet(file))
+
+
+def damaged(file: Path, error: Exception) -> RunDirectoryError:
+    """``file`` could not be read, for ``error``."""
+    first_line = str(error).partition("\n")[0]
+    return RunDirectoryError(f"{file}: missing or damaged: {first_line}")
+
+
+def _parsed_csv(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    if not file.read_bytes().endswith(b"\n"):
+        # Else the values cut off would be read as empty cells.
+        raise RunDirectoryError(f"{file}: damaged: cut short, its last line has no end")
+    # Only an empty cell is a missing one: "none" and "NA" are words that a label may hold.
+    dtypes = {column.name: column.dtype for column in columns}
+    return pd.read_csv(file, dtype=dtypes, keep_default_na=False, na_values=[""])
+
+
+def _read(file: Path, columns: Sequence[Column], read: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    try:
+        frame = read()
+    except (OSError, ValueError) as error:
+        raise damaged(file, error) from error
+    missing = [each for each in columns if each.added and each.name not in frame]
+    frame = with_defaults(frame, missing)
+    if list(frame.columns) != [column.name for column in columns]:
+        raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
+    for column in columns:
+        _check_words(file, frame, column)
+    return frame
+
+
+def _check_words(file: Path, frame: pd.DataFrame, column: Column) -> None:
+    if not column.words:
+        return
+    others = set(frame[column.name].unique()) - set(column.words)
+    if others:
+        raise RunDirectoryError(
+            f"{file}: damaged: {column.name} is {', '.join(map(str, others))}; "
+            f"must be {' or '.join(column.words)}"
+        )

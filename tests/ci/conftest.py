@@ -1,0 +1,3 @@
+from tests.cli.conftest import prompts, tiny
+
+__all__ = ["prompts", "tiny"]

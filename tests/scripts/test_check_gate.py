@@ -1,0 +1,154 @@
+"""The gate's trial: what is planted, what is counted, and a small one from end to end."""
+
+import json
+import sys
+from math import log1p
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import check_gate
+from cgbench.report.compare.comparison import Rules
+from cgbench.report.compare.evidence import Evidence, Place
+from cgbench.report.compare.verdicts import Verdict
+from cgbench.report.schema import Scope
+from gate import report, trials
+from gate.plant import Kernel
+from gate.recording import Recording
+from tests.cli.conftest import prompts, tiny  # noqa: F401
+from tests.report.compare.runs import Made
+
+SLOW = Place(Scope.ITERATION, 2, 8)
+PLANT = 0.03
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five plain runs and five with every graph 3 % slower, which typically take 2 ms."""
+    folder = tmp_path_factory.mktemp("runs")
+    for kind, slower in (("plain", 1.0), ("planted", 1 + PLANT)):
+        (folder / kind).mkdir()
+        for i in range(5):
+            seed = i + 5 * (kind == "planted")
+            Made(seed=seed, slower=slower).write(folder / kind / f"{i:03}")
+    recording = Recording(["default"], PLANT)
+    recording.planted = [
+        {"scope": scope, "spec_tokens": k, "batch_size": n, "cycles": 1, "seconds": PLANT * 2e-3}
+        for scope in (Scope.PHASE, Scope.ITERATION)
+        for k in (0, 2)
+        for n in (1, 8)
+    ]
+    recording.write(folder)
+    return folder
+
+
+def analysed(runs: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict:
+    words = ["check_gate", "analyse", str(runs), "--output", str(output), *more]
+    monkeypatch.setattr(sys, "argv", words)
+    check_gate.main()
+    return json.loads((output / "gate.json").read_text())
+
+
+def test_a_sound_gate_passes(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = analysed(runs, tmp_path, monkeypatch, "--trials", "30")
+    counts = {row["what"]: (row["count"], row["total"]) for row in found["shares"]}
+    assert counts["A/A: comparisons that say regressed"] == (0, 30)
+    assert counts["A/A: cells inconclusive"][1] == 30 * 8
+    assert counts["planted: comparisons that say regressed"] == (25, 25)
+    held, intervals = counts["planted: intervals that hold it"]
+    assert intervals == 25 * 8 * 2 and held / intervals > 0.93
+    assert all(row["holds"] for row in found["shares"]) and not found["false_alarms"]
+    assert {row["what"]: row["intervals"] for row in found["times"]} == {
+        "iteration latency": 200,
+        "TPOT": 200,
+    }
+    assert found["times"][0]["mean_change"] == pytest.approx(PLANT, abs=0.003)
+    text = (tmp_path / "gate.md").read_text()
+    assert "| planted: comparisons that say regressed | 25 of 25 | 100.00 % |" in text
+    assert text.count("| yes |") == 4
+
+
+def test_a_gate_that_cries_wolf_is_caught(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the plain runs one that is slow in truth: four of ten pairs say so."""
+    folder = tmp_path / "runs"
+    (folder / "plain").mkdir(parents=True)
+    for i in range(4):
+        (folder / "plain" / f"{i:03}").symlink_to(runs / "plain" / f"{i:03}")
+    (folder / "plain" / "004").symlink_to(runs / "planted" / "000")
+    (folder / "planted").symlink_to(runs / "planted")
+    Recording.read(runs).write(folder)
+    found = analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
+    wolf = found["shares"][0]
+    assert (wolf["count"], wolf["total"], wolf["holds"]) == (4, 10, False)
+    assert {alarm["new"] for alarm in found["false_alarms"]} == {"004"}
+    assert "| NO |" in (tmp_path / "out" / "gate.md").read_text()
+
+
+def test_resampling_keeps_neighbours_and_cells_together(runs: Path) -> None:
+    run = Evidence.read("a", runs / "plain" / "000")
+    drawn = trials.resampled(run, np.random.default_rng(0))
+    other = Place(Scope.PHASE, 0, 8)
+    rows = {
+        place: [
+            int(np.flatnonzero(run.observed[place, "iteration"].values == value)[0])
+            for value in drawn.observed[place, "iteration"].values
+        ]
+        for place in (SLOW, other)
+    }
+    assert rows[SLOW] == rows[other] and len(rows[SLOW]) == 10
+    stretch = rows[SLOW][: trials.STRETCH]
+    assert stretch == [(stretch[0] + i) % 10 for i in range(trials.STRETCH)]
+    assert trials.resampled(run, np.random.default_rng(1)).observed[SLOW, "iteration"] is not None
+
+
+def test_the_truth_is_the_length_over_the_typical_iteration(runs: Path) -> None:
+    plain, planted = (trials.read_runs(runs, kind) for kind in ("plain", "planted"))
+    (trial,) = trials.planted_trials(plain[:1], planted[:1], Rules(), {SLOW: 1e-3})
+    (effect,) = [e for e in trial.effects if e.place == SLOW and e.what == "iteration latency"]
+    assert effect.planted == pytest.approx(0.5, rel=0.01) and not effect.covers
+    assert log1p(effect.change) == pytest.approx(log1p(PLANT), abs=0.005)
+    assert trial.is_regressed and Verdict.REGRESSED in trial.cells[SLOW]
+
+
+def test_a_kernel_gives_the_length_asked_for() -> None:
+    kernel = Kernel(base_s=1e-6, s_per_cycle=0.5e-9)
+    assert kernel.seconds(kernel.cycles(20e-6)) == pytest.approx(20e-6, rel=1e-4)
+    assert kernel.cycles(0.0) == 1
+
+
+def test_shares_of_nothing_do_not_hold() -> None:
+    assert not any(share.holds for share in report.shares([]))
+
+
+@pytest.mark.slow
+def test_a_small_trial_from_end_to_end(
+    tiny: Path,  # noqa: F811
+    prompts: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Real runs in processes of their own; every iteration of the slow ones takes four times as
+    long, which a busy machine cannot hide."""
+    words = ("--device", "cpu", "--spec-tokens", "1", "--batch-sizes", "2", "--max-time", "0")
+    short = ("--iterations", "4", "--max-new-tokens", "8", "--context-len", "12")
+    command = [str(tiny), *words, *short, "--prompts", str(prompts)]
+    for num_runs in ("1", "2"):  # the second call goes on where the first one ended
+        flags = ("--output", str(tmp_path / "runs"), "--runs", num_runs, "--share", "3")
+        monkeypatch.setattr(sys, "argv", ["check_gate", "record", *flags, "--", *command])
+        check_gate.main()
+    recording = Recording.read(tmp_path / "runs")
+    assert [(run["kind"], run["run"]) for run in recording.runs] == [
+        ("plain", "000"),
+        ("planted", "000"),
+        ("plain", "001"),
+        ("planted", "001"),
+    ]
+    lengths = recording.seconds_planted()
+    assert set(lengths) == {("eager", 0, 2), ("eager", 1, 2)} and min(lengths.values()) > 0
+    gate = ("--gate", "iteration,eager", "--trials", "3")
+    found = analysed(tmp_path / "runs", tmp_path / "out", monkeypatch, *gate)
+    assert found["shares"][2]["count"] == found["shares"][2]["total"] == 4
+    assert found["times"][0]["mean_change"] > 1
