@@ -176,8 +176,16 @@ def readings(*values: Any) -> Callable[[], Any]:
 
 
 def test_growing_memory_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hygiene, "_memory", readings((10, 100), (10, 150), (10, 200)))
-    assert told(subject) == "memory grew by 100 bytes over 200 replays"
+    grown = [(10, 100 + 50 * stretch) for stretch in range(hygiene.MOST_STRETCHES + 1)]
+    monkeypatch.setattr(hygiene, "_memory", readings(*grown))
+    assert told(subject) == "memory grew by 300 bytes over 600 replays"
+
+
+def test_what_another_process_takes_is_no_growth(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hygiene, "_memory", readings((10, 100), (10, 150), (10, 200), (10, 200)))
+    assert hygiene.run(subject).verdict is Verdict.HOLDS
 
 
 def test_an_allocating_replay_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
