@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -16,6 +16,9 @@ from cgbench.cli.inspect import inspect
 from cgbench.cli.plan import plan
 from cgbench.cli.run import run
 from cgbench.errors import CgbenchError, ExitCode, one_line
+
+# Typer exports what derives from it, and which click it comes from has changed between versions.
+_USAGE_ERRORS = typer.BadParameter.__bases__
 
 app = typer.Typer(
     name="cgbench",
@@ -58,14 +61,26 @@ def main() -> NoReturn:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     try:
-        app()
+        # Not standalone, or a usage error would be a box of several lines; answers an Exit's code.
+        code = app(prog_name="cgbench", standalone_mode=False)
     except Exception as error:
         sys.exit(_report(error))
-    sys.exit(ExitCode.OK)
+    sys.exit(code or ExitCode.OK)
 
 
 def _report(error: Exception) -> ExitCode:
+    if isinstance(error, _USAGE_ERRORS):
+        return _report_usage(error)
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     print_error(one_line(error))
     return error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT
+
+
+def _report_usage(error: Any) -> ExitCode:
+    # Without a command there is no message: the help has been printed.
+    message = error.format_message().replace("\n", " ").rstrip(".")
+    if message:
+        command = error.ctx.command_path if error.ctx else "cgbench"
+        print_error(f"{message} (see {command} --help)")
+    return ExitCode.BAD_INPUT

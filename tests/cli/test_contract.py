@@ -44,15 +44,20 @@ def test_version() -> None:
         ("run --bogus", "--bogus"),
         ("run --dtype int8", "--dtype"),
         ("run --max-new-tokens x", "--max-new-tokens"),
+        ("run --spec-tokens", "--spec-tokens"),
         ("run model surplus", "surplus"),
         ("bogus", "bogus"),
     ],
 )
-def test_usage_errors_are_bad_input(arguments: str, named: str) -> None:
-    done = python("-m", "cgbench", *arguments.split())
-    assert (done.code, done.stdout) == (2, "")
-    assert named in done.stderr
-    assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
+def test_usage_errors_are_one_line(arguments: str, named: str) -> None:
+    done = cgbench(*arguments.split())
+    done.refused(2, named, "--help")
+    assert done.stderr == f"{done.error}\n" and "\x1b" not in done.stderr
+
+
+def test_no_command_shows_the_commands() -> None:
+    done = cgbench()
+    assert (done.code, done.stderr) == (2, "") and "compare" in done.stdout
 
 
 def test_a_refusal_is_one_line_on_stderr_and_exit_code_2() -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -51,7 +50,7 @@ def run_out_of_memory_in_capture() -> None:
     graphs._capture_bucket(mock.Mock(), state, Bucket(8, 32), Scope.ITERATION, NoMemory())  # type: ignore[arg-type]
 
 
-def run_and_die(arguments: dict[str, Any], path: Path) -> object:
+def run_and_die(*args: Any, **kwargs: Any) -> object:
     """``cgbench run``, whose rank 1 dies when the second batch size is measured."""
     from cgbench.cli import job
     from cgbench.measure import group
@@ -64,4 +63,4 @@ def run_and_die(arguments: dict[str, Any], path: Path) -> object:
         return measure_group(bench, batch_size, on_step)
 
     with mock.patch.object(group, "measure_group", measured):
-        return job.execute(arguments, path, resume=False, as_json=False, explain=False)
+        return job.execute(*args, **kwargs)

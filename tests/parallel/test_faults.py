@@ -87,8 +87,8 @@ def test_what_is_finished_is_kept_and_gone_on_with(
     out = tmp_path / "run"
     flags = (tiny, *FAST, "--tp", 2, "--spec-tokens", 1, "--prompts", "random", "--output", out)
 
-    def dying(tp: int, device: str, job: Any, arguments: Any, path: Path, **_: Any) -> object:
-        return run_on_ranks(tp, device, faults.run_and_die, arguments, path)
+    def dying(tp: int, device: str, job: Any, *args: Any, **kwargs: Any) -> object:
+        return run_on_ranks(tp, device, faults.run_and_die, *args, **kwargs)
 
     monkeypatch.setattr("cgbench.cli.run.run_on_ranks", dying)
     died = cgbench("run", *flags)
