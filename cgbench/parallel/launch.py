@@ -34,6 +34,9 @@ GRACE_S = 10
 """A rank that has lost another waits so long before it ends, for the other one's end to be seen
 first: that is the one to tell of. The launcher, or torchrun, ends it meanwhile."""
 
+START_METHOD = "spawn"
+"""How the launcher starts ranks. Spawned ones share no state with whoever starts them."""
+
 # What a broken connection looks like from the rank that is left: torch's own errors have a class,
 # gloo's do not.
 _LOST_WORDS = ("gloo", "Connection closed by peer", "Connection reset by peer")
@@ -121,6 +124,7 @@ def _launched(
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
+            start_method=START_METHOD,
             logs_specs=DefaultLogsSpecs(folder, dict.fromkeys(range(1, tp), Std.ALL)),
         )
         try:

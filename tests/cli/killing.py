@@ -1,10 +1,9 @@
 """Real runs in processes of their own, which a test can kill.
 
-They are forked from a server that has imported what a run imports, and nothing more: a start
-takes milliseconds instead of seconds, and a process is killed where it works, not where it loads.
+They are forked from a server that has imported what a run imports: a process is killed where it
+works, not where it loads.
 """
 
-import multiprocessing
 import os
 import sys
 import time
@@ -13,6 +12,9 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 import torch
+
+from cgbench.measure import device_limits
+from tests.forkserver import fork_context
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,7 @@ class Runs:
 
     @classmethod
     def make(cls, words: tuple[object, ...], folder: Path) -> "Runs":
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.cli.killing", "cgbench.measure.setup"])
-        return cls(tuple(map(str, words)), folder, context)
+        return cls(tuple(map(str, words)), folder, fork_context())
 
     def start(self, name: str, *more: str) -> ForkServerProcess:
         words = [*self.words, "--output", str(self.folder / name), *more]
@@ -62,5 +62,7 @@ def _main(words: list[str], log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())
     torch.set_num_threads(1)
+    # How fast the device is at best is not what these runs are about.
+    device_limits.SECONDS_A_KERNEL = 0.0
     sys.argv = ["cgbench", *words]
     main()

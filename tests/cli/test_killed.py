@@ -13,7 +13,7 @@ from cgbench.report.store import RunDirectory
 from tests.cli.command import FAST, cgbench
 from tests.cli.killing import Runs
 
-BATCH_SIZES = [1, 2, 3]
+BATCH_SIZES = [1, 2]
 
 # Shares of an uninterrupted run's time.
 MOMENTS = [random.Random(seed).random() for seed in range(20)]
@@ -21,7 +21,7 @@ MOMENTS = [random.Random(seed).random() for seed in range(20)]
 
 @pytest.fixture(scope="module")
 def runs(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    flags = ("--spec-tokens", "1", "--batch-sizes", "1,2,3", "--prompts", prompts)
+    flags = ("--spec-tokens", "1", "--prompts", prompts)
     return Runs.make(("run", tiny, *FAST, *flags), tmp_path_factory.mktemp("killed"))
 
 

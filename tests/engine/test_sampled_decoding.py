@@ -28,7 +28,7 @@ from tests.tiny import (
 )
 
 VOCAB, PROMPT, LENGTH = 5, [3, 1, 4, 1], 3
-REQUESTS, WAVES = 4000, 10
+REQUESTS, WAVES = 4000, 6
 TEMPERATURE, TOP_P = 3.0, 0.9
 
 FORMS: list[Drafts] = ["sampled", "greedy"]

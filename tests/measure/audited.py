@@ -21,7 +21,7 @@ from tests.tiny import load_tiny, random_prompts
 
 MAX_BATCH = 5
 BUCKETS = (2, 5)
-MAX_NEW_TOKENS = 16
+MAX_NEW_TOKENS = 12
 
 
 def make_bench(

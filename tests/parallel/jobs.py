@@ -28,7 +28,13 @@ from tests.tiny import SHAPE, decode_prompts, make_speculator, make_state, rando
 
 PROMPTS = random_prompts(5)
 """Of five lengths, for a batch of three and then one of two: ragged, and re-packed."""
-MAX_NEW_TOKENS = 20
+MAX_NEW_TOKENS = 14
+RULES: tuple[tuple[int, AcceptanceRule], ...] = (
+    (1, Greedy()),
+    (3, Greedy()),
+    (3, Sampled(temperature=0.7)),
+    (1, Sampled(top_p=0.9, drafts="greedy")),
+)
 HEADS = ("divided", "whole")
 TIED = Preset("tied", "a test", {**SHAPE, "model_type": "qwen3", "tie_word_embeddings": True})
 WHOLE_VOCABULARY = Preset("odd", "a test", {**SHAPE, "model_type": "qwen3", "vocab_size": 65})
@@ -68,12 +74,11 @@ def load(ref: Path, head: str) -> LoadedModel:
 
 def tell(model: LoadedModel) -> Told:
     tokens, accepted = {}, {}
-    for k in (1, 3):
-        for rule in (Greedy(), Sampled(temperature=0.7), Sampled(top_p=0.9, drafts="greedy")):
-            out = [decode(model, rule, k, PROMPTS[at : at + 3]) for at in (0, 3)]
-            name = f"{rule} k={k}"
-            tokens[name] = [ids for each in out for ids in each.token_ids]
-            accepted[name] = [counts for each in out for counts in each.accepted]
+    for k, rule in RULES:
+        out = [decode(model, rule, k, PROMPTS[at : at + 3]) for at in (0, 3)]
+        name = f"{rule} k={k}"
+        tokens[name] = [ids for each in out for ids in each.token_ids]
+        accepted[name] = [counts for each in out for counts in each.accepted]
     kv_heads = {keys[0] for keys, _ in model.kv_shapes.values()}
     return Told(fingerprint(model.target, model.head), tokens, accepted, kv_heads)
 

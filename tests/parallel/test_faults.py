@@ -34,16 +34,18 @@ def failure(job: Callable[..., object], *args: object) -> RankFailedError:
     with pytest.raises(RankFailedError) as caught:
         run_on_ranks(2, "cpu", job, *args)
     assert time.monotonic() - start < ALL_GONE_S
-    assert children() == []
+    assert ranks_left() == []
     assert "\n" not in str(caught.value)
     return caught.value
 
 
-def children() -> list[str]:
-    """Command lines of this process's children that run a rank."""
-    own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in own]
-    return [line for line in lines if "spawn_main" in line]
+def ranks_left() -> list[int]:
+    """Processes that this process's children have, of which the fork server is one."""
+    return [rank for child in children(os.getpid()) for rank in children(child)]
+
+
+def children(pid: int) -> list[int]:
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
 @pytest.mark.parametrize(
