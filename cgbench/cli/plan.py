@@ -106,10 +106,10 @@ def plan(
     if plot:
         write_plot(outcomes, plot)
         say(f"written to {plot}")
-    if flags:
+    if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
     else:
-        _print(outcomes, output_format)
+        _print(outcomes, output_format, flags)
 
 
 def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
@@ -121,7 +121,9 @@ def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
     return read_costs(run, spec_tokens)
 
 
-def _print(outcomes: list[Outcome], output_format: Format) -> None:
+def _print(outcomes: list[Outcome], output_format: Format, flags: str | None) -> None:
+    if flags and output_format is not Format.JSON:
+        raise BadInputError(f"--format {output_format.value}: --flags is printed as text or json")
     saved = savings(outcomes)
     match output_format:
         case Format.TABLE:
@@ -132,7 +134,7 @@ def _print(outcomes: list[Outcome], output_format: Format) -> None:
         case Format.CSV:
             typer.echo(plan_csv(outcomes))
         case Format.JSON:
-            typer.echo(plan_json(outcomes, saved))
+            typer.echo(plan_json(outcomes, saved, flags))
 
 
 def _print_flags(engine: str, outcomes: list[Outcome]) -> None:

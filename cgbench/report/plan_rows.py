@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cgbench.planning.expected import expected_of_span
+from cgbench.planning.flags import flags_for
 from cgbench.planning.plan import Span
 from cgbench.planning.study import Outcome, Saving
 
@@ -89,11 +90,23 @@ def plan_csv(outcomes: Sequence[Outcome]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def plan_json(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> str:
-    """Every outcome with its buckets, the engine's own list and its warnings, and the savings."""
-    plans = [_plan_object(outcome) for outcome in outcomes]
+def plan_json(
+    outcomes: Sequence[Outcome], savings: Sequence[Saving], flags: str | None = None
+) -> str:
+    """Every outcome with its buckets, the engine's own list and its warnings, and the savings.
+
+    ``flags`` names an engine whose option each plan is to carry too: ``BadInputError`` as
+    ``flags_for``.
+    """
+    plans = [_plan_object(outcome) | _option(flags, outcome) for outcome in outcomes]
     saved = [_rounded(asdict(saving)) for saving in savings]
     return json.dumps({"plans": plans, "savings": saved}, indent=2)
+
+
+def _option(engine: str | None, outcome: Outcome) -> dict[str, str | None]:
+    if engine is None:
+        return {}
+    return {"flags": flags_for(engine, outcome.plan) if outcome.plan else None}
 
 
 def _plan_object(outcome: Outcome) -> dict[str, Any]:

@@ -37,9 +37,10 @@ one verify, accept, draft and commit; +/- is half the 95 % interval of its media
 (over processes where there are several), and discarded blocks are in no number. Verify and
 draft (all k steps) come from a separate, instrumented pass; host gap is wall minus GPU time.
 Accept length is 1 + accepted drafts per iteration, bonus or recovered token included; tok/s is
-batch size x accept length / mean wall time. "vs eager" is a ratio of iteration times, "vs no
-spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest bucket:
-its scope ran without a graph.
+batch size x accept length / mean wall time. "of floor speed" is the least time the device could
+take, from bytes, operations and its measured rates, over the iteration's. "vs eager" is a ratio of
+iteration times, "vs no spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over
+the largest bucket: its scope ran without a graph.
 """
 
 
@@ -73,6 +74,7 @@ SHOWN = (
     Shown("host gap [ms]", "host_gap_p50_ms", "{:.3f}"),
     Shown("accept length", "mean_acceptance_length", "{:.2f}"),
     Shown("tok/s", "output_tok_per_s", "{:.1f}"),
+    Shown("of floor speed", "floor_frac", "{:.0%}"),
     Shown("vs eager", "speedup_vs_eager", "{:.2f}x"),
     Shown("vs no spec", "speedup_vs_no_spec", "{:.2f}x"),
     Shown("discarded", "discarded_blocks"),

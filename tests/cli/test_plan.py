@@ -94,6 +94,13 @@ def test_flags_for_several_k(plan) -> None:
     ]
 
 
+def test_flags_as_json(plan) -> None:
+    words = ("--spec-tokens", "1,3", "--max-num-seqs", "2", "--flags", "sglang")
+    plans = json.loads(plan(*words, "--format", "json").out)["plans"]
+    assert [each["flags"] for each in plans] == ["--cuda-graph-bs 1 2"] * 2
+    assert "flags" not in json.loads(plan("--format", "json").out)["plans"][0]
+
+
 def test_eager_penalty_decides_what_is_captured(plan) -> None:
     words = ("--policy", "optimal", "--max-graphs", "1", "--max-num-seqs", "4", "--flags", "sglang")
     assert plan(*words).out == "--cuda-graph-bs 4\n"
@@ -141,6 +148,7 @@ MISTAKES = {
     "--costs nowhere": "nowhere/run.json: missing or damaged",
     "--flags paddle": "--flags paddle: unknown; choose one of fastdeploy",
     "--flags vllm --policy all": "--flags vllm: goes with one --policy",
+    "--flags vllm --format csv": "--format csv: --flags is printed as text or json",
     "--plot chart.pdf": "--plot chart.pdf: must end in .png, .svg, .html",
     "--plot nowhere/chart.png": "--plot nowhere/chart.png: no such folder",
 }

@@ -27,16 +27,16 @@ cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 --ignore-eo
 ```
 
 | scope | k | batch [req] | bucket [req] | iteration p50 [ms] | +/- | p99 [ms] | verify [ms] \
-| draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec \
+| draft [ms] | host gap [ms] | accept length | tok/s | of floor speed | vs eager | vs no spec \
 | discarded | status |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
-| eager | 0 | 2 |  | 10.000 |  | 11.960 |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x |  | ok |
-| eager | 2 | 2 |  | 20.000 |  | 21.960 |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x |  | ok |
-| iteration | 0 | 2 | 4 | 5.000 |  | 5.980 |  |  | 0.500 | 1.00 | 363.6 | 2.00x | 1.00x |  | ok |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+| eager | 0 | 2 |  | 10.000 |  | 11.960 |  |  | 1.000 | 1.00 | 181.8 |  | 1.00x | 1.00x |  | ok |
+| eager | 2 | 2 |  | 20.000 |  | 21.960 |  |  | 2.000 | 2.00 | 181.8 |  | 1.00x | 1.00x |  | ok |
+| iteration | 0 | 2 | 4 | 5.000 |  | 5.980 |  |  | 0.500 | 1.00 | 363.6 |  | 2.00x | 1.00x |  | ok |
 | iteration | 2 | 2 | 4 | 5.000 |  | 5.980 | 3.000 | 2.000 \
-| 0.500 | 2.00 | 727.3 | 4.00x | 2.00x |  | ok |
-| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  |  | oom |
+| 0.500 | 2.00 | 727.3 | 25% | 4.00x | 2.00x |  | ok |
+| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  |  |  | oom |
 
 {DEFINITIONS}"""
 
@@ -81,7 +81,7 @@ def test_terminal_groups_by_ascending_batch_size() -> None:
     rows = [line.split() for line in text.splitlines() if line.startswith((" eager", " iter"))]
     assert [row[2] for row in rows] == ["2"] * 4 + ["4"] * 4
     assert rows[3] == (
-        "iteration 2 2 4 5.000 5.980 3.000 2.000 0.500 2.00 727.3 4.00x 2.00x ok".split()
+        "iteration 2 2 4 5.000 5.980 3.000 2.000 0.500 2.00 727.3 25% 4.00x 2.00x ok".split()
     )
 
 
