@@ -7,6 +7,7 @@ GPU: each makes its own CUDA context, loads, captures and measures; only the imp
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -56,6 +57,10 @@ class Recording:
         path.mkdir(parents=True, exist_ok=True)
         (path / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
+    def has(self, kind: str, name: str) -> bool:
+        """Whether that run has ended."""
+        return any((run["kind"], run["run"]) == (kind, name) for run in self.runs)
+
     def seconds_planted(self) -> dict[Spot, float]:
         """The known length, by cell."""
         return {_spot(row): row["seconds"] for row in self.planted}
@@ -74,11 +79,13 @@ def record(job: Job, say: Callable[[str], None]) -> Recording:
     longest = 0.0
     for kind, number in _in_turn(job.num_runs):
         path = job.path / kind / f"{number:03}"
-        if path.exists():
+        if recording.has(kind, path.name):
             continue
         if time.perf_counter() - begun + longest > job.seconds:
             say(f"no time for {kind} {number}: --seconds {job.seconds:g} are over")
             break
+        # What an earlier call left when it was killed is no run.
+        shutil.rmtree(path, ignore_errors=True)
         if kind == PLANTED and not recording.planted:
             _plan_plant(job, recording, context)
         seconds, code = _run(job, recording, context, path, kind)

@@ -13,9 +13,9 @@ from cgbench.report.compare.comparison import Rules
 from cgbench.report.compare.evidence import Evidence, Place
 from cgbench.report.compare.verdicts import Verdict
 from cgbench.report.schema import Scope
-from gate import report, trials
+from gate import recording, report, trials
 from gate.plant import Kernel
-from gate.recording import Recording
+from gate.recording import Job, Recording
 from tests.cli.conftest import prompts, tiny  # noqa: F401
 from tests.report.compare.runs import Made
 
@@ -102,6 +102,30 @@ def test_resampling_keeps_neighbours_and_cells_together(runs: Path) -> None:
     stretch = rows[SLOW][: trials.STRETCH]
     assert stretch == [(stretch[0] + i) % 10 for i in range(trials.STRETCH)]
     assert trials.resampled(run, np.random.default_rng(1)).observed[SLOW, "iteration"] is not None
+
+
+def test_a_run_that_was_killed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of a run that has not ended is there; that of one that has is left alone."""
+    made: list[str] = []
+
+    def run(job: Job, known: Recording, context: object, path: Path, kind: str) -> object:
+        assert not path.exists()
+        path.mkdir(parents=True)
+        made.append(f"{kind} {path.name}")
+        if made == ["plain 000", "plain 001"]:
+            raise KeyboardInterrupt
+        return 1.0, 0
+
+    monkeypatch.setattr(recording, "_run", run)
+    monkeypatch.setattr(recording, "_in_turn", lambda runs: [("plain", i) for i in range(runs)])
+    job = Job(("default",), tmp_path, 0.03, num_runs=3, seconds=60)
+    with pytest.raises(KeyboardInterrupt):
+        recording.record(job, print)
+    recording.record(job, print)
+    assert made == ["plain 000", "plain 001", "plain 001", "plain 002"]
+    assert [each["run"] for each in Recording.read(tmp_path).runs] == ["000", "001", "002"]
 
 
 def test_the_truth_is_the_length_over_the_typical_iteration(runs: Path) -> None:
