@@ -11,7 +11,7 @@ and Jarrett, JASA 73, 1978, for odd sizes; the even case counts the same way).
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +25,11 @@ CONFIDENCE = 0.95
 
 # More would ask for over nineteen times the blocks; in few blocks it looks like a trend.
 MAX_CORRELATION = 0.9
+
+
+# How far from the middle a resample's may lie, in standard deviations of its rank, sqrt(n) / 2.
+# Past it is less than a float64 tells, and n blocks need some 100 n numbers, not n squared.
+REACH = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,10 @@ def median_estimate(values: Floats) -> Estimate:
     middle = float(np.median(values))
     if n < 2:
         return Estimate(middle, inf, 1)
-    away = np.sort(values) - middle
-    weights, halves = _middle_pairs(n), (away[:, None] + away) / 2
+    weights = _middle_pairs(n)
+    skipped = (n - len(weights)) // 2
+    away = np.sort(values)[skipped : n - skipped] - middle
+    halves = (away[:, None] + away) / 2
     mean = float((weights * halves).sum())
     variance = float((weights * halves**2).sum()) - mean**2
     return Estimate(middle, sqrt(max(variance, 0.0)), n - 1)
@@ -89,11 +96,13 @@ def processes_estimate(values: Floats) -> Estimate:
 
 @lru_cache(maxsize=64)
 def _middle_pairs(n: int) -> Floats:
-    """``[n, n]``: the chance that order statistics i <= j are the two that a resample of n has in
-    its middle; on the diagonal alone for odd n, which has one."""
-    rank = np.arange(1, n + 1)
+    """``[m, m]``: the chance that order statistics i <= j are the two that a resample of n has in
+    its middle; on the diagonal alone for odd n, which has one. Of the middle m of n."""
     lower = (n + 1) // 2
-    is_lower = np.diff(betainc(lower, n - lower + 1, rank / n), prepend=0)
+    first = max(lower - ceil(REACH * sqrt(n) / 2), 1)
+    rank = np.arange(first, n + 2 - first)
+    edges = np.arange(first - 1, n + 2 - first) / n
+    is_lower = np.diff(betainc(lower, n - lower + 1, edges))
     if n % 2:
         return np.diag(is_lower)
     # i < j: half the draws are at most i with one i among them, the others at least j with one j.

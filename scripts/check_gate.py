@@ -11,6 +11,7 @@ with every planted one.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 DEFAULT_WORDS = (
@@ -63,7 +64,14 @@ def analyse(arguments: argparse.Namespace) -> None:
 
     rules = Rules(gate=Gate.parse(arguments.gate) if arguments.gate else DEFAULT_GATE)
     recording = Recording.read(arguments.runs)
-    runs = {kind: trials.read_runs(arguments.runs, kind) for kind in (PLAIN, PLANTED)}
+    runs = {
+        kind: trials.read_runs(arguments.runs, recording.names(kind), kind)
+        for kind in (PLAIN, PLANTED)
+    }
+    if not all(runs.values()):
+        sys.exit(f"error: {arguments.runs}: too few runs; go on with record")
+    for reason in trials.incomparable([*runs[PLAIN], *runs[PLANTED]]):
+        sys.exit(f"error: {reason}")
     quiet = [*trials.rerun_trials(runs[PLAIN], rules)]
     missing = max(arguments.trials - len(quiet), 0)
     quiet += trials.resampled_trials(runs[PLAIN], rules, missing, arguments.seed)

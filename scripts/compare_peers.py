@@ -11,14 +11,15 @@ iteration for speculation. Rows of the second are one forward of k + 1 tokens a 
 Words after ``--`` are flags of ``cgbench run`` for this tool's rows:
 
     python scripts/compare_peers.py preset:mimo-7b -- --attention sdpa
+
+``--output`` is written after every round. The same command goes on where an earlier one ended, to
+``--rounds`` in all, and a row says of how many calls its rounds are; another ``--peers`` adds rows.
 """
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,14 @@ from unittest import mock
 import cgbench.cli.run as run_command
 from cgbench.cli.app import app
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from peers import ours, theirs
+from peers import files, ours, theirs
 from peers.rounds import Peer, Result, measure
-from peers.tables import markdown
+from peers.tables import VERIFY, markdown
 
 DECODING = (
     *("iteration", "phase", "eager", "iteration-k0", "phase-k0", "eager-k0"),
     *("dynamic", "static", "mtp", "batch"),
 )
-VERIFY = ("verify", "verify-static", "verify-compiled")
 
 # Forwards of one round of a verify row.
 VERIFY_CALLS = 20
@@ -188,25 +188,22 @@ class Setting:
         }
 
 
-def write(output: Path, text: str, facts: dict[str, Any], results: list[Result]) -> None:
-    """``NAME.md`` and ``NAME.json``: the tables, and every round as it was timed."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".md").write_text(text, encoding="utf-8")
-    rows = [asdict(result) for result in results]
-    output.with_suffix(".json").write_text(json.dumps({**facts, "peers": rows}, indent=2) + "\n")
-
-
 def main() -> None:
     arguments = parse_arguments()
     use_passive_threads()
     setting = Setting(arguments)
+    output: Path | None = arguments.output
     try:
-        results = measure(setting.makers(), seconds=arguments.seconds, max_rounds=arguments.rounds)
         facts = setting.facts()
-        text = markdown(facts, results, VERIFY)
-        print(text, flush=True)
-        if arguments.output is not None:
-            write(arguments.output, text, facts, results)
+        earlier = [] if output is None else files.read(output, facts)
+
+        def keep(results: list[Result]) -> None:
+            if output is not None:
+                files.write(output, facts, results)
+
+        limits = {"seconds": arguments.seconds, "max_rounds": arguments.rounds}
+        results = measure(setting.makers(), earlier, **limits, keep=keep)
+        print(markdown(facts, results), flush=True)
     finally:
         setting.release()
 

@@ -1,9 +1,11 @@
 """The error of a median over blocks: against counting, and how often the interval is wrong."""
 
+import tracemalloc
 from math import sqrt
 
 import numpy as np
 import pytest
+from scipy.special import betainc
 
 from cgbench.statistics import (
     CONFIDENCE,
@@ -72,3 +74,21 @@ def test_coverage_over_processes(n: int) -> None:
 
 def test_one_process_has_no_interval() -> None:
     assert processes_estimate(np.array([1.0])) == Estimate(1.0, np.inf, 1)
+
+
+@pytest.mark.parametrize("n", [9, 101, 401])
+def test_the_middle_of_many_blocks_tells_it_all(n: int) -> None:
+    """Maritz and Jarrett's sum over all n order statistics."""
+    values = np.sort(np.random.default_rng(n).lognormal(size=n))
+    weights = np.diff(betainc((n + 1) // 2, (n + 1) // 2, np.arange(n + 1) / n))
+    mean = weights @ values
+    assert median_estimate(values).error == pytest.approx(sqrt(weights @ (values - mean) ** 2))
+
+
+def test_thousands_of_blocks_take_little_memory() -> None:
+    """A run of many minutes asks after every round, each time of another number."""
+    tracemalloc.start()
+    median_estimate(np.linspace(1, 2, 4000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6

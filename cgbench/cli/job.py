@@ -1,6 +1,7 @@
 """The main job of ``cgbench run``: measure on every rank, write and print on the first."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -70,21 +71,32 @@ def _explain(directory: "RunDirectory") -> None:
 
 
 def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory | None":
-    """Load, capture and measure, on every rank; the first one writes, and returns the finished
-    run."""
+    """Load, capture and measure, on every rank; the first one writes, alone, and returns the
+    finished run."""
+    with ExitStack() as held:
+        return _measured(arguments, path, held, resume=resume)
+
+
+def _measured(
+    arguments: dict[str, Any], path: Path, held: ExitStack, *, resume: bool
+) -> "RunDirectory | None":
     started = time.perf_counter()
     from cgbench.measure.setup import make_record
     from cgbench.measure.telemetry import Watch, open_telemetry
     from cgbench.parallel.ranks import is_first
-    from cgbench.report.store import RunDirectory
+    from cgbench.report.store import RunDirectory, sole_writer
 
     if is_first():
         RunDirectory.check(path, resume=resume)
+        if resume:
+            held.enter_context(sole_writer(path))
     bench, notes = prepare(arguments)
     record = make_record(arguments, bench, notes)
     directory = None
     if is_first():
         directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
+        if not resume:
+            held.enter_context(sole_writer(path))
     for note in notes:
         say(note)
     try:

@@ -88,7 +88,7 @@ class Floor:
             keys = context + query_len
             row = shape.kv_heads * (shape.key_dim + shape.value_dim)
             live = count * batch_size * row * keys_read(shape, keys, query_len)
-            flops = count * attention_flops(shape, num_tokens, keys)
+            flops = count * batch_size * attention_flops(shape, keys, query_len)
             yield self._line(stage, _attention_name(shape), count, live, flops)
 
     def _line(
@@ -122,11 +122,13 @@ def keys_read(shape: AttentionShape, keys: float, query_len: int) -> float:
     return keys if shape.window is None else min(keys, shape.window + query_len - 1)
 
 
-def attention_flops(shape: AttentionShape, num_tokens: int, keys: float) -> float:
-    """Operations of ``num_tokens`` queries, each on ``keys`` rows or its window of them: the
-    product with the keys and the one with the values. A query sees up to k keys fewer."""
-    seen = keys if shape.window is None else min(keys, shape.window)
-    return 2.0 * num_tokens * shape.query_heads * seen * (shape.key_dim + shape.value_dim)
+def attention_flops(shape: AttentionShape, keys: float, query_len: int) -> float:
+    """Operations of ``query_len`` consecutive queries, the last one on ``keys`` rows, each before
+    it on one fewer, or on its window of them: the product with the keys and the one with the
+    values."""
+    window = keys if shape.window is None else shape.window
+    seen = sum(min(keys - back, window) for back in range(query_len))
+    return 2.0 * shape.query_heads * seen * (shape.key_dim + shape.value_dim)
 
 
 def _attention_name(shape: AttentionShape) -> str:

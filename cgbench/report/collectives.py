@@ -38,11 +38,13 @@ class CollectiveShare:
 
 
 def collective_shares(samples: Sequence[Sample]) -> Iterator[CollectiveShare]:
-    """One for each cell that has collectives, in the order of the samples."""
+    """One for each cell that has collectives and a timed iteration, in the order of the samples."""
     collectives = _medians(samples, "collectives")
     iterations = _medians(samples, "iteration")
     for cell, milliseconds in collectives.items():
-        yield CollectiveShare(*cell, milliseconds, iterations[cell])
+        # Where every block was discarded there is nothing to be a share of.
+        if cell in iterations:
+            yield CollectiveShare(*cell, milliseconds, iterations[cell])
 
 
 def _medians(samples: Sequence[Sample], stage: str) -> dict[CellId, float]:

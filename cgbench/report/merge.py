@@ -15,6 +15,9 @@ from cgbench.report.summary import CELL, with_timings
 SEVERITY = (Status.AUDIT_FAILED, Status.OOM, Status.DISTURBED, Status.OK)
 FAILED = (Status.AUDIT_FAILED, Status.OOM)
 
+OF_THE_FIRST = ("tokens_sha256", "mean_acceptance_length", "acceptance_rate_per_pos")
+"""What a row says of the generate pass, as the acceptance and the tokens kept are."""
+
 
 def merge_runs(
     parts: Sequence[RunDirectory], path: Path, resumed: Sequence[dict[str, Any]] = ()
@@ -61,13 +64,14 @@ def merge_runs(
 
 def _worst_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a cell, in the first run's order: that of the worst status, with the most memory and
-    the discarded blocks of all."""
+    the discarded blocks of all, and the first run's tokens and acceptance."""
     by_cell = rows.groupby(CELL, sort=False)
     together = by_cell.agg(
         discarded_blocks=("discarded_blocks", "sum"),
         peak_memory_bytes=("peak_memory_bytes", "max"),
         mean_context_len=("mean_context_len", "mean"),
     )
+    together = together.join(rows.drop_duplicates(CELL).set_index(CELL)[[*OF_THE_FIRST]])
     severity = rows["status"].map({status.value: i for i, status in enumerate(SEVERITY)})
     worst = rows.assign(severity=severity).sort_values("severity", kind="stable")
     worst = worst.drop_duplicates(CELL).set_index(CELL).reindex(together.index)

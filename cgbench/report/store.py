@@ -5,9 +5,11 @@ finished: rows that other files hold for a batch size it lacks are left over fro
 never read, and are gone at the next write.
 """
 
+import fcntl
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -260,6 +262,31 @@ class RunDirectory:
         aside = self.path / f"{name}.tmp"
         write(aside)
         os.replace(aside, self.path / name)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Nothing else goes on with the run in ``path`` meanwhile; a process that is killed lets go.
+
+    Raises ``RunDirectoryError`` where another process is at it.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        # A file system that knows no such locks is taken as it is.
+        with suppress(OSError):
+            _lock(folder, path)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, path: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunDirectoryError(
+            f"--output {path}: another process is writing it; wait for it, or end it"
+        ) from error
 
 
 def is_free(path: Path) -> bool:

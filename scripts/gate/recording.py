@@ -54,12 +54,19 @@ class Recording:
         return cls(**json.loads((path / RECORD).read_text()))
 
     def write(self, path: Path) -> None:
+        """Aside, then renamed into place: a kill leaves the one before."""
         path.mkdir(parents=True, exist_ok=True)
-        (path / RECORD).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        aside = path / f"{RECORD}.tmp"
+        aside.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(aside, path / RECORD)
+
+    def names(self, kind: str) -> list[str]:
+        """The runs of one kind that have ended, in the order made."""
+        return [run["run"] for run in self.runs if run["kind"] == kind]
 
     def has(self, kind: str, name: str) -> bool:
         """Whether that run has ended."""
-        return any((run["kind"], run["run"]) == (kind, name) for run in self.runs)
+        return name in self.names(kind)
 
     def seconds_planted(self) -> dict[Spot, float]:
         """The known length, by cell."""
@@ -76,7 +83,7 @@ def record(job: Job, say: Callable[[str], None]) -> Recording:
     context = multiprocessing.get_context(job.start)
     context.set_forkserver_preload(["gate.plant", "cgbench.measure.setup"])
     recording = _opened(job)
-    longest = 0.0
+    longest = max((run["seconds"] for run in recording.runs), default=0.0)
     for kind, number in _in_turn(job.num_runs):
         path = job.path / kind / f"{number:03}"
         if recording.has(kind, path.name):
@@ -88,12 +95,22 @@ def record(job: Job, say: Callable[[str], None]) -> Recording:
         shutil.rmtree(path, ignore_errors=True)
         if kind == PLANTED and not recording.planted:
             _plan_plant(job, recording, context)
+            # Before the first run that holds it: one lost to a kill is planned no second time.
+            recording.write(job.path)
         seconds, code = _run(job, recording, context, path, kind)
         longest = max(longest, seconds)
         recording.runs.append({"kind": kind, "run": path.name, "seconds": seconds, "code": code})
         recording.write(job.path)
         say(f"{kind} {number}: {seconds:.1f} s, exit code {code}")
+    say(_summary(job, recording))
     return recording
+
+
+def _summary(job: Job, recording: Recording) -> str:
+    counts = ", ".join(
+        f"{len(recording.names(kind))} of {job.num_runs} {kind} runs" for kind in (PLAIN, PLANTED)
+    )
+    return f"{counts} in {job.path}; the same command goes on where it ended"
 
 
 def _in_turn(num_runs: int) -> list[tuple[str, int]]:

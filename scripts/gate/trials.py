@@ -10,6 +10,7 @@ import numpy as np
 from cgbench.errors import ExitCode
 from cgbench.report.compare.comparison import Comparison, Rules, judge
 from cgbench.report.compare.evidence import Evidence, Observed, Place
+from cgbench.report.compare.pairing import blockers
 from cgbench.report.compare.verdicts import ITERATION, TPOT, Line, Verdict
 from gate.recording import PLANTED
 
@@ -55,9 +56,16 @@ class Trial:
         return self.exit_code == ExitCode.ANSWER_IS_NO
 
 
-def read_runs(path: Path, kind: str) -> list[Evidence]:
-    """The recorded runs of one kind, in the order made."""
-    return [Evidence.read(run.name, run) for run in sorted((path / kind).iterdir())]
+def read_runs(path: Path, names: Sequence[str], kind: str) -> list[Evidence]:
+    """The recorded runs of one kind, in the order made: what a kill left besides is none."""
+    return [Evidence.read(name, path / kind / name) for name in names]
+
+
+def incomparable(runs: Sequence[Evidence]) -> Iterator[str]:
+    """What keeps any run from being compared with the first one: such a trial says nothing, and
+    must not count as one without an alarm."""
+    for run in runs[1:]:
+        yield from (f"{run.path}: {reason}" for reason in blockers(runs[0], run))
 
 
 def rerun_trials(plain: Sequence[Evidence], rules: Rules) -> Iterator[Trial]:

@@ -47,7 +47,7 @@ class Iterations:
         self._runner = prepared.bench.runners[key]
         self._k = spec_tokens
         # One untimed iteration comes first, and none may leave the room that KV has.
-        self._count = prepared.bench.options.band // (spec_tokens + 1) - 1
+        self._count = prepared.bench.options.reach // (spec_tokens + 1) - 1
 
     def round(self, seed: int) -> Round:
         prepared = self._prepared

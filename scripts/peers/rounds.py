@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,11 +38,13 @@ class Peer(Protocol):
 
 @dataclass
 class Result:
-    """One peer's row: its rounds, or the reason that there are none."""
+    """One peer's row: its rounds, and the reason that there are none, or no more."""
 
     name: str
     rounds: list[Round] = field(default_factory=list)
     reason: str | None = None
+    calls: int = 0
+    """Of the script, that took its rounds."""
 
     def step_ms(self) -> tuple[float, float]:
         """Median milliseconds a step, and half the width of its interval."""
@@ -62,21 +64,44 @@ def _median(values: list[float]) -> tuple[float, float]:
 
 
 def measure(
-    makers: Mapping[str, Callable[[], Peer]], *, seconds: float, max_rounds: int
+    makers: Mapping[str, Callable[[], Peer]],
+    earlier: Sequence[Result] = (),
+    *,
+    seconds: float,
+    max_rounds: int,
+    keep: Callable[[list[Result]], object] = lambda results: None,
 ) -> list[Result]:
-    """Make and warm every peer, then take rounds in turn until ``seconds`` are used up, three
-    rounds at least. A peer that fails is a row that says why, and the others go on."""
-    results = {name: Result(name) for name in makers}
-    peers = {name: _ready(results[name], make) for name, make in makers.items()}
+    """Make and warm every peer that lacks rounds, then take rounds in turn until ``seconds`` are
+    used up, three rounds at least. A peer that fails is a row that says why, and the others go on.
+
+    ``earlier`` rows, of calls before this one, are added to: to ``max_rounds`` in all. ``keep`` is
+    told all rows after each round, and when a peer fails to get ready.
+    """
+    found = {result.name: result for result in earlier}
+    results = {**{name: Result(name) for name in makers}, **found}
+    rows = list(results.values())
+    peers = []
+    for name, make in makers.items():
+        if _is_open(results[name], max_rounds):
+            peers.append((results[name], _ready(results[name], make)))
+            keep(rows)
     started = time.perf_counter()
     for number in range(max_rounds):
         if number >= MIN_ROUNDS and time.perf_counter() - started > seconds:
             break
-        for name, peer in peers.items():
-            if peer is not None and results[name].reason is None:
-                _take(results[name], peer, number)
+        turns = [(row, peer) for row, peer in peers if peer and _is_open(row, max_rounds)]
+        if not turns:
+            break
+        for row, peer in turns:
+            row.calls += not number
+            _take(row, peer)
+        keep(rows)
         _say(f"round {number + 1} of at most {max_rounds}")
-    return list(results.values())
+    return rows
+
+
+def _is_open(result: Result, max_rounds: int) -> bool:
+    return result.reason is None and len(result.rounds) < max_rounds
 
 
 def _ready(result: Result, make: Callable[[], Peer]) -> Peer | None:
@@ -93,11 +118,10 @@ def _ready(result: Result, make: Callable[[], Peer]) -> Peer | None:
     return peer
 
 
-def _take(result: Result, peer: Peer, seed: int) -> None:
+def _take(result: Result, peer: Peer) -> None:
     try:
-        result.rounds.append(peer.round(seed))
+        result.rounds.append(peer.round(len(result.rounds)))
     except Exception as error:
-        result.rounds.clear()
         _fail(result, error)
 
 

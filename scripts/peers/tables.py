@@ -1,6 +1,6 @@
 """The rows of a comparison as Markdown."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from peers.rounds import Result
@@ -21,16 +21,22 @@ WHAT = {
     "verify-compiled": "transformers forward, static cache, `reduce-overhead`",
 }
 
+VERIFY = ("verify", "verify-static", "verify-compiled")
+"""The rows of the second table."""
+
+NOT_YET = "no round yet"
+
 SYNTHETIC = (
     "Acceptance is synthetic: tokens a second of rows with drafts say what such rates would bring; "
     "milliseconds a step are measured."
 )
 
 
-def markdown(facts: Mapping[str, Any], results: list[Result], verify: Collection[str]) -> str:
+def markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
     """Both tables, with what they share and the command above them."""
-    decoding = [result for result in results if result.name not in verify]
-    forwards = [result for result in results if result.name in verify]
+    ordered = sorted(results, key=lambda result: [*WHAT].index(result.name))
+    decoding = [result for result in ordered if result.name not in VERIFY]
+    forwards = [result for result in ordered if result.name in VERIFY]
     parts = [
         "# Decode beside transformers",
         f"```\n{facts['command']}\n```",
@@ -56,35 +62,41 @@ def _shared(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"- {SYNTHETIC}"
 
 
-def _decoding_rows(results: list[Result], facts: Mapping[str, Any]) -> Iterator[str]:
+def _decoding_rows(results: Sequence[Result], facts: Mapping[str, Any]) -> Iterator[str]:
     yield "| what | ms / step | tokens / step | tok/s | iteration is | rounds |"
     yield "|---|---:|---:|---:|---:|---:|"
     best = next((r for r in results if r.name == "iteration" and r.rounds), None)
     for result in results:
         name = WHAT[result.name].format(k=facts["spec_tokens"])
         if not result.rounds:
-            yield f"| {name} | {result.reason} | | | | |"
+            yield f"| {name} | {result.reason or NOT_YET} | | | | |"
             continue
         rate = result.tokens_per_s()
         ratio = "" if best is None else f"{best.tokens_per_s()[0] / rate[0]:.2f}x"
         yield (
             f"| {name} | {_with_interval(result.step_ms(), 3)} | {result.tokens_per_step():.2f} "
-            f"| {_with_interval(rate, 1)} | {ratio} | {len(result.rounds)} |"
+            f"| {_with_interval(rate, 1)} | {ratio} | {_rounds(result)} |"
         )
 
 
-def _forward_rows(results: list[Result], facts: Mapping[str, Any]) -> Iterator[str]:
+def _rounds(result: Result) -> str:
+    """How many; of calls that did not take turns with each other, of how many calls."""
+    calls = f" in {result.calls} calls" if result.calls > 1 else ""
+    return f"{len(result.rounds)}{calls}" + (f", then {result.reason}" if result.reason else "")
+
+
+def _forward_rows(results: Sequence[Result], facts: Mapping[str, Any]) -> Iterator[str]:
     yield (f"| forward of {facts['spec_tokens'] + 1} tokens a request | ms | cgbench is | rounds |")
     yield "|---|---:|---:|---:|"
     best = next((r for r in results if r.name == "verify" and r.rounds), None)
     for result in results:
         name = WHAT[result.name]
         if not result.rounds:
-            yield f"| {name} | {result.reason} | | |"
+            yield f"| {name} | {result.reason or NOT_YET} | | |"
             continue
         step = result.step_ms()
         ratio = "" if best is None else f"{step[0] / best.step_ms()[0]:.2f}x"
-        yield f"| {name} | {_with_interval(step, 3)} | {ratio} | {len(result.rounds)} |"
+        yield f"| {name} | {_with_interval(step, 3)} | {ratio} | {_rounds(result)} |"
 
 
 def _with_interval(value: tuple[float, float], digits: int) -> str:

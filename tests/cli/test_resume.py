@@ -11,7 +11,7 @@ import torch
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.bench import Bench
-from cgbench.report.store import RunDirectory
+from cgbench.report.store import RunDirectory, sole_writer
 from tests.cli.command import FAST, Done, cgbench
 
 
@@ -54,6 +54,16 @@ def interrupt(command: Command, error: BaseException) -> Done:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group, "measure_group", failing_at(2, error))
         return command()
+
+
+def test_one_process_at_a_time_goes_on(command: Command) -> None:
+    """Both would measure the same batch sizes, at once."""
+    assert interrupt(command, RuntimeError("a failure")).code == 3
+    files = command.files()
+    with sole_writer(command.path):
+        command("--resume").refused(2, "--output", "another process is writing it")
+    assert command.files() == files
+    assert command("--resume").code == 0
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cgbench.measure.device_limits import DeviceLimits, device_limits, read_bandwidth
-from cgbench.measure.floor import Batch, Floor, expected_experts, keys_read
+from cgbench.measure.floor import Batch, Floor, attention_flops, expected_experts, keys_read
 from cgbench.models.families import MIMO
 from cgbench.models.products import AttentionShape, Product, model_work
 from cgbench.models.request import ModelRequest, plan_loading
@@ -88,6 +88,12 @@ def test_queries_of_one_request_share_the_rows_of_their_windows() -> None:
     shape = AttentionShape(4, 1, 8, 8, 10)
     assert keys_read(shape, 100, 4) == 13  # 87..99
     assert keys_read(shape, 6, 4) == 6
+
+
+def test_no_operation_is_counted_on_keys_that_a_query_does_not_see() -> None:
+    pair = 2 * 4 * (8 + 8)  # query heads, key and value size
+    assert attention_flops(AttentionShape(4, 1, 8, 8, None), 6, 4) == (6 + 5 + 4 + 3) * pair
+    assert attention_flops(AttentionShape(4, 1, 8, 8, 5), 6, 4) == (5 + 5 + 4 + 3) * pair
 
 
 def test_experts_touched_grow_with_the_tokens_and_end_at_all() -> None:

@@ -101,6 +101,21 @@ def test_tokens_that_differ_between_processes_are_told(tmp_path: Path) -> None:
     assert warnings == ["tokens differ between processes: iteration k=2, batch size 8"]
 
 
+def test_tokens_and_acceptance_are_the_first_ones_whatever_became_of_another(
+    tmp_path: Path,
+) -> None:
+    """The row says what acceptance.csv and tokens.jsonl hold, and TPOT rests on it."""
+    other = {"tokens_sha256": "other", "num_accepted_per_pos": (1, 0), "status": Status.DISTURBED}
+    run = merged(tmp_path, Made(), Made(seed=1, edit=only(other)))
+    row = run.latency().query(QUERY).iloc[0]
+    first = RunDirectory.open(tmp_path / "0").latency().query(QUERY).iloc[0]
+    names = ["tokens_sha256", "mean_acceptance_length", "acceptance_rate_per_pos"]
+    assert row["status"] == "disturbed" and row[names].equals(first[names])
+    counts = run.acceptance().query(QUERY)
+    length = 1 + counts["accepted"].sum() / counts["drafted"].iloc[0]
+    assert row["mean_acceptance_length"] == pytest.approx(length, rel=1e-5)
+
+
 def test_most_memory_of_all(tmp_path: Path) -> None:
     def more(cell: Cell) -> Cell:
         return replace(cell, peak_memory_bytes=9999) if cell.scope is Scope.PHASE else cell

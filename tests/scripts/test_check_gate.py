@@ -1,7 +1,9 @@
 """The gate's trial: what is planted, what is counted, and a small one from end to end."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from math import log1p
 from pathlib import Path
 
@@ -39,8 +41,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in (0, 2)
         for n in (1, 8)
     ]
+    recording.runs = recorded(5)
     recording.write(folder)
     return folder
+
+
+def recorded(num_runs: int) -> list[dict]:
+    return [
+        {"kind": kind, "run": f"{i:03}", "seconds": 1.0, "code": 0}
+        for kind in ("plain", "planted")
+        for i in range(num_runs)
+    ]
 
 
 def analysed(runs: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> dict:
@@ -128,8 +139,58 @@ def test_a_run_that_was_killed_is_made_anew(
     assert [each["run"] for each in Recording.read(tmp_path).runs] == ["000", "001", "002"]
 
 
+def test_what_was_planted_outlives_a_kill_in_the_first_run_that_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another calibration gives other lengths; the runs so far tell what time one takes."""
+    planned: list[object] = []
+
+    def plan(job: Job, known: Recording, context: object) -> None:
+        planned.append(known)
+        known.planted.append({"scope": "phase", "seconds": 1e-6})
+
+    def run(job: Job, known: Recording, context: object, path: Path, kind: str) -> object:
+        if kind == "planted" and len(planned) == 1 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            raise KeyboardInterrupt
+        return 40.0, 0
+
+    monkeypatch.setattr(recording, "_plan_plant", plan)
+    monkeypatch.setattr(recording, "_run", run)
+    said: list[str] = []
+    job = Job(("default",), tmp_path, 0.03, num_runs=2, seconds=60)
+    with pytest.raises(KeyboardInterrupt):
+        recording.record(job, said.append)
+    again = recording.record(job, said.append)
+    assert len(planned) == 1 and again.planted == [{"scope": "phase", "seconds": 1e-6}]
+    assert said[-1].startswith("2 of 2 plain runs, 2 of 2 planted runs in ")
+    recording.record(replace(job, num_runs=3, seconds=30), said.append)
+    assert said[-2].startswith("no time for plain 2")
+
+
+def test_only_runs_that_ended_and_can_be_compared_are_counted(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One left by a kill is no run; one that is, but not comparable, would pass for quiet."""
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    Made(seed=99, finish=False).write(folder / "plain" / "005")
+    found = analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
+    assert found["runs"] == {"plain": 5, "planted": 5}
+    known = Recording.read(folder)
+    known.runs.append({"kind": "plain", "run": "005", "seconds": 1.0, "code": 0})
+    known.write(folder)
+    with pytest.raises(SystemExit, match=r"plain/005: 005 is not finished"):
+        analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
+    known.runs = [run for run in known.runs if run["kind"] == "plain"]
+    known.write(folder)
+    with pytest.raises(SystemExit, match="too few runs"):
+        analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
+
+
 def test_the_truth_is_the_length_over_the_typical_iteration(runs: Path) -> None:
-    plain, planted = (trials.read_runs(runs, kind) for kind in ("plain", "planted"))
+    names = Recording.read(runs).names("plain")
+    plain, planted = (trials.read_runs(runs, names, kind) for kind in ("plain", "planted"))
     (trial,) = trials.planted_trials(plain[:1], planted[:1], Rules(), {SLOW: 1e-3})
     (effect,) = [e for e in trial.effects if e.place == SLOW and e.what == "iteration latency"]
     assert effect.planted == pytest.approx(0.5, rel=0.01) and not effect.covers

@@ -1,6 +1,8 @@
 """``scripts/compare_peers.py``: rounds taken in turn, rows that say why, and a run on a CPU."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import torch
 
 import compare_peers
 from cgbench.models.request import ModelRequest, plan_loading
-from peers import theirs
+from cgbench.report.schema import Scope
+from peers import files, theirs
 from peers.rounds import MIN_ROUNDS, WARMUP_ROUNDS, PeerError, Result, Round, measure
 from peers.tables import WHAT, markdown
 from tests.tiny import add_tokenizer, greedy_reference, make_checkpoint, reference_model
@@ -69,7 +72,7 @@ def test_a_peer_that_fails_is_a_row_that_says_why_and_the_others_go_on() -> None
     }
     a, b, c = measure(makers, seconds=100, max_rounds=4)
     assert len(a.rounds) == 4 and a.reason is None
-    assert b.rounds == [] and b.reason == "ValueError: a cause"
+    assert len(b.rounds) == 1 and b.reason == "ValueError: a cause"
     assert c.rounds == [] and c.reason == "needs a CUDA device"
 
 
@@ -88,7 +91,7 @@ def test_the_tables() -> None:
         result("verify", 4, 4),
         result("verify-compiled", 7, 4),
     ]
-    text = markdown(FACTS, results, compare_peers.VERIFY)
+    text = markdown(FACTS, results)
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert rows == [
         ["what", "ms / step", "tokens / step", "tok/s", "iteration is", "rounds"],
@@ -100,6 +103,63 @@ def test_the_tables() -> None:
         [WHAT["verify-compiled"], "7.000 ± 0.000", "1.75x", "3"],
     ]
     assert "Acceptance is synthetic" in text and "random weights" in text
+
+
+def test_a_row_says_what_ended_it_and_of_how_many_calls_it_is() -> None:
+    rounds = [Round(0.05, 10, 30)] * 4
+    text = markdown(FACTS, [Result("static"), Result("dynamic", rounds, "no memory", calls=2)])
+    assert "| 4 in 2 calls, then no memory |" in text and "| no round yet | |" in text
+
+
+def test_a_call_that_is_killed_loses_no_round_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    output, log = tmp_path / "mimo-7b.k3", []
+    makers = {name: partial(Recorded, name, log) for name in "ab"}
+    killed: list[int] = []
+
+    def keep(results: list[Result]) -> None:
+        files.write(output, FACTS, named(results))
+        killed.extend(len(result.rounds) for result in results)
+        if killed[-2:] == [2, 2]:
+            raise KeyboardInterrupt
+
+    def named(results: list[Result]) -> list[Result]:
+        words = {"a": "iteration", "b": "dynamic"}
+        return [replace(each, name=words.get(each.name, each.name)) for each in results]
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(makers, seconds=0, max_rounds=5, keep=keep)
+    assert {file.name for file in tmp_path.iterdir()} == {"mimo-7b.k3.json", "mimo-7b.k3.md"}
+    found = files.read(output, {**FACTS, "command": "another"})
+    assert [(row.name, len(row.rounds), row.calls) for row in found] == [
+        ("iteration", 2, 1),
+        ("dynamic", 2, 1),
+    ]
+    log.clear()
+    more = {name: partial(Recorded, name, log) for name in ("iteration", "static")}
+    found[1].reason = "failed"
+    rows = measure(more, found, seconds=100, max_rounds=5)
+    counts = {row.name: (len(row.rounds), row.calls) for row in rows}
+    assert counts == {"iteration": (5, 2), "static": (5, 1), "dynamic": (2, 1)}
+    assert [each for each in log if each.startswith("iteration")][WARMUP_ROUNDS:] == [
+        f"iteration{i}" for i in (2, 3, 4)
+    ]
+    with pytest.raises(SystemExit, match="of another batch_size; choose another --output"):
+        files.read(output, {**FACTS, "batch_size": 3})
+
+
+def test_every_k_has_iterations_to_time_and_stays_in_its_kv_rows(tiny: Path) -> None:
+    words = [str(tiny), "--device", "cpu", "--spec-tokens", "8", "--context-len", "12"]
+    words += ["--new-tokens", "8", "--", "--prompts", "random"]
+    setting = compare_peers.Setting(compare_peers.parse_arguments(words))
+    try:
+        for k in (0, 8):
+            peer = compare_peers.ours.Iterations(setting.prepared, k, Scope.EAGER)
+            round_ = peer.round(0)
+            lengths = setting.bench.states[k].rows(1).seq_len
+            assert round_.steps >= 7 and round_.seconds > 0
+            assert int(lengths.max()) + 2 * k <= setting.bench.spec.cache.room
+    finally:
+        setting.release()
 
 
 def test_words_after_two_dashes_are_flags_of_cgbench_run() -> None:

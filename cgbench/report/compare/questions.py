@@ -29,6 +29,9 @@ from cgbench.statistics import Estimate, median_estimate
 NO_EFFECT = Estimate(0.0)
 UNKNOWN = Estimate(nan, inf, 1)
 
+TIMES = ("iteration", "wall", "host_gap", *(stage.name for stage in STAGES))
+"""What evidence holds of a cell's times, where it was measured."""
+
 GRAPH = ["phase", "spec_tokens", "bucket"]
 
 Maybe: TypeAlias = Observed | None
@@ -65,18 +68,31 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
     """Everything measured of one cell that both runs have numbers for."""
     assert pair.base and pair.new
     place = pair.place
+    is_one = _is_one(place, base, new)
     for metric, column in ((ITERATION, "iteration"), *((s, s.name) for s in STAGES)):
         times = base.observed.get((place, column)), new.observed.get((place, column))
         if metric is ITERATION or not all(each is None for each in times):
-            yield _of_blocks(metric, place, *times)
+            yield _of_blocks(metric, place, *times, is_one)
     counts = tuple(run.counts.get(place, []) for run in (base, new))
     if pair.base["l2"] != COLD:  # whose wall time would hold the flush
-        yield _host_gap(place, *(run.observed.get((place, "host_gap")) for run in (base, new)))
+        gaps = tuple(run.observed.get((place, "host_gap")) for run in (base, new))
+        yield _host_gap(place, gaps[0], gaps[1], is_one)
         walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
-        yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]))
+        yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), is_one)
     if place.spec_tokens:
         yield from _acceptance(place, *counts)
     yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
+
+
+def _is_one(place: Place, base: Evidence, new: Evidence) -> bool:
+    """Whether both sides are one measurement of the cell: alike in every time. One alone may be
+    so by chance, for a device's events have ticks and a stage has one block."""
+    return _times(place, base) == _times(place, new)
+
+
+def _times(place: Place, run: Evidence) -> list[list[float]]:
+    found = (run.observed.get((place, column)) for column in TIMES)
+    return [[] if each is None else each.values.tolist() for each in found]
 
 
 def is_disturbed(pair: Pair) -> bool:
@@ -91,10 +107,10 @@ def _missing(metric: Metric, place: Place, *is_there: bool) -> Question:
     return Question(metric, place._asdict(), reason=f"not in {where}")
 
 
-def _of_blocks(metric: Metric, place: Place, base: Maybe, new: Maybe) -> Question:
+def _of_blocks(metric: Metric, place: Place, base: Maybe, new: Maybe, is_one: bool) -> Question:
     if base is None or new is None:
         return _missing(metric, place, base is not None, new is not None)
-    return _asked(metric, place, base, new, ())
+    return _asked(metric, place, base, new, (), is_one)
 
 
 def _asked(
@@ -103,10 +119,10 @@ def _asked(
     base: Observed,
     new: Observed,
     lengths: Sequence[Estimate],
+    is_one: bool,
 ) -> Question:
     """A ratio of times; with ``lengths``, divided by those."""
     sides = [side.log_estimate() for side in (base, new)]
-    is_one = np.array_equal(base.values, new.values)
     effect = NO_EFFECT if is_one else difference(sides[1], sides[0])
     values = [side.value for side in sides]
     if lengths:
@@ -123,13 +139,15 @@ def _asked(
     )
 
 
-def _tpot(place: Place, walls: tuple[Maybe, Maybe], counts: tuple[Counts, Counts]) -> Question:
+def _tpot(
+    place: Place, walls: tuple[Maybe, Maybe], counts: tuple[Counts, Counts], is_one: bool
+) -> Question:
     base, new = walls
     has_length = [_is_whole(each, place.spec_tokens) for each in counts]
     if base is None or new is None or not all(has_length):
         there = (each is not None and ok for each, ok in zip(walls, has_length, strict=True))
         return _missing(TPOT, place, *there)
-    return _asked(TPOT, place, base, new, _lengths(*counts))
+    return _asked(TPOT, place, base, new, _lengths(*counts), is_one)
 
 
 def _lengths(base: Counts, new: Counts) -> list[Estimate]:
@@ -165,14 +183,14 @@ def _acceptance(place: Place, base: Counts, new: Counts) -> Iterator[Question]:
         yield Question(acceptance_rate(position), where, a.value, b.value, effect, rows)
 
 
-def _host_gap(place: Place, base: Maybe, new: Maybe) -> Question:
+def _host_gap(place: Place, base: Maybe, new: Maybe, is_one: bool) -> Question:
     """A gap may be negative, where a read-back overlaps the next iteration: that has no ratio."""
     if base is None or new is None or min(base.values.min(), new.values.min()) > 0:
-        return _of_blocks(HOST_GAP, place, base, new)
+        return _of_blocks(HOST_GAP, place, base, new, is_one)
     sides = (base.values, new.values)
     medians = (float(np.median(sides[0])), float(np.median(sides[1])))
-    effect = NO_EFFECT if np.array_equal(*sides) else UNKNOWN
-    reason = "" if effect is NO_EFFECT else "not above zero in every block: no ratio"
+    effect = NO_EFFECT if is_one else UNKNOWN
+    reason = "" if is_one else "not above zero in every block: no ratio"
     counts = (len(sides[0]), len(sides[1]))
     return Question(HOST_GAP, place._asdict(), *medians, effect, counts, reason)
 

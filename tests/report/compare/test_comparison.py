@@ -73,6 +73,17 @@ def test_one_block_decides_nothing(base: Path, tmp_path: Path) -> None:
     assert at(found, "TPOT").reason == "one block has no interval"
 
 
+def test_a_stage_that_is_alike_by_chance_is_not_same(base: Path, tmp_path: Path) -> None:
+    """Of one block, in ticks of the device: both runs' verify has the same median."""
+    rules = Rules(gate=Gate.parse("verify"))
+    found = compare(base, Made(seed=1).write(tmp_path / "other"), rules)
+    line = at(found, "verify")
+    assert line.base == line.new and (line.base_blocks, line.new_blocks) == (1, 1)
+    assert (line.verdict, line.reason) == (Verdict.INCONCLUSIVE, "one block has no interval")
+    assert found.exit_code == 4
+    assert at(compare(base, base, rules), "verify").verdict is Verdict.SAME
+
+
 def test_eager_is_reported_and_gated_only_where_asked(base: Path, tmp_path: Path) -> None:
     slow = Made(seed=1, slower=1.1).write(tmp_path / "slow")
     line = at(compare(base, slow, Rules()), "TPOT", Scope.EAGER)
