@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cgbench.planning.expected import expected_of_span
+from cgbench.planning.flags import flags_for
 from cgbench.planning.plan import Span
 from cgbench.planning.study import Outcome, Saving
 
@@ -89,9 +90,15 @@ def plan_csv(outcomes: Sequence[Outcome]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def plan_json(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> str:
-    """Every outcome with its buckets, the engine's own list and its warnings, and the savings."""
-    plans = [_plan_object(outcome) for outcome in outcomes]
+def plan_json(
+    outcomes: Sequence[Outcome], savings: Sequence[Saving], engine: str | None = None
+) -> str:
+    """Every outcome with its buckets, the engine's own list and its warnings, and the savings.
+
+    With ``engine`` also its option's text (see ``flags_for``, which may raise ``BadInputError``);
+    None where there is no plan.
+    """
+    plans = [{**_plan_object(outcome), "flags": _flags(outcome, engine)} for outcome in outcomes]
     saved = [_rounded(asdict(saving)) for saving in savings]
     return json.dumps({"plans": plans, "savings": saved}, indent=2)
 
@@ -108,6 +115,10 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
         "warnings": list(plan.warnings) if plan else [],
         "buckets": [_rounded(row) for row in bucket_rows(outcome)] if plan else [],
     }
+
+
+def _flags(outcome: Outcome, engine: str | None) -> str | None:
+    return flags_for(engine, outcome.plan) if engine and outcome.plan else None
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
