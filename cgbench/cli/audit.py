@@ -90,7 +90,7 @@ def audit(
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 16,
-    context_len: Annotated[int, typer.Option(help="Tokens of a random prompt.")] = 64,
+    context_len: Annotated[int, typer.Option(help="Tokens of a prompt of --prompts random.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of prompts, poison and random weights.")] = 0,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
@@ -100,7 +100,11 @@ def audit(
     tp_head: TpHead = HeadPlacement.DIVIDED,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     checks: Annotated[
-        str | None, typer.Option(help="Only these checks, by name. Default: all of them.")
+        str | None,
+        typer.Option(
+            help="Only these, of equality, hidden, drafts, parity, padding, isolation, hygiene and "
+            "limits. Default: all."
+        ),
     ] = None,
     repro: Annotated[
         Path | None, typer.Option(help="New folder for what wrong findings were found on.")
@@ -110,7 +114,11 @@ def audit(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does."""
+    """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does.
+
+    Exit code 0: all checks hold that could be made; 1: something is wrong; 2: bad input; 3: cannot
+    be done here.
+    """
     num_ranks = ranks_asked(tp)
     arguments: dict[str, Any] = {
         "model": model,

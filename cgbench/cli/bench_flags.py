@@ -8,17 +8,28 @@ from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacem
 from cgbench.errors import BadInputError
 
 Model = Annotated[
-    str, typer.Argument(help="'default', 'preset:NAME', a folder, a GGUF file or a hub id.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="'default' (small, trained, ships with cgbench), 'preset:NAME' (a public shape with "
+        "random weights), a folder, a GGUF file or a hub id.",
+    ),
 ]
 SpecTokens = Annotated[
-    str, typer.Option(help="Draft tokens k per iteration, 0 to 8; 0 is always measured too.")
+    str, typer.Option(help="Draft tokens k per iteration, 0 to 8, such as 1,3; 0 always runs too.")
 ]
-Scopes = Annotated[str, typer.Option(help="Of eager, phase (three graphs), iteration (one graph).")]
+Scopes = Annotated[
+    str, typer.Option(help="Of eager, phase (three graphs an iteration), iteration (one).")
+]
 Policy = Annotated[
-    str | None, typer.Option(help="Capture policy, as `cgbench plan --policy all` lists them.")
+    str | None,
+    typer.Option(
+        help="Capture policy, one that `cgbench plan --policy all` lists. Default: scaled, or "
+        "explicit with --capture-sizes."
+    ),
 ]
 CaptureSizes = Annotated[
-    str | None, typer.Option(help="Explicit capture sizes, in --capture-unit.")
+    str | None, typer.Option(help="Sizes to capture, such as 1,4,8, in --capture-unit.")
 ]
 CaptureUnit = Annotated[Unit, typer.Option(help="What --capture-sizes counts.")]
 Prompts = Annotated[
@@ -28,7 +39,10 @@ Prompts = Annotated[
     ),
 ]
 NumPrompts = Annotated[int | None, typer.Option(help="Only the first N prompts. Default: all.")]
-Chat = Annotated[ChatTemplate, typer.Option(help="auto: prompts as chats where the tokenizer can.")]
+Chat = Annotated[
+    ChatTemplate,
+    typer.Option(help="Prompts through the tokenizer's template; auto: where it has one."),
+]
 DeviceName = Annotated[Device, typer.Option(help="Where to run.")]
 DtypeName = Annotated[
     Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
@@ -46,7 +60,9 @@ CompileMode = Annotated[
         help="The decode layers: off, as transformers runs them; default, through torch.compile.",
     ),
 ]
-MaxBatchedTokens = Annotated[int, typer.Option(help="Most prefill tokens in one forward.")]
+MaxBatchedTokens = Annotated[
+    int, typer.Option(help="Most tokens of one prefill forward, as engines name it.")
+]
 Tp = Annotated[
     int | None,
     typer.Option("--tp", help="GPUs that share the model. Default: torchrun's ranks, else 1."),

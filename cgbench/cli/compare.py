@@ -20,15 +20,20 @@ STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 def compare(
-    base: Annotated[Path, typer.Argument(help="Run directory to compare with; may be thin.")],
+    base: Annotated[
+        Path, typer.Argument(metavar="BASE", help="Run directory to compare with; may be thin.")
+    ],
     new: Annotated[
-        Path | None, typer.Argument(help="Run directory to judge. Left out: only --thin-baseline.")
+        Path | None,
+        typer.Argument(
+            metavar="NEW", help="Run directory to judge. Left out: only --thin-baseline."
+        ),
     ] = None,
     min_effect: Annotated[
         str, typer.Option(help="Smallest change that counts, such as 2% or 0.02.")
     ] = "2%",
     confidence: Annotated[
-        str, typer.Option(help="Of all gated intervals together, such as 95%.")
+        str, typer.Option(help="That all gated intervals hold the truth, such as 95%.")
     ] = "95%",
     gate: Annotated[
         str,
@@ -38,7 +43,10 @@ def compare(
         ),
     ] = ",".join(GATED_BY_DEFAULT),
     allow_token_change: Annotated[
-        bool, typer.Option("--allow-token-change", help="Other float32 greedy tokens may pass.")
+        bool,
+        typer.Option(
+            "--allow-token-change", help="Changed float32 greedy tokens are told, and pass."
+        ),
     ] = False,
     output_format: Annotated[
         CompareFormat, typer.Option("--format", help="How to print.")
@@ -52,7 +60,8 @@ def compare(
 ) -> None:
     """Judge NEW against BASE, both run directories.
 
-    Exit code 0: nothing regressed, all decided; 1: regressed; 3: not comparable; 4: inconclusive.
+    Exit code 0: nothing regressed, all decided; 1: regressed; 2: bad input; 3: not comparable;
+    4: inconclusive.
     """
     from cgbench.report.compare.comparison import Rules
     from cgbench.report.compare.comparison import compare as judge

@@ -15,7 +15,7 @@ from rich.progress import (
 from rich.text import Text
 
 # Wide enough for every table: piped output is read by tools and must not be folded.
-PIPED_WIDTH = 200
+PIPED_WIDTH = 240
 
 
 @cache

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from cgbench.cli.bench_flags import Debug
 from cgbench.cli.console import console
 
 
 def env(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Show the machine and the software as results record them."""
     from cgbench.measure.environment import environment

@@ -14,7 +14,11 @@ HeadRef = Annotated[
 ]
 HeadFamilyName = Annotated[
     str | None,
-    typer.Option(help="The head's layout, where the checkpoint does not tell.", **_PANEL),
+    typer.Option(
+        help="The head's layout, where the checkpoint does not tell: mimo, deepseek, step, qwen, "
+        "mellum, ernie, speculators or eagle.",
+        **_PANEL,
+    ),
 ]
 HeadConcat = Annotated[
     ConcatOrder | None,
@@ -30,7 +34,7 @@ ChainNorm = Annotated[
 ]
 HeadFirstEmbed = Annotated[
     FirstEmbedding | None,
-    typer.Option(help="The head's embedding at position 0.", **_PANEL),
+    typer.Option(help="The head's embedding at position 0. Default: kept.", **_PANEL),
 ]
 
 

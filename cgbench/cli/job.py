@@ -56,7 +56,8 @@ def _show(directory: "RunDirectory", *, as_json: bool, explain: bool) -> set[Sta
     if as_json:
         typer.echo(to_json(frame, directory.record, directory.path))
     else:
-        console().print(latency_table(frame, directory.record.model["label"]))
+        to = console()
+        to.print(latency_table(frame, directory.record.model["label"], to.width))
         if explain:
             _explain(directory)
         say(f"written to {directory.path}")

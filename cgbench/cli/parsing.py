@@ -55,7 +55,9 @@ def parse_fraction(flag: str, text: str) -> float:
     except ValueError:
         value = 0.0
     if rest or not 0 < value < 1:
-        raise BadInputError(f"{flag} {text}: must be a share such as 2% or 0.02, below 100%")
+        raise BadInputError(
+            f"{flag} {text}: must be a share such as 2% or 0.02, above 0 and below 100%"
+        )
     return value
 
 

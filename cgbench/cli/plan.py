@@ -29,7 +29,9 @@ def plan(
     max_num_seqs: Annotated[int, typer.Option(help="Most requests that decode together.")] = 256,
     policy: Annotated[
         str | None,
-        typer.Option(help="A policy, several with commas between, or all. Default: scaled."),
+        typer.Option(
+            help="A policy, several with commas between, or all, which names them. Default: scaled."
+        ),
     ] = None,
     capture_sizes: Annotated[
         str | None, typer.Option(help="Your own sizes, in --capture-unit: policy explicit.")
@@ -46,7 +48,10 @@ def plan(
         bool, typer.Option("--blackwell", help="Data-centre Blackwell: vLLM's higher ceiling.")
     ] = False,
     no_padding: Annotated[
-        bool, typer.Option("--no-padding", help="Graph padding off, where an engine can.")
+        bool,
+        typer.Option(
+            "--no-padding", help="Engine's padding to a bucket switched off, where it can be."
+        ),
     ] = False,
     concurrency: Annotated[
         str | None,
@@ -57,24 +62,33 @@ def plan(
     max_graphs: Annotated[
         int | None,
         typer.Option(
-            help=f"Budget of optimal. Default: {DEFAULT_MAX_GRAPHS} where no budget is given."
+            help=f"Most graphs of --policy optimal. Default: {DEFAULT_MAX_GRAPHS} without a budget."
         ),
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option(help="Budget of optimal, such as 512MiB; needs --costs.")
+        str | None,
+        typer.Option(help="Most memory of optimal's graphs, such as 512MiB; needs --costs."),
     ] = None,
     max_capture_seconds: Annotated[
-        float | None, typer.Option(help="Budget of optimal; needs --costs.")
+        float | None, typer.Option(help="Longest capture of optimal's graphs; needs --costs.")
     ] = None,
     costs: Annotated[
-        Path | None, typer.Option(help="Run directory to take costs from. Default: tokens.")
+        Path | None,
+        typer.Option(help="Run directory whose times are the costs. Default: a cost a token."),
     ] = None,
     eager_penalty: Annotated[
-        float, typer.Option(help="Without --costs: eager over captured.")
+        float,
+        typer.Option(
+            help="Without --costs: an eager iteration costs so many times a captured one."
+        ),
     ] = EAGER_PENALTY,
     flags: Annotated[
         str | None,
-        typer.Option(help="Print an engine's option: fastdeploy, vllm, sglang or tensorrt-llm."),
+        typer.Option(
+            help="Print the option to paste alone: of fastdeploy (2.5 on: requests), "
+            "fastdeploy-2.4 (tokens), vllm, sglang or tensorrt-llm. With --format json beside "
+            "the plan."
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Write padding by batch size to FILE.png, .svg or .html.")
@@ -84,6 +98,7 @@ def plan(
     """Show which graphs an engine captures, what they pad, and which list would be better."""
     if plot:
         check_plot(plot)
+    _check_together(flags, output_format, costs, eager_penalty)
     base = PlanRequest(
         spec_tokens=0,
         max_batch_size=max_num_seqs,
@@ -106,10 +121,23 @@ def plan(
     if plot:
         write_plot(outcomes, plot)
         say(f"written to {plot}")
+    if flags and len({outcome.request.policy for outcome in outcomes}) > 1:
+        raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
     if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
     else:
         _print(outcomes, output_format, flags)
+
+
+def _check_together(
+    flags: str | None, output_format: Format, costs: Path | None, eager_penalty: float
+) -> None:
+    if flags and output_format not in (Format.TABLE, Format.JSON):
+        raise BadInputError(
+            f"--format {output_format}: holds no --flags; use json, or leave it out"
+        )
+    if costs and eager_penalty != EAGER_PENALTY:
+        raise BadInputError("--eager-penalty: not with --costs, where eager is measured; drop one")
 
 
 def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
@@ -121,9 +149,7 @@ def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
     return read_costs(run, spec_tokens)
 
 
-def _print(outcomes: list[Outcome], output_format: Format, flags: str | None) -> None:
-    if flags and output_format is not Format.JSON:
-        raise BadInputError(f"--format {output_format.value}: --flags is printed as text or json")
+def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -> None:
     saved = savings(outcomes)
     match output_format:
         case Format.TABLE:
@@ -134,13 +160,11 @@ def _print(outcomes: list[Outcome], output_format: Format, flags: str | None) ->
         case Format.CSV:
             typer.echo(plan_csv(outcomes))
         case Format.JSON:
-            typer.echo(plan_json(outcomes, saved, flags))
+            typer.echo(plan_json(outcomes, saved, engine))
 
 
 def _print_flags(engine: str, outcomes: list[Outcome]) -> None:
     """The option alone on stdout, to paste or to pipe; what there is to say on stderr."""
-    if len({outcome.request.policy for outcome in outcomes}) > 1:
-        raise BadInputError(f"--flags {engine}: goes with one --policy, whose sizes it prints")
     for outcome in outcomes:
         if len(outcomes) > 1:
             typer.echo(f"# k = {outcome.request.spec_tokens}")

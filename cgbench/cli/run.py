@@ -95,7 +95,9 @@ def run(
     ] = None,
     precision: Annotated[
         str,
-        typer.Option(help="Time blocks until every graph cell's median is known to this share."),
+        typer.Option(
+            help="Time on until every graph cell's median is known to this share, plus or minus."
+        ),
     ] = "0.5%",
     min_time: Annotated[
         float | None,
@@ -109,7 +111,7 @@ def run(
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="Measure all of it again in N fresh processes.")
+        int, typer.Option(min=1, help="Measure all of it N times, each in a fresh process.")
     ] = 1,
     cold_l2: Annotated[
         bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")
@@ -134,7 +136,10 @@ def run(
     tp_head: TpHead = HeadPlacement.DIVIDED,
     role: Annotated[
         RoleName,
-        typer.Option(help="The dummy run before capture: mixed (prefill too) or decode."),
+        typer.Option(
+            help="What this deployment serves, for the largest step, run once before capture: "
+            "mixed, prefill and decode, or decode alone."
+        ),
     ] = RoleName.MIXED,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     output: Annotated[
@@ -166,7 +171,11 @@ def run(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration."""
+    """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration.
+
+    Exit code 0: every cell measured; 1: a cell answers wrongly; 2: bad input; 3: cannot be done
+    here, or a cell ran out of memory; 4: a cell was disturbed.
+    """
     started = datetime.now(UTC)
     num_ranks = ranks_asked(tp)
     arguments: dict[str, Any] = {

@@ -62,6 +62,8 @@ class RunOptions:
         ):
             if value < 1:
                 raise BadInputError(f"{name} {value}: must be at least 1")
+        if not self.max_time_s >= 0:
+            raise BadInputError(f"--max-time {self.max_time_s:g}: must be at least 0")
         if not 0 <= self.min_time_s <= self.max_time_s:
             raise BadInputError(
                 f"--min-time {self.min_time_s:g}: must be 0 to --max-time, {self.max_time_s:g}"

@@ -42,7 +42,9 @@ def read_prompts(file: Path) -> list[Prompt]:
     try:
         # Not splitlines: JSON strings may hold other line ends, such as U+2028, as they are.
         lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadInputError(f"--prompts {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise BadInputError(f"--prompts {file}: {error}") from error
     parse = _parse_line if file.suffix == ".jsonl" else lambda file, number, line: line
     prompts = [parse(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]

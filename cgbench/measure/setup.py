@@ -87,7 +87,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     if on_cpu and options.cold_l2:
         raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
     if on_cpu and options.nvtx:
-        raise BadInputError("--nvtx: ranges need --device cuda; on a CPU profile with torch's own")
+        raise DeviceError("--nvtx: ranges need --device cuda; on a CPU profile with torch's own")
     if arguments["head"] is not None and not options.max_spec_tokens:
         raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
     # Part of a row's key: one spelling for equal rules.

@@ -75,9 +75,11 @@ def requests_for(base: PlanRequest, policies: str, spec_tokens: Iterable[int]) -
     """One request a k and policy, otherwise like ``base``, whose sizes go to ``explicit`` alone.
 
     ``policies`` is a name, several with commas between, or ``all``; that leaves ``explicit`` out
-    where no sizes are given. Raises ``PlanError`` for an unknown name.
+    where no sizes are given. Raises ``PlanError`` for an unknown name, ``BadInputError`` for sizes
+    or a budget that none of the names reads.
     """
     names = _names(policies, bool(base.capture_sizes))
+    _check_budget(base, names)
     return [_request(base, name, k) for k in spec_tokens for name in names]
 
 
@@ -102,6 +104,17 @@ def _names(policies: str, has_sizes: bool) -> list[str]:
     if has_sizes and "explicit" not in names:
         raise BadInputError(f"--capture-sizes goes with --policy explicit, not {policies}")
     return names
+
+
+def _check_budget(base: PlanRequest, names: list[str]) -> None:
+    budgets = {
+        "--max-graphs": base.max_graphs,
+        "--max-memory": base.max_memory_bytes,
+        "--max-capture-seconds": base.max_capture_s,
+    }
+    given = [flag for flag, value in budgets.items() if value is not None]
+    if given and "optimal" not in names:
+        raise BadInputError(f"{given[0]}: a budget of --policy optimal; add it, or leave this out")
 
 
 def _request(base: PlanRequest, policy: str, spec_tokens: int) -> PlanRequest:

@@ -38,9 +38,17 @@ def account_table(account: Account, limits: Mapping[str, float], samples: pd.Dat
         context=account.context_len,
     )
     # Text, for in a plain string rich takes "[ms]" for markup and drops it.
-    table = Table(title=Text(title), caption=Text(caption), box=SIMPLE_HEAD)
+    table = Table(
+        title=Text(title),
+        caption=Text(caption),
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for name in COLUMNS:
-        table.add_column(Text(name), justify="left" if name in TEXTS else "right")
+        # Cut short, q_proj and k_proj would look alike.
+        is_text = name in TEXTS
+        table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=is_text)
     for row in _rows(account, measured_seconds(account, samples)):
         table.add_row(*row)
         if row[1] == "":

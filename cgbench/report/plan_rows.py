@@ -91,22 +91,16 @@ def plan_csv(outcomes: Sequence[Outcome]) -> str:
 
 
 def plan_json(
-    outcomes: Sequence[Outcome], savings: Sequence[Saving], flags: str | None = None
+    outcomes: Sequence[Outcome], savings: Sequence[Saving], engine: str | None = None
 ) -> str:
     """Every outcome with its buckets, the engine's own list and its warnings, and the savings.
 
-    ``flags`` names an engine whose option each plan is to carry too: ``BadInputError`` as
-    ``flags_for``.
+    With ``engine`` also its option's text (see ``flags_for``, which may raise ``BadInputError``);
+    None where there is no plan.
     """
-    plans = [_plan_object(outcome) | _option(flags, outcome) for outcome in outcomes]
+    plans = [{**_plan_object(outcome), "flags": _flags(outcome, engine)} for outcome in outcomes]
     saved = [_rounded(asdict(saving)) for saving in savings]
     return json.dumps({"plans": plans, "savings": saved}, indent=2)
-
-
-def _option(engine: str | None, outcome: Outcome) -> dict[str, str | None]:
-    if engine is None:
-        return {}
-    return {"flags": flags_for(engine, outcome.plan) if outcome.plan else None}
 
 
 def _plan_object(outcome: Outcome) -> dict[str, Any]:
@@ -121,6 +115,10 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
         "warnings": list(plan.warnings) if plan else [],
         "buckets": [_rounded(row) for row in bucket_rows(outcome)] if plan else [],
     }
+
+
+def _flags(outcome: Outcome, engine: str | None) -> str | None:
+    return flags_for(engine, outcome.plan) if engine and outcome.plan else None
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,8 @@ def _number(value: int | None) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+    # Plus 0.0, for a tiny loss is no "-0.0 %".
+    return "" if share is None else f"{round(100 * share, 1) + 0.0:.1f} %"
 
 
 def _cost(value: float | None) -> str:
@@ -178,7 +179,9 @@ def _table(section: Section) -> Table:
     # Text, for in a plain string rich takes "[req]" for markup and drops it.
     table = Table(title=Text(section.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(section.headings):
-        table.add_column(Text(heading), justify="right" if index else "left")
+        # A name that is cut is no name: two versions of an engine would look alike.
+        is_name = index == 0
+        table.add_column(Text(heading), justify="left" if is_name else "right", no_wrap=is_name)
     for row in section.rows:
         table.add_row(*map(Text, row))
     return table

@@ -83,7 +83,9 @@ def read_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
 
 def damaged(file: Path, error: Exception) -> RunDirectoryError:
     """``file`` could not be read, for ``error``."""
-    first_line = str(error).partition("\n")[0]
+    # An OSError's own text would name the file a second time.
+    reason = error.strerror if isinstance(error, OSError) else None
+    first_line = (reason or str(error)).partition("\n")[0]
     return RunDirectoryError(f"{file}: missing or damaged: {first_line}")
 
 

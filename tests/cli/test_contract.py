@@ -102,6 +102,15 @@ def test_debug_keeps_the_exit_code() -> None:
     assert python("-m", "cgbench", "run", "--spec-tokens", "x", "--debug").code == 2
 
 
+@pytest.mark.parametrize("command", ["run", "plan", "audit", "compare", "inspect", "env"])
+def test_every_command_takes_debug(command: str) -> None:
+    assert "--debug" in cgbench(command, "--help").stdout
+
+
+def test_arguments_are_called_what_the_documents_call_them() -> None:
+    cgbench("compare").refused(2, "BASE")
+
+
 def test_env_shows_the_machine_as_json_and_as_text() -> None:
     answer = cgbench("env", "--json")
     found = json.loads(answer.stdout)

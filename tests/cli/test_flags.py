@@ -39,6 +39,9 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         bad("--batch-sizes 8 --max-num-seqs 4", "--batch-sizes 8", "--max-num-seqs 4"),
         bad("--max-num-seqs -1", "--max-num-seqs -1"),
         bad("--max-num-seqs 0", "--max-num-seqs 0"),
+        bad("--max-time -1", "--max-time -1"),
+        bad("--min-time 5 --max-time 1", "--min-time 5", "--max-time, 1"),
+        bad("--precision 0", "--precision 0", "above 0"),
         bad("--iterations -1", "--iterations -1"),
         bad("--iterations 0", "--iterations 0"),
         bad("--max-new-tokens 0", "--max-new-tokens 0"),
@@ -96,6 +99,14 @@ def test_cuda_without_a_device_cannot_be_done(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("nothing_is_loaded")
+@pytest.mark.parametrize("flag", ["--cold-l2", "--nvtx"])
+def test_what_needs_a_gpu_cannot_be_done_on_a_cpu(tiny: Path, tmp_path: Path, flag: str) -> None:
+    done = cgbench("run", tiny, *FAST, "--output", tmp_path / "run", flag)
+    done.refused(3, flag, "--device")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -120,7 +131,7 @@ def test_what_only_the_model_can_tell_is_said_before_anything_is_written(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ["No such file"]),
+        (None, [": No such file or directory"]),
         ("", ["holds no prompt"]),
         ("\n  \n", ["holds no prompt"]),
         ('{"prompt": "good"}\n{"prompt"', ["line 2", "not JSON"]),

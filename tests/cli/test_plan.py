@@ -94,11 +94,27 @@ def test_flags_for_several_k(plan) -> None:
     ]
 
 
-def test_flags_as_json(plan) -> None:
-    words = ("--spec-tokens", "1,3", "--max-num-seqs", "2", "--flags", "sglang")
-    plans = json.loads(plan(*words, "--format", "json").out)["plans"]
-    assert [each["flags"] for each in plans] == ["--cuda-graph-bs 1 2"] * 2
-    assert "flags" not in json.loads(plan("--format", "json").out)["plans"][0]
+def test_json_holds_the_flags_of_every_plan(plan) -> None:
+    words = ("--spec-tokens", "1,3", "--max-num-seqs", "2", "--flags", "vllm", "--format", "json")
+    found = plan(*words)
+    sizes = [each["flags"].partition("cudagraph_capture_sizes")[2] for each in flags_of(found)]
+    assert sizes == ["\": [2, 4]}'", "\": [4, 8]}'"]
+    assert found.err == ""
+
+
+def test_json_without_flags_holds_none(plan) -> None:
+    [one] = flags_of(plan("--format", "json", "--max-num-seqs", "2"))
+    assert one["flags"] is None
+
+
+def flags_of(found: Result) -> list[dict[str, str]]:
+    return json.loads(found.out)["plans"]
+
+
+def test_a_refused_plan_has_no_flags_and_its_reason_beside_them(plan) -> None:
+    words = ("--policy", "fastdeploy-2.4", "--spec-tokens", "2,3", "--max-num-seqs", "3")
+    refused, _ = flags_of(plan(*words, "--flags", "fastdeploy", "--format", "json"))
+    assert refused["flags"] is None and "odd token count" in refused["refusal"]
 
 
 def test_eager_penalty_decides_what_is_captured(plan) -> None:
@@ -140,15 +156,20 @@ MISTAKES = {
     "--policy explicit": "--policy explicit needs --capture-sizes",
     "--concurrency nowhere.csv": "--concurrency nowhere.csv: cannot be read",
     "--concurrency geometric:0": "--concurrency geometric:0: the mean must be",
+    "--max-graphs 4": "--max-graphs: a budget of --policy optimal; add it",
+    "--policy scaled,exact --max-capture-seconds 4": "--max-capture-seconds: a budget of",
+    "--costs run --eager-penalty 3": "--eager-penalty: not with --costs",
+    "--flags vllm --format csv": "--format csv: holds no --flags",
+    "--flags paddle --format json": "--flags paddle: unknown; choose one of fastdeploy",
+    "--flags vllm --policy all --format json": "--flags vllm: goes with one --policy",
     "--policy optimal --max-memory 1GB": "--max-memory needs --costs RUN_DIR",
     "--policy optimal --max-memory much": "--max-memory much: must be a size",
     "--policy optimal --max-capture-seconds 3": "--max-capture-seconds needs --costs RUN_DIR",
     "--policy optimal --max-capture-seconds nan": "--max-capture-seconds nan: must be at least 0",
     "--eager-penalty 0": "--eager-penalty 0.0: must be a number above 0",
-    "--costs nowhere": "nowhere/run.json: missing or damaged",
+    "--costs nowhere": "nowhere/run.json: missing or damaged: No such file or directory\n",
     "--flags paddle": "--flags paddle: unknown; choose one of fastdeploy",
     "--flags vllm --policy all": "--flags vllm: goes with one --policy",
-    "--flags vllm --format csv": "--format csv: --flags is printed as text or json",
     "--plot chart.pdf": "--plot chart.pdf: must end in .png, .svg, .html",
     "--plot nowhere/chart.png": "--plot nowhere/chart.png: no such folder",
 }

@@ -56,15 +56,16 @@ iteration | 10.0 | 2.000 | 1.8750 | 5.0000 | 38%
 """
 
 
-def printed(account: Account) -> str:
-    console = Console(width=200, color_system=None)
+def printed(account: Account, width: int = 200) -> str:
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(account_table(account, LIMITS, samples_frame(make_group(2).samples)))
     return capture.get()
 
 
-def test_every_line_and_every_stage_beside_its_measured_time() -> None:
-    rows = [text.split() for text in printed(ACCOUNT).splitlines()]
+@pytest.mark.parametrize("width", [90, 100, 200])
+def test_every_line_and_every_stage_beside_its_measured_time(width: int) -> None:
+    rows = [text.split() for text in printed(ACCOUNT, width).splitlines()]
     stages = ("verify", "accept", "draft_1", "draft_2", "commit", "iteration")
     got = [" | ".join(words) for words in rows if words[:1] and words[0] in stages]
     assert "\n".join(got) + "\n" == EXPECTED

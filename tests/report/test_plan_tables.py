@@ -152,3 +152,22 @@ def test_costs_that_were_not_measured(tmp_path: Path) -> None:
 def test_optimal_alone_is_held_against_every_engine() -> None:
     against = {saving.policy for saving in savings(studied("optimal", 64, 3, max_graphs=8))}
     assert against == POLICIES.keys() - {"optimal", "exact", "explicit"}
+
+
+def test_a_narrow_terminal_cuts_no_name_and_no_number() -> None:
+    outcomes = studied("all", 64)
+    console = Console(width=90, color_system=None)
+    with console.capture() as capture:
+        for part in terminal(outcomes, savings(outcomes)):
+            console.print(part)
+    text = capture.get()
+    assert "…" not in text
+    for outcome in outcomes:
+        assert f" {outcome.request.policy} " in text
+
+
+def test_a_loss_that_rounds_to_nothing_has_no_sign() -> None:
+    outcomes = studied("optimal,vllm-0.18", 64)
+    [saving] = savings(outcomes)
+    assert -0.0005 < saving.time_frac < 0
+    assert "| vllm-0.18 | 0.0 % |" in markdown(outcomes, [saving])

@@ -26,17 +26,17 @@ context_len 256, l2 warm
 cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 --ignore-eos
 ```
 
-| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | +/- | p99 [ms] | verify [ms] \
-| draft [ms] | host gap [ms] | accept length | tok/s | of floor speed | vs eager | vs no spec \
-| discarded | status |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
-| eager | 0 | 2 |  | 10.000 |  | 11.960 |  |  | 1.000 | 1.00 | 181.8 |  | 1.00x | 1.00x |  | ok |
-| eager | 2 | 2 |  | 20.000 |  | 21.960 |  |  | 2.000 | 2.00 | 181.8 |  | 1.00x | 1.00x |  | ok |
-| iteration | 0 | 2 | 4 | 5.000 |  | 5.980 |  |  | 0.500 | 1.00 | 363.6 |  | 2.00x | 1.00x |  | ok |
-| iteration | 2 | 2 | 4 | 5.000 |  | 5.980 | 3.000 | 2.000 \
-| 0.500 | 2.00 | 727.3 | 25% | 4.00x | 2.00x |  | ok |
-| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  |  |  | oom |
+| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | p99 [ms] | of floor \
+| verify [ms] | draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec \
+| status |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: \
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
+| eager | 0 | 2 |  | 10.000 | 11.960 |  |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x | ok |
+| eager | 2 | 2 |  | 20.000 | 21.960 |  |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x | ok |
+| iteration | 0 | 2 | 4 | 5.000 | 5.980 |  |  |  | 0.500 | 1.00 | 363.6 | 2.00x | 1.00x | ok |
+| iteration | 2 | 2 | 4 | 5.000 | 5.980 | 25% | 3.000 | 2.000 \
+| 0.500 | 2.00 | 727.3 | 4.00x | 2.00x | ok |
+| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  | oom |
 
 {DEFINITIONS}"""
 
@@ -46,10 +46,10 @@ def frame_of(batch_size: int) -> pd.DataFrame:
     return latency_frame(group.cells, samples_frame(group.samples))
 
 
-def rendered(frame: pd.DataFrame, title: str) -> str:
-    console = Console(width=200, color_system=None)
+def rendered(frame: pd.DataFrame, title: str, width: int = 200) -> str:
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(latency_table(frame, title))
+        console.print(latency_table(frame, title, width))
     return capture.get()
 
 
@@ -81,8 +81,55 @@ def test_terminal_groups_by_ascending_batch_size() -> None:
     rows = [line.split() for line in text.splitlines() if line.startswith((" eager", " iter"))]
     assert [row[2] for row in rows] == ["2"] * 4 + ["4"] * 4
     assert rows[3] == (
-        "iteration 2 2 4 5.000 5.980 3.000 2.000 0.500 2.00 727.3 25% 4.00x 2.00x ok".split()
+        "iteration 2 2 4 5.000 5.980 25% 3.000 2.000 0.500 2.00 727.3 4.00x 2.00x ok".split()
     )
+
+
+NARROW = """\
+                          iteration                            host                       vs
+             batch bucket       p50    p99    of verify draft   gap accept          vs    no
+ scope     k [req]  [req]      [ms]   [ms] floor   [ms]  [ms]  [ms] length tok/s eager  spec status
+"""
+
+
+def full_frame() -> pd.DataFrame:
+    """Every column has a value."""
+    return frame_of(2).assign(half_width_frac=0.0123, discarded_blocks=1)
+
+
+def test_a_narrow_terminal_folds_headings_and_keeps_every_column() -> None:
+    lines = rendered(frame_of(2), "tiny", 100).splitlines()
+    assert NARROW == "".join(f"{line.rstrip()}\n" for line in lines[2:5])
+    assert not any("left out" in line for line in lines)
+
+
+def test_a_narrower_one_goes_without_columns_and_says_so() -> None:
+    text = rendered(full_frame(), "tiny", 100)
+    assert "left out at this width: host gap [ms], discarded; latency.md has them" in text
+    assert "discarded" not in text.split("left out")[0]
+    assert "11.960" in text
+
+
+@pytest.mark.parametrize("width", range(80, 201, 5))
+def test_no_number_is_ever_cut(width: int) -> None:
+    text = rendered(full_frame(), "tiny", width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    for cell in ("20.000", "727.3", "181.8", "4.00x", "25%", "iteration", "oom"):
+        assert cell in text
+
+
+def test_the_widest_headings_that_fit_are_not_folded() -> None:
+    wide = max(map(len, rendered(full_frame(), "tiny").splitlines()))
+    assert "iteration p50 [ms]" in rendered(full_frame(), "tiny", wide)
+    assert "iteration p50 [ms]" not in rendered(full_frame(), "tiny", wide - 1)
+
+
+def test_a_column_without_a_value_is_not_shown() -> None:
+    frame = frame_of(2).assign(floor_frac=float("nan"))
+    assert "of floor" in rendered(frame_of(2), "tiny")
+    assert "of floor" not in rendered(frame, "tiny")
+    assert "| of floor |" not in latency_markdown(frame, make_record())
 
 
 @pytest.mark.parametrize(
