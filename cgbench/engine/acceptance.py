@@ -9,19 +9,15 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
+from cgbench.engine import updates
 from cgbench.engine.sampling import distribution, draw
 from cgbench.engine.state import RowState
+from cgbench.models.target import Target
 
 Argmax = Callable[[Tensor], Tensor]
 """Logits ``[..., V]``, or where ranks share the vocabulary a rank's part of them, to ``[...]``."""
-
-
-def plain_argmax(logits: Tensor) -> Tensor:
-    """Of logits that are whole."""
-    return logits.argmax(-1)
 
 
 class AcceptanceRule(Protocol):
@@ -67,7 +63,7 @@ class AcceptanceRule(Protocol):
 class _Argmax:
     """Tokens and drafts of the rules that draw neither."""
 
-    argmax: Argmax = field(default=plain_argmax, compare=False, repr=False)
+    argmax: Argmax = field(default=updates.argmax, compare=False, repr=False)
 
     draws_tokens = False
     samples_drafts = False
@@ -89,9 +85,7 @@ class Greedy(_Argmax):
     is_random = False
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        rows.out.copy_(self.argmax(logits))
-        agrees = rows.drafts == rows.out[:, :-1]
-        rows.num_accepted.copy_(agrees.cumprod(-1).sum(-1))
+        updates.accept(rows, self.argmax(logits))
 
     def __str__(self) -> str:
         return "greedy"
@@ -110,24 +104,14 @@ class Synthetic(_Argmax):
     is_random = True
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        rows.out.copy_(self.argmax(logits))
-        k = rows.spec_tokens
-        if not k:
-            rows.num_accepted.zero_()
-            return
-        draws = rows.uniforms[rows.slot_of_row, :k]
-        kept = torch.stack([draws[:, j] < rate for j, rate in enumerate(self._conditional(k))], 1)
-        num_accepted = kept.cumprod(1).sum(1)
-        rows.num_accepted.copy_(num_accepted)
-        is_draft = rows.offsets[:k] < num_accepted[:, None]
-        rows.out[:, :k] = torch.where(is_draft, rows.drafts, rows.out[:, :k])
+        updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
 
-    def _conditional(self, k: int) -> list[float]:
+    def _conditional(self, k: int) -> tuple[float, ...]:
         """Each draft's rate given that the one before it was kept."""
         before = (1.0, *self.rates)
-        return [
+        return tuple(
             rate / last if last else 0.0 for last, rate in zip(before, self.rates[:k], strict=False)
-        ]
+        )
 
     def __str__(self) -> str:
         return f"synthetic:{','.join(map(_number, self.rates))}"
@@ -219,9 +203,11 @@ class Sampled:
         return f"sampled:{','.join(changed)}" if changed else "sampled"
 
 
-def shared_rule(rule: AcceptanceRule, argmax: Argmax) -> AcceptanceRule:
+def shared_rule(rule: AcceptanceRule, target: Target) -> AcceptanceRule:
     """``rule`` as a target whose vocabulary may be divided wants it."""
-    return replace(rule, argmax=argmax) if isinstance(rule, _Argmax) else rule
+    if not isinstance(rule, _Argmax) or not target.divides_vocabulary:
+        return rule
+    return replace(rule, argmax=target.argmax)
 
 
 def setting_name(field: Field[object]) -> str:

@@ -27,18 +27,19 @@ from cgbench.models.recurrent_hook import DeltaRows
 class Rows:
     """Where one forward's tokens live: computed once a forward, used by every layer.
 
-    ``slots [B]`` and ``positions [B, S]``, consecutive in each row; ``flat [B * S]`` are their
-    rows in the KV tensors. ``masks`` holds what the reference backend builds once a forward.
+    ``slots [B]`` and ``positions [B, S]``, consecutive in each row. ``masks`` holds what the
+    reference backend builds once a forward.
     """
 
     cache: KvCache
     slots: Tensor
     positions: Tensor
-    flat: Tensor = field(init=False)
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.flat = (self.slots[:, None] * self.cache.room + self.positions).view(-1)
+    @cached_property
+    def flat(self) -> Tensor:
+        """The tokens' rows in the KV tensors, ``[B * S]``; a kernel computes them itself."""
+        return (self.slots[:, None] * self.cache.room + self.positions).view(-1)
 
     @cached_property
     def states(self) -> DecodeStates:

@@ -13,7 +13,8 @@ from torch import Tensor
 from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.attention import Decode, DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
-from cgbench.engine.state import ACTIVE, RowState
+from cgbench.engine.state import RowState
+from cgbench.engine.updates import commit
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
@@ -174,23 +175,3 @@ def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -
     rows.drafts[:, step - 1] = spec.settled(spec.accept.draft(rows, logits, step))
     if step < rows.spec_tokens:
         rows.chain.copy_(chain)
-
-
-def commit(rows: RowState) -> None:
-    """Emit out[0..num_emitted), cut at the first EOS and at the length limit, and step on."""
-    emitted_by_accept = rows.num_accepted + 1
-    is_eos = (rows.out[:, :, None] == rows.eos_ids).any(-1)
-    end = rows.spec_tokens + 1
-    first_eos = torch.where(is_eos, rows.offsets, end).amin(1)
-    limit = torch.minimum(torch.minimum(emitted_by_accept, first_eos + 1), rows.tokens_left)
-    num_emitted = limit * rows.active
-    rows.num_emitted.copy_(num_emitted)
-    rows.last.copy_(rows.out.gather(1, rows.num_accepted[:, None])[:, 0])
-    rows.seq_len.add_(num_emitted)
-    rows.tokens_left.sub_(num_emitted)
-    goes_on = (first_eos >= num_emitted) & (rows.tokens_left > 0) & (rows.active > 0)
-    rows.active.copy_(goes_on)
-    # The host learns of the end one iteration later: until then the row must not write to a slot
-    # that may be another request's by now.
-    rows.slot_of_row.copy_(torch.where(goes_on, rows.slot_of_row, rows.scratch_slot))
-    rows.result[:, ACTIVE].copy_(rows.active)

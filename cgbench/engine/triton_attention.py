@@ -29,13 +29,15 @@ LOG2_E = 1.4426950408889634
 SIZES = ["num_splits", "room"]
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["room"])  # type: ignore[untyped-decorator]
 def _store_kernel(
     key,
     value,
     key_cache,
     value_cache,
-    flat,
+    slots,
+    positions,
+    room,
     key_stride_b,
     key_stride_h,
     key_stride_s,
@@ -58,7 +60,7 @@ def _store_kernel(
     token = tl.program_id(0)
     b = token // query_len
     s = token % query_len
-    row = tl.load(flat + token)
+    row = tl.load(slots + b).to(tl.int64) * room + tl.load(positions + token)
     h = tl.arange(0, BLOCK_H)[:, None]
     d = tl.arange(0, BLOCK_D)[None, :]
     keep = (h < KV_HEADS) & (d < KEY_DIM)
@@ -233,13 +235,15 @@ def store(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
     """Write ``key`` and ``value [B, Hkv, S, D]`` to the rows' places, in one kernel."""
     batch, kv_heads, query_len, key_dim = key.shape
     value_dim = value.shape[3]
-    assert key.stride(3) == 1 and value.stride(3) == 1
+    assert key.stride(3) == 1 and value.stride(3) == 1 and rows.positions.is_contiguous()
     _store_kernel[(batch * query_len,)](
         key,
         value,
         kv.keys,
         kv.values,
-        rows.flat,
+        rows.slots,
+        rows.positions,
+        rows.cache.room,
         *key.stride()[:3],
         *value.stride()[:3],
         query_len,

@@ -133,7 +133,7 @@ def build_bench(
         state_shapes=model.state_shapes,
         query_len=options.max_spec_tokens + 1,
     )
-    accept = shared_rule(parse_acceptance(options.acceptance, options.spec_tokens), target.argmax)
+    accept = shared_rule(parse_acceptance(options.acceptance, options.spec_tokens), target)
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
     states = {k: _make_state(model, spec, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)

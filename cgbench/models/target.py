@@ -107,15 +107,18 @@ class Target:
             return self.logits(normed)
         return self._rescale(lm_head.part(normed))
 
+    @property
+    def divides_vocabulary(self) -> bool:
+        """Whether each rank computes the logits of a part of the vocabulary."""
+        return LM_HEAD in self.splits
+
     def argmax(self, logits_part: Tensor) -> Tensor:
         """The likeliest tokens ``[...]`` of ``logits_part [..., V / N]``, without whole logits."""
-        if LM_HEAD not in self.splits:
-            return logits_part.argmax(-1)
-        return argmax_over_ranks(logits_part)
+        return argmax_over_ranks(logits_part) if self.divides_vocabulary else logits_part.argmax(-1)
 
     def whole_logits(self, logits_part: Tensor) -> Tensor:
         """``logits_part`` of all ranks, ``[..., V]``."""
-        return joined_over_ranks(logits_part) if LM_HEAD in self.splits else logits_part
+        return joined_over_ranks(logits_part) if self.divides_vocabulary else logits_part
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """The shared token embedding: ``[...]`` to ``[..., H]``."""

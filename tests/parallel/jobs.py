@@ -84,7 +84,7 @@ def tell(model: LoadedModel) -> Told:
 
 
 def decode(model: LoadedModel, rule: AcceptanceRule, k: int, prompts: list[list[int]]) -> Any:
-    accept = shared_rule(rule, model.target.argmax)
+    accept = shared_rule(rule, model.target)
     spec = make_speculator(model, max_batch_size=3, room=64, accept=accept)
     return decode_prompts(spec, EagerRunner(spec, make_state(spec, k, 3)), prompts, MAX_NEW_TOKENS)
 

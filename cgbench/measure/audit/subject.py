@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from cgbench.engine.acceptance import Greedy
+from cgbench.engine.acceptance import Greedy, shared_rule
 from cgbench.engine.graphs import GraphSet
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner, Runner
@@ -99,7 +99,7 @@ def make_subject(bench: Bench, seed: int) -> Subject:
     Runners and graphs of another acceptance rule are left out: their answer is not greedy's.
     """
     is_greedy = isinstance(bench.spec.accept, Greedy)
-    greedy = Greedy(argmax=bench.spec.target.argmax)
+    greedy = shared_rule(Greedy(), bench.spec.target)
     spec = bench.spec if is_greedy else replace(bench.spec, accept=greedy)
     eager: dict[CellKey, Runner] = {
         (k, Scope.EAGER): EagerRunner(spec, state) for k, state in bench.states.items()
