@@ -29,6 +29,7 @@ from cgbench.measure.device_limits import read_bandwidth
 from cgbench.measure.environment import environment
 from cgbench.measure.floor import keys_read
 from cgbench.measure.setup import choose_device
+from cgbench.models.attention_hook import AttentionInput
 from cgbench.models.products import AttentionShape
 from graph_timing import graph_seconds
 
@@ -100,19 +101,20 @@ class Layers:
             made = torch.randn(batch, length, heads, dim, device=device, dtype=dtype)
             return made.transpose(1, 2)
 
-        self._query = new(shape.query_heads, shape.key_dim)
-        self._key = new(shape.kv_heads, shape.key_dim)
-        self._value = new(shape.kv_heads, shape.value_dim)
+        self._qkv = AttentionInput(
+            new(shape.query_heads, shape.key_dim),
+            new(shape.kv_heads, shape.key_dim),
+            new(shape.kv_heads, shape.value_dim),
+            shape.key_dim**-0.5,
+            shape.window,
+        )
 
     @torch.inference_mode()
     def forward(self) -> torch.Tensor:
         """Every layer's attention once; the last one's output."""
         rows = Rows(self._cache, self._slots, self._positions)
-        scaling = self._case.shape.key_dim**-0.5
         for layer in self._cache.layers.values():
-            out = self._backend(
-                layer, rows, self._query, self._key, self._value, scaling, self._case.shape.window
-            )
+            out = self._backend(layer, rows, self._qkv)
         return out
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from cgbench.engine.kv import KvCache, LayerKv
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
 from cgbench.errors import BadInputError
+from cgbench.models.attention_hook import AttentionInput
 from cgbench.models.recurrent_hook import DeltaRows
 
 
@@ -49,35 +50,27 @@ class Rows:
         return DecodeStates(self.cache.recurrent, self.slots, self.positions)
 
 
-def store(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
-    """Write ``key`` and ``value [B, Hkv, S, D]`` to the rows' places."""
-    kv.keys[rows.flat] = key.transpose(1, 2).flatten(0, 1)
-    kv.values[rows.flat] = value.transpose(1, 2).flatten(0, 1)
+def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> None:
+    """Write keys and values to the rows' places."""
+    kv.keys[rows.flat] = qkv.key.transpose(1, 2).flatten(0, 1)
+    kv.values[rows.flat] = qkv.value.transpose(1, 2).flatten(0, 1)
 
 
-DecodeBackend = Callable[[LayerKv, Rows, Tensor, Tensor, Tensor, float, int | None], Tensor]
-"""(layer's KV, rows, query, key, value, scaling, sliding_window) -> ``[B, S, Hq, Dv]``; stores
-key and value, then attends. Shapes as in ``AttentionCall.attend``."""
+DecodeBackend = Callable[[LayerKv, Rows, AttentionInput], Tensor]
+"""Stores the new keys and values in the layer's KV, then attends over each row's live ones:
+``[B, S, Hq, Dv]``."""
 
 
-def sdpa_decode(
-    kv: LayerKv,
-    rows: Rows,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    sliding_window: int | None,
-) -> Tensor:
+def sdpa_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     """The reference: every slot's whole room, masked, through torch's own attention."""
-    store(kv, rows, key, value)
+    store(kv, rows, qkv)
     out = F.scaled_dot_product_attention(
-        query,
+        qkv.query,
         _slot_view(kv.keys, rows),
         _slot_view(kv.values, rows),
-        attn_mask=_live_mask(rows, sliding_window),
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
+        attn_mask=_live_mask(rows, qkv.sliding_window),
+        scale=qkv.scaling,
+        enable_gqa=qkv.is_grouped,
     )
     return out.transpose(1, 2)
 
@@ -100,21 +93,13 @@ def _live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
     return rows.masks[sliding_window]
 
 
-def triton_decode(
-    kv: LayerKv,
-    rows: Rows,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    sliding_window: int | None,
-) -> Tensor:
+def triton_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     """Only live rows are read, the GQA group packed in one tile and split over the keys."""
     # Imported here, for triton is there only beside a CUDA build of torch.
     from cgbench.engine import triton_attention
 
-    triton_attention.store(kv, rows, key, value)
-    return triton_attention.decode(kv, rows, query, scaling, sliding_window)
+    triton_attention.store(kv, rows, qkv)
+    return triton_attention.decode(kv, rows, qkv)
 
 
 DECODE_BACKENDS: dict[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": triton_decode}
@@ -163,18 +148,8 @@ class Decode:
     rows: Rows
     backend: DecodeBackend
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
-        kv = self.rows.cache.layers[layer_idx]
-        return self.backend(kv, self.rows, query, key, value, scaling, sliding_window)
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        return self.backend(self.rows.cache.layers[layer_idx], self.rows, qkv)
 
     def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
         return self.rows.states.conv_inputs(layer_idx, rows, num_before)
@@ -206,27 +181,18 @@ class Prefill:
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         return self.states.delta_rule(layer_idx, rows)
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
-        store(self.rows.cache.layers[layer_idx], self.rows, key, value)
-        length = query.shape[2]
-        windowed = sliding_window is not None and sliding_window < length
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        store(self.rows.cache.layers[layer_idx], self.rows, qkv)
+        length, window = qkv.query.shape[2], qkv.sliding_window
+        is_windowed = window is not None and window < length
         out = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=self._window_mask(length, sliding_window) if windowed else None,
-            is_causal=not windowed,
-            scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            qkv.query,
+            qkv.key,
+            qkv.value,
+            attn_mask=self._window_mask(length, window) if is_windowed else None,
+            is_causal=not is_windowed,
+            scale=qkv.scaling,
+            enable_gqa=qkv.is_grouped,
         )
         return out.transpose(1, 2)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cgbench.models.attention_hook import AttentionCall
+from cgbench.models.attention_hook import AttentionCall, AttentionInput
 from cgbench.models.packing import PackedFirst
 
 _under_way: list[AttentionCall] = []
@@ -38,10 +38,8 @@ def attend(
 ) -> Tensor:
     """``AttentionCall.attend`` of the call that is under way. ``layer_number`` is a tensor on the
     host: a plain number would be compiled in, and make every layer another form."""
-    out = _under_way[-1].attend(
-        int(layer_number), query, key, value, scaling=scaling, sliding_window=sliding_window
-    )
-    return out.contiguous()
+    qkv = AttentionInput(query, key, value, scaling, sliding_window)
+    return _under_way[-1].attend(int(layer_number), qkv).contiguous()
 
 
 @attend.register_fake
@@ -60,18 +58,11 @@ def _(
 class OperatorCall:
     """The ``AttentionCall`` that a compiler traces: each layer's attention is one operator."""
 
-    def attend(
-        self,
-        layer_idx: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, layer_idx: Tensor, qkv: AttentionInput) -> Tensor:
         """As ``AttentionCall.attend``, but for the number of the layer, a tensor."""
-        out: Tensor = attend(query, key, value, layer_idx, scaling, sliding_window)
+        out: Tensor = attend(
+            qkv.query, qkv.key, qkv.value, layer_idx, qkv.scaling, qkv.sliding_window
+        )
         return out
 
 

@@ -18,6 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from cgbench.engine.attention import Rows
 from cgbench.engine.kv import LayerKv
 from cgbench.engine.launch import early, launch_keywords
+from cgbench.models.attention_hook import AttentionInput
 
 # tl.dot wants at least 16 rows; the merge kernel loads all splits of a row as one tile.
 MIN_TILE = 16
@@ -231,8 +232,9 @@ def _merge_kernel(
     tl.store(out + out_row * VALUE_DIM + dv, merged.to(out.dtype.element_ty), mask=dv < VALUE_DIM)
 
 
-def store(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
-    """Write ``key`` and ``value [B, Hkv, S, D]`` to the rows' places, in one kernel."""
+def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> None:
+    """Write keys and values to the rows' places, in one kernel."""
+    key, value = qkv.key, qkv.value
     batch, kv_heads, query_len, key_dim = key.shape
     value_dim = value.shape[3]
     assert key.stride(3) == 1 and value.stride(3) == 1 and rows.positions.is_contiguous()
@@ -258,10 +260,9 @@ def store(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
     )
 
 
-def decode(
-    kv: LayerKv, rows: Rows, query: Tensor, scaling: float, sliding_window: int | None
-) -> Tensor:
-    """``query [B, Hq, S, D]`` over each slot's rows 0..position, to ``[B, S, Hq, Dv]``."""
+def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
+    """The queries over each slot's rows 0..position, to ``[B, S, Hq, Dv]``."""
+    query = qkv.query
     batch, num_heads, query_len, key_dim = query.shape
     kv_heads, value_dim = kv.values.shape[1:]
     group = num_heads // kv_heads
@@ -294,12 +295,12 @@ def decode(
         partial_out,
         partial_max,
         partial_sum,
-        scaling * LOG2_E,
+        qkv.scaling * LOG2_E,
         rows.cache.room,
         num_splits,
         *query.stride()[:3],
         KEY_DIM=key_dim,
-        WINDOW=sliding_window or 0,
+        WINDOW=qkv.sliding_window or 0,
         BLOCK_M=max(MIN_TILE, triton.next_power_of_2(group * query_len)),
         # Float32 tiles take twice the shared memory.
         BLOCK_N=32 if is_float32 else 64,

@@ -5,7 +5,7 @@ forward passes ``attention_call=...`` down to every attention layer, which calls
 kernel. The name is unknown to transformers' mask registry, so no mask is ever built.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,22 +19,30 @@ KvShape = tuple[tuple[int, int], tuple[int, int]]
 """((kv_heads, key size), (kv_heads, value size)) of one layer."""
 
 
+class AttentionInput(NamedTuple):
+    """What one layer's attention is computed from, rotary applied.
+
+    ``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]``, ``value [B, Hkv, S, Dv]``. ``scaling``
+    multiplies the scores; ``sliding_window`` counts the keys seen, the query's own included.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    sliding_window: int | None
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether query heads share key and value heads."""
+        return self.query.shape[1] != self.key.shape[1]
+
+
 class AttentionCall(Protocol):
     """Computes one layer's attention, keeping whatever keys and values it wants to keep."""
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
-        """``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]``, ``value [B, Hkv, S, Dv]``, all with
-        rotary applied, to ``[B, S, Hq, Dv]``. ``scaling`` multiplies the scores;
-        ``sliding_window`` counts the keys seen, the query's own included."""
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        """``[B, S, Hq, Dv]``."""
         ...
 
 
@@ -52,15 +60,9 @@ def _dispatch(
 ) -> tuple[Tensor, None]:
     # A compiler is shown the number as a tensor: see engine/operators.py.
     layer_idx: Any = module.layer_number if torch.compiler.is_compiling() else module.layer_idx
-    out = attention_call.attend(
-        layer_idx,
-        query,
-        key,
-        value,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        sliding_window=sliding_window,
-    )
-    return out, None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    qkv = AttentionInput(query, key, value, scaling, sliding_window)
+    return attention_call.attend(layer_idx, qkv), None
 
 
 AttentionInterface.register(ATTENTION_NAME, _dispatch)
@@ -75,22 +77,9 @@ class ShapeProbe(RecurrentProbe):
         """By layer_idx."""
         self.num_query_heads: dict[int, int] = {}
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
-        self.kv_shapes[layer_idx] = (
-            (key.shape[1], key.shape[3]),
-            (value.shape[1], value.shape[3]),
-        )
-        self.num_query_heads[layer_idx] = query.shape[1]
-        batch, num_heads, length, _ = query.shape
-        return torch.zeros(
-            batch, length, num_heads, value.shape[3], dtype=query.dtype, device=query.device
-        )
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        _, kv_heads, _, value_dim = qkv.value.shape
+        batch, num_heads, length, key_dim = qkv.query.shape
+        self.kv_shapes[layer_idx] = ((kv_heads, key_dim), (kv_heads, value_dim))
+        self.num_query_heads[layer_idx] = num_heads
+        return qkv.query.new_zeros(batch, length, num_heads, value_dim)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgbench.models.attention_hook import ShapeProbe
+from cgbench.models.attention_hook import AttentionInput, ShapeProbe
 from cgbench.models.loading import LoadedModel
 from cgbench.models.sharding import Splits
 from cgbench.models.skeleton import Skeleton
@@ -129,24 +129,13 @@ class _WorkProbe(ShapeProbe):
         super().__init__()
         self.attentions: list[AttentionShape] = []
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        _, num_heads, _, key_dim = qkv.query.shape
+        _, kv_heads, _, value_dim = qkv.value.shape
         self.attentions.append(
-            AttentionShape(
-                query.shape[1], key.shape[1], key.shape[3], value.shape[3], sliding_window
-            )
+            AttentionShape(num_heads, kv_heads, key_dim, value_dim, qkv.sliding_window)
         )
-        return super().attend(
-            layer_idx, query, key, value, scaling=scaling, sliding_window=sliding_window
-        )
+        return super().attend(layer_idx, qkv)
 
 
 class _Recorder(TorchDispatchMode):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.models.attention_hook import AttentionInput
 from cgbench.models.head import DraftHead
 from cgbench.models.target import Target
 
@@ -16,18 +17,9 @@ from cgbench.models.target import Target
 class CausalAttention:
     """The target's attention over whole sequences."""
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         out = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+            qkv.query, qkv.key, qkv.value, is_causal=True, scale=qkv.scaling, enable_gqa=True
         )
         return out.transpose(1, 2)
 
@@ -44,23 +36,15 @@ class ChainAttention:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         # Repeated here because masked fused kernels take no grouped heads.
-        groups = query.shape[1] // key.shape[1]
-        self.keys.append(key.repeat_interleave(groups, dim=1))
-        self.values.append(value.repeat_interleave(groups, dim=1))
+        query = qkv.query
+        groups = query.shape[1] // qkv.key.shape[1]
+        self.keys.append(qkv.key.repeat_interleave(groups, dim=1))
+        self.values.append(qkv.value.repeat_interleave(groups, dim=1))
         mask = self._mask(query.shape[2], query.device)
         keys, values = torch.cat(self.keys, dim=2), torch.cat(self.values, dim=2)
-        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+        out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=qkv.scaling)
         return out.transpose(1, 2)
 
     def _mask(self, rows: int, device: torch.device) -> Tensor:

@@ -20,12 +20,12 @@ from cgbench.engine.attention import sdpa_decode
 
 calls = []
 
-def right(*args):
-    calls.append(args[2].shape)
-    return sdpa_decode(*args)
+def right(kv, rows, qkv):
+    calls.append(qkv.query.shape)
+    return sdpa_decode(kv, rows, qkv)
 
-def wrong(kv, rows, query, key, value, scaling, sliding_window):
-    return sdpa_decode(kv, rows, query, key, value, 1.5 * scaling, sliding_window)
+def wrong(kv, rows, qkv):
+    return sdpa_decode(kv, rows, qkv._replace(scaling=1.5 * qkv.scaling))
 
 number = 3
 """

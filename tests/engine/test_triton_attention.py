@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cgbench.engine.attention import Rows, sdpa_decode, triton_decode
 from cgbench.engine.kv import KvCache
+from cgbench.models.attention_hook import AttentionInput
 from tests.interpreter import run_interpreted
 
 pytest.importorskip("triton")
@@ -54,8 +55,9 @@ def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
     positions = lengths[:, None] + torch.arange(case.query_len, device=device)
     poison_dead_rows(caches[1], slots, lengths + case.query_len)
     new = [randn(case, heads, dim, device, dtype) for heads, dim in shapes(case)]
+    qkv = AttentionInput(*new, 0.25, case.window)
     outs = [
-        backend(cache.layers[1], Rows(cache, slots, positions), *new, 0.25, case.window)
+        backend(cache.layers[1], Rows(cache, slots, positions), qkv)
         for backend, cache in zip((sdpa_decode, triton_decode), caches, strict=True)
     ]
     live = caches[1].layers[1].keys.nan_to_num() != 0

@@ -18,6 +18,7 @@ from cgbench.engine.recurrent import DecodeStates, LayerState, PrefillStates, Re
 from cgbench.engine.state import ACTIVE, DecodeState, Prefilled, RowState
 from cgbench.measure.audit.checks import CHECKS
 from cgbench.measure.audit.findings import Verdict
+from cgbench.models.attention_hook import AttentionInput
 from cgbench.models.recurrent_hook import DeltaRows
 from cgbench.models.target import HiddenStates
 from tests.measure.audited import PretendGraphs, make_tiny_subject, run_checks
@@ -136,10 +137,11 @@ def kv_written_one_row_too_low(patch: Patch) -> None:
     """A forward stores its rows, and its first row also over the committed one before it."""
     real = attention.sdpa_decode
 
-    def decode(kv: LayerKv, rows: Rows, query: Tensor, *rest: Any) -> Tensor:
+    def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         before = Rows(rows.cache, rows.slots, (rows.positions[:, :1] - 1).clamp(min=0))
-        out = real(kv, rows, query, *rest)
-        attention.store(kv, before, rest[0][:, :, :1], rest[1][:, :, :1])
+        out = real(kv, rows, qkv)
+        first = qkv._replace(key=qkv.key[:, :, :1], value=qkv.value[:, :, :1])
+        attention.store(kv, before, first)
         return out
 
     patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
@@ -162,10 +164,10 @@ def kv_written_to_the_wrong_slot(patch: Patch) -> None:
     """What a decode step writes goes to the next slot as well."""
     real = attention.sdpa_decode
 
-    def decode(kv: LayerKv, rows: Rows, query: Tensor, *rest: Any) -> Tensor:
+    def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         beside = Rows(rows.cache, (rows.slots + 1) % rows.cache.num_slots, rows.positions)
-        attention.store(kv, beside, rest[0], rest[1])
-        return real(kv, rows, query, *rest)
+        attention.store(kv, beside, qkv)
+        return real(kv, rows, qkv)
 
     patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
 
@@ -198,8 +200,8 @@ def earlier_request_shows(patch: Patch) -> None:
     """Attention leans on a row at the slot's end, which an earlier, longer request has filled."""
     real = attention.sdpa_decode
 
-    def decode(kv: LayerKv, rows: Rows, query: Tensor, *rest: Any) -> Tensor:
-        out = real(kv, rows, query, *rest)
+    def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
+        out = real(kv, rows, qkv)
         stale = attention._slot_view(kv.values, rows)[:, :, 20]
         return out + 1e-3 * stale.sum((1, 2))[:, None, None, None]
 

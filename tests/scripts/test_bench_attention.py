@@ -40,7 +40,7 @@ def test_what_is_timed_is_attention_over_the_live_rows(window: int | None) -> No
     kv = layers._cache.layers[1]
     keys = kv.keys.view(3, 13, 2, 8)[:2].repeat_interleave(2, dim=2)
     values = kv.values.view(3, 13, 2, 8)[:2].repeat_interleave(2, dim=2)
-    scores = torch.einsum("bhsd,bnhd->bhsn", layers._query, keys) / 8**0.5
+    scores = torch.einsum("bhsd,bnhd->bhsn", layers._qkv.query, keys) / 8**0.5
     key_row, query_row = torch.arange(13), torch.arange(10, 13)[:, None]
     seen = key_row <= query_row
     if window is not None:

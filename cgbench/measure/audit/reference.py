@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
+from cgbench.models.attention_hook import AttentionInput
 from cgbench.models.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
 
@@ -28,16 +29,8 @@ class GrowingAttention:
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(
-        self,
-        layer_idx: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scaling: float,
-        sliding_window: int | None,
-    ) -> Tensor:
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        query, key, value = qkv.query, qkv.key, qkv.value
         if layer_idx in self.seen:
             before = self.seen[layer_idx]
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
@@ -45,10 +38,10 @@ class GrowingAttention:
         new, total = query.shape[2], key.shape[2]
         ones = torch.ones(new, total, dtype=torch.bool, device=query.device)
         mask = ones.tril(total - new)
-        if sliding_window is not None:
-            mask &= ones.triu(total - new - sliding_window + 1)
+        if qkv.sliding_window is not None:
+            mask &= ones.triu(total - new - qkv.sliding_window + 1)
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True
+            query, key, value, attn_mask=mask, scale=qkv.scaling, enable_gqa=True
         )
         return out.transpose(1, 2)
 
