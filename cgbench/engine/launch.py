@@ -1,8 +1,9 @@
 """How the Triton kernels are launched: on Hopper and later, before the kernel ahead has ended.
 
 Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
-it right: such a kernel waits (``gdc_wait``) before it touches memory that any other kernel writes,
-and lets its own successor begin early only where that one is known to wait too.
+it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that any other
+kernel writes. Then each may let its successor begin at once (``gdc_launch_dependents``): one that
+is launched so waits too, and any other begins at the end as ever.
 """
 
 import functools

@@ -56,7 +56,6 @@ def _store_kernel(
 ) -> None:
     if EARLY:
         gdc_wait()
-        # The split kernel, which always follows, waits for this one.
         gdc_launch_dependents()
     token = tl.program_id(0)
     b = token // query_len
@@ -112,9 +111,7 @@ def _split_kernel(
 ) -> None:
     if EARLY:
         gdc_wait()
-        if not IS_WHOLE:
-            # The merge kernel follows. What comes after the last of the three is not known here.
-            gdc_launch_dependents()
+        gdc_launch_dependents()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
@@ -211,6 +208,7 @@ def _merge_kernel(
 ) -> None:
     if EARLY:
         gdc_wait()
+        gdc_launch_dependents()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     m = tl.program_id(1)

@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.engine.launch import early, launch_keywords
 
@@ -74,6 +74,7 @@ def _linear_kernel(
     from_weight = weight + n.to(tl.int64)[:, None] * num_inputs
     if EARLY:
         gdc_wait()
+        gdc_launch_dependents()
     for k0 in range(low, high, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         if IS_EVEN:

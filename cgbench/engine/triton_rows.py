@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.engine.launch import early, launch_keywords
 from cgbench.engine.state import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT, RowState
@@ -52,6 +52,7 @@ def _argmax_kernel(
 ) -> None:
     if EARLY:
         gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0)
     part = tl.program_id(1)
     low = part * columns_each
@@ -106,6 +107,7 @@ def _accept_kernel(
 ) -> None:
     if EARLY:
         gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0)
     j = tl.arange(0, BLOCK)
     is_draft = j < SPEC_TOKENS
@@ -146,6 +148,7 @@ def _commit_kernel(
 ) -> None:
     if EARLY:
         gdc_wait()
+        gdc_launch_dependents()
     row = tl.program_id(0)
     j = tl.arange(0, BLOCK)
     e = tl.arange(0, BLOCK_EOS)

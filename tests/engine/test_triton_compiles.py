@@ -1,0 +1,130 @@
+"""Every Triton kernel compiled for Hopper without a GPU, from the calls that the engine makes:
+what the interpreter lets pass, a compiler may not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cgbench.engine.attention import Rows
+from cgbench.engine.kv import KvCache
+from cgbench.engine.state import DecodeState
+from cgbench.models.attention_hook import AttentionInput
+
+triton = pytest.importorskip("triton")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from cgbench.engine import triton_attention, triton_linear, triton_rows  # noqa: E402
+from cgbench.measure import triton_read  # noqa: E402
+
+HOPPER = GPUTarget("cuda", 90, 32)
+MODULES = (triton_attention, triton_linear, triton_rows)
+
+
+class NoDevice:
+    """What Triton asks its driver before it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return HOPPER
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Kernels are compiled where they would be launched, and collected here."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernels: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    for module in MODULES:
+        monkeypatch.setattr(module, "early", lambda device: True)
+        monkeypatch.setattr(module, "launch_keywords", lambda device: {"launch_pdl": True})
+    monkeypatch.setattr(triton_attention, "_num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice())
+    return kernels
+
+
+def rows_kernels() -> None:
+    logits = torch.zeros(4, 4, 150_000, dtype=torch.bfloat16)
+    for shape in ((4, 4, 150_000), (300, 1, 512)):
+        triton_rows.argmax(logits.new_zeros(shape))
+    for k, eos in ((0, ()), (3, (1, 2, 3))):
+        state = DecodeState(
+            spec_tokens=k,
+            max_batch_size=4,
+            scratch_slot=4,
+            hidden_size=8,
+            dtype=torch.bfloat16,
+            device=torch.device("cpu"),
+            eos_token_ids=eos,
+        )
+        chosen = torch.zeros(4, k + 1, dtype=torch.long)
+        for rates in (None, (0.5,) * k):
+            triton_rows.accept(state.rows(4), chosen, rates)
+        triton_rows.commit(state.rows(4))
+
+
+def linear_kernels() -> None:
+    for num_rows, num_outputs in ((4, 4096), (4, 22_016), (32, 22_016)):
+        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
+        weight = torch.empty(num_outputs, 4096, dtype=torch.bfloat16)
+        triton_linear.linear(x, weight, None)
+
+
+def attention_kernels() -> None:
+    shape = ((8, 128), (8, 128))
+    for dtype, batch, window in (
+        (torch.bfloat16, 1, None),
+        (torch.bfloat16, 64, 256),
+        (torch.float32, 1, None),
+    ):
+        cpu = torch.device("cpu")
+        cache = KvCache({0: shape}, max_batch_size=batch, room=16, dtype=dtype, device=cpu)
+        slots = torch.zeros(batch, dtype=torch.long)
+        rows = Rows(cache, slots, slots[:, None] + torch.arange(4))
+        query = torch.zeros(batch, 32, 4, 128, dtype=dtype)
+        qkv = AttentionInput(query, query[:, :8], query[:, :8], 0.1, window)
+        triton_attention.store(cache.layers[0], rows, qkv)
+        triton_attention.decode(cache.layers[0], rows, qkv)
+
+
+def read_kernel() -> None:
+    triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("call", "least"),
+    [(rows_kernels, 7), (linear_kernels, 3), (attention_kernels, 8), (read_kernel, 1)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_for_hopper(compiled: list[Any], call: Callable[[], None], least: int) -> None:
+    call()
+    assert len(compiled) >= least
+    for kernel in compiled:
+        assert kernel.asm["cubin"]
+        # All live in registers: what spills goes through memory.
+        assert "ld.local" not in kernel.asm["ptx"]
+
+
+def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
+    """Launched early, each must wait before it touches what another one writes."""
+    rows_kernels()
+    linear_kernels()
+    attention_kernels()
+    for kernel in compiled:
+        before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
+        assert wait and "ld.global" not in before and "st.global" not in before
+        assert kernel.asm["ptx"].count("griddepcontrol.launch_dependents") == 1
