@@ -15,14 +15,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from cgbench.engine.launch import early, launch_keywords
 from cgbench.engine.state import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT, RowState
 
-COLUMNS_A_STEP = 1024
-"""Logits that a program reads at a time."""
+COLUMNS_A_STEP = 2048
+"""Logits that a program reads at a time, and the fewest it is started for."""
 
-LEAST_COLUMNS = 2048
-"""A program has at least so many to read: fewer, and its start costs more."""
-
-PROGRAMS = 256
-"""About two a multiprocessor of an H200."""
+PROGRAMS = 1024
+"""Eight a multiprocessor of an H200: with 4 KiB under way in each, as much as its memory wants."""
 
 MAX_ROWS = 1 << 14
 """Of logits, in one call: k + 1 of every request."""
@@ -250,7 +247,7 @@ def commit(rows: RowState) -> None:
 
 def _num_parts(num_rows: int, num_columns: int) -> int:
     """A power of two, for one program reads the best of all parts in one go."""
-    wanted = min(PROGRAMS // num_rows, num_columns // LEAST_COLUMNS)
+    wanted = min(PROGRAMS // num_rows, num_columns // COLUMNS_A_STEP)
     return 1 << (max(1, wanted).bit_length() - 1)
 
 
