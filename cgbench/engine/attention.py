@@ -151,9 +151,6 @@ class Decode:
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         return self.backend(self.rows.cache.layers[layer_idx], self.rows, qkv)
 
-    def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
-        return self.rows.states.conv_inputs(layer_idx, rows, num_before)
-
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         return self.rows.states.delta_rule(layer_idx, rows)
 
@@ -174,9 +171,6 @@ class Prefill:
     def states(self) -> PrefillStates:
         assert self.rows.cache.recurrent is not None
         return PrefillStates(self.rows.cache.recurrent, self.rows.slots, self.lengths)
-
-    def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
-        return self.states.conv_inputs(layer_idx, rows, num_before)
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         return self.states.delta_rule(layer_idx, rows)

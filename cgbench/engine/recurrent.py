@@ -16,13 +16,20 @@ is read once for all rows, and (k_j, u_j, log D_j) are what is kept of row j.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from cgbench.models.recurrent_hook import DeltaRows, StateShape, chunked_delta_rule
+from cgbench.engine.updates import HAS_TRITON
+from cgbench.models.recurrent_hook import (
+    DeltaRows,
+    HeadRows,
+    StateShape,
+    chunked_delta_rule,
+    head_rows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +157,19 @@ class DecodeStates:
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         """What ``rows`` read, ``[B, S, H, Dv]``; leaves the state before them, and their parts."""
+        if _has_kernel(rows):
+            from cgbench.engine.triton_recurrent import delta_rule
+
+            return delta_rule(self.cache.layers[layer_idx], self, rows)
+        return self.delta_rule_by_torch(layer_idx, rows)
+
+    def delta_rule_by_torch(self, layer_idx: int, rows: DeltaRows) -> Tensor:
+        """``delta_rule``, as it is defined."""
+        inputs = self.conv_inputs(layer_idx, rows.mixed, rows.net.state_shape.conv_rows)
+        return self.head_rule(layer_idx, head_rows(rows, inputs))
+
+    def head_rule(self, layer_idx: int, rows: HeadRows) -> Tensor:
+        """``delta_rule`` behind the convolution."""
         layer = self.cache.layers[layer_idx]
         matrix = advanced(layer, self.slots, self.num_pending, self.is_first)
         layer.matrix[self.slots] = matrix
@@ -159,6 +179,11 @@ class DecodeStates:
         layer.updates[self.slots, :, :length] = updates
         layer.log_decays[self.slots, :, :length] = log_decays
         return out.transpose(1, 2).to(rows.value.dtype)
+
+
+def _has_kernel(rows: DeltaRows) -> bool:
+    """``triton_recurrent`` knows the activation of the published models, and no other."""
+    return rows.mixed.is_cuda and HAS_TRITON and rows.net.activation == "silu"
 
 
 def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:
@@ -190,7 +215,7 @@ def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) 
     return torch.baddbmm(kept.flatten(0, 1), *(each.flatten(0, 1) for each in added)).view_as(kept)
 
 
-def delta_rows(matrix: Tensor, rows: DeltaRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def delta_rows(matrix: Tensor, rows: HeadRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gated delta rule over a few rows from ``matrix [B, H, Dk, Dv]``, all in float32.
 
     Returns the output ``[B, H, S, Dv]`` and what the rows add: keys ``[B, H, S, Dk]``, updates
@@ -259,11 +284,11 @@ class PrefillStates:
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         """What the prompts' rows read, ``[B, S, H, Dv]``; padding leaves the state as it is."""
-        positions = torch.arange(rows.beta.shape[1], device=self.slots.device)
+        inputs = self.conv_inputs(layer_idx, rows.mixed, rows.net.state_shape.conv_rows)
+        heads = head_rows(rows, inputs)
+        positions = torch.arange(rows.mixed.shape[1], device=self.slots.device)
         is_prompt = (positions < self.lengths[:, None])[..., None]
-        masked = DeltaRows(
-            rows.query, rows.key, rows.value, rows.log_decay * is_prompt, rows.beta * is_prompt
-        )
+        masked = replace(heads, log_decay=heads.log_decay * is_prompt, beta=heads.beta * is_prompt)
         out, matrix = chunked_delta_rule(masked)
         self.cache.prompt[layer_idx][0][self.slots] = matrix
         self.cache.prompt_length[self.slots] = self.lengths

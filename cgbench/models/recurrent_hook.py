@@ -47,7 +47,43 @@ class StateShape:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Sizes and weights of a gated delta net that its recurrence takes.
+
+    ``conv_weight [C, conv_rows + 1]`` and ``conv_bias [C]``, where C holds the query and key of
+    ``num_key_heads`` and the value of ``num_heads``; ``a_log [num_heads]`` and
+    ``dt_bias [num_heads]``, of the decay. Each key head serves a group of value heads.
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    activation: str
+    a_log: Tensor
+    dt_bias: Tensor
+    num_key_heads: int
+    num_heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def state_shape(self) -> StateShape:
+        channels, taps = self.conv_weight.shape
+        return StateShape(self.num_heads, self.key_size, self.value_size, channels, taps - 1)
+
+
+@dataclass(frozen=True, slots=True)
 class DeltaRows:
+    """Rows as a gated delta net projects them: ``mixed [B, S, C]``, the convolution's input, and
+    ``rate`` and ``time_step [B, S, num_heads]``, from which beta and the decay are made."""
+
+    net: DeltaNet
+    mixed: Tensor
+    rate: Tensor
+    time_step: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRows:
     """Rows for the gated delta rule, ``[B, S, heads, ...]``: ``query`` and ``key`` not normed yet,
     ``log_decay`` at most 0, ``beta`` how much of a row enters the state."""
 
@@ -61,13 +97,9 @@ class DeltaRows:
 class RecurrentCall(Protocol):
     """Computes what of a linear-attention layer depends on the tokens before the forward's."""
 
-    def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
-        """``rows [B, S, C]`` behind the ``num_before`` rows before them: ``[B, before + S, C]``;
-        zeros before a request's first."""
-        ...
-
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        """What the rows read from the state, each after its own update: ``[B, S, heads, Dv]``."""
+        """What the rows, convolved with those before them, read from the state, each after its own
+        update: ``[B, S, heads, Dv]``."""
         ...
 
 
@@ -77,16 +109,10 @@ class RecurrentProbe:
     def __init__(self) -> None:
         self.state_shapes: dict[int, StateShape] = {}
         """By layer_idx."""
-        self._conv: tuple[int, int] = (0, 0)
-
-    def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
-        self._conv = rows.shape[-1], num_before
-        return F.pad(rows, (0, 0, num_before, 0))
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        heads, key_size = rows.key.shape[2:]
-        self.state_shapes[layer_idx] = StateShape(heads, key_size, rows.value.shape[3], *self._conv)
-        return torch.zeros_like(rows.value)
+        shape = self.state_shapes[layer_idx] = rows.net.state_shape
+        return rows.mixed.new_zeros(*rows.rate.shape, shape.value_size)
 
 
 def hook_linear_layers(backbone: nn.Module) -> None:
@@ -109,10 +135,8 @@ def _forward(
         return plain(hidden_states, *args, **kwargs)
     batch, length, _ = hidden_states.shape
     mixed, gate, rate, time_step = _project(net, hidden_states)
-    num_before = net.conv_kernel_size - 1
-    rows = attention_call.conv_inputs(net.layer_idx, mixed, num_before)
-    mixed = _convolve(net, rows)[:, num_before:]
-    out = attention_call.delta_rule(net.layer_idx, _delta_rows(net, mixed, rate, time_step))
+    rows = DeltaRows(_delta_net(net), mixed, rate, time_step)
+    out = attention_call.delta_rule(net.layer_idx, rows)
     # The norm takes heads one by one, as rows.
     normed = net.norm(out.reshape(-1, net.head_v_dim), gate.reshape(-1, net.head_v_dim))
     result: Tensor = net.out_proj(normed.reshape(batch, length, -1))
@@ -135,35 +159,54 @@ def _project(net: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     )
 
 
-def _convolve(net: Any, rows: Tensor) -> Tensor:
-    """The layer's causal convolution and its activation over ``rows [B, S, C]``."""
+def _delta_net(net: Any) -> DeltaNet:
+    return DeltaNet(
+        conv_weight=net.conv1d.weight.squeeze(1),
+        conv_bias=net.conv1d.bias,
+        activation=net.activation,
+        a_log=net.A_log,
+        dt_bias=net.dt_bias,
+        num_key_heads=net.num_k_heads,
+        num_heads=net.num_v_heads,
+        key_size=net.head_k_dim,
+        value_size=net.head_v_dim,
+    )
+
+
+def head_rows(rows: DeltaRows, inputs: Tensor) -> HeadRows:
+    """``rows`` convolved and cut into heads; ``inputs [B, before + S, C]`` are ``rows.mixed``
+    behind what the convolution sees before them."""
+    net = rows.net
+    mixed = _convolve(net, inputs)[:, inputs.shape[1] - rows.mixed.shape[1] :]
+    key_dim = net.num_key_heads * net.key_size
+    query, key, value = mixed.split([key_dim, key_dim, net.num_heads * net.value_size], dim=-1)
+    group = net.num_heads // net.num_key_heads
+    query, key = (
+        each.unflatten(-1, (net.num_key_heads, net.key_size)).repeat_interleave(group, dim=2)
+        for each in (query, key)
+    )
+    return HeadRows(
+        query=query,
+        key=key,
+        value=value.unflatten(-1, (net.num_heads, net.value_size)),
+        # In float32: in half precision the exponent of A_log may overflow.
+        log_decay=-net.a_log.float().exp() * F.softplus(rows.time_step.float() + net.dt_bias),
+        beta=rows.rate.sigmoid(),
+    )
+
+
+def _convolve(net: DeltaNet, rows: Tensor) -> Tensor:
+    """The causal convolution and its activation over ``rows [B, S, C]``."""
     # Imported here, for only these models need it.
     from transformers.models.qwen3_next.modeling_qwen3_next import causal_conv1d_fn
 
-    weight, bias = net.conv1d.weight.squeeze(1), net.conv1d.bias
-    out: Tensor = causal_conv1d_fn(rows.transpose(1, 2), weight, bias, activation=net.activation)
+    out: Tensor = causal_conv1d_fn(
+        rows.transpose(1, 2), net.conv_weight, net.conv_bias, activation=net.activation
+    )
     return out.transpose(1, 2)
 
 
-def _delta_rows(net: Any, mixed: Tensor, rate: Tensor, time_step: Tensor) -> DeltaRows:
-    """``mixed [B, S, C]`` cut into heads; every key head serves a group of value heads."""
-    query, key, value = mixed.split([net.key_dim, net.key_dim, net.value_dim], dim=-1)
-    group = net.num_v_heads // net.num_k_heads
-    query, key = (
-        each.unflatten(-1, (net.num_k_heads, net.head_k_dim)).repeat_interleave(group, dim=2)
-        for each in (query, key)
-    )
-    return DeltaRows(
-        query=query,
-        key=key,
-        value=value.unflatten(-1, (net.num_v_heads, net.head_v_dim)),
-        # In float32: in half precision the exponent of A_log may overflow.
-        log_decay=-net.A_log.float().exp() * F.softplus(time_step.float() + net.dt_bias),
-        beta=rate.sigmoid(),
-    )
-
-
-def chunked_delta_rule(rows: DeltaRows) -> tuple[Tensor, Tensor]:
+def chunked_delta_rule(rows: HeadRows) -> tuple[Tensor, Tensor]:
     """transformers' own gated delta rule over whole sequences from an empty state: the output
     ``[B, S, heads, Dv]`` and the last state ``[B, heads, Dk, Dv]`` in float32."""
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule

@@ -9,7 +9,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_g
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.families import QWEN
-from cgbench.models.recurrent_hook import DeltaRows, StateShape
+from cgbench.models.recurrent_hook import HeadRows, StateShape
 from tests.tiny import (
     HYBRID_CONFIGS,
     decode_prompts,
@@ -48,9 +48,9 @@ SHAPE = StateShape(num_heads=3, key_size=4, value_size=6, conv_channels=5, conv_
 QUERY_LEN = 5
 
 
-def random_rows(batch: int, length: int) -> DeltaRows:
+def random_rows(batch: int, length: int) -> HeadRows:
     heads = (batch, length, SHAPE.num_heads)
-    return DeltaRows(
+    return HeadRows(
         query=torch.randn(*heads, SHAPE.key_size),
         key=torch.randn(*heads, SHAPE.key_size),
         value=torch.randn(*heads, SHAPE.value_size),
@@ -59,7 +59,7 @@ def random_rows(batch: int, length: int) -> DeltaRows:
     )
 
 
-def transformers_rule(rows: DeltaRows, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def transformers_rule(rows: HeadRows, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token at a time, from ``state [B, H, Dk, Dv]``."""
     out, last = torch_recurrent_gated_delta_rule(
         rows.query,
@@ -75,10 +75,10 @@ def transformers_rule(rows: DeltaRows, state: torch.Tensor) -> tuple[torch.Tenso
     return out, last
 
 
-def first(rows: DeltaRows, row: int, count: int) -> DeltaRows:
+def first(rows: HeadRows, row: int, count: int) -> HeadRows:
     """The first ``count`` tokens of one row of the batch."""
-    names = DeltaRows.__dataclass_fields__
-    return DeltaRows(**{name: getattr(rows, name)[row : row + 1, :count] for name in names})
+    names = HeadRows.__dataclass_fields__
+    return HeadRows(**{name: getattr(rows, name)[row : row + 1, :count] for name in names})
 
 
 @pytest.mark.parametrize("accepted", [[1, 1, 1], [QUERY_LEN] * 3, [2, QUERY_LEN, 1]])
@@ -95,7 +95,7 @@ def test_a_verify_goes_on_from_the_accepted_rows(accepted: list[int]) -> None:
         rows = random_rows(3, QUERY_LEN)
         for tried in (random_rows(3, QUERY_LEN), rows):
             positions = length[:, None] + torch.arange(QUERY_LEN)
-            got = DecodeStates(cache, slots, positions).delta_rule(7, tried)
+            got = DecodeStates(cache, slots, positions).head_rule(7, tried)
             torch.testing.assert_close(got, transformers_rule(tried, expected)[0])
         torch.testing.assert_close(cache.layers[7].matrix[slots], expected)
         ends = [

@@ -10,19 +10,27 @@ import torch
 
 from cgbench.engine.attention import Rows
 from cgbench.engine.kv import KvCache
+from cgbench.engine.recurrent import DecodeStates
 from cgbench.engine.state import DecodeState
 from cgbench.models.attention_hook import AttentionInput
+from tests.engine.test_triton_recurrent import Case, random_cache, random_net, random_rows
 
 triton = pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from cgbench.engine import triton_attention, triton_linear, triton_rows  # noqa: E402
+from cgbench.engine import (  # noqa: E402
+    triton_attention,
+    triton_convolution,
+    triton_linear,
+    triton_recurrent,
+    triton_rows,
+)
 from cgbench.measure import triton_read  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
-MODULES = (triton_attention, triton_linear, triton_rows)
+MODULES = (triton_attention, triton_convolution, triton_linear, triton_recurrent, triton_rows)
 
 
 class NoDevice:
@@ -101,13 +109,33 @@ def attention_kernels() -> None:
         triton_attention.decode(cache.layers[0], rows, qkv)
 
 
+def recurrent_kernels() -> None:
+    for dtype, query_len, sizes in (
+        (torch.bfloat16, 4, (16, 2, 128, 128)),
+        (torch.bfloat16, 9, (16, 2, 128, 128)),
+        (torch.float32, 1, (2, 1, 96, 8)),
+    ):
+        case = Case(*sizes, query_len, query_len)
+        cache = random_cache(case, dtype, "cpu")
+        positions = torch.zeros(case.batch_size + 2, query_len, dtype=torch.long)
+        states = DecodeStates(cache, positions[:, 0].contiguous(), positions)
+        rows = random_rows(case, random_net(case, dtype, "cpu"), dtype, "cpu")
+        triton_recurrent.delta_rule(cache.layers[0], states, rows)
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(
     ("call", "least"),
-    [(rows_kernels, 7), (linear_kernels, 3), (attention_kernels, 8), (read_kernel, 1)],
+    [
+        (rows_kernels, 7),
+        (linear_kernels, 3),
+        (attention_kernels, 8),
+        (recurrent_kernels, 6),
+        (read_kernel, 1),
+    ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_for_hopper(compiled: list[Any], call: Callable[[], None], least: int) -> None:
@@ -124,6 +152,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     rows_kernels()
     linear_kernels()
     attention_kernels()
+    recurrent_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "ld.global" not in before and "st.global" not in before

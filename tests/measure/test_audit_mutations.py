@@ -524,7 +524,7 @@ def state_runs_over_a_prompts_padding(patch: Patch) -> None:
     real = PrefillStates.delta_rule
 
     def delta_rule(self: PrefillStates, layer_idx: int, rows: DeltaRows) -> Tensor:
-        longest = torch.full_like(self.lengths, rows.beta.shape[1])
+        longest = torch.full_like(self.lengths, rows.mixed.shape[1])
         return real(replace(self, lengths=longest), layer_idx, rows)
 
     patch.setattr(PrefillStates, "delta_rule", delta_rule)

@@ -1,0 +1,185 @@
+"""The kernels of a gated delta net's decode steps against torch's operations, which define them."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from cgbench.engine.recurrent import DecodeStates, RecurrentCache
+from cgbench.models.recurrent_hook import DeltaNet, DeltaRows
+from tests.interpreter import run_interpreted
+
+pytest.importorskip("triton")
+
+ITERATIONS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """``kept`` rows have room in the state, of which a verify uses ``query_len``."""
+
+    key_heads: int
+    group: int
+    key_size: int
+    value_size: int
+    query_len: int
+    kept: int
+    batch_size: int = 2
+    taps: int = 4
+    has_bias: bool = False
+
+
+CASES = [
+    *(Case(1, 2, 8, 6, query_len, max(query_len, 4)) for query_len in range(1, 10)),
+    Case(1, 2, 128, 128, 4, 4, batch_size=1),
+    Case(1, 1, 96, 80, 3, 6, has_bias=True),
+    Case(2, 3, 24, 20, 2, 2, batch_size=4, taps=3),
+]
+DEVICE_CASES = [*CASES, Case(16, 2, 128, 128, 4, 4, batch_size=64), Case(16, 1, 128, 128, 9, 9)]
+
+
+def random_cache(case: Case, dtype: torch.dtype, device: str) -> RecurrentCache:
+    """One layer's state in the middle of a decoding, with rows pending in every slot; what may
+    not be read, a later row's part or all of scratch, is large."""
+    cache = RecurrentCache(
+        {0: random_net(case, dtype, "cpu").state_shape},
+        max_batch_size=case.batch_size + 1,
+        query_len=case.kept,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    layer = cache.layers[0]
+    layer.matrix.normal_()
+    layer.conv.normal_()
+    layer.keys.normal_().div_(case.key_size**0.5)
+    layer.updates.normal_()
+    layer.log_decays.copy_(-torch.rand(layer.log_decays.shape).cumsum(-1))
+    for tensor in layer.tensors().values():
+        tensor[cache.scratch_slot] = 1e4
+    return moved(cache, case, device)
+
+
+def moved(cache: RecurrentCache, case: Case, device: str) -> RecurrentCache:
+    """A copy of ``cache`` on ``device``."""
+    copy = RecurrentCache(
+        {0: random_net(case, cache.layers[0].conv.dtype, "cpu").state_shape},
+        max_batch_size=case.batch_size + 1,
+        query_len=case.kept,
+        dtype=cache.layers[0].conv.dtype,
+        device=torch.device(device),
+    )
+    for name, tensor in copy.tensors().items():
+        tensor.copy_(cache.tensors()[name])
+    return copy
+
+
+def random_net(case: Case, dtype: torch.dtype, device: str) -> DeltaNet:
+    heads = case.key_heads * case.group
+    channels = 2 * case.key_heads * case.key_size + heads * case.value_size
+    draws = torch.Generator().manual_seed(channels)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draws).to(dtype).to(device)
+
+    return DeltaNet(
+        conv_weight=normal(channels, case.taps),
+        conv_bias=normal(channels) if case.has_bias else None,
+        activation="silu",
+        a_log=normal(heads) - 1,
+        # Steps on all of softplus: lost in the 1 it is added to, and past where it bends.
+        dt_bias=8 * normal(heads),
+        num_key_heads=case.key_heads,
+        num_heads=heads,
+        key_size=case.key_size,
+        value_size=case.value_size,
+    )
+
+
+def random_rows(case: Case, net: DeltaNet, dtype: torch.dtype, device: str) -> DeltaRows:
+    """Of all requests and two padded rows; betas and time steps side by side, as projected."""
+    shape = (case.batch_size + 2, case.query_len)
+    both = torch.randn(*shape, 2 * net.num_heads).to(dtype).to(device)
+    rate, time_step = both.split(net.num_heads, dim=-1)
+    mixed = torch.randn(*shape, net.conv_weight.shape[0]).to(dtype).to(device)
+    return DeltaRows(net, mixed, rate, time_step)
+
+
+def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
+    """A few verifies, ragged, from caches alike; the largest error, relative to each result's
+    norm, of what is read and of every slot's state but scratch."""
+    from cgbench.engine import triton_recurrent
+
+    torch.manual_seed(case.query_len)
+    net = random_net(case, dtype, device)
+    expected_cache = random_cache(case, dtype, device)
+    scratch = expected_cache.scratch_slot
+    slots = torch.cat([torch.randperm(scratch)[: case.batch_size], torch.tensor([scratch] * 2)])
+    length = torch.randint(1, 2 * case.kept, (case.batch_size,))
+    expected_cache.length[slots[:-2].to(device)] = length.to(device)
+    begin = length + torch.randint(0, case.kept + 1, length.shape)
+    got_cache = moved(expected_cache, case, device)
+    for tensor in got_cache.layers[0].tensors().values():
+        tensor[scratch] = float("nan")
+    errors = []
+    for _ in range(ITERATIONS):
+        first = torch.cat([begin, torch.zeros(2, dtype=torch.long)])[:, None]
+        positions = (first + torch.arange(case.query_len)).to(device)
+        rows = random_rows(case, net, dtype, device)
+        states = DecodeStates(expected_cache, slots.to(device), positions)
+        expected = states.delta_rule_by_torch(0, rows)
+        states = DecodeStates(got_cache, slots.to(device), positions)
+        got = triton_recurrent.delta_rule(got_cache.layers[0], states, rows)
+        assert got.shape == expected.shape and got.dtype == expected.dtype
+        errors.append(relative_error(got, expected))
+        errors += state_errors(got_cache, expected_cache)
+        begin += torch.randint(1, case.query_len + 1, begin.shape)
+    check_again(got_cache, slots.to(device), positions, rows)
+    return max(errors)
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def state_errors(got: RecurrentCache, expected: RecurrentCache) -> list[float]:
+    live = slice(0, expected.scratch_slot)
+    pairs = zip(
+        got.layers[0].tensors().values(), expected.layers[0].tensors().values(), strict=True
+    )
+    return [relative_error(ours[live], theirs[live]) for ours, theirs in pairs]
+
+
+def check_again(
+    cache: RecurrentCache, slots: torch.Tensor, positions: torch.Tensor, rows: DeltaRows
+) -> None:
+    """Run twice from one length, a verify gives the same to the bit."""
+    from cgbench.engine import triton_recurrent
+
+    runs = []
+    for _ in range(2):
+        states = DecodeStates(cache, slots, positions)
+        out = triton_recurrent.delta_rule(cache.layers[0], states, rows)
+        state = [tensor[:-1].clone() for tensor in cache.layers[0].tensors().values()]
+        runs.append([out, *state])
+    assert all(torch.equal(*pair) for pair in zip(*runs, strict=True))
+
+
+def check_all() -> int:
+    """Every case in the interpreter, which cuts bfloat16 off where a device rounds; their number"""
+    for case in CASES:
+        for dtype, most in ((torch.float32, 2e-6), (torch.bfloat16, 2e-2)):
+            error = check_case(case, dtype, "cpu")
+            assert error < most, (case, dtype, error)
+    return len(CASES)
+
+
+def test_interpreter_equals_torch() -> None:
+    code = "from tests.engine.test_triton_recurrent import check_all\nprint(check_all(), 'cases')"
+    assert f"{len(CASES)} cases" in run_interpreted(code)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", DEVICE_CASES, ids=str)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
+def test_on_the_device(case: Case, dtype: torch.dtype, most: float) -> None:
+    assert check_case(case, dtype, "cuda") < most
