@@ -84,4 +84,4 @@ def test_every_replay_is_a_range_with_its_bucket(folder: Path, ranges: list[str]
 
 def test_on_a_cpu_it_is_refused() -> None:
     done = cgbench("run", "--device", "cpu", "--nvtx")
-    done.refused(2, "--nvtx", "--device cuda")
+    done.refused(3, "--nvtx", "--device cuda")
