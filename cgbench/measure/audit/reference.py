@@ -63,9 +63,10 @@ def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
 
 @torch.inference_mode()
 def reference_draft_logits(
-    target: Target, head: DraftHead, tokens: Sequence[int], k: int
+    target: Target, head: DraftHead, tokens: Sequence[int], k: int, drafts: Sequence[int] = ()
 ) -> Tensor:
-    """Logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet."""
+    """Logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet. Each draft
+    follows the one before it: of ``drafts`` as far as they go, then its own likeliest."""
     attention = GrowingAttention()
     hidden = head_form(head, reference_states(target, tokens[:-1], attention))
     device, num_rows = target.device, len(tokens) - 1
@@ -80,7 +81,10 @@ def reference_draft_logits(
         normed = head.to_logits_input(block_out[:, -1:])
         logits.append(target.logits(normed)[0, -1])
         hidden = normed if head.family.chain == "post" else block_out[:, -1:]
-        following = logits[-1].argmax(-1)[None, None]
+        chosen = logits[-1].argmax(-1)
+        if step < len(drafts):
+            chosen = torch.full_like(chosen, drafts[step])
+        following = chosen[None, None]
         positions = torch.full_like(following, num_rows + step)
     return torch.stack(logits)
 
@@ -153,6 +157,11 @@ class Plain:
         if (key := tuple(tokens)) not in self._last_states:
             self._last_states[key] = self.states(tokens)[-1].clone()
         return self.target.logits(self._last_states[key]).float()
+
+    @torch.inference_mode()
+    def next_token(self, tokens: Sequence[int]) -> int:
+        """The token after ``tokens``, computed anew."""
+        return int(self.target.logits(self.states(tokens)[-1]).argmax())
 
     @property
     def noise(self) -> float:

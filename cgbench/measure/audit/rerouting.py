@@ -1,0 +1,43 @@
+"""Whether the reference itself picks the other token once its numbers are rounded otherwise.
+
+Experts are chosen by comparing scores: two that are nearly alike change places with the rounding,
+and everything behind them jumps. The largest jump on a few prompts says little about the next.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from cgbench.models.target import Target
+
+TRIES = 32
+
+
+def picks_when_rounded_otherwise(target: Target, pick: Callable[[], int], token: int) -> bool:
+    """Whether ``pick``, which runs ``target``, returns ``token`` in one of ``TRIES`` runs, in each
+    of which all token embeddings are moved by rounding's size."""
+    for seed in range(TRIES):
+        with _moved_embeddings(target, seed):
+            if pick() == token:
+                return True
+    return False
+
+
+@contextmanager
+def _moved_embeddings(target: Target, seed: int) -> Iterator[None]:
+    """Each number of an embedding is off by at most a unit in its last place meanwhile."""
+    # Seeded: tensor parallel ranks have to move them alike.
+    draws = torch.Generator(target.device).manual_seed(seed)
+
+    def move(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        shares = torch.rand(out.shape, generator=draws, device=out.device) - 0.5
+        # eps is a unit in the last place of 1; of a number just below 2 it is two units.
+        return (out.float() * (1 + torch.finfo(out.dtype).eps * shares)).to(out.dtype)
+
+    handle = target.model.get_input_embeddings().register_forward_hook(move)
+    try:
+        yield
+    finally:
+        handle.remove()
