@@ -58,8 +58,9 @@ def measure(model: str, tp: int, head: str, output: Path, options: argparse.Name
     resume = ["--resume"] if (output / "run.json").exists() else []
     flags = ("--spec-tokens", SPEC_TOKENS, "--batch-sizes", options.batch_sizes)
     sizes = ("--context-len", options.context_len, "--max-new-tokens", 64)
+    limit = ("--max-time", options.max_time)
     ranks = ("--tp", tp, "--tp-head", head, "--device", options.device)
-    return cgbench("run", model, *flags, *sizes, *ranks, "--output", output, *resume)
+    return cgbench("run", model, *flags, *sizes, *limit, *ranks, "--output", output, *resume)
 
 
 def cells(model: str, options: argparse.Namespace) -> Iterator[tuple[int, str]]:
@@ -89,7 +90,7 @@ def cycle(options: argparse.Namespace) -> bool:
     for number in range(1, CYCLES + 1):
         folder = options.output / "cycles" / f"{number:02d}"
         common = ("--tp", options.tp, "--device", options.device, "--batch-sizes", "1,2")
-        short = ("--iterations", 10, "--max-new-tokens", 8, "--context-len", 16)
+        short = ("--iterations", 10, "--max-time", 1, "--max-new-tokens", 8, "--context-len", 16)
         words = ("run", "default", *common, *short, "--output", folder)
         if not cgbench(*words, limit_s=CYCLE_LIMIT_S):
             print(f"cycle {number} of {CYCLES} failed")
@@ -164,6 +165,7 @@ def main() -> None:
     parser.add_argument("--parts", default="audit,table,big,cycles")
     parser.add_argument("--batch-sizes", default=BATCH_SIZES)
     parser.add_argument("--context-len", type=int, default=1024)
+    parser.add_argument("--max-time", type=float, default=10.0, help="seconds a batch size")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     work = {

@@ -5,7 +5,11 @@ that any test starts processes for is named here.
 """
 
 import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerContext
+
+import pytest
 
 PRELOADED = (
     "cgbench.measure.setup",
@@ -21,3 +25,12 @@ def fork_context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     return context
+
+
+@contextmanager
+def forked_ranks() -> Iterator[None]:
+    """Ranks are forked from the server meanwhile: spawned, each would import everything anew."""
+    fork_context()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cgbench.parallel.launch.START_METHOD", "forkserver")
+        yield

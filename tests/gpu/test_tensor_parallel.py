@@ -1,5 +1,6 @@
 """Two ranks on two devices: captured with their collectives, audited, and gone cleanly."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from cgbench.report.store import RunDirectory
 from tests.cli.command import cgbench
+from tests.forkserver import forked_ranks
 from tests.tiny import add_tokenizer, make_checkpoint
 
 pytestmark = [
@@ -15,7 +17,14 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 
-SHORT = ("--iterations", 20, "--max-new-tokens", 12, "--context-len", 16, "--prompts", "random")
+SHORT = ("--iterations", 20, "--max-time", 1, "--max-new-tokens", 12, "--context-len", 16)
+RANDOM = ("--prompts", "random")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_ranks() -> Iterator[None]:
+    with forked_ranks():
+        yield
 
 
 @pytest.fixture(scope="module", params=["mimo", "qwen3_moe"])
@@ -33,7 +42,7 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_scope_is_captured_and_measured(model: Path, head: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = ("--spec-tokens", "1,3", "--batch-sizes", "1,3", "--tp", 2, "--tp-head", head)
-    done = cgbench("run", model, *flags, *SHORT, "--output", out)
+    done = cgbench("run", model, *flags, *SHORT, *RANDOM, "--output", out)
     assert done.code == 0, done.stderr
     directory = RunDirectory.open(out)
     frame = directory.latency()
@@ -57,7 +66,7 @@ def test_float32_tokens_are_one_device_s(tmp_path: Path) -> None:
     for tp in (1, 2):
         out = tmp_path / f"tp{tp}"
         flags = ("--batch-sizes", "1,3", "--dtype", "float32", "--tp", tp, "--output", out)
-        done = cgbench("run", folder, *flags, *SHORT)
+        done = cgbench("run", folder, *flags, *SHORT, *RANDOM)
         assert done.code == 0, done.stderr
         hashes.append(RunDirectory.open(out).latency()["tokens_sha256"].tolist())
     assert hashes[0] == hashes[1]

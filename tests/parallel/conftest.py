@@ -1,15 +1,13 @@
-"""Ranks are forked from the tests' server: spawned, each would import everything anew."""
+"""Every test here starts ranks."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.forkserver import fork_context
+from tests.forkserver import forked_ranks
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forked_ranks() -> Iterator[None]:
-    fork_context()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cgbench.parallel.launch.START_METHOD", "forkserver")
+def quick_ranks() -> Iterator[None]:
+    with forked_ranks():
         yield
