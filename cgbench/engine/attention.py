@@ -98,7 +98,6 @@ def triton_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     # Imported here, for triton is there only beside a CUDA build of torch.
     from cgbench.engine import triton_attention
 
-    triton_attention.store(kv, rows, qkv)
     return triton_attention.decode(kv, rows, qkv)
 
 

@@ -3,8 +3,10 @@
 Decode attention is bound by the bytes of live keys and values. So each program reads one KV
 head's keys once for the whole GQA group and all query rows (packed in one tile), the keys are
 split over programs until the device is full, and nothing past a request's live length is read,
-which also keeps whatever lies there, NaN included, out of the result. A second kernel merges the
-splits by their running maxima (the flash-decoding scheme, Dao et al. 2023).
+which also keeps whatever lies there, NaN included, out of the result. The rows that a call brings
+are attended to from its own tensors and written to the cache on the way, by one program each, so
+that none waits for another. A second kernel merges the splits by their running maxima (the
+flash-decoding scheme, Dao et al. 2023).
 """
 
 import functools
@@ -30,57 +32,40 @@ LOG2_E = 1.4426950408889634
 SIZES = ["num_splits", "room"]
 
 
-@triton.jit(do_not_specialize=["room"])  # type: ignore[untyped-decorator]
-def _store_kernel(
-    key,
-    value,
-    key_cache,
-    value_cache,
-    slots,
-    positions,
-    room,
-    key_stride_b,
-    key_stride_h,
-    key_stride_s,
-    value_stride_b,
-    value_stride_h,
-    value_stride_s,
-    query_len,
-    KV_HEADS: tl.constexpr,
-    KEY_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
-    token = tl.program_id(0)
-    b = token // query_len
-    s = token % query_len
-    row = tl.load(slots + b).to(tl.int64) * room + tl.load(positions + token)
-    h = tl.arange(0, BLOCK_H)[:, None]
-    d = tl.arange(0, BLOCK_D)[None, :]
-    keep = (h < KV_HEADS) & (d < KEY_DIM)
-    from_key = key + b * key_stride_b + h * key_stride_h + s * key_stride_s + d
-    tl.store(
-        key_cache + (row * KV_HEADS + h) * KEY_DIM + d, tl.load(from_key, mask=keep), mask=keep
-    )
-    dv = tl.arange(0, BLOCK_DV)[None, :]
-    keep_v = (h < KV_HEADS) & (dv < VALUE_DIM)
-    from_value = value + b * value_stride_b + h * value_stride_h + s * value_stride_s + dv
-    tl.store(
-        value_cache + (row * KV_HEADS + h) * VALUE_DIM + dv,
-        tl.load(from_value, mask=keep_v),
-        mask=keep_v,
-    )
+@triton.jit  # type: ignore[untyped-decorator]
+def _division(start, num_splits, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
+    """How the cached keys below position ``start`` are divided: the first of them, the keys a
+    split, and the split that has the new rows too: an idle one if there is one."""
+    first = start * 0
+    if WINDOW > 0:
+        first = tl.maximum(start - WINDOW + 1, 0)
+    blocks = tl.cdiv(start - first, BLOCK_N)
+    blocks_a_split = tl.cdiv(blocks, num_splits)
+    num_used = tl.cdiv(blocks, tl.maximum(blocks_a_split, 1))
+    return first, blocks_a_split * BLOCK_N, tl.minimum(num_used, num_splits - 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attended(
+    acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION: tl.constexpr
+):
+    """The running softmax after one more tile of keys ``k [D, N]`` and values ``v [N, Dv]``."""
+    scores = tl.dot(q, k, input_precision=PRECISION) * scaling_log2
+    scores = tl.where(seen, scores, float("-inf"))
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    # A row that has seen no key yet keeps -inf; 0 stands in, to keep NaN out.
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    p = tl.exp2(scores - shift[:, None])
+    decay = tl.exp2(running_max - shift)
+    acc = acc * decay[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    return acc, new_max, running_sum * decay + tl.sum(p, 1)
 
 
 @triton.jit(do_not_specialize=SIZES)  # type: ignore[untyped-decorator]
 def _split_kernel(
     query,
+    key,
+    value,
     key_cache,
     value_cache,
     slots,
@@ -95,6 +80,12 @@ def _split_kernel(
     query_stride_b,
     query_stride_h,
     query_stride_s,
+    key_stride_b,
+    key_stride_h,
+    key_stride_s,
+    value_stride_b,
+    value_stride_h,
+    value_stride_s,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     QUERY_LEN: tl.constexpr,
@@ -103,6 +94,7 @@ def _split_kernel(
     WINDOW: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -115,15 +107,10 @@ def _split_kernel(
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
-    slot = tl.load(slots + b)
     start = tl.load(positions + b * QUERY_LEN)
-    length = start + QUERY_LEN
-    first = start * 0
-    if WINDOW > 0:
-        first = tl.maximum(start - WINDOW + 1, 0)
-    blocks_per_split = tl.cdiv(tl.cdiv(length - first, BLOCK_N), num_splits)
-    low = first + split * blocks_per_split * BLOCK_N
-    high = tl.minimum(low + blocks_per_split * BLOCK_N, length)
+    first, keys_a_split, split_of_new = _division(start, num_splits, WINDOW, BLOCK_N)
+    low = first + split * keys_a_split
+    high = tl.minimum(low + keys_a_split, start)
 
     # Tile row m is query row m % QUERY_LEN of the group's head m // QUERY_LEN.
     m = tl.arange(0, BLOCK_M)
@@ -132,53 +119,68 @@ def _split_kernel(
     s = m % QUERY_LEN
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
+    in_key = d < KEY_DIM
+    in_value = dv < VALUE_DIM
     q = tl.load(
         query
         + b * query_stride_b
         + head[:, None] * query_stride_h
         + s[:, None] * query_stride_s
         + d[None, :],
-        mask=in_tile[:, None] & (d < KEY_DIM)[None, :],
+        mask=in_tile[:, None] & in_key[None, :],
         other=0.0,
     )
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    slot_row = slot.to(tl.int64) * room
+    slot_row = tl.load(slots + b).to(tl.int64) * room
     for n0 in range(low, high, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         live = n < high
         row = (slot_row + n) * KV_HEADS + kv_head
         k = tl.load(
             key_cache + row[None, :] * KEY_DIM + d[:, None],
-            mask=live[None, :] & (d < KEY_DIM)[:, None],
+            mask=live[None, :] & in_key[:, None],
             other=0.0,
         )
-        scores = tl.dot(q, k, input_precision=PRECISION) * scaling_log2
-        seen = live[None, :] & (n[None, :] <= start + s[:, None])
-        if WINDOW > 0:
-            seen = seen & (n[None, :] > start + s[:, None] - WINDOW)
-        scores = tl.where(seen, scores, float("-inf"))
-        new_max = tl.maximum(running_max, tl.max(scores, 1))
-        # A row that has seen no key yet keeps -inf; 0 stands in, to keep NaN out.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        p = tl.exp2(scores - shift[:, None])
-        decay = tl.exp2(running_max - shift)
         v = tl.load(
             value_cache + row[:, None] * VALUE_DIM + dv[None, :],
-            mask=live[:, None] & (dv < VALUE_DIM)[None, :],
+            mask=live[:, None] & in_value[None, :],
             other=0.0,
         )
-        acc = acc * decay[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
-        running_sum = running_sum * decay + tl.sum(p, 1)
-        running_max = new_max
+        seen = live[None, :]
+        if WINDOW > 0:
+            seen = seen & (n[None, :] > start + s[:, None] - WINDOW)
+        acc, running_max, running_sum = _attended(
+            acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION
+        )
+
+    if split == split_of_new:
+        # The new rows come from the call, and go to the cache on the way.
+        n = tl.arange(0, BLOCK_S)
+        live = n < QUERY_LEN
+        row = (slot_row + start + n) * KV_HEADS + kv_head
+        from_key = key + b * key_stride_b + kv_head * key_stride_h + n[None, :] * key_stride_s
+        keep = live[None, :] & in_key[:, None]
+        k = tl.load(from_key + d[:, None], mask=keep, other=0.0)
+        tl.store(key_cache + row[None, :] * KEY_DIM + d[:, None], k, mask=keep)
+        from_value = value + b * value_stride_b + kv_head * value_stride_h
+        keep = live[:, None] & in_value[None, :]
+        v = tl.load(from_value + n[:, None] * value_stride_s + dv[None, :], mask=keep, other=0.0)
+        tl.store(value_cache + row[:, None] * VALUE_DIM + dv[None, :], v, mask=keep)
+        seen = live[None, :] & (n[None, :] <= s[:, None])
+        if WINDOW > 0:
+            seen = seen & (n[None, :] > s[:, None] - WINDOW)
+        acc, running_max, running_sum = _attended(
+            acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION
+        )
 
     if IS_WHOLE:
         whole_row = (b * QUERY_LEN + s) * (KV_HEADS * GROUP) + head
         tl.store(
             out + whole_row[:, None] * VALUE_DIM + dv[None, :],
             (acc / running_sum[:, None]).to(out.dtype.element_ty),
-            mask=in_tile[:, None] & (dv < VALUE_DIM)[None, :],
+            mask=in_tile[:, None] & in_value[None, :],
         )
         return
     out_row = (tl.program_id(0) * num_splits + split) * (GROUP * QUERY_LEN) + m
@@ -187,7 +189,7 @@ def _split_kernel(
     tl.store(
         partial_out + out_row[:, None] * VALUE_DIM + dv[None, :],
         acc,
-        mask=in_tile[:, None] & (dv < VALUE_DIM)[None, :],
+        mask=in_tile[:, None] & in_value[None, :],
     )
 
 
@@ -196,12 +198,15 @@ def _merge_kernel(
     partial_out,
     partial_max,
     partial_sum,
+    positions,
     out,
     num_splits,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     QUERY_LEN: tl.constexpr,
     VALUE_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     SPLITS: tl.constexpr,
     EARLY: tl.constexpr,
@@ -212,8 +217,9 @@ def _merge_kernel(
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     m = tl.program_id(1)
+    start = tl.load(positions + b * QUERY_LEN)
     split = tl.arange(0, SPLITS)
-    used = split < num_splits
+    used = split <= _division(start, num_splits, WINDOW, BLOCK_N)[2]
     dv = tl.arange(0, BLOCK_DV)
     row = (tl.program_id(0) * num_splits + split) * (GROUP * QUERY_LEN) + m
     maxima = tl.load(partial_max + row, mask=used, other=float("-inf"))
@@ -230,41 +236,15 @@ def _merge_kernel(
     tl.store(out + out_row * VALUE_DIM + dv, merged.to(out.dtype.element_ty), mask=dv < VALUE_DIM)
 
 
-def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> None:
-    """Write keys and values to the rows' places, in one kernel."""
-    key, value = qkv.key, qkv.value
-    batch, kv_heads, query_len, key_dim = key.shape
-    value_dim = value.shape[3]
-    assert key.stride(3) == 1 and value.stride(3) == 1 and rows.positions.is_contiguous()
-    _store_kernel[(batch * query_len,)](
-        key,
-        value,
-        kv.keys,
-        kv.values,
-        rows.slots,
-        rows.positions,
-        rows.cache.room,
-        *key.stride()[:3],
-        *value.stride()[:3],
-        query_len,
-        KV_HEADS=kv_heads,
-        KEY_DIM=key_dim,
-        VALUE_DIM=value_dim,
-        BLOCK_H=triton.next_power_of_2(kv_heads),
-        BLOCK_D=triton.next_power_of_2(key_dim),
-        BLOCK_DV=triton.next_power_of_2(value_dim),
-        EARLY=early(key.device),
-        **launch_keywords(key.device),
-    )
-
-
 def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
-    """The queries over each slot's rows 0..position, to ``[B, S, Hq, Dv]``."""
-    query = qkv.query
+    """``DecodeBackend``: the new rows into the cache, and the queries over each slot's rows
+    0..position, to ``[B, S, Hq, Dv]``."""
+    query, key, value = qkv.query, qkv.key, qkv.value
     batch, num_heads, query_len, key_dim = query.shape
     kv_heads, value_dim = kv.values.shape[1:]
     group = num_heads // kv_heads
-    assert query.stride(3) == 1 and rows.positions.is_contiguous()
+    assert query.stride(3) == key.stride(3) == value.stride(3) == 1
+    assert rows.positions.is_contiguous()
     num_splits = _num_splits(batch * kv_heads, _num_multiprocessors(query.device))
     # One split is the whole: it goes straight to the output.
     is_whole = num_splits == 1
@@ -275,16 +255,21 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     partial_max = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
     partial_sum = torch.empty_like(partial_max)
     partial_out = torch.empty((*partial_shape, value_dim), dtype=torch.float32, device=query.device)
+    is_float32 = query.dtype == torch.float32
     shape = {
         "KV_HEADS": kv_heads,
         "GROUP": group,
         "QUERY_LEN": query_len,
         "VALUE_DIM": value_dim,
+        "WINDOW": qkv.sliding_window or 0,
+        # Float32 tiles take twice the shared memory.
+        "BLOCK_N": 32 if is_float32 else 64,
         "BLOCK_DV": max(MIN_TILE, triton.next_power_of_2(value_dim)),
     }
-    is_float32 = query.dtype == torch.float32
     _split_kernel[(batch * kv_heads, num_splits)](
         query,
+        key,
+        value,
         kv.keys,
         kv.values,
         rows.slots,
@@ -297,11 +282,11 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         rows.cache.room,
         num_splits,
         *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
         KEY_DIM=key_dim,
-        WINDOW=qkv.sliding_window or 0,
         BLOCK_M=max(MIN_TILE, triton.next_power_of_2(group * query_len)),
-        # Float32 tiles take twice the shared memory.
-        BLOCK_N=32 if is_float32 else 64,
+        BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),
         BLOCK_D=max(MIN_TILE, triton.next_power_of_2(key_dim)),
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=is_whole,
@@ -315,6 +300,7 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
             partial_out,
             partial_max,
             partial_sum,
+            rows.positions,
             out,
             num_splits,
             SPLITS=splits,

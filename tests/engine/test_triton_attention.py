@@ -53,15 +53,18 @@ def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
                 getattr(cache.layers[layer], tensor).copy_(filled)
     slots = torch.tensor([2, 0, 3, 1], device=device)
     positions = lengths[:, None] + torch.arange(case.query_len, device=device)
-    poison_dead_rows(caches[1], slots, lengths + case.query_len)
+    poison_rows_from(lengths, caches[1], slots)
     new = [randn(case, heads, dim, device, dtype) for heads, dim in shapes(case)]
     qkv = AttentionInput(*new, 0.25, case.window)
     outs = [
         backend(cache.layers[1], Rows(cache, slots, positions), qkv)
         for backend, cache in zip((sdpa_decode, triton_decode), caches, strict=True)
     ]
-    live = caches[1].layers[1].keys.nan_to_num() != 0
-    assert torch.equal(caches[0].layers[1].keys[live], caches[1].layers[1].keys[live])
+    for name in ("keys", "values"):
+        expected, got = (getattr(cache.layers[1], name) for cache in caches)
+        live = ~got.isnan()
+        assert torch.equal(expected[live], got[live])
+        assert live.sum() == (lengths + case.query_len).sum() * got[0].numel()
     assert not outs[1].isnan().any()
     return (outs[0].float() - outs[1].float()).abs().max().item()
 
@@ -92,9 +95,9 @@ def make_cache(case: Case, device: str, dtype: torch.dtype) -> KvCache:
     )
 
 
-def poison_dead_rows(cache: KvCache, slots: Tensor, live: Tensor) -> None:
-    """NaN past each slot's live rows: the kernels must not read there."""
-    for slot, length in zip(slots.tolist(), live.tolist(), strict=True):
+def poison_rows_from(lengths: Tensor, cache: KvCache, slots: Tensor) -> None:
+    """NaN past each slot's cached rows: the kernels must not read there."""
+    for slot, length in zip(slots.tolist(), lengths.tolist(), strict=True):
         for layer in cache.layers.values():
             layer.keys[slot * ROOM + length : (slot + 1) * ROOM] = POISON
             layer.values[slot * ROOM + length : (slot + 1) * ROOM] = POISON

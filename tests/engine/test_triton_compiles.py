@@ -105,7 +105,6 @@ def attention_kernels() -> None:
         rows = Rows(cache, slots, slots[:, None] + torch.arange(4))
         query = torch.zeros(batch, 32, 4, 128, dtype=dtype)
         qkv = AttentionInput(query, query[:, :8], query[:, :8], 0.1, window)
-        triton_attention.store(cache.layers[0], rows, qkv)
         triton_attention.decode(cache.layers[0], rows, qkv)
 
 
@@ -132,7 +131,7 @@ def read_kernel() -> None:
     [
         (rows_kernels, 7),
         (linear_kernels, 3),
-        (attention_kernels, 8),
+        (attention_kernels, 5),
         (recurrent_kernels, 6),
         (read_kernel, 1),
     ],
