@@ -5,11 +5,8 @@ head's keys once for the whole GQA group and all query rows (packed in one tile)
 split over programs until the device is full, and nothing past a request's live length is read,
 which also keeps whatever lies there, NaN included, out of the result. The rows that a call brings
 are attended to from its own tensors and written to the cache on the way, by one program each, so
-that none waits for another. A second kernel merges the splits by their running maxima (the
-flash-decoding scheme, Dao et al. 2023).
+that none waits for another. The splits are merged by a second kernel (``triton_splits``).
 """
-
-import functools
 
 import torch
 import triton
@@ -20,12 +17,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from cgbench.engine.attention import Rows
 from cgbench.engine.kv import LayerKv
 from cgbench.engine.launch import early, launch_keywords
+from cgbench.engine.triton_splits import Parts, division, merge, splits_of
 from cgbench.models.attention_hook import AttentionInput
 
-# tl.dot wants at least 16 rows; the merge kernel loads all splits of a row as one tile.
+# tl.dot wants at least 16 rows.
 MIN_TILE = 16
-MAX_SPLITS = 32
-PROGRAMS_PER_MULTIPROCESSOR = 2
 LOG2_E = 1.4426950408889634
 
 # Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
@@ -33,22 +29,7 @@ SIZES = ["num_splits", "room"]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _division(start, num_splits, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """How the cached keys below position ``start`` are divided: the first of them, the keys a
-    split, and the split that has the new rows too: an idle one if there is one."""
-    first = start * 0
-    if WINDOW > 0:
-        first = tl.maximum(start - WINDOW + 1, 0)
-    blocks = tl.cdiv(start - first, BLOCK_N)
-    blocks_a_split = tl.cdiv(blocks, num_splits)
-    num_used = tl.cdiv(blocks, tl.maximum(blocks_a_split, 1))
-    return first, blocks_a_split * BLOCK_N, tl.minimum(num_used, num_splits - 1)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _attended(
-    acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION: tl.constexpr
-):
+def _attended(acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION: tl.constexpr):
     """The running softmax after one more tile of keys ``k [D, N]`` and values ``v [N, Dv]``."""
     scores = tl.dot(q, k, input_precision=PRECISION) * scaling_log2
     scores = tl.where(seen, scores, float("-inf"))
@@ -108,7 +89,7 @@ def _split_kernel(
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
     start = tl.load(positions + b * QUERY_LEN)
-    first, keys_a_split, split_of_new = _division(start, num_splits, WINDOW, BLOCK_N)
+    first, keys_a_split, split_of_new = division(start, num_splits, WINDOW, BLOCK_N)
     low = first + split * keys_a_split
     high = tl.minimum(low + keys_a_split, start)
 
@@ -193,49 +174,6 @@ def _split_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["num_splits"])  # type: ignore[untyped-decorator]
-def _merge_kernel(
-    partial_out,
-    partial_max,
-    partial_sum,
-    positions,
-    out,
-    num_splits,
-    KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    QUERY_LEN: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    WINDOW: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    SPLITS: tl.constexpr,
-    EARLY: tl.constexpr,
-) -> None:
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
-    b = tl.program_id(0) // KV_HEADS
-    kv_head = tl.program_id(0) % KV_HEADS
-    m = tl.program_id(1)
-    start = tl.load(positions + b * QUERY_LEN)
-    split = tl.arange(0, SPLITS)
-    used = split <= _division(start, num_splits, WINDOW, BLOCK_N)[2]
-    dv = tl.arange(0, BLOCK_DV)
-    row = (tl.program_id(0) * num_splits + split) * (GROUP * QUERY_LEN) + m
-    maxima = tl.load(partial_max + row, mask=used, other=float("-inf"))
-    sums = tl.load(partial_sum + row, mask=used, other=0.0)
-    parts = tl.load(
-        partial_out + row[:, None] * VALUE_DIM + dv[None, :],
-        mask=used[:, None] & (dv < VALUE_DIM)[None, :],
-        other=0.0,
-    )
-    weights = tl.exp2(maxima - tl.max(maxima, 0))
-    merged = tl.sum(parts * weights[:, None], 0) / tl.sum(sums * weights, 0)
-    head = kv_head * GROUP + m // QUERY_LEN
-    out_row = (b * QUERY_LEN + m % QUERY_LEN) * (KV_HEADS * GROUP) + head
-    tl.store(out + out_row * VALUE_DIM + dv, merged.to(out.dtype.element_ty), mask=dv < VALUE_DIM)
-
-
 def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     """``DecodeBackend``: the new rows into the cache, and the queries over each slot's rows
     0..position, to ``[B, S, Hq, Dv]``."""
@@ -245,16 +183,11 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     group = num_heads // kv_heads
     assert query.stride(3) == key.stride(3) == value.stride(3) == 1
     assert rows.positions.is_contiguous()
-    num_splits = _num_splits(batch * kv_heads, _num_multiprocessors(query.device))
-    # One split is the whole: it goes straight to the output.
-    is_whole = num_splits == 1
     out = torch.empty(
         (batch, query_len, num_heads, value_dim), dtype=query.dtype, device=query.device
     )
-    partial_shape = (0 if is_whole else batch * kv_heads, num_splits, group * query_len)
-    partial_max = torch.empty(partial_shape, dtype=torch.float32, device=query.device)
-    partial_sum = torch.empty_like(partial_max)
-    partial_out = torch.empty((*partial_shape, value_dim), dtype=torch.float32, device=query.device)
+    num_splits = splits_of(batch * kv_heads, query.device)
+    parts = Parts.empty(batch * kv_heads, num_splits, group * query_len, value_dim, query.device)
     is_float32 = query.dtype == torch.float32
     shape = {
         "KV_HEADS": kv_heads,
@@ -275,9 +208,7 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         rows.slots,
         rows.positions,
         out,
-        partial_out,
-        partial_max,
-        partial_sum,
+        *parts,
         qkv.scaling * LOG2_E,
         rows.cache.room,
         num_splits,
@@ -289,36 +220,11 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),
         BLOCK_D=max(MIN_TILE, triton.next_power_of_2(key_dim)),
         PRECISION="ieee" if is_float32 else "tf32",
-        IS_WHOLE=is_whole,
+        IS_WHOLE=num_splits == 1,
         EARLY=early(query.device),
         **launch_keywords(query.device),
         **shape,
     )
-    if not is_whole:
-        splits = triton.next_power_of_2(num_splits)
-        _merge_kernel[(batch * kv_heads, group * query_len)](
-            partial_out,
-            partial_max,
-            partial_sum,
-            rows.positions,
-            out,
-            num_splits,
-            SPLITS=splits,
-            EARLY=early(query.device),
-            **launch_keywords(query.device),
-            **shape,
-        )
+    if num_splits > 1:
+        merge(parts, rows.positions, out, shape)
     return out
-
-
-def _num_splits(programs: int, multiprocessors: int) -> int:
-    """Splits over the keys that give every multiprocessor a few programs."""
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * multiprocessors
-    return max(1, min(MAX_SPLITS, wanted // programs))
-
-
-@functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 4  # the interpreter: enough to use several splits
-    return torch.cuda.get_device_properties(device).multi_processor_count

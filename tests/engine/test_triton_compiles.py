@@ -1,6 +1,7 @@
 """Every Triton kernel compiled for Hopper without a GPU, from the calls that the engine makes:
 what the interpreter lets pass, a compiler may not."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,19 @@ from cgbench.engine import (  # noqa: E402
     triton_linear,
     triton_recurrent,
     triton_rows,
+    triton_splits,
 )
 from cgbench.measure import triton_read  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
-MODULES = (triton_attention, triton_convolution, triton_linear, triton_recurrent, triton_rows)
+MODULES = (
+    triton_attention,
+    triton_convolution,
+    triton_linear,
+    triton_recurrent,
+    triton_rows,
+    triton_splits,
+)
 
 
 class NoDevice:
@@ -60,7 +69,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     for module in MODULES:
         monkeypatch.setattr(module, "early", lambda device: True)
         monkeypatch.setattr(module, "launch_keywords", lambda device: {"launch_pdl": True})
-    monkeypatch.setattr(triton_attention, "_num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(triton_splits, "_num_multiprocessors", lambda device: 132)
     monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice())
     return kernels
 
@@ -149,10 +158,24 @@ def test_for_hopper(compiled: list[Any], call: Callable[[], None], least: int) -
 def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     """Launched early, each must wait before it touches what another one writes."""
     rows_kernels()
-    linear_kernels()
     attention_kernels()
     recurrent_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "ld.global" not in before and "st.global" not in before
+        assert kernel.asm["ptx"].count("griddepcontrol.launch_dependents") == 1
+
+
+@pytest.mark.parametrize("tiles_ahead", [0, 1, 2])
+def test_products_read_only_weights_before_they_wait(
+    compiled: list[Any], monkeypatch: pytest.MonkeyPatch, tiles_ahead: int
+) -> None:
+    monkeypatch.setattr(triton_linear, "TILES_AHEAD", tiles_ahead)
+    linear_kernels()
+    for kernel in compiled:
+        before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
+        assert wait and "st.global" not in before and "cp.async" not in before
+        loads = set(re.findall(r"ld\.global.*\[ ?%(\w+)", before))
+        assert bool(loads) is (tiles_ahead > 0)
+        assert "ld.local" not in kernel.asm["ptx"]
         assert kernel.asm["ptx"].count("griddepcontrol.launch_dependents") == 1
