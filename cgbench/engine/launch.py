@@ -2,9 +2,8 @@
 
 Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
 it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that any other
-kernel writes; weights, which none writes, it may read before. Then each may let its successor begin
-at once (``gdc_launch_dependents``): one that is launched so waits too, and any other begins at the
-end as ever.
+kernel writes. Then each may let its successor begin at once (``gdc_launch_dependents``): one that
+is launched so waits too, and any other begins at the end as ever.
 """
 
 import functools

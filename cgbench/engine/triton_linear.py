@@ -5,8 +5,7 @@ read bandwidth there. Here each program streams a tile of the weights, the rows 
 of the tensor cores' product, and K is split until the device has enough reads under way; the last
 program of a tile to arrive adds the splits in their order, so that the sum is the same every time.
 
-No kernel writes weights. So a program reads its first of them before it waits for its rows, while
-the kernel ahead still runs: see ``launch``.
+A program waits for its rows only after it is set up: see ``launch``.
 """
 
 import functools
@@ -31,9 +30,6 @@ MULTIPROCESSORS = 132
 ALIGNMENT = 16
 LEAST_WEIGHTS = 1 << 18
 
-TILES_AHEAD = 1
-"""A program's tiles of weights, 0 to 2, that wait for the rows in registers."""
-
 
 class Tiling(NamedTuple):
     """How one product is cut up: ``block_n`` outputs by ``block_k`` inputs, K in ``splits``."""
@@ -43,19 +39,6 @@ class Tiling(NamedTuple):
     splits: int
     num_warps: int
     num_stages: int
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _weights_at(from_weight, k, is_output, high, IS_EVEN: tl.constexpr):
-    if IS_EVEN:
-        return tl.load(from_weight + k[None, :], eviction_policy="evict_first")
-    keep = is_output[:, None] & (k < high)[None, :]
-    return tl.load(from_weight + k[None, :], mask=keep, other=0.0, eviction_policy="evict_first")
-
-
-@triton.jit
-def _rows_at(from_rows, k, is_row, high):
-    return tl.load(from_rows + k[:, None], mask=is_row[None, :] & (k < high)[:, None], other=0.0)
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
@@ -76,7 +59,6 @@ def _linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
-    AHEAD: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     tile = tl.program_id(0)
@@ -90,23 +72,26 @@ def _linear_kernel(
     is_output = n < num_outputs
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     from_weight = weight + n.to(tl.int64)[:, None] * num_inputs
-    from_rows = x + m[None, :] * x_stride
-    k = low + tl.arange(0, BLOCK_K)
-    if AHEAD > 0:
-        first = _weights_at(from_weight, k, is_output, high, IS_EVEN)
-    if AHEAD > 1:
-        second = _weights_at(from_weight, k + BLOCK_K, is_output, high, IS_EVEN)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    if AHEAD > 0:
-        acc = tl.dot(first, _rows_at(from_rows, k, is_row, high), acc)
-    if AHEAD > 1:
-        acc = tl.dot(second, _rows_at(from_rows, k + BLOCK_K, is_row, high), acc)
-    for k0 in range(low + AHEAD * BLOCK_K, high, BLOCK_K):
+    for k0 in range(low, high, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
-        w = _weights_at(from_weight, k, is_output, high, IS_EVEN)
-        acc = tl.dot(w, _rows_at(from_rows, k, is_row, high), acc)
+        if IS_EVEN:
+            w = tl.load(from_weight + k[None, :], eviction_policy="evict_first")
+        else:
+            w = tl.load(
+                from_weight + k[None, :],
+                mask=is_output[:, None] & (k < high)[None, :],
+                other=0.0,
+                eviction_policy="evict_first",
+            )
+        rows = tl.load(
+            x + m[None, :] * x_stride + k[:, None],
+            mask=is_row[None, :] & (k < high)[:, None],
+            other=0.0,
+        )
+        acc = tl.dot(w, rows, acc)
 
     to_partial = m[None, :] * num_outputs + n[:, None]
     keep = is_row[None, :] & is_output[:, None]
@@ -177,7 +162,6 @@ def linear(
     out = torch.empty(num_rows, num_outputs, dtype=x.dtype, device=x.device)
     partial_size = tiling.splits * num_rows * num_outputs if tiling.splits > 1 else 0
     partial = torch.empty(partial_size, dtype=torch.float32, device=x.device)
-    blocks = triton.cdiv(num_inputs, tiling.block_k * tiling.splits)
     is_even = (
         num_inputs % (tiling.block_k * tiling.splits) == 0 and num_outputs % tiling.block_n == 0
     )
@@ -198,7 +182,6 @@ def linear(
         BLOCK_N=tiling.block_n,
         BLOCK_K=tiling.block_k,
         SPLITS=tiling.splits,
-        AHEAD=min(TILES_AHEAD, blocks),
         EARLY=early(x.device),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
