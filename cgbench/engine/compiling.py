@@ -3,7 +3,8 @@
 Equal layers share one compiled form, so compiling costs seconds whatever their number; sizes of a
 batch are symbols in it, so one form serves all buckets (one request and one row a request are forms
 of their own). What a layer computes beside its products becomes a few kernels: norms with the
-residual before them, rotary, the activation. Attention and products are operators of ours.
+residual before them, rotary, the activation. Attention, a gated delta net's recurrence and products
+are operators of ours.
 """
 
 from collections.abc import Callable
@@ -51,11 +52,9 @@ def compile_forwards(target: Target, head: DraftHead | None) -> None:
 
 
 def _layers(target: Target, head: DraftHead | None) -> list[nn.Module]:
-    """Those with attention: a recurrent state is not behind an operator."""
     layers = target.backbone.layers
     assert isinstance(layers, nn.ModuleList)
-    every = [*layers, *([] if head is None else [head.block])]
-    return [layer for layer in every if not hasattr(layer, "linear_attn")]
+    return [*layers, *([] if head is None else [head.block])]
 
 
 def _compiled(function: Forward) -> Forward:

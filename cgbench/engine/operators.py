@@ -1,4 +1,4 @@
-"""Attention and linear layers as single operators, which a compiler does not look into.
+"""Attention, recurrences and linear layers as single operators: a compiler does not look inside.
 
 Inlined, FlexAttention has been wrong under ``torch.compile`` (relative error 1.35 where rounding is
 0.06), and a KV write that the compiler sees makes it copy the cache at every layer.
@@ -6,6 +6,7 @@ Inlined, FlexAttention has been wrong under ``torch.compile`` (relative error 1.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,19 @@ from torch import Tensor, nn
 
 from cgbench.models.attention_hook import AttentionCall, AttentionInput
 from cgbench.models.packing import PackedFirst
+from cgbench.models.recurrent_hook import DeltaNet, DeltaRows, RecurrentCall
 
-_under_way: list[AttentionCall] = []
+
+class LayerCall(AttentionCall, RecurrentCall, Protocol):
+    """Both calls in one, as a decode step's is."""
+
+
+_under_way: list[LayerCall] = []
 
 
 @contextmanager
-def under_way(call: AttentionCall) -> Iterator[None]:
-    """``call`` answers the attention operators that run meanwhile."""
+def under_way(call: LayerCall) -> Iterator[None]:
+    """``call`` answers the operators of attention and recurrence that run meanwhile."""
     _under_way.append(call)
     try:
         yield
@@ -55,13 +62,63 @@ def _(
     return query.new_empty(batch, query_len, num_heads, value.shape[3])
 
 
+@torch.library.custom_op("cgbench::delta_rule", mutates_args=())
+def delta_rule(
+    mixed: Tensor,
+    rate: Tensor,
+    time_step: Tensor,
+    layer_number: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    activation: str,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    num_key_heads: int,
+    num_heads: int,
+    key_size: int,
+    value_size: int,
+) -> Tensor:
+    """``RecurrentCall.delta_rule`` of the call that is under way, from the fields of ``DeltaRows``
+    and ``DeltaNet``; ``layer_number`` as in ``attend``."""
+    sizes = num_key_heads, num_heads, key_size, value_size
+    net = DeltaNet(conv_weight, conv_bias, activation, a_log, dt_bias, *sizes)
+    rows = DeltaRows(net, mixed, rate, time_step)
+    return _under_way[-1].delta_rule(int(layer_number), rows).contiguous()
+
+
+@delta_rule.register_fake
+def _(mixed: Tensor, rate: Tensor, *rest: Any) -> Tensor:
+    value_size: int = rest[-1]
+    return mixed.new_empty(*rate.shape, value_size)
+
+
 class OperatorCall:
-    """The ``AttentionCall`` that a compiler traces: each layer's attention is one operator."""
+    """The call that a compiler traces: each layer's attention or recurrence is one operator."""
 
     def attend(self, layer_idx: Tensor, qkv: AttentionInput) -> Tensor:
         """As ``AttentionCall.attend``, but for the number of the layer, a tensor."""
         out: Tensor = attend(
             qkv.query, qkv.key, qkv.value, layer_idx, qkv.scaling, qkv.sliding_window
+        )
+        return out
+
+    def delta_rule(self, layer_idx: Tensor, rows: DeltaRows) -> Tensor:
+        """As ``RecurrentCall.delta_rule``, but for the number of the layer, a tensor."""
+        net = rows.net
+        out: Tensor = delta_rule(
+            rows.mixed,
+            rows.rate,
+            rows.time_step,
+            layer_idx,
+            net.conv_weight,
+            net.conv_bias,
+            net.activation,
+            net.a_log,
+            net.dt_bias,
+            net.num_key_heads,
+            net.num_heads,
+            net.key_size,
+            net.value_size,
         )
         return out
 

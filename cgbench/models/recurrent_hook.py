@@ -7,9 +7,8 @@ what depends on earlier tokens. A call that is no ``RecurrentCall``, or none at 
 layer transformers' own.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -119,24 +118,37 @@ def hook_linear_layers(backbone: nn.Module) -> None:
     """Route the state of every gated delta net in ``backbone`` through its forward's call."""
     for layer in backbone.layers:  # type: ignore[union-attr]
         net = getattr(layer, "linear_attn", None)
-        if net is not None:
-            net.forward = partial(_forward, net, net.forward)
+        if net is not None and not hasattr(net, "plain_class"):
+            net.__class__ = _hooked_class(type(net))  # type: ignore[arg-type]
 
 
-def _forward(
-    net: Any,
-    plain: Callable[..., Tensor],
-    hidden_states: Tensor,
-    *args: Any,
-    attention_call: Any = None,
-    **kwargs: Any,
-) -> Tensor:
-    if not hasattr(attention_call, "delta_rule"):
-        return plain(hidden_states, *args, **kwargs)
+@cache
+def _hooked_class(plain: type[nn.Module]) -> type[nn.Module]:
+    """``plain`` with its state behind the call. One class for all layers, not a function set on
+    each: a compiler would take each such layer for another."""
+
+    class Hooked(plain):  # type: ignore[valid-type, misc]
+        plain_class = plain
+
+        def forward(
+            self, hidden_states: Tensor, *args: Any, attention_call: Any = None, **kwargs: Any
+        ) -> Tensor:
+            if hasattr(attention_call, "delta_rule"):
+                return _forward(self, hidden_states, attention_call)
+            result: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return result
+
+    Hooked.__name__ = Hooked.__qualname__ = plain.__name__
+    return Hooked
+
+
+def _forward(net: Any, hidden_states: Tensor, attention_call: Any) -> Tensor:
     batch, length, _ = hidden_states.shape
     mixed, gate, rate, time_step = _project(net, hidden_states)
     rows = DeltaRows(_delta_net(net), mixed, rate, time_step)
-    out = attention_call.delta_rule(net.layer_idx, rows)
+    # A compiler is shown the number as a tensor: see engine/operators.py.
+    layer_idx = net.layer_number if torch.compiler.is_compiling() else net.layer_idx
+    out = attention_call.delta_rule(layer_idx, rows)
     # The norm takes heads one by one, as rows.
     normed = net.norm(out.reshape(-1, net.head_v_dim), gate.reshape(-1, net.head_v_dim))
     result: Tensor = net.out_proj(normed.reshape(batch, length, -1))

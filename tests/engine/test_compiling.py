@@ -60,7 +60,16 @@ def test_tokens_are_plain_greedy_decodings(tmp_path: Path, spec_tokens: int) -> 
     check_tokens(tmp_path, "mimo", spec_tokens)
 
 
-@pytest.mark.parametrize(("kind", "spec_tokens"), [("gemma3_text", 2), ("qwen3_moe", 1)])
+@pytest.mark.parametrize(
+    ("kind", "spec_tokens"),
+    [
+        ("gemma3_text", 2),
+        ("qwen3_moe", 1),
+        ("qwen3_next-hybrid", 3),
+        ("qwen3_5", 1),
+        ("qwen3_5_moe", 3),
+    ],
+)
 def test_other_kinds_trace_to_the_same_tokens(
     tmp_path: Path, traced_only: None, kind: str, spec_tokens: int
 ) -> None:
@@ -76,9 +85,10 @@ def check_tokens(tmp_path: Path, kind: str, spec_tokens: int) -> None:
         assert decoded(spec, spec_tokens, batch_size) == expected[:batch_size]
 
 
-def num_forms(folder: Path, num_layers: int) -> int:
+def num_forms(folder: Path, kind: str, layer_types: list[str]) -> int:
     """Forms compiled for all of ``BATCH_SIZES`` at k = 3, and no more for another batch size."""
-    _, spec = compiled(make_checkpoint(folder, "llama", num_hidden_layers=num_layers))
+    shape = {"num_hidden_layers": len(layer_types), "layer_types": layer_types}
+    _, spec = compiled(make_checkpoint(folder, kind, **shape))
     for batch_size in BATCH_SIZES:
         decoded(spec, 3, batch_size)
     forms: int = counters["stats"]["unique_graphs"]
@@ -87,11 +97,20 @@ def num_forms(folder: Path, num_layers: int) -> int:
     return forms
 
 
-def test_equal_layers_share_their_forms(tmp_path: Path, traced_only: None) -> None:
-    few = num_forms(tmp_path / "few", 1)
+@pytest.mark.parametrize(
+    ("kind", "layer_types"),
+    [
+        ("qwen3", ["full_attention"]),
+        ("qwen3_next-hybrid", ["linear_attention", "full_attention"]),
+    ],
+)
+def test_equal_layers_share_their_forms(
+    tmp_path: Path, traced_only: None, kind: str, layer_types: list[str]
+) -> None:
+    few = num_forms(tmp_path / "few", kind, layer_types)
     torch._dynamo.reset()
     counters.clear()
-    assert num_forms(tmp_path / "many", 5) == few
+    assert num_forms(tmp_path / "many", kind, 4 * layer_types) == few
 
 
 @pytest.mark.slow

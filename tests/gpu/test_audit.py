@@ -34,6 +34,11 @@ def test_hybrids_pass(tmp_path: Path, kind: str) -> None:
     passes(make_checkpoint(tmp_path, kind, seed=5, family=QWEN), [0])
 
 
+def test_compiled_hybrids_pass(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "qwen3_5", seed=5, family=QWEN)
+    passes(folder, [0], prepare=compile_all)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_layers_pass(tmp_path: Path, dtype: torch.dtype) -> None:
     """Wide enough for the streamed products, which take half precision alone."""
