@@ -44,7 +44,7 @@ def test_a_recorded_run_of_an_older_version_is_read_whole(path: Path) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    shutil.copytree(H200 / "default-k3", tmp_path / "run")
+    shutil.copytree(H200 / "qwen3-0.6b-k3", tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -69,5 +69,5 @@ def test_versions_are_compared_across(copied: Path) -> None:
     """A baseline outlives the schema version that it was written in."""
     RunDirectory.open(copied).finish()
     assert json.loads((copied / "run.json").read_text())["schema_version"] == SCHEMA_VERSION
-    found = compare(H200 / "default-k3", copied, Rules())
+    found = compare(H200 / "qwen3-0.6b-k3", copied, Rules())
     assert {line.verdict for line in found.lines} == {Verdict.SAME} and not found.differences
