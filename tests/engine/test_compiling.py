@@ -65,9 +65,8 @@ def test_tokens_are_plain_greedy_decodings(tmp_path: Path, spec_tokens: int) -> 
     [
         ("gemma3_text", 2),
         ("qwen3_moe", 1),
-        ("qwen3_next-hybrid", 3),
-        ("qwen3_5", 1),
-        ("qwen3_5_moe", 3),
+        ("qwen3_next-hybrid", 1),
+        ("qwen3_5_moe", 1),
     ],
 )
 def test_other_kinds_trace_to_the_same_tokens(
@@ -110,7 +109,7 @@ def test_equal_layers_share_their_forms(
     few = num_forms(tmp_path / "few", kind, layer_types)
     torch._dynamo.reset()
     counters.clear()
-    assert num_forms(tmp_path / "many", kind, 4 * layer_types) == few
+    assert num_forms(tmp_path / "many", kind, 2 * layer_types) == few
 
 
 @pytest.mark.slow
