@@ -185,8 +185,8 @@ def delta_rule(layer: LayerState, states: DecodeStates, rows: DeltaRows) -> Tens
     kept = layer.keys.shape[2]
     values = min(VALUES_A_PROGRAM, triton.next_power_of_2(net.value_size))
     tiles = triton.cdiv(net.value_size, values)
-    rate, time_step = (each.flatten(0, 1) for each in (rows.rate, rows.time_step))
-    assert rate.stride(1) == 1 and time_step.stride(1) == 1 and query_len <= kept
+    rate, time_step = _heads_together(rows.rate), _heads_together(rows.time_step)
+    assert query_len <= kept
     assert batch * net.num_heads <= MAX_HEADS and states.num_pending.is_contiguous()
     shape = (batch, query_len, net.num_heads, net.value_size)
     out = torch.empty(shape, dtype=rows.mixed.dtype, device=device)
@@ -223,6 +223,13 @@ def delta_rule(layer: LayerState, states: DecodeStates, rows: DeltaRows) -> Tens
         **launch_keywords(device),
     )
     return out
+
+
+def _heads_together(each: Tensor) -> Tensor:
+    """``each [B, S, num_heads]`` as ``[B * S, num_heads]``, a row's heads one behind the other: a
+    copy only of what Qwen3-Next projects where every key head serves one value head."""
+    rows = each.flatten(0, 1)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The kernels of a gated delta net's decode steps against torch's operations, which define them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ class Case:
 
 CASES = [
     *(Case(1, 2, 8, 6, query_len, max(query_len, 4)) for query_len in (1, 4, 9)),
-    Case(1, 1, 40, 36, 3, 6, has_bias=True),
+    Case(2, 1, 40, 36, 3, 6, has_bias=True),
     Case(2, 3, 12, 10, 2, 2, batch_size=4, taps=3),
 ]
 DEVICE_CASES = [
@@ -110,6 +110,13 @@ def random_rows(case: Case, net: DeltaNet, dtype: torch.dtype, device: str) -> D
     return DeltaRows(net, mixed, rate, time_step)
 
 
+def in_turn(rows: DeltaRows) -> DeltaRows:
+    """``rows`` with each head's beta beside its time step, as Qwen3-Next projects them where every
+    key head serves one value head."""
+    rate, time_step = torch.stack([rows.rate, rows.time_step], dim=-1).unbind(-1)
+    return replace(rows, rate=rate, time_step=time_step)
+
+
 def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
     """A few verifies, ragged, from caches alike; the largest error, relative to each result's
     norm, of what is read and of every slot's state but scratch."""
@@ -131,6 +138,7 @@ def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
         first = torch.cat([begin, torch.zeros(2, dtype=torch.long)])[:, None]
         positions = (first + torch.arange(case.query_len)).to(device)
         rows = random_rows(case, net, dtype, device)
+        rows = in_turn(rows) if case.group == 1 else rows
         states = DecodeStates(expected_cache, slots.to(device), positions)
         expected = states.delta_rule_by_torch(0, rows)
         states = DecodeStates(got_cache, slots.to(device), positions)
