@@ -36,6 +36,8 @@ CASES = [
     Case(2, window=7),
     Case(5, window=70),
     Case(4, window=500),
+    # The new rows leave one another's window too.
+    Case(9, window=4),
     # So many programs that nothing is split, and nothing merged.
     Case(2, num_heads=70, kv_heads=70),
 ]

@@ -1,6 +1,8 @@
 """Every Triton kernel compiled for Hopper without a GPU, from the calls that the engine makes:
 what the interpreter lets pass, a compiler may not."""
 
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,23 +137,36 @@ def read_kernel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "least"),
+    ("call", "least", "most_spilling"),
     [
-        (rows_kernels, 7),
-        (linear_kernels, 3),
-        (attention_kernels, 5),
-        (recurrent_kernels, 6),
-        (read_kernel, 1),
+        (rows_kernels, 7, 0),
+        (linear_kernels, 3, 0),
+        # Float32, whose tiles fill twice the registers.
+        (attention_kernels, 5, 1),
+        # Both kernels of nine rows, a little.
+        (recurrent_kernels, 6, 2),
+        (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_for_hopper(compiled: list[Any], call: Callable[[], None], least: int) -> None:
+def test_for_hopper(
+    compiled: list[Any], tmp_path: Path, call: Callable[[], None], least: int, most_spilling: int
+) -> None:
+    """What spills goes through memory. PTX does not tell: registers are given out after it."""
     call()
     assert len(compiled) >= least
-    for kernel in compiled:
-        assert kernel.asm["cubin"]
-        # All live in registers: what spills goes through memory.
-        assert "ld.local" not in kernel.asm["ptx"]
+    stacks = [stack_bytes(kernel.asm["cubin"], tmp_path) for kernel in compiled]
+    assert sum(stack > 0 for stack in stacks) <= most_spilling, stacks
+
+
+def stack_bytes(cubin: bytes, folder: Path) -> int:
+    """A thread's memory for what its registers do not hold."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(cubin)
+    tool = triton.knobs.nvidia.cuobjdump.path
+    usage = subprocess.check_output([tool, "--dump-resource-usage", file], text=True)
+    (stack,) = re.findall(r"STACK:(\d+)", usage)
+    return int(stack)
 
 
 def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
