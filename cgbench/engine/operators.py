@@ -140,6 +140,35 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
+@torch.library.custom_op("cgbench::layer_end", mutates_args=())
+def layer_end(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, is_gated: bool
+) -> Tensor:
+    """``residual + linear(x)``; with ``is_gated``, of ``silu(gate) * up``, the two halves of ``x``.
+    Rounded after each of these, as apart."""
+    if x.is_cuda:
+        from cgbench.engine import triton_gate, triton_linear
+
+        if triton_linear.can_stream(x, weight):
+            end = triton_linear.End(residual, is_gated)
+            return triton_linear.linear(x, weight, bias, end=end)
+        x = triton_gate.gated(x) if is_gated else x
+    elif is_gated:
+        gate, up = x.chunk(2, dim=-1)
+        x = F.silu(gate) * up
+    return residual + F.linear(x, weight, bias)
+
+
+@layer_end.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, is_gated: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+LINEAR = torch.ops.cgbench.linear.default
+LAYER_END = torch.ops.cgbench.layer_end.default
+"""As they stand in a traced graph."""
+
+
 class OperatorLinear(nn.Linear):
     """A linear layer that is one operator."""
 

@@ -26,6 +26,7 @@ def _convolve_kernel(
     slots,
     positions,
     out,
+    mixed_stride,
     QUERY_LEN: tl.constexpr,
     CHANNELS: tl.constexpr,
     RING: tl.constexpr,
@@ -45,42 +46,46 @@ def _convolve_kernel(
     keep = (s < QUERY_LEN) & is_channel
     begin = tl.load(positions + b * QUERY_LEN)
     of_ring = ring + tl.load(slots + b).to(tl.int64) * RING * CHANNELS + c
-    of_rows = b.to(tl.int64) * QUERY_LEN * CHANNELS + c
+    first_row = b.to(tl.int64) * QUERY_LEN
+    from_rows = mixed + first_row * mixed_stride + c
     acc = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     if HAS_BIAS:
         acc += tl.load(bias + c, mask=is_channel, other=0.0).to(tl.float32)
     for tap in tl.static_range(TAPS - 1):
         row = s + tap - (TAPS - 1)
-        new = tl.load(mixed + of_rows + row * CHANNELS, mask=keep & (row >= 0), other=0.0)
+        new = tl.load(from_rows + row * mixed_stride, mask=keep & (row >= 0), other=0.0)
         # The ring has room for the new rows beside those read here: no program waits for another.
         position = begin + row
         is_old = (row < 0) & (position >= 0)
         old = tl.load(of_ring + position % RING * CHANNELS, mask=keep & is_old, other=0.0)
         acc += (new + old).to(tl.float32) * tl.load(weight + c * TAPS + tap, mask=is_channel)
-    new = tl.load(mixed + of_rows + s * CHANNELS, mask=keep, other=0.0)
+    new = tl.load(from_rows + s * mixed_stride, mask=keep, other=0.0)
     acc += new.to(tl.float32) * tl.load(weight + c * TAPS + TAPS - 1, mask=is_channel)
     tl.store(of_ring + (begin + s) % RING * CHANNELS, new, mask=keep)
     # Rounded where torch's operations round.
     acc = acc.to(out.dtype.element_ty).to(tl.float32)
     acc = acc * tl.sigmoid(acc)
-    tl.store(out + of_rows + s * CHANNELS, acc.to(out.dtype.element_ty), mask=keep)
+    tl.store(out + (first_row + s) * CHANNELS + c, acc.to(out.dtype.element_ty), mask=keep)
 
 
 def convolved(layer: LayerState, states: DecodeStates, rows: DeltaRows) -> Tensor:
     """``rows.mixed [B, S, C]`` through the convolution and its activation; they enter the ring."""
     weight, bias = rows.net.conv_weight, rows.net.conv_bias
     batch, query_len, channels = rows.mixed.shape
-    assert rows.mixed.is_contiguous() and weight.is_contiguous()
+    # Rows of a packed projection are parts of wider ones.
+    mixed = rows.mixed.flatten(0, 1)
+    assert mixed.stride(1) == 1 and weight.is_contiguous()
     assert states.positions.is_contiguous() and rows.net.activation == "silu"
-    out = torch.empty_like(rows.mixed)
+    out = torch.empty(rows.mixed.shape, dtype=mixed.dtype, device=mixed.device)
     _convolve_kernel[(batch, triton.cdiv(channels, CHANNELS_A_PROGRAM))](
-        rows.mixed,
+        mixed,
         layer.conv,
         weight,
         weight if bias is None else bias,
         states.slots,
         states.positions,
         out,
+        mixed.stride(0),
         QUERY_LEN=query_len,
         CHANNELS=channels,
         RING=layer.conv.shape[1],
@@ -88,8 +93,8 @@ def convolved(layer: LayerState, states: DecodeStates, rows: DeltaRows) -> Tenso
         HAS_BIAS=bias is not None,
         BLOCK_S=triton.next_power_of_2(query_len),
         BLOCK_C=CHANNELS_A_PROGRAM,
-        EARLY=early(rows.mixed.device),
+        EARLY=early(mixed.device),
         num_warps=1,
-        **launch_keywords(rows.mixed.device),
+        **launch_keywords(mixed.device),
     )
     return out

@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.engine.launch import early, launch_keywords
+from cgbench.engine.triton_gate import gated_product
 
 MAX_ROWS = 32
 """Above it cuBLAS is no slower."""
@@ -46,6 +47,7 @@ def _linear_kernel(
     x,
     weight,
     bias,
+    residual,
     out,
     partial,
     arrived,
@@ -54,6 +56,8 @@ def _linear_kernel(
     num_inputs,
     x_stride,
     HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    IS_GATED: tl.constexpr,
     IS_EVEN: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -86,11 +90,11 @@ def _linear_kernel(
                 other=0.0,
                 eviction_policy="evict_first",
             )
-        rows = tl.load(
-            x + m[None, :] * x_stride + k[:, None],
-            mask=is_row[None, :] & (k < high)[:, None],
-            other=0.0,
-        )
+        from_rows = x + m[None, :] * x_stride + k[:, None]
+        keep = is_row[None, :] & (k < high)[:, None]
+        rows = tl.load(from_rows, mask=keep, other=0.0)
+        if IS_GATED:
+            rows = gated_product(rows, tl.load(from_rows + num_inputs, mask=keep, other=0.0))
         acc = tl.dot(w, rows, acc)
 
     to_partial = m[None, :] * num_outputs + n[:, None]
@@ -114,7 +118,19 @@ def _linear_kernel(
             tl.store(arrived + tile, 0)
         if HAS_BIAS:
             acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
+        if HAS_RESIDUAL:
+            # Rounded where torch's operations round.
+            acc = acc.to(out.dtype.element_ty).to(tl.float32)
+            acc += tl.load(residual + to_partial, mask=keep, other=0.0).to(tl.float32)
         tl.store(out + to_partial, acc.to(out.dtype.element_ty), mask=keep)
+
+
+class End(NamedTuple):
+    """What is done at the two ends of a product that ends a layer: ``residual [..., N]`` is added,
+    and with ``is_gated`` the rows ``[..., 2 K]`` are ``silu(gate) * up`` of their halves."""
+
+    residual: Tensor
+    is_gated: bool
 
 
 def can_stream(x: Tensor, weight: Tensor) -> bool:
@@ -149,12 +165,15 @@ def linear(
     weight: Tensor,
     bias: Tensor | None,
     tiling: Tiling | None = None,
+    end: End | None = None,
 ) -> Tensor:
     """``x [..., K]`` of at most ``MAX_ROWS`` rows times ``weight [N, K]``: ``[..., N]``, in the
     default ``tiling`` of its size."""
     rows = x.reshape(-1, x.shape[-1])
-    num_rows, num_inputs = rows.shape
-    num_outputs = weight.shape[0]
+    num_rows = rows.shape[0]
+    num_outputs, num_inputs = weight.shape
+    assert rows.shape[1] == num_inputs * (1 if end is None or not end.is_gated else 2)
+    residual = None if end is None else end.residual.reshape(num_rows, num_outputs).contiguous()
     tiling = tiling or tiling_of(num_rows, num_outputs)
     assert rows.stride(1) == 1 and weight.is_contiguous()
     tiles = triton.cdiv(num_outputs, tiling.block_n)
@@ -169,6 +188,7 @@ def linear(
         rows,
         weight,
         bias,
+        residual,
         out,
         partial,
         _arrived(x.device),
@@ -177,6 +197,8 @@ def linear(
         num_inputs,
         rows.stride(0),
         HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        IS_GATED=end is not None and end.is_gated,
         IS_EVEN=is_even,
         BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
         BLOCK_N=tiling.block_n,

@@ -1,6 +1,7 @@
 """Projections of one input, packed into one product.
 
-Query, key and value, or gate and up, read the same hidden states. One product of all of them
+Query, key and value, or gate and up, or all that a gated delta net is fed, read the same hidden
+states. One product of all of them
 reads its weights at a higher bandwidth than each apart, most of all key's and value's small ones.
 transformers' code stays as it is: the first projection computes them all, the others hand out
 their part.
@@ -16,6 +17,8 @@ PACKS = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
     ("q_a_proj", "kv_a_proj_with_mqa"),
+    ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
+    ("in_proj_qkvz", "in_proj_ba"),
 )
 """Names of sibling projections of one input, in the order in which transformers calls them."""
 

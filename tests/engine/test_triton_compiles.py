@@ -25,6 +25,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from cgbench.engine import (  # noqa: E402
     triton_attention,
     triton_convolution,
+    triton_gate,
     triton_linear,
     triton_recurrent,
     triton_rows,
@@ -36,6 +37,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
     triton_attention,
     triton_convolution,
+    triton_gate,
     triton_linear,
     triton_recurrent,
     triton_rows,
@@ -100,6 +102,10 @@ def linear_kernels() -> None:
         x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
         weight = torch.empty(num_outputs, 4096, dtype=torch.bfloat16)
         triton_linear.linear(x, weight, None)
+    residual, gate_up = (torch.zeros(4, size, dtype=torch.bfloat16) for size in (4096, 22_016))
+    end = triton_linear.End(residual, is_gated=True)
+    triton_linear.linear(gate_up, torch.empty(4096, 11_008, dtype=torch.bfloat16), None, end=end)
+    triton_gate.gated(gate_up)
 
 
 def attention_kernels() -> None:
@@ -140,7 +146,7 @@ def read_kernel() -> None:
     ("call", "least", "most_spilling"),
     [
         (rows_kernels, 7, 0),
-        (linear_kernels, 3, 0),
+        (linear_kernels, 5, 0),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 5, 1),
         # Both kernels of nine rows, a little.

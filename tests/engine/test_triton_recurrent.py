@@ -102,11 +102,11 @@ def random_net(case: Case, dtype: torch.dtype, device: str) -> DeltaNet:
 
 
 def random_rows(case: Case, net: DeltaNet, dtype: torch.dtype, device: str) -> DeltaRows:
-    """Of all requests and two padded rows; betas and time steps side by side, as projected."""
+    """Of all requests and two padded rows; side by side, as a packed product leaves them."""
     shape = (case.batch_size + 2, case.query_len)
-    both = torch.randn(*shape, 2 * net.num_heads).to(dtype).to(device)
-    rate, time_step = both.split(net.num_heads, dim=-1)
-    mixed = torch.randn(*shape, net.conv_weight.shape[0]).to(dtype).to(device)
+    sizes = [net.conv_weight.shape[0], net.num_heads, net.num_heads]
+    together = torch.randn(*shape, sum(sizes)).to(dtype).to(device)
+    mixed, rate, time_step = together.split(sizes, dim=-1)
     return DeltaRows(net, mixed, rate, time_step)
 
 
