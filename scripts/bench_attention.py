@@ -2,10 +2,12 @@
 
     python scripts/bench_attention.py --output results/FOLDER/attention
     python scripts/bench_attention.py --backends triton --contexts 1024,8192 --batch-sizes 64
+    python scripts/bench_attention.py --backends triton --tiles 32:2:4,64:4:3 --query-lens 4
 
 What is timed is what one layer of the engine calls: the write of the new rows, then attention over
 each request's live rows. A forward of several layers, each with keys and values of its own, is
-captured in one CUDA graph, so that no cache of the device holds what the next replay reads. On a
+captured in one CUDA graph, so that no cache of the device holds what the next replay reads.
+``--tiles`` runs the Triton kernel with each of these tiles too, beside the one it chooses. On a
 CPU the same forward is run eager, at small sizes by default. Shapes are MiMo-7B's unless given.
 """
 
@@ -19,11 +21,12 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 
 from cgbench.engine.attention import DECODE_BACKENDS, DecodeBackend, Rows, resolve_backend
-from cgbench.engine.kv import KvCache
+from cgbench.engine.kv import KvCache, LayerKv
 from cgbench.errors import BadInputError
 from cgbench.measure.device_limits import read_bandwidth
 from cgbench.measure.environment import environment
@@ -81,7 +84,7 @@ class Layers:
         shape, batch, length = case.shape, case.batch_size, case.query_len
         kv = ((shape.kv_heads, shape.key_dim), (shape.kv_heads, shape.value_dim))
         self._case = case
-        self._backend: DecodeBackend = DECODE_BACKENDS[case.backend]
+        self._backend: DecodeBackend = decode_backend(case.backend)
         self._cache = KvCache(
             dict.fromkeys(range(num_layers), kv),
             max_batch_size=batch,
@@ -169,12 +172,33 @@ def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]
         _integers(arguments.query_lens),
         _integers(batch_sizes),
         _integers(contexts),
-        backends(arguments.backends, device),
+        [
+            *backends(arguments.backends, device),
+            *(f"triton {tile}" for tile in arguments.tiles.split(",") if tile),
+        ],
     )
     heads, kv_heads, dim = arguments.heads, arguments.kv_heads, arguments.head_dim
     for window, query_len, batch_size, context_len, backend in settings:
         shape = AttentionShape(heads, kv_heads, dim, dim, window or None)
         yield Case(backend, shape, query_len, batch_size, context_len)
+
+
+def decode_backend(name: str) -> DecodeBackend:
+    """The backend of that name; ``triton N:W:S`` reads tiles of N keys by W warps in S stages."""
+    name, _, numbers = name.partition(" ")
+    backend: DecodeBackend = DECODE_BACKENDS[name]
+    if not numbers:
+        return backend
+    # Imported here: triton is there only beside a CUDA build of torch.
+    from cgbench.engine import triton_attention
+
+    tile = triton_attention.KeyTile(*map(int, numbers.split(":")))
+
+    def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> torch.Tensor:
+        with mock.patch.object(triton_attention, "key_tile", return_value=tile):
+            return backend(kv, rows, qkv)
+
+    return decode
 
 
 def _integers(text: str) -> list[int]:
@@ -224,6 +248,7 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--backends", default="all", help="all, or names as --attention has them")
+    parser.add_argument("--tiles", default="", help="keys:warps:stages, for the Triton kernel")
     parser.add_argument("--contexts", help="tokens of KV per request")
     parser.add_argument("--batch-sizes", help="requests")
     parser.add_argument("--query-lens", default="1,4,9", help="new tokens per request, k + 1")

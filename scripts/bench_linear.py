@@ -34,22 +34,44 @@ SHAPES = {
 DISTINCT_BYTES = 800_000_000
 REPLAYS = 10
 
-BLOCKS = ((64, 128, 4, 4), (64, 256, 4, 3), (64, 64, 4, 6), (128, 64, 4, 4), (128, 128, 8, 3))
-SPLITS = (1, 2, 4, 8)
+# block_n, block_k, num_warps, num_stages
+BLOCKS = (
+    *((64, 128, 4, stages) for stages in (2, 3, 4, 5)),
+    *((64, 64, 4, stages) for stages in (4, 6)),
+    *((32, 128, 4, stages) for stages in (3, 4)),
+    (32, 256, 4, 3),
+    *((128, 64, 4, stages) for stages in (3, 4)),
+    *((128, 128, 8, stages) for stages in (2, 3)),
+    (128, 128, 4, 3),
+    (64, 256, 4, 3),
+    (64, 128, 8, 3),
+)
+SPLITS = (1, 2, 4)
+# With fewer programs the device is idle, with more their sums cost more than they gain.
+LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 800
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
-def candidates(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
+def candidates(outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
     """Ways to multiply, by name: cuBLAS, the kernel as its rule has it, and perhaps every other."""
     yield "cuBLAS", F.linear
-    tilings = {tiling_of(rows, outputs)}
-    if every:
-        tilings |= {Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS)}
-    for tiling in sorted(tilings):
-        own = " (its rule)" if tiling == tiling_of(rows, outputs) else ""
-        name = f"{tiling.block_n} x {tiling.block_k}, {tiling.splits} splits{own}"
-        yield name, lambda x, weight, tiling=tiling: linear(x, weight, None, tiling)
+    rule = tiling_of(outputs)
+    others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS))
+    kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
+    for tiling in [rule, *sorted(kept - {rule})]:
+        block_n, block_k, splits, warps, stages = tiling
+        name = f"{block_n} x {block_k}, {splits} splits, {warps} warps, {stages} stages"
+        yield (
+            name + (" (its rule)" if tiling == rule else ""),
+            lambda x, weight, tiling=tiling: linear(x, weight, None, tiling=tiling),
+        )
+
+
+def is_worth_trying(tiling: Tiling, outputs: int) -> bool:
+    """Whether there are programs enough, and not too many parts to add."""
+    programs = -(-outputs // tiling.block_n) * tiling.splits
+    return programs >= LEAST_PROGRAMS and (tiling.splits == 1 or programs <= MOST_SPLIT_PROGRAMS)
 
 
 @torch.inference_mode()
@@ -65,7 +87,7 @@ def lines(rows: int, name: str, bandwidth: float, *, every: bool) -> Iterator[st
     make = {"device": "cuda", "dtype": torch.bfloat16}
     weights = [torch.randn(outputs, inputs, **make) for _ in range(count)]
     x = torch.randn(rows, inputs, **make)
-    for way, multiply in candidates(rows, outputs, every=every):
+    for way, multiply in candidates(outputs, every=every):
         taken = seconds(multiply, x, weights)
         rate = weights[0].nbytes / taken
         cells = f"{rows} | {name} | {way} | {taken * 1e6:.1f} | {rate / 1e12:.2f}"

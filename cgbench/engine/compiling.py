@@ -3,8 +3,8 @@
 Equal layers share one compiled form, so compiling costs seconds whatever their number; sizes of a
 batch are symbols in it, so one form serves all buckets (one request and one row a request are forms
 of their own). What a layer computes beside its products becomes a few kernels: norms with the
-residual before them, and rotary. Attention, a gated delta net's recurrence, products, and a layer's
-end are operators of ours.
+residual before them, and rotary. Attention, a gated delta net's recurrence, and products with their
+activation or residual are operators of ours.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import torch.fx.experimental._config as shape_config
 from torch import nn
 
 from cgbench.engine.attention import Decode
-from cgbench.engine.layer_end import compile_layer
+from cgbench.engine.fusing import compile_layer
 from cgbench.engine.operators import OperatorCall, under_way, use_linear_operator
 from cgbench.models.head import DraftHead
 from cgbench.models.target import Target

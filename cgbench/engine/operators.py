@@ -140,32 +140,43 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
-@torch.library.custom_op("cgbench::layer_end", mutates_args=())
-def layer_end(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, is_gated: bool
-) -> Tensor:
-    """``residual + linear(x)``; with ``is_gated``, of ``silu(gate) * up``, the two halves of ``x``.
-    Rounded after each of these, as apart."""
+@torch.library.custom_op("cgbench::gated_linear", mutates_args=())
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``silu(gate) * up`` of the two halves of ``linear``. Rounded after each, as apart."""
     if x.is_cuda:
         from cgbench.engine import triton_gate, triton_linear
 
         if triton_linear.can_stream(x, weight):
-            end = triton_linear.End(residual, is_gated)
-            return triton_linear.linear(x, weight, bias, end=end)
-        x = triton_gate.gated(x) if is_gated else x
-    elif is_gated:
-        gate, up = x.chunk(2, dim=-1)
-        x = F.silu(gate) * up
+            return triton_linear.linear(x, weight, bias, is_gated=True)
+        return triton_gate.gated(F.linear(x, weight, bias))
+    gate, up = F.linear(x, weight, bias).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+@gated_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0] // 2)
+
+
+@torch.library.custom_op("cgbench::linear_add", mutates_args=())
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """``residual + linear``. Rounded after each, as apart."""
+    if x.is_cuda:
+        from cgbench.engine import triton_linear
+
+        if triton_linear.can_stream(x, weight):
+            return triton_linear.linear(x, weight, bias, residual=residual)
     return residual + F.linear(x, weight, bias)
 
 
-@layer_end.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, is_gated: bool) -> Tensor:
+@linear_add.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 LINEAR = torch.ops.cgbench.linear.default
-LAYER_END = torch.ops.cgbench.layer_end.default
+GATED_LINEAR = torch.ops.cgbench.gated_linear.default
+LINEAR_ADD = torch.ops.cgbench.linear_add.default
 """As they stand in a traced graph."""
 
 

@@ -8,6 +8,8 @@ are attended to from its own tensors and written to the cache on the way, by one
 that none waits for another. The splits are merged by a second kernel (``triton_splits``).
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +24,7 @@ from cgbench.models.attention_hook import AttentionInput
 
 # tl.dot wants at least 16 rows.
 MIN_TILE = 16
+FEW_SPLITS = 4
 LOG2_E = 1.4426950408889634
 
 # Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
@@ -174,6 +177,26 @@ def _split_kernel(
     )
 
 
+class KeyTile(NamedTuple):
+    """Keys that a program reads at a time, by how many warps, and tiles of them under way."""
+
+    num_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def key_tile(num_splits: int, block_m: int, *, is_float32: bool) -> KeyTile:
+    """The best of those tried on an H200, results/h200/attention-tiles.md. Few splits are many
+    programs of many keys each: with small tiles, three fit on a multiprocessor and all are read
+    in one round where two would be two. Many splits are short: a large tile or two each."""
+    if is_float32:
+        # Of numbers twice as large.
+        return KeyTile(32, 4, 3)
+    if num_splits <= FEW_SPLITS:
+        return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
+    return KeyTile(64, 4, 3)
+
+
 def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     """``DecodeBackend``: the new rows into the cache, and the queries over each slot's rows
     0..position, to ``[B, S, Hq, Dv]``."""
@@ -189,14 +212,15 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     num_splits = splits_of(batch * kv_heads, query.device)
     parts = Parts.empty(batch * kv_heads, num_splits, group * query_len, value_dim, query.device)
     is_float32 = query.dtype == torch.float32
+    block_m = max(MIN_TILE, triton.next_power_of_2(group * query_len))
+    tile = key_tile(num_splits, block_m, is_float32=is_float32)
     shape = {
         "KV_HEADS": kv_heads,
         "GROUP": group,
         "QUERY_LEN": query_len,
         "VALUE_DIM": value_dim,
         "WINDOW": qkv.sliding_window or 0,
-        # Float32 tiles take twice the shared memory.
-        "BLOCK_N": 32 if is_float32 else 64,
+        "BLOCK_N": tile.num_keys,
         "BLOCK_DV": max(MIN_TILE, triton.next_power_of_2(value_dim)),
     }
     _split_kernel[(batch * kv_heads, num_splits)](
@@ -216,12 +240,14 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         *key.stride()[:3],
         *value.stride()[:3],
         KEY_DIM=key_dim,
-        BLOCK_M=max(MIN_TILE, triton.next_power_of_2(group * query_len)),
+        BLOCK_M=block_m,
         BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),
         BLOCK_D=max(MIN_TILE, triton.next_power_of_2(key_dim)),
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
         EARLY=early(query.device),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
         **launch_keywords(query.device),
         **shape,
     )

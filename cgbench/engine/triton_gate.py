@@ -1,5 +1,5 @@
-"""The activation between a gated MLP's products, in Triton: a part of the product that follows, or
-of more rows than that streams, a kernel of its own."""
+"""The activation of a gated MLP, in Triton: a part of the product that it follows, or of more rows
+than that streams, a kernel of its own."""
 
 import torch
 import triton

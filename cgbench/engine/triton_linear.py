@@ -68,12 +68,17 @@ def _linear_kernel(
     tile = tl.program_id(0)
     split = tl.program_id(1)
     m = tl.arange(0, BLOCK_M)
-    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Of a gated product a tile is half gate, half up, of the same columns.
+    HALVES: tl.constexpr = 2 if IS_GATED else 1
+    num_columns = num_outputs // HALVES
+    i = tl.arange(0, BLOCK_N)
+    column = tile * (BLOCK_N // HALVES) + i % (BLOCK_N // HALVES)
+    is_output = column < num_columns
+    n = column + i // (BLOCK_N // HALVES) * num_columns
     blocks = tl.cdiv(tl.cdiv(num_inputs, BLOCK_K), SPLITS)
     low = split * blocks * BLOCK_K
     high = tl.minimum(low + blocks * BLOCK_K, num_inputs)
     is_row = m < num_rows
-    is_output = n < num_outputs
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     from_weight = weight + n.to(tl.int64)[:, None] * num_inputs
     if EARLY:
@@ -90,11 +95,11 @@ def _linear_kernel(
                 other=0.0,
                 eviction_policy="evict_first",
             )
-        from_rows = x + m[None, :] * x_stride + k[:, None]
-        keep = is_row[None, :] & (k < high)[:, None]
-        rows = tl.load(from_rows, mask=keep, other=0.0)
-        if IS_GATED:
-            rows = gated_product(rows, tl.load(from_rows + num_inputs, mask=keep, other=0.0))
+        rows = tl.load(
+            x + m[None, :] * x_stride + k[:, None],
+            mask=is_row[None, :] & (k < high)[:, None],
+            other=0.0,
+        )
         acc = tl.dot(w, rows, acc)
 
     to_partial = m[None, :] * num_outputs + n[:, None]
@@ -118,19 +123,22 @@ def _linear_kernel(
             tl.store(arrived + tile, 0)
         if HAS_BIAS:
             acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
-        if HAS_RESIDUAL:
-            # Rounded where torch's operations round.
-            acc = acc.to(out.dtype.element_ty).to(tl.float32)
-            acc += tl.load(residual + to_partial, mask=keep, other=0.0).to(tl.float32)
-        tl.store(out + to_partial, acc.to(out.dtype.element_ty), mask=keep)
-
-
-class End(NamedTuple):
-    """What is done at the two ends of a product that ends a layer: ``residual [..., N]`` is added,
-    and with ``is_gated`` the rows ``[..., 2 K]`` are ``silu(gate) * up`` of their halves."""
-
-    residual: Tensor
-    is_gated: bool
+        # Rounded where torch's operations round.
+        product = acc.to(out.dtype.element_ty)
+        if IS_GATED:
+            pairs = tl.reshape(product, [2, BLOCK_N // 2, BLOCK_M])
+            gate, up = tl.split(tl.permute(pairs, (1, 2, 0)))
+            c = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            tl.store(
+                out + m[None, :] * num_columns + c[:, None],
+                gated_product(gate, up),
+                mask=is_row[None, :] & (c < num_columns)[:, None],
+            )
+        else:
+            if HAS_RESIDUAL:
+                added = tl.load(residual + to_partial, mask=keep, other=0.0).to(tl.float32)
+                product = (product.to(tl.float32) + added).to(out.dtype.element_ty)
+            tl.store(out + to_partial, product, mask=keep)
 
 
 def can_stream(x: Tensor, weight: Tensor) -> bool:
@@ -146,14 +154,14 @@ def can_stream(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def tiling_of(num_rows: int, num_outputs: int) -> Tiling:
-    """The best of those tried on an H200 over the shapes of a 7B model, for up to 16 rows and up
-    to 32. Source: results/h200/linear.md."""
+def tiling_of(num_outputs: int) -> Tiling:
+    """The best, or nearly, of those tried on an H200 with 4 and 32 rows over the shapes of a 7B
+    model. Up to two programs a multiprocessor go deep; more would rather leave room for one
+    another and for the next kernel's. Source: results/h200/linear.md."""
     tiles = triton.cdiv(num_outputs, 64)
-    if tiles >= 2 * MULTIPROCESSORS:
-        return Tiling(128, 128, 1, 8, 3) if num_rows <= 16 else Tiling(128, 64, 1, 4, 4)
-    programs = 2 * MULTIPROCESSORS if num_rows <= 16 else 3 * MULTIPROCESSORS // 2
-    return Tiling(64, 128, _power_of_2_to(min(MAX_SPLITS, programs // tiles)), 4, 4)
+    if tiles > 2 * MULTIPROCESSORS:
+        return Tiling(64, 128, 1, 4, 3)
+    return Tiling(64, 128, _power_of_2_to(min(MAX_SPLITS, MULTIPROCESSORS // tiles)), 4, 5)
 
 
 def _power_of_2_to(number: int) -> int:
@@ -164,21 +172,25 @@ def linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    is_gated: bool = False,
     tiling: Tiling | None = None,
-    end: End | None = None,
 ) -> Tensor:
     """``x [..., K]`` of at most ``MAX_ROWS`` rows times ``weight [N, K]``: ``[..., N]``, in the
-    default ``tiling`` of its size."""
+    default ``tiling`` of its size. Either ``residual [..., N]`` is added, or, where ``is_gated``,
+    ``silu(gate) * up`` of the product's halves is returned, ``[..., N / 2]``."""
     rows = x.reshape(-1, x.shape[-1])
-    num_rows = rows.shape[0]
-    num_outputs, num_inputs = weight.shape
-    assert rows.shape[1] == num_inputs * (1 if end is None or not end.is_gated else 2)
-    residual = None if end is None else end.residual.reshape(num_rows, num_outputs).contiguous()
-    tiling = tiling or tiling_of(num_rows, num_outputs)
-    assert rows.stride(1) == 1 and weight.is_contiguous()
+    num_rows, num_inputs = rows.shape
+    num_outputs = weight.shape[0]
+    num_columns = num_outputs // 2 if is_gated else num_outputs
+    tiling = tiling or tiling_of(num_outputs)
     tiles = triton.cdiv(num_outputs, tiling.block_n)
-    assert tiles <= MAX_TILES
-    out = torch.empty(num_rows, num_outputs, dtype=x.dtype, device=x.device)
+    assert rows.stride(1) == 1 and weight.is_contiguous() and weight.shape[1] == num_inputs
+    assert tiles <= MAX_TILES and not (is_gated and residual is not None)
+    if residual is not None:
+        residual = residual.reshape(num_rows, num_outputs).contiguous()
+    out = torch.empty(num_rows, num_columns, dtype=x.dtype, device=x.device)
     partial_size = tiling.splits * num_rows * num_outputs if tiling.splits > 1 else 0
     partial = torch.empty(partial_size, dtype=torch.float32, device=x.device)
     is_even = (
@@ -198,7 +210,7 @@ def linear(
         rows.stride(0),
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
-        IS_GATED=end is not None and end.is_gated,
+        IS_GATED=is_gated,
         IS_EVEN=is_even,
         BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
         BLOCK_N=tiling.block_n,
@@ -209,7 +221,7 @@ def linear(
         num_stages=tiling.num_stages,
         **launch_keywords(x.device),
     )
-    return out.view(*x.shape[:-1], num_outputs)
+    return out.view(*x.shape[:-1], num_columns)
 
 
 @functools.cache

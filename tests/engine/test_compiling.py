@@ -8,8 +8,8 @@ from torch._dynamo.utils import counters
 
 from cgbench.engine import compiling
 from cgbench.engine.compiling import compile_forwards
+from cgbench.engine.fusing import fuse_products
 from cgbench.engine.iteration import Speculator
-from cgbench.engine.layer_end import use_layer_end
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.loading import LoadedModel
 from tests.tiny import (
@@ -31,7 +31,7 @@ BATCH_SIZES = (5, 1, 3)
 def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are traced as ever and run as traced: a kernel compiler's minutes say nothing more."""
 
-    monkeypatch.setattr(compiling, "compile_layer", lambda graph, _: use_layer_end(graph))
+    monkeypatch.setattr(compiling, "compile_layer", lambda graph, _: fuse_products(graph))
 
 
 @pytest.fixture(autouse=True)

@@ -23,31 +23,28 @@ DEVICE_CASES = [*CASES, (4, 6144, 4096, True), (32, 22016, 4096, False), (3, 409
 
 def relative_error(case: tuple[int, int, int, bool], device: str, dtype: torch.dtype) -> float:
     """Against float64, over all splits of K that the kernel can be told to take."""
-    from cgbench.engine.triton_linear import End, Tiling, linear
+    from cgbench.engine.triton_linear import Tiling, linear
 
     rows, outputs, inputs, has_bias = case
     torch.manual_seed(rows)
     # A part of wider rows: consecutive rows are not next to each other in memory.
     x = torch.randn(rows, 2 * inputs, device=device, dtype=dtype)[:, :inputs]
-    weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+    weight = torch.randn(outputs, inputs, device=device, dtype=dtype) / inputs**0.5
     bias = torch.randn(outputs, device=device, dtype=dtype) if has_bias else None
     wide = None if bias is None else bias.double()
     expected = F.linear(x.double(), weight.double(), wide)
     residual = torch.randn(rows, outputs, device=device, dtype=dtype)
-    tilings = [None, *(Tiling(32, 64, splits, 4, 3) for splits in (1, 2, 4, 8))]
-    gate_up = torch.randn(rows, 2 * inputs, device=device, dtype=dtype)
-    gate, up = gate_up.chunk(2, dim=-1)
-    gated = F.linear((F.silu(gate) * up).double(), weight.double(), wide)
-    pairs = [
-        pair
-        for tiling in tilings
-        for pair in (
-            (linear(x, weight, bias, tiling), expected),
-            (linear(x, weight, bias, tiling, End(residual, False)), expected + residual.double()),
-            (linear(gate_up, weight, bias, tiling, End(residual, True)), gated + residual.double()),
+    gate, up = F.linear(x.double(), weight.double(), wide).chunk(2, dim=-1)
+    pairs = []
+    for tiling in [None, *(Tiling(32, 64, splits, 4, 3) for splits in (1, 2, 4, 8))]:
+        product, added, gated = (
+            linear(x, weight, bias, tiling=tiling),
+            linear(x, weight, bias, tiling=tiling, residual=residual),
+            linear(x, weight, bias, tiling=tiling, is_gated=True),
         )
-    ]
-    errors = [(got.double() - expected).norm() / expected.norm() for got, expected in pairs]
+        pairs += [(product, expected), (added, expected + residual.double())]
+        pairs.append((gated, F.silu(gate) * up))
+    errors = [(got.double() - right).norm() / right.norm() for got, right in pairs]
     return max(float(error) for error in errors)
 
 

@@ -1,0 +1,83 @@
+"""What stands around a product, taken into it.
+
+A compiler that is shown products as operators fuses nothing into them. So in the graph that it is
+given, ``silu(gate) * up`` of one product's halves becomes one operator with that product, and so
+does a product with the residual to which a layer adds it at its end; at few rows each is one
+kernel. What does not match stays as it was.
+"""
+
+import operator
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch._inductor.compile_fx import compile_fx
+from torch.fx import GraphModule
+
+from cgbench.engine.operators import GATED_LINEAR, LINEAR, LINEAR_ADD
+
+# Kernels that begin before the one ahead has ended: see ``launch``.
+INDUCTOR_OPTIONS = {"triton.enable_pdl": True}
+
+
+def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
+    """A backend of ``torch.compile``: inductor, behind ``fuse_products``."""
+    return compile_fx(fuse_products(graph_module), inputs, config_patches=INDUCTOR_OPTIONS)
+
+
+def fuse_products(graph_module: GraphModule) -> GraphModule:
+    """Put the operators into ``graph_module``, as Dynamo traced it, in place."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        product = _gated_product(node)
+        if product is not None:
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.call_function(GATED_LINEAR, product.args))
+    for out in graph.output_node().all_input_nodes:
+        residual, product = _residual_and_product(out)
+        if product is not None:
+            with graph.inserting_before(out):
+                added = graph.call_function(LINEAR_ADD, (*product.args, residual))
+            out.replace_all_uses_with(added)
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+    return graph_module
+
+
+def _gated_product(node: Any) -> Any:
+    """The product of whose halves ``node`` is ``silu(gate) * up``, or None."""
+    if node.target is not operator.mul or len(node.all_input_nodes) != 2:
+        return None
+    for activated, up in (node.args, node.args[::-1]):
+        if activated.target is F.silu and len(activated.users) == 1:
+            return _halved(activated.args[0], up)
+    return None
+
+
+def _halved(gate: Any, up: Any) -> Any:
+    """The product that was split in two equal parts, ``gate`` and ``up`` in this order, used
+    nowhere else, or None."""
+    if gate.target is not operator.getitem or up.target is not operator.getitem:
+        return None
+    split = gate.args[0]
+    if split is not up.args[0] or (gate.args[1], up.args[1]) != (0, 1) or split.target != "split":
+        return None
+    product, sizes = split.args
+    is_halved = len(sizes) == 2 and len({*sizes}) == 1 and split.kwargs == {"dim": -1}
+    is_alone = all(len(part.users) == 1 for part in (gate, up, product))
+    return product if is_halved and is_alone and product.target is LINEAR else None
+
+
+def _residual_and_product(node: Any) -> tuple[Any, Any]:
+    """The operands of ``residual + linear(...)``, in either order, or None twice."""
+    if node.target is operator.add and len(node.all_input_nodes) == 2:
+        for residual, product in (node.args, node.args[::-1]):
+            if product.target is LINEAR and len(product.users) == 1 and _alike(residual, product):
+                return residual, product
+    return None, None
+
+
+def _alike(*nodes: Any) -> bool:
+    """Whether they have one shape and type: no sum of them is wider than they are."""
+    one, other = (node.meta["example_value"] for node in nodes)
+    return bool(one.shape == other.shape and one.dtype == other.dtype)

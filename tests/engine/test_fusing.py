@@ -1,0 +1,186 @@
+"""What is taken into a product: where it is, and that it computes the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import GraphModule
+
+from cgbench.engine import compiling
+from cgbench.engine.fusing import fuse_products
+from cgbench.engine.operators import GATED_LINEAR, LINEAR_ADD, gated_linear, linear_add
+from tests.engine.test_compiling import compiled, decoded
+from tests.tiny import make_checkpoint
+
+BOTH = [GATED_LINEAR, LINEAR_ADD]
+RESIDUAL = [LINEAR_ADD]
+GATE = [GATED_LINEAR]
+NEITHER: list[Any] = []
+
+linear = torch.ops.cgbench.linear.default
+
+
+def fused_in(graph: GraphModule) -> list[Any]:
+    """The operators that were put into ``graph``."""
+    return [node.target for node in graph.graph.nodes if node.target in BOTH]
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
+    """Every graph that a compiler is given."""
+    graphs: list[GraphModule] = []
+
+    def keep(graph: GraphModule, _: object) -> GraphModule:
+        graphs.append(fuse_products(graph))
+        return graph
+
+    monkeypatch.setattr(compiling, "compile_layer", keep)
+    torch._dynamo.reset()
+    return graphs
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("mimo", BOTH),
+        ("llama", BOTH),
+        ("qwen3_5", BOTH),
+        # Norms behind the MLP, another activation, experts: nothing to take over.
+        ("gemma3_text", NEITHER),
+        ("qwen3_moe", NEITHER),
+    ],
+)
+def test_where_layers_end_so(
+    traced: list[GraphModule], tmp_path: Path, kind: str, expected: list[Any]
+) -> None:
+    decoded(compiled(make_checkpoint(tmp_path, kind))[1], 1, 3)
+    layers = [graph for graph in traced if has_product(graph)]
+    assert layers
+    for graph in layers:
+        assert fused_in(graph) == expected
+
+
+def has_product(graph: GraphModule) -> bool:
+    """Whether it is a layer: norms and rotary tables are traced by themselves."""
+    return "cgbench.linear" in str(graph.graph)
+
+
+def gate_and_up(x: Tensor, gate_up: Tensor) -> tuple[Tensor, ...]:
+    return linear(x, gate_up, None).split([4, 4], dim=-1)
+
+
+def as_published(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = gate_and_up(x, gate_up)
+    return x + linear(F.silu(gate) * up, down, None)
+
+
+def the_other_way_round(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = gate_and_up(x, gate_up)
+    return linear(up * F.silu(gate), down, None) + x
+
+
+def another_activation(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = gate_and_up(x, gate_up)
+    return x + linear(F.gelu(gate) * up, down, None)
+
+
+def halves_swapped(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    up, gate = gate_and_up(x, gate_up)
+    return x + linear(F.silu(gate) * up, down, None)
+
+
+def unequal_parts(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up, _ = linear(x, gate_up, None).split([4, 2, 2], dim=-1)
+    return x + linear(F.silu(gate) * up.repeat(1, 2), down, None)
+
+
+def gate_used_twice(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = gate_and_up(x, gate_up)
+    return x + linear(F.silu(gate) * up + gate, down, None)
+
+
+def product_returned_too(x: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, ...]:
+    product = linear(x, gate_up, None)
+    gate, up = product.split([4, 4], dim=-1)
+    return x + linear(F.silu(gate) * up, down, None), product
+
+
+def no_product(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = (x @ gate_up.T).split([4, 4], dim=-1)
+    return x + linear(F.silu(gate) * up, down, None)
+
+
+def activation_returned_too(x: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, ...]:
+    gate, up = gate_and_up(x, gate_up)
+    gated = F.silu(gate) * up
+    return x + linear(gated, down, None), gated
+
+
+def last_product_returned_too(x: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, ...]:
+    product = linear(x[:, :4], down, None)
+    return x + product, product
+
+
+def product_added_to_itself(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    product = linear(x[:, :4], down, None)
+    return product + product
+
+
+def number_added(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return 1 + linear(x[:, :4], down, None)
+
+
+def wider_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return x.expand(2, 3, 5) + linear(x[:, :4], down, None)
+
+
+def other_type_of_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return x.double() + linear(x[:, :4], down, None)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (as_published, BOTH),
+        (the_other_way_round, BOTH),
+        (another_activation, RESIDUAL),
+        (halves_swapped, RESIDUAL),
+        (unequal_parts, RESIDUAL),
+        (gate_used_twice, RESIDUAL),
+        (product_returned_too, RESIDUAL),
+        (no_product, RESIDUAL),
+        (activation_returned_too, BOTH),
+        (last_product_returned_too, NEITHER),
+        (product_added_to_itself, NEITHER),
+        (number_added, NEITHER),
+        (wider_residual, NEITHER),
+        (other_type_of_residual, NEITHER),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_is_taken_over(function: Callable[..., Any], expected: list[Any]) -> None:
+    graphs: list[GraphModule] = []
+
+    def keep(graph: GraphModule, _: object) -> GraphModule:
+        graphs.append(fuse_products(graph))
+        return graph
+
+    inputs = torch.randn(3, 5), torch.randn(8, 5), torch.randn(5, 4)
+    got = torch.compile(function, backend=keep, fullgraph=True, dynamic=True)(*inputs)
+    torch.testing.assert_close(got, function(*inputs), rtol=0, atol=0)
+    (graph,) = graphs
+    assert fused_in(graph) == expected
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_operators_are_what_they_replace(has_bias: bool) -> None:
+    x, weight, residual = torch.randn(2, 3, 16), torch.randn(10, 16), torch.randn(2, 3, 10)
+    bias = torch.randn(10) if has_bias else None
+    product = F.linear(x, weight, bias)
+    assert torch.equal(linear_add(x, weight, bias, residual), residual + product)
+    gated = F.silu(product[..., :5]) * product[..., 5:]
+    assert torch.equal(gated_linear(x, weight, bias), gated)
