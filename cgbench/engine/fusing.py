@@ -11,7 +11,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule
 
 from cgbench.engine.operators import GATED_LINEAR, LINEAR, LINEAR_ADD
@@ -22,6 +21,9 @@ INDUCTOR_OPTIONS = {"triton.enable_pdl": True}
 
 def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
     """A backend of ``torch.compile``: inductor, behind ``fuse_products``."""
+    # Imported here: it takes a second, and asks for the CUDA device, after which nothing can fork.
+    from torch._inductor.compile_fx import compile_fx
+
     return compile_fx(fuse_products(graph_module), inputs, config_patches=INDUCTOR_OPTIONS)
 
 

@@ -17,6 +17,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from cgbench.models.initialise import make_random
 from cgbench.models.request import LoadingPlan
 from cgbench.models.support import auto_class_for
 from peers.rounds import PeerError, Round, synchronize, timed
@@ -30,8 +31,8 @@ CACHE_SHARE = 0.3
 
 
 def load_peer(plan: LoadingPlan) -> PreTrainedModel:
-    """The plan's weights in an unchanged transformers model; a preset's are drawn again from the
-    same seed."""
+    """The plan's weights in an unchanged transformers model; a preset's are drawn again, as this
+    tool draws them, from the same seed."""
     request = plan.request
     if plan.gguf_file is not None:
         raise PeerError("a GGUF file: give a folder of safetensors")
@@ -43,8 +44,9 @@ def load_peer(plan: LoadingPlan) -> PreTrainedModel:
         model = kind.from_pretrained(request.path, config=plan.config, **options)
     else:
         torch.manual_seed(request.seed)
-        with torch.device(request.device):
+        with torch.device("meta"):
             model = kind.from_config(plan.config, **options)
+        make_random(model, request.device, keep=lambda _, whole: whole)
     model = model.to(request.device).eval()
     # Every peer decodes to the length asked for.
     model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0, do_sample=False)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import compare_peers
+from cgbench.models.loading import load_model
+from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.request import ModelRequest, plan_loading
 from cgbench.report.schema import Scope
 from peers import files, theirs
 from peers.rounds import MIN_ROUNDS, WARMUP_ROUNDS, PeerError, Result, Round, measure
 from peers.tables import WHAT, markdown
-from tests.tiny import add_tokenizer, greedy_reference, make_checkpoint, reference_model
+from tests.tiny import SHAPE, add_tokenizer, greedy_reference, make_checkpoint, reference_model
 
 FACTS: dict[str, Any] = {
     "command": "python scripts/compare_peers.py",
@@ -223,6 +225,16 @@ def test_the_peer_has_the_checkpoints_weights_and_its_steps_are_counted(tiny: Pa
         model.get_decoder().norm.weight.mul_(2)
     with pytest.raises(PeerError, match="not this tool's"):
         theirs.check_same_weights(model, reference_model(tiny))
+
+
+def test_a_preset_is_drawn_again_with_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {**SHAPE, "model_type": "mimo", "eos_token_id": 3}
+    monkeypatch.setitem(PRESETS, "small", Preset("small", "a test", config))
+    plan = plan_for("preset:small")
+    model, ours = theirs.load_peer(plan), load_model(plan).target.model
+    theirs.check_same_weights(model, ours)
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
 
 
 def test_the_static_forward_is_the_models_own_and_can_be_repeated(tiny: Path) -> None:
