@@ -15,6 +15,9 @@ from torch.fx import GraphModule
 
 from cgbench.engine.operators import GATED_LINEAR, LINEAR, LINEAR_ADD
 
+# What a pattern is made of: none writes in place.
+_IN_PATTERNS = {F.silu, operator.getitem, "split", LINEAR}
+
 # Kernels that begin before the one ahead has ended: see ``launch``.
 INDUCTOR_OPTIONS = {"triton.enable_pdl": True}
 
@@ -33,17 +36,32 @@ def fuse_products(graph_module: GraphModule) -> GraphModule:
     for node in list(graph.nodes):
         product = _gated_product(node)
         if product is not None:
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.call_function(GATED_LINEAR, product.args))
+            _replace(node, GATED_LINEAR, product.args)
     for out in graph.output_node().all_input_nodes:
         residual, product = _residual_and_product(out)
         if product is not None:
-            with graph.inserting_before(out):
-                added = graph.call_function(LINEAR_ADD, (*product.args, residual))
-            out.replace_all_uses_with(added)
-    graph.eliminate_dead_code()
+            _replace(out, LINEAR_ADD, (*product.args, residual))
     graph_module.recompile()
     return graph_module
+
+
+def _replace(node: Any, operator_: Any, inputs: tuple[Any, ...]) -> None:
+    """Put the operator in ``node``'s place, and take out what is left of the pattern.
+
+    No more than that: Dynamo's graph writes in place too, and nothing uses what that returns.
+    """
+    with node.graph.inserting_before(node):
+        node.replace_all_uses_with(node.graph.call_function(operator_, inputs))
+    _take_out(node)
+
+
+def _take_out(node: Any) -> None:
+    """Erase a node that nothing uses, then those that only it has used."""
+    used = node.all_input_nodes
+    node.graph.erase_node(node)
+    for each in used:
+        if each.target in _IN_PATTERNS and not each.users:
+            _take_out(each)
 
 
 def _gated_product(node: Any) -> Any:
@@ -51,7 +69,7 @@ def _gated_product(node: Any) -> Any:
     if node.target is not operator.mul or len(node.all_input_nodes) != 2:
         return None
     for activated, up in (node.args, node.args[::-1]):
-        if activated.target is F.silu and len(activated.users) == 1:
+        if activated.target is F.silu and len(activated.users) == 1 and not activated.kwargs:
             return _halved(activated.args[0], up)
     return None
 

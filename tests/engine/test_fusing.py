@@ -134,6 +134,12 @@ def number_added(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return 1 + linear(x[:, :4], down, None)
 
 
+def writes_in_place(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    mask = torch.zeros_like(x)
+    mask.scatter_(1, torch.zeros(3, 1, dtype=torch.long), 1)
+    return as_published(x + mask, gate_up, down)
+
+
 def wider_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return x.expand(2, 3, 5) + linear(x[:, :4], down, None)
 
@@ -157,6 +163,7 @@ def other_type_of_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         (last_product_returned_too, NEITHER),
         (product_added_to_itself, NEITHER),
         (number_added, NEITHER),
+        (writes_in_place, BOTH),
         (wider_residual, NEITHER),
         (other_type_of_residual, NEITHER),
     ],
