@@ -140,7 +140,7 @@ def audit(
         "dtype": dtype.value,
         "attention": attention,
         "compile": compile_mode.value,
-        **sharing(num_ranks, tp_head, compile_mode),
+        **sharing(num_ranks, tp_head),
         "max_num_batched_tokens": max_num_batched_tokens,
         "checks": parse_names(checks),
     }

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import typer
 
 from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Unit
-from cgbench.errors import BadInputError
 
 Model = Annotated[
     str,
@@ -78,16 +77,8 @@ def policy_name(policy: str | None, capture_sizes: str | None) -> str:
     return policy or ("scaled" if capture_sizes is None else "explicit")
 
 
-def sharing(num_ranks: int, head: HeadPlacement, compile_mode: Compile) -> dict[str, Any]:
-    """How ranks share the model, as arguments: None of it where there is one.
-
-    Raises ``BadInputError`` where compiling is asked for too: a sum over ranks is no operator that
-    a compiler may leave alone.
-    """
+def sharing(num_ranks: int, head: HeadPlacement) -> dict[str, Any]:
+    """How ranks share the model, as arguments: None of it where there is one."""
     if num_ranks == 1:
         return {"tp": None, "tp_head": None}
-    if compile_mode is not Compile.OFF:
-        raise BadInputError(
-            f"--compile {compile_mode}: not with --tp {num_ranks}; drop one of them"
-        )
     return {"tp": num_ranks, "tp_head": head.value}

@@ -207,7 +207,7 @@ def run(
         "dtype": dtype.value,
         "attention": attention,
         "compile": compile_mode.value,
-        **sharing(num_ranks, tp_head, compile_mode),
+        **sharing(num_ranks, tp_head),
         "role": role.value,
         "max_num_batched_tokens": max_num_batched_tokens,
         "nvtx": nvtx,

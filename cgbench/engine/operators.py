@@ -1,4 +1,4 @@
-"""Attention, recurrences and linear layers as single operators: a compiler does not look inside.
+"""Attention, recurrences, products and sums over ranks as operators: no compiler looks inside.
 
 Inlined, FlexAttention has been wrong under ``torch.compile`` (relative error 1.35 where rounding is
 0.06), and a KV write that the compiler sees makes it copy the cache at every layer.
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from cgbench.models.attention_hook import AttentionCall, AttentionInput
 from cgbench.models.packing import PackedFirst
 from cgbench.models.recurrent_hook import DeltaNet, DeltaRows, RecurrentCall
+from cgbench.models.sharding import SummedLinear, SumOutput, VocabLinear
+from cgbench.parallel.collectives import sum_over_ranks
 
 
 class LayerCall(AttentionCall, RecurrentCall, Protocol):
@@ -180,6 +182,29 @@ LINEAR_ADD = torch.ops.cgbench.linear_add.default
 """As they stand in a traced graph."""
 
 
+@torch.library.custom_op("cgbench::summed_linear", mutates_args=())
+def summed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``SummedLinear``: the ranks' products summed, then the bias."""
+    out = sum_over_ranks(linear(x, weight, None))
+    return out if bias is None else out + bias
+
+
+@summed_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("cgbench::summed", mutates_args=())
+def summed(partial: Tensor) -> Tensor:
+    """``sum_over_ranks``, and ``partial`` stays as it was."""
+    return sum_over_ranks(partial.clone())
+
+
+@summed.register_fake
+def _(partial: Tensor) -> Tensor:
+    return torch.empty_like(partial)
+
+
 class OperatorLinear(nn.Linear):
     """A linear layer that is one operator."""
 
@@ -188,10 +213,37 @@ class OperatorLinear(nn.Linear):
         return out
 
 
+class OperatorSummedLinear(SummedLinear):
+    """A linear layer divided by input that is one operator with its sum over the ranks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = summed_linear(x, self.weight, self.bias)
+        return out
+
+
+class OperatorVocabLinear(VocabLinear):
+    """An lm_head divided by vocabulary whose part is one operator."""
+
+    def part(self, x: Tensor) -> Tensor:
+        out: Tensor = linear(x, self.weight, self.bias)
+        return out
+
+
+_OPERATOR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: OperatorLinear,
+    SummedLinear: OperatorSummedLinear,
+    VocabLinear: OperatorVocabLinear,
+}
+
+
 def use_linear_operator(module: nn.Module) -> None:
-    """Make every linear layer in ``module`` one operator, in place; weights stay where they are."""
+    """Make every linear layer in ``module`` one operator, and every sum over the ranks, in place;
+    weights stay where they are."""
     for part in module.modules():
-        if type(part) is nn.Linear:
-            part.__class__ = OperatorLinear
+        if type(part) in _OPERATOR_CLASSES:
+            part.__class__ = _OPERATOR_CLASSES[type(part)]
         elif isinstance(part, PackedFirst):
             part.linear = linear
+        for hook in part._forward_hooks.values():
+            if isinstance(hook, SumOutput):
+                hook.sum = summed

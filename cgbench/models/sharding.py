@@ -11,7 +11,7 @@ divided one would add a collective to every draft. The lm_head is divided by voc
 not, but its parts are never put together for an argmax.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +77,16 @@ class VocabLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return joined_over_ranks(self.part(x))
+
+
+class SumOutput:
+    """A forward hook: the module's output, summed over the ranks."""
+
+    def __init__(self) -> None:
+        self.sum: Callable[[Tensor], Tensor] = sum_over_ranks
+
+    def __call__(self, module: nn.Module, args: object, out: Tensor) -> Tensor:
+        return self.sum(out)
 
 
 def planned_splits(config: PretrainedConfig) -> Splits:
@@ -196,7 +206,7 @@ def install_forwards(module: nn.Module, splits: Splits) -> None:
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
         if leaf == "down_proj":
-            owner.register_forward_hook(lambda module, args, out: sum_over_ranks(out))
+            owner.register_forward_hook(SumOutput())
         elif leaf == "weight" and split.dim == 1:
             assert type(owner) is nn.Linear
             owner.__class__ = SummedLinear

@@ -9,7 +9,10 @@ from unittest import mock
 
 import torch
 
+from cgbench.engine import compiling
 from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_rule
+from cgbench.engine.compiling import compile_forwards
+from cgbench.engine.fusing import fuse_products
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import rounds
 from cgbench.measure.group import measure_group
@@ -61,6 +64,21 @@ def tell_all(folders: dict[str, Path], presets: tuple[Preset, ...]) -> list[dict
     with mock.patch.dict(PRESETS, {preset.name: preset for preset in presets}):
         for preset in presets:
             told[preset.name] = tell(load(Path(f"preset:{preset.name}"), "divided"))
+    return gathered(told)
+
+
+def tell_compiled(folders: dict[str, Path]) -> list[dict[str, list[list[int]]]]:
+    """Every rank's tokens of k = 3 through compiled layers, traced and run as traced."""
+    torch.set_num_threads(1)
+    told = {}
+    with mock.patch.object(compiling, "compile_layer", lambda graph, _: fuse_products(graph)):
+        for name, folder in folders.items():
+            for head in HEADS:
+                torch._dynamo.reset()
+                model = load(folder, head)
+                compile_forwards(model.target, model.head)
+                out = decode(model, Greedy(), 3, PROMPTS[:3])
+                told[f"{name} {head}"] = out.token_ids + out.accepted
     return gathered(told)
 
 

@@ -121,9 +121,6 @@ def test_linear_attention_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_flags_that_do_not_go_together() -> None:
-    for command in ("run", "audit"):
-        done = cgbench(command, "default", "--compile", "default", "--tp", 2)
-        done.refused(2, "--compile default", "--tp 2")
     cgbench("run", "default", "--processes", 3, "--tp", 2).refused(2, "--processes 3", "--tp 2")
 
 

@@ -82,3 +82,15 @@ def test_no_logits_cross_the_ranks_for_an_argmax(folders: dict[str, Path]) -> No
     # Among equals the lowest index, as torch.argmax.
     assert seen["argmax"] == [[1, 0, 3]] * 2
     assert seen["agreed"] == ["rank 0's"] * 2
+
+
+def test_compiled_layers_decode_alike(
+    folders: dict[str, Path], alone: dict[str, jobs.Told]
+) -> None:
+    """Sums over the ranks are operators of a compiled layer: of products, and of experts."""
+    told = run_on_ranks(2, "cpu", jobs.tell_compiled, folders)
+    assert told[0] == told[1]
+    rule = f"{jobs.RULES[1][1]} k=3"
+    for name in MODELS:
+        expected = alone[name].tokens[rule][:3] + alone[name].accepted[rule][:3]
+        assert told[0][name] == expected
