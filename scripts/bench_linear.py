@@ -61,7 +61,8 @@ def candidates(outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
     kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
     for tiling in [rule, *sorted(kept - {rule})]:
         block_n, block_k, splits, warps, stages = tiling
-        name = f"{block_n} x {block_k}, {splits} splits, {warps} warps, {stages} stages"
+        cut = f"{splits} split{'s' * (splits > 1)}"
+        name = f"{block_n} x {block_k}, {cut}, {warps} warps, {stages} stages"
         yield (
             name + (" (its rule)" if tiling == rule else ""),
             lambda x, weight, tiling=tiling: linear(x, weight, None, tiling=tiling),

@@ -65,9 +65,10 @@ def cgbench_here(*words: object, limit_s: int) -> object:
     return 0
 
 
-def audit(tp: int, device: str) -> bool:
+def audit(options: argparse.Namespace) -> bool:
     """Every check on the shipped model and, at a few sizes, on MiMo's shape."""
-    common = ("--tp", tp, "--device", device, "--spec-tokens", SPEC_TOKENS)
+    ranks = ("--tp", options.tp, "--device", options.device)
+    common = (*ranks, "--spec-tokens", SPEC_TOKENS, "--compile", options.compile)
     small = cgbench("audit", "default", *common, "--max-num-seqs", 8)
     return cgbench("audit", TABLE_MODELS[0], *common, "--max-num-seqs", 4) and small
 
@@ -79,7 +80,7 @@ def measure(model: str, tp: int, head: str, output: Path, options: argparse.Name
     resume = ["--resume"] if (output / "run.json").exists() else []
     flags = ("--spec-tokens", SPEC_TOKENS, "--batch-sizes", options.batch_sizes)
     sizes = ("--context-len", options.context_len, "--max-new-tokens", 64)
-    limit = ("--max-time", options.max_time)
+    limit = ("--max-time", options.max_time, "--compile", options.compile)
     ranks = ("--tp", tp, "--tp-head", head, "--device", options.device)
     return cgbench("run", model, *flags, *sizes, *limit, *ranks, "--output", output, *resume)
 
@@ -199,11 +200,12 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default=BATCH_SIZES)
     parser.add_argument("--context-len", type=int, default=1024)
     parser.add_argument("--cycles", type=int, default=20)
+    parser.add_argument("--compile", choices=("off", "default"), default="off")
     parser.add_argument("--max-time", type=float, default=10.0, help="seconds a batch size")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     work = {
-        "audit": lambda: audit(options.tp, options.device),
+        "audit": lambda: audit(options),
         "table": lambda: measure_all(TABLE_MODELS, options),
         "big": lambda: measure_all([BIG_MODEL], options),
         "cycles": lambda: cycle(options),

@@ -24,7 +24,6 @@ from cgbench.models.attention_hook import AttentionInput
 
 # tl.dot wants at least 16 rows.
 MIN_TILE = 16
-FEW_SPLITS = 4
 LOG2_E = 1.4426950408889634
 
 # Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
@@ -185,16 +184,14 @@ class KeyTile(NamedTuple):
     num_stages: int
 
 
-def key_tile(num_splits: int, block_m: int, *, is_float32: bool) -> KeyTile:
-    """The best of those tried on an H200, results/h200/attention-tiles.md. Few splits are many
-    programs of many keys each: with small tiles, three fit on a multiprocessor and all are read
-    in one round where two would be two. Many splits are short: a large tile or two each."""
+def key_tile(block_m: int, *, is_float32: bool) -> KeyTile:
+    """The best of those tried on an H200, or within 3 % of it, at every batch size and context of
+    results/h200/attention-tiles.md. Small tiles: three or more programs fit on a multiprocessor,
+    and 64 requests are read in one round where two would be two."""
     if is_float32:
         # Of numbers twice as large.
         return KeyTile(32, 4, 3)
-    if num_splits <= FEW_SPLITS:
-        return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
-    return KeyTile(64, 4, 3)
+    return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
 
 
 def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
@@ -213,7 +210,7 @@ def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     parts = Parts.empty(batch * kv_heads, num_splits, group * query_len, value_dim, query.device)
     is_float32 = query.dtype == torch.float32
     block_m = max(MIN_TILE, triton.next_power_of_2(group * query_len))
-    tile = key_tile(num_splits, block_m, is_float32=is_float32)
+    tile = key_tile(block_m, is_float32=is_float32)
     shape = {
         "KV_HEADS": kv_heads,
         "GROUP": group,
