@@ -1,10 +1,9 @@
 """Projections of one input, packed into one product.
 
 Query, key and value, or gate and up, or all that a gated delta net is fed, read the same hidden
-states. One product of all of them
-reads its weights at a higher bandwidth than each apart, most of all key's and value's small ones.
-transformers' code stays as it is: the first projection computes them all, the others hand out
-their part.
+states. One product of all of them reads its weights at a higher bandwidth than each apart, most of
+all key's and value's small ones. transformers' code stays as it is: the first projection computes
+them all, the others hand out their part.
 """
 
 from collections.abc import Callable, Sequence
