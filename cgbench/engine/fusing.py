@@ -18,16 +18,41 @@ from cgbench.engine.operators import GATED_LINEAR, LINEAR, LINEAR_ADD
 # What a pattern is made of: none writes in place.
 _IN_PATTERNS = {F.silu, operator.getitem, "split", LINEAR}
 
-# Kernels that begin before the one ahead has ended: see ``launch``.
-INDUCTOR_OPTIONS = {"triton.enable_pdl": True}
-
 
 def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
     """A backend of ``torch.compile``: inductor, behind ``fuse_products``."""
     # Imported here: it takes a second, and asks for the CUDA device, after which nothing can fork.
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx(fuse_products(graph_module), inputs, config_patches=INDUCTOR_OPTIONS)
+    options = {"triton.enable_pdl": can_launch_early(graph_module)}
+    return compile_fx(fuse_products(graph_module), inputs, config_patches=options)
+
+
+def can_launch_early(graph_module: GraphModule) -> bool:
+    """Whether inductor's kernels may begin before the one ahead has ended: see ``launch``.
+
+    Its kernels wait before they read. One that only writes does not wait at all (torch 2.11 to
+    2.13), and who waits for it does not wait for those ahead of it. So: where every tensor is made
+    from another's values, as in a dense layer, and not where a router starts from zeros.
+    """
+    return not any(_reads_nothing(node) for node in graph_module.graph.nodes)
+
+
+def _reads_nothing(node: Any) -> bool:
+    """Whether ``node`` makes a tensor, or a part of one, from no other's values."""
+    if node.op not in ("call_function", "call_method") or not _is_tensor(node):
+        return False
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    if name.endswith("_like") or name.startswith("new_") or name in ("one_hot", "fill_", "zero_"):
+        return True
+    return not any(_is_tensor(each) for each in node.all_input_nodes)
+
+
+def _is_tensor(node: Any) -> bool:
+    value = node.meta.get("example_value")
+    return isinstance(value, Tensor) or (
+        isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value)
+    )
 
 
 def fuse_products(graph_module: GraphModule) -> GraphModule:
@@ -51,7 +76,9 @@ def _replace(node: Any, operator_: Any, inputs: tuple[Any, ...]) -> None:
     No more than that: Dynamo's graph writes in place too, and nothing uses what that returns.
     """
     with node.graph.inserting_before(node):
-        node.replace_all_uses_with(node.graph.call_function(operator_, inputs))
+        fused = node.graph.call_function(operator_, inputs)
+    fused.meta.update(node.meta)
+    node.replace_all_uses_with(fused)
     _take_out(node)
 
 

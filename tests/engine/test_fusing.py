@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from cgbench.engine import compiling
-from cgbench.engine.fusing import fuse_products
+from cgbench.engine.fusing import can_launch_early, fuse_products
 from cgbench.engine.operators import GATED_LINEAR, LINEAR_ADD, gated_linear, linear_add
 from tests.engine.test_compiling import compiled, decoded
 from tests.tiny import make_checkpoint
@@ -181,6 +181,45 @@ def test_what_is_taken_over(function: Callable[..., Any], expected: list[Any]) -
     torch.testing.assert_close(got, function(*inputs), rtol=0, atol=0)
     (graph,) = graphs
     assert fused_in(graph) == expected
+
+
+def adds_positions(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return x + torch.arange(x.shape[0])[:, None]
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (as_published, True),
+        (unequal_parts, True),
+        (writes_in_place, False),
+        (adds_positions, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_only_what_reads_is_launched_early(function: Callable[..., Any], expected: bool) -> None:
+    graphs: list[GraphModule] = []
+
+    def keep(graph: GraphModule, _: object) -> GraphModule:
+        graphs.append(graph)
+        return graph
+
+    inputs = torch.randn(3, 5), torch.randn(8, 5), torch.randn(5, 4)
+    torch.compile(function, backend=keep, fullgraph=True, dynamic=True)(*inputs)
+    (graph,) = graphs
+    assert can_launch_early(graph) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("mimo", True), ("gemma3_text", True), ("deepseek_v3", False)]
+)
+def test_dense_layers_are_launched_early(
+    traced: list[GraphModule], tmp_path: Path, kind: str, expected: bool
+) -> None:
+    shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
+    decoded(compiled(make_checkpoint(tmp_path, kind, **shape))[1], 1, 3)
+    layers = [graph for graph in traced if has_product(graph)]
+    assert {can_launch_early(graph) for graph in layers} == {expected}
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
