@@ -7,6 +7,7 @@ on its row, nor on its bucket, nor on the scope.
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
+from functools import partial
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from cgbench.engine import updates
 from cgbench.engine.sampling import distribution, draw
 from cgbench.engine.state import RowState
 from cgbench.models.target import Target
+from cgbench.parallel.collectives import argmax_over_ranks
 
 Argmax = Callable[[Tensor], Tensor]
 """Logits ``[..., V]``, or where ranks share the vocabulary a rank's part of them, to ``[...]``."""
@@ -207,7 +209,7 @@ def shared_rule(rule: AcceptanceRule, target: Target) -> AcceptanceRule:
     """``rule`` as a target whose vocabulary may be divided wants it."""
     if not isinstance(rule, _Argmax) or not target.divides_vocabulary:
         return rule
-    return replace(rule, argmax=target.argmax)
+    return replace(rule, argmax=partial(argmax_over_ranks, argmax=updates.argmax))
 
 
 def setting_name(field: Field[object]) -> str:

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +115,10 @@ class Target:
 
     def argmax(self, logits_part: Tensor) -> Tensor:
         """The likeliest tokens ``[...]`` of ``logits_part [..., V / N]``, without whole logits."""
-        return argmax_over_ranks(logits_part) if self.divides_vocabulary else logits_part.argmax(-1)
+        largest = partial(torch.argmax, dim=-1)
+        if self.divides_vocabulary:
+            return argmax_over_ranks(logits_part, largest)
+        return largest(logits_part)
 
     def whole_logits(self, logits_part: Tensor) -> Tensor:
         """``logits_part`` of all ranks, ``[..., V]``."""

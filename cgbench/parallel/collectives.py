@@ -4,7 +4,7 @@ Every rank calls the same ones in the same order. They may be captured: none rea
 on the host. What they give is bit for bit the same on every rank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -80,13 +80,15 @@ def joined_over_ranks(part: Tensor) -> Tensor:
     return stacked_over_ranks(part).movedim(0, -2).flatten(-2)
 
 
-def argmax_over_ranks(part: Tensor) -> Tensor:
+def argmax_over_ranks(part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tensor:
     """The argmax ``[...]`` of logits whose last dimension the ranks hold a part each of.
 
     Only each rank's largest value and its index travel, as two float32: exact, for logits are
-    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins.
+    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as
+    it does in ``argmax``, which is that of one part.
     """
-    values, indices = part.max(-1)
+    indices = argmax(part)
+    values = part.gather(-1, indices[..., None])[..., 0]
     assert part.dtype != torch.float64 and part.shape[-1] * tp_size() < 1 << 24
     own = torch.stack([values.float(), (indices + rank() * part.shape[-1]).float()], -1)
     best = stacked_over_ranks(own)

@@ -14,6 +14,7 @@ from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_ru
 from cgbench.engine.compiling import compile_forwards
 from cgbench.engine.fusing import fuse_products
 from cgbench.engine.runner import EagerRunner
+from cgbench.engine.updates import argmax
 from cgbench.measure import rounds
 from cgbench.measure.group import measure_group
 from cgbench.measure.telemetry import Watch
@@ -117,7 +118,7 @@ def look_at_collectives(folder: Path) -> dict[str, Any]:
     return {
         "gathered": {call.shape for call in seen if call.kind == "all_gather"},
         "kinds": {call.kind for call in seen},
-        "argmax": gathered(argmax_over_ranks(part).tolist()),
+        "argmax": gathered(argmax_over_ranks(part, argmax).tolist()),
         "agreed": gathered(agreed(f"rank {rank()}'s")),
     }
 
