@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cgbench.cli.console import console, progress, say, say_when_piped, working
+from cgbench.cli.console import console, print_error, progress, say, say_when_piped, working
 from cgbench.cli.prepare import capture_graphs, prepare
 from cgbench.cli.processes import measure_in_processes
+from cgbench.errors import CannotError, ExitCode
 from cgbench.report.schema import Status
 
 if TYPE_CHECKING:
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from cgbench.measure.group import Group
     from cgbench.report.schema import Sample
     from cgbench.report.store import RunDirectory
+
+
+EXIT_CODES = {
+    Status.OK: ExitCode.OK,
+    Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO,
+    Status.OOM: ExitCode.CANNOT,
+    Status.DISTURBED: ExitCode.INCONCLUSIVE,
+}
 
 
 def execute(
@@ -29,23 +38,29 @@ def execute(
     thin: bool,
     as_json: bool,
     explain: bool,
-) -> set[Status]:
-    """Measure and print; every cell's status, of ranks but the first none."""
+) -> set[ExitCode]:
+    """Measure and print; every cell's exit code, of ranks but the first none."""
     measure_all = measure if arguments["processes"] == 1 else measure_in_processes
     directory = measure_all(arguments, path, resume=resume)
     if directory is None:
         return set()
-    statuses = _show(directory, as_json=as_json, explain=explain)
+    codes = {EXIT_CODES[status] for status in _show(directory, as_json=as_json, explain=explain)}
     if thin:
-        _make_thin(directory)
-    return statuses
+        codes.add(_make_thin(directory))
+    return codes
 
 
-def _make_thin(directory: "RunDirectory") -> None:
+def _make_thin(directory: "RunDirectory") -> ExitCode:
     from cgbench.report.compare.thin import make_thin
 
-    num_bytes = make_thin(directory)
+    try:
+        num_bytes = make_thin(directory)
+    except CannotError as error:
+        # Said, not raised: a cell may have something worse to tell.
+        print_error(str(error))
+        return error.exit_code
     say(f"kept as a thin baseline: {num_bytes} bytes")
+    return ExitCode.OK
 
 
 def _show(directory: "RunDirectory", *, as_json: bool, explain: bool) -> set[Status]:

@@ -46,20 +46,18 @@ from cgbench.cli.head_flags import (
     wiring,
 )
 from cgbench.cli.job import execute
-from cgbench.cli.parsing import parse_fraction, parse_ints, parse_optional_ints, parse_scopes
+from cgbench.cli.parsing import (
+    parse_fraction,
+    parse_ints,
+    parse_optional_ints,
+    parse_scopes,
+    unit_of,
+)
 from cgbench.cli.prepare import use_passive_threads
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
-from cgbench.report.schema import Status
 
 DEFAULT_OUTPUT = Path("results/runs")
-
-EXIT_CODES = {
-    Status.OK: ExitCode.OK,
-    Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO,
-    Status.OOM: ExitCode.CANNOT,
-    Status.DISTURBED: ExitCode.INCONCLUSIVE,
-}
 
 
 def run(
@@ -186,7 +184,7 @@ def run(
         "scopes": [*parse_scopes(scopes)],
         "policy": policy_name(policy, capture_sizes),
         "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
-        "capture_unit": capture_unit.value,
+        "capture_unit": unit_of(capture_sizes, capture_unit),
         "head": head,
         **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
         "prompts": prompts,
@@ -222,7 +220,7 @@ def run(
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     use_passive_threads()
     try:
-        statuses = run_on_ranks(
+        codes = run_on_ranks(
             num_ranks,
             device.value,
             execute,
@@ -235,7 +233,7 @@ def run(
         )
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
-    raise typer.Exit(foremost([EXIT_CODES[status] for status in statuses]))
+    raise typer.Exit(foremost(codes))
 
 
 def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:

@@ -57,7 +57,8 @@ def read_config(ref: str, gguf_file: Path | None = None) -> PretrainedConfig:
             raise ModelError(f"MODEL {ref}: no config.json found")
         return config_from_dict(raw) if raw.get("model_type") in KNOWN_AS else _auto_config(ref)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
+        where = "" if Path(ref).exists() else "no such folder here, and as a hub id: "
+        raise ModelError(f"MODEL {ref}: {where}{first_line(error)}") from error
 
 
 def _gguf_config(file: Path) -> PretrainedConfig:

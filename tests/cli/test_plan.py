@@ -152,6 +152,7 @@ MISTAKES = {
     "--max-graphs -1": "--max-graphs -1: must be at least 0",
     "--policy fastdeploy-2.4 --spec-tokens 2 --max-num-seqs 171": "odd token count",
     "--capture-sizes 3 --capture-unit tokens": "3 tokens are not a multiple of 4",
+    "--capture-unit tokens": "give --capture-sizes too",
     "--capture-sizes 4 --policy scaled": "--capture-sizes goes with --policy explicit",
     "--policy explicit": "--policy explicit needs --capture-sizes",
     "--concurrency nowhere.csv": "--concurrency nowhere.csv: cannot be read",

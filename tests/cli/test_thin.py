@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from cgbench.cli import job
+from cgbench.errors import ExitCode
 from cgbench.report.compare import thin
 from cgbench.report.compare.comparison import Rules, compare
 from cgbench.report.compare.thin import write_thin
 from cgbench.report.compare.verdicts import Gate
+from cgbench.report.schema import Status
 from cgbench.report.store import RunDirectory
 from tests.cli.command import FAST, Done, cgbench
 
@@ -85,6 +88,16 @@ def test_a_run_too_large_is_kept_whole(
     record = RunDirectory.open(path).record
     assert record.complete and not record.thin
     assert not any(file.is_dir() for file in path.iterdir())
+
+
+def test_a_wrong_cell_is_the_worse_thing_to_tell(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thin, "MAX_BYTES", 1000)
+    wrong = {Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO, Status.OK: ExitCode.ANSWER_IS_NO}
+    monkeypatch.setattr(job, "EXIT_CODES", wrong)
+    done = run(tiny, prompts, tmp_path / "run", "--thin")
+    assert done.code == 1 and "is kept whole" in done.stderr
 
 
 def test_tokens_are_not_kept(tiny: Path, prompts: Path, tmp_path: Path) -> None:
