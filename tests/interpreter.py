@@ -3,6 +3,10 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
 
 
 def run_interpreted(code: str) -> str:
@@ -15,3 +19,19 @@ def run_interpreted(code: str) -> str:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+def check_interpreted(
+    error: Callable[[Any, str, torch.dtype], float], cases: Sequence[object], *, below: float
+) -> None:
+    """``error(case, "cpu", torch.float32)`` is ``below`` this for each of ``cases``, which the
+    module of ``error`` calls ``CASES``."""
+    code = (
+        f"from {error.__module__} import CASES, {error.__name__}\n"
+        "import torch\n"
+        "for case in CASES:\n"
+        f"    error = {error.__name__}(case, 'cpu', torch.float32)\n"
+        f"    assert error < {below}, (case, error)\n"
+        "print(len(CASES), 'cases')"
+    )
+    assert f"{len(cases)} cases" in run_interpreted(code)

@@ -40,7 +40,7 @@ from cgbench.cli.head_flags import (
     HeadRef,
     wiring,
 )
-from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, parse_scopes, unit_of
+from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
@@ -127,7 +127,7 @@ def audit(
         "scopes": [*parse_scopes(scopes)],
         "policy": policy_name(policy, capture_sizes),
         "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
-        "capture_unit": unit_of(capture_sizes, capture_unit),
+        "capture_unit": capture_unit.value,
         "head": head,
         **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
         "prompts": prompts,

@@ -2,9 +2,7 @@
 
 import re
 
-from cgbench.cli.choices import Unit
 from cgbench.errors import BadInputError
-from cgbench.planning.request import CaptureUnit
 from cgbench.report.schema import Scope
 
 
@@ -73,10 +71,3 @@ def parse_scopes(text: str) -> tuple[Scope, ...]:
     if unknown := sorted(names - set(known)):
         raise BadInputError(f"--scopes {unknown[0]}: unknown; choose of {','.join(known)}")
     return tuple(scope for scope in Scope if scope.value in names)
-
-
-def unit_of(capture_sizes: str | None, unit: Unit) -> CaptureUnit:
-    """What ``--capture-sizes`` counts. Raises ``BadInputError`` for tokens of no sizes."""
-    if capture_sizes is None and unit is not Unit.REQUESTS:
-        raise BadInputError(f"--capture-unit {unit.value}: give --capture-sizes too")
-    return unit.value

@@ -10,7 +10,7 @@ from rich.text import Text
 from cgbench.cli.bench_flags import Debug
 from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, say
-from cgbench.cli.parsing import parse_bytes, parse_ints, parse_optional_ints, unit_of
+from cgbench.cli.parsing import parse_bytes, parse_ints, parse_optional_ints
 from cgbench.errors import BadInputError
 from cgbench.planning import Concurrency, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
@@ -104,7 +104,7 @@ def plan(
         max_batch_size=max_num_seqs,
         policy="explicit",
         capture_sizes=tuple(parse_optional_ints("--capture-sizes", capture_sizes)),
-        capture_unit=unit_of(capture_sizes, capture_unit),
+        capture_unit=capture_unit.value,
         max_num_batched_tokens=max_num_batched_tokens,
         blackwell=blackwell,
         pad=not no_padding,

@@ -51,7 +51,6 @@ from cgbench.cli.parsing import (
     parse_ints,
     parse_optional_ints,
     parse_scopes,
-    unit_of,
 )
 from cgbench.cli.prepare import use_passive_threads
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
@@ -184,7 +183,7 @@ def run(
         "scopes": [*parse_scopes(scopes)],
         "policy": policy_name(policy, capture_sizes),
         "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
-        "capture_unit": unit_of(capture_sizes, capture_unit),
+        "capture_unit": capture_unit.value,
         "head": head,
         **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
         "prompts": prompts,

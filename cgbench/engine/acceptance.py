@@ -16,7 +16,6 @@ from cgbench.engine import updates
 from cgbench.engine.sampling import distribution, draw
 from cgbench.engine.state import RowState
 from cgbench.models.target import Target
-from cgbench.parallel.collectives import argmax_over_ranks
 
 Argmax = Callable[[Tensor], Tensor]
 """Logits ``[..., V]``, or where ranks share the vocabulary a rank's part of them, to ``[...]``."""
@@ -209,7 +208,7 @@ def shared_rule(rule: AcceptanceRule, target: Target) -> AcceptanceRule:
     """``rule`` as a target whose vocabulary may be divided wants it."""
     if not isinstance(rule, _Argmax) or not target.divides_vocabulary:
         return rule
-    return replace(rule, argmax=partial(argmax_over_ranks, argmax=updates.argmax))
+    return replace(rule, argmax=partial(target.argmax, argmax=updates.argmax))
 
 
 def setting_name(field: Field[object]) -> str:

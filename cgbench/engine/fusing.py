@@ -124,7 +124,7 @@ def _residual_and_product(node: Any) -> tuple[Any, Any]:
     return None, None
 
 
-def _alike(*nodes: Any) -> bool:
-    """Whether they have one shape and type: no sum of them is wider than they are."""
-    one, other = (node.meta["example_value"] for node in nodes)
+def _alike(residual: Any, product: Any) -> bool:
+    """Whether they have one shape and type: their sum is no wider than they are."""
+    one, other = residual.meta["example_value"], product.meta["example_value"]
     return bool(one.shape == other.shape and one.dtype == other.dtype)

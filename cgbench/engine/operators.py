@@ -128,30 +128,38 @@ class OperatorCall:
 @torch.library.custom_op("cgbench::linear", mutates_args=())
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``; of few rows of half precision on CUDA by the kernel made for them."""
+    streamed = _streamed(x, weight, bias)
+    return F.linear(x, weight, bias) if streamed is None else streamed
+
+
+def _streamed(x: Tensor, weight: Tensor, bias: Tensor | None, **end: Any) -> Tensor | None:
+    """``triton_linear.linear``, or None where that does not take these."""
     if x.is_cuda:
         # Imported here, for triton is there only beside a CUDA build of torch.
         from cgbench.engine import triton_linear
 
         if triton_linear.can_stream(x, weight):
-            return triton_linear.linear(x, weight, bias)
-    return F.linear(x, weight, bias)
+            return triton_linear.linear(x, weight, bias, **end)
+    return None
 
 
 @linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _like_product(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 @torch.library.custom_op("cgbench::gated_linear", mutates_args=())
 def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``silu(gate) * up`` of the two halves of ``linear``. Rounded after each, as apart."""
-    if x.is_cuda:
-        from cgbench.engine import triton_gate, triton_linear
+    streamed = _streamed(x, weight, bias, is_gated=True)
+    if streamed is not None:
+        return streamed
+    product = F.linear(x, weight, bias)
+    if product.is_cuda:
+        from cgbench.engine import triton_gate
 
-        if triton_linear.can_stream(x, weight):
-            return triton_linear.linear(x, weight, bias, is_gated=True)
-        return triton_gate.gated(F.linear(x, weight, bias))
-    gate, up = F.linear(x, weight, bias).chunk(2, dim=-1)
+        return triton_gate.gated(product)
+    gate, up = product.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
@@ -163,18 +171,11 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @torch.library.custom_op("cgbench::linear_add", mutates_args=())
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     """``residual + linear``. Rounded after each, as apart."""
-    if x.is_cuda:
-        from cgbench.engine import triton_linear
-
-        if triton_linear.can_stream(x, weight):
-            return triton_linear.linear(x, weight, bias, residual=residual)
-    return residual + F.linear(x, weight, bias)
+    streamed = _streamed(x, weight, bias, residual=residual)
+    return residual + F.linear(x, weight, bias) if streamed is None else streamed
 
 
-@linear_add.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
-
+linear_add.register_fake(_like_product)
 
 LINEAR = torch.ops.cgbench.linear.default
 GATED_LINEAR = torch.ops.cgbench.gated_linear.default
@@ -189,9 +190,7 @@ def summed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-@summed_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+summed_linear.register_fake(_like_product)
 
 
 @torch.library.custom_op("cgbench::summed", mutates_args=())

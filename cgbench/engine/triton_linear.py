@@ -69,12 +69,12 @@ def _linear_kernel(
     split = tl.program_id(1)
     m = tl.arange(0, BLOCK_M)
     # Of a gated product a tile is half gate, half up, of the same columns.
-    HALVES: tl.constexpr = 2 if IS_GATED else 1
-    num_columns = num_outputs // HALVES
+    COLUMNS: tl.constexpr = BLOCK_N // 2 if IS_GATED else BLOCK_N
+    num_columns = num_outputs // 2 if IS_GATED else num_outputs
     i = tl.arange(0, BLOCK_N)
-    column = tile * (BLOCK_N // HALVES) + i % (BLOCK_N // HALVES)
+    column = tile * COLUMNS + i % COLUMNS
     is_output = column < num_columns
-    n = column + i // (BLOCK_N // HALVES) * num_columns
+    n = column + i // COLUMNS * num_columns
     blocks = tl.cdiv(tl.cdiv(num_inputs, BLOCK_K), SPLITS)
     low = split * blocks * BLOCK_K
     high = tl.minimum(low + blocks * BLOCK_K, num_inputs)
@@ -126,9 +126,9 @@ def _linear_kernel(
         # Rounded where torch's operations round.
         product = acc.to(out.dtype.element_ty)
         if IS_GATED:
-            pairs = tl.reshape(product, [2, BLOCK_N // 2, BLOCK_M])
+            pairs = tl.reshape(product, [2, COLUMNS, BLOCK_M])
             gate, up = tl.split(tl.permute(pairs, (1, 2, 0)))
-            c = tile * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
+            c = tile * COLUMNS + tl.arange(0, COLUMNS)
             tl.store(
                 out + m[None, :] * num_columns + c[:, None],
                 gated_product(gate, up),

@@ -6,20 +6,42 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cgbench.models.request import LoadingPlan
+from cgbench.models.support import auto_class_for
+
 # The standard deviation that transformers itself initialises these families with.
 RANDOM_STD = 0.02
 
 
-@torch.no_grad()
-def make_random(
-    model: PreTrainedModel, device: torch.device, keep: Callable[[str, Tensor], Tensor]
-) -> None:
-    """Give a ``model`` on the meta device its storage and its weights, from torch's generator.
+def _whole(_: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def random_target(
+    plan: LoadingPlan, keep: Callable[[str, Tensor], Tensor] = _whole, **implementations: str
+) -> PreTrainedModel:
+    """The target of a preset's plan: the same weights whichever of transformers' implementations
+    runs it.
 
     Every tensor is drawn whole and handed to ``keep`` with its name: what that returns stays. So
     the ranks of a divided model hold parts of the very weights that one process would hold, and
     never more of them at once than one module.
     """
+    request = plan.request
+    torch.manual_seed(request.seed)
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class_for(plan.config).from_config(
+            plan.config, dtype=request.dtype, **implementations
+        )
+    _draw(model, request.device, keep)
+    return model
+
+
+@torch.no_grad()
+def _draw(
+    model: PreTrainedModel, device: torch.device, keep: Callable[[str, Tensor], Tensor]
+) -> None:
+    """Give a ``model`` on the meta device its storage and its weights, from torch's generator."""
     for name, module in model.named_modules():
         for tensors in (module._parameters, module._buffers):
             for leaf, tensor in tensors.items():

@@ -16,7 +16,7 @@ from cgbench.models.checkpoint import check_files, first_line
 from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
-from cgbench.models.initialise import make_random, randomise
+from cgbench.models.initialise import random_target, randomise
 from cgbench.models.packing import pack_projections
 from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
@@ -204,17 +204,11 @@ def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
-    torch.manual_seed(plan.request.seed)
-    with torch.device("meta"):
-        model: PreTrainedModel = auto_class_for(plan.config).from_config(
-            plan.config, dtype=plan.request.dtype, **_implementations(plan)
-        )
-
     def keep(name: str, whole: Tensor) -> Tensor:
         is_split = name in splits and name != LM_HEAD
         return splits[name].part(whole, rank(), tp_size()) if is_split else whole
 
-    make_random(model, plan.request.device, keep)
+    model = random_target(plan, keep, **_implementations(plan))
     if splits:
         install_forwards(model, splits)
     if LM_HEAD in splits:

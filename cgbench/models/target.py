@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -113,12 +112,12 @@ class Target:
         """Whether each rank computes the logits of a part of the vocabulary."""
         return LM_HEAD in self.splits
 
-    def argmax(self, logits_part: Tensor) -> Tensor:
-        """The likeliest tokens ``[...]`` of ``logits_part [..., V / N]``, without whole logits."""
-        largest = partial(torch.argmax, dim=-1)
+    def argmax(self, logits_part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tensor:
+        """The likeliest tokens ``[...]`` of ``logits_part [..., V / N]``, without whole logits;
+        ``argmax`` is that of one part."""
         if self.divides_vocabulary:
-            return argmax_over_ranks(logits_part, largest)
-        return largest(logits_part)
+            return argmax_over_ranks(logits_part, argmax)
+        return argmax(logits_part)
 
     def whole_logits(self, logits_part: Tensor) -> Tensor:
         """``logits_part`` of all ranks, ``[..., V]``."""

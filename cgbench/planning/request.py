@@ -60,6 +60,8 @@ class PlanRequest:
             raise PlanError(
                 f"--capture-sizes goes with --policy explicit, not with --policy {self.policy}"
             )
+        if self.capture_unit != "requests" and not self.capture_sizes:
+            raise PlanError(f"--capture-unit {self.capture_unit}: give --capture-sizes too")
 
     def _bounds(self) -> tuple[tuple[str, float | None, int], ...]:
         return (

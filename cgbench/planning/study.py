@@ -118,13 +118,14 @@ def _check_budget(base: PlanRequest, names: list[str]) -> None:
 
 
 def _request(base: PlanRequest, policy: str, spec_tokens: int) -> PlanRequest:
-    sizes = base.capture_sizes if policy == "explicit" else ()
+    is_explicit = policy == "explicit"
     max_graphs = DEFAULT_MAX_GRAPHS if _is_unlimited(base) else base.max_graphs
     return replace(
         base,
         policy=policy,
         spec_tokens=spec_tokens,
-        capture_sizes=sizes,
+        capture_sizes=base.capture_sizes if is_explicit else (),
+        capture_unit=base.capture_unit if is_explicit else "requests",
         max_graphs=max_graphs if policy == "optimal" else None,
     )
 

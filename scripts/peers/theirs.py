@@ -17,7 +17,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from cgbench.models.initialise import make_random
+from cgbench.models.initialise import random_target
 from cgbench.models.request import LoadingPlan
 from cgbench.models.support import auto_class_for
 from peers.rounds import PeerError, Round, synchronize, timed
@@ -31,22 +31,19 @@ CACHE_SHARE = 0.3
 
 
 def load_peer(plan: LoadingPlan) -> PreTrainedModel:
-    """The plan's weights in an unchanged transformers model; a preset's are drawn again, as this
-    tool draws them, from the same seed."""
+    """The plan's weights in an unchanged transformers model; a preset's are drawn again."""
     request = plan.request
     if plan.gguf_file is not None:
         raise PeerError("a GGUF file: give a folder of safetensors")
-    options: dict[str, Any] = {"dtype": request.dtype, "attn_implementation": "sdpa"}
+    implementations = {"attn_implementation": "sdpa"}
     if plan.skeleton.target.has_experts:
-        options["experts_implementation"] = "grouped_mm"
-    kind = auto_class_for(plan.config)
+        implementations["experts_implementation"] = "grouped_mm"
     if request.preset is None:
-        model = kind.from_pretrained(request.path, config=plan.config, **options)
+        model = auto_class_for(plan.config).from_pretrained(
+            request.path, config=plan.config, dtype=request.dtype, **implementations
+        )
     else:
-        torch.manual_seed(request.seed)
-        with torch.device("meta"):
-            model = kind.from_config(plan.config, **options)
-        make_random(model, request.device, keep=lambda _, whole: whole)
+        model = random_target(plan, **implementations)
     model = model.to(request.device).eval()
     # Every peer decodes to the length asked for.
     model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0, do_sample=False)

@@ -1,14 +1,13 @@
 """Compiled decode layers: the same tokens, few forms, and everything but decode as it was."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from cgbench.engine import compiling
 from cgbench.engine.compiling import compile_forwards
-from cgbench.engine.fusing import fuse_products
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.loading import LoadedModel
@@ -22,16 +21,17 @@ from tests.tiny import (
     random_prompts,
     reference_model,
 )
+from tests.tracing import traced_layers
 
 MAX_NEW_TOKENS = 12
 BATCH_SIZES = (5, 1, 3)
 
 
 @pytest.fixture
-def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forms are traced as ever and run as traced: a kernel compiler's minutes say nothing more."""
-
-    monkeypatch.setattr(compiling, "compile_layer", lambda graph, _: fuse_products(graph))
+def traced_only() -> Iterator[None]:
+    """Forms are traced as ever and run as traced."""
+    with traced_layers():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """What is taken into a product: where it is, and that it computes the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-from cgbench.engine import compiling
 from cgbench.engine.fusing import can_launch_early, fuse_products
 from cgbench.engine.operators import GATED_LINEAR, LINEAR_ADD, gated_linear, linear_add
 from tests.engine.test_compiling import compiled, decoded
 from tests.tiny import make_checkpoint
+from tests.tracing import traced_layers
 
 BOTH = [GATED_LINEAR, LINEAR_ADD]
 RESIDUAL = [LINEAR_ADD]
-GATE = [GATED_LINEAR]
 NEITHER: list[Any] = []
+
+Change = Callable[[GraphModule], GraphModule]
 
 linear = torch.ops.cgbench.linear.default
 
@@ -30,17 +31,26 @@ def fused_in(graph: GraphModule) -> list[Any]:
 
 
 @pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[GraphModule]:
+def traced() -> Iterator[list[GraphModule]]:
     """Every graph that a compiler is given."""
+    torch._dynamo.reset()
+    with traced_layers() as graphs:
+        yield graphs
+
+
+def graph_and_result(
+    function: Callable[..., Any], inputs: tuple[Tensor, ...], change: Change = lambda graph: graph
+) -> tuple[GraphModule, Any]:
+    """``function`` as Dynamo traces it, after ``change``, and what that returns."""
     graphs: list[GraphModule] = []
 
     def keep(graph: GraphModule, _: object) -> GraphModule:
-        graphs.append(fuse_products(graph))
+        graphs.append(change(graph))
         return graph
 
-    monkeypatch.setattr(compiling, "compile_layer", keep)
-    torch._dynamo.reset()
-    return graphs
+    result = torch.compile(function, backend=keep, fullgraph=True, dynamic=True)(*inputs)
+    (graph,) = graphs
+    return graph, result
 
 
 @pytest.mark.parametrize(
@@ -67,6 +77,11 @@ def test_where_layers_end_so(
 def has_product(graph: GraphModule) -> bool:
     """Whether it is a layer: norms and rotary tables are traced by themselves."""
     return "cgbench.linear" in str(graph.graph)
+
+
+def random_inputs() -> tuple[Tensor, ...]:
+    """``x``, ``gate_up`` and ``down`` of the functions below."""
+    return torch.randn(3, 5), torch.randn(8, 5), torch.randn(5, 4)
 
 
 def gate_and_up(x: Tensor, gate_up: Tensor) -> tuple[Tensor, ...]:
@@ -170,16 +185,9 @@ def other_type_of_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_what_is_taken_over(function: Callable[..., Any], expected: list[Any]) -> None:
-    graphs: list[GraphModule] = []
-
-    def keep(graph: GraphModule, _: object) -> GraphModule:
-        graphs.append(fuse_products(graph))
-        return graph
-
-    inputs = torch.randn(3, 5), torch.randn(8, 5), torch.randn(5, 4)
-    got = torch.compile(function, backend=keep, fullgraph=True, dynamic=True)(*inputs)
+    inputs = random_inputs()
+    graph, got = graph_and_result(function, inputs, fuse_products)
     torch.testing.assert_close(got, function(*inputs), rtol=0, atol=0)
-    (graph,) = graphs
     assert fused_in(graph) == expected
 
 
@@ -198,15 +206,7 @@ def adds_positions(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_only_what_reads_is_launched_early(function: Callable[..., Any], expected: bool) -> None:
-    graphs: list[GraphModule] = []
-
-    def keep(graph: GraphModule, _: object) -> GraphModule:
-        graphs.append(graph)
-        return graph
-
-    inputs = torch.randn(3, 5), torch.randn(8, 5), torch.randn(5, 4)
-    torch.compile(function, backend=keep, fullgraph=True, dynamic=True)(*inputs)
-    (graph,) = graphs
+    graph, _ = graph_and_result(function, random_inputs())
     assert can_launch_early(graph) == expected
 
 

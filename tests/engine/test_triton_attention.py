@@ -9,7 +9,7 @@ from torch import Tensor
 from cgbench.engine.attention import Rows, sdpa_decode, triton_decode
 from cgbench.engine.kv import KvCache
 from cgbench.models.attention_hook import AttentionInput
-from tests.interpreter import run_interpreted
+from tests.interpreter import check_interpreted
 
 pytest.importorskip("triton")
 
@@ -106,15 +106,7 @@ def poison_rows_from(lengths: Tensor, cache: KvCache, slots: Tensor) -> None:
 
 
 def test_interpreter_equals_reference() -> None:
-    code = (
-        "from tests.engine.test_triton_attention import CASES, max_error\n"
-        "import torch\n"
-        "for case in CASES:\n"
-        "    error = max_error(case, 'cpu', torch.float32)\n"
-        "    assert error < 1e-5, (case, error)\n"
-        "print(len(CASES), 'cases')"
-    )
-    assert f"{len(CASES)} cases" in run_interpreted(code)
+    check_interpreted(max_error, CASES, below=1e-5)
 
 
 @pytest.mark.gpu

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.interpreter import run_interpreted
+from tests.interpreter import check_interpreted
 
 pytest.importorskip("triton")
 
-SHAPES = [(1, 1, 32), (3, 4, 2 * 1500), (64, 4, 2 * 1024)]
+CASES = [(1, 1, 32), (3, 4, 2 * 1500), (64, 4, 2 * 1024)]
 
 
 def relative_error(shape: tuple[int, int, int], device: str, dtype: torch.dtype) -> float:
@@ -23,19 +23,11 @@ def relative_error(shape: tuple[int, int, int], device: str, dtype: torch.dtype)
 
 
 def test_interpreter_equals_torch() -> None:
-    code = (
-        "from tests.engine.test_triton_gate import SHAPES, relative_error\n"
-        "import torch\n"
-        "for shape in SHAPES:\n"
-        "    error = relative_error(shape, 'cpu', torch.float32)\n"
-        "    assert error < 1e-6, (shape, error)\n"
-        "print(len(SHAPES), 'shapes')"
-    )
-    assert f"{len(SHAPES)} shapes" in run_interpreted(code)
+    check_interpreted(relative_error, CASES, below=1e-6)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", CASES, ids=str)
 def test_on_the_device(shape: tuple[int, int, int]) -> None:
     assert relative_error(shape, "cuda", torch.float32) < 1e-6
     assert relative_error(shape, "cuda", torch.bfloat16) < 1e-3

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.interpreter import run_interpreted
+from tests.interpreter import check_interpreted
 
 pytest.importorskip("triton")
 
@@ -48,15 +48,7 @@ def relative_error(case: tuple[int, int, int, bool], device: str, dtype: torch.d
 
 
 def test_interpreter_equals_torch() -> None:
-    code = (
-        "from tests.engine.test_triton_linear import CASES, relative_error\n"
-        "import torch\n"
-        "for case in CASES:\n"
-        "    error = relative_error(case, 'cpu', torch.float32)\n"
-        "    assert error < 1e-6, (case, error)\n"
-        "print(len(CASES), 'cases')"
-    )
-    assert f"{len(CASES)} cases" in run_interpreted(code)
+    check_interpreted(relative_error, CASES, below=1e-6)
 
 
 @pytest.mark.gpu

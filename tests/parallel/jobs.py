@@ -9,10 +9,8 @@ from unittest import mock
 
 import torch
 
-from cgbench.engine import compiling
 from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_rule
 from cgbench.engine.compiling import compile_forwards
-from cgbench.engine.fusing import fuse_products
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.updates import argmax
 from cgbench.measure import rounds
@@ -29,6 +27,7 @@ from cgbench.parallel.ranks import agreed, gathered, rank
 from cgbench.report.block_schema import Reading
 from tests.measure.test_group import make_bench
 from tests.tiny import SHAPE, decode_prompts, make_speculator, make_state, random_prompts
+from tests.tracing import traced_layers
 
 PROMPTS = random_prompts(5)
 """Of five lengths, for a batch of three and then one of two: ragged, and re-packed."""
@@ -72,7 +71,7 @@ def tell_compiled(folders: dict[str, Path]) -> list[dict[str, list[list[int]]]]:
     """Every rank's tokens of k = 3 through compiled layers, traced and run as traced."""
     torch.set_num_threads(1)
     told = {}
-    with mock.patch.object(compiling, "compile_layer", lambda graph, _: fuse_products(graph)):
+    with traced_layers():
         for name, folder in folders.items():
             for head in HEADS:
                 torch._dynamo.reset()

@@ -7,6 +7,7 @@ number of accepted drafts is reached, with a length limit or an EOS at every pla
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -197,4 +198,4 @@ def _force_drafts(
     bucket = runner.state.rows(runner.num_rows(batch_size))
     for j in range(wrong_at + 1, k):
         logits = stages.verify(subject.spec, bucket)[:batch_size, j]
-        rows.drafts[:, j] = subject.spec.target.argmax(logits)
+        rows.drafts[:, j] = subject.spec.target.argmax(logits, partial(torch.argmax, dim=-1))
