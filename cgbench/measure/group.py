@@ -21,7 +21,7 @@ from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.cell_run import CellRun
 from cgbench.measure.collectives import STAGE as COLLECTIVES
 from cgbench.measure.collectives import CollectivesAlone, collectives_of
-from cgbench.measure.disturbance import is_disturbed
+from cgbench.measure.disturbance import is_disturbed, power_limit
 from cgbench.measure.rounds import begin_timed, block_rows, deciding, time_rounds
 from cgbench.measure.stopping import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.measure.timing import Flush, StageTimer, eager_stages, graph_stages, l2_flush
@@ -47,7 +47,7 @@ class Group:
     """A line for each cell whose short audit failed: which cell, and what differed."""
     blocks: list[Block]
     doubts: list[str]
-    """A line where the machine was too noisy for the precision asked."""
+    """Lines on what its times are worth: too noisy a machine, a GPU at its power limit."""
 
 
 def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) -> Group:
@@ -177,10 +177,11 @@ def _rule(bench: Bench) -> UntilPrecise:
 
 
 def _doubts(bench: Bench, runs: dict[CellKey, CellRun]) -> list[str]:
-    """A line where the cells that decide are not known as well as was asked."""
-    medians = {run.name: run.medians for run in deciding([*runs.values()])}
-    line = doubt(_rule(bench), medians)
-    return [] if line is None else [line]
+    """What is to be known of the times of the cells that decide."""
+    cells = deciding([*runs.values()])
+    line = doubt(_rule(bench), {run.name: run.medians for run in cells})
+    limited = power_limit({run.name: [block.watched for block in run.blocks] for run in cells})
+    return [each for each in (line, limited) if each is not None]
 
 
 def _stage_pass(

@@ -166,6 +166,18 @@ def test_a_clock_that_changes_for_good_disturbs(
     assert set(typed_frame(group.blocks, BLOCKS)["discarded"].dropna()) == {"sm_clock"}
 
 
+def test_the_power_limit_disturbs_nothing_and_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capped = replace(QUIET, reasons=frozenset({"sw_power_cap"}))
+    machine = Machine(reading=lambda block: replace(capped, sm_clock_mhz=1965 - 100 * (block % 6)))
+    group = measured(bench, machine, monkeypatch)
+    assert {cell.status for cell in group.cells} == {Status.OK}
+    assert {cell.discarded_blocks for cell in group.cells} == {0}
+    (line,) = group.doubts
+    assert line.startswith("batch size 2: ") and "power limit" in line and "1,465" in line
+
+
 def test_a_disturbed_group_is_written_and_read_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -6,11 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from cgbench.measure.disturbance import Watched, is_disturbed, reasons_to_discard
+from cgbench.measure.disturbance import (
+    Watched,
+    is_disturbed,
+    is_power_limited,
+    power_limit,
+    reasons_to_discard,
+)
 from cgbench.measure.telemetry import NoTelemetry, NvmlTelemetry, Watch, open_telemetry
 from cgbench.report.block_schema import Reading
 
-QUIET = Reading(1980, 3201, 45, 310.5, frozenset({"gpu_idle", "sw_power_cap"}), frozenset({7, 8}))
+QUIET = Reading(1980, 3201, 45, 310.5, frozenset({"gpu_idle"}), frozenset({7, 8}))
+CAPPED = frozenset({"sw_power_cap"})
 AT_START = frozenset({7, 8})
 
 
@@ -53,6 +60,39 @@ def test_a_process_that_appeared_is_told_from_those_that_were_there() -> None:
 )
 def test_a_clock_away_from_the_cells_median(clock_mhz: int, reason: str) -> None:
     assert judged(reading(sm_clock_mhz=clock_mhz)) == [reason]
+
+
+def capped(*clocks_mhz: int) -> list[Watched]:
+    return [Watched(QUIET, reading(sm_clock_mhz=each, reasons=CAPPED)) for each in clocks_mhz]
+
+
+def test_at_the_power_limit_no_clock_is_judged() -> None:
+    blocks = capped(1965, 1455, 1590, 1965)
+    assert reasons_to_discard(blocks, AT_START) == [""] * 4
+    hot = reading(reasons=CAPPED | {"hw_thermal"}, sm_clock_mhz=1200)
+    assert reasons_to_discard([*blocks, Watched(QUIET, hot)], AT_START)[4] == "hw_thermal"
+
+
+def test_a_cell_that_touches_the_power_limit_now_and_then_is_judged_by_its_clock() -> None:
+    blocks = [*capped(1455, 1455), Watched(QUIET, QUIET), Watched(QUIET, QUIET)]
+    assert not is_power_limited(blocks) and is_power_limited(blocks[:3])
+    assert reasons_to_discard([*blocks, blocks[-1]], AT_START) == [
+        "sm_clock",
+        "sm_clock",
+        "",
+        "",
+        "",
+    ]
+
+
+def test_the_power_limit_is_told_with_the_cells_that_reach_it() -> None:
+    quiet = [Watched(QUIET, QUIET)]
+    assert power_limit({"iteration k=0": quiet, "iteration k=3": [Watched(None, None)]}) is None
+    line = power_limit({"iteration k=0": quiet, "iteration k=3": capped(1965, 1455)})
+    assert line is not None and line.startswith("iteration k=3: at the GPU's power limit")
+    assert "1,455 to 1,965 MHz" in line
+    clockless = [Watched(None, Reading(reasons=CAPPED))]
+    assert "MHz" not in str(power_limit({"iteration k=3": clockless}))
 
 
 def test_a_gpu_that_tells_nothing_discards_nothing() -> None:
