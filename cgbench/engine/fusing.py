@@ -110,7 +110,8 @@ def _halved(gate: Any, up: Any) -> Any:
     if split is not up.args[0] or (gate.args[1], up.args[1]) != (0, 1) or split.target != "split":
         return None
     product, sizes = split.args
-    is_halved = len(sizes) == 2 and len({*sizes}) == 1 and split.kwargs == {"dim": -1}
+    is_in_two = isinstance(sizes, list | tuple) and len(sizes) == 2 and sizes[0] == sizes[1]
+    is_halved = is_in_two and split.kwargs == {"dim": -1}
     is_alone = all(len(part.users) == 1 for part in (gate, up, product))
     return product if is_halved and is_alone and product.target is LINEAR else None
 

@@ -158,13 +158,20 @@ def _end(reports: Path, error: Exception) -> NoReturn:
     rank, lost = int(os.environ["RANK"]), is_lost(error)
     code = error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT
     report = _Report(rank, one_line(error), int(code), lost)
-    (reports / f"rank{rank}.json").write_text(json.dumps(asdict(report)))
+    _leave(report, reports)
     if "--debug" in sys.argv:
         logging.getLogger(__name__).exception("rank %d", rank, exc_info=error)
     if lost:
         time.sleep(GRACE_S)
     sys.stderr.flush()
     os._exit(code)
+
+
+def _leave(report: _Report, reports: Path) -> None:
+    """Whole or not at all: the launcher may stop this rank while it writes."""
+    aside = reports / f"rank{report.rank}.part"
+    aside.write_text(json.dumps(asdict(report)))
+    os.replace(aside, reports / f"rank{report.rank}.json")
 
 
 def is_lost(error: BaseException | None) -> bool:

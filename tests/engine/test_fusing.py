@@ -108,6 +108,11 @@ def halves_swapped(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return x + linear(F.silu(gate) * up, down, None)
 
 
+def parts_of_one_size(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = linear(x, gate_up, None).split(4, dim=-1)
+    return x + linear(F.silu(gate) * up, down, None)
+
+
 def unequal_parts(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     gate, up, _ = linear(x, gate_up, None).split([4, 2, 2], dim=-1)
     return x + linear(F.silu(gate) * up.repeat(1, 2), down, None)
@@ -170,6 +175,7 @@ def other_type_of_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         (the_other_way_round, BOTH),
         (another_activation, RESIDUAL),
         (halves_swapped, RESIDUAL),
+        (parts_of_one_size, RESIDUAL),
         (unequal_parts, RESIDUAL),
         (gate_used_twice, RESIDUAL),
         (product_returned_too, RESIDUAL),

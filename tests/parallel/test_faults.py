@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +38,21 @@ def failure(job: Callable[..., object], *args: object) -> RankFailedError:
     assert ranks_left() == []
     assert "\n" not in str(caught.value)
     return caught.value
+
+
+def test_a_report_that_a_rank_was_stopped_in_is_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    reports = [launch._Report(rank, f"line {rank}", 3, lost=False) for rank in range(2)]
+    launch._leave(reports[0], tmp_path)
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        launch._leave(reports[1], tmp_path)
+    ended: Any = SimpleNamespace(failures={})
+    assert str(launch._failure(ended, tmp_path)) == "rank 0: line 0"
 
 
 def ranks_left() -> list[int]:
