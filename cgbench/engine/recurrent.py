@@ -126,7 +126,7 @@ def cache_bytes(
 ) -> int:
     """Bytes that a ``RecurrentCache`` takes, but for its lengths."""
     return num_slots * sum(
-        2 * shape.num_bytes(dtype)
+        2 * shape.num_bytes(dtype.itemsize)
         + query_len * (shape.row_bytes(dtype) + shape.conv_channels * dtype.itemsize)
         for shape in shapes.values()
     )

@@ -1,10 +1,11 @@
 """The floor: the least time one iteration can take on this device, and the account behind it.
 
-For each matrix product and each attention the larger of bytes over measured read bandwidth and
-operations over measured matrix rate, summed over the iteration. Bytes are what must come from
-memory: every weight once a forward, the live keys and values, the embedding rows that are looked
-up. Activations, norms, biases and the writing of KV are left out: a better engine could keep or
-fold them. So nothing that reads its weights from memory can be faster.
+For each matrix product, each attention and each recurrence the larger of bytes over measured read
+bandwidth and operations over measured matrix rate, summed over the iteration. Bytes are what must
+come from memory: every weight once a forward, the live keys and values, recurrent state, the
+embedding rows that are looked up. Activations, norms, biases and the writing of KV and of state are
+left out: a better engine could keep or fold them. So nothing that reads its weights from memory can
+be faster.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from cgbench.measure.device_limits import DeviceLimits
 from cgbench.models.products import AttentionShape, ForwardWork, ModelWork, Product
+from cgbench.models.recurrent_hook import StateShape
 from cgbench.report.account import Account, FloorLine, account_stage
 from cgbench.report.schema import Scope
 
@@ -78,23 +80,24 @@ class Floor:
         """A forward of ``query_len`` tokens a request, over KV of ``context`` rows and these."""
         num_tokens = batch_size * query_len
         if work.embedding_elements:
-            num_elements = num_tokens * work.embedding_elements
-            yield self._line(stage, "embedding rows", 1, num_elements, 0)
+            num_bytes = num_tokens * work.embedding_elements * self.itemsize
+            yield self._line(stage, "embedding rows", 1, num_bytes, 0)
         for product, count in Counter(work.products).items():
             weights = count * expected_experts(product, num_tokens) * product.num_elements
             flops = count * 2.0 * num_tokens * product.num_rows * product.num_elements
-            yield self._line(stage, product.name, count, weights, flops)
+            yield self._line(stage, product.name, count, weights * self.itemsize, flops)
         for shape, count in Counter(work.attentions).items():
             keys = context + query_len
             row = shape.kv_heads * (shape.key_dim + shape.value_dim)
             live = count * batch_size * row * keys_read(shape, keys, query_len)
             flops = count * batch_size * attention_flops(shape, keys, query_len)
-            yield self._line(stage, _attention_name(shape), count, live, flops)
+            yield self._line(stage, _attention_name(shape), count, live * self.itemsize, flops)
+        for state, count in Counter(work.states).items():
+            live = count * batch_size * state.num_bytes(self.itemsize)
+            flops = count * num_tokens * recurrence_flops(state)
+            yield self._line(stage, "recurrent state", count, live, flops)
 
-    def _line(
-        self, stage: str, what: str, count: int, num_elements: float, flops: float
-    ) -> FloorLine:
-        num_bytes = num_elements * self.itemsize
+    def _line(self, stage: str, what: str, count: int, num_bytes: float, flops: float) -> FloorLine:
         read_s = num_bytes / self.limits.read_bytes_per_s
         multiply_s = flops / self.limits.flops_per_s
         return FloorLine(
@@ -129,6 +132,12 @@ def attention_flops(shape: AttentionShape, keys: float, query_len: int) -> float
     window = keys if shape.window is None else shape.window
     seen = sum(min(keys - back, window) for back in range(query_len))
     return 2.0 * shape.query_heads * seen * (shape.key_dim + shape.value_dim)
+
+
+def recurrence_flops(state: StateShape) -> float:
+    """Operations of one token: the matrix times its key, the update by an outer product, and the
+    matrix times its query."""
+    return 3 * 2.0 * state.matrix_elements
 
 
 def _attention_name(shape: AttentionShape) -> str:

@@ -1,4 +1,5 @@
-"""What a forward must read and multiply, taken from the skeleton: weights, embeddings, attention.
+"""What a forward must read and multiply, taken from the skeleton: weights, embeddings, attention,
+recurrent state.
 
 One token is run through the modules on the meta device and every matrix product with a stored
 weight is noted, whatever module or function makes it. So no formula of a family is written down
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.models.attention_hook import AttentionInput, ShapeProbe
 from cgbench.models.loading import LoadedModel
+from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.sharding import Splits
 from cgbench.models.skeleton import Skeleton
 from cgbench.parallel.ranks import tp_size
@@ -61,10 +63,12 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True)
 class ForwardWork:
-    """One forward's work. ``embedding_elements``: of the embedding rows that one token reads."""
+    """One forward's work. ``states`` are its linear-attention layers', ``embedding_elements`` of
+    the embedding rows that one token reads."""
 
     products: tuple[Product, ...] = ()
     attentions: tuple[AttentionShape, ...] = ()
+    states: tuple[StateShape, ...] = ()
     embedding_elements: int = 0
 
 
@@ -103,7 +107,8 @@ def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
 
 def _part(work: ForwardWork, splits: Splits, num_head_parts: int) -> ForwardWork:
     divided = {_short(name) for name in splits}
-    return ForwardWork(
+    return replace(
+        work,
         products=tuple(
             replace(each, num_elements=each.num_elements // tp_size())
             if each.name in divided
@@ -118,7 +123,6 @@ def _part(work: ForwardWork, splits: Splits, num_head_parts: int) -> ForwardWork
             )
             for each in work.attentions
         ),
-        embedding_elements=work.embedding_elements,
     )
 
 
@@ -214,8 +218,12 @@ def _recorded(
 ) -> tuple[Any, ForwardWork]:
     with _Recorder(names) as recorder:
         out = run()
-    attentions = () if probe is None else tuple(probe.attentions)
-    return out, ForwardWork(tuple(recorder.products), attentions, recorder.embedding_elements)
+    return out, ForwardWork(
+        products=tuple(recorder.products),
+        attentions=() if probe is None else tuple(probe.attentions),
+        states=() if probe is None else tuple(probe.state_shapes.values()),
+        embedding_elements=recorder.embedding_elements,
+    )
 
 
 def _weight_names(module: nn.Module) -> dict[int, str]:

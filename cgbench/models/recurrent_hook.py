@@ -34,10 +34,15 @@ class StateShape:
     conv_channels: int
     conv_rows: int
 
-    def num_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of a request's state; ``dtype`` is the model's."""
-        matrix = self.num_heads * self.key_size * self.value_size * torch.float32.itemsize
-        return matrix + self.conv_rows * self.conv_channels * dtype.itemsize
+    @property
+    def matrix_elements(self) -> int:
+        """Numbers in the matrices of all heads."""
+        return self.num_heads * self.key_size * self.value_size
+
+    def num_bytes(self, itemsize: int) -> int:
+        """Bytes of a request's state; ``itemsize`` is of the model's dtype."""
+        matrix = self.matrix_elements * torch.float32.itemsize
+        return matrix + self.conv_rows * self.conv_channels * itemsize
 
     def row_bytes(self, dtype: torch.dtype) -> int:
         """Bytes kept of each verified row, from which the state after it is made."""

@@ -39,7 +39,7 @@ class Skeleton:
 
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of recurrent state that one request keeps, of any length, over all layers."""
-        return sum(shape.num_bytes(dtype) for shape in self.kv.state_shapes.values())
+        return sum(shape.num_bytes(dtype.itemsize) for shape in self.kv.state_shapes.values())
 
     def state_bytes_per_row(self, dtype: torch.dtype) -> int:
         """Bytes kept of each verified row, to make the state after it, over all layers."""

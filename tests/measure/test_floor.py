@@ -114,6 +114,18 @@ def test_experts_bytes_and_operations() -> None:
     assert lines["mlp.gate"].num_bytes == 2 * 2 * 8 * 32
 
 
+def test_a_hybrid_reads_the_state_of_every_request_once() -> None:
+    """Qwen3.5-0.8B: 18 layers of 16 heads of 128 x 128, and 3 rows of its convolution's inputs."""
+    floor = preset_floor("qwen3.5-0.8b", DeviceLimits(READ, UNBOUND))
+    account = floor.account(Batch(64, 3, 1024))
+    (line,) = [line for line in account if line.what == "recurrent state"]
+    matrix, rows = 16 * 128 * 128, 3 * (2 * 16 * 128 + 16 * 128)
+    assert (line.stage, line.count) == ("verify", 18)
+    assert line.num_bytes == 64 * 18 * (4 * matrix + 2 * rows)
+    assert line.flops == 64 * 4 * 18 * 6 * matrix
+    assert floor.seconds(Batch(64, 3, 1024)) == pytest.approx(sum(each.seconds for each in account))
+
+
 def test_the_limits_of_this_machine_are_measured_once_and_make_sense() -> None:
     device = torch.device("cpu")
     limits = device_limits(device, torch.float32)

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from cgbench.models.families import MIMO
 from cgbench.models.products import AttentionShape, ForwardWork, Product, model_work
 from cgbench.models.skeleton import make_skeleton
-from tests.tiny import CONFIGS, MORE_CONFIGS
+from tests.tiny import CONFIGS, HYBRID_CONFIGS, MORE_CONFIGS
 
 TARGETS = CONFIGS | MORE_CONFIGS
 
@@ -73,6 +73,14 @@ def test_attention_is_as_the_layers_call_it() -> None:
     )
     latent = model_work(make_skeleton(MORE_CONFIGS["deepseek_v3"], MIMO))
     assert set(latent.target.attentions) == {AttentionShape(4, 4, 24, 16, None)}
+
+
+def test_a_hybrids_linear_layers_have_a_state_each_and_its_head_none() -> None:
+    skeleton = make_skeleton(HYBRID_CONFIGS["qwen3_next-hybrid"], MIMO)
+    work = model_work(skeleton)
+    assert work.head is not None and work.head.states == ()
+    assert len(work.target.attentions) + len(work.target.states) == skeleton.target.num_layers
+    assert work.target.states == tuple(skeleton.kv.state_shapes.values()) != ()
 
 
 def test_the_models_modules_are_left_as_they_were() -> None:
