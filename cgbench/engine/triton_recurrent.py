@@ -22,7 +22,7 @@ from cgbench.models.recurrent_hook import DeltaRows
 VALUES_A_PROGRAM = 16
 """Columns of a head's matrix: with one warp, and so no waiting of one for another."""
 
-MAX_HEADS = 1 << 16
+MAX_HEADS = 1 << 18
 """In one call: value heads of every request."""
 
 # torch's softplus is the identity above it.

@@ -174,8 +174,8 @@ def argmax(logits: Tensor) -> Tensor:
     """The index of the largest of ``logits [..., V]``, of equals the first: ``[...]``."""
     rows = logits.reshape(-1, logits.shape[-1])
     num_rows, num_columns = rows.shape
-    assert rows.stride(1) == 1 and num_rows <= MAX_ROWS
     parts = _num_parts(num_rows, num_columns)
+    assert rows.stride(1) == 1 and (parts == 1 or num_rows <= MAX_ROWS)
     out = torch.empty(num_rows, dtype=torch.long, device=logits.device)
     shape = (num_rows if parts > 1 else 0, parts)
     values = torch.empty(shape, dtype=torch.float32, device=logits.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from cgbench.errors import UnsupportedModelError
 from cgbench.models.recurrent_hook import RecurrentProbe
 
 ATTENTION_NAME = "cgbench"
@@ -58,6 +59,11 @@ def _dispatch(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    if attention_mask is not None:
+        # transformers makes none for this implementation: the model has one of its own.
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: makes an attention mask of its own, which is not supported"
+        )
     # A compiler is shown the number as a tensor: see engine/operators.py.
     layer_idx: Any = module.layer_number if torch.compiler.is_compiling() else module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -69,15 +75,24 @@ AttentionInterface.register(ATTENTION_NAME, _dispatch)
 
 
 class ShapeProbe(RecurrentProbe):
-    """An ``AttentionCall`` that computes nothing and records each layer's KV or state shape."""
+    """An ``AttentionCall`` that computes nothing and records each layer's KV or state shape.
+
+    Raises ``UnsupportedModelError`` where a layer attends twice: it has room for one set of keys.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kv_shapes: dict[int, KvShape] = {}
         """By layer_idx."""
         self.num_query_heads: dict[int, int] = {}
+        self.windows: dict[int, int | None] = {}
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        if layer_idx in self.kv_shapes:
+            raise UnsupportedModelError(
+                f"layer {layer_idx} attends more than once in a forward, which is not supported"
+            )
+        self.windows[layer_idx] = qkv.sliding_window
         _, kv_heads, _, value_dim = qkv.value.shape
         batch, num_heads, length, key_dim = qkv.query.shape
         self.kv_shapes[layer_idx] = ((kv_heads, key_dim), (kv_heads, value_dim))

@@ -41,10 +41,11 @@ class HeadFiles:
     files: Mapping[str, Path]
     stored_as: Mapping[str, str]
     num_modules: int
+    first_number: int
 
     @property
     def proj_bias(self) -> bool:
-        return f"{self.family.names['proj']}.bias" in self.files
+        return self.family.tensor_name("proj.bias", self.first_number) in self.files
 
 
 def find_head(
@@ -97,7 +98,7 @@ def _head_files(
         number += 1
         if "{i}" not in family.names["block"]:
             break
-    return HeadFiles(family, plain, stored_as, number - first)
+    return HeadFiles(family, plain, stored_as, number - first, first)
 
 
 def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]]:

@@ -1,7 +1,8 @@
 """Loading, or for a preset making, the target, its head and its tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,6 +100,10 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     )
 
 
+# What older checkpoints store and transformers computes.
+_DERIVED = (".inv_freq", ".masked_bias", ".attn.bias")
+
+
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
     """Which of transformers' implementations the forward uses.
 
@@ -159,11 +164,27 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
                 f"MODEL {ref}: {len(names)} tensors are {problem}, "
                 f"{', '.join(names[:3])} among them"
             )
+    _check_unplaced(ref, model, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
         _divide_target(model, splits)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
+
+
+def _check_unplaced(ref: str | Path, model: PreTrainedModel, names: Iterable[str]) -> None:
+    """Refuse tensors that belong to the target's own modules and have no place there: a bias that
+    config.json denies, the scales of weights stored in fewer bits. Others are of a head or a tower.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    unplaced = sorted(
+        name for name in names if name.rpartition(".")[0] in modules and not name.endswith(_DERIVED)
+    )
+    if unplaced:
+        raise ModelError(
+            f"MODEL {ref}: {len(unplaced)} tensors have no place in the model that config.json "
+            f"describes, {', '.join(unplaced[:3])} among them"
+        )
 
 
 def _divide_target(model: PreTrainedModel, splits: Splits) -> None:
@@ -184,7 +205,8 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
         head = DraftHead(plan.family, target.model, proj_bias=plan.head_files.proj_bias)
     read_head(head, plan.head_files)
     _divide_head(plan, head, target)
-    return head.to(device=target.device, dtype=target.dtype).eval()
+    cast_head(head, target)
+    return head.to(target.device).eval()
 
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
@@ -222,10 +244,23 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
         return None
     with torch.device(plan.request.device):
         head = DraftHead(family, target.model)
-    head = head.to(plan.request.dtype).eval()
+    cast_head(head.eval(), target)
     randomise(head)
     _divide_head(plan, head, target)
     return head
+
+
+def cast_head(head: DraftHead, target: Target) -> None:
+    """To the target's dtype, in place, but for what transformers keeps in float32 in the target's
+    own layers: a router's correction added in bfloat16 chooses other experts."""
+    kept = sorted(target.model._keep_in_fp32_modules_strict or ())
+    for module_name, module in head.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is not None and tensor.is_floating_point():
+                    path = f".{module_name}.{name}"
+                    is_kept = any(f".{each}" in path for each in kept)
+                    tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)
 
 
 def _num_elements(module: nn.Module) -> int:

@@ -54,11 +54,18 @@ def check_config(config: PretrainedConfig) -> None:
     """
     auto_class_for(config)
     kind = class_name(config)
-    if quantised := getattr(config, "quantization_config", None):
+    configs = (config, config.get_text_config())
+    found = (getattr(each, "quantization_config", None) for each in configs)
+    if quantised := next(filter(None, found), None):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "some"
         raise UnsupportedModelError(
             f"MODEL: {kind} is quantised (quant_method {method}); "
             "give a bfloat16, float16 or GGUF checkpoint"
+        )
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) is True:
+        raise UnsupportedModelError(
+            f"MODEL: {kind} attends in both directions (use_bidirectional_attention): it does not "
+            "decode"
         )
     if other := _other_layer_types(config.get_text_config()):
         raise UnsupportedModelError(
@@ -94,6 +101,30 @@ def rope_types(config: PretrainedConfig) -> set[str]:
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return {str(each.get("rope_type", "default")) for each in [parameters, *nested]}
+
+
+def check_windows(model: PreTrainedModel, windows: dict[int, int | None]) -> None:
+    """Refuse a model that keeps its sliding window to its own masks, so that attention is not told.
+
+    ``windows``: what each layer's attention was told. Raises ``UnsupportedModelError``.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= getattr(config, "max_position_embeddings", float("inf")):
+        return
+    if not getattr(config, "use_sliding_window", True):
+        return
+    told = {layer for layer, each in windows.items() if each is not None}
+    if types := getattr(config, "layer_types", None):
+        slides = {layer for layer, kind in enumerate(types) if kind == "sliding_attention"}
+        is_lost = bool(slides & set(windows) - told)
+    else:
+        is_lost = not told
+    if is_lost:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: does not tell its attention of its sliding window of "
+            f"{window} tokens; it can be run only where config.json has none"
+        )
 
 
 def check_supported(model: PreTrainedModel) -> None:

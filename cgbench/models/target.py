@@ -13,7 +13,7 @@ from cgbench.models.attention_hook import AttentionCall, ShapeProbe
 from cgbench.models.head import DraftHead, head_layer_type
 from cgbench.models.recurrent_hook import hook_linear_layers
 from cgbench.models.sharding import LM_HEAD, Splits, VocabLinear
-from cgbench.models.support import check_supported
+from cgbench.models.support import check_supported, check_windows
 from cgbench.parallel.collectives import argmax_over_ranks, joined_over_ranks
 
 
@@ -44,7 +44,7 @@ class Target:
         self.num_layers: int = self.config.num_hidden_layers
         self._pre_norm: Tensor | None = None
         self._rope_kwargs = _rope_kwargs(self.backbone.rotary_emb, self.config)
-        self._rescale = _logits_rescale(self.config)
+        self._rescale = _logits_rescale(model.config)
         norm = self.backbone.norm
         assert isinstance(norm, nn.Module)
         norm.register_forward_pre_hook(self._keep_pre_norm)
@@ -74,8 +74,15 @@ class Target:
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence the checkpoint was made for, in tokens."""
+        """The longest sequence that it decodes as the checkpoint was made for, in tokens.
+
+        Of rotary type ``longrope`` the original one: past it transformers takes other frequencies,
+        for a whole batch at once, and drops the keys made with those before.
+        """
         value = self.config.max_position_embeddings
+        parameters = getattr(self.config, "rope_parameters", None) or {}
+        if parameters.get("rope_type") == "longrope":
+            value = parameters.get("original_max_position_embeddings", value)
         assert isinstance(value, int)
         return value
 
@@ -149,14 +156,40 @@ def _rope_kwargs(rotary: nn.Module, config: PretrainedConfig) -> dict[str, str |
 
 def _logits_rescale(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
     """What some models do to the logits after lm_head: greedy decoding does not see it, sampling
-    does. Source: transformers' Granite, Cohere and Gemma modules."""
-    if divisor := getattr(config, "logits_scaling", None):
-        return lambda logits: logits / divisor
-    if factor := getattr(config, "logit_scale", None):
-        return lambda logits: logits * factor
-    if cap := getattr(config, "final_logit_softcapping", None):
+    does. Source: transformers' modules; one field is a divisor in some and a factor in others.
+
+    Raises ``UnsupportedModelError`` for a field whose meaning in this model is not known.
+    """
+    text = config.get_text_config()
+    scales = {name: getattr(text, name, None) for name in _LOGIT_SCALES}
+    for name, scale in scales.items():
+        if scale in (None, 1):
+            continue
+        meaning = _LOGIT_SCALES[name].get(config.model_type)
+        if meaning == "divides":
+            return lambda logits: logits / scale
+        if meaning == "multiplies":
+            return lambda logits: logits * scale
+        raise UnsupportedModelError(
+            f"MODEL: {config.model_type} rescales its logits ({name} {scale}) in a way that is not "
+            "known here"
+        )
+    if cap := getattr(text, "final_logit_softcapping", None):
         return lambda logits: torch.tanh(logits / cap) * cap
     return lambda logits: logits
+
+
+_GRANITE = (
+    *("granite", "granite4_vision", "granite_docling", "granite_swa", "granitemoe"),
+    *("granitemoe_swa", "granitemoehybrid", "granitemoeshared", "minicpm3"),
+)
+_LOGIT_SCALES: dict[str, dict[str, str]] = {
+    "logits_scaling": dict.fromkeys(_GRANITE, "divides")
+    | dict.fromkeys(("hyperclovax", "hyperclovax_vision_v2"), "multiplies"),
+    "logit_scale": dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), "multiplies"),
+    "output_multiplier": {},
+}
+"""By the config's field, what models of each type do with it."""
 
 
 @torch.no_grad()
@@ -169,6 +202,7 @@ def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
     if head is not None:
         embeds = target.embed(ids)
         head(embeds, hidden.pre_norm, target.rope(embeds, ids), ids, probe)
+    check_windows(target.model, probe.windows)
     missing = set(range(target.num_layers)) - set(probe.kv_shapes) - set(probe.state_shapes)
     if missing:
         raise UnsupportedModelError(

@@ -79,7 +79,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
 def rows_kernels() -> None:
     logits = torch.zeros(4, 4, 150_000, dtype=torch.bfloat16)
-    for shape in ((4, 4, 150_000), (300, 1, 512)):
+    # Also as many rows as 2,048 requests of nine.
+    for shape in ((4, 4, 150_000), (300, 1, 512), (2048, 9, 64)):
         triton_rows.argmax(logits.new_zeros(shape))
     for k, eos in ((0, ()), (3, (1, 2, 3))):
         state = DecodeState(

@@ -201,6 +201,14 @@ def test_an_eagle_head_comes_from_a_folder_of_its_own(tmp_path: Path) -> None:
     assert torch.equal(loaded.head.proj.bias, head.proj.bias)
 
 
+def test_a_bias_is_found_behind_a_numbered_projection(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "mimo")
+    bias = torch.randn(32)
+    add_head(folder, {"model.mtp_layers.0.input_proj.bias": bias})
+    loaded = load_model(plan(folder))
+    assert loaded.head is not None and torch.equal(loaded.head.proj.bias, bias)
+
+
 def test_overrides_replace_the_familys_wiring_and_show_in_its_name(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "mimo")
     found = plan(folder, chain="post", hidden_in="post").family
