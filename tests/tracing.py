@@ -7,7 +7,7 @@ from unittest import mock
 from torch.fx import GraphModule
 
 from cgbench.engine import compiling
-from cgbench.engine.fusing import fuse_products
+from cgbench.engine.fusing import fuse
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def traced_layers() -> Iterator[list[GraphModule]]:
     graphs: list[GraphModule] = []
 
     def keep(graph: GraphModule, _: object) -> GraphModule:
-        graphs.append(fuse_products(graph))
+        graphs.append(fuse(graph))
         return graph
 
     with mock.patch.object(compiling, "compile_layer", keep):

@@ -1,9 +1,11 @@
 """How the Triton kernels are launched: on Hopper and later, before the kernel ahead has ended.
 
 Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
-it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that any other
-kernel writes. Then each may let its successor begin at once (``gdc_launch_dependents``): one that
-is launched so waits too, and any other begins at the end as ever.
+it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that the one
+ahead writes, and only then lets its successor begin (``gdc_launch_dependents``). So when a kernel
+begins, the one ahead has waited, and those before it have ended: what they wrote may be read at
+once, past L1 (``.cg``), which may hold older values. One that is not launched so begins at the end
+of the one ahead, as ever.
 """
 
 import functools

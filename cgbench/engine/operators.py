@@ -177,9 +177,83 @@ def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor)
 
 linear_add.register_fake(_like_product)
 
+
+@torch.library.custom_op("cgbench::rotated_linear", mutates_args=())
+def rotated_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor, num_rotated: int
+) -> Tensor:
+    """``linear`` of ``x [B, S, K]``, whose first ``num_rotated`` columns are then rotated as heads
+    by ``cos`` and ``sin [B, S, D]``, halves against each other. Rounded after each operation on a
+    CPU, as apart, and after the product and at the end on CUDA."""
+    cos, sin = (each.expand(*x.shape[:-1], -1).contiguous() for each in (cos, sin))
+    if x.is_cuda:
+        from cgbench.engine import triton_rotary
+
+        rotary = triton_rotary.Rotary(cos, sin, num_rotated)
+        streamed = _streamed(x, weight, bias, rotary=rotary)
+        if streamed is not None:
+            return streamed
+        return triton_rotary.rotate(F.linear(x, weight, bias), rotary)
+    product = F.linear(x, weight, bias)
+    heads = product[..., :num_rotated].unflatten(-1, (-1, cos.shape[-1]))
+    low, high = heads.chunk(2, dim=-1)
+    across = torch.cat((-high, low), dim=-1)
+    heads.copy_(heads * cos.unsqueeze(2) + across * sin.unsqueeze(2))
+    return product
+
+
+rotated_linear.register_fake(_like_product)
+
+
+@torch.library.custom_op("cgbench::norm", mutates_args=())
+def norm(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+    """The root-mean-square norm of ``x [..., K]`` by ``weight + offset``."""
+    if x.is_cuda:
+        from cgbench.engine import triton_norm
+
+        return triton_norm.norm(x, triton_norm.Norm(weight, epsilon, offset))
+    return _normed(x, weight, epsilon, offset)
+
+
+@norm.register_fake
+def _(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("cgbench::add_norm", mutates_args=())
+def add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, epsilon: float, offset: float
+) -> tuple[Tensor, Tensor]:
+    """``x + residual``, and ``norm`` of that."""
+    if x.is_cuda:
+        from cgbench.engine import triton_norm
+
+        return triton_norm.add_norm(x, residual, triton_norm.Norm(weight, epsilon, offset))
+    total = x + residual
+    return total, _normed(total, weight, epsilon, offset)
+
+
+@add_norm.register_fake
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def _normed(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
+    """Rounded where transformers' modules of either kind round."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+    if offset:
+        return (normed * (weight.float() + offset)).to(x.dtype)
+    return normed.to(x.dtype) * weight
+
+
+ATTEND = torch.ops.cgbench.attend.default
 LINEAR = torch.ops.cgbench.linear.default
 GATED_LINEAR = torch.ops.cgbench.gated_linear.default
 LINEAR_ADD = torch.ops.cgbench.linear_add.default
+ROTATED_LINEAR = torch.ops.cgbench.rotated_linear.default
+NORM = torch.ops.cgbench.norm.default
+ADD_NORM = torch.ops.cgbench.add_norm.default
 """As they stand in a traced graph."""
 
 

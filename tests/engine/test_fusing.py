@@ -10,12 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule
 
-from cgbench.engine.fusing import can_launch_early, fuse_products
-from cgbench.engine.operators import GATED_LINEAR, LINEAR_ADD, gated_linear, linear_add
+from cgbench.engine.fusing import can_launch_early, fuse
+from cgbench.engine.operators import (
+    ADD_NORM,
+    GATED_LINEAR,
+    LINEAR_ADD,
+    NORM,
+    ROTATED_LINEAR,
+    gated_linear,
+    linear_add,
+)
 from tests.engine.test_compiling import compiled, decoded
 from tests.tiny import make_checkpoint
 from tests.tracing import traced_layers
 
+FUSED = [ADD_NORM, GATED_LINEAR, LINEAR_ADD, NORM, ROTATED_LINEAR]
 BOTH = [GATED_LINEAR, LINEAR_ADD]
 RESIDUAL = [LINEAR_ADD]
 NEITHER: list[Any] = []
@@ -27,7 +36,7 @@ linear = torch.ops.cgbench.linear.default
 
 def fused_in(graph: GraphModule) -> list[Any]:
     """The operators that were put into ``graph``."""
-    return [node.target for node in graph.graph.nodes if node.target in BOTH]
+    return [node.target for node in graph.graph.nodes if node.target in FUSED]
 
 
 @pytest.fixture
@@ -53,22 +62,32 @@ def graph_and_result(
     return graph, result
 
 
+DENSE = [NORM, ROTATED_LINEAR, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
+NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("mimo", BOTH),
-        ("llama", BOTH),
-        ("qwen3_5", BOTH),
-        # Norms behind the MLP, another activation, experts: nothing to take over.
-        ("gemma3_text", NEITHER),
-        ("qwen3_moe", NEITHER),
+        ("mimo", DENSE),
+        ("llama", DENSE),
+        # Heads are normed between their product and rotary.
+        ("qwen3", NORMED_HEADS),
+        # Norms by one more than their weights.
+        ("qwen3_5", NORMED_HEADS),
+        # Norms behind products, and another activation.
+        ("gemma3_text", [NORM, NORM, ADD_NORM, NORM]),
+        ("qwen3_moe", [NORM, ADD_NORM]),
+        # A shared expert is an MLP; queries and keys of fewer numbers are normed in between.
+        ("deepseek_v3", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR]),
     ],
 )
-def test_where_layers_end_so(
+def test_what_layers_are_made_of(
     traced: list[GraphModule], tmp_path: Path, kind: str, expected: list[Any]
 ) -> None:
-    decoded(compiled(make_checkpoint(tmp_path, kind))[1], 1, 3)
-    layers = [graph for graph in traced if has_product(graph)]
+    shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
+    decoded(compiled(make_checkpoint(tmp_path, kind, **shape))[1], 1, 3)
+    layers = [graph for graph in traced if "cgbench.attend" in str(graph.graph)]
     assert layers
     for graph in layers:
         assert fused_in(graph) == expected
@@ -160,6 +179,20 @@ def writes_in_place(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return as_published(x + mask, gate_up, down)
 
 
+def written_before_the_sum(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    x = x.clone()
+    product = linear(x[:, :4], down, None)
+    x[:, 0] = 2.0
+    return x.clone() + product
+
+
+def written_before_the_activation(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    x = x.clone()
+    gate, up = gate_and_up(x, gate_up)
+    x.mul_(2)
+    return x + linear(F.silu(gate) * up, down, None)
+
+
 def wider_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     return x.expand(2, 3, 5) + linear(x[:, :4], down, None)
 
@@ -185,6 +218,8 @@ def other_type_of_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         (product_added_to_itself, NEITHER),
         (number_added, NEITHER),
         (writes_in_place, BOTH),
+        (written_before_the_sum, NEITHER),
+        (written_before_the_activation, RESIDUAL),
         (wider_residual, NEITHER),
         (other_type_of_residual, NEITHER),
     ],
@@ -192,7 +227,7 @@ def other_type_of_residual(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 )
 def test_what_is_taken_over(function: Callable[..., Any], expected: list[Any]) -> None:
     inputs = random_inputs()
-    graph, got = graph_and_result(function, inputs, fuse_products)
+    graph, got = graph_and_result(function, inputs, fuse)
     torch.testing.assert_close(got, function(*inputs), rtol=0, atol=0)
     assert fused_in(graph) == expected
 

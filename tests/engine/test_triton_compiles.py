@@ -27,7 +27,9 @@ from cgbench.engine import (  # noqa: E402
     triton_convolution,
     triton_gate,
     triton_linear,
+    triton_norm,
     triton_recurrent,
+    triton_rotary,
     triton_rows,
     triton_splits,
 )
@@ -39,7 +41,9 @@ MODULES = (
     triton_convolution,
     triton_gate,
     triton_linear,
+    triton_norm,
     triton_recurrent,
+    triton_rotary,
     triton_rows,
     triton_splits,
 )
@@ -98,6 +102,9 @@ def rows_kernels() -> None:
         triton_rows.commit(state.rows(4))
 
 
+NORM = triton_norm.Norm(torch.zeros(4096, dtype=torch.bfloat16), 1e-6, 0.0)
+
+
 def linear_kernels() -> None:
     for num_rows, num_outputs in ((4, 4096), (4, 22_016), (32, 22_016)):
         x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
@@ -105,6 +112,14 @@ def linear_kernels() -> None:
         triton_linear.linear(x, weight, None)
         triton_linear.linear(x, weight, None, is_gated=True)
         triton_linear.linear(x, weight, None, residual=x.new_zeros(num_rows, num_outputs))
+    for num_rows in (4, 32):
+        table = torch.zeros(num_rows, 128, dtype=torch.bfloat16)
+        rotary = triton_rotary.Rotary(table, table, 5120)
+        x, weight = x.new_zeros(num_rows, 4096), weight.new_empty(6144, 4096)
+        product = triton_linear.linear(x, weight, weight[:, 0].contiguous(), rotary=rotary)
+        triton_rotary.rotate(product, rotary)
+    triton_norm.norm(x, NORM)
+    triton_norm.add_norm(x, x, NORM)
     triton_gate.gated(torch.zeros(40, 22_016, dtype=torch.bfloat16))
 
 
@@ -147,7 +162,7 @@ def read_kernel() -> None:
     ("call", "least", "most_spilling"),
     [
         (rows_kernels, 7, 0),
-        (linear_kernels, 10, 0),
+        (linear_kernels, 15, 0),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 7, 1),
         # Both kernels of nine rows, a little.
@@ -177,12 +192,15 @@ def stack_bytes(cubin: bytes, folder: Path) -> int:
 
 
 def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
-    """Launched early, each must wait before it touches what another one writes."""
+    """Launched early, each must wait before it touches what the one ahead writes."""
     rows_kernels()
     linear_kernels()
     attention_kernels()
     recurrent_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
-        assert wait and "ld.global" not in before and "st.global" not in before
+        assert wait and "st.global" not in before and "cp.async" not in before
+        # What kernels before the one ahead have written is read past L1.
+        early = re.findall(r"ld\.global\S*", before)
+        assert all(each.startswith("ld.global.cg") for each in early)
         assert kernel.asm["ptx"].count("griddepcontrol.launch_dependents") == 1

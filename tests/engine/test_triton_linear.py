@@ -3,10 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.interpreter import check_interpreted
 
 pytest.importorskip("triton")
+
+from cgbench.engine.triton_rotary import Rotary
 
 CASES = [
     # rows, outputs, inputs, bias
@@ -19,6 +22,20 @@ CASES = [
 ]
 # Sizes of a 7B model's projections, which take other tilings.
 DEVICE_CASES = [*CASES, (4, 6144, 4096, True), (32, 22016, 4096, False), (3, 4096, 11008, False)]
+
+
+def random_rotary(product: Tensor) -> tuple[Rotary, Tensor]:
+    """Of all of ``product``'s heads but the last, of the largest size that there are two of; and
+    what it leaves, in float64."""
+    rows, outputs = product.shape
+    size = max(size for size in (8, 20, 32, 128) if outputs % size == 0 and outputs > size)
+    cos, sin = torch.randn(2, rows, size, device=product.device, dtype=product.dtype)
+    heads = product.double().unflatten(-1, (-1, size))
+    turned = heads[:, :-1]
+    low, high = turned.chunk(2, dim=-1)
+    across = torch.cat((-high, low), dim=-1)
+    heads[:, :-1] = turned * cos[:, None] + across * sin[:, None]
+    return Rotary(cos, sin, outputs - size), heads.flatten(1)
 
 
 def relative_error(case: tuple[int, int, int, bool], device: str, dtype: torch.dtype) -> float:
@@ -43,6 +60,9 @@ def relative_error(case: tuple[int, int, int, bool], device: str, dtype: torch.d
         gate, up = product.chunk(2, dim=-1)
         gated = linear(x, weight, bias, tiling=tiling, is_gated=True)
         pairs.append((gated, (F.silu(gate) * up).double()))
+        rotary, rotated = random_rotary(product)
+        got = linear(x, weight, bias, tiling=tiling, rotary=rotary)
+        pairs.append((got, rotated))
     errors = [(got.double() - right).norm() / right.norm() for got, right in pairs]
     return max(float(error) for error in errors)
 
