@@ -84,16 +84,18 @@ def _split_kernel(
     IS_WHOLE: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
-    start = tl.load(positions + b * QUERY_LEN)
+    # Places were not written by the kernel ahead: see ``launch``.
+    start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
+    slot_row = tl.load(slots + b, cache_modifier=".cg").to(tl.int64) * room
     first, keys_a_split, split_of_new = division(start, num_splits, WINDOW, BLOCK_N)
     low = first + split * keys_a_split
     high = tl.minimum(low + keys_a_split, start)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
 
     # Tile row m is query row m % QUERY_LEN of the group's head m // QUERY_LEN.
     m = tl.arange(0, BLOCK_M)
@@ -116,7 +118,6 @@ def _split_kernel(
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    slot_row = tl.load(slots + b).to(tl.int64) * room
     for n0 in range(low, high, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         live = n < high

@@ -83,15 +83,16 @@ def _merge_kernel(
     SPLITS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     m = tl.program_id(1)
-    start = tl.load(positions + b * QUERY_LEN)
+    # Written at the forward's start, not by the kernel ahead: see ``launch``.
+    start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
     split = tl.arange(0, SPLITS)
     used = split <= division(start, num_splits, WINDOW, BLOCK_N)[2]
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     dv = tl.arange(0, BLOCK_DV)
     row = (tl.program_id(0) * num_splits + split) * (GROUP * QUERY_LEN) + m
     maxima = tl.load(partial_max + row, mask=used, other=float("-inf"))
