@@ -122,7 +122,6 @@ def _linear_kernel(
             asked = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs
             _ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
         gdc_wait()
-        gdc_launch_dependents()
     # What the end takes is asked for at the start.
     if HAS_RESIDUAL:
         added = tl.load(residual + to_partial, mask=keep, other=0.0)
@@ -150,6 +149,8 @@ def _linear_kernel(
         )
         acc = tl.dot(w, rows, acc)
 
+    if EARLY:
+        gdc_launch_dependents()
     is_last = True
     if SPLITS > 1:
         tl.store(partial + split * num_rows * num_outputs + to_partial, acc, mask=keep)
