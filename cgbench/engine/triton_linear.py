@@ -150,6 +150,7 @@ def _linear_kernel(
         acc = tl.dot(w, rows, acc)
 
     if EARLY:
+        # Not before: what is launched earlier waits longer, and then takes longer (docs/engine.md).
         gdc_launch_dependents()
     is_last = True
     if SPLITS > 1:
