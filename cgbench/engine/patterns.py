@@ -227,11 +227,11 @@ def _is_across(node: Node, x: Node) -> bool:
     if not (is_call_once(negated, operator.neg) and is_call_once(low, operator.getitem)):
         return False
     high = negated.args[0]
-    if not is_call_once(high, operator.getitem) or len(x.users) != 3:
+    if not is_call_once(high, operator.getitem) or {low.args[0], high.args[0]} != {x}:
         return False
     half = _shape(x)[-1] // 2
     cut = (Ellipsis, slice(None, half, None)), (Ellipsis, slice(half, None, None))
-    return low.args[0] is x and high.args[0] is x and (low.args[1], high.args[1]) == cut
+    return len(x.users) == 3 and (low.args[1], high.args[1]) == cut
 
 
 def _tables(cos: Node, sin: Node) -> tuple[Node, Node] | None:
@@ -297,5 +297,5 @@ def _heads_of(node: Node) -> _Heads | None:
     if not is_call(split, "split") or split.kwargs != {"dim": -1}:
         return None
     product, sizes = split.args
-    is_cut = is_call_once(product, LINEAR) and all(isinstance(each, int) for each in sizes)
-    return _Heads(split, number, size) if is_cut else None
+    is_cut = isinstance(sizes, list | tuple) and all(isinstance(each, int) for each in sizes)
+    return _Heads(split, number, size) if is_cut and is_call_once(product, LINEAR) else None

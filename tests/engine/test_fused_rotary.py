@@ -90,6 +90,21 @@ def in_another_order(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Ten
     )
 
 
+def parts_of_one_size(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    query, key, value, _ = linear(x, weight, None).split(KV_HEADS * SIZE, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return attended(
+        turned(in_heads(query), cos, sin), turned(in_heads(key), cos, sin), in_heads(value)
+    )
+
+
+def sums_that_are_none(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    query, key, value = parts_of(linear(x, weight, None))
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    across = torch.cat((-query[..., 4:], query[..., :4]), dim=-1)
+    return attended(2 * cos + across * sin, turned(key, cos, sin), value)
+
+
 def of_two_products(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     query, _, value = parts_of(linear(x, weight, None))
     _, key, _ = parts_of(linear(x.sin(), weight, None))
@@ -196,6 +211,8 @@ ROTATED = [ROTATED_LINEAR]
         (by_tables_made_here, NEITHER),
         (heads_normed_first, NEITHER),
         (in_another_order, NEITHER),
+        (parts_of_one_size, NEITHER),
+        (sums_that_are_none, NEITHER),
         (of_two_products, NEITHER),
         (product_used_elsewhere, NEITHER),
         (key_used_elsewhere, NEITHER),
