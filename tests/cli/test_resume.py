@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cgbench.cli.run as run_module
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.bench import Bench
@@ -194,3 +195,31 @@ def test_resume_with_other_prompts_is_refused(interrupted: Command, prompts: Pat
 def test_resume_of_nothing_names_the_file_it_looked_for(command: Command) -> None:
     command("--resume").refused(2, str(command.path / "run.json"))
     assert not command.path.exists()
+
+
+@pytest.mark.parametrize("begun", ["run.json", "processes/0/run.json"])
+def test_an_interrupted_run_says_where_it_lies_and_how_to_go_on(
+    begun: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+
+    def interrupted(*_: object, **__: object) -> None:
+        (path / begun).parent.mkdir(parents=True)
+        (path / begun).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "execute", interrupted)
+    done = cgbench("run", tiny, *FAST, "--output", path)
+    line = f"interrupted; finished batch sizes are kept: --output {path} --resume goes on\n"
+    assert (done.code, done.stdout, done.stderr) == (130, "", line)
+
+
+def test_a_run_interrupted_before_it_began_keeps_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "execute", interrupted)
+    done = cgbench("run", tiny, *FAST, "--output", tmp_path / "run")
+    assert (done.code, done.stderr) == (130, "")
