@@ -139,5 +139,8 @@ def _write_step_summary(found: "Comparison") -> None:
     from cgbench.report.compare.tables import markdown
 
     if file := os.environ.get(STEP_SUMMARY):
-        with open(file, "a", encoding="utf-8") as summary_file:
-            summary_file.write(markdown(found) + "\n")
+        try:
+            with open(file, "a", encoding="utf-8") as summary_file:
+                summary_file.write(markdown(found) + "\n")
+        except OSError as error:
+            raise BadInputError(f"{STEP_SUMMARY} {file}: {error.strerror}") from error

@@ -136,6 +136,15 @@ def test_github_annotates_and_writes_the_step_summary(
     assert "| not comparable | cell (missing in NEW) | phase | 0 | 8 |" in summary
 
 
+def test_a_step_summary_that_cannot_be_written_is_named(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "nowhere" / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
+    done = cgbench("compare", runs / "base", runs / "again", "--format", "github")
+    done.refused(2, f"GITHUB_STEP_SUMMARY {file}: No such file or directory")
+
+
 @pytest.mark.parametrize(
     ("new", "level", "words"),
     [
