@@ -1,6 +1,8 @@
 """``--resume``: what a kill leaves behind, and how a run goes on from there."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -223,3 +225,22 @@ def test_a_run_interrupted_before_it_began_keeps_nothing(
     monkeypatch.setattr(run_module, "execute", interrupted)
     done = cgbench("run", tiny, *FAST, "--output", tmp_path / "run")
     assert (done.code, done.stderr) == (130, "")
+
+
+def test_a_full_disk_names_the_run_and_loses_no_batch_size(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = Command(tiny, prompts, tmp_path / "run")
+    write = RunDirectory.write_group
+
+    def write_first(directory: RunDirectory, *args: object) -> None:
+        if directory.finished_batch_sizes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(directory, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "write_group", write_first)
+        words = ("cannot be written: No space left on device", "--resume goes on")
+        command().refused(3, f"error: {command.path}", *words)
+    assert RunDirectory.open(command.path).finished_batch_sizes == {1}
+    assert command("--resume").code == 0
