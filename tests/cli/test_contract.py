@@ -2,6 +2,9 @@
 
 import json
 import platform
+import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -90,6 +93,16 @@ def test_an_unexpected_exception_is_one_line_and_exit_code_3(
 def test_an_exception_without_words_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "execute", failing(ZeroDivisionError()))
     cgbench("run").refused(3, "ZeroDivisionError")
+
+
+@pytest.mark.parametrize("how", ["table", "csv"])
+def test_a_reader_that_goes_early_is_no_answer(how: str) -> None:
+    """Exit code 1 would say that something regressed, or is wrong."""
+    words = ("plan", "--policy", "exact", "--max-num-seqs", "4096", "--format", how)
+    command = shlex.join([sys.executable, "-m", "cgbench", *words])
+    script = f"{command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
 
 
 def test_debug_shows_the_traceback() -> None:
