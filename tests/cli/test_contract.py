@@ -131,6 +131,8 @@ def test_env_shows_the_machine_as_json_and_as_text() -> None:
     assert found["python"] == platform.python_version()
     assert found["torch"] == version("torch")
     assert found["num_gpus"] == torch.cuda.device_count()
-    shown = dict(line.split(maxsplit=1) for line in cgbench("env").stdout.splitlines())
+    lines = cgbench("env").stdout.splitlines()
+    shown = dict(line.split(maxsplit=1) for line in lines)
     assert list(shown) == list(found)
     assert shown == {name: "-" if value is None else str(value) for name, value in found.items()}
+    assert len({line.index(value) for line, value in zip(lines, shown.values(), strict=True)}) == 1
