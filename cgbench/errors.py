@@ -71,6 +71,10 @@ class OutOfMemoryError(CannotError):
     """Device memory ran out; the message says where and what to lower."""
 
 
+class OutputError(CannotError):
+    """A run directory that was begun and cannot be written any more."""
+
+
 class CaptureError(CannotError):
     """A graph that could not be captured, or that is not the graph the plan asked for."""
 

@@ -63,6 +63,9 @@ def main() -> NoReturn:
     try:
         # Not standalone, or a usage error would be a box of several lines; answers an Exit's code.
         code = app(prog_name="cgbench", standalone_mode=False)
+    except SystemExit:
+        # Only where who read the output has gone. typer and rich end with 1, which is an answer.
+        sys.exit(ExitCode.CANNOT)
     except Exception as error:
         sys.exit(_report(error))
     sys.exit(code or ExitCode.OK)

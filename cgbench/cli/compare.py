@@ -16,6 +16,8 @@ from cgbench.report.compare.verdicts import GATED_BY_DEFAULT, Gate
 if TYPE_CHECKING:
     from cgbench.report.compare.comparison import Comparison
 
+UNCUT_WIDTH = 1000
+
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
@@ -112,6 +114,8 @@ def _print(found: "Comparison", output_format: CompareFormat) -> None:
     if output_format is not CompareFormat.TABLE or not to.is_terminal:
         typer.echo(_text(found, output_format))
         return
+    # A narrow terminal folds lines; rich would cut the numbers in them.
+    to.width = UNCUT_WIDTH
     for part in terminal(found):
         to.print(part, soft_wrap=True)
 
@@ -139,5 +143,8 @@ def _write_step_summary(found: "Comparison") -> None:
     from cgbench.report.compare.tables import markdown
 
     if file := os.environ.get(STEP_SUMMARY):
-        with open(file, "a", encoding="utf-8") as summary_file:
-            summary_file.write(markdown(found) + "\n")
+        try:
+            with open(file, "a", encoding="utf-8") as summary_file:
+                summary_file.write(markdown(found) + "\n")
+        except OSError as error:
+            raise BadInputError(f"{STEP_SUMMARY} {file}: {error.strerror}") from error

@@ -4,6 +4,7 @@ import json
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from cgbench.cli.bench_flags import Debug
 from cgbench.cli.console import console
@@ -20,5 +21,7 @@ def env(
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
+    width = max(map(len, found))
     for name, value in found.items():
-        console().print(f"{name:<20} {'-' if value is None else value}", highlight=False)
+        line = f"{name:<{width}} {'-' if value is None else value}"
+        console().print(Text(line), soft_wrap=True)

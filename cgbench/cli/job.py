@@ -1,7 +1,8 @@
 """The main job of ``cgbench run``: measure on every rank, write and print on the first."""
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from cgbench.cli.console import console, print_error, progress, say, say_when_piped, working
 from cgbench.cli.prepare import capture_graphs, prepare
 from cgbench.cli.processes import measure_in_processes
-from cgbench.errors import CannotError, ExitCode
+from cgbench.errors import CannotError, ExitCode, OutputError
 from cgbench.report.schema import Status
 
 if TYPE_CHECKING:
@@ -124,8 +125,21 @@ def _measured(
     finally:
         bench.release()
     if directory is not None:
-        directory.finish()
+        with _writing(directory):
+            directory.finish()
     return directory
+
+
+@contextmanager
+def _writing(directory: "RunDirectory") -> Iterator[None]:
+    """Raises ``OutputError`` where the disk is full or gone, which loses no finished group."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{directory.path} cannot be written: {error.strerror or error}; finished batch sizes "
+            "are kept, --resume goes on"
+        ) from error
 
 
 def _measure_limits(bench: "Bench", directory: "RunDirectory | None") -> None:
@@ -141,7 +155,8 @@ def _capture(bench: "Bench", directory: "RunDirectory | None") -> None:
     if facts is None or directory is None:
         return
     directory.record.capture |= facts
-    directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
+    with _writing(directory):
+        directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
 
 
 def _measure(
@@ -172,7 +187,8 @@ def _keep(group: "Group", batch_size: int, directory: "RunDirectory", *, save_to
     _report_collectives(group.samples, directory)
     _report([*map(_failed, group.failures), *group.doubts], directory)
     tokens = group.tokens if save_tokens else ()
-    directory.write_group(group.cells, group.samples, tokens, group.blocks)
+    with _writing(directory):
+        directory.write_group(group.cells, group.samples, tokens, group.blocks)
     say_when_piped(f"measured batch size {batch_size}")
 
 

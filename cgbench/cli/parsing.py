@@ -66,7 +66,7 @@ def parse_scopes(text: str) -> tuple[Scope, ...]:
 
     Raises ``BadInputError`` for a name that is none.
     """
-    names = set(text.split(","))
+    names = set(parse_names(text))
     known = [scope.value for scope in Scope]
     if unknown := sorted(names - set(known)):
         raise BadInputError(f"--scopes {unknown[0]}: unknown; choose of {','.join(known)}")

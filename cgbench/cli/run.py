@@ -36,6 +36,7 @@ from cgbench.cli.choices import (
     RoleName,
     Unit,
 )
+from cgbench.cli.console import say
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -53,6 +54,7 @@ from cgbench.cli.parsing import (
     parse_scopes,
 )
 from cgbench.cli.prepare import use_passive_threads
+from cgbench.cli.processes import PARTS
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 
@@ -232,6 +234,10 @@ def run(
         )
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
+    except KeyboardInterrupt:
+        if _is_begun(path):
+            say(f"interrupted; {_kept(path)}")
+        raise
     raise typer.Exit(foremost(codes))
 
 
@@ -239,8 +245,15 @@ def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:
     """The finished batch sizes outlive the ranks."""
     if error.exit_code is not ExitCode.CANNOT or not (path / "run.json").exists():
         return error
-    hint = f"{error}; finished batch sizes are kept: --output {path} --resume goes on"
-    return RankFailedError(hint, error.exit_code)
+    return RankFailedError(f"{error}; {_kept(path)}", error.exit_code)
+
+
+def _is_begun(path: Path) -> bool:
+    return (path / "run.json").exists() or (path / PARTS).is_dir()
+
+
+def _kept(path: Path) -> str:
+    return f"finished batch sizes are kept: --output {path} --resume goes on"
 
 
 def _slug(model: str) -> str:

@@ -8,12 +8,18 @@ from typing import NoReturn
 from cgbench.cli.job import measure
 from cgbench.errors import CgbenchError, ExitCode
 
+# What typer ends the command itself with: 128 and the signal's number, as shells have it.
+INTERRUPTED = 130
+
 
 def main() -> NoReturn:
     """Measure into the job's directory. Cells that failed are in it, and no failure of this."""
     job = json.load(sys.stdin)
     try:
         measure(job["arguments"], Path(job["path"]), resume=job["resume"])
+    except KeyboardInterrupt:
+        # The command that started this process is interrupted too, and says what there is to say.
+        sys.exit(INTERRUPTED)
     except Exception as error:
         print(" ".join(str(error).split()) or type(error).__name__)
         sys.exit(error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT)

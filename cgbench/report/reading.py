@@ -9,7 +9,7 @@ import pandas as pd
 from cgbench.errors import RunDirectoryError
 from cgbench.report.block_schema import BLOCKS
 from cgbench.report.record import RunRecord
-from cgbench.report.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column
+from cgbench.report.schema import ACCEPTANCE, CAPTURE, LATENCY, LATENCY_KEY, SAMPLES, Column
 from cgbench.report.summary import typed_frame, with_defaults
 
 RECORD_FILE = "run.json"
@@ -20,6 +20,9 @@ BLOCKS_FILE = "blocks.csv"
 ACCEPTANCE_FILE = "acceptance.csv"
 TOKENS_FILE = "tokens.jsonl"
 MARKDOWN_FILE = "latency.md"
+
+ROW_KEYS = {LATENCY: LATENCY_KEY, CAPTURE: ("phase", "spec_tokens", "bucket")}
+"""What tells the rows of a table from each other, where rows are looked up by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,8 @@ def _read(file: Path, columns: Sequence[Column], read: Callable[[], pd.DataFrame
         raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
     for column in columns:
         _check_words(file, frame, column)
+    if columns in ROW_KEYS and frame.duplicated([*ROW_KEYS[columns]]).any():
+        raise RunDirectoryError(f"{file}: damaged: a row is there twice")
     return frame
 
 

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+import cgbench.cli.compare as compare_module
 from cgbench.report.compare.comparison import Rules, compare
 from cgbench.report.compare.tables import plain, terminal
 from cgbench.report.schema import Scope
@@ -136,6 +137,15 @@ def test_github_annotates_and_writes_the_step_summary(
     assert "| not comparable | cell (missing in NEW) | phase | 0 | 8 |" in summary
 
 
+def test_a_step_summary_that_cannot_be_written_is_named(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "nowhere" / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(file))
+    done = cgbench("compare", runs / "base", runs / "again", "--format", "github")
+    done.refused(2, f"GITHUB_STEP_SUMMARY {file}: No such file or directory")
+
+
 @pytest.mark.parametrize(
     ("new", "level", "words"),
     [
@@ -199,6 +209,15 @@ def test_a_terminal_shows_what_a_pipe_gets(runs: Path) -> None:
         for text in (to.file.getvalue(), plain(found))
     )
     assert shown == piped and len(piped) > 28
+
+
+def test_a_narrow_terminal_cuts_no_number(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    narrow = Console(file=shown, width=60, force_terminal=True, color_system=None)
+    monkeypatch.setattr(compare_module, "console", lambda: narrow)
+    assert cgbench("compare", runs / "base", runs / "slow").code == 1
+    assert "…" not in shown.getvalue()
+    assert "iteration latency [ms]" in shown.getvalue()
 
 
 def test_a_thin_baseline_is_written_and_compared_with(runs: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import platform
+import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -92,6 +95,16 @@ def test_an_exception_without_words_is_named_too(monkeypatch: pytest.MonkeyPatch
     cgbench("run").refused(3, "ZeroDivisionError")
 
 
+@pytest.mark.parametrize("how", ["table", "csv"])
+def test_a_reader_that_goes_early_is_no_answer(how: str) -> None:
+    """Exit code 1 would say that something regressed, or is wrong."""
+    words = ("plan", "--policy", "exact", "--max-num-seqs", "4096", "--format", how)
+    command = shlex.join([sys.executable, "-m", "cgbench", *words])
+    script = f"{command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3\n", "")
+
+
 def test_debug_shows_the_traceback() -> None:
     done = python("-m", "cgbench", "run", "--spec-tokens", "x", "--debug")
     assert "Traceback (most recent call last)" in done.stderr
@@ -118,6 +131,8 @@ def test_env_shows_the_machine_as_json_and_as_text() -> None:
     assert found["python"] == platform.python_version()
     assert found["torch"] == version("torch")
     assert found["num_gpus"] == torch.cuda.device_count()
-    shown = dict(line.split(maxsplit=1) for line in cgbench("env").stdout.splitlines())
+    lines = cgbench("env").stdout.splitlines()
+    shown = dict(line.split(maxsplit=1) for line in lines)
     assert list(shown) == list(found)
     assert shown == {name: "-" if value is None else str(value) for name, value in found.items()}
+    assert len({line.index(value) for line, value in zip(lines, shown.values(), strict=True)}) == 1

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from cgbench.cli.parsing import parse_scopes
 from cgbench.measure import setup
+from cgbench.report.schema import Scope
 from tests.cli.command import FAST, cgbench
 
 
@@ -182,3 +184,7 @@ def test_an_output_that_cannot_be_made_is_named(tiny: Path, prompts: Path, tmp_p
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "run"
     cgbench("run", tiny, *FAST, "--prompts", prompts, "--output", out).refused(2, f"--output {out}")
+
+
+def test_scopes_may_have_spaces_between_as_other_lists_may() -> None:
+    assert parse_scopes("phase, eager") == (Scope.EAGER, Scope.PHASE)

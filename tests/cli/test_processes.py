@@ -1,12 +1,13 @@
 """``--processes``: real processes of their own, one run directory, and what a failed one leaves."""
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from cgbench.cli import processes
+from cgbench.cli import processes, worker
 from cgbench.report.store import RunDirectory
 from tests.cli.command import FAST, Done, cgbench
 
@@ -105,6 +106,20 @@ def test_a_process_that_is_killed_says_so(
 ) -> None:
     monkeypatch.setattr(processes.sys, "executable", str(killer(tmp_path)))
     run(tiny, prompts, tmp_path / "run").refused(3, "process 1 of 2: ended with status -9")
+
+
+def test_an_interrupted_process_prints_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "measure", interrupted)
+    job = {"arguments": {}, "path": "run", "resume": False}
+    monkeypatch.setattr(worker.sys, "stdin", io.StringIO(json.dumps(job)))
+    with pytest.raises(SystemExit) as ended:
+        worker.main()
+    assert (ended.value.code, capsys.readouterr()) == (130, ("", ""))
 
 
 def killer(folder: Path) -> Path:

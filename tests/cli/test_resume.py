@@ -1,6 +1,8 @@
 """``--resume``: what a kill leaves behind, and how a run goes on from there."""
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import cgbench.cli.run as run_module
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.bench import Bench
@@ -194,3 +197,50 @@ def test_resume_with_other_prompts_is_refused(interrupted: Command, prompts: Pat
 def test_resume_of_nothing_names_the_file_it_looked_for(command: Command) -> None:
     command("--resume").refused(2, str(command.path / "run.json"))
     assert not command.path.exists()
+
+
+@pytest.mark.parametrize("begun", ["run.json", "processes/0/run.json"])
+def test_an_interrupted_run_says_where_it_lies_and_how_to_go_on(
+    begun: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+
+    def interrupted(*_: object, **__: object) -> None:
+        (path / begun).parent.mkdir(parents=True)
+        (path / begun).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "execute", interrupted)
+    done = cgbench("run", tiny, *FAST, "--output", path)
+    line = f"interrupted; finished batch sizes are kept: --output {path} --resume goes on\n"
+    assert (done.code, done.stdout, done.stderr) == (130, "", line)
+
+
+def test_a_run_interrupted_before_it_began_keeps_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "execute", interrupted)
+    done = cgbench("run", tiny, *FAST, "--output", tmp_path / "run")
+    assert (done.code, done.stderr) == (130, "")
+
+
+def test_a_full_disk_names_the_run_and_loses_no_batch_size(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = Command(tiny, prompts, tmp_path / "run")
+    write = RunDirectory.write_group
+
+    def write_first(directory: RunDirectory, *args: object) -> None:
+        if directory.finished_batch_sizes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(directory, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunDirectory, "write_group", write_first)
+        words = ("cannot be written: No space left on device", "--resume goes on")
+        command().refused(3, f"error: {command.path}", *words)
+    assert RunDirectory.open(command.path).finished_batch_sizes == {1}
+    assert command("--resume").code == 0

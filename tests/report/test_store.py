@@ -320,6 +320,15 @@ def test_a_word_that_no_cell_may_hold_is_named(
         RunDirectory.open(finished.path)
 
 
+@pytest.mark.parametrize("name", ["latency.csv", "capture.csv"])
+def test_a_row_that_is_there_twice_is_named(finished: RunDirectory, name: str) -> None:
+    file = finished.path / name
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines, lines[-1]]))
+    with pytest.raises(RunDirectoryError, match=rf"{name}: damaged: a row is there twice"):
+        RunDirectory.open(finished.path)
+
+
 def test_latency_markdown_tells_of_a_resumed_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     directory = RunDirectory.create(path, make_record())
