@@ -8,15 +8,13 @@ import typer
 
 from cgbench.cli.bench_flags import Debug
 from cgbench.cli.choices import CompareFormat
-from cgbench.cli.console import console, say
+from cgbench.cli.console import console, print_uncut, say
 from cgbench.cli.parsing import parse_fraction
 from cgbench.errors import BadInputError
 from cgbench.report.compare.verdicts import GATED_BY_DEFAULT, Gate
 
 if TYPE_CHECKING:
     from cgbench.report.compare.comparison import Comparison
-
-UNCUT_WIDTH = 1000
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -110,14 +108,11 @@ def _write(found: "Comparison", output_format: CompareFormat, output: Path | Non
 def _print(found: "Comparison", output_format: CompareFormat) -> None:
     from cgbench.report.compare.tables import terminal
 
-    to = console()
-    if output_format is not CompareFormat.TABLE or not to.is_terminal:
+    if output_format is not CompareFormat.TABLE or not console().is_terminal:
         typer.echo(_text(found, output_format))
         return
-    # A narrow terminal folds lines; rich would cut the numbers in them.
-    to.width = UNCUT_WIDTH
     for part in terminal(found):
-        to.print(part, soft_wrap=True)
+        print_uncut(part)
 
 
 def _text(found: "Comparison", output_format: CompareFormat) -> str:

@@ -12,10 +12,13 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 # Wide enough for every table: piped output is read by tools and must not be folded.
 PIPED_WIDTH = 240
+# Wider than any line.
+UNCUT_WIDTH = 1000
 
 
 @cache
@@ -25,6 +28,16 @@ def console(*, stderr: bool = False) -> Console:
     if probe.is_terminal:
         return probe
     return Console(stderr=stderr, width=PIPED_WIDTH, color_system=None)
+
+
+def print_uncut(part: Table | Text) -> None:
+    """A result on stdout: what is too wide for the terminal goes on in its next line. rich would
+    cut the numbers in it."""
+    to = console()
+    width = to.width
+    to.width = UNCUT_WIDTH
+    to.print(part, soft_wrap=True)
+    to.width = width
 
 
 def say(message: str) -> None:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cgbench.cli.console import console, print_error, progress, say, say_when_piped, working
+from cgbench.cli.console import (
+    console,
+    print_error,
+    print_uncut,
+    progress,
+    say,
+    say_when_piped,
+    working,
+)
 from cgbench.cli.prepare import capture_graphs, prepare
 from cgbench.cli.processes import measure_in_processes
 from cgbench.errors import CannotError, ExitCode, OutputError
@@ -83,8 +91,8 @@ def _show(directory: "RunDirectory", *, as_json: bool, explain: bool) -> set[Sta
 def _explain(directory: "RunDirectory") -> None:
     from cgbench.report.floor_tables import account_tables
 
-    for table in account_tables(directory.record, directory.samples()):
-        console().print(table)
+    for table in account_tables(directory.record, directory.samples(), console().width):
+        print_uncut(table)
 
 
 def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory | None":

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from cgbench.cli.bench_flags import Debug
 from cgbench.cli.choices import Format, Unit
-from cgbench.cli.console import console, say
+from cgbench.cli.console import console, print_uncut, say
 from cgbench.cli.parsing import parse_bytes, parse_ints, parse_optional_ints
 from cgbench.errors import BadInputError
 from cgbench.planning import Concurrency, Costs, PlanRequest
@@ -153,8 +152,8 @@ def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -
     saved = savings(outcomes)
     match output_format:
         case Format.TABLE:
-            for part in terminal(outcomes, saved):
-                console().print(part, soft_wrap=isinstance(part, Text))
+            for part in terminal(outcomes, saved, console().width):
+                print_uncut(part)
         case Format.MARKDOWN:
             typer.echo(markdown(outcomes, saved))
         case Format.CSV:

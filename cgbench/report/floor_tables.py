@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from cgbench.report.account import Account, FloorLine, account_stage, accounts_of
+from cgbench.report.fitting import fitted_table
 from cgbench.report.record import RunRecord
 
 COLUMNS = (
@@ -23,13 +23,16 @@ CAPTION = (
 )
 
 
-def account_tables(record: RunRecord, samples: pd.DataFrame) -> Iterator[Table]:
-    """A table for each k and batch size, from a run's record and its raw samples."""
+def account_tables(record: RunRecord, samples: pd.DataFrame, width: int) -> Iterator[Table]:
+    """A table for each k and batch size, from a run's record and its raw samples, for ``width``
+    characters."""
     for account in accounts_of(record):
-        yield account_table(account, record.floor["limits"], samples)
+        yield account_table(account, record.floor["limits"], samples, width)
 
 
-def account_table(account: Account, limits: Mapping[str, float], samples: pd.DataFrame) -> Table:
+def account_table(
+    account: Account, limits: Mapping[str, float], samples: pd.DataFrame, width: int
+) -> Table:
     """A line a product or attention, then the stage's sum beside its measured time."""
     title = f"floor: k {account.spec_tokens}, batch size {account.batch_size}, {account.scope}"
     caption = CAPTION.format(
@@ -37,19 +40,10 @@ def account_table(account: Account, limits: Mapping[str, float], samples: pd.Dat
         rate=limits["flops_per_s"] / 1e9,
         context=account.context_len,
     )
-    # Text, for in a plain string rich takes "[ms]" for markup and drops it.
-    table = Table(
-        title=Text(title),
-        caption=Text(caption),
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    for name in COLUMNS:
-        # Cut short, q_proj and k_proj would look alike.
-        is_text = name in TEXTS
-        table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=is_text)
-    for row in _rows(account, measured_seconds(account, samples)):
+    rows = [*_rows(account, measured_seconds(account, samples))]
+    table = fitted_table(title, COLUMNS, rows, width, names=TEXTS)
+    table.caption = Text(caption)
+    for row in rows:
         table.add_row(*row)
         if row[1] == "":
             table.add_section()

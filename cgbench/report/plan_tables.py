@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from cgbench.planning.study import Outcome, Saving
+from cgbench.report.fitting import fitted_table
 from cgbench.report.plan_rows import bucket_rows, summary_row
 
 DEFINITIONS = """\
@@ -27,11 +27,14 @@ class Section:
     notes: tuple[str, ...] = ()
 
 
-def terminal(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator[Table | Text]:
-    """All sections in order: tables, and lines of text, which are not to be folded where piped."""
+def terminal(
+    outcomes: Sequence[Outcome], savings: Sequence[Saving], width: int
+) -> Iterator[Table | Text]:
+    """All sections in order: tables, for ``width`` characters, and lines of text, which are not to
+    be folded where piped."""
     for section in sections(outcomes, savings):
         if section.rows:
-            yield _table(section)
+            yield _table(section, width)
         else:
             yield Text(section.title)
         yield from map(Text, section.notes)
@@ -175,14 +178,10 @@ def _range(first: int | None, last: int | None) -> str:
     return _number(first) if first == last else f"{first}-{last}"
 
 
-def _table(section: Section) -> Table:
-    # Text, for in a plain string rich takes "[req]" for markup and drops it.
-    table = Table(title=Text(section.title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for index, heading in enumerate(section.headings):
-        # A name that is cut is no name: two versions of an engine would look alike.
-        is_name = index == 0
-        table.add_column(Text(heading), justify="left" if is_name else "right", no_wrap=is_name)
-    for row in section.rows:
+def _table(section: Section, width: int) -> Table:
+    headings, rows = section.headings, section.rows
+    table = fitted_table(section.title, headings, rows, width, names=headings[:1])
+    for row in rows:
         table.add_row(*map(Text, row))
     return table
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 import cgbench.cli.compare as compare_module
+import cgbench.cli.console as console_module
 from cgbench.report.compare.comparison import Rules, compare
 from cgbench.report.compare.tables import plain, terminal
 from cgbench.report.schema import Scope
@@ -214,7 +215,8 @@ def test_a_terminal_shows_what_a_pipe_gets(runs: Path) -> None:
 def test_a_narrow_terminal_cuts_no_number(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     narrow = Console(file=shown, width=60, force_terminal=True, color_system=None)
-    monkeypatch.setattr(compare_module, "console", lambda: narrow)
+    for module in (compare_module, console_module):
+        monkeypatch.setattr(module, "console", lambda *, stderr=False: narrow)
     assert cgbench("compare", runs / "base", runs / "slow").code == 1
     assert "…" not in shown.getvalue()
     assert "iteration latency [ms]" in shown.getvalue()

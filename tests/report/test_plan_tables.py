@@ -75,7 +75,7 @@ def test_savings_at_equal_terms() -> None:
 def test_terminal_has_every_row_and_folds_no_line() -> None:
     outcomes = studied("all", 256)
     console = Console(width=200, record=True, file=io.StringIO())
-    for part in terminal(outcomes, savings(outcomes)):
+    for part in terminal(outcomes, savings(outcomes), console.width):
         console.print(part, soft_wrap=True)
     text = console.export_text()
     for outcome in outcomes:
@@ -154,16 +154,18 @@ def test_optimal_alone_is_held_against_every_engine() -> None:
     assert against == POLICIES.keys() - {"optimal", "exact", "explicit"}
 
 
-def test_a_narrow_terminal_cuts_no_name_and_no_number() -> None:
+@pytest.mark.parametrize("width", [80, 90])
+def test_a_narrow_terminal_cuts_no_name_and_folds_no_number(width: int) -> None:
     outcomes = studied("all", 64)
-    console = Console(width=90, color_system=None)
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        for part in terminal(outcomes, savings(outcomes)):
+        for part in terminal(outcomes, savings(outcomes), width):
             console.print(part)
     text = capture.get()
     assert "…" not in text
     for outcome in outcomes:
         assert f" {outcome.request.policy} " in text
+    assert all(line.strip() != "%" for line in text.splitlines())
 
 
 def test_a_loss_that_rounds_to_nothing_has_no_sign() -> None:
