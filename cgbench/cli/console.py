@@ -34,10 +34,11 @@ def print_uncut(part: Table | Text) -> None:
     """A result on stdout: what is too wide for the terminal goes on in its next line. rich would
     cut the numbers in it."""
     to = console()
-    width = to.width
-    to.width = UNCUT_WIDTH
+    size = to.size
+    # Both, for a dumb terminal is taken for 80 columns where the height is not set too.
+    to.size = UNCUT_WIDTH, size.height
     to.print(part, soft_wrap=True)
-    to.width = width
+    to.size = size
 
 
 def say(message: str) -> None:

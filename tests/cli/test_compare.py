@@ -212,7 +212,11 @@ def test_a_terminal_shows_what_a_pipe_gets(runs: Path) -> None:
     assert shown == piped and len(piped) > 28
 
 
-def test_a_narrow_terminal_cuts_no_number(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_a_narrow_terminal_cuts_no_number(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("TERM", kind)
     shown = io.StringIO()
     narrow = Console(file=shown, width=60, force_terminal=True, color_system=None)
     for module in (compare_module, console_module):
