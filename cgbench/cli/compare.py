@@ -102,7 +102,13 @@ def _write(found: "Comparison", output_format: CompareFormat, output: Path | Non
         output.write_text(_text(found, output_format) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInputError(f"--output {output}: {error.strerror}") from error
-    say(summary(found))
+    say(_empty(found, output_format) or summary(found))
+
+
+def _empty(found: "Comparison", output_format: CompareFormat) -> str | None:
+    from cgbench.report.compare.ci_formats import why_empty
+
+    return why_empty(found) if output_format is CompareFormat.BENCHMARK_JSON else None
 
 
 def _print(found: "Comparison", output_format: CompareFormat) -> None:
@@ -110,6 +116,8 @@ def _print(found: "Comparison", output_format: CompareFormat) -> None:
 
     if output_format is not CompareFormat.TABLE or not console().is_terminal:
         typer.echo(_text(found, output_format))
+        if reason := _empty(found, output_format):
+            say(reason)
         return
     for part in terminal(found):
         print_uncut(part)

@@ -10,6 +10,7 @@ from rich.text import Text
 from cgbench.report.account import Account, FloorLine, account_stage, accounts_of
 from cgbench.report.fitting import fitted_table
 from cgbench.report.record import RunRecord
+from cgbench.report.summary import BLOCK
 
 COLUMNS = (
     *("stage", "what", "count", "bytes [MB]", "operations [GFLOP]", "bound by"),
@@ -60,7 +61,7 @@ def measured_seconds(account: Account, samples: pd.DataFrame) -> dict[str, float
     )
     cell = samples[is_cell]
     stage = cell["stage"].map(lambda name: account_stage(name, account.spec_tokens))
-    per_iteration = cell.groupby(["block", "iteration", stage])["gpu_s"].sum()
+    per_iteration = cell.groupby([*BLOCK, "iteration", stage])["gpu_s"].sum()
     medians = per_iteration.groupby("stage").median()
     return {str(stage): float(seconds) for stage, seconds in medians.items()}
 

@@ -114,23 +114,24 @@ def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
             "host_gap_p50_ms": by_cell["gap_s"].median() * 1e3,
             "mean_wall_s": by_cell["wall_s"].mean(),
             "blocks": blocks.groupby(CELL).count(),
-            "half_width_frac": np.log(blocks).groupby(CELL).agg(_half_width),
+            "half_width_frac": _half_widths(np.log(blocks)),
         }
     )
 
 
-def _half_width(log_medians: pd.Series) -> float:
-    half_width = unit_estimate(log_medians).half_width(CONFIDENCE)
+def _half_widths(log_medians: pd.Series) -> pd.Series:
+    """Of each cell, from one value a block. The process is the unit of evidence where the run has
+    several, of a cell too that only one of them timed."""
+    by_process = log_medians.index.get_level_values("process").nunique() > 1
+    if by_process:
+        log_medians = log_medians.groupby([*CELL, "process"]).median()
+    estimate = processes_estimate if by_process else blocks_estimate
+    return log_medians.groupby(CELL).agg(lambda values: _half_width(estimate(values.to_numpy())))
+
+
+def _half_width(estimate: Estimate) -> float:
+    half_width = estimate.half_width(CONFIDENCE)
     return half_width if isfinite(half_width) else nan
-
-
-def unit_estimate(values: pd.Series) -> Estimate:
-    """The estimate of one cell from ``values`` a block, indexed by process and block: the process
-    is the unit of evidence where there are several."""
-    by_process = values.groupby("process", sort=True)
-    if by_process.ngroups > 1:
-        return processes_estimate(by_process.median().to_numpy("float64"))
-    return blocks_estimate(values.to_numpy("float64"))
 
 
 def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:

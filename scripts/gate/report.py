@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from cgbench.report.compare.evidence import Evidence
@@ -25,11 +26,15 @@ class Share:
     at_most: bool
 
     @property
-    def share(self) -> float:
-        return self.count / self.total if self.total else float("nan")
+    def share(self) -> float | None:
+        """None of nothing."""
+        return self.count / self.total if self.total else None
 
     @property
     def holds(self) -> bool:
+        """Whether it is as asked: of nothing, nothing is shown."""
+        if self.share is None:
+            return False
         return self.share <= self.asked if self.at_most else self.share >= self.asked
 
 
@@ -109,16 +114,19 @@ def _times(trials: Sequence[Trial], what: str) -> dict[str, Any]:
         if effect.what == what
     ]
     regressed = sum(effect.verdict is Verdict.REGRESSED for effect in effects)
-    num = max(len(effects), 1)
     return {
         "what": what,
         "intervals": len(effects),
         "regressed": regressed,
         "covering": sum(effect.covers for effect in effects),
-        "mean_change": sum(effect.change for effect in effects) / num,
-        "mean_planted": sum(effect.planted for effect in effects) / num,
-        "mean_half_width": sum((effect.high - effect.low) / 2 for effect in effects) / num,
+        "mean_change": _mean([effect.change for effect in effects]),
+        "mean_planted": _mean([effect.planted for effect in effects]),
+        "mean_half_width": _mean([(effect.high - effect.low) / 2 for effect in effects]),
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
 
 
 def _alarm(effect: Effect) -> dict[str, Any]:
@@ -187,12 +195,12 @@ def _notes(found: dict[str, Any]) -> str:
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def write(found: dict[str, Any], path: Path) -> None:
     """``gate.json`` and ``gate.md`` in ``path``."""
     path.mkdir(parents=True, exist_ok=True)
-    (path / "gate.json").write_text(json.dumps(found, indent=2) + "\n")
+    (path / "gate.json").write_text(json.dumps(found, indent=2, allow_nan=False) + "\n")
     (path / "gate.md").write_text(markdown(found))

@@ -9,9 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from cgbench.statistics import median_estimate
+from cgbench.statistics import CONFIDENCE, blocks_estimate
 
-CONFIDENCE = 0.95
 # Compiled peers compile in their first round and record their graphs in the second and third.
 WARMUP_ROUNDS = 3
 MIN_ROUNDS = 3
@@ -58,8 +57,9 @@ class Result:
 
 
 def _median(values: list[float]) -> tuple[float, float]:
-    """As the gate has it: the bootstrap's standard error of a median, Student's t."""
-    estimate = median_estimate(np.array(values))
+    """As the gate has it: the bootstrap's standard error of a median, widened by what neighbouring
+    rounds share, and Student's t."""
+    estimate = blocks_estimate(np.array(values))
     return estimate.value, estimate.half_width(CONFIDENCE)
 
 

@@ -193,6 +193,23 @@ def test_benchmark_json_is_what_smaller_is_better_reads(runs: Path) -> None:
     assert len({row["name"] for row in rows}) == 24
 
 
+@pytest.mark.parametrize("to_file", [False, True])
+def test_an_empty_benchmark_json_says_why(runs: Path, tmp_path: Path, to_file: bool) -> None:
+    """github-action-benchmark refuses it without a reason."""
+    file = tmp_path / "benchmark.json"
+    words = ["--format", "benchmark-json", *(["--output", file] if to_file else [])]
+    line = "--format benchmark-json is empty: no latency, TPOT or memory of NEW is gated; "
+    eager = cgbench("compare", runs / "base", runs / "again", "--gate", "acceptance", *words)
+    other = cgbench("compare", runs / "base", runs / "other", *words)
+    for done, code, summary in (
+        (eager, 0, "4 same; exit code 0"),
+        (other, 3, "1 not comparable; exit code 3"),
+    ):
+        assert (done.code, done.stderr) == (code, f"{line}{summary}\n")
+        assert done.stdout == ("" if to_file else "[]\n")
+    assert not to_file or file.read_text() == "[]\n"
+
+
 def test_output_holds_the_table_unfolded(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "table.txt"
     cgbench("compare", runs / "base", runs / "again", "--output", file)

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
@@ -85,6 +86,13 @@ def test_a_stage_without_a_measured_time_has_no_share() -> None:
     unmeasured = replace(ACCOUNT, batch_size=3)
     assert measured_seconds(unmeasured, samples_frame(make_group(2).samples)) == {}
     assert "%" not in printed(unmeasured)
+
+
+def test_each_process_has_iterations_of_its_own() -> None:
+    """Every process numbers its blocks and iterations from 0 on: alike, they are not one."""
+    samples = samples_frame(make_group(2).samples)
+    merged = pd.concat([samples.assign(process=number) for number in range(3)])
+    assert measured_seconds(ACCOUNT, merged) == measured_seconds(ACCOUNT, samples)
 
 
 def test_drafts_2_to_k_are_one_stage() -> None:

@@ -1,10 +1,11 @@
 """Runs merged to one: the worst status counts, and what differs between processes is evidence."""
 
 from dataclasses import replace
-from math import log
+from math import isnan, log
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cgbench.report.compare.comparison import Rules, compare
@@ -35,6 +36,27 @@ def test_the_processes_are_the_unit_of_evidence(tmp_path: Path) -> None:
     assert row["half_width_frac"] == pytest.approx(expected, rel=0.01)
     assert row["blocks"] == 30 and row["iterations"] == 150
     assert row["iteration_p50_ms"] == pytest.approx(2.06, rel=1e-3)
+
+
+def test_a_cell_that_one_process_of_two_timed_has_no_interval(tmp_path: Path) -> None:
+    """The other one's blocks were all discarded. ``compare`` counts processes: one is too few."""
+    parts = [Made(seed=seed).write(tmp_path / str(seed)) for seed in range(2)]
+    file = parts[1] / "samples.parquet"
+    samples = pd.read_parquet(file)
+    samples[~samples.eval(QUERY)].to_parquet(file, index=False)
+    out = tmp_path / "merged"
+    out.mkdir()
+    run = merge_runs([RunDirectory.open(part) for part in parts], out)
+    rows = run.latency()
+    assert isnan(rows.query(QUERY)["half_width_frac"].iloc[0])
+    assert rows.query(f"not ({QUERY})")["half_width_frac"].notna().all()
+    (line,) = [
+        line
+        for line in compare(run.path, Made(seed=2).write(tmp_path / "new"), Rules()).lines
+        if line.what == "iteration latency"
+        and {name: getattr(line, name) for name in PLACE} == PLACE
+    ]
+    assert (line.verdict, line.base_blocks) == (Verdict.INCONCLUSIVE, 1)
 
 
 def processes(path: Path, seed: int, slower: float = 1.0) -> Path:

@@ -208,6 +208,27 @@ def test_shares_of_nothing_do_not_hold() -> None:
     assert not any(share.holds for share in report.shares([]))
 
 
+def test_a_trial_that_gates_no_time_is_still_json_with_nothing_where_nothing_was_asked(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No interval is judged: its share and its means are empty, neither NaN nor 0."""
+    analysed(runs, tmp_path, monkeypatch, "--trials", "10", "--gate", "memory")
+
+    def refused(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    found = json.loads((tmp_path / "gate.json").read_text(), parse_constant=refused)
+    held = found["shares"][-1]
+    assert (held["count"], held["total"], held["share"], held["holds"]) == (0, 0, None, False)
+    for row in found["times"]:
+        assert row["intervals"] == 0
+        assert [row[name] for name in ("mean_change", "mean_planted", "mean_half_width")] == (
+            [None, None, None]
+        )
+    text = (tmp_path / "gate.md").read_text()
+    assert "nan" not in text and "| planted: intervals that hold it | 0 of 0 |  |" in text
+
+
 @pytest.mark.slow
 def test_a_small_trial_from_end_to_end(
     tiny: Path,  # noqa: F811

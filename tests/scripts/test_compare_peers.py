@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from cgbench.models.loading import load_model
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.request import ModelRequest, plan_loading
 from cgbench.report.schema import Scope
+from cgbench.statistics import CONFIDENCE, blocks_estimate
 from peers import files, theirs
 from peers.rounds import MIN_ROUNDS, WARMUP_ROUNDS, PeerError, Result, Round, measure
 from peers.tables import WHAT, markdown
@@ -59,6 +61,12 @@ def test_rounds_are_taken_in_turn_after_every_peer_is_warm() -> None:
     assert results[0].step_ms() == (50.0, 0.0)
     assert results[0].tokens_per_s() == (40.0, 0.0)
     assert results[0].tokens_per_step() == 2.0
+
+
+def test_an_interval_over_rounds_that_follow_each_other_is_the_gates() -> None:
+    seconds = [1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06, 1.07]
+    row = Result("static", [Round(each, 1000, 1) for each in seconds])
+    assert row.step_ms()[1] == blocks_estimate(np.array(seconds)).half_width(CONFIDENCE)
 
 
 def test_a_peer_that_fails_is_a_row_that_says_why_and_the_others_go_on() -> None:

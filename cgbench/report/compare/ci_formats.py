@@ -89,12 +89,23 @@ def junit(comparison: Comparison) -> str:
 def benchmark_json(comparison: Comparison) -> str:
     """NEW's numbers for github-action-benchmark's ``customSmallerIsBetter``: latency, TPOT and
     memory of the gated cells. Acceptance, where more is better, is in TPOT."""
-    rows = [
-        _benchmark(comparison, line)
-        for line in comparison.gated
-        if line.what in SMALLER_IS_BETTER and line.new is not None
-    ]
+    rows = [_benchmark(comparison, line) for line in _benchmarked(comparison)]
     return json.dumps(rows, indent=2, allow_nan=False)
+
+
+def why_empty(comparison: Comparison) -> str | None:
+    """One line where ``benchmark_json`` has no number, which its reader refuses without a reason;
+    None where it has some."""
+    if any(_benchmarked(comparison)):
+        return None
+    missing = "no latency, TPOT or memory of NEW is gated"
+    return f"--format benchmark-json is empty: {missing}; {summary(comparison)}"
+
+
+def _benchmarked(comparison: Comparison) -> Iterator[Line]:
+    return (
+        line for line in comparison.gated if line.what in SMALLER_IS_BETTER and line.new is not None
+    )
 
 
 def _benchmark(comparison: Comparison, line: Line) -> dict[str, object]:

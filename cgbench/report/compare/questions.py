@@ -35,7 +35,8 @@ TIMES = ("iteration", "wall", "host_gap", *(stage.name for stage in STAGES))
 GRAPH = ["phase", "spec_tokens", "bucket"]
 
 Maybe: TypeAlias = Observed | None
-Counts: TypeAlias = Sequence[tuple[int, int]]
+Counts: TypeAlias = Sequence[tuple[float, float]]
+"""(accepted, drafted), a draft position each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
         times = base.observed.get((place, column)), new.observed.get((place, column))
         if metric is ITERATION or not all(each is None for each in times):
             yield _of_blocks(metric, place, *times, is_one)
-    counts = tuple(run.counts.get(place, []) for run in (base, new))
+    copies = _copies(pair, base)
+    counts = tuple(_once(run.counts.get(place, []), copies) for run in (base, new))
     if pair.base["l2"] != COLD:  # whose wall time would hold the flush
         gaps = tuple(run.observed.get((place, "host_gap")) for run in (base, new))
         yield _host_gap(place, gaps[0], gaps[1], is_one)
@@ -82,6 +84,22 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
     if place.spec_tokens:
         yield from _acceptance(place, *counts)
     yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
+
+
+def _copies(pair: Pair, run: Evidence) -> float:
+    """How often a batch decodes each prompt, for it repeats them where it has more rows. Greedy
+    gives the same tokens each time, which is no more evidence than once; draws are a request's
+    own. Both runs have the same prompts."""
+    assert pair.base
+    num_prompts: int | None = run.record.workload.get("num_prompts")
+    if not num_prompts or pair.base["acceptance"] != "greedy":
+        return 1.0
+    return max(pair.place.batch_size / num_prompts, 1.0)
+
+
+def _once(counts: Counts, copies: float) -> Counts:
+    """Counts as of each prompt decoded once: the same rates, of as many rows as tell."""
+    return [(accepted / copies, drafted / copies) for accepted, drafted in counts]
 
 
 def _is_one(place: Place, base: Evidence, new: Evidence) -> bool:
@@ -174,7 +192,7 @@ def _acceptance(place: Place, base: Counts, new: Counts) -> Iterator[Question]:
         yield _missing(ACCEPTANCE, place, *there)
         return
     a, b = _lengths(base, new)
-    rows = (base[0][1], new[0][1])
+    rows = (round(base[0][1]), round(new[0][1]))
     where = place._asdict()
     yield Question(ACCEPTANCE, where, exp(a.value), exp(b.value), difference(b, a), rows)
     for position, (old, now) in enumerate(zip(base, new, strict=True), start=1):

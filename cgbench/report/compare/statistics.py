@@ -19,7 +19,7 @@ from cgbench.report.compare.verdicts import Interval
 from cgbench.statistics import Estimate
 
 
-def log_length_estimate(accepted: Sequence[int], drafted: int) -> Estimate:
+def log_length_estimate(accepted: Sequence[float], drafted: float) -> Estimate:
     """The log of the mean acceptance length, from counts per draft position.
 
     A draft is accepted only after all before it, so the counts give every row's ``accepted``:
@@ -52,7 +52,7 @@ def interval(estimate: Estimate, level: float) -> Interval:
     return Interval(estimate.value, estimate.value - half, estimate.value + half)
 
 
-def rate_estimate(accepted: int, drafted: int) -> Estimate:
+def rate_estimate(accepted: float, drafted: float) -> Estimate:
     """The rate of one draft position. Its error is of the rate with a success and a failure added,
     as Agresti and Caffo (The American Statistician 54, 2000) do for differences of rates."""
     rate = (accepted + 1) / (drafted + 2)

@@ -124,6 +124,37 @@ def test_acceptance_of_a_few_rows_is_inconclusive(base: Path, tmp_path: Path) ->
     assert at(found, "iteration latency").verdict is Verdict.SAME
 
 
+@pytest.mark.parametrize(
+    ("num_prompts", "rule", "rows", "verdict"),
+    [
+        (8, "greedy", 1600, Verdict.REGRESSED),
+        (2, "greedy", 400, Verdict.INCONCLUSIVE),
+        (2, "sampled", 1600, Verdict.REGRESSED),
+    ],
+)
+def test_prompts_that_a_greedy_batch_repeats_say_the_same_again(
+    tmp_path: Path, num_prompts: int, rule: str, rows: int, verdict: Verdict
+) -> None:
+    """A batch of eight decodes two prompts four times over: that is the evidence of one time.
+    Where tokens are drawn each request has draws of its own."""
+    workload = h200_record().workload | {"num_prompts": num_prompts}
+
+    def made(accepted: tuple[int, int]) -> Made:
+        change = {"num_accepted_per_pos": accepted, "num_drafted": 1600}
+        edit = only(change)
+        return Made(
+            edit=lambda cell: replace(edit(cell), acceptance=rule), record={"workload": workload}
+        )
+
+    before = made((1120, 480)).write(tmp_path / "before")
+    found = against(before, made((1040, 400)), tmp_path)
+    line = at(found, "mean acceptance length")
+    assert (line.verdict, line.base_blocks, line.new_blocks) == (verdict, rows, rows)
+    assert (line.base, line.new) == (pytest.approx(2.0), pytest.approx(1.9))
+    assert at(found, "TPOT").verdict is verdict
+    assert compare(before, before, Rules()).exit_code == 0
+
+
 def test_memory_is_exact(base: Path, tmp_path: Path) -> None:
     found = against(base, Made(edit=only({"peak_memory_bytes": 4300})), tmp_path)
     assert at(found, "peak memory").verdict is Verdict.REGRESSED
