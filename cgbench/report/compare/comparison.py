@@ -153,11 +153,7 @@ def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
             what="status", verdict=verdict, gated=True, base=statuses[0], new=statuses[1], **where
         )
         return
-    for line in cell_facts(pair, rules.gate, allow_token_change=rules.allow_token_change):
-        if is_disturbed(pair) and line.verdict is Verdict.SAME:
-            yield replace(line, verdict=Verdict.INCONCLUSIVE, reason="disturbed")
-        else:
-            yield line
+    yield from cell_facts(pair, rules.gate, allow_token_change=rules.allow_token_change)
 
 
 def _is_gated(question: Question, gate: Gate) -> bool:
