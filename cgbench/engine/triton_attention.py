@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from cgbench.early_launch import early, launch_keywords
 from cgbench.engine.attention import Rows
 from cgbench.engine.kv import LayerKv
-from cgbench.engine.launch import early, launch_keywords
 from cgbench.engine.triton_splits import Parts, division, merge, splits_of
 from cgbench.models.attention_hook import AttentionInput
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.engine.launch import early, launch_keywords
+from cgbench.early_launch import early, launch_keywords
 from cgbench.engine.triton_gate import gated_product
 from cgbench.engine.triton_rotary import Rotary, load_tables, turned
 

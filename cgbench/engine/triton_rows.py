@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.engine.launch import early, launch_keywords
+from cgbench.early_launch import early, launch_keywords
 from cgbench.engine.state import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT, RowState
 
 COLUMNS_A_STEP = 2048

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.engine.launch import early, launch_keywords
+from cgbench.early_launch import early, launch_keywords
 
 # The merge kernel loads all splits of a row as one tile.
 MAX_SPLITS = 32

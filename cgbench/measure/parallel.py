@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from cgbench.models.loading import LoadedModel
 from cgbench.models.sharding import LM_HEAD
+from cgbench.parallel.inboxes import why_no_inboxes
 from cgbench.parallel.ranks import tp_size
 
 NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their share shows it"
@@ -21,11 +22,21 @@ def parallel_facts(model: LoadedModel) -> dict[str, Any]:
         "tp_size": tp_size(),
         "backend": dist.get_backend(),
         "links": links(),
+        "few_numbers": few_numbers(),
         "target": "transformers' tensor parallel plan, embedding whole",
         "lm_head": "divided by vocabulary" if LM_HEAD in model.target.splits else "whole",
         "collectives": [],
         "head": None if model.head is None else "divided" if is_divided else "whole",
     }
+
+
+def few_numbers() -> str:
+    """By what the ranks exchange few numbers, as a decode step's are."""
+    if (reason := why_no_inboxes()) is not None:
+        return f"{dist.get_backend()}: {reason}"
+    from cgbench.parallel.triton_exchange import MAX_BYTES
+
+    return f"a kernel of cgbench's own, up to {MAX_BYTES:,} bytes"
 
 
 def link_notes() -> list[str]:

@@ -1,18 +1,24 @@
 """What ranks do together on device tensors, each a no-op where there is one rank.
 
 Every rank calls the same ones in the same order. They may be captured: none reads a device value
-on the host. What they give is bit for bit the same on every rank.
+on the host. What they give is bit for bit the same on every rank. Few numbers go through the ranks'
+inboxes, where they have them, the rest through torch's process group.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cgbench.parallel.inboxes import opened_inboxes
 from cgbench.parallel.ranks import rank, tp_size
+
+if TYPE_CHECKING:
+    from cgbench.parallel.triton_exchange import Inboxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +56,18 @@ def sum_over_ranks(partial: Tensor) -> Tensor:
     """Every rank's ``partial`` summed, in place."""
     if tp_size() > 1:
         _note("all_reduce", partial)
-        dist.all_reduce(partial)
+        inboxes = _inboxes_for(partial)
+        if inboxes is None:
+            dist.all_reduce(partial)
+        else:
+            inboxes.add_up(partial)
     return partial
+
+
+def _inboxes_for(part: Tensor) -> "Inboxes | None":
+    """The ranks' inboxes, where they have some that take ``part``."""
+    inboxes = opened_inboxes()
+    return inboxes if inboxes is not None and inboxes.take(part) else None
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
@@ -67,9 +83,12 @@ def stacked_over_ranks(part: Tensor) -> Tensor:
     if tp_size() == 1:
         return part[None]
     _note("all_gather", part)
+    part = part.contiguous()
+    if (inboxes := _inboxes_for(part)) is not None:
+        return inboxes.gather(part)
     # Gloo, unlike NCCL, knows the output only as the parts one after the other.
     flat = torch.empty(tp_size() * part.numel(), dtype=part.dtype, device=part.device)
-    _all_gather(flat, part.contiguous().view(-1))
+    _all_gather(flat, part.view(-1))
     return flat.view(tp_size(), *part.shape)
 
 

@@ -80,9 +80,10 @@ def _device_type(device: str) -> str:
 def _as_rank(
     device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> _T:
+    from cgbench.parallel.inboxes import open_inboxes
     from cgbench.parallel.ranks import is_first, process_group
 
-    with process_group(device_type):
+    with process_group(device_type), open_inboxes():
         if not is_first():
             sys.stdout = sys.stderr = open(os.devnull, "w")
         return job(*args, **kwargs)

@@ -34,6 +34,7 @@ from cgbench.engine import (  # noqa: E402
     triton_splits,
 )
 from cgbench.measure import triton_read  # noqa: E402
+from cgbench.parallel import triton_exchange  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -46,6 +47,7 @@ MODULES = (
     triton_rotary,
     triton_rows,
     triton_splits,
+    triton_exchange,
 )
 
 
@@ -154,6 +156,15 @@ def recurrent_kernels() -> None:
         triton_recurrent.delta_rule(cache.layers[0], states, rows)
 
 
+def exchange_kernels() -> None:
+    for num_ranks in (2, 8):
+        addresses = torch.zeros(num_ranks, dtype=torch.int64)
+        inboxes = triton_exchange.Inboxes(addresses, torch.zeros(4, dtype=torch.int32), 1)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            inboxes.add_up(torch.zeros(4, 4096, dtype=dtype))
+        inboxes.gather(torch.zeros(4, 2))
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
@@ -167,6 +178,7 @@ def read_kernel() -> None:
         (attention_kernels, 7, 1),
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
+        (exchange_kernels, 8, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -197,6 +209,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     linear_kernels()
     attention_kernels()
     recurrent_kernels()
+    exchange_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "st.global" not in before and "cp.async" not in before

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cgbench.parallel.launch import run_on_ranks
 from cgbench.report.store import RunDirectory
 from tests.cli.command import cgbench
 from tests.forkserver import forked_ranks
@@ -38,6 +39,17 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_few_numbers_are_exchanged_without_nccl() -> None:
+    from tests.parallel.exchanges import exchange
+
+    told = run_on_ranks(2, "cuda", exchange)
+    for each in told:
+        assert each.why_not is None and each.gathers and not each.wrong
+        # Rounded once, of parts that are exact.
+        assert each.error < 0.5
+        assert each.sums == told[0].sums
+
+
 @pytest.mark.parametrize("head", ["divided", "whole"])
 def test_every_scope_is_captured_and_measured(model: Path, head: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
@@ -51,6 +63,7 @@ def test_every_scope_is_captured_and_measured(model: Path, head: str, tmp_path: 
     assert (directory.samples().query("stage == 'collectives'")["gpu_s"] > 0).all()
     facts = directory.record.model["tensor_parallel"]
     assert (facts["backend"], facts["head"]) == ("nccl", head)
+    assert facts["few_numbers"].startswith("a kernel of cgbench's own")
     assert len(facts["collectives"]) == len(frame)
 
 

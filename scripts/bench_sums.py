@@ -1,0 +1,103 @@
+"""Sums over the ranks of a tensor parallel run: cgbench's kernel beside NCCL and torch's own.
+
+    python scripts/bench_sums.py --tp 2 --output results/FOLDER/sums.md
+
+Every way sums the same bfloat16 numbers, many times in one CUDA graph, all ranks together. Sizes
+are those of a decode step: rows (requests x (k + 1)) times a hidden size of 4096. ``symmetric
+memory`` is torch's ``symm_mem.one_shot_all_reduce_copy``. Needs as many CUDA devices as ranks.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cgbench.measure.environment import environment
+from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
+from cgbench.parallel.launch import run_on_ranks
+from cgbench.parallel.ranks import barrier, tp_size
+from graph_timing import graph_seconds
+
+HIDDEN_SIZE = 4096
+ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
+CALLS = 40
+REPLAYS = 20
+
+Sum = Callable[[Tensor], object]
+
+
+def ways(part: Tensor) -> Iterator[tuple[str, Sum | None]]:
+    """How ``part`` can be summed, by name; None where it cannot."""
+    yield "NCCL", dist.all_reduce
+    yield "symmetric memory", torchs_own(part)
+    inboxes = opened_inboxes()
+    yield "cgbench", inboxes.add_up if inboxes is not None and inboxes.take(part) else None
+
+
+def torchs_own(part: Tensor) -> Sum:
+    from torch.distributed import _symmetric_memory as symmetric_memory
+
+    group = dist.group.WORLD
+    assert group is not None
+    buffer = symmetric_memory.empty(part.numel(), dtype=part.dtype, device=part.device)
+    symmetric_memory.rendezvous(buffer, group)
+    flat, out = part.view(-1), torch.empty_like(part.view(-1))
+    call = torch.ops.symm_mem.one_shot_all_reduce_copy_out
+    return lambda _: call(buffer, flat, "sum", group.group_name, out)
+
+
+@torch.inference_mode()
+def measure() -> list[tuple[str, int, float]]:
+    """Name, rows and seconds a sum."""
+    results = []
+    for rows in ROWS:
+        part = torch.zeros(rows, HIDDEN_SIZE, dtype=torch.bfloat16, device="cuda")
+        for name, way in ways(part):
+            barrier(f"{rows} rows by {name}")
+            if way is not None:
+                results.append((name, rows, seconds(way, part)))
+    return results
+
+
+def seconds(way: Sum, part: Tensor) -> float:
+    """Seconds of one sum."""
+    return graph_seconds(lambda: [way(part) for _ in range(CALLS)], REPLAYS) / CALLS
+
+
+def table() -> str:
+    """What rank 0 prints."""
+    results, facts = measure(), environment()
+    if (reason := why_no_inboxes()) is not None:
+        raise SystemExit(f"ranks have no inboxes: {reason}")
+    lines = [
+        f"Sums of bfloat16 over {tp_size()} ranks, {facts['gpu']}, torch {facts['torch']}.",
+        "",
+        "| rows of 4096 | kB | way | us |",
+        "|---:|---:|---|---:|",
+        *(
+            f"| {rows} | {rows * HIDDEN_SIZE * 2 / 1e3:.0f} | {name} | {taken * 1e6:.1f} |"
+            for name, rows, taken in results
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tp", type=int, default=2, help="ranks, a GPU each")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    text = run_on_ranks(arguments.tp, "cuda", table)
+    print(text)
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

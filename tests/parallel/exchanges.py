@@ -1,0 +1,73 @@
+"""What ranks on GPUs are asked about their exchanges. Every rank imports this module."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from cgbench.parallel.collectives import stacked_over_ranks, sum_over_ranks
+from cgbench.parallel.inboxes import why_no_inboxes
+from cgbench.parallel.ranks import barrier, gathered, rank, tp_size
+from cgbench.parallel.triton_exchange import MAX_BYTES
+
+SIZES = (2, 8, 1000, 4096, 16_384, 131_072)
+REPLAYS = 2000
+
+
+@dataclass(frozen=True)
+class Told:
+    """``error``: of sums, relative to their rounding. ``wrong``: numbers in many replays that were
+    not what was sent. ``sums``: a fingerprint, which all ranks have alike."""
+
+    why_not: str | None
+    error: float
+    gathers: bool
+    wrong: int
+    sums: list[float]
+
+
+def exchange() -> list[Told]:
+    """Every rank's sums and gathers of many sizes, eager, and then of three in a graph."""
+    errors, fingerprints, gathers = [], [], True
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for number, size in enumerate((*SIZES, MAX_BYTES // dtype.itemsize)):
+            torch.manual_seed(100 * number + rank())
+            part = torch.randn(size, device="cuda").to(dtype)
+            exact = part.double()
+            dist.all_reduce(exact)
+            got = sum_over_ranks(part.clone()).double()
+            errors.append(float((got - exact).norm() / exact.norm()) / torch.finfo(dtype).eps)
+            fingerprints.append(float(got.sum()))
+            parts = [torch.empty_like(part) for _ in range(tp_size())]
+            dist.all_gather(parts, part)
+            gathers &= torch.equal(stacked_over_ranks(part), torch.stack(parts))
+    told = Told(why_no_inboxes(), max(errors), gathers, _wrong_in_replays(), fingerprints)
+    return gathered(told)
+
+
+def _wrong_in_replays() -> int:
+    """Counted on the device: in replays without a stop between them, of which one rank's are late
+    now and then."""
+    step = torch.zeros((), device="cuda")
+    wrong = torch.zeros((), dtype=torch.long, device="cuda")
+
+    def run() -> None:
+        step.add_(1).remainder_(64)
+        for size in (16_384, 8, 1000, 16_384):
+            sent = (step + rank()).expand(size).to(torch.bfloat16)
+            expected = tp_size() * step + sum(range(tp_size()))
+            wrong.add_((sum_over_ranks(sent.contiguous()) != expected).sum())
+
+    run()
+    torch.cuda.synchronize()
+    barrier("the capture of exchanges")
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        run()
+    for replay in range(REPLAYS):
+        if replay % 50 == 25 * rank():
+            torch.cuda._sleep(200_000)
+        graph.replay()
+    torch.cuda.synchronize()
+    graph.reset()
+    return int(wrong)
