@@ -1,11 +1,15 @@
 """How the Triton kernels are launched: on Hopper and later, before the kernel ahead has ended.
 
 Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
-it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that the one
-ahead writes, and only then lets its successor begin (``gdc_launch_dependents``). So when a kernel
-begins, the one ahead has waited, and those before it have ended: what they wrote may be read at
-once, past L1 (``.cg``), which may hold older values. One that is not launched so begins at the end
-of the one ahead, as ever.
+it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that those
+ahead write. The wait is for the one ahead, which has itself waited, so for all of them.
+
+When it lets its successor begin (``gdc_launch_dependents``) is a matter of speed (docs/engine.md).
+Most kernels do so once they have waited themselves. Then, when a kernel begins, those before the
+one ahead have ended, and what they wrote may be read before the wait, past L1 (``.cg``), which may
+hold older values: attention reads its places so. Norms, sums over ranks and attention's merging let
+the next one begin at once: what comes after them reads nothing but weights before it waits. A
+kernel that is not launched early begins at the end of the one ahead, as ever.
 """
 
 import functools

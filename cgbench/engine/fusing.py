@@ -52,7 +52,7 @@ def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
 
 
 def can_launch_early(graph_module: GraphModule) -> bool:
-    """Whether inductor's kernels may begin before the one ahead has ended: see ``launch``.
+    """Whether inductor's kernels may begin before the one ahead has ended: see ``early_launch``.
 
     Its kernels wait before they read. One that only writes does not wait at all (torch 2.11 to
     2.13), and who waits for it does not wait for those ahead of it. So: where every tensor is made

@@ -87,7 +87,7 @@ def _split_kernel(
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     split = tl.program_id(1)
-    # Places were not written by the kernel ahead: see ``launch``.
+    # Places were not written by the kernel ahead: see ``early_launch``.
     start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
     slot_row = tl.load(slots + b, cache_modifier=".cg").to(tl.int64) * room
     first, keys_a_split, split_of_new = division(start, num_splits, WINDOW, BLOCK_N)

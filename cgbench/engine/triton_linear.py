@@ -6,7 +6,7 @@ of the tensor cores' product, and K is split until the device has enough reads u
 program of a tile to arrive adds the splits in their order, so that the sum is the same every time.
 
 A program waits for its rows only after it is set up and has asked for its first weights: see
-``launch``.
+``early_launch``.
 """
 
 import functools
@@ -122,6 +122,10 @@ def _linear_kernel(
             asked = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs
             _ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
         gdc_wait()
+        if IS_GATED:
+            # The last product of the layer: one program of it fits on a multiprocessor, so that it
+            # can only spread, and asks for its weights while the last tiles here are read.
+            gdc_launch_dependents()
     # What the end takes is asked for at the start.
     if HAS_RESIDUAL:
         added = tl.load(residual + to_partial, mask=keep, other=0.0)
@@ -149,8 +153,8 @@ def _linear_kernel(
         )
         acc = tl.dot(w, rows, acc)
 
-    if EARLY:
-        # Not before: what is launched earlier waits longer, and then takes longer (docs/engine.md).
+    if EARLY and not IS_GATED:
+        # Not before: see docs/engine.md.
         gdc_launch_dependents()
     is_last = True
     if SPLITS > 1:
@@ -206,11 +210,18 @@ def can_stream(x: Tensor, weight: Tensor) -> bool:
 def tiling_of(num_outputs: int) -> Tiling:
     """The best, or nearly, of those tried on an H200 with 4 and 32 rows over the shapes of a 7B
     model. Up to two programs a multiprocessor go deep; more would rather leave room for one
-    another and for the next kernel's. Source: results/h200/linear.md."""
+    another and for the next kernel's. Source: results/h200/linear.md.
+
+    Where there is no more than one a multiprocessor, it takes more than half of the shared memory
+    (six stages): launched while the kernel ahead still runs, two would share the multiprocessors
+    that are free first, and the others would be idle.
+    """
     tiles = triton.cdiv(num_outputs, 64)
     if tiles > 2 * MULTIPROCESSORS:
         return Tiling(64, 128, 1, 4, 3)
-    return Tiling(64, 128, _power_of_2_to(min(MAX_SPLITS, MULTIPROCESSORS // tiles)), 4, 5)
+    if tiles > MULTIPROCESSORS:
+        return Tiling(64, 128, 1, 4, 5)
+    return Tiling(64, 128, _power_of_2_to(min(MAX_SPLITS, MULTIPROCESSORS // tiles)), 4, 6)
 
 
 def _power_of_2_to(number: int) -> int:

@@ -36,6 +36,9 @@ def _norm_kernel(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    if EARLY:
+        # The next one is a product: it asks for its weights meanwhile.
+        gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     keep = column < num_columns
@@ -43,7 +46,6 @@ def _norm_kernel(
     gain = tl.load(weight + column, mask=keep, other=0.0, cache_modifier=".cg")
     if EARLY:
         gdc_wait()
-        gdc_launch_dependents()
     wide = tl.load(x + row * x_stride + column, mask=keep, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         added = tl.load(residual + row * residual_stride + column, mask=keep, other=0.0)

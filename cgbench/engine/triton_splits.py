@@ -83,16 +83,18 @@ def _merge_kernel(
     SPLITS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    if EARLY:
+        # The next one is a product: it asks for its weights meanwhile.
+        gdc_launch_dependents()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
     m = tl.program_id(1)
-    # Written at the forward's start, not by the kernel ahead: see ``launch``.
+    # Written at the forward's start, not by the kernel ahead: see ``early_launch``.
     start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
     split = tl.arange(0, SPLITS)
     used = split <= division(start, num_splits, WINDOW, BLOCK_N)[2]
     if EARLY:
         gdc_wait()
-        gdc_launch_dependents()
     dv = tl.arange(0, BLOCK_DV)
     row = (tl.program_id(0) * num_splits + split) * (GROUP * QUERY_LEN) + m
     maxima = tl.load(partial_max + row, mask=used, other=float("-inf"))
@@ -120,6 +122,8 @@ def merge(parts: Parts, positions: Tensor, out: Tensor, shape: dict[str, Any]) -
         num_splits,
         SPLITS=triton.next_power_of_2(num_splits),
         EARLY=early(out.device),
+        # A row of some splits is little: more warps only wait for each other.
+        num_warps=1,
         **launch_keywords(out.device),
         **shape,
     )

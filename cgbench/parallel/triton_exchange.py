@@ -83,13 +83,14 @@ def _exchange_kernel(
     PLACE: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    if EARLY:
+        gdc_launch_dependents()
     program = tl.program_id(0)
     word = program * WORDS + tl.arange(0, WORDS)
     keep = word < num_words
     my_inbox = tl.load(addresses + RANK, cache_modifier=".cg").to(tl.pointer_type(tl.int64))
     if EARLY:
         gdc_wait()
-        gdc_launch_dependents()
     number = tl.load(counts + program) + 1
     mine = tl.load(own + word, mask=keep, other=0)
     half = (number & 1) * (RANKS * PLACE)
