@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 
-SHORT = ("--iterations", 20, "--max-time", 1, "--max-new-tokens", 12, "--context-len", 16)
+SHORT = ("--iterations", 8, "--max-time", 0, "--max-new-tokens", 12, "--context-len", 16)
 RANDOM = ("--prompts", "random")
 
 
@@ -53,7 +53,7 @@ def test_few_numbers_are_exchanged_without_nccl() -> None:
 @pytest.mark.parametrize("head", ["divided", "whole"])
 def test_every_scope_is_captured_and_measured(model: Path, head: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    flags = ("--spec-tokens", "1,3", "--batch-sizes", "1,3", "--tp", 2, "--tp-head", head)
+    flags = ("--spec-tokens", 3, "--batch-sizes", 3, "--tp", 2, "--tp-head", head)
     done = cgbench("run", model, *flags, *SHORT, *RANDOM, "--output", out)
     assert done.code == 0, done.stderr
     directory = RunDirectory.open(out)
@@ -78,7 +78,7 @@ def test_float32_tokens_are_one_device_s(tmp_path: Path) -> None:
     hashes = []
     for tp in (1, 2):
         out = tmp_path / f"tp{tp}"
-        flags = ("--batch-sizes", "1,3", "--dtype", "float32", "--tp", tp, "--output", out)
+        flags = ("--batch-sizes", 3, "--dtype", "float32", "--tp", tp, "--output", out)
         done = cgbench("run", folder, *flags, *SHORT, *RANDOM)
         assert done.code == 0, done.stderr
         hashes.append(RunDirectory.open(out).latency()["tokens_sha256"].tolist())
