@@ -36,7 +36,7 @@ def few_numbers() -> str:
         return f"{dist.get_backend()}: {reason}"
     from cgbench.parallel.triton_exchange import MAX_BYTES
 
-    return f"a kernel of cgbench's own, up to {MAX_BYTES:,} bytes"
+    return f"a kernel of cgbench's own, up to {MAX_BYTES // (tp_size() - 1):,} bytes"
 
 
 def link_notes() -> list[str]:

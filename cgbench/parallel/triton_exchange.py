@@ -16,9 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait, globaltimer
 
 from cgbench.early_launch import early, launch_keywords
+from cgbench.parallel.ranks import COLLECTIVE_TIMEOUT_S
 
 WORDS_A_PROGRAM = 512
 MAX_PROGRAMS = 1024
@@ -26,6 +27,12 @@ MAX_PROGRAMS = 1024
 
 WORD_BYTES = 4
 MAX_BYTES = MAX_PROGRAMS * WORDS_A_PROGRAM * WORD_BYTES
+"""That a rank sends in one exchange, to all others together, without their numbers. Of two ranks it
+takes half of NCCL's time (results/h200/sums.md); more were not measured."""
+
+TIMEOUT_S = COLLECTIVE_TIMEOUT_S
+"""After which a rank that waits for another's numbers ends, as in NCCL: by a trap, which the host
+sees as a failed launch."""
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -48,7 +55,7 @@ class Inboxes(NamedTuple):
         return (
             part.dtype in _DTYPES
             and part.is_contiguous()
-            and 0 < num_bytes <= MAX_BYTES
+            and 0 < num_bytes * max(1, len(self.addresses) - 1) <= MAX_BYTES
             and num_bytes % WORD_BYTES == part.data_ptr() % WORD_BYTES == 0
         )
 
@@ -61,6 +68,13 @@ class Inboxes(NamedTuple):
         out = part.new_empty(len(self.addresses), *part.shape)
         _exchange(self, part, out, adds=False)
         return out
+
+
+@triton.jit
+def _trap():
+    tl.inline_asm_elementwise(
+        "trap; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 def inbox_words(num_ranks: int) -> int:
@@ -81,6 +95,7 @@ def _exchange_kernel(
     ADDS: tl.constexpr,
     WORDS: tl.constexpr,
     PLACE: tl.constexpr,
+    TIMEOUT_NS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     if EARLY:
@@ -100,6 +115,8 @@ def _exchange_kernel(
         tl.store(inbox + half + RANK * PLACE + word, packed, mask=keep)
     tl.store(counts + program, number)
 
+    if TIMEOUT_NS > 0:
+        begun = globaltimer()
     low = tl.zeros([WORDS], tl.float32)
     high = tl.zeros([WORDS], tl.float32)
     for rank in tl.static_range(RANKS):
@@ -109,6 +126,9 @@ def _exchange_kernel(
             arrived = tl.load(place, mask=keep, other=0, volatile=True)
             while tl.max((keep & ((arrived >> 32).to(tl.int32) != number)).to(tl.int32), 0) > 0:
                 arrived = tl.load(place, mask=keep, other=0, volatile=True)
+                if TIMEOUT_NS > 0:
+                    if globaltimer() - begun > TIMEOUT_NS:
+                        _trap()
             bits = arrived.to(tl.int32)
         if not ADDS:
             tl.store(out + rank * num_words + word, bits, mask=keep)
@@ -140,7 +160,13 @@ def _exchange(inboxes: Inboxes, own: Tensor, out: Tensor, *, adds: bool) -> None
         ADDS=adds,
         WORDS=WORDS_A_PROGRAM,
         PLACE=MAX_PROGRAMS * WORDS_A_PROGRAM,
+        TIMEOUT_NS=_timeout_ns(own.device),
         EARLY=early(own.device),
         num_warps=4,
         **launch_keywords(own.device),
     )
+
+
+def _timeout_ns(device: torch.device) -> int:
+    """0 where there is no clock to read: in the interpreter."""
+    return int(TIMEOUT_S * 1e9) if device.type == "cuda" else 0

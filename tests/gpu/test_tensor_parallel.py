@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from cgbench.errors import RankFailedError
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.report.store import RunDirectory
 from tests.cli.command import cgbench
@@ -48,6 +49,13 @@ def test_few_numbers_are_exchanged_without_nccl() -> None:
         # Rounded once, of parts that are exact.
         assert each.error < 0.5
         assert each.sums == told[0].sums
+
+
+def test_a_rank_that_never_comes_ends_the_wait_for_its_numbers() -> None:
+    from tests.parallel.exchanges import wait_in_vain
+
+    with pytest.raises(RankFailedError, match=r"rank 0: .*launch failure"):
+        run_on_ranks(2, "cuda", wait_in_vain)
 
 
 @pytest.mark.parametrize("head", ["divided", "whole"])

@@ -1,14 +1,16 @@
 """What ranks on GPUs are asked about their exchanges. Every rank imports this module."""
 
+import time
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
+from cgbench.parallel import triton_exchange
 from cgbench.parallel.collectives import stacked_over_ranks, sum_over_ranks
 from cgbench.parallel.inboxes import why_no_inboxes
 from cgbench.parallel.ranks import barrier, gathered, rank, tp_size
-from cgbench.parallel.triton_exchange import MAX_BYTES
 
 SIZES = (2, 8, 1000, 4096, 16_384, 131_072)
 REPLAYS = 2000
@@ -30,7 +32,7 @@ def exchange() -> list[Told]:
     """Every rank's sums and gathers of many sizes, eager, and then of three in a graph."""
     errors, fingerprints, gathers = [], [], True
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for number, size in enumerate((*SIZES, MAX_BYTES // dtype.itemsize)):
+        for number, size in enumerate((*SIZES, triton_exchange.MAX_BYTES // dtype.itemsize)):
             torch.manual_seed(100 * number + rank())
             part = torch.randn(size, device="cuda").to(dtype)
             exact = part.double()
@@ -71,3 +73,12 @@ def _wrong_in_replays() -> int:
     torch.cuda.synchronize()
     graph.reset()
     return int(wrong)
+
+
+def wait_in_vain() -> None:
+    """Rank 1 takes no part in a sum, which has a time limit."""
+    if rank() == 1:
+        time.sleep(600)
+    with mock.patch.object(triton_exchange, "TIMEOUT_S", 1.0):
+        sum_over_ranks(torch.zeros(64, device="cuda"))
+    torch.cuda.synchronize()
