@@ -32,6 +32,8 @@ BIG_MODEL = "preset:glm-4.5-air"
 TARGET_RATIO = 0.80
 # Of random weights: they are decoded for their acceptance, which is synthetic.
 MAX_NEW_TOKENS = 16
+# A block: eager takes up to 100 ms an iteration, and eight rounds at least.
+ITERATIONS = 8
 CYCLE_LIMIT_S = 120
 
 COLUMNS = ["scope", "batch_size", "iteration_p50_ms", "collectives_p50_ms", "speedup_vs_eager"]
@@ -82,9 +84,10 @@ def measure(model: str, tp: int, head: str, output: Path, options: argparse.Name
     resume = ["--resume"] if (output / "run.json").exists() else []
     flags = ("--spec-tokens", SPEC_TOKENS, "--batch-sizes", options.batch_sizes)
     sizes = ("--context-len", options.context_len, "--max-new-tokens", MAX_NEW_TOKENS)
+    blocks = ("--iterations", ITERATIONS)
     limit = ("--max-time", options.max_time, "--compile", options.compile)
     ranks = ("--tp", tp, "--tp-head", head, "--device", options.device)
-    return cgbench("run", model, *flags, *sizes, *limit, *ranks, "--output", output, *resume)
+    return cgbench("run", model, *flags, *sizes, *blocks, *limit, *ranks, "--output", output, *resume)
 
 
 def cells(model: str, options: argparse.Namespace) -> Iterator[tuple[int, str]]:
