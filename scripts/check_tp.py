@@ -87,7 +87,9 @@ def measure(model: str, tp: int, head: str, output: Path, options: argparse.Name
     blocks = ("--iterations", ITERATIONS)
     limit = ("--max-time", options.max_time, "--compile", options.compile)
     ranks = ("--tp", tp, "--tp-head", head, "--device", options.device)
-    return cgbench("run", model, *flags, *sizes, *blocks, *limit, *ranks, "--output", output, *resume)
+    return cgbench(
+        "run", model, *flags, *sizes, *blocks, *limit, *ranks, "--output", output, *resume
+    )
 
 
 def cells(model: str, options: argparse.Namespace) -> Iterator[tuple[int, str]]:
