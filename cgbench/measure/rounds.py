@@ -19,7 +19,7 @@ from cgbench.measure.cell_run import CellRun, TimedBlock
 from cgbench.measure.disturbance import Watched, reasons_to_discard
 from cgbench.measure.stopping import MIN_BLOCKS, StoppingRule
 from cgbench.measure.telemetry import Watch
-from cgbench.measure.timing import Flush, time_iterations
+from cgbench.measure.timing import Flush, num_untimed, time_iterations
 from cgbench.parallel.ranks import agreed, gathered
 from cgbench.report.block_schema import Block, Reading
 from cgbench.report.schema import Mode, Status
@@ -108,9 +108,10 @@ def _block(
     times = time_iterations(run.runner, run.batch_size, run.block_iterations, flush)
     after = bench.watch.read()
     end = float(run.runner.state.rows(run.batch_size).seq_len.double().mean())
-    # Context grows evenly: its mean lies half-way, the untimed iteration before the first one
-    # making up for the growth after the last.
-    mean_context_len = (bench.options.context_len + end) / 2
+    # Context grows evenly, by as much an iteration; the first timed one begins after one.
+    count = run.block_iterations
+    growth = (end - bench.options.context_len) / (count + num_untimed(bench.device))
+    mean_context_len = bench.options.context_len + growth * (count + 1) / 2
     return TimedBlock(number, times, mean_context_len, Watched(before, after))
 
 

@@ -39,10 +39,18 @@ def l2_flush(device: torch.device) -> Flush:
     return torch.empty(num_bytes, dtype=torch.uint8, device=device).zero_
 
 
+def num_untimed(device: torch.device) -> int:
+    """Iterations that ``time_iterations`` runs besides: one before the timed ones, and on CUDA one
+    after them."""
+    return 2 if device.type == "cuda" else 1
+
+
 def time_iterations(
     runner: Runner, batch_size: int, count: int, flush: Flush | None = None
 ) -> list[IterationTime]:
-    """``count`` consecutive iterations; one more, before them, fills the pipeline untimed.
+    """``count`` consecutive iterations. One more, before them, fills the pipeline untimed; another,
+    after them, is launched before the last result is read, as every one is before the result ahead
+    of it: else a host that is slower than the device would read the last result at once.
 
     ``flush`` runs before each iteration's first event: GPU times are without it, and there are no
     wall times, which would be with it.
@@ -63,8 +71,9 @@ def _time_cpu(runner: Runner, batch_size: int) -> IterationTime:
 def _time_cuda(
     runner: Runner, batch_size: int, count: int, flush: Flush | None
 ) -> list[IterationTime]:
-    starts = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    ends = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    steps = range(count + 2)
+    starts = [torch.cuda.Event(enable_timing=True) for _ in steps]
+    ends = [torch.cuda.Event(enable_timing=True) for _ in steps]
     arrivals = []
     rows = runner.state.rows(batch_size)
     reader = Reader(rows)
@@ -82,12 +91,11 @@ def _time_cuda(
         previous = ticket
     assert previous is not None
     previous.wait()
-    arrivals.append(time.perf_counter())
     gpu = [start.elapsed_time(end) / 1e3 for start, end in zip(starts, ends, strict=True)]
     wall = [after - before for before, after in pairwise(arrivals)]
     return [
         IterationTime(g, None if flush is not None else w)
-        for g, w in zip(gpu[1:], wall, strict=True)
+        for g, w in zip(gpu[1:-1], wall, strict=True)
     ]
 
 

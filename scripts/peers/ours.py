@@ -6,7 +6,7 @@ from cgbench.engine.iteration import verify_phase
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.state import UNLIMITED_TOKENS, Prefilled
 from cgbench.measure.bench import Bench
-from cgbench.measure.timing import time_iterations
+from cgbench.measure.timing import num_untimed, time_iterations
 from cgbench.report.schema import Phase, Scope
 from peers.rounds import PeerError, Round, timed
 
@@ -46,8 +46,9 @@ class Iterations:
         self._prepared = prepared
         self._runner = prepared.bench.runners[key]
         self._k = spec_tokens
-        # One untimed iteration comes first, and none may leave the room that KV has.
-        self._count = prepared.bench.options.reach // (spec_tokens + 1) - 1
+        # Untimed iterations come before and after, and none may leave the room that KV has.
+        self._untimed = num_untimed(prepared.bench.device)
+        self._count = prepared.bench.options.reach // (spec_tokens + 1) - self._untimed
 
     def round(self, seed: int) -> Round:
         prepared = self._prepared
@@ -57,7 +58,7 @@ class Iterations:
         times = time_iterations(self._runner, prepared.batch_size, self._count)
         emitted = int(rows.seq_len.sum()) - start
         seconds = sum(each.wall_s for each in times)
-        return Round(seconds, self._count, emitted * self._count / (self._count + 1))
+        return Round(seconds, self._count, emitted * self._count / (self._count + self._untimed))
 
 
 class Verify:

@@ -1,6 +1,8 @@
 """Timing on the CPU: as many samples as asked for, the stages in order, and no time invented."""
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,7 @@ from cgbench.engine.iteration import Speculator
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.state import DecodeState
+from cgbench.measure import timing
 from cgbench.measure.timing import eager_stages, time_iterations
 from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
 
@@ -44,6 +47,45 @@ def test_iterations_are_counted_and_one_before_them_is_not_timed(spec: Speculato
     assert len(times) == 5 and steps == [BATCH] * 6
     assert all(each.gpu_s == each.wall_s > 0 for each in times)
     assert sum(each.wall_s for each in times) < elapsed
+
+
+class Clock:
+    """Of a host and a device: launching an iteration takes the one ``host_s``, running it the
+    other ``device_s``."""
+
+    def __init__(self, host_s: float, device_s: float) -> None:
+        self.host_s, self.device_s = host_s, device_s
+        self.now = self.device_done = 0.0
+
+    def step(self, batch_size: int) -> None:
+        self.now += self.host_s
+        self.device_done = max(self.device_done, self.now) + self.device_s
+
+    def push(self, rows: object) -> SimpleNamespace:
+        done = self.device_done
+        return SimpleNamespace(wait=lambda: setattr(self, "now", max(self.now, done)))
+
+    def event(self, enable_timing: bool) -> SimpleNamespace:
+        event = SimpleNamespace(at=0.0)
+        event.record = lambda: setattr(event, "at", self.device_done)
+        event.elapsed_time = lambda end: (end.at - event.at) * 1e3
+        return event
+
+
+@pytest.mark.parametrize(("host_s", "device_s"), [(5.0, 1.0), (1.0, 5.0)])
+@pytest.mark.parametrize("count", [1, 4])
+def test_every_iteration_takes_as_long_by_the_wall(
+    host_s: float, device_s: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last one too, whichever of host and device is the slower."""
+    clock = Clock(host_s, device_s)
+    monkeypatch.setattr(timing.torch.cuda, "Event", clock.event)
+    monkeypatch.setattr(timing, "Reader", lambda rows: clock)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    state = SimpleNamespace(full=SimpleNamespace(last=SimpleNamespace(is_cuda=True)), rows=int)
+    runner: Any = SimpleNamespace(state=state, step=clock.step)
+    times = time_iterations(runner, BATCH, count)
+    assert [each.wall_s for each in times] == [5.0] * count
 
 
 @pytest.mark.parametrize("k", list(STAGES))
