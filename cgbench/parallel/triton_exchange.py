@@ -32,7 +32,7 @@ takes half of NCCL's time (results/h200/sums.md); more were not measured."""
 
 TIMEOUT_S = COLLECTIVE_TIMEOUT_S
 """After which a rank that waits for another's numbers ends, as in NCCL: by a trap, which the host
-sees as a failed launch."""
+sees as a CUDA error."""
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
