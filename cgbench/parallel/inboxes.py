@@ -5,7 +5,7 @@ written there, and how it is read, is ``triton_exchange``'s.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cgbench.parallel.ranks import barrier, gathered, rank, tp_size
+from cgbench.parallel.ranks import gathered, rank, tp_size
 
 if TYPE_CHECKING:
     from cgbench.parallel.triton_exchange import Inboxes
@@ -41,9 +41,12 @@ def open_inboxes() -> Iterator[None]:
     All ranks enter it together. Graphs that exchange must be released inside.
     """
     global _opened, _reason
-    _opened, _reason = _try_to_open()
-    if first := next((each for each in gathered(_reason) if each is not None), None):
-        _opened, _reason = None, first
+    opened, _reason = None, _first(gathered(_obstacle()))
+    if _reason is None:
+        opened, reason = _try_to_open()
+        # After it, too, everybody's memory is zero, and may be written.
+        _reason = _first(gathered(reason))
+    _opened = opened if _reason is None else None
     try:
         yield
     finally:
@@ -60,10 +63,12 @@ def why_no_inboxes() -> str | None:
     return _reason if _opened is None else None
 
 
+def _first(reasons: Sequence[str | None]) -> str | None:
+    return next((reason for reason in reasons if reason is not None), None)
+
+
 def _try_to_open() -> tuple[_Opened | None, str | None]:
     """Inboxes, or why there are none. The ranks' answers may differ."""
-    if (reason := _obstacle()) is not None:
-        return None, reason
     from torch.distributed import _symmetric_memory as symmetric_memory
 
     from cgbench.parallel.triton_exchange import MAX_PROGRAMS, Inboxes, inbox_words
@@ -74,16 +79,13 @@ def _try_to_open() -> tuple[_Opened | None, str | None]:
     try:
         memory = symmetric_memory.empty(inbox_words(tp_size()), dtype=torch.int64, device=device)
         memory.zero_()
+        counts = torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=device)
         torch.cuda.synchronize(device)
         handle = symmetric_memory.rendezvous(memory, _everyone())
         addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)
     # Whatever a driver, a container or another version of torch raises, NCCL is there.
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    counts = torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=device)
-    torch.cuda.synchronize(device)
-    # Nobody writes before everybody's is zero.
-    barrier("the first exchange")
     return _Opened(Inboxes(addresses, counts, rank()), memory, handle), None
 
 
@@ -94,7 +96,7 @@ def _everyone() -> dist.ProcessGroup:
 
 
 def _obstacle() -> str | None:
-    """What is known to be in the way, before anything is tried that ranks must do together."""
+    """What is in the way of this rank, known before ranks try together."""
     if not dist.is_initialized() or dist.get_backend() != "nccl":
         return "ranks are on a CPU"
     if find_spec("triton") is None:

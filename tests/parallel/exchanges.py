@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from cgbench.parallel import triton_exchange
+from cgbench.parallel import inboxes, triton_exchange
 from cgbench.parallel.collectives import stacked_over_ranks, sum_over_ranks
 from cgbench.parallel.inboxes import why_no_inboxes
 from cgbench.parallel.ranks import barrier, gathered, rank, tp_size
@@ -73,6 +73,17 @@ def _wrong_in_replays() -> int:
     torch.cuda.synchronize()
     graph.reset()
     return int(wrong)
+
+
+def differ() -> list[tuple[str | None, bool]]:
+    """Of two ranks one can open its inbox. What each then says: why there are none, and whether."""
+    answer = (None, "no memory") if rank() == 1 else (mock.Mock(), None)
+    with (
+        mock.patch.object(inboxes, "_obstacle", lambda: None),
+        mock.patch.object(inboxes, "_try_to_open", lambda: answer),
+        inboxes.open_inboxes(),
+    ):
+        return gathered((inboxes.why_no_inboxes(), inboxes.opened_inboxes() is None))
 
 
 def wait_in_vain() -> None:

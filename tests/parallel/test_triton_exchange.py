@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cgbench.parallel.launch import run_on_ranks
 from tests.interpreter import run_interpreted
 
 pytest.importorskip("triton")
@@ -87,6 +88,12 @@ def check_ranks(num_ranks: int) -> None:
 @pytest.mark.parametrize("num_ranks", RANKS)
 def test_interpreted_ranks_have_the_same_sums(num_ranks: int) -> None:
     run_interpreted(f"from {__name__} import check_ranks; check_ranks({num_ranks})")
+
+
+def test_all_ranks_have_inboxes_or_none_has() -> None:
+    from tests.parallel import exchanges
+
+    assert run_on_ranks(2, "cpu", exchanges.differ) == [("no memory", True)] * 2
 
 
 def test_what_is_not_taken() -> None:
