@@ -18,6 +18,8 @@ from cgbench.early_launch import early, launch_keywords
 # The merge kernel loads all splits of a row as one tile.
 MAX_SPLITS = 32
 PROGRAMS_PER_MULTIPROCESSOR = 2
+ELEMENTS_A_WARP = 4096
+"""128 float32 a thread: 32 splits of values of 128."""
 
 
 class Parts(NamedTuple):
@@ -122,8 +124,12 @@ def merge(parts: Parts, positions: Tensor, out: Tensor, shape: dict[str, Any]) -
         num_splits,
         SPLITS=triton.next_power_of_2(num_splits),
         EARLY=early(out.device),
-        # A row of some splits is little: more warps only wait for each other.
-        num_warps=1,
+        num_warps=_merging_warps(triton.next_power_of_2(num_splits) * shape["BLOCK_DV"]),
         **launch_keywords(out.device),
         **shape,
     )
+
+
+def _merging_warps(num_elements: int) -> int:
+    """As few as hold a row of all splits in their registers: more only wait for each other."""
+    return min(4, max(1, num_elements // ELEMENTS_A_WARP))

@@ -143,6 +143,17 @@ def attention_kernels() -> None:
         triton_attention.decode(cache.layers[0], rows, qkv)
 
 
+def merge_kernels() -> None:
+    """Of one request's splits, whose wide rows want more registers than a warp has."""
+    positions = torch.zeros(1, 4, dtype=torch.long)
+    for value_dim in (64, 128, 256, 512):
+        parts = triton_splits.Parts.empty(1, 32, 16, value_dim, torch.device("cpu"))
+        out = torch.zeros(1, 4, 4, value_dim, dtype=torch.bfloat16)
+        heads = {"KV_HEADS": 1, "GROUP": 4, "QUERY_LEN": 4, "WINDOW": 0, "BLOCK_N": 32}
+        sizes = {"VALUE_DIM": value_dim, "BLOCK_DV": value_dim}
+        triton_splits.merge(parts, positions, out, heads | sizes)
+
+
 def recurrent_kernels() -> None:
     for dtype, query_len, sizes in (
         (torch.bfloat16, 4, (16, 2, 128, 128)),
@@ -177,6 +188,7 @@ def read_kernel() -> None:
         (linear_kernels, 15, 0),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 7, 1),
+        (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
         # Of eight ranks, a little.
@@ -210,6 +222,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     rows_kernels()
     linear_kernels()
     attention_kernels()
+    merge_kernels()
     recurrent_kernels()
     exchange_kernels()
     for kernel in compiled:
