@@ -10,16 +10,21 @@ memory`` is torch's ``symm_mem.one_shot_all_reduce_copy``. Needs as many CUDA de
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cgbench.errors import CgbenchError, DeviceError
 from cgbench.measure.environment import environment
 from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import barrier, tp_size
 from graph_timing import graph_seconds
+
+if TYPE_CHECKING:
+    from cgbench.parallel.triton_exchange import Inboxes
 
 HIDDEN_SIZE = 4096
 ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
@@ -29,12 +34,12 @@ REPLAYS = 20
 Sum = Callable[[Tensor], object]
 
 
-def ways(part: Tensor) -> Iterator[tuple[str, Sum | None]]:
-    """How ``part`` can be summed, by name; None where it cannot."""
+def ways(part: Tensor, inboxes: "Inboxes") -> Iterator[tuple[str, Sum]]:
+    """How ``part`` can be summed, by name."""
     yield "NCCL", dist.all_reduce
     yield "symmetric memory", torchs_own(part)
-    inboxes = opened_inboxes()
-    yield "cgbench", inboxes.add_up if inboxes is not None and inboxes.take(part) else None
+    if inboxes.take(part):
+        yield "cgbench", inboxes.add_up
 
 
 def torchs_own(part: Tensor) -> Sum:
@@ -51,14 +56,15 @@ def torchs_own(part: Tensor) -> Sum:
 
 @torch.inference_mode()
 def measure() -> list[tuple[str, int, float]]:
-    """Name, rows and seconds a sum."""
-    results = []
+    """Name, rows and seconds a sum. Raises ``DeviceError`` where ranks have no inboxes."""
+    inboxes, results = opened_inboxes(), []
+    if inboxes is None:
+        raise DeviceError(f"ranks do not reach each other's memory: {why_no_inboxes()}")
     for rows in ROWS:
         part = torch.zeros(rows, HIDDEN_SIZE, dtype=torch.bfloat16, device="cuda")
-        for name, way in ways(part):
+        for name, way in ways(part, inboxes):
             barrier(f"{rows} rows by {name}")
-            if way is not None:
-                results.append((name, rows, seconds(way, part)))
+            results.append((name, rows, seconds(way, part)))
     return results
 
 
@@ -70,8 +76,6 @@ def seconds(way: Sum, part: Tensor) -> float:
 def table() -> str:
     """What rank 0 prints."""
     results, facts = measure(), environment()
-    if (reason := why_no_inboxes()) is not None:
-        raise SystemExit(f"ranks have no inboxes: {reason}")
     lines = [
         f"Sums of bfloat16 over {tp_size()} ranks, {facts['gpu']}, torch {facts['torch']}.",
         "",
@@ -92,7 +96,10 @@ def main() -> None:
     parser.add_argument("--tp", type=int, default=2, help="ranks, a GPU each")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    text = run_on_ranks(arguments.tp, "cuda", table)
+    try:
+        text = run_on_ranks(arguments.tp, "cuda", table)
+    except CgbenchError as error:
+        raise SystemExit(f"error: {error}") from None
     print(text)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
