@@ -160,7 +160,8 @@ def test_every_k_has_the_same_mean_context(
     monkeypatch.setattr(rounds, "num_untimed", lambda device: num_untimed)
     for cell in measure_group(bench, BATCH, lambda: None).cells:
         k = cell.spec_tokens
-        assert cell.mean_context_len == pytest.approx(fmean(seen[k]), abs=(k + 1) / 2)
+        # At k = 0 it grows by one an iteration, at others by as much in the mean.
+        assert cell.mean_context_len == pytest.approx(fmean(seen[k]), abs=k / 2 + 1e-9)
         assert fmean(seen[k]) == pytest.approx(CONTEXT_LEN + (ITERATIONS + 1) / 2, abs=(k + 1) / 2)
 
 
