@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cgbench.errors import CgbenchError, DeviceError
 from cgbench.measure.environment import environment
-from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
+from cgbench.parallel.inboxes import mapped_memory, opened_inboxes, why_no_inboxes
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import barrier, tp_size
 from graph_timing import graph_seconds
@@ -43,15 +43,11 @@ def ways(part: Tensor, inboxes: "Inboxes") -> Iterator[tuple[str, Sum]]:
 
 
 def torchs_own(part: Tensor) -> Sum:
-    from torch.distributed import _symmetric_memory as symmetric_memory
-
-    group = dist.group.WORLD
-    assert group is not None
-    buffer = symmetric_memory.empty(part.numel(), dtype=part.dtype, device=part.device)
-    symmetric_memory.rendezvous(buffer, group)
+    buffer, _ = mapped_memory(part.numel(), part.dtype)
+    name = dist.group.WORLD.group_name
     flat, out = part.view(-1), torch.empty_like(part.view(-1))
     call = torch.ops.symm_mem.one_shot_all_reduce_copy_out
-    return lambda _: call(buffer, flat, "sum", group.group_name, out)
+    return lambda _: call(buffer, flat, "sum", name, out)
 
 
 @torch.inference_mode()

@@ -123,8 +123,8 @@ def _linear_kernel(
             _ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
         gdc_wait()
         if IS_GATED:
-            # The last product of the layer: one program of it fits on a multiprocessor, so that it
-            # can only spread, and asks for its weights while the last tiles here are read.
+            # The layer's last product comes next. One program of it fits on a multiprocessor, so it
+            # can only spread, and it asks for its weights while the last tiles here are read.
             gdc_launch_dependents()
     # What the end takes is asked for at the start.
     if HAS_RESIDUAL:
@@ -219,9 +219,8 @@ def tiling_of(num_outputs: int) -> Tiling:
     tiles = triton.cdiv(num_outputs, 64)
     if tiles > 2 * MULTIPROCESSORS:
         return Tiling(64, 128, 1, 4, 3)
-    if tiles > MULTIPROCESSORS:
-        return Tiling(64, 128, 1, 4, 5)
-    return Tiling(64, 128, _power_of_2_to(min(MAX_SPLITS, MULTIPROCESSORS // tiles)), 4, 6)
+    splits = _power_of_2_to(min(MAX_SPLITS, MULTIPROCESSORS // tiles))
+    return Tiling(64, 128, splits, 4, 6 if tiles <= MULTIPROCESSORS else 5)
 
 
 def _power_of_2_to(number: int) -> int:

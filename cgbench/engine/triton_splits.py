@@ -117,14 +117,15 @@ def merge(parts: Parts, positions: Tensor, out: Tensor, shape: dict[str, Any]) -
     """Fill ``out [B, S, Hq, Dv]`` from all splits' ``parts``; ``shape`` is the constants that the
     splits were made with."""
     pairs, num_splits, num_rows = parts.maxima.shape
+    splits = triton.next_power_of_2(num_splits)
     _merge_kernel[(pairs, num_rows)](
         *parts,
         positions,
         out,
         num_splits,
-        SPLITS=triton.next_power_of_2(num_splits),
+        SPLITS=splits,
         EARLY=early(out.device),
-        num_warps=_merging_warps(triton.next_power_of_2(num_splits) * shape["BLOCK_DV"]),
+        num_warps=_merging_warps(splits * shape["BLOCK_DV"]),
         **launch_keywords(out.device),
         **shape,
     )

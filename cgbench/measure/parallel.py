@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from cgbench.models.loading import LoadedModel
 from cgbench.models.sharding import LM_HEAD
-from cgbench.parallel.inboxes import why_no_inboxes
+from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
 from cgbench.parallel.ranks import tp_size
 
 NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their share shows it"
@@ -32,11 +32,9 @@ def parallel_facts(model: LoadedModel) -> dict[str, Any]:
 
 def few_numbers() -> str:
     """By what the ranks exchange few numbers, as a decode step's are."""
-    if (reason := why_no_inboxes()) is not None:
-        return f"{dist.get_backend()}: {reason}"
-    from cgbench.parallel.triton_exchange import MAX_BYTES
-
-    return f"a kernel of cgbench's own, up to {MAX_BYTES // (tp_size() - 1):,} bytes"
+    if (inboxes := opened_inboxes()) is None:
+        return f"{dist.get_backend()}: {why_no_inboxes()}"
+    return f"a kernel of cgbench's own, up to {inboxes.max_bytes:,} bytes"
 
 
 def link_notes() -> list[str]:

@@ -5,7 +5,7 @@ written there, and how it is read, is ``triton_exchange``'s.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cgbench.parallel.ranks import gathered, rank, tp_size
+from cgbench.parallel.ranks import first_failure, rank, tp_size
 
 if TYPE_CHECKING:
     from cgbench.parallel.triton_exchange import Inboxes
@@ -30,8 +30,10 @@ class _Opened:
     handle: Any
 
 
-_opened: _Opened | None = None
-_reason: str | None = "there is one rank"
+_NOT_OPENED = "there is one rank"
+
+_state: _Opened | str = _NOT_OPENED
+"""The inboxes, or why there are none."""
 
 
 @contextmanager
@@ -40,59 +42,60 @@ def open_inboxes() -> Iterator[None]:
 
     All ranks enter it together. Graphs that exchange must be released inside.
     """
-    global _opened, _reason
-    opened, _reason = None, _first(gathered(_obstacle()))
-    if _reason is None:
-        opened, reason = _try_to_open()
-        # After it, too, everybody's memory is zero, and may be written.
-        _reason = _first(gathered(reason))
-    _opened = opened if _reason is None else None
+    global _state
+    _state = _opened_by_all()
     try:
         yield
     finally:
-        _opened = None
+        _state = _NOT_OPENED
 
 
 def opened_inboxes() -> "Inboxes | None":
     """The inboxes, None where ranks have none."""
-    return None if _opened is None else _opened.inboxes
+    return None if isinstance(_state, str) else _state.inboxes
 
 
 def why_no_inboxes() -> str | None:
     """Why ranks have no inboxes, None where they have."""
-    return _reason if _opened is None else None
+    return _state if isinstance(_state, str) else None
 
 
-def _first(reasons: Sequence[str | None]) -> str | None:
-    return next((reason for reason in reasons if reason is not None), None)
-
-
-def _try_to_open() -> tuple[_Opened | None, str | None]:
-    """Inboxes, or why there are none. The ranks' answers may differ."""
+def mapped_memory(num_elements: int, dtype: torch.dtype) -> tuple[Tensor, Any]:
+    """Zeros on this rank's GPU that all ranks reach, and torch's handle, which has the addresses
+    and keeps them mapped. All ranks call it together."""
     from torch.distributed import _symmetric_memory as symmetric_memory
 
-    from cgbench.parallel.triton_exchange import MAX_PROGRAMS, Inboxes, inbox_words
-
-    # The multicast of NVSwitch (NVLS) fails where a container may not map it.
-    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     device = torch.device("cuda", torch.cuda.current_device())
-    try:
-        memory = symmetric_memory.empty(inbox_words(tp_size()), dtype=torch.int64, device=device)
-        memory.zero_()
-        counts = torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=device)
-        torch.cuda.synchronize(device)
-        handle = symmetric_memory.rendezvous(memory, _everyone())
-        addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=device)
-    # Whatever a driver, a container or another version of torch raises, NCCL is there.
-    except Exception as error:
-        return None, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    return _Opened(Inboxes(addresses, counts, rank()), memory, handle), None
-
-
-def _everyone() -> dist.ProcessGroup:
+    memory = symmetric_memory.empty(num_elements, dtype=dtype, device=device).zero_()
+    torch.cuda.synchronize(device)
     group = dist.group.WORLD
     assert group is not None
-    return group
+    return memory, symmetric_memory.rendezvous(memory, group)
+
+
+def _opened_by_all() -> _Opened | str:
+    """Inboxes on every rank, or on none and why."""
+    obstacle = first_failure(_obstacle())
+    if obstacle is not None:
+        return obstacle
+    opened = _try_to_open()
+    # After it, too, everybody's memory is zero, and may be written.
+    failure = first_failure(opened if isinstance(opened, str) else None)
+    return opened if failure is None else failure
+
+
+def _try_to_open() -> _Opened | str:
+    """Inboxes, or why there are none. The ranks' answers may differ."""
+    from cgbench.parallel.triton_exchange import MAX_PROGRAMS, Inboxes, inbox_words
+
+    try:
+        memory, handle = mapped_memory(inbox_words(tp_size()), torch.int64)
+        addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=memory.device)
+        counts = torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=memory.device)
+    # Whatever a driver, a container or another version of torch raises, NCCL is there.
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    return _Opened(Inboxes(addresses, counts, rank()), memory, handle)
 
 
 def _obstacle() -> str | None:

@@ -126,6 +126,7 @@ def _own_device(device_type: str) -> torch.device | None:
     check_num_devices(num_local)
     # The multicast of NVSwitch (NVLS) fails where a container may not map it.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

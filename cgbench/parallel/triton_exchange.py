@@ -49,13 +49,18 @@ class Inboxes(NamedTuple):
     counts: Tensor
     rank: int
 
+    @property
+    def max_bytes(self) -> int:
+        """Of one exchange."""
+        return MAX_BYTES // max(1, len(self.addresses) - 1)
+
     def take(self, part: Tensor) -> bool:
         """Whether ``part`` may be exchanged: a few whole words, of numbers that can be added."""
         num_bytes = part.numel() * part.element_size()
         return (
             part.dtype in _DTYPES
             and part.is_contiguous()
-            and 0 < num_bytes * max(1, len(self.addresses) - 1) <= MAX_BYTES
+            and 0 < num_bytes <= self.max_bytes
             and num_bytes % WORD_BYTES == part.data_ptr() % WORD_BYTES == 0
         )
 

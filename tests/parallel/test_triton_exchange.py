@@ -93,7 +93,7 @@ def test_interpreted_ranks_have_the_same_sums(num_ranks: int) -> None:
 def test_all_ranks_have_inboxes_or_none_has() -> None:
     from tests.parallel import exchanges
 
-    assert run_on_ranks(2, "cpu", exchanges.differ) == [("no memory", True)] * 2
+    assert run_on_ranks(2, "cpu", exchanges.differ) == [("rank 1: no memory", True)] * 2
 
 
 def test_what_is_not_taken() -> None:
