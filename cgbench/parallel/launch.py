@@ -8,10 +8,12 @@ where ranks are really started.
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -36,6 +38,9 @@ first: that is the one to tell of. The launcher, or torchrun, ends it meanwhile.
 
 START_METHOD = "spawn"
 """How the launcher starts ranks. Spawned ones share no state with whoever starts them."""
+
+# Those that the launcher catches.
+_CAUGHT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 # What a broken connection looks like from the rank that is left: torch's own errors have a class,
 # gloo's do not.
@@ -106,7 +111,7 @@ def _launched(
     args: Sequence[Any],
     kwargs: dict[str, Any],
 ) -> _T:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -114,7 +119,7 @@ def _launched(
 
     if device_type == "cuda":
         check_num_devices(tp)
-    _quiet_elastic()
+    stopped_by: signal.Signals | None = None
     with tempfile.TemporaryDirectory(prefix="cgbench-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -129,20 +134,43 @@ def _launched(
             logs_specs=DefaultLogsSpecs(folder, dict.fromkeys(range(1, tp), Std.ALL)),
         )
         try:
-            answers = elastic_launch(config, _rank_main)(
-                Path(folder), device_type, job, args, kwargs
-            )
+            with _own_signals(), _quiet_elastic():
+                answers = elastic_launch(config, _rank_main)(
+                    Path(folder), device_type, job, args, kwargs
+                )
         except ChildFailedError as failed:
             raise _failure(failed, Path(folder)) from None
+        except SignalException as signalled:
+            stopped_by = signalled.sigval
+    if stopped_by is not None:
+        # The launcher caught it to stop the ranks. Now it does what it does to one process.
+        signal.raise_signal(stopped_by)
+        raise RankFailedError(f"{stopped_by.name} stopped the ranks", ExitCode.CANNOT)
     answer: _T = answers[0]
     return answer
 
 
-def _quiet_elastic() -> None:
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """The launcher's signal handlers stay no longer than it does."""
+    before = {number: signal.getsignal(number) for number in _CAUGHT_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+@contextmanager
+def _quiet_elastic() -> Iterator[None]:
     """The launcher logs every failure in many lines, of which ours is the one that counts."""
     if "--debug" not in sys.argv:
-        for name in ("torch.distributed", "torch.multiprocessing"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _rank_main(
@@ -150,6 +178,9 @@ def _rank_main(
 ) -> _T:
     try:
         return _as_rank(device_type, job, args, kwargs)
+    except KeyboardInterrupt:
+        # The launcher is interrupted too, and says what there is to say.
+        os._exit(128 + signal.SIGINT)
     except Exception as error:
         _end(reports, error)
 

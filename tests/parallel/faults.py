@@ -25,6 +25,14 @@ def die(how: str) -> None:
     torch.distributed.all_reduce(total)
 
 
+def signal_the_launcher(launcher: int, number: int) -> None:
+    """Rank 0 signals who started it, and all wait for what comes of it."""
+    barrier("the signal")
+    if rank() == 0:
+        os.kill(launcher, number)
+    time.sleep(600)
+
+
 def never_come(timeout_s: float) -> None:
     """Rank 1 hangs where rank 0 waits with a time limit."""
     if rank() == 1:

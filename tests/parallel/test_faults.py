@@ -1,6 +1,7 @@
 """Every way in which ranks end badly: one line, an exit code, and nobody left behind."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -78,6 +79,25 @@ def test_a_rank_that_ends_is_told_of_and_not_the_one_it_left(
 ) -> None:
     error = failure(faults.die, how)
     assert (str(error), error.exit_code) == (line, code)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_ranks_and_then_does_what_it_does_without_them(
+    number: signal.Signals,
+) -> None:
+    def told(*_: object) -> None:
+        raise KeyboardInterrupt(number.name)
+
+    before = signal.signal(number, told)
+    try:
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt, match=number.name):
+            run_on_ranks(2, "cpu", faults.signal_the_launcher, os.getpid(), number)
+        assert time.monotonic() - start < ALL_GONE_S
+        assert signal.getsignal(number) is told
+    finally:
+        signal.signal(number, before)
+    assert ranks_left() == []
 
 
 def test_a_rank_without_memory_in_a_capture() -> None:
