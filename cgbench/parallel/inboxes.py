@@ -40,14 +40,14 @@ _state: _Opened | str = _NOT_OPENED
 def open_inboxes() -> Iterator[None]:
     """Let ranks on CUDA exchange few numbers without NCCL meanwhile, where all of them can.
 
-    All ranks enter it together. Graphs that exchange must be released inside.
+    All ranks enter it together. Graphs that exchange must be released inside. After an exception
+    they are left as they are: to unmap them torch waits for the device, which may wait for a rank
+    that is gone, and where it may not answer any more ends the process.
     """
     global _state
     _state = _opened_by_all()
-    try:
-        yield
-    finally:
-        _state = _NOT_OPENED
+    yield
+    _state = _NOT_OPENED
 
 
 def opened_inboxes() -> "Inboxes | None":
