@@ -57,6 +57,8 @@ class CollectivesAlone:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream(self._device)
+        # Exchanges of two streams at once would take each other's numbers.
+        stream.wait_stream(torch.cuda.current_stream(self._device))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):
             self._run()

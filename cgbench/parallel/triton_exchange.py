@@ -42,7 +42,8 @@ class Inboxes(NamedTuple):
 
     ``addresses [N]``: where every rank's is, ``inbox_words(N)`` words of eight bytes that were zero
     at first. ``counts [MAX_PROGRAMS]``: the exchanges that each of this rank's programs has made.
-    All ranks make the same exchanges in the same order.
+    All ranks make the same exchanges in the same order, one after another: unlike NCCL's, those of
+    two streams at once are not put in one.
     """
 
     addresses: Tensor

@@ -51,6 +51,12 @@ def test_few_numbers_are_exchanged_without_nccl() -> None:
         assert each.sums == told[0].sums
 
 
+def test_the_collectives_alone_wait_for_sums_that_are_under_way() -> None:
+    from tests.parallel.exchanges import sums_of_two_streams
+
+    assert run_on_ranks(2, "cuda", sums_of_two_streams) == [0, 0]
+
+
 def test_a_rank_that_never_comes_ends_the_wait_for_its_numbers() -> None:
     from tests.parallel.exchanges import wait_in_vain
 

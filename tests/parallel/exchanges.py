@@ -7,8 +7,9 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from cgbench.measure.collectives import CollectivesAlone
 from cgbench.parallel import inboxes, triton_exchange
-from cgbench.parallel.collectives import stacked_over_ranks, sum_over_ranks
+from cgbench.parallel.collectives import Collective, stacked_over_ranks, sum_over_ranks
 from cgbench.parallel.inboxes import why_no_inboxes
 from cgbench.parallel.ranks import barrier, gathered, rank, tp_size
 
@@ -84,6 +85,25 @@ def differ() -> list[tuple[str | None, bool]]:
         inboxes.open_inboxes(),
     ):
         return gathered((inboxes.why_no_inboxes(), inboxes.opened_inboxes() is None))
+
+
+def sums_of_two_streams() -> list[int]:
+    """Sums that are under way, for one rank is late, while the collectives alone are set up, which
+    have a stream of their own. How many came out wrong, on each rank."""
+    calls = [Collective("all_reduce", (4096,), torch.bfloat16)] * 50
+    wrong = torch.zeros((), dtype=torch.long, device="cuda")
+    with mock.patch.object(triton_exchange, "TIMEOUT_S", 5.0):
+        for _ in range(20):
+            for number in range(50):
+                if rank() == 1:
+                    torch.cuda._sleep(100_000)
+                sent = torch.full((4096,), number + rank(), dtype=torch.bfloat16, device="cuda")
+                expected = tp_size() * number + sum(range(tp_size()))
+                wrong += (sum_over_ranks(sent) != expected).sum()
+            alone = CollectivesAlone(calls, wrong.device)
+            alone.seconds()
+            alone.release()
+    return gathered(int(wrong))
 
 
 def wait_in_vain() -> None:
