@@ -1,13 +1,14 @@
 """Several GPUs in one command: audits, the table of shapes, and start-to-exit cycles.
 
-    python scripts/check_tp.py --output results/FOLDER [--parts audit,table,big,cycles]
+    python scripts/check_tp.py --output results/FOLDER [--parts audit,table,cycles] [--only NAMES]
 
-``audit``: the default model and MiMo's shape at every tp. ``table``: MiMo's shape and
-qwen3-32b at tp 1 and N, eager, phase and iteration, batch 1 to 64, with the head divided and whole;
-writes ``tp.md`` from the run directories it leaves beside it. ``big``: glm-4.5-air, which one
-GPU cannot hold, at N. ``cycles``: start, capture, run and exit, ``--cycles`` times in a row, each
-within a time limit, ranks in fresh processes that are forked with torch imported. Runs that are in
-``--output`` already are not measured again, cycles are. Exit code 1 where a command failed.
+``audit``: the default model and MiMo's shape at N; writes ``audit-MODEL-tpN.json``. ``table``:
+MiMo's shape and qwen3-32b at tp 1 and N, and glm-4.5-air, which one GPU cannot hold, at N: eager,
+phase and iteration, batch 1 to 64, MiMo's head divided and whole. Each leaves a run directory,
+MODEL-tpN or MODEL-tpN-whole, and ``tp.md`` is made of those that are there; ``--only`` measures
+those named. ``cycles``: start, capture, run and exit, ``--cycles`` times in a row, each within a
+time limit, ranks in fresh processes that are forked with torch imported. Runs that are complete
+are not measured again, cycles are. Exit code 1 where a command failed.
 """
 
 import argparse
@@ -17,8 +18,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 from unittest import mock
 
 import pandas as pd
@@ -29,6 +31,8 @@ SPEC_TOKENS = 3
 BATCH_SIZES = "1,2,4,8,16,32,64"
 TABLE_MODELS = ("preset:mimo-7b", "preset:qwen3-32b")
 BIG_MODEL = "preset:glm-4.5-air"
+# By model, the most requests at once.
+AUDITED = {"default": 8, TABLE_MODELS[0]: 4}
 TARGET_RATIO = 0.80
 # Of random weights: they are decoded for their acceptance, which is synthetic.
 MAX_NEW_TOKENS = 16
@@ -39,12 +43,12 @@ CYCLE_LIMIT_S = 120
 COLUMNS = ["scope", "batch_size", "iteration_p50_ms", "collectives_p50_ms", "speedup_vs_eager"]
 
 
-def cgbench(*words: object) -> bool:
-    """Run a command, its output shown; whether it ended well."""
+def cgbench(*words: object, stdout: TextIO | None = None) -> bool:
+    """Run a command, its output shown or written; whether it ended well."""
     command = [sys.executable, "-m", "cgbench", *map(str, words)]
     print("+", *command[2:], flush=True)
     start = time.perf_counter()
-    code = subprocess.run(command).returncode
+    code = subprocess.run(command, stdout=stdout).returncode
     print(f"  exit {code}, {time.perf_counter() - start:.1f} s", flush=True)
     return code == 0
 
@@ -71,47 +75,63 @@ def cgbench_here(*words: object, limit_s: int) -> object:
 
 def audit(options: argparse.Namespace) -> bool:
     """Every check on the shipped model and, at a few sizes, on MiMo's shape."""
+    audited = [_audit(model, size, options) for model, size in AUDITED.items()]
+    return all(audited)
+
+
+def _audit(model: str, max_num_seqs: int, options: argparse.Namespace) -> bool:
     ranks = ("--tp", options.tp, "--device", options.device)
-    common = (*ranks, "--spec-tokens", SPEC_TOKENS, "--compile", options.compile)
-    small = cgbench("audit", "default", *common, "--max-num-seqs", 8)
-    return cgbench("audit", TABLE_MODELS[0], *common, "--max-num-seqs", 4) and small
+    flags = ("--spec-tokens", SPEC_TOKENS, "--compile", options.compile)
+    with open(options.output / f"audit-{name_of(model)}-tp{options.tp}.json", "w") as file:
+        return cgbench(
+            "audit", model, *ranks, *flags, "--max-num-seqs", max_num_seqs, "--json", stdout=file
+        )
 
 
-def measure(model: str, tp: int, head: str, output: Path, options: argparse.Namespace) -> bool:
+@dataclass(frozen=True)
+class Run:
+    """One run directory of the table; ``head`` is where it lies at tp over 1."""
+
+    model: str
+    tp: int
+    head: str = "divided"
+
+    @property
+    def name(self) -> str:
+        return f"{name_of(self.model)}-tp{self.tp}{'-whole' if self.head == 'whole' else ''}"
+
+
+def name_of(model: str) -> str:
+    return model.removeprefix("preset:")
+
+
+def runs(tp: int) -> list[Run]:
+    """Of the whole table, in its order."""
+    pairs = [Run(model, size) for model in TABLE_MODELS for size in (1, tp)]
+    whole = Run(TABLE_MODELS[0], tp, "whole")
+    return [*pairs[:2], whole, *pairs[2:], Run(BIG_MODEL, tp)]
+
+
+def measure_all(options: argparse.Namespace) -> bool:
+    asked = [run for run in runs(options.tp) if not options.only or run.name in options.only]
+    measured = [measure(run, options) for run in asked]
+    return all(measured)
+
+
+def measure(run: Run, options: argparse.Namespace) -> bool:
     """One run directory, unless it is complete."""
-    if (output / "latency.md").exists():
+    folder = options.output / run.name
+    if (folder / "latency.md").exists():
         return True
-    resume = ["--resume"] if (output / "run.json").exists() else []
+    resume = ["--resume"] if (folder / "run.json").exists() else []
     flags = ("--spec-tokens", SPEC_TOKENS, "--batch-sizes", options.batch_sizes)
     sizes = ("--context-len", options.context_len, "--max-new-tokens", MAX_NEW_TOKENS)
     blocks = ("--iterations", ITERATIONS)
     limit = ("--max-time", options.max_time, "--compile", options.compile)
-    ranks = ("--tp", tp, "--tp-head", head, "--device", options.device)
+    ranks = ("--tp", run.tp, "--tp-head", run.head, "--device", options.device)
     return cgbench(
-        "run", model, *flags, *sizes, *blocks, *limit, *ranks, "--output", output, *resume
+        "run", run.model, *flags, *sizes, *blocks, *limit, *ranks, "--output", folder, *resume
     )
-
-
-def cells(model: str, options: argparse.Namespace) -> Iterator[tuple[int, str]]:
-    """tp and head placement of a model's runs."""
-    if model != BIG_MODEL:
-        yield 1, "divided"
-    yield options.tp, "divided"
-    if model == TABLE_MODELS[0]:
-        yield options.tp, "whole"
-
-
-def folder_of(model: str, tp: int, head: str, output: Path) -> Path:
-    return output / f"{model.removeprefix('preset:')}-tp{tp}{'-whole' if head == 'whole' else ''}"
-
-
-def measure_all(models: Sequence[str], options: argparse.Namespace) -> bool:
-    done = [
-        measure(model, tp, head, folder_of(model, tp, head, options.output), options)
-        for model in models
-        for tp, head in cells(model, options)
-    ]
-    return all(done)
 
 
 def cycle(options: argparse.Namespace) -> bool:
@@ -159,23 +179,21 @@ def table(options: argparse.Namespace) -> str:
         "| share | vs eager | vs tp 1 |",
         "|---|---:|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for model in (*TABLE_MODELS, BIG_MODEL):
-        alone: dict[tuple[str, int], float] = {}
-        for tp, head in cells(model, options):
-            folder = folder_of(model, tp, head, options.output)
-            if not (folder / "latency.md").exists():
-                continue
-            for row in rows_of(folder).itertuples():
-                key, latency = (row.scope, row.batch_size), row.iteration_p50_ms
-                if tp == 1:
-                    alone[key] = latency
-                shown = "whole" if head == "whole" else "divided" if tp > 1 else "-"
-                parts.append(
-                    f"| {model} | {tp} | {shown} | {row.scope} | {row.batch_size} "
-                    f"| {latency:.3f} | {number(row.collectives_p50_ms)} "
-                    f"| {number(row.collectives_p50_ms / latency)} "
-                    f"| {number(row.speedup_vs_eager)} | {ratio(latency, alone.get(key))} |"
-                )
+    alone: dict[tuple[str, str, int], float] = {}
+    for run in runs(options.tp):
+        folder = options.output / run.name
+        if not (folder / "latency.md").exists():
+            continue
+        for row in rows_of(folder).itertuples():
+            key, latency = (run.model, row.scope, row.batch_size), row.iteration_p50_ms
+            if run.tp == 1:
+                alone[key] = latency
+            parts.append(
+                f"| {run.model} | {run.tp} | {run.head if run.tp > 1 else '-'} | {row.scope} "
+                f"| {row.batch_size} | {latency:.3f} | {number(row.collectives_p50_ms)} "
+                f"| {number(row.collectives_p50_ms / latency)} "
+                f"| {number(row.speedup_vs_eager)} | {ratio(latency, alone.get(key))} |"
+            )
     return "\n".join(parts) + "\n"
 
 
@@ -189,7 +207,7 @@ def ratio(latency: float, base: float | None) -> str:
 
 def verdict(options: argparse.Namespace) -> str:
     """The one number asked for: MiMo's captured iteration at batch 1, of tp 1's."""
-    folders = [folder_of(TABLE_MODELS[0], tp, "divided", options.output) for tp in (1, options.tp)]
+    folders = [options.output / Run(TABLE_MODELS[0], tp).name for tp in (1, options.tp)]
     if not all((folder / "latency.md").exists() for folder in folders):
         return ""
     at_1 = "scope == 'iteration' and batch_size == 1"
@@ -205,7 +223,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the run directories")
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--parts", default="audit,table,big,cycles")
+    parser.add_argument("--parts", default="audit,table,cycles")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="run directories")
     parser.add_argument("--batch-sizes", default=BATCH_SIZES)
     parser.add_argument("--context-len", type=int, default=1024)
     parser.add_argument("--cycles", type=int, default=20)
@@ -215,8 +234,7 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     work = {
         "audit": lambda: audit(options),
-        "table": lambda: measure_all(TABLE_MODELS, options),
-        "big": lambda: measure_all([BIG_MODEL], options),
+        "table": lambda: measure_all(options),
         "cycles": lambda: cycle(options),
     }
     failed = [part for part in options.parts.split(",") if not work[part]()]
