@@ -1,4 +1,4 @@
-"""Whether the reference itself picks the other token once its numbers are rounded otherwise.
+"""What the reference itself does once its numbers are rounded otherwise.
 
 Experts are chosen by comparing scores: two that are nearly alike change places with the rounding,
 and everything behind them jumps. The largest jump on a few prompts says little about the next.
@@ -19,14 +19,14 @@ def picks_when_rounded_otherwise(target: Target, pick: Callable[[], int], token:
     """Whether ``pick``, which runs ``target``, returns ``token`` in one of ``TRIES`` runs, in each
     of which all token embeddings are moved by rounding's size."""
     for seed in range(TRIES):
-        with _moved_embeddings(target, seed):
+        with moved_embeddings(target, seed):
             if pick() == token:
                 return True
     return False
 
 
 @contextmanager
-def _moved_embeddings(target: Target, seed: int) -> Iterator[None]:
+def moved_embeddings(target: Target, seed: int) -> Iterator[None]:
     """Each number of an embedding is off by at most a unit in its last place meanwhile."""
     # Seeded: tensor parallel ranks have to move them alike.
     draws = torch.Generator(target.device).manual_seed(seed)

@@ -35,6 +35,7 @@ class Judge:
     subject: Subject
     compared: int = 0
     margins: list[float] = field(default_factory=list)
+    chain_noises: list[float] = field(default_factory=list)
     rerouted: int = 0
 
     @property
@@ -44,6 +45,8 @@ class Judge:
             "largest_margin": max(self.margins, default=0.0),
             "noise": self.subject.plain.noise,
         }
+        if self.chain_noises:
+            figures["chain_noise"] = max(self.chain_noises)
         return figures | ({"rerouted": self.rerouted} if self.rerouted else {})
 
     def difference(
@@ -73,14 +76,26 @@ class Judge:
             inputs=inputs,
         )
 
-    def is_forgiven(self, margin: float, pick: Callable[[], int], got: int) -> bool:
+    def is_forgiven(
+        self,
+        margin: float,
+        pick: Callable[[], int],
+        got: int,
+        chain_noise: Callable[[], float] | None = None,
+    ) -> bool:
         """Whether ``got`` may stand in this dtype where the reference, which ``pick`` runs anew,
-        has a token whose logit is ``margin`` higher."""
+        has a token whose logit is ``margin`` higher. ``chain_noise``: of several forwards, each
+        fed by the one before, whose noise is more than one's."""
         if self.subject.is_exact:
             return False
         if margin <= NEAR_TIE_NOISES * self.subject.plain.noise:
             self.margins.append(margin)
             return True
+        if chain_noise is not None:
+            self.chain_noises.append(chain_noise())
+            if margin <= NEAR_TIE_NOISES * self.chain_noises[-1]:
+                self.margins.append(margin)
+                return True
         target = self.subject.spec.target
         if target.has_experts and picks_when_rounded_otherwise(target, pick, got):
             self.rerouted += 1
