@@ -137,8 +137,8 @@ def measure(run: Run, options: argparse.Namespace) -> bool:
 def cycle(options: argparse.Namespace) -> bool:
     """Start, capture, run, exit, again and again; stops at the first that fails or hangs."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["cgbench.measure.setup"])
-    common = ("--tp", options.tp, "--device", options.device, "--batch-sizes", "1,2")
-    short = ("--iterations", 10, "--max-time", 0, "--max-new-tokens", 8, "--context-len", 16)
+    common = ("--tp", options.tp, "--device", options.device, "--batch-sizes", 2)
+    short = ("--iterations", 2, "--max-time", 0, "--max-new-tokens", 8, "--context-len", 16)
     # Of the default prompts there are so many that they would be most of a cycle.
     prompts = ("--prompts", "random")
     seconds: list[float] = []
