@@ -8,14 +8,21 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
 
+from cgbench.engine import attention
 from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_rule
+from cgbench.engine.attention import Rows
 from cgbench.engine.compiling import compile_forwards
+from cgbench.engine.kv import LayerKv
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.updates import argmax
 from cgbench.measure import rounds
+from cgbench.measure.audit import isolation
+from cgbench.measure.audit.findings import over_ranks
 from cgbench.measure.group import measure_group
 from cgbench.measure.telemetry import Watch
+from cgbench.models.attention_hook import AttentionInput
 from cgbench.models.families import DEEPSEEK, HeadFamily
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loading import LoadedModel, load_model
@@ -25,6 +32,7 @@ from cgbench.models.request import ModelRequest
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import agreed, gathered, rank
 from cgbench.report.block_schema import Reading
+from tests.measure.audited import make_tiny_subject
 from tests.measure.test_group import make_bench
 from tests.tiny import SHAPE, decode_prompts, make_speculator, make_state, random_prompts
 from tests.tracing import traced_layers
@@ -190,6 +198,23 @@ def measure_by_other_clocks(folder: Path) -> list[tuple[int, list[int | None]]]:
         group = measure_group(replace(bench, options=options, watch=Watch(Warm())), 2, int)
     cells = [cell.discarded_blocks for cell in group.cells]
     return gathered((max(row.block for row in group.blocks) + 1, cells))
+
+
+def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:
+    """What every rank says of isolation, where rank 1 alone writes where it must not: to the last
+    row of slot 0, which nobody reads."""
+    torch.set_num_threads(1)
+    real = attention.sdpa_decode
+
+    def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
+        if rank() == 1:
+            kv.values[rows.cache.room - 1] += 1
+        return real(kv, rows, qkv)
+
+    with mock.patch.dict(attention.DECODE_BACKENDS, {"sdpa": decode}):
+        finding = over_ranks(isolation.run(make_tiny_subject(folder)))
+    text = "" if finding.difference is None else finding.difference.text
+    return gathered((finding.verdict.value, text))
 
 
 FAMILIES: dict[str, HeadFamily] = {"glm4_moe": DEEPSEEK}

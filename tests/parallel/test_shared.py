@@ -37,3 +37,11 @@ def test_ranks_stop_by_one_clock_and_discard_alike(folders: dict[str, Path]) -> 
     first, other = run_on_ranks(2, "cpu", jobs.measure_by_other_clocks, folders["mimo"])
     assert first == other
     assert first[0] == 16 and sum(count or 0 for count in first[1]) == 2
+
+
+def test_what_one_rank_alone_finds_is_found(folders: dict[str, Path]) -> None:
+    """Rank 0 goes on where rank 1 has seen enough: neither may wait for the other in vain."""
+    first, other = run_on_ranks(2, "cpu", jobs.audit_with_a_fault_on_rank_1, folders["mimo"])
+    text = "an iteration wrote to KV slot 0 at position"
+    assert first[0] == other[0] == "wrong"
+    assert first[1].startswith(f"rank 1: {text}") and other[1].startswith(text)

@@ -1,13 +1,13 @@
 """What an audit says: a verdict a check, its figures, and the first thing that was wrong."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from torch import Tensor
 
-from cgbench.parallel.ranks import first_failure
+from cgbench.parallel.ranks import first_failure, tp_size
 from cgbench.report.schema import Scope
 
 
@@ -64,6 +64,16 @@ class Finding:
     def __post_init__(self) -> None:
         assert (self.difference is not None) == (self.verdict is Verdict.WRONG)
         assert (self.reason is not None) == (self.verdict is Verdict.NOT_RUN)
+
+
+def first_of(differences: Iterator[Difference]) -> Difference | None:
+    """The first difference, looking no further. Where ranks share the model every one looks to the
+    end: a rank that stopped at what it alone found would leave the others waiting in a sum."""
+    first = next(differences, None)
+    if tp_size() > 1:
+        for _ in differences:
+            pass
+    return first
 
 
 def holds(check: str, **figures: Any) -> Finding:

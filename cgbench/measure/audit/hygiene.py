@@ -17,7 +17,15 @@ from cgbench.engine.addresses import captured_addresses, moved, state_addresses
 from cgbench.engine.graphs import GraphSet, num_nodes, phases_of
 from cgbench.engine.runner import Runner
 from cgbench.measure.audit.computed import bucket_fault
-from cgbench.measure.audit.findings import Difference, Finding, Where, holds, not_run, wrong
+from cgbench.measure.audit.findings import (
+    Difference,
+    Finding,
+    Where,
+    first_of,
+    holds,
+    not_run,
+    wrong,
+)
 from cgbench.measure.audit.subject import Subject
 from cgbench.parallel.ranks import gathered
 from cgbench.planning import CapturePlan
@@ -55,7 +63,7 @@ def run(subject: Subject) -> Finding:
         _Graphs(subject, graphs, subject.runners[key], subject.plans[key[0]])
         for key, graphs in subject.graph_sets.items()
     ]
-    difference = next((found for each in sets for found in _differences(each)), None)
+    difference = first_of(found for each in sets for found in _differences(each))
     figures = _figures(subject)
     return wrong(NAME, difference, **figures) if difference else holds(NAME, **figures)
 

@@ -13,7 +13,7 @@ from cgbench.engine.kv import LayerKv
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled, RowState
-from cgbench.measure.audit.findings import Difference, Finding, Where, holds, wrong
+from cgbench.measure.audit.findings import Difference, Finding, Where, first_of, holds, wrong
 from cgbench.measure.audit.hints import HintedRunner
 from cgbench.measure.audit.subject import Subject
 from cgbench.report.schema import Mode, Scope
@@ -46,7 +46,7 @@ BUFFERS = (
 def conclude(check: str, differences: Iterator[Difference], figures: Mapping[str, Any]) -> Finding:
     """The check's finding: its first difference if there is one. ``figures`` are read after it."""
     with torch.inference_mode():
-        difference = next(differences, None)
+        difference = first_of(differences)
     if difference is None:
         return holds(check, **figures)
     return wrong(check, difference, **figures)
