@@ -153,6 +153,7 @@ def execute(arguments: dict[str, Any], *, repro: Path | None, as_json: bool) -> 
     """The main job; the exit code that the findings lead to."""
     from cgbench.measure.audit.facts import audit_record, overall
     from cgbench.measure.audit.repro import check_repro_folder
+    from cgbench.parallel.ranks import is_first
 
     if repro is not None:
         check_repro_folder(repro)
@@ -170,7 +171,8 @@ def execute(arguments: dict[str, Any], *, repro: Path | None, as_json: bool) -> 
     record = audit_record(arguments, bench, notes)
     verdict = overall([finding for finding, _ in results])
     _print({**record, "verdict": verdict, "seconds": seconds}, results, as_json=as_json)
-    if repro is not None:
+    # Of several ranks the first one's, which has no tensors of what another rank alone found.
+    if repro is not None and is_first():
         _write_repro(repro, results, record)
     return ExitCode.ANSWER_IS_NO if verdict == "wrong" else ExitCode.OK
 

@@ -5,11 +5,11 @@ written there, and how it is read, is ``triton_exchange``'s.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from cgbench.parallel.ranks import first_failure, rank, tp_size
 
 if TYPE_CHECKING:
     from cgbench.parallel.triton_exchange import Inboxes
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,26 @@ def why_no_inboxes() -> str | None:
 def mapped_memory(num_elements: int, dtype: torch.dtype) -> tuple[Tensor, Any]:
     """Zeros on this rank's GPU that all ranks reach, and torch's handle, which has the addresses
     and keeps them mapped. All ranks call it together."""
+    memory = _reachable_zeros(num_elements, dtype)
+    return memory, _mapped(memory)
+
+
+def _reachable_zeros(num_elements: int, dtype: torch.dtype) -> Tensor:
     from torch.distributed import _symmetric_memory as symmetric_memory
 
     device = torch.device("cuda", torch.cuda.current_device())
-    memory = symmetric_memory.empty(num_elements, dtype=dtype, device=device).zero_()
+    memory: Tensor = symmetric_memory.empty(num_elements, dtype=dtype, device=device).zero_()
     torch.cuda.synchronize(device)
+    return memory
+
+
+def _mapped(memory: Tensor) -> Any:
+    """All ranks wait in it for each other."""
+    from torch.distributed import _symmetric_memory as symmetric_memory
+
     group = dist.group.WORLD
     assert group is not None
-    return memory, symmetric_memory.rendezvous(memory, group)
+    return symmetric_memory.rendezvous(memory, group)
 
 
 def _opened_by_all() -> _Opened | str:
@@ -78,23 +92,37 @@ def _opened_by_all() -> _Opened | str:
     obstacle = first_failure(_obstacle())
     if obstacle is not None:
         return obstacle
-    opened = _try_to_open()
-    # After it, too, everybody's memory is zero, and may be written.
-    failure = first_failure(opened if isinstance(opened, str) else None)
-    return opened if failure is None else failure
+    # All have some, or no rank waits for the others to map what one of them has not.
+    memory = _on_all(_inbox_memory)
+    if isinstance(memory, str):
+        return memory
+    # When all have opened theirs, everybody's memory is zero, and may be written.
+    return _on_all(lambda: _open(memory))
 
 
-def _try_to_open() -> _Opened | str:
-    """Inboxes, or why there are none. The ranks' answers may differ."""
-    from cgbench.parallel.triton_exchange import MAX_PROGRAMS, Inboxes, inbox_words
-
+def _on_all(step: Callable[[], _T]) -> _T | str:
+    """What ``step`` gives on every rank, or why one of them has nothing."""
     try:
-        memory, handle = mapped_memory(inbox_words(tp_size()), torch.int64)
-        addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=memory.device)
-        counts = torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=memory.device)
+        given: _T | str = step()
     # Whatever a driver, a container or another version of torch raises, NCCL is there.
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        given = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    failure = first_failure(given if isinstance(given, str) else None)
+    return given if failure is None else failure
+
+
+def _inbox_memory() -> Tensor:
+    from cgbench.parallel.triton_exchange import inbox_words
+
+    return _reachable_zeros(inbox_words(tp_size()), torch.int64)
+
+
+def _open(memory: Tensor) -> _Opened:
+    from cgbench.parallel.triton_exchange import MAX_PROGRAMS, Inboxes
+
+    handle = _mapped(memory)
+    addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=memory.device)
+    counts = torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=memory.device)
     return _Opened(Inboxes(addresses, counts, rank()), memory, handle)
 
 

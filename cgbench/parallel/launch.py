@@ -54,10 +54,15 @@ def ranks_asked(tp: int | None) -> int:
     """
     if tp is not None and tp < 1:
         raise BadInputError(f"--tp {tp}: must be at least 1")
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    started = _ranks_started()
     if started > 1 and tp not in (None, started):
         raise BadInputError(f"--tp {tp}: torchrun has started {started} ranks; drop --tp")
     return started if tp is None else tp
+
+
+def _ranks_started() -> int:
+    """By torchrun, or whatever sets its variables; 1 where a job's environment names one rank."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def run_on_ranks(tp: int, device: str, job: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
@@ -69,7 +74,7 @@ def run_on_ranks(tp: int, device: str, job: Callable[..., _T], *args: Any, **kwa
     """
     if tp == 1:
         return job(*args, **kwargs)
-    if "RANK" in os.environ:
+    if _ranks_started() > 1:
         return _as_rank(_device_type(device), job, args, kwargs)
     return _launched(tp, _device_type(device), job, args, kwargs)
 
@@ -176,11 +181,11 @@ def _quiet_elastic() -> Iterator[None]:
 def _rank_main(
     reports: Path, device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: Any
 ) -> _T:
+    # It is what comes when the launcher is interrupted, or gone. Python's own handler waits for the
+    # device, which may wait for a rank that has ended.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return _as_rank(device_type, job, args, kwargs)
-    except KeyboardInterrupt:
-        # The launcher is interrupted too, and says what there is to say.
-        os._exit(128 + signal.SIGINT)
     except Exception as error:
         _end(reports, error)
 

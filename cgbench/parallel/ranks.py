@@ -70,6 +70,14 @@ def first_failure(failure: str | None) -> str | None:
     return next((f"rank {i}: {text}" for i, text in enumerate(found) if text is not None), None)
 
 
+def first_unlike(value: object, what: str) -> str | None:
+    """Which rank's ``value`` is not rank 0's, in words; None where all are the same. Before what
+    hangs on a value, and which all ranks do together or none."""
+    if _control is None:
+        return None
+    return first_failure(None if agreed(value) == value else f"{what} are not rank 0's")
+
+
 def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
     """Wait for all ranks before ``what``.
 
@@ -85,7 +93,7 @@ def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
         if time.monotonic() - start < 0.9 * timeout_s:
             raise RankLostError(f"rank {rank()} lost another one before {what}") from error
         raise RanksError(
-            f"rank {rank()} waited {timeout_s:g} s for the others before {what}: "
+            f"rank {rank()} waited {time.monotonic() - start:.0f} s for the others before {what}: "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
 

@@ -119,7 +119,6 @@ def _exchange_kernel(
     for step in tl.static_range(1, RANKS):
         inbox = tl.load(addresses + (RANK + step) % RANKS).to(tl.pointer_type(tl.int64))
         tl.store(inbox + half + RANK * PLACE + word, packed, mask=keep)
-    tl.store(counts + program, number)
 
     if TIMEOUT_NS > 0:
         begun = globaltimer()
@@ -150,6 +149,8 @@ def _exchange_kernel(
             total = low.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
             total |= high.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16
         tl.store(out + word, total, mask=keep)
+    # Last: the waiting above holds a program's warps together, and all of them have read it.
+    tl.store(counts + program, number)
 
 
 def _exchange(inboxes: Inboxes, own: Tensor, out: Tensor, *, adds: bool) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
@@ -76,14 +77,22 @@ def _wrong_in_replays() -> int:
     return int(wrong)
 
 
-def differ() -> list[tuple[str | None, bool]]:
-    """Of two ranks one can open its inbox. What each then says: why there are none, and whether."""
-    answer = "no memory" if rank() == 1 else mock.Mock()
+def differ(step: str) -> list[tuple[str | None, bool]]:
+    """Of two ranks one can open its inbox. What each then says: why there are none, and whether.
+    ``step``: the function in which the other one cannot."""
+    given: dict[str, Any] = {
+        "_reachable_zeros": torch.zeros(1),
+        "_mapped": mock.Mock(buffer_ptrs=[0, 0]),
+    }
+    mocks = {name: mock.Mock(return_value=each) for name, each in given.items()}
+    if rank() == 1:
+        mocks[step].side_effect = RuntimeError("no memory")
     with (
-        mock.patch.object(inboxes, "_obstacle", lambda: None),
-        mock.patch.object(inboxes, "_try_to_open", lambda: answer),
+        mock.patch.multiple(inboxes, _obstacle=lambda: None, **mocks),
         inboxes.open_inboxes(),
     ):
+        is_mapped = mocks["_mapped"].called
+        assert is_mapped == (step == "_mapped")
         return gathered((inboxes.why_no_inboxes(), inboxes.opened_inboxes() is None))
 
 

@@ -1,5 +1,6 @@
 """Ranks that end badly. What only one function wants it imports, for every rank pays for it."""
 
+import ctypes
 import os
 import signal
 import time
@@ -30,7 +31,14 @@ def signal_the_launcher(launcher: int, number: int) -> None:
     barrier("the signal")
     if rank() == 0:
         os.kill(launcher, number)
-    time.sleep(600)
+    wait_in_c()
+
+
+def wait_in_c() -> None:
+    """For ever, and deaf to Python's signal handlers: as one waits for a device."""
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
 
 def never_come(timeout_s: float) -> None:

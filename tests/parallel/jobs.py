@@ -10,15 +10,16 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cgbench.engine import attention
+from cgbench.engine import attention, iteration
 from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_rule
 from cgbench.engine.attention import Rows
 from cgbench.engine.compiling import compile_forwards
 from cgbench.engine.kv import LayerKv
 from cgbench.engine.runner import EagerRunner
+from cgbench.engine.state import RowState
 from cgbench.engine.updates import argmax
 from cgbench.measure import rounds
-from cgbench.measure.audit import isolation
+from cgbench.measure.audit import equality, isolation, limits
 from cgbench.measure.audit.findings import over_ranks
 from cgbench.measure.group import measure_group
 from cgbench.measure.telemetry import Watch
@@ -215,6 +216,27 @@ def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:
         finding = over_ranks(isolation.run(make_tiny_subject(folder)))
     text = "" if finding.difference is None else finding.difference.text
     return gathered((finding.verdict.value, text))
+
+
+def audit_where_rank_1_reads_other_tokens(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """What every rank says where rank 1 alone reads back another token than was decoded."""
+    torch.set_num_threads(1)
+    real = iteration.commit
+
+    def commit(rows: RowState) -> None:
+        real(rows)
+        if rank() == 1 and rows.spec_tokens:
+            rows.out[0, 0] = (rows.out[0, 0] + 1) % 64
+
+    told = {}
+    with mock.patch.object(iteration, "commit", commit):
+        for check in (equality, limits, isolation):
+            finding = over_ranks(check.run(make_tiny_subject(folder)))
+            text = "" if finding.difference is None else finding.difference.text
+            told[check.NAME] = gathered((finding.verdict.value, text))
+        group = measure_group(make_bench(folder), 2, int)
+    told["run"] = gathered(("wrong" if group.failures else "holds", "".join(group.failures)))
+    return told
 
 
 FAMILIES: dict[str, HeadFamily] = {"glm4_moe": DEEPSEEK}

@@ -195,10 +195,18 @@ def test_no_rank_and_another_number_than_torchrun_s(monkeypatch: pytest.MonkeyPa
         ranks_asked(2)
 
 
+def test_a_job_s_variables_of_one_rank_are_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert ranks_asked(None) == 1 and ranks_asked(2) == 2
+    assert run_on_ranks(2, "cpu", ranks.tp_size) == 2
+
+
 def test_alone_everything_is_its_own_answer() -> None:
     assert (ranks.rank(), ranks.tp_size(), ranks.is_first()) == (0, 1, True)
     assert ranks.agreed(3) == 3 and ranks.gathered(3) == [3]
     assert ranks.first_failure("wrong") == "wrong"
+    assert ranks.first_unlike([3], "its numbers") is None
     ranks.barrier("nothing", 0.0)
 
 

@@ -45,3 +45,10 @@ def test_what_one_rank_alone_finds_is_found(folders: dict[str, Path]) -> None:
     text = "an iteration wrote to KV slot 0 at position"
     assert first[0] == other[0] == "wrong"
     assert first[1].startswith(f"rank 1: {text}") and other[1].startswith(text)
+
+
+def test_ranks_that_read_other_tokens_say_so_and_do_not_part(folders: dict[str, Path]) -> None:
+    told = run_on_ranks(2, "cpu", jobs.audit_where_rank_1_reads_other_tokens, folders["mimo"])
+    for of_ranks in told.values():
+        for verdict, text in of_ranks:
+            assert verdict == "wrong" and "rank 1: its tokens are not rank 0's" in text

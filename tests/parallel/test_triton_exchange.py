@@ -90,10 +90,12 @@ def test_interpreted_ranks_have_the_same_sums(num_ranks: int) -> None:
     run_interpreted(f"from {__name__} import check_ranks; check_ranks({num_ranks})")
 
 
-def test_all_ranks_have_inboxes_or_none_has() -> None:
+@pytest.mark.parametrize("step", ["_reachable_zeros", "_mapped"])
+def test_all_ranks_have_inboxes_or_none_has(step: str) -> None:
     from tests.parallel import exchanges
 
-    assert run_on_ranks(2, "cpu", exchanges.differ) == [("rank 1: no memory", True)] * 2
+    told = run_on_ranks(2, "cpu", exchanges.differ, step)
+    assert told == [("rank 1: RuntimeError: no memory", True)] * 2
 
 
 def test_what_is_not_taken() -> None:

@@ -24,6 +24,7 @@ from cgbench.measure.audit.stepping import (
 )
 from cgbench.measure.audit.subject import Subject
 from cgbench.measure.audit.tokens import Judge, first_difference
+from cgbench.parallel.ranks import first_unlike
 
 NAME = "drafts"
 TITLE = "drafts are those of the head recomputed from the first token"
@@ -62,6 +63,10 @@ def _row(
     assert subject.spec.head is not None
     judge.compared += 1
     got = requests.rows.drafts[row].tolist()
+    where = where_of(requests.runner, requests.batch_size, row)
+    parted = first_unlike((sequence, got), "its drafts")
+    if parted is not None:
+        return Difference(parted, where)
     target, head = subject.spec.target, subject.spec.head
     logits = reference_draft_logits(target, head, sequence, len(got))
     expected = logits.argmax(-1).tolist()
@@ -79,7 +84,6 @@ def _row(
 
     if judge.is_forgiven(ours - its, pick, got[step], chain_noise):
         return None
-    where = where_of(requests.runner, requests.batch_size, row)
     return Difference(
         f"draft {step + 1} after {len(sequence)} tokens is {got[step]}, not {expected[step]}",
         where,

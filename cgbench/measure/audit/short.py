@@ -21,7 +21,7 @@ from cgbench.engine.state import OUT, UNLIMITED_TOKENS, DecodeState, Prefilled
 from cgbench.measure.audit.computed import mark_rows, rows_fault
 from cgbench.measure.audit.poison import fill_cache, fill_scratch, poison_rows
 from cgbench.measure.audit.tokens import first_difference
-from cgbench.parallel.ranks import first_failure
+from cgbench.parallel.ranks import first_failure, first_unlike
 
 STEPS = 4
 
@@ -36,6 +36,8 @@ Tokens = Sequence[Sequence[int]]
 def token_failure(spec: Speculator, prompts: Tokens, expected: Tokens, got: Tokens) -> str | None:
     """The first token in which ``got`` is not ``expected``, other than by a tie; None if all are
     the same. Overwrites slot 0."""
+    if parted := first_unlike((expected, got), "its tokens"):
+        return parted
     for request, (ours, its) in enumerate(zip(expected, got, strict=True)):
         position = first_difference(ours, its)
         if position is None:

@@ -8,6 +8,7 @@ import torch
 from cgbench.measure.audit.findings import Difference, Where
 from cgbench.measure.audit.rerouting import picks_when_rounded_otherwise
 from cgbench.measure.audit.subject import Subject
+from cgbench.parallel.ranks import first_unlike
 
 # A near-tie: the two candidates are closer than the forward's own noise, counted on both.
 NEAR_TIE_NOISES = 2
@@ -54,6 +55,9 @@ class Judge:
     ) -> Difference | None:
         """The first thing wrong in ``got``, tokens that follow ``prefix``; None if nothing is."""
         self.compared += 1
+        parted = first_unlike((list(prefix), expected, got), "its tokens")
+        if parted is not None:
+            return Difference(parted, where, inputs=_inputs(prefix, expected, got))
         position = first_difference(expected, got)
         if position is None:
             return None
