@@ -145,12 +145,15 @@ def audit(
         "checks": parse_names(checks),
     }
     use_passive_threads()
-    code = run_on_ranks(num_ranks, device.value, execute, arguments, repro=repro, as_json=as_json)
-    raise typer.Exit(code)
+    answer, facts = run_on_ranks(num_ranks, device.value, execute, arguments, repro=repro)
+    _print(answer, facts, as_json=as_json)
+    raise typer.Exit(ExitCode.ANSWER_IS_NO if answer["verdict"] == "wrong" else ExitCode.OK)
 
 
-def execute(arguments: dict[str, Any], *, repro: Path | None, as_json: bool) -> ExitCode:
-    """The main job; the exit code that the findings lead to."""
+def execute(
+    arguments: dict[str, Any], *, repro: Path | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
     from cgbench.measure.audit.facts import audit_record, overall
     from cgbench.measure.audit.repro import check_repro_folder
     from cgbench.parallel.ranks import is_first
@@ -170,11 +173,10 @@ def execute(arguments: dict[str, Any], *, repro: Path | None, as_json: bool) -> 
     seconds = time.perf_counter() - start
     record = audit_record(arguments, bench, notes)
     verdict = overall([finding for finding, _ in results])
-    _print({**record, "verdict": verdict, "seconds": seconds}, results, as_json=as_json)
     # Of several ranks the first one's, which has no tensors of what another rank alone found.
     if repro is not None and is_first():
         _write_repro(repro, results, record)
-    return ExitCode.ANSWER_IS_NO if verdict == "wrong" else ExitCode.OK
+    return {**record, "verdict": verdict, "seconds": seconds}, [facts for _, facts in results]
 
 
 def _chosen(names: list[str]) -> "list[Check]":
@@ -220,10 +222,9 @@ def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Resu
             bar.advance(task)
 
 
-def _print(answer: dict[str, Any], results: "list[Result]", *, as_json: bool) -> None:
+def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool) -> None:
     from cgbench.report.audit_tables import checklist, summary
 
-    facts = [each for _, each in results]
     if as_json:
         typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
         return

@@ -1,4 +1,4 @@
-"""The main job of ``cgbench run``: measure on every rank, write and print on the first."""
+"""The main job of ``cgbench run``: measure on every rank, write on the first, and print."""
 
 import time
 from collections.abc import Iterator
@@ -39,20 +39,17 @@ EXIT_CODES = {
 }
 
 
-def execute(
-    arguments: dict[str, Any],
-    path: Path,
-    *,
-    resume: bool,
-    thin: bool,
-    as_json: bool,
-    explain: bool,
-) -> set[ExitCode]:
-    """Measure and print; every cell's exit code, of ranks but the first none."""
+def execute(arguments: dict[str, Any], path: Path, *, resume: bool) -> bool:
+    """Measure, on every rank; whether it is this one that wrote the run, for ``show`` to print."""
     measure_all = measure if arguments["processes"] == 1 else measure_in_processes
-    directory = measure_all(arguments, path, resume=resume)
-    if directory is None:
-        return set()
+    return measure_all(arguments, path, resume=resume) is not None
+
+
+def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
+    """Print a finished run; every cell's exit code. No rank waits for who reads it."""
+    from cgbench.report.store import RunDirectory
+
+    directory = RunDirectory.open(path)
     codes = {EXIT_CODES[status] for status in _show(directory, as_json=as_json, explain=explain)}
     if thin:
         codes.add(_make_thin(directory))

@@ -46,7 +46,7 @@ from cgbench.cli.head_flags import (
     HeadRef,
     wiring,
 )
-from cgbench.cli.job import execute
+from cgbench.cli.job import execute, show
 from cgbench.cli.parsing import (
     parse_fraction,
     parse_ints,
@@ -221,17 +221,8 @@ def run(
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     use_passive_threads()
     try:
-        codes = run_on_ranks(
-            num_ranks,
-            device.value,
-            execute,
-            arguments,
-            path,
-            resume=resume,
-            thin=thin,
-            as_json=as_json,
-            explain=explain,
-        )
+        has_run = run_on_ranks(num_ranks, device.value, execute, arguments, path, resume=resume)
+        codes = show(path, thin=thin, as_json=as_json, explain=explain) if has_run else set()
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:
