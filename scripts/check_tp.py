@@ -107,9 +107,15 @@ def name_of(model: str) -> str:
 
 def runs(tp: int) -> list[Run]:
     """Of the whole table, in its order."""
-    pairs = [Run(model, size) for model in TABLE_MODELS for size in (1, tp)]
-    whole = Run(TABLE_MODELS[0], tp, "whole")
-    return [*pairs[:2], whole, *pairs[2:], Run(BIG_MODEL, tp)]
+    small, medium = TABLE_MODELS
+    return [
+        Run(small, 1),
+        Run(small, tp),
+        Run(small, tp, "whole"),
+        Run(medium, 1),
+        Run(medium, tp),
+        Run(BIG_MODEL, tp),
+    ]
 
 
 def measure_all(options: argparse.Namespace) -> bool:

@@ -48,9 +48,19 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool) -> bool:
 def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
     """Print a finished run; every cell's exit code. No rank waits for who reads it."""
     from cgbench.report.store import RunDirectory
+    from cgbench.report.tables import latency_table, to_json
 
     directory = RunDirectory.open(path)
-    codes = {EXIT_CODES[status] for status in _show(directory, as_json=as_json, explain=explain)}
+    frame = directory.latency()
+    if as_json:
+        typer.echo(to_json(frame, directory.record, directory.path))
+    else:
+        to = console()
+        to.print(latency_table(frame, directory.record.model["label"], to.width))
+        if explain:
+            _explain(directory)
+        say(f"written to {directory.path}")
+    codes = {EXIT_CODES[Status(status)] for status in frame["status"]}
     if thin:
         codes.add(_make_thin(directory))
     return codes
@@ -67,22 +77,6 @@ def _make_thin(directory: "RunDirectory") -> ExitCode:
         return error.exit_code
     say(f"kept as a thin baseline: {num_bytes} bytes")
     return ExitCode.OK
-
-
-def _show(directory: "RunDirectory", *, as_json: bool, explain: bool) -> set[Status]:
-    """Print a finished run; returns every cell's status."""
-    from cgbench.report.tables import latency_table, to_json
-
-    frame = directory.latency()
-    if as_json:
-        typer.echo(to_json(frame, directory.record, directory.path))
-    else:
-        to = console()
-        to.print(latency_table(frame, directory.record.model["label"], to.width))
-        if explain:
-            _explain(directory)
-        say(f"written to {directory.path}")
-    return {Status(status) for status in frame["status"]}
 
 
 def _explain(directory: "RunDirectory") -> None:

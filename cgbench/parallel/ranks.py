@@ -73,9 +73,11 @@ def first_failure(failure: str | None) -> str | None:
 def first_unlike(value: object, what: str) -> str | None:
     """Which rank's ``value`` is not rank 0's, in words; None where all are the same. Before what
     hangs on a value, and which all ranks do together or none."""
-    if _control is None:
-        return None
-    return first_failure(None if agreed(value) == value else f"{what} are not rank 0's")
+    first, *others = gathered(value)
+    return next(
+        (f"rank {i}: {what} are not rank 0's" for i, its in enumerate(others, 1) if its != first),
+        None,
+    )
 
 
 def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
@@ -90,10 +92,11 @@ def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
         dist.monitored_barrier(_control, timedelta(seconds=timeout_s), wait_all_ranks=True)
     except RuntimeError as error:
         # Either way gloo words it as a timeout.
-        if time.monotonic() - start < 0.9 * timeout_s:
+        waited_s = time.monotonic() - start
+        if waited_s < 0.9 * timeout_s:
             raise RankLostError(f"rank {rank()} lost another one before {what}") from error
         raise RanksError(
-            f"rank {rank()} waited {time.monotonic() - start:.0f} s for the others before {what}: "
+            f"rank {rank()} waited {waited_s:.0f} s for the others before {what}: "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
 

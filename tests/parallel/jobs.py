@@ -1,5 +1,6 @@
 """What two ranks and one process are both asked: every rank imports this module."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,7 +21,8 @@ from cgbench.engine.state import RowState
 from cgbench.engine.updates import argmax
 from cgbench.measure import rounds
 from cgbench.measure.audit import equality, isolation, limits
-from cgbench.measure.audit.findings import over_ranks
+from cgbench.measure.audit.findings import Finding, over_ranks
+from cgbench.measure.audit.subject import Subject
 from cgbench.measure.group import measure_group
 from cgbench.measure.telemetry import Watch
 from cgbench.models.attention_hook import AttentionInput
@@ -201,6 +203,13 @@ def measure_by_other_clocks(folder: Path) -> list[tuple[int, list[int | None]]]:
     return gathered((max(row.block for row in group.blocks) + 1, cells))
 
 
+def findings_of(check: Callable[[Subject], Finding], folder: Path) -> list[tuple[str, str]]:
+    """Every rank's verdict, and its first difference in words."""
+    finding = over_ranks(check(make_tiny_subject(folder)))
+    text = "" if finding.difference is None else finding.difference.text
+    return gathered((finding.verdict.value, text))
+
+
 def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:
     """What every rank says of isolation, where rank 1 alone writes where it must not: to the last
     row of slot 0, which nobody reads."""
@@ -213,9 +222,7 @@ def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:
         return real(kv, rows, qkv)
 
     with mock.patch.dict(attention.DECODE_BACKENDS, {"sdpa": decode}):
-        finding = over_ranks(isolation.run(make_tiny_subject(folder)))
-    text = "" if finding.difference is None else finding.difference.text
-    return gathered((finding.verdict.value, text))
+        return findings_of(isolation.run, folder)
 
 
 def audit_where_rank_1_reads_other_tokens(folder: Path) -> dict[str, list[tuple[str, str]]]:
@@ -231,9 +238,7 @@ def audit_where_rank_1_reads_other_tokens(folder: Path) -> dict[str, list[tuple[
     told = {}
     with mock.patch.object(iteration, "commit", commit):
         for check in (equality, limits, isolation):
-            finding = over_ranks(check.run(make_tiny_subject(folder)))
-            text = "" if finding.difference is None else finding.difference.text
-            told[check.NAME] = gathered((finding.verdict.value, text))
+            told[check.NAME] = findings_of(check.run, folder)
         group = measure_group(make_bench(folder), 2, int)
     told["run"] = gathered(("wrong" if group.failures else "holds", "".join(group.failures)))
     return told

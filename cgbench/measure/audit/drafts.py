@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cgbench.measure.audit.findings import Difference, Finding
 from cgbench.measure.audit.reference import reference_draft_logits
-from cgbench.measure.audit.rerouting import moved_embeddings
+from cgbench.measure.audit.rerouting import noise_when_rounded_otherwise
 from cgbench.measure.audit.stepping import (
     STEPS,
     BucketRunner,
@@ -30,7 +30,6 @@ NAME = "drafts"
 TITLE = "drafts are those of the head recomputed from the first token"
 
 MAX_REQUESTS = 4
-NOISE_TRIES = 8
 
 
 def run(subject: Subject) -> Finding:
@@ -75,14 +74,15 @@ def _row(
         return None
     ours, its = logits[step, expected[step]].item(), logits[step, got[step]].item()
 
-    def pick() -> int:
-        again = reference_draft_logits(target, head, sequence, step + 1, got[:step])
-        return int(again[step].argmax())
+    def again() -> Tensor:
+        return reference_draft_logits(target, head, sequence, step + 1, got[:step])[step]
 
-    def chain_noise() -> float:
-        return _noise_of(subject, sequence, got[:step], logits[step])
-
-    if judge.is_forgiven(ours - its, pick, got[step], chain_noise):
+    if judge.is_forgiven(
+        ours - its,
+        lambda: int(again().argmax()),
+        got[step],
+        lambda: noise_when_rounded_otherwise(target, again, logits[step]),
+    ):
         return None
     return Difference(
         f"draft {step + 1} after {len(sequence)} tokens is {got[step]}, not {expected[step]}",
@@ -93,20 +93,3 @@ def _row(
         got_logit=its,
         inputs={"token_ids": torch.tensor(sequence), "drafts": torch.tensor(got)},
     )
-
-
-def _noise_of(subject: Subject, sequence: list[int], before: list[int], logits: Tensor) -> float:
-    """How far the chain is from itself: the largest difference of a logit of the draft after
-    ``before``, which the reference gives ``logits [V]``, once its numbers are rounded otherwise.
-
-    The head is fed what it made of what the target made, a pass more for each draft, and each pass
-    adds its rounding to what it amplifies: a random head's third draft may be nothing but noise.
-    """
-    target, head = subject.spec.target, subject.spec.head
-    assert head is not None
-    noises: list[float] = []
-    for seed in range(NOISE_TRIES):
-        with moved_embeddings(target, seed):
-            again = reference_draft_logits(target, head, sequence, len(before) + 1, before)
-        noises.append(float((again[-1].float() - logits.float()).abs().max()))
-    return max(noises)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cgbench.models.target import Target
 
 TRIES = 32
+NOISE_TRIES = 8
 
 
 def picks_when_rounded_otherwise(target: Target, pick: Callable[[], int], token: int) -> bool:
@@ -23,6 +24,23 @@ def picks_when_rounded_otherwise(target: Target, pick: Callable[[], int], token:
             if pick() == token:
                 return True
     return False
+
+
+def noise_when_rounded_otherwise(
+    target: Target, compute: Callable[[], Tensor], logits: Tensor
+) -> float:
+    """How far ``compute``, which runs ``target`` and gave ``logits [V]``, is from itself: the
+    largest difference of a logit in ``NOISE_TRIES`` runs with moved embeddings.
+
+    Of a chain of drafts: the head is fed what it made of what the target made, a pass more for each
+    draft, and each pass adds its rounding to what it amplifies. A random head's third draft may be
+    nothing but noise.
+    """
+    noises: list[float] = []
+    for seed in range(NOISE_TRIES):
+        with moved_embeddings(target, seed):
+            noises.append(float((compute().float() - logits.float()).abs().max()))
+    return max(noises)
 
 
 @contextmanager
