@@ -1,16 +1,17 @@
-"""Sums over the ranks of a tensor parallel run: cgbench's kernel beside NCCL and torch's own.
+"""Sums over the ranks of a tensor parallel run: cgbench's kernels beside NCCL and torch's own.
 
     python scripts/bench_sums.py --tp 2 --output results/FOLDER/sums.md
 
 Every way sums the same bfloat16 numbers, many times in one CUDA graph, all ranks together. Sizes
 are those of a decode step: rows (requests x (k + 1)) times a hidden size of 4096. ``symmetric
-memory`` is torch's ``symm_mem.one_shot_all_reduce_copy``. Needs as many CUDA devices as ranks.
+memory`` is torch's ``symm_mem.one_shot_all_reduce_copy``. Sums that cgbench makes by words are
+measured by pieces too. Needs as many CUDA devices as ranks.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -18,28 +19,28 @@ from torch import Tensor
 
 from cgbench.errors import CgbenchError, DeviceError
 from cgbench.measure.environment import environment
+from cgbench.parallel import triton_exchange
 from cgbench.parallel.inboxes import mapped_memory, opened_inboxes, why_no_inboxes
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import barrier, tp_size
 from graph_timing import graph_seconds
 
-if TYPE_CHECKING:
-    from cgbench.parallel.triton_exchange import Inboxes
-
 HIDDEN_SIZE = 4096
-ROWS = (1, 4, 8, 16, 32, 64, 128, 256)
+ROWS = (1, 4, 8, 16, 32, 64, 96, 128, 256, 320, 512, 1024)
 CALLS = 40
 REPLAYS = 20
 
 Sum = Callable[[Tensor], object]
 
 
-def ways(part: Tensor, inboxes: "Inboxes") -> Iterator[tuple[str, Sum]]:
+def ways(part: Tensor, inboxes: triton_exchange.Inboxes) -> Iterator[tuple[str, Sum]]:
     """How ``part`` can be summed, by name."""
     yield "NCCL", dist.all_reduce
     yield "symmetric memory", torchs_own(part)
-    if inboxes.take(part):
-        yield "cgbench", inboxes.add_up
+    if part.numel() * part.element_size() <= triton_exchange.FEW_BYTES:
+        yield "cgbench, words", inboxes.add_up
+    with mock.patch.object(triton_exchange, "FEW_BYTES", 0):
+        yield "cgbench, pieces", inboxes.add_up
 
 
 def torchs_own(part: Tensor) -> Sum:

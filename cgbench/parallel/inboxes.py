@@ -118,11 +118,11 @@ def _inbox_memory() -> Tensor:
 
 
 def _open(memory: Tensor) -> _Opened:
-    from cgbench.parallel.triton_exchange import MAX_PROGRAMS, Inboxes
+    from cgbench.parallel.triton_exchange import NUM_COUNTS, Inboxes
 
     handle = _mapped(memory)
     addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=memory.device)
-    counts = torch.zeros(MAX_PROGRAMS, dtype=torch.int32, device=memory.device)
+    counts = torch.zeros(NUM_COUNTS, dtype=torch.int32, device=memory.device)
     return _Opened(Inboxes(addresses, counts, rank()), memory, handle)
 
 

@@ -173,8 +173,10 @@ def exchange_kernels() -> None:
         addresses = torch.zeros(num_ranks, dtype=torch.int64)
         inboxes = triton_exchange.Inboxes(addresses, torch.zeros(4, dtype=torch.int32), 1)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            inboxes.add_up(torch.zeros(4, 4096, dtype=dtype))
-        inboxes.gather(torch.zeros(4, 2))
+            for rows in (4, 128):
+                inboxes.add_up(torch.zeros(rows, 4096, dtype=dtype))
+        for rows in (4, 40_000):
+            inboxes.gather(torch.zeros(rows, 2))
 
 
 def read_kernel() -> None:
@@ -192,7 +194,7 @@ def read_kernel() -> None:
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
         # Of eight ranks, a little.
-        (exchange_kernels, 8, 1),
+        (exchange_kernels, 16, 1),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),

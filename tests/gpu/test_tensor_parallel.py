@@ -40,7 +40,7 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_few_numbers_are_exchanged_without_nccl() -> None:
+def test_numbers_are_exchanged_without_nccl() -> None:
     from tests.parallel.exchanges import exchange
 
     told = run_on_ranks(2, "cuda", exchange)
@@ -57,11 +57,12 @@ def test_the_collectives_alone_wait_for_sums_that_are_under_way() -> None:
     assert run_on_ranks(2, "cuda", sums_of_two_streams) == [0, 0]
 
 
-def test_a_rank_that_never_comes_ends_the_wait_for_its_numbers() -> None:
+@pytest.mark.parametrize("size", [64, 1_000_000])
+def test_a_rank_that_never_comes_ends_the_wait_for_its_numbers(size: int) -> None:
     from tests.parallel.exchanges import wait_in_vain
 
     with pytest.raises(RankFailedError, match=r"rank 0: .*CUDA error"):
-        run_on_ranks(2, "cuda", wait_in_vain)
+        run_on_ranks(2, "cuda", wait_in_vain, size)
 
 
 @pytest.mark.parametrize("head", ["divided", "whole"])

@@ -14,7 +14,7 @@ from cgbench.parallel.collectives import Collective, stacked_over_ranks, sum_ove
 from cgbench.parallel.inboxes import why_no_inboxes
 from cgbench.parallel.ranks import barrier, gathered, rank, tp_size
 
-SIZES = (2, 8, 1000, 4096, 16_384, 131_072)
+SIZES = (2, 8, 1000, 4096, 16_384, 131_072, 131_074, 1_000_006)
 REPLAYS = 2000
 
 
@@ -57,7 +57,7 @@ def _wrong_in_replays() -> int:
 
     def run() -> None:
         step.add_(1).remainder_(64)
-        for size in (16_384, 8, 1000, 16_384):
+        for size in (16_384, 8, 1_310_720, 1000, 400_002, 16_384):
             sent = (step + rank()).expand(size).to(torch.bfloat16)
             expected = tp_size() * step + sum(range(tp_size()))
             wrong.add_((sum_over_ranks(sent.contiguous()) != expected).sum())
@@ -115,10 +115,10 @@ def sums_of_two_streams() -> list[int]:
     return gathered(int(wrong))
 
 
-def wait_in_vain() -> None:
+def wait_in_vain(size: int) -> None:
     """Rank 1 takes no part in a sum, which has a time limit."""
     if rank() == 1:
         time.sleep(600)
     with mock.patch.object(triton_exchange, "TIMEOUT_S", 1.0):
-        sum_over_ranks(torch.zeros(64, device="cuda"))
+        sum_over_ranks(torch.zeros(size, device="cuda"))
     torch.cuda.synchronize()

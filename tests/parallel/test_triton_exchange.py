@@ -31,7 +31,15 @@ EXCHANGES = [
     Exchange(2, torch.float16, True),
     Exchange(1200, torch.bfloat16, False),
     Exchange(1500, torch.bfloat16, True),
+    # By pieces from here on, but for one: several tiles a program, and programs without any.
+    Exchange(5000, torch.bfloat16, True),
+    Exchange(1800, torch.float32, True),
+    Exchange(6, torch.float32, True),
+    Exchange(2002, torch.float16, False),
+    Exchange(1537, torch.float32, False),
+    Exchange(5000, torch.bfloat16, True),
 ]
+FEW_BYTES = 3200
 
 
 def part_of(rank: int, number: int) -> Tensor:
@@ -55,14 +63,21 @@ def expected(num_ranks: int, number: int) -> Tensor:
 
 def check_ranks(num_ranks: int) -> None:
     """Every rank a process, of which the last is late every time."""
-    from cgbench.parallel.triton_exchange import MAX_PROGRAMS, Inboxes, inbox_words
+    from cgbench.parallel import triton_exchange
+    from cgbench.parallel.triton_exchange import Inboxes, inbox_words
 
     torch.set_num_threads(1)
+    # Few programs, for they take turns here.
+    triton_exchange.FEW_BYTES = FEW_BYTES
+    triton_exchange.PIECE_PROGRAMS = 6
+    triton_exchange.TILE_BYTES = 512
     memory = [torch.zeros(inbox_words(num_ranks), dtype=torch.int64) for _ in range(num_ranks)]
     addresses = torch.tensor([each.share_memory_().data_ptr() for each in memory])
 
     def be_rank(rank: int) -> None:
-        inboxes = Inboxes(addresses, torch.zeros(MAX_PROGRAMS, dtype=torch.int32), rank)
+        inboxes = Inboxes(
+            addresses, torch.zeros(triton_exchange.NUM_COUNTS, dtype=torch.int32), rank
+        )
         for number, exchange in enumerate(EXCHANGES):
             part = part_of(rank, number)
             assert inboxes.take(part)
