@@ -95,8 +95,8 @@ def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int
     if room > max_positions:
         raise BadInputError(
             f"{_longest_words(options, workload)}: with {options.to_decode} tokens to decode it is "
-            f"over the model's {max_positions} positions; shorten it, or lower --max-new-tokens "
-            "or --spec-tokens"
+            f"over the model's {max_positions} positions; shorten it, or lower "
+            f"{options.reach_flag} or --spec-tokens"
         )
     return room
 

@@ -30,7 +30,8 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
         raise OutOfMemoryError(
             f"MODEL {plan.request.ref}: {whose} needs at least {weights + kv:,} bytes (weights "
             f"{weights:,}, KV of {slots} slots {kv:,}), but there are {available:,}; "
-            "give a smaller MODEL, a larger --tp, or lower --max-num-seqs or --context-len"
+            f"give a smaller MODEL, a larger --tp, or lower --max-num-seqs, --context-len or "
+            f"{options.reach_flag}"
         )
 
 

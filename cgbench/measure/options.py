@@ -95,9 +95,16 @@ class RunOptions:
         fast as the mean of its batch, which is what stays in the band; the audit steps a few times
         with every draft kept."""
         query_len = self.max_spec_tokens + 1
-        return max(
-            self.max_new_tokens, 2 * (self.band + query_len), MIN_REACH_ITERATIONS * query_len
-        )
+        return max(self.max_new_tokens, self._timed_reach, MIN_REACH_ITERATIONS * query_len)
+
+    @property
+    def _timed_reach(self) -> int:
+        return 2 * (self.band + self.max_spec_tokens + 1)
+
+    @property
+    def reach_flag(self) -> str:
+        """The flag that ``reach`` hangs on, beside ``--spec-tokens``."""
+        return "--iterations" if self._timed_reach > self.max_new_tokens else "--max-new-tokens"
 
     @property
     def to_decode(self) -> int:

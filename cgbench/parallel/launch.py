@@ -120,10 +120,9 @@ def _launched(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from cgbench.parallel.ranks import check_num_devices
+    from cgbench.parallel.ranks import check_num_ranks
 
-    if device_type == "cuda":
-        check_num_devices(tp)
+    check_num_ranks(tp, device_type)
     stopped_by: signal.Signals | None = None
     with tempfile.TemporaryDirectory(prefix="cgbench-ranks-") as folder:
         config = LaunchConfig(

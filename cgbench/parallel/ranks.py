@@ -26,6 +26,9 @@ COLLECTIVE_TIMEOUT_S = 300
 BARRIER_TIMEOUT_S = 120
 """After which a barrier names the ranks that are missing. Ranks part by a compiler's run."""
 
+MAX_RANKS_ANY_CPU = 8
+"""That may share a CPU of fewer cores: slow, but enough to try a model's parts."""
+
 _control: dist.ProcessGroup | None = None
 
 
@@ -134,7 +137,7 @@ def _own_device(device_type: str) -> torch.device | None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // num_local))
         return None
-    check_num_devices(num_local)
+    check_num_ranks(num_local, device_type)
     # The multicast of NVSwitch (NVLS) fails where a container may not map it.
     os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
     os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
@@ -143,8 +146,14 @@ def _own_device(device_type: str) -> torch.device | None:
     return device
 
 
-def check_num_devices(num_ranks: int) -> None:
-    """Raises ``DeviceError`` where CUDA has fewer devices than ranks."""
-    count = torch.cuda.device_count()
-    if num_ranks > count:
-        raise DeviceError(f"--tp {num_ranks}: this machine has {count} CUDA devices, one a rank")
+def check_num_ranks(num_ranks: int, device_type: str) -> None:
+    """Raises ``DeviceError`` for more ranks than CUDA devices, and on the CPU for more processes
+    than it has cores, or eight."""
+    if device_type == "cpu":
+        cores = os.cpu_count() or 1
+        most, why = max(MAX_RANKS_ANY_CPU, cores), f"{cores} CPU cores"
+    else:
+        most = torch.cuda.device_count()
+        why = f"{most} CUDA devices"
+    if num_ranks > most:
+        raise DeviceError(f"--tp {num_ranks}: this machine has {why}, --tp may be up to {most}")

@@ -112,6 +112,17 @@ def test_room_up_to_the_last_position_is_used_and_no_further() -> None:
     assert error.value.exit_code is ExitCode.BAD_INPUT
 
 
+@pytest.mark.parametrize(
+    ("iterations", "max_new_tokens", "flag"),
+    [(32, 64, "--iterations"), (28, 64, "--max-new-tokens"), (28, 63, "--iterations")],
+)
+def test_what_is_decoded_hangs_on_the_larger_of_two_flags(
+    iterations: int, max_new_tokens: int, flag: str
+) -> None:
+    options = make_options(iterations=iterations, max_new_tokens=max_new_tokens)
+    assert options.reach_flag == flag
+
+
 def test_a_prompt_too_long_is_named_by_its_number() -> None:
     workload = Workload("mine.jsonl", ((1,) * 4, (1,) * 300, (1,)))
     with pytest.raises(BadInputError) as error:

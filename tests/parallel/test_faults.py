@@ -166,6 +166,12 @@ def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
         run_on_ranks(2, "cuda", faults.die, "never")
 
 
+def test_more_ranks_than_a_cpu_is_for() -> None:
+    most = max(8, os.cpu_count() or 1)
+    with pytest.raises(DeviceError, match=rf"--tp {most + 1}: .* CPU cores, .* up to {most}"):
+        run_on_ranks(most + 1, "cpu", faults.die, "never")
+
+
 def test_multicast_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.set_device", lambda device: None)

@@ -77,6 +77,16 @@ def test_fastdeploy_sequence_parallel_moe() -> None:
     assert plan(PlanRequest(0, 3, "fastdeploy-2.5", tp_size=4)).capture_tokens == (3, 2, 1)
 
 
+@pytest.mark.parametrize(
+    ("policy", "mode"),
+    [("fastdeploy-2.4", "sequence-parallel MoE"), ("vllm-0.18", "sequence-parallelism pass")],
+)
+def test_the_plan_says_in_which_mode_tp_has_a_rule(policy: str, mode: str) -> None:
+    assert not any("--tp" in line for line in plan(PlanRequest(1, 8, policy)).warnings)
+    (said,) = (line for line in plan(PlanRequest(1, 8, policy, tp_size=2)).warnings if mode in line)
+    assert "its plan is that of --tp 1" in said
+
+
 def test_tensorrt_llm_without_padding_has_holes_below_its_largest_graph() -> None:
     found = plan(PlanRequest(0, 130, "tensorrt-llm-1.3", pad=False))
     assert found.batch_sizes == (*range(1, 33), 64, 128, 130)

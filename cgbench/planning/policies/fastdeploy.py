@@ -23,11 +23,13 @@ CANDIDATES: tuple[int, ...] = (
 )
 """Batch sizes that FastDeploy starts from, before it scales them by k + 1."""
 
+TP_MODE = "sequence-parallel MoE"
+
 MAX_CAPTURE = 512
 """The cap on a capture size: tokens in 2.4, requests from 2.5."""
 
 
-@policy("fastdeploy-2.4", reads="tp_size")
+@policy("fastdeploy-2.4", tp_mode=TP_MODE)
 def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
     """FastDeploy 2.4's list, faults included (pull requests 5624 and 5670).
 
@@ -49,7 +51,7 @@ def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
     return from_tokens(request, _descending(request, tokens), warnings)
 
 
-@policy("fastdeploy-2.5", reads="tp_size")
+@policy("fastdeploy-2.5", tp_mode=TP_MODE)
 def fastdeploy_2_5(request: PlanRequest) -> CapturePlan:
     """FastDeploy 2.5's list (pull request 7215): candidates and cap in requests, then scaled.
 

@@ -13,6 +13,8 @@ POLICIES: dict[str, Policy] = {}
 
 _READS: dict[str, frozenset[str]] = {}
 
+_TP_MODES: dict[str, str] = {}
+
 # Fields that only some engines have a rule for: their flag, and the value that asks for nothing.
 _SPECIAL = {
     "tp_size": ("--tp", 1),
@@ -22,17 +24,20 @@ _SPECIAL = {
 }
 
 
-def policy(name: str, *, reads: str = "") -> Callable[[Policy], Policy]:
+def policy(name: str, *, reads: str = "", tp_mode: str | None = None) -> Callable[[Policy], Policy]:
     """Register the decorated function as the policy ``name``.
 
-    ``reads`` names, with spaces between, the fields of ``PlanRequest`` from tp_size, pad,
-    blackwell and max_num_batched_tokens that the engine has a rule for. Given for another engine,
-    they change nothing, and the plan says so.
+    ``reads`` names, with spaces between, the fields of ``PlanRequest`` from pad, blackwell and
+    max_num_batched_tokens that the engine has a rule for, ``tp_mode`` the mode of the engine in
+    which it has one for tp_size. Given for another engine, they change nothing, and the plan says
+    so; above 1, tp_size means that the mode is on, and the plan says that too.
     """
 
     def register(function: Policy) -> Policy:
         POLICIES[name] = function
-        _READS[name] = frozenset(reads.split())
+        _READS[name] = frozenset(reads.split()) | ({"tp_size"} if tp_mode else set())
+        if tp_mode:
+            _TP_MODES[name] = tp_mode
         return function
 
     return register
@@ -47,7 +52,7 @@ def plan(request: PlanRequest) -> CapturePlan:
         known = ", ".join(sorted(POLICIES))
         raise PlanError(f"--policy {request.policy}: unknown; choose one of {known}")
     found = POLICIES[request.policy](request)
-    return replace(found, warnings=(*found.warnings, *_unread(request)))
+    return replace(found, warnings=(*found.warnings, *_unread(request), *_tp_mode(request)))
 
 
 def reads(name: str, field: str) -> bool:
@@ -59,3 +64,11 @@ def _unread(request: PlanRequest) -> Iterator[str]:
     for field, (flag, neutral) in _SPECIAL.items():
         if getattr(request, field) != neutral and field not in _READS[request.policy]:
             yield f"{flag} changes nothing: {request.policy} has no rule for it"
+
+
+def _tp_mode(request: PlanRequest) -> Iterator[str]:
+    if request.tp_size > 1 and request.policy in _TP_MODES:
+        yield (
+            f"--tp {request.tp_size}: as with {_TP_MODES[request.policy]} on; where it is off, "
+            f"{request.policy} has no rule for it, and its plan is that of --tp 1"
+        )

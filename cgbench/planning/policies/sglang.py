@@ -13,7 +13,7 @@ from cgbench.planning.policies.registry import policy
 from cgbench.planning.request import PlanRequest
 
 
-@policy("sglang-0.5.23", reads="pad tp_size")
+@policy("sglang-0.5.23", reads="pad", tp_mode="a gather across attention ranks")
 def sglang_0_5_23(request: PlanRequest) -> CapturePlan:
     """SGLang 0.5.23's list (``server_args.py``), denser with speculation, maximum appended.
 

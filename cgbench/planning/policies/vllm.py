@@ -24,8 +24,10 @@ from cgbench.planning.request import PlanRequest
 CEILING_TOKENS = 512
 BLACKWELL_CEILING_TOKENS = 1024
 
+TP_MODE = "the sequence-parallelism pass"
 
-@policy("vllm-0.18", reads="max_num_batched_tokens tp_size")
+
+@policy("vllm-0.18", reads="max_num_batched_tokens", tp_mode=TP_MODE)
 def vllm_0_18(request: PlanRequest) -> CapturePlan:
     """vLLM 0.18: a grid of tokens, rounded up to multiples of k + 1.
 
@@ -38,7 +40,7 @@ def vllm_0_18(request: PlanRequest) -> CapturePlan:
     return _plan(request, _grid(ceiling), ceiling)
 
 
-@policy("vllm-0.33", reads="max_num_batched_tokens tp_size blackwell")
+@policy("vllm-0.33", reads="max_num_batched_tokens blackwell", tp_mode=TP_MODE)
 def vllm_0_33(request: PlanRequest) -> CapturePlan:
     """vLLM 0.33: the same, with the decode batches' own sizes added.
 
@@ -100,6 +102,7 @@ def _multiple(request: PlanRequest) -> int:
     if multiple % q or multiple % tp:
         raise PlanError(
             f"{request.policy} refuses --tp {tp} with --spec-tokens {request.spec_tokens}: "
-            f"with sequence parallelism {tp} and {q} must divide one another"
+            f"with {TP_MODE} on, {tp} and {q} must divide one another; where it is off, its plan "
+            "is that of cgbench plan --tp 1, and run takes it by --capture-sizes"
         )
     return multiple
