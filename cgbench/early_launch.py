@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: on Hopper and later, before the kernel ahead has ended.
+"""Where Triton kernels run, and how: on Hopper and later, before the kernel ahead has ended.
 
 Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
 it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that those
@@ -13,11 +13,19 @@ kernel that is not launched early begins at the end of the one ahead, as ever.
 """
 
 import functools
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 HOPPER = (9, 0)
+
+HAS_TRITON = find_spec("triton") is not None
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether Triton kernels run on ``device``."""
+    return device.type == "cuda" and HAS_TRITON
 
 
 @functools.cache

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.early_launch import runs_kernels
 from cgbench.engine.kv import KvCache, LayerKv
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
 from cgbench.errors import BadInputError
@@ -114,7 +114,7 @@ def resolve_backend(name: str, device: torch.device) -> str:
         DECODE_BACKENDS[name] = _imported(name)
         return name
     if name == "auto":
-        return "triton" if device.type == "cuda" and find_spec("triton") else "sdpa"
+        return "triton" if runs_kernels(device) else "sdpa"
     if name not in DECODE_BACKENDS:
         raise BadInputError(
             f"--attention {name}: unknown; choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "

@@ -22,7 +22,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cgbench.engine.updates import HAS_TRITON
+from cgbench.early_launch import runs_kernels
 from cgbench.models.recurrent_hook import (
     DeltaRows,
     HeadRows,
@@ -183,7 +183,7 @@ class DecodeStates:
 
 def _has_kernel(rows: DeltaRows) -> bool:
     """``triton_recurrent`` knows the activation of the published models, and no other."""
-    return rows.mixed.is_cuda and HAS_TRITON and rows.net.activation == "silu"
+    return runs_kernels(rows.mixed.device) and rows.net.activation == "silu"
 
 
 def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:

@@ -4,23 +4,16 @@ Here in torch's operations, which are the definition, and what runs on a CPU; on
 kernel (``triton_rows``), where these would be ten to twenty.
 """
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
+from cgbench.early_launch import runs_kernels
 from cgbench.engine.state import ACTIVE, RowState
-
-HAS_TRITON = find_spec("triton") is not None
-
-
-def _has_kernel(tensor: Tensor) -> bool:
-    return tensor.is_cuda and HAS_TRITON
 
 
 def argmax(logits: Tensor) -> Tensor:
     """The index of the largest of ``logits [..., V]``, of equals the first: ``[...]``."""
-    if _has_kernel(logits):
+    if runs_kernels(logits.device):
         from cgbench.engine import triton_rows
 
         return triton_rows.argmax(logits)
@@ -34,7 +27,7 @@ def accept(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None = Non
     The leading drafts that equal them are kept; with ``rates``, those whose uniform number is below
     rate j of k, the rate of draft j + 1 given that draft j was kept, whatever they say.
     """
-    if _has_kernel(chosen):
+    if runs_kernels(chosen.device):
         from cgbench.engine import triton_rows
 
         triton_rows.accept(rows, chosen, rates)
@@ -63,7 +56,7 @@ def accept_by_torch(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | N
 
 def commit(rows: RowState) -> None:
     """Emit out[0..num_emitted), cut at the first EOS and at the length limit, and step on."""
-    if _has_kernel(rows.last):
+    if runs_kernels(rows.last.device):
         from cgbench.engine import triton_rows
 
         triton_rows.commit(rows)

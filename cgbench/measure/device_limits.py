@@ -8,10 +8,11 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+from cgbench.early_launch import runs_kernels
 
 Work = Callable[[], object]
 
@@ -73,7 +74,7 @@ def _reads(data: Tensor) -> Iterator[Work]:
     yield lambda: data.sum()
     yield lambda: data.amax()
     yield lambda: by_row.sum(1)
-    if data.is_cuda and find_spec("triton"):
+    if runs_kernels(data.device):
         # Imported here, for triton is there only beside a CUDA build of torch.
         from cgbench.measure.triton_read import read
 

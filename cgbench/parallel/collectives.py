@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cgbench.early_launch import runs_kernels
 from cgbench.parallel.inboxes import opened_inboxes
 from cgbench.parallel.ranks import rank, tp_size
 
@@ -106,10 +107,23 @@ def argmax_over_ranks(part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tenso
     float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as
     it does in ``argmax``, which is that of one part.
     """
-    indices = argmax(part)
-    values = part.gather(-1, indices[..., None])[..., 0]
     assert part.dtype != torch.float64 and part.shape[-1] * tp_size() < 1 << 24
-    own = torch.stack([values.float(), (indices + rank() * part.shape[-1]).float()], -1)
-    best = stacked_over_ranks(own)
-    winner = best[..., 0].argmax(0, keepdim=True)
-    return best[..., 1].gather(0, winner)[0].long()
+    indices, first = argmax(part), rank() * part.shape[-1]
+    if runs_kernels(part.device):
+        from cgbench.parallel import triton_winner
+
+        packed = stacked_over_ranks(triton_winner.pack(part, indices, first))
+        return triton_winner.winner(packed)
+    return winner_by_torch(stacked_over_ranks(pack_by_torch(part, indices, first)))
+
+
+def pack_by_torch(part: Tensor, indices: Tensor, first: int) -> Tensor:
+    """``triton_winner.pack``, as it is defined."""
+    values = part.gather(-1, indices[..., None])[..., 0]
+    return torch.stack([values.float(), (first + indices).float()], -1)
+
+
+def winner_by_torch(packed: Tensor) -> Tensor:
+    """``triton_winner.winner``, as it is defined."""
+    best = packed[..., 0].argmax(0, keepdim=True)
+    return packed[..., 1].gather(0, best)[0].long()

@@ -8,13 +8,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cgbench.early_launch import HAS_TRITON
 from cgbench.parallel.ranks import first_failure, rank, tp_size
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _obstacle() -> str | None:
     """What is in the way of this rank, known before ranks try together."""
     if not dist.is_initialized() or dist.get_backend() != "nccl":
         return "ranks are on a CPU"
-    if find_spec("triton") is None:
+    if not HAS_TRITON:
         return "triton is not installed"
     num_ranks, own = tp_size(), torch.cuda.current_device()
     if int(os.environ["LOCAL_WORLD_SIZE"]) != num_ranks:

@@ -34,7 +34,7 @@ from cgbench.engine import (  # noqa: E402
     triton_splits,
 )
 from cgbench.measure import triton_read  # noqa: E402
-from cgbench.parallel import triton_exchange  # noqa: E402
+from cgbench.parallel import triton_exchange, triton_winner  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -48,6 +48,7 @@ MODULES = (
     triton_rows,
     triton_splits,
     triton_exchange,
+    triton_winner,
 )
 
 
@@ -179,6 +180,14 @@ def exchange_kernels() -> None:
             inboxes.gather(torch.zeros(rows, 2))
 
 
+def winner_kernels() -> None:
+    chosen = torch.zeros(4, 4, dtype=torch.long)
+    for dtype in (torch.float32, torch.bfloat16):
+        triton_winner.pack(torch.zeros(4, 4, 1000, dtype=dtype), chosen, 1000)
+    for num_ranks in (2, 8):
+        triton_winner.winner(torch.zeros(num_ranks, 4, 4, 2))
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
@@ -195,6 +204,7 @@ def read_kernel() -> None:
         (recurrent_kernels, 6, 2),
         # Of eight ranks, a little.
         (exchange_kernels, 16, 1),
+        (winner_kernels, 4, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -227,6 +237,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     merge_kernels()
     recurrent_kernels()
     exchange_kernels()
+    winner_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "st.global" not in before and "cp.async" not in before
