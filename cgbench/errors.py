@@ -72,7 +72,7 @@ class OutOfMemoryError(CannotError):
 
 
 class OutputError(CannotError):
-    """A run directory that was begun and cannot be written any more."""
+    """A folder that was begun and cannot be written any more."""
 
 
 class CaptureError(CannotError):

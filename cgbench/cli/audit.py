@@ -30,7 +30,7 @@ from cgbench.cli.bench_flags import (
     sharing,
 )
 from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Unit
-from cgbench.cli.console import console, progress, say, say_when_piped
+from cgbench.cli.console import console, print_error, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -42,7 +42,7 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, parse_scopes
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from cgbench.errors import BadInputError, ExitCode
+from cgbench.errors import BadInputError, ExitCode, OutputError
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 
 if TYPE_CHECKING:
@@ -155,11 +155,11 @@ def execute(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
     from cgbench.measure.audit.facts import audit_record, overall
-    from cgbench.measure.audit.repro import check_repro_folder
     from cgbench.parallel.ranks import is_first
+    from cgbench.report.folders import check_new_folder
 
     if repro is not None:
-        check_repro_folder(repro)
+        check_new_folder("--repro", repro, "choose a new or an empty folder")
     chosen = _chosen(arguments["checks"])
     start = time.perf_counter()
     bench, notes = prepare(_with_batch_size(arguments))
@@ -237,6 +237,11 @@ def _write_repro(path: Path, results: "list[Result]", record: dict[str, Any]) ->
     from cgbench.report.command import command_line
 
     found = [(facts, finding.difference) for finding, facts in results if finding.difference]
-    if found:
+    if not found:
+        return
+    try:
         write_repro(path, found, record, command_line("audit", record["arguments"]))
         say(f"what was wrong is in {path}")
+    except OutputError as error:
+        # Said, not raised: the audit has something worse to tell.
+        print_error(str(error))

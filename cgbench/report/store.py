@@ -19,6 +19,7 @@ import pandas as pd
 from cgbench.errors import RunDirectoryError
 from cgbench.report.block_schema import BLOCKS, Block
 from cgbench.report.differing import differing
+from cgbench.report.folders import check_new_folder
 from cgbench.report.reading import (
     ACCEPTANCE_FILE,
     BLOCKS_FILE,
@@ -78,13 +79,9 @@ class RunDirectory:
         """
         if resume and cls.open(path).record.complete:
             raise RunDirectoryError(f"--resume: {path} is complete; nothing is left to measure")
-        if resume:
-            return
-        if not is_free(path):
-            raise RunDirectoryError(
-                f"--output {path}: exists already; choose another, "
-                "or go on with an unfinished run with --resume"
-            )
+        if not resume:
+            hint = "choose another, or go on with an unfinished run with --resume"
+            check_new_folder("--output", path, hint)
 
     @classmethod
     def create(cls, path: Path, record: RunRecord) -> Self:
@@ -287,11 +284,6 @@ def _lock(folder: int, path: Path) -> None:
         raise RunDirectoryError(
             f"--output {path}: another process is writing it; wait for it, or end it"
         ) from error
-
-
-def is_free(path: Path) -> bool:
-    """Whether a folder may be written there: nothing is, or an empty one."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _appended(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

@@ -199,6 +199,20 @@ def test_repro_of_nothing_wrong_writes_nothing(audit: Callable[..., Done], tmp_p
     assert not (tmp_path / "repro").exists()
 
 
+def test_a_repro_that_fails_does_not_hide_the_verdict(
+    audit: Callable[..., Done], tmp_path: Path
+) -> None:
+    path = tmp_path / "repro"
+
+    def look(_: Any) -> Finding:
+        path.write_text("in the way")
+        return BAD.finding(None)
+
+    done = audit([StandIn("parity", "drafts", look)], "--repro", path)
+    assert done.code == 1 and "WRONG" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith(f"error: --repro {path}: cannot be written")
+
+
 @pytest.fixture
 def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object) -> None:
@@ -212,6 +226,15 @@ def test_a_repro_folder_in_use_is_refused_first(audit: Callable[..., Done], tmp_
     (tmp_path / "file").write_text("")
     audit([GOOD], "--repro", tmp_path).refused(2, "--repro", str(tmp_path), "empty")
     audit([GOOD], "--repro", tmp_path / "file").refused(2, "--repro", "empty")
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_a_repro_folder_that_cannot_be_made_is_refused_first(
+    audit: Callable[..., Done], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name, problem in (("file/repro", "Not a directory"), ("r" * 300, "File name too long")):
+        audit([GOOD], "--repro", tmp_path / name).refused(2, f"--repro {tmp_path / name}", problem)
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")

@@ -180,6 +180,7 @@ def test_an_output_that_exists_is_left_alone(
     assert sorted(tmp_path.rglob("*")) == sorted({out, mine})
 
 
+@pytest.mark.usefixtures("nothing_is_loaded")
 def test_an_output_that_cannot_be_made_is_named(tiny: Path, prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "run"

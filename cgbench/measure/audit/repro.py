@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cgbench.errors import BadInputError
+from cgbench.errors import OutputError
 from cgbench.measure.audit.findings import Difference
-from cgbench.report.store import is_free
 
 README = """\
 What `cgbench audit` found wrong, with what it was found on.
@@ -25,15 +25,6 @@ CHECK.safetensors  the device tensors of the failing step, by the names that CHE
 """
 
 
-def check_repro_folder(path: Path) -> None:
-    """Refuse, before anything is loaded, a folder that holds something.
-
-    Raises ``BadInputError``.
-    """
-    if not is_free(path):
-        raise BadInputError(f"--repro {path}: exists already; choose a new or an empty folder")
-
-
 def write_repro(
     path: Path,
     differences: Sequence[tuple[dict[str, Any], Difference]],
@@ -42,7 +33,7 @@ def write_repro(
 ) -> None:
     """``differences``: each wrong finding's facts, and its difference.
 
-    Raises ``BadInputError`` where ``path`` cannot be written.
+    Raises ``OutputError`` where ``path`` cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -52,8 +43,8 @@ def write_repro(
             text = json.dumps({"finding": facts, **record}, indent=2)
             (path / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         (path / "README.txt").write_text(README.format(command=command), encoding="utf-8")
-    except OSError as error:
-        raise BadInputError(f"--repro {path}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"--repro {path}: cannot be written: {error}") from error
 
 
 def read_inputs(path: Path, check: str) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from cgbench.errors import CannotError, RunDirectoryError
 from cgbench.report.compare.evidence import BLOCKS, block_times
+from cgbench.report.folders import check_new_folder
 from cgbench.report.reading import (
     ACCEPTANCE_FILE,
     BLOCKS_FILE,
@@ -26,7 +27,7 @@ from cgbench.report.reading import (
 )
 from cgbench.report.record import RunRecord
 from cgbench.report.schema import SAMPLES
-from cgbench.report.store import RunDirectory, is_free
+from cgbench.report.store import RunDirectory
 from cgbench.report.summary import CELL, typed_frame
 
 MAX_BYTES = 1_000_000
@@ -44,8 +45,7 @@ def write_thin(source: Path, path: Path) -> int:
     run = RunDirectory.open(source)
     if not run.record.complete:
         raise RunDirectoryError(f"--thin-baseline: {source} is not finished; cgbench run --resume")
-    if not is_free(path):
-        raise RunDirectoryError(f"--thin-baseline {path}: exists already; remove it first")
+    check_new_folder("--thin-baseline", path, "remove it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:

@@ -1,0 +1,37 @@
+"""Where a command may write a folder of its own."""
+
+import errno
+import os
+from pathlib import Path
+
+from cgbench.errors import RunDirectoryError
+
+
+def is_free(path: Path) -> bool:
+    """Whether a folder may be written there: nothing is, or an empty one."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def check_new_folder(flag: str, path: Path, hint: str) -> None:
+    """Refuse, before any work is done for it, a folder that holds something (``hint`` says what to
+    do instead), cannot be made or cannot be written to. Makes nothing.
+
+    Raises ``RunDirectoryError``.
+    """
+    try:
+        is_taken = not is_free(path)
+        problem = _problem(path)
+    except OSError as error:
+        raise RunDirectoryError(f"{flag} {path}: {error.strerror}") from error
+    if is_taken:
+        raise RunDirectoryError(f"{flag} {path}: exists already; {hint}")
+    if problem is not None:
+        raise RunDirectoryError(f"{flag} {path}: {os.strerror(problem)}")
+
+
+def _problem(path: Path) -> int | None:
+    """What keeps a folder from being made there, or files in it, by errno; None if nothing does."""
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not there.is_dir():
+        return errno.ENOTDIR
+    return None if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
