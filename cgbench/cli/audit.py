@@ -68,6 +68,12 @@ FIXED = {
 # On a GPU every bucket of a usual deployment, and every batch size in it; on a CPU, seconds.
 DEFAULT_MAX_NUM_SEQS = {"cuda": 64, "cpu": 8}
 
+EXIT_CODES = {
+    "holds": ExitCode.OK,
+    "wrong": ExitCode.ANSWER_IS_NO,
+    "not run": ExitCode.CANNOT,
+}
+
 
 def audit(
     model: Model = "default",
@@ -117,7 +123,7 @@ def audit(
     """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does.
 
     Exit code 0: all checks hold that could be made; 1: something is wrong; 2: bad input; 3: cannot
-    be done here.
+    be done here, or no check could be made.
     """
     num_ranks = ranks_asked(tp)
     arguments: dict[str, Any] = {
@@ -147,7 +153,7 @@ def audit(
     use_passive_threads()
     answer, facts = run_on_ranks(num_ranks, device.value, execute, arguments, repro=repro)
     _print(answer, facts, as_json=as_json)
-    raise typer.Exit(ExitCode.ANSWER_IS_NO if answer["verdict"] == "wrong" else ExitCode.OK)
+    raise typer.Exit(EXIT_CODES[answer["verdict"]])
 
 
 def execute(
@@ -201,6 +207,10 @@ def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
         most = DEFAULT_MAX_NUM_SEQS[choose_device(arguments["device"]).type]
     if most < 1:
         raise BadInputError(f"--max-num-seqs {most}: must be at least 1")
+    if (count := arguments["max_new_tokens"]) < 2:
+        raise BadInputError(
+            f"--max-new-tokens {count}: must be at least 2, for the first token is the prefill's"
+        )
     return {**arguments, **FIXED, "max_num_seqs": most, "batch_sizes": [most]}
 
 

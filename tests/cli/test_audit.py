@@ -82,6 +82,11 @@ def test_all_hold(audit: Callable[..., Done]) -> None:
     assert done.stderr.splitlines() == [NO_GRAPHS, "equality: holds", "hygiene: not run"]
 
 
+def test_an_audit_that_made_no_check_is_not_exit_code_0(audit: Callable[..., Done]) -> None:
+    done = audit([LEFT_OUT], "--json")
+    assert done.code == 3 and json.loads(done.stdout)["verdict"] == "not run"
+
+
 def test_something_wrong_is_exit_code_1_and_says_where(audit: Callable[..., Done]) -> None:
     done = audit([GOOD, BAD])
     assert done.code == 1 and "error" not in done.stderr
@@ -244,7 +249,7 @@ def test_a_repro_folder_that_cannot_be_made_is_refused_first(
         ("--max-num-seqs 0", ("--max-num-seqs 0", "at least 1")),
         ("--spec-tokens 9", ("--spec-tokens 9", "0 to 8")),
         ("--scopes x", ("--scopes x", "eager,phase,iteration")),
-        ("--max-new-tokens 0", ("--max-new-tokens 0",)),
+        ("--max-new-tokens 1", ("--max-new-tokens 1", "at least 2")),
         ("--capture-sizes 9", ("--capture-sizes", "9 requests", "--max-num-seqs")),
         ("--attention triton", ("--attention triton", "--device cuda")),
     ],

@@ -1,5 +1,6 @@
 """The audit's own parts: what it is tried with, what it is held against, and when it forgives."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import pytest
 import torch
 
 from cgbench.engine.runner import EagerRunner
-from cgbench.measure.audit import equality, parity
+from cgbench.measure.audit import equality, isolation, padding, parity
 from cgbench.measure.audit.checks import CHECKS, run_audit
 from cgbench.measure.audit.findings import Verdict, Where
 from cgbench.measure.audit.reference import Plain, own_attention
+from cgbench.measure.audit.stepping import committed_rows
 from cgbench.measure.audit.subject import Subject, choose_prompts, make_subject
 from cgbench.measure.audit.tokens import Judge
 from cgbench.measure.bench import compile_all
@@ -58,6 +60,46 @@ def test_lower_precision_is_judged_by_its_noise(tmp_path: Path, kind: str) -> No
     assert not_run.reason is not None and "no graphs" in not_run.reason
     assert {finding.verdict for finding in findings.values()} == {Verdict.HOLDS}
     assert findings[equality.NAME].figures["noise"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("spec_tokens", "batch_sizes", "not_run", "with_graphs"),
+    [
+        ((0, 3), (1, 2), set(), False),
+        ((0,), (1, 2), {"drafts"}, False),
+        # Every one a bucket: nothing is padded.
+        ((0, 3), (2, 5), {"parity", "padding"}, False),
+        ((0, 3), (2, 5), {"padding"}, True),
+        ((0, 3), (1,), {"isolation"}, False),
+    ],
+)
+def test_a_check_with_nothing_to_compare_does_not_hold(
+    checkpoint: Path,
+    spec_tokens: tuple[int, ...],
+    batch_sizes: tuple[int, ...],
+    not_run: set[str],
+    with_graphs: bool,
+) -> None:
+    subject = make_tiny_subject(checkpoint, spec_tokens=spec_tokens, with_graphs=with_graphs)
+    findings = run_checks(replace(subject, only_batch_sizes=batch_sizes))
+    assert {each.check for each in findings if each.verdict is Verdict.NOT_RUN} == not_run
+    assert not [each for each in findings if each.verdict is Verdict.WRONG]
+
+
+def test_a_lone_prompt_has_no_neighbours(checkpoint: Path) -> None:
+    """Its copies read of each other what they would read of themselves."""
+    subject = make_tiny_subject(checkpoint)
+    finding = isolation.run(replace(subject, prompts=subject.prompts[:1]))
+    assert finding.verdict is Verdict.NOT_RUN
+
+
+def test_stale_kv_is_poisoned_without_padding(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that is read past its length is found where no row is padded."""
+    subject = replace(make_tiny_subject(checkpoint), only_batch_sizes=(2,))
+    monkeypatch.setattr(padding, "rows_past", lambda s, rows: committed_rows(s, rows))
+    assert padding.run(subject).verdict is Verdict.WRONG
 
 
 def test_every_check_is_announced(checkpoint: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cgbench.measure.audit.findings import Difference, Finding
+from cgbench.measure.audit.findings import Difference, Finding, not_run
 from cgbench.measure.audit.reference import reference_draft_logits
 from cgbench.measure.audit.rerouting import noise_when_rounded_otherwise
 from cgbench.measure.audit.stepping import (
@@ -33,6 +33,8 @@ MAX_REQUESTS = 4
 
 
 def run(subject: Subject) -> Finding:
+    if not any(subject.states):
+        return not_run(NAME, "k = 0 has no drafts: see --spec-tokens")
     judge = Judge(subject)
     finding = conclude(NAME, _differences(subject, judge), {})
     return replace(finding, figures=judge.figures)

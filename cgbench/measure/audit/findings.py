@@ -95,6 +95,6 @@ def over_ranks(finding: Finding) -> Finding:
     return wrong(finding.check, Difference(failure), **finding.figures)
 
 
-def not_run(check: str, reason: str) -> Finding:
-    """A check that could not be made here."""
-    return Finding(check, Verdict.NOT_RUN, reason=reason)
+def not_run(check: str, reason: str, **figures: Any) -> Finding:
+    """A check that could not be made here, or not of what it is about."""
+    return Finding(check, Verdict.NOT_RUN, figures, reason=reason)

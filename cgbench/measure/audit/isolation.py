@@ -40,12 +40,17 @@ TITLE = "a request's tokens and KV depend on nothing but itself"
 
 # Any value that no forward writes.
 SENTINEL = 0.5
+LACKING = (
+    "no two prompts decode together: see --max-num-seqs and --num-prompts; no earlier tenant of a "
+    "slot shows"
+)
 COMPARED = ("result", "drafts", "last", "seq_len", "hidden", "chain")
 
 
 def run(subject: Subject) -> Finding:
     judge = Judge(subject)
-    finding = conclude(NAME, _differences(subject, judge), {})
+    lacking = None if subject.has_neighbours else LACKING
+    finding = conclude(NAME, _differences(subject, judge), {}, lacking)
     return replace(finding, figures=judge.figures)
 
 

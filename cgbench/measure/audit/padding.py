@@ -47,6 +47,7 @@ TITLE = "poison in padded rows, scratch and stale KV reaches no real row"
 
 HUGE = 1e4
 POISONS = {"NaN": math.nan, "1e4": HUGE}
+LACKING = "no batch size is padded: see --capture-sizes; scratch and stale KV reached no real row"
 TOKENS = ("result", "drafts", "last", "seq_len", "tokens_left", "active")
 COMPARED = (*TOKENS, "hidden", "chain")
 
@@ -62,8 +63,9 @@ class _Outcome:
 
 def run(subject: Subject) -> Finding:
     figures = {"iterations": 0, "padded_rows": 0}
+    lacking = None if subject.has_padding else LACKING
     try:
-        return conclude(NAME, _differences(subject, figures), figures)
+        return conclude(NAME, _differences(subject, figures), figures, lacking)
     finally:
         _clean(subject)
 

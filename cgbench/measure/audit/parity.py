@@ -44,6 +44,10 @@ def run(subject: Subject) -> Finding:
     has_graphs = bool(subject.graph_sets)
     if not has_graphs and not subject.is_exact:
         return not_run(NAME, "there are no graphs, and unpadded eager rounds otherwise than padded")
+    if not has_graphs and not subject.has_padding:
+        return not_run(
+            NAME, "there are no graphs, and no batch size is padded: see --capture-sizes"
+        )
     figures: dict[str, str] = {
         "compared": "graphs with eager at the bucket"
         if has_graphs

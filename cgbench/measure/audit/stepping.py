@@ -13,7 +13,15 @@ from cgbench.engine.kv import LayerKv
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled, RowState
-from cgbench.measure.audit.findings import Difference, Finding, Where, first_of, holds, wrong
+from cgbench.measure.audit.findings import (
+    Difference,
+    Finding,
+    Where,
+    first_of,
+    holds,
+    not_run,
+    wrong,
+)
 from cgbench.measure.audit.hints import HintedRunner
 from cgbench.measure.audit.subject import Subject
 from cgbench.report.schema import Mode, Scope
@@ -43,13 +51,19 @@ BUFFERS = (
 )
 
 
-def conclude(check: str, differences: Iterator[Difference], figures: Mapping[str, Any]) -> Finding:
-    """The check's finding: its first difference if there is one. ``figures`` are read after it."""
+def conclude(
+    check: str,
+    differences: Iterator[Difference],
+    figures: Mapping[str, Any],
+    lacking: str | None = None,
+) -> Finding:
+    """The check's finding: its first difference if there is one. ``figures`` are read after it.
+    ``lacking``: why what the check is about cannot be tried here, and so cannot be said to hold."""
     with torch.inference_mode():
         difference = first_of(differences)
-    if difference is None:
-        return holds(check, **figures)
-    return wrong(check, difference, **figures)
+    if difference is not None:
+        return wrong(check, difference, **figures)
+    return holds(check, **figures) if lacking is None else not_run(check, lacking, **figures)
 
 
 class BucketRunner:

@@ -64,6 +64,17 @@ class Subject:
         bucket = self.plans[k].bucket_for(batch_size)
         return batch_size if bucket is None else bucket.batch_size
 
+    @property
+    def has_padding(self) -> bool:
+        """Whether any batch size tried takes more rows than it has requests."""
+        sizes = ((k, size) for k in self.states for size in self.batch_sizes(k))
+        return any(self.bucket_of(k, size) > size for k, size in sizes)
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether two requests that are not the same can decode together."""
+        return len(self.prompts) > 1 and any(self.largest(k) > 1 for k in self.states)
+
     def largest(self, k: int) -> int:
         """The largest batch size tried."""
         return max(self.batch_sizes(k))
