@@ -43,7 +43,8 @@ def inspect(
 ) -> None:
     """Show a checkpoint's family, tensors and sizes, and whether its graphs can be captured.
 
-    No weight is loaded. Exit code 1: it has no usable head, or cannot be captured.
+    No weight is loaded. Exit code 1: weights are missing or have no place, it has no usable head,
+    or cannot be captured.
     """
     from cgbench.measure import setup
     from cgbench.models.inspection import inspect_model
@@ -94,7 +95,10 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"vocabulary {facts['vocab_size']}{experts}{tied}",
         ),
         ("positions", f"{facts['max_positions']} tokens"),
-        ("weights", f"{_size(facts['weight_bytes'])} in {facts['dtype']}"),
+        (
+            "weights",
+            facts["weights_problem"] or f"{_size(facts['weight_bytes'])} in {facts['dtype']}",
+        ),
     ]
     checkpoint = facts["checkpoint"]
     if checkpoint is None:
@@ -105,13 +109,14 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         stored = (f"{n} {dtype}" if n else dtype for dtype, n in checkpoint["dtypes"].items())
         lines.append(("stored", f"{', '.join(stored)} tensors"))
     lines += _head_lines(facts)
-    kv = facts["kv_bytes_per_token"]
-    lines.append(("KV", f"{kv:,} bytes a token, head included, in {facts['dtype']}"))
+    kv, with_head = facts["kv_bytes_per_token"], ", head included," if facts["head"] else ""
+    lines.append(("KV", f"{kv:,} bytes a token{with_head} in {facts['dtype']}"))
     if state := facts["state_bytes_per_request"]:
         per_row = f"{facts['state_bytes_per_verified_row']:,} bytes"
         of_rows = f"and {per_row} for each of its k + 1 verified rows"
         lines.append(("state", f"{_size(state)} a request of any length, {of_rows}"))
-    lines.append(("capture", facts["capture_problem"] or "can be captured"))
+    can = "can be captured" if facts["weights_problem"] is None else "not without its weights"
+    lines.append(("capture", facts["capture_problem"] or can))
     return lines
 
 

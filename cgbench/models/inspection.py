@@ -1,14 +1,18 @@
 """What a checkpoint holds and what would be loaded from where, without loading a weight."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from cgbench.errors import MissingHeadError, UnsupportedModelError
+from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
 from cgbench.models.head_files import head_tensors
+from cgbench.models.placing import check_headers
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.support import check_capturable, class_name
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +24,16 @@ class Inspection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether there is a head and its graphs can be captured."""
-        return self.facts["head_problem"] is None and self.facts["capture_problem"] is None
+        """Whether all weights are there, with a head, and its graphs can be captured."""
+        problems = ("weights_problem", "head_problem", "capture_problem")
+        return all(self.facts[name] is None for name in problems)
 
 
 def inspect_model(request: ModelRequest) -> Inspection:
     """Everything that ``cgbench run`` would find out before it spends memory.
 
-    A head that is not there, or a forward that cannot be captured, is a finding and not an error.
+    Weights or a head that are not there, or a forward that cannot be captured, are findings and
+    not errors.
     Raises ``ModelError`` where there is no model to speak of, ``UnsupportedModelError`` for one
     that cannot be run.
     """
@@ -46,16 +52,17 @@ def inspect_model(request: ModelRequest) -> Inspection:
         "kv_bytes_per_token": plan.skeleton.kv_bytes_per_token(request.dtype),
         "state_bytes_per_request": plan.skeleton.state_bytes(request.dtype),
         "state_bytes_per_verified_row": plan.skeleton.state_bytes_per_row(request.dtype),
+        "weights_problem": _refusal(check_headers, plan),
         "head_problem": head_problem,
-        "capture_problem": _capture_problem(plan),
+        "capture_problem": _refusal(check_capturable, plan.config),
     }
     return Inspection(facts, tensors)
 
 
-def _capture_problem(plan: LoadingPlan) -> str | None:
+def _refusal(check: Callable[[_T], None], of: _T) -> str | None:
     try:
-        check_capturable(plan.config)
-    except UnsupportedModelError as error:
+        check(of)
+    except (ModelError, UnsupportedModelError) as error:
         return str(error)
     return None
 

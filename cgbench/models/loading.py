@@ -1,9 +1,7 @@
 """Loading, or for a preset making, the target, its head and its tokenizer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +17,7 @@ from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
 from cgbench.models.initialise import random_target, randomise
 from cgbench.models.packing import pack_projections
+from cgbench.models.placing import check_headers, check_placed
 from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.sharding import (
@@ -100,10 +99,6 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     )
 
 
-# What older checkpoints store and transformers computes.
-_DERIVED = (".inv_freq", ".masked_bias", ".attn.bias")
-
-
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
     """Which of transformers' implementations the forward uses.
 
@@ -157,14 +152,12 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         check_files(ref)
         raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
-    for what in ("missing_keys", "mismatched_keys"):
-        if names := sorted(_name(entry) for entry in info[what]):
-            problem = "missing" if what == "missing_keys" else "of another shape than config.json's"
-            raise ModelError(
-                f"MODEL {ref}: {len(names)} tensors are {problem}, "
-                f"{', '.join(names[:3])} among them"
-            )
-    _check_unplaced(ref, model, info["unexpected_keys"])
+    except RuntimeError:
+        # Of experts that do not fit together transformers does not say which.
+        check_headers(plan)
+        raise
+    unfit = {name for name, *_ in info["mismatched_keys"]}
+    check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
         _divide_target(model, splits)
@@ -172,30 +165,10 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     return loaded
 
 
-def _check_unplaced(ref: str | Path, model: PreTrainedModel, names: Iterable[str]) -> None:
-    """Refuse tensors that belong to the target's own modules and have no place there: a bias that
-    config.json denies, the scales of weights stored in fewer bits. Others are of a head or a tower.
-    """
-    modules = {name for name, _ in model.named_modules()}
-    unplaced = sorted(
-        name for name in names if name.rpartition(".")[0] in modules and not name.endswith(_DERIVED)
-    )
-    if unplaced:
-        raise ModelError(
-            f"MODEL {ref}: {len(unplaced)} tensors have no place in the model that config.json "
-            f"describes, {', '.join(unplaced[:3])} among them"
-        )
-
-
 def _divide_target(model: PreTrainedModel, splits: Splits) -> None:
     divide(model, {name: split for name, split in splits.items() if name != LM_HEAD})
     if LM_HEAD in splits:
         divide_lm_head(model)
-
-
-def _name(entry: str | tuple[Any, ...]) -> str:
-    """A tensor's name in transformers' loading info, where a mismatch carries its shapes too."""
-    return entry if isinstance(entry, str) else str(entry[0])
 
 
 def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:

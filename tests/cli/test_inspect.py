@@ -72,8 +72,23 @@ def test_a_checkpoint_without_head_is_a_finding(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     done = cgbench("inspect", tmp_path, "--device", "cpu")
     assert done.code == 1
-    assert "no MTP head tensors" in done.stdout
+    assert "no MTP head tensors" in done.stdout and "head included" not in done.stdout
     assert "can be captured" in done.stdout
+
+
+def test_missing_weights_are_a_finding_in_the_words_of_run(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "tiny", "mimo")
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    done = cgbench("inspect", folder, "--device", "cpu")
+    assert done.code == 1
+    assert "head included" in done.stdout and "can be captured" not in done.stdout
+    problem = f"MODEL {folder}: 1 tensors are missing, {name} among them"
+    assert problem in done.stdout
+    facts = json.loads(cgbench("inspect", folder, "--device", "cpu", "--json").stdout)
+    assert facts["weights_problem"] == problem and facts["head_problem"] is None
 
 
 def test_a_head_that_would_not_load_is_a_finding(tmp_path: Path) -> None:
