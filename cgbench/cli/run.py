@@ -172,8 +172,8 @@ def run(
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration.
 
-    Exit code 0: every cell measured; 1: a cell answers wrongly; 2: bad input; 3: cannot be done
-    here, or a cell ran out of memory; 4: a cell was disturbed.
+    Exit code 0: every cell measured; 1: a cell failed its short audit; 2: bad input; 3: cannot be
+    done here, or a cell ran out of memory; 4: a cell was disturbed.
     """
     started = datetime.now(UTC)
     num_ranks = ranks_asked(tp)

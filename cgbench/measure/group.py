@@ -16,7 +16,7 @@ from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.state import Prefilled
 from cgbench.errors import OutOfMemoryError
 from cgbench.measure.acceptance import accepted_per_pos
-from cgbench.measure.audit.short import StepAudit, token_failure
+from cgbench.measure.audit.short import StepAudit, prefill_failure, token_failure
 from cgbench.measure.bench import Bench, CellKey
 from cgbench.measure.cell_run import CellRun
 from cgbench.measure.collectives import STAGE as COLLECTIVES
@@ -112,8 +112,8 @@ def _alive(runs: dict[CellKey, CellRun]) -> list[CellRun]:
 
 
 def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list[int]]) -> None:
-    """Fail the cells whose tokens are not plain decoding's; in lower precision sums of other shapes
-    are rounded otherwise, and tokens may differ without a fault."""
+    """Fail the cells whose tokens are not plain decoding's, or not a prefill's; in lower precision
+    sums of other shapes are rounded otherwise, and tokens may differ without a fault."""
     if bench.spec.target.dtype != torch.float32:
         return
     for key, run in runs.items():
@@ -123,6 +123,10 @@ def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list
         failure = first_failure(token_failure(bench.spec, prompts, plain.token_ids, run.token_ids))
         if failure is not None:
             run.fail_audit(f"tokens differ from {plain.name}'s: {failure}")
+    for run in _alive(runs) if bench.options.acceptance == "greedy" else ():
+        failure = first_failure(prefill_failure(bench.spec, prompts[0], run.token_ids[0]))
+        if failure is not None:
+            run.fail_audit(f"tokens differ from a prefill's: {failure}")
 
 
 def _plain_run(bench: Bench, runs: dict[CellKey, CellRun], key: CellKey) -> CellRun | None:

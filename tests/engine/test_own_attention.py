@@ -10,6 +10,8 @@ from cgbench.errors import BadInputError
 from cgbench.measure.audit import hidden
 from cgbench.measure.audit.findings import Verdict
 from cgbench.measure.audit.subject import make_subject
+from cgbench.measure.group import measure_group
+from cgbench.report.schema import Status
 from tests.measure.audited import make_bench
 from tests.tiny import make_checkpoint
 
@@ -56,6 +58,19 @@ def test_a_backend_is_found_in_the_current_folder_and_run(tmp_path: Path) -> Non
 
 def test_a_wrong_backend_is_caught_by_the_audit(tmp_path: Path) -> None:
     assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:wrong") is Verdict.WRONG
+
+
+@pytest.mark.parametrize(("dtype", "num_failed"), [(torch.float32, 2), (torch.bfloat16, 0)])
+def test_a_backend_that_is_wrong_at_every_k_is_timed_in_lower_precision_alone(
+    tmp_path: Path, dtype: torch.dtype, num_failed: int
+) -> None:
+    """All cells agree with each other: in float32 a prefill tells, below only the whole audit."""
+    folder = make_checkpoint(tmp_path / "m", "mimo")
+    backend = resolve_backend("my_kernels:wrong", CPU)
+    group = measure_group(make_bench(folder, attention=backend, dtype=dtype), 2, lambda: None)
+    assert len(group.failures) == num_failed
+    expected = Status.AUDIT_FAILED if num_failed else Status.OK
+    assert {cell.status for cell in group.cells} == {expected}
 
 
 @pytest.mark.parametrize(

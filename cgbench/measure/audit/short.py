@@ -2,9 +2,10 @@
 
 Two looks, in a few hundredths of a second each. *Tokens*: in float32 every cell's generated tokens
 are those of plain decoding (k = 0), for speculation and graphs change the speed and not the
-text. *Steps*: a graph's iterations against the same iterations launched by the host over the same
+text; and the first request's are those of a prefill over them, in which no decode kernel has a
+part. *Steps*: a graph's iterations against the same iterations launched by the host over the same
 rows, padding and scratch poisoned, bit for bit, drafts too: in any dtype, for both run the same
-kernels. ``cgbench audit`` looks at everything else.
+kernels. ``cgbench audit`` looks at everything else: in lower precision, at those kernels too.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ STEPS = 4
 # closer than this part of the largest logit may change places. No fault lands so near every time.
 FLOAT32_TIE = 1e-5
 
+# Tokens held against a prefill: logits of thousands, at a vocabulary of 150,000, take gigabytes.
+MOST_TOKENS = 64
+
 Tokens = Sequence[Sequence[int]]
 """Token ids, a list a request."""
 
@@ -43,7 +47,8 @@ def token_failure(spec: Speculator, prompts: Tokens, expected: Tokens, got: Toke
         if position is None:
             continue
         pair = ours[position : position + 1], its[position : position + 1]
-        if all(pair) and _is_tie(spec, [*prompts[request], *ours[:position]], *pair[0], *pair[1]):
+        prefix = [*prompts[request], *ours[:position]]
+        if all(pair) and _is_tie(_prefill_logits(spec, prefix, 1)[0], *pair[0], *pair[1]):
             continue
         return f"request {request}, token {position}: {_named(pair[1])}, not {_named(pair[0])}"
     return None
@@ -53,14 +58,33 @@ def _named(token: Sequence[int]) -> str:
     return str(token[0]) if token else "nothing"
 
 
+def prefill_failure(spec: Speculator, prompt: Sequence[int], tokens: Sequence[int]) -> str | None:
+    """The first of ``tokens``, greedily decoded after ``prompt``, that a prefill over both does not
+    choose there, other than by a tie; None if it chooses all, of as many as are looked at.
+    Overwrites slot 0."""
+    if parted := first_unlike(tokens, "its tokens"):
+        return parted
+    tokens = tokens[:MOST_TOKENS]
+    logits = _prefill_logits(spec, [*prompt, *tokens[:-1]], len(tokens))
+    chosen = logits.argmax(-1).tolist()
+    for position, (ours, its) in enumerate(zip(chosen, tokens, strict=True)):
+        if ours != its and not _is_tie(logits[position], ours, its):
+            return f"request 0, token {position}: {its}, not {ours}"
+    return None
+
+
 @torch.inference_mode()
-def _is_tie(spec: Speculator, prefix: Sequence[int], one: int, other: int) -> bool:
-    ids = torch.tensor([prefix], device=spec.target.device)
-    positions = torch.arange(len(prefix), device=ids.device)[None]
-    slot, length = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], len(prefix))
+def _prefill_logits(spec: Speculator, tokens: Sequence[int], count: int) -> Tensor:
+    """Logits ``[count, V]`` at the last ``count`` of ``tokens``, in slot 0."""
+    ids = torch.tensor([tokens], device=spec.target.device)
+    positions = torch.arange(len(tokens), device=ids.device)[None]
+    slot, length = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], len(tokens))
     call = Prefill(Rows(spec.cache, slot, positions), length)
     hidden = spec.target.forward(ids, positions, call)
-    logits = spec.target.logits(hidden.post_norm[0, -1]).float()
+    return spec.target.logits(hidden.post_norm[0, -count:]).float()
+
+
+def _is_tie(logits: Tensor, one: int, other: int) -> bool:
     margin = (logits[one] - logits[other]).abs()
     return bool(margin <= FLOAT32_TIE * logits.abs().max())
 

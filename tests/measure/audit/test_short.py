@@ -16,6 +16,7 @@ from cgbench.measure.audit.short import (
     StepAudit,
     first_difference,
     first_step_difference,
+    prefill_failure,
     token_failure,
 )
 from tests.tiny import (
@@ -220,6 +221,17 @@ def test_plain_tokens_pass_and_a_wrong_one_is_told(checkpoint: Path) -> None:
     )
 
 
+def test_what_a_prefill_would_not_choose_is_told(checkpoint: Path) -> None:
+    spec = make_speculator(load_tiny(checkpoint), max_batch_size=1, room=64)
+    prompt = PROMPTS[0]
+    (plain,) = greedy_reference(reference_model(checkpoint), [prompt], 8)
+    assert prefill_failure(spec, prompt, plain) is None
+    assert prefill_failure(spec, prompt, plain[:1]) is None
+    got = [*plain[:5], (plain[5] + 1) % 64, *plain[6:]]
+    told = f"request 0, token 5: {got[5]}, not {plain[5]}"
+    assert prefill_failure(spec, prompt, got) == told
+
+
 def test_only_a_tie_of_the_logits_excuses(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,7 +244,9 @@ def test_only_a_tie_of_the_logits_excuses(
     got = [list(tokens) for tokens in plain]
     got[1][5] = twin
     assert token_failure(spec, PROMPTS, plain, got) is not None
+    assert prefill_failure(spec, PROMPTS[1], got[1][:6]) is not None
     with torch.no_grad():
         weight = model.target.model.get_output_embeddings().weight
         weight[twin] = weight[token] * (1 + 1e-7)
     assert token_failure(spec, PROMPTS, plain, got) is None
+    assert prefill_failure(spec, PROMPTS[1], got[1][:6]) is None
