@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, Model
 from cgbench.cli.choices import Device, Dtype
-from cgbench.cli.console import console, working
+from cgbench.cli.console import console, print_uncut, working
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -80,8 +80,10 @@ def _print(found: "Inspection", *, with_tensors: bool) -> None:
     if with_tensors and found.head_tensors:
         table = Table("head tensor", "dtype", "shape", "file", box=None, padding=(0, 2))
         for tensor in found.head_tensors:
-            table.add_row(tensor.name, tensor.dtype, _shape(tensor.shape), tensor.file)
-        console().print(table, highlight=False)
+            cells = (tensor.name, tensor.dtype, _shape(tensor.shape), tensor.file)
+            # Text, for rich takes "[...]" in a plain string for markup.
+            table.add_row(*map(Text, cells))
+        print_uncut(table)
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:

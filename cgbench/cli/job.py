@@ -55,8 +55,7 @@ def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCod
     if as_json:
         typer.echo(to_json(frame, directory.record, directory.path))
     else:
-        to = console()
-        to.print(latency_table(frame, directory.record.model["label"], to.width))
+        print_uncut(latency_table(frame, directory.record.model["label"], console().width))
         if explain:
             _explain(directory)
         say(f"written to {directory.path}")

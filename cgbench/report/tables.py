@@ -105,7 +105,7 @@ def latency_table(frame: pd.DataFrame, title: str, width: int) -> Table:
 
     ``width`` is the terminal's, in characters. Where the table does not fit, headings take a line
     a word and columns stand closer; where it still does not, the first of ``SPARED`` are left out,
-    and the caption says so.
+    and the caption says so. What is too wide without them all is to be printed uncut.
     """
     shown = _with_values(frame)
     is_folded = _width(frame, shown, is_folded=False) > width
