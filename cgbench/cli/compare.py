@@ -1,6 +1,8 @@
 """``cgbench compare``: the gate."""
 
 import os
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +13,11 @@ from cgbench.cli.choices import CompareFormat
 from cgbench.cli.console import console, print_uncut, say
 from cgbench.cli.parsing import parse_fraction
 from cgbench.errors import BadInputError
+from cgbench.report.command import flag_name
 from cgbench.report.compare.verdicts import GATED_BY_DEFAULT, Gate
 
 if TYPE_CHECKING:
-    from cgbench.report.compare.comparison import Comparison
+    from cgbench.report.compare.comparison import Comparison, Rules
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -74,6 +77,8 @@ def compare(
     )
     if new is None and thin_baseline is None:
         raise BadInputError("NEW: give the run directory to judge, or --thin-baseline for BASE's")
+    if new is None and (unread := [*_judging(rules, output_format, output)]):
+        raise BadInputError(f"{unread[0]}: without NEW nothing is judged; give it, or drop this")
     if thin_baseline is not None:
         _keep(new or base, thin_baseline)
     if new is None:
@@ -81,6 +86,16 @@ def compare(
     found = judge(base, new, rules)
     _write(found, output_format, output)
     raise typer.Exit(found.exit_code)
+
+
+def _judging(rules: "Rules", output_format: CompareFormat, output: Path | None) -> Iterator[str]:
+    """The flags given that say how NEW is judged, and where that goes."""
+    if output is not None:
+        yield "--output"
+    if output_format is not CompareFormat.TABLE:
+        yield "--format"
+    default = asdict(type(rules)())
+    yield from (flag_name(name) for name, value in asdict(rules).items() if value != default[name])
 
 
 def _keep(source: Path, path: Path) -> None:

@@ -278,6 +278,21 @@ def test_refusals(
     cgbench("compare", "base", *words).refused(2, named)
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--output report.txt", "--format json", "--min-effect 5%", "--confidence 99%"),
+        *("--gate facts", "--allow-token-change"),
+    ],
+)
+def test_a_baseline_alone_refuses_what_says_how_to_judge(
+    runs: Path, flag: str, tmp_path: Path
+) -> None:
+    words = ("--thin-baseline", tmp_path / "thin", *flag.split())
+    cgbench("compare", runs / "base", *words).refused(2, f"{flag.split()[0]}: ", "NEW")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_compare_loads_no_torch(runs: Path) -> None:
     done = python("-c", LOADED, runs / "base", runs / "again")
     assert done.code == 0, done.stderr
