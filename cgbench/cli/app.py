@@ -10,7 +10,7 @@ import typer
 from cgbench import __version__
 from cgbench.cli.audit import audit
 from cgbench.cli.compare import compare
-from cgbench.cli.console import print_error
+from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
 from cgbench.cli.plan import plan
@@ -60,6 +60,7 @@ def main() -> NoReturn:
     # Libraries' own progress bars do not know that output is piped. Read when tqdm is imported.
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+    replace_unencodable()
     try:
         # Not standalone, or a usage error would be a box of several lines; answers an Exit's code.
         code = app(prog_name="cgbench", standalone_mode=False)

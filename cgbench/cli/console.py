@@ -1,5 +1,7 @@
 """Where text goes: results to stdout, everything said on the way to stderr."""
 
+import io
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -19,6 +21,13 @@ from rich.text import Text
 PIPED_WIDTH = 240
 # Wider than any line.
 UNCUT_WIDTH = 1000
+
+
+def replace_unencodable() -> None:
+    """What stdout's encoding lacks is a "?" there, as stderr escapes it, and ends no command: typer
+    shortens what is too wide for a help with an ellipsis, and a path may hold anything."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 @cache
@@ -56,7 +65,8 @@ def print_error(message: str) -> None:
 def working(what: str) -> Iterator[None]:
     """A spinner on a terminal while something without steps is done; nothing where piped."""
     to = console(stderr=True)
-    with to.status(what) if to.is_terminal else nullcontext():
+    spinner = "line" if to.options.ascii_only else "dots"
+    with to.status(what, spinner=spinner) if to.is_terminal else nullcontext():
         yield
 
 

@@ -84,7 +84,8 @@ def _run(arguments: dict[str, Any], part: Path, name: str) -> None:
         [sys.executable, "-m", "cgbench.cli.worker"],
         input=json.dumps(job),
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
     )
     if done.returncode == 0:
         return

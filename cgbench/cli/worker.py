@@ -1,5 +1,6 @@
 """One process of ``--processes``: a job on stdin, progress on stderr, on stdout why it failed."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ INTERRUPTED = 130
 
 def main() -> NoReturn:
     """Measure into the job's directory. Cells that failed are in it, and no failure of this."""
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    # As it is read, whatever encoding the terminal has.
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     job = json.load(sys.stdin)
     try:
         measure(job["arguments"], Path(job["path"]), resume=job["resume"])

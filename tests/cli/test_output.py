@@ -1,4 +1,4 @@
-"""What is printed where the terminal is narrow: too wide a line, never half a number or a name."""
+"""What is printed where the terminal is narrow, or its encoding: no half number, no exception."""
 
 import io
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 import cgbench.cli.console as console_module
 from cgbench.cli import inspect as inspect_module
 from cgbench.cli import job
-from tests.cli.command import cgbench
+from tests.cli.command import cgbench, python
 from tests.report.compare.runs import Made
 
 
@@ -38,3 +38,35 @@ def test_a_heads_tensors_keep_their_names(narrow: io.StringIO, tiny: Path) -> No
     assert cgbench("inspect", tiny, "--tensors").code == 0
     assert "…" not in narrow.getvalue()
     assert "model.mtp_layers.0.self_attn.q_proj.weight" in narrow.getvalue()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("command", ["", "run ", "plan ", "audit ", "compare ", "inspect ", "env "])
+def test_help_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str, command: str) -> None:
+    """At 80 columns typer shortens words with an ellipsis."""
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    done = python("-m", "cgbench", *command.split(), "--help")
+    assert (done.code, done.stderr) == (0, "")
+    assert f"Usage: cgbench {command}" in done.stdout
+
+
+def test_a_name_that_the_encoding_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    file = tmp_path / "Γ.txt"
+    file.write_text("3\n")
+    done = python("-m", "cgbench", "plan", "--max-num-seqs", "4", "--concurrency", file)
+    assert (done.code, done.stderr) == (0, "")
+    assert f"k = 3, max_num_seqs 4, {tmp_path}/?.txt" in done.stdout
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "-"), ("utf-8", "⠋")])
+def test_a_spinner_is_of_what_the_encoding_has(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str
+) -> None:
+    file = io.TextIOWrapper(io.BytesIO(), encoding)
+    to = Console(file=file, width=80, force_terminal=True, color_system=None)
+    monkeypatch.setattr(console_module, "console", lambda *, stderr=False: to)
+    with console_module.working("load"):
+        pass
+    file.seek(0)
+    assert f"{shown} load" in file.read()

@@ -108,6 +108,17 @@ def test_a_process_that_is_killed_says_so(
     run(tiny, prompts, tmp_path / "run").refused(3, "process 1 of 2: ended with status -9")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_process_gives_its_reason_in_any_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    model = tmp_path / "modèle"
+    model.mkdir()
+    done = cgbench("run", model, *FAST, "--processes", "2", "--output", tmp_path / "run")
+    done.refused(2, f"MODEL {model}: the folder has no config.json")
+
+
 def test_an_interrupted_process_prints_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
