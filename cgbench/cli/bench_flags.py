@@ -74,7 +74,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 def policy_name(policy: str | None, capture_sizes: str | None) -> str:
     """The policy asked for: explicit sizes need none to be named."""
-    return policy or ("scaled" if capture_sizes is None else "explicit")
+    if policy is not None:
+        return policy
+    return "scaled" if capture_sizes is None else "explicit"
 
 
 def sharing(num_ranks: int, head: HeadPlacement) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from cgbench.cli.bench_flags import Debug
+from cgbench.cli.bench_flags import Debug, policy_name
 from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, print_uncut, say
-from cgbench.cli.parsing import parse_bytes, parse_ints, parse_optional_ints
+from cgbench.cli.parsing import parse_bytes, parse_ints, parse_names, parse_optional_ints
 from cgbench.errors import BadInputError
 from cgbench.planning import Concurrency, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
-from cgbench.planning.flags import flags_for
+from cgbench.planning.flags import check_engine, flags_for
 from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings, study
 from cgbench.report.plan_plot import check_plot, write_plot
@@ -97,6 +97,8 @@ def plan(
     """Show which graphs an engine captures, what they pad, and which list would be better."""
     if plot:
         check_plot(plot)
+    if flags is not None:
+        check_engine(flags)
     _check_together(flags, output_format, costs, eager_penalty)
     base = PlanRequest(
         spec_tokens=0,
@@ -108,24 +110,24 @@ def plan(
         blackwell=blackwell,
         pad=not no_padding,
         tp_size=tp,
-        concurrency=Concurrency.parse(concurrency) if concurrency else None,
+        concurrency=None if concurrency is None else Concurrency.parse(concurrency),
         max_graphs=max_graphs,
-        max_memory_bytes=parse_bytes("--max-memory", max_memory) if max_memory else None,
+        max_memory_bytes=None if max_memory is None else parse_bytes("--max-memory", max_memory),
         max_capture_s=max_capture_seconds,
     )
-    names = policy or ("scaled" if capture_sizes is None else "explicit")
+    names = parse_names(policy_name(policy, capture_sizes))
     requests = requests_for(base, names, parse_ints("--spec-tokens", spec_tokens))
+    if flags and len({each.policy for each in requests}) > 1:
+        raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
     known = {k: _costs(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
     outcomes = study(replace(each, costs=known[each.spec_tokens]) for each in requests)
-    if plot:
-        write_plot(outcomes, plot)
-        say(f"written to {plot}")
-    if flags and len({outcome.request.policy for outcome in outcomes}) > 1:
-        raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
     if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
     else:
         _print(outcomes, output_format, flags)
+    if plot:
+        write_plot(outcomes, plot)
+        say(f"written to {plot}")
 
 
 def _check_together(
@@ -164,12 +166,14 @@ def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -
 
 def _print_flags(engine: str, outcomes: list[Outcome]) -> None:
     """The option alone on stdout, to paste or to pipe; what there is to say on stderr."""
-    for outcome in outcomes:
+    # All of them before any is printed, for one may be refused.
+    texts = [outcome.plan and flags_for(engine, outcome.plan) for outcome in outcomes]
+    for outcome, text in zip(outcomes, texts, strict=True):
         if len(outcomes) > 1:
             typer.echo(f"# k = {outcome.request.spec_tokens}")
         if outcome.plan is None:
             say(f"refused: {outcome.refusal}")
             continue
-        typer.echo(flags_for(engine, outcome.plan))
+        typer.echo(text)
         for warning in outcome.plan.warnings:
             say(f"warning: {warning}")

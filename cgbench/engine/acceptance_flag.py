@@ -60,7 +60,7 @@ def _settings(text: str, rest: str) -> dict[str, Any]:
     keywords = {setting_name(field): field.name for field in fields(Sampled)}
     settings: dict[str, Any] = {}
     for part in rest.split(","):
-        name, _, value = part.partition("=")
+        name, _, value = part.strip().partition("=")
         if name not in keywords:
             raise BadInputError(
                 f"--acceptance {text}: unknown setting '{name}'; choose {', '.join(keywords)}"

@@ -62,6 +62,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     """
     on_cpu = device.type == "cpu"
     max_num_seqs, iterations = arguments["max_num_seqs"], arguments["iterations"]
+    acceptance = arguments["acceptance"]
     options = RunOptions(
         spec_tokens=tuple(sorted({0, *arguments["spec_tokens"]})),
         batch_sizes=tuple(arguments["batch_sizes"]),
@@ -75,7 +76,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         max_new_tokens=arguments["max_new_tokens"],
         context_len=arguments["context_len"],
         iterations=DEFAULT_ITERATIONS[device.type] if iterations is None else iterations,
-        acceptance=arguments["acceptance"] or default_acceptance(arguments),
+        acceptance=default_acceptance(arguments) if acceptance is None else acceptance,
         ignore_eos=arguments["ignore_eos"],
         seed=arguments["seed"],
         nvtx=arguments.get("nvtx", False),
@@ -95,7 +96,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     options = replace(options, acceptance=str(rule))
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     notes = [NO_GRAPHS_ON_CPU] if on_cpu else warnings
-    if arguments["acceptance"] is None and options.acceptance != "greedy":
+    if acceptance is None and options.acceptance != "greedy":
         notes.append(SYNTHETIC_BY_DEFAULT.format(options.acceptance))
     return options, notes
 

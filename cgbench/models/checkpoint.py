@@ -38,7 +38,8 @@ def check_ref(flag: str, ref: str) -> None:
     """
     if Path(ref).suffix == ".gguf" and Path(ref).is_file():
         return
-    if not Path(ref).is_dir() and not HUB_ID.fullmatch(ref):
+    # An empty path is the current folder.
+    if not (ref and Path(ref).is_dir()) and not HUB_ID.fullmatch(ref):
         raise ModelError(f"{flag} {ref}: no such folder, and not like a hub id (owner/name)")
 
 

@@ -8,6 +8,12 @@ from cgbench.planning.plan import CapturePlan
 FlagText = Callable[[CapturePlan], str]
 
 
+def check_engine(engine: str) -> None:
+    """Raises ``BadInputError`` for an engine whose option is not known."""
+    if engine not in ENGINES:
+        raise BadInputError(f"--flags {engine}: unknown; choose one of {', '.join(ENGINES)}")
+
+
 def flags_for(engine: str, plan: CapturePlan) -> str:
     """The option text of ``engine`` (see ``ENGINES``) for the plan's buckets.
 
@@ -15,8 +21,7 @@ def flags_for(engine: str, plan: CapturePlan) -> str:
     the policy fastdeploy-2.4. Raises ``BadInputError`` for an unknown engine, and for a plan with
     no bucket.
     """
-    if engine not in ENGINES:
-        raise BadInputError(f"--flags {engine}: unknown; choose one of {', '.join(ENGINES)}")
+    check_engine(engine)
     if not plan.buckets:
         raise BadInputError(f"--flags {engine}: {plan.policy} captures nothing at this budget")
     if engine == "fastdeploy" and plan.policy == "fastdeploy-2.4":

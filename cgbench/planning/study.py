@@ -1,8 +1,9 @@
 """Several policies for several k: plans side by side, and what the best list would save."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
 from cgbench.errors import BadInputError, PlanError
 from cgbench.planning.expected import Expected, costs_of, expected, expected_cost, weights_of
@@ -71,12 +72,14 @@ def study(requests: Iterable[PlanRequest]) -> list[Outcome]:
     return outcomes
 
 
-def requests_for(base: PlanRequest, policies: str, spec_tokens: Iterable[int]) -> list[PlanRequest]:
+def requests_for(
+    base: PlanRequest, policies: Sequence[str], spec_tokens: Iterable[int]
+) -> list[PlanRequest]:
     """One request a k and policy, otherwise like ``base``, whose sizes go to ``explicit`` alone.
 
-    ``policies`` is a name, several with commas between, or ``all``; that leaves ``explicit`` out
-    where no sizes are given. Raises ``PlanError`` for an unknown name, ``BadInputError`` for sizes
-    or a budget that none of the names reads.
+    ``policies`` are names, of which ``all`` stands for every one, but leaves ``explicit`` out where
+    no sizes are given. Raises ``PlanError`` for an unknown name, ``BadInputError`` for sizes or a
+    budget that none of the names reads.
     """
     names = _names(policies, bool(base.capture_sizes))
     _check_budget(base, names)
@@ -96,13 +99,15 @@ def savings(outcomes: list[Outcome]) -> list[Saving]:
     ]
 
 
-def _names(policies: str, has_sizes: bool) -> list[str]:
-    if policies == "all":
-        known = sorted(POLICIES, key=lambda name: (name == "optimal", name))
-        return [name for name in known if name != "explicit" or has_sizes]
-    names = list(dict.fromkeys(policies.split(",")))
+def _names(policies: Sequence[str], has_sizes: bool) -> list[str]:
+    known = sorted(POLICIES, key=lambda name: (name == "optimal", name))
+    every = [name for name in known if name != "explicit" or has_sizes]
+    named = (every if name == "all" else [name] for name in policies)
+    names = list(dict.fromkeys(chain.from_iterable(named)))
     if has_sizes and "explicit" not in names:
-        raise BadInputError(f"--capture-sizes goes with --policy explicit, not {policies}")
+        raise BadInputError(
+            f"--capture-sizes goes with --policy explicit, not {','.join(policies)}"
+        )
     return names
 
 

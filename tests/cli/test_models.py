@@ -63,6 +63,7 @@ def test_an_unknown_head_is_named(run: Run, tiny: Path, ref: str) -> None:
 
 def test_an_unknown_head_is_named_with_its_flag(run: Run, tiny: Path) -> None:
     run(tiny, "--head", "/nowhere/at-all").refused(2, "--head /nowhere/at-all")
+    run(tiny, "--head", "").refused(2, "--head : no such folder")
 
 
 def test_a_folder_that_is_not_there_is_not_mistaken_for_a_hub_id(run: Run) -> None:

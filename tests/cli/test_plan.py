@@ -47,6 +47,14 @@ def test_all_policies_with_a_refusal_and_savings(plan) -> None:
     assert "explicit" not in found.out
 
 
+@pytest.mark.parametrize(
+    ("policy", "listed"), [("scaled, exact", 2), ("all,scaled", 10), ("all,explicit", 11)]
+)
+def test_policies_with_blanks_between_and_all_among_them(plan, policy: str, listed: int) -> None:
+    found = plan("--policy", policy, "--format", "json")
+    assert len(json.loads(found.out)["plans"]) == listed
+
+
 def test_all_policies_with_sizes_of_ones_own(plan) -> None:
     found = plan("--policy", "all", "--capture-sizes", "8,16,256")
     assert found.exit_code == 0
@@ -141,9 +149,25 @@ def test_plot_without_matplotlib(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.err == "error: --plot needs matplotlib: pip install 'cgbench[plot]'\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--flags", "vllm", "--policy", "all"),
+        ("--flags", "paddle"),
+        ("--flags", "vllm", "--policy", "optimal", "--max-graphs", "0"),
+    ],
+)
+def test_a_refusal_leaves_no_plot(plan, tmp_path: Path, words: tuple[str, ...]) -> None:
+    found = plan(*words, "--spec-tokens", "1,3", "--plot", str(tmp_path / "padding.svg"))
+    assert (found.exit_code, found.out) == (2, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 MISTAKES = {
     "--policy best": "--policy best: unknown; choose one of",
     "--policy scaled,best": "--policy best: unknown; choose one of",
+    "--policy scaled,": "--policy : unknown; choose one of",
+    "--policy=": "--policy : unknown; choose one of",
     "--spec-tokens 9": "--spec-tokens 9: must be 0 to 8",
     "--spec-tokens three": "--spec-tokens three: must be whole numbers",
     "--max-num-seqs 0": "--max-num-seqs 0: must be at least 1",
@@ -156,6 +180,7 @@ MISTAKES = {
     "--capture-sizes 4 --policy scaled": "--capture-sizes goes with --policy explicit",
     "--policy explicit": "--policy explicit needs --capture-sizes",
     "--concurrency nowhere.csv": "--concurrency nowhere.csv: cannot be read",
+    "--concurrency=": "--concurrency .: cannot be read; give a file, or geometric:MEAN",
     "--concurrency geometric:0": "--concurrency geometric:0: the mean must be",
     "--max-graphs 4": "--max-graphs: a budget of --policy optimal; add it",
     "--policy scaled,exact --max-capture-seconds 4": "--max-capture-seconds: a budget of",
@@ -164,11 +189,13 @@ MISTAKES = {
     "--flags paddle --format json": "--flags paddle: unknown; choose one of fastdeploy",
     "--flags vllm --policy all --format json": "--flags vllm: goes with one --policy",
     "--policy optimal --max-memory 1GB": "--max-memory needs --costs RUN_DIR",
+    "--policy optimal --max-memory=": "--max-memory : must be a size",
     "--policy optimal --max-memory much": "--max-memory much: must be a size",
     "--policy optimal --max-capture-seconds 3": "--max-capture-seconds needs --costs RUN_DIR",
     "--policy optimal --max-capture-seconds nan": "--max-capture-seconds nan: must be at least 0",
     "--eager-penalty 0": "--eager-penalty 0.0: must be a number above 0",
     "--costs nowhere": "nowhere/run.json: missing or damaged: No such file or directory\n",
+    "--flags=": "--flags : unknown; choose one of fastdeploy",
     "--flags paddle": "--flags paddle: unknown; choose one of fastdeploy",
     "--flags vllm --policy all": "--flags vllm: goes with one --policy",
     "--plot chart.pdf": "--plot chart.pdf: must end in .png, .svg, .html",

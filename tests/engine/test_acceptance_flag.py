@@ -17,6 +17,7 @@ from cgbench.errors import BadInputError
         ("synthetic:1,1,0", Synthetic((1.0, 1.0, 0.0)), "synthetic:1,1,0"),
         ("sampled", Sampled(), "sampled"),
         ("sampled:temperature=1.0,top-p=1,drafts=sampled", Sampled(), "sampled"),
+        ("sampled:top-p=1, temperature=2", Sampled(temperature=2.0), "sampled:temperature=2"),
         ("sampled:temperature=2", Sampled(temperature=2.0), "sampled:temperature=2"),
         ("sampled:temperature=1e-6", Sampled(temperature=1e-6), "sampled:temperature=1e-06"),
         ("sampled:top-k=50", Sampled(top_k=50), "sampled:top-k=50"),

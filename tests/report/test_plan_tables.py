@@ -21,7 +21,7 @@ from tests.report.example import make_cell, make_cost, make_group, make_record, 
 
 def studied(policies: str, most: int = 6, k: int = 3, **fields: object) -> list[Outcome]:
     base = PlanRequest(0, most, "explicit", **fields)
-    return study(requests_for(base, policies, [k]))
+    return study(requests_for(base, policies.split(","), [k]))
 
 
 ONE = f"""\

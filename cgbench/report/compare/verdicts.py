@@ -84,7 +84,7 @@ class Gate:
 
         Raises ``BadInputError`` for a name that is none.
         """
-        words = set(text.split(","))
+        words = {word.strip() for word in text.split(",")}
         if unknown := sorted(words - set(GATE_WORDS)):
             raise BadInputError(f"--gate {unknown[0]}: unknown; choose of {','.join(GATE_WORDS)}")
         metrics = frozenset(words - {Scope.EAGER.value})

@@ -106,6 +106,10 @@ def test_eager_alone_adds_to_the_default() -> None:
     assert not Gate.parse("verify").holds("tpot", "phase")
 
 
+def test_a_gate_may_have_blanks_between_as_other_lists_may() -> None:
+    assert Gate.parse("verify, eager") == Gate.parse("verify,eager")
+
+
 def test_an_unknown_gate_is_named() -> None:
     with pytest.raises(BadInputError, match="--gate latency: unknown; choose of iteration,tpot"):
         Gate.parse("tpot,latency")
