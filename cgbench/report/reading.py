@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +24,27 @@ MARKDOWN_FILE = "latency.md"
 
 ROW_KEYS = {LATENCY: LATENCY_KEY, CAPTURE: ("phase", "spec_tokens", "bucket")}
 """What tells the rows of a table from each other, where rows are looked up by it."""
+
+
+def _untimed_iterations(samples: pd.DataFrame) -> pd.Series:
+    timed = samples[samples["stage"] == "iteration"]
+    times = timed[["gpu_s", "wall_s"]].assign(wall_s=timed["wall_s"].fillna(timed["gpu_s"]))
+    return ~((times > 0) & (times < inf)).all(axis=1)
+
+
+IMPOSSIBLE: dict[Sequence[Column], tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
+    LATENCY: ("peak_memory_bytes is not above 0", lambda rows: rows["peak_memory_bytes"] <= 0),
+    CAPTURE: (
+        "a time is not above 0",
+        lambda rows: ~(rows[["warmup_ms", "capture_ms", "instantiate_ms"]] > 0).all(axis=1),
+    ),
+    SAMPLES: ("the time of an iteration is not above 0 and finite", _untimed_iterations),
+    ACCEPTANCE: (
+        "accepted is not 0 to drafted",
+        lambda rows: ~rows["accepted"].between(0, rows["drafted"]),
+    ),
+}
+"""Which rows no measurement gives, and what is wrong with them: statistics would trip over them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +126,7 @@ def _parsed_csv(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
 def _read(file: Path, columns: Sequence[Column], read: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     try:
         frame = read()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise damaged(file, error) from error
     missing = [each for each in columns if each.added and each.name not in frame]
     frame = with_defaults(frame, missing)
@@ -114,6 +136,10 @@ def _read(file: Path, columns: Sequence[Column], read: Callable[[], pd.DataFrame
         _check_words(file, frame, column)
     if columns in ROW_KEYS and frame.duplicated([*ROW_KEYS[columns]]).any():
         raise RunDirectoryError(f"{file}: damaged: a row is there twice")
+    if columns in IMPOSSIBLE:
+        complaint, are_impossible = IMPOSSIBLE[columns]
+        if are_impossible(frame).any():
+            raise RunDirectoryError(f"{file}: damaged: {complaint}")
     return frame
 
 

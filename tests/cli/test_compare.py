@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -291,6 +292,14 @@ def test_a_baseline_alone_refuses_what_says_how_to_judge(
     words = ("--thin-baseline", tmp_path / "thin", *flag.split())
     cgbench("compare", runs / "base", *words).refused(2, f"{flag.split()[0]}: ", "NEW")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_accepted_than_drafted_is_named(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "again", tmp_path / "edited")
+    file = tmp_path / "edited" / "acceptance.csv"
+    file.write_text(file.read_text().replace(",100,70", ",100,170"))
+    done = cgbench("compare", runs / "base", tmp_path / "edited")
+    done.refused(2, f"{file}: damaged: accepted is not 0 to drafted")
 
 
 def test_compare_loads_no_torch(runs: Path) -> None:

@@ -320,6 +320,36 @@ def test_a_word_that_no_cell_may_hold_is_named(
         RunDirectory.open(finished.path)
 
 
+@pytest.mark.parametrize(
+    ("name", "column", "value", "complaint"),
+    [
+        ("acceptance.csv", "accepted", 101, "accepted is not 0 to drafted"),
+        ("acceptance.csv", "accepted", -1, "accepted is not 0 to drafted"),
+        ("acceptance.csv", "drafted", -1, "accepted is not 0 to drafted"),
+        ("latency.csv", "peak_memory_bytes", 0, "peak_memory_bytes is not above 0"),
+        ("latency.csv", "peak_memory_bytes", float("inf"), "cannot convert float infinity"),
+        ("capture.csv", "capture_ms", 0.0, "a time is not above 0"),
+        ("samples.parquet", "gpu_s", 0.0, "the time of an iteration is not above 0 and finite"),
+        (
+            "samples.parquet",
+            "wall_s",
+            float("inf"),
+            "the time of an iteration is not above 0 and finite",
+        ),
+    ],
+)
+def test_a_number_that_no_measurement_gives_is_named(
+    finished: RunDirectory, name: str, column: str, value: float, complaint: str
+) -> None:
+    file = finished.path / name
+    is_csv = file.suffix == ".csv"
+    frame = pd.read_csv(file) if is_csv else pd.read_parquet(file)
+    frame.loc[0, column] = value
+    frame.to_csv(file, index=False) if is_csv else frame.to_parquet(file, index=False)
+    with pytest.raises(RunDirectoryError, match=rf"{name}: .*damaged: {complaint}"):
+        RunDirectory.open(finished.path)
+
+
 @pytest.mark.parametrize("name", ["latency.csv", "capture.csv"])
 def test_a_row_that_is_there_twice_is_named(finished: RunDirectory, name: str) -> None:
     file = finished.path / name
