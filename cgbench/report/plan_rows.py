@@ -121,7 +121,14 @@ def _flags(outcome: Outcome, engine: str | None) -> str | None:
     return flags_for(engine, outcome.plan) if engine and outcome.plan else None
 
 
+def without_noise(value: float) -> float:
+    """As it is shown: what sums differ by, taken in another order, would show in a value that lies
+    between two of fewer digits."""
+    return round(value, 6)
+
+
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()
+        name: without_noise(value) if isinstance(value, float) else value
+        for name, value in row.items()
     }

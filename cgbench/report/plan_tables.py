@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cgbench.planning.study import Outcome, Saving
 from cgbench.report.fitting import fitted_table
-from cgbench.report.plan_rows import bucket_rows, summary_row
+from cgbench.report.plan_rows import bucket_rows, summary_row, without_noise
 
 DEFINITIONS = """\
 A batch is padded up to the next bucket; padding is (bucket - batch) / bucket, its mean over the \
@@ -167,11 +167,11 @@ def _number(value: int | None) -> str:
 
 def _percent(share: float | None) -> str:
     # Plus 0.0, for a tiny loss is no "-0.0 %".
-    return "" if share is None else f"{round(100 * share, 1) + 0.0:.1f} %"
+    return "" if share is None else f"{round(100 * without_noise(share), 1) + 0.0:.1f} %"
 
 
 def _cost(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else f"{without_noise(value):.4g}"
 
 
 def _range(first: int | None, last: int | None) -> str:

@@ -168,6 +168,14 @@ def test_a_narrow_terminal_cuts_no_name_and_folds_no_number(width: int) -> None:
     assert all(line.strip() != "%" for line in text.splitlines())
 
 
+def test_a_share_is_rounded_alike_wherever_it_comes_from() -> None:
+    """5 to 8 in a bucket of 8: 18.75 %, but for the sums' last bit; the same served alone."""
+    among = markdown(studied("scaled", 10), [])
+    alone = markdown(studied("scaled", 8, concurrency=Concurrency.uniform(5, 8)), [])
+    for text in (among, alone):
+        assert "| 8 | 32 | 5-8 | 37.5 % | 18.8 % |" in text
+
+
 def test_a_loss_that_rounds_to_nothing_has_no_sign() -> None:
     outcomes = studied("optimal,vllm-0.18", 64)
     [saving] = savings(outcomes)
