@@ -44,6 +44,7 @@ from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, pa
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode, OutputError
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
+from cgbench.planning import MAX_BATCH_SIZE, check_batch_size
 
 if TYPE_CHECKING:
     from cgbench.measure.audit.checks import Check
@@ -80,7 +81,9 @@ def audit(
     spec_tokens: SpecTokens = "3",
     max_num_seqs: Annotated[
         int | None,
-        typer.Option(help="Most requests at once. Default: 64 on CUDA, 8 on CPU."),
+        typer.Option(
+            help=f"Most requests at once, up to {MAX_BATCH_SIZE:,}. Default: 64 on CUDA, 8 on CPU."
+        ),
     ] = None,
     scopes: Scopes = "eager,phase,iteration",
     policy: Policy = None,
@@ -205,8 +208,7 @@ def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
     most = arguments["max_num_seqs"]
     if most is None:
         most = DEFAULT_MAX_NUM_SEQS[choose_device(arguments["device"]).type]
-    if most < 1:
-        raise BadInputError(f"--max-num-seqs {most}: must be at least 1")
+    check_batch_size("--max-num-seqs", most)
     if (count := arguments["max_new_tokens"]) < 2:
         raise BadInputError(
             f"--max-new-tokens {count}: must be at least 2, for the first token is the prefill's"

@@ -11,7 +11,7 @@ from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, print_uncut, say
 from cgbench.cli.parsing import parse_bytes, parse_ints, parse_names, parse_optional_ints
 from cgbench.errors import BadInputError
-from cgbench.planning import Concurrency, Costs, PlanRequest
+from cgbench.planning import MAX_BATCH_SIZE, Concurrency, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
 from cgbench.planning.flags import check_engine, flags_for
 from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS
@@ -25,7 +25,9 @@ def plan(
     spec_tokens: Annotated[
         str, typer.Option(help="Draft tokens k per iteration, 0 to 8; a table each.")
     ] = "3",
-    max_num_seqs: Annotated[int, typer.Option(help="Most requests that decode together.")] = 256,
+    max_num_seqs: Annotated[
+        int, typer.Option(help=f"Most requests that decode together, up to {MAX_BATCH_SIZE:,}.")
+    ] = 256,
     policy: Annotated[
         str | None,
         typer.Option(

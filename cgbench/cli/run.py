@@ -57,6 +57,7 @@ from cgbench.cli.prepare import use_passive_threads
 from cgbench.cli.processes import PARTS
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
+from cgbench.planning import MAX_BATCH_SIZE
 
 DEFAULT_OUTPUT = Path("results/runs")
 
@@ -66,7 +67,11 @@ def run(
     spec_tokens: SpecTokens = "3",
     batch_sizes: Annotated[str, typer.Option(help="Requests that decode together.")] = "1,2,4,8",
     max_num_seqs: Annotated[
-        int | None, typer.Option(help="Most requests at once. Default: the largest batch size.")
+        int | None,
+        typer.Option(
+            help=f"Most requests at once, up to {MAX_BATCH_SIZE:,}. Default: the largest batch "
+            "size."
+        ),
     ] = None,
     scopes: Scopes = "eager,phase,iteration",
     policy: Policy = None,
@@ -110,7 +115,8 @@ def run(
         ),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, help="Measure all of it N times, each in a fresh process.")
+        int,
+        typer.Option(min=1, max=1000, help="Measure all of it N times, each in a fresh process."),
     ] = 1,
     cold_l2: Annotated[
         bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cgbench.errors import BadInputError
-from cgbench.planning import MAX_SPEC_TOKENS, CapturePlan, CaptureUnit, PlanRequest, plan
+from cgbench.planning import (
+    MAX_SPEC_TOKENS,
+    CapturePlan,
+    CaptureUnit,
+    PlanRequest,
+    check_batch_size,
+    plan,
+)
 from cgbench.planning.policies.registry import reads
 from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.planning.study import DEFAULT_MAX_GRAPHS
@@ -58,10 +65,11 @@ class RunOptions:
             ("--context-len", self.context_len),
             ("--iterations", self.iterations),
             ("--max-num-batched-tokens", self.max_num_batched_tokens),
-            *(("--batch-sizes", size) for size in self.batch_sizes),
         ):
             if value < 1:
                 raise BadInputError(f"{name} {value}: must be at least 1")
+        for size in self.batch_sizes:
+            check_batch_size("--batch-sizes", size)
         if not self.max_time_s >= 0:
             raise BadInputError(f"--max-time {self.max_time_s:g}: must be at least 0")
         if not 0 <= self.min_time_s <= self.max_time_s:

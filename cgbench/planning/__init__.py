@@ -8,9 +8,16 @@ from cgbench.planning.concurrency import Concurrency
 from cgbench.planning.costs import Costs, Curve
 from cgbench.planning.plan import Bucket, CapturePlan, Span
 from cgbench.planning.policies import POLICIES, plan
-from cgbench.planning.request import MAX_SPEC_TOKENS, CaptureUnit, PlanRequest
+from cgbench.planning.request import (
+    MAX_BATCH_SIZE,
+    MAX_SPEC_TOKENS,
+    CaptureUnit,
+    PlanRequest,
+    check_batch_size,
+)
 
 __all__ = [
+    "MAX_BATCH_SIZE",
     "MAX_SPEC_TOKENS",
     "POLICIES",
     "Bucket",
@@ -21,5 +28,6 @@ __all__ = [
     "Curve",
     "PlanRequest",
     "Span",
+    "check_batch_size",
     "plan",
 ]

@@ -14,8 +14,18 @@ CaptureUnit = Literal["requests", "tokens"]
 MAX_SPEC_TOKENS = 8
 """Verify reads query_len = 9 positions at k = 8, the widest the attention kernels are built for."""
 
+MAX_BATCH_SIZE = 65_536
+"""Requests, a hundred times what engines run at once. A plan goes through every batch size, and
+holds each in memory: up to half a GB for this many."""
+
 DEFAULT_MAX_BATCHED_TOKENS = 8192
 """vLLM's default for serving on data-centre GPUs, TensorRT-LLM's max_num_tokens, and ours."""
+
+
+def check_batch_size(flag: str, batch_size: int) -> None:
+    """Raises ``PlanError`` where so many requests are none, or too many to plan for."""
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise PlanError(f"{flag} {batch_size}: must be 1 to {MAX_BATCH_SIZE}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,7 @@ class PlanRequest:
     def __post_init__(self) -> None:
         if not 0 <= self.spec_tokens <= MAX_SPEC_TOKENS:
             raise PlanError(f"--spec-tokens {self.spec_tokens}: must be 0 to {MAX_SPEC_TOKENS}")
+        check_batch_size("--max-num-seqs", self.max_batch_size)
         for flag, value, least in self._bounds():
             if value is not None and not value >= least:
                 raise PlanError(f"{flag} {value}: must be at least {least}")
@@ -65,7 +76,6 @@ class PlanRequest:
 
     def _bounds(self) -> tuple[tuple[str, float | None, int], ...]:
         return (
-            ("--max-num-seqs", self.max_batch_size, 1),
             ("--max-num-batched-tokens", self.max_num_batched_tokens, 1),
             ("--tp", self.tp_size, 1),
             ("--max-graphs", self.max_graphs, 0),

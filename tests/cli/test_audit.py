@@ -246,7 +246,8 @@ def test_a_repro_folder_that_cannot_be_made_is_refused_first(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("--max-num-seqs 0", ("--max-num-seqs 0", "at least 1")),
+        ("--max-num-seqs 0", ("--max-num-seqs 0", "1 to 65536")),
+        ("--max-num-seqs 1000000000", ("--max-num-seqs 1000000000", "1 to 65536")),
         ("--spec-tokens 9", ("--spec-tokens 9", "0 to 8")),
         ("--scopes x", ("--scopes x", "eager,phase,iteration")),
         ("--max-new-tokens 1", ("--max-new-tokens 1", "at least 2")),

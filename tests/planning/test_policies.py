@@ -180,7 +180,8 @@ def test_unknown_policy_names_the_known_ones() -> None:
     [
         ({"spec_tokens": 9, "max_batch_size": 8}, "--spec-tokens 9: must be 0 to 8"),
         ({"spec_tokens": -1, "max_batch_size": 8}, "--spec-tokens -1: must be 0 to 8"),
-        ({"spec_tokens": 3, "max_batch_size": 0}, "--max-num-seqs 0: must be at least 1"),
+        ({"spec_tokens": 3, "max_batch_size": 0}, "--max-num-seqs 0: must be 1 to 65536"),
+        ({"spec_tokens": 3, "max_batch_size": 65537}, "--max-num-seqs 65537: must be 1 to 65536"),
         (
             {"spec_tokens": 3, "max_batch_size": 8, "capture_sizes": (4,)},
             "--capture-sizes goes with --policy explicit, not with --policy scaled",
