@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -25,6 +26,7 @@ from unittest import mock
 
 import pandas as pd
 
+from cgbench.cli.parsing import parse_names
 from cgbench.report.store import RunDirectory
 
 SPEC_TOKENS = 3
@@ -224,26 +226,40 @@ def verdict(options: argparse.Namespace) -> str:
     )
 
 
+def names_given(
+    parser: argparse.ArgumentParser, flag: str, text: str, known: Collection[str]
+) -> list[str]:
+    """The names with commas between them; the script ends at one that is not ``known``."""
+    names = parse_names(text)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the run directories")
     parser.add_argument("--tp", type=int, default=2)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--parts", default="audit,table,cycles")
-    parser.add_argument("--only", type=lambda text: text.split(","), help="run directories")
+    parser.add_argument("--only", help="run directories")
     parser.add_argument("--batch-sizes", default=BATCH_SIZES)
     parser.add_argument("--context-len", type=int, default=1024)
     parser.add_argument("--cycles", type=int, default=20)
     parser.add_argument("--compile", choices=("off", "default"), default="off")
     parser.add_argument("--max-time", type=float, default=10.0, help="seconds a batch size")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     work = {
         "audit": lambda: audit(options),
         "table": lambda: measure_all(options),
         "cycles": lambda: cycle(options),
     }
-    failed = [part for part in options.parts.split(",") if not work[part]()]
+    parts = names_given(parser, "--parts", options.parts, work)
+    if options.only is not None:
+        known = [run.name for run in runs(options.tp)]
+        options.only = names_given(parser, "--only", options.only, known)
+    options.output.mkdir(parents=True, exist_ok=True)
+    failed = [part for part in parts if not work[part]()]
     text = f"`python {' '.join(sys.argv)}`\n\n{table(options)}{verdict(options)}"
     (options.output / "tp.md").write_text(text)
     print(text)
