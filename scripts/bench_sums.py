@@ -37,7 +37,9 @@ def ways(part: Tensor, inboxes: triton_exchange.Inboxes) -> Iterator[tuple[str, 
     """How ``part`` can be summed, by name."""
     yield "NCCL", dist.all_reduce
     yield "symmetric memory", torchs_own(part)
-    if part.numel() * part.element_size() <= triton_exchange.FEW_BYTES:
+    if not inboxes.take(part):
+        return
+    if inboxes.by_words(part):
         yield "cgbench, words", inboxes.add_up
     with mock.patch.object(triton_exchange, "FEW_BYTES", 0):
         yield "cgbench, pieces", inboxes.add_up

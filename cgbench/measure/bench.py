@@ -96,7 +96,7 @@ def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int
         raise BadInputError(
             f"{_longest_words(options, workload)}: with {options.to_decode} tokens to decode it is "
             f"over the model's {max_positions} positions; shorten it, or lower "
-            f"{options.reach_flag} or --spec-tokens"
+            f"{' or '.join(options.reach_flags)}"
         )
     return room
 

@@ -26,12 +26,12 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
     available = available_bytes(plan.request.device)
     if weights + kv > available:
+        *flags, last = ("--max-num-seqs", "--context-len", *options.reach_flags)
         whose = "the device" if tp_size() == 1 else f"each of {tp_size()} ranks"
         raise OutOfMemoryError(
             f"MODEL {plan.request.ref}: {whose} needs at least {weights + kv:,} bytes (weights "
             f"{weights:,}, KV of {slots} slots {kv:,}), but there are {available:,}; "
-            f"give a smaller MODEL, a larger --tp, or lower --max-num-seqs, --context-len or "
-            f"{options.reach_flag}"
+            f"give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
         )
 
 

@@ -110,9 +110,11 @@ class RunOptions:
         return 2 * (self.band + self.max_spec_tokens + 1)
 
     @property
-    def reach_flag(self) -> str:
-        """The flag that ``reach`` hangs on, beside ``--spec-tokens``."""
-        return "--iterations" if self._timed_reach > self.max_new_tokens else "--max-new-tokens"
+    def reach_flags(self) -> tuple[str, ...]:
+        """The flags that ``reach`` hangs on."""
+        by_reach = {self._timed_reach: "--iterations", self.max_new_tokens: "--max-new-tokens"}
+        own = by_reach.get(self.reach)
+        return ("--spec-tokens",) if own is None else (own, "--spec-tokens")
 
     @property
     def to_decode(self) -> int:

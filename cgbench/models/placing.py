@@ -7,9 +7,6 @@ from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import convert_and_load_state_dict_in_model
-from transformers.modeling_utils import LoadStateDictConfig
 
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import stored_tensors, tensor_files
@@ -27,6 +24,11 @@ def check_headers(plan: LoadingPlan) -> None:
     """
     if plan.request.preset is not None or plan.gguf_file is not None:
         return
+    # Here, for they are inner parts of transformers, and loading does without them.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
     ref, dtype = plan.request.path, plan.request.dtype
     model = copy.deepcopy(plan.skeleton.target.model)
     stored = stored_tensors(tensor_files(ref)).values()

@@ -1,8 +1,8 @@
 """What ranks do together on device tensors, each a no-op where there is one rank.
 
 Every rank calls the same ones in the same order. They may be captured: none reads a device value
-on the host. What they give is bit for bit the same on every rank. Few numbers go through the ranks'
-inboxes, where they have them, the rest through torch's process group.
+on the host. What they give is bit for bit the same on every rank. What the ranks' inboxes take goes
+through them, where they have some, the rest through torch's process group.
 """
 
 from collections.abc import Callable, Iterator

@@ -40,7 +40,7 @@ _state: _Opened | str = _NOT_OPENED
 
 @contextmanager
 def open_inboxes() -> Iterator[None]:
-    """Let ranks on CUDA exchange few numbers without NCCL meanwhile, where all of them can.
+    """Let ranks on CUDA exchange numbers without NCCL meanwhile, where all of them can.
 
     All ranks enter it together. Graphs that exchange must be released inside. After an exception
     they are left as they are: to unmap them torch waits for the device, which may wait for a rank

@@ -40,8 +40,9 @@ MAX_BYTES = 1 << 23
 NCCL's time, and a third at 2 MiB (results/h200/sums.md); more were not measured."""
 
 PIECE_PROGRAMS = 132
-"""That send many numbers, however many: one on each multiprocessor of an H200. Like those that send
-words they are fewer than a GPU runs at a time: none waits for one that has not begun."""
+"""That send many numbers, however many: one on each multiprocessor of an H200. A program waits for
+those of its own number alone, and they begin in the order of numbers: a smaller GPU, which does not
+run all at once, gets through them in turn."""
 
 TILE_BYTES = 1 << 14
 FLAG_WORDS = 32
@@ -76,7 +77,8 @@ class Inboxes(NamedTuple):
         return _max_bytes(len(self.addresses))
 
     def take(self, part: Tensor) -> bool:
-        """Whether ``part`` may be exchanged: a few whole words, of numbers that can be added."""
+        """Whether ``part`` may be exchanged: whole words of numbers that can be added, and not so
+        many that they would run over a rank's place."""
         num_bytes = part.numel() * part.element_size()
         return (
             part.dtype in _DTYPES
@@ -84,6 +86,11 @@ class Inboxes(NamedTuple):
             and 0 < num_bytes <= self.max_bytes
             and num_bytes % WORD_BYTES == part.data_ptr() % WORD_BYTES == 0
         )
+
+    def by_words(self, part: Tensor) -> bool:
+        """Whether ``part`` goes as words, else as pieces."""
+        num_bytes = part.numel() * part.element_size()
+        return num_bytes * (len(self.addresses) - 1) <= FEW_BYTES
 
     def add_up(self, partial: Tensor) -> None:
         """Every rank's ``partial`` summed, in place: in float32, rounded once."""
@@ -100,6 +107,27 @@ class Inboxes(NamedTuple):
 def _trap():
     tl.inline_asm_elementwise(
         "trap; mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _release(flag, number):
+    """One thread's store. An atomic operation on another GPU's memory, which is how Triton would do
+    it, is not to be had over every link."""
+    tl.inline_asm_elementwise(
+        """{
+        .reg .u32 thread;
+        .reg .pred first;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 first, thread, 0;
+        @first st.release.sys.global.u32 [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [flag, number],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
     )
 
 
@@ -187,7 +215,7 @@ def _word_kernel(
     tl.store(counts + program, number)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["tiles"])  # type: ignore[untyped-decorator]
 def _piece_kernel(
     own,
     out,
@@ -227,7 +255,10 @@ def _piece_kernel(
     for step in tl.static_range(1, RANKS):
         flags = _pointer(addresses, (RANK + step) % RANKS, tl.int32) + FLAGS
         flag = flags + ((half + RANK) * programs + program) * FLAG_WORDS
-        tl.atomic_xchg(flag, number, sem="release", scope="sys")
+        if TIMEOUT_NS > 0:
+            _release(flag, number)
+        else:
+            tl.atomic_xchg(flag, number, sem="release", scope="sys")
 
     if TIMEOUT_NS > 0:
         begun = globaltimer()
@@ -266,8 +297,8 @@ def _pointer(addresses, rank, DTYPE):
 
 
 def _exchange(inboxes: Inboxes, own: Tensor, out: Tensor, *, adds: bool) -> None:
-    sent = own.numel() * own.element_size() * (len(inboxes.addresses) - 1)
-    by = _by_words if sent <= FEW_BYTES else _by_pieces
+    assert inboxes.take(own)
+    by = _by_words if inboxes.by_words(own) else _by_pieces
     by(inboxes, own.view(-1), out.view(-1), adds=adds)
 
 

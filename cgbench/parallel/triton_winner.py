@@ -1,7 +1,7 @@
 """The largest of what the ranks found each, in Triton: two kernels, where torch's are eight.
 
-They are those on either side of the exchange in ``collectives.argmax_over_ranks``, which has their
-definition in torch's operations.
+They are those on either side of the exchange in ``collectives.argmax_over_ranks``. Their definition
+in torch's operations is there, but for a NaN beside an infinity, which here are equals.
 """
 
 import torch
@@ -37,7 +37,7 @@ def _winner_kernel(packed, out, num_rows, RANKS: tl.constexpr, EARLY: tl.constex
         from_rank = packed + 2 * (rank * num_rows + row)
         value = tl.load(from_rank)
         index = tl.load(from_rank + 1)
-        # As torch: a NaN is larger than any number.
+        # As in the argmax of a part: a NaN is as large as infinity.
         value = tl.where(value != value, float("inf"), value)
         winner = tl.where(value > best, index, winner)
         best = tl.maximum(value, best)
@@ -48,6 +48,7 @@ def pack(part: Tensor, indices: Tensor, first: int) -> Tensor:
     """``[..., 2]``: the numbers of ``part [..., n]`` at ``indices [...]``, and these counted from
     ``first``, as float32."""
     rows = part.flatten(0, -2)
+    assert rows.stride(1) == 1
     out = torch.empty(*indices.shape, 2, dtype=torch.float32, device=part.device)
     _pack_kernel[(len(rows),)](
         rows,

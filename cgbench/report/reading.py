@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from cgbench.errors import RunDirectoryError
 from cgbench.report.block_schema import BLOCKS
@@ -134,6 +135,8 @@ def _read(file: Path, columns: Sequence[Column], read: Callable[[], pd.DataFrame
         raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
     for column in columns:
         _check_words(file, frame, column)
+        if column.dtype != "string" and not is_numeric_dtype(frame[column.name]):
+            raise RunDirectoryError(f"{file}: damaged: {column.name} is not of numbers")
     if columns in ROW_KEYS and frame.duplicated([*ROW_KEYS[columns]]).any():
         raise RunDirectoryError(f"{file}: damaged: a row is there twice")
     if columns in IMPOSSIBLE:

@@ -174,9 +174,9 @@ def exchange_kernels() -> None:
         addresses = torch.zeros(num_ranks, dtype=torch.int64)
         inboxes = triton_exchange.Inboxes(addresses, torch.zeros(4, dtype=torch.int32), 1)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            for rows in (4, 128):
+            for rows in (4, 70):
                 inboxes.add_up(torch.zeros(rows, 4096, dtype=dtype))
-        for rows in (4, 40_000):
+        for rows in (4, 70_000):
             inboxes.gather(torch.zeros(rows, 2))
 
 

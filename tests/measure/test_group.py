@@ -22,6 +22,7 @@ from cgbench.engine.iteration import Speculator
 from cgbench.engine.iteration import iteration as real_iteration
 from cgbench.engine.runner import EagerRunner, Runner
 from cgbench.engine.state import RowState
+from cgbench.errors import OutOfMemoryError
 from cgbench.measure import group, rounds, timing
 from cgbench.measure.bench import Bench, build_bench
 from cgbench.measure.floor import Batch
@@ -328,6 +329,26 @@ def test_a_group_with_no_cell_left_is_still_a_table(
     frame = latency_frame(result.cells, samples_frame(result.samples))
     assert frame["status"].tolist() == ["oom"] * 3
     assert frame[["iteration_p50_ms", "verify_p50_ms", "speedup_vs_no_spec"]].isna().all(axis=None)
+
+
+def test_tokens_are_held_once_against_a_prefill_and_its_memory_is_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Counter[tuple[int, ...]]()
+
+    def prefill_failure(spec: object, prompt: object, tokens: tuple[int, ...]) -> None:
+        calls[tokens] += 1
+
+    monkeypatch.setattr(group, "prefill_failure", prefill_failure)
+    measure_group(bench, BATCH, lambda: None)
+    assert list(calls.values()) == [1]
+
+    def no_memory(*_: object) -> str:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(group, "prefill_failure", no_memory)
+    with pytest.raises(OutOfMemoryError, match=r"short audit of tokens: lower --max-num-b"):
+        measure_group(bench, BATCH, lambda: None)
 
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, k: int) -> None:

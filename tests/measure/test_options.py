@@ -113,14 +113,19 @@ def test_room_up_to_the_last_position_is_used_and_no_further() -> None:
 
 
 @pytest.mark.parametrize(
-    ("iterations", "max_new_tokens", "flag"),
-    [(32, 64, "--iterations"), (28, 64, "--max-new-tokens"), (28, 63, "--iterations")],
+    ("iterations", "max_new_tokens", "flags"),
+    [
+        (32, 64, ("--iterations", "--spec-tokens")),
+        (28, 64, ("--max-new-tokens", "--spec-tokens")),
+        (28, 63, ("--iterations", "--spec-tokens")),
+        (2, 4, ("--spec-tokens",)),
+    ],
 )
-def test_what_is_decoded_hangs_on_the_larger_of_two_flags(
-    iterations: int, max_new_tokens: int, flag: str
+def test_what_is_decoded_hangs_on_the_largest_of_three(
+    iterations: int, max_new_tokens: int, flags: tuple[str, ...]
 ) -> None:
     options = make_options(iterations=iterations, max_new_tokens=max_new_tokens)
-    assert options.reach_flag == flag
+    assert options.reach_flags == flags
 
 
 def test_a_prompt_too_long_is_named_by_its_number() -> None:

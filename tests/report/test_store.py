@@ -350,6 +350,14 @@ def test_a_number_that_no_measurement_gives_is_named(
         RunDirectory.open(finished.path)
 
 
+def test_words_where_numbers_belong_are_named(finished: RunDirectory) -> None:
+    file = finished.path / "samples.parquet"
+    frame = pd.read_parquet(file)
+    frame.assign(gpu_s=frame["gpu_s"].map(str)).to_parquet(file, index=False)
+    with pytest.raises(RunDirectoryError, match=r"samples.parquet: damaged: gpu_s is not of num"):
+        RunDirectory.open(finished.path)
+
+
 @pytest.mark.parametrize("name", ["latency.csv", "capture.csv"])
 def test_a_row_that_is_there_twice_is_named(finished: RunDirectory, name: str) -> None:
     file = finished.path / name

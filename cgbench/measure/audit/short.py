@@ -62,8 +62,6 @@ def prefill_failure(spec: Speculator, prompt: Sequence[int], tokens: Sequence[in
     """The first of ``tokens``, greedily decoded after ``prompt``, that a prefill over both does not
     choose there, other than by a tie; None if it chooses all, of as many as are looked at.
     Overwrites slot 0."""
-    if parted := first_unlike(tokens, "its tokens"):
-        return parted
     tokens = tokens[:MOST_TOKENS]
     logits = _prefill_logits(spec, [*prompt, *tokens[:-1]], len(tokens))
     chosen = logits.argmax(-1).tolist()
