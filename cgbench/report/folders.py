@@ -9,7 +9,7 @@ from cgbench.errors import RunDirectoryError
 
 def is_free(path: Path) -> bool:
     """Whether a folder may be written there: nothing is, or an empty one."""
-    return not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir()))
+    return not _is_there(path) or (path.is_dir() and not any(path.iterdir()))
 
 
 def check_new_folder(flag: str, path: Path, hint: str) -> None:
@@ -31,7 +31,12 @@ def check_new_folder(flag: str, path: Path, hint: str) -> None:
 
 def _problem(path: Path) -> int | None:
     """What keeps a folder from being made there, or files in it, by errno; None if nothing does."""
-    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    there = next(each for each in (path, *path.parents) if _is_there(each))
     if not there.is_dir():
         return errno.ENOTDIR
     return None if os.access(there, os.W_OK | os.X_OK) else errno.EACCES
+
+
+def _is_there(path: Path) -> bool:
+    """Also a link to nowhere."""
+    return path.is_symlink() or path.exists()

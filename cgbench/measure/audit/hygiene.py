@@ -27,6 +27,7 @@ from cgbench.measure.audit.findings import (
     wrong,
 )
 from cgbench.measure.audit.subject import Subject
+from cgbench.measure.telemetry import Telemetry, open_telemetry
 from cgbench.parallel.ranks import gathered
 from cgbench.planning import CapturePlan
 from cgbench.report.schema import GraphCost, Phase, Scope
@@ -174,37 +175,40 @@ def _num_allocations() -> int:
 
 def _growth(this: _Graphs) -> Iterator[Difference]:
     """Memory stays as it is while all buckets are replayed in turn."""
-    seen = [_memory()]
-    for stretch in range(MOST_STRETCHES):
-        for bucket in islice(cycle(this.graphs.batch_sizes), REPLAYS // 2):
-            this.runner.step(bucket)
-        seen.append(_memory())
-        # Of all ranks, for they replay together.
-        growth = max(gathered(steady_growth(seen)))
-        if stretch and not growth:
-            return
+    with open_telemetry(this.subject.spec.target.device) as telemetry:
+        seen = [_memory(telemetry)]
+        for stretch in range(MOST_STRETCHES):
+            for bucket in islice(cycle(this.graphs.batch_sizes), REPLAYS // 2):
+                this.runner.step(bucket)
+            seen.append(_memory(telemetry))
+            # Of all ranks, for they replay together.
+            growth = max(gathered(steady_growth(seen)))
+            if stretch and not growth:
+                return
     replays = MOST_STRETCHES * REPLAYS // 2
     text = f"memory grew by {growth} bytes over {replays} replays"
     yield Difference(text, this.where())
 
 
-def _memory() -> tuple[int, int]:
-    """Bytes that torch has reserved, and bytes in use on the whole device."""
+def _memory(telemetry: Telemetry) -> tuple[int, int | None]:
+    """Bytes that torch has reserved, and bytes in use on the whole device; None where other
+    processes are on it, whose memory is not told from this one's."""
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
-    return torch.cuda.memory_reserved(), total - free
+    reading = telemetry.read()
+    is_shared = reading is not None and len(reading.processes) > 1
+    return torch.cuda.memory_reserved(), None if is_shared else total - free
 
 
-def steady_growth(seen: Sequence[tuple[int, int]]) -> int:
+def steady_growth(seen: Sequence[tuple[int, int | None]]) -> int:
     """Bytes by which one of the readings grew from first to last, if it grew at every step; 0
-    where none did."""
-    readings = list(zip(*seen, strict=True))
-    grown = [
-        reading[-1] - reading[0]
-        for reading in readings
-        if all(after > before for before, after in pairwise(reading))
-    ]
-    return max(grown, default=0)
+    where none did. One that is None at times is not looked at."""
+    grown = 0
+    for readings in zip(*seen, strict=True):
+        known = [each for each in readings if each is not None]
+        if len(known) == len(seen) and all(after > before for before, after in pairwise(known)):
+            grown = max(grown, known[-1] - known[0])
+    return grown
 
 
 def _figures(subject: Subject) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from cgbench.measure.audit import hygiene
 from cgbench.measure.audit.findings import Verdict
 from cgbench.measure.audit.hygiene import ledger_fault, run, steady_growth
 from cgbench.measure.audit.subject import Subject
+from cgbench.measure.telemetry import NoTelemetry
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import GraphCost, Scope
 from tests.measure.audited import make_tiny_subject
@@ -78,6 +79,8 @@ def test_a_ledger_that_is_not_the_plans_is_told(edit: Edit, words: str) -> None:
         ([(10, 100), (10, 103), (10, 107)], 7),
         ([(10, 100), (10, 900), (10, 900)], 0),  # another process took memory once
         ([(10, 100), (8, 90), (6, 80)], 0),
+        ([(10, None), (12, 100), (14, 105)], 4),  # others were on the device
+        ([(10, None), (10, 100), (10, 105)], 0),
     ],
 )
 def test_memory_that_grows_at_every_step_is_told(seen: list[Any], growth: int) -> None:
@@ -119,7 +122,7 @@ def subject(
     graphs = EagerGraphs(bare, scope)
     runner = GraphRunner(bare.spec, bare.states[K], bare.plans[K], graphs)
     monkeypatch.setattr(hygiene, "num_nodes", lambda _: 7)
-    monkeypatch.setattr(hygiene, "_memory", lambda: (10, 100))
+    monkeypatch.setattr(hygiene, "_memory", lambda _: (10, 100))
     monkeypatch.setattr(hygiene, "_num_allocations", lambda: 3)
     monkeypatch.setattr(hygiene, "_no_syncs", nullcontext)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -170,9 +173,9 @@ def test_another_bucket_replayed_is_told(subject: Subject, other: int, words: st
         assert words in told(subject)
 
 
-def readings(*values: Any) -> Callable[[], Any]:
+def readings(*values: Any) -> Callable[..., Any]:
     left = [*values]
-    return lambda: left.pop(0) if len(left) > 1 else left[0]
+    return lambda *_: left.pop(0) if len(left) > 1 else left[0]
 
 
 def test_growing_memory_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,3 +209,16 @@ def test_other_nodes_than_at_the_capture_are_told(
 ) -> None:
     monkeypatch.setattr(hygiene, "num_nodes", lambda _: 8)
     assert told(subject) == "the verify graph has 8 nodes, 7 at its capture"
+
+
+@pytest.mark.parametrize(("processes", "in_use"), [((), 70), ((1,), 70), ((1, 2), None)])
+def test_the_device_s_memory_is_not_judged_where_others_are_on_it(
+    monkeypatch: pytest.MonkeyPatch, processes: tuple[int, ...], in_use: int | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 10)
+    reading = SimpleNamespace(processes=frozenset(processes))
+    telemetry = cast(Any, SimpleNamespace(read=lambda: reading))
+    assert hygiene._memory(telemetry) == (10, in_use)
+    assert hygiene._memory(NoTelemetry()) == (10, 70)
