@@ -6,7 +6,7 @@ those of NCCL's protocols LL and Simple.
 
 Few numbers go as words: nothing is fenced, four bytes of data travel with four that number the
 exchange, as one word of eight, which arrives at once. A word with the number has the data. NCCL
-takes 11 to 12 us for the 8 to 32 kB of a decode step at batch 1, most of it to begin and to end.
+takes 10 to 11 us for the 8 to 32 kB of a decode step at batch 1, most of it to begin and to end.
 
 Many go as pieces: a program writes nothing but data, and then, released, a flag with the number.
 That is half the bytes and one trip more.
