@@ -26,7 +26,8 @@ from unittest import mock
 
 import pandas as pd
 
-from cgbench.cli.parsing import parse_names
+from cgbench.cli.parsing import check_known, parse_names
+from cgbench.errors import BadInputError
 from cgbench.report.store import RunDirectory
 
 SPEC_TOKENS = 3
@@ -231,8 +232,10 @@ def names_given(
 ) -> list[str]:
     """The names with commas between them; the script ends at one that is not ``known``."""
     names = parse_names(text)
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
+    try:
+        check_known(flag, names, known)
+    except BadInputError as error:
+        parser.error(str(error))
     return names
 
 

@@ -40,7 +40,13 @@ from cgbench.cli.head_flags import (
     HeadRef,
     wiring,
 )
-from cgbench.cli.parsing import parse_ints, parse_names, parse_optional_ints, parse_scopes
+from cgbench.cli.parsing import (
+    check_known,
+    parse_ints,
+    parse_names,
+    parse_optional_ints,
+    parse_scopes,
+)
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode, OutputError
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
@@ -192,9 +198,7 @@ def _chosen(names: list[str]) -> "list[Check]":
     """Raises ``BadInputError`` for a name that no check has."""
     from cgbench.measure.audit.checks import CHECKS
 
-    known = [check.name for check in CHECKS]
-    if unknown := [name for name in names if name not in known]:
-        raise BadInputError(f"--checks {unknown[0]}: unknown; choose of {','.join(known)}")
+    check_known("--checks", names, [check.name for check in CHECKS])
     return [check for check in CHECKS if not names or check.name in names]
 
 

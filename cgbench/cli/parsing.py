@@ -1,6 +1,7 @@
 """Comma-separated flags to values."""
 
 import re
+from collections.abc import Collection, Iterable
 
 from cgbench.errors import BadInputError
 from cgbench.report.schema import Scope
@@ -28,6 +29,12 @@ def parse_optional_ints(flag: str, text: str | None) -> list[int]:
 def parse_names(text: str | None) -> list[str]:
     """``a,b`` to names, in the order given; empty for a flag that was left out."""
     return [] if text is None else [part.strip() for part in text.split(",")]
+
+
+def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raises ``BadInputError`` for the first of ``names`` that is not ``known``."""
+    if unknown := [name for name in names if name not in known]:
+        raise BadInputError(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
 
 
 def parse_bytes(flag: str, text: str) -> int:
@@ -67,7 +74,5 @@ def parse_scopes(text: str) -> tuple[Scope, ...]:
     Raises ``BadInputError`` for a name that is none.
     """
     names = set(parse_names(text))
-    known = [scope.value for scope in Scope]
-    if unknown := sorted(names - set(known)):
-        raise BadInputError(f"--scopes {unknown[0]}: unknown; choose of {','.join(known)}")
+    check_known("--scopes", sorted(names), [scope.value for scope in Scope])
     return tuple(scope for scope in Scope if scope.value in names)

@@ -79,18 +79,16 @@ class Inboxes(NamedTuple):
     def take(self, part: Tensor) -> bool:
         """Whether ``part`` may be exchanged: whole words of numbers that can be added, and not so
         many that they would run over a rank's place."""
-        num_bytes = part.numel() * part.element_size()
         return (
             part.dtype in _DTYPES
             and part.is_contiguous()
-            and 0 < num_bytes <= self.max_bytes
-            and num_bytes % WORD_BYTES == part.data_ptr() % WORD_BYTES == 0
+            and 0 < part.nbytes <= self.max_bytes
+            and part.nbytes % WORD_BYTES == part.data_ptr() % WORD_BYTES == 0
         )
 
     def by_words(self, part: Tensor) -> bool:
         """Whether ``part`` goes as words, else as pieces."""
-        num_bytes = part.numel() * part.element_size()
-        return num_bytes * (len(self.addresses) - 1) <= FEW_BYTES
+        return part.nbytes * (len(self.addresses) - 1) <= FEW_BYTES
 
     def add_up(self, partial: Tensor) -> None:
         """Every rank's ``partial`` summed, in place: in float32, rounded once."""
