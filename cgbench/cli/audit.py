@@ -22,6 +22,7 @@ from cgbench.cli.bench_flags import (
     NumPrompts,
     Policy,
     Prompts,
+    RoutingOf,
     Scopes,
     SpecTokens,
     Tp,
@@ -113,6 +114,7 @@ def audit(
     compile_mode: CompileMode = Compile.OFF,
     tp: Tp = None,
     tp_head: TpHead = HeadPlacement.DIVIDED,
+    routing: RoutingOf = None,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     checks: Annotated[
         str | None,
@@ -156,6 +158,7 @@ def audit(
         "attention": attention,
         "compile": compile_mode.value,
         **sharing(num_ranks, tp_head),
+        "routing": None if routing is None else routing.value,
         "max_num_batched_tokens": max_num_batched_tokens,
         "checks": parse_names(checks),
     }

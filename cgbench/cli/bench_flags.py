@@ -4,7 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Unit
+from cgbench.cli.choices import (
+    ChatTemplate,
+    Compile,
+    Device,
+    Dtype,
+    HeadPlacement,
+    RoutingName,
+    Unit,
+)
 
 Model = Annotated[
     str,
@@ -57,6 +65,14 @@ CompileMode = Annotated[
     typer.Option(
         "--compile",
         help="The decode layers: off, as transformers runs them; default, through torch.compile.",
+    ),
+]
+RoutingOf = Annotated[
+    RoutingName | None,
+    typer.Option(
+        "--routing",
+        help="How tokens choose experts: model, by its router, or balanced, drawn evenly. "
+        "Default: balanced for a preset, else model.",
     ),
 ]
 MaxBatchedTokens = Annotated[

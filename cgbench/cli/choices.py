@@ -46,6 +46,11 @@ class Unit(StrEnum):
     TOKENS = "tokens"
 
 
+class RoutingName(StrEnum):
+    MODEL = "model"
+    BALANCED = "balanced"
+
+
 class RoleName(StrEnum):
     MIXED = "mixed"
     DECODE = "decode"

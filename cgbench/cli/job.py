@@ -36,6 +36,7 @@ EXIT_CODES = {
     Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO,
     Status.OOM: ExitCode.CANNOT,
     Status.DISTURBED: ExitCode.INCONCLUSIVE,
+    Status.FLOOR_BEATEN: ExitCode.ANSWER_IS_NO,
 }
 
 
@@ -180,13 +181,15 @@ def _measure(
 def _keep(group: "Group", batch_size: int, directory: "RunDirectory", *, save_tokens: bool) -> None:
     """Write one batch size, and tell what is to be told of it."""
     from cgbench.report.account import keep_accounts
+    from cgbench.report.floor_verdict import floor_lines
 
     keep_accounts(directory.record, batch_size, group.accounts)
     _report_collectives(group.samples, directory)
     _report([*map(_failed, group.failures), *group.doubts], directory)
     tokens = group.tokens if save_tokens else ()
     with _writing(directory):
-        directory.write_group(group.cells, group.samples, tokens, group.blocks)
+        written = directory.write_group(group.cells, group.samples, tokens, group.blocks)
+    _report([*floor_lines(written, directory.record)], directory)
     say_when_piped(f"measured batch size {batch_size}")
 
 

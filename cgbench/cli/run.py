@@ -20,6 +20,7 @@ from cgbench.cli.bench_flags import (
     NumPrompts,
     Policy,
     Prompts,
+    RoutingOf,
     Scopes,
     SpecTokens,
     Tp,
@@ -139,6 +140,7 @@ def run(
     compile_mode: CompileMode = Compile.OFF,
     tp: Tp = None,
     tp_head: TpHead = HeadPlacement.DIVIDED,
+    routing: RoutingOf = None,
     role: Annotated[
         RoleName,
         typer.Option(
@@ -213,6 +215,7 @@ def run(
         "attention": attention,
         "compile": compile_mode.value,
         **sharing(num_ranks, tp_head),
+        "routing": None if routing is None else routing.value,
         "role": role.value,
         "max_num_batched_tokens": max_num_batched_tokens,
         "nvtx": nvtx,

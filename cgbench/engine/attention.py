@@ -43,6 +43,11 @@ class Rows:
         return (self.slots[:, None] * self.cache.room + self.positions).view(-1)
 
     @cached_property
+    def request_keys(self) -> Tensor:
+        """The rows' requests, as balanced routing knows them: ``[B]``."""
+        return self.cache.request_keys[self.slots]
+
+    @cached_property
     def states(self) -> DecodeStates:
         """The rows in the recurrent state, made when a linear-attention layer first asks: a draft
         head has none, and must not move it."""
@@ -146,6 +151,12 @@ class Decode:
 
     rows: Rows
     backend: DecodeBackend
+    runs_compiled: bool = True
+    """Whether layers that have a compiled form run it."""
+
+    @property
+    def request_keys(self) -> Tensor:
+        return self.rows.request_keys
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         return self.backend(self.rows.cache.layers[layer_idx], self.rows, qkv)
@@ -165,6 +176,10 @@ class Prefill:
 
     rows: Rows
     lengths: Tensor
+
+    @property
+    def request_keys(self) -> Tensor:
+        return self.rows.request_keys
 
     @property
     def states(self) -> PrefillStates:

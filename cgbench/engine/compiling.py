@@ -76,7 +76,7 @@ def _compile_layer(layer: nn.Module) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         attention_call = kwargs.get("attention_call")
-        if not isinstance(attention_call, Decode):
+        if not isinstance(attention_call, Decode) or not attention_call.runs_compiled:
             return plain(*args, **kwargs)
         # Arguments that are None are not given by all callers: they would make two forms of one.
         given = {name: value for name, value in kwargs.items() if value is not None}

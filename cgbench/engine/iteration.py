@@ -41,10 +41,13 @@ class Speculator:
     cache: KvCache
     backend: DecodeBackend
     accept: AcceptanceRule
+    runs_compiled: bool = True
+    """Whether layers that have a compiled form run it: what watches a layer's parts cannot."""
 
     def decode_call(self, rows: RowState, positions: Tensor) -> Decode:
         """Attention for tokens at ``positions [b, S]`` of the rows' slots."""
-        return Decode(Rows(self.cache, rows.slot_of_row, positions), self.backend)
+        places = Rows(self.cache, rows.slot_of_row, positions)
+        return Decode(places, self.backend, self.runs_compiled)
 
     def head_input(self, hidden: HiddenStates) -> Tensor:
         """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""

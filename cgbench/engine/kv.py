@@ -52,6 +52,8 @@ class KvCache:
         self.room = room
         self.num_slots = max_batch_size + 1
         self.scratch_slot = max_batch_size
+        self.request_keys = torch.zeros(self.num_slots, dtype=torch.long, device=device)
+        """Which request each slot's is, for what is drawn by request: balanced routing."""
         num_rows = self.num_slots * room
         self.layers = {
             layer_idx: LayerKv(

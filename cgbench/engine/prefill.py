@@ -9,19 +9,30 @@ from torch import Tensor
 from cgbench.engine.attention import Prefill, Rows
 from cgbench.engine.iteration import Speculator, draft_next, emit_draft, take_row
 from cgbench.engine.state import DecodeState, Prefilled, RowState
+from cgbench.models.target import request_keys
 
 
 @torch.inference_mode()
 def prefill(
-    spec: Speculator, prompts: list[list[int]], max_num_tokens: int, seed: int = 0
+    spec: Speculator,
+    prompts: list[list[int]],
+    max_num_tokens: int,
+    seed: int = 0,
+    *,
+    distinct: bool = False,
 ) -> Prefilled:
     """The target over every prompt, then the head over the same rows.
 
     Prompts are token ids, none empty; they run in groups, padded to each group's longest, of at
     most ``max_num_tokens`` tokens (one prompt at least). The head's row i pairs hidden i with
     token i + 1; at the last row that is the target's first new token. ``seed`` is for a rule that
-    draws that token: one draw a request, whatever the groups.
+    draws that token: one draw a request, whatever the groups. ``distinct``: balanced routing takes
+    equal prompts for different requests, as they are where a batch is timed.
     """
+    keys = request_keys(prompts, spec.target.device)
+    if distinct:
+        keys = torch.arange(len(prompts), device=keys.device)
+    spec.cache.request_keys[: len(prompts)] = keys
     uniforms = _uniforms(len(prompts), seed)
     parts = [_prefill_group(spec, group, uniforms) for group in _groups(prompts, max_num_tokens)]
     blocks = [part.block_out for part in parts if part.block_out is not None]
@@ -112,7 +123,7 @@ def prefill_slots(
     spec: Speculator, tokens: Tensor, lengths: Tensor, slots: Tensor, uniforms: Tensor
 ) -> Prefilled:
     """``tokens [B, S]``, right-padded, of ``lengths [B]``, into ``slots [B]``; ``uniforms [B]``
-    choose the first new tokens."""
+    choose the first new tokens. The cache's ``request_keys`` say which requests they are."""
     batch, longest = tokens.shape
     positions = torch.arange(longest, device=tokens.device).expand(batch, -1)
     call = Prefill(Rows(spec.cache, slots, positions), lengths)

@@ -53,6 +53,9 @@ class CellRun:
     block_iterations: int = 0
     """Timed iterations of each block."""
     blocks: list[TimedBlock] = field(default_factory=list)
+    experts_read: dict[str, float] = field(default_factory=dict)
+    """By stage, the mean distinct experts per expert layer in one forward; nothing of a dense
+    model."""
     discarded: list[str] = field(default_factory=list)
     """Why each block does not count; empty where it does."""
 
@@ -90,7 +93,9 @@ class CellRun:
     def timed_batch(self) -> Batch | None:
         """What a timed iteration worked on, on average; None before any was timed."""
         length = self.mean_context_len
-        return None if length is None else Batch(self.batch_size, self.spec_tokens, length)
+        if length is None:
+            return None
+        return Batch(self.batch_size, self.spec_tokens, length, self.experts_read)
 
     @property
     def medians(self) -> list[float]:

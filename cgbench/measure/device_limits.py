@@ -8,6 +8,8 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -26,6 +28,8 @@ MATRICES = {
 # As many repetitions as fit, for the first ones raise the clocks.
 SECONDS_A_KERNEL = 0.12
 
+CPU_CACHES = "/sys/devices/system/cpu/cpu0/cache"
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
@@ -34,24 +38,57 @@ class DeviceLimits:
 
     read_bytes_per_s: float
     flops_per_s: float
+    read_spread_frac: float = 0.0
+    """How much slower the median repetition of the fastest read was than its best."""
+    cache_bytes: int | None = None
+    """What the device's last cache holds: weights that fit need not come from memory. None where
+    the system does not tell."""
 
 
 @functools.cache
 def device_limits(device: torch.device, dtype: torch.dtype) -> DeviceLimits:
     """Both rates of ``device``; measured once a process, in about a second."""
-    limits = DeviceLimits(read_bandwidth(device), matrix_rate(device, dtype))
+    limits = DeviceLimits(
+        read_bandwidth(device),
+        matrix_rate(device, dtype),
+        _read_rate(device).spread_frac,
+        last_cache_bytes(device),
+    )
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return limits
 
 
-@functools.cache
 def read_bandwidth(device: torch.device) -> float:
     """Bytes read from memory a second, the best of several reductions of a large tensor."""
+    return _read_rate(device).bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRate:
+    bytes_per_s: float
+    spread_frac: float
+
+
+@functools.cache
+def _read_rate(device: torch.device) -> _ReadRate:
     data = _large_tensor(device)
     # A kernel that reads nothing else and writes next to nothing.
-    best = min(_best_seconds(work, device) for work in _reads(data))
-    return data.nbytes / best
+    fastest = min((_seconds(work, device) for work in _reads(data)), key=min)
+    return _ReadRate(data.nbytes / min(fastest), median(fastest) / min(fastest) - 1)
+
+
+def last_cache_bytes(device: torch.device) -> int | None:
+    """Bytes of a GPU's L2, or of a CPU's last level as Linux states it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [_kernel_size(file) for file in Path(CPU_CACHES).glob("index*/size")]
+    return max(sizes, default=None)
+
+
+def _kernel_size(file: Path) -> int:
+    """Bytes of a size such as ``32768K``."""
+    return int(file.read_text().strip().removesuffix("K")) * 1024
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -93,14 +130,19 @@ def _rate(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype)
 
 
 def _best_seconds(work: Work, device: torch.device) -> float:
-    """The fastest of the repetitions that fit in the time, two at least, after one that warms."""
+    """The fastest repetition."""
+    return min(_seconds(work, device))
+
+
+def _seconds(work: Work, device: torch.device) -> list[float]:
+    """Of the repetitions that fit in the time, two at least, after one that warms."""
     work()
     timed = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     end = time.perf_counter() + SECONDS_A_KERNEL
-    best = min(timed(work), timed(work))
+    seconds = [timed(work), timed(work)]
     while time.perf_counter() < end:
-        best = min(best, timed(work))
-    return best
+        seconds.append(timed(work))
+    return seconds
 
 
 def _cpu_seconds(work: Work) -> float:

@@ -2,15 +2,15 @@
 
 For each matrix product, each attention and each recurrence the larger of bytes over measured read
 bandwidth and operations over measured matrix rate, summed over the iteration. Bytes are what must
-come from memory: every weight once a forward, the live keys and values, recurrent state, the
-embedding rows that are looked up. Activations, norms, biases and the writing of KV and of state are
-left out: a better engine could keep or fold them. So nothing that reads its weights from memory can
-be faster.
+come from memory: every weight once a forward, of a mixture the experts that were counted, the live
+keys and values, recurrent state, the embedding rows that are looked up. Activations, norms, biases
+and the writing of KV and of state are left out: a better engine could keep or fold them. So nothing
+that reads its weights from memory can be faster.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from cgbench.measure.device_limits import DeviceLimits
 from cgbench.models.products import AttentionShape, ForwardWork, ModelWork, Product
@@ -22,11 +22,15 @@ from cgbench.report.schema import Scope
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one iteration works on: requests, drafts of each, and the mean of their committed KV
-    rows when it starts. Padding is no part of it: a floor is of the work that was asked for."""
+    rows when it starts. Padding is no part of it: a floor is of the work that was asked for.
+
+    ``experts_read``: by stage, the mean distinct experts that an expert layer of its forward was
+    counted to read; a stage that is not there is expected to read what uniform choice would."""
 
     batch_size: int
     spec_tokens: int
     context_len: float
+    experts_read: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,9 @@ class Floor:
         b, k, context = batch.batch_size, batch.spec_tokens, batch.context_len
         query_len = k + 1
         lm_head = self.work.lm_head
-        yield from self._forward("verify", self.work.target, b, query_len, context)
+        read = batch.experts_read
+        target = self.work.target
+        yield from self._forward("verify", target, b, query_len, context, read.get("verify"))
         yield from self._forward("verify", lm_head, b, query_len, context)
         for step in range(1, k + 1):
             assert self.work.head is not None
@@ -71,21 +77,37 @@ class Floor:
             rows = query_len if step == 1 else 1
             # Drafts that were kept lengthen it by up to k rows more, which a floor may leave out.
             start = context if step == 1 else context + step - 1
-            yield from self._forward(stage, self.work.head, b, rows, start)
+            counted = read.get(f"draft_{step}")
+            yield from self._forward(stage, self.work.head, b, rows, start, counted)
             yield from self._forward(stage, lm_head, b, 1, context)
 
     def _forward(
-        self, stage: str, work: ForwardWork, batch_size: int, query_len: int, context: float
+        self,
+        stage: str,
+        work: ForwardWork,
+        batch_size: int,
+        query_len: int,
+        context: float,
+        experts_read: float | None = None,
     ) -> Iterator[FloorLine]:
-        """A forward of ``query_len`` tokens a request, over KV of ``context`` rows and these."""
+        """A forward of ``query_len`` tokens a request, over KV of ``context`` rows and these.
+        ``experts_read``: of each expert layer, counted."""
         num_tokens = batch_size * query_len
         if work.embedding_elements:
             num_bytes = num_tokens * work.embedding_elements * self.itemsize
             yield self._line(stage, "embedding rows", 1, num_bytes, 0)
         for product, count in Counter(work.products).items():
-            weights = count * expected_experts(product, num_tokens) * product.num_elements
+            expected = expected_experts(product, num_tokens)
+            is_mixture = product.num_experts > 1
+            read = experts_read if is_mixture and experts_read is not None else expected
+            weights = count * read * product.num_elements
             flops = count * 2.0 * num_tokens * product.num_rows * product.num_elements
-            yield self._line(stage, product.name, count, weights * self.itemsize, flops)
+            line = self._line(stage, product.name, count, weights * self.itemsize, flops)
+            yield (
+                line
+                if not is_mixture
+                else replace(line, experts_read=experts_read, experts_expected=expected)
+            )
         for shape, count in Counter(work.attentions).items():
             keys = context + query_len
             row = shape.kv_heads * (shape.key_dim + shape.value_dim)

@@ -22,7 +22,13 @@ from cgbench.measure.cell_run import CellRun
 from cgbench.measure.collectives import STAGE as COLLECTIVES
 from cgbench.measure.collectives import CollectivesAlone, collectives_of
 from cgbench.measure.disturbance import is_disturbed, power_limit
-from cgbench.measure.rounds import begin_timed, block_rows, deciding, time_rounds
+from cgbench.measure.rounds import (
+    begin_timed,
+    block_rows,
+    count_experts,
+    deciding,
+    time_rounds,
+)
 from cgbench.measure.stopping import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.measure.timing import Flush, StageTimer, eager_stages, graph_stages, l2_flush
 from cgbench.measure.workload import sha256_of
@@ -96,9 +102,12 @@ def _generate_wave(
             run.absorb(generate(run.runner, first_tokens))
 
 
-def _prefill(bench: Bench, prompts: list[list[int]], seed: int) -> Prefilled:
+def _prefill(
+    bench: Bench, prompts: list[list[int]], seed: int, *, distinct: bool = False
+) -> Prefilled:
     with bench.marked("prefill"), _memory_for(f"the prefill of {len(prompts)} requests"):
-        return prefill(bench.spec, prompts, bench.options.max_num_batched_tokens, seed)
+        most = bench.options.max_num_batched_tokens
+        return prefill(bench.spec, prompts, most, seed, distinct=distinct)
 
 
 @contextmanager
@@ -164,7 +173,7 @@ def _audit_steps(
     """Fail the cells whose graphs do not do what eager does; returns the prefill of ``contexts``
     that lies in the slots."""
     seed = bench.options.seed
-    audit = StepAudit(bench.spec, lambda: _prefill(bench, contexts, seed), seed)
+    audit = StepAudit(bench.spec, lambda: _prefill(bench, contexts, seed, distinct=True), seed)
     for run in _alive(runs):
         if run.mode is not Mode.GRAPH:
             continue
@@ -189,6 +198,9 @@ def _time_pass(
     flush = l2_flush(bench.device) if options.cold_l2 else None
     time_rounds(bench, [*runs.values()], prefilled, _rule(bench), flush, on_step)
     _stage_pass(bench, runs, prefilled, flush)
+    if bench.spec.target.has_mixtures:
+        with _memory_for("the count of experts"):
+            count_experts(bench, [*runs.values()], prefilled)
     if tp_size() > 1:
         _collective_pass(bench, runs)
     on_step()
@@ -296,6 +308,8 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         l2=COLD if bench.options.cold_l2 else WARM,
         mean_context_len=run.mean_context_len,
         discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
+        routing=bench.model.routing,
+        experts_read=run.experts_read.get("verify"),
     )
 
 

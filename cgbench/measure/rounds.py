@@ -10,10 +10,15 @@ are settled stay in: rounds in which some are missing would be rounds of another
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count
 
+import torch
+
+from cgbench.engine.experts_read import ExpertCounter
+from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding
-from cgbench.engine.state import Prefilled
+from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.measure.bench import Bench
 from cgbench.measure.cell_run import CellRun, TimedBlock
 from cgbench.measure.disturbance import Watched, reasons_to_discard
@@ -23,6 +28,9 @@ from cgbench.measure.timing import Flush, num_untimed, time_iterations
 from cgbench.parallel.ranks import agreed, gathered
 from cgbench.report.block_schema import Block, Reading
 from cgbench.report.schema import Mode, Status
+
+STRETCH_OF_BLOCK_0 = 1
+"""Stretch 0 of each cell is the one that counts a block's iterations."""
 
 
 def time_rounds(
@@ -90,14 +98,44 @@ def _count_iterations(bench: Bench, run: CellRun, prefilled: Prefilled) -> int:
 def begin_timed(bench: Bench, run: CellRun, prefilled: Prefilled) -> None:
     """Back to the state after prefill. A request that would leave its KV rows stops, and is
     computed with the others all the same."""
+    _begin_stretch(bench, run.runner.state, prefilled, run.next_stretch())
+
+
+def _begin_stretch(bench: Bench, state: DecodeState, prefilled: Prefilled, stretch: int) -> None:
     begin_decoding(
         bench.spec,
-        run.runner.state,
+        state,
         prefilled,
         tokens_left=bench.options.reach,
         ignore_eos=True,
-        seed=bench.options.seed + run.next_stretch(),
+        seed=bench.options.seed + stretch,
     )
+
+
+@torch.inference_mode()
+def count_experts(bench: Bench, runs: Sequence[CellRun], prefilled: Prefilled) -> None:
+    """Fill the runs' ``experts_read``, by doing the timed iterations of block 0 once more, launched
+    by the host: counting in them would disturb what they time. Padding is left out. Scopes choose
+    the same experts, so each k is counted once."""
+    counted: dict[int, dict[str, float]] = {}
+    for run in _alive(runs):
+        k = run.spec_tokens
+        if k not in counted:
+            counted[k] = _experts_of_block(bench, run, prefilled)
+        run.experts_read = counted[k]
+
+
+def _experts_of_block(bench: Bench, run: CellRun, prefilled: Prefilled) -> dict[str, float]:
+    spec = replace(bench.spec, runs_compiled=False)
+    state = run.runner.state
+    rows = state.rows(run.batch_size)
+    _begin_stretch(bench, state, prefilled, STRETCH_OF_BLOCK_0)
+    iteration(spec, rows)  # the untimed one before them
+    counter = ExpertCounter(spec)
+    with counter.counting():
+        for _ in range(run.block_iterations):
+            iteration(spec, rows, counter.mark)
+    return counter.means()
 
 
 def _block(
@@ -148,6 +186,7 @@ def _block_row(run: CellRun, block: TimedBlock, reason: str, watch: Watch) -> Bl
         iterations=len(block.times),
         iteration_p50_s=block.median_s,
         mean_context_len=block.mean_context_len,
+        experts_read=run.experts_read.get("verify") if block.number == 0 else None,
         sm_clock_mhz=after.sm_clock_mhz,
         memory_clock_mhz=after.memory_clock_mhz,
         temperature_c=after.temperature_c,

@@ -32,7 +32,7 @@ from cgbench.models.support import check_capturable
 from cgbench.parallel.ranks import tp_size
 from cgbench.planning import CapturePlan
 from cgbench.report.record import RunRecord
-from cgbench.report.schema import Scope
+from cgbench.report.schema import Routing, Scope
 
 DEFAULT_ITERATIONS = {"cuda": 24, "cpu": 16}
 DEFAULT_MAX_TIME_S = {"cuda": 30.0, "cpu": 10.0}
@@ -134,7 +134,18 @@ def model_request(
         seed=arguments["seed"],
         overrides=head_overrides(arguments),
         divided_head=arguments.get("tp_head") == "divided",
+        routing=chosen_routing(arguments),
     )
+
+
+def chosen_routing(arguments: dict[str, Any]) -> Routing:
+    """The router of random weights chooses like none in service, so a preset's experts are drawn
+    evenly unless ``--routing`` says otherwise."""
+    asked = arguments.get("routing")
+    if asked is not None:
+        return Routing(asked)
+    is_preset = preset_name(arguments["model"]) is not None
+    return Routing.BALANCED if is_preset else Routing.MODEL
 
 
 def head_overrides(arguments: dict[str, Any]) -> HeadOverrides:
@@ -150,6 +161,8 @@ def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -
     """
     request = model_request(arguments, device, with_head=options.max_spec_tokens > 0)
     plan = plan_loading(request)
+    if arguments.get("routing") == Routing.BALANCED and plan.routing is Routing.MODEL:
+        raise BadInputError(f"--routing balanced: {request.ref} has no experts; drop the flag")
     if set(options.scopes) - {Scope.EAGER}:
         check_capturable(plan.config)
     check_memory(plan, options)
@@ -231,6 +244,7 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "label": model.label,
             "head": model.head_label,
             "random_weights": model.random_weights,
+            "routing": model.routing,
             "fingerprint": fingerprint(model.target, model.head),
             "num_parameters": model.num_parameters,
             "head_num_parameters": model.head_num_parameters,

@@ -1,6 +1,7 @@
-"""Random weights for a preset: transformers' own initialisation, one module after another."""
+"""Random weights for a preset: transformers' own initialisation, a layer at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +10,11 @@ from transformers import PreTrainedModel
 from cgbench.models.request import LoadingPlan
 from cgbench.models.support import auto_class_for
 
-# The standard deviation that transformers itself initialises these families with.
-RANDOM_STD = 0.02
+Keep = Callable[[str, Tensor], Tensor]
+"""Called with a parameter's name and the whole of it; returns what stays."""
+
+Unit = list[tuple[str, nn.Module]]
+"""Modules by name, children before their parents, that get their storage together."""
 
 
 def _whole(_: str, tensor: Tensor) -> Tensor:
@@ -18,14 +22,12 @@ def _whole(_: str, tensor: Tensor) -> Tensor:
 
 
 def random_target(
-    plan: LoadingPlan, keep: Callable[[str, Tensor], Tensor] = _whole, **implementations: str
+    plan: LoadingPlan, keep: Keep = _whole, **implementations: str
 ) -> PreTrainedModel:
-    """The target of a preset's plan: the same weights whichever of transformers' implementations
-    runs it.
+    """The target of a preset's plan, with the same weights whatever implementation runs it.
 
-    Every tensor is drawn whole and handed to ``keep`` with its name: what that returns stays. So
-    the ranks of a divided model hold parts of the very weights that one process would hold, and
-    never more of them at once than one module.
+    Every parameter is drawn whole and handed to ``keep``. So the ranks of a divided model hold
+    parts of the very weights that one process would hold, and never more at once than one layer.
     """
     request = plan.request
     torch.manual_seed(request.seed)
@@ -33,38 +35,68 @@ def random_target(
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=request.dtype, **implementations
         )
-    _draw(model, request.device, keep)
+    for unit in _units(model):
+        _draw(unit, model, request.device, keep)
+    model.tie_weights()
     return model
 
 
+def draw_head(head: nn.Module, target: PreTrainedModel, device: torch.device) -> None:
+    """Give a draft ``head`` on the meta device its storage and weights, as ``target`` draws its
+    own modules."""
+    _draw(_children_first("", head), target, device, _whole)
+
+
+def _units(model: PreTrainedModel) -> Iterator[Unit]:
+    """Each decoder layer, then all the rest."""
+    layers = model.get_decoder().layers
+    names = {id(module): name for name, module in model.named_modules()}
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    for layer in layers:
+        yield _children_first(names[id(layer)], layer)
+    yield [each for each in _children_first("", model) if id(each[1]) not in inside]
+
+
+def _children_first(prefix: str, module: nn.Module) -> Unit:
+    """transformers' own order: what a parent makes of its children's tensors is the last word."""
+    return [*reversed([*module.named_modules(prefix=prefix)])]
+
+
 @torch.no_grad()
-def _draw(
-    model: PreTrainedModel, device: torch.device, keep: Callable[[str, Tensor], Tensor]
-) -> None:
-    """Give a ``model`` on the meta device its storage and its weights, from torch's generator."""
-    for name, module in model.named_modules():
-        for tensors in (module._parameters, module._buffers):
-            for leaf, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[leaf] = _empty_like(tensor, device)
+def _draw(unit: Unit, model: PreTrainedModel, device: torch.device, keep: Keep) -> None:
+    for _, module in unit:
+        _allocate(module, device)
+    for _, module in unit:
         model._init_weights(module)
+    for name, module in unit:
+        _check_written(name, module)
+    for name, module in unit:
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
                 kept = keep(f"{name}.{leaf}", parameter.detach())
                 module._parameters[leaf] = nn.Parameter(kept, requires_grad=False)
-    model.tie_weights()
 
 
-def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
-    empty = torch.empty_like(tensor, device=device)
+def _allocate(module: nn.Module, device: torch.device) -> None:
+    """Storage for the module's own tensors, poisoned, so that one which nobody writes is seen."""
+    for tensors in (module._parameters, module._buffers):
+        for leaf, tensor in tensors.items():
+            if tensor is None:
+                continue
+            empty = torch.empty_like(tensor, device=device)
+            if empty.is_floating_point():
+                empty.fill_(torch.nan)
+            tensors[leaf] = _like(tensor, empty)
+
+
+def _like(tensor: Tensor, empty: Tensor) -> Any:
     return nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
 
 
-@torch.no_grad()
-def randomise(module: nn.Module) -> None:
-    """Matrices normal with transformers' own deviation, norms' weights one, biases zero."""
-    for name, parameter in module.named_parameters():
-        if parameter.dim() > 1:
-            parameter.normal_(std=RANDOM_STD)
-        else:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+def _check_written(name: str, module: nn.Module) -> None:
+    """No number of the module's own tensors is the poison."""
+    for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None and tensor.is_floating_point():
+            # A sum is NaN where a number is, and needs no second tensor of that size.
+            is_written = not tensor.sum(dtype=torch.float32).isnan()
+            assert is_written, f"{name}.{leaf}: initialised by no module of the model"

@@ -15,11 +15,12 @@ from cgbench.models.checkpoint import check_files, first_line
 from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
-from cgbench.models.initialise import random_target, randomise
+from cgbench.models.initialise import draw_head, random_target
 from cgbench.models.packing import pack_projections
 from cgbench.models.placing import check_headers, check_placed
 from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.routing import BalancedRouting
 from cgbench.models.sharding import (
     LM_HEAD,
     Splits,
@@ -35,6 +36,7 @@ from cgbench.models.skeleton import Skeleton
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 from cgbench.parallel.ranks import rank, tp_size
+from cgbench.report.schema import Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class LoadedModel:
     kv_shapes: Mapping[int, KvShape]
     state_shapes: Mapping[int, StateShape]
     skeleton: Skeleton
+    routing: Routing = Routing.MODEL
 
     @property
     def num_parameters(self) -> int:
@@ -84,6 +87,9 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         if module is not None:
             pack_projections(module)
     kv = plan.skeleton.kv if tp_size() == 1 else probe_kv_shapes(target, head)
+    if plan.routing is Routing.BALANCED:
+        target.routing = BalancedRouting(plan.skeleton.kv.expert_shapes, plan.request.seed)
+        target.routing.install(target.backbone, head)
     return LoadedModel(
         target=target,
         head=head,
@@ -95,6 +101,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         kv_shapes=kv.kv_shapes,
         state_shapes=kv.state_shapes,
         skeleton=plan.skeleton,
+        routing=plan.routing,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
 
@@ -215,10 +222,10 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     family = plan.family
     if family is None:
         return None
-    with torch.device(plan.request.device):
+    with torch.device("meta"):
         head = DraftHead(family, target.model)
     cast_head(head.eval(), target)
-    randomise(head)
+    draw_head(head, target.model, plan.request.device)
     _divide_head(plan, head, target)
     return head
 

@@ -19,6 +19,7 @@ from cgbench.models.head_files import HeadFiles, check_head, find_head
 from cgbench.models.presets import PRESETS
 from cgbench.models.skeleton import Skeleton, make_skeleton
 from cgbench.models.support import check_config
+from cgbench.report.schema import Routing
 
 DEFAULT_MODEL = "default"
 PRESET_PREFIX = "preset:"
@@ -34,7 +35,8 @@ def preset_name(ref: str) -> str | None:
 class ModelRequest:
     """``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id; ``head_ref`` a
     folder or hub id whose head replaces the checkpoint's own; ``with_head`` is false for k = 0
-    alone; ``divided_head``: the ranks share the head's block as they share the target's layers."""
+    alone; ``divided_head``: the ranks share the head's block as they share the target's layers;
+    ``routing``: how tokens choose their experts, where there are any."""
 
     ref: str
     head_ref: str | None
@@ -43,6 +45,7 @@ class ModelRequest:
     dtype: torch.dtype
     seed: int = 0
     divided_head: bool = False
+    routing: Routing = Routing.MODEL
     overrides: HeadOverrides = field(default_factory=HeadOverrides)
 
     @property
@@ -72,6 +75,11 @@ class LoadingPlan:
     family: HeadFamily | None
     head_files: HeadFiles | None
     gguf_file: Path | None
+
+    @property
+    def routing(self) -> Routing:
+        """How tokens choose their experts. A dense model has none, whatever is asked."""
+        return self.request.routing if self.skeleton.kv.expert_shapes else Routing.MODEL
 
     @property
     def label(self) -> str:

@@ -1,7 +1,8 @@
 """The target: a transformers causal LM whose attention the engine computes."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
 from cgbench.models.head import DraftHead, head_layer_type
 from cgbench.models.recurrent_hook import hook_linear_layers
+from cgbench.models.routing import BalancedRouting, mixtures_of, probed_shapes
 from cgbench.models.sharding import LM_HEAD, Splits, VocabLinear
 from cgbench.models.support import check_supported, check_windows
 from cgbench.parallel.collectives import argmax_over_ranks, joined_over_ranks
@@ -42,6 +44,8 @@ class Target:
         self.config: PretrainedConfig = model.config.get_text_config()
         self.hidden_size: int = self.config.hidden_size
         self.num_layers: int = self.config.num_hidden_layers
+        self.routing: BalancedRouting | None = None
+        """What chooses experts in the router's place; None where the router does."""
         self._pre_norm: Tensor | None = None
         self._rope_kwargs = _rope_kwargs(self.backbone.rotary_emb, self.config)
         self._rescale = _logits_rescale(model.config)
@@ -62,10 +66,22 @@ class Target:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    def as_request(self, tokens: Sequence[int]) -> AbstractContextManager[None]:
+        """Forwards by transformers' own code meanwhile are of the request that begins with
+        ``tokens``."""
+        if self.routing is None:
+            return nullcontext()
+        return self.routing.as_request(request_keys([tokens], self.device))
+
     @property
     def has_experts(self) -> bool:
         """Whether tokens are routed to experts."""
         return bool(self.config._experts_implementation != "eager")
+
+    @property
+    def has_mixtures(self) -> bool:
+        """Whether a layer is a mixture of experts whose choice can be watched."""
+        return bool(mixtures_of(self.backbone, None))
 
     @property
     def last_token(self) -> int:
@@ -147,6 +163,12 @@ class Target:
         return cos, sin
 
 
+def request_keys(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """What balanced routing knows requests by, ``[B]``: their first tokens. So whoever decodes a
+    sequence anew, the audit's references too, routes it alike."""
+    return torch.tensor([prompt[0] for prompt in prompts], device=device)
+
+
 def _rope_kwargs(rotary: nn.Module, config: PretrainedConfig) -> dict[str, str | None]:
     """Which of a model's rotary tables the head's block reads, where there are several."""
     if "layer_type" not in inspect.signature(rotary.forward).parameters:
@@ -198,10 +220,12 @@ def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
     trusted."""
     probe = ShapeProbe()
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
-    hidden = target.forward(ids, ids, probe)
-    if head is not None:
-        embeds = target.embed(ids)
-        head(embeds, hidden.pre_norm, target.rope(embeds, ids), ids, probe)
+    with probed_shapes(mixtures_of(target.backbone, head)) as shapes:
+        hidden = target.forward(ids, ids, probe)
+        if head is not None:
+            embeds = target.embed(ids)
+            head(embeds, hidden.pre_norm, target.rope(embeds, ids), ids, probe)
+    probe.expert_shapes = shapes
     check_windows(target.model, probe.windows)
     missing = set(range(target.num_layers)) - set(probe.kv_shapes) - set(probe.state_shapes)
     if missing:

@@ -13,7 +13,9 @@ class FloorLine:
     """One line of a floor's account: ``count`` products or attentions of one kind in one stage.
 
     ``seconds`` is the larger of its bytes and its operations over what the device was measured
-    to do; ``bound_by`` says which: bytes or operations.
+    to do; ``bound_by`` says which: bytes or operations. ``experts_read``: of a mixture, the mean
+    distinct experts a layer that were counted, None where nothing was; ``experts_expected``: what
+    uniform choice would read.
     """
 
     stage: str
@@ -23,6 +25,8 @@ class FloorLine:
     flops: float
     bound_by: str
     seconds: float
+    experts_read: float | None = None
+    experts_expected: float | None = None
 
     def plus(self, other: Self) -> Self:
         """Both together: another step of the same work."""
@@ -35,7 +39,14 @@ class FloorLine:
             flops=self.flops + other.flops,
             bound_by=larger.bound_by,
             seconds=self.seconds + other.seconds,
+            experts_read=self._mean(other, self.experts_read, other.experts_read),
+            experts_expected=self._mean(other, self.experts_expected, other.experts_expected),
         )
+
+    def _mean(self, other: Self, ours: float | None, its: float | None) -> float | None:
+        if ours is None or its is None:
+            return None
+        return (self.count * ours + other.count * its) / (self.count + other.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,12 @@ BLOCKS = (
     Column("power_w", "float64", "drawn by the board"),
     Column("throttle_reasons", "string", "before or after the block, ';' apart"),
     Column("other_processes", "Int64", "on the GPU, that were not there when the run began"),
+    Column(
+        "experts_read",
+        "float64",
+        "mean distinct experts per expert layer in one verify of the block; counted for block 0",
+        added=True,
+    ),
 )
 
 
@@ -58,3 +64,4 @@ class Block(NamedTuple):
     power_w: float | None
     throttle_reasons: str | None
     other_processes: int | None
+    experts_read: float | None = None

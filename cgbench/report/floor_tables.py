@@ -13,7 +13,8 @@ from cgbench.report.record import RunRecord
 from cgbench.report.summary import BLOCK
 
 COLUMNS = (
-    *("stage", "what", "count", "bytes [MB]", "operations [GFLOP]", "bound by"),
+    *("stage", "what", "count", "experts read", "expected"),
+    *("bytes [MB]", "operations [GFLOP]", "bound by"),
     *("floor [ms]", "measured [ms]", "floor / measured"),
 )
 TEXTS = ("stage", "what", "bound by")
@@ -80,17 +81,28 @@ def _rows(account: Account, measured: Mapping[str, float]) -> Iterator[tuple[str
 def _line_row(line: FloorLine) -> tuple[str, ...]:
     amounts = _amounts([line])
     floor = _milliseconds(line.seconds)
-    return (line.stage, line.what, str(line.count), *amounts, line.bound_by, floor, "", "")
+    experts = (_experts(line.experts_read), _experts(line.experts_expected))
+    return (
+        *(line.stage, line.what, str(line.count)),
+        *experts,
+        *amounts,
+        *(line.bound_by, floor, "", ""),
+    )
 
 
 def _sum_row(stage: str, lines: list[FloorLine], measured_s: float | None) -> tuple[str, ...]:
     """A stage's sums; accept and commit have no product and no attention, so no floor."""
     taken = "" if measured_s is None else _milliseconds(measured_s)
     if not lines:
-        return (stage, "", "", "", "", "", "", taken, "")
+        return (stage, *[""] * 8, taken, "")
     floor_s = sum(line.seconds for line in lines)
     share = f"{floor_s / measured_s:.0%}" if measured_s else ""
-    return (stage, "", "", *_amounts(lines), "", _milliseconds(floor_s), taken, share)
+    amounts = _amounts(lines)
+    return (stage, "", "", "", "", *amounts, "", _milliseconds(floor_s), taken, share)
+
+
+def _experts(count: float | None) -> str:
+    return "" if count is None else f"{count:,.1f}"
 
 
 def _amounts(lines: list[FloorLine]) -> tuple[str, str]:

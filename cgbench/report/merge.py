@@ -7,12 +7,19 @@ from typing import Any
 
 import pandas as pd
 
+from cgbench.report.floor_verdict import with_floor_verdicts
 from cgbench.report.schema import Status
 from cgbench.report.store import RunDirectory
 from cgbench.report.summary import CELL, with_timings
 
 # Worst first. What failed once is not sound, whatever the other processes say.
-SEVERITY = (Status.AUDIT_FAILED, Status.OOM, Status.DISTURBED, Status.OK)
+SEVERITY = (
+    Status.AUDIT_FAILED,
+    Status.OOM,
+    Status.FLOOR_BEATEN,
+    Status.DISTURBED,
+    Status.OK,
+)
 FAILED = (Status.AUDIT_FAILED, Status.OOM)
 
 OF_THE_FIRST = ("tokens_sha256", "mean_acceptance_length", "acceptance_rate_per_pos")
@@ -51,7 +58,7 @@ def merge_runs(
     )
     directory = RunDirectory(path, record)
     directory.write_merged(
-        latency=with_timings(facts, samples),
+        latency=with_floor_verdicts(with_timings(facts, samples), record),
         samples=samples,
         blocks=_side_by_side([part.blocks() for part in parts]),
         acceptance=acceptance,

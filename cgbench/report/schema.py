@@ -32,6 +32,17 @@ class Status(StrEnum):
     AUDIT_FAILED = "audit_failed"
     OOM = "oom"
     DISTURBED = "disturbed"
+    FLOOR_BEATEN = "floor_beaten"
+    """Faster than its floor by more than is known of both: the floor is wrong."""
+
+
+class Routing(StrEnum):
+    """How the tokens of a mixture of experts choose theirs."""
+
+    MODEL = "model"
+    """By the model's own router; a dense model's too, which has nothing to choose."""
+    BALANCED = "balanced"
+    """Drawn evenly, whatever the router says: see ``models.routing``."""
 
 
 class Phase(StrEnum):
@@ -94,7 +105,7 @@ LATENCY = (
     Column("bucket", "Int64", "requests the graph holds; empty where it ran eager"),
     Column("padding_frac", "float64", "(bucket - batch_size) / bucket"),
     Column("context_len", "int64", "committed KV rows per request when timing starts"),
-    _word("status", Status, "ok, audit_failed, oom or disturbed"),
+    _word("status", Status, "ok, audit_failed, oom, disturbed or floor_beaten"),
     Column("iterations", "Int64", "timed iterations"),
     Column("iteration_p50_ms", "float64", "iteration latency by GPU events (wall time on CPU)"),
     Column("iteration_p90_ms", "float64", "its 90th percentile"),
@@ -123,6 +134,8 @@ LATENCY = (
     _added("blocks", "Int64", "timed blocks that count, of all processes"),
     _added("discarded_blocks", "Int64", "timed blocks that do not; blocks.csv says why"),
     _added("half_width_frac", "float64", "of the 95 % interval of the median, relative to it"),
+    _added("routing", "string", "how experts are chosen: model or balanced", Routing.MODEL.value),
+    _added("experts_read", "float64", "mean distinct experts per expert layer in one verify"),
 )
 
 LATENCY_KEY = (
@@ -138,6 +151,7 @@ LATENCY_KEY = (
     "spec_tokens",
     "batch_size",
     "l2",
+    "routing",
 )
 
 CAPTURE = (
@@ -242,6 +256,8 @@ class Cell:
     l2: str = WARM
     mean_context_len: float | None = None
     discarded_blocks: int | None = None
+    routing: Routing = Routing.MODEL
+    experts_read: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ import pandas as pd
 from cgbench.errors import RunDirectoryError
 from cgbench.report.block_schema import BLOCKS, Block
 from cgbench.report.differing import differing
+from cgbench.report.floor_verdict import with_floor_verdicts
 from cgbench.report.folders import check_new_folder
 from cgbench.report.reading import (
     ACCEPTANCE_FILE,
@@ -176,10 +177,11 @@ class RunDirectory:
         samples: Sequence[Sample],
         tokens: Sequence[TokenRow] = (),
         blocks: Sequence[Block] = (),
-    ) -> None:
-        """Add one batch size: all its scopes and k. ``latency.csv``, last, makes it finished."""
+    ) -> pd.DataFrame:
+        """Add one batch size: all its scopes and k. ``latency.csv``, last, makes it finished.
+        Returns its rows there."""
         new_samples = samples_frame(samples)
-        new = latency_frame(cells, new_samples)
+        new = with_floor_verdicts(latency_frame(cells, new_samples), self.record)
         assert new["batch_size"].nunique() == 1
         assert self.finished_batch_sizes.isdisjoint(new["batch_size"])
         old = self.tables()
@@ -192,6 +194,7 @@ class RunDirectory:
         self._write_record()
         self._write_csv(CAPTURE_FILE, with_break_even(old.capture, latency))
         self._write_csv(LATENCY_FILE, latency)
+        return new
 
     def write_capture(self, costs: Sequence[GraphCost]) -> None:
         """Replace ``capture.csv`` and write the record, which by now tells of the dummy run.

@@ -29,6 +29,7 @@ SETTING = (
     "tp_size",
     "context_len",
     "l2",
+    "routing",
 )
 
 DEFINITIONS = """\
@@ -37,7 +38,8 @@ one verify, accept, draft and commit; +/- is half the 95 % interval of its media
 (over processes where there are several), and discarded blocks are in no number. Verify and
 draft (all k steps) come from a separate, instrumented pass; host gap is wall minus GPU time.
 "Of floor" is the least time that the device could take, from bytes, operations and its measured
-rates, over the iteration's: 100 % would be perfect.
+rates, over the iteration's: 100 % would be perfect. Experts read are distinct experts of one
+expert layer in one verify, on average.
 Accept length is 1 + accepted drafts per iteration, bonus or recovered token included; tok/s is
 batch size x accept length / mean wall time. "vs eager" is a ratio of iteration times, "vs no spec"
 one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest bucket: its scope
@@ -76,6 +78,7 @@ SHOWN = (
     Shown("+/-", "half_width_frac", "{:.2%}"),
     Shown("p99 [ms]", "iteration_p99_ms", "{:.3f}"),
     Shown("of floor", "floor_frac", "{:.0%}"),
+    Shown("experts read", "experts_read", "{:.1f}"),
     Shown("verify [ms]", "verify_p50_ms", "{:.3f}"),
     Shown("draft [ms]", "draft_p50_ms", "{:.3f}"),
     Shown("host gap [ms]", "host_gap_p50_ms", "{:.3f}"),
@@ -90,6 +93,7 @@ SHOWN = (
 
 SPARED = (
     "discarded_blocks",
+    "experts_read",
     "host_gap_p50_ms",
     "iteration_p99_ms",
     "bucket",

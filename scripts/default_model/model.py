@@ -13,7 +13,7 @@ from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.checkpoint import config_from_dict
 from cgbench.models.families import MIMO
 from cgbench.models.head import DraftHead
-from cgbench.models.loading import randomise
+from cgbench.models.initialise import draw_head
 from cgbench.models.target import Target
 from default_model.config import CONFIG, EOS_ID
 from mtp_training.model import Model, head_tensors, ready_to_save
@@ -25,8 +25,9 @@ def new_model(device: torch.device) -> Model:
             config_from_dict(CONFIG), dtype=torch.float32, attn_implementation=ATTENTION_NAME
         )
         target = Target(backbone)
+    with torch.device("meta"):
         head = DraftHead(MIMO, target.model)
-    randomise(head)
+    draw_head(head, target.model, device)
     return Model(target, head, device)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from cgbench.engine import iteration as stages
 from cgbench.measure.audit.findings import Difference, Finding
 from cgbench.measure.audit.reference import (
-    GrowingAttention,
     head_form,
     reference_states,
     relative_error,
@@ -91,7 +90,7 @@ def _compare(
 def _reference(subject: Subject, tokens: list[int], query_len: int) -> dict[str, Tensor]:
     """The last ``query_len`` rows' logits, and hidden states in the form the head is fed."""
     spec = subject.spec
-    states = reference_states(spec.target, tokens, GrowingAttention())
+    states = reference_states(spec.target, tokens)
     expected = {"logits": spec.target.logits(states.post_norm[0, -query_len:])}
     if spec.head is not None and query_len > 1:
         expected["hidden"] = head_form(spec.head, states)[0, -query_len:]

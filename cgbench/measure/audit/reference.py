@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from cgbench.models.attention_hook import AttentionInput
 from cgbench.models.head import DraftHead
-from cgbench.models.target import HiddenStates, Target
+from cgbench.models.target import HiddenStates, Target, request_keys
 
 # Positions at a prompt's end that the noise is measured on: all of them, at a vocabulary of
 # 150,000, would take gigabytes.
@@ -24,9 +24,11 @@ NOISE_POSITIONS = 32
 
 
 class GrowingAttention:
-    """An ``AttentionCall``: causal attention over all keys seen so far, kept a layer."""
+    """An ``AttentionCall`` of one request: causal attention over all keys seen, kept a layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target, tokens: Sequence[int]) -> None:
+        """``tokens`` begin the request's sequence."""
+        self.request_keys = request_keys([tokens], target.device)
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
@@ -48,12 +50,12 @@ class GrowingAttention:
 
 @torch.inference_mode()
 def reference_states(
-    target: Target, tokens: Sequence[int], attention: GrowingAttention
+    target: Target, tokens: Sequence[int], attention: GrowingAttention | None = None
 ) -> HiddenStates:
     """The target's hidden states ``[1, n, H]`` over ``tokens``, from the first of them."""
     ids = torch.tensor([list(tokens)], device=target.device)
     positions = torch.arange(len(tokens), device=target.device)[None]
-    return target.forward(ids, positions, attention)
+    return target.forward(ids, positions, attention or GrowingAttention(target, tokens))
 
 
 def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
@@ -67,7 +69,7 @@ def reference_draft_logits(
 ) -> Tensor:
     """Logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet. Each draft
     follows the one before it: of ``drafts`` as far as they go, then its own likeliest."""
-    attention = GrowingAttention()
+    attention = GrowingAttention(target, tokens)
     hidden = head_form(head, reference_states(target, tokens[:-1], attention))
     device, num_rows = target.device, len(tokens) - 1
     following = torch.tensor([list(tokens[1:])], device=device)
@@ -134,7 +136,7 @@ class Plain:
 
     def _generate(self, prompt: tuple[int, ...], count: int) -> list[int]:
         ids = torch.tensor([prompt], device=self.target.device)
-        with own_attention(self.target.model, "sdpa"):
+        with own_attention(self.target.model, "sdpa"), self.target.as_request(prompt):
             out = self.target.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=count
             )
@@ -145,7 +147,7 @@ class Plain:
     def states(self, tokens: Sequence[int], attention: str = "sdpa") -> Tensor:
         """The last hidden states ``[n, H]`` over ``tokens``, after the final norm."""
         ids = torch.tensor([list(tokens)], device=self.target.device)
-        with own_attention(self.target.model, attention):
+        with own_attention(self.target.model, attention), self.target.as_request(tokens):
             out = self.target.backbone(input_ids=ids, use_cache=False)
         states: Tensor = out.last_hidden_state[0]
         return states

@@ -22,6 +22,7 @@ from cgbench.engine.state import OUT, UNLIMITED_TOKENS, DecodeState, Prefilled
 from cgbench.measure.audit.computed import mark_rows, rows_fault
 from cgbench.measure.audit.poison import fill_cache, fill_scratch, poison_rows
 from cgbench.measure.audit.tokens import first_difference
+from cgbench.models.target import request_keys
 from cgbench.parallel.ranks import first_failure, first_unlike
 
 STEPS = 4
@@ -77,6 +78,7 @@ def _prefill_logits(spec: Speculator, tokens: Sequence[int], count: int) -> Tens
     ids = torch.tensor([tokens], device=spec.target.device)
     positions = torch.arange(len(tokens), device=ids.device)[None]
     slot, length = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], len(tokens))
+    spec.cache.request_keys[:1] = request_keys([tokens], ids.device)
     call = Prefill(Rows(spec.cache, slot, positions), length)
     hidden = spec.target.forward(ids, positions, call)
     return spec.target.logits(hidden.post_norm[0, -count:]).float()

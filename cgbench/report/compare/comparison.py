@@ -150,7 +150,13 @@ def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
     if verdict := _status_verdict(pair):
         statuses = pair.base["status"], pair.new["status"]
         yield Line(
-            what="status", verdict=verdict, gated=True, base=statuses[0], new=statuses[1], **where
+            what="status",
+            verdict=verdict,
+            # A cell without a sound number is left out: it says nothing of what changed.
+            gated=Status.FLOOR_BEATEN not in statuses,
+            base=statuses[0],
+            new=statuses[1],
+            **where,
         )
         return
     yield from cell_facts(pair, rules.gate, allow_token_change=rules.allow_token_change)

@@ -167,8 +167,11 @@ MEASURED = frozenset({Status.OK, Status.DISTURBED})
 def decide_status(base: Status, new: Status) -> Verdict | None:
     """What the two statuses decide alone; None where both cells have numbers to compare.
 
-    What failed its audit in BASE too has no sound number on either side.
+    What failed its audit in BASE too has no sound number on either side, and what is faster than
+    its floor was not measured as it was thought to be.
     """
+    if Status.FLOOR_BEATEN in (base, new):
+        return Verdict.NOT_COMPARABLE
     if base in MEASURED:
         return None if new in MEASURED else Verdict.REGRESSED
     if new in MEASURED:

@@ -1,0 +1,191 @@
+"""Balanced routing: experts drawn evenly, where random weights would choose unlike trained ones.
+
+The router of random weights sends like tokens to the same experts, so a preset would read fewer
+experts than its model does in service. Here a token's experts are a pure function of (seed, layer,
+request, position, slot), drawn uniformly without replacement. So k, scope, bucket, neighbours,
+re-packing, ranks and replays do not change them. The router's own arithmetic still runs, and its
+weights are used. Groups of experts are ignored, as by vLLM's ``uniform_random`` routing simulation.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from cgbench.early_launch import runs_kernels
+from cgbench.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from cgbench.models.head import DraftHead
+
+MASK = (1 << 32) - 1
+"""Hashes are 32 bits wide, kept in int64."""
+
+STEP = 0x9E3779B1
+"""Spreads consecutive numbers over the hash; odd, from the golden ratio."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """One layer's mixture: each token chooses ``top_k`` of ``num_experts``."""
+
+    num_experts: int
+    top_k: int
+
+
+def mixtures_of(backbone: nn.Module, head: "DraftHead | None") -> dict[int, nn.Module]:
+    """The modules that transformers calls with ``(hidden [T, H], experts [T, top_k], weights
+    [T, top_k])``, by the number of their layer. The head's block is one past the last."""
+    layers = dict(enumerate(backbone.layers))  # type: ignore[arg-type]
+    if head is not None:
+        layers[head.layer_idx] = head.block
+    found = {number: _mixture_in(layer) for number, layer in layers.items()}
+    return {number: mixture for number, mixture in found.items() if mixture is not None}
+
+
+def _mixture_in(layer: nn.Module) -> nn.Module | None:
+    # What transformers' decorator of expert classes gives each of them.
+    return next((part for part in layer.modules() if hasattr(part, "is_transposed")), None)
+
+
+@contextmanager
+def probed_shapes(mixtures: Mapping[int, nn.Module]) -> Iterator[dict[int, ExpertShape]]:
+    """Collects the shape of each mixture that runs meanwhile."""
+    shapes: dict[int, ExpertShape] = {}
+
+    def noting(number: int) -> Any:
+        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(module.num_experts, int)
+            shapes[number] = ExpertShape(module.num_experts, args[1].shape[-1])
+
+        return note
+
+    handles = [each.register_forward_pre_hook(noting(n)) for n, each in mixtures.items()]
+    try:
+        yield shapes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class BalancedRouting:
+    """Hands the mixtures of a target and its head the experts that ``draw_experts`` gives.
+
+    The experts of all layers are drawn when a forward enters its first one: one kernel, where one
+    a layer would be a share of what is measured.
+    """
+
+    def __init__(self, shapes: Mapping[int, ExpertShape], seed: int) -> None:
+        """``shapes``: by layer, as ``probed_shapes`` has them. Raises ``UnsupportedModelError``
+        where layers differ."""
+        if len(set(shapes.values())) > 1:
+            raise UnsupportedModelError(
+                "--routing balanced: the model's layers choose among different numbers of "
+                "experts; use --routing model"
+            )
+        self.shape = next(iter(shapes.values()))
+        self.start = seed_hash(seed)
+        self._request_keys: Tensor | None = None
+
+    def install(self, backbone: nn.Module, head: "DraftHead | None") -> None:
+        """Take over the choice of experts, for as long as the modules live."""
+        mixtures = mixtures_of(backbone, head)
+        own = {n: each for n, each in mixtures.items() if head is None or n != head.layer_idx}
+        layers = backbone.layers
+        assert isinstance(layers, nn.ModuleList)
+        self._install(layers[0], own)
+        if head is not None and head.layer_idx in mixtures:
+            self._install(head.block, {head.layer_idx: mixtures[head.layer_idx]})
+
+    def _install(self, entry: nn.Module, mixtures: Mapping[int, nn.Module]) -> None:
+        device = next(entry.parameters()).device
+        numbers = torch.tensor(list(mixtures), device=device)
+
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = kwargs.get("attention_call")
+            keys = self._request_keys if call is None else call.request_keys
+            assert keys is not None, "a forward of no request: see Target.as_request"
+            # Some models rotate by several rows of positions; text has them all alike.
+            positions = kwargs["position_ids"]
+            positions = positions.reshape(-1, *positions.shape[-2:])[0]
+            drawn = draw_experts(keys, positions, numbers, self.start, self.shape)
+            for mixture, experts in zip(mixtures.values(), drawn, strict=True):
+                mixture.drawn = experts
+
+        entry.register_forward_pre_hook(begin, with_kwargs=True)
+        for mixture in mixtures.values():
+            mixture.register_forward_pre_hook(_choose_drawn)
+
+    @contextmanager
+    def as_request(self, request_keys: Tensor) -> Iterator[None]:
+        """Forwards without an ``attention_call``, transformers' own, are of these requests."""
+        before, self._request_keys = self._request_keys, request_keys
+        try:
+            yield
+        finally:
+            self._request_keys = before
+
+
+def _choose_drawn(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    hidden, _, weights = args
+    assert isinstance(module.drawn, Tensor)
+    return hidden, module.drawn, weights
+
+
+def draw_experts(
+    keys: Tensor, positions: Tensor, layers: Tensor, start: int, shape: ExpertShape
+) -> Tensor:
+    """The experts of tokens at ``positions [B, S]`` of the requests ``keys [B]`` in ``layers [L]``:
+    ``[L, B * S, top_k]``, each a view that does not begin its storage. ``start`` is the hash of
+    the seed.
+
+    A compiler makes another form of a layer whose input begins its storage, which the first one's
+    would.
+    """
+    num_tokens = positions.numel()
+    out = torch.empty(
+        len(layers) + 1, num_tokens, shape.top_k, dtype=torch.long, device=positions.device
+    )[1:]
+    if runs_kernels(positions.device):
+        # Imported here, for triton is there only beside a CUDA build of torch.
+        from cgbench.models.triton_draw import draw
+
+        draw(keys, positions, layers, start, shape, out)
+    else:
+        draw_by_torch(keys, positions, layers, start, shape, out)
+    return out
+
+
+def seed_hash(seed: int) -> int:
+    """What the draws of one seed begin with."""
+    return int(_mixed(torch.tensor(seed & MASK)))
+
+
+def draw_by_torch(
+    keys: Tensor, positions: Tensor, layers: Tensor, start: int, shape: ExpertShape, out: Tensor
+) -> None:
+    """``draw_experts`` into ``out [L, B * S, top_k]``, as it is defined.
+
+    Slot j takes a free expert by its rank, of E - j free ones. The rank-th free number is the least
+    x that equals the rank plus how many taken numbers are at most x.
+    """
+    tokens = _mixed((_mixed(keys & MASK)[:, None] + positions * STEP) & MASK).flatten()
+    by_layer = _mixed((start + layers * STEP) & MASK)
+    state = _mixed(tokens ^ by_layer[:, None])
+    for slot in range(shape.top_k):
+        drawn = _mixed((state + (slot + 1) * STEP) & MASK)
+        rank = (drawn * (shape.num_experts - slot)) >> 32
+        expert = rank
+        for _ in range(slot):
+            expert = rank + (out[:, :, :slot] <= expert[:, :, None]).sum(-1)
+        out[:, :, slot] = expert
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """MurmurHash3's finaliser on 32 bits: each bit of the input moves half of the output's."""
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK
+    return x ^ (x >> 16)

@@ -1,0 +1,89 @@
+"""Balanced routing under the engine: tokens do not depend on k, batch, rows or compilation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from typer.testing import CliRunner
+
+from cgbench.cli.app import app
+from cgbench.engine.compiling import compile_forwards
+from cgbench.engine.runner import EagerRunner
+from cgbench.measure.audit.reference import Plain
+from cgbench.models.loading import LoadedModel, load_model
+from cgbench.models.request import ModelRequest
+from cgbench.report.schema import Routing
+from tests.presets import MIXTURES, shrink_presets
+from tests.tiny import decode_prompts, make_speculator, make_state, random_prompts
+from tests.tracing import traced_layers
+
+PROMPTS = random_prompts(5, vocab=128)
+NUM_TOKENS = 7
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_presets(monkeypatch)
+
+
+def load(name: str, routing: Routing = Routing.BALANCED) -> LoadedModel:
+    where = torch.device("cpu"), torch.float32
+    return load_model(ModelRequest(f"preset:{name}", None, True, *where, routing=routing))
+
+
+def decoded(model: LoadedModel, spec_tokens: int, prompts: list[list[int]]) -> list[list[int]]:
+    spec = make_speculator(model, max_batch_size=len(prompts), room=64)
+    state = make_state(spec, spec_tokens, len(prompts), eos=[3, 50, 90])
+    return decode_prompts(spec, EagerRunner(spec, state), prompts, NUM_TOKENS).token_ids
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_tokens_are_plain_greedy_decodings(name: str) -> None:
+    """transformers' own generate, a request at a time, is routed by the same function."""
+    model = load(name)
+    plain = Plain(model.target, [tuple(prompt) for prompt in PROMPTS])
+    expected = [plain.tokens(tuple(prompt), NUM_TOKENS) for prompt in PROMPTS]
+    cut = [tokens[: end_of(tokens)] for tokens in expected]
+    assert decoded(model, 0, PROMPTS) == cut
+    assert decoded(model, 3, PROMPTS) == cut
+    assert decoded(model, 2, PROMPTS[::-1]) == cut[::-1]
+    assert decoded(model, 1, PROMPTS[2:3]) == cut[2:3]
+
+
+def end_of(tokens: list[int]) -> int:
+    ends = [i + 1 for i, token in enumerate(tokens) if token in (3, 50, 90)]
+    return ends[0] if ends else len(tokens)
+
+
+def test_routing_changes_what_is_computed() -> None:
+    balanced, own = load("qwen3-30b-a3b"), load("qwen3-30b-a3b", Routing.MODEL)
+    states = [Plain(model.target, ()).states(PROMPTS[0]) for model in (balanced, own)]
+    assert not torch.allclose(*states)
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "qwen3.5-35b-a3b"])
+def test_compiled_layers_take_the_drawn_experts_in_as_many_forms(name: str) -> None:
+    forms: dict[Routing, int] = {}
+    for routing in Routing:
+        torch._dynamo.reset()
+        counters.clear()
+        expected = decoded(load(name, routing), 3, PROMPTS)
+        with traced_layers():
+            model = load(name, routing)
+            compile_forwards(model.target, model.head)
+            assert decoded(model, 3, PROMPTS) == expected
+        forms[routing] = counters["stats"]["unique_graphs"]
+    assert forms[Routing.BALANCED] == forms[Routing.MODEL]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.parametrize("routing", Routing)
+def test_a_presets_audit_holds(name: str, routing: Routing, tmp_path: Path) -> None:
+    flags = "--device cpu --spec-tokens 2 --max-num-seqs 3 --capture-sizes 3 --max-new-tokens 5"
+    checks = "equality,hidden,drafts,padding,isolation"
+    args = ["audit", f"preset:{name}", *flags.split(), "--checks", checks]
+    done = CliRunner().invoke(app, [*args, "--routing", routing.value, "--json"])
+    assert done.exit_code == 0, done.output
+    assert f'"routing": "{routing.value}"' in done.output
