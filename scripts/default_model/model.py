@@ -13,7 +13,7 @@ from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.checkpoint import config_from_dict
 from cgbench.models.families import MIMO
 from cgbench.models.head import DraftHead
-from cgbench.models.loading import randomise
+from cgbench.models.initialise import randomise
 from cgbench.models.target import Target
 from default_model.config import CONFIG, EOS_ID
 from mtp_training.model import Model, head_tensors, ready_to_save
