@@ -1,5 +1,6 @@
 """Every number of the documentation that names a recorded value states that value."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,11 @@ def test_a_measurement_without_its_source(recorded: Path, text: str, found: list
 def test_a_comment_that_means_to_be_one_is_refused() -> None:
     with pytest.raises(ValueError, match="FILE; ROWS; VALUES"):
         [*references("5.14 <!-- results/h200/peers.json: ms -->")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_scripts_that_are_named_are_there(document: Path) -> None:
+    text = document.read_text()
+    links = [document.parent / link for link in re.findall(r"\]\(([^):#]+)", text)]
+    scripts = [ROOT / name for name in re.findall(r"\bscripts/\w+\.py", text)]
+    assert not [str(path) for path in [*links, *scripts] if not path.exists()]
