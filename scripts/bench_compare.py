@@ -6,6 +6,7 @@ The runs are a recorded one, its batch sizes taken nine times over, times scatte
 Prints the best and the median of several runs; the best is what this machine can do.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,9 @@ def seconds_of(base: Path, new: Path) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("base", "new")]
         cells = [write_run(path, seed) for seed, path in enumerate(paths)]

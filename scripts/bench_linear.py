@@ -11,6 +11,7 @@ Needs a CUDA device.
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -63,10 +64,12 @@ def candidates(outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
         block_n, block_k, splits, warps, stages = tiling
         cut = f"{splits} split{'s' * (splits > 1)}"
         name = f"{block_n} x {block_k}, {cut}, {warps} warps, {stages} stages"
-        yield (
-            name + (" (its rule)" if tiling == rule else ""),
-            lambda x, weight, tiling=tiling: linear(x, weight, None, tiling=tiling),
-        )
+        yield name + (" (its rule)" if tiling == rule else ""), streamed(tiling)
+
+
+def streamed(tiling: Tiling) -> Product:
+    """The kernel with that tiling."""
+    return lambda x, weight: linear(x, weight, None, tiling=tiling)
 
 
 def is_worth_trying(tiling: Tiling, outputs: int) -> bool:
@@ -85,9 +88,9 @@ def lines(rows: int, name: str, bandwidth: float, *, every: bool) -> Iterator[st
     """Markdown, a line a way."""
     outputs, inputs = SHAPES[name]
     count = max(1, DISTINCT_BYTES // (outputs * inputs * 2))
-    make = {"device": "cuda", "dtype": torch.bfloat16}
-    weights = [torch.randn(outputs, inputs, **make) for _ in range(count)]
-    x = torch.randn(rows, inputs, **make)
+    draw = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+    weights = [draw(outputs, inputs) for _ in range(count)]
+    x = draw(rows, inputs)
     for way, multiply in candidates(outputs, every=every):
         taken = seconds(multiply, x, weights)
         rate = weights[0].nbytes / taken

@@ -5,6 +5,7 @@
 Prints the best and the median of several runs; the best is what this machine can do.
 """
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,6 +38,9 @@ def report(name: str, seconds: list[float]) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     report(f"cgbench {COMMAND}", seconds_of(run_command))
     report("optimal, 1024 requests, 64 graphs", seconds_of(lambda: plan(LARGEST)))
 

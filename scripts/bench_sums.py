@@ -47,10 +47,11 @@ def ways(part: Tensor, inboxes: triton_exchange.Inboxes) -> Iterator[tuple[str, 
 
 def torchs_own(part: Tensor) -> Sum:
     buffer, _ = mapped_memory(part.numel(), part.dtype)
-    name = dist.group.WORLD.group_name
+    world = dist.group.WORLD
+    assert world is not None, "ranks are started first"
     flat, out = part.view(-1), torch.empty_like(part.view(-1))
     call = torch.ops.symm_mem.one_shot_all_reduce_copy_out
-    return lambda _: call(buffer, flat, "sum", name, out)
+    return lambda _: call(buffer, flat, "sum", world.group_name, out)
 
 
 @torch.inference_mode()

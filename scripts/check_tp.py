@@ -73,7 +73,6 @@ def cgbench_here(*words: object, limit_s: int) -> object:
         return ended.code
     finally:
         signal.alarm(0)
-    return 0
 
 
 def audit(options: argparse.Namespace) -> bool:
@@ -193,15 +192,17 @@ def table(options: argparse.Namespace) -> str:
         folder = options.output / run.name
         if not (folder / "latency.md").exists():
             continue
-        for row in rows_of(folder).itertuples():
-            key, latency = (run.model, row.scope, row.batch_size), row.iteration_p50_ms
+        for row in rows_of(folder).to_dict("records"):
+            scope, batch_size = row["scope"], row["batch_size"]
+            key, latency = (run.model, scope, batch_size), row["iteration_p50_ms"]
+            collectives = row["collectives_p50_ms"]
             if run.tp == 1:
                 alone[key] = latency
             parts.append(
-                f"| {run.model} | {run.tp} | {run.head if run.tp > 1 else '-'} | {row.scope} "
-                f"| {row.batch_size} | {latency:.3f} | {number(row.collectives_p50_ms)} "
-                f"| {number(row.collectives_p50_ms / latency)} "
-                f"| {number(row.speedup_vs_eager)} | {ratio(latency, alone.get(key))} |"
+                f"| {run.model} | {run.tp} | {run.head if run.tp > 1 else '-'} | {scope} "
+                f"| {batch_size} | {latency:.3f} | {number(collectives)} "
+                f"| {number(collectives / latency)} "
+                f"| {number(row['speedup_vs_eager'])} | {ratio(latency, alone.get(key))} |"
             )
     return "\n".join(parts) + "\n"
 

@@ -27,20 +27,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from cgbench.models.loading import load_model
-from cgbench.models.request import ModelRequest
-from default_model.config import TINY, Shapes
-from default_model.corpus import Corpus, write_tokens
-from default_model.evaluation import acceptance, losses, parameter_counts
-from default_model.generation import generate_text
-from default_model.model import new_model, round_to_bfloat16, save_model
 from default_model.prompts import NUM_EVAL_PROMPTS, read_jsonl, write_prompts
 from default_model.sources import read_sources, training_files
 from default_model.tokenizer import save_tokenizer, train_tokenizer
-from default_model.training import train_head, train_target
-from mtp_training.model import Model
 
 # Never trained on, nor is any file of the same name elsewhere, its test or its documentation.
 HELD_OUT_MODULES = (
@@ -77,6 +66,9 @@ VALIDATION_EVERY = 50
 
 def prepare(args: argparse.Namespace) -> None:
     """Text to token files: `train`, `validation` and `held_out`, and prompts cut from held-out."""
+    # In the commands, so that --help waits for no torch.
+    from default_model.corpus import write_tokens
+
     files = read_sources(args.docs)
     held_out = {name: files[name] for name in held_out_names()}
     training = training_files(files, held_out)
@@ -112,6 +104,14 @@ def held_out_names() -> list[str]:
 
 def train(args: argparse.Namespace) -> None:
     """Target with head, then the head alone; MODEL is written after each."""
+    import torch
+
+    from default_model.config import TINY, Shapes
+    from default_model.corpus import Corpus
+    from default_model.generation import generate_text
+    from default_model.model import new_model, round_to_bfloat16, save_model
+    from default_model.training import train_head, train_target
+
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,6 +134,13 @@ def train(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Losses, and acceptance on held-out prompts, of the shipped weights in both dtypes."""
+    import torch
+
+    from cgbench.models.loading import load_model
+    from cgbench.models.request import ModelRequest
+    from default_model.evaluation import acceptance, losses, parameter_counts
+    from mtp_training.model import Model
+
     results: dict[str, Any] = {"spec_tokens": args.spec_tokens, "new_tokens": args.new_tokens}
     for dtype in (torch.float32, torch.bfloat16):
         loaded = load_model(ModelRequest(str(args.model), None, True, torch.device("cpu"), dtype))

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from math import sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,16 @@ from cgbench.statistics import (
     median_estimate,
     processes_estimate,
     repetition,
+)
+from tests.references import markdown_table
+
+# Blocks, what the documentation calls them, their correlation.
+DOCUMENTED = (
+    (8, "independent", 0),
+    (8, "r = 0.3", 0.3),
+    (20, "r = 0.3", 0.3),
+    (8, "r = 0.6", 0.6),
+    (40, "r = 0.6", 0.6),
 )
 
 
@@ -38,6 +49,15 @@ def coverage(estimates: list[Estimate]) -> float:
 )
 def test_coverage_over_correlated_blocks(rho: float, n: int, at_least: float) -> None:
     assert coverage([*map(blocks_estimate, autoregressive(rho, n))]) >= at_least
+
+
+def test_coverage_is_what_the_documentation_states() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "measurement.md").read_text()
+    stated = markdown_table(text, 1)
+    assert [*stated.columns] == ["blocks", *(f"{n}, {what}" for n, what, _ in DOCUMENTED)]
+    for estimate, row in zip((blocks_estimate, median_estimate), stated.values, strict=True):
+        found = [coverage([*map(estimate, autoregressive(rho, n))]) for n, _, rho in DOCUMENTED]
+        assert found == pytest.approx([percent / 100 for percent in row[1:]], abs=0.01)
 
 
 @pytest.mark.parametrize(("rho", "n"), [(0.3, 20), (0.6, 8), (0.6, 40)])

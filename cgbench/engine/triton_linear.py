@@ -46,8 +46,7 @@ class Tiling(NamedTuple):
 
 LINE_BYTES = 128
 ASKED_BYTES = 4 << 20
-"""Of the weights, asked into L2 before the wait: what arrives while a small kernel ahead ends. Of
-0, 2, 4, 8 and 16 MiB the best on an H200 (docs/engine.md)."""
+"""Of the weights, asked into L2 before the wait: what arrives while a small kernel ahead ends."""
 
 
 @triton.jit

@@ -57,10 +57,10 @@ def reasons_to_discard(blocks: Sequence[Watched], at_start: frozenset[int]) -> l
 def is_power_limited(blocks: Sequence[Watched]) -> bool:
     """Whether most of one cell's blocks end at the GPU's power limit.
 
-    Its regulator then moves the SM clock within a block, up and down, and the clock read at one
-    moment says nothing of the block's time: over 103 such blocks of MiMo-7B's shape on an H200 it
-    went from 1,440 to 1,965 MHz, times by 1.6 %, and their correlation was -0.09. Source:
-    results/h200/mimo-7b-k3-compiled/blocks.csv, batch size 64.
+    Its regulator then moves the SM clock within a block, up and down, so the clock read at one
+    moment need not be the block's. Over the eight blocks of a recorded cell, clock and time
+    correlate by anything from -0.90 to -0.03. Source: results/h200/tp, qwen3-32b at batch size 64
+    (docs/measurement.md).
     """
     told = [each.after for each in blocks if each.after is not None]
     return 2 * sum(POWER_LIMIT in reading.reasons for reading in told) > len(told)

@@ -43,11 +43,6 @@ class AttentionInput(NamedTuple):
 class AttentionCall(Protocol):
     """Computes one layer's attention, keeping whatever keys and values it wants to keep."""
 
-    @property
-    def request_keys(self) -> Tensor:
-        """Which requests the forward's rows are, ``[B]``: what balanced routing draws by."""
-        ...
-
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         """``[B, S, Hq, Dv]``."""
         ...
@@ -88,7 +83,6 @@ class ShapeProbe(RecurrentProbe):
 
     def __init__(self) -> None:
         super().__init__()
-        self.request_keys = torch.zeros(1, dtype=torch.long)
         self.expert_shapes: dict[int, ExpertShape] = {}
         """Each mixture of experts, by layer."""
         self.kv_shapes: dict[int, KvShape] = {}

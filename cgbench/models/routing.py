@@ -10,7 +10,7 @@ weights are used. Groups of experts are ignored, as by vLLM's ``uniform_random``
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,16 @@ def probed_shapes(mixtures: Mapping[int, nn.Module]) -> Iterator[dict[int, Exper
             handle.remove()
 
 
+@runtime_checkable
+class OfRequests(Protocol):
+    """An ``attention_call`` that says which requests a forward's rows are."""
+
+    @property
+    def request_keys(self) -> Tensor:
+        """``[B]``: equal numbers are the same request."""
+        ...
+
+
 class BalancedRouting:
     """Hands the mixtures of a target and its head the experts that ``draw_experts`` gives.
 
@@ -106,7 +116,7 @@ class BalancedRouting:
 
         def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = kwargs.get("attention_call")
-            keys = self._request_keys if call is None else call.request_keys
+            keys = call.request_keys if isinstance(call, OfRequests) else self._request_keys
             assert keys is not None, "a forward of no request: see Target.as_request"
             # Some models rotate by several rows of positions; text has them all alike.
             positions = kwargs["position_ids"]

@@ -7,12 +7,15 @@ every iteration runs once, before it runs ``cgbench``.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from cgbench.engine import iteration
+from cgbench.engine.graphs import capture_plan
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.state import RowState
 from cgbench.measure import bench
@@ -67,7 +70,7 @@ def _graph_seconds(cycles: int, nodes: int) -> float:
         for _ in range(nodes):
             torch.cuda._sleep(cycles)
     graph.replay()
-    times = []
+    times: list[float] = []
     for _ in range(PROBES):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -76,14 +79,13 @@ def _graph_seconds(cycles: int, nodes: int) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end) / 1e3)
     graph.reset()
-    return sorted(times)[PROBES // 2]
+    return median(times)
 
 
 def plant_kernels(cycles: Mapping[Spot, int]) -> None:
     """From now on every graph that is captured for a timed scope holds the kernel, once; the
     instrumented graphs of the stage pass, and whatever runs eager, do not."""
     scopes: list[Scope] = []
-    capture_plan = bench.capture_plan
 
     def capture(spec: Speculator, state: Any, plan: Any, scope: Scope, **others: Any) -> Any:
         scopes.append(scope)
@@ -96,7 +98,7 @@ def plant_kernels(cycles: Mapping[Spot, int]) -> None:
         if scopes and torch.cuda.is_current_stream_capturing():
             torch.cuda._sleep(cycles[Spot(scopes[-1], rows.spec_tokens, rows.batch_size)])
 
-    bench.capture_plan = capture  # type: ignore[assignment]
+    mock.patch.object(bench, "capture_plan", capture).start()
     _after_verify(wait)
 
 

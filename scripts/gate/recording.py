@@ -10,17 +10,20 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cgbench.report.store import RunDirectory
 from gate.plant import Kernel, Spot
 
 PLAIN, PLANTED = "plain", "planted"
 RECORD = "recording.json"
+Start = Literal["forkserver", "spawn"]
+Context = ForkServerContext | SpawnContext
+
 GOOD_CODES = (0, 4)
 """A disturbed run is part of the trial, as it would be of a week."""
 
@@ -36,7 +39,7 @@ class Job:
     share: float
     num_runs: int
     seconds: float
-    start: str = "forkserver"
+    start: Start = "forkserver"
 
 
 @dataclass
@@ -73,14 +76,14 @@ class Recording:
         return {_spot(row): row["seconds"] for row in self.planted}
 
 
-def _spot(row: dict[str, Any]) -> Spot:
+def _spot(row: Mapping[Any, Any]) -> Spot:
     return Spot(row["scope"], row["spec_tokens"], row["batch_size"])
 
 
 def record(job: Job, say: Callable[[str], None]) -> Recording:
     """Make the runs that are missing; those of an earlier, shorter call are kept."""
     begun = time.perf_counter()
-    context = multiprocessing.get_context(job.start)
+    context = _context(job.start)
     context.set_forkserver_preload(["gate.plant", "cgbench.measure.setup"])
     recording = _opened(job)
     longest = max((run["seconds"] for run in recording.runs), default=0.0)
@@ -106,6 +109,12 @@ def record(job: Job, say: Callable[[str], None]) -> Recording:
     return recording
 
 
+def _context(start: Start) -> Context:
+    if start == "spawn":
+        return multiprocessing.get_context("spawn")
+    return multiprocessing.get_context("forkserver")
+
+
 def _summary(job: Job, recording: Recording) -> str:
     counts = ", ".join(
         f"{len(recording.names(kind))} of {job.num_runs} {kind} runs" for kind in (PLAIN, PLANTED)
@@ -127,7 +136,7 @@ def _opened(job: Job) -> Recording:
     return found
 
 
-def _plan_plant(job: Job, recording: Recording, context: BaseContext) -> None:
+def _plan_plant(job: Job, recording: Recording, context: Context) -> None:
     """``share`` of each cell's median in the first plain run, as the kernel can give it."""
     latency = RunDirectory.open(job.path / PLAIN / "000").latency()
     rows = latency.astype(object).to_dict("records")
@@ -152,7 +161,7 @@ def _calibrate_to(file: str) -> None:
 
 
 def _run(
-    job: Job, recording: Recording, context: BaseContext, path: Path, kind: str
+    job: Job, recording: Recording, context: Context, path: Path, kind: str
 ) -> tuple[float, int]:
     """Seconds and exit code of one run."""
     words = ["run", *job.words, "--thin", "--output", str(path)]
@@ -175,7 +184,7 @@ def _cgbench(words: list[str], planted: list[dict[str, Any]]) -> None:
 
 
 def _in_process(
-    context: BaseContext, work: Callable[..., None], args: tuple[Any, ...], log: Path
+    context: Context, work: Callable[..., None], args: tuple[Any, ...], log: Path
 ) -> int:
     """``work(*args)`` in a fresh process; its exit code. Ends the trial where that is bad."""
     log.parent.mkdir(parents=True, exist_ok=True)

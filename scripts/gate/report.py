@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -57,7 +57,7 @@ def shares(trials: Sequence[Trial]) -> list[Share]:
 
 
 def summary(
-    trials: Sequence[Trial], recording: Recording, runs: dict[str, Sequence[Evidence]]
+    trials: Sequence[Trial], recording: Recording, runs: Mapping[str, Sequence[Evidence]]
 ) -> dict[str, Any]:
     """Everything but the trials themselves."""
     plain = runs["plain"]

@@ -1,6 +1,6 @@
 """Comparisons by the dozen: every pair of true re-runs, runs resampled, plain against planted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -12,6 +12,7 @@ from cgbench.report.compare.comparison import Comparison, Rules, judge
 from cgbench.report.compare.evidence import Evidence, Observed, Place
 from cgbench.report.compare.pairing import blockers
 from cgbench.report.compare.verdicts import ITERATION, TPOT, Line, Verdict
+from gate.plant import Spot
 from gate.recording import PLANTED
 
 STRETCH = 4
@@ -155,6 +156,6 @@ def _place(line: Line) -> Place:
     return Place(line.scope, line.spec_tokens, line.batch_size)
 
 
-def places(seconds: dict[tuple[str, int, int], float]) -> dict[Place, float]:
+def places(seconds: Mapping[Spot, float]) -> dict[Place, float]:
     """Planted seconds, by the comparison's name of a cell."""
     return {Place(*spot): length for spot, length in seconds.items()}

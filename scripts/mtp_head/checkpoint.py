@@ -1,7 +1,7 @@
 """The head's folder: tensors, config and card, and what the head is worth once loaded from it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Measured:
 
 def measure(
     model: LoadedModel,
-    sets: dict[str, Sequence[list[int]]],
+    sets: Mapping[str, Sequence[list[int]]],
     *,
     spec_tokens: int,
     batch_size: int,

@@ -90,7 +90,8 @@ def _generate_part(
         room=max(len(sample.prompt_ids) for sample in part) + settings.max_new_tokens,
         accept=rule,
     )
-    start, samples, num_tokens = time.monotonic(), [], 0
+    samples: list[Sample] = []
+    start, num_tokens = time.monotonic(), 0
     with Progress() as progress:
         task = progress.add_task("", total=seconds)
         for first in range(0, len(part), settings.batch_size):

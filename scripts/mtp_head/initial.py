@@ -24,14 +24,15 @@ def new_model(target: Target, family: HeadFamily, ids: Tensor) -> Model:
     target.model.requires_grad_(False)
     with torch.device(target.device):
         head = DraftHead(family, target.model).float()
-    head.block.load_state_dict(target.backbone.layers[-1].state_dict())
-    head.out_norm.load_state_dict(target.backbone.norm.state_dict())
+    *_, last_layer = target.backbone.get_submodule("layers").children()
+    head.block.load_state_dict(last_layer.state_dict())
+    head.out_norm.load_state_dict(target.backbone.get_submodule("norm").state_dict())
     model = Model(target, head, target.device)
     hidden = model.head.to_input(target.forward(ids, positions(ids), CausalAttention()))
     # The median, for a sequence's first rows are often many times larger.
     scale = hidden.float().square().mean(-1).sqrt().median()
-    head.hidden_norm.weight.fill_(scale)
-    head.embed_norm.weight.fill_(scale)
+    for norm in (head.hidden_norm, head.embed_norm):
+        norm.get_parameter("weight").fill_(scale)
     size = target.hidden_size
     keep, embed = torch.eye(size), torch.randn(size, size) * EMBED_STD
     parts = (embed, keep) if family.concat == "EH" else (keep, embed)

@@ -1,6 +1,6 @@
 """The head's recurrent chain held against what the target itself predicts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,9 +35,8 @@ def chain_loss(model: Model, ids: Tensor, counted: Tensor, step_weights: Sequenc
         num_steps,
     )
     weights = row_weights(counted, step_weights, rows)
-    loss = _SoftLabelLoss.apply(torch.stack(outputs), hidden.post_norm, weights, model.target)
-    assert isinstance(loss, Tensor)
-    return loss
+    soft_label_loss: Callable[..., Tensor] = _SoftLabelLoss.apply
+    return soft_label_loss(torch.stack(outputs), hidden.post_norm, weights, model.target)
 
 
 def row_weights(counted: Tensor, step_weights: Sequence[float], rows: int) -> Tensor:

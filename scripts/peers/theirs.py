@@ -35,7 +35,7 @@ def load_peer(plan: LoadingPlan) -> PreTrainedModel:
     request = plan.request
     if plan.gguf_file is not None:
         raise PeerError("a GGUF file: give a folder of safetensors")
-    implementations = {"attn_implementation": "sdpa"}
+    implementations: dict[str, Any] = {"attn_implementation": "sdpa"}
     if plan.skeleton.target.has_experts:
         implementations["experts_implementation"] = "grouped_mm"
     if request.preset is None:
@@ -61,7 +61,7 @@ def check_same_weights(peer: PreTrainedModel, ours: PreTrainedModel) -> None:
         raise PeerError("the peer's weights are not this tool's")
 
 
-class StepClock(StoppingCriteria):
+class StepClock(StoppingCriteria):  # type: ignore[misc]  # transformers is not followed.
     """Counts decode steps; its clock starts when the prefill's token is there."""
 
     def __init__(self, device: torch.device) -> None:
@@ -219,7 +219,8 @@ class StaticVerify:
 
     def _forward(self) -> Tensor:
         out = self._model(self._tokens, past_key_values=self._cache, use_cache=True)
-        return out.logits
+        logits: Tensor = out.logits
+        return logits
 
     def round(self, seed: int) -> Round:
         for layer in self._cache.layers:

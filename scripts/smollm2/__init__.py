@@ -1,0 +1,1 @@
+"""What `scripts/fetch_smollm2.py` makes of the GGUF file."""

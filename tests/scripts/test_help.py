@@ -1,0 +1,67 @@
+"""Every script starts: each module is imported, and each script and subcommand prints its help."""
+
+import importlib
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(SCRIPTS).with_suffix("").parts)
+    for path in SCRIPTS.glob("*/**/*.py")
+    if path.name != "__init__.py"
+)
+
+# Their signatures are torch's types.
+NEED_TORCH = {"bench_attention", "bench_linear", "bench_sums", "compare_peers"}
+SUBCOMMANDS = re.compile(r"\{([a-z,]+)\} \.\.\.")
+
+HELP_LOADS_TORCH = """
+import os, runpy, sys
+path = sys.argv[1]
+sys.argv = [path, "--help"]
+sys.path.insert(0, os.path.dirname(path))
+try:
+    runpy.run_path(path, run_name="__main__")
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+def help_of(name: str, *command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a script prints for ``--help``, run in this process as a command would run it."""
+    path = SCRIPTS / f"{name}.py"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr("sys.argv", [str(path), *command, "--help"])
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_is_printed_and_nothing_else_is_done(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = help_of(name, capsys=capsys)
+    assert text.startswith(f"usage: {name}.py [-h]")
+    commands = SUBCOMMANDS.search(text)
+    for command in commands[1].split(",") if commands else ():
+        usage = f"usage: {name}.py {command} [-h]"
+        assert help_of(name, command, capsys=capsys).startswith(usage)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_of_the_scripts_is_imported(module: str) -> None:
+    importlib.import_module(module)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - NEED_TORCH))
+def test_help_waits_for_no_torch(name: str) -> None:
+    command = [sys.executable, "-c", HELP_LOADS_TORCH, SCRIPTS / f"{name}.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
