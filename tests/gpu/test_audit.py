@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from cgbench.cli.app import app
 from cgbench.measure.audit.checks import run_audit
 from cgbench.measure.audit.findings import Verdict
 from cgbench.measure.audit.subject import make_subject
 from cgbench.measure.bench import Bench, capture_all, compile_all
 from cgbench.models.families import QWEN
-from cgbench.report.schema import Scope
+from cgbench.report.schema import Routing, Scope
 from tests.measure.audited import make_bench
+from tests.presets import MIXTURES, shrink_presets
 from tests.tiny import HYBRID_CONFIGS, make_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -46,6 +49,19 @@ def test_compiled_layers_pass(tmp_path: Path, dtype: torch.dtype) -> None:
         tmp_path, "mimo", hidden_size=256, intermediate_size=1024, vocab_size=1024, std=0.1
     )
     passes(folder, [0], dtype=dtype, prepare=compile_all)
+
+
+@pytest.mark.parametrize("routing", Routing)
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_pass_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, name: str, routing: Routing
+) -> None:
+    """Each preset's architecture at a tiny size, compiled, in graphs, by either routing."""
+    shrink_presets(monkeypatch)
+    flags = "--spec-tokens 2 --max-num-seqs 5 --capture-sizes 2,5 --max-new-tokens 6"
+    args = ["audit", f"preset:{name}", *flags.split(), "--compile", "default"]
+    done = CliRunner().invoke(app, [*args, "--routing", routing.value, "--json"])
+    assert done.exit_code == 0, done.output
 
 
 def passes(
