@@ -54,7 +54,7 @@ def test_several_plans_with_a_refusal() -> None:
         "| fastdeploy-2.4 | refused |  |  |  |  |  |  |",
         "| optimal | 2 | 7 | 0 | 0.0 % | 27.6 % | 75.0 % | 15.86 |",
     ]
-    assert "- refused: fastdeploy-2.4: fastdeploy-2.4 refuses an odd token count" in text
+    assert "- refused: fastdeploy-2.4: an odd token count: --max-num-seqs 7" in text
     assert rows[-1] == "| sglang-0.5.23 | -32.1 % | +5 | 0.0 % | 7 |"
     assert "- optimal buckets [req]: 4, 7" in text
 

@@ -71,8 +71,8 @@ def decode_graphs(request: PlanRequest, listed: Iterable[int]) -> DecodeGraphs:
     """What vLLM 0.33 captures from a list of sizes in tokens, its own or a user's.
 
     Sizes over max_num_batched_tokens are dropped. Verify rounds the others up to multiples of
-    k + 1. Drafts 2..k verify one token a request, so they look for n tokens in the same list.
-    Either way a size above the list's largest, or above max_num_seqs requests, is dropped.
+    k + 1. Drafts 2..k run one token a request, so they look for n tokens in the same list. Either
+    way a size above the list's largest, or above max_num_seqs requests, is dropped.
     """
     kept = {size for size in listed if size <= request.max_num_batched_tokens}
     verify = _rounded(kept, request.query_len)
