@@ -97,7 +97,9 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     """Opening a pipe would wait for a writer."""
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", ""):
-        with pytest.raises(BadInputError, match="cannot be read; give a file, or .*; this is none"):
+        with pytest.raises(
+            BadInputError, match=r"cannot be read; give a file, or .*; this is none"
+        ):
             Concurrency.parse(str(tmp_path / name))
 
 

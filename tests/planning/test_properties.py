@@ -42,7 +42,7 @@ def special_requests(draw: st.DrawFn) -> PlanRequest:
         blackwell=draw(st.booleans()),
         pad=draw(st.booleans()),
         tp_size=draw(st.sampled_from([1, 2, 3, 4, 8])),
-        max_graphs=draw(st.none() | st.integers(0, 20)),
+        max_graphs=draw(st.none() | st.integers(1, 20)),
     )
 
 

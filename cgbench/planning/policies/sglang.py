@@ -14,7 +14,6 @@ from cgbench.planning.policies.build import from_requests
 from cgbench.planning.policies.registry import policy
 from cgbench.planning.request import PlanRequest
 
-
 DEFAULT_MAX_REQUESTS = 256
 """The default maximum of a GPU with 60 to 160 GB. Smaller GPUs have less, down to 8."""
 
@@ -43,9 +42,9 @@ def _default_maximum(request: PlanRequest) -> Iterator[str]:
     most, from_tp_4 = request.max_batch_size, request.tp_size >= 4
     if most > (DEFAULT_MAX_REQUESTS_TP_4 if from_tp_4 else DEFAULT_MAX_REQUESTS):
         yield (
-            f"SGLang's default maximum follows GPU memory: {DEFAULT_MAX_REQUESTS} requests at 60 to "
-            f"160 GB, {DEFAULT_MAX_REQUESTS_TP_4} above or from --tp 4, less below; this plan is "
-            f"that of --cuda-graph-max-bs {most}"
+            f"SGLang's default maximum follows GPU memory: {DEFAULT_MAX_REQUESTS} requests at 60 "
+            f"to 160 GB, {DEFAULT_MAX_REQUESTS_TP_4} above or from --tp 4, less below; this plan "
+            f"is that of --cuda-graph-max-bs {most}"
         )
 
 

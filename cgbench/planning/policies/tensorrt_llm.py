@@ -10,7 +10,6 @@ from cgbench.planning.policies.build import from_requests, over_token_budget
 from cgbench.planning.policies.registry import policy
 from cgbench.planning.request import PlanRequest
 
-
 DEFAULT_MAX_REQUESTS = 128
 """Where ``cuda_graph_config`` gives neither batch sizes nor a maximum, the list ends here."""
 
