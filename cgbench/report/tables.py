@@ -38,10 +38,11 @@ one verify, accept, draft and commit; +/- is half the 95 % interval of its media
 draft (all k steps) come from a separate, instrumented pass; host gap is wall minus GPU time.
 "Of floor" is the least time that the device could take, from bytes, operations and its measured
 rates, over the iteration's: 100 % would be perfect.
-Accept length is 1 + accepted drafts per iteration, bonus or recovered token included; tok/s is
-batch size x accept length / mean wall time. "vs eager" is a ratio of iteration times, "vs no spec"
-one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest bucket: its scope
-ran without a graph.
+Accept length is 1 + accepted drafts per iteration, bonus or recovered token included. Under the
+rules length and golden it is the stated one. TPOT, the time per output token of a request, is mean
+wall time / accept length, and tok/s is batch size / TPOT. "vs eager" is a ratio of iteration times,
+"vs no spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest
+bucket: its scope ran without a graph.
 """
 
 
@@ -74,6 +75,7 @@ SHOWN = (
     Shown("bucket [req]", "bucket"),
     Shown("iteration p50 [ms]", "iteration_p50_ms", "{:.3f}"),
     Shown("+/-", "half_width_frac", "{:.2%}"),
+    Shown("TPOT [ms]", "tpot_ms", "{:.3f}"),
     Shown("p99 [ms]", "iteration_p99_ms", "{:.3f}"),
     Shown("of floor", "floor_frac", "{:.0%}"),
     Shown("verify [ms]", "verify_p50_ms", "{:.3f}"),
@@ -164,7 +166,7 @@ def resumed_words(entry: Mapping[str, Any]) -> str:
 
 
 def _setting(frame: pd.DataFrame) -> str:
-    """What all rows share; it says so where acceptance is synthetic."""
+    """What all rows share. It says so where acceptance is stated, and whose it is."""
     return ", ".join(f"{name} {'/'.join(map(str, frame[name].unique()))}" for name in SETTING)
 
 
