@@ -84,7 +84,7 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
         walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
         yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), stated, is_one)
     if place.spec_tokens:
-        yield from _acceptance(place, *counts, stated)
+        yield from _acceptance(place, counts[0], counts[1], stated)
     yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
 
 
