@@ -1,5 +1,7 @@
 """Stated acceptance lengths: the published table, and the one rate that reaches a length."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,3 +58,12 @@ def test_which_rules_state_a_length(acceptance: str, k: int, length: float | Non
 @pytest.mark.parametrize("text", ["length:2.75", "golden:glm-5.2-on (borrowed)", "length:3"])
 def test_a_length_is_spelt_as_it_is_read(text: str) -> None:
     assert str(parse_length(text)) == text
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    found = {cells[1].strip(" `"): cells[3:-1] for cells in rows if cells[1].strip(" `") in GOLDEN}
+    assert {name: tuple(map(float, cells)) for name, cells in found.items()} == {
+        name: row.lengths for name, row in GOLDEN.items()
+    }

@@ -72,7 +72,7 @@ class Concurrency:
     @classmethod
     def read(cls, file: Path) -> Self:
         """The histogram or the log in ``file``; see ``parse``."""
-        name = f"--concurrency {ascii_name(file)}"
+        name = f"--concurrency {_printable(file)}"
         _check_file(file, name)
         try:
             text = file.read_text(encoding="utf-8-sig")
@@ -128,14 +128,14 @@ def _constant(value: str, flag: str) -> list[tuple[int, float]]:
 _NAMED_KINDS = {"geometric": _geometric, "uniform": _uniform, "constant": _constant}
 
 
-def ascii_name(file: Path) -> str:
+def _printable(file: Path) -> str:
     """The path as a message can show it, whatever bytes it is made of."""
     return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _check_file(file: Path, name: str) -> None:
     """Look at the file before it is opened: opening a pipe would wait for its other end."""
-    if ascii_name(file) != str(file):
+    if _printable(file) != str(file):
         raise BadInputError(f"{name}: the file's name must be UTF-8")
     try:
         status = file.stat()
