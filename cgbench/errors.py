@@ -41,6 +41,14 @@ class PlanError(BadInputError):
     """Capture sizes that an engine would refuse, or that do not fit the request."""
 
 
+class RefusedPlanError(PlanError):
+    """What the engine of a policy refuses. ``reason`` is the message without the policy's name."""
+
+    def __init__(self, policy: str, reason: str) -> None:
+        super().__init__(f"{policy} refuses {reason}")
+        self.reason = reason
+
+
 class ModelError(BadInputError):
     """A model reference or a checkpoint that cannot be loaded."""
 

@@ -37,6 +37,9 @@ def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None
         raise BadInputError(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
 
 
+_TOO_MANY_BYTES = 1e18
+
+
 def parse_bytes(flag: str, text: str) -> int:
     """``512MiB``, ``2GB`` or a plain number of bytes.
 
@@ -48,7 +51,10 @@ def parse_bytes(flag: str, text: str) -> int:
     number, unit = found.groups()
     base = 1024 if unit and unit.lower().endswith("i") else 1000
     power = "KMGT".index(unit[0].upper()) + 1 if unit else 0
-    return int(float(number) * base**power)
+    num_bytes = float(number) * base**power
+    if num_bytes >= _TOO_MANY_BYTES:
+        raise BadInputError(f"{flag} {number[:20]}..: must be below {_TOO_MANY_BYTES:g} bytes")
+    return int(num_bytes)
 
 
 def parse_fraction(flag: str, text: str) -> float:

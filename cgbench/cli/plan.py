@@ -8,12 +8,12 @@ import typer
 
 from cgbench.cli.bench_flags import Debug, policy_name
 from cgbench.cli.choices import Format, Unit
-from cgbench.cli.console import console, print_uncut, say
+from cgbench.cli.console import console, print_uncut, say, working
 from cgbench.cli.parsing import parse_bytes, parse_ints, parse_names, parse_optional_ints
 from cgbench.errors import BadInputError
 from cgbench.planning import MAX_BATCH_SIZE, Concurrency, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
-from cgbench.planning.flags import check_engine, flags_for
+from cgbench.planning.flags import check_engine, flag_warnings, flags_for
 from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings, study
 from cgbench.report.plan_plot import check_plot, write_plot
@@ -96,7 +96,11 @@ def plan(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Show which graphs an engine captures, what they pad, and which list would be better."""
+    """Show which graphs an engine captures, what they pad, and which list would be better.
+
+    Exit code 0: at least one plan; a refused one is shown with its reason. 2: bad input, or every
+    plan is refused.
+    """
     if plot:
         check_plot(plot)
     if flags is not None:
@@ -122,7 +126,8 @@ def plan(
     if flags and len({each.policy for each in requests}) > 1:
         raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
     known = {k: _costs(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
-    outcomes = study(replace(each, costs=known[each.spec_tokens]) for each in requests)
+    with working("planning"):
+        outcomes = study(replace(each, costs=known[each.spec_tokens]) for each in requests)
     if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
     else:
@@ -153,7 +158,8 @@ def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
 
 
 def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -> None:
-    saved = savings(outcomes)
+    with working("comparing"):
+        saved = savings(outcomes)
     match output_format:
         case Format.TABLE:
             for part in terminal(outcomes, saved, console().width):
@@ -168,14 +174,19 @@ def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -
 
 def _print_flags(engine: str, outcomes: list[Outcome]) -> None:
     """The option alone on stdout, to paste or to pipe; what there is to say on stderr."""
-    # All of them before any is printed, for one may be refused.
+    # All of them before any is printed, because one may be refused.
     texts = [outcome.plan and flags_for(engine, outcome.plan) for outcome in outcomes]
     for outcome, text in zip(outcomes, texts, strict=True):
-        if len(outcomes) > 1:
-            typer.echo(f"# k = {outcome.request.spec_tokens}")
+        k = outcome.request.spec_tokens
+        about = f"k = {k}: " if len(outcomes) > 1 else ""
         if outcome.plan is None:
-            say(f"refused: {outcome.refusal}")
+            say(f"refused: {about}{outcome.refusal}")
             continue
+        if about:
+            typer.echo(f"# k = {k}")
         typer.echo(text)
-        for warning in outcome.plan.warnings:
-            say(f"warning: {warning}")
+        for warning in (
+            *outcome.plan.warnings,
+            *flag_warnings(engine, outcome.request, outcome.plan),
+        ):
+            say(f"warning: {about}{warning}")

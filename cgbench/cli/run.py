@@ -126,8 +126,9 @@ def run(
         str | None,
         typer.Option(
             help="greedy; sampled, or sampled:SETTINGS of temperature=T, top-k=N, top-p=P and "
-            "drafts=greedy; or synthetic:0.8,0.6,0.4: drafts kept at unconditional rates. "
-            "Default: greedy, for a preset synthetic."
+            "drafts=greedy; length:2.5, or golden:NAME for published lengths by k: drafts kept "
+            "so that the mean acceptance length is that; or synthetic:0.8,0.6,0.4: drafts kept at "
+            "unconditional rates. Default: greedy, for a preset the golden length of its family."
         ),
     ] = None,
     ignore_eos: Annotated[

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from cgbench.acceptance_lengths import Length, conditional_rate
 from cgbench.engine import updates
 from cgbench.engine.sampling import distribution, draw
 from cgbench.engine.state import RowState
@@ -116,6 +117,32 @@ class Synthetic(_Argmax):
 
     def __str__(self) -> str:
         return f"synthetic:{','.join(map(_number, self.rates))}"
+
+
+@dataclass(frozen=True, slots=True)
+class AtLength(_Argmax):
+    """Keep drafts so that the mean acceptance length is the stated one at every k.
+
+    Each draft is kept at one rate, given that the one before it was, whatever it says. Otherwise as
+    ``Synthetic``.
+    """
+
+    length: Length
+
+    is_random = True
+
+    def __call__(self, rows: RowState, logits: Tensor) -> None:
+        updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
+
+    def _conditional(self, k: int) -> tuple[float, ...]:
+        if not k:
+            return ()
+        length = self.length.at(k)
+        assert length is not None
+        return (conditional_rate(length, k),) * k
+
+    def __str__(self) -> str:
+        return str(self.length)
 
 
 Drafts = Literal["sampled", "greedy"]

@@ -5,7 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, Synthetic, setting_name
+from cgbench.acceptance_lengths import checked_length, parse_length
+from cgbench.engine.acceptance import (
+    AcceptanceRule,
+    AtLength,
+    Greedy,
+    Sampled,
+    Synthetic,
+    setting_name,
+)
 from cgbench.errors import BadInputError
 
 MIN_TEMPERATURE = 1e-6
@@ -13,7 +21,8 @@ MIN_TEMPERATURE = 1e-6
 
 
 def parse_acceptance(text: str, spec_tokens: Sequence[int]) -> AcceptanceRule:
-    """``greedy``; ``sampled``, perhaps with settings: ``sampled:temperature=0.8,top-p=0.95``; or
+    """``greedy``; ``sampled``, perhaps with settings: ``sampled:temperature=0.8,top-p=0.95``;
+    ``length:2.5`` or ``golden:glm-5.2-on``, a mean acceptance length for each k; or
     ``synthetic:0.8,0.6,0.4`` with a rate for each draft of the largest k.
 
     Raises ``BadInputError`` naming the flag.
@@ -27,9 +36,14 @@ def parse_acceptance(text: str, spec_tokens: Sequence[int]) -> AcceptanceRule:
         rates = _rates(text, rest)
         _check_rates(text, rates, max(spec_tokens))
         return Synthetic(rates)
+    if length := parse_length(text):
+        # k = 0 is there for comparison, and drafts nothing.
+        for k in filter(None, sorted(spec_tokens)):
+            checked_length(text, length, k)
+        return AtLength(length)
     raise BadInputError(
-        f"--acceptance {text}: choose greedy, sampled, sampled:SETTING=VALUE,... "
-        "or synthetic:RATE,RATE,..."
+        f"--acceptance {text}: choose greedy, sampled, sampled:SETTING=VALUE,..., length:L, "
+        "golden:NAME or synthetic:RATE,RATE,..."
     )
 
 

@@ -1,5 +1,6 @@
 """From a run's arguments to what is measured: device, model, workload, bench, record."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 import cgbench
+from cgbench.acceptance_lengths import GoldenLength, parse_length
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.measure.bench import Bench, build_bench, room_for
@@ -26,7 +28,7 @@ from cgbench.measure.workload import (
 from cgbench.models.families import HeadOverrides
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.presets import SYNTHETIC_RATES
+from cgbench.models.presets import PRESETS, default_golden, golden_for
 from cgbench.models.request import ModelRequest, plan_loading, preset_name
 from cgbench.models.support import check_capturable
 from cgbench.parallel.ranks import tp_size
@@ -40,8 +42,9 @@ DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 NO_GRAPHS_ON_CPU = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
 
-SYNTHETIC_BY_DEFAULT = (
-    "random weights accept no draft: drafts are kept at {}, which --acceptance changes"
+GOLDEN_BY_DEFAULT = (
+    "random weights accept no draft: drafts are kept at {}, the mean acceptance length of {} "
+    "({}), which --acceptance changes"
 )
 
 
@@ -62,7 +65,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     """
     on_cpu = device.type == "cpu"
     max_num_seqs, iterations = arguments["max_num_seqs"], arguments["iterations"]
-    acceptance = arguments["acceptance"]
+    acceptance, stated = arguments["acceptance"], _golden_of_preset(arguments)
     options = RunOptions(
         spec_tokens=tuple(sorted({0, *arguments["spec_tokens"]})),
         batch_sizes=tuple(arguments["batch_sizes"]),
@@ -76,7 +79,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         max_new_tokens=arguments["max_new_tokens"],
         context_len=arguments["context_len"],
         iterations=DEFAULT_ITERATIONS[device.type] if iterations is None else iterations,
-        acceptance=default_acceptance(arguments) if acceptance is None else acceptance,
+        acceptance=_acceptance(acceptance, stated),
         ignore_eos=arguments["ignore_eos"],
         seed=arguments["seed"],
         nvtx=arguments.get("nvtx", False),
@@ -96,8 +99,8 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
     options = replace(options, acceptance=str(rule))
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     notes = [NO_GRAPHS_ON_CPU] if on_cpu else warnings
-    if acceptance is None and options.acceptance != "greedy":
-        notes.append(SYNTHETIC_BY_DEFAULT.format(options.acceptance))
+    if acceptance is None and stated:
+        notes.append(_golden_words(stated, options.spec_tokens))
     return options, notes
 
 
@@ -112,12 +115,28 @@ def _stopping(arguments: dict[str, Any], device: torch.device) -> dict[str, floa
     }
 
 
-def default_acceptance(arguments: dict[str, Any]) -> str:
-    """``greedy``; for a preset the stated synthetic rates, a rate for each draft."""
-    k = max(arguments["spec_tokens"])
-    if preset_name(arguments["model"]) is None or not 0 < k <= len(SYNTHETIC_RATES):
-        return "greedy"
-    return f"synthetic:{','.join(map(str, SYNTHETIC_RATES[:k]))}"
+def _acceptance(asked: str | None, stated: GoldenLength | None) -> str:
+    if stated is not None:
+        return str(stated)
+    return "greedy" if asked is None else asked
+
+
+def _golden_of_preset(arguments: dict[str, Any]) -> GoldenLength | None:
+    """The golden length of a preset's drafts: its family's by default, or the one that is asked
+    for; marked as borrowed where it is another model's. None for any other rule or model."""
+    name, acceptance = preset_name(arguments["model"]), arguments["acceptance"]
+    preset = PRESETS.get(name) if name else None
+    if preset is None or not max(arguments["spec_tokens"]):
+        return None
+    if acceptance is None:
+        return default_golden(preset)
+    asked = parse_length(acceptance)
+    return golden_for(preset, asked.row) if isinstance(asked, GoldenLength) else None
+
+
+def _golden_words(golden: GoldenLength, spec_tokens: Sequence[int]) -> str:
+    lengths = ", ".join(f"{golden.at(k)} at k = {k}" for k in spec_tokens if k)
+    return GOLDEN_BY_DEFAULT.format(golden, golden.row.model, lengths)
 
 
 def model_request(

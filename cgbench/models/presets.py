@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cgbench.acceptance_lengths import GOLDEN, Golden, GoldenLength
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -24,9 +26,34 @@ class Preset:
     head_family: str = "mimo"
 
 
-SYNTHETIC_RATES = (0.8, 0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05)
-"""What a preset's drafts are kept at unless ``--acceptance`` says otherwise: random weights would
-accept none, and tokens a second would say nothing about the shape. Stated, not measured."""
+_GOLDEN_OF_FAMILY = {
+    "deepseek": "deepseek-v4-on",
+    "glm": "glm-5.2-on",
+    "qwen": "qwen3.5-397b-on",
+}
+"""The row of the golden table (``cgbench.acceptance_lengths``) by how a model type begins."""
+
+_MIDDLE_GOLDEN = "glm-5.2-on"
+"""Of the rows with thinking on, the one between the other two at every k: what a family without a
+row borrows, because it overstates and understates least."""
+
+
+def default_golden(preset: Preset) -> GoldenLength:
+    """The acceptance of a preset's drafts unless ``--acceptance`` says otherwise.
+
+    Random weights would accept none, and tokens a second would say nothing about the shape. The
+    length is that of the model's family.
+    """
+    model_type = preset.config["model_type"]
+    names = (row for family, row in _GOLDEN_OF_FAMILY.items() if model_type.startswith(family))
+    return golden_for(preset, GOLDEN[next(names, _MIDDLE_GOLDEN)])
+
+
+def golden_for(preset: Preset, row: Golden) -> GoldenLength:
+    """A golden row's lengths, marked as borrowed where it was measured on another model."""
+    measured_on = row.name.rpartition("-")[0]
+    return GoldenLength(row, is_borrowed=not preset.name.startswith(measured_on))
+
 
 _LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -8,7 +8,8 @@ the budgets,
     cost to finish >= (least cost to finish with p added per unit taken) - p * (what is left)
 
 which holds for any prices (weak duality). Good prices only make the search short: what is
-returned is the optimum whatever they are. In the worst case the labels are exponentially many.
+returned is the optimum whatever they are. In the worst case the labels are exponentially many, so
+the work is limited: a search over the limit is refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,10 @@ _KEPT_PRICES = 8
 _WIDTHS = (16, 128, 1024)
 # How many times the width is looked at for labels that others make useless.
 _SPARE = 8
+# Passes over the prices take the square of the batch sizes: ten seconds for so many.
+_MAX_REQUESTS = 2_048
+# Labels looked at, over all batch sizes: ten seconds for so many.
+_MAX_WORK = 20_000_000
 # Sums are exact to about this share: a limit is kept, and a cost beaten, up to it.
 _ROUNDING = 1e-12
 
@@ -113,8 +118,14 @@ def solve_within(
 ) -> tuple[int, ...]:
     """The best buckets, ascending, that keep within every resource.
 
-    A resource is what a bucket of each batch size takes of it, and how much of it there is.
+    A resource is what a bucket of each batch size takes of it, and how much of it there is. Raises
+    ``PlanError`` where that takes too long to prove.
     """
+    if problem.size > _MAX_REQUESTS:
+        raise PlanError(
+            f"--max-memory, --max-capture-seconds: planned for at most {_MAX_REQUESTS} requests; "
+            "lower --max-num-seqs, or give --max-graphs alone"
+        )
     resources = [each for each in resources if sum(each[0]) > each[1]]
     most = min((_most_that_fit(*each) for each in resources), default=problem.size)
     # How many buckets fit at all is a budget of its own: its price is what tightens the bounds.
@@ -137,12 +148,18 @@ def solve_within(
 
 
 def _search_within(search: _Search, priced: list[_Priced], width: int) -> bool:
-    """Go through b = 1..S with at most ``width`` labels each; True where no more were needed."""
+    """Go through b = 1..S with at most ``width`` labels each; True where no more were needed.
+
+    It ends early where there would be too much work.
+    """
     empty = np.zeros((len(search.limits), 1))
     labels = _Labels(np.zeros(1), empty, np.zeros(1, dtype=np.int64))
-    is_whole = True
+    is_whole, work = True, 0
     for b in range(1, len(search.tails)):
         is_whole &= _extend(search, labels, priced, b, width)
+        work += len(labels.cost)
+        if work > _MAX_WORK:
+            return False
     return is_whole
 
 

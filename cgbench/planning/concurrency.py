@@ -8,18 +8,23 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Self
 
 from cgbench.errors import BadInputError
+from cgbench.planning.request import MAX_BATCH_SIZE
 
 NAMED = "geometric:MEAN, uniform:FIRST-LAST or constant:N"
 
 # A geometric tail is cut where what is left of it weighs less than this.
 _NEGLIGIBLE = 1e-12
 _MAX_MEAN = 10_000
+_MAX_BYTES = 64_000_000
+_LONGEST_SHOWN = 40
+_JSON_FORM = "must be an object of batch size -> weight, or an array of batch sizes"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Concurrency:
         """Add up repeated batch sizes and leave out 0.
 
         Raises ``BadInputError``, beginning with ``name``, for a batch size or a weight below 0,
-        and where nothing is left.
+        for weights that sum to no number, and where nothing is left.
         """
         total: Counter[int] = Counter()
         for size, weight in weights:
@@ -44,6 +49,8 @@ class Concurrency:
         kept = sorted((size, weight) for size, weight in total.items() if size and weight)
         if not kept:
             raise BadInputError(f"{name}: no batch size has a weight")
+        if not isfinite(sum(weight for _, weight in kept)):
+            raise BadInputError(f"{name}: the weights sum to no number; make them smaller")
         return cls(tuple(kept), name)
 
     @classmethod
@@ -65,14 +72,17 @@ class Concurrency:
     @classmethod
     def read(cls, file: Path) -> Self:
         """The histogram or the log in ``file``; see ``parse``."""
+        name = f"--concurrency {_printable(file)}"
+        _check_file(file, name)
         try:
             text = file.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise BadInputError(
-                f"--concurrency {file}: cannot be read; give a file, or {NAMED}"
-            ) from error
+        except OSError as error:
+            raise BadInputError(f"{name}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise BadInputError(f"{name}: must be UTF-8 text") from error
         is_json = text.lstrip().startswith(("{", "["))
-        return cls.of(_from_json(text, file) if is_json else _from_lines(text, file), str(file))
+        weights = _from_json(text, name) if is_json else _from_lines(text, name)
+        return replace(cls.of(weights, name), name=str(file))
 
     def over(self, max_batch_size: int) -> list[float]:
         """Weights of 1..max_batch_size, summing to 1; those above it count as the last."""
@@ -100,42 +110,68 @@ def _geometric(value: str, flag: str) -> list[tuple[int, float]]:
 
 def _uniform(value: str, flag: str) -> list[tuple[int, float]]:
     first, _, last = value.partition("-")
-    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+    if not (first.isdecimal() and last.isdecimal() and 1 <= float(first) <= float(last)):
         raise BadInputError(f"{flag}: must be uniform:FIRST-LAST, such as uniform:1-64")
-    if int(last) > _MAX_MEAN:
+    if float(last) > _MAX_MEAN:
         raise BadInputError(f"{flag}: batch sizes above {_MAX_MEAN} are not counted")
     return [(size, 1.0) for size in range(int(first), int(last) + 1)]
 
 
 def _constant(value: str, flag: str) -> list[tuple[int, float]]:
-    if not value.isdecimal() or int(value) < 1:
-        raise BadInputError(f"{flag}: must be a batch size of at least 1, such as constant:6")
+    if not value.isdecimal() or not 1 <= float(value) <= MAX_BATCH_SIZE:
+        raise BadInputError(
+            f"{flag}: must be a batch size of 1 to {MAX_BATCH_SIZE}, such as constant:6"
+        )
     return [(int(value), 1.0)]
 
 
 _NAMED_KINDS = {"geometric": _geometric, "uniform": _uniform, "constant": _constant}
 
 
-def _from_json(text: str, file: Path) -> list[tuple[int, float]]:
+def _printable(file: Path) -> str:
+    """The path as a message can show it, whatever bytes it is made of."""
+    return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _check_file(file: Path, name: str) -> None:
+    """Look at the file before it is opened: opening a pipe would wait for its other end."""
+    if _printable(file) != str(file):
+        raise BadInputError(f"{name}: the file's name must be UTF-8")
     try:
-        found: Any = json.loads(text)
+        status = file.stat()
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{name}: cannot be read; give a file, or {NAMED}") from error
+    if not S_ISREG(status.st_mode):
+        raise BadInputError(f"{name}: cannot be read; give a file, or {NAMED}; this is none")
+    if status.st_size > _MAX_BYTES:
+        raise BadInputError(f"{name}: {status.st_size} bytes, must be at most {_MAX_BYTES}")
+
+
+def _from_json(text: str, name: str) -> list[tuple[int, float]]:
+    try:
+        # An object as its pairs, because a key may be there twice: both count, as in a CSV.
+        found: Any = json.loads(text, object_pairs_hook=tuple, parse_int=float)
+    except RecursionError as error:
+        raise BadInputError(f"{name}: JSON that is nested too deep; {_JSON_FORM}") from error
     except ValueError as error:
-        raise BadInputError(f"--concurrency {file}: not JSON: {error}") from error
-    pairs = found.items() if isinstance(found, dict) else [(size, 1) for size in found]
+        raise BadInputError(f"{name}: not JSON: {error}") from error
+    pairs = found if isinstance(found, tuple) else [(size, 1) for size in found]
     try:
-        return [(_whole(size), float(weight)) for size, weight in pairs]
-    except (TypeError, ValueError) as error:
-        raise BadInputError(
-            f"--concurrency {file}: must be an object of batch size -> weight, or an array of "
-            f"batch sizes: {error}"
-        ) from error
+        return [(_whole(size), _number(weight)) for size, weight in pairs]
+    except ValueError as error:
+        raise BadInputError(f"{name}: {_JSON_FORM}: {error}") from error
 
 
-def _from_lines(text: str, file: Path) -> list[tuple[int, float]]:
-    rows = [row for row in csv.reader(text.splitlines()) if any(map(str.strip, row))]
+def _from_lines(text: str, name: str) -> list[tuple[int, float]]:
+    try:
+        rows = [
+            row for row in csv.reader(text.splitlines(), strict=True) if any(map(str.strip, row))
+        ]
+    except csv.Error as error:
+        raise BadInputError(f"{name}: not CSV: {error}") from error
     if rows and _is_heading(rows[0]):
         del rows[0]
-    return [_pair(row, file) for row in rows]
+    return [_pair(row, name) for row in rows]
 
 
 def _is_heading(row: list[str]) -> bool:
@@ -143,20 +179,35 @@ def _is_heading(row: list[str]) -> bool:
     return all(cell.strip().isidentifier() for cell in row)
 
 
-def _pair(row: list[str], file: Path) -> tuple[int, float]:
+def _pair(row: list[str], name: str) -> tuple[int, float]:
     try:
         size, weight = (*row, "1") if len(row) == 1 else row
-        return _whole(size), float(weight)
+        return _whole(size), _number(weight)
     except ValueError as error:
         raise BadInputError(
-            f"--concurrency {file}: {','.join(row)!r}: must be batch_size,weight "
+            f"{name}: {_shown(','.join(row))}: must be batch_size,weight "
             "or one count of running requests"
         ) from error
 
 
 def _whole(value: Any) -> int:
-    """A batch size from ``8``, ``8.0`` or ``"8"``."""
-    number = float(value)
+    """A batch size from ``8``, ``8.0`` or ``"8"``. Raises ``ValueError`` for any other value."""
+    number = _number(value)
     if not number.is_integer():
-        raise ValueError(f"{value} is not a whole number")
+        raise ValueError(f"{_shown(value)} is not a whole number")
     return int(number)
+
+
+def _number(value: Any) -> float:
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{_shown(value)} is not a number")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: on one line, and cut where it is long."""
+    text = ascii(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}.."

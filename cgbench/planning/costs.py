@@ -8,7 +8,6 @@ waits for memory; and eager costs ``EAGER_PENALTY`` times as much.
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from math import inf
 
 from cgbench.errors import PlanError
 
@@ -16,6 +15,8 @@ EAGER_PENALTY = 5.0
 """Eager over captured, in the default costs. Reports of decode that fell out of its graphs:
 25.3 instead of 133.3 tokens/s, 5.3 times (vLLM issue 54933), and 7.5 times (vllm-ascend pull
 request 16623); ours is the round number below them."""
+
+_PENALTIES = (1e-6, 1e6)
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,14 @@ class Costs:
     def in_tokens(cls, query_len: int, eager_penalty: float = EAGER_PENALTY) -> "Costs":
         """The default: an iteration costs its tokens, and ``eager_penalty`` times that eager.
 
-        Raises ``PlanError`` for a penalty that is not above 0.
+        Raises ``PlanError`` for a penalty that is not above 0, or that sums would overflow on.
         """
-        if not 0 < eager_penalty < inf:
-            raise PlanError(f"--eager-penalty {eager_penalty}: must be a number above 0")
+        least, most = _PENALTIES
+        if not least <= eager_penalty <= most:
+            raise PlanError(
+                f"--eager-penalty {eager_penalty}: must be a number above 0, "
+                f"from {least:g} to {most:g}"
+            )
         eager = query_len * eager_penalty
         return cls("tokens", _proportional(query_len), _proportional(eager))
 

@@ -1,9 +1,11 @@
 """A plan's sizes as the option of an engine, in that engine's unit, to paste."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cgbench.errors import BadInputError
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.policies.vllm import decode_graphs
+from cgbench.planning.request import PlanRequest
 
 FlagText = Callable[[CapturePlan], str]
 
@@ -29,6 +31,21 @@ def flags_for(engine: str, plan: CapturePlan) -> str:
     return ENGINES[engine](plan)
 
 
+def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Iterator[str]:
+    """Which of the plan's buckets ``engine`` would not capture from the option's sizes.
+
+    Only vLLM drops any: its list is planned back with the rules of 0.33.
+    """
+    if engine != "vllm":
+        return
+    captured = decode_graphs(request, _vllm_tokens(plan)).verify
+    if dropped := sorted(set(plan.batch_sizes) - set(captured)):
+        yield (
+            f"vLLM drops sizes over --max-num-batched-tokens {request.max_num_batched_tokens}: "
+            f"no graph for {', '.join(map(str, dropped))} requests; raise it"
+        )
+
+
 def _fastdeploy(plan: CapturePlan) -> str:
     """FastDeploy 2.5 and later (pull request 7215): requests, scaled by the engine."""
     return _graph_optimization(plan.batch_sizes)
@@ -40,8 +57,16 @@ def _fastdeploy_2_4(plan: CapturePlan) -> str:
 
 
 def _vllm(plan: CapturePlan) -> str:
-    """vLLM: tokens. Sizes over max_num_batched_tokens are dropped by the engine."""
-    return f"--compilation-config '{{\"cudagraph_capture_sizes\": {_listed(_tokens(plan))}}}'"
+    """vLLM: tokens, the sizes of verify and those of drafts 2..k in one list."""
+    sizes = _listed(_vllm_tokens(plan))
+    return f"--compilation-config '{{\"cudagraph_capture_sizes\": {sizes}}}'"
+
+
+def _vllm_tokens(plan: CapturePlan) -> tuple[int, ...]:
+    """n * (k + 1) tokens for verify and draft 1. With drafts also n, because drafts 2..k run one
+    token a request and look for their graphs in the same list."""
+    later_drafts = plan.batch_sizes if plan.spec_tokens else ()
+    return tuple(sorted({*_tokens(plan), *later_drafts}))
 
 
 def _sglang(plan: CapturePlan) -> str:

@@ -27,6 +27,9 @@ from cgbench.planning.request import PlanRequest
 # A smaller gain than this share is rounding: fewer graphs are preferred to it.
 _ROUNDING = 1e-12
 
+# Batch sizes times graphs: half a second of layers.
+_FEW_STEPS = 300_000
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -73,9 +76,22 @@ def best_batch_sizes(request: PlanRequest) -> tuple[int, ...]:
 
 
 def solve(problem: Problem, max_graphs: int) -> tuple[int, ...]:
-    """The best buckets, at most ``max_graphs`` of them, and none that gains nothing."""
+    """The best buckets, at most ``max_graphs`` of them, and none that gains nothing.
+
+    Raises ``PlanError`` where they cannot be told from their rivals in reasonable time.
+    """
     if max_graphs >= problem.size:
-        return _solve_unlimited(problem)
+        return cheapest(problem)
+    if max_graphs * problem.size <= _FEW_STEPS:
+        return by_layers(problem, max_graphs)
+    # It is built on this module.
+    from cgbench.planning.frontier import Frontier
+
+    return Frontier(problem).best(max_graphs).sizes
+
+
+def by_layers(problem: Problem, max_graphs: int) -> tuple[int, ...]:
+    """As ``solve``, by all the layers up to ``max_graphs``."""
     tails, previous = problem.eager_tails(), list[list[int]]()
     best, best_end = tails[0], (0, 0)
     for count, layer, chosen in _layers(problem, max_graphs):
@@ -86,14 +102,15 @@ def solve(problem: Problem, max_graphs: int) -> tuple[int, ...]:
     return _walk_back(previous, *best_end)
 
 
-def _solve_unlimited(problem: Problem) -> tuple[int, ...]:
-    """The same with any number of buckets: one layer, that goes back to itself."""
+def cheapest(problem: Problem, price: float = 0.0) -> tuple[int, ...]:
+    """The best buckets, any number of them, where each costs ``price`` more: one layer, that goes
+    back to itself."""
     cumulative, envelope = problem.cumulative_weights(), Envelope()
     costs, chosen = [0.0], [0]
     for b, x in enumerate(problem.graph, start=1):
         envelope.add(costs[b - 1], cumulative[b - 1], b - 1)
         value, a = envelope.least_at(x)
-        costs.append(value + x * cumulative[b])
+        costs.append(value + x * cumulative[b] + price)
         chosen.append(a)
     b, _ = _cheapest_end(costs, problem.eager_tails())
     sizes = list[int]()

@@ -1,6 +1,7 @@
 """What a caller asks of the planner."""
 
 from dataclasses import KW_ONLY, dataclass
+from math import inf
 from typing import TYPE_CHECKING, Literal
 
 from cgbench.errors import PlanError
@@ -64,9 +65,11 @@ class PlanRequest:
         if not 0 <= self.spec_tokens <= MAX_SPEC_TOKENS:
             raise PlanError(f"--spec-tokens {self.spec_tokens}: must be 0 to {MAX_SPEC_TOKENS}")
         check_batch_size("--max-num-seqs", self.max_batch_size)
-        for flag, value, least in self._bounds():
-            if value is not None and not value >= least:
-                raise PlanError(f"{flag} {value}: must be at least {least}")
+        for flag, value in self._at_least_one():
+            if value is not None and not value >= 1:
+                raise PlanError(f"{flag} {value}: must be at least 1")
+        if self.max_capture_s is not None and not 0 < self.max_capture_s < inf:
+            raise PlanError(f"--max-capture-seconds {self.max_capture_s}: must be above 0")
         if self.capture_sizes and self.policy != "explicit":
             raise PlanError(
                 f"--capture-sizes goes with --policy explicit, not with --policy {self.policy}"
@@ -74,13 +77,12 @@ class PlanRequest:
         if self.capture_unit != "requests" and not self.capture_sizes:
             raise PlanError(f"--capture-unit {self.capture_unit}: give --capture-sizes too")
 
-    def _bounds(self) -> tuple[tuple[str, float | None, int], ...]:
+    def _at_least_one(self) -> tuple[tuple[str, int | None], ...]:
         return (
-            ("--max-num-batched-tokens", self.max_num_batched_tokens, 1),
-            ("--tp", self.tp_size, 1),
-            ("--max-graphs", self.max_graphs, 0),
-            ("--max-memory", self.max_memory_bytes, 0),
-            ("--max-capture-seconds", self.max_capture_s, 0),
+            ("--max-num-batched-tokens", self.max_num_batched_tokens),
+            ("--tp", self.tp_size),
+            ("--max-graphs", self.max_graphs),
+            ("--max-memory", self.max_memory_bytes),
         )
 
     @property

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
-from cgbench.errors import BadInputError, PlanError
+from cgbench.errors import BadInputError, PlanError, RefusedPlanError
 from cgbench.planning.expected import Expected, costs_of, expected, expected_cost, weights_of
-from cgbench.planning.optimal import least_costs, problem_of
+from cgbench.planning.frontier import Frontier
+from cgbench.planning.optimal import problem_of
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.policies import POLICIES, plan
 from cgbench.planning.request import PlanRequest
@@ -21,11 +22,21 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Outcome:
-    """One policy's answer to one request: a plan, or the reason why the engine refuses."""
+    """One policy's answer to one request: a plan, or the error that says why there is none."""
 
     request: PlanRequest
     plan: CapturePlan | None
-    refusal: str = ""
+    error: PlanError | None = None
+
+    @property
+    def refusal(self) -> str:
+        """Why there is no plan, the policy's name included. Empty where there is one."""
+        return str(self.error or "")
+
+    @property
+    def reason(self) -> str:
+        """The same, to be shown beside the policy's name."""
+        return self.error.reason if isinstance(self.error, RefusedPlanError) else self.refusal
 
     @cached_property
     def weights(self) -> list[float]:
@@ -65,10 +76,10 @@ class Saving:
 
 
 def study(requests: Iterable[PlanRequest]) -> list[Outcome]:
-    """Every request's plan, in order. A refusal raises only where there is nothing else."""
+    """Every request's plan, in order. Raises the first refusal where every request is refused."""
     outcomes = [_outcome(request) for request in requests]
-    if not any(outcome.plan for outcome in outcomes):
-        raise PlanError(outcomes[0].refusal)
+    if (error := outcomes[0].error) and not any(outcome.plan for outcome in outcomes):
+        raise error
     return outcomes
 
 
@@ -145,17 +156,16 @@ def _outcome(request: PlanRequest) -> Outcome:
     try:
         return Outcome(request, plan(request))
     except PlanError as error:
-        return Outcome(request, None, str(error))
+        return Outcome(request, None, error)
 
 
 def _savings(best: Outcome, outcomes: list[Outcome]) -> Iterator[Saving]:
     others = [
         (each, len(each.plan.buckets)) for each in _rivals(best, outcomes) if each.plan is not None
     ]
-    most = max((graphs for _, graphs in others), default=0)
-    least = least_costs(problem_of(best.request), most)
+    frontier = Frontier(problem_of(best.request))
     for other, graphs in others:
-        yield _saving(best, other, graphs, least)
+        yield _saving(best, other, graphs, frontier)
 
 
 # `exact` is no engine's list, and nothing can be saved on it.
@@ -173,15 +183,15 @@ def _rivals(best: Outcome, outcomes: list[Outcome]) -> list[Outcome]:
     return study(replace(unlimited, policy=name) for name in engines)
 
 
-def _saving(best: Outcome, other: Outcome, graphs: int, least: list[float]) -> Saving:
+def _saving(best: Outcome, other: Outcome, graphs: int, frontier: Frontier) -> Saving:
     assert best.plan and best.cost is not None and other.cost is not None
     cost = other.cost
-    no_slower = (n for n, value in enumerate(least) if value <= cost * (1 + _ROUNDING))
+    no_slower = frontier.fewest(cost * (1 + _ROUNDING))
     return Saving(
         policy=other.request.policy,
         spec_tokens=other.request.spec_tokens,
         time_frac=1 - best.cost / cost,
         graphs=graphs - len(best.plan.buckets),
-        time_frac_at_same_graphs=1 - least[graphs] / cost,
-        graphs_at_same_time=next(no_slower, graphs),
+        time_frac_at_same_graphs=1 - frontier.best(graphs).cost / cost,
+        graphs_at_same_time=graphs if no_slower is None else min(no_slower, graphs),
     )

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cgbench.planning.expected import expected_of_span
-from cgbench.planning.flags import flags_for
+from cgbench.planning.flags import flag_warnings, flags_for
 from cgbench.planning.plan import Span
 from cgbench.planning.study import Outcome, Saving
 
@@ -98,7 +98,7 @@ def plan_json(
     With ``engine`` also its option's text (see ``flags_for``, which may raise ``BadInputError``);
     None where there is no plan.
     """
-    plans = [{**_plan_object(outcome), "flags": _flags(outcome, engine)} for outcome in outcomes]
+    plans = [{**_plan_object(outcome), **_flags(outcome, engine)} for outcome in outcomes]
     saved = [_rounded(asdict(saving)) for saving in savings]
     return json.dumps({"plans": plans, "savings": saved}, indent=2)
 
@@ -117,8 +117,12 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _flags(outcome: Outcome, engine: str | None) -> str | None:
-    return flags_for(engine, outcome.plan) if engine and outcome.plan else None
+def _flags(outcome: Outcome, engine: str | None) -> dict[str, Any]:
+    plan = outcome.plan
+    if not engine or plan is None:
+        return {"flags": None}
+    warnings = [*plan.warnings, *flag_warnings(engine, outcome.request, plan)]
+    return {"flags": flags_for(engine, plan), "warnings": warnings}
 
 
 def without_noise(value: float) -> float:

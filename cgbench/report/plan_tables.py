@@ -59,7 +59,7 @@ def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator
 def _buckets(outcome: Outcome) -> Section:
     title = f"{outcome.request.policy}, {_setting(outcome)}"
     if outcome.plan is None:
-        return Section(title, (), (), (f"refused: {outcome.refusal}",))
+        return Section(title, (), (), (f"refused: {outcome.reason}",))
     headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
     rows = tuple(map(_bucket_row, bucket_rows(outcome)))
     return Section(title, headings, rows, (_totals(outcome), *_warned(outcome.plan.warnings)))
@@ -98,17 +98,22 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         f"expected [{unit}]",
     )
     notes = [
-        f"warning: {outcome.request.policy}: {warning}"
+        f"warning: {_about(outcome.request.policy, warning)}"
         for outcome in outcomes
         for warning in (outcome.plan.warnings if outcome.plan else ())
     ]
     refused = [
-        f"refused: {outcome.request.policy}: {outcome.refusal}"
+        f"refused: {outcome.request.policy}: {outcome.reason}"
         for outcome in outcomes
-        if outcome.refusal
+        if outcome.plan is None
     ]
     rows = tuple(_policy_row(summary_row(outcome)) for outcome in outcomes)
     return Section(_setting(outcomes[0]), headings, rows, (*refused, *notes))
+
+
+def _about(policy: str, warning: str) -> str:
+    """``warning`` with the policy's name before it, once."""
+    return warning if warning.startswith(policy) else f"{policy}: {warning}"
 
 
 def _policy_row(row: dict[str, Any]) -> tuple[str, ...]:

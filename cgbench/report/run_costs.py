@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cgbench.errors import RunDirectoryError
-from cgbench.planning.costs import Costs, Curve
+from cgbench.planning import MAX_BATCH_SIZE, Costs, Curve
 from cgbench.report.schema import Mode, Phase, Scope, Status
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_SIZES = (1, MAX_BATCH_SIZE)
+_ITERATION_MS = (1e-6, 1e9)
+_CAPTURE_S = (0, 1e9)
+"""What a measurement may give: far more than any does, and nothing that sums would overflow on."""
 
 MILLISECONDS = ("warmup_ms", "capture_ms", "instantiate_ms", "first_replay_ms")
 
@@ -19,8 +24,10 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
     The whole iteration's graphs where the run has them, else the three of a phase, taken
     together. A bucket's time is the median over the batch sizes measured in it, for the graph
     does the same work whatever it holds. Raises ``RunDirectoryError``, naming the file, where k
-    was not measured, captured or eager, or a file is missing or damaged.
+    was not measured, captured or eager, where a file is missing or damaged, and where a number in
+    it is none that a measurement gives.
     """
+    from cgbench.report.reading import CAPTURE_FILE, LATENCY_FILE
     from cgbench.report.store import RunDirectory
 
     run = RunDirectory.open(path)
@@ -36,7 +43,14 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
                 f"--costs {path}: latency.csv has no {what} iteration at --spec-tokens "
                 f"{spec_tokens}; measure it with cgbench run"
             )
+    file = path / LATENCY_FILE
+    _check(file, graphs, "bucket", _SIZES)
+    _check(file, eager, "batch_size", _SIZES)
+    for rows in (graphs, eager):
+        _check(file, rows, "iteration_p50_ms", _ITERATION_MS)
     captured = _captured(run.capture(), scope, spec_tokens)
+    _check(path / CAPTURE_FILE, captured, "bucket", _SIZES)
+    _check(path / CAPTURE_FILE, captured, "seconds", _CAPTURE_S)
     return Costs(
         unit="ms",
         graph=_curve(graphs, "bucket", "iteration_p50_ms"),
@@ -44,6 +58,16 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
         memory_bytes=None if captured.empty else _curve(captured, "bucket", "bytes"),
         capture_s=None if captured.empty else _curve(captured, "bucket", "seconds"),
     )
+
+
+def _check(file: Path, rows: "pd.DataFrame", column: str, limits: tuple[float, float]) -> None:
+    """Raises ``RunDirectoryError`` where a value is not a number within ``limits``."""
+    least, most = limits
+    values = rows[column].astype("float64")
+    for value in values[~values.between(least, most)]:
+        raise RunDirectoryError(
+            f"{file}: damaged: {column} is {value:g}; must be a number from {least:g} to {most:g}"
+        )
 
 
 def _scope(graphs: "pd.DataFrame") -> Scope:
@@ -57,12 +81,18 @@ def _captured(capture: "pd.DataFrame", scope: Scope, spec_tokens: int) -> "pd.Da
     of_scope = is_whole if scope is Scope.ITERATION else ~is_whole
     rows = capture[of_scope & (capture["spec_tokens"] == spec_tokens)]
     costs = rows.assign(
-        bytes=(rows["pool_bytes"] + rows["driver_bytes"]).clip(lower=0),
-        seconds=rows[list(MILLISECONDS)].sum(axis=1) / 1e3,
+        # As floats, because whole numbers of 64 bits wrap where they are too large.
+        bytes=(rows["pool_bytes"].astype("float64") + rows["driver_bytes"]).clip(lower=0),
+        seconds=rows[list(MILLISECONDS)].sum(axis=1, skipna=False) / 1e3,
     )
-    return costs.groupby("bucket", as_index=False)[["bytes", "seconds"]].sum()
+    return costs.groupby("bucket", as_index=False)[["bytes", "seconds"]].agg(_whole_sum)
+
+
+def _whole_sum(values: "pd.Series[float]") -> float:
+    """The sum, which is no number where one of them is none."""
+    return float(values.sum(skipna=False))
 
 
 def _curve(frame: "pd.DataFrame", by: str, value: str) -> Curve:
-    medians = frame.dropna(subset=[by, value]).groupby(by)[value].median()
+    medians = frame.groupby(by)[value].median()
     return Curve(tuple(zip(medians.index.astype(int).tolist(), medians.tolist(), strict=True)))

@@ -95,7 +95,7 @@ LATENCY = (
     Column("attention", "string", "attention backend"),
     Column("compile", "string", "how the forwards were compiled, or off"),
     Column(
-        "acceptance", "string", "rule: greedy, sampled or synthetic, with its settings or rates"
+        "acceptance", "string", "rule: greedy, sampled, synthetic, length or golden, with settings"
     ),
     Column("tp_size", "int64", "GPUs that share the target"),
     _word("mode", Mode, "what ran: graph or eager"),
@@ -115,7 +115,11 @@ LATENCY = (
     Column("draft_p50_ms", "float64", "all draft steps, from the instrumented pass"),
     Column("commit_p50_ms", "float64", "commit, from the instrumented pass"),
     Column("host_gap_p50_ms", "float64", "wall time minus GPU time of an iteration"),
-    Column("mean_acceptance_length", "float64", "1 + accepted per iteration, 1 to k + 1"),
+    Column(
+        "mean_acceptance_length",
+        "float64",
+        "1 + accepted per iteration, 1 to k + 1; under length and golden the stated one",
+    ),
     Column("acceptance_rate_per_pos", "string", "unconditional, one per draft position, ';' apart"),
     Column("tpot_ms", "float64", "mean wall time of an iteration / mean_acceptance_length"),
     Column("output_tok_per_s", "float64", "tokens per second of the whole batch"),

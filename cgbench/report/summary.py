@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cgbench.acceptance_lengths import stated_length
 from cgbench.report.schema import (
     ACCEPTANCE,
     CAPTURE,
@@ -93,9 +94,16 @@ def _facts(cell: Cell) -> dict[str, Any]:
     return {
         **asdict(cell),
         "scope": cell.scope.value,
-        "mean_acceptance_length": 1 + sum(accepted) / drafted if drafted else None,
+        "mean_acceptance_length": _mean_length(cell) if drafted else None,
         "acceptance_rate_per_pos": ";".join(rates) or None,
     }
+
+
+def _mean_length(cell: Cell) -> float:
+    """The length that the rule states, where it states one: the draws of a short run scatter around
+    it, and times a token are wanted at the length itself. Otherwise the measured one."""
+    stated = stated_length(cell.acceptance, cell.spec_tokens)
+    return 1 + sum(cell.num_accepted_per_pos) / cell.num_drafted if stated is None else stated
 
 
 def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:

@@ -40,10 +40,11 @@ draft (all k steps) come from a separate, instrumented pass; host gap is wall mi
 "Of floor" is the least time that the device could take, from bytes, operations and its measured
 rates, over the iteration's: 100 % would be perfect. Experts read are distinct experts of one
 expert layer in one verify, on average.
-Accept length is 1 + accepted drafts per iteration, bonus or recovered token included; tok/s is
-batch size x accept length / mean wall time. "vs eager" is a ratio of iteration times, "vs no spec"
-one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest bucket: its scope
-ran without a graph.
+Accept length is 1 + accepted drafts per iteration, bonus or recovered token included. Under the
+rules length and golden it is the stated one. TPOT, the time per output token of a request, is mean
+wall time / accept length, and tok/s is batch size / TPOT. "vs eager" is a ratio of iteration times,
+"vs no spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest
+bucket: its scope ran without a graph.
 """
 
 
@@ -76,6 +77,7 @@ SHOWN = (
     Shown("bucket [req]", "bucket"),
     Shown("iteration p50 [ms]", "iteration_p50_ms", "{:.3f}"),
     Shown("+/-", "half_width_frac", "{:.2%}"),
+    Shown("TPOT [ms]", "tpot_ms", "{:.3f}"),
     Shown("p99 [ms]", "iteration_p99_ms", "{:.3f}"),
     Shown("of floor", "floor_frac", "{:.0%}"),
     Shown("experts read", "experts_read", "{:.1f}"),
@@ -168,7 +170,7 @@ def resumed_words(entry: Mapping[str, Any]) -> str:
 
 
 def _setting(frame: pd.DataFrame) -> str:
-    """What all rows share; it says so where acceptance is synthetic."""
+    """What all rows share. It says so where acceptance is stated, and whose it is."""
     return ", ".join(f"{name} {'/'.join(map(str, frame[name].unique()))}" for name in SETTING)
 
 

@@ -58,7 +58,7 @@ def _shared(facts: Mapping[str, Any]) -> Iterator[str]:
     )
     yield f"- {where}, torch {environment['torch']}, transformers {environment['transformers']}"
     yield f"- cgbench: attention {facts['attention']}, acceptance {facts['acceptance']}"
-    if facts["acceptance"].startswith("synthetic"):
+    if not facts["acceptance"].startswith(("greedy", "sampled")):
         yield f"- {SYNTHETIC}"
 
 

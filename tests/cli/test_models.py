@@ -173,16 +173,58 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(
     run(tiny).refused(3, "3 slots of 52 tokens", "--max-num-seqs", "--context-len")
 
 
-def test_a_preset_keeps_drafts_at_stated_rates_unless_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Random weights would accept none; the rule is in the table, and a line says so."""
+@pytest.fixture
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> str:
     config = {**SHAPE, "model_type": "mimo", "vocab_size": 256}
     monkeypatch.setitem(PRESETS, "small", Preset("small", "a test", config))
-    for args, rule in (((), "synthetic:0.8,0.6"), (("--acceptance", "greedy"), "greedy")):
-        out = tmp_path / rule.partition(":")[0]
+    return "preset:small"
+
+
+def test_every_k_of_a_preset_is_measured_at_its_own_golden_length(
+    small_preset: str, tmp_path: Path
+) -> None:
+    flags = ("--batch-sizes", 2, "--max-time", 0, "--context-len", 8, "--max-new-tokens", 4)
+    out = tmp_path / "run"
+    done = cgbench("run", small_preset, "--spec-tokens", "1,3,5", *flags, "--output", out)
+    assert done.code == 0, done.stderr
+    row = "golden:glm-5.2-on (borrowed)"
+    assert f"{row}, the mean acceptance length of GLM-5.2, thinking on" in done.stderr
+    assert "(1.84 at k = 1, 2.99 at k = 3, 3.61 at k = 5)" in done.stderr
+    latency = RunDirectory.open(out).latency().set_index("spec_tokens")
+    assert latency["acceptance"].unique().tolist() == [row]
+    lengths = latency["mean_acceptance_length"].to_dict()
+    assert lengths == {0: 1.0, 1: 1.84, 3: 2.99, 5: 3.61}
+    rate = latency["output_tok_per_s"] * latency["tpot_ms"]
+    assert rate.tolist() == pytest.approx([2e3] * 4, rel=1e-4)
+    for text in (done.stdout, (out / "latency.md").read_text()):
+        assert row in text
+        assert "TPOT [ms]" in text
+
+
+def test_a_length_that_one_k_cannot_reach_is_refused_by_that_k(
+    small_preset: str, tmp_path: Path
+) -> None:
+    words = ("--spec-tokens", "1,3", "--acceptance", "length:2.5", "--output", tmp_path / "run")
+    done = cgbench("run", small_preset, *words)
+    done.refused(2, "--acceptance length:2.5", "--spec-tokens 1 reaches lengths of 1 to 2")
+
+
+def test_a_preset_keeps_drafts_at_a_golden_length_unless_told(
+    small_preset: str, tmp_path: Path
+) -> None:
+    """Random weights would accept none; the rule is in the table, and a line says so. A golden
+    length that is asked for is as borrowed as the default's."""
+    default = "golden:glm-5.2-on (borrowed)"
+    for number, (args, rule) in enumerate(
+        (
+            ((), default),
+            (("--acceptance", "golden:glm-5.2-on"), default),
+            (("--acceptance", "greedy"), "greedy"),
+        )
+    ):
+        out = tmp_path / str(number)
         flags = ("--spec-tokens", 2, "--batch-sizes", 1, "--max-time", 0, "--context-len", 8)
-        done = cgbench("run", "preset:small", *flags, "--output", out, *args)
+        done = cgbench("run", small_preset, *flags, "--output", out, *args)
         assert done.code == 0, done.stderr
         assert RunDirectory.open(out).latency()["acceptance"].unique().tolist() == [rule]
-        assert ("random weights accept no draft" in done.stderr) == (rule != "greedy")
+        assert ("random weights accept no draft" in done.stderr) == (not args)

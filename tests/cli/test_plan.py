@@ -42,7 +42,8 @@ def test_a_table_of_buckets(plan) -> None:
 def test_all_policies_with_a_refusal_and_savings(plan) -> None:
     found = plan("--spec-tokens", "2", "--max-num-seqs", "171", "--policy", "all")
     assert found.exit_code == 0
-    assert "refused: fastdeploy-2.4: fastdeploy-2.4 refuses an odd token count" in found.out
+    assert "refused: fastdeploy-2.4: an odd token count" in found.out
+    assert "fastdeploy-2.4 refuses" not in found.out
     assert "What optimal saves, k = 2, 32 graphs" in found.out
     assert "explicit" not in found.out
 
@@ -106,7 +107,7 @@ def test_json_holds_the_flags_of_every_plan(plan) -> None:
     words = ("--spec-tokens", "1,3", "--max-num-seqs", "2", "--flags", "vllm", "--format", "json")
     found = plan(*words)
     sizes = [each["flags"].partition("cudagraph_capture_sizes")[2] for each in flags_of(found)]
-    assert sizes == ["\": [2, 4]}'", "\": [4, 8]}'"]
+    assert sizes == ["\": [1, 2, 4]}'", "\": [1, 2, 4, 8]}'"]
     assert found.err == ""
 
 
@@ -123,6 +124,39 @@ def test_a_refused_plan_has_no_flags_and_its_reason_beside_them(plan) -> None:
     words = ("--policy", "fastdeploy-2.4", "--spec-tokens", "2,3", "--max-num-seqs", "3")
     refused, _ = flags_of(plan(*words, "--flags", "fastdeploy", "--format", "json"))
     assert refused["flags"] is None and "odd token count" in refused["refusal"]
+
+
+def test_a_line_about_one_of_several_k_names_it(plan) -> None:
+    words = ("--policy", "fastdeploy-2.4", "--max-num-seqs", "171", "--flags", "fastdeploy")
+    found = plan(*words, "--spec-tokens", "2,3")
+    assert (found.exit_code, found.out.splitlines()[0]) == (0, "# k = 3")
+    refused, warning, *_ = found.err.splitlines()
+    assert refused.startswith("refused: k = 2: fastdeploy-2.4 refuses an odd token count")
+    assert warning.startswith("warning: k = 3: truncated")
+
+
+def test_flags_warn_of_what_vllm_drops(plan) -> None:
+    words = ("--max-num-seqs", "4096", "--capture-sizes", "1,4096", "--flags", "vllm")
+    assert "warning: vLLM drops sizes over" in plan(*words).err
+    [one] = flags_of(plan(*words, "--format", "json"))
+    assert any("vLLM drops sizes over" in warning for warning in one["warnings"])
+
+
+@pytest.mark.parametrize("k", ["2", "2,4"])
+def test_where_every_plan_is_refused_the_answer_is_one_line_and_exit_code_2(plan, k: str) -> None:
+    found = plan("--policy", "fastdeploy-2.4", "--max-num-seqs", "171", "--spec-tokens", k)
+    assert (found.exit_code, found.out) == (2, "")
+    assert found.err.startswith("error: fastdeploy-2.4 refuses an odd token count")
+    assert found.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("--policy", "scaled,fastdeploy-2.4"), ("--spec-tokens", "2,3")])
+def test_where_some_plans_are_refused_the_others_are_printed_with_the_reason(plan, words) -> None:
+    base = {"--policy": "fastdeploy-2.4", "--spec-tokens": "2", "--max-num-seqs": "171"}
+    given = {**base, words[0]: words[1]}
+    found = plan(*(word for pair in given.items() for word in pair))
+    assert found.exit_code == 0
+    assert "an odd token count: --max-num-seqs 171 times 3 is 513" in found.out
 
 
 def test_eager_penalty_decides_what_is_captured(plan) -> None:
@@ -154,7 +188,7 @@ def test_plot_without_matplotlib(plan, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("--flags", "vllm", "--policy", "all"),
         ("--flags", "paddle"),
-        ("--flags", "vllm", "--policy", "optimal", "--max-graphs", "0"),
+        ("--flags", "vllm", "--policy", "optimal", "--eager-penalty", "0.1"),
     ],
 )
 def test_a_refusal_leaves_no_plot(plan, tmp_path: Path, words: tuple[str, ...]) -> None:
@@ -174,7 +208,7 @@ MISTAKES = {
     "--max-num-seqs 1000000000": "--max-num-seqs 1000000000: must be 1 to 65536",
     "--max-num-batched-tokens 0": "--max-num-batched-tokens 0: must be at least 1",
     "--tp 0": "--tp 0: must be at least 1",
-    "--max-graphs -1": "--max-graphs -1: must be at least 0",
+    "--max-graphs 0": "--max-graphs 0: must be at least 1",
     "--policy fastdeploy-2.4 --spec-tokens 2 --max-num-seqs 171": "odd token count",
     "--capture-sizes 3 --capture-unit tokens": "3 tokens are not a multiple of 4",
     "--capture-unit tokens": "give --capture-sizes too",
@@ -192,8 +226,11 @@ MISTAKES = {
     "--policy optimal --max-memory 1GB": "--max-memory needs --costs RUN_DIR",
     "--policy optimal --max-memory=": "--max-memory : must be a size",
     "--policy optimal --max-memory much": "--max-memory much: must be a size",
+    f"--policy optimal --max-memory {'9' * 400}": f"--max-memory {'9' * 20}..: must be below",
+    "--eager-penalty 1e308": "--eager-penalty 1e+308: must be a number above 0, from 1e-06",
+    f"--concurrency constant:{'9' * 5000}": "must be a batch size of 1 to",
     "--policy optimal --max-capture-seconds 3": "--max-capture-seconds needs --costs RUN_DIR",
-    "--policy optimal --max-capture-seconds nan": "--max-capture-seconds nan: must be at least 0",
+    "--policy optimal --max-capture-seconds nan": "--max-capture-seconds nan: must be above 0",
     "--eager-penalty 0": "--eager-penalty 0.0: must be a number above 0",
     "--costs nowhere": "nowhere/run.json: missing or damaged: No such file or directory\n",
     "--flags=": "--flags : unknown; choose one of fastdeploy",

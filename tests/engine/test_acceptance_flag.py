@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, Synthetic
+from cgbench.acceptance_lengths import GOLDEN, GoldenLength, StatedLength
+from cgbench.engine.acceptance import AcceptanceRule, AtLength, Greedy, Sampled, Synthetic
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.errors import BadInputError
 
@@ -15,6 +16,18 @@ from cgbench.errors import BadInputError
         ("greedy", Greedy(), "greedy"),
         ("synthetic:0.85,.6,0.40", Synthetic((0.85, 0.6, 0.4)), "synthetic:0.85,0.6,0.4"),
         ("synthetic:1,1,0", Synthetic((1.0, 1.0, 0.0)), "synthetic:1,1,0"),
+        ("length:2.50", AtLength(StatedLength(2.5)), "length:2.5"),
+        ("length:1", AtLength(StatedLength(1.0)), "length:1"),
+        (
+            "golden:deepseek-v4-off",
+            AtLength(GoldenLength(GOLDEN["deepseek-v4-off"])),
+            "golden:deepseek-v4-off",
+        ),
+        (
+            "golden:glm-5.2-on (borrowed)",
+            AtLength(GoldenLength(GOLDEN["glm-5.2-on"], is_borrowed=True)),
+            "golden:glm-5.2-on (borrowed)",
+        ),
         ("sampled", Sampled(), "sampled"),
         ("sampled:temperature=1.0,top-p=1,drafts=sampled", Sampled(), "sampled"),
         ("sampled:top-p=1, temperature=2", Sampled(temperature=2.0), "sampled:temperature=2"),
@@ -39,6 +52,15 @@ def test_rules_are_read_and_spelt_one_way(text: str, rule: AcceptanceRule, spelt
     [
         ("sampling", "choose greedy, sampled, .* or synthetic"),
         ("greedy:1", "choose greedy, sampled, .* or synthetic"),
+        ("length", "a number of at least 1"),
+        ("length:", "a number of at least 1"),
+        ("length:long", "a number of at least 1"),
+        ("length:nan", "a number of at least 1"),
+        ("length:inf", "a number of at least 1"),
+        ("length:0.99", "a number of at least 1"),
+        ("length:4.01", "--spec-tokens 3 reaches lengths of 1 to 4"),
+        ("golden", "unknown; choose golden: and one of deepseek-v4-on, .*qwen3.5-397b-off"),
+        ("golden:glm", "unknown; choose golden: and one of deepseek-v4-on"),
         ("synthetic", "must be rates"),
         ("synthetic:a", "must be rates"),
         ("synthetic:1.5,0.2,0.1", "between 0 and 1"),
@@ -67,3 +89,19 @@ def test_refusals_are_one_line_that_names_the_flag(text: str, reason: str) -> No
     with pytest.raises(BadInputError, match=rf"--acceptance {re.escape(text)}: .*{reason}") as e:
         parse_acceptance(text, [0, 3])
     assert "\n" not in str(e.value)
+
+
+def test_a_length_is_refused_by_the_first_k_that_cannot_reach_it() -> None:
+    with pytest.raises(BadInputError, match=r"--spec-tokens 1 reaches lengths of 1 to 2$"):
+        parse_acceptance("length:2.5", [0, 1, 3])
+    assert parse_acceptance("length:2.5", [0, 2, 3]) == AtLength(StatedLength(2.5))
+
+
+def test_a_golden_length_is_refused_by_the_k_that_has_no_row() -> None:
+    with pytest.raises(BadInputError, match=r"has no row for --spec-tokens 9$"):
+        parse_acceptance("golden:glm-5.2-on", [0, 3, 9])
+
+
+def test_without_drafts_any_length_is_fine() -> None:
+    """k = 0 is measured beside every k, for comparison."""
+    assert parse_acceptance("length:4", [0]) == AtLength(StatedLength(4.0))

@@ -1,11 +1,13 @@
 """Synthetic acceptance: the rates asked for, drawn per request and per position."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from cgbench.engine.acceptance import Synthetic
+from cgbench.acceptance_lengths import GOLDEN, GoldenLength, Length, StatedLength
+from cgbench.engine.acceptance import AcceptanceRule, AtLength, Synthetic
 from cgbench.engine.generate import Generated, generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
@@ -30,7 +32,7 @@ def make_rows(k: int) -> RowState:
     return state.full
 
 
-def accepted(rule: Synthetic, k: int) -> torch.Tensor:
+def accepted(rule: AcceptanceRule, k: int) -> torch.Tensor:
     """``[ROUNDS, BATCH]`` accepted counts."""
     torch.manual_seed(0)
     rows = make_rows(k)
@@ -47,6 +49,26 @@ def test_rates_are_met_within_one_percent() -> None:
     counts = accepted(Synthetic(RATES), 3)
     for position, rate in enumerate(RATES):
         assert (counts > position).double().mean().item() == pytest.approx(rate, abs=0.01)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    "length", [GoldenLength(row) for row in GOLDEN.values()] + [StatedLength(1.5)], ids=str
+)
+def test_a_stated_length_is_met_at_every_k(length: Length, k: int) -> None:
+    """By one rate for every draft, given that the one before it was kept."""
+    counts = accepted(AtLength(length), k)
+    expected = length.at(k)
+    assert expected is not None
+    assert 1 + counts.double().mean().item() == pytest.approx(expected, rel=0.01)
+    reached = [(counts >= position).sum().item() for position in range(k + 1)]
+    rates = [after / before for before, after in pairwise(reached) if before > 20_000]
+    assert rates == pytest.approx([rates[0]] * len(rates), abs=0.02)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(1.0, 0), (4.0, 3)])
+def test_lengths_at_the_ends_are_certain(length: float, expected: int) -> None:
+    assert (accepted(AtLength(StatedLength(length)), 3) == expected).all()
 
 
 def test_requests_are_independent() -> None:

@@ -1,18 +1,20 @@
 """Presets: a public model's shape, and random weights that come from the seed."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from cgbench.acceptance_lengths import GOLDEN
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import config_from_dict
 from cgbench.models.families import MIMO
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.head import DraftHead
 from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.presets import PRESETS, Preset
+from cgbench.models.presets import PRESETS, Preset, default_golden
 from cgbench.models.request import ModelRequest, plan_loading
 from tests.tiny import SHAPE
 
@@ -30,6 +32,29 @@ HEAD = BLOCK + 2 * HIDDEN * HIDDEN + 3 * HIDDEN
 
 def num_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
+def test_a_preset_takes_the_golden_length_of_its_family_and_says_that_it_borrows(
+    preset: Preset,
+) -> None:
+    """No preset is a model of the table, so each of them borrows."""
+    family = preset.name.partition("-")[0].rstrip(".0123456789")
+    rows = {"qwen": "qwen3.5-397b-on", "deepseek": "deepseek-v4-on"}
+    row = rows.get(family, "glm-5.2-on")
+    assert str(default_golden(preset)) == f"golden:{row} (borrowed)"
+
+
+def test_what_a_family_without_a_row_borrows_lies_between_the_others() -> None:
+    low, middle, high = (
+        GOLDEN[f"{name}-on"].lengths for name in ("deepseek-v4", "glm-5.2", "qwen3.5-397b")
+    )
+    assert all(a < b < c for a, b, c in zip(low, middle, high, strict=True))
+
+
+def test_a_preset_with_a_row_of_its_own_borrows_nothing() -> None:
+    own = replace(PRESETS["qwen3.5-35b-a3b"], name="qwen3.5-397b-a17b")
+    assert str(default_golden(own)) == "golden:qwen3.5-397b-on"
 
 
 @pytest.fixture(scope="module")

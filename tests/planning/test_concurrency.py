@@ -1,8 +1,12 @@
 """Workloads: named, histograms, logs, and what is refused."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cgbench.errors import BadInputError
 from cgbench.planning import Concurrency
@@ -61,6 +65,13 @@ BAD_FILES = {
     "json": ('{"1": ', "not JSON"),
     "json_words": ('{"one": 2}', "must be an object of batch size"),
     "json_nested": ("[[1, 2]]", "must be an object of batch size"),
+    "json_deep": ("[" * 100_000, "nested too deep; must be an object of batch size"),
+    "json_true": ("[true]", "True is not a number"),
+    "json_digits": (f"[{'9' * 5000}]", "inf is not a whole number"),
+    "digits": (f"{'9' * 5000}\n", f"'{'9' * 39}..: must be batch_size,weight"),
+    "field": (f"{'9' * 200_000}\n", "not CSV: field larger than field limit"),
+    "quote": ('1\n"2\n3\n', "not CSV: unexpected end of data"),
+    "huge_weights": ("1,1e308\n2,1e308\n", "the weights sum to no number"),
 }
 
 
@@ -76,9 +87,84 @@ def test_bad_file_is_named(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_batch_size_that_is_there_twice_counts_twice(tmp_path: Path) -> None:
+    file = tmp_path / "twice.json"
+    file.write_text('{"1": 1, "1": 2, "4": 1}')
+    assert Concurrency.parse(str(file)).over(4) == [0.75, 0, 0, 0.25]
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    """Opening a pipe would wait for a writer."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", ""):
+        with pytest.raises(
+            BadInputError, match=r"cannot be read; give a file, or .*; this is none"
+        ):
+            Concurrency.parse(str(tmp_path / name))
+
+
+def test_a_file_is_too_large_before_it_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "sparse.csv"
+    with file.open("wb") as empty:
+        empty.truncate(10**12)
+    with pytest.raises(BadInputError, match="1000000000000 bytes, must be at most 64000000"):
+        Concurrency.parse(str(file))
+
+
+def test_a_name_of_other_bytes_is_refused_in_words_that_can_be_printed(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"\xff.csv")
+    file.write_text("1\n")
+    with pytest.raises(BadInputError) as caught:
+        Concurrency.parse(str(file))
+    assert str(caught.value).endswith(r"\udcff.csv: the file's name must be UTF-8")
+    assert str(caught.value).isascii()
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "latin.csv"
+    file.write_bytes(b"\xe9,1\n")
+    with pytest.raises(BadInputError, match=r"latin.csv: must be UTF-8 text"):
+        Concurrency.parse(str(file))
+
+
+numbers = st.one_of(
+    st.integers(), st.floats(), st.integers(1, 9000).map("9".__mul__), st.text(max_size=5)
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=12,
+)
+contents = st.one_of(
+    st.binary(max_size=200),
+    st.text(max_size=200).map(str.encode),
+    json_values.map(lambda value: json.dumps(value).encode()),
+    st.lists(st.tuples(numbers, numbers), max_size=8).map(
+        lambda rows: "".join(f"{size},{weight}\n" for size, weight in rows).encode("utf-8")
+    ),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=contents)
+def test_any_file_is_a_workload_or_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "any"
+    file.write_bytes(content)
+    try:
+        weights = Concurrency.parse(str(file)).over(256)
+    except BadInputError as error:
+        assert str(error).startswith(f"--concurrency {file}: ")
+        assert "\n" not in str(error)
+        return
+    assert sum(weights) == pytest.approx(1)
+    assert all(0 <= weight <= 1 for weight in weights)
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        f"constant:{'9' * 5000}",
+        f"uniform:1-{'9' * 5000}",
         "uniform:1-9999999999",
         "geometric:0.5",
         "geometric:many",

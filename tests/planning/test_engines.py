@@ -1,9 +1,12 @@
 """What only some engines have: ceilings, token budgets, tensor parallelism, padding off."""
 
+from dataclasses import replace
+
 import pytest
 
 from cgbench.errors import PlanError
-from cgbench.planning import Concurrency, Costs, PlanRequest, plan
+from cgbench.planning import Bucket, Concurrency, Costs, PlanRequest, plan
+from cgbench.planning.expected import expected_cost, weights_of
 from tests.planning.test_policies import planned
 
 
@@ -62,7 +65,44 @@ def test_vllm_sequence_parallelism() -> None:
 
 def test_vllm_sequence_parallelism_refuses_what_does_not_divide() -> None:
     with pytest.raises(PlanError, match=r"--tp 4 with --spec-tokens 2: .* 4 and 3 must divide"):
-        plan(PlanRequest(2, 8, "vllm-0.33", tp_size=4))
+        plan(PlanRequest(2, 8, "vllm-0.18", tp_size=4))
+
+
+def test_vllm_0_33_has_no_rule_for_tensor_parallelism() -> None:
+    found = plan(PlanRequest(2, 20, "vllm-0.33", tp_size=4))
+    assert found.capture_tokens == planned("vllm-0.33", 2, 20).capture_tokens
+    assert found.warnings == ("--tp changes nothing: vllm-0.33 has no rule for it",)
+
+
+def test_vllm_0_33_without_drafts_appends_the_most_requests_where_they_fit() -> None:
+    """97 to 100 run in the graph of 100; 513 are over the ceiling of 512 tokens."""
+    found = plan(PlanRequest(0, 100, "vllm-0.33"))
+    assert found.bucket_for(97) == found.bucket_for(100) == Bucket(100, 100)
+    assert (found.eager_batch_sizes, found.warnings) == (0, ())
+    weights, costs = weights_of(PlanRequest(0, 100)), Costs.in_tokens(1)
+    assert expected_cost(found, weights, costs) == pytest.approx(53.71)
+    assert plan(PlanRequest(0, 513, "vllm-0.33")).eager_batch_sizes == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "tp_size", "warns"),
+    [(256, 1, False), (257, 1, True), (4096, 1, True), (512, 4, False), (513, 4, True)],
+)
+def test_sglang_names_its_default_maximum_where_the_plan_is_over_it(
+    most: int, tp_size: int, warns: bool
+) -> None:
+    found = plan(PlanRequest(3, most, "sglang-0.5.23", tp_size=tp_size))
+    said = [line for line in found.warnings if "SGLang's default maximum" in line]
+    assert len(said) == warns
+    assert not warns or f"--cuda-graph-max-bs {most}" in said[0]
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_tensorrt_llm_names_its_default_maximum_where_the_plan_is_over_it(pad: bool) -> None:
+    request = PlanRequest(3, 256, "tensorrt-llm-1.3", pad=pad)
+    assert any("default list ends at 128 requests" in line for line in plan(request).warnings)
+    within = plan(replace(request, max_batch_size=128))
+    assert not any("default" in line for line in within.warnings)
 
 
 def test_sglang_with_gathered_batches() -> None:

@@ -5,10 +5,13 @@ import shlex
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cgbench.errors import BadInputError
-from cgbench.planning import CapturePlan, PlanRequest, plan
-from cgbench.planning.flags import ENGINES, flags_for
+from cgbench.planning import POLICIES, CapturePlan, Costs, Curve, PlanRequest, plan
+from cgbench.planning.flags import ENGINES, flag_warnings, flags_for
+from cgbench.planning.policies.vllm import decode_graphs
 
 
 def planned(policy: str = "explicit") -> CapturePlan:
@@ -18,7 +21,7 @@ def planned(policy: str = "explicit") -> CapturePlan:
 TEXTS = {
     "fastdeploy": "--graph-optimization-config '{\"cudagraph_capture_sizes\": [1, 2, 8]}'",
     "fastdeploy-2.4": "--graph-optimization-config '{\"cudagraph_capture_sizes\": [4, 8, 32]}'",
-    "vllm": "--compilation-config '{\"cudagraph_capture_sizes\": [4, 8, 32]}'",
+    "vllm": "--compilation-config '{\"cudagraph_capture_sizes\": [1, 2, 4, 8, 32]}'",
     "sglang": "--cuda-graph-bs 1 2 8",
     "tensorrt-llm": "cuda_graph_config:\n  enable_padding: true\n  batch_sizes: [1, 2, 8]",
 }
@@ -49,7 +52,52 @@ def test_unknown_engine() -> None:
         flags_for("x", planned())
 
 
+def test_vllm_without_drafts_gets_the_plans_sizes_alone() -> None:
+    found = plan(PlanRequest(0, 8, "explicit", (1, 2, 8)))
+    assert listed(flags_for("vllm", found)) == [1, 2, 8]
+
+
+def listed(text: str) -> list[int]:
+    """The sizes that vLLM reads from the option."""
+    _, value = shlex.split(text)
+    return json.loads(value)["cudagraph_capture_sizes"]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES.keys() - {"explicit"}))
+@settings(max_examples=20)
+@given(k=st.integers(0, 8), most=st.integers(1, 300).map(lambda half: 2 * half))
+def test_vllm_captures_every_bucket_for_verify_and_for_later_drafts(
+    policy: str, k: int, most: int
+) -> None:
+    """The sizes are planned back, with a token budget that holds a full batch."""
+    request = PlanRequest(k, most, policy, max_graphs=9, max_num_batched_tokens=most * (k + 1))
+    found = plan(request)
+    captured = decode_graphs(request, listed(flags_for("vllm", found)))
+    assert set(found.batch_sizes) <= set(captured.verify)
+    assert k < 2 or set(found.batch_sizes) <= set(captured.later_drafts)
+    assert [*flag_warnings("vllm", request, found)] == []
+
+
+def test_sizes_of_n_times_k_plus_1_alone_would_leave_drafts_eager() -> None:
+    """What the union is for: S = 20, k = 2 as the engine itself lists it."""
+    request = PlanRequest(2, 20, "exact")
+    alone = decode_graphs(request, [3 * n for n in range(1, 21)])
+    assert alone.verify == tuple(range(1, 21))
+    assert max(alone.later_drafts) == 18
+
+
+def test_sizes_over_the_token_budget_are_named() -> None:
+    """4 tokens each: 2048 requests are the budget, 4096 are dropped by vLLM."""
+    request = PlanRequest(3, 4096, "explicit", (1, 2048, 4096))
+    [warning] = flag_warnings("vllm", request, plan(request))
+    assert warning == (
+        "vLLM drops sizes over --max-num-batched-tokens 8192: no graph for 4096 requests; raise it"
+    )
+    assert [*flag_warnings("sglang", request, plan(request))] == []
+
+
 def test_no_buckets() -> None:
-    nothing = plan(PlanRequest(3, 8, "optimal", max_graphs=0))
+    dear = Costs("ms", graph=Curve(((1, 9.0),)), eager=Curve(((1, 1.0),)))
+    nothing = plan(PlanRequest(3, 8, "optimal", costs=dear))
     with pytest.raises(BadInputError, match="optimal captures nothing"):
         flags_for("vllm", nothing)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, combinations
+from math import inf
 from random import Random
 from time import perf_counter
 
@@ -165,8 +166,23 @@ def test_a_bucket_that_gains_nothing_is_left_out() -> None:
     assert plan(PlanRequest(3, 8, "optimal", costs=flat)).batch_sizes == (4, 5, 6, 7, 8)
 
 
-def test_no_graph_where_the_budget_is_none() -> None:
-    found = plan(PlanRequest(3, 8, "optimal", max_graphs=0))
+@pytest.mark.parametrize(
+    ("budget", "flag"),
+    [
+        ({"max_graphs": 0}, "--max-graphs 0"),
+        ({"max_memory_bytes": 0}, "--max-memory 0"),
+        ({"max_capture_s": 0.0}, r"--max-capture-seconds 0\.0"),
+        ({"max_capture_s": inf}, "--max-capture-seconds inf"),
+    ],
+)
+def test_a_budget_of_nothing_or_of_everything_is_refused(budget: dict[str, int], flag: str) -> None:
+    with pytest.raises(PlanError, match=f"{flag}: must be"):
+        PlanRequest(3, 8, "optimal", **budget)
+
+
+def test_no_graph_where_eager_is_cheaper() -> None:
+    dear = Costs("ms", graph=Curve(((1, 9.0),)), eager=Curve(((1, 1.0),)))
+    found = plan(PlanRequest(3, 8, "optimal", costs=dear))
     assert found.batch_sizes == ()
     assert found.eager_batch_sizes == 8
     assert found.mean_padding == 0

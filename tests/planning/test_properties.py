@@ -42,7 +42,7 @@ def special_requests(draw: st.DrawFn) -> PlanRequest:
         blackwell=draw(st.booleans()),
         pad=draw(st.booleans()),
         tp_size=draw(st.sampled_from([1, 2, 3, 4, 8])),
-        max_graphs=draw(st.none() | st.integers(0, 20)),
+        max_graphs=draw(st.none() | st.integers(1, 20)),
     )
 
 
@@ -168,7 +168,7 @@ def test_special_requests_are_planned_or_refused_in_words(request: PlanRequest) 
     )
 
 
-@pytest.mark.parametrize("policy", ["vllm-0.18", "vllm-0.33", "sglang-0.5.23", "fastdeploy-2.5"])
+@pytest.mark.parametrize("policy", ["vllm-0.18", "sglang-0.5.23", "fastdeploy-2.5"])
 @given(k=spec_tokens, most=st.integers(8, 600), tp=st.sampled_from([2, 4, 8]))
 def test_tensor_parallel_sizes_are_multiples_of_it(policy: str, k: int, most: int, tp: int) -> None:
     try:

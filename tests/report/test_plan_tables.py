@@ -54,7 +54,7 @@ def test_several_plans_with_a_refusal() -> None:
         "| fastdeploy-2.4 | refused |  |  |  |  |  |  |",
         "| optimal | 2 | 7 | 0 | 0.0 % | 27.6 % | 75.0 % | 15.86 |",
     ]
-    assert "- refused: fastdeploy-2.4: fastdeploy-2.4 refuses an odd token count" in text
+    assert "- refused: fastdeploy-2.4: an odd token count: --max-num-seqs 7" in text
     assert rows[-1] == "| sglang-0.5.23 | -32.1 % | +5 | 0.0 % | 7 |"
     assert "- optimal buckets [req]: 4, 7" in text
 
@@ -181,3 +181,20 @@ def test_a_loss_that_rounds_to_nothing_has_no_sign() -> None:
     [saving] = savings(outcomes)
     assert -0.0005 < saving.time_frac < 0
     assert "| vllm-0.18 | 0.0 % |" in markdown(outcomes, [saving])
+
+
+def test_what_optimal_saves_on_vllm_at_100_requests_without_drafts() -> None:
+    """The figure of docs/capture-sizes.md."""
+    outcomes = studied("vllm-0.33,optimal", 100, 0)
+    text = markdown(outcomes, savings(outcomes))
+    assert "| 0 | 0.0 % | 8.4 % | 43.8 % | 53.71 |" in text
+    assert "| vllm-0.33 | 4.0 % |" in text
+
+
+def test_a_policys_name_is_said_once_a_line() -> None:
+    outcomes = studied("nano-vllm,fastdeploy-2.4,scaled", 171, 2)
+    lines = [line for line in markdown(outcomes, []).splitlines() if line.startswith("- ")]
+    assert len(lines) > 3
+    for name in ("nano-vllm", "fastdeploy-2.4", "scaled"):
+        assert all(line.count(f"{name}: {name}") == 0 for line in lines)
+    assert "- refused: fastdeploy-2.4: an odd token count" in "\n".join(lines)

@@ -1,6 +1,7 @@
 """The statistics against tables worked out by hand."""
 
 import math
+from dataclasses import replace
 from io import StringIO
 
 import pandas as pd
@@ -69,6 +70,22 @@ def test_latency_acceptance() -> None:
     rates = found["acceptance_rate_per_pos"]
     assert rates.isna().tolist() == [True, False, True, False, True]
     assert rates[3] == "0.70;0.30"
+
+
+def test_a_length_that_the_rule_states_is_what_a_token_takes_its_time_by() -> None:
+    """k = 2 drew 2.00 in 100 rows; the counts stay as they were drawn."""
+    group = make_group(2)
+    cells = [replace(cell, acceptance="golden:qwen3.5-397b-on") for cell in group.cells]
+    found = latency_frame(cells, samples_frame(group.samples))
+    assert found["mean_acceptance_length"].tolist()[:4] == [1, 2.73, 1, 2.73]
+    assert math.isnan(found["mean_acceptance_length"].iloc[4])
+    drawn = group_latency()
+    factors = [1, 2.73 / 2, 1, 2.73 / 2]
+    for name, power in (("tpot_ms", -1), ("output_tok_per_s", 1)):
+        values = drawn[name].tolist()[:4]
+        changed = [value * by**power for value, by in zip(values, factors, strict=True)]
+        assert found[name].tolist()[:4] == pytest.approx(changed)
+    assert found["acceptance_rate_per_pos"].equals(drawn["acceptance_rate_per_pos"])
 
 
 def test_latency_has_the_declared_columns() -> None:

@@ -26,17 +26,18 @@ context_len 256, l2 warm, routing model
 cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 --ignore-eos
 ```
 
-| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | p99 [ms] | of floor \
+| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | TPOT [ms] | p99 [ms] | of floor \
 | verify [ms] | draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec \
 | status |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: \
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
 | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |
-| eager | 0 | 2 |  | 10.000 | 11.960 |  |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x | ok |
-| eager | 2 | 2 |  | 20.000 | 21.960 |  |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x | ok |
-| iteration | 0 | 2 | 4 | 5.000 | 5.980 |  |  |  | 0.500 | 1.00 | 363.6 | 2.00x | 1.00x | ok |
-| iteration | 2 | 2 | 4 | 5.000 | 5.980 | 25% | 3.000 | 2.000 \
+| eager | 0 | 2 |  | 10.000 | 11.000 | 11.960 |  |  |  | 1.000 | 1.00 | 181.8 | 1.00x | 1.00x | ok |
+| eager | 2 | 2 |  | 20.000 | 11.000 | 21.960 |  |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x | ok |
+| iteration | 0 | 2 | 4 | 5.000 | 5.500 | 5.980 |  |  |  \
+| 0.500 | 1.00 | 363.6 | 2.00x | 1.00x | ok |
+| iteration | 2 | 2 | 4 | 5.000 | 2.750 | 5.980 | 25% | 3.000 | 2.000 \
 | 0.500 | 2.00 | 727.3 | 4.00x | 2.00x | ok |
-| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  | oom |
+| phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  |  | oom |
 
 {DEFINITIONS}"""
 
@@ -76,19 +77,27 @@ def test_synthetic_acceptance_is_labelled_in_both() -> None:
     assert "acceptance synthetic:0.8,0.6" in latency_markdown(frame, make_record())
 
 
+def test_a_borrowed_length_names_its_model_in_both() -> None:
+    words = "acceptance golden:glm-5.2-on (borrowed)"
+    frame = frame_of(2).assign(acceptance="golden:glm-5.2-on (borrowed)")
+    assert words in rendered(frame, "tiny")
+    assert words in latency_markdown(frame, make_record())
+
+
 def test_terminal_groups_by_ascending_batch_size() -> None:
     text = rendered(pd.concat([frame_of(4), frame_of(2)]), "tiny")
     rows = [line.split() for line in text.splitlines() if line.startswith((" eager", " iter"))]
     assert [row[2] for row in rows] == ["2"] * 4 + ["4"] * 4
     assert rows[3] == (
-        "iteration 2 2 4 5.000 5.980 25% 3.000 2.000 0.500 2.00 727.3 4.00x 2.00x ok".split()
+        "iteration 2 2 4 5.000 2.750 5.980 25% 3.000 2.000 0.500 2.00 727.3 4.00x 2.00x ok".split()
     )
 
 
 NARROW = """\
-                          iteration                            host                       vs
-             batch bucket       p50    p99    of verify draft   gap accept          vs    no
- scope     k [req]  [req]      [ms]   [ms] floor   [ms]  [ms]  [ms] length tok/s eager  spec status
+                          iteration                                   host                       vs
+             batch bucket       p50   TPOT    p99    of verify draft   gap accept          vs    no
+ scope     k [req]  [req]      [ms]   [ms]   [ms] floor   [ms]  [ms]  [ms] length tok/s eager  \
+spec status
 """
 
 
@@ -98,16 +107,17 @@ def full_frame() -> pd.DataFrame:
 
 
 def test_a_narrow_terminal_folds_headings_and_keeps_every_column() -> None:
-    lines = rendered(frame_of(2), "tiny", 100).splitlines()
+    lines = rendered(frame_of(2), "tiny", 110).splitlines()
     assert NARROW == "".join(f"{line.rstrip()}\n" for line in lines[2:5])
     assert not any("left out" in line for line in lines)
 
 
 def test_a_narrower_one_goes_without_columns_and_says_so() -> None:
     text = rendered(full_frame(), "tiny", 100)
-    assert "left out at this width: host gap [ms], discarded; latency.md has them" in text
+    assert "left out at this width: p99 [ms], host gap [ms], discarded; latency.md has them" in text
     assert "discarded" not in text.split("left out")[0]
-    assert "11.960" in text
+    assert "11.960" not in text
+    assert "11.000" in text
 
 
 @pytest.mark.parametrize("width", range(80, 201, 5))
@@ -120,7 +130,7 @@ def test_no_number_is_ever_cut(width: int) -> None:
 
 
 def test_the_widest_headings_that_fit_are_not_folded() -> None:
-    wide = max(map(len, rendered(full_frame(), "tiny").splitlines()))
+    wide = max(map(len, rendered(full_frame(), "tiny", 240).splitlines()))
     assert "iteration p50 [ms]" in rendered(full_frame(), "tiny", wide)
     assert "iteration p50 [ms]" not in rendered(full_frame(), "tiny", wide - 1)
 

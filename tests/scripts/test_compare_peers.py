@@ -115,6 +115,16 @@ def test_the_tables() -> None:
     assert "Acceptance is synthetic" in text and "random weights" in text
 
 
+@pytest.mark.parametrize(
+    ("rule", "is_stated"),
+    [("golden:glm-5.2-on (borrowed)", True), ("length:2.5", True), ("greedy", False)],
+)
+def test_acceptance_that_is_stated_is_called_synthetic(rule: str, is_stated: bool) -> None:
+    text = markdown({**FACTS, "acceptance": rule}, [])
+    assert ("Acceptance is synthetic" in text) == is_stated
+    assert f"acceptance {rule}" in text
+
+
 def test_a_row_says_what_ended_it_and_of_how_many_calls_it_is() -> None:
     rounds = [Round(0.05, 10, 30)] * 4
     text = markdown(FACTS, [Result("static"), Result("dynamic", rounds, "no memory", calls=2)])

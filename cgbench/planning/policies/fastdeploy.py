@@ -7,7 +7,7 @@ filter_capture_size``); without it tp has no rule. Here ``tp_size`` above 1 mean
 
 from collections.abc import Iterable
 
-from cgbench.errors import PlanError
+from cgbench.errors import RefusedPlanError
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.policies.build import from_tokens, truncated
 from cgbench.planning.policies.registry import policy
@@ -40,9 +40,10 @@ def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
     q = request.query_len
     step_tokens = request.max_batch_size * q
     if request.spec_tokens and step_tokens % 2:
-        raise PlanError(
-            f"fastdeploy-2.4 refuses an odd token count: --max-num-seqs {request.max_batch_size} "
-            f"times {q} is {step_tokens}; make --max-num-seqs even"
+        raise RefusedPlanError(
+            request.policy,
+            f"an odd token count: --max-num-seqs {request.max_batch_size} times {q} is "
+            f"{step_tokens}; make --max-num-seqs even",
         )
     cap = min(MAX_CAPTURE, step_tokens)
     tokens = {size * q for size in CANDIDATES if size * q <= cap} | {cap}

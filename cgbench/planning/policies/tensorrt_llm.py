@@ -3,10 +3,15 @@
 Tensor parallelism has no rule here: any batch size is captured on every rank.
 """
 
+from collections.abc import Iterator
+
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.policies.build import from_requests, over_token_budget
 from cgbench.planning.policies.registry import policy
 from cgbench.planning.request import PlanRequest
+
+DEFAULT_MAX_REQUESTS = 128
+"""Where ``cuda_graph_config`` gives neither batch sizes nor a maximum, the list ends here."""
 
 
 @policy("tensorrt-llm-1.3", reads="pad max_num_batched_tokens")
@@ -25,7 +30,17 @@ def tensorrt_llm_1_3(request: PlanRequest) -> CapturePlan:
     sizes = {size for size in {*listed, most} if size <= fits}
     if request.pad and fits:
         sizes.add(fits)
-    return from_requests(request, sorted(sizes), over_token_budget(request), pads=request.pad)
+    warnings = [*_default_maximum(request), *over_token_budget(request)]
+    return from_requests(request, sorted(sizes), warnings, pads=request.pad)
+
+
+def _default_maximum(request: PlanRequest) -> Iterator[str]:
+    most = request.max_batch_size
+    if most > DEFAULT_MAX_REQUESTS:
+        yield (
+            f"TensorRT-LLM's default list ends at {DEFAULT_MAX_REQUESTS} requests, whatever "
+            f"max_batch_size is; this plan is that of cuda_graph_config.max_batch_size {most}"
+        )
 
 
 def _padded(most: int) -> list[int]:

@@ -3,14 +3,15 @@
 Sizes are tokens. Decode replays a full graph only at an exact multiple of k + 1 tokens and at no
 more than max_num_seqs requests; larger listed sizes serve mixed batches in pieces.
 
-``--tp``: with the sequence-parallelism pass the engine keeps sizes that tp divides, and rounds to
-multiples of max(k + 1, tp), which both must divide; without the pass tp has no rule. Here
-``tp_size`` above 1 means that it is on.
+``--tp`` in 0.18: with the sequence-parallelism pass the engine keeps sizes that tp divides, and
+rounds to multiples of max(k + 1, tp), which both must divide. Without the pass tp has no rule.
+``tp_size`` above 1 means that the pass is on. 0.33 has no rule for tp.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
-from cgbench.errors import PlanError
+from cgbench.errors import RefusedPlanError
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.policies.build import (
     from_exact_tokens,
@@ -37,24 +38,49 @@ def vllm_0_18(request: PlanRequest) -> CapturePlan:
     (``CompilationConfig.adjust_cudagraph_sizes_for_spec_decode``). max_num_seqs is not appended.
     """
     ceiling = min(_ceiling(request, CEILING_TOKENS), request.max_num_batched_tokens)
-    return _plan(request, _grid(ceiling), ceiling)
+    tokens = [size for size in _grid(ceiling) if size % request.tp_size == 0]
+    return _plan(request, tokens, ceiling, _multiple(request))
 
 
-@policy("vllm-0.33", reads="max_num_batched_tokens blackwell", tp_mode=TP_MODE)
+@policy("vllm-0.33", reads="max_num_batched_tokens blackwell")
 def vllm_0_33(request: PlanRequest) -> CapturePlan:
-    """vLLM 0.33: the same, with the decode batches' own sizes added.
+    """vLLM 0.33: the same grid, with the decode batches' own sizes added.
 
-    Added are n * (k + 1) tokens (pull request 50488), where k is not 0, for n on the same grid
-    over requests and for n = max_num_seqs, up to the ceiling; and max_num_batched_tokens itself
-    where that is the ceiling. On data-centre Blackwell the 512 is 1024 (pull request 49390).
-    Without drafts max_num_seqs is still not appended (pull request 57355, which does, is later).
+    Added are n * (k + 1) tokens (pull request 50488) for n = max_num_seqs, and with drafts for n
+    on the same grid over requests, where they are within the ceiling. So is
+    max_num_batched_tokens itself where that is the ceiling. On data-centre Blackwell the 512 is
+    1024 (pull request 49390). Tensor parallelism has no rule.
     """
     default = BLACKWELL_CEILING_TOKENS if request.blackwell else CEILING_TOKENS
     ceiling = min(_ceiling(request, default), request.max_num_batched_tokens)
     tokens = {*_grid(ceiling), *_uniform(request, ceiling)}
     if ceiling == request.max_num_batched_tokens:
         tokens.add(ceiling)
-    return _plan(request, tokens, ceiling)
+    return _plan(request, tokens, ceiling, request.query_len)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeGraphs:
+    """The batch sizes that have a full graph: of verify and draft 1, and of drafts 2..k."""
+
+    verify: tuple[int, ...]
+    later_drafts: tuple[int, ...]
+
+
+def decode_graphs(request: PlanRequest, listed: Iterable[int]) -> DecodeGraphs:
+    """What vLLM 0.33 captures from a list of sizes in tokens, its own or a user's.
+
+    Sizes over max_num_batched_tokens are dropped. Verify rounds the others up to multiples of
+    k + 1. Drafts 2..k run one token a request, so they look for n tokens in the same list. Either
+    way a size above the list's largest, or above max_num_seqs requests, is dropped.
+    """
+    kept = {size for size in listed if size <= request.max_num_batched_tokens}
+    verify = _rounded(kept, request.query_len)
+    most = request.max_batch_size
+    return DecodeGraphs(
+        verify=tuple(n for size in verify if (n := size // request.query_len) <= most),
+        later_drafts=tuple(sorted(n for n in kept if n <= most)) if request.spec_tokens > 1 else (),
+    )
 
 
 def _ceiling(request: PlanRequest, default: int) -> int:
@@ -67,13 +93,21 @@ def _grid(most: int) -> list[int]:
 
 
 def _uniform(request: PlanRequest, ceiling: int) -> list[int]:
-    q = request.query_len
-    counts = {*_grid(request.max_batch_size), request.max_batch_size}
-    return [n * q for n in counts if n * q <= ceiling] if request.spec_tokens else []
+    q, most = request.query_len, request.max_batch_size
+    counts = {*_grid(most), most} if request.spec_tokens else {most}
+    return [n * q for n in counts if n * q <= ceiling]
 
 
-def _plan(request: PlanRequest, tokens: Iterable[int], ceiling: int) -> CapturePlan:
-    tokens = _rounded(request, [size for size in tokens if size % request.tp_size == 0])
+def _plan(
+    request: PlanRequest, listed: Collection[int], ceiling: int, multiple: int
+) -> CapturePlan:
+    tokens = _rounded(listed, multiple)
+    if listed and not tokens:
+        raise RefusedPlanError(
+            request.policy,
+            f"a budget with no capture size that is a multiple of {multiple} up to "
+            f"{max(listed)} tokens; raise --max-num-batched-tokens or lower --spec-tokens",
+        )
     bare = from_exact_tokens(request, tokens)
     warnings = [
         *truncated(request, ceiling),
@@ -83,26 +117,20 @@ def _plan(request: PlanRequest, tokens: Iterable[int], ceiling: int) -> CaptureP
     return from_exact_tokens(request, tokens, warnings)
 
 
-def _rounded(request: PlanRequest, tokens: list[int]) -> list[int]:
-    """``tokens`` rounded up to whole requests, none above the largest of them."""
-    multiple = _multiple(request)
+def _rounded(tokens: Collection[int], multiple: int) -> list[int]:
+    """``tokens`` rounded up to multiples, none above the largest of them."""
     rounded = {-(-size // multiple) * multiple for size in tokens}
-    kept = sorted(size for size in rounded if size <= max(tokens))
-    if tokens and not kept:
-        raise PlanError(
-            f"{request.policy} finds no capture size that is a multiple of {multiple} up to "
-            f"{max(tokens)} tokens; raise --max-num-batched-tokens or lower --spec-tokens"
-        )
-    return kept
+    return sorted(size for size in rounded if size <= max(tokens))
 
 
 def _multiple(request: PlanRequest) -> int:
     q, tp = request.query_len, request.tp_size
     multiple = max(q, tp)
     if multiple % q or multiple % tp:
-        raise PlanError(
-            f"{request.policy} refuses --tp {tp} with --spec-tokens {request.spec_tokens}: "
+        raise RefusedPlanError(
+            request.policy,
+            f"--tp {tp} with --spec-tokens {request.spec_tokens}: "
             f"with {TP_MODE} on, {tp} and {q} must divide one another; where it is off, its plan "
-            "is that of cgbench plan --tp 1, and run takes it by --capture-sizes"
+            "is that of cgbench plan --tp 1, and run takes it by --capture-sizes",
         )
     return multiple

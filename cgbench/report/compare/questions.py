@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
+from cgbench.acceptance_lengths import stated_length
 from cgbench.report.compare.evidence import Evidence, Observed, Place
 from cgbench.report.compare.pairing import Pair
 from cgbench.report.compare.statistics import difference, log_length_estimate, rate_estimate
@@ -76,13 +77,14 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
             yield _of_blocks(metric, place, *times, is_one)
     copies = _copies(pair, base)
     counts = tuple(_once(run.counts.get(place, []), copies) for run in (base, new))
+    stated = stated_length(pair.base["acceptance"], place.spec_tokens)
     if pair.base["l2"] != COLD:  # whose wall time would hold the flush
         gaps = tuple(run.observed.get((place, "host_gap")) for run in (base, new))
         yield _host_gap(place, gaps[0], gaps[1], is_one)
         walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
-        yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), is_one)
+        yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), stated, is_one)
     if place.spec_tokens:
-        yield from _acceptance(place, *counts)
+        yield from _acceptance(place, counts[0], counts[1], stated)
     yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
 
 
@@ -158,19 +160,25 @@ def _asked(
 
 
 def _tpot(
-    place: Place, walls: tuple[Maybe, Maybe], counts: tuple[Counts, Counts], is_one: bool
+    place: Place,
+    walls: tuple[Maybe, Maybe],
+    counts: tuple[Counts, Counts],
+    stated: float | None,
+    is_one: bool,
 ) -> Question:
     base, new = walls
     has_length = [_is_whole(each, place.spec_tokens) for each in counts]
     if base is None or new is None or not all(has_length):
         there = (each is not None and ok for each, ok in zip(walls, has_length, strict=True))
         return _missing(TPOT, place, *there)
-    return _asked(TPOT, place, base, new, _lengths(*counts), is_one)
+    return _asked(TPOT, place, base, new, _lengths(*counts, stated), is_one)
 
 
-def _lengths(base: Counts, new: Counts) -> list[Estimate]:
+def _lengths(base: Counts, new: Counts, stated: float | None) -> list[Estimate]:
     """Logs of the two mean acceptance lengths. The same prompts that gave the same counts are one
-    measurement: no error."""
+    measurement: no error. A length that the rule states has none either."""
+    if stated is not None:
+        return [Estimate(log(stated))] * 2
     sides = [_length(counts) for counts in (base, new)]
     return [Estimate(side.value) for side in sides] if base == new else sides
 
@@ -185,13 +193,15 @@ def _is_whole(counts: Counts, spec_tokens: int) -> bool:
     return len(counts) == spec_tokens and all(drafted for _, drafted in counts)
 
 
-def _acceptance(place: Place, base: Counts, new: Counts) -> Iterator[Question]:
+def _acceptance(
+    place: Place, base: Counts, new: Counts, stated: float | None
+) -> Iterator[Question]:
     """The mean acceptance length, and the rate of each draft position."""
     there = [_is_whole(counts, place.spec_tokens) for counts in (base, new)]
     if not all(there):
         yield _missing(ACCEPTANCE, place, *there)
         return
-    a, b = _lengths(base, new)
+    a, b = _lengths(base, new, stated)
     rows = (round(base[0][1]), round(new[0][1]))
     where = place._asdict()
     yield Question(ACCEPTANCE, where, exp(a.value), exp(b.value), difference(b, a), rows)

@@ -117,6 +117,17 @@ def test_acceptance(
     assert at(found, "TPOT").effect == pytest.approx(2 / length - 1)
 
 
+def test_a_stated_length_does_not_scatter_with_the_draws(base: Path, tmp_path: Path) -> None:
+    """The draws of two runs differ by as much as makes a measured length inconclusive."""
+    rule = "golden:glm-5.2-on (borrowed)"
+    before = Made(edit=only({"acceptance": rule})).write(tmp_path / "before")
+    few = {"acceptance": rule, "num_accepted_per_pos": (66, 30)}
+    found = against(before, Made(edit=only(few)), tmp_path)
+    for line in (at(found, "mean acceptance length"), at(found, "TPOT")):
+        assert line.verdict is Verdict.SAME
+    assert at(found, "mean acceptance length").new == pytest.approx(2.50)
+
+
 def test_acceptance_of_a_few_rows_is_inconclusive(base: Path, tmp_path: Path) -> None:
     found = against(base, Made(edit=only({"num_accepted_per_pos": (66, 30)})), tmp_path)
     assert at(found, "mean acceptance length").verdict is Verdict.INCONCLUSIVE
