@@ -13,6 +13,9 @@ from cgbench.models.support import auto_class_for
 Keep = Callable[[str, Tensor], Tensor]
 """Called with a parameter's name and the whole of it; returns what stays."""
 
+DEFAULT_DEVIATION = 0.02
+"""What transformers takes where a config states none."""
+
 Unit = list[tuple[str, nn.Module]]
 """Modules by name, children before their parents, that get their storage together."""
 
@@ -69,8 +72,7 @@ def _draw(unit: Unit, model: PreTrainedModel, device: torch.device, keep: Keep) 
     for _, module in unit:
         model._init_weights(module)
     for name, module in unit:
-        _check_written(name, module)
-    for name, module in unit:
+        _draw_unwritten(module, _deviation(model))
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
                 kept = keep(f"{name}.{leaf}", parameter.detach())
@@ -78,7 +80,7 @@ def _draw(unit: Unit, model: PreTrainedModel, device: torch.device, keep: Keep) 
 
 
 def _allocate(module: nn.Module, device: torch.device) -> None:
-    """Storage for the module's own tensors, poisoned, so that one which nobody writes is seen."""
+    """Storage for the module's own tensors, poisoned, so that those which nobody writes are seen."""
     for tensors in (module._parameters, module._buffers):
         for leaf, tensor in tensors.items():
             if tensor is None:
@@ -93,10 +95,22 @@ def _like(tensor: Tensor, empty: Tensor) -> Any:
     return nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _check_written(name: str, module: nn.Module) -> None:
-    """No number of the module's own tensors is the poison."""
+def _draw_unwritten(module: nn.Module, deviation: float) -> None:
+    """Draw what no module of the model initialises, as ERNIE's router in transformers 5.17:
+    matrices normal, biases zero, other vectors one."""
     for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and tensor.is_floating_point():
-            # A sum is NaN where a number is, and needs no second tensor of that size.
-            is_written = not tensor.sum(dtype=torch.float32).isnan()
-            assert is_written, f"{name}.{leaf}: initialised by no module of the model"
+        if tensor is None or not tensor.is_floating_point() or _is_written(tensor):
+            continue
+        if tensor.dim() > 1:
+            tensor.normal_(std=deviation)
+        else:
+            tensor.fill_(0.0 if leaf.endswith("bias") else 1.0)
+
+
+def _is_written(tensor: Tensor) -> bool:
+    # A sum is NaN where a number is, and needs no second tensor of that size.
+    return not tensor.sum(dtype=torch.float32).isnan()
+
+
+def _deviation(model: PreTrainedModel) -> float:
+    return float(getattr(model.config.get_text_config(), "initializer_range", DEFAULT_DEVIATION))

@@ -81,9 +81,34 @@ def test_a_heads_matrices_are_drawn(name: str) -> None:
             assert tensor.std().item() == pytest.approx(0.02, rel=0.3), tensor_name
 
 
-def test_a_tensor_that_no_module_initialises_is_a_fault() -> None:
+def test_a_tensor_that_no_module_initialises_is_drawn() -> None:
     model = load("mimo-7b").target.model
     stray = nn.Module()
-    stray.weight = nn.Parameter(torch.empty(2, 2, device="meta"))
-    with pytest.raises(AssertionError, match=r"stray\.weight"):
-        _draw([("stray", stray)], model, torch.device("cpu"), lambda _, tensor: tensor)
+    with torch.device("meta"):
+        stray.weight = nn.Parameter(torch.empty(40, 50))
+        stray.scale = nn.Parameter(torch.empty(50))
+        stray.register_buffer("correction_bias", torch.empty(50))
+    _draw([("stray", stray)], model, torch.device("cpu"), lambda _, tensor: tensor)
+    assert stray.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.1)
+    assert set(stray.scale.tolist()) == {1.0} and set(stray.correction_bias.tolist()) == {0.0}
+
+
+def test_a_router_that_transformers_leaves_alone_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in transformers 5.17, where ERNIE's router keeps the zeros of its constructor."""
+    from transformers.models.ernie4_5_moe import modeling_ernie4_5_moe as ernie
+
+    real = ernie.Ernie4_5_MoePreTrainedModel._init_weights
+
+    def init_weights(self: nn.Module, module: nn.Module) -> None:
+        if not isinstance(module, ernie.Ernie4_5_MoeTopKRouter):
+            real(self, module)
+
+    monkeypatch.setattr(ernie.Ernie4_5_MoePreTrainedModel, "_init_weights", init_weights)
+    routers = [
+        module
+        for module in load("ernie-4.5-21b-a3b").target.model.modules()
+        if isinstance(module, ernie.Ernie4_5_MoeTopKRouter)
+    ]
+    assert routers
+    for router in routers:
+        assert router.weight.std().item() == pytest.approx(0.02, rel=0.2)
