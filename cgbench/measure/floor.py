@@ -72,7 +72,7 @@ class Floor:
             # Drafts that were kept lengthen it by up to k rows more, which a floor may leave out.
             start = context if step == 1 else context + step - 1
             yield from self._forward(stage, self.work.head, b, rows, start)
-            yield from self._forward(stage, lm_head, b, 1, context)
+            yield from self._forward(stage, self.work.draft_output, b, 1, context)
 
     def _forward(
         self, stage: str, work: ForwardWork, batch_size: int, query_len: int, context: float
