@@ -157,6 +157,17 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         layer_types=["sliding_attention", "full_attention"],
         mlp_layer_types=["dense", "sparse"],
     ),
+    "exaone4_5": AutoConfig.for_model(
+        "exaone4_5",
+        text_config=SHAPE
+        | {
+            "model_type": "exaone4",
+            "head_dim": 16,
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        vision_config=_VISION | {"num_key_value_heads": 2},
+    ),
     "gemma3_text": _config(
         "gemma3_text",
         head_dim=16,
@@ -252,10 +263,13 @@ def randomise(module: torch.nn.Module, std: float) -> None:
 
 
 def checkpoint_tensors(head: DraftHead) -> dict[str, Tensor]:
-    """The head as its checkpoint holds it: its family's names, every expert apart."""
+    """The head as its checkpoint holds it: its family's names, every expert apart, matrices of its
+    own under its block."""
     tensors: dict[str, Tensor] = {}
+    block = head.tensor_name("block.")
+    own = {"embedding.weight": "embed_tokens.weight", "output.weight": "lm_head.weight"}
     for ours, tensor in head.state_dict().items():
-        theirs = head.tensor_name(ours)
+        theirs = block + own[ours] if ours in own else head.tensor_name(ours)
         parts = expert_parts(theirs, tensor.shape)
         if parts is None:
             tensors[theirs] = tensor

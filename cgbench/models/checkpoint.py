@@ -106,10 +106,10 @@ def tensor_files(ref: str) -> dict[str, Path]:
 
 
 def all_tensor_files(ref: str) -> dict[str, Path]:
-    """``tensor_files``, and what a folder's other safetensors files hold: heads that were exported
-    anew may lie beside the index and not in it."""
+    """``tensor_files``, and what a folder's ``*mtp*.safetensors`` hold beside them: heads that were
+    exported anew may lie beside the index and not in it."""
     files = tensor_files(ref)
-    others = set(Path(ref).glob("*.safetensors")) if Path(ref).is_dir() else set()
+    others = set(Path(ref).glob("*mtp*.safetensors")) if Path(ref).is_dir() else set()
     for path in sorted(others - set(files.values())):
         with _opened(path) as file:
             files |= {name: path for name in file.keys() if name not in files}

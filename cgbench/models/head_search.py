@@ -13,7 +13,7 @@ from cgbench.models.families import FAMILIES, HeadFamily
 from cgbench.models.head_wiring import HeadOverrides, differences, stated_in
 
 # The beginning of a layer's name: what a checkpoint's model is called.
-_LAYER = re.compile(r"(.*?)layers\.\d+\.")
+_LAYER = re.compile(r"((?:.*?\.)?)layers\.\d+\.")
 _DECLARED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 
 
