@@ -1,4 +1,4 @@
-"""Matrices that a checkpoint stores with its head: compared with the target's, used if they differ."""
+"""Matrices stored with a head: compared with the target's, and used where they differ."""
 
 from pathlib import Path
 
