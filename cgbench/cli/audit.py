@@ -256,7 +256,8 @@ def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool
     if as_json:
         typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
         return
-    console().print(checklist(facts, answer["model"]["label"]))
+    model = answer["model"]
+    console().print(checklist(facts, f"{model['label']}, head {model['head']}"))
     console().print(summary(facts, answer["seconds"]))
 
 

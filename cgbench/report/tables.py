@@ -21,6 +21,7 @@ from cgbench.report.record import RunRecord
 Row: TypeAlias = Mapping[Hashable, Any]
 
 SETTING = (
+    "head",
     "device",
     "dtype",
     "attention",
@@ -164,8 +165,11 @@ def resumed_words(entry: Mapping[str, Any]) -> str:
 
 
 def _setting(frame: pd.DataFrame) -> str:
-    """What all rows share; it says so where acceptance is synthetic."""
-    return ", ".join(f"{name} {'/'.join(map(str, frame[name].unique()))}" for name in SETTING)
+    """What all rows share, such as synthetic acceptance, or a head of whose modules one is used."""
+    values = {name: list(map(str, frame[name].unique())) for name in SETTING}
+    # Rows of k = 0 have no head.
+    values["head"] = [head for head in values["head"] if head != "none"] or ["none"]
+    return ", ".join(f"{name} {'/'.join(each)}" for name, each in values.items())
 
 
 def _caption(frame: pd.DataFrame, shown: Sequence[Shown]) -> str:
