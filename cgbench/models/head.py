@@ -140,10 +140,11 @@ class DraftHead(nn.Module):
 
 def _like(embedding: nn.Module) -> nn.Module:
     """A module as the target's embedding, scaled as that is, with a matrix of its own."""
-    own = copy.copy(embedding)
-    weight = torch.empty(tuple(embedding.weight.shape))  # type: ignore[arg-type]
-    own._parameters = {"weight": nn.Parameter(weight, requires_grad=False)}
-    return own
+    weight = embedding.weight
+    assert isinstance(weight, nn.Parameter)
+    own = nn.Parameter(torch.empty(tuple(weight.shape)), requires_grad=False)
+    # All but the matrix is copied, such as the scale of Gemma's.
+    return copy.deepcopy(embedding, {id(weight): own})
 
 
 def _is_norm(name: str) -> bool:

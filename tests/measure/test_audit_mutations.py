@@ -25,7 +25,8 @@ from cgbench.models.target import HiddenStates, Target
 from tests.measure.audited import PretendGraphs, make_tiny_subject, run_checks
 from tests.tiny import make_checkpoint
 
-# A checkpoint whose head has an embedding and an output matrix of its own.
+# A checkpoint whose head has an embedding and an output matrix of its own, and is fed no embedding
+# at position 0; the shipped model's is otherwise.
 OWN = "own"
 
 Patch = pytest.MonkeyPatch
@@ -322,7 +323,7 @@ def drafts_from_the_targets_embedding(patch: Patch) -> None:
     patch.setattr(Target, "embed", lambda self, token_ids, _=None: real(self, token_ids))
 
 
-@mutation("drafts")
+@mutation("drafts", kind=OWN)
 def first_embedding_kept(patch: Patch) -> None:
     """The embedding at position 0 is fed, where heads of this family are not fed it."""
     real = Speculator.run_head

@@ -180,3 +180,16 @@ def test_the_floor_counts_the_heads_own_product(tmp_path: Path) -> None:
     plain = load_tiny(tmp_path / "shared")
     less = (plain.skeleton.head_bytes(torch.float32), plain.head_num_parameters)
     assert [more - few for more, few in zip(where, less, strict=True)] == [2 * 64 * 32 * 4, 4096]
+
+
+def test_an_embedding_of_its_own_shares_nothing_with_the_targets(tmp_path: Path) -> None:
+    """Gemma's embedding has a scale beside its matrix; hooks of one are not the other's."""
+    form = HeadForm(own_embedding=True)
+    model = load_tiny(make_checkpoint(tmp_path, "gemma3_text", form=form))
+    own, target = model.head and model.head.embedding, model.target.model.get_input_embeddings()
+    assert own is not None and type(own) is type(target)
+    ids = torch.arange(5)
+    assert torch.equal(own(ids), own.weight[ids] * 32**0.5)
+    assert not torch.equal(own.weight, target.weight)
+    target.register_forward_hook(lambda *_: torch.zeros(1))
+    assert own(ids).any()
