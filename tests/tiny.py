@@ -30,9 +30,12 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import DecodeState
+from cgbench.models.checkpoint import raw_config
 from cgbench.models.experts import expert_parts
 from cgbench.models.families import MIMO, HeadFamily
-from cgbench.models.head import DraftHead
+from cgbench.models.head import DraftHead, HeadForm
+from cgbench.models.head_search import types_in
+from cgbench.models.head_wiring import CONFIG_FIELD
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import ModelRequest
 from cgbench.models.support import auto_class_for
@@ -131,6 +134,40 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         layer_types=["sliding_attention", "full_attention"],
         num_nextn_predict_layers=1,
     ),
+    "hy_v3": _config(
+        "hy_v3",
+        **_EXPERTS,
+        num_experts=8,
+        num_shared_experts=1,
+        head_dim=16,
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    "exaone4": _config(
+        "exaone4",
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "exaone_moe": _config(
+        "exaone_moe",
+        **_EXPERTS,
+        num_experts=8,
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+        mlp_layer_types=["dense", "sparse"],
+    ),
+    "exaone4_5": AutoConfig.for_model(
+        "exaone4_5",
+        text_config=SHAPE
+        | {
+            "model_type": "exaone4",
+            "head_dim": 16,
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        vision_config=_VISION | {"num_key_value_heads": 2},
+    ),
     "gemma3_text": _config(
         "gemma3_text",
         head_dim=16,
@@ -181,6 +218,7 @@ def make_checkpoint(
     eos: int | None = None,
     std: float = 0.3,
     family: HeadFamily = MIMO,
+    form: HeadForm | None = None,
     **shape: Any,
 ) -> Path:
     """A checkpoint of ``kind`` in ``folder``, its MTP head in ``family``'s names beside the target.
@@ -194,11 +232,15 @@ def make_checkpoint(
     randomise(model, std)
     model.generation_config.eos_token_id = eos
     model.save_pretrained(folder)
-    head = DraftHead(family, model)
+    head = DraftHead(family, model, form)
     randomise(head, std)
     add_head(folder, checkpoint_tensors(head))
     if kind == "mimo":
         edit_config(folder, model_type="mimo", architectures=["MiMoForCausalLM"])
+    types = types_in(raw_config(str(folder)))
+    if family.model_types is not None and not family.model_types & types:
+        # A head that no such model is published with.
+        edit_config(folder, **{CONFIG_FIELD: {"family": family.name}})
     return folder
 
 
@@ -221,10 +263,13 @@ def randomise(module: torch.nn.Module, std: float) -> None:
 
 
 def checkpoint_tensors(head: DraftHead) -> dict[str, Tensor]:
-    """The head as its checkpoint holds it: its family's names, every expert apart."""
+    """The head as its checkpoint holds it: its family's names, every expert apart, matrices of its
+    own under its block."""
     tensors: dict[str, Tensor] = {}
+    block = head.tensor_name("block.")
+    own = {"embedding.weight": "embed_tokens.weight", "output.weight": "lm_head.weight"}
     for ours, tensor in head.state_dict().items():
-        theirs = head.tensor_name(ours)
+        theirs = block + own[ours] if ours in own else head.tensor_name(ours)
         parts = expert_parts(theirs, tensor.shape)
         if parts is None:
             tensors[theirs] = tensor

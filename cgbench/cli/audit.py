@@ -38,6 +38,8 @@ from cgbench.cli.head_flags import (
     HeadFamilyName,
     HeadFirstEmbed,
     HeadHidden,
+    HeadNormForm,
+    HeadOutNorm,
     HeadRef,
     wiring,
 )
@@ -101,6 +103,8 @@ def audit(
     head_concat: HeadConcat = None,
     head_hidden: HeadHidden = None,
     chain_norm: ChainNorm = None,
+    head_out_norm: HeadOutNorm = None,
+    head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
@@ -146,7 +150,15 @@ def audit(
         "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
         "capture_unit": capture_unit.value,
         "head": head,
-        **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
+        **wiring(
+            head_family,
+            head_concat,
+            head_hidden,
+            chain_norm,
+            head_out_norm,
+            head_norm_form,
+            head_first_embed,
+        ),
         "prompts": prompts,
         "num_prompts": num_prompts,
         "chat_template": chat_template.value,
@@ -247,7 +259,8 @@ def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool
     if as_json:
         typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
         return
-    console().print(checklist(facts, answer["model"]["label"]))
+    model = answer["model"]
+    console().print(checklist(facts, f"{model['label']}, head {model['head']}"))
     console().print(summary(facts, answer["seconds"]))
 
 

@@ -36,6 +36,18 @@ class FirstEmbedding(StrEnum):
     ZEROED = "zeroed"
 
 
+class OutputNorm(StrEnum):
+    OWN = "own"
+    TARGET = "target"
+    NONE = "none"
+
+
+class NormForm(StrEnum):
+    TARGET = "target"
+    PLAIN = "plain"
+    ONE_PLUS = "one_plus"
+
+
 class HeadPlacement(StrEnum):
     DIVIDED = "divided"
     WHOLE = "whole"

@@ -4,7 +4,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cgbench.cli.choices import ConcatOrder, FirstEmbedding, NormSide
+from cgbench.cli.choices import (
+    ConcatOrder,
+    FirstEmbedding,
+    NormForm,
+    NormSide,
+    OutputNorm,
+)
 
 _PANEL: dict[str, Any] = {"rich_help_panel": "Draft head"}
 
@@ -15,8 +21,8 @@ HeadRef = Annotated[
 HeadFamilyName = Annotated[
     str | None,
     typer.Option(
-        help="The head's layout, where the checkpoint does not tell: mimo, deepseek, step, qwen, "
-        "mellum, ernie, speculators or eagle.",
+        help="The head's layout, where names and model type do not tell: mimo, deepseek, hy, step, "
+        "qwen, exaone, mellum, ernie, speculators or eagle.",
         **_PANEL,
     ),
 ]
@@ -32,9 +38,21 @@ ChainNorm = Annotated[
     NormSide | None,
     typer.Option(help="Hidden state chained to drafts 2..k: pre or post norm.", **_PANEL),
 ]
+HeadOutNorm = Annotated[
+    OutputNorm | None,
+    typer.Option(help="Norm before the output matrix: the head's, the target's, none.", **_PANEL),
+]
+HeadNormForm = Annotated[
+    NormForm | None,
+    typer.Option(
+        help="What stored norm weights scale by: w (plain), 1 + w (one_plus), or as the target's "
+        "modules do.",
+        **_PANEL,
+    ),
+]
 HeadFirstEmbed = Annotated[
     FirstEmbedding | None,
-    typer.Option(help="The head's embedding at position 0. Default: kept.", **_PANEL),
+    typer.Option(help="The head's embedding at position 0.", **_PANEL),
 ]
 
 
@@ -43,6 +61,8 @@ def wiring(
     concat: ConcatOrder | None,
     hidden: NormSide | None,
     chain: NormSide | None,
+    out_norm: OutputNorm | None,
+    norm_form: NormForm | None,
     first_embed: FirstEmbedding | None,
 ) -> dict[str, str | None]:
     """The flags as the record keeps them: ``head_`` and a field of ``HeadOverrides``."""
@@ -51,5 +71,7 @@ def wiring(
         "head_concat": concat,
         "head_hidden_in": hidden,
         "head_chain": chain,
+        "head_out_norm": out_norm,
+        "head_norm_form": norm_form,
         "head_first_embed": first_embed,
     }

@@ -16,6 +16,8 @@ from cgbench.cli.head_flags import (
     HeadFamilyName,
     HeadFirstEmbed,
     HeadHidden,
+    HeadNormForm,
+    HeadOutNorm,
     HeadRef,
     wiring,
 )
@@ -32,6 +34,8 @@ def inspect(
     head_concat: HeadConcat = None,
     head_hidden: HeadHidden = None,
     chain_norm: ChainNorm = None,
+    head_out_norm: HeadOutNorm = None,
+    head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
@@ -43,8 +47,8 @@ def inspect(
 ) -> None:
     """Show a checkpoint's family, tensors and sizes, and whether its graphs can be captured.
 
-    No weight is loaded. Exit code 1: weights are missing or have no place, it has no usable head,
-    or cannot be captured.
+    No weight is loaded; matrices that lie beside a head are compared with the target's. Exit code
+    1: weights are missing or have no place, it has no usable head, or cannot be captured.
     """
     from cgbench.measure import setup
     from cgbench.models.inspection import inspect_model
@@ -52,7 +56,15 @@ def inspect(
     arguments = {
         "model": model,
         "head": head,
-        **wiring(head_family, head_concat, head_hidden, chain_norm, head_first_embed),
+        **wiring(
+            head_family,
+            head_concat,
+            head_hidden,
+            chain_norm,
+            head_out_norm,
+            head_norm_form,
+            head_first_embed,
+        ),
         "dtype": dtype.value,
         "seed": 0,
     }
@@ -138,8 +150,31 @@ def _head_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"{head['chain']}-norm, output norm {head['out_norm']}, first embedding "
             f"{head['first_embed']}",
         ),
+        ("head norms", _norm_words(head)),
+        *((each["what"], _copy_words(each)) for each in head["copies"]),
         ("rule from", head["source"]),
     ]
+
+
+_NORMS = {"plain": "scale by w", "one_plus": "scale by 1 + w"}
+
+
+def _norm_words(head: dict[str, Any]) -> str:
+    """The form that norm weights are stored in, and how the target's modules scale."""
+    target = _NORMS[head["target_norms"]]
+    if head["norm_form"] == "target":
+        return f"{target}, as the target's"
+    return f"{_NORMS[head['norm_form']]} (the target's {target})"
+
+
+def _copy_words(copy: dict[str, str]) -> str:
+    """What is done with a matrix that is stored with the head."""
+    words = {
+        "own": "the head's own: differs from the target's, and is used",
+        "equal copy": "an equal copy of the target's, which is used",
+        "left unread": "left unread, as engines do: the target's is used",
+    }
+    return f"{copy['name']}: {words[copy['use']]}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.attention import Decode, DecodeBackend, Rows
@@ -67,7 +67,7 @@ class Speculator:
         after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``. ``from_start``: column 0 is
         position 0, where some families feed no embedding."""
         assert self.head is not None
-        embeds = self.target.embed(tokens)
+        embeds = self.target.embed(tokens, self.head.embedding)
         if from_start and self.head.family.first_embed == "zeroed":
             embeds[:, 0] = 0
         rope = self.target.rope(embeds, positions)
@@ -78,14 +78,16 @@ class Speculator:
         ``[B, 1, H]`` after it."""
         assert self.head is not None
         normed = self.head.to_logits_input(block_out)
-        return self.logits(normed[:, 0]), self.head.to_chain(block_out, normed)
+        logits = self.logits(normed[:, 0], self.head.output)
+        return logits, self.head.to_chain(block_out, normed)
 
-    def logits(self, normed: Tensor) -> Tensor:
+    def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
         """What the acceptance rule reads after a final norm: the logits ``[..., V]``, or this
-        rank's part of them where it only wants their argmax."""
+        rank's part of them where it only wants their argmax. ``output`` is a head's own matrix,
+        None for the target's."""
         if self.accept.draws_tokens:
-            return self.target.logits(normed)
-        return self.target.logits_part(normed)
+            return self.target.logits(normed, output)
+        return self.target.logits_part(normed, output)
 
     def settled(self, drawn: Tensor) -> Tensor:
         """What a rule has decided, alike on every rank, in place: parallel sums may round a draw

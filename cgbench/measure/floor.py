@@ -79,7 +79,7 @@ class Floor:
             start = context if step == 1 else context + step - 1
             counted = read.get(f"draft_{step}")
             yield from self._forward(stage, self.work.head, b, rows, start, counted)
-            yield from self._forward(stage, lm_head, b, 1, context)
+            yield from self._forward(stage, self.work.draft_output, b, 1, context)
 
     def _forward(
         self,

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from cgbench.models.loading import LoadedModel
-from cgbench.models.sharding import LM_HEAD
+from cgbench.models.sharding import HEAD_OUTPUT, LM_HEAD
 from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
 from cgbench.parallel.ranks import tp_size
 
@@ -17,7 +17,7 @@ NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their 
 
 def parallel_facts(model: LoadedModel) -> dict[str, Any]:
     """How the ranks share the model, for the record."""
-    is_divided = model.head is not None and bool(model.head.splits)
+    is_divided = model.head is not None and any(name != HEAD_OUTPUT for name in model.head.splits)
     return {
         "tp_size": tp_size(),
         "backend": dist.get_backend(),

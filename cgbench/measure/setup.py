@@ -25,8 +25,8 @@ from cgbench.measure.workload import (
     random_workload,
     text_workload,
 )
-from cgbench.models.families import HeadOverrides
 from cgbench.models.fingerprint import fingerprint
+from cgbench.models.head_wiring import HeadOverrides, wiring_of
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.presets import PRESETS, default_golden, golden_for
 from cgbench.models.request import ModelRequest, plan_loading, preset_name
@@ -270,6 +270,7 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "weight_bytes": _weight_bytes(model.target.model) + _weight_bytes(model.head),
             "kv_bytes": bench.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
+            "head_wiring": None if model.head is None else wiring_of(model.head.family),
             **({"tensor_parallel": parallel_facts(model)} if tp_size() > 1 else {}),
         },
         workload={

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, Qwen2Config
@@ -18,6 +19,9 @@ from cgbench.errors import ModelError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+# Bytes of each of two tensors that are compared at once.
+_COMPARED_BYTES = 1 << 26
 # safetensors' names of types, in bits.
 _BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
@@ -101,6 +105,34 @@ def tensor_files(ref: str) -> dict[str, Path]:
         return dict.fromkeys(file.keys(), single)
 
 
+def all_tensor_files(ref: str) -> dict[str, Path]:
+    """``tensor_files``, and what a folder's ``*mtp*.safetensors`` hold beside them: heads that were
+    exported anew may lie beside the index and not in it."""
+    files = tensor_files(ref)
+    others = set(Path(ref).glob("*mtp*.safetensors")) if Path(ref).is_dir() else set()
+    for path in sorted(others - set(files.values())):
+        with _opened(path) as file:
+            files |= {name: path for name in file.keys() if name not in files}
+    return files
+
+
+def raw_config(ref: str) -> dict[str, Any]:
+    """``config.json`` as it is written; empty where there is none.
+
+    Raises ``ModelError`` where it cannot be read as an object.
+    """
+    path = _find_file(ref, CONFIG_FILE)
+    if path is None:
+        return {}
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: must be a JSON object")
+    return raw
+
+
 def check_files(ref: str) -> None:
     """Open every file of a checkpoint. Raises ``ModelError`` naming the first damaged one."""
     for path in sorted(set(tensor_files(ref).values())):
@@ -170,6 +202,23 @@ def read_tensor(path: Path, name: str) -> Tensor:
     with _opened(path) as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor
+
+
+def equal_values(one: tuple[Path, str], other: tuple[Path, str], dtype: torch.dtype) -> bool:
+    """Whether two stored tensors, each a file and a name, are the same in ``dtype``.
+
+    They are read a few rows at a time, up to the first difference, so neither is ever in memory.
+    """
+    with _opened(one[0]) as first, _opened(other[0]) as second:
+        mine, its = first.get_slice(one[1]), second.get_slice(other[1])
+        shape = mine.get_shape()
+        if shape != its.get_shape():
+            return False
+        step = max(1, _COMPARED_BYTES // (4 * max(1, prod(shape[1:]))))
+        return all(
+            torch.equal(mine[row : row + step].to(dtype), its[row : row + step].to(dtype))
+            for row in range(0, shape[0], step)
+        )
 
 
 def first_line(error: Exception) -> str:

@@ -6,13 +6,13 @@ acceptance is reported per position.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
-
-from cgbench.errors import BadInputError
 
 HiddenForm = Literal["pre", "post"]
 Concat = Literal["EH", "HE"]
+OutNorm = Literal["own", "target", "none"]
+NormForm = Literal["target", "plain", "one_plus"]
 FirstEmbed = Literal["kept", "zeroed"]
 
 
@@ -22,31 +22,38 @@ class HeadFamily:
 
     ``names`` maps each module of ``DraftHead`` to its name in the checkpoint, where ``{i}`` is the
     module's number: counted on from the target's last layer if ``counts_on``, else from 0.
+    ``source`` names the rule's origin. ``model_types`` are the types in config.json that the layout
+    ships with; None if its heads are made apart from any target. A layout is chosen by its names
+    and its type together, because Qwen's names mean one thing in Qwen3.5 and another in EXAONE.
+
     ``concat`` is the order of the projection's input, E the token embedding and H the hidden state.
-    ``hidden_in`` is the hidden state fed at draft 1, the target's before or after its final norm;
-    ``chain`` the one fed at drafts 2..k, the head's before or after its output norm. ``out_norm``
-    is the norm before the shared lm_head: the head's own, the target's final one, or none.
-    ``input_norms``: E and H are normed before the projection; ``block_norm``: the block norms its
-    input. ``norm_form``: head norms scale as the target's do, or by 1 + w whatever the target's
-    do. ``first_embed``: whether the embedding fed at position 0 is zeroed. ``dropped`` is an infix
-    that some of the checkpoint's names carry. ``model_types`` are the targets that the layout
-    ships with, where names alone do not tell. ``source`` names the rule's origin.
+    ``hidden_in`` is the hidden state fed at draft 1, the target's before or after its final norm.
+    ``chain`` is the one fed at drafts 2..k, the head's before or after its output norm.
+    ``out_norm`` is the norm before the output matrix: the head's own, the target's final one, or
+    none. ``input_norms``: E and H are normed before the projection. ``block_norm``: the block norms
+    its input. ``norm_form``: stored norm weights scale as the target's modules do, by w (plain), or
+    by 1 + w. ``first_embed``: whether the embedding fed at position 0 is zeroed.
+    ``block_attention``: the block attends as the target's full layers do, or as its first layer,
+    unless config.json states it. ``dropped`` is an infix that some of the checkpoint's names carry.
+    ``unread`` are tensors of the module that engines leave in the file.
     """
 
     name: str
     names: Mapping[str, str]
     source: str
+    model_types: frozenset[str] | None = None
     concat: Concat = "EH"
     hidden_in: HiddenForm = "post"
     chain: HiddenForm = "post"
-    out_norm: Literal["own", "target", "none"] = "own"
+    out_norm: OutNorm = "own"
     input_norms: bool = True
     block_norm: bool = True
-    norm_form: Literal["target", "one_plus"] = "target"
+    norm_form: NormForm = "target"
     first_embed: FirstEmbed = "kept"
+    block_attention: Literal["full", "first"] = "full"
     counts_on: bool = False
     dropped: str = ""
-    model_types: frozenset[str] = frozenset()
+    unread: tuple[str, ...] = ()
 
     def first_number(self, num_layers: int) -> int:
         """The number that a checkpoint gives the head's first module, behind ``num_layers``."""
@@ -55,6 +62,19 @@ class HeadFamily:
     def prefixes(self, number: int) -> dict[str, str]:
         """``names`` for module ``number``: each module's prefix in the checkpoint."""
         return {ours: theirs.format(i=number) for ours, theirs in self.names.items()}
+
+    def under(self, prefix: str) -> "HeadFamily":
+        """The same layout where the checkpoint's model begins with ``prefix``, not ``model.``."""
+        moved = {
+            ours: prefix + theirs.removeprefix("model.") for ours, theirs in self.names.items()
+        }
+        return replace(self, names=moved)
+
+    def own_names(self, num_layers: int) -> list[str]:
+        """The tensors that only this layout has, those outside the block, projection first."""
+        prefixes = self.prefixes(self.first_number(num_layers))
+        own = ["proj", *(name for name in prefixes if name not in ("proj", "block"))]
+        return [f"{prefixes[name]}.weight" for name in own]
 
     def tensor_name(self, module_name: str, number: int = 0) -> str:
         """The checkpoint's name of a ``DraftHead`` tensor, such as ``block.mlp.up_proj.weight``."""
@@ -84,43 +104,75 @@ _QWEN_NAMES = {
     "out_norm": "mtp.norm",
 }
 
+_HY_NAMES = _DEEPSEEK_NAMES | {"out_norm": "model.layers.{i}.final_layernorm"}
+
 MIMO = HeadFamily(
     name="mimo",
     names=_MIMO_NAMES,
+    model_types=frozenset({"mimo"}),
     concat="HE",
-    hidden_in="pre",
-    chain="pre",
-    source="XiaomiMiMo/MiMo-7B checkpoints and modeling_mimo.py; the chain's form is disputed",
+    first_embed="zeroed",
+    source="XiaomiMiMo/MiMo-7B checkpoints; vLLM 0.33.0 and SGLang 0.5.23 feed and chain the "
+    "state after the norm",
 )
 DEEPSEEK = HeadFamily(
     name="deepseek",
     names=_DEEPSEEK_NAMES,
+    model_types=frozenset(
+        {
+            *("deepseek_v3", "deepseek_v32", "glm4_moe", "glm4_moe_lite", "glm4v_moe"),
+            *("glm4v_moe_text", "glm_moe_dsa", "glm_ocr", "glm_ocr_text"),
+        }
+    ),
+    first_embed="zeroed",
     counts_on=True,
-    source="deepseek-ai/DeepSeek-V3 README_WEIGHTS, zai-org/GLM-4.5, transformers' MtpModel; "
-    "vLLM zeroes the embedding at position 0 and chains before the norm",
+    source="deepseek-ai/DeepSeek-V3 README_WEIGHTS, zai-org/GLM-4.5; vLLM 0.33.0 chains after the "
+    "norm and zeroes the embedding at position 0, transformers' MtpModel keeps it",
+)
+HY = HeadFamily(
+    name="hy",
+    names=_HY_NAMES,
+    model_types=frozenset({"hy_v3"}),
+    first_embed="zeroed",
+    counts_on=True,
+    unread=("embed_tokens.weight", "shared_head.weight", "shared_head.head.weight"),
+    source="tencent/Hy3 checkpoints, vLLM's hy_v3_mtp, which reads the target's lm_head alone",
 )
 STEP = HeadFamily(
     name="step",
     names=_DEEPSEEK_NAMES,
+    model_types=frozenset({"step3p5", "step3p7"}),
     hidden_in="pre",
     chain="pre",
     norm_form="one_plus",
     counts_on=True,
     dropped="transformer.",
-    model_types=frozenset({"step3p5", "step3p7"}),
     source="stepfun-ai/Step-3.5 checkpoints, vLLM's step3p5_mtp",
 )
 QWEN = HeadFamily(
     name="qwen",
     names=_QWEN_NAMES,
+    model_types=frozenset(
+        {"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"}
+    ),
     norm_form="one_plus",
     source="Qwen/Qwen3-Next and Qwen3.5 checkpoints, vLLM's qwen3_next_mtp",
+)
+EXAONE = HeadFamily(
+    name="exaone",
+    names=_QWEN_NAMES,
+    model_types=frozenset({"exaone4_5", "exaone4_5_text", "exaone4", "exaone_moe"}),
+    norm_form="plain",
+    block_attention="first",
+    source="LGAI-EXAONE/EXAONE-4.5 and K-EXAONE: Qwen's names, plain norms; vLLM's exaone4_5_mtp "
+    "and exaone_moe_mtp",
 )
 MELLUM = HeadFamily(
     name="mellum",
     names=_QWEN_NAMES,
     model_types=frozenset({"mellum"}),
-    source="JetBrains' Mellum in transformers: Qwen's names, the target's plain norms",
+    norm_form="plain",
+    source="JetBrains' Mellum in transformers: Qwen's names, plain norms",
 )
 ERNIE = HeadFamily(
     name="ernie",
@@ -130,10 +182,13 @@ ERNIE = HeadFamily(
         "proj": "model.mtp_linear_proj.{i}",
         "block": "model.mtp_block.{i}",
     },
+    model_types=frozenset({"ernie4_5_moe"}),
     hidden_in="pre",
     chain="pre",
     out_norm="target",
-    source="baidu/ERNIE-4.5-21B-A3B-PT checkpoint, FastDeploy's ernie4_5_mtp",
+    first_embed="zeroed",
+    source="baidu/ERNIE-4.5-21B-A3B-PT checkpoint, FastDeploy's ernie4_5_mtp; vLLM and SGLang: "
+    "--head-hidden post --chain-norm post --head-out-norm none",
 )
 SPECULATORS = HeadFamily(
     name="speculators",
@@ -151,37 +206,8 @@ EAGLE = HeadFamily(
 
 FAMILIES: dict[str, HeadFamily] = {
     family.name: family
-    for family in (MIMO, DEEPSEEK, STEP, QWEN, MELLUM, ERNIE, SPECULATORS, EAGLE)
+    for family in (
+        *(MIMO, DEEPSEEK, HY, STEP, QWEN, EXAONE, MELLUM, ERNIE),
+        *(SPECULATORS, EAGLE),
+    )
 }
-
-
-@dataclass(frozen=True, slots=True)
-class HeadOverrides:
-    """What the user states about a head over what its family does; None leaves it.
-
-    ``family`` is a name in ``FAMILIES``. Raises ``BadInputError`` for any other.
-    """
-
-    family: str | None = None
-    concat: Concat | None = None
-    hidden_in: HiddenForm | None = None
-    chain: HiddenForm | None = None
-    first_embed: FirstEmbed | None = None
-
-    def __post_init__(self) -> None:
-        if self.family is not None and self.family not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise BadInputError(f"--head-family {self.family}: choose one of {known}")
-
-    @property
-    def wiring(self) -> dict[str, str]:
-        """The overridden wiring, without the family."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: v for name, v in values.items() if v is not None and name != "family"}
-
-    def apply(self, family: HeadFamily) -> HeadFamily:
-        """``family`` with the overridden wiring; its name tells, so that no two are confused."""
-        if not self.wiring:
-            return family
-        stated = ",".join(f"{name}={value}" for name, value in self.wiring.items())
-        return replace(family, name=f"{family.name}[{stated}]", **self.wiring)  # type: ignore[arg-type]

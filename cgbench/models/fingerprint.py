@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cgbench.models.head import DraftHead
+from cgbench.models.head_wiring import CONFIG_FIELD
 from cgbench.models.sharding import Splits
 from cgbench.models.target import Target
 
@@ -50,7 +51,10 @@ def _config_text(target: Target) -> str:
     return json.dumps(kept, default=str)
 
 
-_NOT_THE_MODEL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+_NOT_THE_MODEL = {
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+    CONFIG_FIELD,
+}
 
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Elements that are summed at once: half a gigabyte as eight-byte integers.

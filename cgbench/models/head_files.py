@@ -1,31 +1,33 @@
 """Finding a draft head in a checkpoint's files and reading its tensors, one by one."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Size, Tensor
-from transformers import PretrainedConfig
 
 from cgbench.errors import MissingHeadError
 from cgbench.models.checkpoint import StoredTensor, read_tensor, stored_tensors
 from cgbench.models.experts import expert_parts, fuse
-from cgbench.models.families import FAMILIES, HeadFamily
-from cgbench.models.head import DraftHead
-
-# Some checkpoints store these again in the head; they are the target's.
-SHARED_COPIES = (
-    "embed_tokens.weight",
-    "lm_head.weight",
-    "shared_head.head.weight",
-    "shared_head.output.weight",
-    "rotary_emb.inv_freq",
+from cgbench.models.families import HeadFamily
+from cgbench.models.head import DraftHead, HeadForm
+from cgbench.models.head_copies import (
+    CopyUse,
+    HeadCopy,
+    TargetMatrices,
+    find_copies,
 )
+from cgbench.models.head_names import block_renaming
+from cgbench.models.head_search import HeadFolder, find_family, plain_names
+from cgbench.models.target import Target
 
 # What quantised weights are stored beside, and the types they are stored in.
 _SCALES = re.compile(r"(weight_scale(_inv)?|qweight|qzeros|scales|weight_packed|g_idx)$")
 _FLOATS = ("F32", "F16", "BF16")
+# What older checkpoints store and transformers computes.
+_DERIVED = "rotary_emb.inv_freq"
 
 # How many names an error spells out before it counts the rest.
 _MOST_NAMES = 6
@@ -33,72 +35,85 @@ _MOST_NAMES = 6
 
 @dataclass(frozen=True, slots=True)
 class HeadFiles:
-    """A head found in a checkpoint: its family, its tensors' files, and how many modules there
-    are. ``files`` is keyed by the checkpoint's names without the family's infix; ``stored_as``
-    gives the name in the file."""
+    """A head found in a checkpoint: its family, under the names that it has there, its tensors'
+    files, and how many modules there are.
+
+    ``files`` is keyed by the names that transformers would give the tensors, without the family's
+    infix. ``stored_as`` gives the name in the file. ``copies`` are the embeddings and output
+    matrices stored with it.
+    """
 
     family: HeadFamily
     files: Mapping[str, Path]
     stored_as: Mapping[str, str]
     num_modules: int
     first_number: int
+    copies: tuple[HeadCopy, ...]
 
     @property
-    def proj_bias(self) -> bool:
-        return self.family.tensor_name("proj.bias", self.first_number) in self.files
+    def form(self) -> HeadForm:
+        """What this head has and others of its family may not."""
+        block = f"{self.family.prefixes(self.first_number)['block']}."
+        in_block = [name for name in self.files if name.startswith(block)]
+        return HeadForm(
+            proj_bias=self.family.tensor_name("proj.bias", self.first_number) in self.files,
+            own_embedding="embedding.weight" in self.own,
+            own_output="output.weight" in self.own,
+            dense=not any(".experts." in name for name in in_block),
+        )
+
+    @property
+    def own(self) -> dict[str, str]:
+        """The matrices of its own in the place of the target's: tensors of ``DraftHead``, and their
+        names in ``files``."""
+        own = {copy.name: copy for copy in self.copies if copy.use is CopyUse.OWN}
+        return {
+            f"{own[stored].module}.weight": name
+            for name, stored in self.stored_as.items()
+            if stored in own
+        }
 
 
 def find_head(
-    ref: str, files: Mapping[str, Path], config: PretrainedConfig, family: str | None = None
+    folder: HeadFolder,
+    target: Target,
+    matrices: TargetMatrices,
+    dtype: torch.dtype,
+    family: str | None = None,
 ) -> HeadFiles:
-    """The head whose tensors the checkpoint holds, ``family`` naming it where names do not tell.
+    """The head for ``target`` that ``folder`` holds, ``family`` naming it where it is stated.
+    ``matrices``, which its own are compared with in ``dtype``, are the target's.
 
-    Raises ``MissingHeadError`` naming what was looked for.
+    Raises ``MissingHeadError`` naming what was looked for, or what does not fit.
     """
-    candidates = [FAMILIES[family]] if family else _families_for(config.model_type)
-    for candidate in candidates:
-        if any(name in files for name in _own_names(candidate, config)):
-            return _head_files(candidate, files, config)
-    looked_for = ", ".join(dict.fromkeys(f"{_own_names(c, config)[0]}" for c in candidates))
-    raise MissingHeadError(
-        f"{ref}: {_declared(config)}no MTP head tensors (looked for {looked_for}); "
-        "give --head PATH, or --spec-tokens 0 to measure without speculation"
-    )
-
-
-def _families_for(model_type: str) -> list[HeadFamily]:
-    """The families whose model type this is first, then those that come with any."""
-    named = [family for family in FAMILIES.values() if model_type in family.model_types]
-    return named + [family for family in FAMILIES.values() if not family.model_types]
-
-
-def _own_names(family: HeadFamily, config: PretrainedConfig) -> list[str]:
-    """The tensors that only this layout has: those outside the decoder block, projection first."""
-    prefixes = family.prefixes(family.first_number(config.num_hidden_layers))
-    own = ["proj", *(name for name in prefixes if name not in ("proj", "block"))]
-    return [f"{prefixes[name]}.weight" for name in own]
-
-
-def _declared(config: PretrainedConfig) -> str:
-    """What config.json says of a head that is not there, for re-quantised checkpoints."""
-    for field in ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"):
-        if number := getattr(config, field, None):
-            return f"config.json declares {field} {number}, but the checkpoint ships "
-    return ""
-
-
-def _head_files(
-    family: HeadFamily, files: Mapping[str, Path], config: PretrainedConfig
-) -> HeadFiles:
-    stored_as = {name.replace(f".{family.dropped}", "."): name for name in files}
-    plain = {name: files[stored] for name, stored in stored_as.items()}
-    first = family.first_number(config.num_hidden_layers)
+    found = find_family(folder, target.config, family)
+    stored_as = plain_names(folder.files, found)
+    first = found.first_number(target.num_layers)
+    copies = find_copies(folder, found, stored_as, matrices, dtype, first)
     number = first
-    while any(name.startswith(f"{family.prefixes(number)['block']}.") for name in plain):
+    while any(name.startswith(f"{found.prefixes(number)['block']}.") for name in stored_as):
         number += 1
-        if "{i}" not in family.names["block"]:
+        if "{i}" not in found.names["block"]:
             break
-    return HeadFiles(family, plain, stored_as, number - first, first)
+    block = f"{found.prefixes(first)['block']}."
+    rename = block_renaming(target.model, _layer_prefix(folder, block))
+    stored_as = {_renamed(name, block, rename): stored for name, stored in stored_as.items()}
+    files = {name: folder.files[stored] for name, stored in stored_as.items()}
+    return HeadFiles(found, files, stored_as, number - first, first, tuple(copies))
+
+
+def _layer_prefix(folder: HeadFolder, block: str) -> str:
+    """What the names of the target's layers begin with."""
+    for prefix in folder.prefixes:
+        layer = f"{prefix}layers.0."
+        if layer != block and any(name.startswith(layer) for name in folder.files):
+            return prefix
+    return "model."
+
+
+def _renamed(name: str, block: str, rename: Callable[[str], str]) -> str:
+    rest = name.removeprefix(block)
+    return block + rename(rest) if rest != name else name
 
 
 def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]]:
@@ -108,7 +123,7 @@ def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]
     """
     parts: dict[str, dict[str, Size]] = {}
     for ours, tensor in head.state_dict().items():
-        theirs = head.tensor_name(ours)
+        theirs = found.own.get(ours) or head.tensor_name(ours)
         split = None if theirs in found.files else expert_parts(theirs, tensor.shape)
         parts[ours] = split or {theirs: tensor.shape}
     return parts
@@ -175,11 +190,17 @@ def _check_headers(
 
 
 def _names_of(head: DraftHead, found: HeadFiles) -> Iterator[str]:
-    """The head's own tensors in the files, without the copies of what it shares."""
-    number = head.family.first_number(head.layer_idx)
-    prefixes = tuple(f"{prefix}." for prefix in head.family.prefixes(number).values())
+    """The head's tensors in the files, without the matrices that are compared with the target's,
+    and without the output norm where another one is stated."""
+    family = head.family
+    modules = family.prefixes(family.first_number(head.layer_idx))
+    prefixes = tuple(f"{prefix}." for prefix in modules.values())
+    left = {copy.name for copy in found.copies}
+    if "out_norm" in modules and family.out_norm != "own":
+        left.add(found.stored_as.get(f"{modules['out_norm']}.weight", ""))
     for name in found.files:
-        if name.startswith(prefixes) and not name.endswith(SHARED_COPIES):
+        is_left = found.stored_as[name] in left or name.endswith(_DERIVED)
+        if name.startswith(prefixes) and not is_left:
             yield name
 
 

@@ -80,7 +80,7 @@ def _draw(unit: Unit, model: PreTrainedModel, device: torch.device, keep: Keep) 
 
 
 def _allocate(module: nn.Module, device: torch.device) -> None:
-    """Storage for the module's own tensors, poisoned, so that those which nobody writes are seen."""
+    """Storage for the module's own tensors, poisoned to show those that nobody writes."""
     for tensors in (module._parameters, module._buffers):
         for leaf, tensor in tensors.items():
             if tensor is None:

@@ -5,12 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import nn
+
 from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
+from cgbench.models.head import adds_one
+from cgbench.models.head_copies import HeadCopy
 from cgbench.models.head_files import head_tensors
+from cgbench.models.head_wiring import wiring_of
 from cgbench.models.placing import check_headers
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.support import check_capturable, class_name
+from cgbench.models.target import Target
 
 _T = TypeVar("_T")
 
@@ -111,16 +117,23 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> dict[st
         "label": plan.head_label,
         "source": family.source,
         "modules": 1 if found is None else found.num_modules,
-        "concat": family.concat,
-        "hidden_in": family.hidden_in,
-        "chain": family.chain,
-        "out_norm": family.out_norm,
-        "norm_form": family.norm_form,
-        "first_embed": family.first_embed,
+        **wiring_of(family),
+        "target_norms": _norm_form(plan.skeleton.target),
+        "copies": [] if found is None else [_copy_facts(copy) for copy in found.copies],
         "num_tensors": len(tensors),
         "weight_bytes": plan.skeleton.head_bytes(plan.request.dtype),
         "from": None if found is None else plan.request.head_ref or plan.request.ref,
     }
+
+
+def _norm_form(target: Target) -> str:
+    norm = target.backbone.norm
+    assert isinstance(norm, nn.Module)
+    return "one_plus" if adds_one(norm) else "plain"
+
+
+def _copy_facts(copy: HeadCopy) -> dict[str, str]:
+    return {"what": copy.what, "name": copy.name, "use": copy.use.value}
 
 
 def _head_tensors(plan: LoadingPlan) -> tuple[StoredTensor, ...]:

@@ -22,12 +22,15 @@ from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.routing import BalancedRouting
 from cgbench.models.sharding import (
+    HEAD_OUTPUT,
     LM_HEAD,
+    Split,
     Splits,
     block_splits,
     check_heads,
     divide,
     divide_lm_head,
+    divide_vocabulary,
     install_forwards,
     planned_splits,
     without_dtensors,
@@ -182,7 +185,7 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     if plan.family is None or plan.head_files is None:
         return None
     with torch.device("meta"):
-        head = DraftHead(plan.family, target.model, proj_bias=plan.head_files.proj_bias)
+        head = DraftHead(plan.family, target.model, plan.head_files.form)
     read_head(head, plan.head_files)
     _divide_head(plan, head, target)
     cast_head(head, target)
@@ -190,9 +193,12 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
-    if plan.request.divided_head:
-        head.splits = block_splits(target.splits, head)
-        divide(head, head.splits)
+    splits = block_splits(target.splits, head) if plan.request.divided_head else {}
+    divide(head, splits)
+    if head.output is not None and LM_HEAD in target.splits:
+        divide_vocabulary(head.output)
+        splits = {**splits, HEAD_OUTPUT: Split(0)}
+    head.splits = splits
 
 
 def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:

@@ -22,6 +22,7 @@ from cgbench.models.loading import LoadedModel
 from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.sharding import Splits
 from cgbench.models.skeleton import Skeleton
+from cgbench.models.target import HiddenStates, Target
 from cgbench.parallel.ranks import tp_size
 
 # As torch's dispatcher and transformers' fallback for grouped_mm name them.
@@ -32,6 +33,8 @@ _PRODUCTS = frozenset(
     }
 )
 _EMBEDDING = "aten::embedding"
+OWN_OUTPUT = "output"
+"""What a head's own output matrix is called, in the account too."""
 # A weight in another dtype is the same weight: routers multiply in float32.
 _CAST = "aten::_to_copy"
 
@@ -74,11 +77,18 @@ class ForwardWork:
 
 @dataclass(frozen=True, slots=True)
 class ModelWork:
-    """The forwards of an iteration; ``head`` holds the embedding of the token it is fed."""
+    """The forwards of an iteration; ``head`` holds the embedding of the token it is fed.
+    ``head_output`` is the product that makes a draft's logits, None where that is ``lm_head``."""
 
     target: ForwardWork
     lm_head: ForwardWork
     head: ForwardWork | None
+    head_output: ForwardWork | None = None
+
+    @property
+    def draft_output(self) -> ForwardWork:
+        """The product that makes a draft's logits."""
+        return self.lm_head if self.head_output is None else self.head_output
 
 
 def rank_work(model: LoadedModel) -> ModelWork:
@@ -95,6 +105,9 @@ def rank_work(model: LoadedModel) -> ModelWork:
         head=None
         if work.head is None or head is None
         else _part(work.head, head.splits, _num_parts(model, [head.layer_idx])),
+        head_output=None
+        if work.head_output is None or head is None
+        else _part(work.head_output, head.splits, 1),
     )
 
 
@@ -197,20 +210,35 @@ def model_work(skeleton: Skeleton) -> ModelWork:
     probe = _WorkProbe()
     backbone_names = _weight_names(target.backbone)
     hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe))
-    lm_head_names = {_storage(target.model.get_output_embeddings().weight): "lm_head"}
-    _, lm_head = _recorded(lm_head_names, None, lambda: target.logits(hidden.post_norm))
+    lm_head = _output_work(target, hidden, None)
     if head is None:
         return ModelWork(work, lm_head, None)
     head_probe = _WorkProbe()
 
     def step() -> Tensor:
-        embeds = target.embed(ids)
+        embeds = target.embed(ids, head.embedding)
         rope = target.rope(embeds, ids)
         return head(embeds, head.to_input(hidden), rope, ids, head_probe)  # type: ignore[no-any-return]
 
     head_names = _weight_names(head) | _weight_names(target.model.get_input_embeddings())
     _, head_work = _recorded(head_names, head_probe, step)
-    return ModelWork(work, lm_head, head_work)
+    output = None if head.output is None else _output_work(target, hidden, head.output)
+    return ModelWork(work, lm_head, head_work, output)
+
+
+def _output_work(target: Target, hidden: HiddenStates, own: nn.Linear | None) -> ForwardWork:
+    """The product with the lm_head, or with a head's ``own`` output matrix."""
+    module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
+    _, work = _recorded(
+        {_storage(module.weight): name}, None, lambda: target.logits(hidden.post_norm, own)
+    )
+    return work
+
+
+def _lm_head(target: Target) -> nn.Linear:
+    lm_head = target.model.get_output_embeddings()
+    assert isinstance(lm_head, nn.Linear)
+    return lm_head
 
 
 def _recorded(

@@ -12,13 +12,23 @@ from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from cgbench.errors import MissingHeadError, ModelError
-from cgbench.models.checkpoint import check_ref, config_from_dict, read_config, tensor_files
-from cgbench.models.families import FAMILIES, HeadFamily, HeadOverrides
+from cgbench.models.checkpoint import (
+    check_ref,
+    config_from_dict,
+    raw_config,
+    read_config,
+    tensor_files,
+)
+from cgbench.models.families import FAMILIES, HeadFamily
 from cgbench.models.gguf import find_gguf
+from cgbench.models.head_copies import target_matrices
 from cgbench.models.head_files import HeadFiles, check_head, find_head
+from cgbench.models.head_search import HeadFolder, open_folder, types_in
+from cgbench.models.head_wiring import HeadOverrides
 from cgbench.models.presets import PRESETS
-from cgbench.models.skeleton import Skeleton, make_skeleton
+from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_head
 from cgbench.models.support import check_config
+from cgbench.models.target import Target
 from cgbench.report.schema import Routing
 
 DEFAULT_MODEL = "default"
@@ -89,14 +99,17 @@ class LoadingPlan:
 
     @property
     def head_label(self) -> str:
-        """What every output calls the head: its family, and where it came from if not MODEL."""
+        """What every output calls the head: its family, where it came from if not MODEL, and that
+        the first of several modules makes every draft."""
         if self.family is None:
             return "none"
         if self.request.preset:
             return f"{self.family.name} (random weights)"
-        if self.request.head_ref is None:
-            return self.family.name
-        return f"{self.family.name}:{_label(self.request.head_ref)}"
+        ref, found = self.request.head_ref, self.head_files
+        name = self.family.name if ref is None else f"{self.family.name}:{_label(ref)}"
+        if found is None or found.num_modules == 1:
+            return name
+        return f"{name} (module 1 of {found.num_modules})"
 
 
 def check_model_ref(ref: str) -> None:
@@ -126,29 +139,46 @@ def plan_loading(request: ModelRequest) -> LoadingPlan:
     check_config(config)
     if request.head_ref is not None:
         check_ref("--head", request.head_ref)
-    found = None
+    target = make_target(config)
+    found, family = None, None
     if request.with_head:
         try:
-            found = _find_head(request, config, gguf_file)
+            found, family = _find_head(request, target, gguf_file)
         except MissingHeadError:
             # A target that cannot be run is the better thing to say.
-            make_skeleton(config, None)
+            with_head(target, None)
             raise
-    family = None if found is None else request.overrides.apply(found.family)
-    skeleton = make_skeleton(config, family, proj_bias=found is not None and found.proj_bias)
+    skeleton = with_head(target, family, None if found is None else found.form)
     if found is not None and skeleton.head is not None:
         check_head(request.head_path, skeleton.head, found)
     return LoadingPlan(request, config, skeleton, family, found, gguf_file)
 
 
 def _find_head(
-    request: ModelRequest, config: PretrainedConfig, gguf_file: Path | None
-) -> HeadFiles:
-    ref = request.head_path
+    request: ModelRequest, target: Target, gguf_file: Path | None
+) -> tuple[HeadFiles, HeadFamily]:
+    """The head's files, and its family wired as config.json and the flags state."""
     if gguf_file is not None and request.head_ref is None:
         raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head; give --head PATH")
-    text_config = config.get_text_config()
-    return find_head(ref, tensor_files(ref), text_config, request.overrides.family)
+    folder = _head_folder(request, target.config, gguf_file)
+    files = None if gguf_file is not None else tensor_files(request.path)
+    flags, stated = request.overrides, folder.stated
+    name = flags.family or stated.family
+    matrices = target_matrices(target, files)
+    found = find_head(folder, target, matrices, request.dtype, name)
+    # What a file states of its head is of the family that it states.
+    in_force = flags.family in (None, stated.family or found.family.name)
+    family = stated.wired(found.family) if in_force else found.family
+    return found, flags.apply(family)
+
+
+def _head_folder(
+    request: ModelRequest, config: PretrainedConfig, gguf_file: Path | None
+) -> HeadFolder:
+    types = frozenset({config.model_type})
+    if gguf_file is None:
+        types = types_in(raw_config(request.path)) or types
+    return open_folder(request.head_path, types, is_apart=request.head_ref is not None)
 
 
 def _plan_preset(request: ModelRequest, name: str) -> LoadingPlan:

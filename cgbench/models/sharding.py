@@ -36,6 +36,8 @@ _STYLES = {
 }  # fmt: skip
 
 LM_HEAD = "lm_head.weight"
+HEAD_OUTPUT = "output.weight"
+"""A head's own output matrix, which is divided as the target's lm_head is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +216,16 @@ def install_forwards(module: nn.Module, splits: Splits) -> None:
 
 def divide_lm_head(model: PreTrainedModel) -> None:
     """Divide the lm_head by vocabulary; a tied one gets a part of its own beside the embedding."""
-    lm_head = model.get_output_embeddings()
-    assert type(lm_head) is nn.Linear
-    lm_head.weight = _as_parameter(Split(0).part(lm_head.weight.detach(), rank(), tp_size()))
-    if lm_head.bias is not None:
-        lm_head.bias = _as_parameter(Split(0).part(lm_head.bias.detach(), rank(), tp_size()))
-    lm_head.__class__ = VocabLinear
+    divide_vocabulary(model.get_output_embeddings())
+
+
+def divide_vocabulary(output: nn.Module) -> None:
+    """Divide an output matrix by vocabulary, in place."""
+    assert type(output) is nn.Linear
+    output.weight = _as_parameter(Split(0).part(output.weight.detach(), rank(), tp_size()))
+    if output.bias is not None:
+        output.bias = _as_parameter(Split(0).part(output.bias.detach(), rank(), tp_size()))
+    output.__class__ = VocabLinear
 
 
 def without_dtensors(model: PreTrainedModel, splits: Splits) -> None:

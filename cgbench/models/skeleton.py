@@ -1,6 +1,8 @@
 """A model without its weights: what it is, what it needs and whether it can run, before loading."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
 from cgbench.models.checkpoint import first_line
 from cgbench.models.families import HeadFamily
-from cgbench.models.head import DraftHead
+from cgbench.models.head import DraftHead, HeadForm
 from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 
@@ -47,38 +49,49 @@ class Skeleton:
 
 
 def make_skeleton(
-    config: PretrainedConfig, family: HeadFamily | None, *, proj_bias: bool = False
+    config: PretrainedConfig, family: HeadFamily | None, form: HeadForm | None = None
 ) -> Skeleton:
     """The model of ``config`` and its head of ``family`` on the meta device, one token run through.
 
     Running it is what proves that every layer's attention can be taken over and that nothing in
     the forward depends on tensor values. Raises ``UnsupportedModelError``.
     """
-    try:
-        return _make(config, family, proj_bias)
-    except UnsupportedModelError:
-        raise
-    # Whatever a model that nobody has tried here raises, it means the same to the user.
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"MODEL: {class_name(config)} cannot be run through transformers' "
-            f"AttentionInterface: {first_line(error)}"
-        ) from error
+    return with_head(make_target(config), family, form)
 
 
-def _make(config: PretrainedConfig, family: HeadFamily | None, proj_bias: bool) -> Skeleton:
-    with torch.device("meta"):
+def make_target(config: PretrainedConfig) -> Target:
+    """The model of ``config`` on the meta device, nothing run. Raises ``UnsupportedModelError``."""
+    with _told(config), torch.device("meta"):
         # Experts in grouped_mm want bfloat16, on the meta device too.
         model = auto_class_for(config).from_config(
             _without_host_read_rope(config),
             dtype=torch.bfloat16,
             attn_implementation=ATTENTION_NAME,
         )
-        target = Target(model)
+        return Target(model)
+
+
+def with_head(target: Target, family: HeadFamily | None, form: HeadForm | None = None) -> Skeleton:
+    """A target on the meta device and its head of ``family`` there, one token run through both."""
+    with _told(target.model.config), torch.device("meta"):
         head = None
         if family is not None:
-            head = DraftHead(family, target.model, proj_bias=proj_bias).to(torch.bfloat16)
+            head = DraftHead(family, target.model, form).to(torch.bfloat16)
         return Skeleton(target, head, probe_kv_shapes(target, head))
+
+
+@contextmanager
+def _told(config: PretrainedConfig) -> Iterator[None]:
+    """Whatever a model that nobody has tried here raises, it means the same to the user."""
+    try:
+        yield
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"MODEL: {class_name(config)} cannot be run through transformers' "
+            f"AttentionInterface: {first_line(error)}"
+        ) from error
 
 
 def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:

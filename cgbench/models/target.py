@@ -117,18 +117,24 @@ class Target:
         assert pre_norm is not None
         return HiddenStates(pre_norm, out.last_hidden_state)
 
-    def logits(self, normed: Tensor) -> Tensor:
-        """The shared lm_head: ``[..., H]`` after a final norm to ``[..., vocab]``."""
-        result = self.model.get_output_embeddings()(normed)
+    def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
+        """``[..., H]`` after a final norm to ``[..., vocab]``, by the lm_head, or by ``output``, a
+        head's own."""
+        result = self._output(output)(normed)
         assert isinstance(result, Tensor)
         return self._rescale(result)
 
-    def logits_part(self, normed: Tensor) -> Tensor:
+    def logits_part(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
         """This rank's part of ``logits``, all of them where the vocabulary is not divided."""
-        lm_head = self.model.get_output_embeddings()
-        if not isinstance(lm_head, VocabLinear):
-            return self.logits(normed)
-        return self._rescale(lm_head.part(normed))
+        matrix = self._output(output)
+        if not isinstance(matrix, VocabLinear):
+            return self.logits(normed, output)
+        return self._rescale(matrix.part(normed))
+
+    def _output(self, output: nn.Module | None) -> nn.Module:
+        chosen = self.model.get_output_embeddings() if output is None else output
+        assert isinstance(chosen, nn.Module)
+        return chosen
 
     @property
     def divides_vocabulary(self) -> bool:
@@ -146,9 +152,10 @@ class Target:
         """``logits_part`` of all ranks, ``[..., V]``."""
         return joined_over_ranks(logits_part) if self.divides_vocabulary else logits_part
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """The shared token embedding: ``[...]`` to ``[..., H]``."""
-        result = self.model.get_input_embeddings()(token_ids)
+    def embed(self, token_ids: Tensor, embedding: nn.Module | None = None) -> Tensor:
+        """``[...]`` to ``[..., H]`` by the token embedding, or by ``embedding``, a head's own."""
+        module = self.model.get_input_embeddings() if embedding is None else embedding
+        result = module(token_ids)
         assert isinstance(result, Tensor)
         return result
 

@@ -21,6 +21,7 @@ from cgbench.report.record import RunRecord
 Row: TypeAlias = Mapping[Hashable, Any]
 
 SETTING = (
+    "head",
     "device",
     "dtype",
     "attention",
@@ -170,8 +171,12 @@ def resumed_words(entry: Mapping[str, Any]) -> str:
 
 
 def _setting(frame: pd.DataFrame) -> str:
-    """What all rows share. It says so where acceptance is stated, and whose it is."""
-    return ", ".join(f"{name} {'/'.join(map(str, frame[name].unique()))}" for name in SETTING)
+    """What all rows share: where acceptance is stated whose it is, and how many of a head's modules
+    are used."""
+    values = {name: list(map(str, frame[name].unique())) for name in SETTING}
+    # Rows of k = 0 have no head.
+    values["head"] = [head for head in values["head"] if head != "none"] or ["none"]
+    return ", ".join(f"{name} {'/'.join(each)}" for name, each in values.items())
 
 
 def _caption(frame: pd.DataFrame, shown: Sequence[Shown]) -> str:

@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.checkpoint import config_from_dict
-from cgbench.models.families import MIMO
 from cgbench.models.head import DraftHead
 from cgbench.models.initialise import draw_head
 from cgbench.models.target import Target
 from default_model.config import CONFIG, EOS_ID
-from mtp_training.model import Model, head_tensors, ready_to_save
+from mtp_training.model import STATED, TRAINED, Model, head_tensors, ready_to_save
 
 
 def new_model(device: torch.device) -> Model:
@@ -26,7 +25,7 @@ def new_model(device: torch.device) -> Model:
         )
         target = Target(backbone)
     with torch.device("meta"):
-        head = DraftHead(MIMO, target.model)
+        head = DraftHead(TRAINED, target.model)
     draw_head(head, target.model, device)
     return Model(target, head, device)
 
@@ -46,7 +45,7 @@ def save_model(model: Model, data: Path, folder: Path) -> None:
         own | head_tensors(model.head), folder / "model.safetensors", metadata={"format": "pt"}
     )
     generation = {"do_sample": False, "eos_token_id": EOS_ID, "pad_token_id": EOS_ID}
-    for name, content in (("config", CONFIG), ("generation_config", generation)):
+    for name, content in (("config", CONFIG | STATED), ("generation_config", generation)):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     for name in ("tokenizer.json", "tokenizer_config.json", "prompts.jsonl"):
         shutil.copy(data / name, folder / name)

@@ -16,7 +16,7 @@ from cgbench.models.loading import LoadedModel
 from cgbench.models.target import Target
 from mtp_head.decoding import Decoder
 from mtp_training.acceptance import summary
-from mtp_training.model import head_tensors
+from mtp_training.model import STATED, head_tensors
 
 
 def save_head(head: DraftHead, target: Target, folder: Path) -> None:
@@ -26,6 +26,7 @@ def save_head(head: DraftHead, target: Target, folder: Path) -> None:
     config = target.model.config.to_diff_dict() | {
         "dtype": "bfloat16",
         "num_nextn_predict_layers": 1,
+        **STATED,
     }
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -19,7 +19,6 @@ import transformers
 
 from cgbench.errors import BadInputError
 from cgbench.measure.setup import DEFAULT_DTYPE, choose_device
-from cgbench.models.families import MIMO
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import ModelRequest
@@ -42,7 +41,7 @@ from mtp_head.generated import (
 from mtp_head.initial import new_model
 from mtp_head.prompts import as_chat, make_prompts, read_texts
 from mtp_head.training import train_head
-from mtp_training.model import Model
+from mtp_training.model import TRAINED, Model
 from mtp_training.optimise import Budget
 
 # Rows that the initial head is fitted to.
@@ -61,7 +60,7 @@ def train(args: argparse.Namespace) -> None:
     training = make_dataset([s for s in samples if not s.held_out], args.spec_tokens, device)
     held_out = make_dataset([s for s in samples if s.held_out], args.spec_tokens, device)
     fitted = training.batches(args.tokens_per_batch, args.spec_tokens)[0]
-    model = new_model(loaded.target, MIMO, training.rows(*fitted)[0][:NUM_FITTED])
+    model = new_model(loaded.target, TRAINED, training.rows(*fitted)[0][:NUM_FITTED])
     untrained = measure_held_out(args, with_head_of(loaded, model), samples, "untrained head, ")
     start = time.monotonic()
     history = train_head(

@@ -1,12 +1,22 @@
 """A target with its head, and the head's tensors as a checkpoint holds them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cgbench.models.families import MIMO
 from cgbench.models.head import DraftHead
+from cgbench.models.head_wiring import CONFIG_FIELD, HeadOverrides
 from cgbench.models.target import Target
+
+_WIRING = HeadOverrides("mimo", hidden_in="pre", chain="pre", first_embed="kept")
+TRAINED = _WIRING.wired(MIMO)
+"""MiMo's layout, with the wiring that heads are trained with here: the target's state before its
+norm, the head's own before its, and an embedding at every position."""
+STATED: dict[str, Any] = {CONFIG_FIELD: {"family": MIMO.name, **_WIRING.wiring}}
+"""What config.json says of such a head, so that it is run as it was trained."""
 
 
 @dataclass

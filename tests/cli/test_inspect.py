@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MiniMaxConfig
 
 from cgbench.models import loading
-from cgbench.models.families import DEEPSEEK, QWEN
+from cgbench.models.families import DEEPSEEK, EXAONE, QWEN, HeadFamily
 from tests.cli.command import cgbench
 from tests.tiny import MORE_CONFIGS, SHAPE, edit_config, make_checkpoint
 
@@ -127,3 +127,49 @@ def test_overrides_are_shown(tmp_path: Path) -> None:
     assert "mimo[chain=post]" in done.stdout
     assert "model.mtp_layers.0.input_proj.weight" in done.stdout
     assert str(SHAPE["hidden_size"]) in done.stdout
+
+
+def test_each_stored_matrix_is_said_to_be_the_heads_own_or_a_copy(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "glm4_moe", family=DEEPSEEK)
+    tensors = load_file(folder / "model.safetensors")
+    own = {
+        "model.layers.2.embed_tokens.weight": tensors["model.embed_tokens.weight"].clone(),
+        "model.layers.2.shared_head.head.weight": torch.ones(64, 32),
+    }
+    save_file(tensors | own, folder / "model.safetensors", metadata={"format": "pt"})
+    done = cgbench("inspect", folder, "--device", "cpu")
+    assert done.code == 0
+    embedding, output = (line for line in done.stdout.splitlines() if "model.layers.2." in line)
+    assert embedding.startswith("embedding") and "an equal copy of the target's" in embedding
+    assert output.startswith("output matrix") and "the head's own: differs" in output
+    facts = json.loads(cgbench("inspect", folder, "--device", "cpu", "--json").stdout)
+    assert [copy["use"] for copy in facts["head"]["copies"]] == ["equal copy", "own"]
+    names = [tensor["name"] for tensor in facts["head_tensors"]]
+    assert [name for name in names if name in own] == ["model.layers.2.shared_head.head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "words"),
+    [
+        ("exaone4_5", EXAONE, "scale by w (the target's scale by w)"),
+        ("qwen3_5_text", QWEN, "scale by 1 + w (the target's scale by 1 + w)"),
+        ("glm4_moe", DEEPSEEK, "scale by w, as the target's"),
+    ],
+)
+def test_the_form_of_norms_is_shown(
+    kind: str, family: HeadFamily, words: str, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(tmp_path, kind, family=family)
+    assert words in cgbench("inspect", folder, "--device", "cpu").stdout
+
+
+def test_a_type_that_no_family_knows_is_a_finding(tmp_path: Path) -> None:
+    """And any checkpoint runs with the family and the wiring that the flags state."""
+    folder = make_checkpoint(tmp_path, "llama", family=QWEN)
+    edit_config(folder, cgbench_head={})
+    done = cgbench("inspect", folder, "--device", "cpu")
+    assert done.code == 1 and "known for model type llama; state one with" in done.stdout
+    flags = ("--head-family", "exaone", "--head-norm-form", "one_plus", "--head-out-norm", "target")
+    facts = json.loads(cgbench("inspect", folder, *flags, "--device", "cpu", "--json").stdout)
+    assert facts["head"]["family"] == "exaone[out_norm=target,norm_form=one_plus]"
+    assert facts["head_problem"] is None

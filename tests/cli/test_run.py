@@ -7,11 +7,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.workload import sha256_of
 from cgbench.models import presets
+from cgbench.models.head import HeadForm
 from cgbench.models.presets import Preset
 from cgbench.report.store import RunDirectory
 from tests.cli.command import FAST, Done, cgbench, python
@@ -177,6 +179,32 @@ def test_a_head_of_another_checkpoint_is_used_and_changes_no_token(
     assert set(got.latency["head"]) == {"none", "mimo:other"}
     fingerprints = {f.directory.record.model["fingerprint"] for f in (got, finished)}
     assert len(fingerprints) == 2
+
+
+def test_that_one_module_of_several_drafts_is_said_wherever_results_are_shown(
+    prompts: Path, tmp_path: Path
+) -> None:
+    """And that a head's own output matrix is in the floor's account."""
+    form = HeadForm(own_output=True)
+    folder = make_checkpoint(tmp_path / "three", "mimo", vocab_size=256, form=form)
+    add_tokenizer(folder)
+    tensors = load_file(folder / "model.safetensors")
+    first = {name: tensor for name, tensor in tensors.items() if "mtp_layers.0" in name}
+    for number in ("1", "2"):
+        more = {name.replace("layers.0", f"layers.{number}"): t for name, t in first.items()}
+        tensors |= {name: tensor.clone() for name, tensor in more.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    got = run(tmp_path / "run", folder, "--prompts", prompts, "--spec-tokens", "1", "--explain")
+    label = "mimo (module 1 of 3)"
+    assert set(got.latency["head"]) == {"none", label}
+    assert f"head {label}, device cpu" in " ".join(got.done.stdout.split())
+    assert f"- head {label}, device cpu" in (got.path / "latency.md").read_text()
+    record = got.directory.record
+    assert record.model["mtp_modules"] == "module 1 of 3, reused for every draft step"
+    assert record.model["head_wiring"]["chain"] == "post"
+    lines = {(line["stage"], line["what"]) for a in record.floor["accounts"] for line in a["lines"]}
+    assert {("verify", "lm_head"), ("draft_1", "output")} <= lines
+    assert ("draft_1", "lm_head") not in lines
 
 
 def test_eos_ends_requests_unless_it_is_ignored(

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from cgbench.engine.compiling import compile_forwards
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner
+from cgbench.models.head import HeadForm
 from cgbench.models.loading import LoadedModel
 from tests.tiny import (
     decode_prompts,
@@ -74,6 +75,21 @@ def test_other_kinds_trace_to_the_same_tokens(
     tmp_path: Path, traced_only: None, kind: str, spec_tokens: int
 ) -> None:
     check_tokens(tmp_path, kind, spec_tokens)
+
+
+def test_a_heads_own_matrices_trace_to_the_same_drafts(tmp_path: Path, traced_only: None) -> None:
+    form = HeadForm(own_embedding=True, own_output=True)
+    folder = make_checkpoint(tmp_path, "mimo", form=form)
+    eager = make_speculator(load_tiny(folder), max_batch_size=max(BATCH_SIZES), room=64)
+    _, spec = compiled(folder)
+    for batch_size in BATCH_SIZES:
+        assert accepted(spec, batch_size) == accepted(eager, batch_size)
+
+
+def accepted(spec: Speculator, batch_size: int) -> list[list[int]]:
+    runner = EagerRunner(spec, make_state(spec, 3, max(BATCH_SIZES)))
+    prompts = random_prompts(max(BATCH_SIZES))[:batch_size]
+    return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS).accepted
 
 
 def check_tokens(tmp_path: Path, kind: str, spec_tokens: int) -> None:

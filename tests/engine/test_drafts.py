@@ -11,29 +11,39 @@ import pytest
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.measure.audit.reference import reference_draft_logits
-from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, MIMO
+from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, EXAONE, HY, MIMO, STEP
+from cgbench.models.head import HeadForm
 from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
 
 MAX_NEW_TOKENS = 16
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 8
 
 
+OWN = HeadForm(own_embedding=True, own_output=True)
 CASES = [
-    (MIMO, "mimo"),
-    (MIMO, "mistral"),
-    (MIMO, "gemma3_text"),
-    (DEEPSEEK, "deepseek_v3"),
-    (ERNIE, "ernie4_5_moe"),
-    (EAGLE, "llama"),
+    (MIMO, "mimo", None),
+    (MIMO, "mistral", None),
+    (MIMO, "gemma3_text", OWN),
+    (DEEPSEEK, "deepseek_v3", None),
+    (HY, "hy_v3", None),
+    (STEP, "step3p7", OWN),
+    (EXAONE, "exaone4", None),
+    (EXAONE, "exaone_moe", HeadForm(dense=True)),
+    (ERNIE, "ernie4_5_moe", None),
+    (EAGLE, "llama", OWN),
 ]
-"""Both forms of each hidden state, every output norm, windows, latent attention and experts."""
+"""Both forms of each hidden state, every output norm, windows, latent attention, experts, and
+matrices of the head's own."""
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")
 def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Speculator:
-    family, kind = request.param
-    folder: Path = make_checkpoint(tmp_path_factory.mktemp("tiny"), kind, family=family, seed=5)
-    return make_speculator(load_tiny(folder), max_batch_size=5, room=ROOM)
+    family, kind, form = request.param
+    made = tmp_path_factory.mktemp("tiny")
+    folder: Path = make_checkpoint(made, kind, family=family, seed=5, form=form)
+    model = load_tiny(folder)
+    assert model.head is not None and (model.head.output is not None) == (form is OWN)
+    return make_speculator(model, max_batch_size=5, room=ROOM)
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])

@@ -9,7 +9,18 @@ import torch
 from cgbench.engine.graphs import capture_plan
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
-from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, MIMO, QWEN, HeadFamily
+from cgbench.models.families import (
+    DEEPSEEK,
+    EAGLE,
+    ERNIE,
+    EXAONE,
+    HY,
+    MIMO,
+    QWEN,
+    STEP,
+    HeadFamily,
+)
+from cgbench.models.head import HeadForm
 from cgbench.planning import PlanRequest, plan
 from cgbench.report.schema import Scope
 from tests.tiny import (
@@ -34,6 +45,9 @@ CASES = [
     (MIMO, "gemma3_text"),
     (DEEPSEEK, "deepseek_v3"),
     (DEEPSEEK, "glm4_moe"),
+    (HY, "hy_v3"),
+    (STEP, "step3p7"),
+    (EXAONE, "exaone4"),
     (ERNIE, "ernie4_5_moe"),
     (QWEN, "qwen3_next"),
     (EAGLE, "llama"),
@@ -50,7 +64,9 @@ def decode(spec: Speculator, runner: Runner, prompts: list[list[int]]) -> list[l
 def test_graphs_decode_what_eager_decodes(
     family: HeadFamily, kind: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    folder = make_checkpoint(tmp_path, kind, family=family, seed=3)
+    # Step's heads, and some of EAGLE's, have an output matrix of their own.
+    form = HeadForm(own_output=family in (STEP, EAGLE))
+    folder = make_checkpoint(tmp_path, kind, family=family, seed=3, form=form)
     model = load_tiny(folder, device="cuda", dtype=dtype)
     spec = make_speculator(model, max_batch_size=MAX_BATCH, room=ROOM, attention="triton")
     state = make_state(spec, K, MAX_BATCH)

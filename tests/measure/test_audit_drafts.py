@@ -13,8 +13,8 @@ from cgbench.measure.audit.findings import Finding, Verdict
 from cgbench.measure.audit.rerouting import moved_embeddings
 from cgbench.measure.audit.tokens import NEAR_TIE_NOISES
 from tests.measure.audited import make_tiny_subject
-from tests.measure.test_audit_mutations import MUTATIONS, Mutation
-from tests.tiny import make_checkpoint
+from tests.measure.test_audit_mutations import MUTATIONS, OWN, Mutation
+from tests.tiny import edit_config, make_checkpoint
 
 SHIPPED = Path(cgbench.models.__file__).parent / "default"
 
@@ -35,7 +35,10 @@ def test_what_rounding_makes_of_an_untrained_chain_is_forgiven(
 
     monkeypatch.setattr(stepping, "iteration", rounded_otherwise)
     shape = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "vocab_size": 256}
-    finding = check(make_checkpoint(tmp_path, "mimo", **shape))
+    folder = make_checkpoint(tmp_path, "mimo", **shape)
+    # A norm on the way would take back most of what a chain makes of its rounding.
+    edit_config(folder, cgbench_head={"hidden_in": "pre", "chain": "pre"})
+    finding = check(folder)
     assert finding.verdict is Verdict.HOLDS
     figures = finding.figures
     # One forward's noise would not have explained it.
@@ -47,7 +50,12 @@ def test_a_trained_chain_is_as_drafted() -> None:
     assert check(SHIPPED).verdict is Verdict.HOLDS
 
 
-FAULTS = [mutation for mutation in MUTATIONS if mutation.claimed_by == drafts.NAME]
+FAULTS = [
+    mutation
+    for mutation in MUTATIONS
+    if mutation.claimed_by == drafts.NAME and mutation.kind != OWN
+]
+"""Those that the shipped model's head can have."""
 
 
 @pytest.mark.parametrize("mutation", FAULTS, ids=lambda mutation: mutation.name)

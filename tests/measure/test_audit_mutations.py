@@ -19,10 +19,15 @@ from cgbench.engine.state import ACTIVE, DecodeState, Prefilled, RowState
 from cgbench.measure.audit.checks import CHECKS
 from cgbench.measure.audit.findings import Verdict
 from cgbench.models.attention_hook import AttentionInput
+from cgbench.models.head import HeadForm
 from cgbench.models.recurrent_hook import DeltaRows
-from cgbench.models.target import HiddenStates
+from cgbench.models.target import HiddenStates, Target
 from tests.measure.audited import PretendGraphs, make_tiny_subject, run_checks
 from tests.tiny import make_checkpoint
+
+# A checkpoint whose head has an embedding and an output matrix of its own, and is fed no embedding
+# at position 0; the shipped model's is otherwise.
+OWN = "own"
 
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
@@ -295,13 +300,38 @@ def draft_first_fed_the_drafts(patch: Patch) -> None:
 
 
 @mutation("hidden")
-def hidden_after_the_norm(patch: Patch) -> None:
-    """The head is fed the target's hidden state after the final norm, where it wants it before."""
+def hidden_before_the_norm(patch: Patch) -> None:
+    """The head is fed the target's hidden state before the final norm, where it wants it after."""
 
     def head_input(self: Speculator, hidden: HiddenStates) -> Tensor:
-        return hidden.post_norm
+        return hidden.pre_norm
 
     patch.setattr(Speculator, "head_input", head_input)
+
+
+@mutation("drafts", kind=OWN)
+def drafts_by_the_targets_lm_head(patch: Patch) -> None:
+    """A head's own output matrix is taken for a copy of the target's."""
+    real = Speculator.logits
+    patch.setattr(Speculator, "logits", lambda self, normed, _=None: real(self, normed))
+
+
+@mutation("drafts", kind=OWN)
+def drafts_from_the_targets_embedding(patch: Patch) -> None:
+    """A head's own embedding is taken for a copy of the target's."""
+    real = Target.embed
+    patch.setattr(Target, "embed", lambda self, token_ids, _=None: real(self, token_ids))
+
+
+@mutation("drafts", kind=OWN)
+def first_embedding_kept(patch: Patch) -> None:
+    """The embedding at position 0 is fed, where heads of this family are not fed it."""
+    real = Speculator.run_head
+
+    def run_head(self: Speculator, *args: Any, from_start: bool = False) -> Tensor:
+        return real(self, *args)
+
+    patch.setattr(Speculator, "run_head", run_head)
 
 
 @mutation("drafts")
@@ -597,13 +627,15 @@ def graph_drafts_once(patch: Patch) -> None:
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By kind; mistral's attention has a window, Qwen3.5 is mostly recurrent."""
-    return {
-        kind: make_checkpoint(tmp_path_factory.mktemp(kind), kind, seed=3)
-        for kind in ("mimo", "mistral", "qwen3_5")
-    }
+    form = HeadForm(own_embedding=True, own_output=True)
+    own = make_checkpoint(tmp_path_factory.mktemp(OWN), "mimo", seed=3, form=form)
+    kinds = ("mimo", "mistral", "qwen3_5")
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
+    made = {kind: make_checkpoint(folder, kind, seed=3) for kind, folder in folders.items()}
+    return made | {OWN: own}
 
 
-@pytest.mark.parametrize("kind", ["mimo", "mistral", "qwen3_5"])
+@pytest.mark.parametrize("kind", ["mimo", "mistral", "qwen3_5", OWN])
 @pytest.mark.parametrize(("seed", "with_graphs"), [(0, False), (1, True)])
 def test_the_unmutated_engine_passes(
     checkpoints: dict[str, Path], kind: str, with_graphs: bool, seed: int

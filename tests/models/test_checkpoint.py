@@ -13,10 +13,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from cgbench.errors import MissingHeadError, ModelError
 from cgbench.models.checkpoint import INDEX_FILE, read_config, tensor_files
 from cgbench.models.fingerprint import fingerprint
-from cgbench.models.head_files import SHARED_COPIES
 from cgbench.models.loading import load_model
 from cgbench.models.request import ModelRequest
-from tests.tiny import add_head, edit_config, load_tiny, make_checkpoint
+from tests.tiny import edit_config, load_tiny, make_checkpoint
 
 HEAD = "model.mtp_layers.0."
 HEAD_FILE = "mtp.safetensors"
@@ -131,12 +130,23 @@ def test_a_shard_of_the_head_alone_that_is_not_there_is_named(single: Path, dama
 def test_a_declared_head_without_tensors_is_missing(single: Path, damaged: Path) -> None:
     """Re-quantised checkpoints do this: the config says one MTP layer, no tensor is there."""
     edit_config(damaged, num_nextn_predict_layers=1)
-    index = json.loads((damaged / INDEX_FILE).read_text())
-    index["weight_map"] = {n: f for n, f in index["weight_map"].items() if "mtp" not in n}
-    (damaged / INDEX_FILE).write_text(json.dumps(index))
+    take_head_from_index(damaged)
+    (damaged / HEAD_FILE).unlink()
     with pytest.raises(MissingHeadError) as error:
         load_tiny(damaged)
     assert_named(error, str(damaged), f"{HEAD}input_proj.weight", "--head")
+
+
+def take_head_from_index(folder: Path) -> None:
+    index = json.loads((folder / INDEX_FILE).read_text())
+    index["weight_map"] = {n: f for n, f in index["weight_map"].items() if "mtp" not in n}
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+
+
+def test_a_head_beside_the_index_is_found(single: Path, damaged: Path) -> None:
+    """Heads that were exported anew lie there."""
+    take_head_from_index(damaged)
+    assert digest(damaged) == digest(single)
 
 
 def cut(file: Path) -> None:
@@ -204,9 +214,3 @@ def test_a_config_of_no_known_type_is_named(tmp_path: Path, content: str, word: 
     with pytest.raises(ModelError) as error:
         read_config(str(tmp_path))
     assert_named(error, f"MODEL {tmp_path}: ", word)
-
-
-def test_copies_of_what_the_head_shares_are_not_missed(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path, "mimo")
-    add_head(folder, {f"{HEAD}{name}": torch.ones(3) for name in SHARED_COPIES})
-    assert load_tiny(folder).head is not None

@@ -9,6 +9,8 @@ from cgbench.engine.runner import EagerRunner
 from cgbench.measure.acceptance import before_repeat
 from cgbench.measure.prompt_files import read_prompts
 from cgbench.measure.prompts import DEFAULT_PROMPTS
+from cgbench.models.families import MIMO
+from cgbench.models.head_wiring import wiring_of
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import DEFAULT_MODEL_DIR, ModelRequest
 from tests.tiny import greedy_reference, make_speculator, make_state, reference_model
@@ -35,6 +37,9 @@ def test_it_is_small_enough_to_ship() -> None:
 
 def test_it_is_a_public_layout(model: LoadedModel) -> None:
     assert model.head is not None and model.head.family.name == "mimo"
+    # What it was trained with, and states in its config.json: engines run MiMo-7B after the norms.
+    trained = {"hidden_in": "pre", "chain": "pre", "first_embed": "kept"}
+    assert wiring_of(model.head.family) == wiring_of(MIMO) | trained
     assert 3e6 <= sum(p.numel() for p in model.target.model.parameters()) <= 6e6
 
 

@@ -21,9 +21,9 @@ from cgbench.models.families import (
     MIMO,
     QWEN,
     HeadFamily,
-    HeadOverrides,
 )
-from cgbench.models.head import DraftHead
+from cgbench.models.head import DraftHead, HeadForm
+from cgbench.models.head_wiring import HeadOverrides
 from cgbench.models.loading import load_model
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from tests.tiny import (
@@ -67,8 +67,10 @@ MIMO_HEAD_SHAPES = {
 TARGETS = {
     "mimo": ["mimo", "qwen3_moe", "gemma3_text"],
     "deepseek": ["deepseek_v3", "glm4_moe"],
+    "hy": ["hy_v3"],
     "step": ["step3p7"],
     "qwen": ["qwen3_next", "qwen3_5_text"],
+    "exaone": ["exaone_moe", "exaone4"],
     "mellum": ["mellum"],
     "ernie": ["ernie4_5_moe"],
     "speculators": ["qwen3"],
@@ -94,6 +96,11 @@ PUBLIC_NAMES = {
         "model.layers.2.mlp.shared_experts.down_proj.weight",
         "model.layers.2.mlp.gate.e_score_correction_bias",
     ],
+    "hy": [
+        "model.layers.2.final_layernorm.weight",
+        "model.layers.2.mlp.router.gate.weight",
+        "model.layers.2.mlp.shared_mlp.up_proj.weight",
+    ],
     "step": ["model.layers.2.eh_proj.weight", "model.layers.2.self_attn.q_proj.weight"],
     "qwen": [
         "mtp.fc.weight",
@@ -102,6 +109,7 @@ PUBLIC_NAMES = {
         "mtp.norm.weight",
         "mtp.layers.0.self_attn.q_norm.weight",
     ],
+    "exaone": ["mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight"],
     "mellum": ["mtp.fc.weight", "mtp.layers.0.mlp.experts.0.up_proj.weight"],
     "ernie": [
         "model.mtp_emb_norm.0.weight",
@@ -114,20 +122,36 @@ PUBLIC_NAMES = {
 }
 
 
+# What the public checkpoints call what transformers renames.
+PUBLIC = {
+    "hy": {
+        ".mlp.gate.weight": ".mlp.router.gate.weight",
+        ".mlp.e_score_correction_bias": ".mlp.expert_bias",
+        ".mlp.shared_experts.": ".mlp.shared_mlp.",
+    },
+    # An infix after the layer's number in some of the head's tensors.
+    "step": {".2.shared_head.": ".2.transformer.shared_head."},
+    "exaone": {".mlp.gate.e_score_correction_bias": ".mlp.e_score_correction_bias"},
+}
+
+
 def layout(folder: Path, family: HeadFamily, kind: str) -> Path:
     """A checkpoint of ``kind`` with a head of ``family``, and the copies such checkpoints carry."""
-    make_checkpoint(folder, kind, family=family, seed=3)
-    if family.counts_on:
-        add_head(folder, {"model.layers.2.embed_tokens.weight": torch.zeros(64, 32)})
+    dense = HeadForm(dense=True) if kind == "exaone_moe" else None
+    make_checkpoint(folder, kind, family=family, seed=3, form=dense)
+    if family is DEEPSEEK:
+        embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+        add_head(folder, {"model.layers.2.embed_tokens.weight": embedding})
     tensors = load_file(folder / "model.safetensors")
-    renamed = {with_infix(name, family): tensor for name, tensor in tensors.items()}
+    renamed = {public(name, family): tensor for name, tensor in tensors.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
-def with_infix(name: str, family: HeadFamily) -> str:
-    """Step's names: an infix after the layer's number in some of the head's tensors."""
-    return name.replace(".shared_head.", f".{family.dropped}shared_head.")
+def public(name: str, family: HeadFamily) -> str:
+    for ours, theirs in PUBLIC.get(family.name, {}).items():
+        name = name.replace(ours, theirs)
+    return name
 
 
 @pytest.mark.parametrize(("family", "kind"), CASES)
@@ -161,7 +185,7 @@ def test_loaded_weights_are_the_checkpoints(family: HeadFamily, kind: str, tmp_p
     assert head is not None
     stored = load_file(folder / "model.safetensors")
     for name, tensor in checkpoint_tensors(head).items():
-        kept = stored.get(name, stored.get(with_infix(name, family)))
+        kept = stored.get(public(name, family))
         assert kept is not None and torch.equal(kept, tensor), name
 
 
@@ -192,7 +216,7 @@ def plan(folder: Path, head: Path | None = None, **overrides: Any) -> LoadingPla
 def test_an_eagle_head_comes_from_a_folder_of_its_own(tmp_path: Path) -> None:
     """Its fc may have a bias; its embedding is a copy of the target's."""
     folder = make_checkpoint(tmp_path / "target", "llama")
-    head = DraftHead(EAGLE, reference_model(folder), proj_bias=True)
+    head = DraftHead(EAGLE, reference_model(folder), HeadForm(proj_bias=True))
     randomise(head, 0.3)
     (tmp_path / "head").mkdir()
     save_file(checkpoint_tensors(head), tmp_path / "head" / "model.safetensors")
@@ -219,7 +243,9 @@ def test_overrides_replace_the_familys_wiring_and_show_in_its_name(tmp_path: Pat
 
 def test_a_family_stated_by_name_is_looked_for_alone(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "mimo")
-    with pytest.raises(MissingHeadError, match=r"looked for mtp\.fc\.weight\)"):
+    with pytest.raises(
+        MissingHeadError, match=r"looked for mtp\.fc\.weight, model\.mtp\.fc\.weight\)"
+    ):
         plan(folder, family="qwen")
     with pytest.raises(BadInputError, match="--head-family gpt: choose one of mimo, deepseek"):
         HeadOverrides(family="gpt")

@@ -11,8 +11,10 @@ from transformers.modeling_layers import MtpModel
 from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.models.families import DEEPSEEK
+from cgbench.models.head_wiring import HeadOverrides
+from cgbench.models.loading import load_model
+from cgbench.models.request import ModelRequest
 from tests.tiny import (
-    load_tiny,
     make_checkpoint,
     make_speculator,
     make_state,
@@ -50,8 +52,11 @@ def theirs(
 
 
 def ours(folder: Path, prompt: list[int]) -> dict[int, int]:
-    """Length of the sequence -> our draft after it."""
-    spec = make_speculator(load_tiny(folder), max_batch_size=1, room=24 + MAX_NEW_TOKENS + 2)
+    """Length of the sequence -> our draft after it, position 0's embedding kept as theirs is."""
+    overrides = HeadOverrides(first_embed="kept")
+    where = (torch.device("cpu"), torch.float32)
+    model = load_model(ModelRequest(str(folder), None, True, *where, overrides=overrides))
+    spec = make_speculator(model, max_batch_size=1, room=24 + MAX_NEW_TOKENS + 2)
     state = make_state(spec, 1, 1)
     prefilled = prefill(spec, [prompt], max_num_tokens=64)
     begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)

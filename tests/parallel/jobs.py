@@ -26,18 +26,26 @@ from cgbench.measure.audit.subject import Subject
 from cgbench.measure.group import measure_group
 from cgbench.measure.telemetry import Watch
 from cgbench.models.attention_hook import AttentionInput
-from cgbench.models.families import DEEPSEEK, HeadFamily
+from cgbench.models.families import DEEPSEEK, MIMO
 from cgbench.models.fingerprint import fingerprint
+from cgbench.models.head import HeadForm
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.presets import PRESETS, Preset
-from cgbench.models.products import rank_work
+from cgbench.models.products import ForwardWork, rank_work
 from cgbench.models.request import ModelRequest
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import agreed, gathered, rank
 from cgbench.report.block_schema import Reading
 from tests.measure.audited import make_tiny_subject
 from tests.measure.test_group import make_bench
-from tests.tiny import SHAPE, decode_prompts, make_speculator, make_state, random_prompts
+from tests.tiny import (
+    SHAPE,
+    decode_prompts,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+)
 from tests.tracing import traced_layers
 
 PROMPTS = random_prompts(5)
@@ -50,6 +58,8 @@ RULES: tuple[tuple[int, AcceptanceRule], ...] = (
     (1, Sampled(top_p=0.9, drafts="greedy")),
 )
 HEADS = ("divided", "whole")
+OWN = "own"
+NOTHING = ForwardWork()
 TIED = Preset("tied", "a test", {**SHAPE, "model_type": "qwen3", "tie_word_embeddings": True})
 WHOLE_VOCABULARY = Preset("odd", "a test", {**SHAPE, "model_type": "qwen3", "vocab_size": 65})
 
@@ -157,6 +167,7 @@ def counted(model: LoadedModel) -> Counted:
         sum(product.num_elements * product.num_experts for product in forward.products)
         for forward in (work.target, work.lm_head, work.head)
     ]
+    sums[-1] += sum(product.num_elements for product in (work.head_output or NOTHING).products)
     attentions = (*work.target.attentions, *work.head.attentions)
     return Counted(*sums, [each.kv_heads for each in attentions])
 
@@ -168,7 +179,7 @@ def held(model: LoadedModel) -> Counted:
     return Counted(
         matrix_elements(target.backbone) - embedding,
         target.model.get_output_embeddings().weight.numel(),
-        matrix_elements(head),
+        matrix_elements(head) - (0 if head.embedding is None else matrix_elements(head.embedding)),
         [keys[0] for _, (keys, _) in sorted(model.kv_shapes.items())],
     )
 
@@ -244,4 +255,15 @@ def audit_where_rank_1_reads_other_tokens(folder: Path) -> dict[str, list[tuple[
     return told
 
 
-FAMILIES: dict[str, HeadFamily] = {"glm4_moe": DEEPSEEK}
+def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
+    """A checkpoint of each kind; ``OWN`` is MiMo's with matrices of the head's own."""
+    family, form = {"glm4_moe": DEEPSEEK}, HeadForm(own_embedding=True, own_output=True)
+    return {
+        kind: make_checkpoint(
+            root / kind,
+            "mimo" if kind == OWN else kind,
+            family=family.get(kind, MIMO),
+            form=form if kind == OWN else None,
+        )
+        for kind in kinds
+    }

@@ -4,21 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.models.families import MIMO
 from cgbench.parallel.launch import run_on_ranks
 from tests.parallel import jobs
-from tests.tiny import make_checkpoint
 
-KINDS = ("mimo", "glm4_moe")
+KINDS = ("mimo", "glm4_moe", jobs.OWN)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {
-        kind: make_checkpoint(root / kind, kind, family=jobs.FAMILIES.get(kind, MIMO))
-        for kind in KINDS
-    }
+    return jobs.make_folders(tmp_path_factory.mktemp("models"), KINDS)
 
 
 def test_the_floor_is_of_what_a_rank_holds(folders: dict[str, Path]) -> None:
@@ -29,7 +23,9 @@ def test_the_floor_is_of_what_a_rank_holds(folders: dict[str, Path]) -> None:
         for counted, held in of_ranks:
             assert counted == held
             assert counted.target < whole.target and 2 * counted.lm_head == whole.lm_head
-            assert (counted.head < whole.head) == name.endswith("divided")
+            # An output matrix of the head's own is divided as the lm_head is, always.
+            divided = name.endswith("divided") or name.startswith(jobs.OWN)
+            assert (counted.head < whole.head) == divided
 
 
 def test_ranks_stop_by_one_clock_and_discard_alike(folders: dict[str, Path]) -> None:

@@ -4,10 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.models.families import MIMO
 from cgbench.parallel.launch import run_on_ranks
 from tests.parallel import jobs
-from tests.tiny import make_checkpoint
 
 PRESETS = (jobs.TIED, jobs.WHOLE_VOCABULARY)
 DENSE, EXPERTS = "mimo", "glm4_moe"
@@ -15,11 +13,7 @@ DENSE, EXPERTS = "mimo", "glm4_moe"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {
-        kind: make_checkpoint(root / kind, kind, family=jobs.FAMILIES.get(kind, MIMO))
-        for kind in (DENSE, EXPERTS)
-    }
+    return jobs.make_folders(tmp_path_factory.mktemp("models"), (DENSE, EXPERTS, jobs.OWN))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +26,7 @@ def ranks(folders: dict[str, Path]) -> list[dict[str, jobs.Told]]:
     return run_on_ranks(2, "cpu", jobs.tell_all, folders, PRESETS)
 
 
-MODELS = [f"{kind} {head}" for kind in (DENSE, EXPERTS) for head in ("divided", "whole")]
+MODELS = [f"{kind} {head}" for kind in (DENSE, EXPERTS, jobs.OWN) for head in ("divided", "whole")]
 ALL = [*MODELS, *(preset.name for preset in PRESETS)]
 
 

@@ -16,8 +16,8 @@ from tests.report.example import make_cell, make_group, make_record, make_sample
 MARKDOWN = f"""\
 # cgbench run: tiny (random weights)
 
-- device cuda, dtype bfloat16, attention triton, compile off, acceptance greedy, tp_size 1, \
-context_len 256, l2 warm, routing model
+- head own, device cuda, dtype bfloat16, attention triton, compile off, acceptance greedy, \
+tp_size 1, context_len 256, l2 warm, routing model
 - python: 3.11.7
 - gpu: NVIDIA H200
 - warning: 513 tokens are not a multiple of 3

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 import train_mtp_head
 from cgbench.engine.acceptance import Greedy, Sampled
 from cgbench.errors import BadInputError
-from cgbench.models.families import MIMO
 from cgbench.models.loading import LoadedModel, load_model
 from cgbench.models.request import ModelRequest
 from mtp_head.dataset import Dataset, make_dataset
@@ -33,7 +32,7 @@ from mtp_head.prompts import Prompt, held_out_groups, make_prompts
 from mtp_head.puzzles import puzzles
 from mtp_training import losses
 from mtp_training.drafts import drafts_of_rows, walk
-from mtp_training.model import Model
+from mtp_training.model import TRAINED, Model
 from mtp_training.optimise import Budget, cosine, linear
 from tests.tiny import (
     add_tokenizer,
@@ -223,7 +222,7 @@ def test_the_loss_and_its_gradient_are_cross_entropys(
 
 def test_a_head_begins_as_the_targets_last_layer(target: LoadedModel) -> None:
     ids = torch.tensor(random_prompts(1))
-    model = new_model(target.target, MIMO, ids)
+    model = new_model(target.target, TRAINED, ids)
     last = target.target.model.base_model.layers[-1].state_dict()
     assert all(torch.equal(tensor, last[n]) for n, tensor in model.head.block.state_dict().items())
     hidden = torch.randn(1, 4, 32)

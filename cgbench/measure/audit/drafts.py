@@ -83,7 +83,7 @@ def _row(
         ours - its,
         lambda: int(again().argmax()),
         got[step],
-        lambda: noise_when_rounded_otherwise(target, again, logits[step]),
+        lambda: noise_when_rounded_otherwise(target, head, again, logits[step]),
     ):
         return None
     return Difference(

@@ -76,12 +76,12 @@ def reference_draft_logits(
     positions = torch.arange(num_rows, device=device)[None]
     logits: list[Tensor] = []
     for step in range(k):
-        embeds = target.embed(following)
+        embeds = (head.embedding or target.model.get_input_embeddings())(following)
         if step == 0 and head.family.first_embed == "zeroed":
             embeds[:, 0] = 0
         block_out = head(embeds, hidden, target.rope(embeds, positions), positions, attention)
         normed = head.to_logits_input(block_out[:, -1:])
-        logits.append(target.logits(normed)[0, -1])
+        logits.append(target.logits(normed, head.output)[0, -1])
         hidden = normed if head.family.chain == "post" else block_out[:, -1:]
         chosen = logits[-1].argmax(-1)
         if step < len(drafts):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from cgbench.models.head import DraftHead
 from cgbench.models.target import Target
 
 TRIES = 32
@@ -27,10 +28,10 @@ def picks_when_rounded_otherwise(target: Target, pick: Callable[[], int], token:
 
 
 def noise_when_rounded_otherwise(
-    target: Target, compute: Callable[[], Tensor], logits: Tensor
+    target: Target, head: DraftHead, compute: Callable[[], Tensor], logits: Tensor
 ) -> float:
-    """How far ``compute``, which runs ``target`` and gave ``logits [V]``, is from itself: the
-    largest difference of a logit in ``NOISE_TRIES`` runs with moved embeddings.
+    """How far ``compute``, which runs ``target`` and ``head`` and gave ``logits [V]``, is from
+    itself: the largest difference of a logit in ``NOISE_TRIES`` runs with moved embeddings.
 
     Of a chain of drafts: the head is fed what it made of what the target made, a pass more for each
     draft, and each pass adds its rounding to what it amplifies. A random head's third draft may be
@@ -38,14 +39,15 @@ def noise_when_rounded_otherwise(
     """
     noises: list[float] = []
     for seed in range(NOISE_TRIES):
-        with moved_embeddings(target, seed):
+        with moved_embeddings(target, seed, head):
             noises.append(float((compute().float() - logits.float()).abs().max()))
     return max(noises)
 
 
 @contextmanager
-def moved_embeddings(target: Target, seed: int) -> Iterator[None]:
-    """Each number of an embedding is off by at most a unit in its last place meanwhile."""
+def moved_embeddings(target: Target, seed: int, head: DraftHead | None = None) -> Iterator[None]:
+    """Each number of an embedding is off by at most a unit in its last place meanwhile, of a
+    ``head`` with an embedding of its own too."""
     # Seeded: tensor parallel ranks have to move them alike.
     draws = torch.Generator(target.device).manual_seed(seed)
 
@@ -54,8 +56,11 @@ def moved_embeddings(target: Target, seed: int) -> Iterator[None]:
         # eps is a unit in the last place of 1; of a number just below 2 it is two units.
         return (out.float() * (1 + torch.finfo(out.dtype).eps * shares)).to(out.dtype)
 
-    handle = target.model.get_input_embeddings().register_forward_hook(move)
+    own = None if head is None else head.embedding
+    modules = [target.model.get_input_embeddings(), *([] if own is None else [own])]
+    handles = [module.register_forward_hook(move) for module in modules]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
