@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from cgbench.report.reading import Tables
 from cgbench.report.schema import Status
 from cgbench.report.store import RunDirectory
 from cgbench.report.summary import CELL, with_timings
@@ -50,7 +51,7 @@ def merge_runs(
         complete=False,
     )
     directory = RunDirectory(path, record)
-    directory.write_merged(
+    merged = Tables(
         latency=with_timings(facts, samples),
         samples=samples,
         blocks=_side_by_side([part.blocks() for part in parts]),
@@ -58,6 +59,7 @@ def merge_runs(
         capture=parts[0].capture(),
         tokens=parts[0].tokens(),
     )
+    directory.write_merged(merged)
     directory.finish()
     return directory
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 import numpy as np
 import pandas as pd
 
-from cgbench.report.reading import read_record, read_tables
+from cgbench.report.reading import read_run
 from cgbench.report.record import RunRecord
 from cgbench.report.schema import LATENCY_KEY
 from cgbench.report.summary import BLOCK, CELL, stage_seconds
@@ -71,7 +71,7 @@ class Evidence:
 
         Raises ``RunDirectoryError``, naming the file, where one is missing or damaged.
         """
-        record, tables = read_record(path), read_tables(path)
+        record, tables = read_run(path)
         rows = cast(list[Row], tables.latency.astype(object).to_dict("records"))
         return cls(
             name=name,
