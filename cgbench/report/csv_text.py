@@ -14,6 +14,7 @@ import pandas as pd
 
 from cgbench.report.schema import Column
 
+# A whole number may end in .0: so pandas writes a column of them that has an empty cell.
 NUMBERS = {
     "float64": re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
     "int64": re.compile(r"-?[0-9]{1,18}(\.0)?"),

@@ -1,4 +1,7 @@
-"""A Parquet file as ``RunDirectory`` writes it, to a typed frame."""
+"""A Parquet file of a run directory: written, and read back to a typed frame.
+
+Files are opened here, because a name that is not UTF-8 is none for Arrow.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +33,6 @@ def parse_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
     import pyarrow.parquet
 
     try:
-        # Opened here, for a name that is not UTF-8 is none for Arrow.
         with open(file, "rb") as opened:
             parquet = pyarrow.parquet.ParquetFile(opened)
             if parquet.metadata.num_rows > MAX_ROWS:
@@ -43,6 +45,12 @@ def parse_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
         if column.is_never_empty and table[column.name].null_count:
             raise ValueError(f"{column.name} is empty in a row")
     return typed_frame(table.to_pandas(ignore_metadata=True), held)
+
+
+def write_parquet(frame: pd.DataFrame, file: Path) -> None:
+    """``frame`` without its index."""
+    with open(file, "wb") as opened:
+        frame.to_parquet(opened, index=False)
 
 
 def _held(schema: "pyarrow.Schema", columns: Sequence[Column]) -> list[Column]:

@@ -20,6 +20,7 @@ from cgbench.errors import RunDirectoryError
 from cgbench.report.block_schema import BLOCKS, Block
 from cgbench.report.differing import differing
 from cgbench.report.folders import check_new_folder
+from cgbench.report.parquet_file import write_parquet
 from cgbench.report.reading import (
     ACCEPTANCE_FILE,
     BLOCKS_FILE,
@@ -229,7 +230,7 @@ class RunDirectory:
         self._write_text(RECORD_FILE, self.record.to_json())
 
     def _write_samples(self, frame: pd.DataFrame) -> None:
-        self._write(SAMPLES_FILE, lambda file: frame.to_parquet(file, index=False))
+        self._write(SAMPLES_FILE, lambda file: write_parquet(frame, file))
 
     def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
         self._write(

@@ -15,6 +15,7 @@ import pandas as pd
 from cgbench.errors import CannotError, RunDirectoryError
 from cgbench.report.compare.evidence import BLOCKS, block_times
 from cgbench.report.folders import check_new_folder
+from cgbench.report.parquet_file import write_parquet
 from cgbench.report.reading import (
     ACCEPTANCE_FILE,
     BLOCKS_FILE,
@@ -82,7 +83,7 @@ def _write(run: RunDirectory, made: Path, refusal: str) -> int:
     for name in KEPT_FILES:
         check_is_file(run.path / name)
         shutil.copyfile(run.path / name, made / name)
-    thin_samples(run.samples()).to_parquet(made / SAMPLES_FILE, index=False)
+    write_parquet(thin_samples(run.samples()), made / SAMPLES_FILE)
     (made / RECORD_FILE).write_text(thin_record(run.record).to_json(), encoding="utf-8")
     num_bytes = sum(file.stat().st_size for file in made.iterdir())
     if num_bytes > MAX_BYTES:
