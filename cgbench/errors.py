@@ -9,13 +9,19 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means, everywhere."""
+    """What a command's exit status means, everywhere.
+
+    ``FAULT`` and ``READER_GONE`` are no answers. The first is a mistake in cgbench itself, the
+    second a reader that closed the pipe: 70 as in ``sysexits.h``, 141 as a shell reports SIGPIPE.
+    """
 
     OK = 0
     ANSWER_IS_NO = 1
     BAD_INPUT = 2
     CANNOT = 3
     INCONCLUSIVE = 4
+    FAULT = 70
+    READER_GONE = 141
 
 
 # Of several answers the first of these is the one that counts.
@@ -107,9 +113,36 @@ class RankFailedError(ProcessError):
     """A rank that ended for a reason of its own, in its own words."""
 
 
+# What the machine or a library for it ends with: no disk, no memory, no package, a device's error.
+_OF_THE_MACHINE = (OSError, MemoryError, ImportError, RuntimeError)
+_DEVICE_LIBRARIES = frozenset({"torch", "triton"})
+# RuntimeErrors by descent that no machine raises.
+_MISTAKES = (RecursionError, NotImplementedError)
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether an exception is a mistake in cgbench: neither ours to raise nor the machine's."""
+    if isinstance(error, _MISTAKES):
+        return True
+    library = type(error).__module__.partition(".")[0]
+    return not isinstance(error, (CgbenchError, *_OF_THE_MACHINE)) and (
+        library not in _DEVICE_LIBRARIES
+    )
+
+
+def exit_code_of(error: BaseException) -> ExitCode:
+    """The exit code that an exception leads to."""
+    if isinstance(error, CgbenchError):
+        return error.exit_code
+    return ExitCode.FAULT if is_fault(error) else ExitCode.CANNOT
+
+
 def one_line(error: Exception) -> str:
     """An error as it is shown: ours say it all, of any other the type and its first line."""
     if isinstance(error, CgbenchError):
         return str(error)
     lines = str(error).strip().splitlines() or ["(no message)"]
-    return f"{type(error).__name__}: {lines[0]} (--debug shows the traceback)"
+    line = f"{type(error).__name__}: {lines[0]}"
+    if is_fault(error):
+        return f"a fault of cgbench: {line} (please report it with what --debug prints)"
+    return f"{line} (--debug shows the traceback)"

@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -23,12 +24,18 @@ RECORDED = Path(__file__).parents[1] / "results" / "h200" / "default-k3"
 
 
 def multiplied(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of every batch size again under other batch sizes."""
+    """The rows of every batch size again under other batch sizes, in buckets of those."""
+    names = [name for name in ("batch_size", "bucket") if name in frame]
     copies = [
-        frame.assign(batch_size=frame["batch_size"].astype("int64") + 100 * i)
+        frame.assign(**{name: frame[name].map(partial(shifted, 100 * i)) for name in names})
         for i in range(COPIES)
     ]
     return pd.concat(copies, ignore_index=True)
+
+
+def shifted(by: int, cell: str | int) -> str | int:
+    """A number in a cell, or nothing."""
+    return cell if cell == "" else int(cell) + by
 
 
 def write_run(path: Path, seed: int) -> int:

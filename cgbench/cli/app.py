@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,7 +16,7 @@ from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
 from cgbench.cli.plan import plan
 from cgbench.cli.run import run
-from cgbench.errors import CgbenchError, ExitCode, one_line
+from cgbench.errors import ExitCode, exit_code_of, one_line
 
 # Typer exports what derives from it, and which click it comes from has changed between versions.
 _USAGE_ERRORS = typer.BadParameter.__bases__
@@ -62,14 +63,27 @@ def main() -> NoReturn:
         os.environ.setdefault("TQDM_DISABLE", "1")
     replace_unencodable()
     try:
+        code = _run()
+        sys.stdout.flush()
+    except (SystemExit, BrokenPipeError):
+        # Only where the reader of the output has gone: typer and rich then end with 1, an answer.
+        _discard_output()
+        code = ExitCode.READER_GONE
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
         # Not standalone, or a usage error would be a box of several lines; answers an Exit's code.
-        code = app(prog_name="cgbench", standalone_mode=False)
-    except SystemExit:
-        # Only where who read the output has gone. typer and rich end with 1, which is an answer.
-        sys.exit(ExitCode.CANNOT)
+        return app(prog_name="cgbench", standalone_mode=False) or ExitCode.OK
     except Exception as error:
-        sys.exit(_report(error))
-    sys.exit(code or ExitCode.OK)
+        return _report(error)
+
+
+def _discard_output() -> None:
+    """What is still buffered has no reader: Python would print that it cannot be flushed."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: Exception) -> ExitCode:
@@ -78,7 +92,7 @@ def _report(error: Exception) -> ExitCode:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     print_error(one_line(error))
-    return error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT
+    return exit_code_of(error)
 
 
 def _report_usage(error: Any) -> ExitCode:

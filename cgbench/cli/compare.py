@@ -114,7 +114,8 @@ def _write(found: "Comparison", output_format: CompareFormat, output: Path | Non
         _print(found, output_format)
         return
     try:
-        output.write_text(_text(found, output_format) + "\n", encoding="utf-8")
+        # A run's name need not be UTF-8; as on stdout, what is not is a "?".
+        output.write_text(_text(found, output_format) + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise BadInputError(f"--output {output}: {error.strerror}") from error
     say(_empty(found, output_format) or summary(found))
@@ -162,7 +163,7 @@ def _write_step_summary(found: "Comparison") -> None:
 
     if file := os.environ.get(STEP_SUMMARY):
         try:
-            with open(file, "a", encoding="utf-8") as summary_file:
+            with open(file, "a", encoding="utf-8", errors="replace") as summary_file:
                 summary_file.write(markdown(found) + "\n")
         except OSError as error:
             raise BadInputError(f"{STEP_SUMMARY} {file}: {error.strerror}") from error

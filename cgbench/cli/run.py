@@ -256,7 +256,8 @@ def run(
 
 def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:
     """The finished batch sizes outlive the ranks."""
-    if error.exit_code is not ExitCode.CANNOT or not (path / "run.json").exists():
+    is_answer = error.exit_code not in (ExitCode.CANNOT, ExitCode.FAULT)
+    if is_answer or not (path / "run.json").exists():
         return error
     return RankFailedError(f"{error}; {_kept(path)}", error.exit_code)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cgbench.cli.job import measure
-from cgbench.errors import CgbenchError, ExitCode
+from cgbench.errors import ExitCode, exit_code_of, one_line
 
 # What typer ends the command itself with: 128 and the signal's number, as shells have it.
 INTERRUPTED = 130
@@ -25,8 +25,8 @@ def main() -> NoReturn:
         # The command that started this process is interrupted too, and says what there is to say.
         sys.exit(INTERRUPTED)
     except Exception as error:
-        print(" ".join(str(error).split()) or type(error).__name__)
-        sys.exit(error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT)
+        print(" ".join(one_line(error).split()))
+        sys.exit(exit_code_of(error))
     sys.exit(ExitCode.OK)
 
 

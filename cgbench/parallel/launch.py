@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cgbench.errors import (
     BadInputError,
-    CgbenchError,
     ExitCode,
     RankFailedError,
     RankLostError,
+    exit_code_of,
     one_line,
 )
 
@@ -192,7 +192,7 @@ def _rank_main(
 def _end(reports: Path, error: Exception) -> NoReturn:
     """Leave a report and go at once: a process group's orderly end would wait for the others."""
     rank, lost = int(os.environ["RANK"]), is_lost(error)
-    code = error.exit_code if isinstance(error, CgbenchError) else ExitCode.CANNOT
+    code = exit_code_of(error)
     report = _Report(rank, one_line(error), int(code), lost)
     _leave(report, reports)
     if "--debug" in sys.argv:

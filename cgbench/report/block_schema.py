@@ -6,18 +6,24 @@ Written against the standard library alone, as ``schema``.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from cgbench.report.schema import Column, Scope
+from cgbench.report.schema import DRAFTS, FROM_ONE, REQUESTS, SECONDS, Column, Scope
 
 BLOCKS = (
-    Column("scope", "string", "what was asked"),
-    Column("spec_tokens", "int64", "k"),
-    Column("batch_size", "int64", "requests"),
+    Column("scope", "string", "what was asked", words=tuple(scope.value for scope in Scope)),
+    Column("spec_tokens", "int64", "k", within=DRAFTS),
+    Column("batch_size", "int64", "requests", within=REQUESTS),
     Column("process", "int64", "which of --processes"),
     Column("block", "int64", "interleaved round of the measurement"),
     Column("discarded", "string", "why it does not count; empty where it does"),
-    Column("iterations", "int64", "timed iterations"),
-    Column("iteration_p50_s", "float64", "their median GPU time (wall time on CPU)"),
-    Column("mean_context_len", "float64", "mean KV rows per request over them"),
+    Column("iterations", "int64", "timed iterations", within=FROM_ONE),
+    Column(
+        "iteration_p50_s",
+        "float64",
+        "their median GPU time (wall time on CPU)",
+        within=SECONDS,
+        filled=True,
+    ),
+    Column("mean_context_len", "float64", "mean KV rows per request over them", filled=True),
     Column("sm_clock_mhz", "Int64", "just after the block, as all that follows"),
     Column("memory_clock_mhz", "Int64", "clock of the device's memory"),
     Column("temperature_c", "Int64", "of the GPU"),

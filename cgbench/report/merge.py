@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cgbench.report.floor_verdict import with_floor_verdicts
+from cgbench.report.reading import Tables
 from cgbench.report.schema import Status
 from cgbench.report.store import RunDirectory
 from cgbench.report.summary import CELL, with_timings
@@ -57,7 +58,7 @@ def merge_runs(
         complete=False,
     )
     directory = RunDirectory(path, record)
-    directory.write_merged(
+    merged = Tables(
         latency=with_floor_verdicts(with_timings(facts, samples), record),
         samples=samples,
         blocks=_side_by_side([part.blocks() for part in parts]),
@@ -65,6 +66,7 @@ def merge_runs(
         capture=parts[0].capture(),
         tokens=parts[0].tokens(),
     )
+    directory.write_merged(merged)
     directory.finish()
     return directory
 

@@ -1,18 +1,28 @@
-"""The files of a run directory, read only where they are whole: columns, types, and words."""
+"""The files of a run directory, read once and only where they are whole.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import inf
+``read_run`` is the one way in. What it gives has been checked whole: every type, sign, range and
+key, and that the files agree with each other.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISREG
+from typing import Any, Self, TypeVar
 
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from cgbench.errors import RunDirectoryError
+from cgbench.report.account import check_accounts
 from cgbench.report.block_schema import BLOCKS
+from cgbench.report.checking import cell_faults, length_faults, table_faults
+from cgbench.report.csv_text import parse_csv
+from cgbench.report.parquet_file import parse_parquet
 from cgbench.report.record import RunRecord
-from cgbench.report.schema import ACCEPTANCE, CAPTURE, LATENCY, LATENCY_KEY, SAMPLES, Column
+from cgbench.report.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column
 from cgbench.report.summary import typed_frame, with_defaults
+from cgbench.report.token_file import parse_tokens
 
 RECORD_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
@@ -23,91 +33,100 @@ ACCEPTANCE_FILE = "acceptance.csv"
 TOKENS_FILE = "tokens.jsonl"
 MARKDOWN_FILE = "latency.md"
 
-ROW_KEYS = {LATENCY: LATENCY_KEY, CAPTURE: ("phase", "spec_tokens", "bucket")}
-"""What tells the rows of a table from each other, where rows are looked up by it."""
+MAX_RECORD_BYTES = 16_000_000
+MAX_TABLE_BYTES = 256_000_000
+MAX_BYTES = 4_000_000_000
+"""Of samples and tokens. A larger file is not one of ours, and reading it would not end."""
+
+_T = TypeVar("_T")
 
 
-def _untimed_iterations(samples: pd.DataFrame) -> pd.Series:
-    timed = samples[samples["stage"] == "iteration"]
-    times = timed[["gpu_s", "wall_s"]].assign(wall_s=timed["wall_s"].fillna(timed["gpu_s"]))
-    return ~((times > 0) & (times < inf)).all(axis=1)
-
-
-IMPOSSIBLE: dict[Sequence[Column], tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
-    LATENCY: ("peak_memory_bytes is not above 0", lambda rows: rows["peak_memory_bytes"] <= 0),
-    CAPTURE: (
-        "a time is not above 0",
-        lambda rows: ~(rows[["warmup_ms", "capture_ms", "instantiate_ms"]] > 0).all(axis=1),
-    ),
-    SAMPLES: ("the time of an iteration is not above 0 and finite", _untimed_iterations),
-    ACCEPTANCE: (
-        "accepted is not 0 to drafted",
-        lambda rows: ~rows["accepted"].between(0, rows["drafted"]),
-    ),
-}
-"""Which rows no measurement gives, and what is wrong with them: statistics would trip over them."""
+def _no_rows(columns: Sequence[Column]) -> Callable[[], pd.DataFrame]:
+    return lambda: typed_frame([], columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The tables of a run: rows of finished groups, as ``RunDirectory`` has them one by one."""
+    """The tables of a run, rows of finished groups alone; not to be written to.
 
-    latency: pd.DataFrame
-    capture: pd.DataFrame
-    acceptance: pd.DataFrame
-    samples: pd.DataFrame
-    blocks: pd.DataFrame
-
-
-def read_record(path: Path) -> RunRecord:
-    """The record of the run in ``path``.
-
-    Raises ``RunDirectoryError``, naming the file, where it is missing or damaged.
+    ``tokens`` are the lines of ``tokens.jsonl``, none where tokens were not saved.
     """
-    file = path / RECORD_FILE
+
+    latency: pd.DataFrame = field(default_factory=_no_rows(LATENCY))
+    capture: pd.DataFrame = field(default_factory=_no_rows(CAPTURE))
+    acceptance: pd.DataFrame = field(default_factory=_no_rows(ACCEPTANCE))
+    samples: pd.DataFrame = field(default_factory=_no_rows(SAMPLES))
+    blocks: pd.DataFrame = field(default_factory=_no_rows(BLOCKS))
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path, record: RunRecord) -> Self:
+        """The tables of the run in ``path``, whose ``run.json`` is ``record``.
+
+        Raises ``RunDirectoryError``, naming the file, where one is missing, damaged or says
+        something that no run does.
+        """
+        latency = _csv(path / LATENCY_FILE, LATENCY)
+        _check_label(path / LATENCY_FILE, latency, record)
+        finished = set(latency["batch_size"].tolist())
+
+        def of_groups(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+            rows = frame[frame["batch_size"].isin(finished)].reset_index(drop=True)
+            _refuse(path / name, cell_faults(rows, latency))
+            return rows
+
+        acceptance = of_groups(ACCEPTANCE_FILE, _csv(path / ACCEPTANCE_FILE, ACCEPTANCE))
+        _refuse(path / ACCEPTANCE_FILE, length_faults(acceptance, latency))
+        return cls(
+            latency=latency,
+            capture=_csv(path / CAPTURE_FILE, CAPTURE),
+            acceptance=acceptance,
+            samples=of_groups(SAMPLES_FILE, _parquet(path / SAMPLES_FILE, SAMPLES)),
+            blocks=of_groups(BLOCKS_FILE, _blocks(path / BLOCKS_FILE)),
+            tokens=_tokens(path / TOKENS_FILE, latency),
+        )
+
+
+def read_run(path: Path) -> tuple[RunRecord, Tables]:
+    """The run in ``path``: its record and its tables, each file read once.
+
+    Raises ``RunDirectoryError``, naming the file, where one is missing, damaged or says something
+    that no run does.
+    """
+    record = _record(path / RECORD_FILE)
+    return record, Tables.read(path, record)
+
+
+def check_is_file(file: Path, most_bytes: int = MAX_BYTES) -> None:
+    """Refuse what is no regular file, which might never end, and what is too large to be ours.
+
+    Raises ``RunDirectoryError``.
+    """
     try:
-        text = file.read_text(encoding="utf-8")
+        found = os.stat(file)
     except (OSError, ValueError) as error:
-        raise damaged(file, error) from error
-    return RunRecord.from_json(text, file)
+        raise _damaged(file, error) from error
+    if not S_ISREG(found.st_mode):
+        raise RunDirectoryError(f"{file}: damaged: not a regular file")
+    if found.st_size > most_bytes:
+        raise RunDirectoryError(f"{file}: damaged: larger than {most_bytes:,} bytes")
 
 
-def read_tables(path: Path) -> Tables:
-    """The tables of the run in ``path``, each file read once.
-
-    Raises ``RunDirectoryError``, naming the file, where one is missing or damaged.
-    """
-    latency = read_csv(path / LATENCY_FILE, LATENCY)
-    finished = set(latency["batch_size"].tolist())
-
-    def of_groups(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[frame["batch_size"].isin(finished)].reset_index(drop=True)
-
-    has_blocks = (path / BLOCKS_FILE).exists()
-    blocks = read_csv(path / BLOCKS_FILE, BLOCKS) if has_blocks else typed_frame([], BLOCKS)
-    return Tables(
-        latency=latency,
-        capture=read_csv(path / CAPTURE_FILE, CAPTURE),
-        acceptance=of_groups(read_csv(path / ACCEPTANCE_FILE, ACCEPTANCE)),
-        samples=of_groups(read_parquet(path / SAMPLES_FILE, SAMPLES)),
-        blocks=of_groups(blocks),
-    )
+def _record(file: Path) -> RunRecord:
+    record = RunRecord.from_json(_text(file, MAX_RECORD_BYTES), file)
+    check_accounts(record, file)
+    return record
 
 
-def read_csv(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
-    """A table written by ``RunDirectory``.
-
-    Raises ``RunDirectoryError``, naming ``file``, where it is missing, cut short or not ours.
-    """
-    return _read(file, columns, lambda: _parsed_csv(file, columns))
-
-
-def read_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
-    """As ``read_csv``, of a Parquet file."""
-    return _read(file, columns, lambda: pd.read_parquet(file))
+def _text(file: Path, most_bytes: int) -> str:
+    check_is_file(file, most_bytes)
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
 
 
-def damaged(file: Path, error: Exception) -> RunDirectoryError:
+def _damaged(file: Path, error: Exception) -> RunDirectoryError:
     """``file`` could not be read, for ``error``."""
     # An OSError's own text would name the file a second time.
     reason = error.strerror if isinstance(error, OSError) else None
@@ -115,43 +134,65 @@ def damaged(file: Path, error: Exception) -> RunDirectoryError:
     return RunDirectoryError(f"{file}: missing or damaged: {first_line}")
 
 
-def _parsed_csv(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
-    if not file.read_bytes().endswith(b"\n"):
-        # Else the values cut off would be read as empty cells.
-        raise RunDirectoryError(f"{file}: damaged: cut short, its last line has no end")
-    # Only an empty cell is a missing one: "none" and "NA" are words that a label may hold.
-    dtypes = {column.name: column.dtype for column in columns}
-    return pd.read_csv(file, dtype=dtypes, keep_default_na=False, na_values=[""])
-
-
-def _read(file: Path, columns: Sequence[Column], read: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+def _parsed(file: Path, parse: Callable[[], _T]) -> _T:
     try:
-        frame = read()
-    except (OSError, ValueError, TypeError, OverflowError) as error:
-        raise damaged(file, error) from error
+        return parse()
+    except ValueError as error:
+        raise RunDirectoryError(f"{file}: damaged: {error}") from error
+
+
+def _refuse(file: Path, faults: Iterable[str]) -> None:
+    for fault in faults:
+        raise RunDirectoryError(f"{file}: damaged: {fault}")
+
+
+def _csv(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    text = _text(file, MAX_TABLE_BYTES)
+    return _checked(file, _parsed(file, lambda: parse_csv(text, columns)), columns)
+
+
+def _parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    check_is_file(file)
+    try:
+        frame = _parsed(file, lambda: parse_parquet(file, columns))
+    except OSError as error:
+        raise _damaged(file, error) from error
+    return _checked(file, frame, columns)
+
+
+def _checked(file: Path, frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     missing = [each for each in columns if each.added and each.name not in frame]
     frame = with_defaults(frame, missing)
     if list(frame.columns) != [column.name for column in columns]:
         raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
-    for column in columns:
-        _check_words(file, frame, column)
-        if column.dtype != "string" and not is_numeric_dtype(frame[column.name]):
-            raise RunDirectoryError(f"{file}: damaged: {column.name} is not of numbers")
-    if columns in ROW_KEYS and frame.duplicated([*ROW_KEYS[columns]]).any():
-        raise RunDirectoryError(f"{file}: damaged: a row is there twice")
-    if columns in IMPOSSIBLE:
-        complaint, are_impossible = IMPOSSIBLE[columns]
-        if are_impossible(frame).any():
-            raise RunDirectoryError(f"{file}: damaged: {complaint}")
+    _refuse(file, table_faults(frame, columns))
     return frame
 
 
-def _check_words(file: Path, frame: pd.DataFrame, column: Column) -> None:
-    if not column.words:
-        return
-    others = set(frame[column.name].unique()) - set(column.words)
-    if others:
-        raise RunDirectoryError(
-            f"{file}: damaged: {column.name} is {', '.join(map(str, others))}; "
-            f"must be {' or '.join(column.words)}"
-        )
+def _blocks(file: Path) -> pd.DataFrame:
+    """None in a thin directory, and in one from before there was telemetry."""
+    return _csv(file, BLOCKS) if os.path.lexists(file) else typed_frame([], BLOCKS)
+
+
+def _tokens(file: Path, latency: pd.DataFrame) -> list[dict[str, Any]]:
+    if not os.path.lexists(file):
+        return []
+    text = _text(file, MAX_BYTES)
+    finished = set(latency["batch_size"].tolist())
+    rows = [
+        row for row in _parsed(file, lambda: parse_tokens(text)) if row["batch_size"] in finished
+    ]
+    cells = pd.DataFrame(rows, columns=["scope", "spec_tokens", "batch_size", "mode", "request"])
+    _refuse(file, cell_faults(cells, latency))
+    if cells.duplicated().any():
+        raise RunDirectoryError(f"{file}: damaged: a request is there twice")
+    return rows
+
+
+def _check_label(file: Path, latency: pd.DataFrame, record: RunRecord) -> None:
+    for label in latency["model"].unique().tolist():
+        if label != record.model["label"]:
+            raise RunDirectoryError(
+                f"{file}: damaged: model is {label}, and model.label in {RECORD_FILE} is "
+                f"{record.model['label']}"
+            )

@@ -4,13 +4,14 @@ Written against the standard library alone, as ``schema``.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self, cast, get_origin
 
 from cgbench.errors import RunDirectoryError
 from cgbench.report.migrations import SCHEMA_VERSION, migrated
+from cgbench.report.record_schema import part_faults
+from cgbench.report.strict_json import loads
 
 # Flags that change where results go, not what is measured.
 UNMEASURED_FLAGS = frozenset({"output", "resume", "thin", "json", "debug"})
@@ -63,8 +64,8 @@ class RunRecord:
         this one.
 
         Raises ``RunDirectoryError``, naming ``file``, where the text is not JSON, comes from a
-        schema version that is not read, or has a field that is missing, of another type or
-        unknown (the field is named).
+        schema version that is not read, or has a field that is unknown or is missing, of another
+        type or out of range, at any depth (the field is named).
         """
         raw = migrated(_object(text, file), file)
         held = [each for each in _kinds(cls) if each[0] in raw or each[0] not in ADDED_FIELDS]
@@ -73,13 +74,14 @@ class RunRecord:
             raise RunDirectoryError(
                 f"{file}: field {unknown[0]} is unknown; a newer cgbench may read it"
             )
-        _check_parts(raw, file)
+        for fault in part_faults(raw):
+            raise RunDirectoryError(f"{file}: {fault}")
         return cls(**values)
 
 
 def _object(text: str, file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(text)
+        raw = loads(text)
     except ValueError as error:
         raise RunDirectoryError(f"{file}: not JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -96,24 +98,3 @@ def _checked(raw: dict[str, Any], name: str, kind: type, file: Path) -> Any:
     if not isinstance(raw.get(name), kind):
         raise RunDirectoryError(f"{file}: field {name} is missing or is not a {kind.__name__}")
     return raw[name]
-
-
-def _check_parts(raw: dict[str, Any], file: Path) -> None:
-    """What is read inside a field, without which tables and comparisons could not be made."""
-    for name, is_right, meaning in _parts(raw):
-        if not is_right:
-            raise RunDirectoryError(f"{file}: field {name} is missing or is not {meaning}")
-
-
-def _parts(raw: dict[str, Any]) -> Iterator[tuple[str, bool, str]]:
-    yield "model.label", isinstance(raw["model"].get("label"), str), "a str"
-    for i, plan in enumerate(raw["plans"]):
-        yield f"plans[{i}]", isinstance(plan, dict), "a dict"
-        yield f"plans[{i}].spec_tokens", isinstance(plan.get("spec_tokens"), int), "an int"
-        yield f"plans[{i}].batch_sizes", _are(int, plan.get("batch_sizes")), "a list of int"
-    yield "warnings", _are(str, raw["warnings"]), "a list of str"
-    yield "resumed", _are(dict, raw["resumed"]), "a list of dict"
-
-
-def _are(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, kind) for each in value)

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from cgbench.report.block_schema import BLOCKS, Block
 from cgbench.report.differing import differing
 from cgbench.report.floor_verdict import with_floor_verdicts
 from cgbench.report.folders import check_new_folder
+from cgbench.report.parquet_file import write_parquet
 from cgbench.report.reading import (
     ACCEPTANCE_FILE,
     BLOCKS_FILE,
@@ -31,10 +32,7 @@ from cgbench.report.reading import (
     SAMPLES_FILE,
     TOKENS_FILE,
     Tables,
-    damaged,
-    read_csv,
-    read_record,
-    read_tables,
+    read_run,
 )
 from cgbench.report.record import RunRecord
 from cgbench.report.schema import (
@@ -66,11 +64,13 @@ class RunDirectory:
     """A run on disk: make one with ``create``, ``resume`` or ``open``.
 
     ``record`` is what ``finish`` writes to ``run.json``; add to it while the run goes on.
-    Every reader raises ``RunDirectoryError``, naming the file, where it is missing or damaged.
+    ``tables`` are what the files held when they were opened or last written: every one of them was
+    checked whole, once, and nobody reads them again.
     """
 
     path: Path
     record: RunRecord
+    tables: Tables = field(default_factory=Tables)
 
     @classmethod
     def check(cls, path: Path, *, resume: bool) -> None:
@@ -88,9 +88,11 @@ class RunDirectory:
     def create(cls, path: Path, record: RunRecord) -> Self:
         """A run with nothing measured yet.
 
-        Raises ``RunDirectoryError`` where ``path`` holds anything or cannot be written.
+        Raises ``RunDirectoryError`` where ``path`` holds anything or cannot be written, or where
+        ``record`` could not be read back.
         """
         cls.check(path, resume=False)
+        RunRecord.from_json(record.to_json(), path / RECORD_FILE)
         directory = cls(path, record)
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -121,55 +123,43 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The run in ``path``, finished or not, with all its files read once.
+        """The run in ``path``, finished or not, with all its files read and checked, once.
 
-        Raises ``RunDirectoryError`` where a file is missing or damaged.
+        Raises ``RunDirectoryError``, naming the file, where one is missing or damaged, or says
+        what no run does.
         """
-        directory = cls(path, read_record(path))
-        directory.tables()
-        return directory
-
-    def tables(self) -> Tables:
-        """Every table, each file read once; only rows of finished groups."""
-        return read_tables(self.path)
+        record, tables = read_run(path)
+        return cls(path, record, tables)
 
     @property
     def finished_batch_sizes(self) -> set[int]:
         """Batch sizes whose group is on disk."""
-        return set(self.latency()["batch_size"].tolist())
+        return set(self.tables.latency["batch_size"].tolist())
 
     def latency(self) -> pd.DataFrame:
         """One row a measured cell, in the order measured (``LATENCY``)."""
-        return read_csv(self.path / LATENCY_FILE, LATENCY)
+        return self.tables.latency.copy()
 
     def capture(self) -> pd.DataFrame:
         """One row a captured graph (``CAPTURE``)."""
-        return read_csv(self.path / CAPTURE_FILE, CAPTURE)
+        return self.tables.capture.copy()
 
     def acceptance(self) -> pd.DataFrame:
         """Raw acceptance counts of the finished groups (``ACCEPTANCE``)."""
-        return self.tables().acceptance
+        return self.tables.acceptance.copy()
 
     def samples(self) -> pd.DataFrame:
         """Raw samples of the finished groups, in seconds (``SAMPLES``)."""
-        return self.tables().samples
+        return self.tables.samples.copy()
 
     def blocks(self) -> pd.DataFrame:
         """Every timed block of the finished groups, kept or not (``BLOCKS``); none in a thin
         directory, and in one from before there was telemetry."""
-        return self.tables().blocks
+        return self.tables.blocks.copy()
 
     def tokens(self) -> list[dict[str, Any]]:
         """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
-        file = self.path / TOKENS_FILE
-        if not file.exists():
-            return []
-        finished = self.finished_batch_sizes
-        try:
-            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            return [row for row in rows if row["batch_size"] in finished]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise damaged(file, error) from error
+        return [*self.tables.tokens]
 
     def write_group(
         self,
@@ -184,16 +174,17 @@ class RunDirectory:
         new = with_floor_verdicts(latency_frame(cells, new_samples), self.record)
         assert new["batch_size"].nunique() == 1
         assert self.finished_batch_sizes.isdisjoint(new["batch_size"])
-        old = self.tables()
+        old = self.tables
         latency = _appended(old.latency, new)
         self._write_samples(_appended(old.samples, new_samples))
         self._write_csv(ACCEPTANCE_FILE, _appended(old.acceptance, acceptance_frame(cells)))
         self._write_csv(BLOCKS_FILE, _appended(old.blocks, typed_frame(blocks, BLOCKS)))
         if tokens:
-            self._write_tokens([*self.tokens(), *(row._asdict() for row in tokens)])
+            self._write_tokens([*old.tokens, *(row._asdict() for row in tokens)])
         self._write_record()
         self._write_csv(CAPTURE_FILE, with_break_even(old.capture, latency))
         self._write_csv(LATENCY_FILE, latency)
+        self._reread()
         return new
 
     def write_capture(self, costs: Sequence[GraphCost]) -> None:
@@ -201,32 +192,25 @@ class RunDirectory:
 
         Each group written later fills in what its buckets gain.
         """
-        self._write_csv(CAPTURE_FILE, capture_frame(costs, self.latency()))
+        self._write_csv(CAPTURE_FILE, capture_frame(costs, self.tables.latency))
         self._write_record()
+        self._reread()
 
-    def write_merged(
-        self,
-        *,
-        latency: pd.DataFrame,
-        samples: pd.DataFrame,
-        blocks: pd.DataFrame,
-        acceptance: pd.DataFrame,
-        capture: pd.DataFrame,
-        tokens: list[dict[str, Any]],
-    ) -> None:
+    def write_merged(self, tables: Tables) -> None:
         """Every group at once, as ``merge_runs`` has them; again, where it was killed before."""
-        self._write_samples(samples)
-        self._write_csv(ACCEPTANCE_FILE, acceptance)
-        self._write_csv(BLOCKS_FILE, blocks)
-        if tokens:
-            self._write_tokens(tokens)
-        self._write_csv(CAPTURE_FILE, with_break_even(capture, latency))
-        self._write_csv(LATENCY_FILE, latency)
+        self._write_samples(tables.samples)
+        self._write_csv(ACCEPTANCE_FILE, tables.acceptance)
+        self._write_csv(BLOCKS_FILE, tables.blocks)
+        if tables.tokens:
+            self._write_tokens(tables.tokens)
+        self._write_csv(CAPTURE_FILE, with_break_even(tables.capture, tables.latency))
+        self._write_csv(LATENCY_FILE, tables.latency)
+        self._reread()
 
     def finish(self) -> pd.DataFrame:
         """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""
         latency = self.latency()
-        self.record.telemetry = telemetry_summary(self.blocks())
+        self.record.telemetry = telemetry_summary(self.tables.blocks)
         self._write_text(MARKDOWN_FILE, latency_markdown(latency, self.record))
         self.record.complete = True
         self._write_record()
@@ -241,11 +225,15 @@ class RunDirectory:
         self._write_csv(LATENCY_FILE, typed_frame([], LATENCY))
         self._write_record()
 
+    def _reread(self) -> None:
+        """What was written, as the next one to open it has it: rounded, and checked."""
+        self.tables = Tables.read(self.path, self.record)
+
     def _write_record(self) -> None:
         self._write_text(RECORD_FILE, self.record.to_json())
 
     def _write_samples(self, frame: pd.DataFrame) -> None:
-        self._write(SAMPLES_FILE, lambda file: frame.to_parquet(file, index=False))
+        self._write(SAMPLES_FILE, lambda file: write_parquet(frame, file))
 
     def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
         self._write(

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -81,28 +80,68 @@ def failing(error: Exception) -> object:
     return execute
 
 
-def test_an_unexpected_exception_is_one_line_and_exit_code_3(
-    monkeypatch: pytest.MonkeyPatch,
+FAULTS = [
+    AssertionError(),
+    KeyError("compile"),
+    IndexError("list index out of range"),
+    ZeroDivisionError("by [0]\nand more"),
+    AttributeError("no such thing"),
+    TypeError("not an int"),
+    ValueError("math domain error"),
+    RecursionError("too deep"),
+    NotImplementedError("later"),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_a_mistake_of_ours_is_called_one_and_asks_for_a_report(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(run_module, "execute", failing(ZeroDivisionError("by [0]\nand more")))
+    monkeypatch.setattr(run_module, "execute", failing(error))
     done = cgbench("run")
-    done.refused(3, "ZeroDivisionError: by [0]", "--debug")
-    assert done.stderr.splitlines() == [done.error]
+    first_line = str(error).partition("\n")[0] or "(no message)"
+    words = f"error: a fault of cgbench: {type(error).__name__}: {first_line}"
+    done.refused(70, words, "report", "--debug")
+    assert done.stderr == f"{done.error}\n"
 
 
-def test_an_exception_without_words_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "execute", failing(ZeroDivisionError()))
-    cgbench("run").refused(3, "ZeroDivisionError")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        OSError(28, "No space left on device"),
+        MemoryError(),
+        ModuleNotFoundError("No module named 'gguf'"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_machine_raises_is_no_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(run_module, "execute", failing(error))
+    done = cgbench("run")
+    done.refused(3, f"error: {type(error).__name__}: ", "--debug")
+    assert "fault" not in done.error
 
 
-@pytest.mark.parametrize("how", ["table", "csv"])
-def test_a_reader_that_goes_early_is_no_answer(how: str) -> None:
+@pytest.mark.parametrize("size", ["8", "4096"])
+@pytest.mark.parametrize("how", ["table", "csv", "json"])
+def test_a_reader_that_goes_early_is_no_answer(how: str, size: str) -> None:
     """Exit code 1 would say that something regressed, or is wrong."""
-    words = ("plan", "--policy", "exact", "--max-num-seqs", "4096", "--format", how)
-    command = shlex.join([sys.executable, "-m", "cgbench", *words])
-    script = f"{command} | true; echo ${{PIPESTATUS[0]}}"
+    words = f"plan --policy exact --max-num-seqs {size} --format {how}"
+    assert ended_before_a_reader(f"{words} | true") == ("141\n", "")
+
+
+def test_a_reader_of_the_error_that_goes_early() -> None:
+    assert ended_before_a_reader("plan --bogus 2>&1 | true") == ("141\n", "")
+
+
+def ended_before_a_reader(pipeline: str) -> tuple[str, str]:
+    """The command's exit code, and what it wrote all the same. ``true`` ends before it writes."""
+    script = f"{sys.executable} -m cgbench {pipeline}; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("3\n", "")
+    return done.stdout, done.stderr
 
 
 def test_debug_shows_the_traceback() -> None:

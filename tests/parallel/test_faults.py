@@ -71,7 +71,12 @@ def children(pid: int) -> list[int]:
         ("killed", ExitCode.CANNOT, "rank 1 died (SIGKILL); the other ranks were stopped"),
         ("exits", ExitCode.CANNOT, "rank 1 died (exit status 7); the other ranks were stopped"),
         ("refuses", ExitCode.BAD_INPUT, "rank 1: --seed: rank 1 has no luck"),
-        ("breaks", ExitCode.CANNOT, "rank 1: ValueError: odd (--debug shows the traceback)"),
+        (
+            "breaks",
+            ExitCode.FAULT,
+            "rank 1: a fault of cgbench: ValueError: odd "
+            "(please report it with what --debug prints)",
+        ),
     ],
 )
 def test_a_rank_that_ends_is_told_of_and_not_the_one_it_left(

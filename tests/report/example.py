@@ -25,7 +25,7 @@ class Group:
 
 
 def make_cell(scope: Scope, spec_tokens: int, batch_size: int = 2, **changes: Any) -> Cell:
-    is_graph = scope is not Scope.EAGER
+    is_graph, bucket = scope is not Scope.EAGER, max(batch_size, 4)
     cell = Cell(
         model="tiny (random weights)",
         head="own" if spec_tokens else "none",
@@ -39,8 +39,8 @@ def make_cell(scope: Scope, spec_tokens: int, batch_size: int = 2, **changes: An
         scope=scope,
         spec_tokens=spec_tokens,
         batch_size=batch_size,
-        bucket=4 if is_graph else None,
-        padding_frac=(4 - batch_size) / 4 if is_graph else None,
+        bucket=bucket if is_graph else None,
+        padding_frac=(bucket - batch_size) / bucket if is_graph else None,
         context_len=256,
         status=Status.OK,
         tokens_sha256="c0ffee",
@@ -138,11 +138,12 @@ def make_record(**arguments: Any) -> RunRecord:
             "batch_sizes": [2, 4],
             "head": None,
             "seed": 0,
+            "max_new_tokens": 64,
             "ignore_eos": True,
             **arguments,
         },
-        model={"label": "tiny (random weights)"},
-        workload={"num_prompts": 4},
+        model={"label": "tiny (random weights)", "fingerprint": "f0"},
+        workload={"version": 1, "num_prompts": 4, "sha256": "w0", "context_band_tokens": 32},
         plans=[{"spec_tokens": 2, "batch_sizes": [4]}],
         warnings=["513 tokens are not a multiple of 3"],
     )

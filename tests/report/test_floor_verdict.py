@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from cgbench.report.floor_verdict import floor_lines, with_floor_verdicts
-from cgbench.report.reading import read_csv, read_record
 from cgbench.report.record import RunRecord
-from cgbench.report.schema import COLD, LATENCY, WARM, Status
+from cgbench.report.schema import COLD, WARM, Status
+from cgbench.report.store import RunDirectory
 from tests.report.example import make_record
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -85,8 +85,9 @@ def test_a_flushed_cache_holds_no_weights() -> None:
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(RESULTS)))
 def test_no_recorded_run_beats_its_floor(path: Path) -> None:
-    latency = read_csv(path / "latency.csv", LATENCY)
+    directory = RunDirectory.open(path)
+    latency = directory.latency()
     assert not (latency["floor_frac"] > 1).any()
-    assert not [*floor_lines(latency, read_record(path))]
+    assert not [*floor_lines(latency, directory.record)]
     mixtures = latency["model"].str.contains("a3b|deepseek|glm-4.5")
     assert latency.loc[mixtures, "experts_read"].notna().all()

@@ -23,7 +23,8 @@ tp_size 1, context_len 256, l2 warm, routing model
 - warning: 513 tokens are not a multiple of 3
 
 ```
-cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 --ignore-eos
+cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 \
+--max-new-tokens 64 --ignore-eos
 ```
 
 | scope | k | batch [req] | bucket [req] | iteration p50 [ms] | TPOT [ms] | p99 [ms] | of floor \
@@ -61,7 +62,7 @@ def test_markdown() -> None:
 def test_markdown_leaves_out_flags_that_measure_nothing() -> None:
     record = make_record(output="somewhere", debug=True, prompts="my prompts.jsonl")
     text = latency_markdown(frame_of(2), record)
-    assert "--seed 0 --ignore-eos --prompts 'my prompts.jsonl'\n" in text
+    assert "--max-new-tokens 64 --ignore-eos --prompts 'my prompts.jsonl'\n" in text
 
 
 def test_terminal_shows_the_title_and_the_units() -> None:
@@ -160,7 +161,7 @@ def test_scope_that_ran_eager_says_so(scope: Scope, mode: Mode, shown: str) -> N
 def test_json_has_null_for_an_empty_cell() -> None:
     found = json.loads(to_json(frame_of(2), make_record(), Path("runs/one")))
     assert found["path"] == "runs/one"
-    assert found["model"] == {"label": "tiny (random weights)"}
+    assert found["model"] == {"label": "tiny (random weights)", "fingerprint": "f0"}
     assert [row["bucket"] for row in found["latency"]] == [None, None, 4, 4, 4]
     assert [row["iteration_p50_ms"] for row in found["latency"]] == [10, 20, 5, 5, None]
     assert found["latency"][4]["tokens_sha256"] is None

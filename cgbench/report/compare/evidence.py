@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Self, TypeAlias, cast
 import numpy as np
 import pandas as pd
 
-from cgbench.report.reading import read_record, read_tables
 from cgbench.report.record import RunRecord
 from cgbench.report.schema import LATENCY_KEY
+from cgbench.report.store import RunDirectory
 from cgbench.report.summary import BLOCK, CELL, stage_seconds
 from cgbench.statistics import Estimate, Floats, blocks_estimate, processes_estimate, repetition
 
@@ -71,12 +71,17 @@ class Evidence:
 
         Raises ``RunDirectoryError``, naming the file, where one is missing or damaged.
         """
-        record, tables = read_record(path), read_tables(path)
+        return cls.of(name, RunDirectory.open(path))
+
+    @classmethod
+    def of(cls, name: str, run: RunDirectory) -> Self:
+        """A run that has been opened."""
+        tables = run.tables
         rows = cast(list[Row], tables.latency.astype(object).to_dict("records"))
         return cls(
             name=name,
-            path=path,
-            record=record,
+            path=run.path,
+            record=run.record,
             cells={tuple(row[column] for column in LATENCY_KEY): row for row in rows},
             observed=_by_cell(block_times(tables.samples)),
             counts=_counts(tables.acceptance),

@@ -80,7 +80,7 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
     stated = stated_length(pair.base["acceptance"], place.spec_tokens)
     if pair.base["l2"] != COLD:  # whose wall time would hold the flush
         gaps = tuple(run.observed.get((place, "host_gap")) for run in (base, new))
-        yield _host_gap(place, gaps[0], gaps[1], is_one)
+        yield _of_blocks(HOST_GAP, place, gaps[0], gaps[1], is_one)
         walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
         yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), stated, is_one)
     if place.spec_tokens:
@@ -130,6 +130,8 @@ def _missing(metric: Metric, place: Place, *is_there: bool) -> Question:
 def _of_blocks(metric: Metric, place: Place, base: Maybe, new: Maybe, is_one: bool) -> Question:
     if base is None or new is None:
         return _missing(metric, place, base is not None, new is not None)
+    if min(base.values.min(), new.values.min()) <= 0:
+        return _without_ratio(metric, place, base, new, is_one)
     return _asked(metric, place, base, new, (), is_one)
 
 
@@ -211,16 +213,17 @@ def _acceptance(
         yield Question(acceptance_rate(position), where, a.value, b.value, effect, rows)
 
 
-def _host_gap(place: Place, base: Maybe, new: Maybe, is_one: bool) -> Question:
-    """A gap may be negative, where a read-back overlaps the next iteration: that has no ratio."""
-    if base is None or new is None or min(base.values.min(), new.values.min()) > 0:
-        return _of_blocks(HOST_GAP, place, base, new, is_one)
+def _without_ratio(
+    metric: Metric, place: Place, base: Observed, new: Observed, is_one: bool
+) -> Question:
+    """A stage may take no tick of the clock, and a gap may be negative, where a read-back overlaps
+    the next iteration."""
     sides = (base.values, new.values)
     medians = (float(np.median(sides[0])), float(np.median(sides[1])))
     effect = NO_EFFECT if is_one else UNKNOWN
     reason = "" if is_one else "not above zero in every block: no ratio"
     counts = (len(sides[0]), len(sides[1]))
-    return Question(HOST_GAP, place._asdict(), *medians, effect, counts, reason)
+    return Question(metric, place._asdict(), *medians, effect, counts, reason)
 
 
 def _memory(place: Place, base: Any, new: Any) -> Question:

@@ -15,6 +15,7 @@ import pandas as pd
 from cgbench.errors import CannotError, RunDirectoryError
 from cgbench.report.compare.evidence import BLOCKS, block_times
 from cgbench.report.folders import check_new_folder
+from cgbench.report.parquet_file import write_parquet
 from cgbench.report.reading import (
     ACCEPTANCE_FILE,
     BLOCKS_FILE,
@@ -24,6 +25,8 @@ from cgbench.report.reading import (
     RECORD_FILE,
     SAMPLES_FILE,
     TOKENS_FILE,
+    check_is_file,
+    read_run,
 )
 from cgbench.report.record import RunRecord
 from cgbench.report.schema import SAMPLES
@@ -71,15 +74,16 @@ def make_thin(run: RunDirectory) -> int:
             os.replace(made / name, run.path / name)
     for name in DROPPED_FILES:
         (run.path / name).unlink(missing_ok=True)
-    run.record = thin_record(run.record)
+    run.record, run.tables = read_run(run.path)
     return num_bytes
 
 
 def _write(run: RunDirectory, made: Path, refusal: str) -> int:
     """All files of a thin directory; returns their bytes."""
     for name in KEPT_FILES:
+        check_is_file(run.path / name)
         shutil.copyfile(run.path / name, made / name)
-    thin_samples(run.samples()).to_parquet(made / SAMPLES_FILE, index=False)
+    write_parquet(thin_samples(run.samples()), made / SAMPLES_FILE)
     (made / RECORD_FILE).write_text(thin_record(run.record).to_json(), encoding="utf-8")
     num_bytes = sum(file.stat().st_size for file in made.iterdir())
     if num_bytes > MAX_BYTES:

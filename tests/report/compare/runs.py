@@ -85,7 +85,7 @@ def h200_record() -> RunRecord:
         make_record(),
         environment={"gpu": "NVIDIA H200", "driver": "580.1", "torch": "2.11.0"},
         model={"label": "tiny (random weights)", "fingerprint": "f1"},
-        workload={"version": 1, "sha256": "w1", "context_band_tokens": 32},
+        workload={"version": 1, "num_prompts": 4, "sha256": "w1", "context_band_tokens": 32},
         plans=[{"spec_tokens": 2, "batch_sizes": [1, 8]}],
         warnings=[],
     )
