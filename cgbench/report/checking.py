@@ -19,6 +19,7 @@ from cgbench.report.schema import (
     CAPTURE,
     HOST_GAP,
     LATENCY,
+    MAX_TEXT,
     SAMPLES,
     SECONDS,
     Column,
@@ -26,9 +27,6 @@ from cgbench.report.schema import (
     Status,
 )
 from cgbench.report.summary import BLOCK, CELL
-
-MAX_TEXT = 4096
-"""Characters of a text: as many as a path may have."""
 
 ROW_KEYS: dict[Sequence[Column], list[str]] = {
     LATENCY: CELL,

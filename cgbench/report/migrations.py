@@ -43,4 +43,5 @@ def migrated(raw: Raw, file: Path) -> Raw:
         return raw
     read = ", ".join(map(str, [*STEPS, SCHEMA_VERSION]))
     cure = "; a newer cgbench may" if version is not None and version > SCHEMA_VERSION else ""
-    raise RunDirectoryError(f"{file}: schema_version {found}; this cgbench reads {read}{cure}")
+    shown = " ".join(str(found)[:40].split())
+    raise RunDirectoryError(f"{file}: schema_version {shown}; this cgbench reads {read}{cure}")

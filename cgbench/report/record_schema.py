@@ -7,7 +7,7 @@ there. Written against the standard library alone, as ``schema``.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from cgbench.report.schema import DRAFTS, LARGEST, REQUESTS, Range
+from cgbench.report.schema import DRAFTS, LARGEST, MAX_TEXT, REQUESTS, Range
 
 
 class Kind(NamedTuple):
@@ -67,7 +67,9 @@ def _once(kind: Kind) -> Kind:
 TEXT = Kind("a str", _is_text)
 LABEL = Kind(
     "a str that can be printed",
-    lambda value: _is_text(value) and value.strip() != "" and value.isprintable(),
+    lambda value: (
+        _is_text(value) and value.strip() != "" and value.isprintable() and len(value) <= MAX_TEXT
+    ),
 )
 FLAG = Kind("a bool", lambda value: isinstance(value, bool))
 INTEGER = Kind("an int", lambda value: type(value) is int)

@@ -83,6 +83,9 @@ ROWS = Range(0, 1e12)
 SECONDS = Range(1e-12, 1e9)
 MILLISECONDS = Range(1e-9, 1e12)
 
+MAX_TEXT = 4096
+"""Characters of a text: as many as a path may have."""
+
 
 class Column(NamedTuple):
     """One column of a table: its name, its pandas dtype, and what it means.
@@ -145,7 +148,7 @@ next iteration."""
 LATENCY = (
     _label("model", "model label; says so where the weights are random"),
     _label("head", "draft head label; none where k = 0"),
-    _label("device", "cpu or cuda"),
+    Column("device", "string", "cpu or cuda", words=("cpu", "cuda")),
     _label("dtype", "weights and KV"),
     _label("attention", "attention backend"),
     _label("compile", "how the forwards were compiled, or off"),
@@ -195,7 +198,9 @@ LATENCY = (
         within=FROM_ONE,
     ),
     Column("tokens_sha256", "string", "hash of the tokens that the generate pass gave"),
-    _added("l2", "string", "before each iteration: warm, or cold: flushed", WARM),
+    _added("l2", "string", "before each iteration: warm, or cold: flushed", WARM)._replace(
+        words=(WARM, COLD)
+    ),
     _added("mean_context_len", "float64", "mean KV rows per request over the timed iterations"),
     _added("blocks", "Int64", "timed blocks that count, of all processes"),
     _added("discarded_blocks", "Int64", "timed blocks that do not; blocks.csv says why"),

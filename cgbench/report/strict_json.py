@@ -4,6 +4,7 @@ Written against the standard library alone.
 """
 
 import json
+import re
 from collections.abc import Iterable
 from math import isfinite
 from typing import Any
@@ -13,12 +14,16 @@ MAX_DEPTH = 32
 
 MAX_INTEGER = 2**64
 
+# What XML cannot hold, and what a terminal would obey.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
+
 
 def loads(text: str) -> Any:
     """The value of ``text``.
 
     Raises ``ValueError`` with one line where it is not JSON, has a key twice, ``NaN`` or an
-    infinity, an integer past 64 bits, half a surrogate pair, or more than ``MAX_DEPTH`` levels.
+    infinity, an integer past 64 bits, half a surrogate pair, a control character that is no white
+    space, or more than ``MAX_DEPTH`` levels.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
@@ -61,7 +66,7 @@ def _checked(value: Any) -> Iterable[Any]:
             return [*value, *value.values()]
         case list():
             return value
-        case str() if not value.isascii():
+        case str():
             _check_text(value)
         case float() if not isfinite(value):
             raise ValueError("a number is too large")
@@ -71,6 +76,8 @@ def _checked(value: Any) -> Iterable[Any]:
 
 
 def _check_text(text: str) -> None:
+    if _CONTROL.search(text):
+        raise ValueError(f"text {text[:40]!a} holds a control character")
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -184,8 +184,10 @@ def test_a_disturbed_group_is_written_and_read_again(
     from cgbench.report.store import RunDirectory
     from tests.report.example import make_record
 
+    record = make_record()
+    record.model["label"] = bench.model.label
     group = measured(bench, throttled_in(range(1000)), monkeypatch, max_time_s=1.0)
-    directory = RunDirectory.create(tmp_path / "run", make_record())
+    directory = RunDirectory.create(tmp_path / "run", record)
     directory.write_group(group.cells, group.samples, (), group.blocks)
     frame = directory.finish()
     assert set(frame["status"]) == {"disturbed"} and frame["iteration_p50_ms"].isna().all()
