@@ -12,7 +12,14 @@ from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from cgbench.errors import MissingHeadError, ModelError
-from cgbench.models.checkpoint import check_ref, config_from_dict, read_config, tensor_files
+from cgbench.models.checkpoint import (
+    CONFIG_FILE,
+    check_generation_config,
+    check_ref,
+    config_from_dict,
+    read_config,
+    tensor_files,
+)
 from cgbench.models.families import FAMILIES, HeadFamily, HeadOverrides
 from cgbench.models.gguf import find_gguf
 from cgbench.models.head_files import HeadFiles, check_head, find_head
@@ -96,6 +103,8 @@ def check_model_ref(ref: str) -> None:
 
     Raises ``ModelError``.
     """
+    if ref == DEFAULT_MODEL:
+        return
     preset = preset_name(ref)
     if preset is None:
         check_ref("MODEL", ref)
@@ -116,18 +125,23 @@ def plan_loading(request: ModelRequest) -> LoadingPlan:
     gguf_file = find_gguf(request.path)
     config = read_config(request.path, gguf_file)
     check_config(config)
+    if gguf_file is None:
+        check_generation_config(request.path, config)
     if request.head_ref is not None:
         check_ref("--head", request.head_ref)
+    where = f"MODEL {gguf_file or Path(request.path, CONFIG_FILE)}"
     found = None
     if request.with_head:
         try:
             found = _find_head(request, config, gguf_file)
         except MissingHeadError:
             # A target that cannot be run is the better thing to say.
-            make_skeleton(config, None)
+            make_skeleton(config, None, where=where)
             raise
     family = None if found is None else request.overrides.apply(found.family)
-    skeleton = make_skeleton(config, family, proj_bias=found is not None and found.proj_bias)
+    skeleton = make_skeleton(
+        config, family, proj_bias=found is not None and found.proj_bias, where=where
+    )
     if found is not None and skeleton.head is not None:
         check_head(request.head_path, skeleton.head, found)
     return LoadingPlan(request, config, skeleton, family, found, gguf_file)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from cgbench.errors import UnsupportedModelError
+from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
 from cgbench.models.checkpoint import first_line
+from cgbench.models.config_fields import fault_of
 from cgbench.models.families import HeadFamily
 from cgbench.models.head import DraftHead
 from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name
@@ -47,12 +48,17 @@ class Skeleton:
 
 
 def make_skeleton(
-    config: PretrainedConfig, family: HeadFamily | None, *, proj_bias: bool = False
+    config: PretrainedConfig,
+    family: HeadFamily | None,
+    *,
+    proj_bias: bool = False,
+    where: str = "MODEL",
 ) -> Skeleton:
     """The model of ``config`` and its head of ``family`` on the meta device, one token run through.
 
     Running it is what proves that every layer's attention can be taken over and that nothing in
-    the forward depends on tensor values. Raises ``UnsupportedModelError``.
+    the forward depends on tensor values. Raises ``UnsupportedModelError``, and ``ModelError`` where
+    transformers itself cannot run the model: its config, read from ``where``, is at fault.
     """
     try:
         return _make(config, family, proj_bias)
@@ -60,6 +66,10 @@ def make_skeleton(
         raise
     # Whatever a model that nobody has tried here raises, it means the same to the user.
     except Exception as error:
+        if (fault := _config_fault(config)) is not None:
+            raise ModelError(
+                f"{where}: gives no {class_name(config)} that transformers can run: {fault}"
+            ) from error
         raise UnsupportedModelError(
             f"MODEL: {class_name(config)} cannot be run through transformers' "
             f"AttentionInterface: {first_line(error)}"
@@ -79,6 +89,30 @@ def _make(config: PretrainedConfig, family: HeadFamily | None, proj_bias: bool) 
         if family is not None:
             head = DraftHead(family, target.model, proj_bias=proj_bias).to(torch.bfloat16)
         return Skeleton(target, head, probe_kv_shapes(target, head))
+
+
+@torch.no_grad()
+def _config_fault(config: PretrainedConfig) -> str | None:
+    """What fails where transformers makes and runs the model alone; None where that works.
+
+    That there are no values on the meta device is no fault of a config.
+    """
+    try:
+        with torch.device("meta"):
+            model = auto_class_for(config).from_config(
+                _without_host_read_rope(config), dtype=torch.bfloat16, attn_implementation="eager"
+            )
+            ids = torch.zeros(1, 1, dtype=torch.long)
+            # A finished mask, because transformers reads values to make one.
+            mask = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+            model.eval()(input_ids=ids, attention_mask=mask, use_cache=False)
+    except Exception as error:
+        return None if _is_of_meta(error) else fault_of(error, config.to_dict())
+    return None
+
+
+def _is_of_meta(error: Exception) -> bool:
+    return isinstance(error, NotImplementedError) or "meta" in str(error)
 
 
 def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:

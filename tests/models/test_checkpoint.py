@@ -203,7 +203,7 @@ def test_a_config_of_no_known_type_is_named(tmp_path: Path, content: str, word: 
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError) as error:
         read_config(str(tmp_path))
-    assert_named(error, f"MODEL {tmp_path}: ", word)
+    assert_named(error, f"MODEL {tmp_path}/config.json", word)
 
 
 def test_copies_of_what_the_head_shares_are_not_missed(tmp_path: Path) -> None:
