@@ -19,6 +19,7 @@ _SURROGATES = range(0xD800, 0xE000)
 def shown(value: object) -> str:
     """A bad value as an error line shows it: text as it is, anything else as JSON, cut if long."""
     text = value if isinstance(value, str) else json.dumps(value)
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
 
 
@@ -49,7 +50,7 @@ def read_text(
         raise error(f"{label}: {problem.strerror or problem}") from problem
     except UnicodeDecodeError as problem:
         at = f"byte {problem.start} ({problem.object[problem.start]:#04x})"
-        raise error(f"{label}: {at} is not UTF-8 (utf-8 is what it must be)") from problem
+        raise error(f"{label}: must be utf-8; {at} is not") from problem
 
 
 def _kind(mode: int) -> str:

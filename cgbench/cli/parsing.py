@@ -1,5 +1,6 @@
 """Comma-separated flags to values."""
 
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
@@ -22,7 +23,7 @@ def check_utf8(arguments: Sequence[str]) -> None:
             argument.encode()
         except UnicodeEncodeError as error:
             flag = before if before.startswith("--") else "argument"
-            text = argument.encode("utf-8", "backslashreplace").decode()
+            text = os.fsencode(argument).decode(errors="backslashreplace")
             raise BadInputError(
                 f"{flag} {shown(text)}: is not UTF-8; rename the file or folder"
             ) from error

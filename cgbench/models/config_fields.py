@@ -99,6 +99,10 @@ _SHARE = _number("above 0 and at most 1", lambda value: 0 < value <= 1)
 _FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 _TEXT = Kind("text", lambda value: isinstance(value, str))
 _TEXTS = _list_of(_TEXT)
+_KNOWN_TYPE = Kind(
+    "a model type that transformers knows",
+    lambda value: isinstance(value, str) and value in CONFIG_MAPPING,
+)
 _OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 _TOKENS = _or_list_of(_whole(0, MAX_SIZE))
 _DTYPE = Kind("a type of torch, such as bfloat16", _is_dtype)
@@ -171,8 +175,8 @@ def check_fields(where: str, raw: object) -> dict[str, Any]:
         raise ModelError(f"{where}: must be an object, not {shown(raw)}")
     if not isinstance(raw.get("model_type"), str):
         raise ModelError(f"{where}: model_type: must be there, as text")
-    check_values(where, raw)
     _check_object(where, "", raw, _fields_of(raw["model_type"]))
+    check_values(where, raw)
     return raw
 
 
@@ -195,11 +199,7 @@ def check_values(where: str, value: object, path: str = "", depth: int = 1) -> N
         for entry in value:
             check_values(where, entry, path, depth + 1)
     elif (must := _must_be(path, value)) is not None:
-        raise ModelError(f"{where}: {path} {_plain(value)}: must be {must}")
-
-
-def _plain(value: object) -> str:
-    return shown(value).encode("ascii", "backslashreplace").decode()
+        raise ModelError(f"{where}: {path} {shown(value)}: must be {must}")
 
 
 def _must_be(path: str, value: object) -> str | None:
@@ -218,8 +218,8 @@ def _must_be(path: str, value: object) -> str | None:
 
 def _check_object(where: str, prefix: str, raw: dict[str, Any], fields: dict[str, Kind]) -> None:
     for name, value in raw.items():
-        kind = fields.get(name)
-        if value is None or kind is None:
+        kind = _KNOWN_TYPE if prefix and name == "model_type" else fields.get(name)
+        if kind is None or (value is None and kind is not _KNOWN_TYPE):
             continue
         if not kind.holds(value):
             raise ModelError(f"{where}: {prefix}{name} {shown(value)}: must be {kind.words}")
@@ -281,7 +281,7 @@ def fault_of(error: Exception, raw: dict[str, Any]) -> str:
         named = [f"{path}: " for path, value in _leaves("", raw) if value == error.args[0]]
         return f"{next(iter(named), '')}{shown(error.args[0])} is unknown to transformers"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return _plain(lines[0])
+    return lines[0]
 
 
 def _of_check(error: StrictDataclassError) -> str:

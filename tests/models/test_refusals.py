@@ -10,10 +10,10 @@ from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
-from cgbench.models.skeleton import make_skeleton
+from cgbench.models.skeleton import _config_fault, make_skeleton
 from cgbench.models.support import auto_class_for, check_config
 from cgbench.models.target import Target, _logits_rescale
-from tests.tiny import CONFIGS, MORE_CONFIGS, SHAPE, load_tiny, make_checkpoint
+from tests.tiny import CONFIGS, HYBRID_CONFIGS, MORE_CONFIGS, SHAPE, load_tiny, make_checkpoint
 
 
 def add_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:
@@ -61,6 +61,24 @@ def refused(kind: str, **changes: Any) -> str:
     with pytest.raises(UnsupportedModelError) as caught:
         make_skeleton(config, None)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", CONFIGS | MORE_CONFIGS | HYBRID_CONFIGS)
+def test_transformers_alone_runs_every_target(kind: str) -> None:
+    """So a model that only the engine cannot run is not taken for a broken config."""
+    assert _config_fault((CONFIGS | MORE_CONFIGS | HYBRID_CONFIGS)[kind]) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [("hidden_act", "x", "hidden_act: x is unknown"), ("head_dim", 3, "")],
+)
+def test_a_config_that_transformers_cannot_run_is_at_fault(
+    field: str, value: object, fault: str
+) -> None:
+    config = AutoConfig.for_model("llama", **(SHAPE | {field: value}))
+    with pytest.raises(ModelError, match=f"MODEL x: gives no LlamaForCausalLM .*: {fault}"):
+        make_skeleton(config, None, where="MODEL x")
 
 
 def test_a_mask_of_its_own() -> None:
