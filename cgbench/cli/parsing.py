@@ -72,7 +72,7 @@ def parse_bytes(flag: str, text: str) -> int:
     return int(float(number) * base**power)
 
 
-def parse_fraction(flag: str, text: str, example: str = "2%") -> float:
+def parse_fraction(flag: str, text: str, example: str = "2% or 0.02") -> float:
     """``2%`` or ``0.02`` to 0.02: above 0 and below 1.
 
     ``example`` is a good value of the flag, for its refusal. Raises ``BadInputError`` naming the
@@ -85,7 +85,7 @@ def parse_fraction(flag: str, text: str, example: str = "2%") -> float:
         value = 0.0
     if rest or not 0 < value < 1:
         raise BadInputError(
-            f"{flag} {shown(text)}: must be a share such as {example}, above 0% and below 100%"
+            f"{flag} {shown(text)}: must be a share such as {example}, above 0 and below 100%"
         )
     return value
 

@@ -95,7 +95,7 @@ def read_config(ref: str, gguf_file: Path | None = None) -> PretrainedConfig:
     # Whatever transformers raises of a file, the file is at fault.
     except Exception as error:
         raise ModelError(f"{where}: {fault_of(error, raw)}") from error
-    check_relations(where, config)
+    check_relations(where, config, raw)
     return config
 
 

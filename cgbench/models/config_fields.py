@@ -18,11 +18,12 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from cgbench.errors import ModelError
 from cgbench.inputs import MAX_WHOLE, lone_surrogate, shown
 
-MAX_LAYERS = 1024
-"""Eight times the deepest public model. A thousand layers are made in a second."""
+MAX_LAYERS = 256
+"""Twice the deepest public model. So many take about two seconds to make without storage."""
 
-MAX_EXPERTS = 4096
-"""Eight times the most experts of a public model. Each has a name in the checkpoint."""
+MAX_EXPERTS = 16_384
+"""What Doge has, whose experts are rows of a matrix. Others have 512 at most, each with a name in
+the checkpoint."""
 
 MAX_SIZE = 2**24
 """A width or a vocabulary: a matrix of two such sizes is still addressed by 64 bits."""
@@ -114,18 +115,17 @@ def _fields(kind: Kind, names: str) -> dict[str, Kind]:
 
 FIELDS: dict[str, Kind] = {
     **_fields(_TEXT, "model_type hidden_act hidden_activation rope_type type"),
-    **_fields(_SIZE, "hidden_size intermediate_size vocab_size head_dim v_head_dim kv_lora_rank"),
+    **_fields(_SIZE, "hidden_size intermediate_size vocab_size v_head_dim kv_lora_rank"),
     **_fields(_SIZE, "num_attention_heads num_key_value_heads"),
     **_fields(_SIZE, "linear_num_key_heads linear_num_value_heads linear_key_head_dim"),
     **_fields(_SIZE, "linear_value_head_dim linear_conv_kernel_dim"),
-    **_fields(_SIZE_OR_NONE, "q_lora_rank qk_nope_head_dim qk_rope_head_dim"),
+    **_fields(_SIZE_OR_NONE, "head_dim q_lora_rank qk_nope_head_dim qk_rope_head_dim"),
     **_fields(_SIZE, "moe_intermediate_size"),
     **_fields(_SIZE_OR_NONE, "shared_expert_intermediate_size"),
     **_fields(_LAYERS, "num_hidden_layers"),
     **_fields(_NUM_LAYERS, "num_nextn_predict_layers mtp_num_hidden_layers num_mtp_layers"),
     **_fields(_NUM_LAYERS, "mtp_num_layers num_nextn_layers first_k_dense_replace"),
-    **_fields(_NUM_LAYERS, "max_window_layers"),
-    **_fields(_WINDOW, "sliding_window"),
+    **_fields(_WINDOW, "max_window_layers sliding_window"),
     **_fields(_EXPERTS, "num_experts n_routed_experts num_local_experts moe_num_experts"),
     **_fields(_EXPERTS, "num_experts_per_tok moe_k n_shared_experts moe_num_shared_experts"),
     **_fields(_GROUPS, "n_group topk_group"),
@@ -147,7 +147,7 @@ FIELDS: dict[str, Kind] = {
 _SAME_FIELDS = ("text_config", "rope_parameters", "rope_scaling")
 
 # Parts of the names of fields that count what is made one by one.
-_MANY = {"layers": MAX_LAYERS, "depth": MAX_LAYERS, "experts": MAX_EXPERTS, "num_labels": 65_536}
+_MANY = {"layers": 1024, "depth": 1024, "experts": MAX_EXPERTS, "num_labels": 65_536}
 
 # A field, and the field that it must divide.
 _DIVISORS = (
@@ -155,6 +155,9 @@ _DIVISORS = (
     ("linear_num_key_heads", "linear_num_value_heads"),
     ("n_group", "n_routed_experts"),
 )
+
+# How names of a head's own size end.
+_HEAD_SIZES = ("head_dim", "head_size", "kv_channels")
 
 # A field, and the fields that it must not exceed.
 _AT_MOST = (
@@ -227,13 +230,22 @@ def _check_object(where: str, prefix: str, raw: dict[str, Any], fields: dict[str
             _check_object(where, f"{prefix}{name}.", value, fields)
 
 
-def check_relations(where: str, config: PretrainedConfig) -> None:
-    """Refuse fields that are good alone and not together. Raises ``ModelError``."""
-    text = config.get_text_config()
+def check_relations(where: str, config: PretrainedConfig, raw: dict[str, Any]) -> None:
+    """Refuse fields of ``config``, made of ``raw``, that are good alone and not together.
+
+    Raises ``ModelError``.
+    """
+    try:
+        text = config.get_text_config()
+    except ValueError:
+        # Of several text parts none is the model's: not refused here, because no field is wrong.
+        return
     prefix = "" if text is config else "text_config."
     for name, must in _broken_relations(text):
         raise ModelError(f"{where}: {prefix}{name} {shown(getattr(text, name))}: must {must}")
-    check_end_tokens(where, getattr(text, "eos_token_id", None), text)
+    # Not the default: some classes' is another size's.
+    for stated in (raw, raw.get("text_config") or {}):
+        check_end_tokens(where, stated.get("eos_token_id"), text)
 
 
 def _broken_relations(text: PretrainedConfig) -> Iterator[tuple[str, str]]:
@@ -249,11 +261,14 @@ def _broken_relations(text: PretrainedConfig) -> Iterator[tuple[str, str]]:
 
 def _head_divisors(text: PretrainedConfig) -> tuple[tuple[str, str], ...]:
     """Without a size of its own a head is an even part of the hidden size."""
-    has_size = _whole_of(text, "head_dim") or _whole_of(text, "v_head_dim")
+    has_size = any(_whole_of(text, name) for name in vars(text) if name.endswith(_HEAD_SIZES))
     return () if has_size else (("num_attention_heads", "hidden_size"),)
 
 
 def _whole_of(text: PretrainedConfig, name: str) -> int | None:
+    """A field's value for all layers, None where it differs by layer or is not there."""
+    if getattr(text, "is_heterogeneous", False):
+        return None
     value = getattr(text, name, None)
     return value if isinstance(value, int) else None
 

@@ -68,7 +68,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         bad("--batch-sizes 1_0", "--batch-sizes 1_0", "separated by commas"),
         bad("--batch-sizes \uff19", "--batch-sizes \uff19", "separated by commas"),
         bad("--precision nan", "--precision nan", "such as 0.5%"),
-        bad("--precision 100%", "--precision 100%", "such as 0.5%, above 0% and below 100%"),
+        bad("--precision 100%", "--precision 100%", "such as 0.5% or 0.005, above 0"),
         bad(f"--precision {DIGITS}", "--precision 999"),
         bad("--min-time 5 --max-time 1", "--min-time 5", "--max-time, 1"),
         bad("--precision 0", "--precision 0", "above 0"),
@@ -251,4 +251,4 @@ def test_a_name_that_is_not_utf8(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("flag", ["--confidence 100%", "--confidence nan"])
 def test_a_refused_confidence_suggests_one(flag: str) -> None:
-    cgbench("compare", "a", "b", *flag.split()).refused(2, flag, "such as 95%")
+    cgbench("compare", "a", "b", *flag.split()).refused(2, flag, "such as 95% or 0.95")

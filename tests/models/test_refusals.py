@@ -1,15 +1,23 @@
 """Models that would be decoded wrongly are refused by name, before or while they are loaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
+from cgbench.models.config_fields import check_fields
 from cgbench.models.skeleton import _config_fault, make_skeleton
 from cgbench.models.support import auto_class_for, check_config
 from cgbench.models.target import Target, _logits_rescale
@@ -152,3 +160,15 @@ def test_a_heads_router_is_as_exact_as_its_targets(tmp_path: Path, kind: str) ->
 
 def _experts_from_the_first(kind: str) -> dict[str, int]:
     return {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
+
+
+def test_no_class_of_transformers_has_defaults_that_are_refused() -> None:
+    """They are the fields of public models: a limit that one of them breaks is too low."""
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+        try:
+            config = kind()
+        except StrictDataclassError:
+            # The class refuses its own.
+            continue
+        raw = json.loads(config.to_json_string(use_diff=False))
+        assert check_fields(kind.__name__, raw) is raw
