@@ -22,12 +22,12 @@ from transformers.utils import cached_file
 
 from cgbench.errors import ModelError
 from cgbench.inputs import parse_json, read_text, shown
+from cgbench.models.config_faults import fault_of
 from cgbench.models.config_fields import (
     check_end_tokens,
     check_fields,
     check_relations,
     check_values,
-    fault_of,
 )
 
 INDEX_FILE = "model.safetensors.index.json"

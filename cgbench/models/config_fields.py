@@ -6,13 +6,11 @@ checked after, because a field that is left out has its class's default.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from cgbench.errors import ModelError
@@ -75,7 +73,7 @@ def _list_of(kind: Kind) -> Kind:
 def _or_list_of(kind: Kind) -> Kind:
     """A value for all layers, or one for each."""
     each = _list_of(kind)
-    return Kind(kind.words, lambda value: kind.holds(value) or (value != [] and each.holds(value)))
+    return Kind(kind.words, lambda value: kind.holds(value) or each.holds(value))
 
 
 def _is_dtype(value: object) -> bool:
@@ -93,10 +91,10 @@ _NUM_LAYERS = _whole(0, MAX_LAYERS)
 _EXPERTS = _or_list_of(_whole(0, MAX_EXPERTS))
 _GROUPS = _whole(1, MAX_EXPERTS)
 _POSITIONS = _whole(1, MAX_WHOLE)
-_WINDOW = _whole(0, MAX_WHOLE)
-_ABOVE_0 = _number("above 0", lambda value: value > 0)
+_WINDOW = _or_list_of(_whole(0, MAX_WHOLE))
+_ABOVE_0 = _or_list_of(_number("above 0", lambda value: value > 0))
 _FROM_0 = _number("of at least 0", lambda value: value >= 0)
-_SHARE = _number("above 0 and at most 1", lambda value: 0 < value <= 1)
+_SHARE = _or_list_of(_number("above 0 and at most 1", lambda value: 0 < value <= 1))
 _FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 _TEXT = Kind("text", lambda value: isinstance(value, str))
 _TEXTS = _list_of(_TEXT)
@@ -282,34 +280,3 @@ def check_end_tokens(where: str, eos: object, text: PretrainedConfig) -> None:
                 f"{where}: eos_token_id {shown(token)}: must be {kind.words}, the last token of "
                 "the vocabulary"
             )
-
-
-def fault_of(error: Exception, raw: dict[str, Any]) -> str:
-    """What transformers found wrong with ``raw``, a config's content, naming the field if it can.
-
-    Its checks of types have the useful part in their second line. A ``KeyError`` is a word that one
-    of its tables lacks.
-    """
-    if isinstance(error, StrictDataclassError):
-        return _of_check(error)
-    if isinstance(error, KeyError) and error.args:
-        named = [f"{path}: " for path, value in _leaves("", raw) if value == error.args[0]]
-        return f"{next(iter(named), '')}{shown(error.args[0])} is unknown to transformers"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
-
-
-def _of_check(error: StrictDataclassError) -> str:
-    head, _, cause = str(error).partition("\n")
-    cause = re.sub(r"^\s*\w+: ", "", cause.partition("\n")[0]).partition(". Errors:")[0]
-    cause = re.sub(r"<class '(\w+)'>", r"\1", cause)
-    field = re.search(r"for field '([^']+)'", head)
-    return f"{field[1]}: {cause}" if field else cause or head
-
-
-def _leaves(path: str, value: object) -> Iterator[tuple[str, object]]:
-    if not isinstance(value, dict):
-        yield path, value
-        return
-    for name, entry in value.items():
-        yield from _leaves(f"{path}.{name}" if path else str(name), entry)

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
 from cgbench.models.checkpoint import first_line
-from cgbench.models.config_fields import fault_of
+from cgbench.models.config_faults import fault_of
 from cgbench.models.families import HeadFamily
 from cgbench.models.head import DraftHead
 from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name

@@ -31,7 +31,7 @@ def read_tokenizer(plan: LoadingPlan) -> tuple[PreTrainedTokenizerBase | None, s
     request = plan.request
     if request.preset is not None:
         return None, f"{request.ref} has no tokenizer"
-    ref = request.path
+    ref, files = request.path, ""
     try:
         files = ", ".join(_tokenizer_files(ref))
         if not files and is_folder(ref) and plan.gguf_file is None:

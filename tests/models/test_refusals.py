@@ -172,3 +172,11 @@ def test_no_class_of_transformers_has_defaults_that_are_refused() -> None:
             continue
         raw = json.loads(config.to_json_string(use_diff=False))
         assert check_fields(kind.__name__, raw) is raw
+
+
+def test_a_value_for_each_layer_is_taken_where_one_for_all_is() -> None:
+    """Step-3.5's rotary base is such a list."""
+    raw = {"model_type": "llama", "rope_theta": [5e6, 1e4], "partial_rotary_factor": [0.5, 1.0]}
+    assert check_fields("x", raw) is raw
+    with pytest.raises(ModelError, match="x: rope_theta .* must be a number above 0"):
+        check_fields("x", raw | {"rope_theta": [5e6, 0.0]})
