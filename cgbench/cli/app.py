@@ -14,6 +14,7 @@ from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
+from cgbench.cli.parsing import check_utf8
 from cgbench.cli.plan import plan
 from cgbench.cli.run import run
 from cgbench.errors import ExitCode, exit_code_of, one_line
@@ -74,6 +75,7 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
+        check_utf8(sys.argv[1:])
         # Not standalone, or a usage error would be a box of several lines; answers an Exit's code.
         return app(prog_name="cgbench", standalone_mode=False) or ExitCode.OK
     except Exception as error:
@@ -98,6 +100,8 @@ def _report(error: Exception) -> ExitCode:
 def _report_usage(error: Any) -> ExitCode:
     # Without a command there is no message: the help has been printed.
     message = error.format_message().replace("\n", " ").rstrip(".")
+    # Typer's own validation prefixes what a choice says.
+    message = message.replace("Value error, ", "")
     if message:
         command = error.ctx.command_path if error.ctx else "cgbench"
         print_error(f"{message} (see {command} --help)")

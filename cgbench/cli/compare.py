@@ -71,7 +71,7 @@ def compare(
 
     rules = Rules(
         min_effect=parse_fraction("--min-effect", min_effect),
-        confidence=parse_fraction("--confidence", confidence),
+        confidence=parse_fraction("--confidence", confidence, "95% or 0.95"),
         gate=Gate.parse(gate),
         allow_token_change=allow_token_change,
     )

@@ -1,6 +1,7 @@
 """Where text goes: results to stdout, everything said on the way to stderr."""
 
 import io
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,8 @@ from rich.text import Text
 PIPED_WIDTH = 240
 # Wider than any line.
 UNCUT_WIDTH = 1000
+# Longer than any number that a flag or a file may hold, with separators.
+_LONG_NUMBER = re.compile(r"([0-9]{20})[0-9,]{30,}")
 
 
 def replace_unencodable() -> None:
@@ -56,8 +59,9 @@ def say(message: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """One red line on stderr."""
-    line = Text.assemble(("error: ", "bold red"), (message, "red"))
+    """One red line on stderr, numbers of absurd length cut."""
+    short = _LONG_NUMBER.sub(lambda found: f"{found[1]}... ({len(found[0])} characters)", message)
+    line = Text.assemble(("error: ", "bold red"), (short, "red"))
     console(stderr=True).print(line, soft_wrap=True)
 
 

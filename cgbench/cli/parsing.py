@@ -1,10 +1,32 @@
 """Comma-separated flags to values."""
 
+import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
 
 from cgbench.errors import BadInputError
+from cgbench.inputs import shown
 from cgbench.report.schema import Scope
+
+# Python reads other digits too, underscores between them, and none of 5,000.
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+
+
+def check_utf8(arguments: Sequence[str]) -> None:
+    """Raises ``BadInputError`` for an argument whose bytes are no UTF-8, naming its flag.
+
+    Records, tables and the libraries that read checkpoints know no other names of files.
+    """
+    for before, argument in pairwise(["", *arguments]):
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            flag = before if before.startswith("--") else "argument"
+            text = os.fsencode(argument).decode(errors="backslashreplace")
+            raise BadInputError(
+                f"{flag} {shown(text)}: is not UTF-8; rename the file or folder"
+            ) from error
 
 
 def parse_ints(flag: str, text: str) -> tuple[int, ...]:
@@ -12,13 +34,12 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
 
     Raises ``BadInputError`` naming the flag.
     """
-    try:
-        values = {int(part) for part in text.split(",")}
-    except ValueError as error:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(map(_WHOLE.fullmatch, parts)):
         raise BadInputError(
-            f"{flag} {text}: must be whole numbers separated by commas, such as 1,2,4"
-        ) from error
-    return tuple(sorted(values))
+            f"{flag} {shown(text)}: must be whole numbers separated by commas, such as 1,2,4"
+        )
+    return tuple(sorted(set(map(int, parts))))
 
 
 def parse_optional_ints(flag: str, text: str | None) -> list[int]:
@@ -57,10 +78,11 @@ def parse_bytes(flag: str, text: str) -> int:
     return int(num_bytes)
 
 
-def parse_fraction(flag: str, text: str) -> float:
+def parse_fraction(flag: str, text: str, example: str = "2% or 0.02") -> float:
     """``2%`` or ``0.02`` to 0.02: above 0 and below 1.
 
-    Raises ``BadInputError`` naming the flag.
+    ``example`` is a good value of the flag, for its refusal. Raises ``BadInputError`` naming the
+    flag.
     """
     number, percent, rest = text.strip().partition("%")
     try:
@@ -69,7 +91,7 @@ def parse_fraction(flag: str, text: str) -> float:
         value = 0.0
     if rest or not 0 < value < 1:
         raise BadInputError(
-            f"{flag} {text}: must be a share such as 2% or 0.02, above 0 and below 100%"
+            f"{flag} {shown(text)}: must be a share such as {example}, above 0 and below 100%"
         )
     return value
 

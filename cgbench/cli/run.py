@@ -215,7 +215,7 @@ def run(
         "max_new_tokens": max_new_tokens,
         "context_len": context_len,
         "iterations": iterations,
-        "precision": parse_fraction("--precision", precision),
+        "precision": parse_fraction("--precision", precision, "0.5% or 0.005"),
         "min_time": min_time,
         "max_time": max_time,
         "processes": processes,

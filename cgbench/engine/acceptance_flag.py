@@ -15,6 +15,7 @@ from cgbench.engine.acceptance import (
     setting_name,
 )
 from cgbench.errors import BadInputError
+from cgbench.inputs import MAX_WHOLE
 
 MIN_TEMPERATURE = 1e-6
 """Below it, float32 logits divided by the temperature may overflow."""
@@ -106,7 +107,7 @@ def _temperature(value: str) -> float:
 
 def _top_k(value: str) -> int:
     top_k = int(value)
-    _checked(top_k >= 1)
+    _checked(1 <= top_k <= MAX_WHOLE)
     return top_k
 
 
@@ -126,7 +127,7 @@ _READERS: dict[str, tuple[Callable[[str], object], str]] = {
         _temperature,
         f"a finite number of at least {MIN_TEMPERATURE:g}; for temperature 0 choose greedy",
     ),
-    "top-k": (_top_k, "a whole number of at least 1"),
+    "top-k": (_top_k, f"a whole number from 1 to {MAX_WHOLE:,}"),
     "top-p": (_top_p, "above 0 and at most 1"),
     "drafts": (_drafts, "sampled or greedy"),
 }

@@ -133,12 +133,16 @@ def resolve_backend(name: str, device: torch.device) -> str:
 def _imported(name: str) -> DecodeBackend:
     """The function that ``package.module:function`` names, looked for in the current folder too."""
     module, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), function)):
+        raise BadInputError(f"--attention {name}: must be package.module:function")
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
     try:
         found = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInputError(f"--attention {name}: {error}") from error
+    # The user's own module may raise anything as it is imported.
+    except Exception as error:
+        why = str(error).partition("\n")[0]
+        raise BadInputError(f"--attention {name}: {type(error).__name__}: {why}") from error
     if not callable(found):
         raise BadInputError(f"--attention {name}: is not a function")
     backend: DecodeBackend = found

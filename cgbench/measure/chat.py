@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from cgbench.errors import BadInputError
@@ -36,7 +35,17 @@ def make_encode(
     """The function from a prompt to its token ids, special tokens included."""
     if chat_template:
         return partial(_encode_chat, tokenizer, texts)
-    return lambda prompt: [int(token) for token in tokenizer(prompt)["input_ids"]]
+    return partial(_encode_text, tokenizer, texts)
+
+
+def _encode_text(
+    tokenizer: PreTrainedTokenizerBase, texts: PromptTexts, prompt: Prompt
+) -> list[int]:
+    try:
+        return [int(token) for token in tokenizer(prompt)["input_ids"]]
+    # Tokenizers in Rust raise what has no class of its own.
+    except Exception as error:
+        raise _refused("MODEL's tokenizer", texts, prompt, error) from error
 
 
 def _encode_chat(
@@ -50,10 +59,14 @@ def _encode_chat(
         tokens = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    except (TemplateError, TypeError, ValueError) as error:
-        number = texts.prompts.index(prompt) + 1
-        raise BadInputError(
-            f"--prompts {texts.source}: the chat template refuses prompt {number}: "
-            f"{first_line(error)}"
-        ) from error
+    # A template is the checkpoint's own program: it may fail in any way.
+    except Exception as error:
+        raise _refused("the chat template", texts, prompt, error) from error
     return [int(token) for token in tokens]
+
+
+def _refused(who: str, texts: PromptTexts, prompt: Prompt, error: Exception) -> BadInputError:
+    number = texts.prompts.index(prompt) + 1
+    return BadInputError(
+        f"--prompts {texts.source}: {who} refuses prompt {number}: {first_line(error)}"
+    )

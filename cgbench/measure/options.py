@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cgbench.errors import BadInputError
+from cgbench.inputs import check_whole
 from cgbench.planning import (
     MAX_SPEC_TOKENS,
     CapturePlan,
@@ -20,6 +21,12 @@ from cgbench.report.schema import Scope
 Role = Literal["mixed", "decode"]
 
 MIN_REACH_ITERATIONS = 8
+
+MAX_TIME_S = 7 * 24 * 3600
+"""Of timing a batch size; no end is not one."""
+
+MAX_SEED = 2**32 - 1
+"""What every generator takes: torch's, Python's, NumPy's."""
 
 DEFAULT_PRECISION = 0.005
 DEFAULT_MIN_TIME_S = 1.0
@@ -66,12 +73,14 @@ class RunOptions:
             ("--iterations", self.iterations),
             ("--max-num-batched-tokens", self.max_num_batched_tokens),
         ):
-            if value < 1:
-                raise BadInputError(f"{name} {value}: must be at least 1")
+            check_whole(name, value, 1)
+        check_whole("--seed", self.seed, 0, MAX_SEED)
         for size in self.batch_sizes:
             check_batch_size("--batch-sizes", size)
-        if not self.max_time_s >= 0:
-            raise BadInputError(f"--max-time {self.max_time_s:g}: must be at least 0")
+        if not 0 <= self.max_time_s <= MAX_TIME_S:
+            raise BadInputError(
+                f"--max-time {self.max_time_s:g}: must be 0 to {MAX_TIME_S:,} seconds, a week"
+            )
         if not 0 <= self.min_time_s <= self.max_time_s:
             raise BadInputError(
                 f"--min-time {self.min_time_s:g}: must be 0 to --max-time, {self.max_time_s:g}"

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from cgbench.errors import BadInputError
+from cgbench.inputs import lone_surrogate, parse_json, read_text
 
 FILE_SUFFIXES = (".jsonl", ".txt")
+
+MAX_FILE_BYTES = 64 << 20
+"""Of a file of prompts: a hundred times the largest named set."""
+
+MAX_PROMPT_BYTES = 4 << 20
+"""Of a line: about a million tokens. A tokenizer wants a hundred bytes of memory for each byte."""
 
 Message: TypeAlias = dict[str, str]
 """``role`` and ``content``, as chat templates take it."""
@@ -39,13 +46,9 @@ def read_prompts(file: Path) -> list[Prompt]:
 
     Raises ``BadInputError`` naming the file and the line.
     """
-    try:
-        # Not splitlines: JSON strings may hold other line ends, such as U+2028, as they are.
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise BadInputError(f"--prompts {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadInputError(f"--prompts {file}: {error}") from error
+    # Not splitlines: JSON strings may hold other line ends, such as U+2028, as they are.
+    lines = read_text(f"--prompts {file}", file, MAX_FILE_BYTES).split("\n")
+    _check_lengths(file, lines)
     parse = _parse_line if file.suffix == ".jsonl" else lambda file, number, line: line
     prompts = [parse(file, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
@@ -58,12 +61,19 @@ def to_jsonl(texts: Sequence[str]) -> str:
     return "".join(json.dumps({"prompt": text}) + "\n" for text in texts)
 
 
+def _check_lengths(file: Path, lines: Sequence[str]) -> None:
+    """Raises ``BadInputError`` for a line that would keep the tokenizer busy for minutes."""
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_PROMPT_BYTES // 4 and (size := len(line.encode())) > MAX_PROMPT_BYTES:
+            raise BadInputError(
+                f"--prompts {file}: line {number}: {size:,} bytes, must be at most "
+                f"{MAX_PROMPT_BYTES:,}"
+            )
+
+
 def _parse_line(file: Path, number: int, line: str) -> Prompt:
     where = f"--prompts {file}: line {number}"
-    try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInputError(f"{where} is not JSON: {error}") from error
+    entry = parse_json(where, line)
     fields = entry if isinstance(entry, dict) else {}
     if ("prompt" in fields) == ("messages" in fields):
         raise BadInputError(f'{where} must have either "prompt" or "messages"')
@@ -75,7 +85,13 @@ def _parse_line(file: Path, number: int, line: str) -> Prompt:
 def _checked_text(where: str, prompt: Any) -> str:
     if not isinstance(prompt, str) or not prompt:
         raise BadInputError(f'{where} has no text under "prompt"')
+    _check_encodable(where, prompt)
     return prompt
+
+
+def _check_encodable(where: str, text: str) -> None:
+    if (escape := lone_surrogate(text)) is not None:
+        raise BadInputError(f"{where}: holds {escape} without its other half: must be text")
 
 
 def _checked_chat(where: str, messages: Any) -> list[Message]:
@@ -85,6 +101,8 @@ def _checked_chat(where: str, messages: Any) -> list[Message]:
         )
     if messages[-1]["role"] == "assistant":
         raise BadInputError(f"{where}: the last message is the assistant's; nothing is left to say")
+    for message in messages:
+        _check_encodable(where, message["role"] + message["content"])
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 

@@ -142,7 +142,15 @@ def _read_package_file(prompt_set: PromptSet, file: Path) -> list[str]:
         data = file.read_bytes()
         text = (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
         return [prompt_set.text_of(json.loads(line)) for line in text.split("\n") if line.strip()]
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, LookupError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        ValueError,
+        TypeError,
+        LookupError,
+        RecursionError,
+    ) as error:
         raise BadInputError(
             f"--prompts {prompt_set.name}: {file} is not as in {prompt_set.requirement}: "
             f"{type(error).__name__}: {error}"

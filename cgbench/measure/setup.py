@@ -11,6 +11,7 @@ import cgbench
 from cgbench.acceptance_lengths import GoldenLength, parse_length
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
+from cgbench.inputs import check_whole
 from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.chat import make_encode, uses_template
 from cgbench.measure.environment import environment
@@ -200,8 +201,8 @@ def read_texts(arguments: dict[str, Any]) -> PromptTexts | None:
     Raises ``BadInputError`` where they cannot be read, or where MODEL could not read them.
     """
     model, name, num_prompts = (arguments[key] for key in ("model", "prompts", "num_prompts"))
-    if num_prompts is not None and num_prompts < 1:
-        raise BadInputError(f"--num-prompts {num_prompts}: must be at least 1")
+    if num_prompts is not None:
+        check_whole("--num-prompts", num_prompts, 1)
     is_preset = preset_name(model) is not None
     if is_preset and name not in (None, RANDOM):
         raise BadInputError(f"--prompts {name}: {model} has no tokenizer; use random")
@@ -228,10 +229,10 @@ def make_workload(
         return random_workload(model.target.vocab_size, count, options.context_len, options.seed)
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise BadInputError(f"MODEL {arguments['model']}: the folder has no tokenizer files")
+        raise BadInputError(model.tokenizer_problem)
     chat_template = uses_template(tokenizer, texts, arguments["chat_template"])
     encode = make_encode(tokenizer, texts, chat_template=chat_template)
-    return text_workload(texts, encode, chat_template=chat_template)
+    return text_workload(texts, encode, model.target.last_token, chat_template=chat_template)
 
 
 def make_bench(

@@ -74,16 +74,26 @@ def sha256_of(token_lists: Sequence[Sequence[int]]) -> str:
 
 
 def text_workload(
-    texts: PromptTexts, encode: Callable[[Prompt], list[int]], *, chat_template: bool
+    texts: PromptTexts,
+    encode: Callable[[Prompt], list[int]],
+    last_token: int,
+    *,
+    chat_template: bool,
 ) -> Workload:
-    """Tokenised prompts. ``encode`` is the checkpoint's own tokenizer, special tokens included.
+    """Tokenised prompts. ``encode`` is the checkpoint's own tokenizer, special tokens included;
+    ``last_token`` is the last one that the target has an embedding of.
 
-    Raises ``BadInputError`` for a prompt that has no tokens.
+    Raises ``BadInputError`` for a prompt that has no tokens, or others than the target's.
     """
     prompts = tuple(tuple(encode(prompt)) for prompt in texts.prompts)
     for number, prompt in enumerate(prompts, 1):
         if not prompt:
             raise BadInputError(f"--prompts {texts.source}: prompt {number} has no tokens")
+        if max(prompt) > last_token:
+            raise BadInputError(
+                f"--prompts {texts.source}: prompt {number} is token {max(prompt)} to MODEL's "
+                f"tokenizer, and {last_token} is the last one with an embedding"
+            )
     return Workload(
         source=texts.source,
         prompts=prompts,

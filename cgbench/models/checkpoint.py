@@ -1,6 +1,5 @@
 """Reading a checkpoint's config and its head's tensors, from a folder or a model hub."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,16 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, Qwen2Config
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    Qwen2Config,
+)
 from transformers.utils import cached_file
 
 from cgbench.errors import ModelError
+from cgbench.inputs import parse_json, read_text, shown
+from cgbench.models.config_faults import fault_of
+from cgbench.models.config_fields import (
+    check_end_tokens,
+    check_fields,
+    check_relations,
+    check_values,
+)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-CONFIG_FILE = "config.json"
 # Bytes of each of two tensors that are compared at once.
 _COMPARED_BYTES = 1 << 26
 # safetensors' names of types, in bits.
@@ -28,7 +41,17 @@ _BITS = {
     "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
     "F4": 4,
 }  # fmt: skip
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# What the hub takes: an owner and a name.
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+
+MAX_CONFIG_BYTES = 16 << 20
+"""A hundred times the longest public ``config.json``."""
+
+MAX_INDEX_BYTES = 256 << 20
+"""Two million tensors' names."""
 
 # Layouts that transformers has no config class for, and the architecture that they really are.
 KNOWN_AS = {"mimo": Qwen2Config}
@@ -40,41 +63,75 @@ def check_ref(flag: str, ref: str) -> None:
     Raises ``ModelError`` naming the flag where ``ref`` is neither a folder, nor a GGUF file, nor
     like a hub id.
     """
-    if Path(ref).suffix == ".gguf" and Path(ref).is_file():
+    if is_folder(ref) or HUB_ID.fullmatch(ref):
         return
-    # An empty path is the current folder.
-    if not (ref and Path(ref).is_dir()) and not HUB_ID.fullmatch(ref):
-        raise ModelError(f"{flag} {ref}: no such folder, and not like a hub id (owner/name)")
+    if not (ref.endswith(".gguf") and Path(ref).is_file()):
+        raise ModelError(
+            f"{flag} {shown(ref)}: no such folder, and not like a hub id, which is owner/name"
+        )
+
+
+def is_folder(ref: str) -> bool:
+    """Whether ``ref`` is a folder; an empty path, which Python takes for the current one, is not.
+
+    A name that is too long for one is no folder either.
+    """
+    try:
+        return bool(ref) and Path(ref).is_dir()
+    except OSError:
+        return False
 
 
 def read_config(ref: str, gguf_file: Path | None = None) -> PretrainedConfig:
     """The config of a folder, GGUF file or hub id; ``mimo`` becomes the Qwen2 config it really is.
 
-    Raises ``ModelError`` where there is none, or where transformers does not know its type.
+    Raises ``ModelError`` naming the file and the field where it is none, and where transformers
+    does not know its type.
     """
-    if gguf_file is not None:
-        return _gguf_config(gguf_file)
-    if Path(ref).exists() and not (Path(ref) / "config.json").is_file():
-        raise ModelError(f"MODEL {ref}: the folder has no config.json")
+    where = f"MODEL {gguf_file}" if gguf_file is not None else f"MODEL {Path(ref, CONFIG_FILE)}"
+    raw = {} if gguf_file is not None else _read_fields(ref, where)
     try:
-        raw, _ = PretrainedConfig.get_config_dict(ref)
-        if not raw:
-            raise ModelError(f"MODEL {ref}: no config.json found")
-        return config_from_dict(raw) if raw.get("model_type") in KNOWN_AS else _auto_config(ref)
-    except (OSError, ValueError, KeyError) as error:
-        where = "" if Path(ref).exists() else "no such folder here, and as a hub id: "
-        raise ModelError(f"MODEL {ref}: {where}{first_line(error)}") from error
+        if gguf_file is not None:
+            config = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+        else:
+            config = _config_of(ref, raw)
+    # Whatever transformers raises of a file, the file is at fault.
+    except Exception as error:
+        raise ModelError(f"{where}: {fault_of(error, raw)}") from error
+    check_relations(where, config, raw)
+    return config
 
 
-def _gguf_config(file: Path) -> PretrainedConfig:
+def _read_fields(ref: str, where: str) -> dict[str, Any]:
+    file = _find_config(ref)
+    text = read_text(where, file, MAX_CONFIG_BYTES, ModelError)
+    raw = check_fields(where, parse_json(where, text, ModelError))
+    model_type = raw["model_type"]
+    if model_type not in KNOWN_AS and model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{where}: model_type {shown(model_type)}: transformers {transformers.__version__} "
+            "does not know it; code in a checkpoint is never run"
+        )
+    return raw
+
+
+def _find_config(ref: str) -> Path:
+    if is_folder(ref):
+        if (file := _find_file(ref, CONFIG_FILE)) is None:
+            raise ModelError(f"MODEL {ref}: the folder has no {CONFIG_FILE}")
+        return file
     try:
-        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"MODEL {file}: {first_line(error)}") from error
+        return Path(str(cached_file(ref, CONFIG_FILE)))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"MODEL {ref}: no such folder here, and as a hub id: {first_line(error)}"
+        ) from error
 
 
-def _auto_config(ref: str) -> PretrainedConfig:
-    return AutoConfig.from_pretrained(ref)
+def _config_of(ref: str, raw: dict[str, Any]) -> PretrainedConfig:
+    if raw["model_type"] in KNOWN_AS:
+        return config_from_dict(raw)
+    return AutoConfig.from_pretrained(ref, trust_remote_code=False)
 
 
 def config_from_dict(raw: dict[str, Any]) -> PretrainedConfig:
@@ -84,6 +141,28 @@ def config_from_dict(raw: dict[str, Any]) -> PretrainedConfig:
     if model_type in KNOWN_AS:
         return KNOWN_AS[model_type](**fields)
     return AutoConfig.for_model(model_type, **fields)
+
+
+def check_generation_config(ref: str, config: PretrainedConfig) -> None:
+    """Refuse a ``generation_config.json`` that transformers cannot read, or whose end tokens the
+    model lacks. Nothing else of it is used. A checkpoint need not have one.
+
+    Raises ``ModelError``.
+    """
+    file = _find_file(ref, GENERATION_FILE)
+    if file is None:
+        return
+    where = f"MODEL {Path(ref, GENERATION_FILE)}"
+    raw = parse_json(where, read_text(where, file, MAX_CONFIG_BYTES, ModelError), ModelError)
+    if not isinstance(raw, dict):
+        raise ModelError(f"{where}: must be an object, not {shown(raw)}")
+    check_values(where, raw)
+    check_end_tokens(where, raw.get("eos_token_id"), config.get_text_config())
+    try:
+        GenerationConfig.from_dict(dict(raw))
+    # As for config.json.
+    except Exception as error:
+        raise ModelError(f"{where}: {fault_of(error, raw)}") from error
 
 
 def tensor_files(ref: str) -> dict[str, Path]:
@@ -124,10 +203,8 @@ def raw_config(ref: str) -> dict[str, Any]:
     path = _find_file(ref, CONFIG_FILE)
     if path is None:
         return {}
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {first_line(error)}") from error
+    where = str(path)
+    raw = parse_json(where, read_text(where, path, MAX_CONFIG_BYTES, ModelError), ModelError)
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: must be a JSON object")
     return raw
@@ -145,25 +222,41 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: damaged: {first_line(error)}") from error
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{index}: damaged: no weight_map can be read from it") from error
+    where = f"MODEL {index}"
+    raw = parse_json(where, read_text(where, index, MAX_INDEX_BYTES, ModelError), ModelError)
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{where}: weight_map: must be an object of tensor names and their files")
+    for name, file in weight_map.items():
+        if not _is_shard(file):
+            raise ModelError(
+                f"{where}: weight_map: {shown(name)} is in {shown(file)}: must be a .safetensors "
+                "file beside the index"
+            )
+    return weight_map
+
+
+def _is_shard(file: object) -> bool:
+    """A name of a file below the index's folder, so that no checkpoint names files elsewhere."""
+    if not isinstance(file, str) or not file.endswith(".safetensors") or not file.isprintable():
+        return False
+    return not Path(file).is_absolute() and ".." not in Path(file).parts
 
 
 def _find_file(ref: str, name: str) -> Path | None:
-    if Path(ref).is_dir():
-        path = Path(ref) / name
+    if is_folder(ref):
+        path = Path(ref, name)
+        if path.exists() and not path.is_file():
+            raise ModelError(f"MODEL {path}: must be a file")
         return path if path.is_file() else None
     try:
         found = cached_file(ref, name, _raise_exceptions_for_missing_entries=False)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{ref}: {first_line(error)}") from error
     return Path(found) if found else None
 

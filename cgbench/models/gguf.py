@@ -53,7 +53,7 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     states.
     """
     if (file.parent / "tokenizer.json").is_file():
-        return AutoTokenizer.from_pretrained(file.parent)
+        return AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     stated = _stated(file)
     eos = stated.get("tokenizer.ggml.eos_token_id")

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files, first_line
-from cgbench.models.gguf import gguf_keywords, load_gguf_tokenizer
+from cgbench.models.gguf import gguf_keywords
 from cgbench.models.head import DraftHead
 from cgbench.models.head_files import read_head
 from cgbench.models.initialise import draw_head, random_target
 from cgbench.models.packing import pack_projections
-from cgbench.models.placing import check_headers, check_placed
+from cgbench.models.placing import check_headers, check_placed, check_types
 from cgbench.models.recurrent_hook import StateShape
 from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.routing import BalancedRouting
@@ -38,6 +38,7 @@ from cgbench.models.sharding import (
 from cgbench.models.skeleton import Skeleton
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
+from cgbench.models.tokenizer import read_tokenizer
 from cgbench.parallel.ranks import rank, tp_size
 from cgbench.report.schema import Routing
 
@@ -45,7 +46,8 @@ from cgbench.report.schema import Routing
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
-    ``tokenizer`` is None where the checkpoint ships none (presets never do). ``num_head_modules``
+    ``tokenizer`` is None where the checkpoint ships none that can be read (presets never do), and
+    ``tokenizer_problem`` says why. ``num_head_modules``
     counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
     layer's, the head's included, as this rank holds it. ``state_shapes``: each linear-attention
     layer's. ``skeleton``: the same modules as their own code has them, whole and without storage.
@@ -54,6 +56,7 @@ class LoadedModel:
     target: Target
     head: DraftHead | None
     tokenizer: PreTrainedTokenizerBase | None
+    tokenizer_problem: str
     label: str
     head_label: str
     random_weights: bool
@@ -82,6 +85,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     """
     plan = plan_loading(what) if isinstance(what, ModelRequest) else what
     random_weights = plan.request.preset is not None
+    check_types(plan)
     splits = _splits(plan)
     model = _make_target(plan, splits) if random_weights else _load_target(plan, splits)
     target = Target(model, splits)
@@ -89,6 +93,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     for module in (target.model, head):
         if module is not None:
             pack_projections(module)
+    tokenizer, problem = read_tokenizer(plan)
     kv = plan.skeleton.kv if tp_size() == 1 else probe_kv_shapes(target, head)
     if plan.routing is Routing.BALANCED:
         target.routing = BalancedRouting(plan.skeleton.kv.expert_shapes, plan.request.seed)
@@ -96,7 +101,8 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
     return LoadedModel(
         target=target,
         head=head,
-        tokenizer=None if random_weights else _load_tokenizer(plan),
+        tokenizer=tokenizer,
+        tokenizer_problem=problem,
         label=plan.label,
         head_label=plan.head_label,
         random_weights=random_weights,
@@ -155,6 +161,7 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
             output_loading_info=True,
             # So that a tensor of another shape is reported by name, below.
             ignore_mismatched_sizes=True,
+            trust_remote_code=False,
             **_implementations(plan),
             **gguf_keywords(plan.gguf_file),
             **distributed,
@@ -199,16 +206,6 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
         divide_vocabulary(head.output)
         splits = {**splits, HEAD_OUTPUT: Split(0)}
     head.splits = splits
-
-
-def _load_tokenizer(plan: LoadingPlan) -> PreTrainedTokenizerBase | None:
-    try:
-        if plan.gguf_file is not None:
-            return load_gguf_tokenizer(plan.gguf_file)
-        return AutoTokenizer.from_pretrained(plan.request.path)
-    # transformers looks up what a GGUF file does not state as an attribute.
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:

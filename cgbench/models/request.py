@@ -13,6 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from cgbench.errors import MissingHeadError, ModelError
 from cgbench.models.checkpoint import (
+    CONFIG_FILE,
+    check_generation_config,
     check_ref,
     config_from_dict,
     raw_config,
@@ -117,6 +119,8 @@ def check_model_ref(ref: str) -> None:
 
     Raises ``ModelError``.
     """
+    if ref == DEFAULT_MODEL:
+        return
     preset = preset_name(ref)
     if preset is None:
         check_ref("MODEL", ref)
@@ -137,18 +141,22 @@ def plan_loading(request: ModelRequest) -> LoadingPlan:
     gguf_file = find_gguf(request.path)
     config = read_config(request.path, gguf_file)
     check_config(config)
+    if gguf_file is None:
+        check_generation_config(request.path, config)
     if request.head_ref is not None:
         check_ref("--head", request.head_ref)
-    target = make_target(config)
+    where = f"MODEL {gguf_file or Path(request.path, CONFIG_FILE)}"
+    target = make_target(config, where)
     found, family = None, None
     if request.with_head:
         try:
             found, family = _find_head(request, target, gguf_file)
         except MissingHeadError:
             # A target that cannot be run is the better thing to say.
-            with_head(target, None)
+            with_head(target, None, where=where)
             raise
-    skeleton = with_head(target, family, None if found is None else found.form)
+    form = None if found is None else found.form
+    skeleton = with_head(target, family, form, where=where)
     if found is not None and skeleton.head is not None:
         check_head(request.head_path, skeleton.head, found)
     return LoadingPlan(request, config, skeleton, family, found, gguf_file)

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from cgbench.errors import UnsupportedModelError
+from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
 from cgbench.models.checkpoint import first_line
+from cgbench.models.config_faults import fault_of
 from cgbench.models.families import HeadFamily
 from cgbench.models.head import DraftHead, HeadForm
 from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name
@@ -49,19 +50,24 @@ class Skeleton:
 
 
 def make_skeleton(
-    config: PretrainedConfig, family: HeadFamily | None, form: HeadForm | None = None
+    config: PretrainedConfig,
+    family: HeadFamily | None,
+    form: HeadForm | None = None,
+    *,
+    where: str = "MODEL",
 ) -> Skeleton:
     """The model of ``config`` and its head of ``family`` on the meta device, one token run through.
 
     Running it is what proves that every layer's attention can be taken over and that nothing in
-    the forward depends on tensor values. Raises ``UnsupportedModelError``.
+    the forward depends on tensor values. Raises ``UnsupportedModelError``, and ``ModelError`` where
+    transformers itself cannot run the model: its config, read from ``where``, is at fault.
     """
-    return with_head(make_target(config), family, form)
+    return with_head(make_target(config, where), family, form, where=where)
 
 
-def make_target(config: PretrainedConfig) -> Target:
-    """The model of ``config`` on the meta device, nothing run. Raises ``UnsupportedModelError``."""
-    with _told(config), torch.device("meta"):
+def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
+    """The model of ``config`` on the meta device, nothing run. Raises as ``make_skeleton``."""
+    with _told(config, where), torch.device("meta"):
         # Experts in grouped_mm want bfloat16, on the meta device too.
         model = auto_class_for(config).from_config(
             _without_host_read_rope(config),
@@ -71,9 +77,16 @@ def make_target(config: PretrainedConfig) -> Target:
         return Target(model)
 
 
-def with_head(target: Target, family: HeadFamily | None, form: HeadForm | None = None) -> Skeleton:
-    """A target on the meta device and its head of ``family`` there, one token run through both."""
-    with _told(target.model.config), torch.device("meta"):
+def with_head(
+    target: Target,
+    family: HeadFamily | None,
+    form: HeadForm | None = None,
+    *,
+    where: str = "MODEL",
+) -> Skeleton:
+    """A target on the meta device and its head of ``family`` there, one token run through both.
+    Raises as ``make_skeleton``."""
+    with _told(target.model.config, where), torch.device("meta"):
         head = None
         if family is not None:
             head = DraftHead(family, target.model, form).to(torch.bfloat16)
@@ -81,17 +94,45 @@ def with_head(target: Target, family: HeadFamily | None, form: HeadForm | None =
 
 
 @contextmanager
-def _told(config: PretrainedConfig) -> Iterator[None]:
+def _told(config: PretrainedConfig, where: str) -> Iterator[None]:
     """Whatever a model that nobody has tried here raises, it means the same to the user."""
     try:
         yield
     except UnsupportedModelError:
         raise
     except Exception as error:
+        if (fault := _config_fault(config)) is not None:
+            raise ModelError(
+                f"{where}: gives no {class_name(config)} that transformers can run: {fault}"
+            ) from error
         raise UnsupportedModelError(
             f"MODEL: {class_name(config)} cannot be run through transformers' "
             f"AttentionInterface: {first_line(error)}"
         ) from error
+
+
+@torch.no_grad()
+def _config_fault(config: PretrainedConfig) -> str | None:
+    """What fails where transformers makes and runs the model alone; None where that works.
+
+    That there are no values on the meta device is no fault of a config.
+    """
+    try:
+        with torch.device("meta"):
+            model = auto_class_for(config).from_config(
+                _without_host_read_rope(config), dtype=torch.bfloat16, attn_implementation="eager"
+            )
+            ids = torch.zeros(1, 1, dtype=torch.long)
+            # A finished mask, because transformers reads values to make one.
+            mask = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
+            model.eval()(input_ids=ids, attention_mask=mask, use_cache=False)
+    except Exception as error:
+        return None if _is_of_meta(error) else fault_of(error, config.to_dict())
+    return None
+
+
+def _is_of_meta(error: Exception) -> bool:
+    return isinstance(error, NotImplementedError) or "meta" in str(error)
 
 
 def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:

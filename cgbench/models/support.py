@@ -54,7 +54,10 @@ def check_config(config: PretrainedConfig) -> None:
     """
     auto_class_for(config)
     kind = class_name(config)
-    configs = (config, config.get_text_config())
+    try:
+        configs = (config, config.get_text_config())
+    except ValueError as error:
+        raise UnsupportedModelError(f"MODEL: {kind} has several text parts") from error
     found = (getattr(each, "quantization_config", None) for each in configs)
     if quantised := next(filter(None, found), None):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "some"

@@ -10,9 +10,12 @@ from cgbench.measure import setup
 from cgbench.report.schema import Scope
 from tests.cli.command import FAST, cgbench
 
+DIGITS = "9" * 400
+"""A number that no float holds; twenty times as many digits are more than Python reads."""
+
 
 def bad(arguments: str, *words: str) -> Any:
-    return pytest.param(arguments.split(), words, id=arguments)
+    return pytest.param(arguments.split(), words, id=arguments[:60])
 
 
 @pytest.fixture
@@ -45,6 +48,28 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         bad("--max-num-seqs -1", "--max-num-seqs -1"),
         bad("--max-num-seqs 0", "--max-num-seqs 0"),
         bad("--max-time -1", "--max-time -1"),
+        bad("--max-time inf", "--max-time inf", "604,800 seconds"),
+        bad("--max-time nan", "--max-time nan", "604,800 seconds"),
+        bad("--max-time 1e300", "--max-time 1e+300", "604,800 seconds"),
+        bad("--min-time inf", "--min-time inf", "--max-time"),
+        bad("--min-time nan", "--min-time nan", "--max-time"),
+        bad(f"--max-new-tokens {DIGITS}", "--max-new-tokens 999", "at most 2,147,483,647"),
+        bad(f"--context-len {DIGITS}", "--context-len 999", "at most 2,147,483,647"),
+        bad(f"--iterations {DIGITS}", "--iterations 999", "at most 2,147,483,647"),
+        bad(f"--max-num-batched-tokens {DIGITS}", "--max-num-batched-tokens 999", "at most"),
+        bad(f"--num-prompts {DIGITS}", "--num-prompts 999", "at most 2,147,483,647"),
+        bad(f"--max-num-seqs {DIGITS}", "--max-num-seqs 999", "1 to 65536"),
+        bad(f"--seed {DIGITS}", "--seed 999", "at most 4,294,967,295"),
+        bad("--seed -1", "--seed -1", "at least 0"),
+        bad(f"--seed {DIGITS * 20}", "--seed"),
+        bad(f"--spec-tokens {DIGITS * 20}", "--spec-tokens 999", "separated by commas"),
+        bad(f"--batch-sizes 1,{DIGITS}", "--batch-sizes 1,999", "separated by commas"),
+        bad(f"--capture-sizes {DIGITS}", "--capture-sizes 999", "separated by commas"),
+        bad("--batch-sizes 1_0", "--batch-sizes 1_0", "separated by commas"),
+        bad("--batch-sizes \uff19", "--batch-sizes \uff19", "separated by commas"),
+        bad("--precision nan", "--precision nan", "such as 0.5%"),
+        bad("--precision 100%", "--precision 100%", "such as 0.5% or 0.005, above 0"),
+        bad(f"--precision {DIGITS}", "--precision 999"),
         bad("--min-time 5 --max-time 1", "--min-time 5", "--max-time, 1"),
         bad("--precision 0", "--precision 0", "above 0"),
         bad("--iterations -1", "--iterations -1"),
@@ -84,6 +109,17 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         bad("--acceptance sampled:temperature=0", "--acceptance sampled", "choose greedy"),
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
+        bad("--attention ../x:y", "--attention ../x:y", "package.module:function"),
+        bad("--attention .x:y", "--attention .x:y", "package.module:function"),
+        bad("--attention :y", "--attention :y", "package.module:function"),
+        bad("--attention json:", "--attention json:", "package.module:function"),
+        bad("--attention json:none", "--attention json:none", "no attribute 'none'"),
+        bad("--attention json:__name__", "--attention json:__name__", "not a function"),
+        bad("--acceptance sampled:temperature=inf", "--acceptance", "finite"),
+        bad("--acceptance sampled:temperature=nan", "--acceptance", "finite"),
+        bad("--acceptance synthetic:nan", "--acceptance synthetic:nan", "between 0 and 1"),
+        bad(f"--acceptance sampled:top-k={DIGITS}", "--acceptance", "1 to 2,147,483,647"),
+        bad("--device x", "Invalid value for '--device': 'x' is not one of"),
     ],
 )
 def test_a_bad_flag_is_named_before_anything_is_loaded(
@@ -92,7 +128,8 @@ def test_a_bad_flag_is_named_before_anything_is_loaded(
     where = ("--prompts", prompts, "--output", tmp_path / "run")
     done = cgbench("run", tiny, *FAST, *where, *arguments)
     done.refused(2, *words)
-    assert done.stderr.splitlines() == [done.error]
+    assert done.stderr.splitlines() == [done.error] and len(done.error) < 400
+    assert "Value error" not in done.error
     assert not (tmp_path / "run").exists()
 
 
@@ -194,3 +231,24 @@ def test_an_output_that_cannot_be_made_is_named(tiny: Path, prompts: Path, tmp_p
 
 def test_scopes_may_have_spaces_between_as_other_lists_may() -> None:
     assert parse_scopes("phase, eager") == (Scope.EAGER, Scope.PHASE)
+
+
+def test_an_own_attention_that_cannot_be_imported_is_told_with_its_error(
+    tiny: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_attention.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    done = cgbench("run", tiny, *FAST, "--attention", "failing_attention:decode")
+    done.refused(2, "--attention failing_attention:decode: ZeroDivisionError: division by zero")
+
+
+@pytest.mark.parametrize("arguments", [("--prompts", "caf\udce9.jsonl"), ("caf\udce9",)])
+def test_a_name_that_is_not_utf8(arguments: tuple[str, ...]) -> None:
+    """Python hands such a byte on as half a surrogate pair, which no library takes."""
+    flag = arguments[0] if len(arguments) > 1 else "argument"
+    cgbench("run", *arguments).refused(2, f"{flag} caf\\xe9", "is not UTF-8")
+
+
+@pytest.mark.parametrize("flag", ["--confidence 100%", "--confidence nan"])
+def test_a_refused_confidence_suggests_one(flag: str) -> None:
+    cgbench("compare", "a", "b", *flag.split()).refused(2, flag, "such as 95% or 0.95")

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from cgbench.measure import bench, setup
+from cgbench.models import checkpoint
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.report.store import RunDirectory
 from tests.cli.command import FAST, Done, cgbench
@@ -70,6 +71,20 @@ def test_a_folder_that_is_not_there_is_not_mistaken_for_a_hub_id(run: Run) -> No
     done = run("/nowhere/at-all")
     done.refused(2, "MODEL /nowhere/at-all")
     assert "Repo id" not in done.error
+
+
+@pytest.mark.parametrize("ref", ["bogus", "a" * 300, f"{'a' * 97}/b", "a/b/c", "\u00e9/b"])
+def test_what_no_hub_could_hold_is_not_looked_up(
+    run: Run, tiny: Path, ref: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network that takes half a minute."""
+
+    def look_up(*_: object, **__: object) -> None:
+        raise AssertionError("looked up")
+
+    monkeypatch.setattr(checkpoint, "cached_file", look_up)
+    run(ref).refused(2, f"MODEL {ref[:60]}", "owner/name")
+    run(tiny, "--head", ref).refused(2, f"--head {ref[:60]}", "owner/name")
 
 
 def test_a_folder_without_config_is_named(run: Run, tmp_path: Path) -> None:

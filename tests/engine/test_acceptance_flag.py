@@ -77,7 +77,7 @@ def test_rules_are_read_and_spelt_one_way(text: str, rule: AcceptanceRule, spelt
         ("sampled:temperature=nan", "temperature must be a finite number"),
         ("sampled:temperature=inf", "temperature must be a finite number"),
         ("sampled:temperature", "temperature must be"),
-        ("sampled:top-k=0", "top-k must be a whole number of at least 1"),
+        ("sampled:top-k=0", "top-k must be a whole number from 1 to"),
         ("sampled:top-k=2.5", "top-k must be a whole number"),
         ("sampled:top-p=0", "top-p must be above 0 and at most 1"),
         ("sampled:top-p=1.1", "top-p must be above 0 and at most 1"),

@@ -81,13 +81,15 @@ def test_random_tokens_come_from_the_seed_and_the_whole_vocabulary() -> None:
 def test_a_prompt_without_tokens_is_refused_by_its_number() -> None:
     texts = PromptTexts("mine.jsonl", ("a", "b"))
     with pytest.raises(BadInputError, match=r"--prompts mine\.jsonl: prompt 2 has no tokens"):
-        text_workload(texts, lambda text: [1] if text == "a" else [], chat_template=False)
+        text_workload(texts, lambda text: [1] if text == "a" else [], 9, chat_template=False)
 
 
 @pytest.mark.parametrize("chat_template", [False, True])
 def test_a_workload_keeps_where_its_texts_are_from(chat_template: bool) -> None:
     texts = PromptTexts("mine", ("ab", "c"), licence="MIT", package="some==1.0", instruction="Do.")
-    workload = text_workload(texts, lambda text: [*map(ord, text)], chat_template=chat_template)
+    workload = text_workload(
+        texts, lambda text: [*map(ord, text)], 255, chat_template=chat_template
+    )
     assert workload == Workload(
         source="mine",
         prompts=((97, 98), (99,)),

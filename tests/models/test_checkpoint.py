@@ -213,4 +213,4 @@ def test_a_config_of_no_known_type_is_named(tmp_path: Path, content: str, word: 
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ModelError) as error:
         read_config(str(tmp_path))
-    assert_named(error, f"MODEL {tmp_path}: ", word)
+    assert_named(error, f"MODEL {tmp_path}/config.json", word)

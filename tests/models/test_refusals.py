@@ -1,19 +1,27 @@
 """Models that would be decoded wrongly are refused by name, before or while they are loaded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, LlamaConfig, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    LlamaConfig,
+    PretrainedConfig,
+)
 
 from cgbench.errors import ModelError, UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
-from cgbench.models.skeleton import make_skeleton
+from cgbench.models.config_fields import check_fields
+from cgbench.models.skeleton import _config_fault, make_skeleton
 from cgbench.models.support import auto_class_for, check_config
 from cgbench.models.target import Target, _logits_rescale
-from tests.tiny import CONFIGS, MORE_CONFIGS, SHAPE, load_tiny, make_checkpoint
+from tests.tiny import CONFIGS, HYBRID_CONFIGS, MORE_CONFIGS, SHAPE, load_tiny, make_checkpoint
 
 
 def add_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:
@@ -61,6 +69,24 @@ def refused(kind: str, **changes: Any) -> str:
     with pytest.raises(UnsupportedModelError) as caught:
         make_skeleton(config, None)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", CONFIGS | MORE_CONFIGS | HYBRID_CONFIGS)
+def test_transformers_alone_runs_every_target(kind: str) -> None:
+    """So a model that only the engine cannot run is not taken for a broken config."""
+    assert _config_fault((CONFIGS | MORE_CONFIGS | HYBRID_CONFIGS)[kind]) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "fault"),
+    [("hidden_act", "x", "hidden_act: x is unknown"), ("head_dim", 3, "")],
+)
+def test_a_config_that_transformers_cannot_run_is_at_fault(
+    field: str, value: object, fault: str
+) -> None:
+    config = AutoConfig.for_model("llama", **(SHAPE | {field: value}))
+    with pytest.raises(ModelError, match=f"MODEL x: gives no LlamaForCausalLM .*: {fault}"):
+        make_skeleton(config, None, where="MODEL x")
 
 
 def test_a_mask_of_its_own() -> None:
@@ -134,3 +160,23 @@ def test_a_heads_router_is_as_exact_as_its_targets(tmp_path: Path, kind: str) ->
 
 def _experts_from_the_first(kind: str) -> dict[str, int]:
     return {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
+
+
+def test_no_class_of_transformers_has_defaults_that_are_refused() -> None:
+    """They are the fields of public models: a limit that one of them breaks is too low."""
+    for kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+        try:
+            config = kind()
+        except StrictDataclassError:
+            # The class refuses its own.
+            continue
+        raw = json.loads(config.to_json_string(use_diff=False))
+        assert check_fields(kind.__name__, raw) is raw
+
+
+def test_a_value_for_each_layer_is_taken_where_one_for_all_is() -> None:
+    """Step-3.5's rotary base is such a list."""
+    raw = {"model_type": "llama", "rope_theta": [5e6, 1e4], "partial_rotary_factor": [0.5, 1.0]}
+    assert check_fields("x", raw) is raw
+    with pytest.raises(ModelError, match=r"x: rope_theta .* must be a number above 0"):
+        check_fields("x", raw | {"rope_theta": [5e6, 0.0]})

@@ -1,0 +1,65 @@
+"""A checkpoint's tokenizer, or why there is none."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cgbench.errors import ModelError
+from cgbench.inputs import parse_json, read_text
+from cgbench.models.checkpoint import first_line, is_folder
+from cgbench.models.gguf import load_gguf_tokenizer
+from cgbench.models.request import LoadingPlan
+
+MAX_TOKENIZER_BYTES = 256 << 20
+"""Ten times the largest public ``tokenizer.json``."""
+
+# What tokenizers' files are called, in JSON and otherwise.
+_JSON_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json"),
+)
+_OTHER_FILES = ("tokenizer.model", "spiece.model", "vocab.txt", "merges.txt", "*.tiktoken")
+
+
+def read_tokenizer(plan: LoadingPlan) -> tuple[PreTrainedTokenizerBase | None, str]:
+    """The tokenizer, or None and why there is none: in one line, with the file.
+
+    It is for the caller to refuse it, because random prompts need none. Code that a checkpoint
+    ships is never run.
+    """
+    request = plan.request
+    if request.preset is not None:
+        return None, f"{request.ref} has no tokenizer"
+    ref, files = request.path, ""
+    try:
+        files = ", ".join(_tokenizer_files(ref))
+        if not files and is_folder(ref) and plan.gguf_file is None:
+            return None, f"MODEL {request.ref}: the folder has no tokenizer files"
+        return _read(plan), ""
+    except ModelError as error:
+        return None, str(error)
+    # Whatever the tokenizer's own library raises of a file, the file is at fault.
+    except Exception as error:
+        named = f" ({files})" if files else ""
+        return None, f"MODEL {request.ref}: its files{named} make no tokenizer: {first_line(error)}"
+
+
+def _read(plan: LoadingPlan) -> PreTrainedTokenizerBase:
+    if plan.gguf_file is not None:
+        return load_gguf_tokenizer(plan.gguf_file)
+    return AutoTokenizer.from_pretrained(plan.request.path, trust_remote_code=False)
+
+
+def _tokenizer_files(ref: str) -> Iterator[str]:
+    """A folder's files of a tokenizer. Raises ``ModelError`` for one that should be JSON."""
+    folder = Path(ref) if is_folder(ref) else None
+    for file in sorted(folder.iterdir()) if folder else ():
+        if file.name in _JSON_FILES:
+            where = f"MODEL {file}"
+            text = read_text(where, file, MAX_TOKENIZER_BYTES, ModelError)
+            if not isinstance(parse_json(where, text, ModelError), dict):
+                raise ModelError(f"{where}: must be an object")
+            yield file.name
+        elif any(file.match(pattern) for pattern in _OTHER_FILES):
+            yield file.name
