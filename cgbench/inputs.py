@@ -17,10 +17,15 @@ _SURROGATES = range(0xD800, 0xE000)
 
 
 def shown(value: object) -> str:
-    """A bad value as an error line shows it: text as it is, anything else as JSON, cut if long."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    text = text.encode(errors="backslashreplace").decode()
+    """A bad value as an error line shows it: text, or anything else as JSON, on one line, cut if
+    long."""
+    text = shown_whole(value if isinstance(value, str) else json.dumps(value))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
+
+
+def shown_whole(text: str) -> str:
+    """The name of a file as an error line shows it: uncut, what cannot be printed escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_whole(flag: str, value: int, least: int, most: int = MAX_WHOLE) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
 from cgbench.errors import BadInputError
-from cgbench.inputs import shown
+from cgbench.inputs import shown, shown_whole
 from cgbench.report.schema import Scope
 
 # Python reads other digits too, underscores between them, and none of 5,000.
@@ -25,7 +25,7 @@ def check_utf8(arguments: Sequence[str]) -> None:
             flag = before if before.startswith("--") else "argument"
             text = os.fsencode(argument).decode(errors="backslashreplace")
             raise BadInputError(
-                f"{flag} {shown(text)}: is not UTF-8; rename the file or folder"
+                f"{flag} {shown_whole(text)}: is not UTF-8; rename the file or folder"
             ) from error
 
 

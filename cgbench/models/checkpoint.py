@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from cgbench.errors import ModelError
-from cgbench.inputs import parse_json, read_text, shown
+from cgbench.inputs import parse_json, read_text, shown, shown_whole
 from cgbench.models.config_faults import fault_of
 from cgbench.models.config_fields import (
     check_end_tokens,
@@ -67,7 +67,7 @@ def check_ref(flag: str, ref: str) -> None:
         return
     if not (ref.endswith(".gguf") and Path(ref).is_file()):
         raise ModelError(
-            f"{flag} {shown(ref)}: no such folder, and not like a hub id, which is owner/name"
+            f"{flag} {shown_whole(ref)}: no such folder, and not like a hub id, which is owner/name"
         )
 
 

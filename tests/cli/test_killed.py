@@ -34,7 +34,7 @@ def seconds(runs: Runs) -> float:
 
 def numbers(path: Path) -> dict[str, pd.DataFrame]:
     """What was measured, of finished groups."""
-    tables = RunDirectory.open(path).tables()
+    tables = RunDirectory.open(path).tables
     return {
         "latency": tables.latency,
         "samples": tables.samples,

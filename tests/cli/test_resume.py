@@ -233,10 +233,10 @@ def test_a_full_disk_names_the_run_and_loses_no_batch_size(
     command = Command(tiny, prompts, tmp_path / "run")
     write = RunDirectory.write_group
 
-    def write_first(directory: RunDirectory, *args: object) -> None:
+    def write_first(directory: RunDirectory, *args: object) -> object:
         if directory.finished_batch_sizes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(directory, *args)
+        return write(directory, *args)
 
     with monkeypatch.context() as patched:
         patched.setattr(RunDirectory, "write_group", write_first)

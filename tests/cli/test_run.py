@@ -147,7 +147,8 @@ def test_every_row_has_a_floor_and_explain_prints_what_it_is_made_of(
     assert (frame["floor_ms"] > 0).all()
     share = frame["floor_ms"] / frame["iteration_p50_ms"]
     assert frame["floor_frac"].tolist() == pytest.approx(share.tolist(), rel=1e-4)
-    assert set(record.floor["limits"]) == {"read_bytes_per_s", "flops_per_s"}
+    rates = {"read_bytes_per_s", "flops_per_s"}
+    assert set(record.floor["limits"]) == rates | {"read_spread_frac", "cache_bytes"}
     floors = [
         sum(line["seconds"] for line in account["lines"]) * 1e3
         for account in record.floor["accounts"]

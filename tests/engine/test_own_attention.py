@@ -79,7 +79,7 @@ def test_a_backend_that_is_wrong_at_every_k_is_timed_in_lower_precision_alone(
         ("my_kernels:missing", "has no attribute"),
         ("nowhere_at_all:f", "No module named"),
         ("my_kernels:number", "not a function"),
-        (":f", "Empty module name"),
+        (":f", "must be package.module:function"),
         ("flash", "choose auto"),
     ],
 )

@@ -53,9 +53,7 @@ def test_compiled_layers_pass(tmp_path: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("routing", Routing)
 @pytest.mark.parametrize("name", MIXTURES)
-def test_mixtures_pass(
-    monkeypatch: pytest.MonkeyPatch, name: str, routing: Routing
-) -> None:
+def test_mixtures_pass(monkeypatch: pytest.MonkeyPatch, name: str, routing: Routing) -> None:
     """Each preset's architecture at a tiny size, compiled, in graphs, by either routing."""
     shrink_presets(monkeypatch)
     flags = "--spec-tokens 2 --max-num-seqs 5 --capture-sizes 2,5 --max-new-tokens 6"

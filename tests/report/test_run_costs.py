@@ -60,7 +60,8 @@ def test_a_number_that_no_measurement_gives(
 @pytest.mark.parametrize("value", ["1e-6", "1e9"])
 def test_what_is_within_the_limits_is_planned_with(value: str, tmp_path: Path) -> None:
     path = written_run(tmp_path / "run")
-    changed(path / "latency.csv", "iteration_p50_ms", value)
+    for name in ("p50", "p90", "p99"):
+        changed(path / "latency.csv", f"iteration_{name}_ms", value)
     assert read_costs(path, SPEC_TOKENS).graph(4) == float(value)
 
 
