@@ -88,6 +88,8 @@ def run_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         *("--max-new-tokens", str(arguments.new_tokens), "--role", "decode"),
         *("--max-num-batched-tokens", str(max(8192, arguments.context_len))),
         *("--capture-sizes", str(arguments.batch_size)),
+        # Peers have the model's own router alone.
+        *("--routing", "model"),
         *("--device", arguments.device, "--dtype", arguments.dtype, "--seed", str(arguments.seed)),
         *arguments.flags,
     ]

@@ -260,8 +260,13 @@ def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool
         typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
         return
     model = answer["model"]
-    console().print(checklist(facts, f"{model['label']}, head {model['head']}"))
+    console().print(checklist(facts, _title(model)))
     console().print(summary(facts, answer["seconds"]))
+
+
+def _title(model: dict[str, Any]) -> str:
+    """What was audited, as every table names it."""
+    return f"{model['label']}, head {model['head']}, routing {model['routing']}"
 
 
 def _write_repro(path: Path, results: "list[Result]", record: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ _LOST_WORDS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 def ranks_asked(tp: int | None) -> int:
     """How many ranks ``--tp`` and torchrun's environment ask for.
 
-    Raises ``BadInputError`` where the two differ.
+    Raises ``BadInputError`` where the two differ, or where the environment names no number.
     """
     if tp is not None and tp < 1:
         raise BadInputError(f"--tp {tp}: must be at least 1")
@@ -62,7 +62,14 @@ def ranks_asked(tp: int | None) -> int:
 
 def _ranks_started() -> int:
     """By torchrun, or whatever sets its variables; 1 where a job's environment names one rank."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    if "RANK" not in os.environ:
+        return 1
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not (size.isascii() and size.isdecimal() and int(size)):
+        raise BadInputError(
+            f"WORLD_SIZE {size}: the environment's number of ranks must be 1 or more"
+        )
+    return int(size)
 
 
 def run_on_ranks(tp: int, device: str, job: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:

@@ -44,7 +44,9 @@ class Concurrency:
         total: Counter[int] = Counter()
         for size, weight in weights:
             if size < 0 or not (weight >= 0 and isfinite(weight)):
-                raise BadInputError(f"{name}: batch size {size}, weight {weight}: not below 0")
+                raise BadInputError(
+                    f"{name}: batch size {size}: weight {weight} must be at least 0"
+                )
             total[size] += weight  # type: ignore[assignment]  # Counter adds any number.
         kept = sorted((size, weight) for size, weight in total.items() if size and weight)
         if not kept:

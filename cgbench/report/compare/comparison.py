@@ -113,7 +113,15 @@ def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Lin
         *graph_facts(base, new, rules.gate),
         *(line for pair in cells for line in _pair_lines(pair, rules)),
     ]
-    return level, [*(_answer(question, rules, level) for question in questions), *facts]
+    lines = [*(_answer(question, rules, level) for question in questions), *facts]
+    left = [pair for pair in cells if rules.gate.holds_scope(pair.place.scope)]
+    if any(map(_is_left_out, left)) and not any(map(_has_numbers, left)):
+        lines.append(_blocked("every cell is faster than its floor: none can be judged"))
+    return level, lines
+
+
+def _is_left_out(pair: Pair) -> bool:
+    return any(row["status"] == Status.FLOOR_BEATEN for row in (pair.base, pair.new) if row)
 
 
 def _questions(cells: list[Pair], base: Evidence, new: Evidence) -> Iterator[Question]:
@@ -153,7 +161,7 @@ def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
             what="status",
             verdict=verdict,
             # A cell without a sound number is left out: it says nothing of what changed.
-            gated=Status.FLOOR_BEATEN not in statuses,
+            gated=Status.FLOOR_BEATEN.value not in statuses,
             base=statuses[0],
             new=statuses[1],
             **where,

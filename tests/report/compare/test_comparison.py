@@ -188,6 +188,27 @@ def test_statuses(
     assert (at(found, what, scope).verdict, found.exit_code) == (verdict, code)
 
 
+def test_a_cell_whose_floor_is_beaten_is_left_out(base: Path, tmp_path: Path) -> None:
+    """Whatever its times: they were not measured as it was thought. The others decide."""
+    edit = only({"status": Status.FLOOR_BEATEN})
+    found = against(base, Made(edit=edit), tmp_path)
+    line = at(found, "status")
+    assert (line.verdict, line.gated) == (Verdict.NOT_COMPARABLE, False)
+    place = line.scope, line.spec_tokens, line.batch_size
+    of_cell = [
+        each for each in found.lines if (each.scope, each.spec_tokens, each.batch_size) == place
+    ]
+    assert of_cell == [line]
+    assert found.gated and found.exit_code == 0
+
+
+def test_where_every_floor_is_beaten_nothing_is_judged(tmp_path: Path) -> None:
+    run = Made(edit=lambda cell: replace(cell, status=Status.FLOOR_BEATEN))
+    found = compare(run.write(tmp_path / "a"), run.write(tmp_path / "b"), Rules())
+    assert found.exit_code == 3
+    assert any("none can be judged" in line.reason for line in found.gated)
+
+
 def test_a_disturbed_cell_is_not_the_same_even_as_itself(tmp_path: Path) -> None:
     run = Made(edit=only({"status": Status.DISTURBED})).write(tmp_path / "disturbed")
     found = compare(run, run, Rules())

@@ -71,6 +71,9 @@ def test_nothing_is_the_same_in_a_disturbed_cell() -> None:
         (Status.OOM, Status.OOM, Verdict.SAME),
         (Status.AUDIT_FAILED, Status.AUDIT_FAILED, Verdict.NOT_COMPARABLE),
         (Status.OOM, Status.AUDIT_FAILED, Verdict.NOT_COMPARABLE),
+        (Status.OK, Status.FLOOR_BEATEN, Verdict.NOT_COMPARABLE),
+        (Status.FLOOR_BEATEN, Status.OK, Verdict.NOT_COMPARABLE),
+        (Status.FLOOR_BEATEN, Status.FLOOR_BEATEN, Verdict.NOT_COMPARABLE),
     ],
 )
 def test_what_statuses_decide_alone(base: Status, new: Status, verdict: Verdict | None) -> None:
