@@ -8,6 +8,7 @@ where ranks are really started.
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from cgbench.errors import (
     exit_code_of,
     one_line,
 )
+from cgbench.inputs import shown
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -65,10 +67,8 @@ def _ranks_started() -> int:
     if "RANK" not in os.environ:
         return 1
     size = os.environ.get("WORLD_SIZE", "1")
-    if not (size.isascii() and size.isdecimal() and int(size)):
-        raise BadInputError(
-            f"WORLD_SIZE {size}: the environment's number of ranks must be 1 or more"
-        )
+    if not re.fullmatch(r"[1-9][0-9]{0,5}", size):
+        raise BadInputError(f"WORLD_SIZE {shown(size)}: the environment's ranks must be 1 or more")
     return int(size)
 
 
