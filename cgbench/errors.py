@@ -146,3 +146,9 @@ def one_line(error: Exception) -> str:
     if is_fault(error):
         return f"a fault of cgbench: {line} (please report it with what --debug prints)"
     return f"{line} (--debug shows the traceback)"
+
+
+def first_line(error: Exception) -> str:
+    """An exception's message on one line, or its type where it has none."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

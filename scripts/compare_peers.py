@@ -106,7 +106,7 @@ class Setting:
     def __init__(self, arguments: argparse.Namespace) -> None:
         from cgbench.engine.prefill import prefill
         from cgbench.measure.setup import model_request
-        from cgbench.models.request import plan_loading
+        from cgbench.models.loading_plan import plan_loading
 
         self.arguments = arguments
         parsed = run_arguments(arguments)
@@ -134,7 +134,7 @@ class Setting:
         return {name: makers[name] for name in makers if name in self.arguments.names}
 
     def _ours(self) -> dict[str, Callable[[], Peer]]:
-        from cgbench.report.schema import Scope
+        from cgbench.words import Scope
 
         k = self.arguments.spec_tokens
         made: dict[str, Callable[[], Peer]] = {
@@ -170,7 +170,7 @@ class Setting:
 
     def facts(self) -> dict[str, Any]:
         """What every row shares."""
-        from cgbench.measure.environment import environment
+        from cgbench.rundir.environment import environment
 
         bench = self.bench
         return {

@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cgbench.errors import BadInputError
-from cgbench.measure.prompt_files import to_jsonl
-from cgbench.measure.prompt_sets import PROMPT_SETS, PromptSet, read_set
+from cgbench.workload.prompt_files import to_jsonl
+from cgbench.workload.prompt_sets import PROMPT_SETS, PromptSet, read_set
 
 
 def fetch(prompt_set: PromptSet, to: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.references import references, unsourced
+from tests.support.references import references, unsourced
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(

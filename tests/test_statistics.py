@@ -17,7 +17,7 @@ from cgbench.statistics import (
     processes_estimate,
     repetition,
 )
-from tests.references import markdown_table
+from tests.support.references import markdown_table
 
 # Blocks, what the documentation calls them, their correlation.
 DOCUMENTED = (

@@ -14,9 +14,9 @@ from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
-from cgbench.cli.parsing import check_utf8
 from cgbench.cli.plan import plan
 from cgbench.cli.run import run
+from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
 
 # Typer exports what derives from it, and which click it comes from has changed between versions.

@@ -43,21 +43,21 @@ from cgbench.cli.head_flags import (
     HeadRef,
     wiring,
 )
-from cgbench.cli.parsing import (
+from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
+from cgbench.cli.values import (
     check_known,
     parse_ints,
     parse_names,
     parse_optional_ints,
     parse_scopes,
 )
-from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
 from cgbench.errors import BadInputError, ExitCode, OutputError
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.planning import MAX_BATCH_SIZE, check_batch_size
 
 if TYPE_CHECKING:
-    from cgbench.measure.audit.checks import Check
-    from cgbench.measure.audit.findings import Finding
+    from cgbench.checks.catalogue import Check
+    from cgbench.checks.findings import Finding
     from cgbench.measure.bench import Bench
 
     Result = tuple[Finding, dict[str, Any]]
@@ -184,9 +184,10 @@ def execute(
     arguments: dict[str, Any], *, repro: Path | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
-    from cgbench.measure.audit.facts import audit_record, overall
+    from cgbench.checks.finding_facts import overall
+    from cgbench.measure.audit_setup import audit_record
     from cgbench.parallel.ranks import is_first
-    from cgbench.report.folders import check_new_folder
+    from cgbench.rundir.folders import check_new_folder
 
     if repro is not None:
         check_new_folder("--repro", repro, "choose a new or an empty folder")
@@ -211,7 +212,7 @@ def execute(
 
 def _chosen(names: list[str]) -> "list[Check]":
     """Raises ``BadInputError`` for a name that no check has."""
-    from cgbench.measure.audit.checks import CHECKS
+    from cgbench.checks.catalogue import CHECKS
 
     check_known("--checks", names, [check.name for check in CHECKS])
     return [check for check in CHECKS if not names or check.name in names]
@@ -237,9 +238,9 @@ def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Result]":
     """Each check's finding, and the same as plain values, as they come."""
-    from cgbench.measure.audit.facts import finding_facts
-    from cgbench.measure.audit.findings import over_ranks
-    from cgbench.measure.audit.subject import make_subject
+    from cgbench.checks.finding_facts import finding_facts
+    from cgbench.checks.findings import over_ranks
+    from cgbench.measure.audit_setup import make_subject
 
     subject = make_subject(bench, seed)
     with progress() as bar:
@@ -254,7 +255,7 @@ def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Resu
 
 
 def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool) -> None:
-    from cgbench.report.audit_tables import checklist, summary
+    from cgbench.tables.audit import checklist, summary
 
     if as_json:
         typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
@@ -270,8 +271,8 @@ def _title(model: dict[str, Any]) -> str:
 
 
 def _write_repro(path: Path, results: "list[Result]", record: dict[str, Any]) -> None:
-    from cgbench.measure.audit.repro import write_repro
-    from cgbench.report.command import command_line
+    from cgbench.checks.repro import write_repro
+    from cgbench.request.command_line import command_line
 
     found = [(facts, finding.difference) for finding, facts in results if finding.difference]
     if not found:

@@ -11,13 +11,13 @@ import typer
 from cgbench.cli.bench_flags import Debug
 from cgbench.cli.choices import CompareFormat
 from cgbench.cli.console import console, print_uncut, say
-from cgbench.cli.parsing import parse_fraction
+from cgbench.cli.values import parse_fraction
 from cgbench.errors import BadInputError
-from cgbench.report.command import flag_name
-from cgbench.report.compare.verdicts import GATED_BY_DEFAULT, Gate
+from cgbench.gate.verdicts import GATED_BY_DEFAULT, Gate
+from cgbench.request.command_line import flag_name
 
 if TYPE_CHECKING:
-    from cgbench.report.compare.comparison import Comparison, Rules
+    from cgbench.gate.comparison import Comparison, Rules
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
@@ -66,8 +66,8 @@ def compare(
     Exit code 0: nothing regressed, all decided; 1: regressed; 2: bad input; 3: not comparable;
     4: inconclusive.
     """
-    from cgbench.report.compare.comparison import Rules
-    from cgbench.report.compare.comparison import compare as judge
+    from cgbench.gate.comparison import Rules
+    from cgbench.gate.comparison import compare as judge
 
     rules = Rules(
         min_effect=parse_fraction("--min-effect", min_effect),
@@ -99,14 +99,14 @@ def _judging(rules: "Rules", output_format: CompareFormat, output: Path | None) 
 
 
 def _keep(source: Path, path: Path) -> None:
-    from cgbench.report.compare.thin import write_thin
+    from cgbench.rundir.thin import write_thin
 
     num_bytes = write_thin(source, path)
     say(f"{source} kept in {path}: {num_bytes} bytes")
 
 
 def _write(found: "Comparison", output_format: CompareFormat, output: Path | None) -> None:
-    from cgbench.report.compare.tables import summary
+    from cgbench.gate.wording import summary
 
     if output_format is CompareFormat.GITHUB:
         _write_step_summary(found)
@@ -122,13 +122,13 @@ def _write(found: "Comparison", output_format: CompareFormat, output: Path | Non
 
 
 def _empty(found: "Comparison", output_format: CompareFormat) -> str | None:
-    from cgbench.report.compare.ci_formats import why_empty
+    from cgbench.gate.ci_formats import why_empty
 
     return why_empty(found) if output_format is CompareFormat.BENCHMARK_JSON else None
 
 
 def _print(found: "Comparison", output_format: CompareFormat) -> None:
-    from cgbench.report.compare.tables import terminal
+    from cgbench.tables.comparison import terminal
 
     if output_format is not CompareFormat.TABLE or not console().is_terminal:
         typer.echo(_text(found, output_format))
@@ -140,13 +140,14 @@ def _print(found: "Comparison", output_format: CompareFormat) -> None:
 
 
 def _text(found: "Comparison", output_format: CompareFormat) -> str:
-    from cgbench.report.compare import ci_formats, tables
+    from cgbench.gate import ci_formats
+    from cgbench.tables import comparison
 
     match output_format:
         case CompareFormat.TABLE:
-            return tables.plain(found)
+            return comparison.plain(found)
         case CompareFormat.MARKDOWN:
-            return tables.markdown(found)
+            return comparison.markdown(found)
         case CompareFormat.JSON:
             return ci_formats.to_json(found)
         case CompareFormat.GITHUB:
@@ -159,7 +160,7 @@ def _text(found: "Comparison", output_format: CompareFormat) -> str:
 
 def _write_step_summary(found: "Comparison") -> None:
     """Appended to, for other steps of the job write there too."""
-    from cgbench.report.compare.tables import markdown
+    from cgbench.tables.comparison import markdown
 
     if file := os.environ.get(STEP_SUMMARY):
         try:

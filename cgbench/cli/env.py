@@ -15,7 +15,7 @@ def env(
     debug: Debug = False,
 ) -> None:
     """Show the machine and the software as results record them."""
-    from cgbench.measure.environment import environment
+    from cgbench.rundir.environment import environment
 
     found = environment()
     if as_json:

@@ -22,13 +22,13 @@ from cgbench.cli.console import (
 from cgbench.cli.prepare import capture_graphs, prepare
 from cgbench.cli.processes import measure_in_processes
 from cgbench.errors import CannotError, ExitCode, OutputError
-from cgbench.report.schema import Status
+from cgbench.words import Status
 
 if TYPE_CHECKING:
     from cgbench.measure.bench import Bench
     from cgbench.measure.group import Group
-    from cgbench.report.schema import Sample
-    from cgbench.report.store import RunDirectory
+    from cgbench.rundir.schema import Sample
+    from cgbench.rundir.store import RunDirectory
 
 
 EXIT_CODES = {
@@ -48,8 +48,8 @@ def execute(arguments: dict[str, Any], path: Path, *, resume: bool) -> bool:
 
 def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
     """Print a finished run; every cell's exit code. No rank waits for who reads it."""
-    from cgbench.report.store import RunDirectory
-    from cgbench.report.tables import latency_table, to_json
+    from cgbench.rundir.store import RunDirectory
+    from cgbench.tables.latency import latency_table, to_json
 
     directory = RunDirectory.open(path)
     frame = directory.latency()
@@ -67,7 +67,7 @@ def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCod
 
 
 def _make_thin(directory: "RunDirectory") -> ExitCode:
-    from cgbench.report.compare.thin import make_thin
+    from cgbench.rundir.thin import make_thin
 
     try:
         num_bytes = make_thin(directory)
@@ -80,7 +80,7 @@ def _make_thin(directory: "RunDirectory") -> ExitCode:
 
 
 def _explain(directory: "RunDirectory") -> None:
-    from cgbench.report.floor_tables import account_tables
+    from cgbench.tables.floor import account_tables
 
     for table in account_tables(directory.record, directory.samples(), console().width):
         print_uncut(table)
@@ -97,10 +97,11 @@ def _measured(
     arguments: dict[str, Any], path: Path, held: ExitStack, *, resume: bool
 ) -> "RunDirectory | None":
     started = time.perf_counter()
+    from cgbench.floor.telemetry import Watch, open_telemetry
     from cgbench.measure.setup import make_record
-    from cgbench.measure.telemetry import Watch, open_telemetry
     from cgbench.parallel.ranks import is_first
-    from cgbench.report.store import RunDirectory, sole_writer
+    from cgbench.rundir.store import RunDirectory, sole_writer
+    from cgbench.tables.latency import latency_markdown
 
     if is_first():
         RunDirectory.check(path, resume=resume)
@@ -125,7 +126,7 @@ def _measured(
         bench.release()
     if directory is not None:
         with _writing(directory):
-            directory.finish()
+            directory.finish(latency_markdown)
     return directory
 
 
@@ -180,8 +181,8 @@ def _measure(
 
 def _keep(group: "Group", batch_size: int, directory: "RunDirectory", *, save_tokens: bool) -> None:
     """Write one batch size, and tell what is to be told of it."""
-    from cgbench.report.account import keep_accounts
-    from cgbench.report.floor_verdict import floor_lines
+    from cgbench.rundir.accounts import keep_accounts
+    from cgbench.rundir.floor_verdict import floor_lines
 
     keep_accounts(directory.record, batch_size, group.accounts)
     _report_collectives(group.samples, directory)
@@ -195,7 +196,7 @@ def _keep(group: "Group", batch_size: int, directory: "RunDirectory", *, save_to
 
 def _report_collectives(samples: "list[Sample]", directory: "RunDirectory") -> None:
     """What the ranks' collectives take of each cell's iteration: told, and kept in the record."""
-    from cgbench.report.collectives import collective_shares
+    from cgbench.rundir.collective_share import collective_shares
 
     for share in collective_shares(samples):
         directory.record.model["tensor_parallel"]["collectives"].append(share.facts)

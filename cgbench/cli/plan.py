@@ -9,16 +9,16 @@ import typer
 from cgbench.cli.bench_flags import Debug, policy_name
 from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, print_uncut, say, working
-from cgbench.cli.parsing import parse_bytes, parse_ints, parse_names, parse_optional_ints
+from cgbench.cli.values import parse_bytes, parse_ints, parse_names, parse_optional_ints
 from cgbench.errors import BadInputError
 from cgbench.planning import MAX_BATCH_SIZE, Concurrency, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
 from cgbench.planning.flags import check_engine, flag_warnings, flags_for
-from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS
+from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings, study
-from cgbench.report.plan_plot import check_plot, write_plot
-from cgbench.report.plan_rows import plan_csv, plan_json
-from cgbench.report.plan_tables import markdown, terminal
+from cgbench.tables.plan import markdown, terminal
+from cgbench.tables.plan_plot import check_plot, write_plot
+from cgbench.tables.plan_rows import plan_csv, plan_json
 
 
 def plan(
@@ -152,7 +152,7 @@ def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
     if run is None:
         return Costs.in_tokens(spec_tokens + 1, eager_penalty)
     # pandas is worth its half second only here.
-    from cgbench.report.run_costs import read_costs
+    from cgbench.rundir.run_costs import read_costs
 
     return read_costs(run, spec_tokens)
 

@@ -22,8 +22,8 @@ def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
     """
     from cgbench.engine.attention import resolve_backend
     from cgbench.measure import setup
-    from cgbench.measure.parallel import link_notes
-    from cgbench.models.request import check_model_ref
+    from cgbench.measure.rank_facts import link_notes
+    from cgbench.models.loading_plan import check_model_ref
 
     device = setup.choose_device(arguments["device"])
     attention = resolve_backend(arguments["attention"], device)

@@ -16,7 +16,7 @@ from cgbench.cli.console import say
 from cgbench.errors import ExitCode, ProcessError, RunDirectoryError
 
 if TYPE_CHECKING:
-    from cgbench.report.store import RunDirectory
+    from cgbench.rundir.store import RunDirectory
 
 PARTS = "processes"
 
@@ -26,8 +26,9 @@ def measure_in_processes(arguments: dict[str, Any], path: Path, *, resume: bool)
 
     Raises ``RunDirectoryError`` as ``run`` does, ``ProcessError`` where a process ends badly.
     """
-    from cgbench.report.merge import merge_runs
-    from cgbench.report.store import RunDirectory
+    from cgbench.rundir.merge import merge_runs
+    from cgbench.rundir.store import RunDirectory
+    from cgbench.tables.latency import latency_markdown
 
     _check(path, resume=resume)
     count = arguments["processes"]
@@ -40,13 +41,13 @@ def measure_in_processes(arguments: dict[str, Any], path: Path, *, resume: bool)
         say(f"process {number + 1} of {count}")
         _run(arguments, part, f"process {number + 1} of {count}")
     opened = [RunDirectory.open(part) for part in parts]
-    run = merge_runs(opened, path, resumed=[gone_on] if resume else [])
+    run = merge_runs(opened, path, latency_markdown, resumed=[gone_on] if resume else [])
     shutil.rmtree(path / PARTS)
     return run
 
 
 def _check(path: Path, *, resume: bool) -> None:
-    from cgbench.report.store import RunDirectory
+    from cgbench.rundir.store import RunDirectory
 
     if not resume or (path / "run.json").exists():
         RunDirectory.check(path, resume=resume)
@@ -59,8 +60,8 @@ def _is_finished(part: Path, arguments: dict[str, Any]) -> bool:
 
     Raises ``RunDirectoryError`` where it was asked for otherwise.
     """
-    from cgbench.report.differing import differing_flags
-    from cgbench.report.store import RunDirectory
+    from cgbench.rundir.differences import differing_flags
+    from cgbench.rundir.store import RunDirectory
 
     if not (part / "run.json").exists():
         shutil.rmtree(part, ignore_errors=True)

@@ -50,14 +50,14 @@ from cgbench.cli.head_flags import (
     wiring,
 )
 from cgbench.cli.job import execute, show
-from cgbench.cli.parsing import (
+from cgbench.cli.prepare import use_passive_threads
+from cgbench.cli.processes import PARTS
+from cgbench.cli.values import (
     parse_fraction,
     parse_ints,
     parse_optional_ints,
     parse_scopes,
 )
-from cgbench.cli.prepare import use_passive_threads
-from cgbench.cli.processes import PARTS
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.planning import MAX_BATCH_SIZE

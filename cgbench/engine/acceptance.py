@@ -12,11 +12,11 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from cgbench.acceptance_lengths import Length, conditional_rate
-from cgbench.engine import updates
-from cgbench.engine.sampling import distribution, draw
-from cgbench.engine.state import RowState
+from cgbench.engine.distribution import distribution, draw
+from cgbench.kernels import row_updates
+from cgbench.kernels.row_state import RowState
 from cgbench.models.target import Target
+from cgbench.request.acceptance_lengths import Length, conditional_rate
 
 Argmax = Callable[[Tensor], Tensor]
 """Logits ``[..., V]``, or where ranks share the vocabulary a rank's part of them, to ``[...]``."""
@@ -65,7 +65,7 @@ class AcceptanceRule(Protocol):
 class _Argmax:
     """Tokens and drafts of the rules that draw neither."""
 
-    argmax: Argmax = field(default=updates.argmax, compare=False, repr=False)
+    argmax: Argmax = field(default=row_updates.argmax, compare=False, repr=False)
 
     draws_tokens = False
     samples_drafts = False
@@ -87,7 +87,7 @@ class Greedy(_Argmax):
     is_random = False
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        updates.accept(rows, self.argmax(logits))
+        row_updates.accept(rows, self.argmax(logits))
 
     def __str__(self) -> str:
         return "greedy"
@@ -106,7 +106,7 @@ class Synthetic(_Argmax):
     is_random = True
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
+        row_updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
 
     def _conditional(self, k: int) -> tuple[float, ...]:
         """Each draft's rate given that the one before it was kept."""
@@ -132,7 +132,7 @@ class AtLength(_Argmax):
     is_random = True
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
+        row_updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
 
     def _conditional(self, k: int) -> tuple[float, ...]:
         if not k:
@@ -235,7 +235,7 @@ def shared_rule(rule: AcceptanceRule, target: Target) -> AcceptanceRule:
     """``rule`` as a target whose vocabulary may be divided wants it."""
     if not isinstance(rule, _Argmax) or not target.divides_vocabulary:
         return rule
-    return replace(rule, argmax=partial(target.argmax, argmax=updates.argmax))
+    return replace(rule, argmax=partial(target.argmax, argmax=row_updates.argmax))
 
 
 def setting_name(field: Field[object]) -> str:

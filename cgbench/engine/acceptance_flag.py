@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from cgbench.acceptance_lengths import checked_length, parse_length
 from cgbench.engine.acceptance import (
     AcceptanceRule,
     AtLength,
@@ -16,6 +15,7 @@ from cgbench.engine.acceptance import (
 )
 from cgbench.errors import BadInputError
 from cgbench.inputs import MAX_WHOLE
+from cgbench.request.acceptance_lengths import checked_length, parse_length
 
 MIN_TEMPERATURE = 1e-6
 """Below it, float32 logits divided by the temperature may overflow."""

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.early_launch import runs_kernels
-from cgbench.engine.kv import KvCache, LayerKv
+from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
 from cgbench.errors import BadInputError
-from cgbench.models.attention_hook import AttentionInput
-from cgbench.models.recurrent_hook import DeltaRows
+from cgbench.kernels.attention_input import AttentionInput, LayerKv
+from cgbench.kernels.delta_net import DeltaRows
+from cgbench.kernels.gpu import runs_kernels
 
 
 @dataclass
@@ -101,9 +101,9 @@ def _live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
 def triton_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
     """Only live rows are read, the GQA group packed in one tile and split over the keys."""
     # Imported here, for triton is there only beside a CUDA build of torch.
-    from cgbench.engine import triton_attention
+    from cgbench.kernels import triton_attention
 
-    return triton_attention.decode(kv, rows, qkv)
+    return triton_attention.decode(kv, qkv, rows.slots, rows.positions, rows.cache.room)
 
 
 DECODE_BACKENDS: dict[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": triton_decode}

@@ -8,7 +8,7 @@ import torch
 from cgbench.engine.iteration import Speculator
 from cgbench.errors import CaptureError
 from cgbench.planning import Bucket
-from cgbench.report.schema import Phase
+from cgbench.words import Phase
 
 Forwards = list[tuple[str, int]]
 """The forwards that a graph holds, in order: target or head, and its tokens."""

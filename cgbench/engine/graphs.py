@@ -15,6 +15,7 @@ from cgbench.engine.forwards import (
     planned_forwards,
     watched_forwards,
 )
+from cgbench.engine.graph_cost import GraphCost
 from cgbench.engine.iteration import (
     Mark,
     Speculator,
@@ -24,11 +25,12 @@ from cgbench.engine.iteration import (
     no_mark,
     verify_phase,
 )
-from cgbench.engine.state import DecodeState, RowState
+from cgbench.engine.state import DecodeState
 from cgbench.errors import CaptureError, OutOfMemoryError
+from cgbench.kernels.row_state import RowState
 from cgbench.parallel.ranks import barrier
 from cgbench.planning import Bucket, CapturePlan
-from cgbench.report.schema import GraphCost, Phase, Scope
+from cgbench.words import Phase, Scope
 
 PhaseFunction = Callable[[Speculator, RowState, Mark], None]
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.attention import Decode, DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
-from cgbench.engine.state import RowState
-from cgbench.engine.updates import commit
+from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import commit
 from cgbench.models.attention_hook import AttentionCall
-from cgbench.models.head import DraftHead
+from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
 from cgbench.parallel.collectives import from_first_rank
 

@@ -2,22 +2,13 @@
 the recurrent state of a hybrid's other layers, in the same slots."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from cgbench.engine.recurrent import RecurrentCache
+from cgbench.kernels.attention_input import LayerKv
+from cgbench.kernels.delta_net import StateShape
 from cgbench.models.attention_hook import KvShape
-from cgbench.models.recurrent_hook import StateShape
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKv:
-    """``keys [num_slots * room, kv_heads, D]`` and ``values [num_slots * room, kv_heads, Dv]``."""
-
-    keys: Tensor
-    values: Tensor
 
 
 class KvCache:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cgbench.engine.attention import Prefill, Rows
 from cgbench.engine.iteration import Speculator, draft_next, emit_draft, take_row
-from cgbench.engine.state import DecodeState, Prefilled, RowState
+from cgbench.engine.state import DecodeState, Prefilled
+from cgbench.kernels.row_state import RowState
 from cgbench.models.target import request_keys
 
 

@@ -6,7 +6,10 @@ from cgbench.engine.graphs import GraphSet
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.state import DecodeState
 from cgbench.planning import CapturePlan
-from cgbench.report.schema import Mode, Scope
+from cgbench.words import Mode, Scope
+
+CellKey = tuple[int, Scope]
+"""(spec_tokens, scope)."""
 
 
 class Runner(Protocol):

@@ -1,1 +1,1 @@
-"""Measurement: workloads, the two passes over a cell, timing, the machine's record."""
+"""Measurement: the two passes over a cell, the clock, the rule that stops, the machine's state."""

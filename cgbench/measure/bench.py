@@ -11,30 +11,27 @@ from typing import Any
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from cgbench.compile.layers import compile_forwards
 from cgbench.engine.acceptance import shared_rule
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.engine.attention import DECODE_BACKENDS
-from cgbench.engine.compiling import compile_forwards
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.kv import KvCache
 from cgbench.engine.nvtx import NvtxEagerRunner, NvtxGraphRunner, named_range
 from cgbench.engine.prefill import prefill_slots
-from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
+from cgbench.engine.runner import CellKey, EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
 from cgbench.errors import BadInputError, OutOfMemoryError, UnsupportedModelError
-from cgbench.measure.device_limits import device_limits
-from cgbench.measure.floor import Floor
-from cgbench.measure.options import RunOptions
-from cgbench.measure.telemetry import NoTelemetry, Watch
-from cgbench.measure.workload import Workload
-from cgbench.models.loading import LoadedModel
-from cgbench.models.products import rank_work
+from cgbench.floor.device_limits import device_limits
+from cgbench.floor.least_time import Floor
+from cgbench.floor.telemetry import NoTelemetry, Watch
+from cgbench.floor.work import rank_work
+from cgbench.models.loader import LoadedModel
 from cgbench.planning import CapturePlan
-from cgbench.report.schema import Scope
-
-CellKey = tuple[int, Scope]
-"""(spec_tokens, scope)."""
+from cgbench.request.options import RunOptions
+from cgbench.words import Scope
+from cgbench.workload.load import Workload
 
 
 @dataclass

@@ -8,14 +8,15 @@ from statistics import fmean, median
 
 import torch
 
-from cgbench.engine.generate import Generated
+from cgbench.engine.generation import Generated
 from cgbench.engine.runner import Runner
 from cgbench.errors import OutOfMemoryError
+from cgbench.floor.least_time import Batch
+from cgbench.measure.clock import IterationTime
 from cgbench.measure.disturbance import Watched
-from cgbench.measure.floor import Batch
-from cgbench.measure.timing import IterationTime
 from cgbench.parallel.ranks import tp_size
-from cgbench.report.schema import Mode, Sample, Status
+from cgbench.rundir.schema import Sample
+from cgbench.words import Mode, Status
 
 ITERATION_STAGE = "iteration"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from cgbench.report.block_schema import Reading
+from cgbench.floor.telemetry import Reading
 
 # The GPU was held back by heat or by its supply: it would be faster on another day. Not among
 # them: sw_power_cap, for a busy GPU runs at its power limit by design, in BASE as in NEW; gpu_idle,

@@ -11,16 +11,19 @@ from dataclasses import dataclass
 
 import torch
 
-from cgbench.engine.generate import generate
+from cgbench.checks.short import StepAudit, prefill_failure, token_failure
+from cgbench.engine.acceptance_counts import accepted_per_pos
+from cgbench.engine.generation import generate
 from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.runner import CellKey
 from cgbench.engine.state import Prefilled
 from cgbench.errors import OutOfMemoryError
-from cgbench.measure.acceptance import accepted_per_pos
-from cgbench.measure.audit.short import StepAudit, prefill_failure, token_failure
-from cgbench.measure.bench import Bench, CellKey
+from cgbench.floor.account import Account
+from cgbench.measure.bench import Bench
 from cgbench.measure.cell_run import CellRun
-from cgbench.measure.collectives import STAGE as COLLECTIVES
-from cgbench.measure.collectives import CollectivesAlone, collectives_of
+from cgbench.measure.clock import Flush, StageTimer, eager_stages, graph_stages, l2_flush
+from cgbench.measure.collectives_alone import STAGE as COLLECTIVES
+from cgbench.measure.collectives_alone import CollectivesAlone, collectives_of
 from cgbench.measure.disturbance import is_disturbed, power_limit
 from cgbench.measure.rounds import (
     begin_timed,
@@ -29,13 +32,12 @@ from cgbench.measure.rounds import (
     deciding,
     time_rounds,
 )
-from cgbench.measure.stopping import MIN_BLOCKS, UntilPrecise, doubt
-from cgbench.measure.timing import Flush, StageTimer, eager_stages, graph_stages, l2_flush
-from cgbench.measure.workload import sha256_of
+from cgbench.measure.stop_rule import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.parallel.ranks import first_failure, first_unlike, tp_size
-from cgbench.report.account import Account
-from cgbench.report.block_schema import Block
-from cgbench.report.schema import COLD, WARM, Cell, Mode, Sample, Scope, Status, TokenRow
+from cgbench.rundir.block_schema import Block
+from cgbench.rundir.schema import COLD, WARM, Cell, Sample, TokenRow
+from cgbench.words import Mode, Scope, Status
+from cgbench.workload.load import sha256_of
 
 STAGE_ITERATIONS = 20
 

@@ -19,15 +19,15 @@ from cgbench.engine.experts_read import ExpertCounter
 from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.state import DecodeState, Prefilled
+from cgbench.floor.telemetry import Reading, Watch
 from cgbench.measure.bench import Bench
 from cgbench.measure.cell_run import CellRun, TimedBlock
+from cgbench.measure.clock import Flush, num_untimed, time_iterations
 from cgbench.measure.disturbance import Watched, reasons_to_discard
-from cgbench.measure.stopping import MIN_BLOCKS, StoppingRule
-from cgbench.measure.telemetry import Watch
-from cgbench.measure.timing import Flush, num_untimed, time_iterations
+from cgbench.measure.stop_rule import MIN_BLOCKS, StoppingRule
 from cgbench.parallel.ranks import agreed, gathered
-from cgbench.report.block_schema import Block, Reading
-from cgbench.report.schema import Mode, Status
+from cgbench.rundir.block_schema import Block
+from cgbench.words import Mode, Status
 
 STRETCH_OF_BLOCK_0 = 1
 """Stretch 0 of each cell is the one that counts a block's iterations."""

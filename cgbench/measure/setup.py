@@ -8,34 +8,35 @@ from typing import Any
 import torch
 
 import cgbench
-from cgbench.acceptance_lengths import GoldenLength, parse_length
 from cgbench.engine.acceptance_flag import parse_acceptance
+from cgbench.engine.memory import check_memory
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.inputs import check_whole
 from cgbench.measure.bench import Bench, build_bench, room_for
-from cgbench.measure.chat import make_encode, uses_template
-from cgbench.measure.environment import environment
-from cgbench.measure.memory import check_memory
-from cgbench.measure.options import DEFAULT_MIN_TIME_S, DEFAULT_PRECISION, RunOptions
-from cgbench.measure.parallel import parallel_facts
-from cgbench.measure.prompt_files import PromptTexts
-from cgbench.measure.prompts import RANDOM, read_named
-from cgbench.measure.workload import (
+from cgbench.measure.rank_facts import parallel_facts
+from cgbench.models.fingerprint import fingerprint
+from cgbench.models.heads.head_wiring import HeadOverrides, wiring_of
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.presets import PRESETS, default_golden, golden_for
+from cgbench.models.support import check_capturable
+from cgbench.parallel.ranks import tp_size
+from cgbench.planning import CapturePlan
+from cgbench.request.acceptance_lengths import GoldenLength, parse_length
+from cgbench.request.model_ref import preset_name
+from cgbench.request.options import DEFAULT_MIN_TIME_S, DEFAULT_PRECISION, RunOptions
+from cgbench.rundir.environment import environment
+from cgbench.rundir.record import RunRecord
+from cgbench.words import Routing, Scope
+from cgbench.workload.chat import make_encode, uses_template
+from cgbench.workload.load import (
     WORKLOAD_VERSION,
     Workload,
     random_workload,
     text_workload,
 )
-from cgbench.models.fingerprint import fingerprint
-from cgbench.models.head_wiring import HeadOverrides, wiring_of
-from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.presets import PRESETS, default_golden, golden_for
-from cgbench.models.request import ModelRequest, plan_loading, preset_name
-from cgbench.models.support import check_capturable
-from cgbench.parallel.ranks import tp_size
-from cgbench.planning import CapturePlan
-from cgbench.report.record import RunRecord
-from cgbench.report.schema import Routing, Scope
+from cgbench.workload.prompt_files import PromptTexts
+from cgbench.workload.prompts import RANDOM, read_named
 
 DEFAULT_ITERATIONS = {"cuda": 24, "cpu": 16}
 DEFAULT_MAX_TIME_S = {"cuda": 30.0, "cpu": 10.0}

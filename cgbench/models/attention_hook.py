@@ -5,39 +5,21 @@ forward passes ``attention_call=...`` down to every attention layer, which calls
 kernel. The name is unknown to transformers' mask registry, so no mask is ever built.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from cgbench.errors import UnsupportedModelError
+from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.expert_draw import ExpertShape
 from cgbench.models.recurrent_hook import RecurrentProbe
-from cgbench.models.routing import ExpertShape
 
 ATTENTION_NAME = "cgbench"
 
 KvShape = tuple[tuple[int, int], tuple[int, int]]
 """((kv_heads, key size), (kv_heads, value size)) of one layer."""
-
-
-class AttentionInput(NamedTuple):
-    """What one layer's attention is computed from, rotary applied.
-
-    ``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]``, ``value [B, Hkv, S, Dv]``. ``scaling``
-    multiplies the scores; ``sliding_window`` counts the keys seen, the query's own included.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    scaling: float
-    sliding_window: int | None
-
-    @property
-    def is_grouped(self) -> bool:
-        """Whether query heads share key and value heads."""
-        return self.query.shape[1] != self.key.shape[1]
 
 
 class AttentionCall(Protocol):
@@ -65,7 +47,7 @@ def _dispatch(
         raise UnsupportedModelError(
             f"{type(module).__name__}: makes an attention mask of its own, which is not supported"
         )
-    # A compiler is shown the number as a tensor: see engine/operators.py.
+    # A compiler is shown the number as a tensor: see compile/operators.py.
     layer_idx: Any = module.layer_number if torch.compiler.is_compiling() else module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     qkv = AttentionInput(query, key, value, scaling, sliding_window)

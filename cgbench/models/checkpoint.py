@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from cgbench.errors import ModelError
+from cgbench.errors import ModelError, first_line
 from cgbench.inputs import parse_json, read_text, shown, shown_whole
 from cgbench.models.config_faults import fault_of
 from cgbench.models.config_fields import (
@@ -312,9 +312,3 @@ def equal_values(one: tuple[Path, str], other: tuple[Path, str], dtype: torch.dt
             torch.equal(mine[row : row + step].to(dtype), its[row : row + step].to(dtype))
             for row in range(0, shape[0], step)
         )
-
-
-def first_line(error: Exception) -> str:
-    """An exception's message on one line, or its type where it has none."""
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

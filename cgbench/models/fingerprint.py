@@ -6,9 +6,9 @@ import json
 import torch
 from torch import Tensor, nn
 
-from cgbench.models.head import DraftHead
-from cgbench.models.head_wiring import CONFIG_FIELD
-from cgbench.models.sharding import Splits
+from cgbench.models.heads.head import DraftHead
+from cgbench.models.heads.head_wiring import CONFIG_FIELD
+from cgbench.models.shards import Splits
 from cgbench.models.target import Target
 
 

@@ -9,12 +9,12 @@ from torch import nn
 
 from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
-from cgbench.models.head import adds_one
-from cgbench.models.head_copies import HeadCopy
-from cgbench.models.head_files import head_tensors
-from cgbench.models.head_wiring import wiring_of
-from cgbench.models.placing import check_headers
-from cgbench.models.request import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.heads.head import adds_one
+from cgbench.models.heads.head_copies import HeadCopy
+from cgbench.models.heads.head_files import head_tensors
+from cgbench.models.heads.head_wiring import wiring_of
+from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.placement import check_headers
 from cgbench.models.support import check_capturable, class_name
 from cgbench.models.target import Target
 

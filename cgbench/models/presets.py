@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cgbench.acceptance_lengths import GOLDEN, Golden, GoldenLength
+from cgbench.request.acceptance_lengths import GOLDEN, Golden, GoldenLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ _GOLDEN_OF_FAMILY = {
     "glm": "glm-5.2-on",
     "qwen": "qwen3.5-397b-on",
 }
-"""The row of the golden table (``cgbench.acceptance_lengths``) by how a model type begins."""
+"""The row of the golden table (``request.acceptance_lengths``) by how a model type begins."""
 
 _MIDDLE_GOLDEN = "glm-5.2-on"
 """Of the rows with thinking on, the one between the other two at every k: what a family without a

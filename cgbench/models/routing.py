@@ -9,31 +9,17 @@ weights are used. Groups of experts are ignored, as by vLLM's ``uniform_random``
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from cgbench.early_launch import runs_kernels
 from cgbench.errors import UnsupportedModelError
+from cgbench.kernels.expert_draw import MASK, ExpertShape, draw_by_torch, mixed_bits
+from cgbench.kernels.gpu import runs_kernels
 
 if TYPE_CHECKING:
-    from cgbench.models.head import DraftHead
-
-MASK = (1 << 32) - 1
-"""Hashes are 32 bits wide, kept in int64."""
-
-STEP = 0x9E3779B1
-"""Spreads consecutive numbers over the hash; odd, from the golden ratio."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertShape:
-    """One layer's mixture: each token chooses ``top_k`` of ``num_experts``."""
-
-    num_experts: int
-    top_k: int
+    from cgbench.models.heads.head import DraftHead
 
 
 def mixtures_of(backbone: nn.Module, head: "DraftHead | None") -> dict[int, nn.Module]:
@@ -161,7 +147,7 @@ def draw_experts(
     )[1:]
     if runs_kernels(positions.device):
         # Imported here, for triton is there only beside a CUDA build of torch.
-        from cgbench.models.triton_draw import draw
+        from cgbench.kernels.triton_draw import draw
 
         draw(keys, positions, layers, start, shape, out)
     else:
@@ -171,31 +157,4 @@ def draw_experts(
 
 def seed_hash(seed: int) -> int:
     """What the draws of one seed begin with."""
-    return int(_mixed(torch.tensor(seed & MASK)))
-
-
-def draw_by_torch(
-    keys: Tensor, positions: Tensor, layers: Tensor, start: int, shape: ExpertShape, out: Tensor
-) -> None:
-    """``draw_experts`` into ``out [L, B * S, top_k]``, as it is defined.
-
-    Slot j takes a free expert by its rank, of E - j free ones. The rank-th free number is the least
-    x that equals the rank plus how many taken numbers are at most x.
-    """
-    tokens = _mixed((_mixed(keys & MASK)[:, None] + positions * STEP) & MASK).flatten()
-    by_layer = _mixed((start + layers * STEP) & MASK)
-    state = _mixed(tokens ^ by_layer[:, None])
-    for slot in range(shape.top_k):
-        drawn = _mixed((state + (slot + 1) * STEP) & MASK)
-        rank = (drawn * (shape.num_experts - slot)) >> 32
-        expert = rank
-        for _ in range(slot):
-            expert = rank + (out[:, :, :slot] <= expert[:, :, None]).sum(-1)
-        out[:, :, slot] = expert
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """MurmurHash3's finaliser on 32 bits: each bit of the input moves half of the output's."""
-    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK
-    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK
-    return x ^ (x >> 16)
+    return int(mixed_bits(torch.tensor(seed & MASK)))

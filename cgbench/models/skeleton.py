@@ -9,12 +9,11 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from cgbench.errors import ModelError, UnsupportedModelError
+from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
-from cgbench.models.checkpoint import first_line
 from cgbench.models.config_faults import fault_of
-from cgbench.models.families import HeadFamily
-from cgbench.models.head import DraftHead, HeadForm
+from cgbench.models.heads.families import HeadFamily
+from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 

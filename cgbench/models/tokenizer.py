@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cgbench.errors import ModelError
+from cgbench.errors import ModelError, first_line
 from cgbench.inputs import parse_json, read_text
-from cgbench.models.checkpoint import first_line, is_folder
+from cgbench.models.checkpoint import is_folder
 from cgbench.models.gguf import load_gguf_tokenizer
-from cgbench.models.request import LoadingPlan
+from cgbench.models.loading_plan import LoadingPlan
 
 MAX_TOKENIZER_BYTES = 256 << 20
 """Ten times the largest public ``tokenizer.json``."""

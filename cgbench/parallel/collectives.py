@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cgbench.early_launch import runs_kernels
+from cgbench.kernels.gpu import runs_kernels
+from cgbench.kernels.winner import pack_by_torch, winner_by_torch
 from cgbench.parallel.inboxes import opened_inboxes
 from cgbench.parallel.ranks import rank, tp_size
 
 if TYPE_CHECKING:
-    from cgbench.parallel.triton_exchange import Inboxes
+    from cgbench.kernels.triton_exchange import Inboxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +111,8 @@ def argmax_over_ranks(part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tenso
     assert part.dtype != torch.float64 and part.shape[-1] * tp_size() < 1 << 24
     indices, first = argmax(part), rank() * part.shape[-1]
     if runs_kernels(part.device):
-        from cgbench.parallel import triton_winner
+        from cgbench.kernels import triton_winner
 
         packed = stacked_over_ranks(triton_winner.pack(part, indices, first))
         return triton_winner.winner(packed)
     return winner_by_torch(stacked_over_ranks(pack_by_torch(part, indices, first)))
-
-
-def pack_by_torch(part: Tensor, indices: Tensor, first: int) -> Tensor:
-    """``triton_winner.pack``, as it is defined."""
-    values = part.gather(-1, indices[..., None])[..., 0]
-    return torch.stack([values.float(), (first + indices).float()], -1)
-
-
-def winner_by_torch(packed: Tensor) -> Tensor:
-    """``triton_winner.winner``, as it is defined."""
-    best = packed[..., 0].argmax(0, keepdim=True)
-    return packed[..., 1].gather(0, best)[0].long()

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cgbench.early_launch import HAS_TRITON
+from cgbench.kernels.gpu import HAS_TRITON
 from cgbench.parallel.ranks import first_failure, rank, tp_size
 
 if TYPE_CHECKING:
-    from cgbench.parallel.triton_exchange import Inboxes
+    from cgbench.kernels.triton_exchange import Inboxes
 
 _T = TypeVar("_T")
 
@@ -112,13 +112,13 @@ def _on_all(step: Callable[[], _T]) -> _T | str:
 
 
 def _inbox_memory() -> Tensor:
-    from cgbench.parallel.triton_exchange import inbox_words
+    from cgbench.kernels.triton_exchange import inbox_words
 
     return _reachable_zeros(inbox_words(tp_size()), torch.int64)
 
 
 def _open(memory: Tensor) -> _Opened:
-    from cgbench.parallel.triton_exchange import NUM_COUNTS, Inboxes
+    from cgbench.kernels.triton_exchange import NUM_COUNTS, Inboxes
 
     handle = _mapped(memory)
     addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=memory.device)

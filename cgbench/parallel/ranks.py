@@ -17,11 +17,10 @@ import torch
 import torch.distributed as dist
 
 from cgbench.errors import DeviceError, RankLostError, RanksError
+from cgbench.kernels.timeout import COLLECTIVE_TIMEOUT_S
 
 _T = TypeVar("_T")
 
-COLLECTIVE_TIMEOUT_S = 300
-"""After which a collective that some rank never joined ends the rank that waits in it."""
 
 BARRIER_TIMEOUT_S = 120
 """After which a barrier names the ranks that are missing. Ranks part by a compiler's run."""

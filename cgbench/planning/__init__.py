@@ -7,14 +7,14 @@ carry a workload (``Concurrency``) and measured costs (``Costs``) for the policy
 from cgbench.planning.concurrency import Concurrency
 from cgbench.planning.costs import Costs, Curve
 from cgbench.planning.plan import Bucket, CapturePlan, Span
-from cgbench.planning.policies import POLICIES, plan
-from cgbench.planning.request import (
+from cgbench.planning.plan_request import (
     MAX_BATCH_SIZE,
     MAX_SPEC_TOKENS,
     CaptureUnit,
     PlanRequest,
     check_batch_size,
 )
+from cgbench.planning.policies import POLICIES, plan
 
 __all__ = [
     "MAX_BATCH_SIZE",

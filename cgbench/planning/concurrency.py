@@ -15,7 +15,7 @@ from stat import S_ISREG
 from typing import Any, Self
 
 from cgbench.errors import BadInputError
-from cgbench.planning.request import MAX_BATCH_SIZE
+from cgbench.planning.plan_request import MAX_BATCH_SIZE
 
 NAMED = "geometric:MEAN, uniform:FIRST-LAST or constant:N"
 

@@ -1,6 +1,6 @@
 """What an iteration costs, in a graph and without one, and what a graph costs to have.
 
-Measured costs come from a run directory (``cgbench.report.run_costs``). Without a measurement an
+Measured costs come from a run directory (``cgbench.rundir.run_costs``). Without a measurement an
 iteration costs its tokens, padding included: right where the device is busy, too steep where it
 waits for memory; and eager costs ``EAGER_PENALTY`` times as much.
 """

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from cgbench.planning.concurrency import Concurrency
 from cgbench.planning.costs import Costs
 from cgbench.planning.plan import CapturePlan, Span
-from cgbench.planning.request import PlanRequest
+from cgbench.planning.plan_request import PlanRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 
 from cgbench.errors import BadInputError
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.vllm import decode_graphs
-from cgbench.planning.request import PlanRequest
 
 FlagText = Callable[[CapturePlan], str]
 

@@ -22,7 +22,7 @@ from operator import add
 from cgbench.errors import PlanError
 from cgbench.planning.costs import Curve
 from cgbench.planning.expected import costs_of, weights_of
-from cgbench.planning.request import PlanRequest
+from cgbench.planning.plan_request import PlanRequest
 
 # A smaller gain than this share is rounding: fewer graphs are preferred to it.
 _ROUNDING = 1e-12

@@ -10,8 +10,8 @@ from cgbench.planning.expected import Expected, costs_of, expected, expected_cos
 from cgbench.planning.frontier import Frontier
 from cgbench.planning.optimal import problem_of
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies import POLICIES, plan
-from cgbench.planning.request import PlanRequest
 
 DEFAULT_MAX_GRAPHS = 32
 """What ``optimal`` may capture where no budget is given: about as many as engines list."""

@@ -6,8 +6,8 @@ from cgbench.engine.iteration import verify_phase
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.state import UNLIMITED_TOKENS, Prefilled
 from cgbench.measure.bench import Bench
-from cgbench.measure.timing import IterationTime, num_untimed, time_iterations
-from cgbench.report.schema import Phase, Scope
+from cgbench.measure.clock import IterationTime, num_untimed, time_iterations
+from cgbench.words import Phase, Scope
 from peers.rounds import PeerError, Round, timed
 
 NO_GRAPHS = "CUDA graphs need a CUDA device"

@@ -17,8 +17,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from cgbench.models.initialise import random_target
-from cgbench.models.request import LoadingPlan
+from cgbench.models.loading_plan import LoadingPlan
+from cgbench.models.random_weights import random_target
 from cgbench.models.support import auto_class_for
 from peers.rounds import PeerError, Round, synchronize, timed
 

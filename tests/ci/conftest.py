@@ -1,3 +1,3 @@
-from tests.cli.conftest import prompts, tiny
+from tests.support.fixtures import prompts, tiny
 
 __all__ = ["prompts", "tiny"]

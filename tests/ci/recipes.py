@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tests.cli.command import COLOURING
+from tests.support.command import COLOURING
 
 ROOT = Path(__file__).parents[2]
 ACTION = ROOT / ".github" / "actions" / "cgbench" / "action.yml"

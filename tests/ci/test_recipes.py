@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from cgbench.cli.parsing import parse_ints
-from cgbench.report.store import RunDirectory
+from cgbench.cli.values import parse_ints
+from cgbench.rundir.store import RunDirectory
 from tests.ci.recipes import ACTION, GATE, ROOT, Runner, blocks, load, run_action
-from tests.report.compare.runs import Made
+from tests.support.runs import Made
 
 H200 = "results/baselines/h200/default-k3"
 CPU = "results/baselines/cpu/default-k3"

@@ -1,34 +1,3 @@
-"""A tiny checkpoint with a tokenizer, prompts for it, and a machine that stays the same."""
+from tests.support.fixtures import one_commit, prompts, tiny
 
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-
-import pytest
-
-from cgbench.measure import environment, setup
-from tests.tiny import add_tokenizer, make_checkpoint
-
-PROMPTS = ("def main():", "import os, sys", "a")
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_checkpoint(tmp_path_factory.mktemp("model") / "tiny", "mimo", vocab_size=256)
-    add_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    file.write_text("".join(f'{{"prompt": "{text}"}}\n' for text in PROMPTS))
-    return file
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_commit() -> Iterator[None]:
-    """A commit made while the tests run must not look like another build to ``--resume``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "environment", cache(environment.environment))
-        yield
+__all__ = ["one_commit", "prompts", "tiny"]

@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from cgbench.engine.runner import EagerRunner
-from cgbench.measure import setup
-from cgbench.measure.audit.findings import (
+from cgbench.checks.findings import (
     Difference,
     Finding,
     Where,
@@ -23,10 +21,12 @@ from cgbench.measure.audit.findings import (
     not_run,
     wrong,
 )
-from cgbench.measure.audit.repro import read_inputs
-from cgbench.report.schema import Scope
-from tests.cli.command import Done, cgbench
-from tests.tiny import greedy_reference, reference_model
+from cgbench.checks.repro import read_inputs
+from cgbench.engine.runner import EagerRunner
+from cgbench.measure import setup
+from cgbench.words import Scope
+from tests.support.command import Done, cgbench
+from tests.support.tiny import greedy_reference, reference_model
 
 NO_GRAPHS = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
 
@@ -62,10 +62,10 @@ LEFT_OUT = StandIn("hygiene", "graphs", lambda _: not_run("hygiene", "needs a CU
 @pytest.fixture
 def audit(tiny: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     def run(checks: list[StandIn], *args: object) -> Done:
-        package = "cgbench.measure.audit"
-        subject = SimpleNamespace(make_subject=lambda bench, seed: (bench, seed))
-        monkeypatch.setitem(sys.modules, f"{package}.checks", SimpleNamespace(CHECKS=checks))
-        monkeypatch.setitem(sys.modules, f"{package}.subject", subject)
+        monkeypatch.setitem(sys.modules, "cgbench.checks.catalogue", SimpleNamespace(CHECKS=checks))
+        monkeypatch.setattr(
+            "cgbench.measure.audit_setup.make_subject", lambda bench, seed: (bench, seed)
+        )
         return cgbench("audit", tiny, "--device", "cpu", "--prompts", prompts, *args)
 
     return run

@@ -11,11 +11,11 @@ from rich.console import Console
 
 import cgbench.cli.compare as compare_module
 import cgbench.cli.console as console_module
-from cgbench.report.compare.comparison import Rules, compare
-from cgbench.report.compare.tables import plain, terminal
-from cgbench.report.schema import Scope
-from tests.cli.command import cgbench, python
-from tests.report.compare.runs import Made, h200_record, only, without
+from cgbench.gate.comparison import Rules, compare
+from cgbench.tables.comparison import plain, terminal
+from cgbench.words import Scope
+from tests.support.command import cgbench, python
+from tests.support.runs import Made, h200_record, only, without
 
 LOADED = """
 import sys

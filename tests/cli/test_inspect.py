@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MiniMaxConfig
 
-from cgbench.models import loading
-from cgbench.models.families import DEEPSEEK, EXAONE, QWEN, HeadFamily
-from tests.cli.command import cgbench
-from tests.tiny import MORE_CONFIGS, SHAPE, edit_config, make_checkpoint
+from cgbench.models import loader
+from cgbench.models.heads.families import DEEPSEEK, EXAONE, QWEN, HeadFamily
+from tests.support.command import cgbench
+from tests.support.tiny import MORE_CONFIGS, SHAPE, edit_config, make_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("inspect must not load weights")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
-    monkeypatch.setattr(loading, "load_model", refuse)
+    monkeypatch.setattr(loader, "load_model", refuse)
 
 
 def test_facts_of_a_checkpoint(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cgbench.cli import main
-from cgbench.report import plan_plot
+from cgbench.tables import plan_plot
 
 
 class Result:
@@ -256,6 +256,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(plan, words: str) -> None:
     [("512", 512), ("2KB", 2000), ("2KiB", 2048), ("1.5GiB", 1610612736), ("1g", 10**9)],
 )
 def test_bytes(text: str, value: int) -> None:
-    from cgbench.cli.parsing import parse_bytes
+    from cgbench.cli.values import parse_bytes
 
     assert parse_bytes("--max-memory", text) == value

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cgbench.cli import processes, worker
-from cgbench.report.store import RunDirectory
-from tests.cli.command import FAST, Done, cgbench
+from cgbench.rundir.store import RunDirectory
+from tests.support.command import FAST, Done, cgbench
 
 
 def run(tiny: Path, prompts: Path, path: Path, *more: object) -> Done:

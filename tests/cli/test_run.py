@@ -11,13 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
-from cgbench.measure.workload import sha256_of
 from cgbench.models import presets
-from cgbench.models.head import HeadForm
+from cgbench.models.heads.head import HeadForm
 from cgbench.models.presets import Preset
-from cgbench.report.store import RunDirectory
-from tests.cli.command import FAST, Done, cgbench, python
-from tests.tiny import SHAPE, add_tokenizer, greedy_reference, make_checkpoint, reference_model
+from cgbench.rundir.store import RunDirectory
+from cgbench.workload.load import sha256_of
+from tests.support.command import FAST, Done, cgbench, python
+from tests.support.tiny import (
+    SHAPE,
+    add_tokenizer,
+    greedy_reference,
+    make_checkpoint,
+    reference_model,
+)
 
 MAX_NEW_TOKENS = 8
 NO_GRAPHS = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"

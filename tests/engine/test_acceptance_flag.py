@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from cgbench.acceptance_lengths import GOLDEN, GoldenLength, StatedLength
 from cgbench.engine.acceptance import AcceptanceRule, AtLength, Greedy, Sampled, Synthetic
 from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.errors import BadInputError
+from cgbench.request.acceptance_lengths import GOLDEN, GoldenLength, StatedLength
 
 
 @pytest.mark.parametrize(

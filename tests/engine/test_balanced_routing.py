@@ -7,16 +7,16 @@ import torch
 from torch._dynamo.utils import counters
 from typer.testing import CliRunner
 
+from cgbench.checks.reference import Plain
 from cgbench.cli.app import app
-from cgbench.engine.compiling import compile_forwards
+from cgbench.compile.layers import compile_forwards
 from cgbench.engine.runner import EagerRunner
-from cgbench.measure.audit.reference import Plain
-from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.request import ModelRequest
-from cgbench.report.schema import Routing
-from tests.presets import MIXTURES, shrink_presets
-from tests.tiny import decode_prompts, make_speculator, make_state, random_prompts
-from tests.tracing import traced_layers
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest
+from cgbench.words import Routing
+from tests.support.presets import MIXTURES, shrink_presets
+from tests.support.tiny import decode_prompts, make_speculator, make_state, random_prompts
+from tests.support.tracing import traced_layers
 
 PROMPTS = random_prompts(5, vocab=128)
 NUM_TOKENS = 7

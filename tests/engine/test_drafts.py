@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from cgbench.checks.reference import reference_draft_logits
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import begin_decoding, prefill
-from cgbench.measure.audit.reference import reference_draft_logits
-from cgbench.models.families import DEEPSEEK, EAGLE, ERNIE, EXAONE, HY, MIMO, STEP
-from cgbench.models.head import HeadForm
-from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
+from cgbench.models.heads.families import DEEPSEEK, EAGLE, ERNIE, EXAONE, HY, MIMO, STEP
+from cgbench.models.heads.head import HeadForm
+from tests.support.tiny import (
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+)
 
 MAX_NEW_TOKENS = 16
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 8

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.engine.generate import Generated, generate
+from cgbench.engine.generation import Generated, generate
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
-from tests.tiny import (
+from tests.support.tiny import (
     greedy_reference,
     load_tiny,
     make_checkpoint,

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.engine.generate import Generated
+from cgbench.engine.generation import Generated
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.state import DecodeState
-from tests.tiny import (
+from tests.support.tiny import (
     CONFIGS,
     decode_prompts,
     greedy_reference,

@@ -12,9 +12,15 @@ from cgbench.engine.nvtx import NvtxEagerRunner, NvtxGraphRunner
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner, Runner
 from cgbench.planning import PlanRequest, plan
-from cgbench.report.schema import Phase, Scope
-from tests.cli.command import cgbench
-from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
+from cgbench.words import Phase, Scope
+from tests.support.command import cgbench
+from tests.support.tiny import (
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+)
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgbench.checks import hidden
+from cgbench.checks.findings import Verdict
 from cgbench.engine.attention import DECODE_BACKENDS, resolve_backend
 from cgbench.errors import BadInputError
-from cgbench.measure.audit import hidden
-from cgbench.measure.audit.findings import Verdict
-from cgbench.measure.audit.subject import make_subject
+from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.group import measure_group
-from cgbench.report.schema import Status
-from tests.measure.audited import make_bench
-from tests.tiny import make_checkpoint
+from cgbench.words import Status
+from tests.support.audited import make_bench
+from tests.support.tiny import make_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_g
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
 from cgbench.engine.runner import EagerRunner
-from cgbench.models.families import QWEN
-from cgbench.models.recurrent_hook import HeadRows, StateShape
-from tests.tiny import (
+from cgbench.kernels.delta_net import HeadRows, StateShape
+from cgbench.models.heads.families import QWEN
+from tests.support.tiny import (
     HYBRID_CONFIGS,
     decode_prompts,
     greedy_reference,

@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from cgbench.engine.acceptance import Sampled
-from cgbench.engine.state import DecodeState, RowState
+from cgbench.engine.state import DecodeState
+from cgbench.kernels.row_state import RowState
 
 K, VOCAB = 3, 10
 REQUESTS, ROUNDS = 20_000, 10

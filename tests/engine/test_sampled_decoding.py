@@ -15,8 +15,8 @@ from cgbench.engine.acceptance import Drafts, Sampled
 from cgbench.engine.graphs import phases_of
 from cgbench.engine.iteration import no_mark
 from cgbench.engine.runner import EagerRunner
-from cgbench.report.schema import Scope
-from tests.tiny import (
+from cgbench.words import Scope
+from tests.support.tiny import (
     decode_prompts,
     greedy_reference,
     load_tiny,

@@ -6,13 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgbench.acceptance_lengths import GOLDEN, GoldenLength, Length, StatedLength
 from cgbench.engine.acceptance import AcceptanceRule, AtLength, Synthetic
-from cgbench.engine.generate import Generated, generate
+from cgbench.engine.generation import Generated, generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
-from cgbench.engine.state import DecodeState, RowState
-from tests.tiny import load_tiny, make_checkpoint, make_speculator, make_state, random_prompts
+from cgbench.engine.state import DecodeState
+from cgbench.kernels.row_state import RowState
+from cgbench.request.acceptance_lengths import GOLDEN, GoldenLength, Length, StatedLength
+from tests.support.tiny import (
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+)
 
 RATES = (0.85, 0.6, 0.4)
 BATCH, VOCAB, ROUNDS = 64, 8, 3000

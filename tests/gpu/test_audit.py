@@ -7,16 +7,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cgbench.checks.catalogue import run_audit
+from cgbench.checks.findings import Verdict
 from cgbench.cli.app import app
-from cgbench.measure.audit.checks import run_audit
-from cgbench.measure.audit.findings import Verdict
-from cgbench.measure.audit.subject import make_subject
+from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.bench import Bench, capture_all, compile_all
-from cgbench.models.families import QWEN
-from cgbench.report.schema import Routing, Scope
-from tests.measure.audited import make_bench
-from tests.presets import MIXTURES, shrink_presets
-from tests.tiny import HYBRID_CONFIGS, make_checkpoint
+from cgbench.models.heads.families import QWEN
+from cgbench.words import Routing, Scope
+from tests.support.audited import make_bench
+from tests.support.presets import MIXTURES, shrink_presets
+from tests.support.tiny import HYBRID_CONFIGS, make_checkpoint
 
 pytestmark = pytest.mark.gpu
 

@@ -16,8 +16,8 @@ from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
 from cgbench.errors import CaptureError, OutOfMemoryError
 from cgbench.planning import PlanRequest, plan
-from cgbench.report.schema import Phase, Scope
-from tests.tiny import (
+from cgbench.words import Phase, Scope
+from tests.support.tiny import (
     decode_prompts,
     greedy_reference,
     load_tiny,

@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.engine.kv import LayerKv
+from cgbench.checks.findings import Verdict
+from cgbench.checks.hygiene import run
+from cgbench.checks.subject import Subject
 from cgbench.engine.runner import GraphRunner
-from cgbench.measure.audit.findings import Verdict
-from cgbench.measure.audit.hygiene import run
-from cgbench.measure.audit.subject import Subject, make_subject
+from cgbench.kernels.attention_input import LayerKv
+from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.bench import build_bench, capture_all
-from cgbench.measure.workload import Workload
-from cgbench.report.schema import Scope
-from tests.measure.audited import make_bench
-from tests.measure.test_options import make_options
-from tests.tiny import load_tiny, make_checkpoint, random_prompts
+from cgbench.words import Scope
+from cgbench.workload.load import Workload
+from tests.support.audited import make_bench
+from tests.support.options import make_options
+from tests.support.tiny import load_tiny, make_checkpoint, random_prompts
 
 pytestmark = pytest.mark.gpu
 

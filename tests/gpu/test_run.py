@@ -8,13 +8,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cgbench.cli.app import app
-from cgbench.engine.generate import Generated
-from cgbench.engine.generate import generate as real_generate
+from cgbench.engine.generation import Generated
+from cgbench.engine.generation import generate as real_generate
 from cgbench.engine.runner import GraphRunner, Runner
 from cgbench.measure import group
-from cgbench.report.schema import Scope
-from cgbench.report.store import RunDirectory
-from tests.tiny import add_tokenizer, make_checkpoint
+from cgbench.rundir.store import RunDirectory
+from cgbench.words import Scope
+from tests.support.tiny import add_tokenizer, make_checkpoint
 
 pytestmark = pytest.mark.gpu
 

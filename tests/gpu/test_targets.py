@@ -9,7 +9,7 @@ import torch
 from cgbench.engine.graphs import capture_plan
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
-from cgbench.models.families import (
+from cgbench.models.heads.families import (
     DEEPSEEK,
     EAGLE,
     ERNIE,
@@ -20,10 +20,10 @@ from cgbench.models.families import (
     STEP,
     HeadFamily,
 )
-from cgbench.models.head import HeadForm
+from cgbench.models.heads.head import HeadForm
 from cgbench.planning import PlanRequest, plan
-from cgbench.report.schema import Scope
-from tests.tiny import (
+from cgbench.words import Scope
+from tests.support.tiny import (
     HYBRID_CONFIGS,
     decode_prompts,
     greedy_reference,

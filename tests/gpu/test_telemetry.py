@@ -7,9 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 from cgbench.cli.app import app
-from cgbench.measure.telemetry import NvmlTelemetry, open_telemetry
-from cgbench.measure.timing import l2_flush
-from cgbench.report.store import RunDirectory
+from cgbench.floor.telemetry import NvmlTelemetry, open_telemetry
+from cgbench.measure.clock import l2_flush
+from cgbench.rundir.store import RunDirectory
 
 pytestmark = pytest.mark.gpu
 

@@ -9,10 +9,10 @@ import torch
 
 from cgbench.errors import RankFailedError
 from cgbench.parallel.launch import run_on_ranks
-from cgbench.report.store import RunDirectory
-from tests.cli.command import cgbench
-from tests.forkserver import forked_ranks
-from tests.tiny import add_tokenizer, make_checkpoint
+from cgbench.rundir.store import RunDirectory
+from tests.support.command import cgbench
+from tests.support.forkserver import forked_ranks
+from tests.support.tiny import add_tokenizer, make_checkpoint
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,7 +41,7 @@ def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_numbers_are_exchanged_without_nccl() -> None:
-    from tests.parallel.exchanges import exchange
+    from tests.support.exchanges import exchange
 
     told = run_on_ranks(2, "cuda", exchange)
     for each in told:
@@ -52,14 +52,14 @@ def test_numbers_are_exchanged_without_nccl() -> None:
 
 
 def test_the_collectives_alone_wait_for_sums_that_are_under_way() -> None:
-    from tests.parallel.exchanges import sums_of_two_streams
+    from tests.support.exchanges import sums_of_two_streams
 
     assert run_on_ranks(2, "cuda", sums_of_two_streams) == [0, 0]
 
 
 @pytest.mark.parametrize("size", [64, 1_000_000])
 def test_a_rank_that_never_comes_ends_the_wait_for_its_numbers(size: int) -> None:
-    from tests.parallel.exchanges import wait_in_vain
+    from tests.support.exchanges import wait_in_vain
 
     with pytest.raises(RankFailedError, match=r"rank 0: .*CUDA error"):
         run_on_ranks(2, "cuda", wait_in_vain, size)

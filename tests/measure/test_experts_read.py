@@ -5,19 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgbench.floor.device_limits import DeviceLimits
+from cgbench.floor.least_time import Batch, Floor
 from cgbench.measure.bench import Bench, build_bench
-from cgbench.measure.device_limits import DeviceLimits
-from cgbench.measure.floor import Batch, Floor
 from cgbench.measure.group import Group, measure_group
-from cgbench.measure.workload import random_workload
-from cgbench.models.loading import load_model
-from cgbench.models.request import ModelRequest
+from cgbench.models.loader import load_model
+from cgbench.models.loading_plan import ModelRequest
 from cgbench.models.routing import mixtures_of
-from cgbench.report.floor_tables import account_table
-from cgbench.report.schema import Routing
-from cgbench.report.summary import samples_frame
-from tests.measure.test_options import make_options
-from tests.presets import shrink_presets
+from cgbench.rundir.summary import samples_frame
+from cgbench.tables.floor import account_table
+from cgbench.words import Routing
+from cgbench.workload.load import random_workload
+from tests.support.options import make_options
+from tests.support.presets import shrink_presets
 
 BATCH = 4
 BUCKET = 6
@@ -141,7 +141,7 @@ def test_explain_shows_counted_beside_expected(bench: Bench, group: Group) -> No
 
 
 def test_a_dense_model_reads_no_experts(tmp_path: Path) -> None:
-    from tests.tiny import load_tiny, make_checkpoint
+    from tests.support.tiny import load_tiny, make_checkpoint
 
     model = load_tiny(make_checkpoint(tmp_path, "mimo"))
     assert not model.target.has_mixtures

@@ -17,49 +17,37 @@ import torch
 from torch import Tensor
 
 from cgbench.engine import runner
-from cgbench.engine.generate import Generated
+from cgbench.engine.generation import Generated
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.iteration import iteration as real_iteration
 from cgbench.engine.runner import EagerRunner, Runner
-from cgbench.engine.state import RowState
 from cgbench.errors import OutOfMemoryError
-from cgbench.measure import group, rounds, timing
-from cgbench.measure.bench import Bench, build_bench
-from cgbench.measure.floor import Batch
+from cgbench.floor.least_time import Batch
+from cgbench.kernels.row_state import RowState
+from cgbench.measure import clock, group, rounds
+from cgbench.measure.bench import Bench
 from cgbench.measure.group import STAGE_ITERATIONS, Group, measure_group, num_steps
-from cgbench.measure.stopping import MIN_BLOCKS
-from cgbench.measure.workload import Workload, sha256_of
-from cgbench.report.schema import Cell, Mode, Scope, Status
-from cgbench.report.summary import latency_frame, samples_frame
-from tests.engine.test_acceptance_length import SUCCESSOR, VOCAB, WRONG_AFTER, make_bigram
-from tests.measure.test_options import make_options
-from tests.tiny import load_tiny, random_prompts
+from cgbench.measure.stop_rule import MIN_BLOCKS
+from cgbench.rundir.schema import Cell
+from cgbench.rundir.summary import latency_frame, samples_frame
+from cgbench.words import Mode, Scope, Status
+from cgbench.workload.load import sha256_of
+from tests.support.bench import (
+    BATCH,
+    CONTEXT_LEN,
+    ITERATIONS,
+    KS,
+    MAX_NEW_TOKENS,
+    PROMPTS,
+    make_bench,
+)
+from tests.support.bigram import SUCCESSOR, VOCAB, WRONG_AFTER, make_bigram
 
-BATCH = 2
-CONTEXT_LEN = 7
-MAX_NEW_TOKENS = 24
-KS = (0, 1, 3)
-PROMPTS = tuple(map(tuple, random_prompts(5, vocab=VOCAB)))
 STAGES = {
     0: {"verify", "accept", "commit"},
     1: {"verify", "accept", "draft_1", "commit"},
     3: {"verify", "accept", "draft_1", "draft_2", "draft_3", "commit"},
 }
-
-
-ITERATIONS = 12
-
-
-def make_bench(folder: Path, iterations: int = ITERATIONS, batch_size: int = BATCH) -> Bench:
-    options = make_options(
-        spec_tokens=KS,
-        batch_sizes=(batch_size,),
-        max_batch_size=batch_size,
-        max_new_tokens=MAX_NEW_TOKENS,
-        context_len=CONTEXT_LEN,
-        iterations=iterations,
-    )
-    return build_bench(load_tiny(folder), options, Workload("a test", PROMPTS), "sdpa")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +129,7 @@ def test_every_k_has_the_same_mean_context(
     seen: dict[int, list[float]] = {k: [] for k in KS}
     real = rounds.time_iterations
 
-    def time_iterations(runner: EagerRunner, *args: Any) -> list[timing.IterationTime]:
+    def time_iterations(runner: EagerRunner, *args: Any) -> list[clock.IterationTime]:
         step = runner.step
         lengths: list[float] = []
 
@@ -192,7 +180,7 @@ def test_timed_requests_never_leave_their_rows(
             longest[rows.spec_tokens] = torch.maximum(so_far, rows.seq_len)
 
     monkeypatch.setattr(runner, "iteration", iteration)
-    monkeypatch.setattr(timing, "iteration", iteration)
+    monkeypatch.setattr(clock, "iteration", iteration)
     measure_group(bench, 8, lambda: None)
     assert longest[3][0] > CONTEXT_LEN + 1.5 * bench.options.band
     assert longest[3][0] + 2 * 3 <= bench.spec.cache.room

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
+from cgbench.floor.telemetry import Reading, Watch
 from cgbench.measure import rounds
 from cgbench.measure.bench import Bench
+from cgbench.measure.clock import IterationTime
 from cgbench.measure.group import Group, measure_group
-from cgbench.measure.stopping import MIN_BLOCKS
-from cgbench.measure.telemetry import Watch
-from cgbench.measure.timing import IterationTime
-from cgbench.report.block_schema import BLOCKS, Reading
-from cgbench.report.schema import Status
-from cgbench.report.summary import latency_frame, samples_frame, telemetry_summary, typed_frame
-from tests.engine.test_acceptance_length import WRONG_AFTER, make_bigram
-from tests.measure.test_group import BATCH, KS, make_bench
+from cgbench.measure.stop_rule import MIN_BLOCKS
+from cgbench.rundir.block_schema import BLOCKS
+from cgbench.rundir.summary import latency_frame, samples_frame, telemetry_summary, typed_frame
+from cgbench.tables.latency import latency_markdown
+from cgbench.words import Status
+from tests.support.bench import BATCH, KS, make_bench
+from tests.support.bigram import WRONG_AFTER, make_bigram
 
 QUIET = Reading(1980, 3201, 45, 300.0, frozenset(), frozenset({7}))
 TYPICAL_S = 1e-3
@@ -181,14 +182,14 @@ def test_the_power_limit_disturbs_nothing_and_is_told(
 def test_a_disturbed_group_is_written_and_read_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from cgbench.report.store import RunDirectory
-    from tests.report.example import make_record
+    from cgbench.rundir.store import RunDirectory
+    from tests.support.example import make_record
 
     record = make_record()
     record.model["label"] = bench.model.label
     group = measured(bench, throttled_in(range(1000)), monkeypatch, max_time_s=1.0)
     directory = RunDirectory.create(tmp_path / "run", record)
     directory.write_group(group.cells, group.samples, (), group.blocks)
-    frame = directory.finish()
+    frame = directory.finish(latency_markdown)
     assert set(frame["status"]) == {"disturbed"} and frame["iteration_p50_ms"].isna().all()
     assert len(RunDirectory.open(tmp_path / "run").blocks()) == len(group.blocks)

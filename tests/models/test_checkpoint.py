@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from cgbench.errors import MissingHeadError, ModelError
 from cgbench.models.checkpoint import INDEX_FILE, read_config, tensor_files
 from cgbench.models.fingerprint import fingerprint
-from cgbench.models.loading import load_model
-from cgbench.models.request import ModelRequest
-from tests.tiny import edit_config, load_tiny, make_checkpoint
+from cgbench.models.loader import load_model
+from cgbench.models.loading_plan import ModelRequest
+from tests.support.tiny import edit_config, load_tiny, make_checkpoint
 
 HEAD = "model.mtp_layers.0."
 HEAD_FILE = "mtp.safetensors"

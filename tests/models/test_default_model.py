@@ -3,17 +3,18 @@
 import pytest
 import torch
 
-from cgbench.engine.generate import generate
+from cgbench.engine.acceptance_counts import before_repeat
+from cgbench.engine.generation import generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
-from cgbench.measure.acceptance import before_repeat
-from cgbench.measure.prompt_files import read_prompts
-from cgbench.measure.prompts import DEFAULT_PROMPTS
-from cgbench.models.families import MIMO
-from cgbench.models.head_wiring import wiring_of
-from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.request import DEFAULT_MODEL_DIR, ModelRequest
-from tests.tiny import greedy_reference, make_speculator, make_state, reference_model
+from cgbench.models.heads.families import MIMO
+from cgbench.models.heads.head_wiring import wiring_of
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest
+from cgbench.request.model_ref import DEFAULT_MODEL_DIR
+from cgbench.workload.prompt_files import read_prompts
+from cgbench.workload.prompts import DEFAULT_PROMPTS
+from tests.support.tiny import greedy_reference, make_speculator, make_state, reference_model
 
 K = 3
 NEW_TOKENS = 64

@@ -8,9 +8,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from cgbench.errors import ModelError
-from cgbench.models.loading import load_model
-from cgbench.models.request import ModelRequest, plan_loading
-from tests.tiny import SHAPE, load_tiny, make_checkpoint
+from cgbench.models.loader import load_model
+from cgbench.models.loading_plan import ModelRequest, plan_loading
+from tests.support.tiny import SHAPE, load_tiny, make_checkpoint
 
 gguf = pytest.importorskip("gguf")
 

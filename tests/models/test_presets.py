@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from cgbench.acceptance_lengths import GOLDEN
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import config_from_dict
-from cgbench.models.families import MIMO
 from cgbench.models.fingerprint import fingerprint
-from cgbench.models.head import DraftHead
-from cgbench.models.loading import LoadedModel, load_model
+from cgbench.models.heads.families import MIMO
+from cgbench.models.heads.head import DraftHead
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest, plan_loading
 from cgbench.models.presets import PRESETS, Preset, default_golden
-from cgbench.models.request import ModelRequest, plan_loading
-from tests.tiny import SHAPE
+from cgbench.request.acceptance_lengths import GOLDEN
+from tests.support.tiny import SHAPE
 
 HIDDEN, FFN, LAYERS, VOCAB = 4096, 11008, 36, 151680
 KV_SIZE = 8 * 128

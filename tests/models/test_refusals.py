@@ -21,7 +21,14 @@ from cgbench.models.config_fields import check_fields
 from cgbench.models.skeleton import _config_fault, make_skeleton
 from cgbench.models.support import auto_class_for, check_config
 from cgbench.models.target import Target, _logits_rescale
-from tests.tiny import CONFIGS, HYBRID_CONFIGS, MORE_CONFIGS, SHAPE, load_tiny, make_checkpoint
+from tests.support.tiny import (
+    CONFIGS,
+    HYBRID_CONFIGS,
+    MORE_CONFIGS,
+    SHAPE,
+    load_tiny,
+    make_checkpoint,
+)
 
 
 def add_tensor(folder: Path, name: str, tensor: torch.Tensor) -> None:

@@ -9,20 +9,14 @@ from torch import Tensor
 
 from cgbench.engine.runner import EagerRunner
 from cgbench.errors import UnsupportedModelError
-from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.request import ModelRequest
-from cgbench.models.routing import (
-    BalancedRouting,
-    ExpertShape,
-    draw_by_torch,
-    draw_experts,
-    mixtures_of,
-    seed_hash,
-)
-from cgbench.report.schema import Routing
-from tests.interpreter import check_interpreted
-from tests.presets import MIXTURES, shrink_presets
-from tests.tiny import make_speculator, make_state, random_prompts
+from cgbench.kernels.expert_draw import ExpertShape, draw_by_torch
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.routing import BalancedRouting, draw_experts, mixtures_of, seed_hash
+from cgbench.words import Routing
+from tests.support.interpreter import check_interpreted
+from tests.support.presets import MIXTURES, shrink_presets
+from tests.support.tiny import make_speculator, make_state, random_prompts
 
 START = seed_hash(7)
 SHAPE = ExpertShape(num_experts=16, top_k=3)
@@ -118,7 +112,7 @@ CASES = [(1, 1, 16, 3), (5, 4, 128, 8), (33, 2, 8, 8)]
 
 def kernel_difference(case: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> float:
     """How many experts the kernel draws otherwise than the definition."""
-    from cgbench.models.triton_draw import draw as draw_by_kernel
+    from cgbench.kernels.triton_draw import draw as draw_by_kernel
 
     batch, query_len, num_experts, top_k = case
     shape = ExpertShape(num_experts, top_k)

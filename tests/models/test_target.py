@@ -23,11 +23,11 @@ from transformers import (
 from cgbench.errors import ExitCode, UnsupportedModelError
 from cgbench.models.checkpoint import read_config
 from cgbench.models.fingerprint import fingerprint
-from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.request import ModelRequest
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest
 from cgbench.models.support import check_capturable
 from cgbench.models.target import probe_kv_shapes
-from tests.tiny import (
+from tests.support.tiny import (
     CONFIGS,
     SHAPE,
     edit_config,

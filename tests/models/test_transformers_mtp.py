@@ -10,11 +10,11 @@ from transformers.modeling_layers import MtpModel
 
 from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
-from cgbench.models.families import DEEPSEEK
-from cgbench.models.head_wiring import HeadOverrides
-from cgbench.models.loading import load_model
-from cgbench.models.request import ModelRequest
-from tests.tiny import (
+from cgbench.models.heads.families import DEEPSEEK
+from cgbench.models.heads.head_wiring import HeadOverrides
+from cgbench.models.loader import load_model
+from cgbench.models.loading_plan import ModelRequest
+from tests.support.tiny import (
     make_checkpoint,
     make_speculator,
     make_state,

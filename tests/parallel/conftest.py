@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.forkserver import forked_ranks
+from tests.support.forkserver import forked_ranks
 
 
 @pytest.fixture(scope="session", autouse=True)

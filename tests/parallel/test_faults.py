@@ -18,14 +18,14 @@ from cgbench.errors import (
     RankLostError,
     RanksError,
 )
-from cgbench.measure import parallel
-from cgbench.models.families import QWEN
+from cgbench.measure import rank_facts
+from cgbench.models.heads.families import QWEN
 from cgbench.parallel import launch, ranks
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
-from cgbench.report.store import RunDirectory
-from tests.cli.command import FAST, cgbench
-from tests.parallel import faults
-from tests.tiny import add_tokenizer, make_checkpoint
+from cgbench.rundir.store import RunDirectory
+from tests.support import rank_faults
+from tests.support.command import FAST, cgbench
+from tests.support.tiny import add_tokenizer, make_checkpoint
 
 ALL_GONE_S = 30
 
@@ -82,7 +82,7 @@ def children(pid: int) -> list[int]:
 def test_a_rank_that_ends_is_told_of_and_not_the_one_it_left(
     how: str, code: ExitCode, line: str
 ) -> None:
-    error = failure(faults.die, how)
+    error = failure(rank_faults.die, how)
     assert (str(error), error.exit_code) == (line, code)
 
 
@@ -97,7 +97,7 @@ def test_a_signal_ends_the_ranks_and_then_does_what_it_does_without_them(
     try:
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt, match=number.name):
-            run_on_ranks(2, "cpu", faults.signal_the_launcher, os.getpid(), number)
+            run_on_ranks(2, "cpu", rank_faults.signal_the_launcher, os.getpid(), number)
         assert time.monotonic() - start < ALL_GONE_S
         assert signal.getsignal(number) is told
     finally:
@@ -106,13 +106,13 @@ def test_a_signal_ends_the_ranks_and_then_does_what_it_does_without_them(
 
 
 def test_a_rank_without_memory_in_a_capture() -> None:
-    error = failure(faults.run_out_of_memory_in_capture)
+    error = failure(rank_faults.run_out_of_memory_in_capture)
     assert str(error).startswith("rank 1: out of memory capturing the iteration graph of 8 req")
     assert error.exit_code is ExitCode.CANNOT
 
 
 def test_a_rank_that_never_comes_is_named() -> None:
-    error = failure(faults.never_come, 2.0)
+    error = failure(rank_faults.never_come, 2.0)
     assert "rank 0 waited 2 s for the others before the capture of nothing" in str(error)
     assert error.exit_code is ExitCode.CANNOT
 
@@ -131,7 +131,7 @@ def test_what_is_finished_is_kept_and_gone_on_with(
     flags = (tiny, *FAST, "--tp", 2, "--spec-tokens", 1, "--prompts", "random", "--output", out)
 
     def dying(tp: int, device: str, job: Any, *args: Any, **kwargs: Any) -> object:
-        return run_on_ranks(tp, device, faults.run_and_die, *args, **kwargs)
+        return run_on_ranks(tp, device, rank_faults.run_and_die, *args, **kwargs)
 
     monkeypatch.setattr("cgbench.cli.run.run_on_ranks", dying)
     died = cgbench("run", *flags)
@@ -168,13 +168,13 @@ def test_flags_that_do_not_go_together() -> None:
 def test_more_ranks_than_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(DeviceError, match="--tp 2: this machine has 1 CUDA devices"):
-        run_on_ranks(2, "cuda", faults.die, "never")
+        run_on_ranks(2, "cuda", rank_faults.die, "never")
 
 
 def test_more_ranks_than_a_cpu_is_for() -> None:
     most = max(8, os.cpu_count() or 1)
     with pytest.raises(DeviceError, match=rf"--tp {most + 1}: .* CPU cores, .* up to {most}"):
-        run_on_ranks(most + 1, "cpu", faults.die, "never")
+        run_on_ranks(most + 1, "cpu", rank_faults.die, "never")
 
 
 def test_multicast_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,8 +192,8 @@ def test_multicast_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyP
 
 def test_a_machine_without_nvlink_is_noted_and_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for links, words in (("pcie", ["no NVLink"]), ("nvlink", []), ("unknown", [])):
-        monkeypatch.setattr(parallel, "links", lambda links=links: links)
-        assert [note[:9] for note in parallel.link_notes()] == words
+        monkeypatch.setattr(rank_facts, "links", lambda links=links: links)
+        assert [note[:9] for note in rank_facts.link_notes()] == words
 
 
 def test_no_rank_and_another_number_than_torchrun_s(monkeypatch: pytest.MonkeyPatch) -> None:

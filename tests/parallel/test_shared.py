@@ -5,46 +5,46 @@ from pathlib import Path
 import pytest
 
 from cgbench.parallel.launch import run_on_ranks
-from tests.parallel import jobs
+from tests.support import rank_jobs
 
-KINDS = ("mimo", "glm4_moe", jobs.OWN)
+KINDS = ("mimo", "glm4_moe", rank_jobs.OWN)
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return jobs.make_folders(tmp_path_factory.mktemp("models"), KINDS)
+    return rank_jobs.make_folders(tmp_path_factory.mktemp("models"), KINDS)
 
 
 def test_the_floor_is_of_what_a_rank_holds(folders: dict[str, Path]) -> None:
-    alone = jobs.count_work(folders)
-    shared = run_on_ranks(2, "cpu", jobs.count_work, folders)
+    alone = rank_jobs.count_work(folders)
+    shared = run_on_ranks(2, "cpu", rank_jobs.count_work, folders)
     for name, of_ranks in shared.items():
         ((whole, _),) = alone[name]
         for counted, held in of_ranks:
             assert counted == held
             assert counted.target < whole.target and 2 * counted.lm_head == whole.lm_head
             # An output matrix of the head's own is divided as the lm_head is, always.
-            divided = name.endswith("divided") or name.startswith(jobs.OWN)
+            divided = name.endswith("divided") or name.startswith(rank_jobs.OWN)
             assert (counted.head < whole.head) == divided
 
 
 def test_ranks_stop_by_one_clock_and_discard_alike(folders: dict[str, Path]) -> None:
     """By its own clock rank 1 would have ended at the fewest blocks; it alone saw a hot GPU."""
-    first, other = run_on_ranks(2, "cpu", jobs.measure_by_other_clocks, folders["mimo"])
+    first, other = run_on_ranks(2, "cpu", rank_jobs.measure_by_other_clocks, folders["mimo"])
     assert first == other
     assert first[0] == 16 and sum(count or 0 for count in first[1]) == 2
 
 
 def test_what_one_rank_alone_finds_is_found(folders: dict[str, Path]) -> None:
     """Rank 0 goes on where rank 1 has seen enough: neither may wait for the other in vain."""
-    first, other = run_on_ranks(2, "cpu", jobs.audit_with_a_fault_on_rank_1, folders["mimo"])
+    first, other = run_on_ranks(2, "cpu", rank_jobs.audit_with_a_fault_on_rank_1, folders["mimo"])
     text = "an iteration wrote to KV slot 0 at position"
     assert first[0] == other[0] == "wrong"
     assert first[1].startswith(f"rank 1: {text}") and other[1].startswith(text)
 
 
 def test_ranks_that_read_other_tokens_say_so_and_do_not_part(folders: dict[str, Path]) -> None:
-    told = run_on_ranks(2, "cpu", jobs.audit_where_rank_1_reads_other_tokens, folders["mimo"])
+    told = run_on_ranks(2, "cpu", rank_jobs.audit_where_rank_1_reads_other_tokens, folders["mimo"])
     for of_ranks in told.values():
         for verdict, text in of_ranks:
             assert verdict == "wrong" and "rank 1: its tokens are not rank 0's" in text

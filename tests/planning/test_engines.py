@@ -7,7 +7,7 @@ import pytest
 from cgbench.errors import PlanError
 from cgbench.planning import Bucket, Concurrency, Costs, PlanRequest, plan
 from cgbench.planning.expected import expected_cost, weights_of
-from tests.planning.test_policies import planned
+from tests.support.plans import planned
 
 
 def test_vllm_reports_what_its_ceiling_cuts() -> None:

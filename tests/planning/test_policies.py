@@ -5,22 +5,10 @@ import pytest
 from cgbench.errors import PlanError
 from cgbench.planning import (
     POLICIES,
-    CapturePlan,
     CaptureUnit,
     PlanRequest,
-    plan,
 )
-
-
-def planned(
-    policy: str,
-    spec_tokens: int,
-    max_batch_size: int,
-    capture_sizes: tuple[int, ...] = (),
-    unit: CaptureUnit = "requests",
-) -> CapturePlan:
-    return plan(PlanRequest(spec_tokens, max_batch_size, policy, capture_sizes, unit))
-
+from tests.support.plans import planned
 
 # (policy, k, max requests) -> tokens as stated, batch sizes with a graph
 EXAMPLES = {

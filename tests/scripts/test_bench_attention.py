@@ -1,4 +1,4 @@
-"""``scripts/bench_attention.py``: the bytes it counts, and a run on a CPU."""
+"""``scripts/trials/bench_attention.py``: the bytes it counts, and a run on a CPU."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 import bench_attention
 from bench_attention import Case, Layers, Measured, num_layers, table
 from cgbench.errors import BadInputError
-from cgbench.models.products import AttentionShape
+from cgbench.floor.work import AttentionShape
 
 CPU = torch.device("cpu")
 MIMO = AttentionShape(32, 8, 128, 128, None)

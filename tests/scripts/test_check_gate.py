@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 import check_gate
-from cgbench.report.compare.comparison import Rules
-from cgbench.report.compare.evidence import Evidence, Place
-from cgbench.report.compare.verdicts import Verdict
-from cgbench.report.schema import Scope
+from cgbench.gate.comparison import Rules
+from cgbench.gate.evidence import Evidence, Place
+from cgbench.gate.verdicts import Verdict
+from cgbench.words import Scope
 from gate import recording, report, trials
 from gate.plant import Kernel
 from gate.recording import Job, Recording
-from tests.cli.conftest import prompts, tiny  # noqa: F401
-from tests.report.compare.runs import Made
+from tests.support.fixtures import prompts, tiny  # noqa: F401
+from tests.support.runs import Made
 
 SLOW = Place(Scope.ITERATION, 2, 8)
 PLANT = 0.03

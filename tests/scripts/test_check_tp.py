@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def check_tp(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/check_tp.py", "--device", "cpu", *map(str, words)]
+    command = [sys.executable, "scripts/trials/check_tp.py", "--device", "cpu", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

@@ -11,15 +11,21 @@ import pytest
 import torch
 
 import compare_peers
-from cgbench.models.loading import load_model
+from cgbench.models.loader import load_model
+from cgbench.models.loading_plan import ModelRequest, plan_loading
 from cgbench.models.presets import PRESETS, Preset
-from cgbench.models.request import ModelRequest, plan_loading
-from cgbench.report.schema import Scope
 from cgbench.statistics import CONFIDENCE, blocks_estimate
+from cgbench.words import Scope
 from peers import files, theirs
 from peers.rounds import MIN_ROUNDS, WARMUP_ROUNDS, PeerError, Result, Round, measure
 from peers.tables import WHAT, markdown
-from tests.tiny import SHAPE, add_tokenizer, greedy_reference, make_checkpoint, reference_model
+from tests.support.tiny import (
+    SHAPE,
+    add_tokenizer,
+    greedy_reference,
+    make_checkpoint,
+    reference_model,
+)
 
 FACTS: dict[str, Any] = {
     "command": "python scripts/compare_peers.py",

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+FOLDERS = (SCRIPTS, SCRIPTS / "training", SCRIPTS / "trials")
+FILES = {path.stem: path for folder in FOLDERS for path in folder.glob("*.py")}
+NAMES = sorted(FILES)
 MODULES = sorted(
-    ".".join(path.relative_to(SCRIPTS).with_suffix("").parts)
-    for path in SCRIPTS.glob("*/**/*.py")
+    f"{package.parent.name}.{path.stem}"
+    for folder in FOLDERS
+    for package in folder.glob("*/__init__.py")
+    for path in package.parent.glob("*.py")
     if path.name != "__init__.py"
 )
 
@@ -35,7 +39,7 @@ finally:
 
 def help_of(name: str, *command: str, capsys: pytest.CaptureFixture[str]) -> str:
     """What a script prints for ``--help``, run in this process as a command would run it."""
-    path = SCRIPTS / f"{name}.py"
+    path = FILES[name]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
         patch.setattr("sys.argv", [str(path), *command, "--help"])
         runpy.run_path(str(path), run_name="__main__")
@@ -62,6 +66,6 @@ def test_a_module_of_the_scripts_is_imported(module: str) -> None:
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - NEED_TORCH))
 def test_help_waits_for_no_torch(name: str) -> None:
-    command = [sys.executable, "-c", HELP_LOADS_TORCH, SCRIPTS / f"{name}.py"]
+    command = [sys.executable, "-c", HELP_LOADS_TORCH, FILES[name]]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

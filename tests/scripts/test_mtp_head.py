@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 import train_mtp_head
 from cgbench.engine.acceptance import Greedy, Sampled
 from cgbench.errors import BadInputError
-from cgbench.models.loading import LoadedModel, load_model
-from cgbench.models.request import ModelRequest
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest
 from mtp_head.dataset import Dataset, make_dataset
 from mtp_head.decoding import Decoder
 from mtp_head.functions import function_heads
@@ -34,7 +34,7 @@ from mtp_training import losses
 from mtp_training.drafts import drafts_of_rows, walk
 from mtp_training.model import TRAINED, Model
 from mtp_training.optimise import Budget, cosine, linear
-from tests.tiny import (
+from tests.support.tiny import (
     add_tokenizer,
     greedy_reference,
     load_tiny,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from cgbench.planning.plan import Bucket, CapturePlan
-from cgbench.planning.request import PlanRequest
+from cgbench.planning.plan_request import PlanRequest
 
 
 def from_tokens(

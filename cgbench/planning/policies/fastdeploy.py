@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from cgbench.errors import RefusedPlanError
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.build import from_tokens, truncated
 from cgbench.planning.policies.registry import policy
-from cgbench.planning.request import PlanRequest
 
 CANDIDATES: tuple[int, ...] = (
     1,

@@ -7,9 +7,9 @@ applied to requests all the same, and the plan says so.
 from collections.abc import Iterator
 
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.build import from_requests, off_stride
 from cgbench.planning.policies.registry import policy
-from cgbench.planning.request import PlanRequest
 
 MAX_REQUESTS = 512
 

@@ -7,10 +7,10 @@ parallelism has no rule here.
 from cgbench.errors import PlanError
 from cgbench.planning.optimal import best_batch_sizes
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.build import from_requests, from_tokens
 from cgbench.planning.policies.fastdeploy import CANDIDATES, MAX_CAPTURE
 from cgbench.planning.policies.registry import policy
-from cgbench.planning.request import PlanRequest
 
 
 @policy("scaled")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from cgbench.errors import PlanError
 from cgbench.planning.plan import CapturePlan
-from cgbench.planning.request import DEFAULT_MAX_BATCHED_TOKENS, PlanRequest
+from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS, PlanRequest
 
 Policy = Callable[[PlanRequest], CapturePlan]
 

@@ -10,9 +10,9 @@ above 1 means that it gathers.
 from collections.abc import Iterator
 
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.build import from_requests
 from cgbench.planning.policies.registry import policy
-from cgbench.planning.request import PlanRequest
 
 DEFAULT_MAX_REQUESTS = 256
 """The default maximum of a GPU with 60 to 160 GB. Smaller GPUs have less, down to 8."""

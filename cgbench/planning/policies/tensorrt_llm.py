@@ -6,9 +6,9 @@ Tensor parallelism has no rule here: any batch size is captured on every rank.
 from collections.abc import Iterator
 
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.build import from_requests, over_token_budget
 from cgbench.planning.policies.registry import policy
-from cgbench.planning.request import PlanRequest
 
 DEFAULT_MAX_REQUESTS = 128
 """Where ``cuda_graph_config`` gives neither batch sizes nor a maximum, the list ends here."""

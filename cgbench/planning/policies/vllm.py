@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from cgbench.errors import RefusedPlanError
 from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.build import (
     from_exact_tokens,
     off_stride,
@@ -20,7 +21,6 @@ from cgbench.planning.policies.build import (
     truncated,
 )
 from cgbench.planning.policies.registry import policy
-from cgbench.planning.request import PlanRequest
 
 CEILING_TOKENS = 512
 BLACKWELL_CEILING_TOKENS = 1024

@@ -1,0 +1,32 @@
+"""The audit's checks, in the order in which they are told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cgbench.checks import drafts, equality, hidden, hygiene, isolation, limits, padding, parity
+from cgbench.checks.findings import Finding
+from cgbench.checks.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """``title`` says in a line what holds where the check does."""
+
+    name: str
+    title: str
+    run: Callable[[Subject], Finding]
+
+
+CHECKS: tuple[Check, ...] = tuple(
+    Check(module.NAME, module.TITLE, module.run)
+    for module in (equality, hidden, drafts, parity, padding, isolation, hygiene, limits)
+)
+
+
+def run_audit(subject: Subject, on_check: Callable[[str], None]) -> list[Finding]:
+    """Every check on ``subject``; ``on_check`` is called with each one's name before it runs."""
+    findings: list[Finding] = []
+    for check in CHECKS:
+        on_check(check.name)
+        findings.append(check.run(subject))
+    return findings

@@ -1,0 +1,55 @@
+"""Which rows an iteration computed: by marks that every computed row overwrites."""
+
+import torch
+
+from cgbench.engine.runner import Runner
+from cgbench.engine.state import DecodeState
+from cgbench.kernels.row_state import ACTIVE, NUM_EMITTED
+
+MARK = -7
+"""No count, and no row of hidden states, is this."""
+
+
+def mark_rows(state: DecodeState) -> None:
+    """Mark every row. An iteration reads none of these buffers before it has written them."""
+    for buffer in _marked(state):
+        buffer.fill_(MARK)
+
+
+def computed_rows(state: DecodeState) -> torch.Tensor:
+    """``[buffers, max_batch]``: rows whose marks are gone, in each of the marked buffers."""
+    return torch.stack([(buffer != MARK).flatten(1).any(1) for buffer in _marked(state)])
+
+
+def bucket_fault(runner: Runner, batch_size: int, bucket: int) -> str | None:
+    """Step once over ``batch_size`` requests, which take a ``bucket``: what is wrong with the rows
+    computed, or None.
+
+    They must be the bucket's, no fewer and no more, in every part of the iteration.
+    """
+    mark_rows(runner.state)
+    runner.step(batch_size)
+    return rows_fault(runner.state, batch_size, bucket)
+
+
+def rows_fault(state: DecodeState, batch_size: int, bucket: int) -> str | None:
+    """As ``bucket_fault``, after ``mark_rows`` and a step."""
+    computed = computed_rows(state).cpu()
+    planned = torch.arange(computed.shape[1]) < bucket
+    wrong = (computed != planned).any(0)
+    if not wrong.any():
+        return None
+    row = int(wrong.nonzero()[0])
+    happened = "was not computed" if row < bucket else "was computed too"
+    return f"{batch_size} requests take the bucket of {bucket}, but row {row} {happened}"
+
+
+def _marked(state: DecodeState) -> list[torch.Tensor]:
+    """What the parts of an iteration write: verify the hidden states, where there is a head to
+    read them; the draft steps the chain, where a step follows; commit the counts.
+
+    Tokens and num_accepted are left alone: a later part takes them for indices.
+    """
+    full, k = state.full, state.spec_tokens
+    counts = [full.result[:, column, None] for column in (NUM_EMITTED, ACTIVE)]
+    return [*counts, *([full.hidden] if k else []), *([full.chain] if k > 1 else [])]

@@ -1,0 +1,100 @@
+"""What an audit says: a verdict a check, its figures, and the first thing that was wrong."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from torch import Tensor
+
+from cgbench.parallel.ranks import first_failure, tp_size
+from cgbench.words import Scope
+
+
+class Verdict(StrEnum):
+    """What a check found."""
+
+    HOLDS = "holds"
+    WRONG = "wrong"
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The place of a difference. None where it has no such place; ``row`` counts from 0,
+    ``position`` is the index in the request's new tokens."""
+
+    scope: Scope | None = None
+    spec_tokens: int | None = None
+    bucket: int | None = None
+    batch_size: int | None = None
+    row: int | None = None
+    position: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first thing that was wrong.
+
+    ``text`` says it in a line. Where tokens differ, ``expected`` and ``got`` are the two token ids
+    and ``expected_logit`` and ``got_logit`` their logits in the reference's forward. ``inputs``
+    is what ``--repro`` writes: device tensors by name, enough to run the failing step again.
+    """
+
+    text: str
+    where: Where = field(default_factory=Where)
+    expected: int | None = None
+    got: int | None = None
+    expected_logit: float | None = None
+    got_logit: float | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result. ``figures`` are numbers and short texts, by name; ``reason`` says why a
+    check was not run."""
+
+    check: str
+    verdict: Verdict
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    difference: Difference | None = None
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.difference is not None) == (self.verdict is Verdict.WRONG)
+        assert (self.reason is not None) == (self.verdict is Verdict.NOT_RUN)
+
+
+def first_of(differences: Iterator[Difference]) -> Difference | None:
+    """The first difference, looking no further. Where ranks share the model every one looks to the
+    end: a rank that stopped at what it alone found would leave the others waiting in a sum."""
+    first = next(differences, None)
+    if tp_size() > 1:
+        for _ in differences:
+            pass
+    return first
+
+
+def holds(check: str, **figures: Any) -> Finding:
+    """A check that found nothing wrong."""
+    return Finding(check, Verdict.HOLDS, figures)
+
+
+def wrong(check: str, difference: Difference, **figures: Any) -> Finding:
+    """A check that found something wrong."""
+    return Finding(check, Verdict.WRONG, figures, difference)
+
+
+def over_ranks(finding: Finding) -> Finding:
+    """``finding``, wrong too where it holds here but not on another rank, which then is told."""
+    text = None if finding.difference is None else finding.difference.text
+    failure = first_failure(text)
+    if failure is None or finding.difference is not None:
+        return finding
+    return wrong(finding.check, Difference(failure), **finding.figures)
+
+
+def not_run(check: str, reason: str, **figures: Any) -> Finding:
+    """A check that could not be made here, or not of what it is about."""
+    return Finding(check, Verdict.NOT_RUN, figures, reason=reason)

@@ -1,0 +1,103 @@
+"""Verify's hidden states and logits are those of a forward without cache, slots or batch.
+
+An attention that is a little wrong (a mask one column too wide, a position off by one) can give
+the same argmax for a long time. Its hidden states tell at once.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from cgbench.checks.findings import Difference, Finding
+from cgbench.checks.reference import (
+    head_form,
+    reference_states,
+    relative_error,
+)
+from cgbench.checks.steps import (
+    STEPS,
+    BucketRunner,
+    Trajectory,
+    conclude,
+    snapshot,
+    start,
+    tile,
+    where_of,
+)
+from cgbench.checks.subject import Subject
+from cgbench.engine import iteration as stages
+
+NAME = "hidden"
+TITLE = "verify's hidden states and logits are the reference attention's"
+
+EXACT_ERROR = 1e-4
+# Of transformers' own two attentions against each other, whose rounding the engine's adds to.
+MAX_NOISES = 4
+LEAST_ERROR = 1e-3
+
+SAMPLED_ROWS = 4
+
+
+def run(subject: Subject) -> Finding:
+    figures: dict[str, float] = {
+        "largest_relative_error": 0.0,
+        "allowed_relative_error": allowed_error(subject),
+        "relative_noise": subject.plain.relative_noise,
+    }
+    return conclude(NAME, _differences(subject, figures), figures)
+
+
+def allowed_error(subject: Subject) -> float:
+    """The largest relative error that is rounding in this dtype."""
+    if subject.is_exact:
+        return EXACT_ERROR
+    return MAX_NOISES * subject.plain.relative_noise + LEAST_ERROR
+
+
+def _differences(subject: Subject, figures: dict[str, float]) -> Iterator[Difference]:
+    for k in subject.states:
+        runner = BucketRunner(subject, k)
+        prompts = tile(subject.prompts, max(1, subject.largest(k) - 1))
+        requests = start(subject, runner, prompts)
+        for _ in range(STEPS):
+            yield from _compare(subject, requests, figures)
+            requests.step()
+
+
+def _compare(
+    subject: Subject, requests: Trajectory, figures: dict[str, float]
+) -> Iterator[Difference]:
+    before = snapshot(requests.runner.state)
+    tokens = [
+        [*sequence, *drafts]
+        for sequence, drafts in zip(requests.sequences, requests.rows.drafts.tolist(), strict=True)
+    ]
+    bucket = requests.runner.num_rows(requests.batch_size)
+    verified = stages.verify(subject.spec, requests.runner.state.rows(bucket))
+    logits = subject.spec.target.whole_logits(verified)
+    for row in sample(requests.batch_size):
+        expected = _reference(subject, tokens[row], logits.shape[1])
+        got = {"logits": logits[row], "hidden": requests.rows.hidden[row]}
+        for what, reference in expected.items():
+            error = relative_error(got[what], reference)
+            figures["largest_relative_error"] = max(figures["largest_relative_error"], error)
+            # Not "error >": a NaN is wrong too.
+            if not error <= figures["allowed_relative_error"]:
+                text = f"verify's {what}: relative error {error:.2g}"
+                yield Difference(text, where_of(requests.runner, len(tokens), row), inputs=before)
+
+
+def _reference(subject: Subject, tokens: list[int], query_len: int) -> dict[str, Tensor]:
+    """The last ``query_len`` rows' logits, and hidden states in the form the head is fed."""
+    spec = subject.spec
+    states = reference_states(spec.target, tokens)
+    expected = {"logits": spec.target.logits(states.post_norm[0, -query_len:])}
+    if spec.head is not None and query_len > 1:
+        expected["hidden"] = head_form(spec.head, states)[0, -query_len:]
+    return expected
+
+
+def sample(batch_size: int) -> list[int]:
+    """A few rows, the first and the last among them."""
+    last = batch_size - 1
+    return sorted({round(i * last / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)})

@@ -1,0 +1,195 @@
+"""What the engine is held against: code that is slow, plain, and none of the engine's own.
+
+``Plain`` is transformers alone, with its own attention and its own cache. ``GrowingAttention`` and
+``reference_draft_logits`` are the target and its head recomputed from the first token: no cache,
+no slots, no batch.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from cgbench.kernels.attention_input import AttentionInput
+from cgbench.models.heads.head import DraftHead
+from cgbench.models.target import HiddenStates, Target, request_keys
+
+# Positions at a prompt's end that the noise is measured on: all of them, at a vocabulary of
+# 150,000, would take gigabytes.
+NOISE_POSITIONS = 32
+
+
+class GrowingAttention:
+    """An ``AttentionCall`` of one request: causal attention over all keys seen, kept a layer."""
+
+    def __init__(self, target: Target, tokens: Sequence[int]) -> None:
+        """``tokens`` begin the request's sequence."""
+        self.request_keys = request_keys([tokens], target.device)
+        self.seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        query, key, value = qkv.query, qkv.key, qkv.value
+        if layer_idx in self.seen:
+            before = self.seen[layer_idx]
+            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        self.seen[layer_idx] = key, value
+        new, total = query.shape[2], key.shape[2]
+        ones = torch.ones(new, total, dtype=torch.bool, device=query.device)
+        mask = ones.tril(total - new)
+        if qkv.sliding_window is not None:
+            mask &= ones.triu(total - new - qkv.sliding_window + 1)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=qkv.scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2)
+
+
+@torch.inference_mode()
+def reference_states(
+    target: Target, tokens: Sequence[int], attention: GrowingAttention | None = None
+) -> HiddenStates:
+    """The target's hidden states ``[1, n, H]`` over ``tokens``, from the first of them."""
+    ids = torch.tensor([list(tokens)], device=target.device)
+    positions = torch.arange(len(tokens), device=target.device)[None]
+    return target.forward(ids, positions, attention or GrowingAttention(target, tokens))
+
+
+def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
+    """The hidden states that the head's family is fed, ``[B, S, H]``."""
+    return states.post_norm if head.family.hidden_in == "post" else states.pre_norm
+
+
+@torch.inference_mode()
+def reference_draft_logits(
+    target: Target, head: DraftHead, tokens: Sequence[int], k: int, drafts: Sequence[int] = ()
+) -> Tensor:
+    """Logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet. Each draft
+    follows the one before it: of ``drafts`` as far as they go, then its own likeliest."""
+    attention = GrowingAttention(target, tokens)
+    hidden = head_form(head, reference_states(target, tokens[:-1], attention))
+    device, num_rows = target.device, len(tokens) - 1
+    following = torch.tensor([list(tokens[1:])], device=device)
+    positions = torch.arange(num_rows, device=device)[None]
+    logits: list[Tensor] = []
+    for step in range(k):
+        embeds = (head.embedding or target.model.get_input_embeddings())(following)
+        if step == 0 and head.family.first_embed == "zeroed":
+            embeds[:, 0] = 0
+        block_out = head(embeds, hidden, target.rope(embeds, positions), positions, attention)
+        normed = head.to_logits_input(block_out[:, -1:])
+        logits.append(target.logits(normed, head.output)[0, -1])
+        hidden = normed if head.family.chain == "post" else block_out[:, -1:]
+        chosen = logits[-1].argmax(-1)
+        if step < len(drafts):
+            chosen = torch.full_like(chosen, drafts[step])
+        following = chosen[None, None]
+        positions = torch.full_like(following, num_rows + step)
+    return torch.stack(logits)
+
+
+@contextmanager
+def own_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """transformers' attention ``name`` in every part of the model, and what was there after it.
+
+    Greedy decoding is plain meanwhile: a checkpoint's own generation settings may hold an end of
+    sequence or a repetition penalty, which take part even where nothing is sampled.
+    """
+    before = [(config, config._attn_implementation) for config in _configs(model)]
+    generation = model.generation_config
+    try:
+        for config, _ in before:
+            config._attn_implementation = name
+        model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
+        yield
+    finally:
+        model.generation_config = generation
+        # Parents first, as listed: setting one sets its nested configs too.
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
+    """Every config that a part of the model reads, the model's own first, each once."""
+    found = [model.config, model.config.get_text_config()]
+    found += [part.config for part in model.modules() if hasattr(part, "config")]
+    return list({id(config): config for config in found}.values())
+
+
+class Plain:
+    """Plain greedy decoding by transformers on the same weights; the head has no part in it."""
+
+    def __init__(self, target: Target, prompts: Sequence[tuple[int, ...]]) -> None:
+        self.target = target
+        self.prompts = prompts
+        self._tokens: dict[tuple[int, ...], list[int]] = {}
+        self._last_states: dict[tuple[int, ...], Tensor] = {}
+
+    def tokens(self, prompt: tuple[int, ...], count: int) -> list[int]:
+        """The ``count`` greedy tokens after ``prompt``, no end of sequence heeded."""
+        if len(self._tokens.get(prompt, ())) < count:
+            self._tokens[prompt] = self._generate(prompt, count)
+        return self._tokens[prompt][:count]
+
+    def _generate(self, prompt: tuple[int, ...], count: int) -> list[int]:
+        ids = torch.tensor([prompt], device=self.target.device)
+        with own_attention(self.target.model, "sdpa"), self.target.as_request(prompt):
+            out = self.target.model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count
+            )
+        tokens: list[int] = out[0, len(prompt) :].tolist()
+        return tokens
+
+    @torch.inference_mode()
+    def states(self, tokens: Sequence[int], attention: str = "sdpa") -> Tensor:
+        """The last hidden states ``[n, H]`` over ``tokens``, after the final norm."""
+        ids = torch.tensor([list(tokens)], device=self.target.device)
+        with own_attention(self.target.model, attention), self.target.as_request(tokens):
+            out = self.target.backbone(input_ids=ids, use_cache=False)
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
+    @torch.inference_mode()
+    def next_logits(self, tokens: Sequence[int]) -> Tensor:
+        """Logits ``[V]`` of the token after ``tokens``, in float32."""
+        # Near-ties come at the same few places of the same few prompts in every batch.
+        if (key := tuple(tokens)) not in self._last_states:
+            self._last_states[key] = self.states(tokens)[-1].clone()
+        return self.target.logits(self._last_states[key]).float()
+
+    @torch.inference_mode()
+    def next_token(self, tokens: Sequence[int]) -> int:
+        """The token after ``tokens``, computed anew."""
+        return int(self.target.logits(self.states(tokens)[-1]).argmax())
+
+    @property
+    def noise(self) -> float:
+        """How far this model's forward is from itself: the largest difference of a logit between
+        transformers' two attention implementations over the prompts' last positions."""
+        return self._noises[0]
+
+    @property
+    def relative_noise(self) -> float:
+        """The same two forwards' relative error, of hidden states or logits, whichever is more."""
+        return self._noises[1]
+
+    @cached_property
+    def _noises(self) -> tuple[float, float]:
+        noises = [self._noises_of(prompt) for prompt in self.prompts]
+        return max(noise for noise, _ in noises), max(relative for _, relative in noises)
+
+    @torch.inference_mode()
+    def _noises_of(self, prompt: Sequence[int]) -> tuple[float, float]:
+        ours, its = (self.states(prompt, name)[-NOISE_POSITIONS:] for name in ("sdpa", "eager"))
+        our_logits, its_logits = (self.target.logits(states).float() for states in (ours, its))
+        noise = (our_logits - its_logits).abs().max().item()
+        return noise, max(relative_error(ours, its), relative_error(our_logits, its_logits))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected."""
+    difference = (got.float() - expected.float()).norm()
+    return float(difference / expected.float().norm())

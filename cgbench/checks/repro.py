@@ -1,0 +1,58 @@
+"""``--repro DIR``: what a wrong finding was found on, written so that it can be looked at again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cgbench.checks.findings import Difference
+from cgbench.errors import OutputError
+
+README = """\
+What `cgbench audit` found wrong, with what it was found on.
+
+    {command}
+
+makes the same checks again: same model, flags and seed.
+
+CHECK.json         the finding, where it is, the arguments, the model's fingerprint, the versions
+CHECK.safetensors  the device tensors of the failing step, by the names that CHECK.json lists
+                   under difference.inputs: safetensors.torch.load_file(...) reads them
+"""
+
+
+def write_repro(
+    path: Path,
+    differences: Sequence[tuple[dict[str, Any], Difference]],
+    record: Mapping[str, Any],
+    command: str,
+) -> None:
+    """``differences``: each wrong finding's facts, and its difference.
+
+    Raises ``OutputError`` where ``path`` cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        for facts, difference in differences:
+            name = facts["check"]
+            save_file(_on_host(difference.inputs), path / f"{name}.safetensors")
+            text = json.dumps({"finding": facts, **record}, indent=2)
+            (path / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        (path / "README.txt").write_text(README.format(command=command), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"--repro {path}: cannot be written: {error}") from error
+
+
+def read_inputs(path: Path, check: str) -> dict[str, Tensor]:
+    """The tensors of a failing step, on the CPU."""
+    tensors: dict[str, Tensor] = load_file(path / f"{check}.safetensors")
+    return tensors
+
+
+def _on_host(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies: views of one buffer would share memory, which the format has no place for."""
+    return {name: t.detach().cpu().clone().contiguous() for name, t in inputs.items()}

@@ -1,0 +1,73 @@
+"""Recurrent state between two steps, as ``steps`` has it for KV: copied, compared, poisoned."""
+
+import torch
+from torch import Tensor
+
+from cgbench.checks.subject import Subject
+from cgbench.engine.recurrent import RecurrentCache
+from cgbench.kernels.delta_rule import LayerState
+from cgbench.kernels.row_state import RowState
+
+# As many as of the KV layers.
+WATCHED_LAYERS = 4
+
+States = dict[int, Tensor]
+"""Copies of the watched layers' matrices, ``[slots, H, Dk, Dv]``, by layer."""
+
+
+def fill_states(cache: RecurrentCache | None, value: float, first_slot: int = 0) -> None:
+    """Everything that the slots from ``first_slot`` on hold, the prompts' states too."""
+    if cache is None:
+        return
+    tensors = [tensor for layer in cache.layers.values() for tensor in layer.tensors().values()]
+    tensors += [tensor for pair in cache.prompt.values() for tensor in pair]
+    for tensor in tensors:
+        tensor[first_slot:] = value
+
+
+def fill_unread(cache: RecurrentCache | None, rows: RowState, value: float) -> None:
+    """What the rows' slots keep of verified rows that were not accepted."""
+    if cache is None:
+        return
+    for layer in cache.layers.values():
+        _fill_kept(cache, layer, rows, value)
+        _fill_ring(cache, layer, rows, value)
+
+
+def _fill_kept(cache: RecurrentCache, layer: LayerState, rows: RowState, value: float) -> None:
+    number = torch.arange(cache.query_len, device=rows.seq_len.device)
+    pending = rows.seq_len - cache.length[rows.slot_of_row]
+    is_unread = (number >= pending[:, None])[:, None].expand(-1, layer.keys.shape[1], -1)
+    for tensor in (layer.keys, layer.updates, layer.log_decays):
+        kept = tensor[rows.slot_of_row]
+        kept[is_unread] = value
+        tensor[rows.slot_of_row] = kept
+
+
+def _fill_ring(cache: RecurrentCache, layer: LayerState, rows: RowState, value: float) -> None:
+    """The rows of the ring from seq_len on: verify writes there before it reads."""
+    past = torch.arange(cache.query_len, device=rows.seq_len.device)
+    index = (rows.seq_len[:, None] + past) % layer.conv.shape[1]
+    layer.conv[rows.slot_of_row[:, None], index] = value
+
+
+def copy_states(subject: Subject) -> States:
+    """The first layers' and the last's."""
+    cache = subject.spec.cache.recurrent
+    if cache is None:
+        return {}
+    names = sorted(cache.layers)
+    watched = {*names[: WATCHED_LAYERS - 1], names[-1]}
+    return {name: cache.layers[name].matrix.clone() for name in watched}
+
+
+def unequal_state(subject: Subject, before: States, watched: Tensor) -> tuple[int, int] | None:
+    """The first (layer, slot) among ``watched [slots]`` that is not as in ``before``; a NaN, which
+    no state may hold, is not as anything."""
+    cache = subject.spec.cache.recurrent
+    for layer_idx, old in before.items():
+        assert cache is not None
+        changed = (cache.layers[layer_idx].matrix != old).flatten(1).any(1) & watched
+        if changed.any():
+            return layer_idx, int(changed.nonzero()[0, 0])
+    return None

@@ -1,0 +1,289 @@
+"""What every check does: requests put in rows, steps, and the state between two of them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cgbench.checks.findings import (
+    Difference,
+    Finding,
+    Where,
+    first_of,
+    holds,
+    not_run,
+    wrong,
+)
+from cgbench.checks.hints import HintedRunner
+from cgbench.checks.subject import Subject
+from cgbench.engine.generation import generate
+from cgbench.engine.iteration import iteration
+from cgbench.engine.prefill import begin_decoding, prefill
+from cgbench.engine.runner import Runner
+from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled
+from cgbench.kernels.attention_input import LayerKv
+from cgbench.kernels.row_state import RowState
+from cgbench.words import Mode, Scope
+
+PREFILL_TOKENS = 2048
+
+# Steps that a check takes from one prefill, where it looks at every one of them: half of what
+# any run has room for, however many drafts are accepted.
+STEPS = 4
+
+# KV layers that are copied and compared: all of a large model's would not fit beside it.
+WATCHED_LAYERS = 4
+
+Prompts = Sequence[Sequence[int]]
+
+BUFFERS = (
+    "last",
+    "drafts",
+    "seq_len",
+    "slot_of_row",
+    "active",
+    "tokens_left",
+    "hidden",
+    "chain",
+    "result",
+    "eos_ids",
+)
+
+
+def conclude(
+    check: str,
+    differences: Iterator[Difference],
+    figures: Mapping[str, Any],
+    lacking: str | None = None,
+) -> Finding:
+    """The check's finding: its first difference if there is one. ``figures`` are read after it.
+    ``lacking``: why what the check is about cannot be tried here, and so cannot be said to hold."""
+    with torch.inference_mode():
+        difference = first_of(differences)
+    if difference is not None:
+        return wrong(check, difference, **figures)
+    return holds(check, **figures) if lacking is None else not_run(check, lacking, **figures)
+
+
+class BucketRunner:
+    """Eager over a whole bucket, its padded rows included: the very code that a graph captures."""
+
+    scope = Scope.EAGER
+
+    def __init__(self, subject: Subject, k: int) -> None:
+        self.subject = subject
+        self.state = subject.states[k]
+
+    def num_rows(self, batch_size: int) -> int:
+        return self.subject.bucket_of(self.state.spec_tokens, batch_size)
+
+    def mode(self, batch_size: int) -> Mode:
+        return Mode.EAGER
+
+    def step(self, batch_size: int) -> None:
+        iteration(self.subject.spec, self.state.rows(self.num_rows(batch_size)))
+
+
+def graph_runners(subject: Subject, k: int) -> list[Runner]:
+    """The runners that replay graphs, one a scope."""
+    keys = [key for key in subject.graph_sets if key[0] == k]
+    return [subject.runners[key] for key in keys]
+
+
+def padded_runners(subject: Subject, k: int) -> list[Runner]:
+    """Every runner that pads: each graph scope, or eager over the bucket where there is none.
+
+    Where there are graphs, eager runs without padding, as it is measured; ``parity`` holds eager
+    over the bucket against them.
+    """
+    return graph_runners(subject, k) or [BucketRunner(subject, k)]
+
+
+def tile(prompts: Prompts, batch_size: int) -> list[list[int]]:
+    """``batch_size`` prompts, repeated in their order."""
+    return [list(prompts[i % len(prompts)]) for i in range(batch_size)]
+
+
+def prefill_prompts(subject: Subject, prompts: Prompts) -> Prefilled:
+    return prefill(subject.spec, [list(prompt) for prompt in prompts], PREFILL_TOKENS)
+
+
+def first_rows(prefilled: Prefilled, batch_size: int) -> Prefilled:
+    """The first requests of a prefill; their KV is where it was, for request i has slot i."""
+    block_out = prefilled.block_out
+    return Prefilled(
+        last=prefilled.last[:batch_size],
+        seq_len=prefilled.seq_len[:batch_size],
+        block_out=None if block_out is None else block_out[:batch_size],
+    )
+
+
+def begin(
+    subject: Subject,
+    state: DecodeState,
+    prefilled: Prefilled,
+    *,
+    tokens_left: int = UNLIMITED_TOKENS,
+    ignore_eos: bool = True,
+) -> None:
+    begin_decoding(subject.spec, state, prefilled, tokens_left=tokens_left, ignore_eos=ignore_eos)
+
+
+def decode(
+    subject: Subject, runner: Runner, prefilled: Prefilled, max_new_tokens: int
+) -> list[list[int]]:
+    """Each request's ``max_new_tokens`` tokens, by the loop that serves, re-packing and all."""
+    begin(subject, runner.state, prefilled, tokens_left=max_new_tokens - 1)
+    return generate(runner, prefilled.last.tolist()).token_ids
+
+
+@dataclass
+class Trajectory:
+    """Requests decoded step by step; ``sequences[i]`` are row i's tokens, its prompt's first."""
+
+    runner: Runner
+    batch_size: int
+    sequences: list[list[int]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> RowState:
+        """The requests' rows, without padding."""
+        return self.runner.state.rows(self.batch_size)
+
+    def step(self) -> None:
+        self.runner.step(self.batch_size)
+        rows = self.rows
+        for i, emitted in enumerate(rows.num_emitted.tolist()):
+            self.sequences[i] += rows.out[i, :emitted].tolist()
+
+
+def start(subject: Subject, runner: Runner, prompts: Prompts) -> Trajectory:
+    """The subject's ``prompts`` in the runner's rows, hinted, with no limit and no EOS."""
+    prefilled = prefill_prompts(subject, prompts)
+    begin(subject, runner.state, prefilled)
+    sequences = [[*p, last] for p, last in zip(prompts, prefilled.last.tolist(), strict=True)]
+    return Trajectory(HintedRunner(subject, runner), len(prompts), sequences)
+
+
+Snapshot = dict[str, Tensor]
+"""Copies of a state's buffers, by name."""
+
+
+def snapshot(state: DecodeState) -> Snapshot:
+    return {name: getattr(state.full, name).clone() for name in BUFFERS}
+
+
+def restore(state: DecodeState, before: Snapshot) -> None:
+    for name, values in before.items():
+        getattr(state.full, name).copy_(values)
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The tensor's bits as integers, so that a NaN equals itself."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+
+
+def first_unequal(
+    got: Snapshot, expected: Snapshot, batch_size: int, names: Iterable[str]
+) -> tuple[str, int] | None:
+    """The first buffer, and the row in it, that is not the same bit for bit in the real rows."""
+    for name in names:
+        differs = bits(got[name][:batch_size]) != bits(expected[name][:batch_size])
+        differs = differs.view(batch_size, -1).any(1)
+        if differs.any():
+            return name, int(differs.nonzero()[0, 0])
+    return None
+
+
+def where_of(
+    runner: Runner, batch_size: int, row: int | None = None, position: int | None = None
+) -> Where:
+    return Where(
+        scope=runner.scope,
+        spec_tokens=runner.state.spec_tokens,
+        bucket=runner.num_rows(batch_size),
+        batch_size=batch_size,
+        row=row,
+        position=position,
+    )
+
+
+def watched_layers(subject: Subject, k: int) -> dict[int, LayerKv]:
+    """The KV layers that are compared: the first, some between, and the last, the head's. With
+    k = 0 the head does not run, and its layer says nothing."""
+    layers, head = subject.spec.cache.layers, subject.spec.head
+    names = sorted(name for name in layers if k or head is None or name != head.layer_idx)
+    if len(names) > WATCHED_LAYERS:
+        last = len(names) - 1
+        picks = [round(i * last / (WATCHED_LAYERS - 1)) for i in range(WATCHED_LAYERS)]
+        names = [names[i] for i in picks]
+    return {name: layers[name] for name in names}
+
+
+def by_slot(subject: Subject, tensor: Tensor) -> Tensor:
+    """A KV tensor as ``[num_slots, room, H, D]``."""
+    cache = subject.spec.cache
+    return tensor.view(cache.num_slots, cache.room, *tensor.shape[1:])
+
+
+def fill_where(subject: Subject, mask: Tensor, value: float) -> None:
+    """The KV rows, of every layer, that ``mask [num_slots, room]`` names."""
+    for layer in subject.spec.cache.layers.values():
+        for tensor in (layer.keys, layer.values):
+            by_slot(subject, tensor).masked_fill_(mask[:, :, None, None], value)
+
+
+def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
+    """Copies of the watched layers' keys and values, ``[num_slots, room, H, D]``."""
+    return {
+        (layer_idx, name): by_slot(subject, getattr(layer, name)).clone()
+        for layer_idx, layer in watched_layers(subject, k).items()
+        for name in ("keys", "values")
+    }
+
+
+def unequal_kv(
+    subject: Subject, before: dict[tuple[int, str], Tensor], watched: Tensor
+) -> tuple[int, int, int] | None:
+    """The first (layer, slot, KV row) among ``watched [num_slots, room]`` that is not as in
+    ``before``, bit for bit."""
+    for (layer_idx, name), old in before.items():
+        new = by_slot(subject, getattr(subject.spec.cache.layers[layer_idx], name))
+        changed = (bits(new) != bits(old)).flatten(2).any(-1) & watched
+        if changed.any():
+            slot, row = changed.nonzero()[0].tolist()
+            return layer_idx, slot, row
+    return None
+
+
+def committed_rows(subject: Subject, rows: RowState) -> Tensor:
+    """``[num_slots, room]``: the KV rows below seq_len in the rows' slots."""
+    return _rows_between(subject, rows, torch.zeros_like(rows.seq_len), rows.seq_len)
+
+
+def rows_past(subject: Subject, rows: RowState) -> Tensor:
+    """``[num_slots, room]``: the KV rows at seq_len and above in the rows' slots."""
+    room = torch.full_like(rows.seq_len, subject.spec.cache.room)
+    return _rows_between(subject, rows, rows.seq_len, room)
+
+
+def write_window(subject: Subject, rows: RowState) -> Tensor:
+    """``[num_slots, room]``: what an iteration may write, k + 1 verified rows and the draft steps'
+    past them, in each live row's own slot; and the scratch slot, all of it."""
+    length = max(rows.spec_tokens + 1, 2 * rows.spec_tokens) * rows.active
+    window = _rows_between(subject, rows, rows.seq_len, rows.seq_len + length)
+    window[subject.spec.cache.scratch_slot] = True
+    return window
+
+
+def _rows_between(subject: Subject, rows: RowState, first: Tensor, end: Tensor) -> Tensor:
+    cache = subject.spec.cache
+    positions = torch.arange(cache.room, device=rows.seq_len.device)
+    inside = (positions >= first[:, None]) & (positions < end[:, None])
+    mask = torch.zeros(cache.num_slots, cache.room, dtype=torch.bool, device=inside.device)
+    mask[rows.slot_of_row] = inside
+    return mask

@@ -1,0 +1,94 @@
+"""What an audit looks at: a model ready to decode, and the requests it is tried with."""
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+
+from cgbench.checks.reference import Plain
+from cgbench.engine.graphs import GraphSet
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.runner import CellKey, Runner
+from cgbench.engine.state import DecodeState
+from cgbench.planning import CapturePlan
+
+# Every batch size up to here is tried; above, a sample.
+ALL_SIZES_TO = 64
+EXTRA_SIZES = 8
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the checks work on, always with the ``Greedy`` rule, which alone has one right answer.
+
+    ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope); there is an
+    eager runner for every k. ``prompts`` are distinct and ragged. ``max_new_tokens`` counts the
+    prefill's token too. ``is_exact``: float32, where nothing may differ. ``only_batch_sizes``:
+    the batch sizes to try, for a short form; empty for all of them.
+    """
+
+    spec: Speculator
+    states: dict[int, DecodeState]
+    runners: dict[CellKey, Runner]
+    graph_sets: dict[CellKey, GraphSet]
+    plans: dict[int, CapturePlan]
+    prompts: tuple[tuple[int, ...], ...]
+    max_new_tokens: int
+    seed: int
+    is_exact: bool
+    only_batch_sizes: tuple[int, ...] = ()
+
+    @cached_property
+    def plain(self) -> Plain:
+        """Plain greedy decoding of the same weights, computed once for all checks."""
+        return Plain(self.spec.target, self.prompts)
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a row's bits depend on no other row. A grouped product of experts has each
+        expert's tokens in one matrix, whose size, and so whose rounding, the whole batch decides.
+        """
+        return bool(self.spec.target.config._experts_implementation != "grouped_mm")
+
+    def bucket_of(self, k: int, batch_size: int) -> int:
+        """Rows that ``batch_size`` requests take: their bucket's, or their own without one."""
+        bucket = self.plans[k].bucket_for(batch_size)
+        return batch_size if bucket is None else bucket.batch_size
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether any batch size tried takes more rows than it has requests."""
+        sizes = ((k, size) for k in self.states for size in self.batch_sizes(k))
+        return any(self.bucket_of(k, size) > size for k, size in sizes)
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether two requests that are not the same can decode together."""
+        return len(self.prompts) > 1 and any(self.largest(k) > 1 for k in self.states)
+
+    def largest(self, k: int) -> int:
+        """The largest batch size tried."""
+        return max(self.batch_sizes(k))
+
+    def batch_sizes(self, k: int) -> tuple[int, ...]:
+        """Ascending: all of 1..the largest bucket to 64, and above that every bucket, the size
+        just below it, and a few seeded others."""
+        if self.only_batch_sizes:
+            return tuple(sorted(self.only_batch_sizes))
+        plan = self.plans[k]
+        largest = plan.eager_above or plan.max_batch_size
+        sizes = set(range(1, min(largest, ALL_SIZES_TO) + 1))
+        if largest > ALL_SIZES_TO:
+            above = range(ALL_SIZES_TO + 1, largest + 1)
+            sizes |= {size for b in plan.batch_sizes for size in (b - 1, b) if size in above}
+            sizes |= set(random.Random(self.seed).sample(above, min(EXTRA_SIZES, len(above))))
+        return tuple(sorted(sizes))
+
+    def edge_sizes(self, k: int) -> tuple[int, ...]:
+        """Of ``batch_sizes``, the least and the most padded of each bucket."""
+        by_bucket: dict[int, list[int]] = {}
+        for size in self.batch_sizes(k):
+            by_bucket.setdefault(self.bucket_of(k, size), []).append(size)
+        edges = {size for sizes in by_bucket.values() for size in (sizes[0], sizes[-1])}
+        # A bucket that is full has no padding: one size below it stands for the least.
+        edges |= {sizes[-2] for sizes in by_bucket.values() if len(sizes) > 2}
+        return tuple(sorted(edges))

@@ -1,0 +1,1 @@
+"""The decode layers through ``torch.compile``: operators, patterns and fusion."""

@@ -1,0 +1,189 @@
+"""What stands around products, taken into them, and norms as one operator each.
+
+A compiler that is shown products as operators fuses nothing into them. So in the graph that it is
+given a product takes over the rotary embedding of its heads, ``silu(gate) * up`` of its halves, or
+the residual that is added to it at a layer's end; at few rows each is one kernel then. A norm is a
+kernel of ours, with the sum that it is of. What does not match (see ``patterns``) stays as it was.
+"""
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Graph, GraphModule
+
+from cgbench.compile.operators import (
+    ADD_NORM,
+    ATTEND,
+    GATED_LINEAR,
+    LINEAR,
+    LINEAR_ADD,
+    NORM,
+    ROTATED_LINEAR,
+)
+from cgbench.compile.patterns import (
+    Node,
+    Normed,
+    gated_product,
+    norm_of,
+    residual_and_product,
+    rotated_product,
+    summands,
+    writes_in_place,
+)
+
+# What patterns are made of: none writes in place.
+_IN_PATTERNS = {
+    *(LINEAR, F.silu, torch.rsqrt, torch.cat),
+    *(operator.getitem, operator.add, operator.mul, operator.neg),
+    *("split", "to", "float", "pow", "mean", "type_as", "unsqueeze"),
+}
+
+
+def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
+    """A backend of ``torch.compile``: inductor, behind ``fuse``."""
+    # Imported here: it takes a second, and asks for the CUDA device, after which nothing can fork.
+    from torch._inductor.compile_fx import compile_fx
+
+    options = {"triton.enable_pdl": can_launch_early(graph_module)}
+    return compile_fx(fuse(graph_module), inputs, config_patches=options)
+
+
+def can_launch_early(graph_module: GraphModule) -> bool:
+    """Whether inductor's kernels may begin before the one ahead has ended: see ``kernels.gpu``.
+
+    Its kernels wait before they read. One that only writes does not wait at all (torch 2.11 to
+    2.13), and who waits for it does not wait for those ahead of it. So: where every tensor is made
+    from another's values, as in a dense layer, and not where a router starts from zeros.
+    """
+    return not any(_reads_nothing(node) for node in graph_module.graph.nodes)
+
+
+def _reads_nothing(node: Any) -> bool:
+    """Whether ``node`` makes a tensor, or a part of one, from no other's values."""
+    if node.op not in ("call_function", "call_method") or not _is_tensor(node):
+        return False
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    if name.endswith("_like") or name.startswith("new_") or name in ("one_hot", "fill_", "zero_"):
+        return True
+    return not any(_is_tensor(each) for each in node.all_input_nodes)
+
+
+def _is_tensor(node: Any) -> bool:
+    value = node.meta.get("example_value")
+    return isinstance(value, Tensor) or (
+        isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value)
+    )
+
+
+def fuse(graph_module: GraphModule) -> GraphModule:
+    """Put the operators into ``graph_module``, as Dynamo traced it, in place."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        norm = norm_of(node)
+        # A head's numbers are normed together with rotary, which the compiler does.
+        if norm is not None and norm.x.meta["example_value"].dim() == 3:
+            _fuse_norm(node, norm)
+    for node in list(graph.nodes):
+        product = gated_product(node)
+        if product is not None and _reads_the_same(node, product.args):
+            _replace(node, GATED_LINEAR, product.args)
+        elif node.target is ATTEND:
+            _fuse_rotary(node)
+    for node in graph.output_node().all_input_nodes:
+        residual, product = residual_and_product(node)
+        if product is not None and _reads_the_same(node, (*product.args, residual)):
+            _replace(node, LINEAR_ADD, (*product.args, residual))
+    graph_module.recompile()
+    return graph_module
+
+
+def _fuse_norm(node: Node, norm: Normed) -> None:
+    """Make ``node`` one operator, with the sum that it is the norm of, if it is of one."""
+    operands = summands(norm.x)
+    if operands is not None and _fuse_sum_and_norm(node, norm, (*operands, *norm[1:])):
+        return
+    if _reads_the_same(node, norm):
+        _replace(node, NORM, norm)
+
+
+def _fuse_sum_and_norm(node: Node, norm: Normed, inputs: tuple[Any, ...]) -> bool:
+    """Whether it can be done: then ``norm.x`` and ``node`` are results of one operator."""
+    graph, total = node.graph, norm.x
+    if not _reads_the_same(node, inputs) or not _bring_ahead(norm.epsilon, total):
+        return False
+    with graph.inserting_before(total):
+        pair = graph.call_function(ADD_NORM, inputs)
+        parts = [graph.call_function(operator.getitem, (pair, part)) for part in (0, 1)]
+    pair.meta["example_value"] = total.meta["example_value"], node.meta["example_value"]
+    for part, replaced in zip(parts, (total, node), strict=True):
+        part.meta.update(replaced.meta)
+        replaced.replace_all_uses_with(part)
+    _take_out_unused(graph)
+    return True
+
+
+def _bring_ahead(number: Node | float, node: Node) -> bool:
+    """Have a module's float ahead of ``node``, if it can be."""
+    if not isinstance(number, torch.fx.Node) or number in _ahead_of(node):
+        return True
+    can_stand_there = all(each in _ahead_of(node) for each in number.all_input_nodes)
+    if can_stand_there:
+        node.prepend(number)
+    return can_stand_there
+
+
+def _ahead_of(node: Node) -> set[Node]:
+    nodes = list(node.graph.nodes)
+    return {*nodes[: nodes.index(node)]}
+
+
+def _fuse_rotary(attend: Node) -> None:
+    """Where query and key are rotated parts of one product, leave that to it."""
+    query, key, *rest = attend.args
+    found = rotated_product(query, key)
+    if found is None:
+        return
+    inputs = (*found.product.args, found.cos, found.sin, found.num_columns)
+    if _reads_the_same(attend, inputs):
+        attend.args = (found.query, found.key, *rest)
+        _take_out_unused(attend.graph)
+        _replace(found.product, ROTATED_LINEAR, inputs)
+
+
+def _reads_the_same(node: Node, inputs: tuple[Any, ...]) -> bool:
+    """Whether ``inputs`` are at ``node`` what they were where the pattern first read one: Dynamo's
+    graph writes in place too. Whatever is written counts, for it may be a view of an input."""
+    nodes = list(node.graph.nodes)
+    places = [nodes.index(each) for each in _pattern(node, inputs) if each.op != "placeholder"]
+    return not any(writes_in_place(each) for each in nodes[min(places) : nodes.index(node)])
+
+
+def _pattern(node: Node, inputs: tuple[Any, ...]) -> set[Node]:
+    """``node``, and what it is made of from ``inputs``."""
+    pattern, behind = {node}, [node]
+    while behind:
+        new = [each for each in behind.pop().all_input_nodes if each not in (*inputs, *pattern)]
+        pattern.update(new)
+        behind += new
+    return pattern
+
+
+def _replace(node: Node, operator_: Any, inputs: tuple[Any, ...]) -> None:
+    """Put the operator in ``node``'s place, and take out what is left of the pattern.
+
+    No more than that: Dynamo's graph writes in place too, and nothing uses what that returns.
+    """
+    with node.graph.inserting_before(node):
+        fused = node.graph.call_function(operator_, inputs)
+    fused.meta.update(node.meta)
+    node.replace_all_uses_with(fused)
+    _take_out_unused(node.graph)
+
+
+def _take_out_unused(graph: Graph) -> None:
+    for node in reversed(graph.nodes):
+        if node.target in _IN_PATTERNS and not node.users:
+            graph.erase_node(node)

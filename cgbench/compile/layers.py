@@ -1,0 +1,100 @@
+"""The decode forwards through ``torch.compile``, a layer at a time.
+
+Equal layers share one compiled form, so compiling costs seconds whatever their number; sizes of a
+batch are symbols in it, so one form serves all buckets (one request and one row a request are forms
+of their own). What a layer computes beside its products becomes a few kernels: norms with the
+residual before them, and rotary. Attention, a gated delta net's recurrence, and products with their
+activation or residual are operators of ours.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch.fx.experimental._config as shape_config
+from torch import nn
+
+from cgbench.compile.fusion import compile_layer
+from cgbench.compile.operators import OperatorCall, under_way, use_linear_operator
+from cgbench.engine.attention import Decode
+from cgbench.models.heads.head import DraftHead
+from cgbench.models.target import Target
+
+MODES = ("off", "default")
+"""What ``--compile`` takes."""
+
+# Kinds of layer, each for one request and more, for one row a request and more.
+MOST_FORMS = 64
+
+Forward = Callable[..., Any]
+
+
+def compile_forwards(target: Target, head: DraftHead | None) -> None:
+    """Compile what decode steps run of the target and its head, in place. Prefill, and whatever
+    else calls the model, runs as before.
+
+    A form is compiled at the first step that needs it; torch keeps its kernels on disk.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(MOST_FORMS, config.recompile_limit)
+    config.accumulated_recompile_limit = max(4 * MOST_FORMS, config.accumulated_recompile_limit)
+    # Balanced routing is a hook: a form made without it must not serve a model that has it.
+    config.skip_nnmodule_hook_guards = False
+    # Sizes that happen to be equal at one step are not at the next.
+    shape_config.use_duck_shape = False
+    embedding = target.model.get_output_embeddings()
+    for module in (target.backbone, head, embedding):
+        if module is not None:
+            use_linear_operator(module)
+    for layer in _layers(target, head):
+        _number_attention(layer)
+        _compile_layer(layer)
+    for module in _small_modules(target, head):
+        module.forward = _compiled(module.forward)
+
+
+def _layers(target: Target, head: DraftHead | None) -> list[nn.Module]:
+    layers = target.backbone.layers
+    assert isinstance(layers, nn.ModuleList)
+    return [*layers, *([] if head is None else [head.block])]
+
+
+def _compiled(function: Forward) -> Forward:
+    compiled: Forward = torch.compile(function, dynamic=True, fullgraph=True, backend=compile_layer)
+    return compiled
+
+
+def _number_attention(layer: nn.Module) -> None:
+    """Give every module of a layer its number as a tensor too: see ``operators.attend``."""
+    for part in layer.modules():
+        if isinstance(getattr(part, "layer_idx", None), int):
+            part.layer_number = torch.tensor(part.layer_idx)
+
+
+def _compile_layer(layer: nn.Module) -> None:
+    """Decode steps run the layer's compiled form, everything else its own."""
+    plain, compiled, call = layer.forward, _compiled(layer.forward), OperatorCall()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        attention_call = kwargs.get("attention_call")
+        if not isinstance(attention_call, Decode) or not attention_call.runs_compiled:
+            return plain(*args, **kwargs)
+        # Arguments that are None are not given by all callers: they would make two forms of one.
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        with under_way(attention_call):
+            return compiled(*args, **given | {"attention_call": call})
+
+    layer.forward = forward
+
+
+def _small_modules(target: Target, head: DraftHead | None) -> list[nn.Module]:
+    """What runs between the layers: final norm, rotary tables, the head's own norms."""
+    modules = [target.backbone.norm, target.backbone.rotary_emb]
+    if head is not None:
+        modules += [head.embed_norm, head.hidden_norm, head.out_norm]
+    return [
+        module
+        for module in modules
+        if isinstance(module, nn.Module) and not isinstance(module, nn.Identity)
+    ]

@@ -1,0 +1,43 @@
+"""Whether a run fits, told before anything is allocated."""
+
+import os
+
+import torch
+
+from cgbench.engine.recurrent import cache_bytes
+from cgbench.errors import OutOfMemoryError
+from cgbench.models.loading_plan import LoadingPlan
+from cgbench.parallel.ranks import tp_size
+from cgbench.request.options import RunOptions
+
+
+def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
+    """Refuse a model whose weights, KV and recurrent state alone are over the device's memory.
+
+    A lower bound: activations, graphs and prompts longer than ``--context-len`` come on top, and
+    of tensor parallel runs what each rank holds whole (the embedding, norms).
+    Raises ``OutOfMemoryError`` with the bytes needed and there.
+    """
+    dtype, skeleton = plan.request.dtype, plan.skeleton
+    weights = (skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)) // tp_size()
+    slots = options.max_batch_size + 1
+    tokens = slots * (options.context_len + options.to_decode)
+    kv = tokens * skeleton.kv_bytes_per_token(dtype) // tp_size()
+    kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
+    available = available_bytes(plan.request.device)
+    if weights + kv > available:
+        *flags, last = ("--max-num-seqs", "--context-len", *options.reach_flags)
+        whose = "the device" if tp_size() == 1 else f"each of {tp_size()} ranks"
+        raise OutOfMemoryError(
+            f"MODEL {plan.request.ref}: {whose} needs at least {weights + kv:,} bytes (weights "
+            f"{weights:,}, KV of {slots} slots {kv:,}), but there are {available:,}; "
+            f"give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
+        )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a CUDA device; for the CPU a rank's share of all the machine's memory."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // tp_size()

@@ -1,0 +1,72 @@
+"""What a floor is made of, as ``run.json`` keeps it. No torch, no pandas."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from cgbench.words import Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloorLine:
+    """One line of a floor's account: ``count`` products or attentions of one kind in one stage.
+
+    ``seconds`` is the larger of its bytes and its operations over what the device was measured
+    to do; ``bound_by`` says which: bytes or operations. ``experts_read``: of a mixture, the mean
+    distinct experts a layer that were counted, None where nothing was; ``experts_expected``: what
+    uniform choice would read.
+    """
+
+    stage: str
+    what: str
+    count: int
+    num_bytes: float
+    flops: float
+    bound_by: str
+    seconds: float
+    experts_read: float | None = None
+    experts_expected: float | None = None
+
+    def plus(self, other: Self) -> Self:
+        """Both together: another step of the same work."""
+        larger = self if self.seconds >= other.seconds else other
+        return type(self)(
+            stage=self.stage,
+            what=self.what,
+            count=self.count + other.count,
+            num_bytes=self.num_bytes + other.num_bytes,
+            flops=self.flops + other.flops,
+            bound_by=larger.bound_by,
+            seconds=self.seconds + other.seconds,
+            experts_read=self._mean(other, self.experts_read, other.experts_read),
+            experts_expected=self._mean(other, self.experts_expected, other.experts_expected),
+        )
+
+    def _mean(self, other: Self, ours: float | None, its: float | None) -> float | None:
+        if ours is None or its is None:
+            return None
+        return (self.count * ours + other.count * its) / (self.count + other.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What the floor of one k and batch size is made of. ``context_len``: the mean of the timed
+    iterations of ``scope``, whose stages stand beside the lines."""
+
+    scope: Scope
+    spec_tokens: int
+    batch_size: int
+    context_len: float
+    lines: tuple[FloorLine, ...]
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """An account as ``run.json`` keeps it."""
+        lines = tuple(FloorLine(**line) for line in raw["lines"])
+        return cls(**{**raw, "scope": Scope(raw["scope"]), "lines": lines})
+
+
+def account_stage(stage: str, spec_tokens: int) -> str:
+    """What an account calls a stage of the samples: drafts 2..k are one there."""
+    if not stage.startswith("draft_") or stage == "draft_1":
+        return stage
+    return "draft_2" if spec_tokens == 2 else f"draft_2..{spec_tokens}"

@@ -1,0 +1,160 @@
+"""What the device can do at best: bytes read and operations a second, measured here and now.
+
+A floor is a bound, so the best of several kernels and of several repetitions counts, never a mean:
+reads through torch's reductions and through a kernel of our own, products of several shapes.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from cgbench.kernels.gpu import runs_kernels
+
+Work = Callable[[], object]
+
+# Far above any cache; fewer bytes where that much is not free.
+READ_BYTES = {"cuda": (4 << 30, 1 << 30, 1 << 28), "cpu": (1 << 28, 1 << 26)}
+# (m, n, k): square, and long in k, which is kindest to the writing of the result.
+MATRICES = {
+    "cuda": ((8192, 8192, 8192), (4096, 8192, 16384), (8192, 4096, 8192)),
+    "cpu": ((1024, 1024, 1024), (512, 1024, 2048)),
+}
+# As many repetitions as fit, for the first ones raise the clocks.
+SECONDS_A_KERNEL = 0.12
+
+CPU_CACHES = "/sys/devices/system/cpu/cpu0/cache"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLimits:
+    """The best rates seen: bytes read a second, and operations a second of a matrix product in
+    the run's dtype (a multiply and an add are two)."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+    read_spread_frac: float = 0.0
+    """How much slower the median repetition of the fastest read was than its best."""
+    cache_bytes: int | None = None
+    """What the device's last cache holds: weights that fit need not come from memory. None where
+    the system does not tell."""
+
+
+@functools.cache
+def device_limits(device: torch.device, dtype: torch.dtype) -> DeviceLimits:
+    """Both rates of ``device``; measured once a process, in about a second."""
+    limits = DeviceLimits(
+        read_bandwidth(device),
+        matrix_rate(device, dtype),
+        _read_rate(device).spread_frac,
+        last_cache_bytes(device),
+    )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return limits
+
+
+def read_bandwidth(device: torch.device) -> float:
+    """Bytes read from memory a second, the best of several reductions of a large tensor."""
+    return _read_rate(device).bytes_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRate:
+    bytes_per_s: float
+    spread_frac: float
+
+
+@functools.cache
+def _read_rate(device: torch.device) -> _ReadRate:
+    data = _large_tensor(device)
+    # A kernel that reads nothing else and writes next to nothing.
+    fastest = min((_seconds(work, device) for work in _reads(data)), key=min)
+    return _ReadRate(data.nbytes / min(fastest), median(fastest) / min(fastest) - 1)
+
+
+def last_cache_bytes(device: torch.device) -> int | None:
+    """Bytes of a GPU's L2, or of a CPU's last level as Linux states it."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    sizes = [_kernel_size(file) for file in Path(CPU_CACHES).glob("index*/size")]
+    return max(sizes, default=None)
+
+
+def _kernel_size(file: Path) -> int:
+    """Bytes of a size such as ``32768K``."""
+    return int(file.read_text().strip().removesuffix("K")) * 1024
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the fastest of several products of matrices of ``dtype``."""
+    return max(_rate(shape, device, dtype) for shape in MATRICES[device.type])
+
+
+def _large_tensor(device: torch.device) -> Tensor:
+    sizes = READ_BYTES[device.type]
+    for num_bytes in sizes[:-1]:
+        try:
+            return torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+        except torch.OutOfMemoryError:
+            continue
+    return torch.ones(sizes[-1] // 4, dtype=torch.float32, device=device)
+
+
+def _reads(data: Tensor) -> Iterator[Work]:
+    by_row = data.view(-1, 1 << 14)
+    yield lambda: data.sum()
+    yield lambda: data.amax()
+    yield lambda: by_row.sum(1)
+    if runs_kernels(data.device):
+        # Imported here, for triton is there only beside a CUDA build of torch.
+        from cgbench.kernels.triton_read import read
+
+        as_words = data.view(torch.int32)
+        yield lambda: read(as_words)
+
+
+def _rate(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> float:
+    m, n, k = shape
+    # Numbers like a model's: on zeros a device draws less power and clocks higher.
+    a = torch.randn(m, k, device=device, dtype=torch.float32).to(dtype)
+    # As a layer keeps its weight: [out, in].
+    weight = torch.randn(n, k, device=device, dtype=torch.float32).to(dtype)
+    out = torch.empty(m, n, device=device, dtype=dtype)
+    return 2.0 * m * n * k / _best_seconds(lambda: torch.mm(a, weight.t(), out=out), device)
+
+
+def _best_seconds(work: Work, device: torch.device) -> float:
+    """The fastest repetition."""
+    return min(_seconds(work, device))
+
+
+def _seconds(work: Work, device: torch.device) -> list[float]:
+    """Of the repetitions that fit in the time, two at least, after one that warms."""
+    work()
+    timed = _cuda_seconds if device.type == "cuda" else _cpu_seconds
+    end = time.perf_counter() + SECONDS_A_KERNEL
+    seconds = [timed(work), timed(work)]
+    while time.perf_counter() < end:
+        seconds.append(timed(work))
+    return seconds
+
+
+def _cpu_seconds(work: Work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _cuda_seconds(work: Work) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3

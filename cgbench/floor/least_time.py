@@ -1,0 +1,166 @@
+"""The floor: the least time one iteration can take on this device, and the account behind it.
+
+For each matrix product, each attention and each recurrence the larger of bytes over measured read
+bandwidth and operations over measured matrix rate, summed over the iteration. Bytes are what must
+come from memory: every weight once a forward, of a mixture the experts that were counted, the live
+keys and values, recurrent state, the embedding rows that are looked up. Activations, norms, biases
+and the writing of KV and of state are left out: a better engine could keep or fold them. So nothing
+that reads its weights from memory can be faster.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from cgbench.floor.account import Account, FloorLine, account_stage
+from cgbench.floor.device_limits import DeviceLimits
+from cgbench.floor.work import AttentionShape, ForwardWork, ModelWork, Product
+from cgbench.kernels.delta_net import StateShape
+from cgbench.words import Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one iteration works on: requests, drafts of each, and the mean of their committed KV
+    rows when it starts. Padding is no part of it: a floor is of the work that was asked for.
+
+    ``experts_read``: by stage, the mean distinct experts that an expert layer of its forward was
+    counted to read; a stage that is not there is expected to read what uniform choice would."""
+
+    batch_size: int
+    spec_tokens: int
+    context_len: float
+    experts_read: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The floors of one model on one device. ``itemsize``: bytes of a weight and of a KV value."""
+
+    work: ModelWork
+    limits: DeviceLimits
+    itemsize: int
+
+    def seconds(self, batch: Batch) -> float:
+        """The floor of one whole iteration."""
+        return sum(line.seconds for line in self.account(batch))
+
+    def account_of(self, scope: Scope, batch: Batch) -> Account:
+        """The account as the record keeps it, beside the scope that ran."""
+        return Account(
+            scope=scope,
+            spec_tokens=batch.spec_tokens,
+            batch_size=batch.batch_size,
+            context_len=batch.context_len,
+            lines=tuple(self.account(batch)),
+        )
+
+    def account(self, batch: Batch) -> list[FloorLine]:
+        """The iteration's lines, stage after stage; drafts 2..k are one stage."""
+        merged: dict[tuple[str, str], FloorLine] = {}
+        for line in self._lines(batch):
+            key = (line.stage, line.what)
+            merged[key] = line if key not in merged else merged[key].plus(line)
+        return list(merged.values())
+
+    def _lines(self, batch: Batch) -> Iterator[FloorLine]:
+        b, k, context = batch.batch_size, batch.spec_tokens, batch.context_len
+        query_len = k + 1
+        lm_head = self.work.lm_head
+        read = batch.experts_read
+        target = self.work.target
+        yield from self._forward("verify", target, b, query_len, context, read.get("verify"))
+        yield from self._forward("verify", lm_head, b, query_len, context)
+        for step in range(1, k + 1):
+            assert self.work.head is not None
+            stage = account_stage(f"draft_{step}", k)
+            rows = query_len if step == 1 else 1
+            # Drafts that were kept lengthen it by up to k rows more, which a floor may leave out.
+            start = context if step == 1 else context + step - 1
+            counted = read.get(f"draft_{step}")
+            yield from self._forward(stage, self.work.head, b, rows, start, counted)
+            yield from self._forward(stage, self.work.draft_output, b, 1, context)
+
+    def _forward(
+        self,
+        stage: str,
+        work: ForwardWork,
+        batch_size: int,
+        query_len: int,
+        context: float,
+        experts_read: float | None = None,
+    ) -> Iterator[FloorLine]:
+        """A forward of ``query_len`` tokens a request, over KV of ``context`` rows and these.
+        ``experts_read``: of each expert layer, counted."""
+        num_tokens = batch_size * query_len
+        if work.embedding_elements:
+            num_bytes = num_tokens * work.embedding_elements * self.itemsize
+            yield self._line(stage, "embedding rows", 1, num_bytes, 0)
+        for product, count in Counter(work.products).items():
+            expected = expected_experts(product, num_tokens)
+            is_mixture = product.num_experts > 1
+            read = experts_read if is_mixture and experts_read is not None else expected
+            weights = count * read * product.num_elements
+            flops = count * 2.0 * num_tokens * product.num_rows * product.num_elements
+            line = self._line(stage, product.name, count, weights * self.itemsize, flops)
+            yield (
+                line
+                if not is_mixture
+                else replace(line, experts_read=experts_read, experts_expected=expected)
+            )
+        for shape, count in Counter(work.attentions).items():
+            keys = context + query_len
+            row = shape.kv_heads * (shape.key_dim + shape.value_dim)
+            live = count * batch_size * row * keys_read(shape, keys, query_len)
+            flops = count * batch_size * attention_flops(shape, keys, query_len)
+            yield self._line(stage, _attention_name(shape), count, live * self.itemsize, flops)
+        for state, count in Counter(work.states).items():
+            live = count * batch_size * state.num_bytes(self.itemsize)
+            flops = count * num_tokens * recurrence_flops(state)
+            yield self._line(stage, "recurrent state", count, live, flops)
+
+    def _line(self, stage: str, what: str, count: int, num_bytes: float, flops: float) -> FloorLine:
+        read_s = num_bytes / self.limits.read_bytes_per_s
+        multiply_s = flops / self.limits.flops_per_s
+        return FloorLine(
+            stage=stage,
+            what=what,
+            count=count,
+            num_bytes=num_bytes,
+            flops=flops,
+            bound_by="bytes" if read_s >= multiply_s else "operations",
+            seconds=max(read_s, multiply_s),
+        )
+
+
+def expected_experts(product: Product, num_tokens: int) -> float:
+    """How many of the experts ``num_tokens`` tokens touch, were each token's choice uniform and
+    its own: E (1 - (1 - r/E)^T). A trained router's choices are alike from token to token, so it
+    touches fewer; 1 for a dense layer."""
+    share = product.num_rows / product.num_experts
+    return product.num_experts * (1.0 - (1.0 - share) ** num_tokens)
+
+
+def keys_read(shape: AttentionShape, keys: float, query_len: int) -> float:
+    """KV rows that ``query_len`` consecutive queries read between them, the last one seeing
+    ``keys`` rows or its window of them."""
+    return keys if shape.window is None else min(keys, shape.window + query_len - 1)
+
+
+def attention_flops(shape: AttentionShape, keys: float, query_len: int) -> float:
+    """Operations of ``query_len`` consecutive queries, the last one on ``keys`` rows, each before
+    it on one fewer, or on its window of them: the product with the keys and the one with the
+    values."""
+    window = keys if shape.window is None else shape.window
+    seen = sum(min(keys - back, window) for back in range(query_len))
+    return 2.0 * shape.query_heads * seen * (shape.key_dim + shape.value_dim)
+
+
+def recurrence_flops(state: StateShape) -> float:
+    """Operations of one token: the matrix times its key, the update by an outer product, and the
+    matrix times its query."""
+    return 3 * 2.0 * state.matrix_elements
+
+
+def _attention_name(shape: AttentionShape) -> str:
+    return "attention" if shape.window is None else f"attention, window {shape.window}"

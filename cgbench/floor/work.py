@@ -1,0 +1,270 @@
+"""What a forward must read and multiply, taken from the skeleton: weights, embeddings, attention,
+recurrent state.
+
+One token is run through the modules on the meta device and every matrix product with a stored
+weight is noted, whatever module or function makes it. So no formula of a family is written down
+twice, and experts, latent attention and shared experts are counted as the model's own code uses
+them. Products that an engine fuses (q, k and v; gate and up) stay apart here: they read the same
+bytes.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.delta_net import StateShape
+from cgbench.models.attention_hook import ShapeProbe
+from cgbench.models.loader import LoadedModel
+from cgbench.models.shards import Splits
+from cgbench.models.skeleton import Skeleton
+from cgbench.models.target import HiddenStates, Target
+from cgbench.parallel.ranks import tp_size
+
+# As torch's dispatcher and transformers' fallback for grouped_mm name them.
+_PRODUCTS = frozenset(
+    {
+        *("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_grouped_mm"),
+        *("aten::linear", "aten::matmul", "transformers::grouped_mm_fallback"),
+    }
+)
+_EMBEDDING = "aten::embedding"
+OWN_OUTPUT = "output"
+"""What a head's own output matrix is called, in the account too."""
+# A weight in another dtype is the same weight: routers multiply in float32.
+_CAST = "aten::_to_copy"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product with a stored weight of ``num_experts`` matrices of ``num_elements`` each.
+
+    ``num_rows``: rows that one token brings to it, 1 for a dense layer, the experts a token
+    chooses for a mixture.
+    """
+
+    name: str
+    num_elements: int
+    num_experts: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """One layer's attention; ``window`` is None where all keys are seen."""
+
+    query_heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardWork:
+    """One forward's work. ``states`` are its linear-attention layers', ``embedding_elements`` of
+    the embedding rows that one token reads."""
+
+    products: tuple[Product, ...] = ()
+    attentions: tuple[AttentionShape, ...] = ()
+    states: tuple[StateShape, ...] = ()
+    embedding_elements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWork:
+    """The forwards of an iteration; ``head`` holds the embedding of the token it is fed.
+    ``head_output`` is the product that makes a draft's logits, None where that is ``lm_head``."""
+
+    target: ForwardWork
+    lm_head: ForwardWork
+    head: ForwardWork | None
+    head_output: ForwardWork | None = None
+
+    @property
+    def draft_output(self) -> ForwardWork:
+        """The product that makes a draft's logits."""
+        return self.lm_head if self.head_output is None else self.head_output
+
+
+def rank_work(model: LoadedModel) -> ModelWork:
+    """The work of one token on each of the ranks that share ``model``: of divided weights and of
+    attention heads their part. What the ranks tell each other is left out."""
+    work = model_work(model.skeleton)
+    if tp_size() == 1:
+        return work
+    target, head = model.target, model.head
+    heads = _num_parts(model, range(target.num_layers))
+    return ModelWork(
+        target=_part(work.target, target.splits, heads),
+        lm_head=_part(work.lm_head, target.splits, 1),
+        head=None
+        if work.head is None or head is None
+        else _part(work.head, head.splits, _num_parts(model, [head.layer_idx])),
+        head_output=None
+        if work.head_output is None or head is None
+        else _part(work.head_output, head.splits, 1),
+    )
+
+
+def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
+    """Into how many parts the attention heads of ``layers`` are divided, of all of them alike."""
+    whole = model.skeleton.kv.kv_shapes
+    (count,) = {whole[layer][0][0] // model.kv_shapes[layer][0][0] for layer in layers}
+    return count
+
+
+def _part(work: ForwardWork, splits: Splits, num_head_parts: int) -> ForwardWork:
+    divided = {_short(name) for name in splits}
+    return replace(
+        work,
+        products=tuple(
+            replace(each, num_elements=each.num_elements // tp_size())
+            if each.name in divided
+            else each
+            for each in work.products
+        ),
+        attentions=tuple(
+            replace(
+                each,
+                query_heads=each.query_heads // num_head_parts,
+                kv_heads=each.kv_heads // num_head_parts,
+            )
+            for each in work.attentions
+        ),
+    )
+
+
+class _WorkProbe(ShapeProbe):
+    """Notes each attention it stands for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attentions: list[AttentionShape] = []
+
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        _, num_heads, _, key_dim = qkv.query.shape
+        _, kv_heads, _, value_dim = qkv.value.shape
+        self.attentions.append(
+            AttentionShape(num_heads, kv_heads, key_dim, value_dim, qkv.sliding_window)
+        )
+        return super().attend(layer_idx, qkv)
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every product with, and every lookup in, one of the named weights."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = dict(names)
+        self._kept: list[Tensor] = []
+        self.products: list[Product] = []
+        self.embedding_elements = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        weight = next((arg for arg in args if self._is_weight(arg)), None)
+        if weight is not None:
+            self._note(func.name().partition(".")[0], weight, out)
+        return out
+
+    def _is_weight(self, value: object) -> bool:
+        # At least a matrix: an addmm's bias is a weight too.
+        return isinstance(value, Tensor) and value.dim() > 1 and _storage(value) in self._names
+
+    def _note(self, operation: str, weight: Tensor, out: Tensor) -> None:
+        name = self._names[_storage(weight)]
+        if operation in _PRODUCTS:
+            num_experts = weight.shape[0] if weight.dim() == 3 else 1
+            num_rows = out.numel() // out.shape[-1]
+            elements = weight.numel() // num_experts
+            self.products.append(Product(name, elements, num_experts, num_rows))
+        elif operation == _EMBEDDING:
+            self.embedding_elements += out.numel()
+        elif operation == _CAST:
+            self._names[_storage(out)] = name
+            # An address may not be used again for another tensor.
+            self._kept.append(out)
+
+
+def _storage(tensor: Tensor) -> int:
+    """What a weight and its views have in common."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+@torch.no_grad()
+def model_work(skeleton: Skeleton) -> ModelWork:
+    """The work of one token in the target's layers, in lm_head and in the head."""
+    target, head = skeleton.target, skeleton.head
+    ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
+    probe = _WorkProbe()
+    backbone_names = _weight_names(target.backbone)
+    hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe))
+    lm_head = _output_work(target, hidden, None)
+    if head is None:
+        return ModelWork(work, lm_head, None)
+    head_probe = _WorkProbe()
+
+    def step() -> Tensor:
+        embeds = target.embed(ids, head.embedding)
+        rope = target.rope(embeds, ids)
+        return head(embeds, head.to_input(hidden), rope, ids, head_probe)  # type: ignore[no-any-return]
+
+    head_names = _weight_names(head) | _weight_names(target.model.get_input_embeddings())
+    _, head_work = _recorded(head_names, head_probe, step)
+    output = None if head.output is None else _output_work(target, hidden, head.output)
+    return ModelWork(work, lm_head, head_work, output)
+
+
+def _output_work(target: Target, hidden: HiddenStates, own: nn.Linear | None) -> ForwardWork:
+    """The product with the lm_head, or with a head's ``own`` output matrix."""
+    module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
+    _, work = _recorded(
+        {_storage(module.weight): name}, None, lambda: target.logits(hidden.post_norm, own)
+    )
+    return work
+
+
+def _lm_head(target: Target) -> nn.Linear:
+    lm_head = target.model.get_output_embeddings()
+    assert isinstance(lm_head, nn.Linear)
+    return lm_head
+
+
+def _recorded(
+    names: dict[int, str], probe: _WorkProbe | None, run: Callable[[], Any]
+) -> tuple[Any, ForwardWork]:
+    with _Recorder(names) as recorder:
+        out = run()
+    return out, ForwardWork(
+        products=tuple(recorder.products),
+        attentions=() if probe is None else tuple(probe.attentions),
+        states=() if probe is None else tuple(probe.state_shapes.values()),
+        embedding_elements=recorder.embedding_elements,
+    )
+
+
+def _weight_names(module: nn.Module) -> dict[int, str]:
+    """Storages of the module's matrices, by a name that is alike in every layer."""
+    return {
+        _storage(parameter): _short(name)
+        for name, parameter in module.named_parameters()
+        if parameter.dim() > 1
+    }
+
+
+def _short(name: str) -> str:
+    """``layers.7.self_attn.q_proj.weight`` and ``block.self_attn.q_proj.weight``, both as
+    ``self_attn.q_proj``."""
+    return re.sub(r"^(.*layers\.\d+|block)\.", "", name).removesuffix(".weight")

@@ -1,0 +1,103 @@
+"""Deterministic facts, compared exactly: graphs, their nodes and bytes, buckets, tokens."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from cgbench.gate.evidence import Evidence, Row
+from cgbench.gate.pairs import Pair
+from cgbench.gate.verdicts import FACTS, Gate, Line, Verdict
+from cgbench.words import Phase
+
+# The driver's own bytes come in its pages and may differ between two runs of one build.
+GRAPH_FACTS = {"nodes": True, "pool_bytes": True, "driver_bytes": False}
+
+
+def plan_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
+    """The buckets of each k that either run planned, and how many there are in all."""
+    old, now = ({plan["spec_tokens"]: plan for plan in run.record.plans} for run in (base, new))
+    for k in sorted(old.keys() | now.keys()):
+        values = _buckets(old.get(k)), _buckets(now.get(k))
+        yield _fact("buckets", values, gate, spec_tokens=k, unit="requests")
+    yield _fact("planned buckets", (_planned(old), _planned(now)), gate)
+
+
+def size_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
+    """Bytes of weights and KV, which any device allocates; not of runs that did not record them."""
+    for name, what in (("weight_bytes", "weight bytes"), ("kv_bytes", "KV bytes")):
+        values = base.record.model.get(name), new.record.model.get(name)
+        if None not in values:
+            yield _fact(what, values, gate)
+
+
+def graph_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
+    """How many graphs, and of each its nodes and bytes."""
+    old, now = _graphs(base.capture), _graphs(new.capture)
+    if old or now:
+        yield _fact("graphs", (len(old), len(now)), gate)
+    for key in (key for key in old if key in now):
+        for name, repeats in GRAPH_FACTS.items():
+            values = _integer(old[key][name]), _integer(now[key][name])
+            yield _fact(name, values, gate if repeats else None, **_graph_place(*key))
+
+
+def cell_facts(pair: Pair, gate: Gate, *, allow_token_change: bool) -> Iterator[Line]:
+    """What a cell ran as, and the tokens that it generated."""
+    base, new = pair.base, pair.new
+    assert base and new
+    where = pair.place._asdict()
+    yield _fact("mode", (base["mode"], new["mode"]), gate, **where)
+    yield _fact("bucket", (_integer(base["bucket"]), _integer(new["bucket"])), gate, **where)
+    yield _tokens(base, new, where, allow_token_change=allow_token_change)
+
+
+def _tokens(base: Row, new: Row, where: dict[str, Any], *, allow_token_change: bool) -> Line:
+    """In float32 greedy decoding has one right answer, in every scope; rounding alone may change
+    it in lower precision."""
+    is_exact = base["dtype"] == "float32" and base["acceptance"] == "greedy"
+    hashes = _text(base["tokens_sha256"]), _text(new["tokens_sha256"])
+    line = replace(_fact("tokens", hashes, None, **where), gated=is_exact)
+    if line.verdict is Verdict.SAME or not is_exact or allow_token_change:
+        return line
+    reason = "float32 greedy tokens differ; --allow-token-change accepts them"
+    return replace(line, verdict=Verdict.REGRESSED, reason=reason)
+
+
+def _fact(what: str, values: tuple[Any, Any], gate: Gate | None, **where: Any) -> Line:
+    """``gate`` None: reported whatever is gated."""
+    base, new = values
+    gated = gate is not None and FACTS in gate.metrics
+    line = Line(what=what, verdict=Verdict.SAME, gated=gated, base=base, new=new, **where)
+    if base == new:
+        return line
+    if gated:
+        return replace(line, verdict=Verdict.REGRESSED, reason="--gate facts allows no change")
+    return replace(line, verdict=Verdict.CHANGED)
+
+
+def _graph_place(phase: str, spec_tokens: int, bucket: int) -> dict[str, Any]:
+    place = f"{phase} graph, bucket {bucket}"
+    return {"scope": Phase(phase).scope.value, "spec_tokens": spec_tokens, "place": place}
+
+
+def _graphs(capture: pd.DataFrame) -> dict[tuple[str, int, int], dict[Any, Any]]:
+    rows = capture.astype(object).to_dict("records")
+    return {(row["phase"], row["spec_tokens"], row["bucket"]): row for row in rows}
+
+
+def _buckets(plan: dict[str, Any] | None) -> str | None:
+    return None if plan is None else ",".join(map(str, plan["batch_sizes"]))
+
+
+def _planned(plans: dict[int, dict[str, Any]]) -> int:
+    return sum(len(plan["batch_sizes"]) for plan in plans.values())
+
+
+def _integer(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if pd.isna(value) else str(value)

@@ -1,0 +1,116 @@
+"""What keeps two runs apart, what merely differs, and which cells meet."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cgbench.gate.evidence import Evidence, Key, Place, Row, place_of
+from cgbench.request.command_line import flag_name
+from cgbench.rundir.record import resumed_words
+from cgbench.rundir.schema import LATENCY_KEY
+
+# These say where in a run a cell stands; the rest of the key is a setting of the whole run.
+SETTINGS = tuple(name for name in LATENCY_KEY if name not in Place._fields)
+
+WORKLOAD = ("version", "sha256", "context_band_tokens")
+WORKLOAD_FLAGS = ("max_new_tokens", "ignore_eos", "seed")
+
+
+CLOCKS = ("sm_clock_mhz", "memory_clock_mhz")
+
+# As far apart as blocks of one run may be before they are discarded.
+CLOCK_TOLERANCE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A cell's latency row in each run; None where that run lacks it."""
+
+    base: Row | None
+    new: Row | None
+
+    @property
+    def place(self) -> Place:
+        row = self.base or self.new
+        assert row
+        return place_of(row)
+
+
+def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
+    """One line for each thing that keeps the runs from being compared."""
+    for run in (base, new):
+        if not run.record.complete:
+            yield f"{run.name} is not finished; go on with cgbench run --resume --output {run.path}"
+    a, b = base.record, new.record
+    yield from _differing("GPU", a.environment.get("gpu"), b.environment.get("gpu"))
+    yield from _disjoint("device", _settings(base, "device"), _settings(new, "device"))
+    yield from _differing(
+        "model fingerprint", a.model.get("fingerprint"), b.model.get("fingerprint")
+    )
+    for name in WORKLOAD:
+        yield from _differing(f"workload {name}", a.workload.get(name), b.workload.get(name))
+    for name in WORKLOAD_FLAGS:
+        yield from _differing(flag_name(name), a.arguments.get(name), b.arguments.get(name))
+    for name in SETTINGS:
+        yield from _disjoint(name, _settings(base, name), _settings(new, name))
+
+
+def differences(base: Evidence, new: Evidence) -> Iterator[str]:
+    """Driver, versions, commit, plan, policy and every other argument that differs: these are
+    what is under test and never block."""
+    a, b = base.record, new.record
+    yield from _each_differing(a.environment, b.environment, lambda name: name)
+    yield from _each_differing(a.measured_arguments, b.measured_arguments, flag_name)
+    for name in CLOCKS:
+        yield from _other_clocks(
+            name, *(_median(run.record.telemetry, name) for run in (base, new))
+        )
+    for run in (base, new):
+        yield from (
+            f"{run.name} was resumed: {entry}" for entry in map(resumed_words, run.record.resumed)
+        )
+
+
+def other_processor(base: Evidence, new: Evidence) -> bool:
+    """Whether the runs, on CPUs, had CPUs of two names: their times say nothing about the code."""
+    names = {run.record.environment.get("cpu") for run in (base, new)}
+    return _settings(base, "device") == {"cpu"} and len(names) > 1
+
+
+def pairs(base: Evidence, new: Evidence) -> list[Pair]:
+    """Every cell of either run, BASE's order first."""
+    keys: dict[Key, None] = dict.fromkeys([*base.cells, *new.cells])
+    return [Pair(base.cells.get(key), new.cells.get(key)) for key in keys]
+
+
+def _settings(run: Evidence, name: str) -> set[str]:
+    """The distinct values of one column."""
+    return {str(row[name]) for row in run.cells.values()}
+
+
+def _differing(what: str, base: Any, new: Any) -> Iterator[str]:
+    if base != new:
+        yield f"{what}: {base} in BASE, {new} in NEW"
+
+
+def _disjoint(what: str, base: set[str], new: set[str]) -> Iterator[str]:
+    """Runs that share a value may still share cells: what they do not share is missing cells."""
+    if base.isdisjoint(new):
+        yield from _differing(what, *("/".join(sorted(values)) for values in (base, new)))
+
+
+def _each_differing(
+    base: dict[str, Any], new: dict[str, Any], name_of: Callable[[str], str]
+) -> Iterator[str]:
+    for name in base | new:
+        yield from _differing(name_of(name), base.get(name), new.get(name))
+
+
+def _median(telemetry: dict[str, Any], name: str) -> float | None:
+    spread = telemetry.get(name)
+    return spread.get("median") if isinstance(spread, dict) else None
+
+
+def _other_clocks(name: str, base: float | None, new: float | None) -> Iterator[str]:
+    if base and new and abs(new / base - 1) > CLOCK_TOLERANCE:
+        yield from _differing(f"median {name} of the timed blocks", base, new)

@@ -1,0 +1,254 @@
+"""What can be asked of two runs: every measured quantity that both should hold."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import exp, inf, log, nan
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from cgbench.gate.evidence import Evidence, Observed, Place
+from cgbench.gate.intervals import difference, log_length_estimate, rate_estimate
+from cgbench.gate.pairs import Pair
+from cgbench.gate.verdicts import (
+    ACCEPTANCE,
+    CAPTURE,
+    HOST_GAP,
+    ITERATION,
+    MEMORY,
+    STAGES,
+    TPOT,
+    Metric,
+    acceptance_rate,
+)
+from cgbench.request.acceptance_lengths import stated_length
+from cgbench.rundir.schema import COLD
+from cgbench.rundir.summary import with_costs
+from cgbench.statistics import Estimate, median_estimate
+from cgbench.words import Status
+
+NO_EFFECT = Estimate(0.0)
+UNKNOWN = Estimate(nan, inf, 1)
+
+TIMES = ("iteration", "wall", "host_gap", *(stage.name for stage in STAGES))
+"""What evidence holds of a cell's times, where it was measured."""
+
+GRAPH = ["phase", "spec_tokens", "bucket"]
+
+Maybe: TypeAlias = Observed | None
+Counts: TypeAlias = Sequence[tuple[float, float]]
+"""(accepted, drafted), a draft position each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One quantity in both runs.
+
+    ``base`` and ``new`` are in seconds, bytes, tokens or a rate; ``effect`` is their log ratio, or
+    the difference of two rates: without error where both are the very same measurement or are
+    exact, None where ``reason`` says what is missing. ``blocks`` counts what it rests on.
+    """
+
+    metric: Metric
+    where: dict[str, Any]
+    base: float | None = None
+    new: float | None = None
+    effect: Estimate | None = None
+    blocks: tuple[int, int] | None = None
+    reason: str = ""
+    is_disturbed: bool = field(default=False, kw_only=True)
+    effective: tuple[float, float] | None = field(default=None, kw_only=True)
+    """How many independent blocks those are worth."""
+
+    @property
+    def is_test(self) -> bool:
+        """Whether its answer rests on an interval, which can be wrong."""
+        return self.effect is not None and self.effect.error > 0
+
+
+def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Question]:
+    """Everything measured of one cell that both runs have numbers for."""
+    assert pair.base and pair.new
+    place = pair.place
+    is_one = _is_one(place, base, new)
+    for metric, column in ((ITERATION, "iteration"), *((s, s.name) for s in STAGES)):
+        times = base.observed.get((place, column)), new.observed.get((place, column))
+        if metric is ITERATION or not all(each is None for each in times):
+            yield _of_blocks(metric, place, *times, is_one)
+    copies = _copies(pair, base)
+    counts = tuple(_once(run.counts.get(place, []), copies) for run in (base, new))
+    stated = stated_length(pair.base["acceptance"], place.spec_tokens)
+    if pair.base["l2"] != COLD:  # whose wall time would hold the flush
+        gaps = tuple(run.observed.get((place, "host_gap")) for run in (base, new))
+        yield _of_blocks(HOST_GAP, place, gaps[0], gaps[1], is_one)
+        walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
+        yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), stated, is_one)
+    if place.spec_tokens:
+        yield from _acceptance(place, counts[0], counts[1], stated)
+    yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
+
+
+def _copies(pair: Pair, run: Evidence) -> float:
+    """How often a batch decodes each prompt, for it repeats them where it has more rows. Greedy
+    gives the same tokens each time, which is no more evidence than once; draws are a request's
+    own. Both runs have the same prompts."""
+    assert pair.base
+    num_prompts: int | None = run.record.workload.get("num_prompts")
+    if not num_prompts or pair.base["acceptance"] != "greedy":
+        return 1.0
+    return max(pair.place.batch_size / num_prompts, 1.0)
+
+
+def _once(counts: Counts, copies: float) -> Counts:
+    """Counts as of each prompt decoded once: the same rates, of as many rows as tell."""
+    return [(accepted / copies, drafted / copies) for accepted, drafted in counts]
+
+
+def _is_one(place: Place, base: Evidence, new: Evidence) -> bool:
+    """Whether both sides are one measurement of the cell: alike in every time. One alone may be
+    so by chance, for a device's events have ticks and a stage has one block."""
+    return _times(place, base) == _times(place, new)
+
+
+def _times(place: Place, run: Evidence) -> list[list[float]]:
+    found = (run.observed.get((place, column)) for column in TIMES)
+    return [[] if each is None else each.values.tolist() for each in found]
+
+
+def is_disturbed(pair: Pair) -> bool:
+    """Whether either run's cell is."""
+    return any(row["status"] == Status.DISTURBED for row in (pair.base, pair.new) if row)
+
+
+def _missing(metric: Metric, place: Place, *is_there: bool) -> Question:
+    where = " and ".join(
+        name for name, there in zip(("BASE", "NEW"), is_there, strict=True) if not there
+    )
+    return Question(metric, place._asdict(), reason=f"not in {where}")
+
+
+def _of_blocks(metric: Metric, place: Place, base: Maybe, new: Maybe, is_one: bool) -> Question:
+    if base is None or new is None:
+        return _missing(metric, place, base is not None, new is not None)
+    if min(base.values.min(), new.values.min()) <= 0:
+        return _without_ratio(metric, place, base, new, is_one)
+    return _asked(metric, place, base, new, (), is_one)
+
+
+def _asked(
+    metric: Metric,
+    place: Place,
+    base: Observed,
+    new: Observed,
+    lengths: Sequence[Estimate],
+    is_one: bool,
+) -> Question:
+    """A ratio of times; with ``lengths``, divided by those."""
+    sides = [side.log_estimate() for side in (base, new)]
+    effect = NO_EFFECT if is_one else difference(sides[1], sides[0])
+    values = [side.value for side in sides]
+    if lengths:
+        effect = difference(effect, difference(lengths[1], lengths[0]))
+        values = [value - length.value for value, length in zip(values, lengths, strict=True)]
+    return Question(
+        metric,
+        place._asdict(),
+        exp(values[0]),
+        exp(values[1]),
+        effect,
+        (len(base.values), len(new.values)),
+        effective=(base.effective, new.effective),
+    )
+
+
+def _tpot(
+    place: Place,
+    walls: tuple[Maybe, Maybe],
+    counts: tuple[Counts, Counts],
+    stated: float | None,
+    is_one: bool,
+) -> Question:
+    base, new = walls
+    has_length = [_is_whole(each, place.spec_tokens) for each in counts]
+    if base is None or new is None or not all(has_length):
+        there = (each is not None and ok for each, ok in zip(walls, has_length, strict=True))
+        return _missing(TPOT, place, *there)
+    return _asked(TPOT, place, base, new, _lengths(*counts, stated), is_one)
+
+
+def _lengths(base: Counts, new: Counts, stated: float | None) -> list[Estimate]:
+    """Logs of the two mean acceptance lengths. The same prompts that gave the same counts are one
+    measurement: no error. A length that the rule states has none either."""
+    if stated is not None:
+        return [Estimate(log(stated))] * 2
+    sides = [_length(counts) for counts in (base, new)]
+    return [Estimate(side.value) for side in sides] if base == new else sides
+
+
+def _length(counts: Counts) -> Estimate:
+    if not counts:
+        return Estimate(0.0)
+    return log_length_estimate([accepted for accepted, _ in counts], counts[0][1])
+
+
+def _is_whole(counts: Counts, spec_tokens: int) -> bool:
+    return len(counts) == spec_tokens and all(drafted for _, drafted in counts)
+
+
+def _acceptance(
+    place: Place, base: Counts, new: Counts, stated: float | None
+) -> Iterator[Question]:
+    """The mean acceptance length, and the rate of each draft position."""
+    there = [_is_whole(counts, place.spec_tokens) for counts in (base, new)]
+    if not all(there):
+        yield _missing(ACCEPTANCE, place, *there)
+        return
+    a, b = _lengths(base, new, stated)
+    rows = (round(base[0][1]), round(new[0][1]))
+    where = place._asdict()
+    yield Question(ACCEPTANCE, where, exp(a.value), exp(b.value), difference(b, a), rows)
+    for position, (old, now) in enumerate(zip(base, new, strict=True), start=1):
+        a, b = rate_estimate(*old), rate_estimate(*now)
+        effect = NO_EFFECT if old == now else difference(b, a)
+        yield Question(acceptance_rate(position), where, a.value, b.value, effect, rows)
+
+
+def _without_ratio(
+    metric: Metric, place: Place, base: Observed, new: Observed, is_one: bool
+) -> Question:
+    """A stage may take no tick of the clock, and a gap may be negative, where a read-back overlaps
+    the next iteration."""
+    sides = (base.values, new.values)
+    medians = (float(np.median(sides[0])), float(np.median(sides[1])))
+    effect = NO_EFFECT if is_one else UNKNOWN
+    reason = "" if is_one else "not above zero in every block: no ratio"
+    counts = (len(sides[0]), len(sides[1]))
+    return Question(metric, place._asdict(), *medians, effect, counts, reason)
+
+
+def _memory(place: Place, base: Any, new: Any) -> Question:
+    """One figure that the allocator counts: compared as it is."""
+    if pd.isna(base) or pd.isna(new):
+        return _missing(MEMORY, place, not pd.isna(base), not pd.isna(new))
+    return Question(
+        MEMORY, place._asdict(), float(base), float(new), Estimate(log(new) - log(base))
+    )
+
+
+def capture_questions(base: Evidence, new: Evidence) -> Iterator[Question]:
+    """Seconds to warm up, capture and instantiate, per scope and k. A graph is captured once in a
+    run, so the observations are the ratios of the graphs that both runs have."""
+    sides = [_capture_seconds(run.capture) for run in (base, new)]
+    both = pd.concat(sides, axis=1, join="inner", keys=["base", "new"])
+    for (scope, k), graphs in both.groupby(["scope", "spec_tokens"]):
+        old, now = (graphs[side].to_numpy("float64") for side in ("base", "new"))
+        effect = median_estimate(np.log(now / old))
+        effect = NO_EFFECT if np.array_equal(old, now) else effect
+        where = {"scope": scope, "spec_tokens": k, "place": "median graph"}
+        rows = (len(graphs), len(graphs))
+        yield Question(CAPTURE, where, float(old.sum()), float(now.sum()), effect, rows)
+
+
+def _capture_seconds(capture: pd.DataFrame) -> pd.Series:
+    return with_costs(capture).set_index(["scope", *GRAPH])["cost_ms"] / 1e3

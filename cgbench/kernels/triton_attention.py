@@ -1,0 +1,252 @@
+"""Split-KV attention for 1 to 9 query rows a request, in Triton.
+
+Decode attention is bound by the bytes of live keys and values. So each program reads one KV
+head's keys once for the whole GQA group and all query rows (packed in one tile), the keys are
+split over programs until the device is full, and nothing past a request's live length is read,
+which also keeps whatever lies there, NaN included, out of the result. The rows that a call brings
+are attended to from its own tensors and written to the cache on the way, by one program each, so
+that none waits for another. The splits are merged by a second kernel (``triton_splits``).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from cgbench.kernels.attention_input import AttentionInput, LayerKv
+from cgbench.kernels.gpu import early, launch_keywords
+from cgbench.kernels.triton_splits import Parts, division, merge, splits_of
+
+# tl.dot wants at least 16 rows.
+MIN_TILE = 16
+LOG2_E = 1.4426950408889634
+
+# Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
+SIZES = ["num_splits", "room"]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attended(acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION: tl.constexpr):
+    """The running softmax after one more tile of keys ``k [D, N]`` and values ``v [N, Dv]``."""
+    scores = tl.dot(q, k, input_precision=PRECISION) * scaling_log2
+    scores = tl.where(seen, scores, float("-inf"))
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    # A row that has seen no key yet keeps -inf; 0 stands in, to keep NaN out.
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    p = tl.exp2(scores - shift[:, None])
+    decay = tl.exp2(running_max - shift)
+    acc = acc * decay[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    return acc, new_max, running_sum * decay + tl.sum(p, 1)
+
+
+@triton.jit(do_not_specialize=SIZES)  # type: ignore[untyped-decorator]
+def _split_kernel(
+    query,
+    key,
+    value,
+    key_cache,
+    value_cache,
+    slots,
+    positions,
+    out,
+    partial_out,
+    partial_max,
+    partial_sum,
+    scaling_log2,
+    room,
+    num_splits,
+    query_stride_b,
+    query_stride_h,
+    query_stride_s,
+    key_stride_b,
+    key_stride_h,
+    key_stride_s,
+    value_stride_b,
+    value_stride_h,
+    value_stride_s,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERY_LEN: tl.constexpr,
+    KEY_DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    WINDOW: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    PRECISION: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    b = tl.program_id(0) // KV_HEADS
+    kv_head = tl.program_id(0) % KV_HEADS
+    split = tl.program_id(1)
+    # Places were not written by the kernel ahead: see ``kernels.gpu``.
+    start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
+    slot_row = tl.load(slots + b, cache_modifier=".cg").to(tl.int64) * room
+    first, keys_a_split, split_of_new = division(start, num_splits, WINDOW, BLOCK_N)
+    low = first + split * keys_a_split
+    high = tl.minimum(low + keys_a_split, start)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    # Tile row m is query row m % QUERY_LEN of the group's head m // QUERY_LEN.
+    m = tl.arange(0, BLOCK_M)
+    in_tile = m < GROUP * QUERY_LEN
+    head = kv_head * GROUP + m // QUERY_LEN
+    s = m % QUERY_LEN
+    d = tl.arange(0, BLOCK_D)
+    dv = tl.arange(0, BLOCK_DV)
+    in_key = d < KEY_DIM
+    in_value = dv < VALUE_DIM
+    q = tl.load(
+        query
+        + b * query_stride_b
+        + head[:, None] * query_stride_h
+        + s[:, None] * query_stride_s
+        + d[None, :],
+        mask=in_tile[:, None] & in_key[None, :],
+        other=0.0,
+    )
+    running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    running_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
+    for n0 in range(low, high, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        live = n < high
+        row = (slot_row + n) * KV_HEADS + kv_head
+        k = tl.load(
+            key_cache + row[None, :] * KEY_DIM + d[:, None],
+            mask=live[None, :] & in_key[:, None],
+            other=0.0,
+        )
+        v = tl.load(
+            value_cache + row[:, None] * VALUE_DIM + dv[None, :],
+            mask=live[:, None] & in_value[None, :],
+            other=0.0,
+        )
+        seen = live[None, :]
+        if WINDOW > 0:
+            seen = seen & (n[None, :] > start + s[:, None] - WINDOW)
+        acc, running_max, running_sum = _attended(
+            acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION
+        )
+
+    if split == split_of_new:
+        # The new rows come from the call, and go to the cache on the way.
+        n = tl.arange(0, BLOCK_S)
+        live = n < QUERY_LEN
+        row = (slot_row + start + n) * KV_HEADS + kv_head
+        from_key = key + b * key_stride_b + kv_head * key_stride_h + n[None, :] * key_stride_s
+        keep = live[None, :] & in_key[:, None]
+        k = tl.load(from_key + d[:, None], mask=keep, other=0.0)
+        tl.store(key_cache + row[None, :] * KEY_DIM + d[:, None], k, mask=keep)
+        from_value = value + b * value_stride_b + kv_head * value_stride_h
+        keep = live[:, None] & in_value[None, :]
+        v = tl.load(from_value + n[:, None] * value_stride_s + dv[None, :], mask=keep, other=0.0)
+        tl.store(value_cache + row[:, None] * VALUE_DIM + dv[None, :], v, mask=keep)
+        seen = live[None, :] & (n[None, :] <= s[:, None])
+        if WINDOW > 0:
+            seen = seen & (n[None, :] > s[:, None] - WINDOW)
+        acc, running_max, running_sum = _attended(
+            acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION
+        )
+
+    if IS_WHOLE:
+        whole_row = (b * QUERY_LEN + s) * (KV_HEADS * GROUP) + head
+        tl.store(
+            out + whole_row[:, None] * VALUE_DIM + dv[None, :],
+            (acc / running_sum[:, None]).to(out.dtype.element_ty),
+            mask=in_tile[:, None] & in_value[None, :],
+        )
+        return
+    out_row = (tl.program_id(0) * num_splits + split) * (GROUP * QUERY_LEN) + m
+    tl.store(partial_max + out_row, running_max, mask=in_tile)
+    tl.store(partial_sum + out_row, running_sum, mask=in_tile)
+    tl.store(
+        partial_out + out_row[:, None] * VALUE_DIM + dv[None, :],
+        acc,
+        mask=in_tile[:, None] & in_value[None, :],
+    )
+
+
+class KeyTile(NamedTuple):
+    """Keys that a program reads at a time, by how many warps, and tiles of them under way."""
+
+    num_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def key_tile(block_m: int, *, is_float32: bool) -> KeyTile:
+    """The best of those tried on an H200, or within 3 % of it, at every batch size and context of
+    results/h200/attention-tiles.md. Small tiles: three or more programs fit on a multiprocessor,
+    and 64 requests are read in one round where two would be two."""
+    if is_float32:
+        # Of numbers twice as large.
+        return KeyTile(32, 4, 3)
+    return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
+
+
+def decode(kv: LayerKv, qkv: AttentionInput, slots: Tensor, positions: Tensor, room: int) -> Tensor:
+    """The new rows into the cache, and the queries over each slot's rows 0..position, to
+    ``[B, S, Hq, Dv]``. ``slots [B]`` of ``room`` rows each, ``positions [B, S]``."""
+    query, key, value = qkv.query, qkv.key, qkv.value
+    batch, num_heads, query_len, key_dim = query.shape
+    kv_heads, value_dim = kv.values.shape[1:]
+    group = num_heads // kv_heads
+    assert query.stride(3) == key.stride(3) == value.stride(3) == 1
+    assert positions.is_contiguous()
+    out = torch.empty(
+        (batch, query_len, num_heads, value_dim), dtype=query.dtype, device=query.device
+    )
+    num_splits = splits_of(batch * kv_heads, query.device)
+    parts = Parts.empty(batch * kv_heads, num_splits, group * query_len, value_dim, query.device)
+    is_float32 = query.dtype == torch.float32
+    block_m = max(MIN_TILE, triton.next_power_of_2(group * query_len))
+    tile = key_tile(block_m, is_float32=is_float32)
+    shape = {
+        "KV_HEADS": kv_heads,
+        "GROUP": group,
+        "QUERY_LEN": query_len,
+        "VALUE_DIM": value_dim,
+        "WINDOW": qkv.sliding_window or 0,
+        "BLOCK_N": tile.num_keys,
+        "BLOCK_DV": max(MIN_TILE, triton.next_power_of_2(value_dim)),
+    }
+    _split_kernel[(batch * kv_heads, num_splits)](
+        query,
+        key,
+        value,
+        kv.keys,
+        kv.values,
+        slots,
+        positions,
+        out,
+        *parts,
+        qkv.scaling * LOG2_E,
+        room,
+        num_splits,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        *value.stride()[:3],
+        KEY_DIM=key_dim,
+        BLOCK_M=block_m,
+        BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),
+        BLOCK_D=max(MIN_TILE, triton.next_power_of_2(key_dim)),
+        PRECISION="ieee" if is_float32 else "tf32",
+        IS_WHOLE=num_splits == 1,
+        EARLY=early(query.device),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **launch_keywords(query.device),
+        **shape,
+    )
+    if num_splits > 1:
+        merge(parts, positions, out, shape)
+    return out

@@ -1,0 +1,307 @@
+"""Linear layers of few rows, in Triton: bound by reading the weights once, and close to it.
+
+A verify step of one request multiplies k + 1 rows by every weight. cuBLAS leaves a quarter of the
+read bandwidth there. Here each program streams a tile of the weights, the rows are the narrow side
+of the tensor cores' product, and K is split until the device has enough reads under way; the last
+program of a tile to arrive adds the splits in their order, so that the sum is the same every time.
+
+A program waits for its rows only after it is set up and has asked for its first weights: see
+``gpu``.
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from cgbench.kernels.gpu import early, launch_keywords
+from cgbench.kernels.triton_gate import gated_product
+from cgbench.kernels.triton_rotary import Rotary, load_tables, turned
+
+MAX_ROWS = 32
+"""Above it cuBLAS is no slower."""
+
+# More outputs than any vocabulary has, in the narrowest tiles.
+MAX_TILES = 1 << 14
+MAX_SPLITS = 8
+# An H200's: the tilings were found there, and depend on how much is under way at once.
+MULTIPROCESSORS = 132
+ALIGNMENT = 16
+LEAST_WEIGHTS = 1 << 18
+
+
+class Tiling(NamedTuple):
+    """How one product is cut up: ``block_n`` outputs by ``block_k`` inputs, K in ``splits``."""
+
+    block_n: int
+    block_k: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+LINE_BYTES = 128
+ASKED_BYTES = 4 << 20
+"""Of the weights, asked into L2 before the wait: what arrives while a small kernel ahead ends."""
+
+
+@triton.jit
+def _ask_into_l2(pointers):
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [pointers],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
+def _linear_kernel(
+    x,
+    weight,
+    bias,
+    residual,
+    cos,
+    sin,
+    out,
+    partial,
+    arrived,
+    num_rows,
+    num_outputs,
+    num_inputs,
+    num_rotated,
+    apart,
+    x_stride,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_ROTARY: tl.constexpr,
+    IS_GATED: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+    LINE_BYTES: tl.constexpr,
+    LINES_ASKED: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    m = tl.arange(0, BLOCK_M)
+    # What is combined at the end, gate with up or a head's halves, lies so many columns apart. A
+    # tile is half the ones, half the others.
+    IN_PAIRS: tl.constexpr = IS_GATED or HAS_ROTARY
+    COLUMNS: tl.constexpr = BLOCK_N // 2 if IN_PAIRS else BLOCK_N
+    num_columns = num_outputs // 2 if IN_PAIRS else num_outputs
+    i = tl.arange(0, BLOCK_N)
+    n = tile * COLUMNS + i % COLUMNS
+    is_output = n < num_columns
+    if IN_PAIRS:
+        n = n // apart * (2 * apart) + n % apart + i // COLUMNS * apart
+    blocks = tl.cdiv(tl.cdiv(num_inputs, BLOCK_K), SPLITS)
+    low = split * blocks * BLOCK_K
+    high = tl.minimum(low + blocks * BLOCK_K, num_inputs)
+    is_row = m < num_rows
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    from_weight = weight + n.to(tl.int64)[:, None] * num_inputs
+    to_partial = m[None, :] * num_outputs + n[:, None]
+    keep = is_row[None, :] & is_output[:, None]
+    if IN_PAIRS:
+        c = tile * COLUMNS + tl.arange(0, COLUMNS)
+        keep_pair = is_row[None, :] & (c < num_columns)[:, None]
+    if EARLY:
+        if LINES_ASKED > 0:
+            line = low + tl.arange(0, LINES_ASKED) * (LINE_BYTES // 2)
+            asked = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs
+            _ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
+        gdc_wait()
+        if IS_GATED:
+            # The layer's last product comes next. One program of it fits on a multiprocessor, so it
+            # can only spread, and it asks for its weights while the last tiles here are read.
+            gdc_launch_dependents()
+    # What the end takes is asked for at the start.
+    if HAS_RESIDUAL:
+        added = tl.load(residual + to_partial, mask=keep, other=0.0)
+    if HAS_ROTARY:
+        first = c // apart * (2 * apart) + c % apart
+        tables = m[None, :] * (2 * apart) + (c % apart)[:, None]
+        cos_low, cos_high, sin_low, sin_high = load_tables(
+            cos, sin, tables, apart, keep_pair & (first < num_rotated)[:, None]
+        )
+    for k0 in range(low, high, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        if IS_EVEN:
+            w = tl.load(from_weight + k[None, :], eviction_policy="evict_first")
+        else:
+            w = tl.load(
+                from_weight + k[None, :],
+                mask=is_output[:, None] & (k < high)[None, :],
+                other=0.0,
+                eviction_policy="evict_first",
+            )
+        rows = tl.load(
+            x + m[None, :] * x_stride + k[:, None],
+            mask=is_row[None, :] & (k < high)[:, None],
+            other=0.0,
+        )
+        acc = tl.dot(w, rows, acc)
+
+    if EARLY and not IS_GATED:
+        # Not before: see docs/engine.md.
+        gdc_launch_dependents()
+    is_last = True
+    if SPLITS > 1:
+        tl.store(partial + split * num_rows * num_outputs + to_partial, acc, mask=keep)
+        # All of this program's stores before its arrival is counted.
+        tl.debug_barrier()
+        is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
+    if is_last:
+        if SPLITS > 1:
+            acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+            for s in range(SPLITS):
+                acc += tl.load(
+                    partial + s * num_rows * num_outputs + to_partial,
+                    mask=keep,
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
+            tl.store(arrived + tile, 0)
+        if HAS_BIAS:
+            acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
+        # Rounded where torch's operations round.
+        product = acc.to(out.dtype.element_ty)
+        if IN_PAIRS:
+            pairs = tl.reshape(product, [2, COLUMNS, BLOCK_M])
+            one, other = tl.split(tl.permute(pairs, (1, 2, 0)))
+            if IS_GATED:
+                to_pair = out + m[None, :] * num_columns + c[:, None]
+                tl.store(to_pair, gated_product(one, other), mask=keep_pair)
+            else:
+                one, other = turned(one, other, cos_low, cos_high, sin_low, sin_high)
+                to_pair = out + m[None, :] * num_outputs + first[:, None]
+                tl.store(to_pair, one, mask=keep_pair)
+                tl.store(to_pair + apart, other, mask=keep_pair)
+        else:
+            if HAS_RESIDUAL:
+                product = (product.to(tl.float32) + added.to(tl.float32)).to(out.dtype.element_ty)
+            tl.store(out + to_partial, product, mask=keep)
+
+
+def can_stream(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``linear`` takes these: few rows, half precision, aligned, and weights enough for
+    their reading to be what counts."""
+    return (
+        x.is_cuda
+        and x.numel() <= MAX_ROWS * x.shape[-1]
+        and weight.dtype in (torch.bfloat16, torch.float16)
+        and weight.is_contiguous()
+        and weight.shape[1] % ALIGNMENT == 0
+        and weight.numel() >= LEAST_WEIGHTS
+    )
+
+
+def tiling_of(num_outputs: int) -> Tiling:
+    """The best, or nearly, of those tried on an H200 with 4 and 32 rows over the shapes of a 7B
+    model. Up to two programs a multiprocessor go deep; more would rather leave room for one
+    another and for the next kernel's. Source: results/h200/linear.md.
+
+    Where there is no more than one a multiprocessor, it takes more than half of the shared memory
+    (six stages): launched while the kernel ahead still runs, two would share the multiprocessors
+    that are free first, and the others would be idle.
+    """
+    tiles = triton.cdiv(num_outputs, 64)
+    if tiles > 2 * MULTIPROCESSORS:
+        return Tiling(64, 128, 1, 4, 3)
+    splits = _power_of_2_to(min(MAX_SPLITS, MULTIPROCESSORS // tiles))
+    return Tiling(64, 128, splits, 4, 6 if tiles <= MULTIPROCESSORS else 5)
+
+
+def _power_of_2_to(number: int) -> int:
+    return 1 << (max(1, number).bit_length() - 1)
+
+
+def _lines_asked(tiling: Tiling, tiles: int, num_inputs: int) -> int:
+    """Lines of each row of weights that a program asks for: a power of 2, or none."""
+    share = ASKED_BYTES // (tiles * tiling.splits * tiling.block_n * LINE_BYTES)
+    has = num_inputs * 2 // (tiling.splits * LINE_BYTES)
+    return _power_of_2_to(min(share, has)) if share and has else 0
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    residual: Tensor | None = None,
+    rotary: Rotary | None = None,
+    is_gated: bool = False,
+    tiling: Tiling | None = None,
+) -> Tensor:
+    """``x [..., K]`` of at most ``MAX_ROWS`` rows times ``weight [N, K]``: ``[..., N]``, in the
+    default ``tiling`` of its size. Either ``residual [..., N]`` is added, or its first heads are
+    rotated by ``rotary``, or, where ``is_gated``, ``silu(gate) * up`` of the product's halves is
+    returned, ``[..., N / 2]``."""
+    rows = x.reshape(-1, x.shape[-1])
+    num_rows, num_inputs = rows.shape
+    num_outputs = weight.shape[0]
+    num_columns = num_outputs // 2 if is_gated else num_outputs
+    tiling = tiling or tiling_of(num_outputs)
+    tiles = triton.cdiv(num_outputs, tiling.block_n)
+    assert rows.stride(1) == 1 and weight.is_contiguous() and weight.shape[1] == num_inputs
+    assert tiles <= MAX_TILES and is_gated + (residual is not None) + (rotary is not None) <= 1
+    apart = num_columns if rotary is None else rotary.size // 2
+    assert rotary is None or num_outputs % rotary.size == 0
+    if residual is not None:
+        residual = residual.reshape(num_rows, num_outputs).contiguous()
+    out = torch.empty(num_rows, num_columns, dtype=x.dtype, device=x.device)
+    partial_size = tiling.splits * num_rows * num_outputs if tiling.splits > 1 else 0
+    partial = torch.empty(partial_size, dtype=torch.float32, device=x.device)
+    is_even = (
+        num_inputs % (tiling.block_k * tiling.splits) == 0 and num_outputs % tiling.block_n == 0
+    )
+    _linear_kernel[(tiles, tiling.splits)](
+        rows,
+        weight,
+        bias,
+        residual,
+        rotary.cos if rotary else None,
+        rotary.sin if rotary else None,
+        out,
+        partial,
+        _arrived(x.device),
+        num_rows,
+        num_outputs,
+        num_inputs,
+        rotary.num_columns if rotary else 0,
+        apart,
+        rows.stride(0),
+        HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None,
+        HAS_ROTARY=rotary is not None,
+        IS_GATED=is_gated,
+        IS_EVEN=is_even,
+        BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
+        BLOCK_N=tiling.block_n,
+        BLOCK_K=tiling.block_k,
+        SPLITS=tiling.splits,
+        LINE_BYTES=LINE_BYTES,
+        LINES_ASKED=_lines_asked(tiling, tiles, num_inputs),
+        EARLY=early(x.device),
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+        **launch_keywords(x.device),
+    )
+    return out.view(*x.shape[:-1], num_columns)
+
+
+@functools.cache
+def _arrived(device: torch.device) -> Tensor:
+    """Programs of each tile that have arrived: zero before and after every launch. Kept for ever:
+    a graph that was captured with it holds its address."""
+    return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)

@@ -1,0 +1,1 @@
+"""Draft heads: their families, wiring, names in files, and the module itself."""

@@ -1,0 +1,224 @@
+"""The MTP draft head: one decoder block fed with the last hidden state and the next token."""
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from cgbench.models.attention_hook import AttentionCall
+from cgbench.models.heads.families import HeadFamily
+from cgbench.models.shards import Splits
+
+if TYPE_CHECKING:
+    from cgbench.models.target import HiddenStates
+
+
+@dataclass(frozen=True, slots=True)
+class HeadForm:
+    """What one checkpoint's head has, where heads of its family differ.
+
+    ``proj_bias``: the projection has a bias. ``own_embedding`` and ``own_output``: it embeds tokens
+    and computes logits with matrices of its own, not the target's. ``dense``: its block is dense,
+    or has experts, whatever the target's layers have; None if the config alone decides.
+    """
+
+    proj_bias: bool = False
+    own_embedding: bool = False
+    own_output: bool = False
+    dense: bool | None = None
+
+
+class DraftHead(nn.Module):
+    """The tensors an MTP module owns. It uses the target's embedding and lm_head unless its
+    checkpoint has others.
+
+    The block is the target's own decoder layer class, numbered one past its last layer, so that
+    its keys and values live in a layer of the same KV cache.
+    """
+
+    def __init__(
+        self, family: HeadFamily, target: PreTrainedModel, form: HeadForm | None = None
+    ) -> None:
+        """A head of ``family`` for ``target``, on the current default device, not initialised."""
+        form = form or HeadForm()
+        super().__init__()
+        self.family = family
+        self.splits: Splits = {}
+        """What the ranks share of it."""
+        text_config = target.config.get_text_config()
+        self.layer_idx: int = text_config.num_hidden_layers
+        config = block_config(text_config, family, dense=form.dense)
+        backbone = target.get_decoder()
+        size = config.hidden_size
+        self.embed_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
+        self.hidden_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
+        self.proj = nn.Linear(2 * size, size, bias=form.proj_bias)
+        self.block = type(backbone.layers[-1])(config, self.layer_idx)
+        if not family.block_norm:
+            self.block.input_layernorm = nn.Identity()
+        self.out_norm = (
+            _norm_like(backbone.norm, size) if family.out_norm == "own" else nn.Identity()
+        )
+        self.embedding = _like(target.get_input_embeddings()) if form.own_embedding else None
+        """Its own token embedding, None where it reads the target's."""
+        vocab_size = target.get_output_embeddings().out_features
+        self.output = nn.Linear(size, vocab_size, bias=False) if form.own_output else None
+        """Its own output matrix, None where it multiplies with the target's."""
+        # In a tuple, so that the target's norm is not counted among the head's modules.
+        self._target_norm = (backbone.norm,)
+
+    def forward(
+        self,
+        token_embeds: Tensor,
+        hidden: Tensor,
+        rope: tuple[Tensor, Tensor],
+        position_ids: Tensor,
+        attention_call: AttentionCall,
+    ) -> Tensor:
+        """One MTP step.
+
+        ``token_embeds [B, S, H]`` of the tokens that follow the rows of ``hidden [B, S, H]``
+        (the target's at draft 1, this head's own chain after), ``position_ids [B, S]`` of those
+        hidden rows. Returns the block's output ``[B, S, H]``, before the output norm.
+        """
+        embeds = self.embed_norm(token_embeds)
+        states = self.hidden_norm(hidden)
+        parts = (embeds, states) if self.family.concat == "EH" else (states, embeds)
+        out = self.block(
+            self.proj(torch.cat(parts, dim=-1)),
+            attention_mask=None,
+            position_ids=position_ids,
+            position_embeddings=rope,
+            use_cache=False,
+            attention_call=attention_call,
+        )
+        # Some decoder layers return a tuple whose first entry is the hidden state.
+        result = out[0] if isinstance(out, tuple) else out
+        assert isinstance(result, Tensor)
+        return result
+
+    def to_input(self, hidden: "HiddenStates") -> Tensor:
+        """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
+        return hidden.post_norm if self.family.hidden_in == "post" else hidden.pre_norm
+
+    def to_logits_input(self, block_output: Tensor) -> Tensor:
+        """What the output matrix reads: the block's output after the output norm."""
+        if self.family.out_norm == "target":
+            # forward, not a call: the target keeps its own hidden state in a hook on this norm.
+            result = self._target_norm[0].forward(block_output)
+        else:
+            result = self.out_norm(block_output)
+        assert isinstance(result, Tensor)
+        return result
+
+    def to_chain(self, block_output: Tensor, normed: Tensor) -> Tensor:
+        """The hidden state that the next draft step is fed: before or after the output norm."""
+        return normed if self.family.chain == "post" else block_output
+
+    def tensor_name(self, module_name: str) -> str:
+        """The checkpoint's name of one of this head's tensors, without the family's infix."""
+        return self.family.tensor_name(module_name, self.family.first_number(self.layer_idx))
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over tensors keyed by this module's names; all must be there."""
+        if shift := self._norm_shift():
+            tensors = {
+                name: tensor.float() + shift if _is_norm(name) else tensor
+                for name, tensor in tensors.items()
+            }
+        self.load_state_dict(tensors, strict=True, assign=True)
+
+    def _norm_shift(self) -> int:
+        """What makes a stored norm weight the weight of the target's norm modules."""
+        if self.family.norm_form == "target":
+            return 0
+        return (self.family.norm_form == "one_plus") - adds_one(self._target_norm[0])
+
+
+def _like(embedding: nn.Module) -> nn.Module:
+    """A module as the target's embedding, scaled as that is, with a matrix of its own."""
+    weight = embedding.weight
+    assert isinstance(weight, nn.Parameter)
+    own = nn.Parameter(torch.empty(tuple(weight.shape)), requires_grad=False)
+    # All but the matrix is copied, such as the scale of Gemma's.
+    return copy.deepcopy(embedding, {id(weight): own})
+
+
+def _is_norm(name: str) -> bool:
+    module = name.removesuffix(".weight").rpartition(".")[2]
+    return module.endswith("norm")
+
+
+def _norm_like(norm: nn.Module, size: int) -> nn.Module:
+    """A new norm of the same class and epsilon, over ``size`` features."""
+    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    return type(norm)(size, eps=eps)
+
+
+@torch.no_grad()
+def adds_one(norm: nn.Module) -> bool:
+    """Whether a norm scales by 1 + w, as Gemma's and Qwen3-Next's do, and not by w."""
+    with torch.device("cpu"):
+        small = _norm_like(norm, 2).float()
+        for weight in small.parameters():
+            weight.zero_()
+        return bool(small(torch.tensor([[1.0, 2.0]])).any())
+
+
+def head_layer_type(config: PretrainedConfig, family: HeadFamily | None = None) -> str | None:
+    """The attention type of the head's block, None where the model's layers are all of one kind.
+
+    The checkpoint's own word (``mtp_layer_types``), else the family's: as the target's first layer,
+    or full attention where the target has it.
+    """
+    stated = getattr(config, "mtp_layer_types", None)
+    layer_types = getattr(config, "layer_types", None)
+    if stated:
+        return str(stated[0])
+    if not layer_types:
+        return None
+    if family is not None and family.block_attention == "first":
+        return str(layer_types[0])
+    return "full_attention" if "full_attention" in layer_types else str(layer_types[-1])
+
+
+def block_config(
+    config: PretrainedConfig, family: HeadFamily | None = None, *, dense: bool | None = None
+) -> PretrainedConfig:
+    """The target's config with one layer more, for the head's block to read."""
+    extended = copy.deepcopy(config)
+    # deepcopy keeps these two only as private fields.
+    extended._attn_implementation = config._attn_implementation
+    extended._experts_implementation = config._experts_implementation
+    num_layers = config.num_hidden_layers
+    extended.num_hidden_layers = num_layers + 1
+    for name, value in vars(config).items():
+        if isinstance(value, list) and len(value) == num_layers and not name.startswith("_"):
+            setattr(extended, name, [*value, _of_head(config, name, value, family)])
+    if dense is not None:
+        _choose_mlp(extended, num_layers, dense=dense)
+    return extended
+
+
+def _of_head(
+    config: PretrainedConfig, name: str, per_layer: list[object], family: HeadFamily | None
+) -> object:
+    """A per-layer setting's value for the head's block: as its last layer's unless stated."""
+    if name == "layer_types":
+        return head_layer_type(config, family)
+    stated = getattr(config, f"mtp_{name}", None)
+    return stated[0] if stated else per_layer[-1]
+
+
+def _choose_mlp(config: PretrainedConfig, layer: int, *, dense: bool) -> None:
+    """Make ``layer`` dense or one of experts. transformers' configs say that in three ways: a type
+    a layer, a list of the dense ones, or how many come first."""
+    if types := getattr(config, "mlp_layer_types", None):
+        config.mlp_layer_types = [*types[:layer], "dense" if dense else "sparse"]
+    if isinstance(getattr(config, "mlp_only_layers", None), list) and dense:
+        config.mlp_only_layers = [*config.mlp_only_layers, layer]
+    if isinstance(getattr(config, "first_k_dense_replace", None), int) and dense:
+        config.first_k_dense_replace = layer + 1

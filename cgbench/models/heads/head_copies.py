@@ -1,0 +1,171 @@
+"""The embedding and the output matrix that a checkpoint stores with its head.
+
+Most are copies of the target's. Step-3.x and some EAGLE heads have trained ones of their own, and
+drafts made with the target's are then worth nothing. So each is compared with the target's, and
+used where it differs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import torch
+
+from cgbench.errors import MissingHeadError
+from cgbench.models.checkpoint import StoredTensor, equal_values, stored_tensors
+from cgbench.models.heads.families import HeadFamily
+from cgbench.models.heads.head_names import parameter_name, stored_as_parameter
+from cgbench.models.heads.head_search import HeadFolder
+from cgbench.models.target import Target
+
+# The modules of ``DraftHead``, and the names that checkpoints give their matrices.
+_LEAVES = {
+    "embedding": ("embed_tokens.weight",),
+    "output": (
+        *("lm_head.weight", "shared_head.head.weight", "shared_head.output.weight"),
+        "shared_head.weight",
+    ),
+}
+_WORDS = {"embedding": "embedding", "output": "output matrix"}
+_FLOATS = ("F32", "F16", "BF16")
+
+
+class CopyUse(StrEnum):
+    """What is done with a matrix that a checkpoint stores with its head."""
+
+    OWN = "own"
+    EQUAL = "equal copy"
+    UNREAD = "left unread"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCopy:
+    """One such matrix: the module of ``DraftHead`` that it is for, and its name in the file."""
+
+    module: str
+    name: str
+    use: CopyUse
+
+    @property
+    def what(self) -> str:
+        return _WORDS[self.module]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetMatrices:
+    """Where the target's embedding and output matrix are stored, by module of ``DraftHead``: a file
+    and a name each. Empty for a GGUF file, whose matrices are only there once they are decoded."""
+
+    stored: Mapping[str, tuple[Path, str]]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def target_matrices(target: Target, files: Mapping[str, Path] | None) -> TargetMatrices:
+    """Those of ``target``, which ``files`` hold; None for a GGUF file."""
+    model = target.model
+    modules = {"embedding": model.get_input_embeddings(), "output": model.get_output_embeddings()}
+    shapes = {ours: tuple(module.weight.shape) for ours, module in modules.items()}
+    if files is None:
+        return TargetMatrices({}, shapes)
+    by_parameter = stored_as_parameter(model, files)
+    names = {
+        ours: by_parameter.get(parameter_name(model, module)) for ours, module in modules.items()
+    }
+    # A tied output matrix is not stored.
+    names["output"] = names["output"] or names["embedding"]
+    stored = {ours: (files[name], name) for ours, name in names.items() if name is not None}
+    return TargetMatrices(stored, shapes)
+
+
+def find_copies(
+    folder: HeadFolder,
+    family: HeadFamily,
+    plain: Mapping[str, str],
+    target: TargetMatrices,
+    dtype: torch.dtype,
+    number: int,
+) -> list[HeadCopy]:
+    """Every embedding and output matrix stored with module ``number`` of the head, compared with
+    the target's in ``dtype``; ``plain`` gives each tensor's name in the file.
+
+    Raises ``MissingHeadError`` naming one of another shape, or two that differ.
+    """
+    names = {
+        module: [plain[name] for name in _stored_with(folder, family, number, module, plain)]
+        for module in _LEAVES
+    }
+    files = {name: folder.files[name] for each in names.values() for name in each}
+    headers = stored_tensors(files)
+    copies = [
+        _compared(folder, family, module, headers[name], target, dtype)
+        for module, each in names.items()
+        for name in each
+    ]
+    for module, what in _WORDS.items():
+        own = [copy.name for copy in copies if (copy.module, copy.use) == (module, CopyUse.OWN)]
+        if len(own) > 1:
+            raise MissingHeadError(
+                f"{folder.ref}: the MTP head has more than one {what}: {', '.join(own)}"
+            )
+    return copies
+
+
+def _stored_with(
+    folder: HeadFolder,
+    family: HeadFamily,
+    number: int,
+    module: str,
+    plain: Mapping[str, str],
+) -> Iterator[str]:
+    for place in _places(folder, family, number):
+        for leaf in _LEAVES[module]:
+            if (name := f"{place}{leaf}") in plain:
+                yield name
+
+
+def _places(folder: HeadFolder, family: HeadFamily, number: int) -> list[str]:
+    """What the names of matrices of the head's own begin with: its block, what its projection is
+    in, and in a folder that holds no target the model itself."""
+    prefixes = family.prefixes(number)
+    parents = [f"{prefixes['block']}.", prefixes["proj"].rpartition(".")[0] + "."]
+    if folder.is_apart and not _holds_target(folder, prefixes["block"]):
+        parents += folder.prefixes
+    return list(dict.fromkeys(place for place in parents if place != "."))
+
+
+def _holds_target(folder: HeadFolder, block: str) -> bool:
+    """Whether there are layers besides the head's, whose embedding and lm_head they then are."""
+    return any(
+        f"{prefix}layers.0." != f"{block}."
+        and any(name.startswith(f"{prefix}layers.0.") for name in folder.files)
+        for prefix in folder.prefixes
+    )
+
+
+def _compared(
+    folder: HeadFolder,
+    family: HeadFamily,
+    module: str,
+    stored: StoredTensor,
+    target: TargetMatrices,
+    dtype: torch.dtype,
+) -> HeadCopy:
+    if stored.name.endswith(family.unread):
+        return HeadCopy(module, stored.name, CopyUse.UNREAD)
+    shape = target.shapes[module]
+    if stored.shape != shape:
+        raise MissingHeadError(
+            f"{folder.ref}: the MTP head's {_WORDS[module]} {stored.name} is {stored.shape}, not "
+            f"{shape} as the target's: its vocabulary or hidden size is another"
+        )
+    if stored.dtype not in _FLOATS:
+        raise MissingHeadError(
+            f"{folder.ref}: the MTP head is stored as {stored.dtype} ({stored.name}); "
+            "give --head with a bfloat16 or float16 head"
+        )
+    its = target.stored.get(module)
+    is_equal = its is not None and equal_values(
+        (folder.files[stored.name], stored.name), its, dtype
+    )
+    return HeadCopy(module, stored.name, CopyUse.EQUAL if is_equal else CopyUse.OWN)

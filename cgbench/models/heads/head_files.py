@@ -1,0 +1,210 @@
+"""Finding a draft head in a checkpoint's files and reading its tensors, one by one."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Size, Tensor
+
+from cgbench.errors import MissingHeadError
+from cgbench.models.checkpoint import StoredTensor, read_tensor, stored_tensors
+from cgbench.models.experts import expert_parts, fuse
+from cgbench.models.heads.families import HeadFamily
+from cgbench.models.heads.head import DraftHead, HeadForm
+from cgbench.models.heads.head_copies import (
+    CopyUse,
+    HeadCopy,
+    TargetMatrices,
+    find_copies,
+)
+from cgbench.models.heads.head_names import block_renaming
+from cgbench.models.heads.head_search import HeadFolder, find_family, plain_names
+from cgbench.models.target import Target
+
+# What quantised weights are stored beside, and the types they are stored in.
+_SCALES = re.compile(r"(weight_scale(_inv)?|qweight|qzeros|scales|weight_packed|g_idx)$")
+_FLOATS = ("F32", "F16", "BF16")
+# What older checkpoints store and transformers computes.
+_DERIVED = "rotary_emb.inv_freq"
+
+# How many names an error spells out before it counts the rest.
+_MOST_NAMES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFiles:
+    """A head found in a checkpoint: its family, under the names that it has there, its tensors'
+    files, and how many modules there are.
+
+    ``files`` is keyed by the names that transformers would give the tensors, without the family's
+    infix. ``stored_as`` gives the name in the file. ``copies`` are the embeddings and output
+    matrices stored with it.
+    """
+
+    family: HeadFamily
+    files: Mapping[str, Path]
+    stored_as: Mapping[str, str]
+    num_modules: int
+    first_number: int
+    copies: tuple[HeadCopy, ...]
+
+    @property
+    def form(self) -> HeadForm:
+        """What this head has and others of its family may not."""
+        block = f"{self.family.prefixes(self.first_number)['block']}."
+        in_block = [name for name in self.files if name.startswith(block)]
+        return HeadForm(
+            proj_bias=self.family.tensor_name("proj.bias", self.first_number) in self.files,
+            own_embedding="embedding.weight" in self.own,
+            own_output="output.weight" in self.own,
+            dense=not any(".experts." in name for name in in_block),
+        )
+
+    @property
+    def own(self) -> dict[str, str]:
+        """The matrices of its own in the place of the target's: tensors of ``DraftHead``, and their
+        names in ``files``."""
+        own = {copy.name: copy for copy in self.copies if copy.use is CopyUse.OWN}
+        return {
+            f"{own[stored].module}.weight": name
+            for name, stored in self.stored_as.items()
+            if stored in own
+        }
+
+
+def find_head(
+    folder: HeadFolder,
+    target: Target,
+    matrices: TargetMatrices,
+    dtype: torch.dtype,
+    family: str | None = None,
+) -> HeadFiles:
+    """The head for ``target`` that ``folder`` holds, ``family`` naming it where it is stated.
+    ``matrices``, which its own are compared with in ``dtype``, are the target's.
+
+    Raises ``MissingHeadError`` naming what was looked for, or what does not fit.
+    """
+    found = find_family(folder, target.config, family)
+    stored_as = plain_names(folder.files, found)
+    first = found.first_number(target.num_layers)
+    copies = find_copies(folder, found, stored_as, matrices, dtype, first)
+    number = first
+    while any(name.startswith(f"{found.prefixes(number)['block']}.") for name in stored_as):
+        number += 1
+        if "{i}" not in found.names["block"]:
+            break
+    block = f"{found.prefixes(first)['block']}."
+    rename = block_renaming(target.model, _layer_prefix(folder, block))
+    stored_as = {_renamed(name, block, rename): stored for name, stored in stored_as.items()}
+    files = {name: folder.files[stored] for name, stored in stored_as.items()}
+    return HeadFiles(found, files, stored_as, number - first, first, tuple(copies))
+
+
+def _layer_prefix(folder: HeadFolder, block: str) -> str:
+    """What the names of the target's layers begin with."""
+    for prefix in folder.prefixes:
+        layer = f"{prefix}layers.0."
+        if layer != block and any(name.startswith(layer) for name in folder.files):
+            return prefix
+    return "model."
+
+
+def _renamed(name: str, block: str, rename: Callable[[str], str]) -> str:
+    rest = name.removeprefix(block)
+    return block + rename(rest) if rest != name else name
+
+
+def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]]:
+    """Each of the head's tensors, and the checkpoint's tensors that make it, with their shapes.
+
+    Fused experts are taken as they are where the checkpoint fuses them too.
+    """
+    parts: dict[str, dict[str, Size]] = {}
+    for ours, tensor in head.state_dict().items():
+        theirs = found.own.get(ours) or head.tensor_name(ours)
+        split = None if theirs in found.files else expert_parts(theirs, tensor.shape)
+        parts[ours] = split or {theirs: tensor.shape}
+    return parts
+
+
+def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
+    """Hold the files' names and headers against what ``head`` needs, one by one; no weight is read.
+
+    Raises ``MissingHeadError`` naming the tensors that are missing, quantised, of another shape,
+    or of another target.
+    """
+    expected = _expected(head_tensors(head, found))
+    _check_names(ref, head, found, set(expected))
+    stored = stored_tensors({found.stored_as[name]: found.files[name] for name in expected})
+    _check_headers(ref, {name: stored[found.stored_as[name]] for name in expected}, expected)
+
+
+def read_head(head: DraftHead, found: HeadFiles) -> None:
+    """Fill ``head`` from files that ``check_head`` has passed."""
+    shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    for ours, parts in head_tensors(head, found).items():
+        read = [read_tensor(found.files[name], found.stored_as[name]) for name in parts]
+        tensors[ours] = read[0] if len(read) == 1 else fuse(read, shapes[ours])
+    head.load_tensors(tensors)
+
+
+def _expected(parts: Mapping[str, Mapping[str, Size]]) -> dict[str, Size]:
+    return {name: shape for each in parts.values() for name, shape in each.items()}
+
+
+def _check_names(ref: str, head: DraftHead, found: HeadFiles, expected: set[str]) -> None:
+    present = set(_names_of(head, found))
+    if quantised := sorted(name for name in present if _SCALES.search(name)):
+        raise MissingHeadError(
+            f"{ref}: the MTP head is quantised ({_listed(quantised)}); "
+            "give --head with a bfloat16 or float16 head"
+        )
+    if missing := sorted(expected - set(found.files)):
+        raise MissingHeadError(f"{ref}: the MTP head lacks {_listed(missing)}")
+    if unused := sorted(present - expected):
+        raise MissingHeadError(
+            f"{ref}: the MTP head has {_listed(unused)}, which its target's layers do not have; "
+            "it was made for another target"
+        )
+
+
+def _check_headers(
+    ref: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Size]
+) -> None:
+    if odd := sorted(name for name, tensor in stored.items() if tensor.dtype not in _FLOATS):
+        kinds = ", ".join(sorted({stored[name].dtype for name in odd}))
+        raise MissingHeadError(
+            f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}); "
+            "give --head with a bfloat16 or float16 head"
+        )
+    wrong = [
+        f"{name} is {stored[name].shape}, not {tuple(shape)}"
+        for name, shape in expected.items()
+        if stored[name].shape != tuple(shape)
+    ]
+    if wrong:
+        raise MissingHeadError(f"{ref}: the MTP head does not fit its target: {_listed(wrong)}")
+
+
+def _names_of(head: DraftHead, found: HeadFiles) -> Iterator[str]:
+    """The head's tensors in the files, without the matrices that are compared with the target's,
+    and without the output norm where another one is stated."""
+    family = head.family
+    modules = family.prefixes(family.first_number(head.layer_idx))
+    prefixes = tuple(f"{prefix}." for prefix in modules.values())
+    left = {copy.name for copy in found.copies}
+    if "out_norm" in modules and family.out_norm != "own":
+        left.add(found.stored_as.get(f"{modules['out_norm']}.weight", ""))
+    for name in found.files:
+        is_left = found.stored_as[name] in left or name.endswith(_DERIVED)
+        if name.startswith(prefixes) and not is_left:
+            yield name
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown

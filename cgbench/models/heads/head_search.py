@@ -1,0 +1,126 @@
+"""Which family's head a checkpoint holds, and under which names: by tensor names and model type."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from cgbench.errors import MissingHeadError
+from cgbench.models.checkpoint import all_tensor_files, raw_config
+from cgbench.models.heads.families import FAMILIES, HeadFamily
+from cgbench.models.heads.head_wiring import HeadOverrides, differences, stated_in
+
+# The beginning of a layer's name: what a checkpoint's model is called.
+_LAYER = re.compile(r"((?:.*?\.)?)layers\.\d+\.")
+_DECLARED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFolder:
+    """Where a head is looked for: every tensor's file by its name, the model types that config.json
+    names, and what it states of the head. ``is_apart``: it is another folder than the target's."""
+
+    ref: str
+    files: Mapping[str, Path]
+    model_types: frozenset[str]
+    stated: HeadOverrides
+    is_apart: bool
+
+    @property
+    def prefixes(self) -> list[str]:
+        """What the names of a model's layers begin with here, the usual ones first."""
+        found = (match[1] for name in self.files if (match := _LAYER.match(name)))
+        return list(dict.fromkeys(["model.", "", *found]))
+
+
+def open_folder(ref: str, target_types: frozenset[str], *, is_apart: bool) -> HeadFolder:
+    """The folder or hub id ``ref``. ``target_types`` count where its config.json names no type.
+
+    Raises ``ModelError``.
+    """
+    raw = raw_config(ref)
+    types = types_in(raw) or target_types
+    return HeadFolder(ref, all_tensor_files(ref), types, stated_in(ref, raw), is_apart)
+
+
+def types_in(raw: Mapping[str, object]) -> frozenset[str]:
+    """The model types that a config.json names, its own and that of its text side."""
+    text = raw.get("text_config")
+    nested = text.get("model_type") if isinstance(text, dict) else None
+    return frozenset(name for name in (raw.get("model_type"), nested) if isinstance(name, str))
+
+
+def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None) -> HeadFamily:
+    """The family of the head that ``folder`` holds, under the names it has there; ``stated`` is the
+    family where it is known.
+
+    Raises ``MissingHeadError`` naming what was looked for, or the families to choose from where
+    names alone would be a guess.
+    """
+    num_layers = config.num_hidden_layers
+    candidates = [FAMILIES[stated]] if stated else [*FAMILIES.values()]
+    places = [place for family in candidates for place in _places(family, folder)]
+    found = [place for place in places if _holds(folder, place, num_layers, any)]
+    if not found:
+        looked_for = dict.fromkeys(place.own_names(num_layers)[0] for place in places)
+        raise MissingHeadError(
+            f"{folder.ref}: {_declared(config)}no MTP head tensors (looked for "
+            f"{', '.join(looked_for)}); "
+            "give --head PATH, or --spec-tokens 0 to measure without speculation"
+        )
+    if stated:
+        return found[0]
+    return _by_type(folder, found) or _by_names(folder, found, num_layers)
+
+
+def _places(family: HeadFamily, folder: HeadFolder) -> Iterator[HeadFamily]:
+    """``family`` under its own names, and under each prefix that the checkpoint's layers have.
+    Heads made apart from a target have their own names alone."""
+    yield family
+    if family.model_types is not None:
+        seen = family.names
+        for prefix in folder.prefixes:
+            moved = family.under(prefix)
+            if moved.names != seen:
+                yield moved
+
+
+def _holds(
+    folder: HeadFolder, family: HeadFamily, num_layers: int, how_many: Callable[..., bool]
+) -> bool:
+    """Whether any, or all, of the tensors that only ``family`` has are in the folder."""
+    plain = plain_names(folder.files, family) if family.dropped else folder.files
+    return how_many(name in plain for name in family.own_names(num_layers))
+
+
+def plain_names(files: Mapping[str, Path], family: HeadFamily) -> dict[str, str]:
+    """Each tensor's name without the family's infix, and the name in the file."""
+    infix = f".{family.dropped}" if family.dropped else "."
+    return {name.replace(infix, "."): name for name in files}
+
+
+def _by_type(folder: HeadFolder, found: list[HeadFamily]) -> HeadFamily | None:
+    for family in found:
+        if family.model_types is not None and family.model_types & folder.model_types:
+            return family
+    return next((family for family in found if family.model_types is None), None)
+
+
+def _by_names(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> HeadFamily:
+    whole = [family for family in found if _holds(folder, family, num_layers, all)]
+    candidates = whole or found
+    types = ", ".join(sorted(folder.model_types)) or "none"
+    raise MissingHeadError(
+        f"{folder.ref}: has {candidates[0].own_names(num_layers)[0]}, but no head family is known "
+        f"for model type {types}; state one with --head-family: {differences(candidates)}"
+    )
+
+
+def _declared(config: PretrainedConfig) -> str:
+    """What config.json says of a head that is not there, for re-quantised checkpoints."""
+    for field in _DECLARED:
+        if number := getattr(config, field, None):
+            return f"config.json declares {field} {number}, but the checkpoint ships "
+    return ""

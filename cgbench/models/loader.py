@@ -1,0 +1,260 @@
+"""Loading, or for a preset making, the target, its head and its tokenizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
+
+from cgbench.errors import ModelError, UnsupportedModelError, first_line
+from cgbench.kernels.delta_net import StateShape
+from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
+from cgbench.models.checkpoint import check_files
+from cgbench.models.gguf import gguf_keywords
+from cgbench.models.heads.head import DraftHead
+from cgbench.models.heads.head_files import read_head
+from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.placement import check_headers, check_placed, check_types
+from cgbench.models.projections import pack_projections
+from cgbench.models.random_weights import draw_head, random_target
+from cgbench.models.routing import BalancedRouting
+from cgbench.models.shards import (
+    HEAD_OUTPUT,
+    LM_HEAD,
+    Split,
+    Splits,
+    block_splits,
+    check_heads,
+    divide,
+    divide_lm_head,
+    divide_vocabulary,
+    install_forwards,
+    planned_splits,
+    without_dtensors,
+)
+from cgbench.models.skeleton import Skeleton
+from cgbench.models.support import auto_class_for, class_name
+from cgbench.models.target import Target, probe_kv_shapes
+from cgbench.models.tokenizer import read_tokenizer
+from cgbench.parallel.ranks import rank, tp_size
+from cgbench.words import Routing
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """``label`` and ``head_label`` are what every output calls them, "random weights" included.
+    ``tokenizer`` is None where the checkpoint ships none that can be read (presets never do), and
+    ``tokenizer_problem`` says why. ``num_head_modules``
+    counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
+    layer's, the head's included, as this rank holds it. ``state_shapes``: each linear-attention
+    layer's. ``skeleton``: the same modules as their own code has them, whole and without storage.
+    """
+
+    target: Target
+    head: DraftHead | None
+    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer_problem: str
+    label: str
+    head_label: str
+    random_weights: bool
+    eos_token_ids: tuple[int, ...]
+    num_head_modules: int
+    kv_shapes: Mapping[int, KvShape]
+    state_shapes: Mapping[int, StateShape]
+    skeleton: Skeleton
+    routing: Routing = Routing.MODEL
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole target, a tied embedding once."""
+        return _num_elements(self.skeleton.target.model)
+
+    @property
+    def head_num_parameters(self) -> int:
+        """Of the head's own, 0 without a head."""
+        return 0 if self.skeleton.head is None else _num_elements(self.skeleton.head)
+
+
+def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
+    """Load, or for a preset make, the target and its head on the device asked for.
+
+    Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
+    """
+    plan = plan_loading(what) if isinstance(what, ModelRequest) else what
+    random_weights = plan.request.preset is not None
+    check_types(plan)
+    splits = _splits(plan)
+    model = _make_target(plan, splits) if random_weights else _load_target(plan, splits)
+    target = Target(model, splits)
+    head = _make_head(plan, target) if random_weights else _load_head(plan, target)
+    for module in (target.model, head):
+        if module is not None:
+            pack_projections(module)
+    tokenizer, problem = read_tokenizer(plan)
+    kv = plan.skeleton.kv if tp_size() == 1 else probe_kv_shapes(target, head)
+    if plan.routing is Routing.BALANCED:
+        target.routing = BalancedRouting(plan.skeleton.kv.expert_shapes, plan.request.seed)
+        target.routing.install(target.backbone, head)
+    return LoadedModel(
+        target=target,
+        head=head,
+        tokenizer=tokenizer,
+        tokenizer_problem=problem,
+        label=plan.label,
+        head_label=plan.head_label,
+        random_weights=random_weights,
+        eos_token_ids=_eos_token_ids(target.model),
+        kv_shapes=kv.kv_shapes,
+        state_shapes=kv.state_shapes,
+        skeleton=plan.skeleton,
+        routing=plan.routing,
+        num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
+    )
+
+
+def _implementations(plan: LoadingPlan) -> dict[str, str]:
+    """Which of transformers' implementations the forward uses.
+
+    Experts: ``grouped_mm`` reads no tensor on the host, so it can be captured, but on CUDA its
+    kernel knows bfloat16 alone; ``batched_mm`` copies weights for each token, which only small
+    models bear.
+    """
+    chosen = {"attn_implementation": ATTENTION_NAME}
+    if plan.skeleton.target.has_experts:
+        request = plan.request
+        in_other_dtype = request.device.type == "cuda" and request.dtype != torch.bfloat16
+        chosen["experts_implementation"] = "batched_mm" if in_other_dtype else "grouped_mm"
+    return chosen
+
+
+def _splits(plan: LoadingPlan) -> Splits:
+    """What the ranks share of the target; nothing where there is one rank."""
+    if tp_size() == 1:
+        return {}
+    if plan.gguf_file is not None:
+        raise ModelError(
+            f"MODEL {plan.request.ref}: --tp {tp_size()} wants safetensors files, a GGUF file is "
+            "read whole"
+        )
+    probe = plan.skeleton.kv
+    if probe.state_shapes:
+        raise UnsupportedModelError(
+            f"--tp {tp_size()}: the linear-attention layers of {class_name(plan.config)} cannot be "
+            "divided here; drop --tp"
+        )
+    kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
+    check_heads(plan.config, probe.num_query_heads, kv_heads)
+    return planned_splits(plan.config)
+
+
+def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
+    request, ref = plan.request, plan.request.path
+    distributed = {"distributed_config": DistributedConfig(tp_size=tp_size())} if splits else {}
+    try:
+        model, info = auto_class_for(plan.config).from_pretrained(
+            ref if plan.gguf_file is None else str(plan.gguf_file.parent),
+            config=plan.config,
+            dtype=request.dtype,
+            output_loading_info=True,
+            # So that a tensor of another shape is reported by name, below.
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **_implementations(plan),
+            **gguf_keywords(plan.gguf_file),
+            **distributed,
+        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        check_files(ref)
+        raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
+    except RuntimeError:
+        # Of experts that do not fit together transformers does not say which.
+        check_headers(plan)
+        raise
+    unfit = {name for name, *_ in info["mismatched_keys"]}
+    check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
+    if splits:
+        without_dtensors(model, splits)
+        _divide_target(model, splits)
+    loaded: PreTrainedModel = model.to(request.device)
+    return loaded
+
+
+def _divide_target(model: PreTrainedModel, splits: Splits) -> None:
+    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD})
+    if LM_HEAD in splits:
+        divide_lm_head(model)
+
+
+def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
+    if plan.family is None or plan.head_files is None:
+        return None
+    with torch.device("meta"):
+        head = DraftHead(plan.family, target.model, plan.head_files.form)
+    read_head(head, plan.head_files)
+    _divide_head(plan, head, target)
+    cast_head(head, target)
+    return head.to(target.device).eval()
+
+
+def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
+    splits = block_splits(target.splits, head) if plan.request.divided_head else {}
+    divide(head, splits)
+    if head.output is not None and LM_HEAD in target.splits:
+        divide_vocabulary(head.output)
+        splits = {**splits, HEAD_OUTPUT: Split(0)}
+    head.splits = splits
+
+
+def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
+    def keep(name: str, whole: Tensor) -> Tensor:
+        is_split = name in splits and name != LM_HEAD
+        return splits[name].part(whole, rank(), tp_size()) if is_split else whole
+
+    model = random_target(plan, keep, **_implementations(plan))
+    if splits:
+        install_forwards(model, splits)
+    if LM_HEAD in splits:
+        divide_lm_head(model)
+    return model
+
+
+def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
+    family = plan.family
+    if family is None:
+        return None
+    with torch.device("meta"):
+        head = DraftHead(family, target.model)
+    cast_head(head.eval(), target)
+    draw_head(head, target.model, plan.request.device)
+    _divide_head(plan, head, target)
+    return head
+
+
+def cast_head(head: DraftHead, target: Target) -> None:
+    """To the target's dtype, in place, but for what transformers keeps in float32 in the target's
+    own layers: a router's correction added in bfloat16 chooses other experts."""
+    kept = sorted(target.model._keep_in_fp32_modules_strict or ())
+    for module_name, module in head.named_modules():
+        for own in (module._parameters, module._buffers):
+            for name, tensor in own.items():
+                if tensor is not None and tensor.is_floating_point():
+                    path = f".{module_name}.{name}"
+                    is_kept = any(f".{each}" in path for each in kept)
+                    tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)
+
+
+def _num_elements(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    generation = getattr(model, "generation_config", None)
+    eos = getattr(generation, "eos_token_id", None)
+    if eos is None:
+        eos = model.config.get_text_config().eos_token_id
+    if eos is None:
+        return ()
+    return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)

@@ -1,0 +1,202 @@
+"""From a model reference on the command line to what would be loaded from where.
+
+Nothing here reads a weight or touches a device.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from cgbench.errors import MissingHeadError, ModelError
+from cgbench.models.checkpoint import (
+    CONFIG_FILE,
+    check_generation_config,
+    check_ref,
+    config_from_dict,
+    raw_config,
+    read_config,
+    tensor_files,
+)
+from cgbench.models.gguf import find_gguf
+from cgbench.models.heads.families import FAMILIES, HeadFamily
+from cgbench.models.heads.head_copies import target_matrices
+from cgbench.models.heads.head_files import HeadFiles, check_head, find_head
+from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
+from cgbench.models.heads.head_wiring import HeadOverrides
+from cgbench.models.presets import PRESETS
+from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_head
+from cgbench.models.support import check_config
+from cgbench.models.target import Target
+from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
+from cgbench.words import Routing
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id; ``head_ref`` a
+    folder or hub id whose head replaces the checkpoint's own; ``with_head`` is false for k = 0
+    alone; ``divided_head``: the ranks share the head's block as they share the target's layers;
+    ``routing``: how tokens choose their experts, where there are any."""
+
+    ref: str
+    head_ref: str | None
+    with_head: bool
+    device: torch.device
+    dtype: torch.dtype
+    seed: int = 0
+    divided_head: bool = False
+    routing: Routing = Routing.MODEL
+    overrides: HeadOverrides = field(default_factory=HeadOverrides)
+
+    @property
+    def preset(self) -> str | None:
+        """The preset's name, None for a checkpoint."""
+        return preset_name(self.ref)
+
+    @property
+    def path(self) -> str:
+        """The folder, file or hub id that the target is read from."""
+        return str(DEFAULT_MODEL_DIR) if self.ref == DEFAULT_MODEL else self.ref
+
+    @property
+    def head_path(self) -> str:
+        """The folder or hub id that the head is read from."""
+        return self.head_ref or self.path
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingPlan:
+    """What would be loaded from where. ``family`` has the overrides applied; ``head_files`` is None
+    without a head and for presets, which make their own; ``gguf_file`` is set for a GGUF target."""
+
+    request: ModelRequest
+    config: PretrainedConfig
+    skeleton: Skeleton
+    family: HeadFamily | None
+    head_files: HeadFiles | None
+    gguf_file: Path | None
+
+    @property
+    def routing(self) -> Routing:
+        """How tokens choose their experts. A dense model has none, whatever is asked."""
+        return self.request.routing if self.skeleton.kv.expert_shapes else Routing.MODEL
+
+    @property
+    def label(self) -> str:
+        """What every output calls the model."""
+        ref = self.request.ref
+        return f"{ref} (random weights)" if self.request.preset else _label(ref)
+
+    @property
+    def head_label(self) -> str:
+        """What every output calls the head: its family, where it came from if not MODEL, and that
+        the first of several modules makes every draft."""
+        if self.family is None:
+            return "none"
+        if self.request.preset:
+            return f"{self.family.name} (random weights)"
+        ref, found = self.request.head_ref, self.head_files
+        name = self.family.name if ref is None else f"{self.family.name}:{_label(ref)}"
+        if found is None or found.num_modules == 1:
+            return name
+        return f"{name} (module 1 of {found.num_modules})"
+
+
+def check_model_ref(ref: str) -> None:
+    """Refuse early what no loading could find: an unknown preset, a folder that is not there.
+
+    Raises ``ModelError``.
+    """
+    if ref == DEFAULT_MODEL:
+        return
+    preset = preset_name(ref)
+    if preset is None:
+        check_ref("MODEL", ref)
+    elif preset not in PRESETS:
+        known = ", ".join(sorted(PRESETS))
+        raise ModelError(f"MODEL {ref}: unknown preset; choose one of {known}")
+
+
+def plan_loading(request: ModelRequest) -> LoadingPlan:
+    """Read the config and the lists of tensors, and build the modules without storage.
+
+    Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
+    """
+    _quiet_transformers()
+    check_model_ref(request.ref)
+    if request.preset is not None:
+        return _plan_preset(request, request.preset)
+    gguf_file = find_gguf(request.path)
+    config = read_config(request.path, gguf_file)
+    check_config(config)
+    if gguf_file is None:
+        check_generation_config(request.path, config)
+    if request.head_ref is not None:
+        check_ref("--head", request.head_ref)
+    where = f"MODEL {gguf_file or Path(request.path, CONFIG_FILE)}"
+    target = make_target(config, where)
+    found, family = None, None
+    if request.with_head:
+        try:
+            found, family = _find_head(request, target, gguf_file)
+        except MissingHeadError:
+            # A target that cannot be run is the better thing to say.
+            with_head(target, None, where=where)
+            raise
+    form = None if found is None else found.form
+    skeleton = with_head(target, family, form, where=where)
+    if found is not None and skeleton.head is not None:
+        check_head(request.head_path, skeleton.head, found)
+    return LoadingPlan(request, config, skeleton, family, found, gguf_file)
+
+
+def _find_head(
+    request: ModelRequest, target: Target, gguf_file: Path | None
+) -> tuple[HeadFiles, HeadFamily]:
+    """The head's files, and its family wired as config.json and the flags state."""
+    if gguf_file is not None and request.head_ref is None:
+        raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head; give --head PATH")
+    folder = _head_folder(request, target.config, gguf_file)
+    files = None if gguf_file is not None else tensor_files(request.path)
+    flags, stated = request.overrides, folder.stated
+    name = flags.family or stated.family
+    matrices = target_matrices(target, files)
+    found = find_head(folder, target, matrices, request.dtype, name)
+    # What a file states of its head is of the family that it states.
+    in_force = flags.family in (None, stated.family or found.family.name)
+    family = stated.wired(found.family) if in_force else found.family
+    return found, flags.apply(family)
+
+
+def _head_folder(
+    request: ModelRequest, config: PretrainedConfig, gguf_file: Path | None
+) -> HeadFolder:
+    types = frozenset({config.model_type})
+    if gguf_file is None:
+        types = types_in(raw_config(request.path)) or types
+    return open_folder(request.head_path, types, is_apart=request.head_ref is not None)
+
+
+def _plan_preset(request: ModelRequest, name: str) -> LoadingPlan:
+    for flag, value in (("--head", request.head_ref), ("--head-family", request.overrides.family)):
+        if value is not None:
+            raise ModelError(f"{flag}: {request.ref} makes its own head; drop the flag")
+    preset = PRESETS[name]
+    config = config_from_dict(dict(preset.config))
+    family = request.overrides.apply(FAMILIES[preset.head_family]) if request.with_head else None
+    return LoadingPlan(request, config, make_skeleton(config, family), family, None, None)
+
+
+def _label(ref: str) -> str:
+    path = Path(ref)
+    return path.resolve().name if path.exists() else ref
+
+
+def _quiet_transformers() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,0 +1,133 @@
+"""Whether all of the target's tensors are there and all of its modules' have a place: of what was
+loaded, or of what the files' headers state."""
+
+import copy
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from cgbench.errors import ModelError
+from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
+from cgbench.models.loading_plan import LoadingPlan
+
+# What older checkpoints store and transformers computes.
+_DERIVED = (".inv_freq", ".masked_bias", ".attn.bias")
+
+
+# What weights are stored in where no scale belongs to them.
+_PLAIN_TYPES = {"F64", "F32", "F16", "BF16"}
+
+
+def check_headers(plan: LoadingPlan) -> None:
+    """Have transformers place the target's tensors without storage, as it does when it loads them.
+
+    Nothing is said of a preset, which has no files, nor of a GGUF file, whose tensors have other
+    names. Raises ``ModelError`` as loading does.
+    """
+    if not _has_headers(plan):
+        return
+    model, info = _place(plan, _stored(plan))
+    unfit = {name for name, *_ in info.mismatched_keys} | info.conversion_errors.keys()
+    missing = info.missing_keys - unfit
+    check_placed(plan.request.path, model, missing, unfit, info.unexpected_keys)
+    check_types(plan)
+
+
+def check_types(plan: LoadingPlan) -> None:
+    """Refuse weights of the target that are stored as integers or in 8 bits, by name.
+
+    Without a scale they are other numbers, and transformers would cast them in silence. What the
+    target needs of such tensors is what it lacks when it is placed without them, so tensors of a
+    head or a tower are left alone, and so are integers that stay integers.
+
+    Raises ``ModelError``.
+    """
+    if not _has_headers(plan):
+        return
+    stored = _stored(plan)
+    odd = [tensor for tensor in stored if tensor.dtype not in _PLAIN_TYPES]
+    if not odd:
+        return
+    plain = [tensor for tensor in stored if tensor.dtype in _PLAIN_TYPES]
+    if lacked := _lacked_floats(plan, plain) - _lacked_floats(plan, stored):
+        first = _first_of(odd, lacked)
+        raise ModelError(
+            f"MODEL {Path(plan.request.path, first.file)}: {first.name} is stored as "
+            f"{first.dtype}, as {len(odd)} tensors are: must be BF16, F16 or F32, because "
+            "quantised weights cannot be run"
+        )
+
+
+def _first_of(odd: list[StoredTensor], lacked: Collection[str]) -> StoredTensor:
+    """The first that has a lacked tensor's name; experts have others before they are fused."""
+    named = (each for each in odd if any(each.name.endswith(name) for name in lacked))
+    return next(named, odd[0])
+
+
+def _has_headers(plan: LoadingPlan) -> bool:
+    return plan.request.preset is None and plan.gguf_file is None
+
+
+def _stored(plan: LoadingPlan) -> list[StoredTensor]:
+    return [*stored_tensors(tensor_files(plan.request.path)).values()]
+
+
+def _lacked_floats(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> set[str]:
+    """The target's floating tensors that ``stored`` ones do not make."""
+    model, info = _place(plan, stored)
+    tensors = model.state_dict()
+    return {name for name in info.missing_keys if tensors[name].is_floating_point()}
+
+
+def _place(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> tuple[PreTrainedModel, Any]:
+    """The target on the meta device with tensors in place, and what transformers says of them."""
+    # Here, for they are inner parts of transformers, and loading does without them.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    dtype = plan.request.dtype
+    model = copy.deepcopy(plan.skeleton.target.model)
+    tensors = {each.name: torch.empty(each.shape, dtype=dtype, device="meta") for each in stored}
+    settings = LoadStateDictConfig(
+        ignore_mismatched_sizes=True,
+        device_map={"": "meta"},
+        dtype=dtype,
+        weight_mapping=get_model_conversion_mapping(model),
+    )
+    info, _ = convert_and_load_state_dict_in_model(model, tensors, settings)
+    model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(info)
+    return model, info
+
+
+def check_placed(
+    ref: str | Path,
+    model: PreTrainedModel,
+    missing: Collection[str],
+    unfit: Collection[str],
+    unexpected: Collection[str],
+) -> None:
+    """Refuse a target without some of its tensors, with ``unfit`` ones, whose shape is another,
+    or with tensors that belong to its own modules and have no place there: a bias that config.json
+    denies, the scales of weights stored in fewer bits. Others are of a head or a tower.
+
+    Raises ``ModelError``.
+    """
+    modules = {name for name, _ in model.named_modules()}
+    unplaced = [
+        name
+        for name in unexpected
+        if name.rpartition(".")[0] in modules and not name.endswith(_DERIVED)
+    ]
+    for names, problem in (
+        (missing, "are missing"),
+        (unfit, "are of another shape than config.json's"),
+        (unplaced, "have no place in the model that config.json describes"),
+    ):
+        if names:
+            among = ", ".join(sorted(names)[:3])
+            raise ModelError(f"MODEL {ref}: {len(names)} tensors {problem}, {among} among them")

@@ -1,0 +1,116 @@
+"""Random weights for a preset: transformers' own initialisation, a layer at a time."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cgbench.models.loading_plan import LoadingPlan
+from cgbench.models.support import auto_class_for
+
+Keep = Callable[[str, Tensor], Tensor]
+"""Called with a parameter's name and the whole of it; returns what stays."""
+
+DEFAULT_DEVIATION = 0.02
+"""What transformers takes where a config states none."""
+
+Unit = list[tuple[str, nn.Module]]
+"""Modules by name, children before their parents, that get their storage together."""
+
+
+def _whole(_: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def random_target(
+    plan: LoadingPlan, keep: Keep = _whole, **implementations: str
+) -> PreTrainedModel:
+    """The target of a preset's plan, with the same weights whatever implementation runs it.
+
+    Every parameter is drawn whole and handed to ``keep``. So the ranks of a divided model hold
+    parts of the very weights that one process would hold, and never more at once than one layer.
+    """
+    request = plan.request
+    torch.manual_seed(request.seed)
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class_for(plan.config).from_config(
+            plan.config, dtype=request.dtype, **implementations
+        )
+    for unit in _units(model):
+        _draw(unit, model, request.device, keep)
+    model.tie_weights()
+    return model
+
+
+def draw_head(head: nn.Module, target: PreTrainedModel, device: torch.device) -> None:
+    """Give a draft ``head`` on the meta device its storage and weights, as ``target`` draws its
+    own modules."""
+    _draw(_children_first("", head), target, device, _whole)
+
+
+def _units(model: PreTrainedModel) -> Iterator[Unit]:
+    """Each decoder layer, then all the rest."""
+    layers = model.get_decoder().layers
+    names = {id(module): name for name, module in model.named_modules()}
+    inside = {id(part) for layer in layers for part in layer.modules()}
+    for layer in layers:
+        yield _children_first(names[id(layer)], layer)
+    yield [each for each in _children_first("", model) if id(each[1]) not in inside]
+
+
+def _children_first(prefix: str, module: nn.Module) -> Unit:
+    """transformers' own order: what a parent makes of its children's tensors is the last word."""
+    return [*reversed([*module.named_modules(prefix=prefix)])]
+
+
+@torch.no_grad()
+def _draw(unit: Unit, model: PreTrainedModel, device: torch.device, keep: Keep) -> None:
+    for _, module in unit:
+        _allocate(module, device)
+    for _, module in unit:
+        model._init_weights(module)
+    for name, module in unit:
+        _draw_unwritten(module, _deviation(model))
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                kept = keep(f"{name}.{leaf}", parameter.detach())
+                module._parameters[leaf] = nn.Parameter(kept, requires_grad=False)
+
+
+def _allocate(module: nn.Module, device: torch.device) -> None:
+    """Storage for the module's own tensors, poisoned to show those that nobody writes."""
+    for tensors in (module._parameters, module._buffers):
+        for leaf, tensor in tensors.items():
+            if tensor is None:
+                continue
+            empty = torch.empty_like(tensor, device=device)
+            if empty.is_floating_point():
+                empty.fill_(torch.nan)
+            tensors[leaf] = _like(tensor, empty)
+
+
+def _like(tensor: Tensor, empty: Tensor) -> Any:
+    return nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _draw_unwritten(module: nn.Module, deviation: float) -> None:
+    """Draw what no module of the model initialises, as ERNIE's router in transformers 5.17:
+    matrices normal, biases zero, other vectors one."""
+    for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is None or not tensor.is_floating_point() or _is_written(tensor):
+            continue
+        if tensor.dim() > 1:
+            tensor.normal_(std=deviation)
+        else:
+            tensor.fill_(0.0 if leaf.endswith("bias") else 1.0)
+
+
+def _is_written(tensor: Tensor) -> bool:
+    # A sum is NaN where a number is, and needs no second tensor of that size.
+    return not tensor.sum(dtype=torch.float32).isnan()
+
+
+def _deviation(model: PreTrainedModel) -> float:
+    return float(getattr(model.config.get_text_config(), "initializer_range", DEFAULT_DEVIATION))

@@ -1,0 +1,1 @@
+"""What was asked: typed, checked, and recorded. No torch here."""

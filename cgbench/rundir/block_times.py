@@ -1,0 +1,28 @@
+"""A timed block of a cell as one row: what the gate and a thin run directory read."""
+
+import pandas as pd
+
+from cgbench.rundir.summary import BLOCK, CELL, stage_seconds
+
+BLOCKS = [*CELL, *BLOCK]
+
+
+def block_times(samples: pd.DataFrame) -> pd.DataFrame:
+    """Seconds, indexed by scope, spec_tokens, batch_size, process and block.
+
+    ``iteration``: median GPU time; ``wall``: mean wall time, for TPOT is a mean; ``host_gap``:
+    median of wall minus GPU time; the others: median of a stage of the instrumented pass, draft
+    steps of one iteration summed. NaN where a block has none. A thin directory's samples, one a
+    block with the gap as a stage of its own, come out as they went in.
+    """
+    timed = samples[samples["stage"] == "iteration"]
+    by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCKS)
+    whole = pd.DataFrame(
+        {
+            "iteration": by_block["gpu_s"].median(),
+            "wall": by_block["wall_s"].mean(),
+            "host_gap": by_block["gap_s"].median(),
+        }
+    )
+    stages = stage_seconds(samples, BLOCKS)
+    return whole.drop(columns=stages.columns, errors="ignore").join(stages, how="outer")

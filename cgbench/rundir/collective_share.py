@@ -1,0 +1,56 @@
+"""The share of an iteration that a tensor parallel run's collectives take, from raw samples."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from cgbench.rundir.schema import Sample
+
+CellId = tuple[str, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveShare:
+    """Medians of one cell: its collectives alone, back to back, and its whole iteration."""
+
+    scope: str
+    spec_tokens: int
+    batch_size: int
+    collectives_p50_ms: float
+    iteration_p50_ms: float
+
+    @property
+    def frac(self) -> float:
+        """Of the iteration; the collectives are timed apart, so noise may take it past 1."""
+        return self.collectives_p50_ms / self.iteration_p50_ms
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {**asdict(self), "frac": self.frac}
+
+    @property
+    def text(self) -> str:
+        return (
+            f"collectives: {self.collectives_p50_ms:.3f} of {self.iteration_p50_ms:.3f} ms "
+            f"({self.frac:.0%}) in {self.scope} k={self.spec_tokens}, batch size {self.batch_size}"
+        )
+
+
+def collective_shares(samples: Sequence[Sample]) -> Iterator[CollectiveShare]:
+    """One for each cell that has collectives and a timed iteration, in the order of the samples."""
+    collectives = _medians(samples, "collectives")
+    iterations = _medians(samples, "iteration")
+    for cell, milliseconds in collectives.items():
+        # Where every block was discarded there is nothing to be a share of.
+        if cell in iterations:
+            yield CollectiveShare(*cell, milliseconds, iterations[cell])
+
+
+def _medians(samples: Sequence[Sample], stage: str) -> dict[CellId, float]:
+    by_cell: dict[CellId, list[float]] = {}
+    for sample in samples:
+        if sample.stage == stage:
+            cell = sample.scope.value, sample.spec_tokens, sample.batch_size
+            by_cell.setdefault(cell, []).append(sample.gpu_s * 1e3)
+    return {cell: median(times) for cell, times in by_cell.items()}

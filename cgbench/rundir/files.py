@@ -1,0 +1,198 @@
+"""The files of a run directory, read once and only where they are whole.
+
+``read_run`` is the one way in. What it gives has been checked whole: every type, sign, range and
+key, and that the files agree with each other.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, Self, TypeVar
+
+import pandas as pd
+
+from cgbench.errors import RunDirectoryError
+from cgbench.rundir.accounts import check_accounts
+from cgbench.rundir.block_schema import BLOCKS
+from cgbench.rundir.csv_text import parse_csv
+from cgbench.rundir.parquet_file import parse_parquet
+from cgbench.rundir.record import RunRecord
+from cgbench.rundir.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column
+from cgbench.rundir.soundness import cell_faults, length_faults, table_faults
+from cgbench.rundir.summary import typed_frame, with_defaults
+from cgbench.rundir.token_file import parse_tokens
+
+RECORD_FILE = "run.json"
+LATENCY_FILE = "latency.csv"
+CAPTURE_FILE = "capture.csv"
+SAMPLES_FILE = "samples.parquet"
+BLOCKS_FILE = "blocks.csv"
+ACCEPTANCE_FILE = "acceptance.csv"
+TOKENS_FILE = "tokens.jsonl"
+MARKDOWN_FILE = "latency.md"
+
+MAX_RECORD_BYTES = 16_000_000
+MAX_TABLE_BYTES = 256_000_000
+MAX_BYTES = 4_000_000_000
+"""Of samples and tokens. A larger file is not one of ours, and reading it would not end."""
+
+_T = TypeVar("_T")
+
+
+def _no_rows(columns: Sequence[Column]) -> Callable[[], pd.DataFrame]:
+    return lambda: typed_frame([], columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of a run, rows of finished groups alone; not to be written to.
+
+    ``tokens`` are the lines of ``tokens.jsonl``, none where tokens were not saved.
+    """
+
+    latency: pd.DataFrame = field(default_factory=_no_rows(LATENCY))
+    capture: pd.DataFrame = field(default_factory=_no_rows(CAPTURE))
+    acceptance: pd.DataFrame = field(default_factory=_no_rows(ACCEPTANCE))
+    samples: pd.DataFrame = field(default_factory=_no_rows(SAMPLES))
+    blocks: pd.DataFrame = field(default_factory=_no_rows(BLOCKS))
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path, record: RunRecord) -> Self:
+        """The tables of the run in ``path``, whose ``run.json`` is ``record``.
+
+        Raises ``RunDirectoryError``, naming the file, where one is missing, damaged or says
+        something that no run does.
+        """
+        latency = _csv(path / LATENCY_FILE, LATENCY)
+        _check_label(path / LATENCY_FILE, latency, record)
+        finished = set(latency["batch_size"].tolist())
+
+        def of_groups(name: str, frame: pd.DataFrame) -> pd.DataFrame:
+            rows = frame[frame["batch_size"].isin(finished)].reset_index(drop=True)
+            _refuse(path / name, cell_faults(rows, latency))
+            return rows
+
+        acceptance = of_groups(ACCEPTANCE_FILE, _csv(path / ACCEPTANCE_FILE, ACCEPTANCE))
+        _refuse(path / ACCEPTANCE_FILE, length_faults(acceptance, latency))
+        return cls(
+            latency=latency,
+            capture=_csv(path / CAPTURE_FILE, CAPTURE),
+            acceptance=acceptance,
+            samples=of_groups(SAMPLES_FILE, _parquet(path / SAMPLES_FILE, SAMPLES)),
+            blocks=of_groups(BLOCKS_FILE, _blocks(path / BLOCKS_FILE)),
+            tokens=_tokens(path / TOKENS_FILE, latency),
+        )
+
+
+def read_run(path: Path) -> tuple[RunRecord, Tables]:
+    """The run in ``path``: its record and its tables, each file read once.
+
+    Raises ``RunDirectoryError``, naming the file, where one is missing, damaged or says something
+    that no run does.
+    """
+    record = _record(path / RECORD_FILE)
+    return record, Tables.read(path, record)
+
+
+def check_is_file(file: Path, most_bytes: int = MAX_BYTES) -> None:
+    """Refuse what is no regular file, which might never end, and what is too large to be ours.
+
+    Raises ``RunDirectoryError``.
+    """
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+    if not S_ISREG(found.st_mode):
+        raise RunDirectoryError(f"{file}: damaged: not a regular file")
+    if found.st_size > most_bytes:
+        raise RunDirectoryError(f"{file}: damaged: larger than {most_bytes:,} bytes")
+
+
+def _record(file: Path) -> RunRecord:
+    record = RunRecord.from_json(_text(file, MAX_RECORD_BYTES), file)
+    check_accounts(record, file)
+    return record
+
+
+def _text(file: Path, most_bytes: int) -> str:
+    check_is_file(file, most_bytes)
+    try:
+        return file.read_bytes().decode("utf-8")
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> RunDirectoryError:
+    """``file`` could not be read, for ``error``."""
+    # An OSError's own text would name the file a second time.
+    reason = error.strerror if isinstance(error, OSError) else None
+    first_line = (reason or str(error)).partition("\n")[0]
+    return RunDirectoryError(f"{file}: missing or damaged: {first_line}")
+
+
+def _parsed(file: Path, parse: Callable[[], _T]) -> _T:
+    try:
+        return parse()
+    except ValueError as error:
+        raise RunDirectoryError(f"{file}: damaged: {error}") from error
+
+
+def _refuse(file: Path, faults: Iterable[str]) -> None:
+    for fault in faults:
+        raise RunDirectoryError(f"{file}: damaged: {fault}")
+
+
+def _csv(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    text = _text(file, MAX_TABLE_BYTES)
+    return _checked(file, _parsed(file, lambda: parse_csv(text, columns)), columns)
+
+
+def _parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
+    check_is_file(file)
+    try:
+        frame = _parsed(file, lambda: parse_parquet(file, columns))
+    except OSError as error:
+        raise _damaged(file, error) from error
+    return _checked(file, frame, columns)
+
+
+def _checked(file: Path, frame: pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
+    missing = [each for each in columns if each.added and each.name not in frame]
+    frame = with_defaults(frame, missing)
+    if list(frame.columns) != [column.name for column in columns]:
+        raise RunDirectoryError(f"{file}: damaged: not the columns of this schema version")
+    _refuse(file, table_faults(frame, columns))
+    return frame
+
+
+def _blocks(file: Path) -> pd.DataFrame:
+    """None in a thin directory, and in one from before there was telemetry."""
+    return _csv(file, BLOCKS) if os.path.lexists(file) else typed_frame([], BLOCKS)
+
+
+def _tokens(file: Path, latency: pd.DataFrame) -> list[dict[str, Any]]:
+    if not os.path.lexists(file):
+        return []
+    text = _text(file, MAX_BYTES)
+    finished = set(latency["batch_size"].tolist())
+    rows = [
+        row for row in _parsed(file, lambda: parse_tokens(text)) if row["batch_size"] in finished
+    ]
+    cells = pd.DataFrame(rows, columns=["scope", "spec_tokens", "batch_size", "mode", "request"])
+    _refuse(file, cell_faults(cells, latency))
+    if cells.duplicated().any():
+        raise RunDirectoryError(f"{file}: damaged: a request is there twice")
+    return rows
+
+
+def _check_label(file: Path, latency: pd.DataFrame, record: RunRecord) -> None:
+    for label in latency["model"].unique().tolist():
+        if label != record.model["label"]:
+            raise RunDirectoryError(
+                f"{file}: damaged: model is {label}, and model.label in {RECORD_FILE} is "
+                f"{record.model['label']}"
+            )

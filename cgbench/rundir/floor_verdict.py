@@ -1,0 +1,64 @@
+"""Whether the floors of a run hold: none may be beaten by more than is known of it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from cgbench.rundir.record import RunRecord
+from cgbench.rundir.schema import COLD
+from cgbench.words import Status
+
+MEASURED = (Status.OK.value, Status.DISTURBED.value)
+
+
+def with_floor_verdicts(latency: pd.DataFrame, record: RunRecord) -> pd.DataFrame:
+    """``latency`` with every share of the floor at most 1.
+
+    A row that is faster than its floor by more than its interval and the bandwidth's own spread has
+    status ``floor_beaten`` and no share: its floor is wrong. Within that its share is 1. Where the
+    weights fit the device's cache the floor, which reads them from memory, bounds nothing: such a
+    row has no share either.
+    """
+    share = latency["floor_ms"] / latency["iteration_p50_ms"]
+    is_over = share > 1
+    if not is_over.any():
+        return latency
+    if _fits_cache(latency, record):
+        return latency.assign(floor_frac=share.mask(is_over))
+    spread = _limits(record).get("read_spread_frac", 0.0)
+    allowed = 1 + latency["half_width_frac"].fillna(0.0) + spread
+    is_beaten = (share > allowed) & latency["status"].isin(MEASURED)
+    return latency.assign(
+        floor_frac=share.clip(upper=1.0).mask(is_beaten),
+        status=latency["status"].mask(is_beaten, Status.FLOOR_BEATEN.value),
+    )
+
+
+def floor_lines(latency: pd.DataFrame, record: RunRecord) -> Iterator[str]:
+    """A line for each row whose floor is beaten, or one where the weights fit the cache."""
+    share = latency["floor_ms"] / latency["iteration_p50_ms"]
+    beaten = latency.assign(share=share)[latency["status"] == Status.FLOOR_BEATEN.value]
+    for row in beaten.to_dict("records"):
+        yield (
+            f"floor beaten: {row['scope']} k={row['spec_tokens']}, batch size {row['batch_size']} "
+            f"runs at {row['share']:.1%} of its floor. The floor is wrong: please report it"
+        )
+    if (share > 1).any() and _fits_cache(latency, record):
+        yield (
+            f"the weights, {record.model['weight_bytes']:,} bytes, fit the device's cache, "
+            f"{_limits(record)['cache_bytes']:,} bytes: rows that are faster than a read from "
+            "memory have no share of the floor"
+        )
+
+
+def _limits(record: RunRecord) -> dict[str, Any]:
+    limits: dict[str, Any] = record.floor.get("limits", {})
+    return limits
+
+
+def _fits_cache(latency: pd.DataFrame, record: RunRecord) -> bool:
+    """Whether the weights may stay in the cache from one iteration to the next."""
+    cache, weights = _limits(record).get("cache_bytes"), record.model.get("weight_bytes")
+    is_flushed = (latency["l2"] == COLD).any()
+    return bool(cache and weights and weights <= cache and not is_flushed)

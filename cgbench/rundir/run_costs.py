@@ -1,0 +1,98 @@
+"""Costs for the planner out of a run directory: what was measured, by bucket and by batch size."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cgbench.errors import RunDirectoryError
+from cgbench.planning import MAX_BATCH_SIZE, Costs, Curve
+from cgbench.words import Mode, Phase, Scope, Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SIZES = (1, MAX_BATCH_SIZE)
+_ITERATION_MS = (1e-6, 1e9)
+_CAPTURE_S = (0, 1e9)
+"""What a measurement may give: far more than any does, and nothing that sums would overflow on."""
+
+MILLISECONDS = ("warmup_ms", "capture_ms", "instantiate_ms", "first_replay_ms")
+
+
+def read_costs(path: Path, spec_tokens: int) -> Costs:
+    """Iteration times, graph bytes and capture seconds of the run in ``path`` at one k.
+
+    The whole iteration's graphs where the run has them, else the three of a phase, taken
+    together. A bucket's time is the median over the batch sizes measured in it, for the graph
+    does the same work whatever it holds. Raises ``RunDirectoryError``, naming the file, where k
+    was not measured, captured or eager, where a file is missing or damaged, and where a number in
+    it is none that a measurement gives.
+    """
+    from cgbench.rundir.files import CAPTURE_FILE, LATENCY_FILE
+    from cgbench.rundir.store import RunDirectory
+
+    run = RunDirectory.open(path)
+    latency = run.latency()
+    of_k = latency[(latency["spec_tokens"] == spec_tokens) & (latency["status"] == Status.OK)]
+    graphs = of_k[of_k["mode"] == Mode.GRAPH]
+    eager = of_k[(of_k["mode"] == Mode.EAGER) & (of_k["scope"] == Scope.EAGER)]
+    scope = _scope(graphs)
+    graphs = graphs[graphs["scope"] == scope]
+    for found, what in ((graphs, "captured"), (eager, "eager")):
+        if found.empty:
+            raise RunDirectoryError(
+                f"--costs {path}: latency.csv has no {what} iteration at --spec-tokens "
+                f"{spec_tokens}; measure it with cgbench run"
+            )
+    file = path / LATENCY_FILE
+    _check(file, graphs, "bucket", _SIZES)
+    _check(file, eager, "batch_size", _SIZES)
+    for rows in (graphs, eager):
+        _check(file, rows, "iteration_p50_ms", _ITERATION_MS)
+    captured = _captured(run.capture(), scope, spec_tokens)
+    _check(path / CAPTURE_FILE, captured, "bucket", _SIZES)
+    _check(path / CAPTURE_FILE, captured, "seconds", _CAPTURE_S)
+    return Costs(
+        unit="ms",
+        graph=_curve(graphs, "bucket", "iteration_p50_ms"),
+        eager=_curve(eager, "batch_size", "iteration_p50_ms"),
+        memory_bytes=None if captured.empty else _curve(captured, "bucket", "bytes"),
+        capture_s=None if captured.empty else _curve(captured, "bucket", "seconds"),
+    )
+
+
+def _check(file: Path, rows: "pd.DataFrame", column: str, limits: tuple[float, float]) -> None:
+    """Raises ``RunDirectoryError`` where a value is not a number within ``limits``."""
+    least, most = limits
+    values = rows[column].astype("float64")
+    for value in values[~values.between(least, most)]:
+        raise RunDirectoryError(
+            f"{file}: damaged: {column} is {value:g}; must be a number from {least:g} to {most:g}"
+        )
+
+
+def _scope(graphs: "pd.DataFrame") -> Scope:
+    is_whole = (graphs["scope"] == Scope.ITERATION).any()
+    return Scope.ITERATION if is_whole else Scope.PHASE
+
+
+def _captured(capture: "pd.DataFrame", scope: Scope, spec_tokens: int) -> "pd.DataFrame":
+    """Bytes and seconds of each bucket, all its graphs together."""
+    is_whole = capture["phase"] == Phase.ITERATION
+    of_scope = is_whole if scope is Scope.ITERATION else ~is_whole
+    rows = capture[of_scope & (capture["spec_tokens"] == spec_tokens)]
+    costs = rows.assign(
+        # As floats, because whole numbers of 64 bits wrap where they are too large.
+        bytes=(rows["pool_bytes"].astype("float64") + rows["driver_bytes"]).clip(lower=0),
+        seconds=rows[list(MILLISECONDS)].sum(axis=1, skipna=False) / 1e3,
+    )
+    return costs.groupby("bucket", as_index=False)[["bytes", "seconds"]].agg(_whole_sum)
+
+
+def _whole_sum(values: "pd.Series[float]") -> float:
+    """The sum, which is no number where one of them is none."""
+    return float(values.sum(skipna=False))
+
+
+def _curve(frame: "pd.DataFrame", by: str, value: str) -> Curve:
+    medians = frame.groupby(by)[value].median()
+    return Curve(tuple(zip(medians.index.astype(int).tolist(), medians.tolist(), strict=True)))

@@ -1,0 +1,293 @@
+"""Columns, dtypes and units of every file in a run directory, each declared once.
+
+Written against the standard library alone: the measuring side and the light commands import it
+and must not pay for pandas. Times are seconds in the records and in ``samples.parquet``, and
+milliseconds in the tables that a person reads.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from cgbench.words import Mode, Phase, Routing, Scope, Status
+
+
+class Range(NamedTuple):
+    """What a number may be, both ends included; never infinite, and never not a number."""
+
+    least: float
+    most: float
+
+    def __str__(self) -> str:
+        return f"{self.least:.16g} to {self.most:.16g}"
+
+
+# Past it a float does not hold every whole number.
+LARGEST = 2.0**53
+
+COUNT = Range(0, LARGEST)
+FROM_ONE = Range(1, LARGEST)
+SIGNED = Range(-LARGEST, LARGEST)
+SHARE = Range(0, 1)
+DRAFTS = Range(0, 1024)
+REQUESTS = Range(1, 2**20)
+ROWS = Range(0, 1e12)
+"""Rows that a generate pass decodes: more would leave a rate's error to rounding."""
+SECONDS = Range(1e-12, 1e9)
+MILLISECONDS = Range(1e-9, 1e12)
+
+MAX_TEXT = 4096
+"""Characters of a text: as many as a path may have."""
+
+
+class Column(NamedTuple):
+    """One column of a table: its name, its pandas dtype, and what it means.
+
+    An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``; an ``int64`` column
+    has none, and neither has one that is ``filled``. A column that is ``added`` is not in every
+    run directory of this schema version; where it is not, each row is read as ``default``. A
+    column with ``words`` holds one of them in every row. Numbers lie ``within`` a range; every
+    text matches ``pattern``.
+    """
+
+    name: str
+    dtype: str
+    meaning: str
+    added: bool = False
+    default: str | int | None = None
+    words: tuple[str, ...] = ()
+    within: Range = COUNT
+    filled: bool = False
+    pattern: str = ".*"
+
+    @property
+    def is_text(self) -> bool:
+        return self.dtype == "string"
+
+    @property
+    def is_never_empty(self) -> bool:
+        """Whether no cell may be empty."""
+        return self.filled or bool(self.words) or self.dtype == "int64"
+
+
+def _added(name: str, dtype: str, meaning: str, default: str | int | None = None) -> Column:
+    return Column(name, dtype, meaning, added=True, default=default, filled=default is not None)
+
+
+def _label(name: str, meaning: str) -> Column:
+    """A text that every row has."""
+    return Column(name, "string", meaning, filled=True)
+
+
+def _time_ms(name: str, meaning: str) -> Column:
+    return Column(name, "float64", meaning, within=MILLISECONDS)
+
+
+def _graph_ms(name: str, meaning: str) -> Column:
+    return _time_ms(name, meaning)._replace(filled=True)
+
+
+def _word(name: str, words: type[StrEnum], meaning: str) -> Column:
+    return Column(name, "string", meaning, words=tuple(word.value for word in words))
+
+
+WARM, COLD = "warm", "cold"
+"""The L2 cache before a timed iteration: as the last one left it, or flushed."""
+
+HOST_GAP = "host_gap"
+"""A stage of thin samples alone, and the one time that may be negative: a read-back may overlap the
+next iteration."""
+
+LATENCY = (
+    _label("model", "model label; says so where the weights are random"),
+    _label("head", "draft head label; none where k = 0"),
+    Column("device", "string", "cpu or cuda", words=("cpu", "cuda")),
+    _label("dtype", "weights and KV"),
+    _label("attention", "attention backend"),
+    _label("compile", "how the forwards were compiled, or off"),
+    _label("acceptance", "rule: greedy, sampled, synthetic, length or golden, with settings"),
+    Column("tp_size", "int64", "GPUs that share the target", within=FROM_ONE),
+    _word("mode", Mode, "what ran: graph or eager"),
+    _word("scope", Scope, "what was asked: eager, phase or iteration"),
+    Column("spec_tokens", "int64", "k, drafts per request per iteration", within=DRAFTS),
+    Column("batch_size", "int64", "requests", within=REQUESTS),
+    Column(
+        "bucket", "Int64", "requests the graph holds; empty where it ran eager", within=REQUESTS
+    ),
+    Column("padding_frac", "float64", "(bucket - batch_size) / bucket", within=SHARE),
+    Column("context_len", "int64", "committed KV rows per request when timing starts"),
+    _word("status", Status, "ok, audit_failed, oom, disturbed or floor_beaten"),
+    Column("iterations", "Int64", "timed iterations", within=FROM_ONE),
+    _time_ms("iteration_p50_ms", "iteration latency by GPU events (wall time on CPU)"),
+    _time_ms("iteration_p90_ms", "its 90th percentile"),
+    _time_ms("iteration_p99_ms", "its 99th percentile"),
+    Column("verify_p50_ms", "float64", "target forward, from the instrumented pass"),
+    Column("accept_p50_ms", "float64", "acceptance rule, from the instrumented pass"),
+    Column("draft_p50_ms", "float64", "all draft steps, from the instrumented pass"),
+    Column("commit_p50_ms", "float64", "commit, from the instrumented pass"),
+    Column("host_gap_p50_ms", "float64", "wall time minus GPU time of an iteration", within=SIGNED),
+    Column(
+        "mean_acceptance_length",
+        "float64",
+        "1 + accepted per iteration, 1 to k + 1; under length and golden the stated one",
+        within=FROM_ONE,
+    ),
+    Column(
+        "acceptance_rate_per_pos",
+        "string",
+        "unconditional, one per draft position, ';' apart",
+        pattern=r"(0\.[0-9]{2}|1\.00)(;(0\.[0-9]{2}|1\.00))*",
+    ),
+    _time_ms("tpot_ms", "mean wall time of an iteration / mean_acceptance_length"),
+    Column("output_tok_per_s", "float64", "tokens per second of the whole batch"),
+    Column("speedup_vs_eager", "float64", "eager / this iteration_p50, same k and batch size"),
+    Column("speedup_vs_no_spec", "float64", "output_tok_per_s / that of k = 0, same scope"),
+    Column("floor_ms", "float64", "least time the iteration can take on this device"),
+    Column("floor_frac", "float64", "floor_ms / iteration_p50_ms"),
+    Column(
+        "peak_memory_bytes",
+        "Int64",
+        "most device memory in use; on a CPU the process's peak",
+        within=FROM_ONE,
+    ),
+    Column("tokens_sha256", "string", "hash of the tokens that the generate pass gave"),
+    _added("l2", "string", "before each iteration: warm, or cold: flushed", WARM)._replace(
+        words=(WARM, COLD)
+    ),
+    _added("mean_context_len", "float64", "mean KV rows per request over the timed iterations"),
+    _added("blocks", "Int64", "timed blocks that count, of all processes"),
+    _added("discarded_blocks", "Int64", "timed blocks that do not; blocks.csv says why"),
+    _added("half_width_frac", "float64", "of the 95 % interval of the median, relative to it"),
+    _added(
+        "routing", "string", "how experts are chosen: model or balanced", Routing.MODEL.value
+    )._replace(words=tuple(Routing)),
+    _added("experts_read", "float64", "mean distinct experts per expert layer in one verify"),
+)
+
+LATENCY_KEY = (
+    "model",
+    "head",
+    "dtype",
+    "attention",
+    "compile",
+    "acceptance",
+    "tp_size",
+    "context_len",
+    "scope",
+    "spec_tokens",
+    "batch_size",
+    "l2",
+    "routing",
+)
+
+CAPTURE = (
+    _word("phase", Phase, "verify, draft_first, draft_rest or iteration"),
+    Column("spec_tokens", "int64", "k, drafts per request per iteration", within=DRAFTS),
+    Column("bucket", "int64", "requests the graph holds", within=REQUESTS),
+    Column("num_tokens", "int64", "bucket * (k + 1)", within=FROM_ONE),
+    _graph_ms("warmup_ms", "eager runs before the capture"),
+    _graph_ms("capture_ms", "recording"),
+    _graph_ms("instantiate_ms", "making the recorded graph executable"),
+    _graph_ms("first_replay_ms", "first replay, upload included"),
+    Column("pool_bytes", "int64", "growth of the graphs' memory pool"),
+    Column("driver_bytes", "int64", "device memory that went outside the pool", within=SIGNED),
+    Column("nodes", "Int64", "nodes of the graph; empty where the driver does not tell"),
+    Column("break_even_replays", "float64", "iterations that pay back all graphs of the bucket"),
+)
+
+SAMPLES = (
+    _word("scope", Scope, "what was asked"),
+    Column("spec_tokens", "int64", "k", within=DRAFTS),
+    Column("batch_size", "int64", "requests", within=REQUESTS),
+    _word("mode", Mode, "what ran"),
+    Column("block", "int64", "interleaved round of the measurement"),
+    Column("iteration", "int64", "count over all blocks; the stages of one iteration share it"),
+    Column(
+        "stage",
+        "string",
+        "iteration (timed pass); verify, accept, draft_1.., commit; collectives (alone, tp > 1)",
+        filled=True,
+        pattern=rf"iteration|verify|accept|draft(_[0-9]+)?|commit|collectives|{HOST_GAP}",
+    ),
+    Column("gpu_s", "float64", "by GPU events; wall time on CPU", within=SIGNED, filled=True),
+    Column(
+        "wall_s",
+        "float64",
+        "empty for the stages on CUDA, and where L2 is flushed",
+        within=SECONDS,
+    ),
+    _added("process", "int64", "which of --processes", 0),
+)
+
+ACCEPTANCE = (
+    _word("scope", Scope, "what was asked"),
+    Column("spec_tokens", "int64", "k", within=DRAFTS),
+    Column("batch_size", "int64", "requests", within=REQUESTS),
+    Column("position", "int64", "draft position, 1 to k", within=FROM_ONE),
+    Column("drafted", "int64", "active rows verified in the generate pass", within=ROWS),
+    Column("accepted", "int64", "those whose draft at this position was accepted", within=ROWS),
+)
+
+
+class Sample(NamedTuple):
+    """One row of ``samples.parquet``: one timed iteration, or one stage of an instrumented one."""
+
+    scope: Scope
+    spec_tokens: int
+    batch_size: int
+    mode: Mode
+    block: int
+    iteration: int
+    stage: str
+    gpu_s: float
+    wall_s: float | None
+    process: int = 0
+
+
+class TokenRow(NamedTuple):
+    """One line of ``tokens.jsonl``: what one request of the generate pass was given and gave."""
+
+    scope: Scope
+    mode: Mode
+    spec_tokens: int
+    batch_size: int
+    request: int
+    prompt_ids: list[int]
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One measured cell but for its timings: a row of ``latency.csv`` before the statistics.
+
+    ``num_accepted_per_pos`` counts, for each of the k draft positions, the active rows of the
+    generate pass that accepted it, of ``num_drafted`` such rows. A cell that ran out of memory
+    has zeros there.
+    """
+
+    model: str
+    head: str
+    device: str
+    dtype: str
+    attention: str
+    compile: str
+    acceptance: str
+    tp_size: int
+    mode: Mode
+    scope: Scope
+    spec_tokens: int
+    batch_size: int
+    bucket: int | None
+    padding_frac: float | None
+    context_len: int
+    status: Status
+    tokens_sha256: str | None
+    peak_memory_bytes: int | None
+    floor_ms: float | None
+    num_accepted_per_pos: tuple[int, ...]
+    num_drafted: int
+    l2: str = WARM
+    mean_context_len: float | None = None
+    discarded_blocks: int | None = None
+    routing: Routing = Routing.MODEL
+    experts_read: float | None = None

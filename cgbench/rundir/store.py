@@ -1,0 +1,275 @@
+"""The run directory: written a batch size at a time, so that a kill loses no finished group.
+
+Every file is written aside and renamed into place. ``latency.csv`` goes last and decides what is
+finished: rows that other files hold for a batch size it lacks are left over from a kill, are
+never read, and are gone at the next write.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import pandas as pd
+
+from cgbench.engine.graph_cost import GraphCost
+from cgbench.errors import RunDirectoryError
+from cgbench.rundir.block_schema import BLOCKS, Block
+from cgbench.rundir.differences import differing
+from cgbench.rundir.files import (
+    ACCEPTANCE_FILE,
+    BLOCKS_FILE,
+    CAPTURE_FILE,
+    LATENCY_FILE,
+    MARKDOWN_FILE,
+    RECORD_FILE,
+    SAMPLES_FILE,
+    TOKENS_FILE,
+    Tables,
+    read_run,
+)
+from cgbench.rundir.floor_verdict import with_floor_verdicts
+from cgbench.rundir.folders import check_new_folder
+from cgbench.rundir.parquet_file import write_parquet
+from cgbench.rundir.record import RunRecord
+from cgbench.rundir.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Cell, Sample, TokenRow
+from cgbench.rundir.summary import (
+    acceptance_frame,
+    capture_frame,
+    latency_frame,
+    samples_frame,
+    telemetry_summary,
+    typed_frame,
+    with_break_even,
+)
+
+SIGNIFICANT_DIGITS = "%.6g"
+
+ToMarkdown: TypeAlias = Callable[[pd.DataFrame, RunRecord], str]
+"""From the latency table and the record to the text of ``latency.md``."""
+
+
+@dataclass
+class RunDirectory:
+    """A run on disk: make one with ``create``, ``resume`` or ``open``.
+
+    ``record`` is what ``finish`` writes to ``run.json``; add to it while the run goes on.
+    ``tables`` are what the files held when they were opened or last written: every one of them was
+    checked whole, once, and nobody reads them again.
+    """
+
+    path: Path
+    record: RunRecord
+    tables: Tables = field(default_factory=Tables)
+
+    @classmethod
+    def check(cls, path: Path, *, resume: bool) -> None:
+        """Refuse early, before a model is loaded, what ``create`` or ``resume`` would refuse.
+
+        Raises ``RunDirectoryError``.
+        """
+        if resume and cls.open(path).record.complete:
+            raise RunDirectoryError(f"--resume: {path} is complete; nothing is left to measure")
+        if not resume:
+            hint = "choose another, or go on with an unfinished run with --resume"
+            check_new_folder("--output", path, hint)
+
+    @classmethod
+    def create(cls, path: Path, record: RunRecord) -> Self:
+        """A run with nothing measured yet.
+
+        Raises ``RunDirectoryError`` where ``path`` holds anything or cannot be written, or where
+        ``record`` could not be read back.
+        """
+        cls.check(path, resume=False)
+        RunRecord.from_json(record.to_json(), path / RECORD_FILE)
+        directory = cls(path, record)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            directory._write_empty()
+        except OSError as error:
+            raise RunDirectoryError(f"--output {path}: {error.strerror}") from error
+        return directory
+
+    @classmethod
+    def resume(cls, path: Path, record: RunRecord) -> Self:
+        """The unfinished run in ``path``, which keeps the record it began with and adds when it
+        was gone on with, and what was finished by then.
+
+        Raises ``RunDirectoryError`` where its arguments, its machine or its model are not those
+        of ``record``, naming what differs, and where a file is missing or damaged.
+        """
+        directory = cls.open(path)
+        asked = RunRecord.from_json(record.to_json(), path)
+        if others := differing(directory.record, asked):
+            raise RunDirectoryError(
+                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}; "
+                "give the same, or choose another --output"
+            )
+        kept = sorted(directory.finished_batch_sizes)
+        directory.record.resumed.append({"utc": record.created_utc, "kept_batch_sizes": kept})
+        directory._write_record()
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The run in ``path``, finished or not, with all its files read and checked, once.
+
+        Raises ``RunDirectoryError``, naming the file, where one is missing or damaged, or says
+        what no run does.
+        """
+        record, tables = read_run(path)
+        return cls(path, record, tables)
+
+    @property
+    def finished_batch_sizes(self) -> set[int]:
+        """Batch sizes whose group is on disk."""
+        return set(self.tables.latency["batch_size"].tolist())
+
+    def latency(self) -> pd.DataFrame:
+        """One row a measured cell, in the order measured (``LATENCY``)."""
+        return self.tables.latency.copy()
+
+    def capture(self) -> pd.DataFrame:
+        """One row a captured graph (``CAPTURE``)."""
+        return self.tables.capture.copy()
+
+    def acceptance(self) -> pd.DataFrame:
+        """Raw acceptance counts of the finished groups (``ACCEPTANCE``)."""
+        return self.tables.acceptance.copy()
+
+    def samples(self) -> pd.DataFrame:
+        """Raw samples of the finished groups, in seconds (``SAMPLES``)."""
+        return self.tables.samples.copy()
+
+    def blocks(self) -> pd.DataFrame:
+        """Every timed block of the finished groups, kept or not (``BLOCKS``); none in a thin
+        directory, and in one from before there was telemetry."""
+        return self.tables.blocks.copy()
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
+        return [*self.tables.tokens]
+
+    def write_group(
+        self,
+        cells: Sequence[Cell],
+        samples: Sequence[Sample],
+        tokens: Sequence[TokenRow] = (),
+        blocks: Sequence[Block] = (),
+    ) -> pd.DataFrame:
+        """Add one batch size: all its scopes and k. ``latency.csv``, last, makes it finished.
+        Returns its rows there."""
+        new_samples = samples_frame(samples)
+        new = with_floor_verdicts(latency_frame(cells, new_samples), self.record)
+        assert new["batch_size"].nunique() == 1
+        assert self.finished_batch_sizes.isdisjoint(new["batch_size"])
+        old = self.tables
+        latency = _appended(old.latency, new)
+        self._write_samples(_appended(old.samples, new_samples))
+        self._write_csv(ACCEPTANCE_FILE, _appended(old.acceptance, acceptance_frame(cells)))
+        self._write_csv(BLOCKS_FILE, _appended(old.blocks, typed_frame(blocks, BLOCKS)))
+        if tokens:
+            self._write_tokens([*old.tokens, *(row._asdict() for row in tokens)])
+        self._write_record()
+        self._write_csv(CAPTURE_FILE, with_break_even(old.capture, latency))
+        self._write_csv(LATENCY_FILE, latency)
+        self._reread()
+        return new
+
+    def write_capture(self, costs: Sequence[GraphCost]) -> None:
+        """Replace ``capture.csv`` and write the record, which by now tells of the dummy run.
+
+        Each group written later fills in what its buckets gain.
+        """
+        self._write_csv(CAPTURE_FILE, capture_frame(costs, self.tables.latency))
+        self._write_record()
+        self._reread()
+
+    def write_merged(self, tables: Tables) -> None:
+        """Every group at once, as ``merge_runs`` has them; again, where it was killed before."""
+        self._write_samples(tables.samples)
+        self._write_csv(ACCEPTANCE_FILE, tables.acceptance)
+        self._write_csv(BLOCKS_FILE, tables.blocks)
+        if tables.tokens:
+            self._write_tokens(tables.tokens)
+        self._write_csv(CAPTURE_FILE, with_break_even(tables.capture, tables.latency))
+        self._write_csv(LATENCY_FILE, tables.latency)
+        self._reread()
+
+    def finish(self, to_markdown: ToMarkdown) -> pd.DataFrame:
+        """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""
+        latency = self.latency()
+        self.record.telemetry = telemetry_summary(self.tables.blocks)
+        self._write_text(MARKDOWN_FILE, to_markdown(latency, self.record))
+        self.record.complete = True
+        self._write_record()
+        return latency
+
+    def _write_empty(self) -> None:
+        """Every file with no rows, so that one that is missing later is known to be lost."""
+        self._write_samples(typed_frame([], SAMPLES))
+        self._write_csv(ACCEPTANCE_FILE, typed_frame([], ACCEPTANCE))
+        self._write_csv(BLOCKS_FILE, typed_frame([], BLOCKS))
+        self._write_csv(CAPTURE_FILE, typed_frame([], CAPTURE))
+        self._write_csv(LATENCY_FILE, typed_frame([], LATENCY))
+        self._write_record()
+
+    def _reread(self) -> None:
+        """What was written, as the next one to open it has it: rounded, and checked."""
+        self.tables = Tables.read(self.path, self.record)
+
+    def _write_record(self) -> None:
+        self._write_text(RECORD_FILE, self.record.to_json())
+
+    def _write_samples(self, frame: pd.DataFrame) -> None:
+        self._write(SAMPLES_FILE, lambda file: write_parquet(frame, file))
+
+    def _write_csv(self, name: str, frame: pd.DataFrame) -> None:
+        self._write(
+            name, lambda file: frame.to_csv(file, index=False, float_format=SIGNIFICANT_DIGITS)
+        )
+
+    def _write_tokens(self, rows: list[dict[str, Any]]) -> None:
+        self._write_text(TOKENS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def _write_text(self, name: str, text: str) -> None:
+        self._write(name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def _write(self, name: str, write: Callable[[Path], object]) -> None:
+        aside = self.path / f"{name}.tmp"
+        write(aside)
+        os.replace(aside, self.path / name)
+
+
+@contextmanager
+def sole_writer(path: Path) -> Iterator[None]:
+    """Nothing else goes on with the run in ``path`` meanwhile; a process that is killed lets go.
+
+    Raises ``RunDirectoryError`` where another process is at it.
+    """
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        # A file system that knows no such locks is taken as it is.
+        with suppress(OSError):
+            _lock(folder, path)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, path: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunDirectoryError(
+            f"--output {path}: another process is writing it; wait for it, or end it"
+        ) from error
+
+
+def _appended(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([old, new], ignore_index=True)

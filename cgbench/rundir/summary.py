@@ -1,0 +1,230 @@
+"""From raw samples to the tables: every statistic that a run directory holds.
+
+All of it can be computed again from ``samples.parquet`` and ``acceptance.csv``.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from math import isfinite, nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cgbench.engine.graph_cost import GraphCost
+from cgbench.request.acceptance_lengths import stated_length
+from cgbench.rundir.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Cell, Column, Sample
+from cgbench.statistics import CONFIDENCE, Estimate, blocks_estimate, processes_estimate
+from cgbench.words import Mode, Phase, Scope
+
+CELL = ["scope", "spec_tokens", "batch_size"]
+BLOCK = ["process", "block"]
+GRAPHS = ["scope", "spec_tokens", "bucket"]
+
+
+def typed_frame(rows: Iterable[Any], columns: Sequence[Column]) -> pd.DataFrame:
+    """Rows (tuples, or mappings that may lack columns) as a frame of the declared dtypes."""
+    frame = pd.DataFrame(rows, columns=[column.name for column in columns])
+    return frame.astype({column.name: column.dtype for column in columns})
+
+
+def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFrame:
+    """``frame`` with the columns that it was written without, each row at the column's default."""
+    for column in missing:
+        value = pd.NA if column.default is None and column.dtype != "float64" else column.default
+        frame[column.name] = pd.Series(value, index=frame.index, dtype=column.dtype)
+    return frame
+
+
+def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
+    """Raw samples, in seconds, with the ``SAMPLES`` columns."""
+    return typed_frame(samples, SAMPLES)
+
+
+def acceptance_frame(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Raw acceptance counts, one row a draft position, with the ``ACCEPTANCE`` columns."""
+    rows = [
+        (cell.scope, cell.spec_tokens, cell.batch_size, position, cell.num_drafted, accepted)
+        for cell in cells
+        for position, accepted in enumerate(cell.num_accepted_per_pos, start=1)
+    ]
+    return typed_frame(rows, ACCEPTANCE)
+
+
+def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell, in the order given, with the ``LATENCY`` columns.
+
+    ``cells`` must hold every scope and k of their batch sizes, for the speed-ups are ratios
+    between rows. A cell without samples keeps its facts and has no timings.
+    """
+    return with_timings(pd.DataFrame([_facts(cell) for cell in cells]), samples)
+
+
+def with_timings(facts: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """``facts``, a row a cell with what no sample tells, with all that samples tell put in; as
+    ``latency_frame``."""
+    timings = [_iteration_times(samples), _stage_medians(samples)]
+    stale = [name for timing in timings for name in timing if name in facts]
+    frame = facts.drop(columns=stale)
+    for timing in timings:
+        frame = frame.join(timing, on=CELL)
+    length, wall_s = frame["mean_acceptance_length"], frame["mean_wall_s"]
+    frame["tpot_ms"] = wall_s / length * 1e3
+    frame["output_tok_per_s"] = frame["batch_size"] * length / wall_s
+    frame["floor_frac"] = frame["floor_ms"].astype("float64") / frame["iteration_p50_ms"]
+    frame["speedup_vs_eager"] = _vs_eager(frame)
+    frame["speedup_vs_no_spec"] = _vs_no_spec(frame)
+    return typed_frame(frame, LATENCY)
+
+
+def _facts(cell: Cell) -> dict[str, Any]:
+    """What the latency table shows of a cell without its samples."""
+    accepted, drafted = cell.num_accepted_per_pos, cell.num_drafted
+    rates = [f"{count / drafted:.2f}" for count in accepted if drafted]
+    return {
+        **asdict(cell),
+        "scope": cell.scope.value,
+        "mean_acceptance_length": _mean_length(cell) if drafted else None,
+        "acceptance_rate_per_pos": ";".join(rates) or None,
+    }
+
+
+def _mean_length(cell: Cell) -> float:
+    """The length that the rule states, where it states one: the draws of a short run scatter around
+    it, and times a token are wanted at the length itself. Otherwise the measured one."""
+    stated = stated_length(cell.acceptance, cell.spec_tokens)
+    return 1 + sum(cell.num_accepted_per_pos) / cell.num_drafted if stated is None else stated
+
+
+def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
+    """Statistics of the timed pass, one row a cell; of the blocks that count."""
+    timed = samples[samples["stage"] == "iteration"]
+    gap_s = timed["wall_s"] - timed["gpu_s"]
+    by_cell = timed.assign(gap_s=gap_s).groupby(CELL)
+    gpu_s = by_cell["gpu_s"]
+    blocks = timed.groupby([*CELL, *BLOCK])["gpu_s"].median()
+    return pd.DataFrame(
+        {
+            "iterations": gpu_s.count(),
+            "iteration_p50_ms": gpu_s.quantile(0.50) * 1e3,
+            "iteration_p90_ms": gpu_s.quantile(0.90) * 1e3,
+            "iteration_p99_ms": gpu_s.quantile(0.99) * 1e3,
+            "host_gap_p50_ms": by_cell["gap_s"].median() * 1e3,
+            "mean_wall_s": by_cell["wall_s"].mean(),
+            "blocks": blocks.groupby(CELL).count(),
+            "half_width_frac": _half_widths(np.log(blocks)),
+        }
+    )
+
+
+def _half_widths(log_medians: pd.Series) -> pd.Series:
+    """Of each cell, from one value a block. The process is the unit of evidence where the run has
+    several, of a cell too that only one of them timed."""
+    by_process = log_medians.index.get_level_values("process").nunique() > 1
+    if by_process:
+        log_medians = log_medians.groupby([*CELL, "process"]).median()
+    estimate = processes_estimate if by_process else blocks_estimate
+    return log_medians.groupby(CELL).agg(lambda values: _half_width(estimate(values.to_numpy())))
+
+
+def _half_width(estimate: Estimate) -> float:
+    half_width = estimate.half_width(CONFIDENCE)
+    return half_width if isfinite(half_width) else nan
+
+
+def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
+    """Median of each stage of the instrumented pass, one row a cell."""
+    return (stage_seconds(samples, CELL) * 1e3).rename(columns="{}_p50_ms".format)
+
+
+def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Median seconds of each stage of the instrumented pass, a column each, by the columns ``by``,
+    ``CELL`` among them; the draft steps of one iteration are summed."""
+    staged = samples[samples["stage"] != "iteration"]
+    staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
+    per_iteration = staged.groupby([*CELL, *BLOCK, "iteration", "stage"])["gpu_s"].sum()
+    return per_iteration.groupby([*by, "stage"]).median().unstack("stage")
+
+
+def _vs_eager(frame: pd.DataFrame) -> pd.Series:
+    eager = frame[frame["scope"] == Scope.EAGER.value]
+    base = _looked_up(frame, eager, "iteration_p50_ms", ["spec_tokens", "batch_size"])
+    return base / frame["iteration_p50_ms"]
+
+
+def _vs_no_spec(frame: pd.DataFrame) -> pd.Series:
+    no_spec = frame[frame["spec_tokens"] == 0]
+    base = _looked_up(frame, no_spec, "output_tok_per_s", ["scope", "batch_size"])
+    return frame["output_tok_per_s"] / base
+
+
+def _looked_up(frame: pd.DataFrame, base: pd.DataFrame, column: str, on: list[str]) -> pd.Series:
+    """For each row of ``frame``, ``column`` of the row of ``base`` that agrees in ``on``."""
+    return frame[on].join(base.set_index(on)[column], on=on)[column]
+
+
+def capture_frame(costs: Sequence[GraphCost], latency: pd.DataFrame) -> pd.DataFrame:
+    """One row a graph, with the ``CAPTURE`` columns."""
+    return with_break_even(typed_frame([_cost_row(cost) for cost in costs], CAPTURE), latency)
+
+
+def _cost_row(cost: GraphCost) -> dict[str, Any]:
+    milliseconds = {
+        f"{step}_ms": getattr(cost, f"{step}_s") * 1e3
+        for step in ("warmup", "capture", "instantiate", "first_replay")
+    }
+    return asdict(cost) | milliseconds
+
+
+def with_break_even(capture: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
+    """``capture`` with ``break_even_replays`` worked out again from ``latency``.
+
+    Warm-up, capture and instantiation of all graphs that make up one iteration of a (scope, k,
+    bucket), over what one iteration through them gains against eager (medians): so the three
+    graphs of a phase-scope iteration carry one number. The gain is that of the largest batch
+    size measured in the bucket. Empty where none was, or where nothing is gained.
+    """
+    graphs = with_costs(capture)
+    cost_ms = graphs.groupby(GRAPHS)["cost_ms"].transform("sum")
+    gain_ms = graphs[GRAPHS].join(_gains(latency), on=GRAPHS)["gain_ms"]
+    return capture.assign(break_even_replays=cost_ms / gain_ms.where(gain_ms > 0))
+
+
+def with_costs(capture: pd.DataFrame) -> pd.DataFrame:
+    """``capture`` with each graph's scope, and ``cost_ms``: warm-up, capture and instantiation."""
+    scopes = {phase.value: phase.scope.value for phase in Phase}
+    return capture.assign(
+        scope=capture["phase"].map(scopes).astype("string"),
+        cost_ms=capture[["warmup_ms", "capture_ms", "instantiate_ms"]].sum(axis=1),
+    )
+
+
+def _gains(latency: pd.DataFrame) -> pd.Series:
+    """Milliseconds an iteration gains over eager, by scope, k and bucket."""
+    replayed = latency[latency["mode"] == Mode.GRAPH.value].sort_values("batch_size")
+    p50_ms = replayed["iteration_p50_ms"]
+    gain_ms = p50_ms * replayed["speedup_vs_eager"] - p50_ms
+    return replayed.assign(gain_ms=gain_ms).groupby(GRAPHS)["gain_ms"].last()
+
+
+TOLD = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
+
+
+def telemetry_summary(blocks: pd.DataFrame) -> dict[str, Any]:
+    """What ``run.json`` says of the GPU over all timed blocks: min, median and max of its clocks,
+    temperature and power, what held the clocks back, and how many blocks were discarded for what.
+    A part that nothing told is left out."""
+    told = [name for name in TOLD if blocks[name].notna().any()]
+    reasons = blocks["throttle_reasons"].dropna().str.split(";").explode()
+    others = blocks["other_processes"].dropna()
+    return {
+        **{name: _spread(blocks[name].dropna().astype("float64")) for name in told},
+        **({"throttle_reasons": sorted(reasons.unique())} if told else {}),
+        **({"other_processes": int(others.max())} if len(others) else {}),
+        "blocks": len(blocks),
+        "discarded": blocks["discarded"].dropna().value_counts().to_dict(),
+    }
+
+
+def _spread(values: pd.Series) -> dict[str, float]:
+    return {"min": values.min(), "median": values.median(), "max": values.max()}

@@ -1,0 +1,115 @@
+"""A thin run directory: all that ``compare`` needs of a run, small enough to commit.
+
+It is a run directory like any other; its samples are one a block and stage instead of one an
+iteration. Comparing with it gives the verdicts that the full one gives.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from cgbench.errors import CannotError, RunDirectoryError
+from cgbench.rundir.block_times import BLOCKS, block_times
+from cgbench.rundir.files import (
+    ACCEPTANCE_FILE,
+    BLOCKS_FILE,
+    CAPTURE_FILE,
+    LATENCY_FILE,
+    MARKDOWN_FILE,
+    RECORD_FILE,
+    SAMPLES_FILE,
+    TOKENS_FILE,
+    check_is_file,
+    read_run,
+)
+from cgbench.rundir.folders import check_new_folder
+from cgbench.rundir.parquet_file import write_parquet
+from cgbench.rundir.record import RunRecord
+from cgbench.rundir.schema import SAMPLES
+from cgbench.rundir.store import RunDirectory
+from cgbench.rundir.summary import CELL, typed_frame
+
+MAX_BYTES = 1_000_000
+
+KEPT_FILES = (LATENCY_FILE, ACCEPTANCE_FILE, CAPTURE_FILE, MARKDOWN_FILE)
+DROPPED_FILES = (BLOCKS_FILE, TOKENS_FILE)
+
+
+def write_thin(source: Path, path: Path) -> int:
+    """Write the run in ``source`` to ``path``, which must not exist or be empty; returns bytes.
+
+    Raises ``RunDirectoryError`` where ``source`` is damaged or not finished, or ``path`` cannot be
+    written; ``CannotError`` where the run is too large.
+    """
+    run = RunDirectory.open(source)
+    if not run.record.complete:
+        raise RunDirectoryError(f"--thin-baseline: {source} is not finished; cgbench run --resume")
+    check_new_folder("--thin-baseline", path, "remove it first")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+            made = Path(aside) / "made"
+            made.mkdir()
+            num_bytes = _write(run, made, "--thin-baseline")
+            os.replace(made, path)
+    except OSError as error:
+        raise RunDirectoryError(f"--thin-baseline {path}: {error.strerror}") from error
+    return num_bytes
+
+
+def make_thin(run: RunDirectory) -> int:
+    """Make a finished run thin where it is; returns bytes.
+
+    Raises ``CannotError`` where it would still be too large; then it stays as it is.
+    """
+    with tempfile.TemporaryDirectory(dir=run.path) as aside:
+        made = Path(aside)
+        num_bytes = _write(run, made, f"--thin: {run.path} is kept whole")
+        # A kill in between leaves more than it says, never less.
+        for name in (RECORD_FILE, SAMPLES_FILE):
+            os.replace(made / name, run.path / name)
+    for name in DROPPED_FILES:
+        (run.path / name).unlink(missing_ok=True)
+    run.record, run.tables = read_run(run.path)
+    return num_bytes
+
+
+def _write(run: RunDirectory, made: Path, refusal: str) -> int:
+    """All files of a thin directory; returns their bytes."""
+    for name in KEPT_FILES:
+        check_is_file(run.path / name)
+        shutil.copyfile(run.path / name, made / name)
+    write_parquet(thin_samples(run.samples()), made / SAMPLES_FILE)
+    (made / RECORD_FILE).write_text(thin_record(run.record).to_json(), encoding="utf-8")
+    num_bytes = sum(file.stat().st_size for file in made.iterdir())
+    if num_bytes > MAX_BYTES:
+        raise CannotError(
+            f"{refusal}: {num_bytes} bytes, over the {MAX_BYTES} of a baseline; "
+            "measure fewer --batch-sizes, --scopes or --spec-tokens"
+        )
+    return num_bytes
+
+
+def thin_record(record: RunRecord) -> RunRecord:
+    """Marked as thin; without what floors are made of, which is not compared and is most of it."""
+    floor = {name: value for name, value in record.floor.items() if name != "accounts"}
+    return replace(record, thin=True, floor=floor)
+
+
+def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell, block and stage, with the ``SAMPLES`` columns: medians, but a mean of the
+    wall time, and the host gap as a stage."""
+    times = block_times(samples)
+    stages = times.drop(columns="wall")
+    rows = stages.melt(var_name="stage", value_name="gpu_s", ignore_index=False)
+    rows = rows.dropna().reset_index().sort_values([*BLOCKS, "stage"], ignore_index=True)
+    wall_s = rows.join(times["wall"], on=BLOCKS)["wall"]
+    modes = samples.drop_duplicates(CELL).set_index(CELL)["mode"]
+    rows = rows.join(modes, on=CELL).assign(
+        iteration=0, wall_s=wall_s.where(rows["stage"] == "iteration")
+    )
+    return typed_frame(rows, SAMPLES)

@@ -1,0 +1,55 @@
+"""``tokens.jsonl``: what each request of the generate pass was given and gave."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from cgbench.rundir.schema import DRAFTS, REQUESTS, Range
+from cgbench.rundir.strict_json import loads
+from cgbench.words import Mode, Scope
+
+MAX_TOKEN_ID = 2**31 - 1
+FIELDS = ("scope", "mode", "spec_tokens", "batch_size", "request", "prompt_ids", "token_ids")
+
+
+def parse_tokens(text: str) -> list[dict[str, Any]]:
+    """The lines of ``text``, each with the fields of ``TokenRow``.
+
+    Raises ``ValueError``, with the line's number, where one is cut short, is not JSON or has
+    something else in a field.
+    """
+    if text and not text.endswith("\n"):
+        raise ValueError("cut short, its last line has no end")
+    return [_row(line, number) for number, line in enumerate(text.split("\n")[:-1], start=1)]
+
+
+def _row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from error
+    if not isinstance(row, dict) or row.keys() != set(FIELDS):
+        raise ValueError(f"line {number}: must be an object of {', '.join(FIELDS)}")
+    for name, is_right in _parts(row):
+        if not is_right:
+            raise ValueError(f"line {number}: {name} is not what it must be")
+    return row
+
+
+def _parts(row: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    yield "scope", row["scope"] in [*Scope]
+    yield "mode", row["mode"] in [*Mode]
+    yield "spec_tokens", _is_whole(row["spec_tokens"], DRAFTS)
+    yield "batch_size", _is_whole(row["batch_size"], REQUESTS)
+    yield "request", _is_whole(row["request"], Range(0, MAX_TOKEN_ID))
+    for name in ("prompt_ids", "token_ids"):
+        yield name, _are_tokens(row[name])
+
+
+def _is_whole(value: Any, within: Range) -> bool:
+    return type(value) is int and within.least <= value <= within.most
+
+
+def _are_tokens(ids: Any) -> bool:
+    return isinstance(ids, list) and all(
+        type(each) is int and 0 <= each <= MAX_TOKEN_ID for each in ids
+    )

@@ -1,0 +1,117 @@
+"""``cgbench run --explain``: what each floor is made of, and what was measured beside it."""
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from cgbench.floor.account import Account, FloorLine, account_stage
+from cgbench.rundir.accounts import accounts_of
+from cgbench.rundir.record import RunRecord
+from cgbench.rundir.summary import BLOCK
+from cgbench.tables.fit import fitted_table
+
+COLUMNS = (
+    *("stage", "what", "count", "experts read", "expected"),
+    *("bytes [MB]", "operations [GFLOP]", "bound by"),
+    *("floor [ms]", "measured [ms]", "floor / measured"),
+)
+TEXTS = ("stage", "what", "bound by")
+
+CAPTION = (
+    "read {read:,.1f} GB/s, matrices {rate:,.1f} GFLOP/s, measured in this run; "
+    "{context:.1f} tokens of KV a request"
+)
+
+
+def account_tables(record: RunRecord, samples: pd.DataFrame, width: int) -> Iterator[Table]:
+    """A table for each k and batch size, from a run's record and its raw samples, for ``width``
+    characters."""
+    for account in accounts_of(record):
+        yield account_table(account, record.floor["limits"], samples, width)
+
+
+def account_table(
+    account: Account, limits: Mapping[str, float], samples: pd.DataFrame, width: int
+) -> Table:
+    """A line a product or attention, then the stage's sum beside its measured time."""
+    title = f"floor: k {account.spec_tokens}, batch size {account.batch_size}, {account.scope}"
+    caption = CAPTION.format(
+        read=limits["read_bytes_per_s"] / 1e9,
+        rate=limits["flops_per_s"] / 1e9,
+        context=account.context_len,
+    )
+    rows = [*_rows(account, measured_seconds(account, samples))]
+    table = fitted_table(title, COLUMNS, rows, width, names=TEXTS)
+    table.caption = Text(caption)
+    for row in rows:
+        table.add_row(*row)
+        if row[1] == "":
+            table.add_section()
+    return table
+
+
+def measured_seconds(account: Account, samples: pd.DataFrame) -> dict[str, float]:
+    """Median seconds of the account's stages, drafts 2..k summed, and of the iteration, which is
+    the timed pass's: so the stages need not add up to it."""
+    is_cell = (
+        (samples["scope"] == account.scope)
+        & (samples["spec_tokens"] == account.spec_tokens)
+        & (samples["batch_size"] == account.batch_size)
+    )
+    cell = samples[is_cell]
+    stage = cell["stage"].map(lambda name: account_stage(name, account.spec_tokens))
+    per_iteration = cell.groupby([*BLOCK, "iteration", stage])["gpu_s"].sum()
+    medians = per_iteration.groupby("stage").median()
+    return {str(stage): float(seconds) for stage, seconds in medians.items()}
+
+
+def _rows(account: Account, measured: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+    for stage, lines in groupby(account.lines, lambda line: line.stage):
+        of_stage = list(lines)
+        yield from map(_line_row, of_stage)
+        yield _sum_row(stage, of_stage, measured.get(stage))
+        if stage == "verify":
+            yield _sum_row("accept", [], measured.get("accept"))
+    yield _sum_row("commit", [], measured.get("commit"))
+    yield _sum_row("iteration", list(account.lines), measured.get("iteration"))
+
+
+def _line_row(line: FloorLine) -> tuple[str, ...]:
+    amounts = _amounts([line])
+    floor = _milliseconds(line.seconds)
+    experts = (_experts(line.experts_read), _experts(line.experts_expected))
+    return (
+        *(line.stage, line.what, str(line.count)),
+        *experts,
+        *amounts,
+        *(line.bound_by, floor, "", ""),
+    )
+
+
+def _sum_row(stage: str, lines: list[FloorLine], measured_s: float | None) -> tuple[str, ...]:
+    """A stage's sums; accept and commit have no product and no attention, so no floor."""
+    taken = "" if measured_s is None else _milliseconds(measured_s)
+    if not lines:
+        return (stage, *[""] * 8, taken, "")
+    floor_s = sum(line.seconds for line in lines)
+    share = f"{floor_s / measured_s:.0%}" if measured_s else ""
+    amounts = _amounts(lines)
+    return (stage, "", "", "", "", *amounts, "", _milliseconds(floor_s), taken, share)
+
+
+def _experts(count: float | None) -> str:
+    return "" if count is None else f"{count:,.1f}"
+
+
+def _amounts(lines: list[FloorLine]) -> tuple[str, str]:
+    num_bytes, flops = (
+        sum(getattr(line, name) for line in lines) for name in ("num_bytes", "flops")
+    )
+    return f"{num_bytes / 1e6:,.1f}", f"{flops / 1e9:,.3f}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.4f}"

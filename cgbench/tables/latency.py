@@ -1,0 +1,215 @@
+"""The latency table as people and programs read it: terminal, Markdown, JSON.
+
+One frame feeds all of them, and one list of columns the two that people read.
+"""
+
+import json
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from cgbench.request.command_line import command_line
+from cgbench.rundir.record import RunRecord, resumed_words
+
+Row: TypeAlias = Mapping[Hashable, Any]
+
+SETTING = (
+    "head",
+    "device",
+    "dtype",
+    "attention",
+    "compile",
+    "acceptance",
+    "tp_size",
+    "context_len",
+    "l2",
+    "routing",
+)
+
+DEFINITIONS = """\
+Times are medians (p50) unless headed p99. Iteration is GPU time (wall time on CPU) of
+one verify, accept, draft and commit; +/- is half the 95 % interval of its median over blocks
+(over processes where there are several), and discarded blocks are in no number. Verify and
+draft (all k steps) come from a separate, instrumented pass; host gap is wall minus GPU time.
+"Of floor" is the least time that the device could take, from bytes, operations and its measured
+rates, over the iteration's: 100 % would be perfect. Experts read are distinct experts of one
+expert layer in one verify, on average.
+Accept length is 1 + accepted drafts per iteration, bonus or recovered token included. Under the
+rules length and golden it is the stated one. TPOT, the time per output token of a request, is mean
+wall time / accept length, and tok/s is batch size / TPOT. "vs eager" is a ratio of iteration times,
+"vs no spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest
+bucket: its scope ran without a graph.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A column that people read: where it comes from, and how a value is written."""
+
+    heading: str
+    column: str
+    pattern: str = "{}"
+
+    @property
+    def is_number(self) -> bool:
+        return self.column not in ("scope", "status")
+
+    @property
+    def folded(self) -> str:
+        """The heading with a line a word, as narrow as it can be."""
+        return self.heading.replace(" ", "\n")
+
+    def text(self, row: Row) -> str:
+        value = row[self.column]
+        return "" if pd.isna(value) else self.pattern.format(value)
+
+
+SHOWN = (
+    Shown("scope", "scope"),
+    Shown("k", "spec_tokens"),
+    Shown("batch [req]", "batch_size"),
+    Shown("bucket [req]", "bucket"),
+    Shown("iteration p50 [ms]", "iteration_p50_ms", "{:.3f}"),
+    Shown("+/-", "half_width_frac", "{:.2%}"),
+    Shown("TPOT [ms]", "tpot_ms", "{:.3f}"),
+    Shown("p99 [ms]", "iteration_p99_ms", "{:.3f}"),
+    Shown("of floor", "floor_frac", "{:.0%}"),
+    Shown("experts read", "experts_read", "{:.1f}"),
+    Shown("verify [ms]", "verify_p50_ms", "{:.3f}"),
+    Shown("draft [ms]", "draft_p50_ms", "{:.3f}"),
+    Shown("host gap [ms]", "host_gap_p50_ms", "{:.3f}"),
+    Shown("accept length", "mean_acceptance_length", "{:.2f}"),
+    Shown("tok/s", "output_tok_per_s", "{:.1f}"),
+    Shown("vs eager", "speedup_vs_eager", "{:.2f}x"),
+    Shown("vs no spec", "speedup_vs_no_spec", "{:.2f}x"),
+    Shown("discarded", "discarded_blocks"),
+    Shown("status", "status"),
+)
+
+
+SPARED = (
+    "discarded_blocks",
+    "experts_read",
+    "host_gap_p50_ms",
+    "iteration_p99_ms",
+    "bucket",
+    "draft_p50_ms",
+    "verify_p50_ms",
+    "half_width_frac",
+)
+"""Columns that a narrow terminal goes without, in this order, so that no number is cut."""
+
+
+def latency_table(frame: pd.DataFrame, title: str, width: int) -> Table:
+    """The terminal's table, a section a batch size; ``title`` holds the model label.
+
+    ``width`` is the terminal's, in characters. Where the table does not fit, headings take a line
+    a word and columns stand closer; where it still does not, the first of ``SPARED`` are left out,
+    and the caption says so. What is too wide without them all is to be printed uncut.
+    """
+    shown = _with_values(frame)
+    is_folded = _width(frame, shown, is_folded=False) > width
+    for column in SPARED if is_folded else ():
+        if _width(frame, shown, is_folded=True) > width:
+            shown = [each for each in shown if each.column != column]
+    # Text, for in a plain string rich takes "[ms]" for markup and drops it.
+    table = Table(
+        title=Text(title),
+        caption=Text(_caption(frame, shown)),
+        box=SIMPLE_HEAD,
+        padding=(0, 0 if is_folded else 1, 0, 0),
+        pad_edge=False,
+    )
+    for each in shown:
+        heading = Text(each.folded if is_folded else each.heading)
+        justify: JustifyMethod = "right" if each.is_number else "left"
+        table.add_column(heading, justify=justify, no_wrap=True, vertical="bottom")
+    for group in _groups(frame, shown):
+        for cells in group:
+            table.add_row(*cells)
+        table.add_section()
+    return table
+
+
+def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
+    """``latency.md``: model, machine, command, the table, and what its columns mean."""
+    known = {name: value for name, value in record.environment.items() if value is not None}
+    facts = [f"- {name}: {value}" for name, value in known.items()]
+    resumed = [f"- resumed: {resumed_words(entry)}" for entry in record.resumed]
+    warnings = [f"- warning: {warning}" for warning in record.warnings]
+    parts = [
+        f"# cgbench run: {record.model['label']}",
+        "\n".join([f"- {_setting(frame)}", *facts, *resumed, *warnings]),
+        f"```\n{command_line('run', record.measured_arguments)}\n```",
+        "\n".join(_markdown_lines(frame)),
+        DEFINITIONS,
+    ]
+    return "\n\n".join(parts)
+
+
+def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
+    """The record, ``path`` and every latency row in one JSON object; an empty cell is null."""
+    rows = json.loads(frame.to_json(orient="records"))
+    return json.dumps({"path": str(path), **asdict(record), "latency": rows}, indent=2)
+
+
+def _setting(frame: pd.DataFrame) -> str:
+    """What all rows share: where acceptance is stated whose it is, and how many of a head's modules
+    are used."""
+    values = {name: list(map(str, frame[name].unique())) for name in SETTING}
+    # Rows of k = 0 have no head.
+    values["head"] = [head for head in values["head"] if head != "none"] or ["none"]
+    return ", ".join(f"{name} {'/'.join(each)}" for name, each in values.items())
+
+
+def _caption(frame: pd.DataFrame, shown: Sequence[Shown]) -> str:
+    spared = [each.heading for each in _with_values(frame) if each not in shown]
+    left_out = f"left out at this width: {', '.join(spared)}; latency.md has them"
+    return "\n".join([_setting(frame), *([left_out] if spared else [])])
+
+
+def _with_values(frame: pd.DataFrame) -> list[Shown]:
+    """What is shown of ``frame``: a column without a value in any row would say nothing."""
+    return [each for each in SHOWN if frame[each.column].notna().any()]
+
+
+def _width(frame: pd.DataFrame, shown: Sequence[Shown], *, is_folded: bool) -> int:
+    """Characters of the whole table: one or two between columns, and one at either edge."""
+    headings = [(each.folded if is_folded else each.heading).splitlines() for each in shown]
+    rows = [cells for group in _groups(frame, shown) for cells in group]
+    gap = 1 if is_folded else 2
+    columns = zip(headings, *rows, strict=True)
+    return 2 - gap + sum(gap + max(map(len, (*heading, *cells))) for heading, *cells in columns)
+
+
+def _groups(frame: pd.DataFrame, shown: Sequence[Shown]) -> Iterator[list[list[str]]]:
+    """Texts of the rows of each batch size, ascending."""
+    for _, group in frame.groupby("batch_size"):
+        rows = group.astype(object).to_dict("records")
+        yield [[each.text(row) for each in shown] for row in map(_with_mode, rows)]
+
+
+def _with_mode(row: Row) -> Row:
+    """``row`` with the mode said beside a scope that did not run as a graph."""
+    if row["mode"] == "graph" or row["scope"] == "eager":
+        return row
+    return {**row, "scope": f"{row['scope']} ({row['mode']})"}
+
+
+def _markdown_lines(frame: pd.DataFrame) -> Iterator[str]:
+    shown = _with_values(frame)
+    yield _markdown_row(each.heading for each in shown)
+    yield _markdown_row("---:" if each.is_number else "---" for each in shown)
+    for group in _groups(frame, shown):
+        yield from map(_markdown_row, group)
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

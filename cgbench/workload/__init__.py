@@ -1,0 +1,1 @@
+"""What is decoded: prompts, their files and sets, chat templates, random tokens."""

@@ -1,1 +1,0 @@
-"""What `scripts/fetch_smollm2.py` makes of the GGUF file."""

@@ -1,0 +1,1 @@
+"""What `scripts/training/fetch_smollm2.py` makes of the GGUF file."""

@@ -1,0 +1,3 @@
+from tests.support.fixtures import one_commit, prompts, tiny
+
+__all__ = ["one_commit", "prompts", "tiny"]

@@ -1,0 +1,45 @@
+"""Every check catches the faults that it claims: one planted at a time, in the real engine."""
+
+from pathlib import Path
+
+import pytest
+
+from cgbench.checks.catalogue import CHECKS
+from cgbench.checks.findings import Verdict
+from cgbench.models.heads.head import HeadForm
+from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.mutations import MUTATIONS, OWN, Mutation
+from tests.support.tiny import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By kind; mistral's attention has a window, Qwen3.5 is mostly recurrent."""
+    form = HeadForm(own_embedding=True, own_output=True)
+    own = make_checkpoint(tmp_path_factory.mktemp(OWN), "mimo", seed=3, form=form)
+    kinds = ("mimo", "mistral", "qwen3_5")
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
+    made = {kind: make_checkpoint(folder, kind, seed=3) for kind, folder in folders.items()}
+    return made | {OWN: own}
+
+
+@pytest.mark.parametrize("kind", ["mimo", "mistral", "qwen3_5", OWN])
+@pytest.mark.parametrize(("seed", "with_graphs"), [(0, False), (1, True)])
+def test_the_unmutated_engine_passes(
+    checkpoints: dict[str, Path], kind: str, with_graphs: bool, seed: int
+) -> None:
+    subject = make_tiny_subject(checkpoints[kind], seed=seed, with_graphs=with_graphs)
+    findings = run_checks(subject)
+    assert not [finding for finding in findings if finding.verdict is Verdict.WRONG]
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mutation_is_caught_by_the_check_that_claims_it(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, mutation: Mutation
+) -> None:
+    mutation.plant(monkeypatch)
+    (check,) = [check for check in CHECKS if check.name == mutation.claimed_by]
+    folder = checkpoints[mutation.kind]
+    finding = check.run(make_tiny_subject(folder, with_graphs=mutation.with_graphs))
+    assert finding.verdict is Verdict.WRONG
+    assert finding.difference is not None and finding.difference.text

@@ -1,0 +1,125 @@
+"""Compiled decode layers: the same tokens, few forms, and everything but decode as it was."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from cgbench.engine.iteration import Speculator
+from cgbench.engine.runner import EagerRunner
+from cgbench.models.heads.head import HeadForm
+from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, compiled, decoded
+from tests.support.tiny import (
+    decode_prompts,
+    greedy_reference,
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+from tests.support.tracing import traced_layers
+
+
+@pytest.fixture
+def traced_only() -> Iterator[None]:
+    """Forms are traced as ever and run as traced."""
+    with traced_layers():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec_tokens", [0, 3])
+def test_tokens_are_plain_greedy_decodings(tmp_path: Path, spec_tokens: int) -> None:
+    check_tokens(tmp_path, "mimo", spec_tokens)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec_tokens"),
+    [
+        ("gemma3_text", 2),
+        ("qwen3_moe", 1),
+        # Their routers write in place.
+        ("glm4_moe", 1),
+        ("deepseek_v3", 1),
+        ("qwen3_next-hybrid", 1),
+        ("qwen3_5_moe", 1),
+    ],
+)
+def test_other_kinds_trace_to_the_same_tokens(
+    tmp_path: Path, traced_only: None, kind: str, spec_tokens: int
+) -> None:
+    check_tokens(tmp_path, kind, spec_tokens)
+
+
+def test_a_heads_own_matrices_trace_to_the_same_drafts(tmp_path: Path, traced_only: None) -> None:
+    form = HeadForm(own_embedding=True, own_output=True)
+    folder = make_checkpoint(tmp_path, "mimo", form=form)
+    eager = make_speculator(load_tiny(folder), max_batch_size=max(BATCH_SIZES), room=64)
+    _, spec = compiled(folder)
+    for batch_size in BATCH_SIZES:
+        assert accepted(spec, batch_size) == accepted(eager, batch_size)
+
+
+def accepted(spec: Speculator, batch_size: int) -> list[list[int]]:
+    runner = EagerRunner(spec, make_state(spec, 3, max(BATCH_SIZES)))
+    prompts = random_prompts(max(BATCH_SIZES))[:batch_size]
+    return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS).accepted
+
+
+def check_tokens(tmp_path: Path, kind: str, spec_tokens: int) -> None:
+    folder = make_checkpoint(tmp_path, kind)
+    prompts = random_prompts(max(BATCH_SIZES))
+    expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
+    _, spec = compiled(folder)
+    for batch_size in BATCH_SIZES:
+        assert decoded(spec, spec_tokens, batch_size) == expected[:batch_size]
+
+
+def num_forms(folder: Path, kind: str, layer_types: list[str]) -> int:
+    """Forms compiled for all of ``BATCH_SIZES`` at k = 3, and no more for another batch size."""
+    shape = {"num_hidden_layers": len(layer_types), "layer_types": layer_types}
+    _, spec = compiled(make_checkpoint(folder, kind, **shape))
+    for batch_size in BATCH_SIZES:
+        decoded(spec, 3, batch_size)
+    forms: int = counters["stats"]["unique_graphs"]
+    decoded(spec, 3, 4)
+    assert counters["stats"]["unique_graphs"] == forms
+    return forms
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer_types"),
+    [
+        ("qwen3", ["full_attention"]),
+        ("qwen3_next-hybrid", ["linear_attention", "full_attention"]),
+    ],
+)
+def test_equal_layers_share_their_forms(
+    tmp_path: Path, traced_only: None, kind: str, layer_types: list[str]
+) -> None:
+    few = num_forms(tmp_path / "few", kind, layer_types)
+    torch._dynamo.reset()
+    counters.clear()
+    assert num_forms(tmp_path / "many", kind, 2 * layer_types) == few
+
+
+@pytest.mark.slow
+def test_transformers_own_generate_is_left_as_it_was(tmp_path: Path) -> None:
+    from cgbench.checks.reference import Plain
+
+    folder = make_checkpoint(tmp_path, "llama")
+    prompts = [tuple(prompt) for prompt in random_prompts(2)]
+    expected = greedy_reference(reference_model(folder), [[*p] for p in prompts], MAX_NEW_TOKENS)
+    model, _ = compiled(folder)
+    plain = Plain(model.target, prompts)
+    assert [plain.tokens(prompt, MAX_NEW_TOKENS) for prompt in prompts] == expected

@@ -1,0 +1,171 @@
+"""The floor against arithmetic by hand, and the device's limits against sense."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgbench.floor.device_limits import DeviceLimits, device_limits, read_bandwidth
+from cgbench.floor.least_time import Batch, Floor, attention_flops, expected_experts, keys_read
+from cgbench.floor.work import AttentionShape, Product, model_work
+from cgbench.models.heads.families import MIMO
+from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.skeleton import make_skeleton
+from tests.support.tiny import MORE_CONFIGS
+
+READ = 4.3e12
+UNBOUND = 1e30
+"""A rate so high that only the other one counts."""
+
+
+def preset_floor(name: str, limits: DeviceLimits) -> Floor:
+    request = ModelRequest(f"preset:{name}", None, True, torch.device("cpu"), torch.bfloat16)
+    return Floor(model_work(plan_loading(request).skeleton), limits, itemsize=2)
+
+
+@pytest.fixture(scope="module")
+def mimo() -> Floor:
+    return preset_floor("mimo-7b", DeviceLimits(READ, UNBOUND))
+
+
+def test_mimo_7b_at_batch_1_is_its_bytes_over_the_bandwidth(mimo: Floor) -> None:
+    """From the config's numbers: hidden 4096, 32 and 8 heads of 128, FFN 11008, 36 layers."""
+    layer = 2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 11008
+    lm_head = 4096 * 151680
+    proj = 2 * 4096 * 4096
+    verify = 36 * layer + lm_head
+    drafts = 3 * (proj + layer + lm_head)
+    kv_row = 2 * 8 * 128
+    kv = 36 * kv_row * (1024 + 4) + kv_row * (1024 + 4) + kv_row * (1025 + 1) + kv_row * (1026 + 1)
+    embeddings = 4096 * (4 + 4 + 1 + 1)
+    by_hand = 2 * (verify + drafts + kv + embeddings) / READ
+    assert mimo.seconds(Batch(1, 3, 1024)) == pytest.approx(by_hand, rel=1e-9)
+    # 14.0 GB for verify, 0.42 GB of head and 1.24 GB of lm_head for each of three drafts.
+    assert by_hand * 1e3 == pytest.approx(4.455, abs=0.001)
+
+
+def test_no_drafts_are_the_target_alone(mimo: Floor) -> None:
+    account = mimo.account(Batch(1, 0, 1024))
+    assert {line.stage for line in account} == {"verify"}
+    weights = sum(line.num_bytes for line in account if line.what.startswith(("self", "mlp", "lm")))
+    assert weights == 2 * (36 * 177_209_344 + 621_281_280)
+
+
+def test_lm_head_is_read_by_verify_and_by_every_draft_step(mimo: Floor) -> None:
+    account = mimo.account(Batch(8, 3, 1024))
+    counts = {line.stage: line.count for line in account if line.what == "lm_head"}
+    assert counts == {"verify": 1, "draft_1": 1, "draft_2..3": 2}
+    flops = {line.stage: line.flops for line in account if line.what == "lm_head"}
+    one_row = 2 * 4096 * 151680
+    assert flops == {"verify": 32 * one_row, "draft_1": 8 * one_row, "draft_2..3": 16 * one_row}
+
+
+def test_at_a_large_batch_operations_bind() -> None:
+    """256 requests of 4 tokens: 1,024 rows a weight, over 184 operations a byte of an H200."""
+    floor = preset_floor("mimo-7b", DeviceLimits(READ, 7.9e14))
+    lines = {(line.stage, line.what): line for line in floor.account(Batch(256, 3, 1024))}
+    assert lines["verify", "mlp.down_proj"].bound_by == "operations"
+    down = 36 * 2 * 1024 * 4096 * 11008
+    assert lines["verify", "mlp.down_proj"].seconds == pytest.approx(down / 7.9e14)
+    assert lines["verify", "attention"].bound_by == "bytes"
+    small = floor.account(Batch(1, 3, 1024))
+    assert {line.bound_by for line in small} == {"bytes"}
+
+
+def test_attention_reads_the_live_rows_of_every_request_or_its_window() -> None:
+    floor = preset_floor("gemma-3-1b", DeviceLimits(READ, UNBOUND))
+    lines = {line.what: line for line in floor.account(Batch(8, 0, 2000))}
+    row = 2 * 2 * 256  # keys and values, bfloat16, one head of 256
+    assert lines["attention"].num_bytes == 4 * 8 * 2001 * row
+    assert lines["attention, window 512"].num_bytes == 22 * 8 * 512 * row
+    assert lines["attention, window 512"].flops == 22 * 8 * 4 * 512 * 4 * 256
+
+
+def test_queries_of_one_request_share_the_rows_of_their_windows() -> None:
+    shape = AttentionShape(4, 1, 8, 8, 10)
+    assert keys_read(shape, 100, 4) == 13  # 87..99
+    assert keys_read(shape, 6, 4) == 6
+
+
+def test_no_operation_is_counted_on_keys_that_a_query_does_not_see() -> None:
+    pair = 2 * 4 * (8 + 8)  # query heads, key and value size
+    assert attention_flops(AttentionShape(4, 1, 8, 8, None), 6, 4) == (6 + 5 + 4 + 3) * pair
+    assert attention_flops(AttentionShape(4, 1, 8, 8, 5), 6, 4) == (5 + 5 + 4 + 3) * pair
+
+
+def test_experts_touched_grow_with_the_tokens_and_end_at_all() -> None:
+    product = Product("experts", 10, 8, 2)
+    assert expected_experts(product, 1) == pytest.approx(2)
+    # Two tokens: of the first's two, each is missed by the second with 3/4.
+    assert expected_experts(product, 2) == pytest.approx(2 + 6 * 2 / 8)
+    assert expected_experts(product, 1000) == pytest.approx(8)
+    assert expected_experts(Product("dense", 10, 1, 1), 5) == 1
+
+
+def test_experts_bytes_and_operations() -> None:
+    work = model_work(make_skeleton(MORE_CONFIGS["qwen3_moe"], MIMO))
+    floor = Floor(work, DeviceLimits(1.0, UNBOUND), itemsize=2)
+    lines = {line.what: line for line in floor.account(Batch(1, 0, 4))}
+    assert lines["mlp.experts.down_proj"].num_bytes == pytest.approx(2 * 2 * 2 * 32 * 16)
+    assert lines["mlp.experts.down_proj"].flops == 2 * 2 * 2 * 32 * 16
+    assert lines["mlp.gate"].num_bytes == 2 * 2 * 8 * 32
+
+
+def test_a_hybrid_reads_the_state_of_every_request_once() -> None:
+    """Qwen3.5-0.8B: 18 layers of 16 heads of 128 x 128, and 3 rows of its convolution's inputs."""
+    floor = preset_floor("qwen3.5-0.8b", DeviceLimits(READ, UNBOUND))
+    account = floor.account(Batch(64, 3, 1024))
+    (line,) = [line for line in account if line.what == "recurrent state"]
+    matrix, rows = 16 * 128 * 128, 3 * (2 * 16 * 128 + 16 * 128)
+    assert (line.stage, line.count) == ("verify", 18)
+    assert line.num_bytes == 64 * 18 * (4 * matrix + 2 * rows)
+    assert line.flops == 64 * 4 * 18 * 6 * matrix
+    assert floor.seconds(Batch(64, 3, 1024)) == pytest.approx(sum(each.seconds for each in account))
+
+
+def test_the_limits_of_this_machine_are_measured_once_and_make_sense() -> None:
+    device = torch.device("cpu")
+    limits = device_limits(device, torch.float32)
+    assert device_limits(device, torch.float32) is limits
+    assert limits.read_bytes_per_s == read_bandwidth(device)
+    assert 1e8 < limits.read_bytes_per_s < 1e13
+    assert 1e8 < limits.flops_per_s < 1e15
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_reading_is_faster_than_copying() -> None:
+    """A copy reads and writes: its bytes a second, both counted, bound reading from below."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device=device)
+    sink = torch.empty_like(source)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(3):
+        start.record()
+        sink.copy_(source)
+        end.record()
+    end.synchronize()
+    copied = 2 * source.nbytes / (start.elapsed_time(end) / 1e3)
+    assert read_bandwidth(device) > 0.98 * copied
+
+
+READS_EVERY_WORD = """
+import torch
+from cgbench.kernels.triton_read import BLOCK, STEPS, read
+device = "cuda" if torch.cuda.is_available() else "cpu"
+words = torch.randint(-100, 100, (3 * BLOCK * STEPS,), dtype=torch.int32, device=device)
+expected = words.view(3, -1).sum(1, dtype=torch.int32)
+assert torch.equal(read(words), expected), (read(words), expected)
+"""
+
+
+def test_the_kernel_that_only_reads_reads_every_word() -> None:
+    """In a process of its own, for triton reads the environment when it is imported."""
+    pytest.importorskip("triton")
+    interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-c", READS_EVERY_WORD]
+    root = Path(__file__).parents[2]
+    subprocess.run(command, env=os.environ | interpret, cwd=root, check=True)

@@ -1,0 +1,124 @@
+"""The kernels of a gated delta net's decode steps against torch's operations, which define them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cgbench.engine.recurrent import DecodeStates, RecurrentCache
+from cgbench.kernels.delta_net import DeltaRows
+from tests.support.delta_nets import Case, moved, random_cache, random_net, random_rows
+from tests.support.interpreter import run_interpreted
+
+pytest.importorskip("triton")
+
+ITERATIONS = 3
+
+
+CASES = [
+    *(Case(1, 2, 8, 6, query_len, max(query_len, 4)) for query_len in (1, 4, 9)),
+    Case(2, 1, 40, 36, 3, 6, has_bias=True),
+    Case(2, 3, 12, 10, 2, 2, batch_size=4, taps=3),
+]
+DEVICE_CASES = [
+    *(Case(1, 2, 8, 6, query_len, max(query_len, 4)) for query_len in range(1, 10)),
+    *CASES[3:],
+    Case(1, 2, 128, 128, 4, 4, batch_size=1),
+    Case(1, 1, 96, 80, 3, 6, has_bias=True),
+    Case(16, 2, 128, 128, 4, 4, batch_size=64),
+    Case(16, 1, 128, 128, 9, 9),
+]
+
+
+def in_turn(rows: DeltaRows) -> DeltaRows:
+    """``rows`` with each head's beta beside its time step, as Qwen3-Next projects them where every
+    key head serves one value head."""
+    rate, time_step = torch.stack([rows.rate, rows.time_step], dim=-1).unbind(-1)
+    return replace(rows, rate=rate, time_step=time_step)
+
+
+def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
+    """A few verifies, ragged, from caches alike; the largest error, relative to each result's
+    norm, of what is read and of every slot's state but scratch."""
+    from cgbench.kernels import triton_recurrent
+
+    torch.manual_seed(case.query_len)
+    net = random_net(case, dtype, device)
+    expected_cache = random_cache(case, dtype, device)
+    scratch = expected_cache.scratch_slot
+    slots = torch.cat([torch.randperm(scratch)[: case.batch_size], torch.tensor([scratch] * 2)])
+    length = torch.randint(1, 2 * case.kept, (case.batch_size,))
+    expected_cache.length[slots[:-2].to(device)] = length.to(device)
+    begin = length + torch.randint(0, case.kept + 1, length.shape)
+    got_cache = moved(expected_cache, case, device)
+    for tensor in got_cache.layers[0].tensors().values():
+        tensor[scratch] = float("nan")
+    errors = []
+    for _ in range(ITERATIONS):
+        first = torch.cat([begin, torch.zeros(2, dtype=torch.long)])[:, None]
+        positions = (first + torch.arange(case.query_len)).to(device)
+        rows = random_rows(case, net, dtype, device)
+        rows = in_turn(rows) if case.group == 1 else rows
+        states = DecodeStates(expected_cache, slots.to(device), positions)
+        expected = states.delta_rule_by_torch(0, rows)
+        states = DecodeStates(got_cache, slots.to(device), positions)
+        got = triton_recurrent.delta_rule(
+            got_cache.layers[0], rows, states.slots, states.positions, states.num_pending
+        )
+        assert got.shape == expected.shape and got.dtype == expected.dtype
+        errors.append(relative_error(got, expected))
+        errors += state_errors(got_cache, expected_cache)
+        begin += torch.randint(1, case.query_len + 1, begin.shape)
+    check_again(got_cache, slots.to(device), positions, rows)
+    return max(errors)
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def state_errors(got: RecurrentCache, expected: RecurrentCache) -> list[float]:
+    live = slice(0, expected.scratch_slot)
+    pairs = zip(
+        got.layers[0].tensors().values(), expected.layers[0].tensors().values(), strict=True
+    )
+    return [relative_error(ours[live], theirs[live]) for ours, theirs in pairs]
+
+
+def check_again(
+    cache: RecurrentCache, slots: torch.Tensor, positions: torch.Tensor, rows: DeltaRows
+) -> None:
+    """Run twice from one length, a verify gives the same to the bit."""
+    from cgbench.kernels import triton_recurrent
+
+    runs = []
+    for _ in range(2):
+        states = DecodeStates(cache, slots, positions)
+        out = triton_recurrent.delta_rule(
+            cache.layers[0], rows, states.slots, states.positions, states.num_pending
+        )
+        state = [tensor[:-1].clone() for tensor in cache.layers[0].tensors().values()]
+        runs.append([out, *state])
+    assert all(torch.equal(*pair) for pair in zip(*runs, strict=True))
+
+
+def check_all() -> int:
+    """Every case in the interpreter, which cuts bfloat16 off where a device rounds; their number"""
+    pairs = [(case, torch.float32, 2e-6) for case in CASES]
+    pairs += [(CASES[1], torch.bfloat16, 2e-2)]
+    for case, dtype, most in pairs:
+        error = check_case(case, dtype, "cpu")
+        assert error < most, (case, dtype, error)
+    return len(CASES)
+
+
+def test_interpreter_equals_torch() -> None:
+    code = "from tests.kernels.test_triton_recurrent import check_all\nprint(check_all(), 'cases')"
+    assert f"{len(CASES)} cases" in run_interpreted(code)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", DEVICE_CASES, ids=str)
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
+def test_on_the_device(case: Case, dtype: torch.dtype, most: float) -> None:
+    assert check_case(case, dtype, "cuda") < most

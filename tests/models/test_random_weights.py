@@ -1,0 +1,114 @@
+"""A preset's weights: all of them drawn, and as transformers draws its own."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cgbench.models.checkpoint import config_from_dict
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.presets import PRESETS
+from cgbench.models.random_weights import _draw
+from cgbench.models.support import auto_class_for
+from tests.support.presets import shrink_presets
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_presets(monkeypatch)
+
+
+def load(name: str) -> LoadedModel:
+    where = torch.device("cpu"), torch.float32
+    return load_model(ModelRequest(f"preset:{name}", None, True, *where))
+
+
+def floats(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: t for name, t in tensors.items() if t.is_floating_point() and t.numel()}
+
+
+def is_constant(tensor: Tensor) -> bool:
+    return bool((tensor == tensor.flatten()[0]).all())
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody has written is NaN, or a huge number where it is no float."""
+    real = torch.empty_like
+
+    def empty_like(tensor: Tensor, **keywords: object) -> Tensor:
+        empty = real(tensor, **keywords)  # type: ignore[arg-type]
+        return empty.fill_(torch.nan if empty.is_floating_point() else 1 << 20)
+
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_nothing_is_left_unwritten(name: str, poisoned: None) -> None:
+    model = load(name)
+    for module in (model.target.model, model.head):
+        assert module is not None
+        for tensor_name, tensor in floats(module).items():
+            assert not tensor.isnan().any(), tensor_name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_what_transformers_draws_is_drawn_alike(name: str) -> None:
+    """Constant where transformers' own initialisation is, of the same deviation where it is not."""
+    torch.manual_seed(0)
+    config = config_from_dict(dict(PRESETS[name].config))
+    expected = floats(auto_class_for(config).from_config(config, dtype=torch.float32))
+    got = floats(load(name).target.model)
+    # Projections that the engine packs are gone, and the packed one is theirs together.
+    shared = expected.keys() & got.keys()
+    assert len(shared) > 0.6 * len(expected)
+    for tensor_name in shared:
+        ours, its = got[tensor_name], expected[tensor_name]
+        assert is_constant(ours) == is_constant(its), tensor_name
+        if is_constant(its):
+            assert ours.flatten()[0] == its.flatten()[0], tensor_name
+        elif its.numel() > 500:
+            assert ours.std().item() == pytest.approx(its.std().item(), rel=0.2), tensor_name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_heads_matrices_are_drawn(name: str) -> None:
+    head = load(name).head
+    assert head is not None
+    for tensor_name, tensor in floats(head).items():
+        if tensor.dim() > 1 and "conv" not in tensor_name:
+            assert tensor.std().item() == pytest.approx(0.02, rel=0.3), tensor_name
+
+
+def test_a_tensor_that_no_module_initialises_is_drawn() -> None:
+    model = load("mimo-7b").target.model
+    stray = nn.Module()
+    with torch.device("meta"):
+        stray.weight = nn.Parameter(torch.empty(40, 50))
+        stray.scale = nn.Parameter(torch.empty(50))
+        stray.register_buffer("correction_bias", torch.empty(50))
+    _draw([("stray", stray)], model, torch.device("cpu"), lambda _, tensor: tensor)
+    assert stray.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.1)
+    assert set(stray.scale.tolist()) == {1.0} and set(stray.correction_bias.tolist()) == {0.0}
+
+
+def test_a_router_that_transformers_leaves_alone_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in transformers 5.17, where ERNIE's router keeps the zeros of its constructor."""
+    from transformers.models.ernie4_5_moe import modeling_ernie4_5_moe as ernie
+
+    real = ernie.Ernie4_5_MoePreTrainedModel._init_weights
+
+    def init_weights(self: nn.Module, module: nn.Module) -> None:
+        if not isinstance(module, ernie.Ernie4_5_MoeTopKRouter):
+            real(self, module)
+
+    monkeypatch.setattr(ernie.Ernie4_5_MoePreTrainedModel, "_init_weights", init_weights)
+    routers = [
+        module
+        for module in load("ernie-4.5-21b-a3b").target.model.modules()
+        if isinstance(module, ernie.Ernie4_5_MoeTopKRouter)
+    ]
+    assert routers
+    for router in routers:
+        assert router.weight.std().item() == pytest.approx(0.02, rel=0.2)

@@ -1,0 +1,36 @@
+"""The one server that tests fork their processes from, with what those import already imported.
+
+Python keeps one fork server a process, and what it imports is settled when it starts: everything
+that any test starts processes for is named here.
+"""
+
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerContext
+
+import pytest
+
+PRELOADED = (
+    "cgbench.measure.setup",
+    "cgbench.rundir.store",
+    "tests.support.killing",
+    "tests.support.rank_faults",
+    "tests.support.rank_jobs",
+)
+
+
+def fork_context() -> ForkServerContext:
+    """A context whose processes start in milliseconds; nothing has run in the server."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+@contextmanager
+def forked_ranks() -> Iterator[None]:
+    """Ranks are forked from the server meanwhile: spawned, each would import everything anew."""
+    fork_context()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cgbench.parallel.launch.START_METHOD", "forkserver")
+        yield

@@ -1,0 +1,82 @@
+"""Ranks that end badly. What only one function wants it imports, for every rank pays for it."""
+
+import ctypes
+import os
+import signal
+import time
+from typing import Any
+from unittest import mock
+
+import torch
+
+from cgbench.errors import BadInputError
+from cgbench.parallel.ranks import barrier, rank
+
+
+def die(how: str) -> None:
+    """Rank 1 goes, while rank 0 waits for it in a collective."""
+    total = torch.ones(1)
+    torch.distributed.all_reduce(total)
+    if rank() == 1:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "exits":
+            os._exit(7)
+        raise BadInputError("--seed: rank 1 has no luck") if how == "refuses" else ValueError("odd")
+    torch.distributed.all_reduce(total)
+
+
+def signal_the_launcher(launcher: int, number: int) -> None:
+    """Rank 0 signals who started it, and all wait for what comes of it."""
+    barrier("the signal")
+    if rank() == 0:
+        os.kill(launcher, number)
+    wait_in_c()
+
+
+def wait_in_c() -> None:
+    """For ever, and deaf to Python's signal handlers: as one waits for a device."""
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+
+
+def never_come(timeout_s: float) -> None:
+    """Rank 1 hangs where rank 0 waits with a time limit."""
+    if rank() == 1:
+        time.sleep(600)
+    barrier("the capture of nothing", timeout_s)
+
+
+class NoMemory:
+    """A capturer whose rank 1 has no memory left: the others reach the barrier after it."""
+
+    def capture(self, *args: object) -> None:
+        if rank() == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        barrier("the first replay")
+
+
+def run_out_of_memory_in_capture() -> None:
+    from cgbench.engine import graphs
+    from cgbench.planning import Bucket
+    from cgbench.words import Scope
+
+    state = mock.Mock(spec_tokens=3)
+    graphs._capture_bucket(mock.Mock(), state, Bucket(8, 32), Scope.ITERATION, NoMemory())  # type: ignore[arg-type]
+
+
+def run_and_die(*args: Any, **kwargs: Any) -> object:
+    """``cgbench run``, whose rank 1 dies when the second batch size is measured."""
+    from cgbench.cli import job
+    from cgbench.measure import group
+
+    measure_group = group.measure_group
+
+    def measured(bench: Any, batch_size: int, on_step: Any) -> Any:
+        if batch_size == 2 and rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measure_group(bench, batch_size, on_step)
+
+    with mock.patch.object(group, "measure_group", measured):
+        return job.execute(*args, **kwargs)

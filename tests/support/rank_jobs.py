@@ -1,0 +1,267 @@
+"""What two ranks and one process are both asked: every rank imports this module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from cgbench.checks import equality, isolation, limits
+from cgbench.checks.findings import Finding, over_ranks
+from cgbench.checks.subject import Subject
+from cgbench.compile.layers import compile_forwards
+from cgbench.engine import attention, iteration
+from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_rule
+from cgbench.engine.attention import Rows
+from cgbench.engine.runner import EagerRunner
+from cgbench.floor.telemetry import Reading, Watch
+from cgbench.floor.work import ForwardWork, rank_work
+from cgbench.kernels.attention_input import AttentionInput, LayerKv
+from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import argmax
+from cgbench.measure import rounds
+from cgbench.measure.group import measure_group
+from cgbench.models.fingerprint import fingerprint
+from cgbench.models.heads.families import DEEPSEEK, MIMO
+from cgbench.models.heads.head import HeadForm
+from cgbench.models.loader import LoadedModel, load_model
+from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.presets import PRESETS, Preset
+from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
+from cgbench.parallel.ranks import agreed, gathered, rank
+from tests.support.audited import make_tiny_subject
+from tests.support.bench import make_bench
+from tests.support.tiny import (
+    SHAPE,
+    decode_prompts,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+)
+from tests.support.tracing import traced_layers
+
+PROMPTS = random_prompts(5)
+"""Of five lengths, for a batch of three and then one of two: ragged, and re-packed."""
+MAX_NEW_TOKENS = 14
+RULES: tuple[tuple[int, AcceptanceRule], ...] = (
+    (1, Greedy()),
+    (3, Greedy()),
+    (3, Sampled(temperature=0.7)),
+    (1, Sampled(top_p=0.9, drafts="greedy")),
+)
+HEADS = ("divided", "whole")
+OWN = "own"
+NOTHING = ForwardWork()
+TIED = Preset("tied", "a test", {**SHAPE, "model_type": "qwen3", "tie_word_embeddings": True})
+WHOLE_VOCABULARY = Preset("odd", "a test", {**SHAPE, "model_type": "qwen3", "vocab_size": 65})
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model did on some number of ranks."""
+
+    fingerprint: str
+    tokens: dict[str, list[list[int]]]
+    accepted: dict[str, list[list[int]]]
+    kv_heads: set[int]
+
+
+def tell_all(folders: dict[str, Path], presets: tuple[Preset, ...]) -> list[dict[str, Told]]:
+    """Everything of every rank, in one start: each checkpoint and preset by name."""
+    torch.set_num_threads(1)
+    told = {
+        f"{name} {head}": tell(load(folder, head))
+        for name, folder in folders.items()
+        for head in HEADS
+    }
+    with mock.patch.dict(PRESETS, {preset.name: preset for preset in presets}):
+        for preset in presets:
+            told[preset.name] = tell(load(Path(f"preset:{preset.name}"), "divided"))
+    return gathered(told)
+
+
+def tell_compiled(folders: dict[str, Path]) -> list[dict[str, list[list[int]]]]:
+    """Every rank's tokens of k = 3 through compiled layers, traced and run as traced."""
+    torch.set_num_threads(1)
+    told = {}
+    with traced_layers():
+        for name, folder in folders.items():
+            for head in HEADS:
+                torch._dynamo.reset()
+                model = load(folder, head)
+                compile_forwards(model.target, model.head)
+                out = decode(model, Greedy(), 3, PROMPTS[:3])
+                told[f"{name} {head}"] = out.token_ids + out.accepted
+    return gathered(told)
+
+
+def load(ref: Path, head: str) -> LoadedModel:
+    return load_model(
+        ModelRequest(
+            str(ref), None, True, torch.device("cpu"), torch.float32, divided_head=head == "divided"
+        )
+    )
+
+
+def tell(model: LoadedModel) -> Told:
+    tokens, accepted = {}, {}
+    for k, rule in RULES:
+        out = [decode(model, rule, k, PROMPTS[at : at + 3]) for at in (0, 3)]
+        name = f"{rule} k={k}"
+        tokens[name] = [ids for each in out for ids in each.token_ids]
+        accepted[name] = [counts for each in out for counts in each.accepted]
+    kv_heads = {keys[0] for keys, _ in model.kv_shapes.values()}
+    return Told(fingerprint(model.target, model.head), tokens, accepted, kv_heads)
+
+
+def decode(model: LoadedModel, rule: AcceptanceRule, k: int, prompts: list[list[int]]) -> Any:
+    accept = shared_rule(rule, model.target)
+    spec = make_speculator(model, max_batch_size=3, room=64, accept=accept)
+    return decode_prompts(spec, EagerRunner(spec, make_state(spec, k, 3)), prompts, MAX_NEW_TOKENS)
+
+
+def look_at_collectives(folder: Path) -> dict[str, Any]:
+    """What crosses the ranks in a greedy iteration, and an argmax with ties."""
+    model = load(folder, "divided")
+    with watched_collectives() as seen:
+        decode(model, Greedy(), 3, PROMPTS[:1])
+    tied = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 7.0]])
+    part = tied.chunk(2, 1)[rank()]
+    return {
+        "gathered": {call.shape for call in seen if call.kind == "all_gather"},
+        "kinds": {call.kind for call in seen},
+        "argmax": gathered(argmax_over_ranks(part, argmax).tolist()),
+        "agreed": gathered(agreed(f"rank {rank()}'s")),
+    }
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Weights of the target's layers, of lm_head and of the head, and the KV heads of each layer:
+    by the floor's account, or as this rank holds them."""
+
+    target: int
+    lm_head: int
+    head: int
+    kv_heads: list[int]
+
+
+def count_work(folders: dict[str, Path]) -> dict[str, list[tuple[Counted, Counted]]]:
+    """What the floor counts for a rank, beside what the rank holds."""
+    loaded = {f"{n} {head}": load(f, head) for n, f in folders.items() for head in HEADS}
+    return {name: gathered((counted(model), held(model))) for name, model in loaded.items()}
+
+
+def counted(model: LoadedModel) -> Counted:
+    work = rank_work(model)
+    assert work.head is not None
+    sums = [
+        sum(product.num_elements * product.num_experts for product in forward.products)
+        for forward in (work.target, work.lm_head, work.head)
+    ]
+    sums[-1] += sum(product.num_elements for product in (work.head_output or NOTHING).products)
+    attentions = (*work.target.attentions, *work.head.attentions)
+    return Counted(*sums, [each.kv_heads for each in attentions])
+
+
+def held(model: LoadedModel) -> Counted:
+    target, head = model.target, model.head
+    assert head is not None
+    embedding = target.model.get_input_embeddings().weight.numel()
+    return Counted(
+        matrix_elements(target.backbone) - embedding,
+        target.model.get_output_embeddings().weight.numel(),
+        matrix_elements(head) - (0 if head.embedding is None else matrix_elements(head.embedding)),
+        [keys[0] for _, (keys, _) in sorted(model.kv_shapes.items())],
+    )
+
+
+def matrix_elements(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() > 1)
+
+
+class Warm:
+    """Telemetry of a GPU that is too hot, on rank 1 alone, when it is asked for the tenth time."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self) -> Reading:
+        self.reads += 1
+        is_hot = rank() == 1 and self.reads == 10
+        reasons = frozenset({"hw_thermal"} if is_hot else ())
+        return Reading(1980, 3201, 45, 300.0, reasons, frozenset())
+
+
+def measure_by_other_clocks(folder: Path) -> list[tuple[int, list[int | None]]]:
+    """Rounds and discarded blocks of every rank, whose clocks differ and of which one is hot."""
+    torch.set_num_threads(1)
+    ticks = count(0, 0.1 if rank() == 0 else 10.0)
+    bench = make_bench(folder, iterations=4)
+    options = replace(bench.options, precision=0.0, min_time_s=0.0, max_time_s=1.55)
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    with mock.patch.object(rounds, "time", clock):
+        group = measure_group(replace(bench, options=options, watch=Watch(Warm())), 2, int)
+    cells = [cell.discarded_blocks for cell in group.cells]
+    return gathered((max(row.block for row in group.blocks) + 1, cells))
+
+
+def findings_of(check: Callable[[Subject], Finding], folder: Path) -> list[tuple[str, str]]:
+    """Every rank's verdict, and its first difference in words."""
+    finding = over_ranks(check(make_tiny_subject(folder)))
+    text = "" if finding.difference is None else finding.difference.text
+    return gathered((finding.verdict.value, text))
+
+
+def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:
+    """What every rank says of isolation, where rank 1 alone writes where it must not: to the last
+    row of slot 0, which nobody reads."""
+    torch.set_num_threads(1)
+    real = attention.sdpa_decode
+
+    def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
+        if rank() == 1:
+            kv.values[rows.cache.room - 1] += 1
+        return real(kv, rows, qkv)
+
+    with mock.patch.dict(attention.DECODE_BACKENDS, {"sdpa": decode}):
+        return findings_of(isolation.run, folder)
+
+
+def audit_where_rank_1_reads_other_tokens(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """What every rank says where rank 1 alone reads back another token than was decoded."""
+    torch.set_num_threads(1)
+    real = iteration.commit
+
+    def commit(rows: RowState) -> None:
+        real(rows)
+        if rank() == 1 and rows.spec_tokens:
+            rows.out[0, 0] = (rows.out[0, 0] + 1) % 64
+
+    told = {}
+    with mock.patch.object(iteration, "commit", commit):
+        for check in (equality, limits, isolation):
+            told[check.NAME] = findings_of(check.run, folder)
+        group = measure_group(make_bench(folder), 2, int)
+    told["run"] = gathered(("wrong" if group.failures else "holds", "".join(group.failures)))
+    return told
+
+
+def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
+    """A checkpoint of each kind; ``OWN`` is MiMo's with matrices of the head's own."""
+    family, form = {"glm4_moe": DEEPSEEK}, HeadForm(own_embedding=True, own_output=True)
+    return {
+        kind: make_checkpoint(
+            root / kind,
+            "mimo" if kind == OWN else kind,
+            family=family.get(kind, MIMO),
+            form=form if kind == OWN else None,
+        )
+        for kind in kinds
+    }

@@ -1,0 +1,115 @@
+"""Run directories to compare: an H200's, in small, with what a test wants changed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cgbench.engine.graph_cost import GraphCost
+from cgbench.rundir.record import RunRecord
+from cgbench.rundir.schema import Cell, Sample
+from cgbench.rundir.store import RunDirectory
+from cgbench.tables.latency import latency_markdown
+from cgbench.words import Phase, Scope, Status
+from tests.support.example import make_cell, make_cost, make_record
+
+NUM_BLOCKS = 10
+ITERATIONS = 5
+BATCH_SIZES = (1, 8)
+SCOPES = (Scope.EAGER, Scope.PHASE, Scope.ITERATION)
+SPEC_TOKENS = (0, 2)
+
+
+def unchanged(cell: Cell) -> Cell:
+    return cell
+
+
+@dataclass(frozen=True)
+class Made:
+    """A run to write. ``slower`` multiplies all times, ``noise`` is a block's and an iteration's,
+    relative. ``edit`` gives a cell's facts, or None to leave it out."""
+
+    seed: int = 0
+    slower: float = 1.0
+    noise: float = 0.002
+    num_blocks: int = NUM_BLOCKS
+    edit: Callable[[Cell], Cell | None] = unchanged
+    record: dict[str, Any] = field(default_factory=dict)
+    costs: tuple[GraphCost, ...] = (
+        make_cost(Phase.ITERATION, bucket=8),
+        make_cost(Phase.ITERATION, bucket=1),
+    )
+    finish: bool = True
+
+    def write(self, path: Path) -> Path:
+        directory = RunDirectory.create(path, replace(h200_record(), **self.record))
+        directory.write_capture(self.costs)
+        rng = np.random.default_rng(self.seed)
+        for batch_size in BATCH_SIZES:
+            made = [make_cell(s, k, batch_size) for k in SPEC_TOKENS for s in SCOPES]
+            cells = [cell for cell in map(self.edit, made) if cell is not None]
+            samples = [row for cell in cells for row in self._samples(rng, cell)]
+            directory.write_group(cells, samples)
+        if self.finish:
+            directory.finish(latency_markdown)
+        return path
+
+    def _samples(self, rng: np.random.Generator, cell: Cell) -> list[Sample]:
+        if cell.status not in (Status.OK, Status.DISTURBED):
+            return []
+        typical_s = (10e-3 if cell.scope is Scope.EAGER else 2e-3) * self.slower
+        shape = (self.num_blocks, ITERATIONS)
+        block_noise = rng.normal(size=(self.num_blocks, 1)) * self.noise
+        gpu_s = typical_s * np.exp(block_noise + rng.normal(size=shape) * self.noise)
+        gap_s = 1e-5 * (1 + rng.random(shape))
+        timed = [
+            _sample(cell, block, block * ITERATIONS + i, "iteration", gpu_s[block, i], gap)
+            for block, gaps in enumerate(gap_s)
+            for i, gap in enumerate(gaps)
+        ]
+        stages = ["verify", "accept", *(f"draft_{j + 1}" for j in range(cell.spec_tokens))]
+        share = typical_s / len(stages)
+        staged = [_sample(cell, 0, i, stage, share, None) for stage in stages for i in range(3)]
+        return [*timed, *staged]
+
+
+def _sample(
+    cell: Cell, block: int, iteration: int, stage: str, gpu_s: float, gap_s: float | None
+) -> Sample:
+    wall_s = None if gap_s is None else float(gpu_s + gap_s)
+    place = (cell.scope, cell.spec_tokens, cell.batch_size, cell.mode)
+    return Sample(*place, block, iteration, stage, float(gpu_s), wall_s)
+
+
+def h200_record() -> RunRecord:
+    return replace(
+        make_record(),
+        environment={"gpu": "NVIDIA H200", "driver": "580.1", "torch": "2.11.0"},
+        model={"label": "tiny (random weights)", "fingerprint": "f1"},
+        workload={"version": 1, "num_prompts": 4, "sha256": "w1", "context_band_tokens": 32},
+        plans=[{"spec_tokens": 2, "batch_sizes": [1, 8]}],
+        warnings=[],
+    )
+
+
+def only(
+    change: dict[str, Any], scope: Scope = Scope.ITERATION, spec_tokens: int = 2
+) -> Callable[[Cell], Cell]:
+    """Changes one (scope, k) at batch size 8."""
+
+    def edit(cell: Cell) -> Cell:
+        is_it = (cell.scope, cell.spec_tokens, cell.batch_size) == (scope, spec_tokens, 8)
+        return replace(cell, **change) if is_it else cell
+
+    return edit
+
+
+def without(scope: Scope, batch_size: int = 8) -> Callable[[Cell], Cell | None]:
+    """Leaves the cells of a scope at one batch size out."""
+
+    def edit(cell: Cell) -> Cell | None:
+        return None if (cell.scope, cell.batch_size) == (scope, batch_size) else cell
+
+    return edit
