@@ -15,6 +15,7 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates
 from cgbench.engine.state import DecodeState
 from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.expert_draw import ExpertShape
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
 
 triton = pytest.importorskip("triton")
@@ -25,6 +26,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from cgbench.kernels import (  # noqa: E402
     triton_attention,
     triton_convolution,
+    triton_draw,
     triton_exchange,
     triton_gate,
     triton_linear,
@@ -41,6 +43,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
     triton_attention,
     triton_convolution,
+    triton_draw,
     triton_gate,
     triton_linear,
     triton_norm,
@@ -191,6 +194,13 @@ def winner_kernels() -> None:
         triton_winner.winner(torch.zeros(num_ranks, 4, 4, 2))
 
 
+def draw_kernel() -> None:
+    for batch, query_len, shape in ((1, 1, ExpertShape(64, 6)), (64, 4, ExpertShape(256, 8))):
+        positions = torch.zeros(batch, query_len, dtype=torch.long)
+        out = torch.zeros(3, batch * query_len, shape.top_k, dtype=torch.long)
+        triton_draw.draw(positions[:, 0].contiguous(), positions, torch.arange(3), 7, shape, out)
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
@@ -208,6 +218,7 @@ def read_kernel() -> None:
         # Of eight ranks, a little.
         (exchange_kernels, 16, 1),
         (winner_kernels, 4, 0),
+        (draw_kernel, 2, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -241,6 +252,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     recurrent_kernels()
     exchange_kernels()
     winner_kernels()
+    draw_kernel()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "st.global" not in before and "cp.async" not in before
