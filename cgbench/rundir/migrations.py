@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from cgbench.errors import RunDirectoryError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Raw: TypeAlias = dict[str, Any]
 
@@ -25,7 +25,13 @@ def _from_1(raw: Raw) -> Raw:
     return raw | added | {"thin": True, "warnings": kept}
 
 
-STEPS: dict[int, Callable[[Raw], Raw]] = {1: _from_1}
+def _from_2(raw: Raw) -> Raw:
+    """Version 3 adds columns to ``latency.csv``: engine, quant, kv_dtype, mtp_modules, draft_vocab.
+    They are part of a row's key, so a cgbench that does not know them must not read it."""
+    return raw
+
+
+STEPS: dict[int, Callable[[Raw], Raw]] = {1: _from_1, 2: _from_2}
 """From each version that is still read to the next one."""
 
 

@@ -94,6 +94,10 @@ def _word(name: str, words: type[StrEnum], meaning: str) -> Column:
 WARM, COLD = "warm", "cold"
 """The L2 cache before a timed iteration: as the last one left it, or flushed."""
 
+OWN_ENGINE, UNQUANTISED, SAME, TARGETS = "cgbench", "none", "same", "target"
+"""What rows say, and what older rows are read as: this tool decoded, with weights as
+``dtype`` has them, keys and values of the same type, and drafts out of the target's vocabulary."""
+
 HOST_GAP = "host_gap"
 """A stage of thin samples alone, and the one time that may be negative: a read-back may overlap the
 next iteration."""
@@ -162,6 +166,13 @@ LATENCY = (
         "routing", "string", "how experts are chosen: model or balanced", Routing.MODEL.value
     )._replace(words=tuple(Routing)),
     _added("experts_read", "float64", "mean distinct experts per expert layer in one verify"),
+    _added("engine", "string", "what decoded: cgbench, or an engine beside it", OWN_ENGINE),
+    _added("quant", "string", "how weights are quantised: none, or the numeric mode", UNQUANTISED),
+    _added("kv_dtype", "string", "keys and values: same as dtype, or a type of their own", SAME),
+    _added("mtp_modules", "int64", "MTP modules that draft, of those the head has", 1)._replace(
+        within=FROM_ONE
+    ),
+    _added("draft_vocab", "string", "tokens that a draft can be: target's, or a number", TARGETS),
 )
 
 LATENCY_KEY = (
@@ -178,6 +189,11 @@ LATENCY_KEY = (
     "batch_size",
     "l2",
     "routing",
+    "engine",
+    "quant",
+    "kv_dtype",
+    "mtp_modules",
+    "draft_vocab",
 )
 
 CAPTURE = (
@@ -291,3 +307,8 @@ class Cell:
     discarded_blocks: int | None = None
     routing: Routing = Routing.MODEL
     experts_read: float | None = None
+    engine: str = OWN_ENGINE
+    quant: str = UNQUANTISED
+    kv_dtype: str = SAME
+    mtp_modules: int = 1
+    draft_vocab: str = TARGETS

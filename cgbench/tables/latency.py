@@ -17,6 +17,7 @@ from rich.text import Text
 
 from cgbench.request.command_line import command_line
 from cgbench.rundir.record import RunRecord, resumed_words
+from cgbench.rundir.schema import LATENCY, LATENCY_KEY
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
@@ -32,6 +33,8 @@ SETTING = (
     "l2",
     "routing",
 )
+
+DEFAULTS = {column.name: column.default for column in LATENCY}
 
 DEFINITIONS = """\
 Times are medians (p50) unless headed p99. Iteration is GPU time (wall time on CPU) of
@@ -163,10 +166,17 @@ def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
 def _setting(frame: pd.DataFrame) -> str:
     """What all rows share: where acceptance is stated whose it is, and how many of a head's modules
     are used."""
-    values = {name: list(map(str, frame[name].unique())) for name in SETTING}
+    names = [*SETTING, *(name for name in LATENCY_KEY if _is_told(frame, name))]
+    values = {name: list(map(str, frame[name].unique())) for name in names}
     # Rows of k = 0 have no head.
     values["head"] = [head for head in values["head"] if head != "none"] or ["none"]
     return ", ".join(f"{name} {'/'.join(each)}" for name, each in values.items())
+
+
+def _is_told(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a setting that most runs have alike is another one here."""
+    default = DEFAULTS.get(name)
+    return name not in SETTING and default is not None and bool((frame[name] != default).any())
 
 
 def _caption(frame: pd.DataFrame, shown: Sequence[Shown]) -> str:

@@ -142,7 +142,7 @@ RECORD = "run.json: "
         (cell("latency.csv", "model", "other"), f"{LATENCY}model is other, and model.label in run"),
         (text("latency.csv", ",own,", ',"own,'), LATENCY),
         (text("latency.csv", ",own,", ',own",'), f"{LATENCY}a quote is left open"),
-        (text("latency.csv", ",own,", ","), f"{LATENCY}row 2 has 41 cells, not 42"),
+        (text("latency.csv", ",own,", ","), f"{LATENCY}row 2 has 46 cells, not 47"),
         (text("latency.csv", "model,head", "model,model"), f"{LATENCY}not the columns"),
         (cell("capture.csv", "bucket", "-4"), "capture.csv: damaged: bucket is -4 in row 1"),
         (

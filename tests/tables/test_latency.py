@@ -55,6 +55,13 @@ def rendered(frame: pd.DataFrame, title: str, width: int = 200) -> str:
     return capture.get()
 
 
+def test_a_setting_that_most_runs_have_alike_is_told_where_it_is_another() -> None:
+    frame = frame_of(2)
+    assert "quant" not in latency_markdown(frame, make_record())
+    told = latency_markdown(frame.assign(quant="w8a16", mtp_modules=3), make_record())
+    assert "routing model, quant w8a16, mtp_modules 3\n" in told
+
+
 def test_markdown() -> None:
     assert latency_markdown(frame_of(2), make_record()) == MARKDOWN
 
