@@ -10,9 +10,9 @@ from cgbench.cli.choices import (
     Device,
     Dtype,
     HeadPlacement,
-    RoutingName,
     Unit,
 )
+from cgbench.words import Routing
 
 Model = Annotated[
     str,
@@ -68,7 +68,7 @@ CompileMode = Annotated[
     ),
 ]
 RoutingOf = Annotated[
-    RoutingName | None,
+    Routing | None,
     typer.Option(
         "--routing",
         help="How tokens choose experts: model, by its router, or balanced, drawn evenly. "

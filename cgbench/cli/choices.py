@@ -58,11 +58,6 @@ class Unit(StrEnum):
     TOKENS = "tokens"
 
 
-class RoutingName(StrEnum):
-    MODEL = "model"
-    BALANCED = "balanced"
-
-
 class RoleName(StrEnum):
     MIXED = "mixed"
     DECODE = "decode"

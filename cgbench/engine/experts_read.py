@@ -1,16 +1,14 @@
 """How many experts the forwards of an iteration read, counted on the device."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cgbench.engine.iteration import BEGIN, Speculator
-from cgbench.models.routing import mixtures_of
+from cgbench.models.routing import mixtures_of, watched_choices
 
 
 @dataclass
@@ -32,21 +30,13 @@ class ExpertCounter:
             self._mixtures[stage] += len(self._pending)
         self._pending.clear()
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self) -> AbstractContextManager[None]:
         """Every mixture of the target and its head is watched meanwhile."""
-        mixtures = mixtures_of(self.spec.target.backbone, self.spec.head).values()
-        handles = [each.register_forward_pre_hook(self._note) for each in mixtures]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        mixtures = mixtures_of(self.spec.target.backbone, self.spec.head)
+        return watched_choices(mixtures, self._note)
 
-    def _note(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        chosen: Tensor = args[1]
-        assert isinstance(module.num_experts, int)
-        seen = torch.zeros(module.num_experts, dtype=torch.long, device=chosen.device)
+    def _note(self, _: int, num_experts: int, chosen: Tensor) -> None:
+        seen = torch.zeros(num_experts, dtype=torch.long, device=chosen.device)
         self._pending.append(seen.index_fill_(0, chosen.flatten(), 1).sum())
 
     def means(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ re-packing, ranks and replays do not change them. The router's own arithmetic st
 weights are used. Groups of experts are ignored, as by vLLM's ``uniform_random`` routing simulation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -38,23 +38,37 @@ def _mixture_in(layer: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
+def watched_choices(
+    mixtures: Mapping[int, nn.Module], note: Callable[[int, int, Tensor], None]
+) -> Iterator[None]:
+    """Calls ``note`` for each mixture that runs meanwhile, with the number of its layer, how many
+    experts it has, and those chosen, ``[T, top_k]``."""
+
+    def noting(number: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(module.num_experts, int)
+            note(number, module.num_experts, args[1])
+
+        return hook
+
+    handles = [each.register_forward_pre_hook(noting(n)) for n, each in mixtures.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def probed_shapes(mixtures: Mapping[int, nn.Module]) -> Iterator[dict[int, ExpertShape]]:
     """Collects the shape of each mixture that runs meanwhile."""
     shapes: dict[int, ExpertShape] = {}
 
-    def noting(number: int) -> Any:
-        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert isinstance(module.num_experts, int)
-            shapes[number] = ExpertShape(module.num_experts, args[1].shape[-1])
+    def note(number: int, num_experts: int, chosen: Tensor) -> None:
+        shapes[number] = ExpertShape(num_experts, chosen.shape[-1])
 
-        return note
-
-    handles = [each.register_forward_pre_hook(noting(n)) for n, each in mixtures.items()]
-    try:
+    with watched_choices(mixtures, note):
         yield shapes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ def with_floor_verdicts(latency: pd.DataFrame, record: RunRecord) -> pd.DataFram
     weights fit the device's cache the floor, which reads them from memory, bounds nothing: such a
     row has no share either.
     """
-    share = latency["floor_ms"] / latency["iteration_p50_ms"]
+    share = _share(latency)
     is_over = share > 1
     if not is_over.any():
         return latency
@@ -37,7 +37,7 @@ def with_floor_verdicts(latency: pd.DataFrame, record: RunRecord) -> pd.DataFram
 
 def floor_lines(latency: pd.DataFrame, record: RunRecord) -> Iterator[str]:
     """A line for each row whose floor is beaten, or one where the weights fit the cache."""
-    share = latency["floor_ms"] / latency["iteration_p50_ms"]
+    share = _share(latency)
     beaten = latency.assign(share=share)[latency["status"] == Status.FLOOR_BEATEN.value]
     for row in beaten.to_dict("records"):
         yield (
@@ -50,6 +50,11 @@ def floor_lines(latency: pd.DataFrame, record: RunRecord) -> Iterator[str]:
             f"{_limits(record)['cache_bytes']:,} bytes: rows that are faster than a read from "
             "memory have no share of the floor"
         )
+
+
+def _share(latency: pd.DataFrame) -> "pd.Series[float]":
+    """Of the floor, as measured: over 1 where it is beaten."""
+    return latency["floor_ms"] / latency["iteration_p50_ms"]
 
 
 def _limits(record: RunRecord) -> dict[str, Any]:
