@@ -23,8 +23,8 @@ from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled
-from cgbench.kernels.attention_input import LayerKv
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.attention import LayerKv
+from cgbench.kernels.row_updates import RowState
 from cgbench.words import Mode, Scope
 
 PREFILL_TOKENS = 2048

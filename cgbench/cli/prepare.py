@@ -20,7 +20,7 @@ def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
 
     ``max_num_seqs`` of None is the largest batch size. Raises any of ``cgbench.errors``.
     """
-    from cgbench.engine.attention import resolve_backend
+    from cgbench.engine.backends import resolve_backend
     from cgbench.measure import setup
     from cgbench.measure.rank_facts import link_notes
     from cgbench.models.loading_plan import check_model_ref

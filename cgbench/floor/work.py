@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgbench.kernels.attention_input import AttentionInput
-from cgbench.kernels.delta_net import StateShape
+from cgbench.kernels.attention import AttentionInput
+from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import Splits

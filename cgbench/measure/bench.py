@@ -14,7 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from cgbench.compile.layers import compile_forwards
 from cgbench.engine.acceptance import shared_rule
 from cgbench.engine.acceptance_flag import parse_acceptance
-from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.backends import NamedBackend
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.kv import KvCache
@@ -107,9 +107,9 @@ def _longest_words(options: RunOptions, workload: Workload) -> str:
 
 
 def build_bench(
-    model: LoadedModel, options: RunOptions, workload: Workload, attention: str
+    model: LoadedModel, options: RunOptions, workload: Workload, attention: NamedBackend
 ) -> Bench:
-    """Allocate KV and row state; ``attention`` names a backend that the device can run.
+    """Allocate KV and row state. The device must be able to run ``attention``.
 
     Raises ``BadInputError`` for lengths that do not fit, ``PlanError`` for sizes that do not.
     """
@@ -131,9 +131,9 @@ def build_bench(
         query_len=options.max_spec_tokens + 1,
     )
     accept = shared_rule(parse_acceptance(options.acceptance, options.spec_tokens), target)
-    spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
+    spec = Speculator(target, model.head, cache, attention.decode, accept)
     states = {k: _make_state(model, spec, options, k) for k in plans}
-    bench = Bench(model, options, workload, attention, spec, plans, states)
+    bench = Bench(model, options, workload, attention.name, spec, plans, states)
     eager_runner = NvtxEagerRunner if options.nvtx else EagerRunner
     if Scope.EAGER in options.scopes:
         for k, state in states.items():

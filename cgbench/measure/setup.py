@@ -9,6 +9,7 @@ import torch
 
 import cgbench
 from cgbench.engine.acceptance_flag import parse_acceptance
+from cgbench.engine.backends import NamedBackend
 from cgbench.engine.memory import check_memory
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.inputs import check_whole
@@ -237,7 +238,7 @@ def make_workload(
 
 
 def make_bench(
-    options: RunOptions, model: LoadedModel, workload: Workload, attention: str
+    options: RunOptions, model: LoadedModel, workload: Workload, attention: NamedBackend
 ) -> Bench:
     """Buffers for everything that will be measured.
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
-from cgbench.kernels.delta_net import StateShape
+from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files
 from cgbench.models.gguf import gguf_keywords

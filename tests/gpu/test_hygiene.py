@@ -9,8 +9,9 @@ import pytest
 from cgbench.checks.findings import Verdict
 from cgbench.checks.hygiene import run
 from cgbench.checks.subject import Subject
+from cgbench.engine.backends import resolve_backend
 from cgbench.engine.runner import GraphRunner
-from cgbench.kernels.attention_input import LayerKv
+from cgbench.kernels.attention import LayerKv
 from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.bench import build_bench, capture_all
 from cgbench.words import Scope
@@ -32,7 +33,8 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
         spec_tokens=(0, K), batch_sizes=(8,), max_new_tokens=24, scopes=(request.param,)
     )
     prompts = tuple(map(tuple, random_prompts(8)))
-    bench = build_bench(model, options, Workload("a test", prompts), "triton")
+    backend = resolve_backend("triton", model.target.device)
+    bench = build_bench(model, options, Workload("a test", prompts), backend)
     capture_all(bench, lambda: None)
     yield make_subject(bench, seed=0)
     bench.release()

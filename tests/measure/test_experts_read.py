@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cgbench.engine.backends import resolve_backend
 from cgbench.floor.device_limits import DeviceLimits
 from cgbench.floor.least_time import Batch, Floor
 from cgbench.measure.bench import Bench, build_bench
@@ -45,7 +46,8 @@ def bench() -> Bench:
         iterations=12,
         acceptance="synthetic:0.8,0.6",
     )
-    return build_bench(model, options, random_workload(128, BATCH, 9, 0), "sdpa")
+    workload = random_workload(128, BATCH, 9, 0)
+    return build_bench(model, options, workload, resolve_backend("sdpa", where[0]))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from cgbench.checks.catalogue import CHECKS
 from cgbench.checks.findings import Finding
 from cgbench.checks.subject import Subject
 from cgbench.engine.addresses import captured_addresses
+from cgbench.engine.backends import resolve_backend
 from cgbench.engine.graphs import GraphSet
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.runner import GraphRunner
@@ -56,7 +57,8 @@ def make_bench(
     )
     prompts = tuple(tuple(prompt) for prompt in random_prompts(MAX_BATCH, seed=seed))
     model = load_tiny(folder, device=device, dtype=dtype)
-    return build_bench(model, options, Workload("random", prompts), attention)
+    backend = resolve_backend(attention, torch.device(device))
+    return build_bench(model, options, Workload("random", prompts), backend)
 
 
 class PretendGraphs(GraphSet):

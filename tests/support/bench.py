@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cgbench.engine.backends import resolve_backend
 from cgbench.measure.bench import Bench, build_bench
 from cgbench.workload.load import Workload
 from tests.support.bigram import VOCAB
@@ -27,4 +28,5 @@ def make_bench(folder: Path, iterations: int = ITERATIONS, batch_size: int = BAT
         context_len=CONTEXT_LEN,
         iterations=iterations,
     )
-    return build_bench(load_tiny(folder), options, Workload("a test", PROMPTS), "sdpa")
+    model, workload = load_tiny(folder), Workload("a test", PROMPTS)
+    return build_bench(model, options, workload, resolve_backend("sdpa", model.target.device))

@@ -15,15 +15,14 @@ from cgbench.checks import equality, isolation, limits
 from cgbench.checks.findings import Finding, over_ranks
 from cgbench.checks.subject import Subject
 from cgbench.compile.layers import compile_forwards
-from cgbench.engine import attention, iteration
+from cgbench.engine import backends, iteration
 from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_rule
-from cgbench.engine.attention import Rows
+from cgbench.engine.calls import Rows
 from cgbench.engine.runner import EagerRunner
 from cgbench.floor.telemetry import Reading, Watch
 from cgbench.floor.work import ForwardWork, rank_work
-from cgbench.kernels.attention_input import AttentionInput, LayerKv
-from cgbench.kernels.row_state import RowState
-from cgbench.kernels.row_updates import argmax
+from cgbench.kernels.attention import AttentionInput, LayerKv
+from cgbench.kernels.row_updates import RowState, argmax
 from cgbench.measure import rounds
 from cgbench.measure.group import measure_group
 from cgbench.models.fingerprint import fingerprint
@@ -223,14 +222,14 @@ def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:
     """What every rank says of isolation, where rank 1 alone writes where it must not: to the last
     row of slot 0, which nobody reads."""
     torch.set_num_threads(1)
-    real = attention.sdpa_decode
+    real = backends.sdpa_decode
 
     def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         if rank() == 1:
             kv.values[rows.cache.room - 1] += 1
         return real(kv, rows, qkv)
 
-    with mock.patch.dict(attention.DECODE_BACKENDS, {"sdpa": decode}):
+    with mock.patch.dict(backends.DECODE_BACKENDS, {"sdpa": decode}):
         return findings_of(isolation.run, folder)
 
 

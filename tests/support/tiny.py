@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from cgbench.engine.acceptance import AcceptanceRule, Greedy
-from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.backends import DECODE_BACKENDS
 from cgbench.engine.generation import Generated, generate
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
