@@ -50,7 +50,7 @@ COMPARED = ("result", "drafts", "last", "seq_len", "hidden", "chain")
 def run(subject: Subject) -> Finding:
     judge = Judge(subject)
     lacking = None if subject.has_neighbours else LACKING
-    finding = conclude(NAME, _differences(subject, judge), {}, lacking)
+    finding = conclude(subject, NAME, _differences(subject, judge), {}, lacking)
     return replace(finding, figures=judge.figures)
 
 

@@ -53,6 +53,7 @@ BUFFERS = (
 
 
 def conclude(
+    subject: Subject,
     check: str,
     differences: Iterator[Difference],
     figures: Mapping[str, Any],
@@ -61,7 +62,7 @@ def conclude(
     """The check's finding: its first difference if there is one. ``figures`` are read after it.
     ``lacking``: why what the check is about cannot be tried here, and so cannot be said to hold."""
     with torch.inference_mode():
-        difference = first_of(differences)
+        difference = first_of(differences, subject.ranks)
     if difference is not None:
         return wrong(check, difference, **figures)
     return holds(check, **figures) if lacking is None else not_run(check, lacking, **figures)

@@ -9,6 +9,7 @@ from cgbench.engine.graphs import GraphSet
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import CellKey, Runner
 from cgbench.engine.state import DecodeState
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CapturePlan
 
 # Every batch size up to here is tried; above, a sample.
@@ -23,7 +24,7 @@ class Subject:
     ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope); there is an
     eager runner for every k. ``prompts`` are distinct and ragged. ``max_new_tokens`` counts the
     prefill's token too. ``is_exact``: float32, where nothing may differ. ``only_batch_sizes``:
-    the batch sizes to try, for a short form; empty for all of them.
+    the batch sizes to try, for a short form; empty for all of them. ``ranks`` share the model.
     """
 
     spec: Speculator
@@ -36,6 +37,7 @@ class Subject:
     seed: int
     is_exact: bool
     only_batch_sizes: tuple[int, ...] = ()
+    ranks: Ranks = ALONE
 
     @cached_property
     def plain(self) -> Plain:

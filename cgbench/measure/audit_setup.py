@@ -39,6 +39,7 @@ def make_subject(bench: Bench, seed: int) -> Subject:
         prompts=choose_prompts(bench.workload.prompts, seed),
         max_new_tokens=bench.options.max_new_tokens,
         seed=seed,
+        ranks=bench.model.ranks,
         is_exact=spec.target.dtype == torch.float32,
     )
 

@@ -16,6 +16,7 @@ from cgbench.engine.runner import GraphRunner
 from cgbench.engine.state import DecodeState
 from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.bench import Bench, build_bench
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -36,6 +37,7 @@ def make_bench(
     device: str = "cpu",
     attention: str = "sdpa",
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
+    ranks: Ranks = ALONE,
 ) -> Bench:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
     options = RunOptions(
@@ -56,7 +58,7 @@ def make_bench(
         seed=seed,
     )
     prompts = tuple(tuple(prompt) for prompt in random_prompts(MAX_BATCH, seed=seed))
-    model = load_tiny(folder, device=device, dtype=dtype)
+    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks)
     backend = resolve_backend(attention, torch.device(device))
     return build_bench(model, options, Workload("random", prompts), backend)
 
@@ -95,8 +97,9 @@ def make_tiny_subject(
     spec_tokens: tuple[int, ...] = (0, 3),
     dtype: torch.dtype = torch.float32,
     with_graphs: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Subject:
-    bench = make_bench(folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype)
+    bench = make_bench(folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype, ranks=ranks)
     if with_graphs:
         add_graphs(bench)
     return make_subject(bench, seed)
