@@ -29,6 +29,8 @@ MAX_FILES = 24
 # A command and a table may bear the name of what they show.
 BEARS_ITS_NOUN = {"cli", "tables"}
 
+RANKS_JOINED = "cgbench.parallel.ranks.joined"
+
 HEAVY = {"torch", "transformers"}
 TABLES = {"pandas", "pyarrow", "rich"}
 
@@ -110,6 +112,19 @@ def test_no_two_modules_bear_one_name() -> None:
         if room_of(module) not in BEARS_ITS_NOUN:
             by_name[module.rpartition(".")[2]].append(module)
     assert [modules for modules in by_name.values() if len(modules) > 1] == []
+
+
+def test_ranks_are_handed_in_and_asked_for_by_collectives_alone() -> None:
+    """``joined`` is what the process has joined: a global, as torch.distributed's groups are."""
+    asks = {m for m in MODULES for _, name in names_of(source_of(m)) if name == RANKS_JOINED}
+    assert asks == {"cgbench.parallel.collectives"}
+
+
+def names_of(source: str) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything that ``source`` imports from a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def test_rooms_without_torch_import_none() -> None:

@@ -4,7 +4,7 @@ import torch
 
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import DecodeState
-from cgbench.kernels.row_state import ACTIVE, NUM_EMITTED
+from cgbench.kernels.row_updates import ACTIVE, NUM_EMITTED
 
 MARK = -7
 """No count, and no row of hidden states, is this."""

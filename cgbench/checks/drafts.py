@@ -36,7 +36,7 @@ def run(subject: Subject) -> Finding:
     if not any(subject.states):
         return not_run(NAME, "k = 0 has no drafts: see --spec-tokens")
     judge = Judge(subject)
-    finding = conclude(NAME, _differences(subject, judge), {})
+    finding = conclude(subject, NAME, _differences(subject, judge), {})
     return replace(finding, figures=judge.figures)
 
 

@@ -33,7 +33,7 @@ TITLE = "tokens are plain greedy decoding's, at every bucket and padding"
 def run(subject: Subject) -> Finding:
     judge = Judge(subject)
     difference = _differences(subject, judge)
-    finding = conclude(NAME, difference, {})
+    finding = conclude(subject, NAME, difference, {})
     sizes = {f"batch_sizes_k{k}": len(subject.batch_sizes(k)) for k in subject.states}
     return replace(finding, figures=judge.figures | sizes)
 

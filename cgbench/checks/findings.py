@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cgbench.parallel.ranks import first_failure, tp_size
+from cgbench.parallel.ranks import Ranks, first_failure
 from cgbench.words import Scope
 
 
@@ -66,11 +66,14 @@ class Finding:
         assert (self.reason is not None) == (self.verdict is Verdict.NOT_RUN)
 
 
-def first_of(differences: Iterator[Difference]) -> Difference | None:
-    """The first difference, looking no further. Where ranks share the model every one looks to the
-    end: a rank that stopped at what it alone found would leave the others waiting in a sum."""
+def first_of(differences: Iterator[Difference], ranks: Ranks) -> Difference | None:
+    """The first difference, looking no further.
+
+    Where several ``ranks`` share the model every one looks to the end. A rank that stopped at what
+    it alone found would leave the others waiting in a sum.
+    """
     first = next(differences, None)
-    if tp_size() > 1:
+    if ranks.size > 1:
         for _ in differences:
             pass
     return first

@@ -27,7 +27,7 @@ from cgbench.checks.tokens import Judge
 from cgbench.engine import iteration as stages
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import NO_TOKEN, UNLIMITED_TOKENS, DecodeState, Prefilled
-from cgbench.kernels.row_state import ACTIVE, RowState
+from cgbench.kernels.row_updates import ACTIVE, RowState
 
 MAX_REQUESTS = 3
 

@@ -44,7 +44,7 @@ def run(subject: Subject) -> Finding:
         "allowed_relative_error": allowed_error(subject),
         "relative_noise": subject.plain.relative_noise,
     }
-    return conclude(NAME, _differences(subject, figures), figures)
+    return conclude(subject, NAME, _differences(subject, figures), figures)
 
 
 def allowed_error(subject: Subject) -> float:

@@ -65,7 +65,7 @@ def run(subject: Subject) -> Finding:
         _Graphs(subject, graphs, subject.runners[key], subject.plans[key[0]])
         for key, graphs in subject.graph_sets.items()
     ]
-    difference = first_of(found for each in sets for found in _differences(each))
+    difference = first_of((found for each in sets for found in _differences(each)), subject.ranks)
     figures = _figures(subject)
     return wrong(NAME, difference, **figures) if difference else holds(NAME, **figures)
 

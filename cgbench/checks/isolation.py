@@ -33,7 +33,7 @@ from cgbench.checks.steps import (
 from cgbench.checks.subject import Subject
 from cgbench.checks.tokens import Judge
 from cgbench.engine.runner import Runner
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 
 NAME = "isolation"
 TITLE = "a request's tokens and KV depend on nothing but itself"
@@ -50,7 +50,7 @@ COMPARED = ("result", "drafts", "last", "seq_len", "hidden", "chain")
 def run(subject: Subject) -> Finding:
     judge = Judge(subject)
     lacking = None if subject.has_neighbours else LACKING
-    finding = conclude(NAME, _differences(subject, judge), {}, lacking)
+    finding = conclude(subject, NAME, _differences(subject, judge), {}, lacking)
     return replace(finding, figures=judge.figures)
 
 

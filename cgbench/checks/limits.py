@@ -34,7 +34,7 @@ TITLE = "requests end where they must: EOS, length, rejection, longest context"
 def run(subject: Subject) -> Finding:
     judge = Judge(subject)
     figures: dict[str, float | int] = {"cases": 0}
-    finding = conclude(NAME, _differences(subject, judge, figures), {})
+    finding = conclude(subject, NAME, _differences(subject, judge, figures), {})
     return replace(finding, figures=figures | judge.figures)
 
 

@@ -65,7 +65,7 @@ def run(subject: Subject) -> Finding:
     figures = {"iterations": 0, "padded_rows": 0}
     lacking = None if subject.has_padding else LACKING
     try:
-        return conclude(NAME, _differences(subject, figures), figures, lacking)
+        return conclude(subject, NAME, _differences(subject, figures), figures, lacking)
     finally:
         _clean(subject)
 

@@ -53,7 +53,7 @@ def run(subject: Subject) -> Finding:
         if has_graphs
         else "eager at the bucket with eager at the batch size"
     }
-    return conclude(NAME, _differences(subject, figures), figures)
+    return conclude(subject, NAME, _differences(subject, figures), figures)
 
 
 def _differences(subject: Subject, figures: dict[str, str]) -> Iterator[Difference]:

@@ -17,12 +17,12 @@ from torch import Tensor
 from cgbench.checks.computed import mark_rows, rows_fault
 from cgbench.checks.poison import fill_cache, fill_scratch, poison_rows
 from cgbench.checks.tokens import first_difference
-from cgbench.engine.attention import Prefill, Rows
+from cgbench.engine.calls import Prefill, Rows
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled
-from cgbench.kernels.row_state import OUT
+from cgbench.kernels.row_updates import OUT
 from cgbench.models.target import request_keys
 from cgbench.parallel.ranks import first_failure, first_unlike
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from cgbench.checks.subject import Subject
 from cgbench.engine.recurrent import RecurrentCache
 from cgbench.kernels.delta_rule import LayerState
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 
 # As many as of the KV layers.
 WATCHED_LAYERS = 4

@@ -23,8 +23,8 @@ from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled
-from cgbench.kernels.attention_input import LayerKv
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.attention import LayerKv
+from cgbench.kernels.row_updates import RowState
 from cgbench.words import Mode, Scope
 
 PREFILL_TOKENS = 2048
@@ -53,6 +53,7 @@ BUFFERS = (
 
 
 def conclude(
+    subject: Subject,
     check: str,
     differences: Iterator[Difference],
     figures: Mapping[str, Any],
@@ -61,7 +62,7 @@ def conclude(
     """The check's finding: its first difference if there is one. ``figures`` are read after it.
     ``lacking``: why what the check is about cannot be tried here, and so cannot be said to hold."""
     with torch.inference_mode():
-        difference = first_of(differences)
+        difference = first_of(differences, subject.ranks)
     if difference is not None:
         return wrong(check, difference, **figures)
     return holds(check, **figures) if lacking is None else not_run(check, lacking, **figures)

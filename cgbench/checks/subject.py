@@ -14,6 +14,7 @@ from cgbench.engine.graphs import GraphSet
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import CellKey, EagerRunner, Runner
 from cgbench.engine.state import DecodeState
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CapturePlan
 from cgbench.words import Scope
 
@@ -33,7 +34,7 @@ class Subject:
     ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope); there is an
     eager runner for every k. ``prompts`` are distinct and ragged. ``max_new_tokens`` counts the
     prefill's token too. ``is_exact``: float32, where nothing may differ. ``only_batch_sizes``:
-    the batch sizes to try, for a short form; empty for all of them.
+    the batch sizes to try, for a short form; empty for all of them. ``ranks`` share the model.
     """
 
     spec: Speculator
@@ -46,6 +47,7 @@ class Subject:
     seed: int
     is_exact: bool
     only_batch_sizes: tuple[int, ...] = ()
+    ranks: Ranks = ALONE
 
     @cached_property
     def plain(self) -> Plain:
@@ -128,6 +130,7 @@ def make_subject(
         prompts=choose_prompts(prompts, seed),
         max_new_tokens=max_new_tokens,
         seed=seed,
+        ranks=deployment.model.ranks,
         is_exact=spec.target.dtype == torch.float32,
     )
 

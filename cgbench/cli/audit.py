@@ -53,6 +53,7 @@ from cgbench.cli.values import (
 )
 from cgbench.errors import BadInputError, ExitCode, OutputError
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
+from cgbench.parallel.ranks import Ranks
 from cgbench.planning import MAX_BATCH_SIZE, check_batch_size
 
 if TYPE_CHECKING:
@@ -181,20 +182,19 @@ def audit(
 
 
 def execute(
-    arguments: dict[str, Any], *, repro: Path | None
+    arguments: dict[str, Any], *, repro: Path | None, ranks: Ranks
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
     from cgbench.checks.finding_facts import overall
     from cgbench.checks.subject import make_subject
     from cgbench.measure.audit_setup import audit_record
-    from cgbench.parallel.ranks import is_first
     from cgbench.rundir.folders import check_new_folder
 
     if repro is not None:
         check_new_folder("--repro", repro, "choose a new or an empty folder")
     chosen = _chosen(arguments["checks"])
     start = time.perf_counter()
-    setup = prepare(_with_batch_size(arguments))
+    setup = prepare(_with_batch_size(arguments), ranks)
     for note in setup.notes:
         say(note)
     deployment, _ = capture_graphs(setup.deployment)
@@ -208,7 +208,7 @@ def execute(
     record = audit_record(arguments, setup)
     verdict = overall([finding for finding, _ in results])
     # Of several ranks the first one's, which has no tensors of what another rank alone found.
-    if repro is not None and is_first():
+    if repro is not None and ranks.is_first:
         _write_repro(repro, results, record)
     return {**record, "verdict": verdict, "seconds": seconds}, [facts for _, facts in results]
 

@@ -21,6 +21,7 @@ from cgbench.cli.console import (
 from cgbench.cli.prepare import capture_graphs, prepare
 from cgbench.cli.processes import measure_in_processes
 from cgbench.errors import CannotError, ExitCode, OutputError
+from cgbench.parallel.ranks import Ranks, agreed, barrier
 from cgbench.words import Status
 
 if TYPE_CHECKING:
@@ -41,10 +42,11 @@ EXIT_CODES = {
 }
 
 
-def execute(arguments: dict[str, Any], path: Path, *, resume: bool) -> bool:
+def execute(arguments: dict[str, Any], path: Path, *, resume: bool, ranks: Ranks) -> bool:
     """Measure, on every rank; whether it is this one that wrote the run, for ``show`` to print."""
-    measure_all = measure if arguments["processes"] == 1 else measure_in_processes
-    return measure_all(arguments, path, resume=resume) is not None
+    if arguments["processes"] > 1:
+        return measure_in_processes(arguments, path, resume=resume) is not None
+    return measure(arguments, path, ranks, resume=resume) is not None
 
 
 def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
@@ -87,15 +89,17 @@ def _explain(directory: "RunDirectory") -> None:
         print_uncut(table)
 
 
-def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory | None":
+def measure(
+    arguments: dict[str, Any], path: Path, ranks: Ranks, *, resume: bool
+) -> "RunDirectory | None":
     """Load, capture and measure, on every rank; the first one writes, alone, and returns the
     finished run."""
     with ExitStack() as held:
-        return _measured(arguments, path, held, resume=resume)
+        return _measured(arguments, path, ranks, held, resume=resume)
 
 
 def _measured(
-    arguments: dict[str, Any], path: Path, held: ExitStack, *, resume: bool
+    arguments: dict[str, Any], path: Path, ranks: Ranks, held: ExitStack, *, resume: bool
 ) -> "RunDirectory | None":
     from cgbench.measure.run_clock import Clock
 
@@ -104,18 +108,17 @@ def _measured(
     from cgbench.floor.telemetry import Watch, open_telemetry
     from cgbench.measure.session import Session
     from cgbench.measure.setup import make_record
-    from cgbench.parallel.ranks import is_first
     from cgbench.rundir.store import RunDirectory, sole_writer
     from cgbench.tables.latency import latency_markdown
 
-    if is_first():
+    if ranks.is_first:
         RunDirectory.check(path, resume=resume)
         if resume:
             held.enter_context(sole_writer(path))
-    setup = prepare(arguments)
+    setup = prepare(arguments, ranks)
     record = make_record(arguments, setup)
     directory = None
-    if is_first():
+    if ranks.is_first:
         directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
         if not resume:
             held.enter_context(sole_writer(path))
@@ -172,7 +175,6 @@ def _keep_capture(
 
 def _measure(session: "Session", directory: "RunDirectory | None", *, save_tokens: bool) -> None:
     from cgbench.measure.group import measure_group, num_steps
-    from cgbench.parallel.ranks import agreed, barrier
 
     finished = agreed(set() if directory is None else directory.finished_batch_sizes)
     todo = [n for n in session.options.batch_sizes if n not in finished]

@@ -4,6 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from cgbench.cli.console import progress, say_when_piped, working
+from cgbench.parallel.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from cgbench.engine.deployment import Deployment, DummyRun
@@ -16,24 +17,25 @@ def use_passive_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def prepare(arguments: dict[str, Any]) -> "Setup":
+def prepare(arguments: dict[str, Any], ranks: Ranks = ALONE) -> "Setup":
     """The deployment that the arguments ask for, nothing captured yet, and what goes with it.
 
-    ``max_num_seqs`` of None is the largest batch size. Raises any of ``cgbench.errors``.
+    ``max_num_seqs`` of None is the largest batch size. ``ranks`` share the model.
+    Raises any of ``cgbench.errors``.
     """
-    from cgbench.engine.attention import resolve_backend
+    from cgbench.engine.backends import resolve_backend
     from cgbench.measure import setup
     from cgbench.measure.rank_facts import link_notes
     from cgbench.models.loading_plan import check_model_ref
 
     device = setup.choose_device(arguments["device"])
     attention = resolve_backend(arguments["attention"], device)
-    options, notes = setup.make_options(arguments, device)
+    options, notes = setup.make_options(arguments, device, ranks)
     check_model_ref(arguments["model"])
     texts = setup.read_texts(arguments)
     with working(f"load {arguments['model']}"):
-        model = setup.load(arguments, options, device)
-    notes += link_notes()
+        model = setup.load(arguments, options, device, ranks)
+    notes += link_notes(ranks)
     workload = setup.make_workload(arguments, options, model, texts)
     deployment = setup.make_deployment(options, model, workload, attention)
     if options.compile_mode != "off":

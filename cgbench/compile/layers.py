@@ -17,7 +17,7 @@ from torch import nn
 
 from cgbench.compile.fusion import compile_layer
 from cgbench.compile.operators import OperatorCall, under_way, use_linear_operator
-from cgbench.engine.attention import Decode
+from cgbench.engine.calls import Decode
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import Target
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cgbench.kernels.attention_input import AttentionInput
-from cgbench.kernels.delta_net import DeltaNet, DeltaRows
-from cgbench.kernels.norm import normed
+from cgbench.kernels import linear as products
+from cgbench.kernels import norm as norms
+from cgbench.kernels.attention import AttentionInput
+from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.projections import PackedFirst
 from cgbench.models.recurrent_hook import RecurrentCall
@@ -128,42 +128,24 @@ class OperatorCall:
         return out
 
 
-@torch.library.custom_op("cgbench::linear", mutates_args=())
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``; of few rows of half precision on CUDA by the kernel made for them."""
-    streamed = _streamed(x, weight, bias)
-    return F.linear(x, weight, bias) if streamed is None else streamed
-
-
-def _streamed(x: Tensor, weight: Tensor, bias: Tensor | None, **end: Any) -> Tensor | None:
-    """``triton_linear.linear``, or None where that does not take these."""
-    if x.is_cuda:
-        # Imported here, for triton is there only beside a CUDA build of torch.
-        from cgbench.kernels import triton_linear
-
-        if triton_linear.can_stream(x, weight):
-            return triton_linear.linear(x, weight, bias, **end)
-    return None
+linear = torch.library.custom_op("cgbench::linear", products.linear, mutates_args=())
+gated_linear = torch.library.custom_op(
+    "cgbench::gated_linear", products.gated_linear, mutates_args=()
+)
+linear_add = torch.library.custom_op("cgbench::linear_add", products.linear_add, mutates_args=())
+rotated_linear = torch.library.custom_op(
+    "cgbench::rotated_linear", products.rotated_linear, mutates_args=()
+)
+norm = torch.library.custom_op("cgbench::norm", norms.norm, mutates_args=())
+add_norm = torch.library.custom_op("cgbench::add_norm", norms.add_norm, mutates_args=())
+"""As ``cgbench.kernels`` has them, each one operator."""
 
 
 @linear.register_fake
+@linear_add.register_fake
+@rotated_linear.register_fake
 def _like_product(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
-
-
-@torch.library.custom_op("cgbench::gated_linear", mutates_args=())
-def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``silu(gate) * up`` of the two halves of ``linear``. Rounded after each, as apart."""
-    streamed = _streamed(x, weight, bias, is_gated=True)
-    if streamed is not None:
-        return streamed
-    product = F.linear(x, weight, bias)
-    if product.is_cuda:
-        from cgbench.kernels import triton_gate
-
-        return triton_gate.gated(product)
-    gate, up = product.chunk(2, dim=-1)
-    return F.silu(gate) * up
 
 
 @gated_linear.register_fake
@@ -171,69 +153,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0] // 2)
 
 
-@torch.library.custom_op("cgbench::linear_add", mutates_args=())
-def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
-    """``residual + linear``. Rounded after each, as apart."""
-    streamed = _streamed(x, weight, bias, residual=residual)
-    return residual + F.linear(x, weight, bias) if streamed is None else streamed
-
-
-linear_add.register_fake(_like_product)
-
-
-@torch.library.custom_op("cgbench::rotated_linear", mutates_args=())
-def rotated_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor, num_rotated: int
-) -> Tensor:
-    """``linear`` of ``x [B, S, K]``, whose first ``num_rotated`` columns are then rotated as heads
-    by ``cos`` and ``sin [B, S, D]``, halves against each other. Rounded after each operation on a
-    CPU, as apart, and after the product and at the end on CUDA."""
-    cos, sin = (each.expand(*x.shape[:-1], -1).contiguous() for each in (cos, sin))
-    if x.is_cuda:
-        from cgbench.kernels import triton_rotary
-
-        rotary = triton_rotary.Rotary(cos, sin, num_rotated)
-        streamed = _streamed(x, weight, bias, rotary=rotary)
-        if streamed is not None:
-            return streamed
-        return triton_rotary.rotate(F.linear(x, weight, bias), rotary)
-    product = F.linear(x, weight, bias)
-    heads = product[..., :num_rotated].unflatten(-1, (-1, cos.shape[-1]))
-    low, high = heads.chunk(2, dim=-1)
-    across = torch.cat((-high, low), dim=-1)
-    heads.copy_(heads * cos.unsqueeze(2) + across * sin.unsqueeze(2))
-    return product
-
-
-rotated_linear.register_fake(_like_product)
-
-
-@torch.library.custom_op("cgbench::norm", mutates_args=())
-def norm(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-    """The root-mean-square norm of ``x [..., K]`` by ``weight + offset``."""
-    if x.is_cuda:
-        from cgbench.kernels import triton_norm
-
-        return triton_norm.norm(x, triton_norm.Norm(weight, epsilon, offset))
-    return normed(x, weight, epsilon, offset)
-
-
 @norm.register_fake
 def _(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
     return x.new_empty(x.shape)
-
-
-@torch.library.custom_op("cgbench::add_norm", mutates_args=())
-def add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, epsilon: float, offset: float
-) -> tuple[Tensor, Tensor]:
-    """``x + residual``, and ``norm`` of that."""
-    if x.is_cuda:
-        from cgbench.kernels import triton_norm
-
-        return triton_norm.add_norm(x, residual, triton_norm.Norm(weight, epsilon, offset))
-    total = x + residual
-    return total, normed(total, weight, epsilon, offset)
 
 
 @add_norm.register_fake

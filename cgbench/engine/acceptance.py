@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cgbench.engine.distribution import distribution, draw
 from cgbench.kernels import row_updates
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from cgbench.models.target import Target
 from cgbench.request.acceptance_lengths import Length, conditional_rate
 

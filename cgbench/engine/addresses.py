@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.state import DecodeState
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 
 Addresses = Mapping[str, int]
 """Device address by name: row state, KV and recurrent state, weights and buffers of target and

@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 
 from cgbench.engine.acceptance import AcceptanceRule, shared_rule
-from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.backends import NamedBackend
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.kv import KvCache
@@ -64,12 +64,12 @@ def deploy(
     options: DeploymentOptions,
     *,
     room: int,
-    attention: str,
+    attention: NamedBackend,
     accept: AcceptanceRule,
 ) -> Deployment:
     """Allocate KV of ``room`` tokens a slot and the row state, and make the eager runners.
 
-    ``attention`` names a backend that the device can run. No graph is captured yet.
+    The device must be able to run ``attention``. No graph is captured yet.
     """
     target = model.target
     cache = KvCache(
@@ -82,12 +82,12 @@ def deploy(
         query_len=max(plans) + 1,
     )
     accept = shared_rule(accept, target)
-    spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
+    spec = Speculator(target, model.head, cache, attention.decode, accept)
     states = {k: _make_state(model, spec, options.max_batch_size, k) for k in plans}
     return Deployment(
         model=model,
         options=options,
-        attention=attention,
+        attention=attention.name,
         spec=spec,
         plans=MappingProxyType({**plans}),
         states=MappingProxyType(states),

@@ -11,7 +11,7 @@ import torch
 
 from cgbench.engine.readback import Reader, Ticket
 from cgbench.engine.runner import Runner
-from cgbench.kernels.row_state import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT
+from cgbench.kernels.row_updates import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT
 
 
 @dataclass

@@ -27,7 +27,7 @@ from cgbench.engine.iteration import (
 )
 from cgbench.engine.state import DecodeState
 from cgbench.errors import CaptureError, OutOfMemoryError
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from cgbench.parallel.ranks import barrier
 from cgbench.planning import Bucket, CapturePlan
 from cgbench.words import Phase, Scope

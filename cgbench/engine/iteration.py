@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cgbench.engine.acceptance import AcceptanceRule
-from cgbench.engine.attention import Decode, DecodeBackend, Rows
+from cgbench.engine.calls import Decode, DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
-from cgbench.kernels.row_state import RowState
-from cgbench.kernels.row_updates import commit
+from cgbench.kernels.row_updates import RowState, commit
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 
 from cgbench.engine.recurrent import RecurrentCache
-from cgbench.kernels.attention_input import LayerKv
-from cgbench.kernels.delta_net import StateShape
+from cgbench.kernels.attention import LayerKv
+from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import KvShape
 
 

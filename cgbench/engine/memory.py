@@ -7,7 +7,6 @@ import torch
 from cgbench.engine.recurrent import cache_bytes
 from cgbench.errors import OutOfMemoryError
 from cgbench.models.loading_plan import LoadingPlan
-from cgbench.parallel.ranks import tp_size
 from cgbench.request.options import RunOptions
 
 
@@ -19,15 +18,16 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     Raises ``OutOfMemoryError`` with the bytes needed and there.
     """
     dtype, skeleton = plan.request.dtype, plan.skeleton
-    weights = (skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)) // tp_size()
+    num_ranks = plan.request.ranks.size
+    weights = (skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)) // num_ranks
     slots = options.max_batch_size + 1
     tokens = slots * (options.context_len + options.to_decode)
-    kv = tokens * skeleton.kv_bytes_per_token(dtype) // tp_size()
+    kv = tokens * skeleton.kv_bytes_per_token(dtype) // num_ranks
     kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
-    available = available_bytes(plan.request.device)
+    available = available_bytes(plan.request.device, num_ranks)
     if weights + kv > available:
         *flags, last = ("--max-num-seqs", "--context-len", *options.reach_flags)
-        whose = "the device" if tp_size() == 1 else f"each of {tp_size()} ranks"
+        whose = "the device" if num_ranks == 1 else f"each of {num_ranks} ranks"
         raise OutOfMemoryError(
             f"MODEL {plan.request.ref}: {whose} needs at least {weights + kv:,} bytes (weights "
             f"{weights:,}, KV of {slots} slots {kv:,}), but there are {available:,}; "
@@ -35,9 +35,10 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
         )
 
 
-def available_bytes(device: torch.device) -> int:
-    """Free memory of a CUDA device; for the CPU a rank's share of all the machine's memory."""
+def available_bytes(device: torch.device, num_ranks: int) -> int:
+    """Free memory of a CUDA device; for the CPU a rank's share of the machine's memory, of
+    ``num_ranks`` ranks."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // tp_size()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // num_ranks

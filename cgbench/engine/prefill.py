@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cgbench.engine.attention import Prefill, Rows
+from cgbench.engine.calls import Prefill, Rows
 from cgbench.engine.iteration import Speculator, draft_next, emit_draft, take_row
 from cgbench.engine.state import DecodeState, Prefilled
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from cgbench.models.target import request_keys
 
 

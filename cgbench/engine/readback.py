@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cgbench.kernels.delta_net import DeltaRows, HeadRows, StateShape, chunked_delta_rule, head_rows
-from cgbench.kernels.delta_rule import LayerState, advanced, delta_rows
-from cgbench.kernels.gpu import runs_kernels
+from cgbench.kernels.delta_rule import (
+    DeltaRows,
+    HeadRows,
+    LayerState,
+    StateShape,
+    delta_rule,
+    head_rows,
+)
 
 
 class RecurrentCache:
@@ -97,49 +102,13 @@ class DecodeStates:
     def __init__(self, cache: RecurrentCache, slots: Tensor, positions: Tensor) -> None:
         self.cache, self.slots, self.positions = cache, slots, positions
         begin = positions[:, 0]
-        self.is_first = begin == 0
         self.num_pending = num_pending(cache, slots, begin)
         cache.length[slots] = begin
 
-    def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
-        """``rows [B, S, C]`` behind the ring's ``num_before`` newest; they enter the ring."""
-        ring = self.cache.layers[layer_idx].conv
-        newest = self.positions[:, :1] + torch.arange(-num_before, 0, device=rows.device)
-        slots = self.slots[:, None]
-        before = ring[slots, newest % ring.shape[1]].masked_fill((newest < 0)[..., None], 0)
-        ring[slots, self.positions % ring.shape[1]] = rows
-        return torch.cat([before, rows], dim=1)
-
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         """What ``rows`` read, ``[B, S, H, Dv]``; leaves the state before them, and their parts."""
-        if _has_kernel(rows):
-            from cgbench.kernels.triton_recurrent import delta_rule
-
-            layer = self.cache.layers[layer_idx]
-            return delta_rule(layer, rows, self.slots, self.positions, self.num_pending)
-        return self.delta_rule_by_torch(layer_idx, rows)
-
-    def delta_rule_by_torch(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        """``delta_rule``, as it is defined."""
-        inputs = self.conv_inputs(layer_idx, rows.mixed, rows.net.state_shape.conv_rows)
-        return self.head_rule(layer_idx, head_rows(rows, inputs))
-
-    def head_rule(self, layer_idx: int, rows: HeadRows) -> Tensor:
-        """``delta_rule`` behind the convolution."""
         layer = self.cache.layers[layer_idx]
-        matrix = advanced(layer, self.slots, self.num_pending, self.is_first)
-        layer.matrix[self.slots] = matrix
-        out, keys, updates, log_decays = delta_rows(matrix, rows)
-        length = keys.shape[2]
-        layer.keys[self.slots, :, :length] = keys
-        layer.updates[self.slots, :, :length] = updates
-        layer.log_decays[self.slots, :, :length] = log_decays
-        return out.transpose(1, 2).to(rows.value.dtype)
-
-
-def _has_kernel(rows: DeltaRows) -> bool:
-    """``triton_recurrent`` knows the activation of the published models, and no other."""
-    return runs_kernels(rows.mixed.device) and rows.net.activation == "silu"
+        return delta_rule(layer, rows, self.slots, self.positions, self.num_pending)
 
 
 def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:
@@ -179,3 +148,21 @@ class PrefillStates:
         self.cache.prompt[layer_idx][0][self.slots] = matrix
         self.cache.prompt_length[self.slots] = self.lengths
         return out
+
+
+def chunked_delta_rule(rows: HeadRows) -> tuple[Tensor, Tensor]:
+    """transformers' own gated delta rule over whole sequences from an empty state: the output
+    ``[B, S, heads, Dv]`` and the last state ``[B, heads, Dk, Dv]`` in float32."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    out, state = torch_chunk_gated_delta_rule(
+        rows.query,
+        rows.key,
+        rows.value,
+        g=rows.log_decay,
+        beta=rows.beta,
+        output_final_state=True,
+        use_qk_l2norm_in_kernel=True,
+    )
+    assert state is not None
+    return out, state

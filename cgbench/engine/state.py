@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cgbench.kernels.row_state import OUT, RowState
+from cgbench.kernels.row_updates import OUT, RowState
 
 UNLIMITED_TOKENS = 1 << 40
 """As ``tokens_left``: a request that no length limit ends."""

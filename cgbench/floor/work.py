@@ -17,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cgbench.kernels.attention_input import AttentionInput
-from cgbench.kernels.delta_net import StateShape
+from cgbench.kernels.attention import AttentionInput
+from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import Splits
 from cgbench.models.skeleton import Skeleton
 from cgbench.models.target import HiddenStates, Target
-from cgbench.parallel.ranks import tp_size
 
 # As torch's dispatcher and transformers' fallback for grouped_mm name them.
 _PRODUCTS = frozenset(
@@ -96,19 +95,20 @@ def rank_work(model: LoadedModel) -> ModelWork:
     """The work of one token on each of the ranks that share ``model``: of divided weights and of
     attention heads their part. What the ranks tell each other is left out."""
     work = model_work(model.skeleton)
-    if tp_size() == 1:
+    num_ranks = model.ranks.size
+    if num_ranks == 1:
         return work
     target, head = model.target, model.head
     heads = _num_parts(model, range(target.num_layers))
     return ModelWork(
-        target=_part(work.target, target.splits, heads),
-        lm_head=_part(work.lm_head, target.splits, 1),
+        target=_part(work.target, target.splits, num_ranks, heads),
+        lm_head=_part(work.lm_head, target.splits, num_ranks, 1),
         head=None
         if work.head is None or head is None
-        else _part(work.head, head.splits, _num_parts(model, [head.layer_idx])),
+        else _part(work.head, head.splits, num_ranks, _num_parts(model, [head.layer_idx])),
         head_output=None
         if work.head_output is None or head is None
-        else _part(work.head_output, head.splits, 1),
+        else _part(work.head_output, head.splits, num_ranks, 1),
     )
 
 
@@ -119,12 +119,12 @@ def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
     return count
 
 
-def _part(work: ForwardWork, splits: Splits, num_head_parts: int) -> ForwardWork:
+def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int) -> ForwardWork:
     divided = {_short(name) for name in splits}
     return replace(
         work,
         products=tuple(
-            replace(each, num_elements=each.num_elements // tp_size())
+            replace(each, num_elements=each.num_elements // num_ranks)
             if each.name in divided
             else each
             for each in work.products

@@ -1,14 +1,95 @@
-"""The gated delta rule over slots, in torch: the definition of ``triton_recurrent``.
+"""One verify of a gated delta net over slots: its definition in torch, and the choice between that
+and ``triton_recurrent``. Beside it stands what the recurrence takes, as in transformers.
 
-``engine.recurrent`` has the derivation."""
+``engine.recurrent`` has the derivation.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.delta_net import HeadRows, StateShape
+from cgbench.kernels.gpu import runs_kernels
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """What one linear-attention layer keeps of a request, however long it is.
+
+    A ``[num_heads, key_size, value_size]`` matrix, float32 as transformers keeps it, and the
+    ``conv_rows`` newest of the convolution's inputs, of ``conv_channels`` each.
+    """
+
+    num_heads: int
+    key_size: int
+    value_size: int
+    conv_channels: int
+    conv_rows: int
+
+    @property
+    def matrix_elements(self) -> int:
+        """Numbers in the matrices of all heads."""
+        return self.num_heads * self.key_size * self.value_size
+
+    def num_bytes(self, itemsize: int) -> int:
+        """Bytes of a request's state; ``itemsize`` is of the model's dtype."""
+        matrix = self.matrix_elements * torch.float32.itemsize
+        return matrix + self.conv_rows * self.conv_channels * itemsize
+
+    def row_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes kept of each verified row, from which the state after it is made."""
+        matrix = self.num_heads * (self.key_size + self.value_size + 1) * torch.float32.itemsize
+        return matrix + self.conv_channels * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNet:
+    """Sizes and weights of a gated delta net that its recurrence takes.
+
+    ``conv_weight [C, conv_rows + 1]`` and ``conv_bias [C]``, where C holds the query and key of
+    ``num_key_heads`` and the value of ``num_heads``; ``a_log [num_heads]`` and
+    ``dt_bias [num_heads]``, of the decay. Each key head serves a group of value heads.
+    """
+
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    activation: str
+    a_log: Tensor
+    dt_bias: Tensor
+    num_key_heads: int
+    num_heads: int
+    key_size: int
+    value_size: int
+
+    @property
+    def state_shape(self) -> StateShape:
+        channels, taps = self.conv_weight.shape
+        return StateShape(self.num_heads, self.key_size, self.value_size, channels, taps - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRows:
+    """Rows as a gated delta net projects them: ``mixed [B, S, C]``, the convolution's input, and
+    ``rate`` and ``time_step [B, S, num_heads]``, from which beta and the decay are made."""
+
+    net: DeltaNet
+    mixed: Tensor
+    rate: Tensor
+    time_step: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Rows for the gated delta rule, ``[B, S, heads, ...]``: ``query`` and ``key`` not normed yet,
+    ``log_decay`` at most 0, ``beta`` how much of a row enters the state."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    log_decay: Tensor
+    beta: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +129,61 @@ class LayerState:
 
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def delta_rule(
+    layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
+) -> Tensor:
+    """What ``rows`` read, ``[B, S, H, Dv]``, in ``slots [B]`` at ``positions [B, S]``.
+
+    They read after the ``num_pending [B]`` kept rows, which the matrices take up first. The layer
+    keeps the matrices before ``rows``, and what each row adds to them.
+    """
+    if _has_kernel(rows):
+        # Imported here, because triton is there only beside a CUDA build of torch.
+        from cgbench.kernels import triton_recurrent
+
+        return triton_recurrent.delta_rule(layer, rows, slots, positions, num_pending)
+    return delta_rule_by_torch(layer, rows, slots, positions, num_pending)
+
+
+def _has_kernel(rows: DeltaRows) -> bool:
+    """``triton_recurrent`` knows the activation of the published models, and no other."""
+    return runs_kernels(rows.mixed.device) and rows.net.activation == "silu"
+
+
+def delta_rule_by_torch(
+    layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
+) -> Tensor:
+    """``delta_rule``, as it is defined."""
+    num_before = rows.net.state_shape.conv_rows
+    inputs = conv_inputs(layer.conv, rows.mixed, slots, positions, num_before)
+    return head_rule(layer, head_rows(rows, inputs), slots, positions, num_pending)
+
+
+def conv_inputs(
+    ring: Tensor, rows: Tensor, slots: Tensor, positions: Tensor, num_before: int
+) -> Tensor:
+    """``rows [B, S, C]`` behind the ring's ``num_before`` newest; they enter the ring."""
+    newest = positions[:, :1] + torch.arange(-num_before, 0, device=rows.device)
+    of_slot = slots[:, None]
+    before = ring[of_slot, newest % ring.shape[1]].masked_fill((newest < 0)[..., None], 0)
+    ring[of_slot, positions % ring.shape[1]] = rows
+    return torch.cat([before, rows], dim=1)
+
+
+def head_rule(
+    layer: LayerState, rows: HeadRows, slots: Tensor, positions: Tensor, num_pending: Tensor
+) -> Tensor:
+    """``delta_rule`` behind the convolution."""
+    matrix = advanced(layer, slots, num_pending, positions[:, 0] == 0)
+    layer.matrix[slots] = matrix
+    out, keys, updates, log_decays = delta_rows(matrix, rows)
+    length = keys.shape[2]
+    layer.keys[slots, :, :length] = keys
+    layer.updates[slots, :, :length] = updates
+    layer.log_decays[slots, :, :length] = log_decays
+    return out.transpose(1, 2).to(rows.value.dtype)
 
 
 def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) -> Tensor:
@@ -118,3 +254,36 @@ def _solve(coupling: Tensor, right: Tensor) -> Tensor:
         before = torch.cat(rows, dim=-2)
         rows.append(right[..., i : i + 1, :] - coupling[..., i : i + 1, :i] @ before)
     return torch.cat(rows, dim=-2)
+
+
+def head_rows(rows: DeltaRows, inputs: Tensor) -> HeadRows:
+    """``rows`` convolved and cut into heads; ``inputs [B, before + S, C]`` are ``rows.mixed``
+    behind what the convolution sees before them."""
+    net = rows.net
+    mixed = _convolve(net, inputs)[:, inputs.shape[1] - rows.mixed.shape[1] :]
+    key_dim = net.num_key_heads * net.key_size
+    query, key, value = mixed.split([key_dim, key_dim, net.num_heads * net.value_size], dim=-1)
+    group = net.num_heads // net.num_key_heads
+    query, key = (
+        each.unflatten(-1, (net.num_key_heads, net.key_size)).repeat_interleave(group, dim=2)
+        for each in (query, key)
+    )
+    return HeadRows(
+        query=query,
+        key=key,
+        value=value.unflatten(-1, (net.num_heads, net.value_size)),
+        # In float32: in half precision the exponent of A_log may overflow.
+        log_decay=-net.a_log.float().exp() * F.softplus(rows.time_step.float() + net.dt_bias),
+        beta=rows.rate.sigmoid(),
+    )
+
+
+def _convolve(net: DeltaNet, rows: Tensor) -> Tensor:
+    """The causal convolution and its activation over ``rows [B, S, C]``."""
+    # Imported here, for only these models need it.
+    from transformers.models.qwen3_next.modeling_qwen3_next import causal_conv1d_fn
+
+    out: Tensor = causal_conv1d_fn(
+        rows.transpose(1, 2), net.conv_weight, net.conv_bias, activation=net.activation
+    )
+    return out.transpose(1, 2)

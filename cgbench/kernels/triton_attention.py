@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.attention_input import AttentionInput, LayerKv
+from cgbench.kernels.attention import AttentionInput, LayerKv
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_splits import Parts, division, merge, splits_of
 

@@ -10,8 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.delta_net import DeltaRows
-from cgbench.kernels.delta_rule import LayerState
+from cgbench.kernels.delta_rule import DeltaRows, LayerState
 from cgbench.kernels.gpu import early, launch_keywords
 
 CHANNELS_A_PROGRAM = 128

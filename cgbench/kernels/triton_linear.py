@@ -9,7 +9,6 @@ A program waits for its rows only after it is set up and has asked for its first
 ``gpu``.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from cgbench.kernels.counters import arrivals
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_gate import gated_product
 from cgbench.kernels.triton_rotary import Rotary, load_tables, turned
@@ -274,7 +274,7 @@ def linear(
         rotary.sin if rotary else None,
         out,
         partial,
-        _arrived(x.device),
+        arrivals("linear", MAX_TILES, x.device),
         num_rows,
         num_outputs,
         num_inputs,
@@ -298,10 +298,3 @@ def linear(
         **launch_keywords(x.device),
     )
     return out.view(*x.shape[:-1], num_columns)
-
-
-@functools.cache
-def _arrived(device: torch.device) -> Tensor:
-    """Programs of each tile that have arrived: zero before and after every launch. Kept for ever:
-    a graph that was captured with it holds its address."""
-    return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)

@@ -6,16 +6,14 @@ of a microsecond or two each. See ``engine.recurrent`` for what is computed, and
 for what is kept of a row: here the rule runs row by row, over a matrix that stays in registers.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.delta_net import DeltaRows
-from cgbench.kernels.delta_rule import LayerState
+from cgbench.kernels.counters import arrivals
+from cgbench.kernels.delta_rule import DeltaRows, LayerState
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_convolution import convolved
 
@@ -207,7 +205,7 @@ def delta_rule(
         layer.updates,
         layer.log_decays,
         out,
-        _arrived(device),
+        arrivals("delta_rule", MAX_HEADS, device),
         net.key_size**-0.5,
         rate.stride(0),
         time_step.stride(0),
@@ -233,10 +231,3 @@ def _heads_together(each: Tensor) -> Tensor:
     copy only of what Qwen3-Next projects where every key head serves one value head."""
     rows = each.flatten(0, 1)
     return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-@functools.cache
-def _arrived(device: torch.device) -> Tensor:
-    """Programs of each head that have arrived: zero before and after every launch. Kept for ever:
-    a graph that was captured with it holds its address."""
-    return torch.zeros(MAX_HEADS, dtype=torch.int32, device=device)

@@ -12,8 +12,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from cgbench.kernels.counters import arrivals
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.row_state import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT, RowState
+from cgbench.kernels.row_updates import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT, RowState
 
 COLUMNS_A_STEP = 2048
 """Logits that a program reads at a time, and the fewest it is started for."""
@@ -185,7 +186,7 @@ def argmax(logits: Tensor) -> Tensor:
         out,
         values,
         indices,
-        _arrived(logits.device),
+        arrivals("argmax", MAX_ROWS, logits.device),
         num_columns,
         rows.stride(0),
         triton.cdiv(num_columns, parts),
@@ -252,13 +253,6 @@ def _num_parts(num_rows: int, num_columns: int) -> int:
 
 
 @functools.cache
-def _arrived(device: torch.device) -> Tensor:
-    """Programs of each row that have arrived: zero before and after every launch. Kept for ever:
-    a graph that was captured with it holds its address."""
-    return torch.zeros(MAX_ROWS, dtype=torch.int32, device=device)
-
-
-@functools.cache
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """On the device once and for ever, as ``_arrived``: made before a capture, by its warm-up."""
+    """On the device once and for ever, as ``arrivals``: made before a capture, by its warm-up."""
     return torch.tensor(values, dtype=torch.float32, device=device)

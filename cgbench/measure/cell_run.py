@@ -14,7 +14,7 @@ from cgbench.errors import OutOfMemoryError
 from cgbench.floor.least_time import Batch
 from cgbench.measure.clock import IterationTime
 from cgbench.measure.disturbance import Watched
-from cgbench.parallel.ranks import tp_size
+from cgbench.parallel.ranks import Ranks
 from cgbench.rundir.schema import Sample
 from cgbench.words import Mode, Status
 
@@ -136,17 +136,17 @@ class CellRun:
         return self._counts[stage]
 
     @contextmanager
-    def watched(self, device: torch.device) -> Iterator[None]:
+    def watched(self, device: torch.device, ranks: Ranks) -> Iterator[None]:
         """Keep the peak of device memory, and turn running out of it into a status.
 
-        Raises ``OutOfMemoryError`` where ranks share the model: the others wait for this one.
+        Raises ``OutOfMemoryError`` where ``ranks`` share the model: the others wait for this one.
         """
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         try:
             yield
         except torch.OutOfMemoryError as error:
-            if tp_size() > 1:
+            if ranks.size > 1:
                 raise OutOfMemoryError(
                     f"out of memory measuring {self.name}, batch size {self.batch_size}: lower "
                     "--max-num-seqs, --batch-sizes or --context-len"

@@ -33,7 +33,7 @@ from cgbench.measure.rounds import (
 )
 from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS, UntilPrecise, doubt
-from cgbench.parallel.ranks import first_failure, first_unlike, tp_size
+from cgbench.parallel.ranks import first_failure, first_unlike
 from cgbench.rundir.block_schema import Block
 from cgbench.rundir.schema import COLD, WARM, Cell, Sample, TokenRow
 from cgbench.words import Mode, Scope, Status
@@ -92,7 +92,7 @@ def _generate_wave(
     prefilled = _prefill(session, wave, seed)
     first_tokens = prefilled.last.tolist()
     for run in _alive(runs):
-        with run.watched(session.device):
+        with run.watched(session.device, session.ranks):
             begin_decoding(
                 session.spec,
                 run.runner.state,
@@ -186,7 +186,7 @@ def _audit_steps(
     for run in _alive(runs):
         if run.mode is not Mode.GRAPH:
             continue
-        with run.watched(session.device):
+        with run.watched(session.device, session.ranks):
             failure = audit.failure(run.runner)
             if failure is not None:
                 run.fail_audit(f"a replay is not eager's iteration: {failure}")
@@ -210,7 +210,7 @@ def _time_pass(
     if session.spec.target.has_mixtures:
         with _memory_for("the count of experts"):
             count_experts(session, [*runs.values()], prefilled)
-    if tp_size() > 1:
+    if session.ranks.size > 1:
         _collective_pass(session, runs)
     on_step()
 
@@ -235,7 +235,7 @@ def _stage_pass(
     for run in _alive(runs):
         # The instrumented graph needs memory of its own. Without it the stages stay empty; what
         # has been timed stands.
-        with suppress(*([torch.OutOfMemoryError] if tp_size() == 1 else [])):
+        with suppress(*([torch.OutOfMemoryError] if session.ranks.size == 1 else [])):
             # Phase and iteration graphs hold the same kernels: one instrumented capture serves.
             key = (run.spec_tokens, run.mode)
             if key not in timers:
@@ -301,7 +301,7 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
         attention=deployment.attention,
         compile=options.compile_mode,
         acceptance=options.acceptance,
-        tp_size=tp_size(),
+        tp_size=session.ranks.size,
         mode=run.mode,
         scope=scope,
         spec_tokens=spec_tokens,

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import HEAD_OUTPUT, LM_HEAD
 from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
-from cgbench.parallel.ranks import tp_size
+from cgbench.parallel.ranks import Ranks
 
 NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their share shows it"
 
@@ -32,9 +32,9 @@ def parallel_facts(model: LoadedModel) -> ParallelFacts:
     """How the ranks share the model, for the record."""
     is_divided = model.head is not None and any(name != HEAD_OUTPUT for name in model.head.splits)
     return {
-        "tp_size": tp_size(),
+        "tp_size": model.ranks.size,
         "backend": dist.get_backend(),
-        "links": links(),
+        "links": links(model.ranks),
         "few_numbers": few_numbers(),
         "target": "transformers' tensor parallel plan, embedding whole",
         "lm_head": "divided by vocabulary" if LM_HEAD in model.target.splits else "whole",
@@ -50,18 +50,18 @@ def few_numbers() -> str:
     return f"a kernel of cgbench's own, up to {inboxes.max_bytes:,} bytes"
 
 
-def link_notes() -> list[str]:
+def link_notes(ranks: Ranks) -> list[str]:
     """What to tell the user of the links: nothing where they are as they should be."""
-    return [NO_NVLINK.format(tp_size())] if links() == "pcie" else []
+    return [NO_NVLINK.format(ranks.size)] if links(ranks) == "pcie" else []
 
 
-def links() -> str:
+def links(ranks: Ranks) -> str:
     """``none`` where no GPU has to reach another, ``nvlink`` where every pair of this machine's
     ranks has one, else ``pcie``; ``unknown`` where NVML does not tell."""
-    if tp_size() == 1 or dist.get_backend() != "nccl":
+    if ranks.size == 1 or dist.get_backend() != "nccl":
         return "none"
     try:
-        return "nvlink" if _all_linked(torch.cuda.device_count()) else "pcie"
+        return "nvlink" if _all_linked(min(torch.cuda.device_count(), ranks.size)) else "pcie"
     except pynvml.NVMLError:
         return "unknown"
 
@@ -69,7 +69,7 @@ def links() -> str:
 def _all_linked(num_devices: int) -> bool:
     pynvml.nvmlInit()
     try:
-        ids = [torch.cuda.get_device_properties(i).uuid for i in range(min(num_devices, tp_size()))]
+        ids = [torch.cuda.get_device_properties(i).uuid for i in range(num_devices)]
         handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{each}") for each in ids]
         states = [
             pynvml.nvmlDeviceGetP2PStatus(one, other, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)

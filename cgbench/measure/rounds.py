@@ -43,7 +43,7 @@ def time_rounds(
 ) -> None:
     """Fill the runs' ``blocks`` and ``samples``; ``on_step`` is called ``MIN_BLOCKS`` times."""
     for run in _alive(runs):
-        with run.watched(session.device):
+        with run.watched(session.device, session.ranks):
             run.block_iterations = _count_iterations(session, run, prefilled)
     session.watch.read()
     start = time.perf_counter()
@@ -51,7 +51,7 @@ def time_rounds(
     for number in count():
         alive = _alive(runs)
         for run in draw.sample(alive, len(alive)):
-            with run.watched(session.device):
+            with run.watched(session.device, session.ranks):
                 run.blocks.append(_block(session, run, prefilled, number, flush))
         _judge(alive, session.watch)
         if number < MIN_BLOCKS:

@@ -10,6 +10,7 @@ from cgbench.errors import BadInputError
 from cgbench.floor.least_time import Floor
 from cgbench.floor.telemetry import Watch
 from cgbench.measure.run_clock import Clock
+from cgbench.parallel.ranks import Ranks
 from cgbench.request.options import RunOptions
 from cgbench.workload.load import Workload
 
@@ -33,6 +34,11 @@ class Session:
     @property
     def device(self) -> torch.device:
         return self.deployment.device
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that share the model."""
+        return self.deployment.model.ranks
 
 
 def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int:

@@ -9,6 +9,7 @@ import torch
 
 import cgbench
 from cgbench.engine.acceptance_flag import parse_acceptance
+from cgbench.engine.backends import NamedBackend
 from cgbench.engine.deployment import Deployment, deploy
 from cgbench.engine.memory import check_memory
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
@@ -21,7 +22,7 @@ from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import ModelRequest, plan_loading
 from cgbench.models.presets import PRESETS, default_golden, golden_for
 from cgbench.models.support import check_capturable
-from cgbench.parallel.ranks import tp_size
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CapturePlan
 from cgbench.request.acceptance_lengths import GoldenLength, parse_length
 from cgbench.request.model_ref import preset_name
@@ -71,7 +72,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOptions, list[str]]:
+def make_options(
+    arguments: dict[str, Any], device: torch.device, ranks: Ranks
+) -> tuple[RunOptions, list[str]]:
     """Checked options and what to tell the user about them. Plans are checked here too, so that a
     bad size costs no loading.
 
@@ -100,7 +103,7 @@ def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOp
         cold_l2=arguments["cold_l2"],
         compile_mode=arguments["compile"],
         **_stopping(arguments, device),
-        tp_size=tp_size(),
+        tp_size=ranks.size,
     )
     if on_cpu and options.cold_l2:
         raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
@@ -154,7 +157,7 @@ def _golden_words(golden: GoldenLength, spec_tokens: Sequence[int]) -> str:
 
 
 def model_request(
-    arguments: dict[str, Any], device: torch.device, *, with_head: bool
+    arguments: dict[str, Any], device: torch.device, *, with_head: bool, ranks: Ranks = ALONE
 ) -> ModelRequest:
     """What the flags about the model ask for."""
     name = arguments["dtype"]
@@ -168,6 +171,7 @@ def model_request(
         overrides=head_overrides(arguments),
         divided_head=arguments.get("tp_head") == "divided",
         routing=chosen_routing(arguments),
+        ranks=ranks,
     )
 
 
@@ -187,12 +191,15 @@ def head_overrides(arguments: dict[str, Any]) -> HeadOverrides:
     return HeadOverrides(**{name: arguments[f"head_{name}"] for name in names})
 
 
-def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -> LoadedModel:
+def load(
+    arguments: dict[str, Any], options: RunOptions, device: torch.device, ranks: Ranks
+) -> LoadedModel:
     """The target, and its head unless only k = 0 is measured.
 
     Raises ``ModelError`` and its kin, ``OutOfMemoryError`` where the weights do not fit.
     """
-    request = model_request(arguments, device, with_head=options.max_spec_tokens > 0)
+    with_head = options.max_spec_tokens > 0
+    request = model_request(arguments, device, with_head=with_head, ranks=ranks)
     plan = plan_loading(request)
     if arguments.get("routing") == Routing.BALANCED and plan.routing is Routing.MODEL:
         raise BadInputError(f"--routing balanced: {request.ref} has no experts; drop the flag")
@@ -249,10 +256,9 @@ def make_workload(
 
 
 def make_deployment(
-    options: RunOptions, model: LoadedModel, workload: Workload, attention: str
+    options: RunOptions, model: LoadedModel, workload: Workload, attention: NamedBackend
 ) -> Deployment:
-    """Buffers for everything that will be measured; ``attention`` names a backend that the device
-    can run.
+    """Buffers for everything that will be measured. The device must be able to run ``attention``.
 
     Raises ``BadInputError`` for lengths that do not fit, and ``OutOfMemoryError`` where the KV
     cache does not.
@@ -293,7 +299,7 @@ def make_record(arguments: dict[str, Any], setup: Setup) -> RunRecord:
             "kv_bytes": deployment.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
             "head_wiring": None if model.head is None else wiring_of(model.head.family),
-            **({"tensor_parallel": parallel_facts(model)} if tp_size() > 1 else {}),
+            **({"tensor_parallel": parallel_facts(model)} if model.ranks.size > 1 else {}),
         },
         workload={
             "version": WORKLOAD_VERSION,

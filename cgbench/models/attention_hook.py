@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from cgbench.errors import UnsupportedModelError
-from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
 from cgbench.models.recurrent_hook import RecurrentProbe
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
-from cgbench.kernels.delta_net import StateShape
+from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files
 from cgbench.models.gguf import gguf_keywords
@@ -39,7 +39,7 @@ from cgbench.models.skeleton import Skeleton
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 from cgbench.models.tokenizer import read_tokenizer
-from cgbench.parallel.ranks import rank, tp_size
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.words import Routing
 
 
@@ -51,6 +51,7 @@ class LoadedModel:
     counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
     layer's, the head's included, as this rank holds it. ``state_shapes``: each linear-attention
     layer's. ``skeleton``: the same modules as their own code has them, whole and without storage.
+    ``ranks`` share the model.
     """
 
     target: Target
@@ -66,6 +67,7 @@ class LoadedModel:
     state_shapes: Mapping[int, StateShape]
     skeleton: Skeleton
     routing: Routing = Routing.MODEL
+    ranks: Ranks = ALONE
 
     @property
     def num_parameters(self) -> int:
@@ -94,7 +96,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         if module is not None:
             pack_projections(module)
     tokenizer, problem = read_tokenizer(plan)
-    kv = plan.skeleton.kv if tp_size() == 1 else probe_kv_shapes(target, head)
+    kv = plan.skeleton.kv if plan.request.ranks.size == 1 else probe_kv_shapes(target, head)
     if plan.routing is Routing.BALANCED:
         target.routing = BalancedRouting(plan.skeleton.kv.expert_shapes, plan.request.seed)
         target.routing.install(target.backbone, head)
@@ -111,6 +113,7 @@ def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
         state_shapes=kv.state_shapes,
         skeleton=plan.skeleton,
         routing=plan.routing,
+        ranks=plan.request.ranks,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
 
@@ -132,27 +135,29 @@ def _implementations(plan: LoadingPlan) -> dict[str, str]:
 
 def _splits(plan: LoadingPlan) -> Splits:
     """What the ranks share of the target; nothing where there is one rank."""
-    if tp_size() == 1:
+    num_ranks = plan.request.ranks.size
+    if num_ranks == 1:
         return {}
     if plan.gguf_file is not None:
         raise ModelError(
-            f"MODEL {plan.request.ref}: --tp {tp_size()} wants safetensors files, a GGUF file is "
+            f"MODEL {plan.request.ref}: --tp {num_ranks} wants safetensors files, a GGUF file is "
             "read whole"
         )
     probe = plan.skeleton.kv
     if probe.state_shapes:
         raise UnsupportedModelError(
-            f"--tp {tp_size()}: the linear-attention layers of {class_name(plan.config)} cannot be "
+            f"--tp {num_ranks}: the linear-attention layers of {class_name(plan.config)} cannot be "
             "divided here; drop --tp"
         )
     kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
-    check_heads(plan.config, probe.num_query_heads, kv_heads)
-    return planned_splits(plan.config)
+    check_heads(plan.config, num_ranks, probe.num_query_heads, kv_heads)
+    return planned_splits(plan.config, num_ranks)
 
 
 def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
-    distributed = {"distributed_config": DistributedConfig(tp_size=tp_size())} if splits else {}
+    num_ranks = request.ranks.size
+    distributed = {"distributed_config": DistributedConfig(tp_size=num_ranks)} if splits else {}
     try:
         model, info = auto_class_for(plan.config).from_pretrained(
             ref if plan.gguf_file is None else str(plan.gguf_file.parent),
@@ -177,15 +182,15 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
-        _divide_target(model, splits)
+        _divide_target(model, splits, request.ranks)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
 
 
-def _divide_target(model: PreTrainedModel, splits: Splits) -> None:
-    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD})
+def _divide_target(model: PreTrainedModel, splits: Splits, ranks: Ranks) -> None:
+    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD}, ranks)
     if LM_HEAD in splits:
-        divide_lm_head(model)
+        divide_lm_head(model, ranks)
 
 
 def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
@@ -201,23 +206,25 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
     splits = block_splits(target.splits, head) if plan.request.divided_head else {}
-    divide(head, splits)
+    divide(head, splits, plan.request.ranks)
     if head.output is not None and LM_HEAD in target.splits:
-        divide_vocabulary(head.output)
+        divide_vocabulary(head.output, plan.request.ranks)
         splits = {**splits, HEAD_OUTPUT: Split(0)}
     head.splits = splits
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
+    ranks = plan.request.ranks
+
     def keep(name: str, whole: Tensor) -> Tensor:
         is_split = name in splits and name != LM_HEAD
-        return splits[name].part(whole, rank(), tp_size()) if is_split else whole
+        return splits[name].part(whole, ranks) if is_split else whole
 
     model = random_target(plan, keep, **_implementations(plan))
     if splits:
         install_forwards(model, splits)
     if LM_HEAD in splits:
-        divide_lm_head(model)
+        divide_lm_head(model, ranks)
     return model
 
 

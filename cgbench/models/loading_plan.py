@@ -31,6 +31,7 @@ from cgbench.models.presets import PRESETS
 from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_head
 from cgbench.models.support import check_config
 from cgbench.models.target import Target
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
 from cgbench.words import Routing
 
@@ -40,7 +41,7 @@ class ModelRequest:
     """``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id; ``head_ref`` a
     folder or hub id whose head replaces the checkpoint's own; ``with_head`` is false for k = 0
     alone; ``divided_head``: the ranks share the head's block as they share the target's layers;
-    ``routing``: how tokens choose their experts, where there are any."""
+    ``routing``: how tokens choose their experts, where there are any; ``ranks`` share the model."""
 
     ref: str
     head_ref: str | None
@@ -51,6 +52,7 @@ class ModelRequest:
     divided_head: bool = False
     routing: Routing = Routing.MODEL
     overrides: HeadOverrides = field(default_factory=HeadOverrides)
+    ranks: Ranks = ALONE
 
     @property
     def preset(self) -> str | None:

@@ -26,7 +26,7 @@ from transformers.distributed import DistributedConfig
 from cgbench.errors import BadInputError, UnsupportedModelError
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.parallel.collectives import joined_over_ranks, stacked_over_ranks, sum_over_ranks
-from cgbench.parallel.ranks import rank, tp_size
+from cgbench.parallel.ranks import Ranks
 
 # Styles of transformers' plans whose forward is one of ours. The last three divide nothing, or
 # only something for training.
@@ -47,10 +47,12 @@ class Split:
     dim: int
     num_packed: int = 1
 
-    def part(self, whole: Tensor, index: int, count: int) -> Tensor:
-        """Part ``index`` of ``count``, in storage of its own."""
+    def part(self, whole: Tensor, ranks: Ranks) -> Tensor:
+        """This rank's part, in storage of its own."""
         blocks = whole.chunk(self.num_packed, self.dim)
-        return torch.cat([block.chunk(count, self.dim)[index] for block in blocks], self.dim)
+        return torch.cat(
+            [block.chunk(ranks.size, self.dim)[ranks.rank] for block in blocks], self.dim
+        )
 
     def joined(self, part: Tensor) -> Tensor:
         """The whole tensor, from every rank's part."""
@@ -91,8 +93,8 @@ class SumOutput:
         return self.sum(out)
 
 
-def planned_splits(config: PretrainedConfig) -> Splits:
-    """What the ranks share of the model of ``config``.
+def planned_splits(config: PretrainedConfig, num_ranks: int) -> Splits:
+    """What ``num_ranks`` ranks share of the model of ``config``.
 
     Raises ``UnsupportedModelError`` where transformers has no plan for it, or one with a style
     that the forwards here do not know; ``BadInputError`` for sizes that the ranks do not divide.
@@ -102,7 +104,7 @@ def planned_splits(config: PretrainedConfig) -> Splits:
     _check_plan(model)
     # Divided here, where the vocabulary allows; transformers 5.17 refuses another.
     model.tp_plan.pop("lm_head", None)
-    asked = DistributedConfig(tp_size=tp_size())
+    asked = DistributedConfig(tp_size=num_ranks)
     asked, _, mesh = model.prepare_distribute_model(asked, device_map=None)
     vocab_size = model.get_output_embeddings().weight.shape[0]
     model = model.maybe_distribute_model(model, asked, mesh)
@@ -113,8 +115,8 @@ def planned_splits(config: PretrainedConfig) -> Splits:
         if ".layers." in name
     }
     for name, split in splits.items():
-        _check_divides(name, model.get_parameter(name).shape[split.dim], split)
-    return splits if vocab_size % tp_size() else {**splits, LM_HEAD: Split(0)}
+        _check_divides(num_ranks, name, model.get_parameter(name).shape[split.dim], split)
+    return splits if vocab_size % num_ranks else {**splits, LM_HEAD: Split(0)}
 
 
 def _untied(config: PretrainedConfig) -> PretrainedConfig:
@@ -140,16 +142,19 @@ def _split_of(parameter: DTensor) -> Split:
     return Split(placement.dim % parameter.ndim, getattr(placement, "split_factor", 1))
 
 
-def _check_divides(name: str, size: int, split: Split) -> None:
-    if size // split.num_packed % tp_size():
+def _check_divides(num_ranks: int, name: str, size: int, split: Split) -> None:
+    if size // split.num_packed % num_ranks:
         raise BadInputError(
-            f"--tp {tp_size()}: does not divide the {size // split.num_packed} rows or columns of "
+            f"--tp {num_ranks}: does not divide the {size // split.num_packed} rows or columns of "
             f"{name}"
         )
 
 
 def check_heads(
-    config: PretrainedConfig, num_query_heads: Mapping[int, int], num_kv_heads: Mapping[int, int]
+    config: PretrainedConfig,
+    num_ranks: int,
+    num_query_heads: Mapping[int, int],
+    num_kv_heads: Mapping[int, int],
 ) -> None:
     """Heads are divided whole. Both mappings are by layer.
 
@@ -160,9 +165,9 @@ def check_heads(
         return
     for what, counts in (("attention", num_query_heads), ("key-value", num_kv_heads)):
         for count in sorted(set(counts.values())):
-            if count % tp_size():
+            if count % num_ranks:
                 raise BadInputError(
-                    f"--tp {tp_size()}: does not divide the {count} {what} heads of "
+                    f"--tp {num_ranks}: does not divide the {count} {what} heads of "
                     f"{class_name(config)}"
                 )
 
@@ -178,7 +183,7 @@ def block_splits(splits: Splits, module: nn.Module) -> Splits:
     }
 
 
-def divide(module: nn.Module, splits: Splits) -> None:
+def divide(module: nn.Module, splits: Splits, ranks: Ranks) -> None:
     """Keep this rank's part of every parameter in ``splits``, and have the forwards sum up.
 
     A parameter that is a part already, as a DTensor, becomes a plain one.
@@ -186,15 +191,15 @@ def divide(module: nn.Module, splits: Splits) -> None:
     for name, split in splits.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
-        owner._parameters[leaf] = _as_parameter(_part(owner._parameters[leaf], split))
+        owner._parameters[leaf] = _as_parameter(_part(owner._parameters[leaf], split, ranks))
     install_forwards(module, splits)
 
 
-def _part(parameter: Tensor | None, split: Split) -> Tensor:
+def _part(parameter: Tensor | None, split: Split, ranks: Ranks) -> Tensor:
     assert parameter is not None
     if isinstance(parameter, DTensor):
         return parameter.to_local()
-    return split.part(parameter.detach(), rank(), tp_size())
+    return split.part(parameter.detach(), ranks)
 
 
 def _as_parameter(tensor: Tensor) -> nn.Parameter:
@@ -214,17 +219,17 @@ def install_forwards(module: nn.Module, splits: Splits) -> None:
             owner.__class__ = SummedLinear
 
 
-def divide_lm_head(model: PreTrainedModel) -> None:
+def divide_lm_head(model: PreTrainedModel, ranks: Ranks) -> None:
     """Divide the lm_head by vocabulary; a tied one gets a part of its own beside the embedding."""
-    divide_vocabulary(model.get_output_embeddings())
+    divide_vocabulary(model.get_output_embeddings(), ranks)
 
 
-def divide_vocabulary(output: nn.Module) -> None:
+def divide_vocabulary(output: nn.Module, ranks: Ranks) -> None:
     """Divide an output matrix by vocabulary, in place."""
     assert type(output) is nn.Linear
-    output.weight = _as_parameter(Split(0).part(output.weight.detach(), rank(), tp_size()))
+    output.weight = _as_parameter(Split(0).part(output.weight.detach(), ranks))
     if output.bias is not None:
-        output.bias = _as_parameter(Split(0).part(output.bias.detach(), rank(), tp_size()))
+        output.bias = _as_parameter(Split(0).part(output.bias.detach(), ranks))
     output.__class__ = VocabLinear
 
 

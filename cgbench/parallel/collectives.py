@@ -17,7 +17,7 @@ from torch import Tensor
 from cgbench.kernels.gpu import runs_kernels
 from cgbench.kernels.winner import pack_by_torch, winner_by_torch
 from cgbench.parallel.inboxes import opened_inboxes
-from cgbench.parallel.ranks import rank, tp_size
+from cgbench.parallel.ranks import joined
 
 if TYPE_CHECKING:
     from cgbench.kernels.triton_exchange import Inboxes
@@ -56,7 +56,7 @@ def _note(kind: str, tensor: Tensor) -> None:
 
 def sum_over_ranks(partial: Tensor) -> Tensor:
     """Every rank's ``partial`` summed, in place."""
-    if tp_size() > 1:
+    if joined().size > 1:
         _note("all_reduce", partial)
         inboxes = _inboxes_for(partial)
         if inboxes is None:
@@ -74,7 +74,7 @@ def _inboxes_for(part: Tensor) -> "Inboxes | None":
 
 def from_first_rank(tensor: Tensor) -> Tensor:
     """Rank 0's ``tensor`` on every rank, in place; it is contiguous."""
-    if tp_size() > 1:
+    if joined().size > 1:
         _note("broadcast", tensor)
         dist.broadcast(tensor, src=0)
     return tensor
@@ -82,21 +82,22 @@ def from_first_rank(tensor: Tensor) -> Tensor:
 
 def stacked_over_ranks(part: Tensor) -> Tensor:
     """``[N, *part.shape]``: every rank's part, in the order of ranks."""
-    if tp_size() == 1:
+    if joined().size == 1:
         return part[None]
     _note("all_gather", part)
     part = part.contiguous()
     if (inboxes := _inboxes_for(part)) is not None:
         return inboxes.gather(part)
     # Gloo, unlike NCCL, knows the output only as the parts one after the other.
-    flat = torch.empty(tp_size() * part.numel(), dtype=part.dtype, device=part.device)
+    num_ranks = joined().size
+    flat = torch.empty(num_ranks * part.numel(), dtype=part.dtype, device=part.device)
     _all_gather(flat, part.view(-1))
-    return flat.view(tp_size(), *part.shape)
+    return flat.view(num_ranks, *part.shape)
 
 
 def joined_over_ranks(part: Tensor) -> Tensor:
     """``[..., n]`` to ``[..., N * n]``: the ranks' parts side by side."""
-    if tp_size() == 1:
+    if joined().size == 1:
         return part
     return stacked_over_ranks(part).movedim(0, -2).flatten(-2)
 
@@ -108,8 +109,9 @@ def argmax_over_ranks(part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tenso
     float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as
     it does in ``argmax``, which is that of one part.
     """
-    assert part.dtype != torch.float64 and part.shape[-1] * tp_size() < 1 << 24
-    indices, first = argmax(part), rank() * part.shape[-1]
+    ranks = joined()
+    assert part.dtype != torch.float64 and part.shape[-1] * ranks.size < 1 << 24
+    indices, first = argmax(part), ranks.rank * part.shape[-1]
     if runs_kernels(part.device):
         from cgbench.kernels import triton_winner
 

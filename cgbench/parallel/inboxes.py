@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cgbench.kernels.gpu import HAS_TRITON
-from cgbench.parallel.ranks import first_failure, rank, tp_size
+from cgbench.parallel.ranks import Ranks, first_failure
 
 if TYPE_CHECKING:
     from cgbench.kernels.triton_exchange import Inboxes
@@ -39,15 +39,15 @@ _state: _Opened | str = _NOT_OPENED
 
 
 @contextmanager
-def open_inboxes() -> Iterator[None]:
-    """Let ranks on CUDA exchange numbers without NCCL meanwhile, where all of them can.
+def open_inboxes(ranks: Ranks) -> Iterator[None]:
+    """Let ``ranks`` on CUDA exchange numbers without NCCL meanwhile, where all of them can.
 
     All ranks enter it together. Graphs that exchange must be released inside. After an exception
     they are left as they are: to unmap them torch waits for the device, which may wait for a rank
     that is gone, and where it may not answer any more ends the process.
     """
     global _state
-    _state = _opened_by_all()
+    _state = _opened_by_all(ranks)
     yield
     _state = _NOT_OPENED
 
@@ -87,17 +87,17 @@ def _mapped(memory: Tensor) -> Any:
     return symmetric_memory.rendezvous(memory, group)
 
 
-def _opened_by_all() -> _Opened | str:
+def _opened_by_all(ranks: Ranks) -> _Opened | str:
     """Inboxes on every rank, or on none and why."""
-    obstacle = first_failure(_obstacle())
+    obstacle = first_failure(_obstacle(ranks))
     if obstacle is not None:
         return obstacle
     # All have some, or no rank waits for the others to map what one of them has not.
-    memory = _on_all(_inbox_memory)
+    memory = _on_all(lambda: _inbox_memory(ranks))
     if isinstance(memory, str):
         return memory
     # When all have opened theirs, everybody's memory is zero, and may be written.
-    return _on_all(lambda: _open(memory))
+    return _on_all(lambda: _open(memory, ranks))
 
 
 def _on_all(step: Callable[[], _T]) -> _T | str:
@@ -111,31 +111,31 @@ def _on_all(step: Callable[[], _T]) -> _T | str:
     return given if failure is None else failure
 
 
-def _inbox_memory() -> Tensor:
+def _inbox_memory(ranks: Ranks) -> Tensor:
     from cgbench.kernels.triton_exchange import inbox_words
 
-    return _reachable_zeros(inbox_words(tp_size()), torch.int64)
+    return _reachable_zeros(inbox_words(ranks.size), torch.int64)
 
 
-def _open(memory: Tensor) -> _Opened:
+def _open(memory: Tensor, ranks: Ranks) -> _Opened:
     from cgbench.kernels.triton_exchange import NUM_COUNTS, Inboxes
 
     handle = _mapped(memory)
     addresses = torch.tensor(handle.buffer_ptrs, dtype=torch.int64, device=memory.device)
     counts = torch.zeros(NUM_COUNTS, dtype=torch.int32, device=memory.device)
-    return _Opened(Inboxes(addresses, counts, rank()), memory, handle)
+    return _Opened(Inboxes(addresses, counts, ranks.rank), memory, handle)
 
 
-def _obstacle() -> str | None:
+def _obstacle(ranks: Ranks) -> str | None:
     """What is in the way of this rank, known before ranks try together."""
     if not dist.is_initialized() or dist.get_backend() != "nccl":
         return "ranks are on a CPU"
     if not HAS_TRITON:
         return "triton is not installed"
-    num_ranks, own = tp_size(), torch.cuda.current_device()
-    if int(os.environ["LOCAL_WORLD_SIZE"]) != num_ranks:
+    own = torch.cuda.current_device()
+    if int(os.environ["LOCAL_WORLD_SIZE"]) != ranks.size:
         return "ranks are on several machines"
-    others = [device for device in range(num_ranks) if device != own]
+    others = [device for device in range(ranks.size) if device != own]
     if not all(torch.cuda.can_device_access_peer(own, other) for other in others):
         return "the GPUs do not reach each other's memory"
     return None

@@ -28,6 +28,7 @@ from cgbench.errors import (
     one_line,
 )
 from cgbench.inputs import shown
+from cgbench.parallel.ranks import ALONE, check_num_ranks, process_group
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -75,12 +76,13 @@ def _ranks_started() -> int:
 def run_on_ranks(tp: int, device: str, job: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
     """``job`` on every one of ``tp`` ranks; rank 0's answer.
 
-    ``device`` is cpu, cuda or auto. ``job`` is a module's function, for the ranks import it.
-    Ranks but the first are silent. Raises whatever ``job`` raises where there is one rank or
-    torchrun has started them, else ``RankFailedError``, and ``DeviceError`` before any starts.
+    ``job`` is a module's function, because the ranks import it. It takes its own ``Ranks`` as the
+    keyword ``ranks``. ``device`` is cpu, cuda or auto. Ranks but the first are silent.
+    Raises whatever ``job`` raises where there is one rank or torchrun has started them, else
+    ``RankFailedError``, and ``DeviceError`` before any starts.
     """
     if tp == 1:
-        return job(*args, **kwargs)
+        return job(*args, ranks=ALONE, **kwargs)
     if _ranks_started() > 1:
         return _as_rank(_device_type(device), job, args, kwargs)
     return _launched(tp, _device_type(device), job, args, kwargs)
@@ -98,12 +100,11 @@ def _as_rank(
     device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> _T:
     from cgbench.parallel.inboxes import open_inboxes
-    from cgbench.parallel.ranks import is_first, process_group
 
-    with process_group(device_type), open_inboxes():
-        if not is_first():
+    with process_group(device_type) as ranks, open_inboxes(ranks):
+        if not ranks.is_first:
             sys.stdout = sys.stderr = open(os.devnull, "w")
-        return job(*args, **kwargs)
+        return job(*args, ranks=ranks, **kwargs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,6 @@ def _launched(
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    from cgbench.parallel.ranks import check_num_ranks
 
     check_num_ranks(tp, device_type)
     stopped_by: signal.Signals | None = None

@@ -1,8 +1,10 @@
 """Which rank this process is, and what ranks tell each other on the host.
 
-Device tensors travel by ``collectives``. What travels here is control: it goes through a gloo
-group of its own, so that waiting for a rank never waits on a device. Alone, everything is its
-own answer.
+``Ranks`` is handed to whoever divides by it. Device tensors travel by ``collectives``. What travels
+here is control: it goes through a gloo group of its own, so that waiting for a rank never waits on
+a device. Alone, everything is its own answer.
+
+torch is imported only where ranks are really started.
 """
 
 import gc
@@ -10,14 +12,16 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, TypeVar
 
 from cgbench.errors import DeviceError, RankLostError, RanksError
 from cgbench.kernels.timeout import COLLECTIVE_TIMEOUT_S
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 _T = TypeVar("_T")
 
@@ -28,46 +32,73 @@ BARRIER_TIMEOUT_S = 120
 MAX_RANKS_ANY_CPU = 8
 """That may share a CPU of fewer cores: slow, but enough to try a model's parts."""
 
-_control: dist.ProcessGroup | None = None
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ranks that share a model, and which of them this process is.
+
+    Rank 0 is the one that measures, prints and writes.
+    """
+
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
 
 
-def rank() -> int:
-    """This process among the ranks: 0 is the one that measures, prints and writes."""
-    return 0 if _control is None else dist.get_rank()
+ALONE = Ranks(rank=0, size=1)
+"""A process that shares its model with no other."""
 
 
-def tp_size() -> int:
-    """How many ranks share the model."""
-    return 1 if _control is None else dist.get_world_size()
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """The process group of the ranks, and the one for control beside it."""
+
+    ranks: Ranks
+    control: "dist.ProcessGroup"
 
 
-def is_first() -> bool:
-    """Whether this is rank 0."""
-    return rank() == 0
+_joined: _Joined | None = None
+"""As ``torch.distributed`` keeps its groups: one a process."""
+
+
+def joined() -> Ranks:
+    """The ranks whose process group this process is in.
+
+    Only collectives ask for them. They are called from within a model's forward, which hands down
+    nothing of ours.
+    """
+    return ALONE if _joined is None else _joined.ranks
 
 
 def agreed(value: _T) -> _T:
     """Rank 0's ``value``, on every rank: for decisions that hang on a clock or a file."""
-    if _control is None:
+    if _joined is None:
         return value
+    import torch.distributed as dist
+
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=_control)
+    dist.broadcast_object_list(box, src=0, group=_joined.control)
     return box[0]
 
 
 def gathered(value: _T) -> list[_T]:
     """Every rank's ``value``, in the order of ranks."""
-    if _control is None:
+    if _joined is None:
         return [value]
-    values: list[_T] = [value] * tp_size()
-    dist.all_gather_object(values, value, group=_control)
+    import torch.distributed as dist
+
+    values: list[_T] = [value] * _joined.ranks.size
+    dist.all_gather_object(values, value, group=_joined.control)
     return values
 
 
 def first_failure(failure: str | None) -> str | None:
     """What any rank found wrong, so that all act on it alike; None where none did."""
     found = gathered(failure)
-    if _control is None or (failure is not None and is_first()):
+    if _joined is None or (failure is not None and _joined.ranks.is_first):
         return failure
     return next((f"rank {i}: {text}" for i, text in enumerate(found) if text is not None), None)
 
@@ -87,49 +118,57 @@ def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
 
     Raises ``RanksError`` naming it after the timeout, ``RankLostError`` where a rank has gone.
     """
-    if _control is None:
+    if _joined is None:
         return
-    start = time.monotonic()
+    import torch.distributed as dist
+
+    rank, start = _joined.ranks.rank, time.monotonic()
     try:
-        dist.monitored_barrier(_control, timedelta(seconds=timeout_s), wait_all_ranks=True)
+        dist.monitored_barrier(_joined.control, timedelta(seconds=timeout_s), wait_all_ranks=True)
     except RuntimeError as error:
         # Either way gloo words it as a timeout.
         waited_s = time.monotonic() - start
         if waited_s < 0.9 * timeout_s:
-            raise RankLostError(f"rank {rank()} lost another one before {what}") from error
+            raise RankLostError(f"rank {rank} lost another one before {what}") from error
         raise RanksError(
-            f"rank {rank()} waited {waited_s:.0f} s for the others before {what}: "
+            f"rank {rank} waited {waited_s:.0f} s for the others before {what}: "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
 
 
 @contextmanager
-def process_group(device_type: str) -> Iterator[None]:
+def process_group(device_type: str) -> Iterator[Ranks]:
     """Join the group that the environment names (``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``..).
 
     ``device_type``: cuda takes NCCL and the device of the local rank, cpu gloo. Graphs must be
     released inside. After an exception the group is left as it is: its end would wait for ranks
     that may be gone. Raises ``DeviceError`` where there are more ranks than devices.
     """
-    global _control
+    import torch
+    import torch.distributed as dist
+
+    global _joined
     device = _own_device(device_type)
     dist.init_process_group(
         "gloo" if device is None else "nccl",
         timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
         device_id=device,
     )
-    _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S))
-    yield
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S))
+    _joined = _Joined(Ranks(dist.get_rank(), dist.get_world_size()), control)
+    yield _joined.ranks
     gc.collect()
     if device is not None:
         torch.cuda.synchronize(device)
     barrier("the end")
-    _control = None
+    _joined = None
     dist.destroy_process_group()
 
 
-def _own_device(device_type: str) -> torch.device | None:
+def _own_device(device_type: str) -> "torch.device | None":
     """This rank's GPU, made current; None on the CPU, whose cores the ranks share out."""
+    import torch
+
     local_rank, num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device_type == "cpu":
         # transformers takes the first accelerator that it sees for the one to shard over.
@@ -152,6 +191,8 @@ def check_num_ranks(num_ranks: int, device_type: str) -> None:
         cores = os.cpu_count() or 1
         most, why = max(MAX_RANKS_ANY_CPU, cores), f"{cores} CPU cores"
     else:
+        import torch
+
         most = torch.cuda.device_count()
         why = f"{most} CUDA devices"
     if num_ranks > most:

@@ -25,13 +25,14 @@ from unittest import mock
 
 import torch
 
-from cgbench.engine.attention import DECODE_BACKENDS, DecodeBackend, Rows, resolve_backend
+from cgbench.engine.backends import DECODE_BACKENDS, resolve_backend
+from cgbench.engine.calls import DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
 from cgbench.errors import BadInputError
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.floor.least_time import keys_read
 from cgbench.floor.work import AttentionShape
-from cgbench.kernels.attention_input import AttentionInput, LayerKv
+from cgbench.kernels.attention import AttentionInput, LayerKv
 from cgbench.measure.setup import choose_device
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds
@@ -208,7 +209,7 @@ def _integers(text: str) -> list[int]:
 def backends(names: str, device: torch.device) -> list[str]:
     """Those named, or all that the device can run. Raises ``BadInputError`` for one it cannot."""
     if names != "all":
-        return [resolve_backend(name, device) for name in names.split(",")]
+        return [resolve_backend(name, device).name for name in names.split(",")]
     return [name for name in DECODE_BACKENDS if _runs_on(name, device)]
 
 

@@ -21,7 +21,7 @@ from cgbench.errors import CgbenchError, DeviceError
 from cgbench.kernels import triton_exchange
 from cgbench.parallel.inboxes import mapped_memory, opened_inboxes, why_no_inboxes
 from cgbench.parallel.launch import run_on_ranks
-from cgbench.parallel.ranks import barrier, tp_size
+from cgbench.parallel.ranks import Ranks, barrier
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds
 
@@ -73,11 +73,11 @@ def seconds(way: Sum, part: Tensor) -> float:
     return graph_seconds(lambda: [way(part) for _ in range(CALLS)], REPLAYS) / CALLS
 
 
-def table() -> str:
+def table(*, ranks: Ranks) -> str:
     """What rank 0 prints."""
     results, facts = measure(), environment()
     lines = [
-        f"Sums of bfloat16 over {tp_size()} ranks, {facts['gpu']}, torch {facts['torch']}.",
+        f"Sums of bfloat16 over {ranks.size} ranks, {facts['gpu']}, torch {facts['torch']}.",
         "",
         "| rows of 4096 | kB | way | us |",
         "|---:|---:|---|---:|",

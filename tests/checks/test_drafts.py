@@ -11,7 +11,7 @@ from cgbench.checks.findings import Finding, Verdict
 from cgbench.checks.noise import moved_embeddings
 from cgbench.checks.tokens import NEAR_TIE_NOISES
 from cgbench.engine.iteration import Speculator
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from tests.support.audited import make_tiny_subject
 from tests.support.mutations import MUTATIONS, OWN, Mutation
 from tests.support.tiny import edit_config, make_checkpoint

@@ -20,7 +20,7 @@ from cgbench.engine.graphs import CapturedGraph, GraphSet, phases_of
 from cgbench.engine.iteration import no_mark
 from cgbench.engine.runner import GraphRunner
 from cgbench.floor.telemetry import NoTelemetry
-from cgbench.kernels.attention_input import LayerKv
+from cgbench.kernels.attention import LayerKv
 from cgbench.planning import PlanRequest, plan
 from cgbench.words import Scope
 from tests.support.audited import make_tiny_subject

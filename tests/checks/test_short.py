@@ -19,7 +19,7 @@ from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.state import DecodeState
-from cgbench.kernels.row_state import OUT, RowState
+from cgbench.kernels.row_updates import OUT, RowState
 from tests.support.tiny import (
     greedy_reference,
     load_tiny,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cgbench.compile.fusion import fuse
 from cgbench.compile.operators import ATTEND, ROTATED_LINEAR, under_way
-from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.attention import AttentionInput
 from tests.support.fusion import NEITHER, fused_in, graph_and_result
 
 linear = torch.ops.cgbench.linear.default

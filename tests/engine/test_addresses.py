@@ -9,7 +9,7 @@ import torch
 from cgbench.engine.addresses import captured_addresses, moved, state_addresses
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.state import DecodeState
-from cgbench.kernels.attention_input import LayerKv
+from cgbench.kernels.attention import LayerKv
 from tests.support.tiny import load_tiny, make_checkpoint, make_speculator, make_state
 
 K = 3

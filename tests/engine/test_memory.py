@@ -22,7 +22,7 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
     options = make_options(spec_tokens=(0, 3), batch_sizes=(1, 8), max_batch_size=8)
     kv = 9 * (options.context_len + options.reach + 6) * 192_512
     for available, fits in ((GLM_WEIGHTS + kv, True), (GLM_WEIGHTS + kv - 1, False)):
-        monkeypatch.setattr(memory, "available_bytes", lambda _, n=available: n)
+        monkeypatch.setattr(memory, "available_bytes", lambda *_, n=available: n)
         if fits:
             check_memory(plan, options)
             continue
@@ -48,10 +48,12 @@ def test_recurrent_state_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     buffers += [tensor for pair in cache.prompt.values() for tensor in pair]
     state = sum(tensor.numel() * tensor.itemsize for tensor in buffers)
     kv = 9 * (options.context_len + options.reach + 6) * 14_336
-    monkeypatch.setattr(memory, "available_bytes", lambda _: 0)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 0)
     with pytest.raises(OutOfMemoryError, match=f"KV of 9 slots {kv + state:,}"):
         check_memory(plan, options)
 
 
 def test_the_cpu_has_the_machines_memory() -> None:
-    assert memory.available_bytes(torch.device("cpu")) > 2**30
+    whole = memory.available_bytes(torch.device("cpu"), 1)
+    assert whole > 2**30
+    assert memory.available_bytes(torch.device("cpu"), 2) == whole // 2

@@ -1,5 +1,6 @@
 """A decode backend of the user's own: found by name, run, and held to the audit."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from cgbench.checks import hidden
 from cgbench.checks.findings import Verdict
-from cgbench.engine.attention import DECODE_BACKENDS, resolve_backend
+from cgbench.engine.backends import DECODE_BACKENDS, resolve_backend
 from cgbench.errors import BadInputError
 from cgbench.measure.group import measure_group
 from cgbench.words import Status
@@ -17,7 +18,7 @@ from tests.support.tiny import make_checkpoint
 CPU = torch.device("cpu")
 
 SOURCE = """
-from cgbench.engine.attention import sdpa_decode
+from cgbench.engine.backends import sdpa_decode
 
 calls = []
 
@@ -34,17 +35,15 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module in the folder that the command is given in; what is registered is forgotten."""
+    """A module in the folder that the command is given in."""
     (tmp_path / "my_kernels.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/somewhere/else"])
-    monkeypatch.delitem(__import__("sys").modules, "my_kernels", raising=False)
-    for name in ("right", "wrong"):
-        monkeypatch.setitem(DECODE_BACKENDS, f"my_kernels:{name}", None)
+    monkeypatch.delitem(sys.modules, "my_kernels", raising=False)
 
 
 def verdict(folder: Path, attention: str) -> Verdict:
-    deployment = make_deployment(folder, attention=resolve_backend(attention, CPU))
+    deployment = make_deployment(folder, attention=attention)
     return hidden.run(subject_of(deployment)).verdict
 
 
@@ -53,6 +52,32 @@ def test_a_backend_is_found_in_the_current_folder_and_run(tmp_path: Path) -> Non
     import my_kernels
 
     assert my_kernels.calls
+
+
+def test_a_backend_comes_with_its_function_and_leaves_no_trace() -> None:
+    backend = resolve_backend("my_kernels:right", CPU)
+    assert (backend.name, backend.decode.__module__) == ("my_kernels:right", "my_kernels")
+    assert backend.decode.__name__ == "right"
+    assert set(DECODE_BACKENDS) == {"sdpa", "triton"}
+    assert sys.path == ["/somewhere/else"]
+
+
+def test_a_module_that_fails_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "my_kernels.py").write_text("raise RuntimeError('no')")
+    with pytest.raises(BadInputError, match="my_kernels:right: RuntimeError: no"):
+        resolve_backend("my_kernels:right", CPU)
+    assert sys.path == ["/somewhere/else"]
+
+
+def test_paths_that_a_module_adds_itself_stay(tmp_path: Path) -> None:
+    source = f"import sys\nsys.path.insert(0, '/its/own')\n{SOURCE}"
+    (tmp_path / "my_kernels.py").write_text(source)
+    resolve_backend("my_kernels:right", CPU)
+    assert sys.path == ["/its/own", "/somewhere/else"]
+
+
+def test_auto_is_the_reference_on_a_cpu() -> None:
+    assert resolve_backend("auto", CPU) == ("sdpa", DECODE_BACKENDS["sdpa"])
 
 
 def test_a_wrong_backend_is_caught_by_the_audit(tmp_path: Path) -> None:
@@ -65,8 +90,8 @@ def test_a_backend_that_is_wrong_at_every_k_is_timed_in_lower_precision_alone(
 ) -> None:
     """All cells agree with each other: in float32 a prefill tells, below only the whole audit."""
     folder = make_checkpoint(tmp_path / "m", "mimo")
-    backend = resolve_backend("my_kernels:wrong", CPU)
-    group = measure_group(make_session(folder, attention=backend, dtype=dtype), 2, lambda: None)
+    session = make_session(folder, attention="my_kernels:wrong", dtype=dtype)
+    group = measure_group(session, 2, lambda: None)
     assert len(group.failures) == num_failed
     expected = Status.AUDIT_FAILED if num_failed else Status.OK
     assert {cell.status for cell in group.cells} == {expected}

@@ -8,7 +8,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_g
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
 from cgbench.engine.runner import EagerRunner
-from cgbench.kernels.delta_net import HeadRows, StateShape
+from cgbench.kernels.delta_rule import HeadRows, StateShape, conv_inputs, head_rule
 from cgbench.models.heads.families import QWEN
 from tests.support.tiny import (
     HYBRID_CONFIGS,
@@ -95,7 +95,8 @@ def test_a_verify_goes_on_from_the_accepted_rows(accepted: list[int]) -> None:
         rows = random_rows(3, QUERY_LEN)
         for tried in (random_rows(3, QUERY_LEN), rows):
             positions = length[:, None] + torch.arange(QUERY_LEN)
-            got = DecodeStates(cache, slots, positions).head_rule(7, tried)
+            states = DecodeStates(cache, slots, positions)
+            got = head_rule(cache.layers[7], tried, slots, positions, states.num_pending)
             torch.testing.assert_close(got, transformers_rule(tried, expected)[0])
         torch.testing.assert_close(cache.layers[7].matrix[slots], expected)
         ends = [
@@ -114,7 +115,7 @@ def test_the_ring_holds_what_the_kernel_sees() -> None:
     for accepted in (1, 4, 2, 5, 3, 1, 5):
         positions = length + torch.arange(QUERY_LEN)[None]
         rows = torch.randn(1, QUERY_LEN, SHAPE.conv_channels)
-        got = DecodeStates(cache, slots, positions).conv_inputs(0, rows, SHAPE.conv_rows)
+        got = conv_inputs(cache.layers[0].conv, rows, slots, positions, SHAPE.conv_rows)
         assert torch.equal(got[0, : SHAPE.conv_rows], torch.cat(kept)[-SHAPE.conv_rows :])
         assert torch.equal(got[0, SHAPE.conv_rows :], rows[0])
         kept.append(rows[0, :accepted])

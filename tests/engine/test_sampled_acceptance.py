@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cgbench.engine.acceptance import Sampled
 from cgbench.engine.state import DecodeState
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 
 K, VOCAB = 3, 10
 REQUESTS, ROUNDS = 20_000, 10

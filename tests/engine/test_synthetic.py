@@ -11,7 +11,7 @@ from cgbench.engine.generation import Generated, generate
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.state import DecodeState
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from cgbench.request.acceptance_lengths import GOLDEN, GoldenLength, Length, StatedLength
 from tests.support.tiny import (
     load_tiny,

@@ -9,9 +9,10 @@ import pytest
 from cgbench.checks.findings import Verdict
 from cgbench.checks.hygiene import run
 from cgbench.checks.subject import Subject, make_subject
+from cgbench.engine.backends import resolve_backend
 from cgbench.engine.deployment import capture
 from cgbench.engine.runner import GraphRunner
-from cgbench.kernels.attention_input import LayerKv
+from cgbench.kernels.attention import LayerKv
 from cgbench.measure.setup import make_deployment
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -33,7 +34,8 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
     )
     prompts = tuple(map(tuple, random_prompts(8)))
     workload = Workload("a test", prompts)
-    deployment = make_deployment(options, model, workload, "triton")
+    backend = resolve_backend("triton", model.target.device)
+    deployment = make_deployment(options, model, workload, backend)
     deployment = capture(deployment, lambda: None)
     yield make_subject(deployment, prompts, options.max_new_tokens, seed=0)
     deployment.release()

@@ -5,7 +5,7 @@ import torch
 
 from cgbench.engine.state import NO_TOKEN, DecodeState
 from cgbench.kernels import row_updates
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from tests.support.interpreter import run_interpreted
 
 pytest.importorskip("triton")

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgbench.engine.attention import Rows, sdpa_decode, triton_decode
+from cgbench.engine.backends import sdpa_decode, triton_decode
+from cgbench.engine.calls import Rows
 from cgbench.engine.kv import KvCache
-from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.attention import AttentionInput
 from tests.support.interpreter import check_interpreted
 
 pytest.importorskip("triton")

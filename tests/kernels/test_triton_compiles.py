@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from cgbench.engine.attention import Rows
+from cgbench.engine.calls import Rows
 from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates
 from cgbench.engine.state import DecodeState
-from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
 

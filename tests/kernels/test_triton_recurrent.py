@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
-from cgbench.kernels.delta_net import DeltaRows
+from cgbench.kernels.delta_rule import DeltaRows, delta_rule_by_torch
 from tests.support.delta_nets import Case, moved, random_cache, random_net, random_rows
 from tests.support.interpreter import run_interpreted
 
@@ -60,7 +60,9 @@ def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
         rows = random_rows(case, net, dtype, device)
         rows = in_turn(rows) if case.group == 1 else rows
         states = DecodeStates(expected_cache, slots.to(device), positions)
-        expected = states.delta_rule_by_torch(0, rows)
+        expected = delta_rule_by_torch(
+            expected_cache.layers[0], rows, states.slots, states.positions, states.num_pending
+        )
         states = DecodeStates(got_cache, slots.to(device), positions)
         got = triton_recurrent.delta_rule(
             got_cache.layers[0], rows, states.slots, states.positions, states.num_pending

@@ -12,7 +12,7 @@ CASES = [(1, 64, 32, 16), (5, 2048, 1600, 20), (48, 6144, 5120, 128)]
 
 
 def relative_error(case: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> float:
-    from cgbench.compile.operators import rotated_linear
+    from cgbench.kernels.linear import rotated_linear
     from cgbench.kernels.triton_rotary import Rotary, rotate
 
     rows, outputs, num_rotated, size = case

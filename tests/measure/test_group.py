@@ -23,7 +23,7 @@ from cgbench.engine.iteration import iteration as real_iteration
 from cgbench.engine.runner import EagerRunner, Runner
 from cgbench.errors import OutOfMemoryError
 from cgbench.floor.least_time import Batch
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from cgbench.measure import clock, group, rounds
 from cgbench.measure.group import STAGE_ITERATIONS, Group, measure_group, num_steps
 from cgbench.measure.session import Session

@@ -22,6 +22,7 @@ from cgbench.measure import rank_facts
 from cgbench.models.heads.families import QWEN
 from cgbench.parallel import launch, ranks
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
+from cgbench.parallel.ranks import Ranks
 from cgbench.rundir.store import RunDirectory
 from tests.support import rank_faults
 from tests.support.command import FAST, cgbench
@@ -192,8 +193,8 @@ def test_multicast_is_off_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyP
 
 def test_a_machine_without_nvlink_is_noted_and_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for links, words in (("pcie", ["no NVLink"]), ("nvlink", []), ("unknown", [])):
-        monkeypatch.setattr(rank_facts, "links", lambda links=links: links)
-        assert [note[:9] for note in rank_facts.link_notes()] == words
+        monkeypatch.setattr(rank_facts, "links", lambda _, links=links: links)
+        assert [note[:9] for note in rank_facts.link_notes(Ranks(0, 2))] == words
 
 
 def test_no_rank_and_another_number_than_torchrun_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,11 +211,12 @@ def test_a_job_s_variables_of_one_rank_are_no_torchrun(monkeypatch: pytest.Monke
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert ranks_asked(None) == 1 and ranks_asked(2) == 2
-    assert run_on_ranks(2, "cpu", ranks.tp_size) == 2
+    assert run_on_ranks(2, "cpu", rank_faults.handed) == [Ranks(0, 2), Ranks(1, 2)]
 
 
 def test_alone_everything_is_its_own_answer() -> None:
-    assert (ranks.rank(), ranks.tp_size(), ranks.is_first()) == (0, 1, True)
+    assert ranks.joined() == ranks.ALONE == Ranks(0, 1) and ranks.ALONE.is_first
+    assert run_on_ranks(1, "cpu", rank_faults.handed) == [ranks.ALONE]
     assert ranks.agreed(3) == 3 and ranks.gathered(3) == [3]
     assert ranks.first_failure("wrong") == "wrong"
     assert ranks.first_unlike([3], "its numbers") is None

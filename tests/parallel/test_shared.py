@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cgbench.parallel.launch import run_on_ranks
+from cgbench.parallel.ranks import ALONE
 from tests.support import rank_jobs
 
 KINDS = ("mimo", "glm4_moe", rank_jobs.OWN)
@@ -16,7 +17,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def test_the_floor_is_of_what_a_rank_holds(folders: dict[str, Path]) -> None:
-    alone = rank_jobs.count_work(folders)
+    alone = rank_jobs.count_work(folders, ranks=ALONE)
     shared = run_on_ranks(2, "cpu", rank_jobs.count_work, folders)
     for name, of_ranks in shared.items():
         ((whole, _),) = alone[name]

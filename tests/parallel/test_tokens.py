@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cgbench.parallel.launch import run_on_ranks
+from cgbench.parallel.ranks import ALONE
 from tests.support import rank_jobs
 
 PRESETS = (rank_jobs.TIED, rank_jobs.WHOLE_VOCABULARY)
@@ -20,7 +21,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders: dict[str, Path]) -> dict[str, rank_jobs.Told]:
-    return rank_jobs.tell_all(folders, PRESETS)[0]
+    return rank_jobs.tell_all(folders, PRESETS, ranks=ALONE)[0]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.runner import CellKey, GraphRunner
 from cgbench.engine.state import DecodeState
 from cgbench.measure.session import Session
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -43,6 +44,7 @@ def make_session(
     device: str = "cpu",
     attention: str = "sdpa",
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
+    ranks: Ranks = ALONE,
 ) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
     options = RunOptions(
@@ -62,7 +64,7 @@ def make_session(
         ignore_eos=False,
         seed=seed,
     )
-    model = load_tiny(folder, device=device, dtype=dtype)
+    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks)
     return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
 
@@ -113,6 +115,9 @@ def make_tiny_subject(
     spec_tokens: tuple[int, ...] = (0, 3),
     dtype: torch.dtype = torch.float32,
     with_graphs: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Subject:
-    deployment = make_deployment(folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype)
+    deployment = make_deployment(
+        folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype, ranks=ranks
+    )
     return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)

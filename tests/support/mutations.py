@@ -8,17 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgbench.engine import attention, iteration, prefill, recurrent
+from cgbench.engine import backends, calls, iteration, prefill, recurrent
 from cgbench.engine.acceptance import Greedy
-from cgbench.engine.attention import Rows
+from cgbench.engine.calls import Rows
 from cgbench.engine.iteration import Speculator, take_row
 from cgbench.engine.recurrent import DecodeStates, PrefillStates, RecurrentCache
 from cgbench.engine.state import DecodeState, Prefilled
-from cgbench.kernels import delta_rule
-from cgbench.kernels.attention_input import AttentionInput, LayerKv
-from cgbench.kernels.delta_net import DeltaRows
-from cgbench.kernels.delta_rule import LayerState
-from cgbench.kernels.row_state import ACTIVE, RowState
+from cgbench.kernels import attention, delta_rule
+from cgbench.kernels.attention import AttentionInput, LayerKv
+from cgbench.kernels.delta_rule import DeltaRows, LayerState
+from cgbench.kernels.row_updates import ACTIVE, RowState
 from cgbench.models.target import HiddenStates, Target
 from tests.support.audited import PretendGraphs
 
@@ -102,76 +101,74 @@ def drafts_counted_past_a_rejection(patch: Patch) -> None:
 def mask_one_column_too_wide(patch: Patch) -> None:
     """Every query sees the key after its own."""
 
-    def live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
-        key_positions = torch.arange(rows.cache.room)
-        return key_positions <= rows.positions[:, None, :, None] + 1
+    def live_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
+        return torch.arange(room) <= positions[:, None, :, None] + 1
 
-    patch.setattr(attention, "_live_mask", live_mask)
+    patch.setattr(attention, "live_mask", live_mask)
 
 
 @mutation("hidden", kind="mistral")
 def window_one_key_too_wide(patch: Patch) -> None:
     """A sliding window counts one key more than the model's."""
-    real = attention._live_mask
+    real = attention.live_mask
 
-    def live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
-        return real(rows, None if sliding_window is None else sliding_window + 1)
+    def live_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
+        return real(positions, room, None if sliding_window is None else sliding_window + 1)
 
-    patch.setattr(attention, "_live_mask", live_mask)
+    patch.setattr(attention, "live_mask", live_mask)
 
 
 @mutation("padding")
 def stale_row_read(patch: Patch) -> None:
     """The last query alone sees one key too many: a stale row, past what verify wrote."""
-    real = attention._live_mask
+    real = attention.live_mask
 
-    def live_mask(rows: Rows, sliding_window: int | None) -> Tensor:
-        mask = real(rows, sliding_window).clone()
-        past = (rows.positions[:, -1] + 1).clamp(max=rows.cache.room - 1)
+    def live_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
+        mask = real(positions, room, sliding_window).clone()
+        past = (positions[:, -1] + 1).clamp(max=room - 1)
         mask[torch.arange(len(past)), 0, -1, past] = True
         return mask
 
-    patch.setattr(attention, "_live_mask", live_mask)
+    patch.setattr(attention, "live_mask", live_mask)
 
 
 @mutation("isolation")
 def kv_written_one_row_too_low(patch: Patch) -> None:
     """A forward stores its rows, and its first row also over the committed one before it."""
-    real = attention.sdpa_decode
+    real = backends.sdpa_decode
 
     def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         before = Rows(rows.cache, rows.slots, (rows.positions[:, :1] - 1).clamp(min=0))
         out = real(kv, rows, qkv)
         first = qkv._replace(key=qkv.key[:, :, :1], value=qkv.value[:, :, :1])
-        attention.store(kv, before, first)
+        calls.store(kv, before, first)
         return out
 
-    patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
+    patch.setitem(backends.DECODE_BACKENDS, "sdpa", decode)
 
 
 @mutation("isolation")
 def neighbours_slot_read(patch: Patch) -> None:
     """Attention reads the KV of the slot after the row's own."""
-    real = attention._slot_view
+    real = attention.slot_view
 
-    def slot_view(tensor: Tensor, rows: Rows) -> Tensor:
-        other = Rows(rows.cache, (rows.slots + 1) % rows.cache.num_slots, rows.positions)
-        return real(tensor, other)
+    def slot_view(tensor: Tensor, slots: Tensor, room: int) -> Tensor:
+        return real(tensor, (slots + 1) % (len(tensor) // room), room)
 
-    patch.setattr(attention, "_slot_view", slot_view)
+    patch.setattr(attention, "slot_view", slot_view)
 
 
 @mutation("isolation")
 def kv_written_to_the_wrong_slot(patch: Patch) -> None:
     """What a decode step writes goes to the next slot as well."""
-    real = attention.sdpa_decode
+    real = backends.sdpa_decode
 
     def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         beside = Rows(rows.cache, (rows.slots + 1) % rows.cache.num_slots, rows.positions)
-        attention.store(kv, beside, qkv)
+        calls.store(kv, beside, qkv)
         return real(kv, rows, qkv)
 
-    patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
+    patch.setitem(backends.DECODE_BACKENDS, "sdpa", decode)
 
 
 @mutation("padding")
@@ -200,14 +197,14 @@ def padded_rows_keep_their_slots(patch: Patch) -> None:
 @mutation("isolation")
 def earlier_request_shows(patch: Patch) -> None:
     """Attention leans on a row at the slot's end, which an earlier, longer request has filled."""
-    real = attention.sdpa_decode
+    real = backends.sdpa_decode
 
     def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
         out = real(kv, rows, qkv)
-        stale = attention._slot_view(kv.values, rows)[:, :, 20]
+        stale = attention.slot_view(kv.values, rows.slots, rows.cache.room)[:, :, 20]
         return out + 1e-3 * stale.sum((1, 2))[:, None, None, None]
 
-    patch.setitem(attention.DECODE_BACKENDS, "sdpa", decode)
+    patch.setitem(backends.DECODE_BACKENDS, "sdpa", decode)
 
 
 # The drafting path, which lossless decoding hides.
@@ -529,20 +526,22 @@ def state_takes_one_row_too_many(patch: Patch) -> None:
     def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) -> Tensor:
         return real(layer, slots, (count + 1).clamp(max=layer.keys.shape[2]), is_first)
 
-    patch.setattr(recurrent, "advanced", advanced)
+    patch.setattr(delta_rule, "advanced", advanced)
 
 
 @mutation("hidden", kind="qwen3_5")
 def convolution_one_row_late(patch: Patch) -> None:
     """The convolution's ring is read one row too low."""
-    real = DecodeStates.conv_inputs
+    real = delta_rule.conv_inputs
 
-    def conv_inputs(self: DecodeStates, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
-        inputs = real(self, layer_idx, rows, num_before)
+    def conv_inputs(
+        ring: Tensor, rows: Tensor, slots: Tensor, positions: Tensor, num_before: int
+    ) -> Tensor:
+        inputs = real(ring, rows, slots, positions, num_before)
         inputs[:, :num_before] = inputs[:, :num_before].roll(1, dims=1)
         return inputs
 
-    patch.setattr(DecodeStates, "conv_inputs", conv_inputs)
+    patch.setattr(delta_rule, "conv_inputs", conv_inputs)
 
 
 @mutation("equality", kind="qwen3_5")

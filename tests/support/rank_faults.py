@@ -10,14 +10,20 @@ from unittest import mock
 import torch
 
 from cgbench.errors import BadInputError
-from cgbench.parallel.ranks import barrier, rank
+from cgbench.parallel.ranks import Ranks, barrier, gathered, joined
 
 
-def die(how: str) -> None:
+def handed(*, ranks: Ranks) -> list[Ranks]:
+    """What every rank is handed."""
+    assert ranks == joined()
+    return gathered(ranks)
+
+
+def die(how: str, *, ranks: Ranks) -> None:
     """Rank 1 goes, while rank 0 waits for it in a collective."""
     total = torch.ones(1)
     torch.distributed.all_reduce(total)
-    if rank() == 1:
+    if ranks.rank == 1:
         if how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "exits":
@@ -26,10 +32,10 @@ def die(how: str) -> None:
     torch.distributed.all_reduce(total)
 
 
-def signal_the_launcher(launcher: int, number: int) -> None:
+def signal_the_launcher(launcher: int, number: int, *, ranks: Ranks) -> None:
     """Rank 0 signals who started it, and all wait for what comes of it."""
     barrier("the signal")
-    if rank() == 0:
+    if ranks.rank == 0:
         os.kill(launcher, number)
     wait_in_c()
 
@@ -41,9 +47,9 @@ def wait_in_c() -> None:
         ctypes.CDLL(None).pthread_mutex_lock(mutex)
 
 
-def never_come(timeout_s: float) -> None:
+def never_come(timeout_s: float, *, ranks: Ranks) -> None:
     """Rank 1 hangs where rank 0 waits with a time limit."""
-    if rank() == 1:
+    if ranks.rank == 1:
         time.sleep(600)
     barrier("the capture of nothing", timeout_s)
 
@@ -51,22 +57,25 @@ def never_come(timeout_s: float) -> None:
 class NoMemory:
     """A capturer whose rank 1 has no memory left: the others reach the barrier after it."""
 
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+
     def capture(self, *args: object) -> None:
-        if rank() == 1:
+        if self.ranks.rank == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         barrier("the first replay")
 
 
-def run_out_of_memory_in_capture() -> None:
+def run_out_of_memory_in_capture(*, ranks: Ranks) -> None:
     from cgbench.engine import graphs
     from cgbench.planning import Bucket
     from cgbench.words import Scope
 
     state = mock.Mock(spec_tokens=3)
-    graphs._capture_bucket(mock.Mock(), state, Bucket(8, 32), Scope.ITERATION, NoMemory())  # type: ignore[arg-type]
+    graphs._capture_bucket(mock.Mock(), state, Bucket(8, 32), Scope.ITERATION, NoMemory(ranks))  # type: ignore[arg-type]
 
 
-def run_and_die(*args: Any, **kwargs: Any) -> object:
+def run_and_die(*args: Any, ranks: Ranks, **kwargs: Any) -> object:
     """``cgbench run``, whose rank 1 dies when the second batch size is measured."""
     from cgbench.cli import job
     from cgbench.measure import group
@@ -74,9 +83,9 @@ def run_and_die(*args: Any, **kwargs: Any) -> object:
     measure_group = group.measure_group
 
     def measured(session: Any, batch_size: int, on_step: Any) -> Any:
-        if batch_size == 2 and rank() == 1:
+        if batch_size == 2 and ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return measure_group(session, batch_size, on_step)
 
     with mock.patch.object(group, "measure_group", measured):
-        return job.execute(*args, **kwargs)
+        return job.execute(*args, ranks=ranks, **kwargs)

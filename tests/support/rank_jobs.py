@@ -15,15 +15,14 @@ from cgbench.checks import equality, isolation, limits
 from cgbench.checks.findings import Finding, over_ranks
 from cgbench.checks.subject import Subject
 from cgbench.compile.layers import compile_forwards
-from cgbench.engine import attention, iteration
+from cgbench.engine import backends, iteration
 from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_rule
-from cgbench.engine.attention import Rows
+from cgbench.engine.calls import Rows
 from cgbench.engine.runner import EagerRunner
 from cgbench.floor.telemetry import Reading, Watch
 from cgbench.floor.work import ForwardWork, rank_work
-from cgbench.kernels.attention_input import AttentionInput, LayerKv
-from cgbench.kernels.row_state import RowState
-from cgbench.kernels.row_updates import argmax
+from cgbench.kernels.attention import AttentionInput, LayerKv
+from cgbench.kernels.row_updates import RowState, argmax
 from cgbench.measure import rounds
 from cgbench.measure.group import measure_group
 from cgbench.models.fingerprint import fingerprint
@@ -33,7 +32,7 @@ from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import ModelRequest
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
-from cgbench.parallel.ranks import agreed, gathered, rank
+from cgbench.parallel.ranks import Ranks, agreed, gathered
 from tests.support.audited import make_tiny_subject
 from tests.support.session import make_session
 from tests.support.tiny import (
@@ -72,21 +71,23 @@ class Told:
     kv_heads: set[int]
 
 
-def tell_all(folders: dict[str, Path], presets: tuple[Preset, ...]) -> list[dict[str, Told]]:
+def tell_all(
+    folders: dict[str, Path], presets: tuple[Preset, ...], *, ranks: Ranks
+) -> list[dict[str, Told]]:
     """Everything of every rank, in one start: each checkpoint and preset by name."""
     torch.set_num_threads(1)
     told = {
-        f"{name} {head}": tell(load(folder, head))
+        f"{name} {head}": tell(load(folder, head, ranks))
         for name, folder in folders.items()
         for head in HEADS
     }
     with mock.patch.dict(PRESETS, {preset.name: preset for preset in presets}):
         for preset in presets:
-            told[preset.name] = tell(load(Path(f"preset:{preset.name}"), "divided"))
+            told[preset.name] = tell(load(Path(f"preset:{preset.name}"), "divided", ranks))
     return gathered(told)
 
 
-def tell_compiled(folders: dict[str, Path]) -> list[dict[str, list[list[int]]]]:
+def tell_compiled(folders: dict[str, Path], *, ranks: Ranks) -> list[dict[str, list[list[int]]]]:
     """Every rank's tokens of k = 3 through compiled layers, traced and run as traced."""
     torch.set_num_threads(1)
     told = {}
@@ -94,18 +95,18 @@ def tell_compiled(folders: dict[str, Path]) -> list[dict[str, list[list[int]]]]:
         for name, folder in folders.items():
             for head in HEADS:
                 torch._dynamo.reset()
-                model = load(folder, head)
+                model = load(folder, head, ranks)
                 compile_forwards(model.target, model.head)
                 out = decode(model, Greedy(), 3, PROMPTS[:3])
                 told[f"{name} {head}"] = out.token_ids + out.accepted
     return gathered(told)
 
 
-def load(ref: Path, head: str) -> LoadedModel:
+def load(ref: Path, head: str, ranks: Ranks) -> LoadedModel:
+    where = torch.device("cpu"), torch.float32
+    is_divided = head == "divided"
     return load_model(
-        ModelRequest(
-            str(ref), None, True, torch.device("cpu"), torch.float32, divided_head=head == "divided"
-        )
+        ModelRequest(str(ref), None, True, *where, divided_head=is_divided, ranks=ranks)
     )
 
 
@@ -126,18 +127,18 @@ def decode(model: LoadedModel, rule: AcceptanceRule, k: int, prompts: list[list[
     return decode_prompts(spec, EagerRunner(spec, make_state(spec, k, 3)), prompts, MAX_NEW_TOKENS)
 
 
-def look_at_collectives(folder: Path) -> dict[str, Any]:
+def look_at_collectives(folder: Path, *, ranks: Ranks) -> dict[str, Any]:
     """What crosses the ranks in a greedy iteration, and an argmax with ties."""
-    model = load(folder, "divided")
+    model = load(folder, "divided", ranks)
     with watched_collectives() as seen:
         decode(model, Greedy(), 3, PROMPTS[:1])
     tied = torch.tensor([[1.0, 3.0, 3.0, 2.0], [5.0, 0.0, 0.0, 5.0], [0.0, 0.0, 0.0, 7.0]])
-    part = tied.chunk(2, 1)[rank()]
+    part = tied.chunk(2, 1)[ranks.rank]
     return {
         "gathered": {call.shape for call in seen if call.kind == "all_gather"},
         "kinds": {call.kind for call in seen},
         "argmax": gathered(argmax_over_ranks(part, argmax).tolist()),
-        "agreed": gathered(agreed(f"rank {rank()}'s")),
+        "agreed": gathered(agreed(f"rank {ranks.rank}'s")),
     }
 
 
@@ -152,9 +153,11 @@ class Counted:
     kv_heads: list[int]
 
 
-def count_work(folders: dict[str, Path]) -> dict[str, list[tuple[Counted, Counted]]]:
+def count_work(
+    folders: dict[str, Path], *, ranks: Ranks
+) -> dict[str, list[tuple[Counted, Counted]]]:
     """What the floor counts for a rank, beside what the rank holds."""
-    loaded = {f"{n} {head}": load(f, head) for n, f in folders.items() for head in HEADS}
+    loaded = {f"{n} {head}": load(f, head, ranks) for n, f in folders.items() for head in HEADS}
     return {name: gathered((counted(model), held(model))) for name, model in loaded.items()}
 
 
@@ -189,66 +192,70 @@ def matrix_elements(module: torch.nn.Module) -> int:
 class Warm:
     """Telemetry of a GPU that is too hot, on rank 1 alone, when it is asked for the tenth time."""
 
-    def __init__(self) -> None:
-        self.reads = 0
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.reads = ranks, 0
 
     def read(self) -> Reading:
         self.reads += 1
-        is_hot = rank() == 1 and self.reads == 10
+        is_hot = self.ranks.rank == 1 and self.reads == 10
         reasons = frozenset({"hw_thermal"} if is_hot else ())
         return Reading(1980, 3201, 45, 300.0, reasons, frozenset())
 
 
-def measure_by_other_clocks(folder: Path) -> list[tuple[int, list[int | None]]]:
+def measure_by_other_clocks(folder: Path, *, ranks: Ranks) -> list[tuple[int, list[int | None]]]:
     """Rounds and discarded blocks of every rank, whose clocks differ and of which one is hot."""
     torch.set_num_threads(1)
-    ticks = count(0, 0.1 if rank() == 0 else 10.0)
-    session = make_session(folder, iterations=4)
+    ticks = count(0, 0.1 if ranks.rank == 0 else 10.0)
+    session = make_session(folder, iterations=4, ranks=ranks)
     options = replace(session.options, precision=0.0, min_time_s=0.0, max_time_s=1.55)
     clock = SimpleNamespace(perf_counter=lambda: next(ticks))
     with mock.patch.object(rounds, "time", clock):
-        group = measure_group(replace(session, options=options, watch=Watch(Warm())), 2, int)
+        group = measure_group(replace(session, options=options, watch=Watch(Warm(ranks))), 2, int)
     cells = [cell.discarded_blocks for cell in group.cells]
     return gathered((max(row.block for row in group.blocks) + 1, cells))
 
 
-def findings_of(check: Callable[[Subject], Finding], folder: Path) -> list[tuple[str, str]]:
+def findings_of(
+    check: Callable[[Subject], Finding], folder: Path, ranks: Ranks
+) -> list[tuple[str, str]]:
     """Every rank's verdict, and its first difference in words."""
-    finding = over_ranks(check(make_tiny_subject(folder)))
+    finding = over_ranks(check(make_tiny_subject(folder, ranks=ranks)))
     text = "" if finding.difference is None else finding.difference.text
     return gathered((finding.verdict.value, text))
 
 
-def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:
+def audit_with_a_fault_on_rank_1(folder: Path, *, ranks: Ranks) -> list[tuple[str, str]]:
     """What every rank says of isolation, where rank 1 alone writes where it must not: to the last
     row of slot 0, which nobody reads."""
     torch.set_num_threads(1)
-    real = attention.sdpa_decode
+    real = backends.sdpa_decode
 
     def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
-        if rank() == 1:
+        if ranks.rank == 1:
             kv.values[rows.cache.room - 1] += 1
         return real(kv, rows, qkv)
 
-    with mock.patch.dict(attention.DECODE_BACKENDS, {"sdpa": decode}):
-        return findings_of(isolation.run, folder)
+    with mock.patch.dict(backends.DECODE_BACKENDS, {"sdpa": decode}):
+        return findings_of(isolation.run, folder, ranks)
 
 
-def audit_where_rank_1_reads_other_tokens(folder: Path) -> dict[str, list[tuple[str, str]]]:
+def audit_where_rank_1_reads_other_tokens(
+    folder: Path, *, ranks: Ranks
+) -> dict[str, list[tuple[str, str]]]:
     """What every rank says where rank 1 alone reads back another token than was decoded."""
     torch.set_num_threads(1)
     real = iteration.commit
 
     def commit(rows: RowState) -> None:
         real(rows)
-        if rank() == 1 and rows.spec_tokens:
+        if ranks.rank == 1 and rows.spec_tokens:
             rows.out[0, 0] = (rows.out[0, 0] + 1) % 64
 
     told = {}
     with mock.patch.object(iteration, "commit", commit):
         for check in (equality, limits, isolation):
-            told[check.NAME] = findings_of(check.run, folder)
-        group = measure_group(make_session(folder), 2, int)
+            told[check.NAME] = findings_of(check.run, folder, ranks)
+        group = measure_group(make_session(folder, ranks=ranks), 2, int)
     told["run"] = gathered(("wrong" if group.failures else "holds", "".join(group.failures)))
     return told
 

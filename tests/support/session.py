@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from cgbench.engine.backends import resolve_backend
 from cgbench.engine.runner import CellKey, Runner
 from cgbench.floor.device_limits import DeviceLimits
 from cgbench.floor.least_time import floor_of
@@ -12,6 +13,7 @@ from cgbench.measure.run_clock import Clock
 from cgbench.measure.session import Session
 from cgbench.measure.setup import make_deployment
 from cgbench.models.loader import LoadedModel
+from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.request.options import RunOptions
 from cgbench.workload.load import Workload
 from tests.support.bigram import VOCAB
@@ -35,12 +37,18 @@ def session_of(
     model: LoadedModel, options: RunOptions, workload: Workload, attention: str = "sdpa"
 ) -> Session:
     """A session over ``model``, without telemetry and without graphs."""
-    deployment = make_deployment(options, model, workload, attention)
+    backend = resolve_backend(attention, model.target.device)
+    deployment = make_deployment(options, model, workload, backend)
     watch, floor = Watch(NoTelemetry()), floor_of(model, LIMITS)
     return Session(deployment, options, workload, watch, floor, Clock())
 
 
-def make_session(folder: Path, iterations: int = ITERATIONS, batch_size: int = BATCH) -> Session:
+def make_session(
+    folder: Path,
+    iterations: int = ITERATIONS,
+    batch_size: int = BATCH,
+    ranks: Ranks = ALONE,
+) -> Session:
     options = make_options(
         spec_tokens=KS,
         batch_sizes=(batch_size,),
@@ -49,7 +57,7 @@ def make_session(folder: Path, iterations: int = ITERATIONS, batch_size: int = B
         context_len=CONTEXT_LEN,
         iterations=iterations,
     )
-    return session_of(load_tiny(folder), options, Workload("a test", PROMPTS))
+    return session_of(load_tiny(folder, ranks=ranks), options, Workload("a test", PROMPTS))
 
 
 def with_runners(session: Session, runners: Mapping[CellKey, Runner]) -> Session:

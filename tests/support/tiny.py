@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from cgbench.engine.acceptance import AcceptanceRule, Greedy
-from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.backends import DECODE_BACKENDS
 from cgbench.engine.generation import Generated, generate
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
@@ -39,6 +39,7 @@ from cgbench.models.heads.head_wiring import CONFIG_FIELD
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import ModelRequest
 from cgbench.models.support import auto_class_for
+from cgbench.parallel.ranks import ALONE, Ranks
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -325,8 +326,10 @@ def load_tiny(
     with_head: bool = True,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    ranks: Ranks = ALONE,
 ) -> LoadedModel:
-    return load_model(ModelRequest(str(folder), None, with_head, torch.device(device), dtype))
+    where = torch.device(device), dtype
+    return load_model(ModelRequest(str(folder), None, with_head, *where, ranks=ranks))
 
 
 def make_speculator(

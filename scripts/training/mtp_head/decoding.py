@@ -1,7 +1,7 @@
 """cgbench's own engine over a loaded model: to make the text, and to measure the head on it."""
 
 from cgbench.engine.acceptance import AcceptanceRule
-from cgbench.engine.attention import DECODE_BACKENDS, resolve_backend
+from cgbench.engine.backends import resolve_backend
 from cgbench.engine.generation import Generated, generate
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator
@@ -41,7 +41,7 @@ class Decoder:
             state_shapes=shapes.state_shapes,
             query_len=spec_tokens + 1,
         )
-        backend = DECODE_BACKENDS[resolve_backend("auto", target.device)]
+        backend = resolve_backend("auto", target.device).decode
         self.spec = Speculator(target, head, cache, backend, accept)
         self.state = DecodeState(
             spec_tokens=spec_tokens,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.attention_input import AttentionInput
+from cgbench.kernels.attention import AttentionInput
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import Target
 

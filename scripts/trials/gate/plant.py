@@ -17,7 +17,7 @@ from torch import Tensor
 from cgbench.engine import deployment, iteration
 from cgbench.engine.graphs import capture_plan
 from cgbench.engine.iteration import Speculator
-from cgbench.kernels.row_state import RowState
+from cgbench.kernels.row_updates import RowState
 from cgbench.words import Scope
 
 PROBED_CYCLES = (20_000, 200_000)

@@ -1,0 +1,96 @@
+"""Decode attention by name: the backends there are, and a function of the user's own."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cgbench.engine.calls import DecodeBackend, Rows, store
+from cgbench.errors import BadInputError
+from cgbench.kernels.attention import AttentionInput, LayerKv, sdpa
+from cgbench.kernels.gpu import runs_kernels
+
+
+def sdpa_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
+    """The reference: every slot's whole room, masked, through torch's own attention."""
+    store(kv, rows, qkv)
+    return sdpa(kv, qkv, rows.slots, rows.positions, rows.cache.room, rows.masks)
+
+
+def triton_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
+    """Only live rows are read, the GQA group packed in one tile and split over the keys."""
+    # Imported here, because triton is there only beside a CUDA build of torch.
+    from cgbench.kernels import triton_attention
+
+    return triton_attention.decode(kv, qkv, rows.slots, rows.positions, rows.cache.room)
+
+
+DECODE_BACKENDS: Mapping[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": triton_decode}
+
+
+class NamedBackend(NamedTuple):
+    """A decode backend, and the name that records and tables have for it."""
+
+    name: str
+    decode: DecodeBackend
+
+
+def resolve_backend(name: str, device: torch.device) -> NamedBackend:
+    """The backend that ``--attention NAME`` means on ``device``.
+
+    ``auto`` takes the fastest. ``package.module:function`` is a ``DecodeBackend`` of the user's
+    own, looked for in the current folder too.
+    Raises ``BadInputError`` for an unknown name, or one that the device cannot run.
+    """
+    if ":" in name:
+        return NamedBackend(name, _imported(name))
+    if name == "auto":
+        name = "triton" if runs_kernels(device) else "sdpa"
+    if name not in DECODE_BACKENDS:
+        raise BadInputError(
+            f"--attention {name}: unknown; choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "
+            "or package.module:function"
+        )
+    if name == "triton" and device.type != "cuda":
+        raise BadInputError("--attention triton needs --device cuda; use --attention sdpa")
+    return NamedBackend(name, DECODE_BACKENDS[name])
+
+
+def _imported(name: str) -> DecodeBackend:
+    """The function that ``package.module:function`` names."""
+    module, _, function = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), function)):
+        raise BadInputError(f"--attention {name}: must be package.module:function")
+    try:
+        with _current_folder_importable():
+            found = getattr(import_module(module), function)
+    # The user's own module may raise anything as it is imported.
+    except Exception as error:
+        why = str(error).partition("\n")[0]
+        raise BadInputError(f"--attention {name}: {type(error).__name__}: {why}") from error
+    if not callable(found):
+        raise BadInputError(f"--attention {name}: is not a function")
+    backend: DecodeBackend = found
+    return backend
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Imports look in the current folder first meanwhile, unless ``sys.path`` has it already.
+
+    What the user's module adds to ``sys.path`` itself stays.
+    """
+    here = os.getcwd()
+    is_new = here not in sys.path
+    if is_new:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if is_new and here in sys.path:
+            sys.path.remove(here)

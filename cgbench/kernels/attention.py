@@ -1,0 +1,81 @@
+"""Decode attention: what it takes, and its definition in torch, beside ``triton_attention``."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Masks = dict[int | None, Tensor]
+"""The mask of each sliding window that a forward's layers have."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKv:
+    """``keys [num_slots * room, kv_heads, D]`` and ``values [num_slots * room, kv_heads, Dv]``."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class AttentionInput(NamedTuple):
+    """What one layer's attention is computed from, rotary applied.
+
+    ``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]``, ``value [B, Hkv, S, Dv]``. ``scaling``
+    multiplies the scores; ``sliding_window`` counts the keys seen, the query's own included.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    sliding_window: int | None
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether query heads share key and value heads."""
+        return self.query.shape[1] != self.key.shape[1]
+
+
+def sdpa(
+    kv: LayerKv,
+    qkv: AttentionInput,
+    slots: Tensor,
+    positions: Tensor,
+    room: int,
+    masks: Masks | None = None,
+) -> Tensor:
+    """The queries over each slot's rows 0..position, to ``[B, S, Hq, Dv]``, by torch's attention.
+
+    ``slots [B]`` of ``room`` rows each, ``positions [B, S]``. The whole room is read, masked. The
+    new rows are in ``kv`` already. Layers of one forward may share ``masks``, made once then.
+    """
+    masks = {} if masks is None else masks
+    window = qkv.sliding_window
+    if window not in masks:
+        masks[window] = live_mask(positions, room, window)
+    out = F.scaled_dot_product_attention(
+        qkv.query,
+        slot_view(kv.keys, slots, room),
+        slot_view(kv.values, slots, room),
+        attn_mask=masks[window],
+        scale=qkv.scaling,
+        enable_gqa=qkv.is_grouped,
+    )
+    return out.transpose(1, 2)
+
+
+def slot_view(tensor: Tensor, slots: Tensor, room: int) -> Tensor:
+    """``[num_slots * room, H, D]`` to ``slots``, ``[B, H, room, D]``."""
+    return tensor.view(-1, room, *tensor.shape[1:])[slots].transpose(1, 2)
+
+
+def live_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
+    """``[B, 1, S, room]``: keys at or before the query, and inside its window."""
+    key_positions = torch.arange(room, device=positions.device)
+    query_positions = positions[:, None, :, None]
+    mask = key_positions <= query_positions
+    if sliding_window is not None:
+        mask = mask & (key_positions > query_positions - sliding_window)
+    return mask

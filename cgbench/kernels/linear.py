@@ -1,0 +1,78 @@
+"""Linear layers, with what follows a product taken into it: in torch, and the choice of kernel.
+
+Torch's operations here are the definition. On CUDA a product of few rows of half precision is one
+kernel, with its end (``triton_linear``). Of more rows the product is torch's, and the end is a
+kernel of its own (``triton_gate``, ``triton_rotary``).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgbench.kernels.gpu import runs_kernels
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear``; of few rows of half precision on CUDA by the kernel made for them."""
+    streamed = _streamed(x, weight, bias)
+    return F.linear(x, weight, bias) if streamed is None else streamed
+
+
+def _streamed(x: Tensor, weight: Tensor, bias: Tensor | None, **end: Any) -> Tensor | None:
+    """``triton_linear.linear``, or None where that does not take these."""
+    if runs_kernels(x.device):
+        # Imported here, because triton is there only beside a CUDA build of torch.
+        from cgbench.kernels import triton_linear
+
+        if triton_linear.can_stream(x, weight):
+            return triton_linear.linear(x, weight, bias, **end)
+    return None
+
+
+def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``silu(gate) * up`` of the two halves of ``linear``. Rounded after each, as apart."""
+    streamed = _streamed(x, weight, bias, is_gated=True)
+    if streamed is not None:
+        return streamed
+    product = F.linear(x, weight, bias)
+    if runs_kernels(product.device):
+        from cgbench.kernels import triton_gate
+
+        return triton_gate.gated(product)
+    gate, up = product.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """``residual + linear``. Rounded after each, as apart."""
+    streamed = _streamed(x, weight, bias, residual=residual)
+    return residual + F.linear(x, weight, bias) if streamed is None else streamed
+
+
+def rotated_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor, num_rotated: int
+) -> Tensor:
+    """``linear`` of ``x [B, S, K]``, whose first ``num_rotated`` columns are then rotated as heads
+    by ``cos`` and ``sin [B, S, D]``, halves against each other. Rounded after each operation on a
+    CPU, as apart, and after the product and at the end on CUDA."""
+    cos, sin = (each.expand(*x.shape[:-1], -1).contiguous() for each in (cos, sin))
+    if runs_kernels(x.device):
+        from cgbench.kernels import triton_rotary
+
+        rotary = triton_rotary.Rotary(cos, sin, num_rotated)
+        streamed = _streamed(x, weight, bias, rotary=rotary)
+        if streamed is not None:
+            return streamed
+        return triton_rotary.rotate(F.linear(x, weight, bias), rotary)
+    return _rotated(F.linear(x, weight, bias), cos, sin, num_rotated)
+
+
+def _rotated(product: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:
+    """``triton_rotary.rotate``, as it is defined: in place."""
+    heads = product[..., :num_rotated].unflatten(-1, (-1, cos.shape[-1]))
+    low, high = heads.chunk(2, dim=-1)
+    across = torch.cat((-high, low), dim=-1)
+    heads.copy_(heads * cos.unsqueeze(2) + across * sin.unsqueeze(2))
+    return product
