@@ -28,6 +28,7 @@ from unittest import mock
 import cgbench.cli.run as run_command
 from cgbench.cli.app import app
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
+from cgbench.request.run_request import RunRequest
 from peers import files, ours, theirs
 from peers.rounds import Peer, Result, measure
 from peers.tables import VERIFY, markdown
@@ -79,7 +80,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
-def run_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+def run_request(arguments: argparse.Namespace) -> RunRequest:
     """What ``cgbench run`` would make of the flags, with nothing run."""
     words = [
         *("run", arguments.model, "--scopes", "eager,phase,iteration"),
@@ -95,8 +96,8 @@ def run_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     with mock.patch.object(run_command, "execute", return_value=set()) as execute:
         app(words, standalone_mode=False)
-    parsed: dict[str, Any] = execute.call_args.args[0]
-    return parsed
+    request: RunRequest = execute.call_args.args[0]
+    return request
 
 
 class Setting:
@@ -105,12 +106,11 @@ class Setting:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from cgbench.engine.prefill import prefill
-        from cgbench.measure.setup import model_request
-        from cgbench.models.loading_plan import plan_loading
+        from cgbench.models.loading_plan import loading_of, plan_loading
 
         self.arguments = arguments
-        parsed = run_arguments(arguments)
-        self.bench, self.notes = prepare(parsed)
+        request = run_request(arguments)
+        self.bench, self.notes = prepare(request)
         capture_graphs(self.bench)
         contexts = self.bench.workload.contexts(arguments.batch_size, arguments.context_len)
         self.prompts = contexts
@@ -118,7 +118,10 @@ class Setting:
         self.prepared = ours.Prepared(
             self.bench, prefill(self.bench.spec, contexts, budget, arguments.seed)
         )
-        self._plan = plan_loading(model_request(parsed, self.bench.device, with_head=False))
+        sharing, device = request.sharing, self.bench.device
+        self._plan = plan_loading(
+            loading_of(request.model, sharing, device, with_head=False, seed=request.seed)
+        )
         # generate_batch takes its model's attention over while its manager lives.
         self.model = cache(self._load)
         self.batch_model = cache(self._load)
@@ -179,8 +182,8 @@ class Setting:
             "head": bench.model.head_label,
             "dtype": str(bench.spec.target.dtype).removeprefix("torch."),
             "attention": bench.attention,
-            "compile": bench.options.compile_mode,
-            "acceptance": bench.options.acceptance,
+            "compile": bench.options.compile,
+            "acceptance": str(bench.options.acceptance),
             "spec_tokens": self.arguments.spec_tokens,
             "batch_size": self.arguments.batch_size,
             "context_len": self.arguments.context_len,
