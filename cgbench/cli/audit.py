@@ -1,11 +1,10 @@
 """``cgbench audit``: does what is timed also answer right?"""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -51,10 +50,13 @@ from cgbench.request.run_request import AuditRequest
 
 if TYPE_CHECKING:
     from cgbench.checks.catalogue import Check
+    from cgbench.checks.finding_facts import FindingFacts
     from cgbench.checks.findings import Finding
+    from cgbench.measure.audit_setup import AuditResult
     from cgbench.measure.bench import Bench
+    from cgbench.rundir.record import RunRecord
 
-    Result = tuple[Finding, dict[str, Any]]
+    Result = tuple[Finding, FindingFacts]
 
 # On a GPU every bucket of a usual deployment, and every batch size in it; on a CPU, seconds.
 DEFAULT_MAX_NUM_SEQS = {"cuda": 64, "cpu": 8}
@@ -125,17 +127,16 @@ def audit(
     given = {"policy": policy_name(policy, capture_sizes), "tp": ranks_asked(tp)}
     request = asked(AuditRequest, parameters | given)
     use_passive_threads()
-    answer, facts = run_on_ranks(request.sharing.num_ranks, device, execute, request, repro=repro)
-    _print(answer, facts, as_json=as_json)
-    raise typer.Exit(EXIT_CODES[answer["verdict"]])
+    result = run_on_ranks(request.sharing.num_ranks, device, execute, request, repro=repro)
+    _print(result, as_json=as_json)
+    raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def execute(
-    request: AuditRequest, *, repro: Path | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
+def execute(request: AuditRequest, *, repro: Path | None) -> "AuditResult":
+    """The main job, on every rank."""
     from cgbench.checks.finding_facts import overall
-    from cgbench.measure.audit_setup import audit_record
+    from cgbench.measure.audit_setup import AuditResult
+    from cgbench.measure.setup import make_record
     from cgbench.parallel.ranks import is_first
     from cgbench.rundir.folders import check_new_folder
 
@@ -152,12 +153,12 @@ def execute(
     finally:
         bench.release()
     seconds = time.perf_counter() - start
-    record = audit_record(request, bench, notes)
+    record = make_record(request, bench, notes)
     verdict = overall([finding for finding, _ in results])
     # Of several ranks the first one's, which has no tensors of what another rank alone found.
     if repro is not None and is_first():
         _write_repro(repro, results, record)
-    return {**record, "verdict": verdict, "seconds": seconds}, [facts for _, facts in results]
+    return AuditResult(record, verdict, seconds, tuple(facts for _, facts in results))
 
 
 def _chosen(names: Sequence[str]) -> "list[Check]":
@@ -207,31 +208,26 @@ def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Resu
             bar.advance(task)
 
 
-def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print(result: "AuditResult", *, as_json: bool) -> None:
     from cgbench.tables.audit import checklist, summary
 
     if as_json:
-        typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
+        typer.echo(result.to_json())
         return
-    model = answer["model"]
-    console().print(checklist(facts, _title(model)))
-    console().print(summary(facts, answer["seconds"]))
+    console().print(checklist(result.findings, result.title))
+    console().print(summary(result.findings, result.seconds))
 
 
-def _title(model: dict[str, Any]) -> str:
-    """What was audited, as every table names it."""
-    return f"{model['label']}, head {model['head']}, routing {model['routing']}"
-
-
-def _write_repro(path: Path, results: "list[Result]", record: dict[str, Any]) -> None:
+def _write_repro(path: Path, results: "list[Result]", record: "RunRecord") -> None:
     from cgbench.checks.repro import write_repro
+    from cgbench.measure.audit_setup import audited
     from cgbench.request.command_line import command_line
 
     found = [(facts, finding.difference) for finding, facts in results if finding.difference]
     if not found:
         return
     try:
-        write_repro(path, found, record, command_line("audit", record["arguments"]))
+        write_repro(path, found, audited(record), command_line("audit", record.arguments))
         say(f"what was wrong is in {path}")
     except OutputError as error:
         # Said, not raised: the audit has something worse to tell.

@@ -1,18 +1,19 @@
 """From a bench to what an audit looks at, and to the record of one."""
 
+import json
 import random
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
+from cgbench.checks.finding_facts import FindingFacts
+from cgbench.checks.findings import Verdict
 from cgbench.checks.subject import Subject
 from cgbench.engine.acceptance import Greedy, shared_rule
 from cgbench.engine.runner import CellKey, EagerRunner, Runner
 from cgbench.measure.bench import Bench
-from cgbench.measure.setup import make_record
-from cgbench.request.run_request import AuditRequest
+from cgbench.rundir.record import RunRecord
 from cgbench.words import Scope
 
 MAX_PROMPTS = 16
@@ -67,8 +68,29 @@ RECORD = (
 """Fields of a run's record that an audit has too."""
 
 
-def audit_record(request: AuditRequest, bench: Bench, notes: Sequence[str]) -> dict[str, Any]:
-    """Everything about an audit but its findings."""
-    record = make_record(request, bench, [*notes])
+@dataclass(frozen=True, slots=True)
+class AuditResult:
+    """What an audit was of, and what it found. ``record`` is that of a run which measures
+    nothing."""
+
+    record: RunRecord
+    verdict: Verdict
+    seconds: float
+    findings: tuple[FindingFacts, ...]
+
+    @property
+    def title(self) -> str:
+        """What was audited, as every table names it."""
+        model = self.record.model
+        return f"{model['label']}, head {model['head']}, routing {model['routing']}"
+
+    def to_json(self) -> str:
+        """All of it as one JSON object."""
+        found = {"verdict": self.verdict, "seconds": self.seconds, "findings": self.findings}
+        return json.dumps({**audited(self.record), **found}, indent=2)
+
+
+def audited(record: RunRecord) -> Mapping[str, object]:
+    """What a record says of an audit: everything but its findings."""
     workload = {name: record.workload[name] for name in ("source", "num_prompts", "sha256")}
     return {**{name: getattr(record, name) for name in RECORD}, "workload": workload}

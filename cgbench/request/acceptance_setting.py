@@ -5,7 +5,7 @@ No torch here, so that a request can be checked and recorded without it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from cgbench.errors import BadInputError
@@ -65,8 +65,8 @@ class AcceptanceSetting:
         if text == "greedy":
             return cls(AcceptanceKind.GREEDY)
         if name == "sampled":
-            settings = _settings(text, rest) if colon else {}
-            return cls(AcceptanceKind.SAMPLED, sampling=Sampling(**settings))
+            sampling = _sampling(text, rest) if colon else Sampling()
+            return cls(AcceptanceKind.SAMPLED, sampling=sampling)
         if name == "synthetic":
             rates = _rates(text, rest)
             _check_rates(text, rates, max(spec_tokens))
@@ -124,23 +124,24 @@ def _check_rates(text: str, rates: tuple[float, ...], spec_tokens: int) -> None:
         )
 
 
-def _settings(text: str, rest: str) -> dict[str, Any]:
-    """``temperature=0.8,top-p=0.95`` as keywords of ``Sampling``."""
-    keywords = {_setting_name(each.name): each.name for each in fields(Sampling)}
-    settings: dict[str, Any] = {}
+def _sampling(text: str, rest: str) -> Sampling:
+    """The settings ``temperature=0.8,top-p=0.95``."""
+    names = {_setting_name(each.name): each.name for each in fields(Sampling)}
+    found, given = Sampling(), set[str]()
     for part in rest.split(","):
         name, _, value = part.strip().partition("=")
-        if name not in keywords:
+        if name not in names:
             raise BadInputError(
-                f"--acceptance {text}: unknown setting '{name}'; choose {', '.join(keywords)}"
+                f"--acceptance {text}: unknown setting '{name}'; choose {', '.join(names)}"
             )
-        if keywords[name] in settings:
+        if name in given:
             raise BadInputError(f"--acceptance {text}: {name} is given twice")
-        settings[keywords[name]] = _value(text, name, value)
-    return settings
+        given.add(name)
+        found = replace(found, **{names[name]: _value(text, name, value)})
+    return found
 
 
-def _value(text: str, name: str, value: str) -> object:
+def _value(text: str, name: str, value: str) -> Any:
     read, wanted = _READERS[name]
     try:
         return read(value)

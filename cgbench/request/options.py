@@ -73,6 +73,8 @@ class RunOptions:
         check_whole("--seed", self.seed, 0, MAX_SEED)
         for size in self.batch_sizes:
             check_batch_size("--batch-sizes", size)
+        if not 0 <= self.precision < 1:
+            raise BadInputError(f"--precision {self.precision:g}: must be a share, 0 to below 1")
         if not 0 <= self.max_time_s <= MAX_TIME_S:
             raise BadInputError(
                 f"--max-time {self.max_time_s:g}: must be 0 to {MAX_TIME_S:,} seconds, a week"
