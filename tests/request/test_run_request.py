@@ -218,5 +218,5 @@ def test_a_new_field_is_recorded_and_filled_from_its_flag_by_itself() -> None:
     assert found == Trial(Part((2, 3)), "one")
     assert list(found.to_record().items()) == [("model", "one"), ("seed", 0), ("sizes", [2, 3])]
     assert Trial.from_record({"sizes": [2, 3], "model": "one"}) == found
-    with pytest.raises(BadInputError, match="^--sizes x: must be whole numbers"):
+    with pytest.raises(BadInputError, match=r"^--sizes x: must be whole numbers"):
         asked(Trial, {"sizes": "x"})
