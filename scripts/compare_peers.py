@@ -28,6 +28,7 @@ from unittest import mock
 import cgbench.cli.run as run_command
 from cgbench.cli.app import app
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
+from cgbench.request.run_request import RunRequest
 from peers import files, ours, theirs
 from peers.rounds import Peer, Result, measure
 from peers.tables import VERIFY, markdown
@@ -79,7 +80,7 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return words[:at], words[at + 1 :]
 
 
-def run_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+def run_request(arguments: argparse.Namespace) -> RunRequest:
     """What ``cgbench run`` would make of the flags, with nothing run."""
     words = [
         *("run", arguments.model, "--scopes", "eager,phase,iteration"),
@@ -95,8 +96,8 @@ def run_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     with mock.patch.object(run_command, "execute", return_value=set()) as execute:
         app(words, standalone_mode=False)
-    parsed: dict[str, Any] = execute.call_args.args[0]
-    return parsed
+    request: RunRequest = execute.call_args.args[0]
+    return request
 
 
 class Setting:
@@ -105,20 +106,22 @@ class Setting:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from cgbench.engine.prefill import prefill
-        from cgbench.measure.setup import model_request
-        from cgbench.models.loading_plan import plan_loading
+        from cgbench.models.loading_plan import loading_of, plan_loading
 
         self.arguments = arguments
-        parsed = run_arguments(arguments)
-        self.setup = prepare(parsed)
-        self.deployment, _ = capture_graphs(self.setup.deployment)
-        options, workload = self.setup.options, self.setup.workload
-        contexts = workload.contexts(arguments.batch_size, arguments.context_len)
+        request = run_request(arguments)
+        self.bench, self.notes = prepare(request)
+        capture_graphs(self.bench)
+        contexts = self.bench.workload.contexts(arguments.batch_size, arguments.context_len)
         self.prompts = contexts
-        budget = options.max_num_batched_tokens
-        prefilled = prefill(self.deployment.spec, contexts, budget, arguments.seed)
-        self.prepared = ours.Prepared(self.deployment, prefilled, options.reach)
-        self._plan = plan_loading(model_request(parsed, self.deployment.device, with_head=False))
+        budget = self.bench.options.max_num_batched_tokens
+        self.prepared = ours.Prepared(
+            self.bench, prefill(self.bench.spec, contexts, budget, arguments.seed)
+        )
+        sharing, device = request.sharing, self.bench.device
+        self._plan = plan_loading(
+            loading_of(request.model, sharing, device, with_head=False, seed=request.seed)
+        )
         # generate_batch takes its model's attention over while its manager lives.
         self.model = cache(self._load)
         self.batch_model = cache(self._load)
@@ -175,12 +178,12 @@ class Setting:
         deployment, options = self.deployment, self.setup.options
         return {
             "command": shlex.join(["python", "scripts/compare_peers.py", *sys.argv[1:]]),
-            "model": deployment.model.label,
-            "head": deployment.model.head_label,
-            "dtype": str(deployment.spec.target.dtype).removeprefix("torch."),
-            "attention": deployment.attention,
-            "compile": options.compile_mode,
-            "acceptance": options.acceptance,
+            "model": bench.model.label,
+            "head": bench.model.head_label,
+            "dtype": str(bench.spec.target.dtype).removeprefix("torch."),
+            "attention": bench.attention,
+            "compile": bench.options.compile,
+            "acceptance": str(bench.options.acceptance),
             "spec_tokens": self.arguments.spec_tokens,
             "batch_size": self.arguments.batch_size,
             "context_len": self.arguments.context_len,

@@ -3,12 +3,37 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from cgbench.checks.findings import Difference, Finding, Verdict, Where
 
 
-def finding_facts(finding: Finding, title: str, seconds: float) -> dict[str, Any]:
+class DifferenceFacts(TypedDict):
+    """A difference without its tensors. ``inputs`` are their shapes by name."""
+
+    text: str
+    expected: int | None
+    got: int | None
+    expected_logit: float | str | None
+    got_logit: float | str | None
+    where: Mapping[str, str | int | None]
+    inputs: Mapping[str, list[int]]
+
+
+class FindingFacts(TypedDict):
+    """A finding as JSON has it."""
+
+    check: str
+    title: str
+    verdict: str
+    seconds: float
+    figures: Any
+    details: str | None
+    difference: DifferenceFacts | None
+    reason: str | None
+
+
+def finding_facts(finding: Finding, title: str, seconds: float) -> FindingFacts:
     """A finding as JSON values. ``details`` is its difference in a line; ``difference`` names the
     tensors that ``--repro`` writes, without their values."""
     difference = finding.difference
@@ -69,11 +94,14 @@ def _place(where: Where) -> list[str]:
     ]
 
 
-def _difference_facts(difference: Difference) -> dict[str, Any]:
-    named = ("text", "expected", "got", "expected_logit", "got_logit")
+def _difference_facts(difference: Difference) -> DifferenceFacts:
     shapes = {name: list(tensor.shape) for name, tensor in difference.inputs.items()}
     return {
-        **{name: json_value(getattr(difference, name)) for name in named},
+        "text": difference.text,
+        "expected": difference.expected,
+        "got": difference.got,
+        "expected_logit": json_value(difference.expected_logit),
+        "got_logit": json_value(difference.got_logit),
         "where": asdict(difference.where),
         "inputs": shapes,
     }

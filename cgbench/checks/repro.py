@@ -3,12 +3,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cgbench.checks.finding_facts import FindingFacts
 from cgbench.checks.findings import Difference
 from cgbench.errors import OutputError
 
@@ -27,8 +27,8 @@ CHECK.safetensors  the device tensors of the failing step, by the names that CHE
 
 def write_repro(
     path: Path,
-    differences: Sequence[tuple[dict[str, Any], Difference]],
-    record: Mapping[str, Any],
+    differences: Sequence[tuple[FindingFacts, Difference]],
+    record: Mapping[str, object],
     command: str,
 ) -> None:
     """``differences``: each wrong finding's facts, and its difference.

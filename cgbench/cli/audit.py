@@ -1,17 +1,16 @@
 """``cgbench audit``: does what is timed also answer right?"""
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cgbench.cli.bench_flags import (
     Attention,
     CaptureSizes,
-    CaptureUnit,
     Chat,
     CompileMode,
     Debug,
@@ -27,10 +26,9 @@ from cgbench.cli.bench_flags import (
     SpecTokens,
     Tp,
     TpHead,
+    Unit,
     policy_name,
-    sharing,
 )
-from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Unit
 from cgbench.cli.console import console, print_error, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -41,40 +39,25 @@ from cgbench.cli.head_flags import (
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
-    wiring,
 )
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from cgbench.cli.values import (
-    check_known,
-    parse_ints,
-    parse_names,
-    parse_optional_ints,
-    parse_scopes,
-)
+from cgbench.cli.values import asked, check_known
 from cgbench.errors import BadInputError, ExitCode, OutputError
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.parallel.ranks import Ranks
-from cgbench.planning import MAX_BATCH_SIZE, check_batch_size
+from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit, check_batch_size
+from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement
+from cgbench.request.run_request import AuditRequest
 
 if TYPE_CHECKING:
     from cgbench.checks.catalogue import Check
+    from cgbench.checks.finding_facts import FindingFacts
     from cgbench.checks.findings import Finding
     from cgbench.checks.subject import Subject
+    from cgbench.measure.audit_setup import AuditResult
+    from cgbench.rundir.record import RunRecord
 
-    Result = tuple[Finding, dict[str, Any]]
-
-# What an audit decodes with where ``run`` asks: answers are judged, so nothing is left to chance.
-FIXED = {
-    "acceptance": "greedy",
-    "ignore_eos": False,
-    "iterations": None,
-    "precision": None,
-    "min_time": None,
-    "max_time": None,
-    "cold_l2": False,
-    "role": "decode",
-    "save_tokens": False,
-}
+    Result = tuple[Finding, FindingFacts]
 
 # On a GPU every bucket of a usual deployment, and every batch size in it; on a CPU, seconds.
 DEFAULT_MAX_NUM_SEQS = {"cuda": 64, "cpu": 8}
@@ -98,12 +81,12 @@ def audit(
     scopes: Scopes = "eager,phase,iteration",
     policy: Policy = None,
     capture_sizes: CaptureSizes = None,
-    capture_unit: CaptureUnit = Unit.REQUESTS,
+    capture_unit: Unit = CaptureUnit.REQUESTS,
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
-    head_hidden: HeadHidden = None,
-    chain_norm: ChainNorm = None,
+    head_hidden_in: HeadHidden = None,
+    head_chain: ChainNorm = None,
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
@@ -116,7 +99,7 @@ def audit(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
-    compile_mode: CompileMode = Compile.OFF,
+    compile: CompileMode = Compile.OFF,
     tp: Tp = None,
     tp_head: TpHead = HeadPlacement.DIVIDED,
     routing: RoutingOf = None,
@@ -141,79 +124,47 @@ def audit(
     Exit code 0: all checks hold that could be made; 1: something is wrong; 2: bad input; 3: cannot
     be done here, or no check could be made.
     """
-    num_ranks = ranks_asked(tp)
-    arguments: dict[str, Any] = {
-        "model": model,
-        "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
-        "max_num_seqs": max_num_seqs,
-        "scopes": [*parse_scopes(scopes)],
-        "policy": policy_name(policy, capture_sizes),
-        "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
-        "capture_unit": capture_unit.value,
-        "head": head,
-        **wiring(
-            head_family,
-            head_concat,
-            head_hidden,
-            chain_norm,
-            head_out_norm,
-            head_norm_form,
-            head_first_embed,
-        ),
-        "prompts": prompts,
-        "num_prompts": num_prompts,
-        "chat_template": chat_template.value,
-        "max_new_tokens": max_new_tokens,
-        "context_len": context_len,
-        "seed": seed,
-        "device": device.value,
-        "dtype": dtype.value,
-        "attention": attention,
-        "compile": compile_mode.value,
-        **sharing(num_ranks, tp_head),
-        "routing": None if routing is None else routing.value,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "checks": parse_names(checks),
-    }
+    parameters = locals()
+    given = {"policy": policy_name(policy, capture_sizes), "tp": ranks_asked(tp)}
+    request = asked(AuditRequest, parameters | given)
     use_passive_threads()
-    answer, facts = run_on_ranks(num_ranks, device.value, execute, arguments, repro=repro)
-    _print(answer, facts, as_json=as_json)
-    raise typer.Exit(EXIT_CODES[answer["verdict"]])
+    result = run_on_ranks(request.sharing.num_ranks, device, execute, request, repro=repro)
+    _print(result, as_json=as_json)
+    raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def execute(
-    arguments: dict[str, Any], *, repro: Path | None, ranks: Ranks
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
+def execute(request: AuditRequest, *, repro: Path | None, ranks: Ranks) -> "AuditResult":
+    """The main job, on every rank."""
     from cgbench.checks.finding_facts import overall
     from cgbench.checks.subject import make_subject
-    from cgbench.measure.audit_setup import audit_record
+    from cgbench.measure.audit_setup import AuditResult
+    from cgbench.measure.setup import make_record
     from cgbench.rundir.folders import check_new_folder
 
     if repro is not None:
         check_new_folder("--repro", repro, "choose a new or an empty folder")
-    chosen = _chosen(arguments["checks"])
+    chosen = _chosen(request.checks)
     start = time.perf_counter()
-    setup = prepare(_with_batch_size(arguments), ranks)
+    setup = prepare(_with_batch_size(request), ranks)
     for note in setup.notes:
         say(note)
     deployment, _ = capture_graphs(setup.deployment)
     try:
         prompts, max_new_tokens = setup.workload.prompts, setup.options.max_new_tokens
-        subject = make_subject(deployment, prompts, max_new_tokens, arguments["seed"])
+        subject = make_subject(deployment, prompts, max_new_tokens, request.seed)
         results = list(_results(subject, chosen))
     finally:
         deployment.release()
     seconds = time.perf_counter() - start
-    record = audit_record(arguments, setup)
+    record = make_record(request, setup)
     verdict = overall([finding for finding, _ in results])
     # Of several ranks the first one's, which has no tensors of what another rank alone found.
     if repro is not None and ranks.is_first:
         _write_repro(repro, results, record)
-    return {**record, "verdict": verdict, "seconds": seconds}, [facts for _, facts in results]
+    return AuditResult(record, verdict, seconds, tuple(facts for _, facts in results))
 
 
-def _chosen(names: list[str]) -> "list[Check]":
+def _chosen(names: Sequence[str]) -> "list[Check]":
     """Raises ``BadInputError`` for a name that no check has."""
     from cgbench.checks.catalogue import CHECKS
 
@@ -221,22 +172,25 @@ def _chosen(names: list[str]) -> "list[Check]":
     return [check for check in CHECKS if not names or check.name in names]
 
 
-def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
-    """``arguments`` with what a run is told and an audit decides itself.
+def _with_batch_size(request: AuditRequest) -> AuditRequest:
+    """``request`` with the one batch size that is decoded, which its default leaves to the device.
 
     Raises ``BadInputError`` or ``DeviceError``.
     """
     from cgbench.measure.setup import choose_device
 
-    most = arguments["max_num_seqs"]
+    most = request.capture.max_num_seqs
     if most is None:
-        most = DEFAULT_MAX_NUM_SEQS[choose_device(arguments["device"]).type]
+        most = DEFAULT_MAX_NUM_SEQS[choose_device(request.device).type]
     check_batch_size("--max-num-seqs", most)
-    if (count := arguments["max_new_tokens"]) < 2:
+    if (count := request.workload.max_new_tokens) < 2:
         raise BadInputError(
             f"--max-new-tokens {count}: must be at least 2, for the first token is the prefill's"
         )
-    return {**arguments, **FIXED, "max_num_seqs": most, "batch_sizes": [most]}
+    capture = replace(request.capture, max_num_seqs=most)
+    return replace(
+        request, capture=capture, workload=replace(request.workload, batch_sizes=(most,))
+    )
 
 
 def _results(subject: "Subject", checks: "list[Check]") -> "Iterator[Result]":
@@ -255,31 +209,26 @@ def _results(subject: "Subject", checks: "list[Check]") -> "Iterator[Result]":
             bar.advance(task)
 
 
-def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print(result: "AuditResult", *, as_json: bool) -> None:
     from cgbench.tables.audit import checklist, summary
 
     if as_json:
-        typer.echo(json.dumps({**answer, "findings": facts}, indent=2))
+        typer.echo(result.to_json())
         return
-    model = answer["model"]
-    console().print(checklist(facts, _title(model)))
-    console().print(summary(facts, answer["seconds"]))
+    console().print(checklist(result.findings, result.title))
+    console().print(summary(result.findings, result.seconds))
 
 
-def _title(model: dict[str, Any]) -> str:
-    """What was audited, as every table names it."""
-    return f"{model['label']}, head {model['head']}, routing {model['routing']}"
-
-
-def _write_repro(path: Path, results: "list[Result]", record: dict[str, Any]) -> None:
+def _write_repro(path: Path, results: "list[Result]", record: "RunRecord") -> None:
     from cgbench.checks.repro import write_repro
+    from cgbench.measure.audit_setup import audited
     from cgbench.request.command_line import command_line
 
     found = [(facts, finding.difference) for finding, facts in results if finding.difference]
     if not found:
         return
     try:
-        write_repro(path, found, record, command_line("audit", record["arguments"]))
+        write_repro(path, found, audited(record), command_line("audit", record.arguments))
         say(f"what was wrong is in {path}")
     except OutputError as error:
         # Said, not raised: the audit has something worse to tell.

@@ -1,14 +1,12 @@
 """``cgbench inspect``: what a checkpoint holds and what would be loaded, without loading it."""
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, Model
-from cgbench.cli.choices import Device, Dtype
 from cgbench.cli.console import console, print_uncut, working
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -19,12 +17,15 @@ from cgbench.cli.head_flags import (
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
-    wiring,
 )
+from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
+from cgbench.request.choices import Device, Dtype, NormForm
+from cgbench.request.parts import SharingRequest
+from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
-    from cgbench.models.inspection import Inspection
+    from cgbench.models.inspection import CheckpointFacts, CopyFacts, HeadFacts, Inspection
 
 
 def inspect(
@@ -32,8 +33,8 @@ def inspect(
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
-    head_hidden: HeadHidden = None,
-    chain_norm: ChainNorm = None,
+    head_hidden_in: HeadHidden = None,
+    head_chain: ChainNorm = None,
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
@@ -50,44 +51,25 @@ def inspect(
     No weight is loaded; matrices that lie beside a head are compared with the target's. Exit code
     1: weights are missing or have no place, it has no usable head, or cannot be captured.
     """
-    from cgbench.measure import setup
+    parameters = locals()
+    from cgbench.measure.setup import choose_device
     from cgbench.models.inspection import inspect_model
+    from cgbench.models.loading_plan import loading_of
 
-    arguments = {
-        "model": model,
-        "head": head,
-        **wiring(
-            head_family,
-            head_concat,
-            head_hidden,
-            chain_norm,
-            head_out_norm,
-            head_norm_form,
-            head_first_embed,
-        ),
-        "dtype": dtype.value,
-        "seed": 0,
-    }
-    where = setup.choose_device(device.value)
+    request = asked(InspectRequest, parameters)
+    where = choose_device(request.device)
+    loading = loading_of(request.model, SharingRequest(), where, with_head=True, seed=0)
     with working(f"inspect {model}"):
-        found = inspect_model(setup.model_request(arguments, where, with_head=True))
+        found = inspect_model(loading)
     if as_json:
-        typer.echo(json.dumps(_as_json(found), indent=2))
+        typer.echo(found.to_json())
     else:
         _print(found, with_tensors=tensors)
     raise typer.Exit(ExitCode.OK if found.is_usable else ExitCode.ANSWER_IS_NO)
 
 
-def _as_json(found: "Inspection") -> dict[str, Any]:
-    tensors = [
-        {"name": t.name, "dtype": t.dtype, "shape": t.shape, "file": t.file}
-        for t in found.head_tensors
-    ]
-    return {**found.facts, "head_tensors": tensors}
-
-
 def _print(found: "Inspection", *, with_tensors: bool) -> None:
-    for name, value in _lines(found.facts):
+    for name, value in _lines(found):
         console().print(Text(f"{name:<13} {value}"), soft_wrap=True)
     if with_tensors and found.head_tensors:
         table = Table("head tensor", "dtype", "shape", "file", box=None, padding=(0, 2))
@@ -98,83 +80,82 @@ def _print(found: "Inspection", *, with_tensors: bool) -> None:
         print_uncut(table)
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    experts = ", mixture of experts" if facts["experts"] else ""
-    tied = ", tied embeddings" if facts["tied_embeddings"] else ""
+def _lines(found: "Inspection") -> list[tuple[str, str]]:
+    experts = ", mixture of experts" if found.experts else ""
+    tied = ", tied embeddings" if found.tied_embeddings else ""
     lines = [
-        ("model", facts["model"]),
+        ("model", found.model),
         (
             "target",
-            f"{facts['class']}, {facts['num_layers']} layers, hidden {facts['hidden_size']}, "
-            f"vocabulary {facts['vocab_size']}{experts}{tied}",
+            f"{found.class_name}, {found.num_layers} layers, hidden {found.hidden_size}, "
+            f"vocabulary {found.vocab_size}{experts}{tied}",
         ),
-        ("positions", f"{facts['max_positions']} tokens"),
-        (
-            "weights",
-            facts["weights_problem"] or f"{_size(facts['weight_bytes'])} in {facts['dtype']}",
-        ),
+        ("positions", f"{found.max_positions} tokens"),
+        ("weights", found.weights_problem or f"{_size(found.weight_bytes)} in {found.dtype}"),
+        *_file_lines(found.checkpoint),
+        *_head_lines(found),
     ]
-    checkpoint = facts["checkpoint"]
-    if checkpoint is None:
-        lines.append(("files", "none: random weights are made on the device"))
-    else:
-        for name, num_bytes in checkpoint["files"].items():
-            lines.append(("file", f"{name}, {_size(num_bytes)}"))
-        stored = (f"{n} {dtype}" if n else dtype for dtype, n in checkpoint["dtypes"].items())
-        lines.append(("stored", f"{', '.join(stored)} tensors"))
-    lines += _head_lines(facts)
-    kv, with_head = facts["kv_bytes_per_token"], ", head included," if facts["head"] else ""
-    lines.append(("KV", f"{kv:,} bytes a token{with_head} in {facts['dtype']}"))
-    if state := facts["state_bytes_per_request"]:
-        per_row = f"{facts['state_bytes_per_verified_row']:,} bytes"
+    with_head = ", head included," if found.head else ""
+    per_token = f"{found.kv_bytes_per_token:,} bytes a token"
+    lines.append(("KV", f"{per_token}{with_head} in {found.dtype}"))
+    if state := found.state_bytes_per_request:
+        per_row = f"{found.state_bytes_per_verified_row:,} bytes"
         of_rows = f"and {per_row} for each of its k + 1 verified rows"
         lines.append(("state", f"{_size(state)} a request of any length, {of_rows}"))
-    can = "can be captured" if facts["weights_problem"] is None else "not without its weights"
-    lines.append(("capture", facts["capture_problem"] or can))
+    can = "can be captured" if found.weights_problem is None else "not without its weights"
+    lines.append(("capture", found.capture_problem or can))
     return lines
 
 
-def _head_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    head = facts["head"]
+def _file_lines(checkpoint: "CheckpointFacts | None") -> list[tuple[str, str]]:
+    if checkpoint is None:
+        return [("files", "none: random weights are made on the device")]
+    files = [("file", f"{name}, {_size(size)}") for name, size in checkpoint.files.items()]
+    stored = (f"{n} {dtype}" if n else dtype for dtype, n in checkpoint.dtypes.items())
+    return [*files, ("stored", f"{', '.join(stored)} tensors")]
+
+
+def _head_lines(found: "Inspection") -> list[tuple[str, str]]:
+    head = found.head
     if head is None:
-        return [("head", facts["head_problem"] or "none")]
-    where = f"{head['num_tensors']} tensors from {head['from']}" if head["from"] else "made too"
-    reused = "" if head["modules"] == 1 else "; the first is used for every draft step"
+        return [("head", found.head_problem or "none")]
+    where = f"{head.num_tensors} tensors from {head.origin}" if head.origin else "made too"
+    reused = "" if head.modules == 1 else "; the first is used for every draft step"
     return [
-        ("head", f"{head['label']}, {where}"),
-        ("modules", f"{head['modules']}{reused}"),
-        ("head weights", f"{_size(head['weight_bytes'])}"),
+        ("head", f"{head.label}, {where}"),
+        ("modules", f"{head.modules}{reused}"),
+        ("head weights", f"{_size(head.weight_bytes)}"),
         (
             "wiring",
-            f"concat {head['concat']}, hidden in {head['hidden_in']}-norm, chain "
-            f"{head['chain']}-norm, output norm {head['out_norm']}, first embedding "
-            f"{head['first_embed']}",
+            f"concat {head.concat}, hidden in {head.hidden_in}-norm, chain "
+            f"{head.chain}-norm, output norm {head.out_norm}, first embedding "
+            f"{head.first_embed}",
         ),
         ("head norms", _norm_words(head)),
-        *((each["what"], _copy_words(each)) for each in head["copies"]),
-        ("rule from", head["source"]),
+        *((each.what, _copy_words(each)) for each in head.copies),
+        ("rule from", head.source),
     ]
 
 
-_NORMS = {"plain": "scale by w", "one_plus": "scale by 1 + w"}
+_NORMS = {NormForm.PLAIN: "scale by w", NormForm.ONE_PLUS: "scale by 1 + w"}
 
 
-def _norm_words(head: dict[str, Any]) -> str:
+def _norm_words(head: "HeadFacts") -> str:
     """The form that norm weights are stored in, and how the target's modules scale."""
-    target = _NORMS[head["target_norms"]]
-    if head["norm_form"] == "target":
+    target = _NORMS[head.target_norms]
+    if head.norm_form == NormForm.TARGET:
         return f"{target}, as the target's"
-    return f"{_NORMS[head['norm_form']]} (the target's {target})"
+    return f"{_NORMS[head.norm_form]} (the target's {target})"
 
 
-def _copy_words(copy: dict[str, str]) -> str:
+def _copy_words(copy: "CopyFacts") -> str:
     """What is done with a matrix that is stored with the head."""
     words = {
         "own": "the head's own: differs from the target's, and is used",
         "equal copy": "an equal copy of the target's, which is used",
         "left unread": "left unread, as engines do: the target's is used",
     }
-    return f"{copy['name']}: {words[copy['use']]}"
+    return f"{copy.name}: {words[copy.use]}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

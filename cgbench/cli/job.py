@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -22,6 +22,7 @@ from cgbench.cli.prepare import capture_graphs, prepare
 from cgbench.cli.processes import measure_in_processes
 from cgbench.errors import CannotError, ExitCode, OutputError
 from cgbench.parallel.ranks import Ranks, agreed, barrier
+from cgbench.request.run_request import RunRequest
 from cgbench.words import Status
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ EXIT_CODES = {
 }
 
 
-def execute(arguments: dict[str, Any], path: Path, *, resume: bool, ranks: Ranks) -> bool:
+def execute(request: RunRequest, path: Path, *, resume: bool, ranks: Ranks) -> bool:
     """Measure, on every rank; whether it is this one that wrote the run, for ``show`` to print."""
-    if arguments["processes"] > 1:
-        return measure_in_processes(arguments, path, resume=resume) is not None
-    return measure(arguments, path, ranks, resume=resume) is not None
+    if request.timing.processes > 1:
+        return measure_in_processes(request, path, resume=resume) is not None
+    return measure(request, path, ranks, resume=resume) is not None
 
 
 def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
@@ -90,16 +91,16 @@ def _explain(directory: "RunDirectory") -> None:
 
 
 def measure(
-    arguments: dict[str, Any], path: Path, ranks: Ranks, *, resume: bool
+    request: RunRequest, path: Path, ranks: Ranks, *, resume: bool
 ) -> "RunDirectory | None":
     """Load, capture and measure, on every rank; the first one writes, alone, and returns the
     finished run."""
     with ExitStack() as held:
-        return _measured(arguments, path, ranks, held, resume=resume)
+        return _measured(request, path, ranks, held, resume=resume)
 
 
 def _measured(
-    arguments: dict[str, Any], path: Path, ranks: Ranks, held: ExitStack, *, resume: bool
+    request: RunRequest, path: Path, ranks: Ranks, held: ExitStack, *, resume: bool
 ) -> "RunDirectory | None":
     from cgbench.measure.run_clock import Clock
 
@@ -115,8 +116,8 @@ def _measured(
         RunDirectory.check(path, resume=resume)
         if resume:
             held.enter_context(sole_writer(path))
-    setup = prepare(arguments, ranks)
-    record = make_record(arguments, setup)
+    setup = prepare(request, ranks)
+    record = make_record(request, setup)
     directory = None
     if ranks.is_first:
         directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
@@ -131,7 +132,7 @@ def _measured(
         with open_telemetry(deployment.device) as telemetry:
             watch = Watch(telemetry)
             session = Session(deployment, setup.options, setup.workload, watch, floor, clock)
-            _measure(session, directory, save_tokens=arguments["save_tokens"])
+            _measure(session, directory, save_tokens=request.save_tokens)
     finally:
         deployment.release()
     if directory is not None:

@@ -1,10 +1,12 @@
 """What ``run`` and ``audit`` do before anything is measured: load, plan, make room, capture."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cgbench.cli.console import progress, say_when_piped, working
 from cgbench.parallel.ranks import ALONE, Ranks
+from cgbench.request.choices import Compile
+from cgbench.request.run_request import DecodeRequest
 
 if TYPE_CHECKING:
     from cgbench.engine.deployment import Deployment, DummyRun
@@ -17,10 +19,10 @@ def use_passive_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def prepare(arguments: dict[str, Any], ranks: Ranks = ALONE) -> "Setup":
-    """The deployment that the arguments ask for, nothing captured yet, and what goes with it.
+def prepare(request: DecodeRequest, ranks: Ranks = ALONE) -> "Setup":
+    """The deployment that is asked for, nothing captured yet, and what goes with it.
 
-    ``max_num_seqs`` of None is the largest batch size. ``ranks`` share the model.
+    ``ranks`` share the model.
     Raises any of ``cgbench.errors``.
     """
     from cgbench.engine.backends import resolve_backend
@@ -28,17 +30,17 @@ def prepare(arguments: dict[str, Any], ranks: Ranks = ALONE) -> "Setup":
     from cgbench.measure.rank_facts import link_notes
     from cgbench.models.loading_plan import check_model_ref
 
-    device = setup.choose_device(arguments["device"])
-    attention = resolve_backend(arguments["attention"], device)
-    options, notes = setup.make_options(arguments, device, ranks)
-    check_model_ref(arguments["model"])
-    texts = setup.read_texts(arguments)
-    with working(f"load {arguments['model']}"):
-        model = setup.load(arguments, options, device, ranks)
+    device = setup.choose_device(request.device)
+    attention = resolve_backend(request.capture.attention, device)
+    options, notes = setup.make_options(request, device, ranks)
+    check_model_ref(request.model.ref)
+    texts = setup.read_texts(request)
+    with working(f"load {request.model.ref}"):
+        model = setup.load(request, options, device, ranks)
     notes += link_notes(ranks)
-    workload = setup.make_workload(arguments, options, model, texts)
+    workload = setup.make_workload(request.workload, options, model, texts)
     deployment = setup.make_deployment(options, model, workload, attention)
-    if options.compile_mode != "off":
+    if options.compile != Compile.OFF:
         deployment = compile_layers(deployment)
     return setup.Setup(deployment, options, workload, (*notes,))
 

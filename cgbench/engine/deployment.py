@@ -20,7 +20,8 @@ from cgbench.engine.state import DecodeState
 from cgbench.errors import OutOfMemoryError
 from cgbench.models.loader import LoadedModel
 from cgbench.planning import CapturePlan
-from cgbench.request.options import DeploymentOptions, Role
+from cgbench.request.choices import Role
+from cgbench.request.options import DeploymentOptions
 from cgbench.words import Scope
 
 
@@ -143,7 +144,7 @@ def dummy_run(deployment: Deployment) -> DummyRun:
     torch.cuda.reset_peak_memory_stats(deployment.device)
     start = time.perf_counter()
     try:
-        prefill_tokens = _dummy_prefill(deployment) if role == "mixed" else 0
+        prefill_tokens = _dummy_prefill(deployment) if role == Role.MIXED else 0
         decode_tokens = _dummy_decode(deployment)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(

@@ -153,7 +153,7 @@ def _audit_against_prefill(
 ) -> None:
     """Fail the cells whose first request a prefill would not decode so. Not a hybrid's: its prefill
     goes by another rule than its decode, and parts from it by more than a tie in float32."""
-    if session.options.acceptance != "greedy" or session.spec.cache.recurrent is not None:
+    if not session.options.acceptance.is_greedy or session.spec.cache.recurrent is not None:
         return
     told: dict[tuple[int, ...], str | None] = {}
     for run in _alive(runs):
@@ -170,7 +170,7 @@ def _plain_run(session: Session, runs: dict[CellKey, CellRun], key: CellKey) -> 
     """The run that ``key`` must give the tokens of: plain decoding, eager where it is measured;
     under a rule that is not lossless, eager of the same k."""
     k, scope = key
-    is_lossless = session.options.acceptance == "greedy"
+    is_lossless = session.options.acceptance.is_greedy
     keys = [(0, Scope.EAGER), (0, scope)] if is_lossless else [(k, Scope.EAGER)]
     found = [runs[each] for each in keys if each in runs and each != key]
     return next((run for run in found if run.status is Status.OK), None)
@@ -299,8 +299,8 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
         device=deployment.device.type,
         dtype=str(deployment.spec.target.dtype).removeprefix("torch."),
         attention=deployment.attention,
-        compile=options.compile_mode,
-        acceptance=options.acceptance,
+        compile=options.compile,
+        acceptance=str(options.acceptance),
         tp_size=session.ranks.size,
         mode=run.mode,
         scope=scope,

@@ -1,41 +1,112 @@
 """What a checkpoint holds and what would be loaded from where, without loading a weight."""
 
+import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from torch import nn
 
 from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
 from cgbench.models.heads.head import adds_one
-from cgbench.models.heads.head_copies import HeadCopy
+from cgbench.models.heads.head_copies import CopyUse
 from cgbench.models.heads.head_files import head_tensors
-from cgbench.models.heads.head_wiring import wiring_of
-from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers
 from cgbench.models.support import check_capturable, class_name
 from cgbench.models.target import Target
+from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Inspection:
-    """``facts`` is what a script reads; ``head_tensors`` what would be loaded into the head."""
+class CheckpointFacts:
+    """The target's files by name with their bytes, and how many tensors are stored in each type.
+    None of them are counted in a GGUF file."""
 
-    facts: dict[str, Any]
+    files: Mapping[str, int]
+    dtypes: Mapping[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFacts:
+    """A matrix that is stored with a head, and what is done with it."""
+
+    what: str
+    name: str
+    use: CopyUse
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFacts:
+    """The head that would be loaded. ``origin`` is where from, None where it is made."""
+
+    family: str
+    label: str
+    source: str
+    modules: int
+    concat: ConcatOrder
+    hidden_in: NormSide
+    chain: NormSide
+    out_norm: OutputNorm
+    norm_form: NormForm
+    first_embed: FirstEmbedding
+    target_norms: NormForm
+    copies: tuple[CopyFacts, ...]
+    num_tensors: int
+    weight_bytes: int
+    origin: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What would be loaded. ``head_tensors`` are those that would be loaded into the head.
+
+    A problem is None where there is none. ``checkpoint`` is None for a preset.
+    """
+
+    model: str
+    class_name: str
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_positions: int
+    experts: bool
+    tied_embeddings: bool
+    dtype: str
+    weight_bytes: int
+    checkpoint: CheckpointFacts | None
+    head: HeadFacts | None
+    kv_bytes_per_token: int
+    state_bytes_per_request: int
+    state_bytes_per_verified_row: int
+    weights_problem: str | None
+    head_problem: str | None
+    capture_problem: str | None
     head_tensors: tuple[StoredTensor, ...]
 
     @property
     def is_usable(self) -> bool:
         """Whether all weights are there, with a head, and its graphs can be captured."""
-        problems = ("weights_problem", "head_problem", "capture_problem")
-        return all(self.facts[name] is None for name in problems)
+        return self.weights_problem is self.head_problem is self.capture_problem is None
+
+    def to_json(self) -> str:
+        """All of it as one JSON object."""
+        return json.dumps(asdict(self, dict_factory=_as_json), indent=2)
 
 
-def inspect_model(request: ModelRequest) -> Inspection:
+_NAMES = {"class_name": "class", "origin": "from"}
+"""What JSON calls the fields whose names Python keeps for itself."""
+
+
+def _as_json(values: list[tuple[str, object]]) -> dict[str, object]:
+    return {_NAMES.get(name, name): value for name, value in values}
+
+
+def inspect_model(request: Loading) -> Inspection:
     """Everything that ``cgbench run`` would find out before it spends memory.
 
     Weights or a head that are not there, or a forward that cannot be captured, are findings and
@@ -50,19 +121,29 @@ def inspect_model(request: ModelRequest) -> Inspection:
         head_problem = str(error)
         plan = plan_loading(_without_head(request))
     tensors = _head_tensors(plan)
-    facts = {
-        "model": plan.label,
-        **_target_facts(plan),
-        "checkpoint": _checkpoint_facts(plan),
-        "head": _head_facts(plan, tensors),
-        "kv_bytes_per_token": plan.skeleton.kv_bytes_per_token(request.dtype),
-        "state_bytes_per_request": plan.skeleton.state_bytes(request.dtype),
-        "state_bytes_per_verified_row": plan.skeleton.state_bytes_per_row(request.dtype),
-        "weights_problem": _refusal(check_headers, plan),
-        "head_problem": head_problem,
-        "capture_problem": _refusal(check_capturable, plan.config),
-    }
-    return Inspection(facts, tensors)
+    skeleton, dtype = plan.skeleton, request.dtype
+    target = skeleton.target
+    return Inspection(
+        model=plan.label,
+        class_name=class_name(plan.config),
+        num_layers=target.num_layers,
+        hidden_size=target.hidden_size,
+        vocab_size=target.vocab_size,
+        max_positions=target.max_positions,
+        experts=target.has_experts,
+        tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
+        dtype=str(dtype).removeprefix("torch."),
+        weight_bytes=skeleton.weight_bytes(dtype),
+        checkpoint=_checkpoint_facts(plan),
+        head=_head_facts(plan, tensors),
+        kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype),
+        state_bytes_per_request=skeleton.state_bytes(dtype),
+        state_bytes_per_verified_row=skeleton.state_bytes_per_row(dtype),
+        weights_problem=_refusal(check_headers, plan),
+        head_problem=head_problem,
+        capture_problem=_refusal(check_capturable, plan.config),
+        head_tensors=tensors,
+    )
 
 
 def _refusal(check: Callable[[_T], None], of: _T) -> str | None:
@@ -73,67 +154,53 @@ def _refusal(check: Callable[[_T], None], of: _T) -> str | None:
     return None
 
 
-def _without_head(request: ModelRequest) -> ModelRequest:
-    return ModelRequest(request.ref, None, False, request.device, request.dtype)
+def _without_head(request: Loading) -> Loading:
+    return Loading(request.ref, None, False, request.device, request.dtype)
 
 
-def _target_facts(plan: LoadingPlan) -> dict[str, Any]:
-    target, dtype = plan.skeleton.target, plan.request.dtype
-    return {
-        "class": class_name(plan.config),
-        "num_layers": target.num_layers,
-        "hidden_size": target.hidden_size,
-        "vocab_size": target.vocab_size,
-        "max_positions": target.max_positions,
-        "experts": plan.skeleton.target.has_experts,
-        "tied_embeddings": bool(plan.config.get_text_config().tie_word_embeddings),
-        "dtype": str(dtype).removeprefix("torch."),
-        "weight_bytes": plan.skeleton.weight_bytes(dtype),
-    }
-
-
-def _checkpoint_facts(plan: LoadingPlan) -> dict[str, Any] | None:
+def _checkpoint_facts(plan: LoadingPlan) -> CheckpointFacts | None:
     """The target's files; None for a preset, which has none."""
     if plan.request.preset is not None:
         return None
     if plan.gguf_file is not None:
         file = plan.gguf_file
-        return {"files": {file.name: file.stat().st_size}, "dtypes": {"gguf, dequantised": None}}
+        return CheckpointFacts({file.name: file.stat().st_size}, {"gguf, dequantised": None})
     stored = stored_tensors(tensor_files(plan.request.path))
     files: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for tensor in stored.values():
         files[tensor.file] += tensor.num_bytes
         dtypes[tensor.dtype] += 1
-    return {"files": dict(files), "dtypes": dict(dtypes)}
+    return CheckpointFacts(dict(files), dict(dtypes))
 
 
-def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> dict[str, Any] | None:
+def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFacts | None:
     family, found = plan.family, plan.head_files
     if family is None:
         return None
-    return {
-        "family": family.name,
-        "label": plan.head_label,
-        "source": family.source,
-        "modules": 1 if found is None else found.num_modules,
-        **wiring_of(family),
-        "target_norms": _norm_form(plan.skeleton.target),
-        "copies": [] if found is None else [_copy_facts(copy) for copy in found.copies],
-        "num_tensors": len(tensors),
-        "weight_bytes": plan.skeleton.head_bytes(plan.request.dtype),
-        "from": None if found is None else plan.request.head_ref or plan.request.ref,
-    }
+    return HeadFacts(
+        family=family.name,
+        label=plan.head_label,
+        source=family.source,
+        modules=1 if found is None else found.num_modules,
+        concat=family.concat,
+        hidden_in=family.hidden_in,
+        chain=family.chain,
+        out_norm=family.out_norm,
+        norm_form=family.norm_form,
+        first_embed=family.first_embed,
+        target_norms=_norm_form(plan.skeleton.target),
+        copies=tuple(CopyFacts(c.what, c.name, c.use) for c in found.copies) if found else (),
+        num_tensors=len(tensors),
+        weight_bytes=plan.skeleton.head_bytes(plan.request.dtype),
+        origin=None if found is None else plan.request.head_ref or plan.request.ref,
+    )
 
 
-def _norm_form(target: Target) -> str:
+def _norm_form(target: Target) -> NormForm:
     norm = target.backbone.norm
     assert isinstance(norm, nn.Module)
-    return "one_plus" if adds_one(norm) else "plain"
-
-
-def _copy_facts(copy: HeadCopy) -> dict[str, str]:
-    return {"what": copy.what, "name": copy.name, "use": copy.use.value}
+    return NormForm.ONE_PLUS if adds_one(norm) else NormForm.PLAIN
 
 
 def _head_tensors(plan: LoadingPlan) -> tuple[StoredTensor, ...]:

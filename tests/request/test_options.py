@@ -120,6 +120,8 @@ def test_a_prompt_too_long_is_named_by_its_number() -> None:
         ({"batch_sizes": (0, 1)}, "--batch-sizes 0: must be 1 to 65536"),
         ({"batch_sizes": (1, 9)}, "--batch-sizes 9: over --max-num-seqs 8"),
         ({"iterations": 0}, "--iterations 0: must be at least 1"),
+        ({"precision": 1.5}, "--precision 1.5: must be a share, 0 to below 1"),
+        ({"precision": -0.1}, "--precision -0.1: must be a share, 0 to below 1"),
         ({"min_time_s": 5.0, "max_time_s": 2.0}, "--min-time 5: must be 0 to --max-time, 2"),
         ({"max_time_s": -1.0}, "--max-time -1: must be 0 to 604,800 seconds, a week"),
         ({"min_time_s": -1.0, "max_time_s": 2.0}, "--min-time -1: must be 0 to --max-time, 2"),

@@ -12,7 +12,7 @@ import torch
 
 import compare_peers
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.statistics import CONFIDENCE, blocks_estimate
 from cgbench.words import Scope
@@ -190,13 +190,14 @@ def test_every_k_has_iterations_to_time_and_stays_in_its_kv_rows(tiny: Path) -> 
 
 def test_words_after_two_dashes_are_flags_of_cgbench_run() -> None:
     words = ["preset:mimo-7b", "--spec-tokens", "2", "--", "--attention", "sdpa", "--seed", "7"]
-    parsed = compare_peers.run_arguments(compare_peers.parse_arguments(words))
-    assert (parsed["model"], parsed["spec_tokens"], parsed["attention"]) == (
+    parsed = compare_peers.run_request(compare_peers.parse_arguments(words))
+    capture = parsed.capture
+    assert (parsed.model.ref, capture.spec_tokens, capture.attention) == (
         "preset:mimo-7b",
-        [2],
+        (2,),
         "sdpa",
     )
-    assert parsed["seed"] == 7 and list(parsed["capture_sizes"]) == [1]
+    assert parsed.seed == 7 and capture.capture_sizes == (1,)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +238,7 @@ def test_a_run_on_a_cpu_writes_both_files(
 
 
 def plan_for(ref: object) -> Any:
-    return plan_loading(ModelRequest(str(ref), None, False, torch.device("cpu"), torch.float32))
+    return plan_loading(Loading(str(ref), None, False, torch.device("cpu"), torch.float32))
 
 
 def test_the_peer_has_the_checkpoints_weights_and_its_steps_are_counted(tiny: Path) -> None:

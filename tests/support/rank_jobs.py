@@ -29,7 +29,7 @@ from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.families import DEEPSEEK, MIMO
 from cgbench.models.heads.head import HeadForm
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import Ranks, agreed, gathered
@@ -105,9 +105,7 @@ def tell_compiled(folders: dict[str, Path], *, ranks: Ranks) -> list[dict[str, l
 def load(ref: Path, head: str, ranks: Ranks) -> LoadedModel:
     where = torch.device("cpu"), torch.float32
     is_divided = head == "divided"
-    return load_model(
-        ModelRequest(str(ref), None, True, *where, divided_head=is_divided, ranks=ranks)
-    )
+    return load_model(Loading(str(ref), None, True, *where, divided_head=is_divided, ranks=ranks))
 
 
 def tell(model: LoadedModel) -> Told:

@@ -37,7 +37,7 @@ from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.heads.head_search import types_in
 from cgbench.models.heads.head_wiring import CONFIG_FIELD
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.support import auto_class_for
 from cgbench.parallel.ranks import ALONE, Ranks
 
@@ -329,7 +329,7 @@ def load_tiny(
     ranks: Ranks = ALONE,
 ) -> LoadedModel:
     where = torch.device(device), dtype
-    return load_model(ModelRequest(str(folder), None, with_head, *where, ranks=ranks))
+    return load_model(Loading(str(folder), None, with_head, *where, ranks=ranks))
 
 
 def make_speculator(

@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cgbench.errors import BadInputError
-from cgbench.workload.chat import ChatMode, make_encode, uses_template
+from cgbench.request.choices import ChatTemplate
+from cgbench.workload.chat import make_encode, uses_template
 from cgbench.workload.prompt_files import Prompt, PromptTexts
 from tests.support.tiny import BOS, CHAT_TEMPLATE, add_tokenizer
 
@@ -41,13 +42,15 @@ def decoded(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
 
 @pytest.mark.parametrize(("mode", "used"), [("auto", True), ("on", True), ("off", False)])
 def test_a_template_is_used_unless_it_is_refused(
-    chatty: PreTrainedTokenizerBase, mode: ChatMode, used: bool
+    chatty: PreTrainedTokenizerBase, mode: ChatTemplate, used: bool
 ) -> None:
     assert uses_template(chatty, texts("a"), mode) is used
 
 
 @pytest.mark.parametrize("mode", ["auto", "off"])
-def test_without_a_template_none_is_used(plain: PreTrainedTokenizerBase, mode: ChatMode) -> None:
+def test_without_a_template_none_is_used(
+    plain: PreTrainedTokenizerBase, mode: ChatTemplate
+) -> None:
     assert uses_template(plain, texts("a"), mode) is False
 
 
@@ -102,7 +105,7 @@ def test_a_chat_needs_a_template(
     chatty: PreTrainedTokenizerBase,
     plain: PreTrainedTokenizerBase,
     has_template: bool,
-    mode: ChatMode,
+    mode: ChatTemplate,
     why: str,
 ) -> None:
     with pytest.raises(BadInputError) as error:
