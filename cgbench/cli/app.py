@@ -14,6 +14,7 @@ from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
+from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
 from cgbench.cli.run import run
 from cgbench.cli.values import check_utf8
@@ -51,6 +52,7 @@ app.command()(plan)
 app.command()(audit)
 app.command()(compare)
 app.command()(inspect)
+app.command()(peers)
 app.command()(env)
 
 
