@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from cgbench.kernels.attention_input import AttentionInput
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target, request_keys
+from cgbench.request.choices import FirstEmbedding, NormSide
 
 # Positions at a prompt's end that the noise is measured on: all of them, at a vocabulary of
 # 150,000, would take gigabytes.
@@ -60,7 +61,7 @@ def reference_states(
 
 def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
     """The hidden states that the head's family is fed, ``[B, S, H]``."""
-    return states.post_norm if head.family.hidden_in == "post" else states.pre_norm
+    return states.post_norm if head.family.hidden_in == NormSide.POST else states.pre_norm
 
 
 @torch.inference_mode()
@@ -77,12 +78,12 @@ def reference_draft_logits(
     logits: list[Tensor] = []
     for step in range(k):
         embeds = (head.embedding or target.model.get_input_embeddings())(following)
-        if step == 0 and head.family.first_embed == "zeroed":
+        if step == 0 and head.family.first_embed == FirstEmbedding.ZEROED:
             embeds[:, 0] = 0
         block_out = head(embeds, hidden, target.rope(embeds, positions), positions, attention)
         normed = head.to_logits_input(block_out[:, -1:])
         logits.append(target.logits(normed, head.output)[0, -1])
-        hidden = normed if head.family.chain == "post" else block_out[:, -1:]
+        hidden = normed if head.family.chain == NormSide.POST else block_out[:, -1:]
         chosen = logits[-1].argmax(-1)
         if step < len(drafts):
             chosen = torch.full_like(chosen, drafts[step])

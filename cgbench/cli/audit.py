@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,6 @@ import typer
 from cgbench.cli.bench_flags import (
     Attention,
     CaptureSizes,
-    CaptureUnit,
     Chat,
     CompileMode,
     Debug,
@@ -27,10 +27,9 @@ from cgbench.cli.bench_flags import (
     SpecTokens,
     Tp,
     TpHead,
+    Unit,
     policy_name,
-    sharing,
 )
-from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Unit
 from cgbench.cli.console import console, print_error, progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -41,19 +40,14 @@ from cgbench.cli.head_flags import (
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
-    wiring,
 )
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from cgbench.cli.values import (
-    check_known,
-    parse_ints,
-    parse_names,
-    parse_optional_ints,
-    parse_scopes,
-)
+from cgbench.cli.values import asked, check_known
 from cgbench.errors import BadInputError, ExitCode, OutputError
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
-from cgbench.planning import MAX_BATCH_SIZE, check_batch_size
+from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit, check_batch_size
+from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement
+from cgbench.request.run_request import AuditRequest
 
 if TYPE_CHECKING:
     from cgbench.checks.catalogue import Check
@@ -61,19 +55,6 @@ if TYPE_CHECKING:
     from cgbench.measure.bench import Bench
 
     Result = tuple[Finding, dict[str, Any]]
-
-# What an audit decodes with where ``run`` asks: answers are judged, so nothing is left to chance.
-FIXED = {
-    "acceptance": "greedy",
-    "ignore_eos": False,
-    "iterations": None,
-    "precision": None,
-    "min_time": None,
-    "max_time": None,
-    "cold_l2": False,
-    "role": "decode",
-    "save_tokens": False,
-}
 
 # On a GPU every bucket of a usual deployment, and every batch size in it; on a CPU, seconds.
 DEFAULT_MAX_NUM_SEQS = {"cuda": 64, "cpu": 8}
@@ -97,12 +78,12 @@ def audit(
     scopes: Scopes = "eager,phase,iteration",
     policy: Policy = None,
     capture_sizes: CaptureSizes = None,
-    capture_unit: CaptureUnit = Unit.REQUESTS,
+    capture_unit: Unit = CaptureUnit.REQUESTS,
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
-    head_hidden: HeadHidden = None,
-    chain_norm: ChainNorm = None,
+    head_hidden_in: HeadHidden = None,
+    head_chain: ChainNorm = None,
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
@@ -115,7 +96,7 @@ def audit(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
-    compile_mode: CompileMode = Compile.OFF,
+    compile: CompileMode = Compile.OFF,
     tp: Tp = None,
     tp_head: TpHead = HeadPlacement.DIVIDED,
     routing: RoutingOf = None,
@@ -140,48 +121,17 @@ def audit(
     Exit code 0: all checks hold that could be made; 1: something is wrong; 2: bad input; 3: cannot
     be done here, or no check could be made.
     """
-    num_ranks = ranks_asked(tp)
-    arguments: dict[str, Any] = {
-        "model": model,
-        "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
-        "max_num_seqs": max_num_seqs,
-        "scopes": [*parse_scopes(scopes)],
-        "policy": policy_name(policy, capture_sizes),
-        "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
-        "capture_unit": capture_unit.value,
-        "head": head,
-        **wiring(
-            head_family,
-            head_concat,
-            head_hidden,
-            chain_norm,
-            head_out_norm,
-            head_norm_form,
-            head_first_embed,
-        ),
-        "prompts": prompts,
-        "num_prompts": num_prompts,
-        "chat_template": chat_template.value,
-        "max_new_tokens": max_new_tokens,
-        "context_len": context_len,
-        "seed": seed,
-        "device": device.value,
-        "dtype": dtype.value,
-        "attention": attention,
-        "compile": compile_mode.value,
-        **sharing(num_ranks, tp_head),
-        "routing": None if routing is None else routing.value,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "checks": parse_names(checks),
-    }
+    parameters = locals()
+    given = {"policy": policy_name(policy, capture_sizes), "tp": ranks_asked(tp)}
+    request = asked(AuditRequest, parameters | given)
     use_passive_threads()
-    answer, facts = run_on_ranks(num_ranks, device.value, execute, arguments, repro=repro)
+    answer, facts = run_on_ranks(request.sharing.num_ranks, device, execute, request, repro=repro)
     _print(answer, facts, as_json=as_json)
     raise typer.Exit(EXIT_CODES[answer["verdict"]])
 
 
 def execute(
-    arguments: dict[str, Any], *, repro: Path | None
+    request: AuditRequest, *, repro: Path | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
     from cgbench.checks.finding_facts import overall
@@ -191,18 +141,18 @@ def execute(
 
     if repro is not None:
         check_new_folder("--repro", repro, "choose a new or an empty folder")
-    chosen = _chosen(arguments["checks"])
+    chosen = _chosen(request.checks)
     start = time.perf_counter()
-    bench, notes = prepare(_with_batch_size(arguments))
+    bench, notes = prepare(_with_batch_size(request))
     for note in notes:
         say(note)
     try:
         capture_graphs(bench)
-        results = list(_results(bench, chosen, arguments["seed"]))
+        results = list(_results(bench, chosen, request.seed))
     finally:
         bench.release()
     seconds = time.perf_counter() - start
-    record = audit_record(arguments, bench, notes)
+    record = audit_record(request, bench, notes)
     verdict = overall([finding for finding, _ in results])
     # Of several ranks the first one's, which has no tensors of what another rank alone found.
     if repro is not None and is_first():
@@ -210,7 +160,7 @@ def execute(
     return {**record, "verdict": verdict, "seconds": seconds}, [facts for _, facts in results]
 
 
-def _chosen(names: list[str]) -> "list[Check]":
+def _chosen(names: Sequence[str]) -> "list[Check]":
     """Raises ``BadInputError`` for a name that no check has."""
     from cgbench.checks.catalogue import CHECKS
 
@@ -218,22 +168,25 @@ def _chosen(names: list[str]) -> "list[Check]":
     return [check for check in CHECKS if not names or check.name in names]
 
 
-def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
-    """``arguments`` with what a run is told and an audit decides itself.
+def _with_batch_size(request: AuditRequest) -> AuditRequest:
+    """``request`` with the one batch size that is decoded, which its default leaves to the device.
 
     Raises ``BadInputError`` or ``DeviceError``.
     """
     from cgbench.measure.setup import choose_device
 
-    most = arguments["max_num_seqs"]
+    most = request.capture.max_num_seqs
     if most is None:
-        most = DEFAULT_MAX_NUM_SEQS[choose_device(arguments["device"]).type]
+        most = DEFAULT_MAX_NUM_SEQS[choose_device(request.device).type]
     check_batch_size("--max-num-seqs", most)
-    if (count := arguments["max_new_tokens"]) < 2:
+    if (count := request.workload.max_new_tokens) < 2:
         raise BadInputError(
             f"--max-new-tokens {count}: must be at least 2, for the first token is the prefill's"
         )
-    return {**arguments, **FIXED, "max_num_seqs": most, "batch_sizes": [most]}
+    capture = replace(request.capture, max_num_seqs=most)
+    return replace(
+        request, capture=capture, workload=replace(request.workload, batch_sizes=(most,))
+    )
 
 
 def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Result]":

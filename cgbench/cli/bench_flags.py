@@ -1,17 +1,11 @@
 """The flags that several commands share: what is loaded, captured and decoded."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cgbench.cli.choices import (
-    ChatTemplate,
-    Compile,
-    Device,
-    Dtype,
-    HeadPlacement,
-    Unit,
-)
+from cgbench.planning import CaptureUnit
+from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement
 from cgbench.words import Routing
 
 Model = Annotated[
@@ -38,7 +32,7 @@ Policy = Annotated[
 CaptureSizes = Annotated[
     str | None, typer.Option(help="Sizes to capture, such as 1,4,8, in --capture-unit.")
 ]
-CaptureUnit = Annotated[Unit, typer.Option(help="What --capture-sizes counts.")]
+Unit = Annotated[CaptureUnit, typer.Option(help="What --capture-sizes counts.")]
 Prompts = Annotated[
     str | None,
     typer.Option(
@@ -93,10 +87,3 @@ def policy_name(policy: str | None, capture_sizes: str | None) -> str:
     if policy is not None:
         return policy
     return "scaled" if capture_sizes is None else "explicit"
-
-
-def sharing(num_ranks: int, head: HeadPlacement) -> dict[str, Any]:
-    """How ranks share the model, as arguments: None of it where there is one."""
-    if num_ranks == 1:
-        return {"tp": None, "tp_head": None}
-    return {"tp": num_ranks, "tp_head": head.value}

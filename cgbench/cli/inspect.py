@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, Model
-from cgbench.cli.choices import Device, Dtype
 from cgbench.cli.console import console, print_uncut, working
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -19,9 +18,12 @@ from cgbench.cli.head_flags import (
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
-    wiring,
 )
+from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
+from cgbench.request.choices import Device, Dtype
+from cgbench.request.parts import SharingRequest
+from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
     from cgbench.models.inspection import Inspection
@@ -32,8 +34,8 @@ def inspect(
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
-    head_hidden: HeadHidden = None,
-    chain_norm: ChainNorm = None,
+    head_hidden_in: HeadHidden = None,
+    head_chain: ChainNorm = None,
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
@@ -50,27 +52,16 @@ def inspect(
     No weight is loaded; matrices that lie beside a head are compared with the target's. Exit code
     1: weights are missing or have no place, it has no usable head, or cannot be captured.
     """
-    from cgbench.measure import setup
+    parameters = locals()
+    from cgbench.measure.setup import choose_device
     from cgbench.models.inspection import inspect_model
+    from cgbench.models.loading_plan import loading_of
 
-    arguments = {
-        "model": model,
-        "head": head,
-        **wiring(
-            head_family,
-            head_concat,
-            head_hidden,
-            chain_norm,
-            head_out_norm,
-            head_norm_form,
-            head_first_embed,
-        ),
-        "dtype": dtype.value,
-        "seed": 0,
-    }
-    where = setup.choose_device(device.value)
+    request = asked(InspectRequest, parameters)
+    where = choose_device(request.device)
+    loading = loading_of(request.model, SharingRequest(), where, with_head=True, seed=0)
     with working(f"inspect {model}"):
-        found = inspect_model(setup.model_request(arguments, where, with_head=True))
+        found = inspect_model(loading)
     if as_json:
         typer.echo(json.dumps(_as_json(found), indent=2))
     else:

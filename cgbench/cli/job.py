@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -22,6 +22,7 @@ from cgbench.cli.console import (
 from cgbench.cli.prepare import capture_graphs, prepare
 from cgbench.cli.processes import measure_in_processes
 from cgbench.errors import CannotError, ExitCode, OutputError
+from cgbench.request.run_request import RunRequest
 from cgbench.words import Status
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ EXIT_CODES = {
 }
 
 
-def execute(arguments: dict[str, Any], path: Path, *, resume: bool) -> bool:
+def execute(request: RunRequest, path: Path, *, resume: bool) -> bool:
     """Measure, on every rank; whether it is this one that wrote the run, for ``show`` to print."""
-    measure_all = measure if arguments["processes"] == 1 else measure_in_processes
-    return measure_all(arguments, path, resume=resume) is not None
+    measure_all = measure if request.timing.processes == 1 else measure_in_processes
+    return measure_all(request, path, resume=resume) is not None
 
 
 def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
@@ -86,15 +87,15 @@ def _explain(directory: "RunDirectory") -> None:
         print_uncut(table)
 
 
-def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory | None":
+def measure(request: RunRequest, path: Path, *, resume: bool) -> "RunDirectory | None":
     """Load, capture and measure, on every rank; the first one writes, alone, and returns the
     finished run."""
     with ExitStack() as held:
-        return _measured(arguments, path, held, resume=resume)
+        return _measured(request, path, held, resume=resume)
 
 
 def _measured(
-    arguments: dict[str, Any], path: Path, held: ExitStack, *, resume: bool
+    request: RunRequest, path: Path, held: ExitStack, *, resume: bool
 ) -> "RunDirectory | None":
     started = time.perf_counter()
     from cgbench.floor.telemetry import Watch, open_telemetry
@@ -107,8 +108,8 @@ def _measured(
         RunDirectory.check(path, resume=resume)
         if resume:
             held.enter_context(sole_writer(path))
-    bench, notes = prepare(arguments)
-    record = make_record(arguments, bench, notes)
+    bench, notes = prepare(request)
+    record = make_record(request, bench, notes)
     directory = None
     if is_first():
         directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
@@ -121,7 +122,7 @@ def _measured(
         _capture(bench, directory)
         with open_telemetry(bench.device) as telemetry:
             bench.watch = Watch(telemetry)
-            _measure(bench, directory, started, save_tokens=arguments["save_tokens"])
+            _measure(bench, directory, started, save_tokens=request.save_tokens)
     finally:
         bench.release()
     if directory is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress as Bars
@@ -23,7 +23,6 @@ from cgbench.cli.bench_flags import (
     NumPrompts,
     Prompts,
 )
-from cgbench.cli.choices import ChatTemplate, Compile, Device, Dtype
 from cgbench.cli.console import progress, say, say_when_piped
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -34,12 +33,12 @@ from cgbench.cli.head_flags import (
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
-    wiring,
 )
 from cgbench.cli.prepare import capture_graphs, prepare, use_passive_threads
-from cgbench.cli.values import check_known, parse_names
+from cgbench.cli.values import asked, check_known
 from cgbench.errors import ExitCode
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
+from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype
 from cgbench.request.peers_request import PeersRequest
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
 
 def peers(
     model: Model = "default",
-    names: Annotated[
+    peers: Annotated[
         str | None,
         typer.Option(
             "--peers",
@@ -67,8 +66,8 @@ def peers(
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
-    head_hidden: HeadHidden = None,
-    chain_norm: ChainNorm = None,
+    head_hidden_in: HeadHidden = None,
+    head_chain: ChainNorm = None,
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
@@ -83,7 +82,7 @@ def peers(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
-    compile_mode: CompileMode = Compile.OFF,
+    compile: CompileMode = Compile.OFF,
     max_num_batched_tokens: Annotated[
         int | None,
         typer.Option(help="Most tokens of one prefill forward. Default: 8192, or --context-len."),
@@ -104,115 +103,69 @@ def peers(
     Exit code 0: measured; 2: bad input; 3: a peer that --peers names cannot be measured here, or
     none can.
     """
-    asked = PeersRequest(
-        spec_tokens=spec_tokens,
-        batch_size=batch_size,
-        context_len=context_len,
-        new_tokens=max_new_tokens,
-        named=_checked_names(names),
-        seconds=seconds,
-        rounds=rounds,
-    )
-    arguments: dict[str, Any] = {
-        "model": model,
-        "spec_tokens": [spec_tokens],
-        "batch_sizes": [batch_size],
-        "max_num_seqs": None,
-        "scopes": ["eager", "phase", "iteration"],
-        "policy": "explicit",
-        "capture_sizes": [batch_size],
-        "capture_unit": "requests",
-        "head": head,
-        **wiring(
-            head_family,
-            head_concat,
-            head_hidden,
-            chain_norm,
-            head_out_norm,
-            head_norm_form,
-            head_first_embed,
-        ),
-        "prompts": prompts,
-        "num_prompts": num_prompts,
-        "chat_template": chat_template.value,
-        "max_new_tokens": max_new_tokens,
-        "context_len": context_len,
-        # A round spans --max-new-tokens, whatever a block of `run` would span.
-        "iterations": 1,
-        "precision": None,
-        "min_time": None,
-        "max_time": None,
-        "cold_l2": False,
-        "acceptance": acceptance,
-        "ignore_eos": False,
-        "seed": seed,
-        "device": device.value,
-        "dtype": dtype.value,
-        "attention": attention,
-        "compile": compile_mode.value,
-        # Other engines have the model's own router alone.
-        "routing": "model",
-        "role": "decode",
+    parameters = locals()
+    given = {
+        "spec_tokens": (spec_tokens,),
+        "batch_sizes": (batch_size,),
         "max_num_batched_tokens": _token_budget(max_num_batched_tokens, context_len),
     }
+    request = asked(PeersRequest, parameters | given)
+    check_known("--peers", request.peers, _known_peers())
     use_passive_threads()
-    facts, results = execute(asked, arguments, output)
+    facts, results = execute(request, output)
     _print(facts, results, as_json=as_json)
-    raise typer.Exit(exit_code(asked, results))
+    raise typer.Exit(exit_code(request, results))
 
 
-def _checked_names(names: str | None) -> list[str]:
-    """Raises ``BadInputError`` for a name that no peer has."""
+def _known_peers() -> tuple[str, ...]:
     from cgbench.engines.peer_rows import PEERS
 
-    named = parse_names(names)
-    check_known("--peers", named, PEERS)
-    return named
+    return PEERS
 
 
-def _token_budget(asked: int | None, context_len: int) -> int:
+def _token_budget(stated: int | None, context_len: int) -> int:
     """A whole prompt goes through one forward, as in the other engines."""
-    return max(DEFAULT_MAX_BATCHED_TOKENS, context_len) if asked is None else asked
+    return max(DEFAULT_MAX_BATCHED_TOKENS, context_len) if stated is None else stated
 
 
-def execute(
-    asked: PeersRequest, arguments: dict[str, Any], output: Path | None
-) -> "tuple[SharedFacts, list[Result]]":
+def execute(request: PeersRequest, output: Path | None) -> "tuple[SharedFacts, list[Result]]":
     """The main job: the rows of all peers asked for, and of those that ``output`` had already."""
     from cgbench.engines import peer_files
 
     found = None if output is None else peer_files.open_output(output)
-    bench, notes = prepare(arguments)
+    bench, notes = prepare(request.run)
     for note in notes:
         say(note)
     with ExitStack() as held:
         held.callback(bench.release)
-        capture_graphs(bench)
-        facts = _shared_facts(bench, asked, notes)
+        facts = _shared_facts(bench, request, notes)
         earlier = [] if found is None else found.results_of(facts)
-        engines = _engines(bench, asked, arguments)
+        capture_graphs(bench)
+        engines = _engines(bench, request)
         for engine in engines:
             held.callback(engine.stop)
-        return facts, _measure(engines, asked, facts, earlier, output)
+        return facts, _measure(engines, request, facts, earlier, output)
 
 
-def _engines(bench: "Bench", asked: PeersRequest, arguments: dict[str, Any]) -> "list[Engine]":
+def _engines(bench: "Bench", request: PeersRequest) -> "list[Engine]":
     """This tool and transformers, with the same weights and prompts."""
     from cgbench.engines.iterations import OwnEngine
     from cgbench.engines.transformers_decode import TransformersEngine
-    from cgbench.measure.setup import model_request
-    from cgbench.models.loading_plan import plan_loading
+    from cgbench.models.loading_plan import loading_of, plan_loading
 
-    prompts = bench.workload.contexts(asked.batch_size, asked.context_len)
-    plan = plan_loading(model_request(arguments, bench.device, with_head=False))
-    lengths = {"spec_tokens": asked.spec_tokens, "new_tokens": asked.new_tokens}
+    run, k = request.run, request.spec_tokens
+    prompts = bench.workload.contexts(request.batch_size, run.workload.context_len)
+    plan = plan_loading(
+        loading_of(run.model, run.sharing, bench.device, with_head=False, seed=run.seed)
+    )
+    reference, new_tokens = bench.spec.target.model, run.workload.max_new_tokens
     return [
-        OwnEngine(bench, prompts, asked.spec_tokens),
-        TransformersEngine(plan, bench.spec.target.model, prompts, **lengths),
+        OwnEngine(bench, prompts, k),
+        TransformersEngine(plan, reference, prompts, spec_tokens=k, new_tokens=new_tokens),
     ]
 
 
-def _shared_facts(bench: "Bench", asked: PeersRequest, notes: list[str]) -> "SharedFacts":
+def _shared_facts(bench: "Bench", request: PeersRequest, notes: list[str]) -> "SharedFacts":
     from cgbench.engines.peer_rows import SharedFacts
     from cgbench.rundir.environment import environment
 
@@ -222,12 +175,12 @@ def _shared_facts(bench: "Bench", asked: PeersRequest, notes: list[str]) -> "Sha
         head=bench.model.head_label,
         dtype=str(bench.spec.target.dtype).removeprefix("torch."),
         attention=bench.attention,
-        compile=bench.options.compile_mode,
-        acceptance=bench.options.acceptance,
-        spec_tokens=asked.spec_tokens,
-        batch_size=asked.batch_size,
-        context_len=asked.context_len,
-        new_tokens=asked.new_tokens,
+        compile=bench.options.compile,
+        acceptance=str(bench.options.acceptance),
+        spec_tokens=request.spec_tokens,
+        batch_size=request.batch_size,
+        context_len=request.workload.context_len,
+        new_tokens=request.workload.max_new_tokens,
         notes=notes,
         environment=environment(),
     )
@@ -235,7 +188,7 @@ def _shared_facts(bench: "Bench", asked: PeersRequest, notes: list[str]) -> "Sha
 
 def _measure(
     engines: "Sequence[Engine]",
-    asked: PeersRequest,
+    request: PeersRequest,
     facts: "SharedFacts",
     earlier: "list[Result]",
     output: Path | None,
@@ -249,13 +202,13 @@ def _measure(
             peer_files.write(output, facts, results, markdown(facts, results))
 
     makers = {name: make for engine in engines for name, make in engine.peers().items()}
-    chosen = {name: makers[name] for name in makers if name in (asked.named or makers)}
-    with _shown(len(chosen), asked.rounds) as shown, _saying_what_is_kept(output):
+    chosen = {name: makers[name] for name in makers if name in (request.peers or makers)}
+    with _shown(len(chosen), request.rounds) as shown, _saying_what_is_kept(output):
         return measure(
             chosen,
             earlier,
-            seconds=asked.seconds,
-            max_rounds=asked.rounds,
+            seconds=request.seconds,
+            max_rounds=request.rounds,
             keep=keep,
             progress=shown,
         )
@@ -315,8 +268,8 @@ def _print(facts: "SharedFacts", results: "list[Result]", *, as_json: bool) -> N
         typer.echo(markdown(facts, results), nl=False)
 
 
-def exit_code(asked: PeersRequest, results: "list[Result]") -> ExitCode:
+def exit_code(request: PeersRequest, results: "list[Result]") -> ExitCode:
     """Of peers that are named each must be measured, of all peers one."""
     measured = {row.name for row in results if row.rounds and row.reason is None}
-    is_good = measured.issuperset(asked.named) if asked.named else bool(measured)
+    is_good = measured.issuperset(request.peers) if request.peers else bool(measured)
     return ExitCode.OK if is_good else ExitCode.CANNOT

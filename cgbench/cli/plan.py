@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from cgbench.cli.bench_flags import Debug, policy_name
-from cgbench.cli.choices import Format, Unit
+from cgbench.cli.bench_flags import Debug, Unit, policy_name
+from cgbench.cli.choices import Format
 from cgbench.cli.console import console, print_uncut, say, working
-from cgbench.cli.values import parse_bytes, parse_ints, parse_names, parse_optional_ints
+from cgbench.cli.values import parse_bytes, parse_ints, parse_names
 from cgbench.errors import BadInputError
-from cgbench.planning import MAX_BATCH_SIZE, Concurrency, Costs, PlanRequest
+from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit, Concurrency, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
 from cgbench.planning.flags import check_engine, flag_warnings, flags_for
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
@@ -37,9 +37,7 @@ def plan(
     capture_sizes: Annotated[
         str | None, typer.Option(help="Your own sizes, in --capture-unit: policy explicit.")
     ] = None,
-    capture_unit: Annotated[
-        Unit, typer.Option(help="What --capture-sizes counts.")
-    ] = Unit.REQUESTS,
+    capture_unit: Unit = CaptureUnit.REQUESTS,
     output_format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
     tp: Annotated[int, typer.Option(help="GPUs per engine, for the engines with a rule.")] = 1,
     max_num_batched_tokens: Annotated[
@@ -110,8 +108,8 @@ def plan(
         spec_tokens=0,
         max_batch_size=max_num_seqs,
         policy="explicit",
-        capture_sizes=tuple(parse_optional_ints("--capture-sizes", capture_sizes)),
-        capture_unit=capture_unit.value,
+        capture_sizes=_sizes(capture_sizes),
+        capture_unit=capture_unit,
         max_num_batched_tokens=max_num_batched_tokens,
         blackwell=blackwell,
         pad=not no_padding,
@@ -135,6 +133,10 @@ def plan(
     if plot:
         write_plot(outcomes, plot)
         say(f"written to {plot}")
+
+
+def _sizes(text: str | None) -> tuple[int, ...]:
+    return () if text is None else parse_ints("--capture-sizes", text)
 
 
 def _check_together(

@@ -4,6 +4,8 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from cgbench.cli.console import progress, say_when_piped, working
+from cgbench.request.choices import Compile
+from cgbench.request.run_request import DecodeRequest
 
 if TYPE_CHECKING:
     from cgbench.measure.bench import Bench
@@ -15,27 +17,27 @@ def use_passive_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
-    """The bench that the arguments ask for, nothing captured yet, and what to tell the user.
+def prepare(request: DecodeRequest) -> tuple["Bench", list[str]]:
+    """The bench that is asked for, nothing captured yet, and what to tell the user.
 
-    ``max_num_seqs`` of None is the largest batch size. Raises any of ``cgbench.errors``.
+    Raises any of ``cgbench.errors``.
     """
     from cgbench.engine.attention import resolve_backend
     from cgbench.measure import setup
     from cgbench.measure.rank_facts import link_notes
     from cgbench.models.loading_plan import check_model_ref
 
-    device = setup.choose_device(arguments["device"])
-    attention = resolve_backend(arguments["attention"], device)
-    options, notes = setup.make_options(arguments, device)
-    check_model_ref(arguments["model"])
-    texts = setup.read_texts(arguments)
-    with working(f"load {arguments['model']}"):
-        model = setup.load(arguments, options, device)
+    device = setup.choose_device(request.device)
+    attention = resolve_backend(request.capture.attention, device)
+    options, notes = setup.make_options(request, device)
+    check_model_ref(request.model.ref)
+    texts = setup.read_texts(request)
+    with working(f"load {request.model.ref}"):
+        model = setup.load(request, options, device)
     notes += link_notes()
-    workload = setup.make_workload(arguments, options, model, texts)
+    workload = setup.make_workload(request.workload, options, model, texts)
     bench = setup.make_bench(options, model, workload, attention)
-    if options.compile_mode != "off":
+    if options.compile != Compile.OFF:
         compile_layers(bench)
     return bench, notes
 

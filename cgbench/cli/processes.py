@@ -8,12 +8,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cgbench.cli.console import say
 from cgbench.errors import ExitCode, ProcessError, RunDirectoryError
+from cgbench.request.run_request import RunRequest
 
 if TYPE_CHECKING:
     from cgbench.rundir.store import RunDirectory
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 PARTS = "processes"
 
 
-def measure_in_processes(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirectory":
+def measure_in_processes(request: RunRequest, path: Path, *, resume: bool) -> "RunDirectory":
     """Run what is missing, then merge; returns the finished run.
 
     Raises ``RunDirectoryError`` as ``run`` does, ``ProcessError`` where a process ends badly.
@@ -31,15 +33,16 @@ def measure_in_processes(arguments: dict[str, Any], path: Path, *, resume: bool)
     from cgbench.tables.latency import latency_markdown
 
     _check(path, resume=resume)
-    count = arguments["processes"]
+    count = request.timing.processes
+    alone = replace(request, timing=replace(request.timing, processes=1))
     parts = [path / PARTS / str(number) for number in range(count)]
-    kept = [n for n, part in enumerate(parts) if _is_finished(part, {**arguments, "processes": 1})]
+    kept = [n for n, part in enumerate(parts) if _is_finished(part, alone)]
     gone_on = {"utc": datetime.now(UTC).isoformat(timespec="seconds"), "kept_processes": kept}
     for number, part in enumerate(parts):
         if number in kept:
             continue
         say(f"process {number + 1} of {count}")
-        _run(arguments, part, f"process {number + 1} of {count}")
+        _run(alone, part, f"process {number + 1} of {count}")
     opened = [RunDirectory.open(part) for part in parts]
     run = merge_runs(opened, path, latency_markdown, resumed=[gone_on] if resume else [])
     shutil.rmtree(path / PARTS)
@@ -55,7 +58,7 @@ def _check(path: Path, *, resume: bool) -> None:
         raise RunDirectoryError(f"--resume: {path / PARTS}: missing; nothing was begun there")
 
 
-def _is_finished(part: Path, arguments: dict[str, Any]) -> bool:
+def _is_finished(part: Path, request: RunRequest) -> bool:
     """Whether ``part`` is a complete run; one that has not written its record holds nothing yet.
 
     Raises ``RunDirectoryError`` where it was asked for otherwise.
@@ -66,18 +69,19 @@ def _is_finished(part: Path, arguments: dict[str, Any]) -> bool:
     if not (part / "run.json").exists():
         shutil.rmtree(part, ignore_errors=True)
         return False
-    record = RunDirectory.open(part).record
-    if flags := differing_flags(record.measured_arguments, arguments):
+    record, file = RunDirectory.open(part).record, part / "run.json"
+    begun = RunRequest.from_record(record.arguments, f"{file}: arguments")
+    if flags := differing_flags(begun.to_record(), request.to_record()):
         raise RunDirectoryError(
-            f"--resume: {part / 'run.json'} was begun with another {', '.join(flags)}; "
+            f"--resume: {file} was begun with another {', '.join(flags)}; "
             "give the same, or choose another --output"
         )
     return record.complete
 
 
-def _run(arguments: dict[str, Any], part: Path, name: str) -> None:
+def _run(request: RunRequest, part: Path, name: str) -> None:
     job = {
-        "arguments": {**arguments, "processes": 1},
+        "request": request.to_record(),
         "path": str(part),
         "resume": part.exists(),
     }

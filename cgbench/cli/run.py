@@ -2,14 +2,13 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cgbench.cli.bench_flags import (
     Attention,
     CaptureSizes,
-    CaptureUnit,
     Chat,
     CompileMode,
     Debug,
@@ -25,17 +24,8 @@ from cgbench.cli.bench_flags import (
     SpecTokens,
     Tp,
     TpHead,
-    policy_name,
-    sharing,
-)
-from cgbench.cli.choices import (
-    ChatTemplate,
-    Compile,
-    Device,
-    Dtype,
-    HeadPlacement,
-    RoleName,
     Unit,
+    policy_name,
 )
 from cgbench.cli.console import say
 from cgbench.cli.head_flags import (
@@ -47,20 +37,16 @@ from cgbench.cli.head_flags import (
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
-    wiring,
 )
 from cgbench.cli.job import execute, show
 from cgbench.cli.prepare import use_passive_threads
 from cgbench.cli.processes import PARTS
-from cgbench.cli.values import (
-    parse_fraction,
-    parse_ints,
-    parse_optional_ints,
-    parse_scopes,
-)
+from cgbench.cli.values import asked
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
-from cgbench.planning import MAX_BATCH_SIZE
+from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
+from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Role
+from cgbench.request.run_request import RunRequest
 
 DEFAULT_OUTPUT = Path("results/runs")
 
@@ -79,12 +65,12 @@ def run(
     scopes: Scopes = "eager,phase,iteration",
     policy: Policy = None,
     capture_sizes: CaptureSizes = None,
-    capture_unit: CaptureUnit = Unit.REQUESTS,
+    capture_unit: Unit = CaptureUnit.REQUESTS,
     head: HeadRef = None,
     head_family: HeadFamilyName = None,
     head_concat: HeadConcat = None,
-    head_hidden: HeadHidden = None,
-    chain_norm: ChainNorm = None,
+    head_hidden_in: HeadHidden = None,
+    head_chain: ChainNorm = None,
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
@@ -142,17 +128,17 @@ def run(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
-    compile_mode: CompileMode = Compile.OFF,
+    compile: CompileMode = Compile.OFF,
     tp: Tp = None,
     tp_head: TpHead = HeadPlacement.DIVIDED,
     routing: RoutingOf = None,
     role: Annotated[
-        RoleName,
+        Role,
         typer.Option(
             help="What this deployment serves, for the largest step, run once before capture: "
             "mixed, prefill and decode, or decode alone."
         ),
-    ] = RoleName.MIXED,
+    ] = Role.MIXED,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     output: Annotated[
         Path | None, typer.Option(help="Run directory. Default: results/runs/<utc>-<model>.")
@@ -188,62 +174,21 @@ def run(
     Exit code 0: every cell measured; 1: a cell failed its short audit; 2: bad input; 3: cannot be
     done here, or a cell ran out of memory; 4: a cell was disturbed.
     """
+    parameters = locals()
     started = datetime.now(UTC)
-    num_ranks = ranks_asked(tp)
-    arguments: dict[str, Any] = {
-        "model": model,
-        "spec_tokens": [*parse_ints("--spec-tokens", spec_tokens)],
-        "batch_sizes": [*parse_ints("--batch-sizes", batch_sizes)],
-        "max_num_seqs": max_num_seqs,
-        "scopes": [*parse_scopes(scopes)],
-        "policy": policy_name(policy, capture_sizes),
-        "capture_sizes": parse_optional_ints("--capture-sizes", capture_sizes),
-        "capture_unit": capture_unit.value,
-        "head": head,
-        **wiring(
-            head_family,
-            head_concat,
-            head_hidden,
-            chain_norm,
-            head_out_norm,
-            head_norm_form,
-            head_first_embed,
-        ),
-        "prompts": prompts,
-        "num_prompts": num_prompts,
-        "chat_template": chat_template.value,
-        "max_new_tokens": max_new_tokens,
-        "context_len": context_len,
-        "iterations": iterations,
-        "precision": parse_fraction("--precision", precision, "0.5% or 0.005"),
-        "min_time": min_time,
-        "max_time": max_time,
-        "processes": processes,
-        "cold_l2": cold_l2,
-        "acceptance": acceptance,
-        "ignore_eos": ignore_eos,
-        "seed": seed,
-        "device": device.value,
-        "dtype": dtype.value,
-        "attention": attention,
-        "compile": compile_mode.value,
-        **sharing(num_ranks, tp_head),
-        "routing": None if routing is None else routing.value,
-        "role": role.value,
-        "max_num_batched_tokens": max_num_batched_tokens,
-        "nvtx": nvtx,
-        "save_tokens": save_tokens,
-    }
+    given = {"policy": policy_name(policy, capture_sizes), "tp": ranks_asked(tp)}
+    request = asked(RunRequest, parameters | given)
     if thin and save_tokens:
         raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
+    num_ranks = request.sharing.num_ranks
     if processes > 1 and num_ranks > 1:
         raise BadInputError(f"--processes {processes}: not with --tp {num_ranks}; drop one")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     use_passive_threads()
     try:
-        has_run = run_on_ranks(num_ranks, device.value, execute, arguments, path, resume=resume)
+        has_run = run_on_ranks(num_ranks, device, execute, request, path, resume=resume)
         codes = show(path, thin=thin, as_json=as_json, explain=explain) if has_run else set()
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error

@@ -1,13 +1,17 @@
-"""Comma-separated flags to values."""
+"""What flags say in text, as values: lists, sizes, shares, and whole requests."""
 
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import shown, shown_whole
+from cgbench.request.keys import Recorded, Share, Value, values_of
 from cgbench.words import Scope
+
+_R = TypeVar("_R", bound=Recorded)
 
 # Python reads other digits too, underscores between them, and none of 5,000.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
@@ -42,14 +46,9 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
     return tuple(sorted(set(map(int, parts))))
 
 
-def parse_optional_ints(flag: str, text: str | None) -> list[int]:
-    """As ``parse_ints``, for a flag that may be left out."""
-    return [] if text is None else [*parse_ints(flag, text)]
-
-
-def parse_names(text: str | None) -> list[str]:
-    """``a,b`` to names, in the order given; empty for a flag that was left out."""
-    return [] if text is None else [part.strip() for part in text.split(",")]
+def parse_names(text: str) -> list[str]:
+    """``a,b`` to names, in the order given."""
+    return [part.strip() for part in text.split(",")]
 
 
 def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
@@ -104,3 +103,31 @@ def parse_scopes(text: str) -> tuple[Scope, ...]:
     names = set(parse_names(text))
     check_known("--scopes", sorted(names), [scope.value for scope in Scope])
     return tuple(scope for scope in Scope if scope.value in names)
+
+
+_TEXTS: dict[Any, Callable[[str, str], object]] = {
+    tuple[int, ...]: parse_ints,
+    tuple[str, ...]: lambda _, text: tuple(parse_names(text)),
+    tuple[Scope, ...]: lambda _, text: parse_scopes(text),
+    Share: lambda flag, text: parse_fraction(flag, text, "0.5% or 0.005"),
+}
+"""How each type of value is read that a flag states in text."""
+
+
+def asked(request: type[_R], given: Mapping[str, object]) -> _R:
+    """The request that a command's parameters give, each under its key in records.
+
+    Parameters that are no part of the request are not read. Raises ``BadInputError`` naming the
+    flag whose text states no value.
+    """
+    values = [value for value in values_of(request) if value.key in given]
+    return request.of({value.key: _stated(value, given[value.key]) for value in values})
+
+
+def _stated(value: Value, given: object) -> object:
+    parse = _TEXTS.get(value.kind)
+    if parse is None or (given is None and value.may_be_none):
+        return given
+    if given is None:
+        return ()
+    return parse(value.flag, given) if isinstance(given, str) else given

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from cgbench.cli.job import measure
 from cgbench.errors import ExitCode, exit_code_of, one_line
+from cgbench.request.run_request import RunRequest
 
 # What typer ends the command itself with: 128 and the signal's number, as shells have it.
 INTERRUPTED = 130
@@ -20,7 +21,8 @@ def main() -> NoReturn:
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     job = json.load(sys.stdin)
     try:
-        measure(job["arguments"], Path(job["path"]), resume=job["resume"])
+        request = RunRequest.from_record(job["request"])
+        measure(request, Path(job["path"]), resume=job["resume"])
     except KeyboardInterrupt:
         # The command that started this process is interrupted too, and says what there is to say.
         sys.exit(INTERRUPTED)

@@ -21,9 +21,6 @@ from cgbench.engine.attention import Decode
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import Target
 
-MODES = ("off", "default")
-"""What ``--compile`` takes."""
-
 # Kinds of layer, each for one request and more, for one row a request and more.
 MOST_FORMS = 64
 

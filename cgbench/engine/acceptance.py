@@ -6,9 +6,9 @@ on its row, nor on its bucket, nor on the scope.
 """
 
 from collections.abc import Callable
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -17,16 +17,15 @@ from cgbench.kernels import row_updates
 from cgbench.kernels.row_state import RowState
 from cgbench.models.target import Target
 from cgbench.request.acceptance_lengths import Length, conditional_rate
+from cgbench.request.acceptance_setting import AcceptanceSetting
+from cgbench.request.choices import AcceptanceKind, Drafts
 
 Argmax = Callable[[Tensor], Tensor]
 """Logits ``[..., V]``, or where ranks share the vocabulary a rank's part of them, to ``[...]``."""
 
 
 class AcceptanceRule(Protocol):
-    """Decides an iteration from the drafts, the target's logits, and perhaps random draws.
-
-    ``str(rule)`` is what ``--acceptance`` reads, in one spelling for equal rules.
-    """
+    """Decides an iteration from the drafts, the target's logits, and perhaps random draws."""
 
     @property
     def is_random(self) -> bool:
@@ -89,9 +88,6 @@ class Greedy(_Argmax):
     def __call__(self, rows: RowState, logits: Tensor) -> None:
         row_updates.accept(rows, self.argmax(logits))
 
-    def __str__(self) -> str:
-        return "greedy"
-
 
 @dataclass(frozen=True, slots=True)
 class Synthetic(_Argmax):
@@ -114,9 +110,6 @@ class Synthetic(_Argmax):
         return tuple(
             rate / last if last else 0.0 for last, rate in zip(before, self.rates[:k], strict=False)
         )
-
-    def __str__(self) -> str:
-        return f"synthetic:{','.join(map(_number, self.rates))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +134,6 @@ class AtLength(_Argmax):
         assert length is not None
         return (conditional_rate(length, k),) * k
 
-    def __str__(self) -> str:
-        return str(self.length)
-
-
-Drafts = Literal["sampled", "greedy"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -163,14 +150,14 @@ class Sampled:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
-    drafts: Drafts = "sampled"
+    drafts: Drafts = Drafts.SAMPLED
 
     is_random = True
     draws_tokens = True
 
     @property
     def samples_drafts(self) -> bool:
-        return self.drafts == "sampled"
+        return self.drafts == Drafts.SAMPLED
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         return draw(self._probs(logits), uniforms, logits.argmax(-1))
@@ -222,13 +209,19 @@ class Sampled:
             return target
         return (target - rows.draft_probs[rows.slot_of_row, rows.num_accepted]).clamp_(min=0)
 
-    def __str__(self) -> str:
-        changed = [
-            f"{setting_name(field)}={_number(getattr(self, field.name))}"
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        ]
-        return f"sampled:{','.join(changed)}" if changed else "sampled"
+
+def rule_of(setting: AcceptanceSetting) -> AcceptanceRule:
+    """The rule that ``--acceptance`` asks for."""
+    match setting.kind:
+        case AcceptanceKind.GREEDY:
+            return Greedy()
+        case AcceptanceKind.SAMPLED:
+            asked = setting.sampling
+            return Sampled(asked.temperature, asked.top_k, asked.top_p, asked.drafts)
+        case AcceptanceKind.SYNTHETIC:
+            return Synthetic(setting.rates)
+    assert setting.length is not None
+    return AtLength(setting.length)
 
 
 def shared_rule(rule: AcceptanceRule, target: Target) -> AcceptanceRule:
@@ -236,13 +229,3 @@ def shared_rule(rule: AcceptanceRule, target: Target) -> AcceptanceRule:
     if not isinstance(rule, _Argmax) or not target.divides_vocabulary:
         return rule
     return replace(rule, argmax=partial(target.argmax, argmax=row_updates.argmax))
-
-
-def setting_name(field: Field[object]) -> str:
-    """A field of ``Sampled`` as ``--acceptance`` spells it."""
-    return field.name.replace("_", "-")
-
-
-def _number(value: object) -> str:
-    """1 and 1.0 alike."""
-    return str(value).removesuffix(".0")

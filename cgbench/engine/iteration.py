@@ -19,6 +19,7 @@ from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
 from cgbench.parallel.collectives import from_first_rank
+from cgbench.request.choices import FirstEmbedding
 
 Mark = Callable[[str], None]
 """Called at the end of a stage with its name."""
@@ -68,7 +69,7 @@ class Speculator:
         position 0, where some families feed no embedding."""
         assert self.head is not None
         embeds = self.target.embed(tokens, self.head.embedding)
-        if from_start and self.head.family.first_embed == "zeroed":
+        if from_start and self.head.family.first_embed == FirstEmbedding.ZEROED:
             embeds[:, 0] = 0
         rope = self.target.rope(embeds, positions)
         return self.head(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]

@@ -60,7 +60,7 @@ def differences(base: Evidence, new: Evidence) -> Iterator[str]:
     what is under test and never block."""
     a, b = base.record, new.record
     yield from _each_differing(a.environment, b.environment, lambda name: name)
-    yield from _each_differing(a.measured_arguments, b.measured_arguments, flag_name)
+    yield from _each_differing(a.arguments, b.arguments, flag_name)
     for name in CLOCKS:
         yield from _other_clocks(
             name, *(_median(run.record.telemetry, name) for run in (base, new))

@@ -1,7 +1,7 @@
 """From a bench to what an audit looks at, and to the record of one."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from cgbench.engine.acceptance import Greedy, shared_rule
 from cgbench.engine.runner import CellKey, EagerRunner, Runner
 from cgbench.measure.bench import Bench
 from cgbench.measure.setup import make_record
+from cgbench.request.run_request import AuditRequest
 from cgbench.words import Scope
 
 MAX_PROMPTS = 16
@@ -66,10 +67,8 @@ RECORD = (
 """Fields of a run's record that an audit has too."""
 
 
-def audit_record(
-    arguments: Mapping[str, Any], bench: Bench, notes: Sequence[str]
-) -> dict[str, Any]:
-    """Everything about an audit but its findings; ``arguments`` are the flags given."""
-    record = make_record(dict(arguments), bench, [*notes])
+def audit_record(request: AuditRequest, bench: Bench, notes: Sequence[str]) -> dict[str, Any]:
+    """Everything about an audit but its findings."""
+    record = make_record(request, bench, [*notes])
     workload = {name: record.workload[name] for name in ("source", "num_prompts", "sha256")}
     return {**{name: getattr(record, name) for name in RECORD}, "workload": workload}

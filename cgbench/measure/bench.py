@@ -12,8 +12,7 @@ import torch
 from torch._dynamo.exc import TorchDynamoException
 
 from cgbench.compile.layers import compile_forwards
-from cgbench.engine.acceptance import shared_rule
-from cgbench.engine.acceptance_flag import parse_acceptance
+from cgbench.engine.acceptance import rule_of, shared_rule
 from cgbench.engine.attention import DECODE_BACKENDS
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator, iteration
@@ -29,6 +28,7 @@ from cgbench.floor.telemetry import NoTelemetry, Watch
 from cgbench.floor.work import rank_work
 from cgbench.models.loader import LoadedModel
 from cgbench.planning import CapturePlan
+from cgbench.request.choices import Role
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -130,7 +130,7 @@ def build_bench(
         state_shapes=model.state_shapes,
         query_len=options.max_spec_tokens + 1,
     )
-    accept = shared_rule(parse_acceptance(options.acceptance, options.spec_tokens), target)
+    accept = shared_rule(rule_of(options.acceptance), target)
     spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
     states = {k: _make_state(model, spec, options, k) for k in plans}
     bench = Bench(model, options, workload, attention, spec, plans, states)
@@ -194,7 +194,7 @@ def dummy_run(bench: Bench) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats(bench.device)
     start = time.perf_counter()
     try:
-        prefill_tokens = _dummy_prefill(bench) if options.role == "mixed" else 0
+        prefill_tokens = _dummy_prefill(bench) if options.role == Role.MIXED else 0
         decode_tokens = _dummy_decode(bench)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(

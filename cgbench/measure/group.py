@@ -146,7 +146,7 @@ def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list
 def _audit_against_prefill(bench: Bench, runs: dict[CellKey, CellRun], prompt: list[int]) -> None:
     """Fail the cells whose first request a prefill would not decode so. Not a hybrid's: its prefill
     goes by another rule than its decode, and parts from it by more than a tie in float32."""
-    if bench.options.acceptance != "greedy" or bench.spec.cache.recurrent is not None:
+    if not bench.options.acceptance.is_greedy or bench.spec.cache.recurrent is not None:
         return
     told: dict[tuple[int, ...], str | None] = {}
     for run in _alive(runs):
@@ -163,7 +163,7 @@ def _plain_run(bench: Bench, runs: dict[CellKey, CellRun], key: CellKey) -> Cell
     """The run that ``key`` must give the tokens of: plain decoding, eager where it is measured;
     under a rule that is not lossless, eager of the same k."""
     k, scope = key
-    is_lossless = bench.options.acceptance == "greedy"
+    is_lossless = bench.options.acceptance.is_greedy
     keys = [(0, Scope.EAGER), (0, scope)] if is_lossless else [(k, Scope.EAGER)]
     found = [runs[each] for each in keys if each in runs and each != key]
     return next((run for run in found if run.status is Status.OK), None)
@@ -291,8 +291,8 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         device=bench.device.type,
         dtype=str(bench.spec.target.dtype).removeprefix("torch."),
         attention=bench.attention,
-        compile=bench.options.compile_mode,
-        acceptance=bench.options.acceptance,
+        compile=bench.options.compile,
+        acceptance=str(bench.options.acceptance),
         tp_size=tp_size(),
         mode=run.mode,
         scope=scope,

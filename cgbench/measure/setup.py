@@ -1,30 +1,31 @@
-"""From a run's arguments to what is measured: device, model, workload, bench, record."""
+"""From a request to what is measured: device, model, workload, bench, record."""
 
-from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 
 import cgbench
-from cgbench.engine.acceptance_flag import parse_acceptance
 from cgbench.engine.memory import check_memory
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.inputs import check_whole
 from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.rank_facts import parallel_facts
 from cgbench.models.fingerprint import fingerprint
-from cgbench.models.heads.head_wiring import HeadOverrides, wiring_of
+from cgbench.models.heads.head_wiring import wiring_of
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.loading_plan import loading_of, plan_loading
 from cgbench.models.presets import PRESETS, default_golden, golden_for
 from cgbench.models.support import check_capturable
 from cgbench.parallel.ranks import tp_size
 from cgbench.planning import CapturePlan
 from cgbench.request.acceptance_lengths import GoldenLength, parse_length
+from cgbench.request.choices import ChatTemplate
 from cgbench.request.model_ref import preset_name
-from cgbench.request.options import DEFAULT_MIN_TIME_S, DEFAULT_PRECISION, RunOptions
+from cgbench.request.options import RunOptions
+from cgbench.request.parts import WorkloadRequest
+from cgbench.request.resolution import resolve
+from cgbench.request.run_request import DecodeRequest
 from cgbench.rundir.environment import environment
 from cgbench.rundir.record import RunRecord
 from cgbench.words import Routing, Scope
@@ -38,17 +39,6 @@ from cgbench.workload.load import (
 from cgbench.workload.prompt_files import PromptTexts
 from cgbench.workload.prompts import RANDOM, read_named
 
-DEFAULT_ITERATIONS = {"cuda": 24, "cpu": 16}
-DEFAULT_MAX_TIME_S = {"cuda": 30.0, "cpu": 10.0}
-DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
-
-NO_GRAPHS_ON_CPU = "no graphs here: CUDA graphs need a CUDA device, so only scope eager is measured"
-
-GOLDEN_BY_DEFAULT = (
-    "random weights accept no draft: drafts are kept at {}, the mean acceptance length of {} "
-    "({}), which --acceptance changes"
-)
-
 
 def choose_device(name: str) -> torch.device:
     """``auto`` is CUDA where there is a device. Raises ``DeviceError`` for CUDA without one."""
@@ -59,76 +49,18 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def make_options(arguments: dict[str, Any], device: torch.device) -> tuple[RunOptions, list[str]]:
-    """Checked options and what to tell the user about them. Plans are checked here too, so that a
-    bad size costs no loading.
-
-    Raises ``BadInputError`` or ``PlanError``.
-    """
-    on_cpu = device.type == "cpu"
-    max_num_seqs, iterations = arguments["max_num_seqs"], arguments["iterations"]
-    acceptance, stated = arguments["acceptance"], _golden_of_preset(arguments)
-    options = RunOptions(
-        spec_tokens=tuple(sorted({0, *arguments["spec_tokens"]})),
-        batch_sizes=tuple(arguments["batch_sizes"]),
-        scopes=(Scope.EAGER,) if on_cpu else tuple(map(Scope, arguments["scopes"])),
-        max_batch_size=max(arguments["batch_sizes"]) if max_num_seqs is None else max_num_seqs,
-        policy=arguments["policy"],
-        capture_sizes=tuple(arguments["capture_sizes"]),
-        capture_unit=arguments["capture_unit"],
-        role=arguments["role"],
-        max_num_batched_tokens=arguments["max_num_batched_tokens"],
-        max_new_tokens=arguments["max_new_tokens"],
-        context_len=arguments["context_len"],
-        iterations=DEFAULT_ITERATIONS[device.type] if iterations is None else iterations,
-        acceptance=_acceptance(acceptance, stated),
-        ignore_eos=arguments["ignore_eos"],
-        seed=arguments["seed"],
-        nvtx=arguments.get("nvtx", False),
-        cold_l2=arguments["cold_l2"],
-        compile_mode=arguments["compile"],
-        **_stopping(arguments, device),
-        tp_size=tp_size(),
-    )
-    if on_cpu and options.cold_l2:
-        raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
-    if on_cpu and options.nvtx:
-        raise DeviceError("--nvtx: ranges need --device cuda; on a CPU profile with torch's own")
-    if arguments["head"] is not None and not options.max_spec_tokens:
-        raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
-    # Part of a row's key: one spelling for equal rules.
-    rule = parse_acceptance(options.acceptance, options.spec_tokens)
-    options = replace(options, acceptance=str(rule))
-    warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
-    notes = [NO_GRAPHS_ON_CPU] if on_cpu else warnings
-    if acceptance is None and stated:
-        notes.append(_golden_words(stated, options.spec_tokens))
-    return options, notes
+def make_options(request: DecodeRequest, device: torch.device) -> tuple[RunOptions, list[str]]:
+    """``resolve`` for this device, its ranks and the model's own golden length."""
+    golden = _golden_of_preset(request)
+    return resolve(request, device_type=device.type, tp_size=tp_size(), golden=golden)
 
 
-def _stopping(arguments: dict[str, Any], device: torch.device) -> dict[str, float]:
-    """When the timed pass ends, as ``RunOptions`` has it."""
-    precision, least, most = (arguments[name] for name in ("precision", "min_time", "max_time"))
-    max_time_s = DEFAULT_MAX_TIME_S[device.type] if most is None else most
-    return {
-        "precision": DEFAULT_PRECISION if precision is None else precision,
-        "min_time_s": min(DEFAULT_MIN_TIME_S, max_time_s) if least is None else least,
-        "max_time_s": max_time_s,
-    }
-
-
-def _acceptance(asked: str | None, stated: GoldenLength | None) -> str:
-    if stated is not None:
-        return str(stated)
-    return "greedy" if asked is None else asked
-
-
-def _golden_of_preset(arguments: dict[str, Any]) -> GoldenLength | None:
+def _golden_of_preset(request: DecodeRequest) -> GoldenLength | None:
     """The golden length of a preset's drafts: its family's by default, or the one that is asked
     for; marked as borrowed where it is another model's. None for any other rule or model."""
-    name, acceptance = preset_name(arguments["model"]), arguments["acceptance"]
+    name, acceptance = preset_name(request.model.ref), request.workload.acceptance
     preset = PRESETS.get(name) if name else None
-    if preset is None or not max(arguments["spec_tokens"]):
+    if preset is None or not max(request.capture.spec_tokens):
         return None
     if acceptance is None:
         return default_golden(preset)
@@ -136,54 +68,17 @@ def _golden_of_preset(arguments: dict[str, Any]) -> GoldenLength | None:
     return golden_for(preset, asked.row) if isinstance(asked, GoldenLength) else None
 
 
-def _golden_words(golden: GoldenLength, spec_tokens: Sequence[int]) -> str:
-    lengths = ", ".join(f"{golden.at(k)} at k = {k}" for k in spec_tokens if k)
-    return GOLDEN_BY_DEFAULT.format(golden, golden.row.model, lengths)
-
-
-def model_request(
-    arguments: dict[str, Any], device: torch.device, *, with_head: bool
-) -> ModelRequest:
-    """What the flags about the model ask for."""
-    name = arguments["dtype"]
-    return ModelRequest(
-        ref=arguments["model"],
-        head_ref=arguments["head"],
-        with_head=with_head,
-        device=device,
-        dtype=DEFAULT_DTYPE[device.type] if name == "auto" else getattr(torch, name),
-        seed=arguments["seed"],
-        overrides=head_overrides(arguments),
-        divided_head=arguments.get("tp_head") == "divided",
-        routing=chosen_routing(arguments),
-    )
-
-
-def chosen_routing(arguments: dict[str, Any]) -> Routing:
-    """The router of random weights chooses like none in service, so a preset's experts are drawn
-    evenly unless ``--routing`` says otherwise."""
-    asked = arguments.get("routing")
-    if asked is not None:
-        return Routing(asked)
-    is_preset = preset_name(arguments["model"]) is not None
-    return Routing.BALANCED if is_preset else Routing.MODEL
-
-
-def head_overrides(arguments: dict[str, Any]) -> HeadOverrides:
-    """The head's wiring that the flags state; ``head_`` starts each in the arguments."""
-    names = HeadOverrides.__dataclass_fields__
-    return HeadOverrides(**{name: arguments[f"head_{name}"] for name in names})
-
-
-def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -> LoadedModel:
+def load(request: DecodeRequest, options: RunOptions, device: torch.device) -> LoadedModel:
     """The target, and its head unless only k = 0 is measured.
 
     Raises ``ModelError`` and its kin, ``OutOfMemoryError`` where the weights do not fit.
     """
-    request = model_request(arguments, device, with_head=options.max_spec_tokens > 0)
-    plan = plan_loading(request)
-    if arguments.get("routing") == Routing.BALANCED and plan.routing is Routing.MODEL:
-        raise BadInputError(f"--routing balanced: {request.ref} has no experts; drop the flag")
+    ref, with_head = request.model.ref, options.max_spec_tokens > 0
+    plan = plan_loading(
+        loading_of(request.model, request.sharing, device, with_head=with_head, seed=request.seed)
+    )
+    if request.model.routing == Routing.BALANCED and plan.routing is Routing.MODEL:
+        raise BadInputError(f"--routing balanced: {ref} has no experts; drop the flag")
     if set(options.scopes) - {Scope.EAGER}:
         check_capturable(plan.config)
     check_memory(plan, options)
@@ -191,17 +86,18 @@ def load(arguments: dict[str, Any], options: RunOptions, device: torch.device) -
         return load_model(plan)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"out of memory loading {request.ref}: its weights do not fit the device; "
+            f"out of memory loading {ref}: its weights do not fit the device; "
             "try --dtype bfloat16 or a smaller MODEL"
         ) from error
 
 
-def read_texts(arguments: dict[str, Any]) -> PromptTexts | None:
+def read_texts(request: DecodeRequest) -> PromptTexts | None:
     """The prompts' texts, from ``--prompts`` or the shipped ones; None for random tokens.
 
     Raises ``BadInputError`` where they cannot be read, or where MODEL could not read them.
     """
-    model, name, num_prompts = (arguments[key] for key in ("model", "prompts", "num_prompts"))
+    model, workload = request.model.ref, request.workload
+    name, num_prompts = workload.prompts, workload.num_prompts
     if num_prompts is not None:
         check_whole("--num-prompts", num_prompts, 1)
     is_preset = preset_name(model) is not None
@@ -209,16 +105,13 @@ def read_texts(arguments: dict[str, Any]) -> PromptTexts | None:
         raise BadInputError(f"--prompts {name}: {model} has no tokenizer; use random")
     if not is_preset and name != RANDOM:
         return read_named(name, num_prompts)
-    if arguments["chat_template"] == "on":
+    if workload.chat_template == ChatTemplate.ON:
         raise BadInputError("--chat-template on: the prompts are random tokens, not text")
     return None
 
 
 def make_workload(
-    arguments: dict[str, Any],
-    options: RunOptions,
-    model: LoadedModel,
-    texts: PromptTexts | None,
+    asked: WorkloadRequest, options: RunOptions, model: LoadedModel, texts: PromptTexts | None
 ) -> Workload:
     """The texts as tokens; without texts random tokens, ``--context-len`` a prompt.
 
@@ -226,12 +119,12 @@ def make_workload(
     """
     if texts is None:
         batch_size = max(options.batch_sizes)
-        count = min(batch_size, arguments["num_prompts"] or batch_size)
+        count = min(batch_size, asked.num_prompts or batch_size)
         return random_workload(model.target.vocab_size, count, options.context_len, options.seed)
     tokenizer = model.tokenizer
     if tokenizer is None:
         raise BadInputError(model.tokenizer_problem)
-    chat_template = uses_template(tokenizer, texts, arguments["chat_template"])
+    chat_template = uses_template(tokenizer, texts, asked.chat_template)
     encode = make_encode(tokenizer, texts, chat_template=chat_template)
     return text_workload(texts, encode, model.target.last_token, chat_template=chat_template)
 
@@ -253,14 +146,14 @@ def make_bench(
         ) from error
 
 
-def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> RunRecord:
+def make_record(request: DecodeRequest, bench: Bench, notes: list[str]) -> RunRecord:
     """``run.json`` as it stands before the first measurement."""
     options, model, workload = bench.options, bench.model, bench.workload
     return RunRecord(
         cgbench_version=cgbench.__version__,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
-        arguments=arguments,
+        arguments=request.to_record(),
         model={
             "label": model.label,
             "head": model.head_label,

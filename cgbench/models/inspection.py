@@ -13,7 +13,7 @@ from cgbench.models.heads.head import adds_one
 from cgbench.models.heads.head_copies import HeadCopy
 from cgbench.models.heads.head_files import head_tensors
 from cgbench.models.heads.head_wiring import wiring_of
-from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers
 from cgbench.models.support import check_capturable, class_name
 from cgbench.models.target import Target
@@ -35,7 +35,7 @@ class Inspection:
         return all(self.facts[name] is None for name in problems)
 
 
-def inspect_model(request: ModelRequest) -> Inspection:
+def inspect_model(request: Loading) -> Inspection:
     """Everything that ``cgbench run`` would find out before it spends memory.
 
     Weights or a head that are not there, or a forward that cannot be captured, are findings and
@@ -73,8 +73,8 @@ def _refusal(check: Callable[[_T], None], of: _T) -> str | None:
     return None
 
 
-def _without_head(request: ModelRequest) -> ModelRequest:
-    return ModelRequest(request.ref, None, False, request.device, request.dtype)
+def _without_head(request: Loading) -> Loading:
+    return Loading(request.ref, None, False, request.device, request.dtype)
 
 
 def _target_facts(plan: LoadingPlan) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from cgbench.models.checkpoint import check_files
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
-from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.projections import pack_projections
 from cgbench.models.random_weights import draw_head, random_target
@@ -78,12 +78,12 @@ class LoadedModel:
         return 0 if self.skeleton.head is None else _num_elements(self.skeleton.head)
 
 
-def load_model(what: ModelRequest | LoadingPlan) -> LoadedModel:
+def load_model(what: Loading | LoadingPlan) -> LoadedModel:
     """Load, or for a preset make, the target and its head on the device asked for.
 
     Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
     """
-    plan = plan_loading(what) if isinstance(what, ModelRequest) else what
+    plan = plan_loading(what) if isinstance(what, Loading) else what
     random_weights = plan.request.preset is not None
     check_types(plan)
     splits = _splits(plan)

@@ -26,21 +26,29 @@ from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head_copies import target_matrices
 from cgbench.models.heads.head_files import HeadFiles, check_head, find_head
 from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
-from cgbench.models.heads.head_wiring import HeadOverrides
+from cgbench.models.heads.head_wiring import check_family, named, wired
 from cgbench.models.presets import PRESETS
 from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_head
 from cgbench.models.support import check_config
 from cgbench.models.target import Target
+from cgbench.request.choices import Dtype, HeadPlacement
 from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
+from cgbench.request.parts import HeadWiring, ModelRequest, SharingRequest
 from cgbench.words import Routing
+
+DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRequest:
-    """``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id; ``head_ref`` a
-    folder or hub id whose head replaces the checkpoint's own; ``with_head`` is false for k = 0
-    alone; ``divided_head``: the ranks share the head's block as they share the target's layers;
-    ``routing``: how tokens choose their experts, where there are any."""
+class Loading:
+    """What is to be loaded where, with nothing left to default.
+
+    ``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id. ``head_ref`` is a
+    folder or hub id whose head replaces the checkpoint's own. ``with_head`` is false for k = 0
+    alone. ``divided_head``: the ranks share the head's block as they share the target's layers.
+    ``routing``: how tokens choose their experts, where there are any. Raises ``BadInputError`` for
+    a head's family that is none.
+    """
 
     ref: str
     head_ref: str | None
@@ -50,7 +58,10 @@ class ModelRequest:
     seed: int = 0
     divided_head: bool = False
     routing: Routing = Routing.MODEL
-    overrides: HeadOverrides = field(default_factory=HeadOverrides)
+    wiring: HeadWiring = field(default_factory=HeadWiring)
+
+    def __post_init__(self) -> None:
+        check_family(self.wiring)
 
     @property
     def preset(self) -> str | None:
@@ -68,12 +79,43 @@ class ModelRequest:
         return self.head_ref or self.path
 
 
+def loading_of(
+    model: ModelRequest,
+    sharing: SharingRequest,
+    device: torch.device,
+    *,
+    with_head: bool,
+    seed: int,
+) -> Loading:
+    """What ``model`` asks to load on ``device``; ``seed`` makes random weights."""
+    is_auto = model.dtype == Dtype.AUTO
+    return Loading(
+        ref=model.ref,
+        head_ref=model.head,
+        with_head=with_head,
+        device=device,
+        dtype=DEFAULT_DTYPE[device.type] if is_auto else getattr(torch, model.dtype),
+        seed=seed,
+        wiring=model.wiring,
+        divided_head=sharing.head == HeadPlacement.DIVIDED,
+        routing=_routing(model),
+    )
+
+
+def _routing(model: ModelRequest) -> Routing:
+    """The router of random weights chooses like none in service, so a preset's experts are drawn
+    evenly unless ``--routing`` says otherwise."""
+    if model.routing is not None:
+        return model.routing
+    return Routing.MODEL if preset_name(model.ref) is None else Routing.BALANCED
+
+
 @dataclass(frozen=True, slots=True)
 class LoadingPlan:
     """What would be loaded from where. ``family`` has the overrides applied; ``head_files`` is None
     without a head and for presets, which make their own; ``gguf_file`` is set for a GGUF target."""
 
-    request: ModelRequest
+    request: Loading
     config: PretrainedConfig
     skeleton: Skeleton
     family: HeadFamily | None
@@ -121,7 +163,7 @@ def check_model_ref(ref: str) -> None:
         raise ModelError(f"MODEL {ref}: unknown preset; choose one of {known}")
 
 
-def plan_loading(request: ModelRequest) -> LoadingPlan:
+def plan_loading(request: Loading) -> LoadingPlan:
     """Read the config and the lists of tensors, and build the modules without storage.
 
     Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
@@ -155,39 +197,38 @@ def plan_loading(request: ModelRequest) -> LoadingPlan:
 
 
 def _find_head(
-    request: ModelRequest, target: Target, gguf_file: Path | None
+    request: Loading, target: Target, gguf_file: Path | None
 ) -> tuple[HeadFiles, HeadFamily]:
     """The head's files, and its family wired as config.json and the flags state."""
     if gguf_file is not None and request.head_ref is None:
         raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head; give --head PATH")
     folder = _head_folder(request, target.config, gguf_file)
     files = None if gguf_file is not None else tensor_files(request.path)
-    flags, stated = request.overrides, folder.stated
+    flags, stated = request.wiring, folder.stated
     name = flags.family or stated.family
     matrices = target_matrices(target, files)
     found = find_head(folder, target, matrices, request.dtype, name)
     # What a file states of its head is of the family that it states.
     in_force = flags.family in (None, stated.family or found.family.name)
-    family = stated.wired(found.family) if in_force else found.family
-    return found, flags.apply(family)
+    family = wired(found.family, stated) if in_force else found.family
+    return found, named(family, flags)
 
 
-def _head_folder(
-    request: ModelRequest, config: PretrainedConfig, gguf_file: Path | None
-) -> HeadFolder:
+def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | None) -> HeadFolder:
     types = frozenset({config.model_type})
     if gguf_file is None:
         types = types_in(raw_config(request.path)) or types
     return open_folder(request.head_path, types, is_apart=request.head_ref is not None)
 
 
-def _plan_preset(request: ModelRequest, name: str) -> LoadingPlan:
-    for flag, value in (("--head", request.head_ref), ("--head-family", request.overrides.family)):
+def _plan_preset(request: Loading, name: str) -> LoadingPlan:
+    for flag, value in (("--head", request.head_ref), ("--head-family", request.wiring.family)):
         if value is not None:
             raise ModelError(f"{flag}: {request.ref} makes its own head; drop the flag")
     preset = PRESETS[name]
     config = config_from_dict(dict(preset.config))
-    family = request.overrides.apply(FAMILIES[preset.head_family]) if request.with_head else None
+    own = FAMILIES[preset.head_family]
+    family = named(own, request.wiring) if request.with_head else None
     return LoadingPlan(request, config, make_skeleton(config, family), family, None, None)
 
 

@@ -1,8 +1,9 @@
 """What a caller asks of the planner."""
 
 from dataclasses import KW_ONLY, dataclass
+from enum import StrEnum
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from cgbench.errors import PlanError
 
@@ -10,7 +11,13 @@ if TYPE_CHECKING:
     from cgbench.planning.concurrency import Concurrency
     from cgbench.planning.costs import Costs
 
-CaptureUnit = Literal["requests", "tokens"]
+
+class CaptureUnit(StrEnum):
+    """What sizes to capture count."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+
 
 MAX_SPEC_TOKENS = 8
 """Verify reads query_len = 9 positions at k = 8, the widest the attention kernels are built for."""
@@ -49,7 +56,7 @@ class PlanRequest:
     max_batch_size: int
     policy: str = "scaled"
     capture_sizes: tuple[int, ...] = ()
-    capture_unit: CaptureUnit = "requests"
+    capture_unit: CaptureUnit = CaptureUnit.REQUESTS
     _: KW_ONLY
     max_num_batched_tokens: int = DEFAULT_MAX_BATCHED_TOKENS
     blackwell: bool = False
@@ -74,7 +81,7 @@ class PlanRequest:
             raise PlanError(
                 f"--capture-sizes goes with --policy explicit, not with --policy {self.policy}"
             )
-        if self.capture_unit != "requests" and not self.capture_sizes:
+        if self.capture_unit != CaptureUnit.REQUESTS and not self.capture_sizes:
             raise PlanError(f"--capture-unit {self.capture_unit}: give --capture-sizes too")
 
     def _at_least_one(self) -> tuple[tuple[str, int | None], ...]:

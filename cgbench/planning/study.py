@@ -10,7 +10,7 @@ from cgbench.planning.expected import Expected, costs_of, expected, expected_cos
 from cgbench.planning.frontier import Frontier
 from cgbench.planning.optimal import problem_of
 from cgbench.planning.plan import CapturePlan
-from cgbench.planning.plan_request import PlanRequest
+from cgbench.planning.plan_request import CaptureUnit, PlanRequest
 from cgbench.planning.policies import POLICIES, plan
 
 DEFAULT_MAX_GRAPHS = 32
@@ -141,7 +141,7 @@ def _request(base: PlanRequest, policy: str, spec_tokens: int) -> PlanRequest:
         policy=policy,
         spec_tokens=spec_tokens,
         capture_sizes=base.capture_sizes if is_explicit else (),
-        capture_unit=base.capture_unit if is_explicit else "requests",
+        capture_unit=base.capture_unit if is_explicit else CaptureUnit.REQUESTS,
         max_graphs=max_graphs if policy == "optimal" else None,
     )
 

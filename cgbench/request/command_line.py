@@ -4,7 +4,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-FLAGS = {"model": "MODEL", "head_hidden_in": "--head-hidden", "head_chain": "--chain-norm"}
+from cgbench.request.keys import values_of
+from cgbench.request.run_request import RunRequest
+
+FLAGS = {value.key: value.flag for value in values_of(RunRequest)}
 
 
 def flag_name(argument: str) -> str:

@@ -1,7 +1,6 @@
 """What one run is asked to do, checked before anything is loaded. No torch here."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import check_whole
@@ -16,9 +15,9 @@ from cgbench.planning import (
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.planning.policies.registry import reads
 from cgbench.planning.study import DEFAULT_MAX_GRAPHS
+from cgbench.request.acceptance_setting import AcceptanceSetting
+from cgbench.request.choices import Compile, Role
 from cgbench.words import Scope
-
-Role = Literal["mixed", "decode"]
 
 MIN_REACH_ITERATIONS = 8
 
@@ -28,13 +27,10 @@ MAX_TIME_S = 7 * 24 * 3600
 MAX_SEED = 2**32 - 1
 """What every generator takes: torch's, Python's, NumPy's."""
 
-DEFAULT_PRECISION = 0.005
-DEFAULT_MIN_TIME_S = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The flags of ``cgbench run`` that decide what is measured; see its ``--help``.
+    """A request with nothing left to default: see ``resolution.resolve``.
 
     Lengths are in tokens. ``spec_tokens`` ascends and always holds 0. Raises ``BadInputError``,
     naming the flag, where a value cannot be used.
@@ -52,14 +48,14 @@ class RunOptions:
     max_new_tokens: int
     context_len: int
     iterations: int
-    acceptance: str
+    acceptance: AcceptanceSetting
     ignore_eos: bool
     seed: int
-    precision: float = DEFAULT_PRECISION
+    precision: float = 0.005
     min_time_s: float = 0.0
     max_time_s: float = 0.0
     cold_l2: bool = False
-    compile_mode: str = "off"
+    compile: Compile = Compile.OFF
     nvtx: bool = False
     tp_size: int = 1
 
@@ -165,4 +161,4 @@ class RunOptions:
         if self.policy != "explicit":
             return self._plan_request(0)
         sizes = sorted({size for each in plans.values() for size in each.batch_sizes})
-        return PlanRequest(0, self.max_batch_size, "explicit", tuple(sizes), "requests")
+        return PlanRequest(0, self.max_batch_size, "explicit", tuple(sizes))

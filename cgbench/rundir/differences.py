@@ -12,7 +12,7 @@ ONE_RUN = ("gpu", "cpu", "driver", "torch", "transformers", "cgbench_commit")
 
 def differing(begun: RunRecord, asked: RunRecord) -> list[str]:
     """Each thing that two records do not have alike and a resumed run must, by its name."""
-    old, new = begun.measured_arguments, asked.measured_arguments
+    old, new = begun.arguments, asked.arguments
     return [
         *differing_flags(old, new),
         *(name for name in ONE_RUN if begun.environment.get(name) != asked.environment.get(name)),

@@ -14,9 +14,6 @@ from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
 from cgbench.rundir.record_schema import part_faults
 from cgbench.rundir.strict_json import loads
 
-# Flags that change where results go, not what is measured.
-UNMEASURED_FLAGS = frozenset({"output", "resume", "thin", "json", "debug"})
-
 # Fields that runs of this schema version may lack: they came after the first ones were kept.
 ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
 
@@ -25,8 +22,8 @@ ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
 class RunRecord:
     """``run.json``: everything about a run but its numbers.
 
-    ``arguments`` are JSON values under the flags' names, with ``_`` for ``-`` and ``model`` for
-    MODEL. ``model["label"]`` is the name that every table shows. ``complete`` turns true last.
+    ``arguments`` are what was asked, as ``RunRequest.to_record`` writes it. ``model["label"]`` is
+    the name that every table shows. ``complete`` turns true last.
     """
 
     cgbench_version: str
@@ -49,11 +46,6 @@ class RunRecord:
     """``limits``: the device's, as measured in this run; ``accounts``: see ``floor.account``."""
     seconds: dict[str, float] = field(default_factory=dict)
     """``run``: from the start to the newest group's end; ``audit``: the short audits' part."""
-
-    @property
-    def measured_arguments(self) -> dict[str, Any]:
-        """The arguments that decide what is measured, in the order recorded."""
-        return {k: v for k, v in self.arguments.items() if k not in UNMEASURED_FLAGS}
 
     def to_json(self) -> str:
         """The text of ``run.json``."""

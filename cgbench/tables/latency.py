@@ -150,7 +150,7 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
     parts = [
         f"# cgbench run: {record.model['label']}",
         "\n".join([f"- {_setting(frame)}", *facts, *resumed, *warnings]),
-        f"```\n{command_line('run', record.measured_arguments)}\n```",
+        f"```\n{command_line('run', record.arguments)}\n```",
         "\n".join(_markdown_lines(frame)),
         DEFINITIONS,
     ]

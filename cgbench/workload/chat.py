@@ -2,25 +2,25 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
 from cgbench.errors import BadInputError, first_line
+from cgbench.request.choices import ChatTemplate
 from cgbench.workload.prompt_files import Prompt, PromptTexts
 
-ChatMode: TypeAlias = Literal["auto", "on", "off"]
 
-
-def uses_template(tokenizer: PreTrainedTokenizerBase, texts: PromptTexts, mode: ChatMode) -> bool:
+def uses_template(
+    tokenizer: PreTrainedTokenizerBase, texts: PromptTexts, mode: ChatTemplate
+) -> bool:
     """Whether prompts go through the chat template: ``auto`` is on where there is one.
 
     Raises ``BadInputError`` for ``on`` without a template, and for chats that none is used for.
     """
     has_template = tokenizer.chat_template is not None
-    if mode == "on" and not has_template:
+    if mode == ChatTemplate.ON and not has_template:
         raise BadInputError("--chat-template on: MODEL's tokenizer has no chat template")
-    used = has_template and mode != "off"
+    used = has_template and mode != ChatTemplate.OFF
     chats = [i for i, prompt in enumerate(texts.prompts, 1) if not isinstance(prompt, str)]
     if chats and not used:
         why = "--chat-template off" if has_template else "MODEL's tokenizer has no chat template"

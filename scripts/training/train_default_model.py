@@ -137,13 +137,13 @@ def evaluate(args: argparse.Namespace) -> None:
     import torch
 
     from cgbench.models.loader import load_model
-    from cgbench.models.loading_plan import ModelRequest
+    from cgbench.models.loading_plan import Loading
     from default_model.evaluation import acceptance, losses, parameter_counts
     from mtp_training.model import Model
 
     results: dict[str, Any] = {"spec_tokens": args.spec_tokens, "new_tokens": args.new_tokens}
     for dtype in (torch.float32, torch.bfloat16):
-        loaded = load_model(ModelRequest(str(args.model), None, True, torch.device("cpu"), dtype))
+        loaded = load_model(Loading(str(args.model), None, True, torch.device("cpu"), dtype))
         assert loaded.head is not None and loaded.tokenizer is not None
         model = Model(loaded.target, loaded.head, loaded.target.device)
         if dtype == torch.float32:

@@ -137,7 +137,7 @@ def test_what_a_check_is_given(audit: Callable[..., Done]) -> None:
     assert audit([StandIn("look", "a look", look)], "--seed", "7").code == 0
     (bench, seed), *rest = given
     assert seed == 7 and not rest
-    assert bench.options.max_batch_size == 8 and bench.options.acceptance == "greedy"
+    assert bench.options.max_batch_size == 8 and bench.options.acceptance.is_greedy
     assert set(bench.runners) == {(0, Scope.EAGER), (3, Scope.EAGER)}
 
 

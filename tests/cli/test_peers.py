@@ -106,7 +106,7 @@ def test_what_is_named_must_be_measured(named: list[str], code: ExitCode) -> Non
         Result("static", reason="needs a CUDA device"),
         Result("batch", rounds, reason="no memory"),
     ]
-    asked = PeersRequest(3, 1, 256, 64, named, 60.0, 12)
+    asked = PeersRequest(peers=tuple(named))
     assert exit_code(asked, results) is code
     assert exit_code(asked, results[1:]) is ExitCode.CANNOT
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cgbench.cli import processes, worker
+from cgbench.request.run_request import RunRequest
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import FAST, Done, cgbench
 
@@ -66,10 +67,10 @@ def half(
     shutil.copytree(tiny, model)
     real = processes._run
 
-    def failing(arguments: dict[str, object], part: Path, name: str) -> None:
+    def failing(request: RunRequest, part: Path, name: str) -> None:
         if part.name == "1":
             shutil.rmtree(model)
-        real(arguments, part, name)
+        real(request, part, name)
 
     with monkeypatch.context() as patch:
         patch.setattr(processes, "_run", failing)
@@ -126,7 +127,7 @@ def test_an_interrupted_process_prints_no_traceback(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(worker, "measure", interrupted)
-    job = {"arguments": {}, "path": "run", "resume": False}
+    job = {"request": {}, "path": "run", "resume": False}
     monkeypatch.setattr(worker.sys, "stdin", io.StringIO(json.dumps(job)))
     with pytest.raises(SystemExit) as ended:
         worker.main()

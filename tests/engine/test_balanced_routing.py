@@ -12,7 +12,7 @@ from cgbench.cli.app import app
 from cgbench.compile.layers import compile_forwards
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.words import Routing
 from tests.support.presets import MIXTURES, shrink_presets
 from tests.support.tiny import decode_prompts, make_speculator, make_state, random_prompts
@@ -29,7 +29,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(name: str, routing: Routing = Routing.BALANCED) -> LoadedModel:
     where = torch.device("cpu"), torch.float32
-    return load_model(ModelRequest(f"preset:{name}", None, True, *where, routing=routing))
+    return load_model(Loading(f"preset:{name}", None, True, *where, routing=routing))
 
 
 def decoded(model: LoadedModel, spec_tokens: int, prompts: list[list[int]]) -> list[list[int]]:

@@ -7,7 +7,7 @@ from cgbench.engine import memory
 from cgbench.engine.memory import check_memory
 from cgbench.engine.recurrent import RecurrentCache
 from cgbench.errors import OutOfMemoryError
-from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, plan_loading
 from tests.support.options import make_options
 
 GLM_WEIGHTS = 218_454_621_696
@@ -18,7 +18,7 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where = (torch.device("cpu"), torch.bfloat16)
-    plan = plan_loading(ModelRequest("preset:glm-4.5-air", None, True, *where))
+    plan = plan_loading(Loading("preset:glm-4.5-air", None, True, *where))
     options = make_options(spec_tokens=(0, 3), batch_sizes=(1, 8), max_batch_size=8)
     kv = 9 * (options.context_len + options.reach + 6) * 192_512
     for available, fits in ((GLM_WEIGHTS + kv, True), (GLM_WEIGHTS + kv - 1, False)):
@@ -35,7 +35,7 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
 def test_recurrent_state_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the bytes say is what a cache of that many slots takes."""
     where = (torch.device("cpu"), torch.bfloat16)
-    plan = plan_loading(ModelRequest("preset:qwen3.5-0.8b", None, True, *where))
+    plan = plan_loading(Loading("preset:qwen3.5-0.8b", None, True, *where))
     options = make_options(spec_tokens=(0, 3), batch_sizes=(1, 8), max_batch_size=8)
     cache = RecurrentCache(
         plan.skeleton.kv.state_shapes,

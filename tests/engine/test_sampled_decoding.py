@@ -11,10 +11,11 @@ from scipy.stats import chisquare
 from torch import Tensor
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopPLogitsWarper
 
-from cgbench.engine.acceptance import Drafts, Sampled
+from cgbench.engine.acceptance import Sampled
 from cgbench.engine.graphs import phases_of
 from cgbench.engine.iteration import no_mark
 from cgbench.engine.runner import EagerRunner
+from cgbench.request.choices import Drafts
 from cgbench.words import Scope
 from tests.support.tiny import (
     decode_prompts,
@@ -31,7 +32,7 @@ VOCAB, PROMPT, LENGTH = 5, [3, 1, 4, 1], 3
 REQUESTS, WAVES = 4000, 6
 TEMPERATURE, TOP_P = 3.0, 0.9
 
-FORMS: list[Drafts] = ["sampled", "greedy"]
+FORMS = [*Drafts]
 
 
 @pytest.fixture(scope="module")

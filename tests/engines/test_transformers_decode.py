@@ -10,7 +10,7 @@ from cgbench.engines import transformers_decode
 from cgbench.engines.peer_rounds import PeerError
 from cgbench.engines.transformers_decode import TransformersEngine
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.presets import PRESETS, Preset
 from tests.support.tiny import (
     SHAPE,
@@ -26,7 +26,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_for(ref: object) -> Any:
-    return plan_loading(ModelRequest(str(ref), None, False, torch.device("cpu"), torch.float32))
+    return plan_loading(Loading(str(ref), None, False, torch.device("cpu"), torch.float32))
 
 
 def test_the_peer_has_the_checkpoints_weights_and_its_steps_are_counted(tiny: Path) -> None:

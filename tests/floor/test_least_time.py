@@ -12,7 +12,7 @@ from cgbench.floor.device_limits import DeviceLimits, device_limits, read_bandwi
 from cgbench.floor.least_time import Batch, Floor, attention_flops, expected_experts, keys_read
 from cgbench.floor.work import AttentionShape, Product, model_work
 from cgbench.models.heads.families import MIMO
-from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.skeleton import make_skeleton
 from tests.support.tiny import MORE_CONFIGS
 
@@ -22,7 +22,7 @@ UNBOUND = 1e30
 
 
 def preset_floor(name: str, limits: DeviceLimits) -> Floor:
-    request = ModelRequest(f"preset:{name}", None, True, torch.device("cpu"), torch.bfloat16)
+    request = Loading(f"preset:{name}", None, True, torch.device("cpu"), torch.bfloat16)
     return Floor(model_work(plan_loading(request).skeleton), limits, itemsize=2)
 
 

@@ -10,7 +10,7 @@ from cgbench.floor.least_time import Batch, Floor
 from cgbench.measure.bench import Bench, build_bench
 from cgbench.measure.group import Group, measure_group
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.routing import mixtures_of
 from cgbench.rundir.summary import samples_frame
 from cgbench.tables.floor import account_table
@@ -30,9 +30,7 @@ def bench() -> Bench:
     with pytest.MonkeyPatch.context() as patch:
         shrink_presets(patch)
         where = torch.device("cpu"), torch.float32
-        request = ModelRequest(
-            "preset:deepseek-v3-6l", None, True, *where, routing=Routing.BALANCED
-        )
+        request = Loading("preset:deepseek-v3-6l", None, True, *where, routing=Routing.BALANCED)
         model = load_model(request)
     options = make_options(
         spec_tokens=KS,

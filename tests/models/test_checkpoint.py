@@ -14,7 +14,7 @@ from cgbench.errors import MissingHeadError, ModelError
 from cgbench.models.checkpoint import INDEX_FILE, read_config, tensor_files
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from tests.support.tiny import edit_config, load_tiny, make_checkpoint
 
 HEAD = "model.mtp_layers.0."
@@ -54,7 +54,7 @@ def digest(folder: Path) -> str:
 
 
 def load_with_head(folder: Path, head: Path) -> None:
-    load_model(ModelRequest(str(folder), str(head), True, torch.device("cpu"), torch.float32))
+    load_model(Loading(str(folder), str(head), True, torch.device("cpu"), torch.float32))
 
 
 def assert_named(error: pytest.ExceptionInfo[ModelError], *words: str) -> None:

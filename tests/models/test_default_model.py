@@ -10,7 +10,7 @@ from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.families import MIMO
 from cgbench.models.heads.head_wiring import wiring_of
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.request.model_ref import DEFAULT_MODEL_DIR
 from cgbench.workload.prompt_files import read_prompts
 from cgbench.workload.prompts import DEFAULT_PROMPTS
@@ -23,7 +23,7 @@ MAX_BYTES = 14_000_000
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    return load_model(ModelRequest("default", None, True, torch.device("cpu"), torch.float32))
+    return load_model(Loading("default", None, True, torch.device("cpu"), torch.float32))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from cgbench.errors import ModelError
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, plan_loading
 from tests.support.tiny import SHAPE, load_tiny, make_checkpoint
 
 gguf = pytest.importorskip("gguf")
@@ -82,9 +82,9 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def request(ref: Path, head: Path | None = None) -> ModelRequest:
+def request(ref: Path, head: Path | None = None) -> Loading:
     head_ref = None if head is None else str(head)
-    return ModelRequest(str(ref), head_ref, head is not None, torch.device("cpu"), torch.float32)
+    return Loading(str(ref), head_ref, head is not None, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("of_folder", [True, False])
@@ -113,7 +113,7 @@ def test_the_tokenizer_gets_back_its_end_token_and_its_digits(folder: Path) -> N
 def test_a_gguf_file_has_no_head(folder: Path) -> None:
     where = (torch.device("cpu"), torch.float32)
     with pytest.raises(ModelError, match="GGUF files hold no MTP head; give --head"):
-        plan_loading(ModelRequest(str(folder), None, True, *where))
+        plan_loading(Loading(str(folder), None, True, *where))
 
 
 def test_several_files_are_not_guessed_between(folder: Path, tmp_path: Path) -> None:

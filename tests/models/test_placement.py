@@ -11,7 +11,7 @@ from torch import Tensor
 from cgbench.errors import ModelError
 from cgbench.models.heads.families import EAGLE, MIMO, QWEN, STEP, HeadFamily
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers
 from tests.support.tiny import make_checkpoint
 
@@ -34,7 +34,7 @@ KINDS: list[tuple[str, HeadFamily, str]] = [
 
 
 def refusal(check: Callable[[LoadingPlan], object], folder: Path) -> str | None:
-    request = ModelRequest(str(folder), None, False, torch.device("cpu"), torch.bfloat16)
+    request = Loading(str(folder), None, False, torch.device("cpu"), torch.bfloat16)
     try:
         check(plan_loading(request))
     except ModelError as error:

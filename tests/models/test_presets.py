@@ -13,7 +13,7 @@ from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.families import MIMO
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.presets import PRESETS, Preset, default_golden
 from cgbench.request.acceptance_lengths import GOLDEN
 from tests.support.tiny import SHAPE
@@ -88,7 +88,7 @@ def test_mimo_7b_rotates_with_its_public_base(mimo_7b: PreTrainedModel) -> None:
 def test_hybrids_have_their_public_size(name: str, public: float) -> None:
     """Three layers of four are gated delta nets, and the last is full attention."""
     where = (torch.device("cpu"), torch.bfloat16)
-    plan = plan_loading(ModelRequest(f"preset:{name}", None, True, *where))
+    plan = plan_loading(Loading(f"preset:{name}", None, True, *where))
     assert plan.skeleton.weight_bytes(torch.bfloat16) / 2 == pytest.approx(public, rel=2e-3)
     num_layers = plan.skeleton.target.num_layers
     linear = set(range(num_layers)) - set(range(3, num_layers, 4))
@@ -106,7 +106,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> str:
 
 def load(ref: str, **changes: Any) -> LoadedModel:
     request = {"head_ref": None, "with_head": True, "dtype": torch.bfloat16, "seed": 0, **changes}
-    return load_model(ModelRequest(ref=ref, device=torch.device("cpu"), **request))
+    return load_model(Loading(ref=ref, device=torch.device("cpu"), **request))
 
 
 def test_a_preset_is_labelled_random(small: str) -> None:

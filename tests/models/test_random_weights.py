@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cgbench.models.checkpoint import config_from_dict
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.presets import PRESETS
 from cgbench.models.random_weights import _draw
 from cgbench.models.support import auto_class_for
@@ -20,7 +20,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(name: str) -> LoadedModel:
     where = torch.device("cpu"), torch.float32
-    return load_model(ModelRequest(f"preset:{name}", None, True, *where))
+    return load_model(Loading(f"preset:{name}", None, True, *where))
 
 
 def floats(module: nn.Module) -> dict[str, Tensor]:

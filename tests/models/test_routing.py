@@ -11,7 +11,7 @@ from cgbench.engine.runner import EagerRunner
 from cgbench.errors import UnsupportedModelError
 from cgbench.kernels.expert_draw import ExpertShape, draw_by_torch
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.routing import BalancedRouting, draw_experts, mixtures_of, seed_hash
 from cgbench.words import Routing
 from tests.support.interpreter import check_interpreted
@@ -150,7 +150,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(name: str, routing: Routing) -> LoadedModel:
     where = torch.device("cpu"), torch.float32
-    return load_model(ModelRequest(f"preset:{name}", None, True, *where, routing=routing))
+    return load_model(Loading(f"preset:{name}", None, True, *where, routing=routing))
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -24,7 +24,7 @@ from cgbench.errors import ExitCode, UnsupportedModelError
 from cgbench.models.checkpoint import read_config
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.support import check_capturable
 from cgbench.models.target import probe_kv_shapes
 from tests.support.tiny import (
@@ -100,7 +100,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def digest(folder: Path, head: Path | None = None, dtype: torch.dtype = torch.float32) -> str:
     head_ref = None if head is None else str(head)
-    model = load_model(ModelRequest(str(folder), head_ref, True, torch.device("cpu"), dtype))
+    model = load_model(Loading(str(folder), head_ref, True, torch.device("cpu"), dtype))
     return fingerprint(model.target, model.head)
 
 

@@ -11,9 +11,9 @@ from transformers.modeling_layers import MtpModel
 from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.models.heads.families import DEEPSEEK
-from cgbench.models.heads.head_wiring import HeadOverrides
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
+from cgbench.request.parts import HeadWiring
 from tests.support.tiny import (
     make_checkpoint,
     make_speculator,
@@ -53,9 +53,9 @@ def theirs(
 
 def ours(folder: Path, prompt: list[int]) -> dict[int, int]:
     """Length of the sequence -> our draft after it, position 0's embedding kept as theirs is."""
-    overrides = HeadOverrides(first_embed="kept")
+    overrides = HeadWiring(first_embed="kept")
     where = (torch.device("cpu"), torch.float32)
-    model = load_model(ModelRequest(str(folder), None, True, *where, overrides=overrides))
+    model = load_model(Loading(str(folder), None, True, *where, wiring=overrides))
     spec = make_speculator(model, max_batch_size=1, room=24 + MAX_NEW_TOKENS + 2)
     state = make_state(spec, 1, 1)
     prefilled = prefill(spec, [prompt], max_num_tokens=64)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -190,12 +189,6 @@ def test_resume_names_another_machine_and_other_weights(finished: RunDirectory) 
     other.model["fingerprint"] = "another"
     with pytest.raises(RunDirectoryError, match=r"another gpu, cgbench_commit, model;"):
         RunDirectory.resume(finished.path, other)
-
-
-def test_resume_ignores_where_results_go(finished: RunDirectory) -> None:
-    same = make_record(resume=True, output="elsewhere", json=True, debug=True)
-    record = RunDirectory.resume(finished.path, same).record
-    assert record == replace(finished.record, resumed=record.resumed)
 
 
 def test_resume_compares_arguments_as_json_holds_them(finished: RunDirectory) -> None:

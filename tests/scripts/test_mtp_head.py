@@ -15,7 +15,7 @@ import train_mtp_head
 from cgbench.engine.acceptance import Greedy, Sampled
 from cgbench.errors import BadInputError
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from mtp_head.dataset import Dataset, make_dataset
 from mtp_head.decoding import Decoder
 from mtp_head.functions import function_heads
@@ -275,9 +275,7 @@ def test_from_a_target_to_a_head_that_loads(
     monkeypatch.setattr("sys.argv", ["train_mtp_head.py", *flags.split()])
     train_mtp_head.main()
 
-    head = load_model(
-        ModelRequest(str(folder), str(out), True, torch.device("cpu"), torch.float32)
-    ).head
+    head = load_model(Loading(str(folder), str(out), True, torch.device("cpu"), torch.float32)).head
     assert head is not None
     with safe_open(out / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == {head.tensor_name(name) for name in head.state_dict()}

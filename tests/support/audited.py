@@ -15,6 +15,9 @@ from cgbench.engine.runner import GraphRunner
 from cgbench.engine.state import DecodeState
 from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.bench import Bench, build_bench
+from cgbench.planning import CaptureUnit
+from cgbench.request.acceptance_setting import AcceptanceSetting
+from cgbench.request.choices import Role
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -44,13 +47,13 @@ def make_bench(
         max_batch_size=MAX_BATCH,
         policy="explicit",
         capture_sizes=BUCKETS,
-        capture_unit="requests",
-        role="decode",
+        capture_unit=CaptureUnit.REQUESTS,
+        role=Role.DECODE,
         max_num_batched_tokens=2048,
         max_new_tokens=MAX_NEW_TOKENS,
         context_len=8,
         iterations=1,
-        acceptance=acceptance,
+        acceptance=AcceptanceSetting.parse(acceptance, spec_tokens),
         ignore_eos=False,
         seed=seed,
     )

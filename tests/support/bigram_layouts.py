@@ -17,9 +17,9 @@ from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.families import MIMO, HeadFamily
 from cgbench.models.heads.head import HeadForm
-from cgbench.models.heads.head_wiring import HeadOverrides
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
+from cgbench.request.parts import HeadWiring
 from tests.support.tiny import (
     CONFIGS,
     MORE_CONFIGS,
@@ -90,9 +90,7 @@ def write(folder: Path, tensors: Tensors) -> None:
 def load(folder: Path, head: Path | None = None, **overrides: Any) -> LoadedModel:
     where = (torch.device("cpu"), torch.float32)
     head_ref = None if head is None else str(head)
-    request = ModelRequest(
-        str(folder), head_ref, True, *where, overrides=HeadOverrides(**overrides)
-    )
+    request = Loading(str(folder), head_ref, True, *where, wiring=HeadWiring(**overrides))
     return load_model(request)
 
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from cgbench.planning import CaptureUnit
+from cgbench.request.acceptance_setting import AcceptanceSetting
+from cgbench.request.choices import Role
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 
@@ -14,8 +17,8 @@ def make_options(**changes: Any) -> RunOptions:
         "max_batch_size": 8,
         "policy": "scaled",
         "capture_sizes": (),
-        "capture_unit": "requests",
-        "role": "mixed",
+        "capture_unit": CaptureUnit.REQUESTS,
+        "role": Role.MIXED,
         "max_num_batched_tokens": 8192,
         "max_new_tokens": 64,
         "context_len": 256,
@@ -24,7 +27,9 @@ def make_options(**changes: Any) -> RunOptions:
         "ignore_eos": False,
         "seed": 0,
     }
-    return RunOptions(**values | changes)
+    values |= changes
+    acceptance = AcceptanceSetting.parse(values.pop("acceptance"), values["spec_tokens"])
+    return RunOptions(**values, acceptance=acceptance)
 
 
 def batch_sizes(options: RunOptions) -> dict[int, tuple[int, ...]]:

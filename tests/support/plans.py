@@ -8,6 +8,6 @@ def planned(
     spec_tokens: int,
     max_batch_size: int,
     capture_sizes: tuple[int, ...] = (),
-    unit: CaptureUnit = "requests",
+    unit: CaptureUnit = CaptureUnit.REQUESTS,
 ) -> CapturePlan:
     return plan(PlanRequest(spec_tokens, max_batch_size, policy, capture_sizes, unit))

@@ -30,7 +30,7 @@ from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.families import DEEPSEEK, MIMO
 from cgbench.models.heads.head import HeadForm
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import agreed, gathered, rank
@@ -103,7 +103,7 @@ def tell_compiled(folders: dict[str, Path]) -> list[dict[str, list[list[int]]]]:
 
 def load(ref: Path, head: str) -> LoadedModel:
     return load_model(
-        ModelRequest(
+        Loading(
             str(ref), None, True, torch.device("cpu"), torch.float32, divided_head=head == "divided"
         )
     )

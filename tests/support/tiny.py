@@ -37,7 +37,7 @@ from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.heads.head_search import types_in
 from cgbench.models.heads.head_wiring import CONFIG_FIELD
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import Loading
 from cgbench.models.support import auto_class_for
 
 SHAPE: dict[str, Any] = {
@@ -326,7 +326,7 @@ def load_tiny(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LoadedModel:
-    return load_model(ModelRequest(str(folder), None, with_head, torch.device(device), dtype))
+    return load_model(Loading(str(folder), None, with_head, torch.device(device), dtype))
 
 
 def make_speculator(

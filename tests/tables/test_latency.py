@@ -66,8 +66,8 @@ def test_markdown() -> None:
     assert latency_markdown(frame_of(2), make_record()) == MARKDOWN
 
 
-def test_markdown_leaves_out_flags_that_measure_nothing() -> None:
-    record = make_record(output="somewhere", debug=True, prompts="my prompts.jsonl")
+def test_markdown_quotes_a_flag_as_a_shell_reads_it() -> None:
+    record = make_record(prompts="my prompts.jsonl")
     text = latency_markdown(frame_of(2), record)
     assert "--max-new-tokens 64 --ignore-eos --prompts 'my prompts.jsonl'\n" in text
 

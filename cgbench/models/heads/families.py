@@ -9,11 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-HiddenForm = Literal["pre", "post"]
-Concat = Literal["EH", "HE"]
-OutNorm = Literal["own", "target", "none"]
-NormForm = Literal["target", "plain", "one_plus"]
-FirstEmbed = Literal["kept", "zeroed"]
+from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +38,14 @@ class HeadFamily:
     names: Mapping[str, str]
     source: str
     model_types: frozenset[str] | None = None
-    concat: Concat = "EH"
-    hidden_in: HiddenForm = "post"
-    chain: HiddenForm = "post"
-    out_norm: OutNorm = "own"
+    concat: ConcatOrder = ConcatOrder.EH
+    hidden_in: NormSide = NormSide.POST
+    chain: NormSide = NormSide.POST
+    out_norm: OutputNorm = OutputNorm.OWN
     input_norms: bool = True
     block_norm: bool = True
-    norm_form: NormForm = "target"
-    first_embed: FirstEmbed = "kept"
+    norm_form: NormForm = NormForm.TARGET
+    first_embed: FirstEmbedding = FirstEmbedding.KEPT
     block_attention: Literal["full", "first"] = "full"
     counts_on: bool = False
     dropped: str = ""
@@ -110,8 +106,8 @@ MIMO = HeadFamily(
     name="mimo",
     names=_MIMO_NAMES,
     model_types=frozenset({"mimo"}),
-    concat="HE",
-    first_embed="zeroed",
+    concat=ConcatOrder.HE,
+    first_embed=FirstEmbedding.ZEROED,
     source="XiaomiMiMo/MiMo-7B checkpoints; vLLM 0.33.0 and SGLang 0.5.23 feed and chain the "
     "state after the norm",
 )
@@ -124,7 +120,7 @@ DEEPSEEK = HeadFamily(
             *("glm4v_moe_text", "glm_moe_dsa", "glm_ocr", "glm_ocr_text"),
         }
     ),
-    first_embed="zeroed",
+    first_embed=FirstEmbedding.ZEROED,
     counts_on=True,
     source="deepseek-ai/DeepSeek-V3 README_WEIGHTS, zai-org/GLM-4.5; vLLM 0.33.0 chains after the "
     "norm and zeroes the embedding at position 0, transformers' MtpModel keeps it",
@@ -133,7 +129,7 @@ HY = HeadFamily(
     name="hy",
     names=_HY_NAMES,
     model_types=frozenset({"hy_v3"}),
-    first_embed="zeroed",
+    first_embed=FirstEmbedding.ZEROED,
     counts_on=True,
     unread=("embed_tokens.weight", "shared_head.weight", "shared_head.head.weight"),
     source="tencent/Hy3 checkpoints, vLLM's hy_v3_mtp, which reads the target's lm_head alone",
@@ -142,9 +138,9 @@ STEP = HeadFamily(
     name="step",
     names=_DEEPSEEK_NAMES,
     model_types=frozenset({"step3p5", "step3p7"}),
-    hidden_in="pre",
-    chain="pre",
-    norm_form="one_plus",
+    hidden_in=NormSide.PRE,
+    chain=NormSide.PRE,
+    norm_form=NormForm.ONE_PLUS,
     counts_on=True,
     dropped="transformer.",
     source="stepfun-ai/Step-3.5 checkpoints, vLLM's step3p5_mtp",
@@ -155,14 +151,14 @@ QWEN = HeadFamily(
     model_types=frozenset(
         {"qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"}
     ),
-    norm_form="one_plus",
+    norm_form=NormForm.ONE_PLUS,
     source="Qwen/Qwen3-Next and Qwen3.5 checkpoints, vLLM's qwen3_next_mtp",
 )
 EXAONE = HeadFamily(
     name="exaone",
     names=_QWEN_NAMES,
     model_types=frozenset({"exaone4_5", "exaone4_5_text", "exaone4", "exaone_moe"}),
-    norm_form="plain",
+    norm_form=NormForm.PLAIN,
     block_attention="first",
     source="LGAI-EXAONE/EXAONE-4.5 and K-EXAONE: Qwen's names, plain norms; vLLM's exaone4_5_mtp "
     "and exaone_moe_mtp",
@@ -171,7 +167,7 @@ MELLUM = HeadFamily(
     name="mellum",
     names=_QWEN_NAMES,
     model_types=frozenset({"mellum"}),
-    norm_form="plain",
+    norm_form=NormForm.PLAIN,
     source="JetBrains' Mellum in transformers: Qwen's names, plain norms",
 )
 ERNIE = HeadFamily(
@@ -183,10 +179,10 @@ ERNIE = HeadFamily(
         "block": "model.mtp_block.{i}",
     },
     model_types=frozenset({"ernie4_5_moe"}),
-    hidden_in="pre",
-    chain="pre",
-    out_norm="target",
-    first_embed="zeroed",
+    hidden_in=NormSide.PRE,
+    chain=NormSide.PRE,
+    out_norm=OutputNorm.TARGET,
+    first_embed=FirstEmbedding.ZEROED,
     source="baidu/ERNIE-4.5-21B-A3B-PT checkpoint, FastDeploy's ernie4_5_mtp; vLLM and SGLang: "
     "--head-hidden post --chain-norm post --head-out-norm none",
 )
@@ -198,7 +194,7 @@ SPECULATORS = HeadFamily(
 EAGLE = HeadFamily(
     name="eagle",
     names={"proj": "fc", "block": "layers.{i}"},
-    out_norm="none",
+    out_norm=OutputNorm.NONE,
     input_norms=False,
     block_norm=False,
     source="SafeAILab/EAGLE 1: the first draft layer has no input norm, nothing norms its output",

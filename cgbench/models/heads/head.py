@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.shards import Splits
+from cgbench.request.choices import ConcatOrder, NormForm, NormSide, OutputNorm
 
 if TYPE_CHECKING:
     from cgbench.models.target import HiddenStates
@@ -60,7 +61,7 @@ class DraftHead(nn.Module):
         if not family.block_norm:
             self.block.input_layernorm = nn.Identity()
         self.out_norm = (
-            _norm_like(backbone.norm, size) if family.out_norm == "own" else nn.Identity()
+            _norm_like(backbone.norm, size) if family.out_norm == OutputNorm.OWN else nn.Identity()
         )
         self.embedding = _like(target.get_input_embeddings()) if form.own_embedding else None
         """Its own token embedding, None where it reads the target's."""
@@ -86,7 +87,7 @@ class DraftHead(nn.Module):
         """
         embeds = self.embed_norm(token_embeds)
         states = self.hidden_norm(hidden)
-        parts = (embeds, states) if self.family.concat == "EH" else (states, embeds)
+        parts = (embeds, states) if self.family.concat == ConcatOrder.EH else (states, embeds)
         out = self.block(
             self.proj(torch.cat(parts, dim=-1)),
             attention_mask=None,
@@ -102,11 +103,11 @@ class DraftHead(nn.Module):
 
     def to_input(self, hidden: "HiddenStates") -> Tensor:
         """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
-        return hidden.post_norm if self.family.hidden_in == "post" else hidden.pre_norm
+        return hidden.post_norm if self.family.hidden_in == NormSide.POST else hidden.pre_norm
 
     def to_logits_input(self, block_output: Tensor) -> Tensor:
         """What the output matrix reads: the block's output after the output norm."""
-        if self.family.out_norm == "target":
+        if self.family.out_norm == OutputNorm.TARGET:
             # forward, not a call: the target keeps its own hidden state in a hook on this norm.
             result = self._target_norm[0].forward(block_output)
         else:
@@ -116,7 +117,7 @@ class DraftHead(nn.Module):
 
     def to_chain(self, block_output: Tensor, normed: Tensor) -> Tensor:
         """The hidden state that the next draft step is fed: before or after the output norm."""
-        return normed if self.family.chain == "post" else block_output
+        return normed if self.family.chain == NormSide.POST else block_output
 
     def tensor_name(self, module_name: str) -> str:
         """The checkpoint's name of one of this head's tensors, without the family's infix."""
@@ -133,9 +134,9 @@ class DraftHead(nn.Module):
 
     def _norm_shift(self) -> int:
         """What makes a stored norm weight the weight of the target's norm modules."""
-        if self.family.norm_form == "target":
+        if self.family.norm_form == NormForm.TARGET:
             return 0
-        return (self.family.norm_form == "one_plus") - adds_one(self._target_norm[0])
+        return (self.family.norm_form == NormForm.ONE_PLUS) - adds_one(self._target_norm[0])
 
 
 def _like(embedding: nn.Module) -> nn.Module:

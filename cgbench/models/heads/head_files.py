@@ -22,6 +22,7 @@ from cgbench.models.heads.head_copies import (
 from cgbench.models.heads.head_names import block_renaming
 from cgbench.models.heads.head_search import HeadFolder, find_family, plain_names
 from cgbench.models.target import Target
+from cgbench.request.choices import OutputNorm
 
 # What quantised weights are stored beside, and the types they are stored in.
 _SCALES = re.compile(r"(weight_scale(_inv)?|qweight|qzeros|scales|weight_packed|g_idx)$")
@@ -196,7 +197,7 @@ def _names_of(head: DraftHead, found: HeadFiles) -> Iterator[str]:
     modules = family.prefixes(family.first_number(head.layer_idx))
     prefixes = tuple(f"{prefix}." for prefix in modules.values())
     left = {copy.name for copy in found.copies}
-    if "out_norm" in modules and family.out_norm != "own":
+    if "out_norm" in modules and family.out_norm != OutputNorm.OWN:
         left.add(found.stored_as.get(f"{modules['out_norm']}.weight", ""))
     for name in found.files:
         is_left = found.stored_as[name] in left or name.endswith(_DERIVED)

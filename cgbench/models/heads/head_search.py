@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 from cgbench.errors import MissingHeadError
 from cgbench.models.checkpoint import all_tensor_files, raw_config
 from cgbench.models.heads.families import FAMILIES, HeadFamily
-from cgbench.models.heads.head_wiring import HeadOverrides, differences, stated_in
+from cgbench.models.heads.head_wiring import differences, stated_in
+from cgbench.request.parts import HeadWiring
 
 # The beginning of a layer's name: what a checkpoint's model is called.
 _LAYER = re.compile(r"((?:.*?\.)?)layers\.\d+\.")
@@ -25,7 +26,7 @@ class HeadFolder:
     ref: str
     files: Mapping[str, Path]
     model_types: frozenset[str]
-    stated: HeadOverrides
+    stated: HeadWiring
     is_apart: bool
 
     @property

@@ -7,82 +7,65 @@ family.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 from cgbench.errors import BadInputError, ModelError
-from cgbench.models.heads.families import (
-    FAMILIES,
-    Concat,
-    FirstEmbed,
-    HeadFamily,
-    HiddenForm,
-    NormForm,
-    OutNorm,
-)
+from cgbench.models.heads.families import FAMILIES, HeadFamily
+from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
+from cgbench.request.parts import HeadWiring
 
 CONFIG_FIELD = "cgbench_head"
 """The field of config.json that states a head's family and wiring."""
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "family": tuple(FAMILIES),
-    "concat": get_args(Concat),
-    "hidden_in": get_args(HiddenForm),
-    "chain": get_args(HiddenForm),
-    "out_norm": get_args(OutNorm),
-    "norm_form": get_args(NormForm),
-    "first_embed": get_args(FirstEmbed),
+_CHOICES: dict[str, Mapping[str, str]] = {
+    "family": {name: name for name in FAMILIES},
+    "concat": {word.value: word for word in ConcatOrder},
+    "hidden_in": {word.value: word for word in NormSide},
+    "chain": {word.value: word for word in NormSide},
+    "out_norm": {word.value: word for word in OutputNorm},
+    "norm_form": {word.value: word for word in NormForm},
+    "first_embed": {word.value: word for word in FirstEmbedding},
 }
 WIRING = tuple(name for name in _CHOICES if name != "family")
 """The fields of ``HeadFamily`` that can be stated."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadOverrides:
-    """What is stated about a head over what its family does; None leaves it.
+def check_family(wiring: HeadWiring) -> None:
+    """Raises ``BadInputError`` for a family that is not in ``FAMILIES``."""
+    if wiring.family is not None and wiring.family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise BadInputError(f"--head-family {wiring.family}: choose one of {known}")
 
-    ``family`` is a name in ``FAMILIES``. Raises ``BadInputError`` for any other.
+
+def stated_points(wiring: HeadWiring) -> dict[str, str]:
+    """The points that are stated, without the family."""
+    values = {name: getattr(wiring, name) for name in WIRING}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
+    """``family`` with the stated wiring, under its own name.
+
+    Raises ``BadInputError`` for an output norm that the family's heads do not have.
     """
-
-    family: str | None = None
-    concat: Concat | None = None
-    hidden_in: HiddenForm | None = None
-    chain: HiddenForm | None = None
-    out_norm: OutNorm | None = None
-    norm_form: NormForm | None = None
-    first_embed: FirstEmbed | None = None
-
-    def __post_init__(self) -> None:
-        if self.family is not None and self.family not in FAMILIES:
-            known = ", ".join(FAMILIES)
-            raise BadInputError(f"--head-family {self.family}: choose one of {known}")
-
-    @property
-    def wiring(self) -> dict[str, str]:
-        """The overridden wiring, without the family."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: v for name, v in values.items() if v is not None and name != "family"}
-
-    def wired(self, family: HeadFamily) -> HeadFamily:
-        """``family`` with the stated wiring, under its own name.
-
-        Raises ``BadInputError`` for an output norm that the family's heads do not have.
-        """
-        if self.out_norm == "own" and "out_norm" not in family.names:
-            raise BadInputError(
-                f"--head-out-norm own: heads of family {family.name} have no output norm"
-            )
-        return replace(family, **self.wiring)  # type: ignore[arg-type]
-
-    def apply(self, family: HeadFamily) -> HeadFamily:
-        """``family`` with the stated wiring, which its name shows, so that no two are confused."""
-        if not self.wiring:
-            return family
-        stated = ",".join(f"{name}={value}" for name, value in self.wiring.items())
-        return replace(self.wired(family), name=f"{family.name}[{stated}]")
+    if wiring.out_norm == OutputNorm.OWN and "out_norm" not in family.names:
+        raise BadInputError(
+            f"--head-out-norm own: heads of family {family.name} have no output norm"
+        )
+    return replace(family, **stated_points(wiring))  # type: ignore[arg-type]
 
 
-def stated_in(ref: str, config: Mapping[str, Any]) -> HeadOverrides:
+def named(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
+    """``family`` with the stated wiring, which its name shows, so that no two are confused."""
+    points = stated_points(wiring)
+    if not points:
+        return family
+    stated = ",".join(f"{name}={value}" for name, value in points.items())
+    return replace(wired(family, wiring), name=f"{family.name}[{stated}]")
+
+
+def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
     """What a head's own config.json, read as ``config``, states.
 
     Raises ``ModelError`` naming the field and what it must be.
@@ -94,10 +77,11 @@ def stated_in(ref: str, config: Mapping[str, Any]) -> HeadOverrides:
     for name, value in stated.items():
         if name not in _CHOICES:
             raise ModelError(f"{where} has '{name}'; its fields are {', '.join(_CHOICES)}")
-        if value not in _CHOICES[name]:
+        if not isinstance(value, str) or value not in _CHOICES[name]:
             choices = ", ".join(_CHOICES[name])
             raise ModelError(f"{where}: {name} must be one of {choices}, not {value!r}")
-    return HeadOverrides(**stated)
+    words: dict[str, Any] = {name: _CHOICES[name][word] for name, word in stated.items()}
+    return HeadWiring(**words)
 
 
 def wiring_of(family: HeadFamily) -> dict[str, str]:

@@ -7,7 +7,7 @@ parallelism has no rule here.
 from cgbench.errors import PlanError
 from cgbench.planning.optimal import best_batch_sizes
 from cgbench.planning.plan import CapturePlan
-from cgbench.planning.plan_request import PlanRequest
+from cgbench.planning.plan_request import CaptureUnit, PlanRequest
 from cgbench.planning.policies.build import from_requests, from_tokens
 from cgbench.planning.policies.fastdeploy import CANDIDATES, MAX_CAPTURE
 from cgbench.planning.policies.registry import policy
@@ -58,7 +58,7 @@ def explicit(request: PlanRequest) -> CapturePlan:
     q = request.query_len
     if not request.capture_sizes:
         raise PlanError("--policy explicit needs --capture-sizes")
-    in_tokens = request.capture_unit == "tokens"
+    in_tokens = request.capture_unit == CaptureUnit.TOKENS
     tokens = sorted({size if in_tokens else size * q for size in request.capture_sizes})
     for size in tokens:
         _check_explicit(request, size)

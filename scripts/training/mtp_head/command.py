@@ -18,10 +18,10 @@ import torch
 import transformers
 
 from cgbench.errors import BadInputError
-from cgbench.measure.setup import DEFAULT_DTYPE, choose_device
+from cgbench.measure.setup import choose_device
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import ModelRequest
+from cgbench.models.loading_plan import DEFAULT_DTYPE, Loading
 from mtp_head.checkpoint import (
     Measured,
     acceptance_table,
@@ -87,7 +87,7 @@ def train(args: argparse.Namespace) -> None:
 def load(args: argparse.Namespace, device: torch.device, *, with_head: bool) -> LoadedModel:
     head_ref = str(args.out) if with_head else None
     dtype = DEFAULT_DTYPE[device.type]
-    model = load_model(ModelRequest(args.model, head_ref, with_head, device, dtype, args.seed))
+    model = load_model(Loading(args.model, head_ref, with_head, device, dtype, args.seed))
     if model.tokenizer is None:
         raise BadInputError(f"--model {args.model}: the folder has no tokenizer files")
     return model

@@ -65,7 +65,6 @@ class Decoder:
                 max_batch_size=batch_size,
                 policy="explicit",
                 capture_sizes=tuple(sorted(sizes)),
-                capture_unit="requests",
             )
         )
         self._graphs = capture_plan(self.spec, self.state, chosen, Scope.ITERATION)

@@ -8,14 +8,16 @@ from torch import Tensor
 
 from cgbench.models.heads.families import MIMO
 from cgbench.models.heads.head import DraftHead
-from cgbench.models.heads.head_wiring import CONFIG_FIELD, HeadOverrides
+from cgbench.models.heads.head_wiring import CONFIG_FIELD, stated_points, wired
 from cgbench.models.target import Target
+from cgbench.request.choices import FirstEmbedding, NormSide
+from cgbench.request.parts import HeadWiring
 
-_WIRING = HeadOverrides("mimo", hidden_in="pre", chain="pre", first_embed="kept")
-TRAINED = _WIRING.wired(MIMO)
+_WIRING = HeadWiring(hidden_in=NormSide.PRE, chain=NormSide.PRE, first_embed=FirstEmbedding.KEPT)
+TRAINED = wired(MIMO, _WIRING)
 """MiMo's layout, with the wiring that heads are trained with here: the target's state before its
 norm, the head's own before its, and an embedding at every position."""
-STATED: dict[str, Any] = {CONFIG_FIELD: {"family": MIMO.name, **_WIRING.wiring}}
+STATED: dict[str, Any] = {CONFIG_FIELD: {"family": MIMO.name, **stated_points(_WIRING)}}
 """What config.json says of such a head, so that it is run as it was trained."""
 
 

@@ -23,9 +23,9 @@ from cgbench.models.heads.families import (
     HeadFamily,
 )
 from cgbench.models.heads.head import DraftHead, HeadForm
-from cgbench.models.heads.head_wiring import HeadOverrides
 from cgbench.models.loader import load_model
-from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
+from cgbench.request.parts import HeadWiring
 from tests.support.tiny import (
     CONFIGS,
     add_head,
@@ -209,7 +209,7 @@ def plan(folder: Path, head: Path | None = None, **overrides: Any) -> LoadingPla
     head_ref = None if head is None else str(head)
     where = (torch.device("cpu"), torch.float32)
     return plan_loading(
-        ModelRequest(str(folder), head_ref, True, *where, overrides=HeadOverrides(**overrides))
+        Loading(str(folder), head_ref, True, *where, wiring=HeadWiring(**overrides))
     )
 
 
@@ -248,7 +248,7 @@ def test_a_family_stated_by_name_is_looked_for_alone(tmp_path: Path) -> None:
     ):
         plan(folder, family="qwen")
     with pytest.raises(BadInputError, match="--head-family gpt: choose one of mimo, deepseek"):
-        HeadOverrides(family="gpt")
+        plan(folder, family="gpt")
 
 
 def test_first_embedding_zeroed_changes_the_drafts_only(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from cgbench.engine.acceptance import AcceptanceRule, AtLength, Greedy, Sampled, Synthetic
-from cgbench.engine.acceptance_flag import parse_acceptance
+from cgbench.engine.acceptance import AcceptanceRule, AtLength, Greedy, Sampled, Synthetic, rule_of
 from cgbench.errors import BadInputError
 from cgbench.request.acceptance_lengths import GOLDEN, GoldenLength, StatedLength
+from cgbench.request.acceptance_setting import AcceptanceSetting
+from cgbench.request.choices import Drafts
 
 
 @pytest.mark.parametrize(
@@ -36,15 +37,16 @@ from cgbench.request.acceptance_lengths import GOLDEN, GoldenLength, StatedLengt
         ("sampled:top-k=50", Sampled(top_k=50), "sampled:top-k=50"),
         (
             "sampled:drafts=greedy,top-p=0.950,temperature=.8",
-            Sampled(0.8, None, 0.95, "greedy"),
+            Sampled(0.8, None, 0.95, Drafts.GREEDY),
             "sampled:temperature=0.8,top-p=0.95,drafts=greedy",
         ),
     ],
 )
 def test_rules_are_read_and_spelt_one_way(text: str, rule: AcceptanceRule, spelt: str) -> None:
-    assert parse_acceptance(text, [0, 3]) == rule
-    assert str(rule) == spelt
-    assert parse_acceptance(spelt, [0, 3]) == rule
+    setting = AcceptanceSetting.parse(text, [0, 3])
+    assert rule_of(setting) == rule
+    assert str(setting) == spelt
+    assert AcceptanceSetting.parse(spelt, [0, 3]) == setting
 
 
 @pytest.mark.parametrize(
@@ -87,21 +89,21 @@ def test_rules_are_read_and_spelt_one_way(text: str, rule: AcceptanceRule, spelt
 )
 def test_refusals_are_one_line_that_names_the_flag(text: str, reason: str) -> None:
     with pytest.raises(BadInputError, match=rf"--acceptance {re.escape(text)}: .*{reason}") as e:
-        parse_acceptance(text, [0, 3])
+        AcceptanceSetting.parse(text, [0, 3])
     assert "\n" not in str(e.value)
 
 
 def test_a_length_is_refused_by_the_first_k_that_cannot_reach_it() -> None:
     with pytest.raises(BadInputError, match=r"--spec-tokens 1 reaches lengths of 1 to 2$"):
-        parse_acceptance("length:2.5", [0, 1, 3])
-    assert parse_acceptance("length:2.5", [0, 2, 3]) == AtLength(StatedLength(2.5))
+        AcceptanceSetting.parse("length:2.5", [0, 1, 3])
+    assert AcceptanceSetting.parse("length:2.5", [0, 2, 3]).length == StatedLength(2.5)
 
 
 def test_a_golden_length_is_refused_by_the_k_that_has_no_row() -> None:
     with pytest.raises(BadInputError, match=r"has no row for --spec-tokens 9$"):
-        parse_acceptance("golden:glm-5.2-on", [0, 3, 9])
+        AcceptanceSetting.parse("golden:glm-5.2-on", [0, 3, 9])
 
 
 def test_without_drafts_any_length_is_fine() -> None:
     """k = 0 is measured beside every k, for comparison."""
-    assert parse_acceptance("length:4", [0]) == AtLength(StatedLength(4.0))
+    assert AcceptanceSetting.parse("length:4", [0]).length == StatedLength(4.0)

@@ -1,0 +1,182 @@
+"""``--acceptance`` as a value. ``engine.acceptance`` makes the rule of it.
+
+No torch here, so that a request can be checked and recorded without it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from cgbench.errors import BadInputError
+from cgbench.inputs import MAX_WHOLE
+from cgbench.request.acceptance_lengths import Length, checked_length, parse_length
+from cgbench.request.choices import AcceptanceKind, Drafts
+
+MIN_TEMPERATURE = 1e-6
+"""Below it, float32 logits divided by the temperature may overflow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The settings of sampled acceptance, after the names that ``--acceptance`` has for them."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    drafts: Drafts = Drafts.SAMPLED
+
+    def __str__(self) -> str:
+        changed = [
+            f"{_setting_name(each.name)}={_number(getattr(self, each.name))}"
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        ]
+        return f"sampled:{','.join(changed)}" if changed else "sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceSetting:
+    """How many drafts are kept. ``str`` is what ``--acceptance`` reads, one spelling for equal
+    settings.
+
+    ``sampling`` belongs to the kind sampled. ``rates`` belong to synthetic: ``rates[j]`` is the
+    unconditional rate of draft j + 1. ``length`` belongs to length and golden.
+    """
+
+    kind: AcceptanceKind
+    sampling: Sampling = field(default_factory=Sampling)
+    rates: tuple[float, ...] = ()
+    length: Length | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.kind is AcceptanceKind.GREEDY
+
+    @classmethod
+    def parse(cls, text: str, spec_tokens: Sequence[int]) -> "AcceptanceSetting":
+        """``greedy``; ``sampled``, perhaps with settings: ``sampled:temperature=0.8,top-p=0.95``;
+        ``length:2.5`` or ``golden:glm-5.2-on``, a mean acceptance length for each k; or
+        ``synthetic:0.8,0.6,0.4`` with a rate for each draft of the largest k.
+
+        Raises ``BadInputError`` naming the flag.
+        """
+        name, colon, rest = text.partition(":")
+        if text == "greedy":
+            return cls(AcceptanceKind.GREEDY)
+        if name == "sampled":
+            settings = _settings(text, rest) if colon else {}
+            return cls(AcceptanceKind.SAMPLED, sampling=Sampling(**settings))
+        if name == "synthetic":
+            rates = _rates(text, rest)
+            _check_rates(text, rates, max(spec_tokens))
+            return cls(AcceptanceKind.SYNTHETIC, rates=rates)
+        if length := parse_length(text):
+            # k = 0 is there for comparison, and drafts nothing.
+            for k in filter(None, sorted(spec_tokens)):
+                checked_length(text, length, k)
+            return cls(AcceptanceKind(name), length=length)
+        raise BadInputError(
+            f"--acceptance {text}: choose greedy, sampled, sampled:SETTING=VALUE,..., length:L, "
+            "golden:NAME or synthetic:RATE,RATE,..."
+        )
+
+    def __str__(self) -> str:
+        match self.kind:
+            case AcceptanceKind.SAMPLED:
+                return str(self.sampling)
+            case AcceptanceKind.SYNTHETIC:
+                return f"synthetic:{','.join(map(_number, self.rates))}"
+            case AcceptanceKind.LENGTH | AcceptanceKind.GOLDEN:
+                return str(self.length)
+        return "greedy"
+
+
+def _setting_name(name: str) -> str:
+    """A field of ``Sampling`` as ``--acceptance`` spells it."""
+    return name.replace("_", "-")
+
+
+def _number(value: object) -> str:
+    """1 and 1.0 alike."""
+    return str(value).removesuffix(".0")
+
+
+def _rates(text: str, rest: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in rest.split(","))
+    except ValueError as error:
+        raise BadInputError(
+            f"--acceptance {text}: must be rates separated by commas, such as synthetic:0.8,0.6"
+        ) from error
+
+
+def _check_rates(text: str, rates: tuple[float, ...], spec_tokens: int) -> None:
+    if not all(0 <= rate <= 1 for rate in rates):
+        raise BadInputError(f"--acceptance {text}: every rate must be between 0 and 1")
+    if list(rates) != sorted(rates, reverse=True):
+        raise BadInputError(
+            f"--acceptance {text}: rates are unconditional, so they cannot rise with the position"
+        )
+    if len(rates) < spec_tokens:
+        raise BadInputError(
+            f"--acceptance {text}: {len(rates)} rates for {spec_tokens} drafts (--spec-tokens)"
+        )
+
+
+def _settings(text: str, rest: str) -> dict[str, Any]:
+    """``temperature=0.8,top-p=0.95`` as keywords of ``Sampling``."""
+    keywords = {_setting_name(each.name): each.name for each in fields(Sampling)}
+    settings: dict[str, Any] = {}
+    for part in rest.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in keywords:
+            raise BadInputError(
+                f"--acceptance {text}: unknown setting '{name}'; choose {', '.join(keywords)}"
+            )
+        if keywords[name] in settings:
+            raise BadInputError(f"--acceptance {text}: {name} is given twice")
+        settings[keywords[name]] = _value(text, name, value)
+    return settings
+
+
+def _value(text: str, name: str, value: str) -> object:
+    read, wanted = _READERS[name]
+    try:
+        return read(value)
+    except ValueError as error:
+        raise BadInputError(f"--acceptance {text}: {name} must be {wanted}") from error
+
+
+def _checked(is_good: bool) -> None:
+    if not is_good:
+        raise ValueError
+
+
+def _temperature(value: str) -> float:
+    temperature = float(value)
+    _checked(MIN_TEMPERATURE <= temperature < math.inf)
+    return temperature
+
+
+def _top_k(value: str) -> int:
+    top_k = int(value)
+    _checked(1 <= top_k <= MAX_WHOLE)
+    return top_k
+
+
+def _top_p(value: str) -> float:
+    top_p = float(value)
+    _checked(0 < top_p <= 1)
+    return top_p
+
+
+_READERS: dict[str, tuple[Callable[[str], object], str]] = {
+    "temperature": (
+        _temperature,
+        f"a finite number of at least {MIN_TEMPERATURE:g}; for temperature 0 choose greedy",
+    ),
+    "top-k": (_top_k, f"a whole number from 1 to {MAX_WHOLE:,}"),
+    "top-p": (_top_p, "above 0 and at most 1"),
+    "drafts": (Drafts, "sampled or greedy"),
+}

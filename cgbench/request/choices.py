@@ -1,0 +1,96 @@
+"""The values of what is asked for by one of a few words: each set is declared here alone.
+
+``words.Routing`` and ``planning.CaptureUnit`` are two more. Other rooms need those first.
+"""
+
+from enum import StrEnum
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Dtype(StrEnum):
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Compile(StrEnum):
+    OFF = "off"
+    DEFAULT = "default"
+
+
+class NormSide(StrEnum):
+    """The hidden state before a norm, or after it."""
+
+    PRE = "pre"
+    POST = "post"
+
+
+class ConcatOrder(StrEnum):
+    """The order of embedding E and hidden state H in the input of a head's projection."""
+
+    EH = "EH"
+    HE = "HE"
+
+
+class FirstEmbedding(StrEnum):
+    KEPT = "kept"
+    ZEROED = "zeroed"
+
+
+class OutputNorm(StrEnum):
+    """The norm before a head's output matrix: its own, the target's, or none."""
+
+    OWN = "own"
+    TARGET = "target"
+    NONE = "none"
+
+
+class NormForm(StrEnum):
+    """What stored norm weights scale by: as the target's modules do, w, or 1 + w."""
+
+    TARGET = "target"
+    PLAIN = "plain"
+    ONE_PLUS = "one_plus"
+
+
+class HeadPlacement(StrEnum):
+    """Whether ranks divide the head's block, or each holds all of it."""
+
+    DIVIDED = "divided"
+    WHOLE = "whole"
+
+
+class Role(StrEnum):
+    """What a deployment serves: prefill and decode, or decode alone."""
+
+    MIXED = "mixed"
+    DECODE = "decode"
+
+
+class ChatTemplate(StrEnum):
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class AcceptanceKind(StrEnum):
+    """How an acceptance rule decides: see ``AcceptanceSetting``."""
+
+    GREEDY = "greedy"
+    SAMPLED = "sampled"
+    LENGTH = "length"
+    GOLDEN = "golden"
+    SYNTHETIC = "synthetic"
+
+
+class Drafts(StrEnum):
+    """How drafts are chosen under sampled acceptance."""
+
+    SAMPLED = "sampled"
+    GREEDY = "greedy"

@@ -1,0 +1,174 @@
+"""Requests and the flat keys that records keep them by.
+
+A request is a frozen dataclass of parts, which are frozen dataclasses of values. A value's key is
+its field's name, unless the field's type states another ``Key``. So a new field is recorded, read
+back and filled from its flag with no other change.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import StrEnum
+from types import NoneType
+from typing import Annotated, Any, Self, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+
+from cgbench.errors import BadInputError
+from cgbench.inputs import shown
+
+Setting: TypeAlias = "str | int | float | bool | list[str] | list[int] | None"
+"""A value of a record."""
+
+Share = Annotated[float, "share"]
+"""A number above 0 and below 1, which a flag may state in percent."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a record calls a field, where that is not the field's name, and the field's flag."""
+
+    name: str
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of a request. ``kind`` is its type, without the None of one that may be that."""
+
+    key: str
+    flag: str
+    kind: Any
+    may_be_none: bool
+
+
+class Recorded:
+    """A request that is kept as one flat object, as ``run.json`` has it."""
+
+    __slots__ = ()
+
+    def to_record(self) -> dict[str, Setting]:
+        """Every value under its key, as JSON has it, in the order that records have."""
+        values = dict(_flat(self))
+        return {name: values[name] for name in sorted(values, key=_place)}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], where: str = "arguments") -> Self:
+        """The request that was recorded. What an older record lacks is its default.
+
+        Raises ``BadInputError``, beginning with ``where``, for a key that no request has and for
+        a value that is not of its key's type.
+        """
+        known = {value.key: value for value in values_of(cls)}
+        if unknown := sorted(record.keys() - known.keys() - UNMEASURED):
+            raise BadInputError(f"{where}.{unknown[0]}: is unknown; a newer cgbench may read it")
+        held = {name: found for name, found in record.items() if name in known}
+        return cls.of({name: read(known[name], held[name], f"{where}.{name}") for name in held})
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> Self:
+        """The request of ``values`` by key, each of its key's type already, over the defaults."""
+        return _changed(cls(), values)
+
+
+UNMEASURED = frozenset({"output", "resume", "thin", "json", "explain", "debug"})
+"""Flags that say where results go. Records that hold them are read without them."""
+
+ORDER = (
+    *("model", "spec_tokens", "batch_sizes", "max_num_seqs", "scopes"),
+    *("policy", "capture_sizes", "capture_unit"),
+    *("head", "head_family", "head_concat", "head_hidden_in", "head_chain"),
+    *("head_out_norm", "head_norm_form", "head_first_embed"),
+    *("prompts", "num_prompts", "chat_template", "max_new_tokens", "context_len"),
+    *("iterations", "precision", "min_time", "max_time", "processes", "cold_l2"),
+    *("acceptance", "ignore_eos", "seed", "device", "dtype", "attention", "compile"),
+    *("tp", "tp_head", "routing", "role", "max_num_batched_tokens", "nvtx", "save_tokens"),
+    "checks",
+)
+"""The order that records were first written in. Newer keys follow, in the order of the fields."""
+
+
+def _place(name: str) -> int:
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def values_of(request: type[Any]) -> tuple[Value, ...]:
+    """Every value of a class of requests, part by part."""
+    return tuple(_values(request))
+
+
+def _values(part: Any) -> Iterator[Value]:
+    for _, key, hint in _fields(part):
+        if is_dataclass(hint):
+            yield from _values(hint)
+        else:
+            kinds = [each for each in get_args(hint) if each is not NoneType]
+            may_be_none = NoneType in get_args(hint)
+            flag = key.flag or "--" + key.name.replace("_", "-")
+            yield Value(key.name, flag, kinds[0] if may_be_none else hint, may_be_none)
+
+
+def _fields(part: Any) -> Iterator[tuple[str, Key, Any]]:
+    """Name, key and type of each field of a part."""
+    hints = get_type_hints(part, include_extras=True)
+    for each in fields(part):
+        hint = hints[each.name]
+        keys = [mark for mark in get_args(hint) if type(mark) is Key]
+        yield each.name, *((keys[0], get_args(hint)[0]) if keys else (Key(each.name), hint))
+
+
+def _flat(part: object) -> Iterator[tuple[str, Setting]]:
+    for name, key, _ in _fields(type(part)):
+        value = getattr(part, name)
+        if is_dataclass(value):
+            yield from _flat(value)
+        else:
+            yield key.name, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, tuple):
+        return [*map(_plain, value)]
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def _changed(part: _T, values: Mapping[str, object]) -> _T:
+    changes: dict[str, object] = {}
+    for name, key, _ in _fields(type(part)):
+        value = getattr(part, name)
+        if is_dataclass(value):
+            changes[name] = _changed(value, values)
+        elif key.name in values:
+            changes[name] = values[key.name]
+    return replace(part, **changes)  # type: ignore[type-var]
+
+
+def read(wanted: Value, found: object, label: str) -> object:
+    """A value of JSON as a request has it: a list as a tuple, a word as its enum.
+
+    Raises ``BadInputError``, beginning with ``label``, for a value of another type.
+    """
+    if found is None and wanted.may_be_none:
+        return None
+    if get_origin(wanted.kind) is not tuple:
+        return _one(wanted.kind, found, label)
+    if not isinstance(found, list):
+        raise BadInputError(f"{label} {shown(found)}: must be a list")
+    return tuple(_one(get_args(wanted.kind)[0], each, label) for each in found)
+
+
+def _one(kind: Any, found: object, label: str) -> object:
+    kind = float if kind is Share else kind
+    if issubclass(kind, StrEnum):
+        words = [*map(str, kind)]
+        if found not in words:
+            raise BadInputError(f"{label} {shown(found)}: choose of {','.join(words)}")
+        return kind(found)
+    if kind is float and type(found) is int:
+        return float(found)
+    if type(found) is not kind:
+        raise BadInputError(f"{label} {shown(found)}: must be {_WORDS[kind]}")
+    return found
+
+
+_WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}

@@ -1,0 +1,126 @@
+"""The parts of a request: each is what one layer of the tool wants to be told.
+
+Fields are named as their flags are. A default is the value that ``cgbench run`` takes where the
+flag is left out. None is settled later, when the device and the model are known.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from cgbench.planning import CaptureUnit
+from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
+from cgbench.request.choices import (
+    ChatTemplate,
+    Compile,
+    ConcatOrder,
+    Dtype,
+    FirstEmbedding,
+    HeadPlacement,
+    NormForm,
+    NormSide,
+    OutputNorm,
+    Role,
+)
+from cgbench.request.keys import Key, Share
+from cgbench.request.model_ref import DEFAULT_MODEL
+from cgbench.words import Routing, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWiring:
+    """What is stated about a draft head over what its family does. None leaves it.
+
+    ``family`` is a name in ``models.heads.families.FAMILIES``.
+    """
+
+    family: Annotated[str | None, Key("head_family")] = None
+    concat: Annotated[ConcatOrder | None, Key("head_concat")] = None
+    hidden_in: Annotated[NormSide | None, Key("head_hidden_in", "--head-hidden")] = None
+    chain: Annotated[NormSide | None, Key("head_chain", "--chain-norm")] = None
+    out_norm: Annotated[OutputNorm | None, Key("head_out_norm")] = None
+    norm_form: Annotated[NormForm | None, Key("head_norm_form")] = None
+    first_embed: Annotated[FirstEmbedding | None, Key("head_first_embed")] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What is loaded: ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id.
+
+    ``head`` is a folder or hub id whose head replaces the model's own. ``routing`` None draws the
+    experts of a preset evenly and leaves those of any other model to its router.
+    """
+
+    ref: Annotated[str, Key("model", "MODEL")] = DEFAULT_MODEL
+    head: str | None = None
+    wiring: HeadWiring = field(default_factory=HeadWiring)
+    dtype: Dtype = Dtype.AUTO
+    routing: Routing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """The deployment: what is captured, for which k, and what its largest step is.
+
+    ``max_num_seqs`` None is the largest batch size. ``max_num_batched_tokens`` are the most tokens
+    of one prefill forward.
+    """
+
+    spec_tokens: tuple[int, ...] = (3,)
+    scopes: tuple[Scope, ...] = tuple(Scope)
+    policy: str = "scaled"
+    capture_sizes: tuple[int, ...] = ()
+    capture_unit: CaptureUnit = CaptureUnit.REQUESTS
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int = DEFAULT_MAX_BATCHED_TOKENS
+    role: Role = Role.MIXED
+    attention: str = "auto"
+    compile: Compile = Compile.OFF
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadRequest:
+    """What is decoded: prompts, how many together, how far, and how drafts are kept.
+
+    Lengths are in tokens. ``prompts`` None are the shipped ones, or for a preset random tokens.
+    ``acceptance`` None is greedy, or for a preset the golden length of its family.
+    """
+
+    prompts: str | None = None
+    num_prompts: int | None = None
+    chat_template: ChatTemplate = ChatTemplate.AUTO
+    batch_sizes: tuple[int, ...] = (1, 2, 4, 8)
+    max_new_tokens: int = 64
+    context_len: int = 256
+    acceptance: str | None = None
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TimingRequest:
+    """How it is timed, and when that is enough. None is the default of the device."""
+
+    iterations: int | None = None
+    precision: Share | None = 0.005
+    min_time_s: Annotated[float | None, Key("min_time")] = None
+    max_time_s: Annotated[float | None, Key("max_time")] = None
+    processes: int = 1
+    cold_l2: bool = False
+    nvtx: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SharingRequest:
+    """How GPUs share the model. One GPU shares nothing, so both are None then."""
+
+    tp: int | None = None
+    head: Annotated[HeadPlacement | None, Key("tp_head")] = None
+
+    def __post_init__(self) -> None:
+        is_shared = self.tp is not None and self.tp > 1
+        head = self.head or HeadPlacement.DIVIDED
+        object.__setattr__(self, "tp", self.tp if is_shared else None)
+        object.__setattr__(self, "head", head if is_shared else None)
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tp or 1
