@@ -17,6 +17,7 @@ from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
 from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
+from cgbench.cli.prompts import prompts
 from cgbench.cli.run import run
 from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
@@ -54,6 +55,7 @@ app.command()(audit)
 app.command()(compare)
 app.command()(inspect)
 app.command()(peers)
+app.command()(prompts)
 app.command()(env)
 
 

@@ -154,7 +154,9 @@ def test_debug_keeps_the_exit_code() -> None:
     assert python("-m", "cgbench", "run", "--spec-tokens", "x", "--debug").code == 2
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "audit", "compare", "inspect", "peers", "env"])
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "audit", "compare", "inspect", "peers", "prompts", "env"]
+)
 def test_every_command_takes_debug(command: str) -> None:
     assert "--debug" in cgbench(command, "--help").stdout
 
