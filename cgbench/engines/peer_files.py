@@ -78,7 +78,7 @@ def _read(file: Path) -> Found:
         raise BadInputError(f"{file} holds no comparison of peers; {ANOTHER_OUTPUT}") from error
 
 
-def _result(row: dict[str, Any]) -> Result:
+def _result(row: Any) -> Result:
     """Raises ``ValueError`` or another of its kind for what no comparison writes."""
     made = Result(**{**row, "rounds": [Round(**each) for each in row["rounds"]]})
     is_known = made.name in PEERS and isinstance(made.reason, str | None)
