@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
@@ -14,7 +15,9 @@ from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
+from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
+from cgbench.cli.prompts import prompts
 from cgbench.cli.run import run
 from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
@@ -51,20 +54,23 @@ app.command()(plan)
 app.command()(audit)
 app.command()(compare)
 app.command()(inspect)
+app.command()(peers)
+app.command()(prompts)
 app.command()(env)
 
 
-def main() -> NoReturn:
+def main(words: Sequence[str] | None = None) -> NoReturn:
     """The console script: every failure is one line and a documented exit code.
 
-    ``--debug`` prints the traceback before it.
+    ``words`` are the command line's, those of the process where they are left out. ``--debug``
+    among them prints the traceback before the line.
     """
     # Libraries' own progress bars do not know that output is piped. Read when tqdm is imported.
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     replace_unencodable()
     try:
-        code = _run()
+        code = _run(sys.argv[1:] if words is None else [*words])
         sys.stdout.flush()
     except (SystemExit, BrokenPipeError):
         # Only where the reader of the output has gone: typer and rich then end with 1, an answer.
@@ -73,13 +79,13 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(words: list[str]) -> int:
     try:
-        check_utf8(sys.argv[1:])
+        check_utf8(words)
         # Not standalone, or a usage error would be a box of several lines; answers an Exit's code.
-        return app(prog_name="cgbench", standalone_mode=False) or ExitCode.OK
+        return app(words, prog_name="cgbench", standalone_mode=False) or ExitCode.OK
     except Exception as error:
-        return _report(error)
+        return _report(error, with_traceback="--debug" in words)
 
 
 def _discard_output() -> None:
@@ -88,10 +94,10 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report(error: Exception) -> ExitCode:
+def _report(error: Exception, *, with_traceback: bool) -> ExitCode:
     if isinstance(error, _USAGE_ERRORS):
         return _report_usage(error)
-    if "--debug" in sys.argv:
+    if with_traceback:
         traceback.print_exception(error)
     print_error(one_line(error))
     return exit_code_of(error)

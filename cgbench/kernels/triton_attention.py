@@ -193,9 +193,17 @@ def key_tile(block_m: int, *, is_float32: bool) -> KeyTile:
     return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
 
 
-def decode(kv: LayerKv, qkv: AttentionInput, slots: Tensor, positions: Tensor, room: int) -> Tensor:
+def decode(
+    kv: LayerKv,
+    qkv: AttentionInput,
+    slots: Tensor,
+    positions: Tensor,
+    room: int,
+    tile: KeyTile | None = None,
+) -> Tensor:
     """The new rows into the cache, and the queries over each slot's rows 0..position, to
-    ``[B, S, Hq, Dv]``. ``slots [B]`` of ``room`` rows each, ``positions [B, S]``."""
+    ``[B, S, Hq, Dv]``. ``slots [B]`` of ``room`` rows each, ``positions [B, S]``. ``tile`` None is
+    the one that ``key_tile`` chooses."""
     query, key, value = qkv.query, qkv.key, qkv.value
     batch, num_heads, query_len, key_dim = query.shape
     kv_heads, value_dim = kv.values.shape[1:]
@@ -209,7 +217,7 @@ def decode(kv: LayerKv, qkv: AttentionInput, slots: Tensor, positions: Tensor, r
     parts = Parts.empty(batch * kv_heads, num_splits, group * query_len, value_dim, query.device)
     is_float32 = query.dtype == torch.float32
     block_m = max(MIN_TILE, triton.next_power_of_2(group * query_len))
-    tile = key_tile(block_m, is_float32=is_float32)
+    tile = tile or key_tile(block_m, is_float32=is_float32)
     shape = {
         "KV_HEADS": kv_heads,
         "GROUP": group,

@@ -70,6 +70,8 @@ class Inboxes(NamedTuple):
     addresses: Tensor
     counts: Tensor
     rank: int
+    few_bytes: int = FEW_BYTES
+    """That go as words; all ranks have the same."""
 
     @property
     def max_bytes(self) -> int:
@@ -88,7 +90,7 @@ class Inboxes(NamedTuple):
 
     def by_words(self, part: Tensor) -> bool:
         """Whether ``part`` goes as words, else as pieces."""
-        return part.nbytes * (len(self.addresses) - 1) <= FEW_BYTES
+        return part.nbytes * (len(self.addresses) - 1) <= self.few_bytes
 
     def add_up(self, partial: Tensor) -> None:
         """Every rank's ``partial`` summed, in place: in float32, rounded once."""

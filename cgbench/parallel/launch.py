@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 from cgbench.errors import (
     BadInputError,
@@ -39,7 +39,9 @@ GRACE_S = 10
 """A rank that has lost another waits so long before it ends, for the other one's end to be seen
 first: that is the one to tell of. The launcher, or torchrun, ends it meanwhile."""
 
-START_METHOD = "spawn"
+StartMethod: TypeAlias = Literal["spawn", "forkserver"]
+
+START_METHOD: StartMethod = "spawn"
 """How the launcher starts ranks. Spawned ones share no state with whoever starts them."""
 
 # Those that the launcher catches.
@@ -73,19 +75,27 @@ def _ranks_started() -> int:
     return int(size)
 
 
-def run_on_ranks(tp: int, device: str, job: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+def run_on_ranks(
+    tp: int,
+    device: str,
+    job: Callable[..., _T],
+    *args: Any,
+    start_method: StartMethod | None = None,
+    **kwargs: Any,
+) -> _T:
     """``job`` on every one of ``tp`` ranks; rank 0's answer.
 
     ``job`` is a module's function, because the ranks import it. It takes its own ``Ranks`` as the
-    keyword ``ranks``. ``device`` is cpu, cuda or auto. Ranks but the first are silent.
-    Raises whatever ``job`` raises where there is one rank or torchrun has started them, else
-    ``RankFailedError``, and ``DeviceError`` before any starts.
+    keyword ``ranks``. ``device`` is cpu, cuda or auto. ``start_method`` None is ``START_METHOD``.
+    Ranks but the first are silent. Raises whatever ``job`` raises where there is one rank or
+    torchrun has started them, else ``RankFailedError``, and ``DeviceError`` before any starts.
     """
     if tp == 1:
         return job(*args, ranks=ALONE, **kwargs)
     if _ranks_started() > 1:
         return _as_rank(_device_type(device), job, args, kwargs)
-    return _launched(tp, _device_type(device), job, args, kwargs)
+    method = start_method or START_METHOD
+    return _launched(tp, _device_type(device), method, job, args, kwargs)
 
 
 def _device_type(device: str) -> str:
@@ -120,6 +130,7 @@ class _Report:
 def _launched(
     tp: int,
     device_type: str,
+    start_method: StartMethod,
     job: Callable[..., _T],
     args: Sequence[Any],
     kwargs: dict[str, Any],
@@ -140,7 +151,7 @@ def _launched(
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
-            start_method=START_METHOD,
+            start_method=start_method,
             logs_specs=DefaultLogsSpecs(folder, dict.fromkeys(range(1, tp), Std.ALL)),
         )
         try:

@@ -21,7 +21,6 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -187,17 +186,15 @@ def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]
 def decode_backend(name: str) -> DecodeBackend:
     """The backend of that name; ``triton N:W:S`` reads tiles of N keys by W warps in S stages."""
     name, _, numbers = name.partition(" ")
-    backend: DecodeBackend = DECODE_BACKENDS[name]
     if not numbers:
-        return backend
+        return DECODE_BACKENDS[name]
     # Imported here: triton is there only beside a CUDA build of torch.
     from cgbench.kernels import triton_attention
 
     tile = triton_attention.KeyTile(*map(int, numbers.split(":")))
 
     def decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> torch.Tensor:
-        with mock.patch.object(triton_attention, "key_tile", return_value=tile):
-            return backend(kv, rows, qkv)
+        return triton_attention.decode(kv, qkv, rows.slots, rows.positions, rows.cache.room, tile)
 
     return decode
 

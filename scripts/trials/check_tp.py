@@ -23,13 +23,18 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
-from unittest import mock
 
 import pandas as pd
 
+from cgbench.cli.prepare import use_passive_threads
 from cgbench.cli.values import check_known, parse_names
-from cgbench.errors import BadInputError
+from cgbench.errors import BadInputError, CgbenchError
+from cgbench.parallel.launch import run_on_ranks
+from cgbench.request.choices import Device
+from cgbench.request.parts import SharingRequest, TimingRequest, WorkloadRequest
+from cgbench.request.run_request import RunRequest
 from cgbench.rundir.store import RunDirectory
+from cgbench.words import Status
 
 SPEC_TOKENS = 3
 BATCH_SIZES = "1,2,4,8,16,32,64"
@@ -57,23 +62,44 @@ def cgbench(*words: object, stdout: TextIO | None = None) -> bool:
     return code == 0
 
 
-def cgbench_here(*words: object, limit_s: int) -> object:
-    """The exit code of a command run in this process, which its ranks are forked for; raises
-    ``TimeoutError`` where it takes longer."""
-    from cgbench.cli.app import main as run
+def run_forked(request: RunRequest, folder: Path, *, limit_s: int) -> None:
+    """A run whose ranks are forked from a server that has torch imported.
+
+    Raises ``CgbenchError`` where the run fails, and ``TimeoutError`` where it takes longer.
+    """
+    from cgbench.cli.job import execute
 
     def give_up(*_: object) -> None:
         raise TimeoutError(f"a cycle took over {limit_s} s")
 
+    ranks = request.sharing.num_ranks
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(limit_s)
     try:
-        with mock.patch.object(sys, "argv", ["cgbench", *map(str, words)]):
-            run()
-    except SystemExit as ended:
-        return ended.code
+        run_on_ranks(
+            ranks,
+            request.device,
+            execute,
+            request,
+            folder,
+            resume=False,
+            start_method="forkserver",
+        )
     finally:
         signal.alarm(0)
+
+
+def cycle_request(options: argparse.Namespace) -> RunRequest:
+    """The shortest run that starts, captures, measures and ends."""
+    return RunRequest(
+        # Of the default prompts there are so many that they would be most of a cycle.
+        workload=WorkloadRequest(
+            prompts="random", batch_sizes=(2,), max_new_tokens=8, context_len=16
+        ),
+        timing=TimingRequest(iterations=2, max_time_s=0.0),
+        sharing=SharingRequest(tp=options.tp),
+        device=Device(options.device),
+    )
 
 
 def audit(options: argparse.Namespace) -> bool:
@@ -145,23 +171,22 @@ def measure(run: Run, options: argparse.Namespace) -> bool:
 
 def cycle(options: argparse.Namespace) -> bool:
     """Start, capture, run, exit, again and again; stops at the first that fails or hangs."""
+    use_passive_threads()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["cgbench.measure.setup"])
-    common = ("--tp", options.tp, "--device", options.device, "--batch-sizes", 2)
-    short = ("--iterations", 2, "--max-time", 0, "--max-new-tokens", 8, "--context-len", 16)
-    # Of the default prompts there are so many that they would be most of a cycle.
-    prompts = ("--prompts", "random")
     seconds: list[float] = []
     shutil.rmtree(options.output / "cycles", ignore_errors=True)
-    with mock.patch("cgbench.parallel.launch.START_METHOD", "forkserver"):
-        for number in range(1, options.cycles + 1):
-            folder = options.output / "cycles" / f"{number:02d}"
-            start = time.perf_counter()
-            words = ("run", "default", *common, *short, *prompts, "--output", folder)
-            code = cgbench_here(*words, limit_s=CYCLE_LIMIT_S)
-            seconds.append(time.perf_counter() - start)
-            if code != 0:
-                print(f"cycle {number} of {options.cycles} failed: exit {code}")
-                return False
+    for number in range(1, options.cycles + 1):
+        folder = options.output / "cycles" / f"{number:02d}"
+        start = time.perf_counter()
+        try:
+            run_forked(cycle_request(options), folder, limit_s=CYCLE_LIMIT_S)
+        except CgbenchError as error:
+            print(f"cycle {number} of {options.cycles} failed: {error}")
+            return False
+        seconds.append(time.perf_counter() - start)
+        if not is_good(folder):
+            print(f"cycle {number} of {options.cycles} failed: a cell is not ok")
+            return False
     text = (
         f"{options.cycles} cycles of start, capture, run and exit at tp {options.tp}, none hung: "
         f"{min(seconds):.1f} to {max(seconds):.1f} s each\n"
@@ -169,6 +194,11 @@ def cycle(options: argparse.Namespace) -> bool:
     (options.output / "cycles.md").write_text(text)
     print(text)
     return True
+
+
+def is_good(folder: Path) -> bool:
+    """Whether every cell of a run was measured."""
+    return set(RunDirectory.open(folder).latency()["status"]) == {Status.OK}
 
 
 def rows_of(folder: Path) -> pd.DataFrame:
@@ -245,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the run directories")
     parser.add_argument("--tp", type=int, default=2)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", choices=[*map(str, Device)], default="cuda")
     parser.add_argument("--parts", default="audit,table,cycles")
     parser.add_argument("--only", help="run directories")
     parser.add_argument("--batch-sizes", default=BATCH_SIZES)

@@ -11,6 +11,7 @@ import torch
 
 import cgbench as package
 import cgbench.cli.run as run_module
+from cgbench.cli.app import main
 from tests.support.command import cgbench, python
 
 HEAVY = ("torch", "transformers", "pandas", "pyarrow", "safetensors")
@@ -150,11 +151,21 @@ def test_debug_shows_the_traceback() -> None:
     assert "BadInputError: --spec-tokens x" in done.stderr
 
 
+def test_a_caller_can_give_the_words(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the process, here pytest's own, are left alone then."""
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--spec-tokens", "x", "--debug"])
+    assert ended.value.code == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
 def test_debug_keeps_the_exit_code() -> None:
     assert python("-m", "cgbench", "run", "--spec-tokens", "x", "--debug").code == 2
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "audit", "compare", "inspect", "env"])
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "audit", "compare", "inspect", "peers", "prompts", "env"]
+)
 def test_every_command_takes_debug(command: str) -> None:
     assert "--debug" in cgbench(command, "--help").stdout
 

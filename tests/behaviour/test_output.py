@@ -41,7 +41,9 @@ def test_a_heads_tensors_keep_their_names(narrow: io.StringIO, tiny: Path) -> No
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-@pytest.mark.parametrize("command", ["", "run ", "plan ", "audit ", "compare ", "inspect ", "env "])
+@pytest.mark.parametrize(
+    "command", ["", "run ", "plan ", "audit ", "compare ", "inspect ", "peers ", "prompts ", "env "]
+)
 def test_help_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str, command: str) -> None:
     """At 80 columns typer shortens words with an ellipsis."""
     monkeypatch.setenv("PYTHONIOENCODING", encoding)

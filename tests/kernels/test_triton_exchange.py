@@ -68,16 +68,14 @@ def check_ranks(num_ranks: int) -> None:
 
     torch.set_num_threads(1)
     # Few programs, for they take turns here.
-    triton_exchange.FEW_BYTES = FEW_BYTES
     triton_exchange.PIECE_PROGRAMS = 6
     triton_exchange.TILE_BYTES = 512
     memory = [torch.zeros(inbox_words(num_ranks), dtype=torch.int64) for _ in range(num_ranks)]
     addresses = torch.tensor([each.share_memory_().data_ptr() for each in memory])
 
     def be_rank(rank: int) -> None:
-        inboxes = Inboxes(
-            addresses, torch.zeros(triton_exchange.NUM_COUNTS, dtype=torch.int32), rank
-        )
+        counts = torch.zeros(triton_exchange.NUM_COUNTS, dtype=torch.int32)
+        inboxes = Inboxes(addresses, counts, rank, few_bytes=FEW_BYTES)
         for number, exchange in enumerate(EXCHANGES):
             part = part_of(rank, number)
             assert inboxes.take(part)
@@ -111,6 +109,17 @@ def test_all_ranks_have_inboxes_or_none_has(step: str) -> None:
 
     told = run_on_ranks(2, "cpu", exchanges.differ, step)
     assert told == [("rank 1: RuntimeError: no memory", True)] * 2
+
+
+def test_up_to_which_size_a_part_goes_as_words_can_be_chosen() -> None:
+    from cgbench.kernels.triton_exchange import FEW_BYTES, Inboxes
+
+    inboxes = Inboxes(torch.zeros(3, dtype=torch.int64), torch.zeros(1, dtype=torch.int32), 0)
+    part = torch.zeros(8)
+    # 32 bytes to each of the two others.
+    assert inboxes.few_bytes == FEW_BYTES and inboxes.by_words(part)
+    assert inboxes._replace(few_bytes=64).by_words(part)
+    assert not inboxes._replace(few_bytes=63).by_words(part)
 
 
 def test_what_is_not_taken() -> None:

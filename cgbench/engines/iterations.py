@@ -1,14 +1,19 @@
 """This tool's own rows: scopes phase, iteration and eager, and verify alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from cgbench.engine.deployment import Deployment
 from cgbench.engine.iteration import verify_phase
-from cgbench.engine.prefill import begin_decoding
+from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.state import UNLIMITED_TOKENS, Prefilled
+from cgbench.engines.peer_rounds import VERIFY_CALLS, Peer, PeerError
+from cgbench.engines.peer_rows import Round
+from cgbench.engines.wall_time import timed
 from cgbench.measure.clock import IterationTime, num_untimed, time_iterations
+from cgbench.request.options import RunOptions
 from cgbench.words import Phase, Scope
-from peers.rounds import PeerError, Round, timed
 
 NO_GRAPHS = "CUDA graphs need a CUDA device"
 
@@ -94,3 +99,26 @@ class Verify:
         prepared.begin(self._k, seed)
         seconds = timed(self._call, self._calls, prepared.deployment.device)
         return Round(seconds, self._calls, self._calls * prepared.batch_size * (self._k + 1))
+
+
+class OwnEngine:
+    """This tool, its graphs captured: every scope with ``k`` drafts and with none."""
+
+    def __init__(
+        self, deployment: Deployment, options: RunOptions, prompts: list[list[int]], k: int
+    ) -> None:
+        budget, seed = options.max_num_batched_tokens, options.seed
+        prefilled = prefill(deployment.spec, prompts, budget, seed)
+        self._prepared = Prepared(deployment, prefilled, options.reach)
+        self._k = k
+
+    def peers(self) -> dict[str, Callable[[], Peer]]:
+        made: dict[str, Callable[[], Peer]] = {
+            f"{scope}{suffix}": partial(Iterations, self._prepared, drafts, scope)
+            for suffix, drafts in (("", self._k), ("-k0", 0))
+            for scope in (Scope.ITERATION, Scope.PHASE, Scope.EAGER)
+        }
+        return {**made, "verify": partial(Verify, self._prepared, self._k, VERIFY_CALLS)}
+
+    def stop(self) -> None:
+        self._prepared.deployment.release()

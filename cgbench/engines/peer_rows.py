@@ -1,0 +1,77 @@
+"""What a comparison of peers consists of: the rows, and what all rows share. No torch here."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cgbench.statistics import CONFIDENCE, blocks_estimate
+
+DECODING = (
+    *("iteration", "phase", "eager", "iteration-k0", "phase-k0", "eager-k0"),
+    *("dynamic", "static", "mtp", "batch"),
+)
+"""Peers that decode: the rows of the first table, in its order."""
+
+FORWARDS = ("verify", "verify-static", "verify-compiled")
+"""Peers that run one forward of k + 1 tokens a request: the rows of the second table."""
+
+PEERS = (*DECODING, *FORWARDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """``seconds`` of wall time for ``steps`` decode steps (or forwards), which gave ``tokens``."""
+
+    seconds: float
+    steps: int
+    tokens: float
+
+
+@dataclass
+class Result:
+    """One peer's row: its rounds, and the reason that there are none, or no more."""
+
+    name: str
+    rounds: list[Round] = field(default_factory=list)
+    reason: str | None = None
+    calls: int = 0
+    """The number of commands that took its rounds."""
+
+    def step_ms(self) -> tuple[float, float]:
+        """Median milliseconds a step, and half the width of its interval."""
+        return _median([each.seconds / each.steps * 1e3 for each in self.rounds])
+
+    def tokens_per_s(self) -> tuple[float, float]:
+        """Median tokens a second, and half the width of its interval."""
+        return _median([each.tokens / each.seconds for each in self.rounds])
+
+    def tokens_per_step(self) -> float:
+        return sum(r.tokens for r in self.rounds) / sum(r.steps for r in self.rounds)
+
+
+def _median(values: list[float]) -> tuple[float, float]:
+    """As the gate has it: the bootstrap's standard error of a median, widened by what neighbouring
+    rounds share, and Student's t."""
+    estimate = blocks_estimate(np.array(values))
+    return estimate.value, estimate.half_width(CONFIDENCE)
+
+
+@dataclass(frozen=True)
+class SharedFacts:
+    """What every row shares, in the order of the file. ``environment`` is the machine as a run
+    records it. ``context_len`` and ``new_tokens`` are tokens per request."""
+
+    command: str
+    model: str
+    head: str
+    dtype: str
+    attention: str
+    compile: str
+    acceptance: str
+    spec_tokens: int
+    batch_size: int
+    context_len: int
+    new_tokens: int
+    notes: list[str]
+    environment: dict[str, Any]
