@@ -3,9 +3,12 @@
 import json
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from cgbench.errors import BadInputError
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of a JSON file that somebody else wrote, or that has yet to be checked."""
 
 MAX_WHOLE = 2**31 - 1
 """The most that a flag or field may count: what 32-bit indices of tensors reach."""

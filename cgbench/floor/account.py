@@ -1,9 +1,10 @@
 """What a floor is made of, as ``run.json`` keeps it. No torch, no pandas."""
 
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass
+from typing import Self
 
-from cgbench.words import Scope
+from cgbench.inputs import JsonObject
+from cgbench.words import Scope, Stage, StageKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,7 @@ class FloorLine:
     uniform choice would read.
     """
 
-    stage: str
+    stage: Stage
     what: str
     count: int
     num_bytes: float
@@ -58,15 +59,25 @@ class Account:
     context_len: float
     lines: tuple[FloorLine, ...]
 
+    def to_dict(self) -> JsonObject:
+        """As ``run.json`` keeps it."""
+        lines = [{**asdict(line), "stage": str(line.stage)} for line in self.lines]
+        return {**asdict(self), "lines": lines}
+
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """An account as ``run.json`` keeps it."""
-        lines = tuple(FloorLine(**line) for line in raw["lines"])
+    def from_dict(cls, raw: JsonObject) -> Self:
+        """An account as ``run.json`` keeps it.
+
+        Raises ``TypeError``, ``KeyError`` or ``ValueError`` where it is none.
+        """
+        lines = tuple(
+            FloorLine(**{**line, "stage": Stage.parse(str(line["stage"]))}) for line in raw["lines"]
+        )
         return cls(**{**raw, "scope": Scope(raw["scope"]), "lines": lines})
 
 
-def account_stage(stage: str, spec_tokens: int) -> str:
-    """What an account calls a stage of the samples: drafts 2..k are one there."""
-    if not stage.startswith("draft_") or stage == "draft_1":
+def account_stage(stage: Stage, spec_tokens: int) -> Stage:
+    """Where an account has a stage of the samples: drafts 2..k are one there."""
+    if stage.kind is not StageKind.DRAFT or stage.first in (None, 1):
         return stage
-    return "draft_2" if spec_tokens == 2 else f"draft_2..{spec_tokens}"
+    return Stage.draft(2, spec_tokens)

@@ -23,15 +23,16 @@ from cgbench.gate.verdicts import (
     acceptance_rate,
 )
 from cgbench.request.acceptance_lengths import stated_length
+from cgbench.rundir.block_times import WALL
 from cgbench.rundir.schema import COLD
 from cgbench.rundir.summary import with_costs
 from cgbench.statistics import Estimate, median_estimate
-from cgbench.words import Status
+from cgbench.words import StageKind, Status
 
 NO_EFFECT = Estimate(0.0)
 UNKNOWN = Estimate(nan, inf, 1)
 
-TIMES = ("iteration", "wall", "host_gap", *(stage.name for stage in STAGES))
+TIMES = (StageKind.ITERATION.value, WALL, StageKind.HOST_GAP.value, *(s.name for s in STAGES))
 """What evidence holds of a cell's times, where it was measured."""
 
 GRAPH = ["phase", "spec_tokens", "bucket"]
@@ -72,17 +73,17 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
     assert pair.base and pair.new
     place = pair.place
     is_one = _is_one(place, base, new)
-    for metric, column in ((ITERATION, "iteration"), *((s, s.name) for s in STAGES)):
-        times = base.observed.get((place, column)), new.observed.get((place, column))
+    for metric in (ITERATION, *STAGES):
+        times = [run.observed.get((place, metric.name)) for run in (base, new)]
         if metric is ITERATION or not all(each is None for each in times):
-            yield _of_blocks(metric, place, *times, is_one)
+            yield _of_blocks(metric, place, times[0], times[1], is_one)
     copies = _copies(pair, base)
     counts = tuple(_once(run.counts.get(place, []), copies) for run in (base, new))
     stated = stated_length(pair.base["acceptance"], place.spec_tokens)
     if pair.base["l2"] != COLD:  # whose wall time would hold the flush
-        gaps = tuple(run.observed.get((place, "host_gap")) for run in (base, new))
+        gaps = tuple(run.observed.get((place, StageKind.HOST_GAP.value)) for run in (base, new))
         yield _of_blocks(HOST_GAP, place, gaps[0], gaps[1], is_one)
-        walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
+        walls = tuple(run.observed.get((place, WALL)) for run in (base, new))
         yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), stated, is_one)
     if place.spec_tokens:
         yield from _acceptance(place, counts[0], counts[1], stated)

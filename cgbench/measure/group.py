@@ -22,7 +22,6 @@ from cgbench.floor.account import Account
 from cgbench.measure.bench import Bench
 from cgbench.measure.cell_run import CellRun
 from cgbench.measure.clock import Flush, StageTimer, eager_stages, graph_stages, l2_flush
-from cgbench.measure.collectives_alone import STAGE as COLLECTIVES
 from cgbench.measure.collectives_alone import CollectivesAlone, collectives_of
 from cgbench.measure.disturbance import is_disturbed, power_limit
 from cgbench.measure.rounds import (
@@ -36,7 +35,7 @@ from cgbench.measure.stop_rule import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.parallel.ranks import first_failure, first_unlike, tp_size
 from cgbench.rundir.block_schema import Block
 from cgbench.rundir.schema import COLD, WARM, Cell, Sample, TokenRow
-from cgbench.words import Mode, Scope, Status
+from cgbench.words import Mode, Scope, Stage, Status
 from cgbench.workload.load import sha256_of
 
 STAGE_ITERATIONS = 20
@@ -249,7 +248,7 @@ def _collective_pass(bench: Bench, runs: dict[CellKey, CellRun]) -> None:
         for _ in range(STAGE_ITERATIONS):
             seconds = alone.seconds()
             for run in group:
-                run.add_sample(0, COLLECTIVES, seconds, None)
+                run.add_sample(0, Stage.COLLECTIVES, seconds, None)
         alone.release()
 
 
@@ -311,7 +310,7 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         mean_context_len=run.mean_context_len,
         discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
         routing=bench.model.routing,
-        experts_read=run.experts_read.get("verify"),
+        experts_read=run.experts_read.get(Stage.VERIFY),
     )
 
 

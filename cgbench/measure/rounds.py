@@ -27,7 +27,7 @@ from cgbench.measure.disturbance import Watched, reasons_to_discard
 from cgbench.measure.stop_rule import MIN_BLOCKS, StoppingRule
 from cgbench.parallel.ranks import agreed, gathered
 from cgbench.rundir.block_schema import Block
-from cgbench.words import Mode, Status
+from cgbench.words import Mode, Stage, Status
 
 STRETCH_OF_BLOCK_0 = 1
 """Stretch 0 of each cell is the one that counts a block's iterations."""
@@ -117,7 +117,7 @@ def count_experts(bench: Bench, runs: Sequence[CellRun], prefilled: Prefilled) -
     """Fill the runs' ``experts_read``, by doing the timed iterations of block 0 once more, launched
     by the host: counting in them would disturb what they time. Padding is left out. Scopes choose
     the same experts, so each k is counted once."""
-    counted: dict[int, dict[str, float]] = {}
+    counted: dict[int, dict[Stage, float]] = {}
     for run in _alive(runs):
         k = run.spec_tokens
         if k not in counted:
@@ -125,7 +125,7 @@ def count_experts(bench: Bench, runs: Sequence[CellRun], prefilled: Prefilled) -
         run.experts_read = counted[k]
 
 
-def _experts_of_block(bench: Bench, run: CellRun, prefilled: Prefilled) -> dict[str, float]:
+def _experts_of_block(bench: Bench, run: CellRun, prefilled: Prefilled) -> dict[Stage, float]:
     spec = replace(bench.spec, runs_compiled=False)
     state = run.runner.state
     rows = state.rows(run.batch_size)
@@ -186,7 +186,7 @@ def _block_row(run: CellRun, block: TimedBlock, reason: str, watch: Watch) -> Bl
         iterations=len(block.times),
         iteration_p50_s=block.median_s,
         mean_context_len=block.mean_context_len,
-        experts_read=run.experts_read.get("verify") if block.number == 0 else None,
+        experts_read=run.experts_read.get(Stage.VERIFY) if block.number == 0 else None,
         sm_clock_mhz=after.sm_clock_mhz,
         memory_clock_mhz=after.memory_clock_mhz,
         temperature_c=after.temperature_c,

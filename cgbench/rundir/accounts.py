@@ -1,7 +1,7 @@
 """The floors' accounts in ``run.json``. No torch, no pandas."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def accounts_of(record: RunRecord) -> list[Account]:
 def keep_accounts(record: RunRecord, batch_size: int, accounts: Sequence[Account]) -> None:
     """Put in those of one batch size, in place of an earlier, unfinished try's."""
     others = [each for each in accounts_of(record) if each.batch_size != batch_size]
-    record.floor["accounts"] = [asdict(each) for each in (*others, *accounts)]
+    record.floor["accounts"] = [each.to_dict() for each in (*others, *accounts)]
 
 
 def check_accounts(record: RunRecord, file: Path) -> None:

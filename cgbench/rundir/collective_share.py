@@ -6,6 +6,7 @@ from statistics import median
 from typing import Any
 
 from cgbench.rundir.schema import Sample
+from cgbench.words import Stage
 
 CellId = tuple[str, int, int]
 
@@ -39,15 +40,15 @@ class CollectiveShare:
 
 def collective_shares(samples: Sequence[Sample]) -> Iterator[CollectiveShare]:
     """One for each cell that has collectives and a timed iteration, in the order of the samples."""
-    collectives = _medians(samples, "collectives")
-    iterations = _medians(samples, "iteration")
+    collectives = _medians(samples, Stage.COLLECTIVES)
+    iterations = _medians(samples, Stage.ITERATION)
     for cell, milliseconds in collectives.items():
         # Where every block was discarded there is nothing to be a share of.
         if cell in iterations:
             yield CollectiveShare(*cell, milliseconds, iterations[cell])
 
 
-def _medians(samples: Sequence[Sample], stage: str) -> dict[CellId, float]:
+def _medians(samples: Sequence[Sample], stage: Stage) -> dict[CellId, float]:
     by_cell: dict[CellId, list[float]] = {}
     for sample in samples:
         if sample.stage == stage:

@@ -15,7 +15,7 @@ from cgbench.engine.graph_cost import GraphCost
 from cgbench.request.acceptance_lengths import stated_length
 from cgbench.rundir.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Cell, Column, Sample
 from cgbench.statistics import CONFIDENCE, Estimate, blocks_estimate, processes_estimate
-from cgbench.words import Mode, Phase, Scope
+from cgbench.words import Mode, Phase, Scope, Stage
 
 CELL = ["scope", "spec_tokens", "batch_size"]
 BLOCK = ["process", "block"]
@@ -38,7 +38,12 @@ def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFram
 
 def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
     """Raw samples, in seconds, with the ``SAMPLES`` columns."""
-    return typed_frame(samples, SAMPLES)
+    return typed_frame([{**each._asdict(), "stage": str(each.stage)} for each in samples], SAMPLES)
+
+
+def of_stage(samples: pd.DataFrame, stage: Stage) -> pd.DataFrame:
+    """The samples of one stage."""
+    return samples[samples["stage"] == str(stage)]
 
 
 def acceptance_frame(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -98,7 +103,7 @@ def _mean_length(cell: Cell) -> float:
 
 def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
     """Statistics of the timed pass, one row a cell; of the blocks that count."""
-    timed = samples[samples["stage"] == "iteration"]
+    timed = of_stage(samples, Stage.ITERATION)
     gap_s = timed["wall_s"] - timed["gpu_s"]
     by_cell = timed.assign(gap_s=gap_s).groupby(CELL)
     gpu_s = by_cell["gpu_s"]
@@ -140,8 +145,9 @@ def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
 def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Median seconds of each stage of the instrumented pass, a column each, by the columns ``by``,
     ``CELL`` among them; the draft steps of one iteration are summed."""
-    staged = samples[samples["stage"] != "iteration"]
-    staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
+    staged = samples[samples["stage"] != str(Stage.ITERATION)]
+    kinds = {name: Stage.parse(name).kind.value for name in staged["stage"].unique()}
+    staged = staged.assign(stage=staged["stage"].map(kinds).astype("string"))
     per_iteration = staged.groupby([*CELL, *BLOCK, "iteration", "stage"])["gpu_s"].sum()
     return per_iteration.groupby([*by, "stage"]).median().unstack("stage")
 

@@ -14,7 +14,7 @@ from cgbench.models.loading_plan import ModelRequest
 from cgbench.models.routing import mixtures_of
 from cgbench.rundir.summary import samples_frame
 from cgbench.tables.floor import account_table
-from cgbench.words import Routing
+from cgbench.words import Routing, Stage
 from cgbench.workload.load import random_workload
 from tests.support.options import make_options
 from tests.support.presets import shrink_presets
@@ -107,10 +107,10 @@ def test_counts_are_those_of_the_timed_iterations(
 def test_the_floor_counts_what_was_read(bench: Bench, group: Group) -> None:
     account = next(each for each in group.accounts if each.spec_tokens == 2)
     lines = [line for line in account.lines if "experts" in line.what and "shared" not in line.what]
-    assert {line.stage for line in lines} == {"verify", "draft_1", "draft_2"}
+    assert {str(line.stage) for line in lines} == {"verify", "draft_1", "draft_2"}
     product = next(p for p in bench.floor.work.target.products if p.num_experts > 1)
     for line in lines:
-        tokens = BATCH * (1 if line.stage == "draft_2" else 3)
+        tokens = BATCH * (1 if line.stage == Stage.draft(2) else 3)
         assert line.experts_expected == pytest.approx(expected(tokens))
         assert line.experts_read is not None
         by_hand = line.count * line.experts_read * product.num_elements * 4
@@ -119,13 +119,13 @@ def test_the_floor_counts_what_was_read(bench: Bench, group: Group) -> None:
 
 
 def test_drafts_have_counts_of_their_own(bench: Bench) -> None:
-    counts = {"verify": 7.0, "draft_1": 5.0, "draft_2": 2.0}
+    counts = {Stage.VERIFY: 7.0, Stage.draft(1): 5.0, Stage.draft(2): 2.0}
     # Bound by bytes alone, whatever this machine multiplies.
     floor = Floor(bench.floor.work, DeviceLimits(1e9, 1e30), 4)
     lines = floor.account(Batch(BATCH, 2, 9.0, counts))
     read = {line.stage: line.experts_read for line in lines if line.what == "mlp.experts.down_proj"}
     assert read == counts
-    fewer = floor.seconds(Batch(BATCH, 2, 9.0, counts | {"verify": 6.0}))
+    fewer = floor.seconds(Batch(BATCH, 2, 9.0, counts | {Stage.VERIFY: 6.0}))
     assert fewer < floor.seconds(Batch(BATCH, 2, 9.0, counts))
 
 

@@ -13,7 +13,7 @@ from cgbench.rundir.accounts import accounts_of, keep_accounts
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.summary import samples_frame
 from cgbench.tables.floor import account_table, account_tables, measured_seconds
-from cgbench.words import Scope
+from cgbench.words import Scope, Stage
 from tests.support.example import make_group, make_record
 
 LIMITS = {"read_bytes_per_s": 4.4567e12, "flops_per_s": 7.9e14}
@@ -21,7 +21,7 @@ LIMITS = {"read_bytes_per_s": 4.4567e12, "flops_per_s": 7.9e14}
 
 def line(stage: str, what: str, milliseconds: float, bound_by: str = "bytes") -> FloorLine:
     return FloorLine(
-        stage=stage,
+        stage=Stage.parse(stage),
         what=what,
         count=3,
         num_bytes=2.5e6,
@@ -97,12 +97,10 @@ def test_each_process_has_iterations_of_its_own() -> None:
 
 
 def test_drafts_2_to_k_are_one_stage() -> None:
-    assert [account_stage(f"draft_{step}", 3) for step in (1, 2, 3)] == [
-        "draft_1",
-        "draft_2..3",
-        "draft_2..3",
-    ]
-    assert account_stage("draft_2", 2) == "draft_2" and account_stage("verify", 3) == "verify"
+    together = [account_stage(Stage.draft(step), 3) for step in (1, 2, 3)]
+    assert [*map(str, together)] == ["draft_1", "draft_2..3", "draft_2..3"]
+    assert account_stage(Stage.draft(2), 2) == Stage.draft(2)
+    assert account_stage(Stage.VERIFY, 3) == Stage.VERIFY
 
 
 def test_accounts_are_kept_in_the_record_and_a_second_try_replaces_the_first() -> None:
