@@ -31,6 +31,22 @@ class Status(StrEnum):
     """Faster than its floor by more than is known of both: the floor is wrong."""
 
 
+class Verdict(StrEnum):
+    """What a comparison says of one quantity.
+
+    ``faster`` and ``improved`` are one answer, for times and for the rest. ``changed`` is a fact
+    that differs and is neither good nor bad.
+    """
+
+    REGRESSED = "regressed"
+    NOT_COMPARABLE = "not comparable"
+    INCONCLUSIVE = "inconclusive"
+    CHANGED = "changed"
+    FASTER = "faster"
+    IMPROVED = "improved"
+    SAME = "same"
+
+
 class Routing(StrEnum):
     """How the tokens of a mixture of experts choose theirs."""
 

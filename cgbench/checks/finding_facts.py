@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from cgbench.checks.findings import Difference, Finding, Verdict, Where
+from cgbench.checks.findings import Answer, Difference, Finding, Where
 
 
 def finding_facts(finding: Finding, title: str, seconds: float) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def finding_facts(finding: Finding, title: str, seconds: float) -> dict[str, Any
     return {
         "check": finding.check,
         "title": title,
-        "verdict": finding.verdict.value,
+        "verdict": finding.answer.value,
         "seconds": seconds,
         "figures": json_value(finding.figures),
         "details": None if difference is None else details(difference),
@@ -39,10 +39,10 @@ def details(difference: Difference) -> str:
     return "; ".join([text, *tokens])
 
 
-def overall(findings: Sequence[Finding]) -> Verdict:
+def overall(findings: Sequence[Finding]) -> Answer:
     """Wrong where any check is; what was not run does not decide."""
-    verdicts = {finding.verdict for finding in findings}
-    return next((v for v in (Verdict.WRONG, Verdict.HOLDS) if v in verdicts), Verdict.NOT_RUN)
+    answers = {finding.answer for finding in findings}
+    return next((each for each in (Answer.WRONG, Answer.HOLDS) if each in answers), Answer.NOT_RUN)
 
 
 def json_value(value: Any) -> Any:

@@ -250,7 +250,7 @@ def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Resu
             start = time.perf_counter()
             finding = over_ranks(check.run(subject))
             yield finding, finding_facts(finding, check.title, time.perf_counter() - start)
-            say_when_piped(f"{check.name}: {finding.verdict}")
+            say_when_piped(f"{check.name}: {finding.answer}")
             bar.advance(task)
 
 

@@ -22,13 +22,12 @@ from cgbench.gate.verdicts import (
     Gate,
     Line,
     Metric,
-    Verdict,
     decide,
     decide_status,
     doubted,
     exit_code,
 )
-from cgbench.words import Status
+from cgbench.words import Status, Verdict
 
 # Blocks that count for fewer than this share of their number follow each other.
 DRIFTING = 0.25

@@ -8,8 +8,8 @@ import pandas as pd
 
 from cgbench.gate.evidence import Evidence, Row
 from cgbench.gate.pairs import Pair
-from cgbench.gate.verdicts import FACTS, Gate, Line, Verdict
-from cgbench.words import Phase
+from cgbench.gate.verdicts import FACTS, Gate, Line
+from cgbench.words import Phase, Verdict
 
 # The driver's own bytes come in its pages and may differ between two runs of one build.
 GRAPH_FACTS = {"nodes": True, "pool_bytes": True, "driver_bytes": False}

@@ -2,24 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self
 
 from cgbench.errors import BadInputError, ExitCode, foremost
-from cgbench.words import PIECES, Scope, StageKind, Status
-
-
-class Verdict(StrEnum):
-    """One line's answer. ``faster`` and ``improved`` are one answer, for times and for the rest;
-    ``changed`` is a fact that differs and is neither good nor bad."""
-
-    REGRESSED = "regressed"
-    NOT_COMPARABLE = "not comparable"
-    INCONCLUSIVE = "inconclusive"
-    CHANGED = "changed"
-    FASTER = "faster"
-    IMPROVED = "improved"
-    SAME = "same"
+from cgbench.words import PIECES, Scope, StageKind, Status, Verdict
 
 
 @dataclass(frozen=True, slots=True)

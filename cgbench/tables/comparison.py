@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.gate.comparison import Comparison
-from cgbench.gate.verdicts import Line, Verdict
+from cgbench.gate.verdicts import Line
 from cgbench.gate.wording import change, has_interval, summary, value_text
+from cgbench.words import Verdict
 
 HEADINGS = (
     "verdict",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cgbench.checks import hidden
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.engine.attention import DECODE_BACKENDS, resolve_backend
 from cgbench.errors import BadInputError
 from cgbench.measure.audit_setup import make_subject
@@ -44,20 +44,20 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(DECODE_BACKENDS, f"my_kernels:{name}", None)
 
 
-def verdict(folder: Path, attention: str) -> Verdict:
+def verdict(folder: Path, attention: str) -> Answer:
     bench = make_bench(folder, attention=resolve_backend(attention, CPU))
     return hidden.run(make_subject(bench, 0)).verdict
 
 
 def test_a_backend_is_found_in_the_current_folder_and_run(tmp_path: Path) -> None:
-    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:right") is Verdict.HOLDS
+    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:right") is Answer.HOLDS
     import my_kernels
 
     assert my_kernels.calls
 
 
 def test_a_wrong_backend_is_caught_by_the_audit(tmp_path: Path) -> None:
-    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:wrong") is Verdict.WRONG
+    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:wrong") is Answer.WRONG
 
 
 @pytest.mark.parametrize(("dtype", "num_failed"), [(torch.float32, 2), (torch.bfloat16, 0)])

@@ -7,14 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cgbench.checks.catalogue import run_audit
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.cli.app import app
 from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.bench import Bench, capture_all, compile_all
 from cgbench.models.heads.families import QWEN
 from cgbench.words import Routing, Scope
-from tests.support.audited import make_bench
+from tests.support.audited import make_bench, run_all
 from tests.support.presets import MIXTURES, shrink_presets
 from tests.support.tiny import HYBRID_CONFIGS, make_checkpoint
 
@@ -77,7 +76,7 @@ def passes(
     prepare(bench)
     capture_all(bench, lambda: None)
     for seed in seeds:
-        findings = run_audit(make_subject(bench, seed), lambda _: None)
-        wrong = [finding for finding in findings if finding.verdict is Verdict.WRONG]
+        findings = run_all(make_subject(bench, seed))
+        wrong = [finding for finding in findings if finding.answer is Answer.WRONG]
         assert not wrong, (seed, wrong)
     bench.release()

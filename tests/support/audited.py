@@ -81,6 +81,10 @@ def add_graphs(bench: Bench) -> None:
         bench.runners[key] = GraphRunner(bench.spec, state, bench.plans[k], graphs)
 
 
+def run_all(subject: Subject) -> list[Finding]:
+    return [check.run(subject) for check in CHECKS]
+
+
 def run_checks(subject: Subject) -> list[Finding]:
     """Every check but hygiene, which asks real graphs, or its own tests' stand-ins."""
     return [check.run(subject) for check in CHECKS if check.name != hygiene.NAME]
