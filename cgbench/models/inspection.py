@@ -85,7 +85,7 @@ def _target_facts(plan: LoadingPlan) -> dict[str, Any]:
         "hidden_size": target.hidden_size,
         "vocab_size": target.vocab_size,
         "max_positions": target.max_positions,
-        "experts": plan.skeleton.target.has_experts,
+        "experts": plan.skeleton.target.has_mixtures,
         "tied_embeddings": bool(plan.config.get_text_config().tie_word_embeddings),
         "dtype": str(dtype).removeprefix("torch."),
         "weight_bytes": plan.skeleton.weight_bytes(dtype),

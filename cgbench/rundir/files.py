@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Self, TypeVar
 
 import pandas as pd
 
 from cgbench.errors import RunDirectoryError
+from cgbench.inputs import check_file, read_text
 from cgbench.rundir.accounts import check_accounts
 from cgbench.rundir.block_schema import BLOCKS
 from cgbench.rundir.csv_text import parse_csv
@@ -97,19 +97,12 @@ def read_run(path: Path) -> tuple[RunRecord, Tables]:
     return record, Tables.read(path, record)
 
 
-def check_is_file(file: Path, most_bytes: int = MAX_BYTES) -> None:
+def check_is_file(file: Path) -> None:
     """Refuse what is no regular file, which might never end, and what is too large to be ours.
 
     Raises ``RunDirectoryError``.
     """
-    try:
-        found = os.stat(file)
-    except (OSError, ValueError) as error:
-        raise _damaged(file, error) from error
-    if not S_ISREG(found.st_mode):
-        raise RunDirectoryError(f"{file}: damaged: not a regular file")
-    if found.st_size > most_bytes:
-        raise RunDirectoryError(f"{file}: damaged: larger than {most_bytes:,} bytes")
+    check_file(_damaged(file), file, MAX_BYTES, RunDirectoryError)
 
 
 def _record(file: Path) -> RunRecord:
@@ -119,19 +112,12 @@ def _record(file: Path) -> RunRecord:
 
 
 def _text(file: Path, most_bytes: int) -> str:
-    check_is_file(file, most_bytes)
-    try:
-        return file.read_bytes().decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise _damaged(file, error) from error
+    return read_text(_damaged(file), file, most_bytes, RunDirectoryError)
 
 
-def _damaged(file: Path, error: Exception) -> RunDirectoryError:
-    """``file`` could not be read, for ``error``."""
-    # An OSError's own text would name the file a second time.
-    reason = error.strerror if isinstance(error, OSError) else None
-    first_line = (reason or str(error)).partition("\n")[0]
-    return RunDirectoryError(f"{file}: missing or damaged: {first_line}")
+def _damaged(file: Path) -> str:
+    """How an error line about a file that cannot be read begins."""
+    return f"{file}: missing or damaged"
 
 
 def _parsed(file: Path, parse: Callable[[], _T]) -> _T:
@@ -156,7 +142,7 @@ def _parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
     try:
         frame = _parsed(file, lambda: parse_parquet(file, columns))
     except OSError as error:
-        raise _damaged(file, error) from error
+        raise RunDirectoryError(f"{_damaged(file)}: {error.strerror or error}") from error
     return _checked(file, frame, columns)
 
 

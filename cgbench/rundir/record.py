@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Self, cast, get_origin
 
 from cgbench.errors import RunDirectoryError
+from cgbench.inputs import parse_own_json
 from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
 from cgbench.rundir.record_schema import part_faults
-from cgbench.rundir.strict_json import loads
 
 # Flags that change where results go, not what is measured.
 UNMEASURED_FLAGS = frozenset({"output", "resume", "thin", "json", "debug"})
@@ -82,7 +82,7 @@ class RunRecord:
 
 def _object(text: str, file: Path) -> dict[str, Any]:
     try:
-        raw = loads(text)
+        raw = parse_own_json(text)
     except ValueError as error:
         raise RunDirectoryError(f"{file}: not JSON: {error}") from error
     if not isinstance(raw, dict):

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from cgbench.inputs import parse_own_json
 from cgbench.rundir.schema import DRAFTS, REQUESTS, Range
-from cgbench.rundir.strict_json import loads
 from cgbench.words import Mode, Scope
 
 MAX_TOKEN_ID = 2**31 - 1
@@ -24,7 +24,7 @@ def parse_tokens(text: str) -> list[dict[str, Any]]:
 
 def _row(line: str, number: int) -> dict[str, Any]:
     try:
-        row = loads(line)
+        row = parse_own_json(line)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from error
     if not isinstance(row, dict) or row.keys() != set(FIELDS):
