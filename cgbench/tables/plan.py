@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cgbench.planning.study import Outcome, Saving
 from cgbench.tables.fit import fitted_table
+from cgbench.tables.markdown import markdown_table
 from cgbench.tables.plan_rows import bucket_rows, summary_row, without_noise
 
 DEFINITIONS = """\
@@ -192,8 +193,8 @@ def _table(section: Section, width: int) -> Table:
 
 
 def _markdown(section: Section) -> str:
-    rule = ("---", *["---:"] * (len(section.headings) - 1))
-    lines = [f"| {' | '.join(cells)} |" for cells in (section.headings, rule, *section.rows)]
-    parts = [f"### {section.title}", "\n".join(lines) if section.rows else ""]
+    headings, rows = section.headings, section.rows
+    table = markdown_table(headings, rows, left=headings[:1]) if rows else ""
+    parts = [f"### {section.title}", table]
     notes = "\n".join(f"- {note}" for note in section.notes)
     return "\n\n".join(filter(None, [*parts, notes]))
