@@ -2,7 +2,7 @@
 
 import resource
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -164,6 +164,11 @@ class CellRun:
         self.accepted.clear()
         self.blocks.clear()
         self.discarded.clear()
+
+
+def alive(runs: Iterable[CellRun]) -> list[CellRun]:
+    """Those that go on: neither out of memory, nor found wrong."""
+    return [run for run in runs if run.status is Status.OK]
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

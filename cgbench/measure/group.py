@@ -20,7 +20,7 @@ from cgbench.engine.state import Prefilled
 from cgbench.errors import OutOfMemoryError
 from cgbench.floor.account import Account
 from cgbench.measure.bench import Bench
-from cgbench.measure.cell_run import CellRun
+from cgbench.measure.cell_run import CellRun, alive
 from cgbench.measure.clock import Flush, StageTimer, eager_stages, graph_stages, l2_flush
 from cgbench.measure.collectives_alone import CollectivesAlone, collectives_of
 from cgbench.measure.disturbance import is_disturbed, power_limit
@@ -90,7 +90,7 @@ def _generate_wave(
     options = bench.options
     prefilled = _prefill(bench, wave, seed)
     first_tokens = prefilled.last.tolist()
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         with run.watched(bench.device):
             begin_decoding(
                 bench.spec,
@@ -123,10 +123,6 @@ def _memory_for(what: str) -> Iterator[None]:
         ) from error
 
 
-def _alive(runs: dict[CellKey, CellRun]) -> list[CellRun]:
-    return [run for run in runs.values() if run.status is Status.OK]
-
-
 def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list[int]]) -> None:
     """Fail the cells whose tokens are not plain decoding's, or not a prefill's; in lower precision
     sums of other shapes are rounded otherwise, and tokens may differ without a fault."""
@@ -148,7 +144,7 @@ def _audit_against_prefill(bench: Bench, runs: dict[CellKey, CellRun], prompt: l
     if bench.options.acceptance != "greedy" or bench.spec.cache.recurrent is not None:
         return
     told: dict[tuple[int, ...], str | None] = {}
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         tokens = tuple(run.token_ids[0])
         failure = first_unlike(tokens, "its tokens")
         if failure is None and tokens not in told:
@@ -175,7 +171,7 @@ def _audit_steps(
     that lies in the slots."""
     seed = bench.options.seed
     audit = StepAudit(bench.spec, lambda: _prefill(bench, contexts, seed, distinct=True), seed)
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         if run.mode is not Mode.GRAPH:
             continue
         with run.watched(bench.device):
@@ -224,7 +220,7 @@ def _stage_pass(
     bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
 ) -> None:
     timers: dict[tuple[int, Mode], StageTimer] = {}
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         # The instrumented graph needs memory of its own. Without it the stages stay empty; what
         # has been timed stands.
         with suppress(*([torch.OutOfMemoryError] if tp_size() == 1 else [])):
@@ -238,7 +234,7 @@ def _stage_pass(
 def _collective_pass(bench: Bench, runs: dict[CellKey, CellRun]) -> None:
     """What the collectives take of each iteration; scopes over the same rows make the same ones."""
     by_rows: dict[tuple[int, int], list[CellRun]] = {}
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         key = run.spec_tokens, run.runner.num_rows(run.batch_size)
         by_rows.setdefault(key, []).append(run)
     for (_, num_rows), group in by_rows.items():
@@ -316,7 +312,7 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
 
 def _accounts(bench: Bench, runs: dict[CellKey, CellRun]) -> list[Account]:
     """An account for every k: of its last sound scope, the one nearest to the floor."""
-    last = {run.spec_tokens: run for run in _alive(runs)}
+    last = {run.spec_tokens: run for run in alive(runs.values())}
     return [
         bench.floor.account_of(run.runner.scope, batch)
         for run in last.values()
