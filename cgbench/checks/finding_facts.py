@@ -2,13 +2,53 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeAlias, TypedDict
 
 from cgbench.checks.findings import Answer, Difference, Finding, Where
+from cgbench.words import Scope
+
+Figure: TypeAlias = str | int | float | list[int] | list[float] | None
+"""A number or a short text that a check measured."""
 
 
-def finding_facts(finding: Finding, title: str, seconds: float) -> dict[str, Any]:
+class DifferenceFacts(TypedDict):
+    """A ``Difference``; of its inputs their shapes."""
+
+    text: str
+    expected: int | None
+    got: int | None
+    expected_logit: float | str | None
+    got_logit: float | str | None
+    where: "WhereFacts"
+    inputs: dict[str, list[int]]
+
+
+class WhereFacts(TypedDict):
+    """A ``Where``."""
+
+    scope: Scope | None
+    spec_tokens: int | None
+    bucket: int | None
+    batch_size: int | None
+    row: int | None
+    position: int | None
+
+
+class FindingFacts(TypedDict):
+    """A ``Finding`` as ``--json`` has it."""
+
+    check: str
+    title: str
+    verdict: str
+    seconds: float
+    figures: dict[str, Figure]
+    details: str | None
+    difference: DifferenceFacts | None
+    reason: str | None
+
+
+def finding_facts(finding: Finding, title: str, seconds: float) -> FindingFacts:
     """A finding as JSON values. ``details`` is its difference in a line; ``difference`` names the
     tensors that ``--repro`` writes, without their values."""
     difference = finding.difference
@@ -69,11 +109,21 @@ def _place(where: Where) -> list[str]:
     ]
 
 
-def _difference_facts(difference: Difference) -> dict[str, Any]:
-    named = ("text", "expected", "got", "expected_logit", "got_logit")
-    shapes = {name: list(tensor.shape) for name, tensor in difference.inputs.items()}
+def _difference_facts(difference: Difference) -> DifferenceFacts:
+    where = difference.where
     return {
-        **{name: json_value(getattr(difference, name)) for name in named},
-        "where": asdict(difference.where),
-        "inputs": shapes,
+        "text": difference.text,
+        "expected": difference.expected,
+        "got": difference.got,
+        "expected_logit": json_value(difference.expected_logit),
+        "got_logit": json_value(difference.got_logit),
+        "where": {
+            "scope": where.scope,
+            "spec_tokens": where.spec_tokens,
+            "bucket": where.bucket,
+            "batch_size": where.batch_size,
+            "row": where.row,
+            "position": where.position,
+        },
+        "inputs": {name: list(tensor.shape) for name, tensor in difference.inputs.items()},
     }

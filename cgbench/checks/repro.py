@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cgbench.checks.finding_facts import FindingFacts
 from cgbench.checks.findings import Difference
 from cgbench.errors import OutputError
 
@@ -27,7 +28,7 @@ CHECK.safetensors  the device tensors of the failing step, by the names that CHE
 
 def write_repro(
     path: Path,
-    differences: Sequence[tuple[dict[str, Any], Difference]],
+    differences: Sequence[tuple[FindingFacts, Difference]],
     record: Mapping[str, Any],
     command: str,
 ) -> None:

@@ -57,10 +57,11 @@ from cgbench.planning import MAX_BATCH_SIZE, check_batch_size
 
 if TYPE_CHECKING:
     from cgbench.checks.catalogue import Check
+    from cgbench.checks.finding_facts import FindingFacts
     from cgbench.checks.findings import Finding
     from cgbench.measure.bench import Bench
 
-    Result = tuple[Finding, dict[str, Any]]
+    Result = tuple[Finding, FindingFacts]
 
 # What an audit decodes with where ``run`` asks: answers are judged, so nothing is left to chance.
 FIXED = {
@@ -182,7 +183,7 @@ def audit(
 
 def execute(
     arguments: dict[str, Any], *, repro: Path | None
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> "tuple[dict[str, Any], list[FindingFacts]]":
     """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
     from cgbench.checks.finding_facts import overall
     from cgbench.measure.audit_setup import audit_record
@@ -254,7 +255,7 @@ def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Resu
             bar.advance(task)
 
 
-def _print(answer: dict[str, Any], facts: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print(answer: dict[str, Any], facts: "list[FindingFacts]", *, as_json: bool) -> None:
     from cgbench.tables.audit import checklist, summary
 
     if as_json:

@@ -24,7 +24,7 @@ from cgbench.cli.head_flags import (
 from cgbench.errors import ExitCode
 
 if TYPE_CHECKING:
-    from cgbench.models.inspection import Inspection
+    from cgbench.models.inspection import Facts, HeadFacts, Inspection
 
 
 def inspect(
@@ -98,7 +98,7 @@ def _print(found: "Inspection", *, with_tensors: bool) -> None:
         print_uncut(table)
 
 
-def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(facts: "Facts") -> list[tuple[str, str]]:
     experts = ", mixture of experts" if facts["experts"] else ""
     tied = ", tied embeddings" if facts["tied_embeddings"] else ""
     lines = [
@@ -134,7 +134,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
-def _head_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _head_lines(facts: "Facts") -> list[tuple[str, str]]:
     head = facts["head"]
     if head is None:
         return [("head", facts["head_problem"] or "none")]
@@ -159,7 +159,7 @@ def _head_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 _NORMS = {"plain": "scale by w", "one_plus": "scale by 1 + w"}
 
 
-def _norm_words(head: dict[str, Any]) -> str:
+def _norm_words(head: "HeadFacts") -> str:
     """The form that norm weights are stored in, and how the target's modules scale."""
     target = _NORMS[head["target_norms"]]
     if head["norm_form"] == "target":

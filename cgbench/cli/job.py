@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,14 +146,14 @@ def _measure_limits(bench: "Bench", directory: "RunDirectory | None") -> None:
     with working("measure read bandwidth and matrix rate"):
         limits = bench.floor.limits
     if directory is not None:
-        directory.record.floor["limits"] = asdict(limits)
+        directory.record.set_limits(limits)
 
 
 def _capture(bench: "Bench", directory: "RunDirectory | None") -> None:
     facts = capture_graphs(bench)
     if facts is None or directory is None:
         return
-    directory.record.capture |= facts
+    directory.record.add_capture(facts)
     with _writing(directory):
         directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
 
@@ -173,7 +172,7 @@ def _measure(
             group = measure_group(bench, batch_size, partial(bar.advance, task))
             if directory is not None:
                 run_s = time.perf_counter() - started
-                directory.record.seconds = {"run": run_s, "audit": bench.audit_s}
+                directory.record.set_seconds(run=run_s, audit=bench.audit_s)
                 _keep(group, batch_size, directory, save_tokens=save_tokens)
             # No rank goes on to what may end it before this batch size is on disk.
             barrier(f"what follows batch size {batch_size}")
@@ -181,10 +180,9 @@ def _measure(
 
 def _keep(group: "Group", batch_size: int, directory: "RunDirectory", *, save_tokens: bool) -> None:
     """Write one batch size, and tell what is to be told of it."""
-    from cgbench.rundir.accounts import keep_accounts
     from cgbench.rundir.floor_verdict import floor_lines
 
-    keep_accounts(directory.record, batch_size, group.accounts)
+    directory.record.keep_accounts(batch_size, group.accounts)
     _report_collectives(group.samples, directory)
     _report([*map(_failed, group.failures), *group.doubts], directory)
     tokens = group.tokens if save_tokens else ()
@@ -198,8 +196,9 @@ def _report_collectives(samples: "list[Sample]", directory: "RunDirectory") -> N
     """What the ranks' collectives take of each cell's iteration: told, and kept in the record."""
     from cgbench.rundir.collective_share import collective_shares
 
-    for share in collective_shares(samples):
-        directory.record.model["tensor_parallel"]["collectives"].append(share.facts)
+    shares = [*collective_shares(samples)]
+    directory.record.add_collectives(shares)
+    for share in shares:
         say(share.text)
 
 
@@ -209,7 +208,6 @@ def _failed(failure: str) -> str:
 
 def _report(lines: list[str], directory: "RunDirectory") -> None:
     """What is wrong with a group is told at once, and kept in the record."""
-    warnings = directory.record.warnings
-    warnings += [line for line in lines if line not in warnings]
+    directory.record.add_warnings(lines)
     for line in lines:
         say(line)

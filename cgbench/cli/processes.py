@@ -16,6 +16,7 @@ from cgbench.cli.console import say
 from cgbench.errors import ExitCode, ProcessError, RunDirectoryError
 
 if TYPE_CHECKING:
+    from cgbench.rundir.record_parts import Resumed
     from cgbench.rundir.store import RunDirectory
 
 PARTS = "processes"
@@ -34,14 +35,15 @@ def measure_in_processes(arguments: dict[str, Any], path: Path, *, resume: bool)
     count = arguments["processes"]
     parts = [path / PARTS / str(number) for number in range(count)]
     kept = [n for n, part in enumerate(parts) if _is_finished(part, {**arguments, "processes": 1})]
-    gone_on = {"utc": datetime.now(UTC).isoformat(timespec="seconds"), "kept_processes": kept}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     for number, part in enumerate(parts):
         if number in kept:
             continue
         say(f"process {number + 1} of {count}")
         _run(arguments, part, f"process {number + 1} of {count}")
     opened = [RunDirectory.open(part) for part in parts]
-    run = merge_runs(opened, path, latency_markdown, resumed=[gone_on] if resume else [])
+    gone_on: list[Resumed] = [{"utc": now, "kept_processes": kept}] if resume else []
+    run = merge_runs(opened, path, latency_markdown, resumed=gone_on)
     shutil.rmtree(path / PARTS)
     return run
 

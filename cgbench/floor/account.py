@@ -1,10 +1,34 @@
 """What a floor is made of, as ``run.json`` keeps it. No torch, no pandas."""
 
-from dataclasses import asdict, dataclass
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self, TypedDict
 
-from cgbench.inputs import JsonObject
 from cgbench.words import Scope, Stage, StageKind
+
+
+class LineFacts(TypedDict):
+    """A ``FloorLine`` in ``run.json``."""
+
+    stage: str
+    what: str
+    count: int
+    num_bytes: float
+    flops: float
+    bound_by: str
+    seconds: float
+    experts_read: float | None
+    experts_expected: float | None
+
+
+class AccountFacts(TypedDict):
+    """An ``Account`` in ``run.json``."""
+
+    scope: str
+    spec_tokens: int
+    batch_size: int
+    context_len: float
+    lines: list[LineFacts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +50,25 @@ class FloorLine:
     seconds: float
     experts_read: float | None = None
     experts_expected: float | None = None
+
+    def to_dict(self) -> LineFacts:
+        """As ``run.json`` keeps it."""
+        return LineFacts(
+            stage=str(self.stage),
+            what=self.what,
+            count=self.count,
+            num_bytes=self.num_bytes,
+            flops=self.flops,
+            bound_by=self.bound_by,
+            seconds=self.seconds,
+            experts_read=self.experts_read,
+            experts_expected=self.experts_expected,
+        )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """A line as ``run.json`` keeps it. Raises as ``Account.from_dict``."""
+        return cls(**{**raw, "stage": Stage.parse(str(raw["stage"]))})
 
     def plus(self, other: Self) -> Self:
         """Both together: another step of the same work."""
@@ -59,20 +102,23 @@ class Account:
     context_len: float
     lines: tuple[FloorLine, ...]
 
-    def to_dict(self) -> JsonObject:
+    def to_dict(self) -> AccountFacts:
         """As ``run.json`` keeps it."""
-        lines = [{**asdict(line), "stage": str(line.stage)} for line in self.lines]
-        return {**asdict(self), "lines": lines}
+        return AccountFacts(
+            scope=self.scope.value,
+            spec_tokens=self.spec_tokens,
+            batch_size=self.batch_size,
+            context_len=self.context_len,
+            lines=[line.to_dict() for line in self.lines],
+        )
 
     @classmethod
-    def from_dict(cls, raw: JsonObject) -> Self:
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
         """An account as ``run.json`` keeps it.
 
         Raises ``TypeError``, ``KeyError`` or ``ValueError`` where it is none.
         """
-        lines = tuple(
-            FloorLine(**{**line, "stage": Stage.parse(str(line["stage"]))}) for line in raw["lines"]
-        )
+        lines = tuple(FloorLine.from_dict(line) for line in raw["lines"])
         return cls(**{**raw, "scope": Scope(raw["scope"]), "lines": lines})
 
 

@@ -1,7 +1,6 @@
 """What a tensor parallel run says of itself: what is divided, and what joins its GPUs."""
 
 from itertools import combinations
-from typing import Any
 
 import pynvml
 import torch
@@ -11,11 +10,12 @@ from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import HEAD_OUTPUT, LM_HEAD
 from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
 from cgbench.parallel.ranks import tp_size
+from cgbench.rundir.record_parts import ParallelFacts
 
 NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their share shows it"
 
 
-def parallel_facts(model: LoadedModel) -> dict[str, Any]:
+def parallel_facts(model: LoadedModel) -> ParallelFacts:
     """How the ranks share the model, for the record."""
     is_divided = model.head is not None and any(name != HEAD_OUTPUT for name in model.head.splits)
     return {

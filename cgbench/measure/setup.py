@@ -27,6 +27,7 @@ from cgbench.request.model_ref import preset_name
 from cgbench.request.options import DEFAULT_MIN_TIME_S, DEFAULT_PRECISION, RunOptions
 from cgbench.rundir.environment import environment
 from cgbench.rundir.record import RunRecord
+from cgbench.rundir.record_parts import PlanFacts
 from cgbench.words import Routing, Scope
 from cgbench.workload.chat import make_encode, uses_template
 from cgbench.workload.load import (
@@ -256,7 +257,7 @@ def make_bench(
 def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> RunRecord:
     """``run.json`` as it stands before the first measurement."""
     options, model, workload = bench.options, bench.model, bench.workload
-    return RunRecord(
+    record = RunRecord(
         cgbench_version=cgbench.__version__,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
@@ -273,7 +274,6 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "kv_bytes": bench.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
             "head_wiring": None if model.head is None else wiring_of(model.head.family),
-            **({"tensor_parallel": parallel_facts(model)} if tp_size() > 1 else {}),
         },
         workload={
             "version": WORKLOAD_VERSION,
@@ -294,6 +294,9 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
         capture={} if bench.compile_s is None else {"compile_s": bench.compile_s},
         warnings=notes,
     )
+    if tp_size() > 1:
+        record.model["tensor_parallel"] = parallel_facts(model)
+    return record
 
 
 def _module_facts(model: LoadedModel) -> str | None:
@@ -306,7 +309,7 @@ def _weight_bytes(module: torch.nn.Module | None) -> int:
     return 0 if module is None else sum(p.nbytes for p in module.parameters())
 
 
-def _plan_facts(plan: CapturePlan) -> dict[str, Any]:
+def _plan_facts(plan: CapturePlan) -> PlanFacts:
     return {
         "policy": plan.policy,
         "spec_tokens": plan.spec_tokens,

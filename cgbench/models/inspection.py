@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar
 
 from torch import nn
 
@@ -12,7 +12,6 @@ from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
 from cgbench.models.heads.head import adds_one
 from cgbench.models.heads.head_copies import HeadCopy
 from cgbench.models.heads.head_files import head_tensors
-from cgbench.models.heads.head_wiring import wiring_of
 from cgbench.models.loading_plan import LoadingPlan, ModelRequest, plan_loading
 from cgbench.models.placement import check_headers
 from cgbench.models.support import check_capturable, class_name
@@ -21,18 +20,77 @@ from cgbench.models.target import Target
 _T = TypeVar("_T")
 
 
+class FileFacts(TypedDict):
+    """Bytes by file, and how many tensors have which type; None where that is not counted."""
+
+    files: dict[str, int]
+    dtypes: dict[str, int] | dict[str, None]
+
+
+# Not classes, because two of the keys are words of Python.
+HeadFacts = TypedDict(
+    "HeadFacts",
+    {
+        "family": str,
+        "label": str,
+        "source": str,
+        "modules": int,
+        "concat": str,
+        "hidden_in": str,
+        "chain": str,
+        "out_norm": str,
+        "norm_form": str,
+        "first_embed": str,
+        "target_norms": str,
+        "copies": list[dict[str, str]],
+        "num_tensors": int,
+        "weight_bytes": int,
+        "from": str | None,
+    },
+)
+TargetFacts = TypedDict(
+    "TargetFacts",
+    {
+        "class": str,
+        "num_layers": int,
+        "hidden_size": int,
+        "vocab_size": int,
+        "max_positions": int,
+        "experts": bool,
+        "tied_embeddings": bool,
+        "dtype": str,
+        "weight_bytes": int,
+    },
+)
+
+
+class Facts(TargetFacts):
+    """What ``--json`` has."""
+
+    model: str
+    checkpoint: FileFacts | None
+    head: HeadFacts | None
+    kv_bytes_per_token: int
+    state_bytes_per_request: int
+    state_bytes_per_verified_row: int
+    weights_problem: str | None
+    head_problem: str | None
+    capture_problem: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """``facts`` is what a script reads; ``head_tensors`` what would be loaded into the head."""
 
-    facts: dict[str, Any]
+    facts: Facts
     head_tensors: tuple[StoredTensor, ...]
 
     @property
     def is_usable(self) -> bool:
         """Whether all weights are there, with a head, and its graphs can be captured."""
-        problems = ("weights_problem", "head_problem", "capture_problem")
-        return all(self.facts[name] is None for name in problems)
+        facts = self.facts
+        problems = (facts["weights_problem"], facts["head_problem"], facts["capture_problem"])
+        return all(problem is None for problem in problems)
 
 
 def inspect_model(request: ModelRequest) -> Inspection:
@@ -50,7 +108,7 @@ def inspect_model(request: ModelRequest) -> Inspection:
         head_problem = str(error)
         plan = plan_loading(_without_head(request))
     tensors = _head_tensors(plan)
-    facts = {
+    facts: Facts = {
         "model": plan.label,
         **_target_facts(plan),
         "checkpoint": _checkpoint_facts(plan),
@@ -77,7 +135,7 @@ def _without_head(request: ModelRequest) -> ModelRequest:
     return ModelRequest(request.ref, None, False, request.device, request.dtype)
 
 
-def _target_facts(plan: LoadingPlan) -> dict[str, Any]:
+def _target_facts(plan: LoadingPlan) -> TargetFacts:
     target, dtype = plan.skeleton.target, plan.request.dtype
     return {
         "class": class_name(plan.config),
@@ -92,7 +150,7 @@ def _target_facts(plan: LoadingPlan) -> dict[str, Any]:
     }
 
 
-def _checkpoint_facts(plan: LoadingPlan) -> dict[str, Any] | None:
+def _checkpoint_facts(plan: LoadingPlan) -> FileFacts | None:
     """The target's files; None for a preset, which has none."""
     if plan.request.preset is not None:
         return None
@@ -108,7 +166,7 @@ def _checkpoint_facts(plan: LoadingPlan) -> dict[str, Any] | None:
     return {"files": dict(files), "dtypes": dict(dtypes)}
 
 
-def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> dict[str, Any] | None:
+def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFacts | None:
     family, found = plan.family, plan.head_files
     if family is None:
         return None
@@ -117,7 +175,12 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> dict[st
         "label": plan.head_label,
         "source": family.source,
         "modules": 1 if found is None else found.num_modules,
-        **wiring_of(family),
+        "concat": family.concat,
+        "hidden_in": family.hidden_in,
+        "chain": family.chain,
+        "out_norm": family.out_norm,
+        "norm_form": family.norm_form,
+        "first_embed": family.first_embed,
         "target_norms": _norm_form(plan.skeleton.target),
         "copies": [] if found is None else [_copy_facts(copy) for copy in found.copies],
         "num_tensors": len(tensors),

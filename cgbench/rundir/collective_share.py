@@ -1,10 +1,10 @@
 """The share of an iteration that a tensor parallel run's collectives take, from raw samples."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
+from cgbench.rundir.record_parts import CollectiveFacts
 from cgbench.rundir.schema import Sample
 from cgbench.words import Stage
 
@@ -27,8 +27,15 @@ class CollectiveShare:
         return self.collectives_p50_ms / self.iteration_p50_ms
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return {**asdict(self), "frac": self.frac}
+    def facts(self) -> CollectiveFacts:
+        return CollectiveFacts(
+            scope=self.scope,
+            spec_tokens=self.spec_tokens,
+            batch_size=self.batch_size,
+            collectives_p50_ms=self.collectives_p50_ms,
+            iteration_p50_ms=self.iteration_p50_ms,
+            frac=self.frac,
+        )
 
     @property
     def text(self) -> str:

@@ -8,13 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import pandas as pd
 
 from cgbench.errors import RunDirectoryError
 from cgbench.inputs import check_file, read_text
-from cgbench.rundir.accounts import check_accounts
 from cgbench.rundir.block_schema import BLOCKS
 from cgbench.rundir.csv_text import parse_csv
 from cgbench.rundir.parquet_file import parse_parquet
@@ -22,7 +21,7 @@ from cgbench.rundir.record import RunRecord
 from cgbench.rundir.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column
 from cgbench.rundir.soundness import cell_faults, length_faults, table_faults
 from cgbench.rundir.summary import typed_frame, with_defaults
-from cgbench.rundir.token_file import parse_tokens
+from cgbench.rundir.token_file import SavedTokens, parse_tokens
 
 RECORD_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
@@ -57,7 +56,7 @@ class Tables:
     acceptance: pd.DataFrame = field(default_factory=_no_rows(ACCEPTANCE))
     samples: pd.DataFrame = field(default_factory=_no_rows(SAMPLES))
     blocks: pd.DataFrame = field(default_factory=_no_rows(BLOCKS))
-    tokens: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[SavedTokens] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, record: RunRecord) -> Self:
@@ -106,9 +105,7 @@ def check_is_file(file: Path) -> None:
 
 
 def _record(file: Path) -> RunRecord:
-    record = RunRecord.from_json(_text(file, MAX_RECORD_BYTES), file)
-    check_accounts(record, file)
-    return record
+    return RunRecord.from_json(_text(file, MAX_RECORD_BYTES), file)
 
 
 def _text(file: Path, most_bytes: int) -> str:
@@ -160,7 +157,7 @@ def _blocks(file: Path) -> pd.DataFrame:
     return _csv(file, BLOCKS) if os.path.lexists(file) else typed_frame([], BLOCKS)
 
 
-def _tokens(file: Path, latency: pd.DataFrame) -> list[dict[str, Any]]:
+def _tokens(file: Path, latency: pd.DataFrame) -> list[SavedTokens]:
     if not os.path.lexists(file):
         return []
     text = _text(file, MAX_BYTES)

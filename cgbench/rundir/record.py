@@ -4,14 +4,30 @@ Written against the standard library alone, as ``schema``.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self, cast, get_origin
+from typing import Any, Self, get_origin, is_typeddict
 
 from cgbench.errors import RunDirectoryError
-from cgbench.inputs import parse_own_json
+from cgbench.floor.account import Account
+from cgbench.floor.limits import DeviceLimits
+from cgbench.inputs import JsonObject, parse_own_json
+from cgbench.rundir.accounts import account_faults
+from cgbench.rundir.collective_share import CollectiveShare
 from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
+from cgbench.rundir.record_parts import (
+    FloorFacts,
+    LimitFacts,
+    ModelFacts,
+    PlanFacts,
+    Resumed,
+    Scalar,
+    Setting,
+    TelemetryFacts,
+    WorkloadFacts,
+)
 from cgbench.rundir.record_schema import part_faults
 
 # Flags that change where results go, not what is measured.
@@ -26,32 +42,82 @@ class RunRecord:
     """``run.json``: everything about a run but its numbers.
 
     ``arguments`` are JSON values under the flags' names, with ``_`` for ``-`` and ``model`` for
-    MODEL. ``model["label"]`` is the name that every table shows. ``complete`` turns true last.
+    MODEL. ``complete`` turns true last.
     """
 
     cgbench_version: str
     created_utc: str
-    environment: dict[str, Any]
-    arguments: dict[str, Any]
-    model: dict[str, Any]
-    workload: dict[str, Any]
-    plans: list[dict[str, Any]]
+    environment: dict[str, Scalar]
+    arguments: dict[str, Setting]
+    model: ModelFacts
+    workload: WorkloadFacts
+    plans: list[PlanFacts]
     schema_version: int = SCHEMA_VERSION
     complete: bool = False
     thin: bool = False
     """Whether ``samples.parquet`` holds a row a block, not every iteration."""
-    resumed: list[dict[str, Any]] = field(default_factory=list)
-    """Each ``--resume``: ``utc``, and the ``kept_batch_sizes`` that were finished by then."""
-    capture: dict[str, Any] = field(default_factory=dict)
+    resumed: list[Resumed] = field(default_factory=list)
+    capture: dict[str, Scalar] = field(default_factory=dict)
+    """What compiling and the dummy run took."""
     warnings: list[str] = field(default_factory=list)
-    telemetry: dict[str, Any] = field(default_factory=dict)
-    floor: dict[str, Any] = field(default_factory=dict)
-    """``limits``: the device's, as measured in this run; ``accounts``: see ``floor.account``."""
+    telemetry: TelemetryFacts = field(default_factory=TelemetryFacts)
+    floor: FloorFacts = field(default_factory=FloorFacts)
     seconds: dict[str, float] = field(default_factory=dict)
     """``run``: from the start to the newest group's end; ``audit``: the short audits' part."""
 
     @property
-    def measured_arguments(self) -> dict[str, Any]:
+    def limits(self) -> DeviceLimits | None:
+        """The device's, as measured in this run; None before they were."""
+        limits = self.floor.get("limits")
+        if limits is None:
+            return None
+        return DeviceLimits(
+            limits["read_bytes_per_s"],
+            limits["flops_per_s"],
+            limits.get("read_spread_frac", 0.0),
+            limits.get("cache_bytes"),
+        )
+
+    @property
+    def accounts(self) -> list[Account]:
+        """The floors' accounts, in the order of their batch sizes' measurement."""
+        return [Account.from_dict(raw) for raw in self.floor.get("accounts", [])]
+
+    def set_limits(self, limits: DeviceLimits) -> None:
+        self.floor["limits"] = LimitFacts(
+            read_bytes_per_s=limits.read_bytes_per_s,
+            flops_per_s=limits.flops_per_s,
+            read_spread_frac=limits.read_spread_frac,
+            cache_bytes=limits.cache_bytes,
+        )
+
+    def keep_accounts(self, batch_size: int, accounts: Sequence[Account]) -> None:
+        """Put in those of one batch size, in place of an earlier, unfinished try's."""
+        others = [each for each in self.accounts if each.batch_size != batch_size]
+        self.floor["accounts"] = [each.to_dict() for each in (*others, *accounts)]
+
+    def add_collectives(self, shares: Iterable[CollectiveShare]) -> None:
+        """Of a run whose ranks share the model; another has none."""
+        for share in shares:
+            self.model["tensor_parallel"]["collectives"].append(share.facts)
+
+    def add_capture(self, facts: Mapping[str, Scalar]) -> None:
+        """What a step before the measurement took, by the name that ``capture`` has for it."""
+        self.capture.update(facts)
+
+    def add_warnings(self, lines: Iterable[str]) -> None:
+        """Those that are not there yet."""
+        self.warnings += [line for line in lines if line not in self.warnings]
+
+    def add_resumed(self, entry: Resumed) -> None:
+        self.resumed.append(entry)
+
+    def set_seconds(self, *, run: float, audit: float) -> None:
+        """``run``: from the start until now; ``audit``: the short audits' part."""
+        self.seconds = {"run": run, "audit": audit}
+
+    @property
+    def measured_arguments(self) -> dict[str, Setting]:
         """The arguments that decide what is measured, in the order recorded."""
         return {k: v for k, v in self.arguments.items() if k not in UNMEASURED_FLAGS}
 
@@ -75,12 +141,12 @@ class RunRecord:
             raise RunDirectoryError(
                 f"{file}: field {unknown[0]} is unknown; a newer cgbench may read it"
             )
-        for fault in part_faults(raw):
+        for fault in chain(part_faults(raw), account_faults(raw.get("floor", {}))):
             raise RunDirectoryError(f"{file}: {fault}")
         return cls(**values)
 
 
-def _object(text: str, file: Path) -> dict[str, Any]:
+def _object(text: str, file: Path) -> JsonObject:
     try:
         raw = parse_own_json(text)
     except ValueError as error:
@@ -92,20 +158,28 @@ def _object(text: str, file: Path) -> dict[str, Any]:
 
 def _kinds(record: type[RunRecord]) -> list[tuple[str, type]]:
     """Field names and the classes JSON reads them as: ``list`` for ``list[str]``."""
-    return [(f.name, get_origin(f.type) or cast(type, f.type)) for f in fields(record)]
+    return [(f.name, _kind(f.type)) for f in fields(record)]
 
 
-def _checked(raw: dict[str, Any], name: str, kind: type, file: Path) -> Any:
+def _kind(declared: Any) -> type:
+    return dict if is_typeddict(declared) else get_origin(declared) or declared
+
+
+def _checked(raw: JsonObject, name: str, kind: type, file: Path) -> Any:
     if not isinstance(raw.get(name), kind):
         raise RunDirectoryError(f"{file}: field {name} is missing or is not a {kind.__name__}")
     return raw[name]
 
 
-def resumed_words(entry: Mapping[str, Any]) -> str:
+def resumed_words(entry: Resumed) -> str:
     """One of a record's ``resumed`` in words: when, and what was kept."""
+    finished = {
+        "batch sizes": entry.get("kept_batch_sizes"),
+        "processes": entry.get("kept_processes"),
+    }
     kept = [
-        f"{name.removeprefix('kept_').replace('_', ' ')} {', '.join(map(str, values)) or 'none'}"
-        for name, values in entry.items()
-        if name.startswith("kept_")
+        f"{name} {', '.join(map(str, numbers)) or 'none'}"
+        for name, numbers in finished.items()
+        if numbers is not None
     ]
-    return f"{entry.get('utc')}, kept {'; '.join(kept)}"
+    return f"{entry['utc']}, kept {'; '.join(kept)}"

@@ -29,6 +29,7 @@ from cgbench.rundir.files import (
 from cgbench.rundir.folders import check_new_folder
 from cgbench.rundir.parquet_file import write_parquet
 from cgbench.rundir.record import RunRecord
+from cgbench.rundir.record_parts import FloorFacts
 from cgbench.rundir.schema import SAMPLES
 from cgbench.rundir.store import RunDirectory
 from cgbench.rundir.summary import CELL, typed_frame
@@ -97,7 +98,8 @@ def _write(run: RunDirectory, made: Path, refusal: str) -> int:
 
 def thin_record(record: RunRecord) -> RunRecord:
     """Marked as thin; without what floors are made of, which is not compared and is most of it."""
-    floor = {name: value for name, value in record.floor.items() if name != "accounts"}
+    limits = record.floor.get("limits")
+    floor = FloorFacts() if limits is None else FloorFacts(limits=limits)
     return replace(record, thin=True, floor=floor)
 
 

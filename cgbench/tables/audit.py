@@ -1,20 +1,20 @@
 """The audit's checklist as people read it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-Finding = Mapping[str, Any]
-"""``check title verdict figures details reason seconds``, as ``--json`` has them."""
+if TYPE_CHECKING:
+    from cgbench.checks.finding_facts import FindingFacts
 
 STYLES = {"holds": "green", "wrong": "bold red", "not run": "yellow"}
 
 
-def checklist(findings: Sequence[Finding], title: str) -> Table:
+def checklist(findings: "Sequence[FindingFacts]", title: str) -> Table:
     """The terminal's table, a row a check; under a wrong one, what was wrong first."""
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("check", no_wrap=True)
@@ -28,7 +28,7 @@ def checklist(findings: Sequence[Finding], title: str) -> Table:
     return table
 
 
-def summary(findings: Sequence[Finding], seconds: float) -> str:
+def summary(findings: "Sequence[FindingFacts]", seconds: float) -> str:
     """One line: how many hold, are wrong, were not run."""
     counts = Counter(finding["verdict"] for finding in findings)
     return (
@@ -37,7 +37,7 @@ def summary(findings: Sequence[Finding], seconds: float) -> str:
     )
 
 
-def _told(finding: Finding) -> str:
+def _told(finding: "FindingFacts") -> str:
     """What a check measured; where it is wrong, what was wrong first; where not run, why."""
     figures = ", ".join(f"{name} {figure(value)}" for name, value in finding["figures"].items())
     return "\n".join(filter(None, (figures, finding["details"], finding["reason"])))

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.floor.account import Account, FloorLine, account_stage
-from cgbench.rundir.accounts import accounts_of
+from cgbench.floor.limits import DeviceLimits
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.summary import BLOCK
 from cgbench.tables.fit import fitted_table
@@ -30,18 +30,19 @@ CAPTION = (
 def account_tables(record: RunRecord, samples: pd.DataFrame, width: int) -> Iterator[Table]:
     """A table for each k and batch size, from a run's record and its raw samples, for ``width``
     characters."""
-    for account in accounts_of(record):
-        yield account_table(account, record.floor["limits"], samples, width)
+    for account in record.accounts:
+        assert record.limits is not None
+        yield account_table(account, record.limits, samples, width)
 
 
 def account_table(
-    account: Account, limits: Mapping[str, float], samples: pd.DataFrame, width: int
+    account: Account, limits: DeviceLimits, samples: pd.DataFrame, width: int
 ) -> Table:
     """A line a product or attention, then the stage's sum beside its measured time."""
     title = f"floor: k {account.spec_tokens}, batch size {account.batch_size}, {account.scope}"
     caption = CAPTION.format(
-        read=limits["read_bytes_per_s"] / 1e9,
-        rate=limits["flops_per_s"] / 1e9,
+        read=limits.read_bytes_per_s / 1e9,
+        rate=limits.flops_per_s / 1e9,
         context=account.context_len,
     )
     rows = [*_rows(account, measured_seconds(account, samples))]

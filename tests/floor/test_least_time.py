@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgbench.floor.device_limits import DeviceLimits, device_limits, read_bandwidth
+from cgbench.floor.device_limits import device_limits, read_bandwidth
 from cgbench.floor.least_time import Batch, Floor, attention_flops, expected_experts, keys_read
+from cgbench.floor.limits import DeviceLimits
 from cgbench.floor.work import AttentionShape, Product, model_work
 from cgbench.models.heads.families import MIMO
 from cgbench.models.loading_plan import ModelRequest, plan_loading
