@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cgbench.gate.evidence import Evidence, Key, Place, Row, place_of
+from cgbench.gate.evidence import Evidence, Key, MeasuredCell, Place
 from cgbench.request.command_line import flag_name
 from cgbench.rundir.record import resumed_words
 from cgbench.rundir.record_parts import Setting, TelemetryFacts, Told
@@ -25,16 +25,19 @@ CLOCK_TOLERANCE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A cell's latency row in each run; None where that run lacks it."""
+    """A cell in each run; None where that run lacks it."""
 
-    base: Row | None
-    new: Row | None
+    base: MeasuredCell | None
+    new: MeasuredCell | None
+
+    @property
+    def cells(self) -> tuple[MeasuredCell, ...]:
+        """Those that are there."""
+        return tuple(cell for cell in (self.base, self.new) if cell)
 
     @property
     def place(self) -> Place:
-        row = self.base or self.new
-        assert row
-        return place_of(row)
+        return self.cells[0].place
 
 
 def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
@@ -86,7 +89,7 @@ def pairs(base: Evidence, new: Evidence) -> list[Pair]:
 
 def _settings(run: Evidence, name: str) -> set[str]:
     """The distinct values of one column."""
-    return {str(row[name]) for row in run.cells.values()}
+    return {cell.settings[name] for cell in run.cells.values()}
 
 
 def _differing(what: str, base: Any, new: Any) -> Iterator[str]:
