@@ -67,7 +67,12 @@ def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) ->
     prompts = [prompt for wave in waves for prompt in wave]
     with bench.auditing(), _memory_for("the short audit of tokens"):
         _audit_tokens(bench, runs, prompts)
-    _time_pass(bench, runs, batch_size, on_step)
+    with bench.auditing():
+        prefilled = _audit_steps(bench, runs, batch_size)
+    flush = l2_flush(bench.device) if bench.options.cold_l2 else None
+    time_rounds(bench, [*runs.values()], prefilled, _rule(bench), flush, on_step)
+    _instrumented_passes(bench, runs, prefilled, flush)
+    on_step()
     return Group(
         cells=[_cell(bench, key, run) for key, run in runs.items()],
         samples=[sample for run in runs.values() for sample in run.samples],
@@ -164,11 +169,10 @@ def _plain_run(bench: Bench, runs: dict[CellKey, CellRun], key: CellKey) -> Cell
     return next((run for run in found if run.status is Status.OK), None)
 
 
-def _audit_steps(
-    bench: Bench, runs: dict[CellKey, CellRun], contexts: list[list[int]]
-) -> Prefilled:
-    """Fail the cells whose graphs do not do what eager does; returns the prefill of ``contexts``
-    that lies in the slots."""
+def _audit_steps(bench: Bench, runs: dict[CellKey, CellRun], batch_size: int) -> Prefilled:
+    """Fail the cells whose graphs do not do what eager does; returns the prefill that lies in the
+    slots, of the contexts that timing begins at."""
+    contexts = bench.workload.contexts(batch_size, bench.options.context_len)
     seed = bench.options.seed
     audit = StepAudit(bench.spec, lambda: _prefill(bench, contexts, seed, distinct=True), seed)
     for run in alive(runs.values()):
@@ -185,22 +189,16 @@ def _failure(run: CellRun) -> str:
     return f"{run.name}, batch size {run.batch_size}: {run.failure}"
 
 
-def _time_pass(
-    bench: Bench, runs: dict[CellKey, CellRun], batch_size: int, on_step: Callable[[], None]
+def _instrumented_passes(
+    bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
 ) -> None:
-    options = bench.options
-    contexts = bench.workload.contexts(batch_size, options.context_len)
-    with bench.auditing():
-        prefilled = _audit_steps(bench, runs, contexts)
-    flush = l2_flush(bench.device) if options.cold_l2 else None
-    time_rounds(bench, [*runs.values()], prefilled, _rule(bench), flush, on_step)
+    """What the timed pass leaves out: stages, experts that were read, collectives alone."""
     _stage_pass(bench, runs, prefilled, flush)
     if bench.spec.target.has_mixtures:
         with _memory_for("the count of experts"):
             count_experts(bench, [*runs.values()], prefilled)
     if tp_size() > 1:
         _collective_pass(bench, runs)
-    on_step()
 
 
 def _rule(bench: Bench) -> UntilPrecise:
