@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.kernels.gpu import runs_kernels
 
 Work = Callable[[], object]

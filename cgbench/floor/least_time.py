@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from cgbench.floor.account import Account, FloorLine, account_stage
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import AttentionShape, ForwardWork, ModelWork, Product
 from cgbench.kernels.delta_net import StateShape
 from cgbench.words import Scope, Stage

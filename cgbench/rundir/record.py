@@ -12,7 +12,7 @@ from typing import Any, Self, get_origin, is_typeddict
 
 from cgbench.errors import RunDirectoryError
 from cgbench.floor.account import Account
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.inputs import JsonObject, parse_own_json
 from cgbench.rundir.accounts import account_faults
 from cgbench.rundir.collective_share import CollectiveShare

@@ -120,7 +120,7 @@ class TelemetryFacts(TypedDict, total=False):
 
 
 class LimitFacts(TypedDict):
-    """``floor.limits.DeviceLimits``."""
+    """``floor.rates.DeviceLimits``."""
 
     read_bytes_per_s: float
     flops_per_s: float

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.floor.account import Account, FloorLine, account_stage
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.summary import BLOCK
 from cgbench.tables.fit import fitted_table

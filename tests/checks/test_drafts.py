@@ -47,7 +47,7 @@ def test_what_rounding_makes_of_an_untrained_chain_is_forgiven(
 
 
 def test_a_trained_chain_is_as_drafted() -> None:
-    assert check(SHIPPED).verdict is Answer.HOLDS
+    assert check(SHIPPED).answer is Answer.HOLDS
 
 
 FAULTS = [

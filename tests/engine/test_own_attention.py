@@ -46,7 +46,7 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def verdict(folder: Path, attention: str) -> Answer:
     bench = make_bench(folder, attention=resolve_backend(attention, CPU))
-    return hidden.run(make_subject(bench, 0)).verdict
+    return hidden.run(make_subject(bench, 0)).answer
 
 
 def test_a_backend_is_found_in_the_current_folder_and_run(tmp_path: Path) -> None:

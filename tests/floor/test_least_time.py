@@ -10,7 +10,7 @@ import torch
 
 from cgbench.floor.device_limits import device_limits, read_bandwidth
 from cgbench.floor.least_time import Batch, Floor, attention_flops, expected_experts, keys_read
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import AttentionShape, Product, model_work
 from cgbench.models.heads.families import MIMO
 from cgbench.models.loading_plan import ModelRequest, plan_loading

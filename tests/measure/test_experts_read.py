@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cgbench.floor.least_time import Batch, Floor
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.measure.bench import Bench, build_bench
 from cgbench.measure.group import Group, measure_group
 from cgbench.models.loader import load_model

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cgbench.errors import RunDirectoryError
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.rundir.collective_share import CollectiveShare
 from cgbench.rundir.record import ADDED_FIELDS, RunRecord
 from cgbench.words import Scope

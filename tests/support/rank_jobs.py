@@ -216,7 +216,7 @@ def findings_of(check: Callable[[Subject], Finding], folder: Path) -> list[tuple
     """Every rank's verdict, and its first difference in words."""
     finding = over_ranks(check(make_tiny_subject(folder)))
     text = "" if finding.difference is None else finding.difference.text
-    return gathered((finding.verdict.value, text))
+    return gathered((finding.answer.value, text))
 
 
 def audit_with_a_fault_on_rank_1(folder: Path) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from cgbench.floor.account import Account, FloorLine, account_stage
-from cgbench.floor.limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.summary import samples_frame
 from cgbench.tables.floor import account_table, account_tables, measured_seconds
