@@ -131,7 +131,7 @@ def test_drafts_have_counts_of_their_own(bench: Bench) -> None:
 
 def test_explain_shows_counted_beside_expected(bench: Bench, group: Group) -> None:
     account = next(each for each in group.accounts if each.spec_tokens == 0)
-    limits = {"read_bytes_per_s": 1e9, "flops_per_s": 1e9}
+    limits = DeviceLimits(1e9, 1e9)
     table = account_table(account, limits, samples_frame(group.samples), 200)
     columns = {str(column.header): [*column.cells] for column in table.columns}
     read = [text for text in map(str, columns["experts read"]) if text]
