@@ -1,6 +1,8 @@
 """The vocabulary: words that every room uses. The standard library alone."""
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 
 class Scope(StrEnum):
@@ -29,6 +31,22 @@ class Status(StrEnum):
     """Faster than its floor by more than is known of both: the floor is wrong."""
 
 
+class Verdict(StrEnum):
+    """What a comparison says of one quantity.
+
+    ``faster`` and ``improved`` are one answer, for times and for the rest. ``changed`` is a fact
+    that differs and is neither good nor bad.
+    """
+
+    REGRESSED = "regressed"
+    NOT_COMPARABLE = "not comparable"
+    INCONCLUSIVE = "inconclusive"
+    CHANGED = "changed"
+    FASTER = "faster"
+    IMPROVED = "improved"
+    SAME = "same"
+
+
 class Routing(StrEnum):
     """How the tokens of a mixture of experts choose theirs."""
 
@@ -50,3 +68,80 @@ class Phase(StrEnum):
     def scope(self) -> Scope:
         """The scope whose graphs hold this."""
         return Scope.ITERATION if self is Phase.ITERATION else Scope.PHASE
+
+
+class StageKind(StrEnum):
+    """What is timed of an iteration; each draft step is a stage of its own."""
+
+    VERIFY = "verify"
+    ACCEPT = "accept"
+    DRAFT = "draft"
+    COMMIT = "commit"
+    ITERATION = "iteration"
+    """All of these, timed as one."""
+    COLLECTIVES = "collectives"
+    """What the ranks exchange in an iteration, timed alone."""
+    HOST_GAP = "host_gap"
+    """Wall time minus GPU time, in thin samples alone. It may be negative, because a read-back may
+    overlap the next iteration."""
+
+
+PIECES = (StageKind.VERIFY, StageKind.ACCEPT, StageKind.DRAFT, StageKind.COMMIT)
+"""What an iteration consists of, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A timed piece of an iteration. ``str`` gives the name that files and profilers have.
+
+    ``first`` and ``last`` are draft steps, counted from 1. They are None where the stage is no
+    draft, or all drafts together.
+    """
+
+    VERIFY: ClassVar["Stage"]
+    ACCEPT: ClassVar["Stage"]
+    COMMIT: ClassVar["Stage"]
+    ITERATION: ClassVar["Stage"]
+    COLLECTIVES: ClassVar["Stage"]
+    HOST_GAP: ClassVar["Stage"]
+
+    kind: StageKind
+    first: int | None = None
+    last: int | None = None
+
+    @classmethod
+    def draft(cls, step: int, last: int | None = None) -> "Stage":
+        """Draft ``step``, or the drafts ``step`` to ``last`` together."""
+        return cls(StageKind.DRAFT, step, step if last is None else last)
+
+    @classmethod
+    def of_iteration(cls, spec_tokens: int) -> "tuple[Stage, ...]":
+        """The stages of one iteration, in order."""
+        drafts = map(cls.draft, range(1, spec_tokens + 1))
+        return (cls.VERIFY, cls.ACCEPT, *drafts, cls.COMMIT)
+
+    @classmethod
+    def parse(cls, name: str) -> "Stage":
+        """The stage of that name. Raises ``ValueError`` where there is none."""
+        if name in [*StageKind]:
+            return cls(StageKind(name))
+        kind, _, steps = name.rpartition("_")
+        first, _, last = steps.partition("..")
+        found = cls.draft(int(first), int(last or first))
+        if kind != StageKind.DRAFT or str(found) != name:
+            raise ValueError(f"{name} is no stage")
+        return found
+
+    def __str__(self) -> str:
+        if self.first is None:
+            return self.kind.value
+        steps = f"{self.first}" if self.first == self.last else f"{self.first}..{self.last}"
+        return f"{self.kind}_{steps}"
+
+
+Stage.VERIFY = Stage(StageKind.VERIFY)
+Stage.ACCEPT = Stage(StageKind.ACCEPT)
+Stage.COMMIT = Stage(StageKind.COMMIT)
+Stage.ITERATION = Stage(StageKind.ITERATION)
+Stage.COLLECTIVES = Stage(StageKind.COLLECTIVES)
+Stage.HOST_GAP = Stage(StageKind.HOST_GAP)

@@ -1,1 +1,1 @@
-"""The audit: does what is timed also answer right? Checks with verdicts, figures and evidence."""
+"""The audit: does what is timed also answer right? Checks with answers, figures and evidence."""

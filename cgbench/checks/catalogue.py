@@ -21,12 +21,3 @@ CHECKS: tuple[Check, ...] = tuple(
     Check(module.NAME, module.TITLE, module.run)
     for module in (equality, hidden, drafts, parity, padding, isolation, hygiene, limits)
 )
-
-
-def run_audit(subject: Subject, on_check: Callable[[str], None]) -> list[Finding]:
-    """Every check on ``subject``; ``on_check`` is called with each one's name before it runs."""
-    findings: list[Finding] = []
-    for check in CHECKS:
-        on_check(check.name)
-        findings.append(check.run(subject))
-    return findings

@@ -2,32 +2,47 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from typing import Any, TypedDict
+from dataclasses import fields
+from typing import Any, TypeAlias, TypedDict
 
-from cgbench.checks.findings import Difference, Finding, Verdict, Where
+from cgbench.checks.findings import Answer, Difference, Finding, Where
+from cgbench.words import Scope
+
+Figure: TypeAlias = str | int | float | list[int] | list[float] | None
+"""A number or a short text that a check measured."""
 
 
 class DifferenceFacts(TypedDict):
-    """A difference without its tensors. ``inputs`` are their shapes by name."""
+    """A ``Difference``; of its inputs their shapes."""
 
     text: str
     expected: int | None
     got: int | None
     expected_logit: float | str | None
     got_logit: float | str | None
-    where: Mapping[str, str | int | None]
-    inputs: Mapping[str, list[int]]
+    where: "WhereFacts"
+    inputs: dict[str, list[int]]
+
+
+class WhereFacts(TypedDict):
+    """A ``Where``."""
+
+    scope: Scope | None
+    spec_tokens: int | None
+    bucket: int | None
+    batch_size: int | None
+    row: int | None
+    position: int | None
 
 
 class FindingFacts(TypedDict):
-    """A finding as JSON has it."""
+    """A ``Finding`` as ``--json`` has it."""
 
     check: str
     title: str
     verdict: str
     seconds: float
-    figures: Any
+    figures: dict[str, Figure]
     details: str | None
     difference: DifferenceFacts | None
     reason: str | None
@@ -40,7 +55,7 @@ def finding_facts(finding: Finding, title: str, seconds: float) -> FindingFacts:
     return {
         "check": finding.check,
         "title": title,
-        "verdict": finding.verdict.value,
+        "verdict": finding.answer.value,
         "seconds": seconds,
         "figures": json_value(finding.figures),
         "details": None if difference is None else details(difference),
@@ -64,10 +79,10 @@ def details(difference: Difference) -> str:
     return "; ".join([text, *tokens])
 
 
-def overall(findings: Sequence[Finding]) -> Verdict:
+def overall(findings: Sequence[Finding]) -> Answer:
     """Wrong where any check is; what was not run does not decide."""
-    verdicts = {finding.verdict for finding in findings}
-    return next((v for v in (Verdict.WRONG, Verdict.HOLDS) if v in verdicts), Verdict.NOT_RUN)
+    answers = {finding.answer for finding in findings}
+    return next((each for each in (Answer.WRONG, Answer.HOLDS) if each in answers), Answer.NOT_RUN)
 
 
 def json_value(value: Any) -> Any:
@@ -95,13 +110,20 @@ def _place(where: Where) -> list[str]:
 
 
 def _difference_facts(difference: Difference) -> DifferenceFacts:
-    shapes = {name: list(tensor.shape) for name, tensor in difference.inputs.items()}
+    where = difference.where
     return {
         "text": difference.text,
         "expected": difference.expected,
         "got": difference.got,
         "expected_logit": json_value(difference.expected_logit),
         "got_logit": json_value(difference.got_logit),
-        "where": asdict(difference.where),
-        "inputs": shapes,
+        "where": {
+            "scope": where.scope,
+            "spec_tokens": where.spec_tokens,
+            "bucket": where.bucket,
+            "batch_size": where.batch_size,
+            "row": where.row,
+            "position": where.position,
+        },
+        "inputs": {name: list(tensor.shape) for name, tensor in difference.inputs.items()},
     }

@@ -1,4 +1,4 @@
-"""What an audit says: a verdict a check, its figures, and the first thing that was wrong."""
+"""What an audit says: an answer a check, its figures, and the first thing that was wrong."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from cgbench.parallel.ranks import Ranks, first_failure
 from cgbench.words import Scope
 
 
-class Verdict(StrEnum):
+class Answer(StrEnum):
     """What a check found."""
 
     HOLDS = "holds"
@@ -56,14 +56,14 @@ class Finding:
     check was not run."""
 
     check: str
-    verdict: Verdict
+    answer: Answer
     figures: Mapping[str, Any] = field(default_factory=dict)
     difference: Difference | None = None
     reason: str | None = None
 
     def __post_init__(self) -> None:
-        assert (self.difference is not None) == (self.verdict is Verdict.WRONG)
-        assert (self.reason is not None) == (self.verdict is Verdict.NOT_RUN)
+        assert (self.difference is not None) == (self.answer is Answer.WRONG)
+        assert (self.reason is not None) == (self.answer is Answer.NOT_RUN)
 
 
 def first_of(differences: Iterator[Difference], ranks: Ranks) -> Difference | None:
@@ -81,12 +81,12 @@ def first_of(differences: Iterator[Difference], ranks: Ranks) -> Difference | No
 
 def holds(check: str, **figures: Any) -> Finding:
     """A check that found nothing wrong."""
-    return Finding(check, Verdict.HOLDS, figures)
+    return Finding(check, Answer.HOLDS, figures)
 
 
 def wrong(check: str, difference: Difference, **figures: Any) -> Finding:
     """A check that found something wrong."""
-    return Finding(check, Verdict.WRONG, figures, difference)
+    return Finding(check, Answer.WRONG, figures, difference)
 
 
 def over_ranks(finding: Finding) -> Finding:
@@ -100,4 +100,4 @@ def over_ranks(finding: Finding) -> Finding:
 
 def not_run(check: str, reason: str, **figures: Any) -> Finding:
     """A check that could not be made here, or not of what it is about."""
-    return Finding(check, Verdict.NOT_RUN, figures, reason=reason)
+    return Finding(check, Answer.NOT_RUN, figures, reason=reason)

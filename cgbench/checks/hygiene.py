@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice, pairwise
-from typing import Any
 
 import torch
 
@@ -212,7 +211,7 @@ def steady_growth(seen: Sequence[tuple[int, int | None]]) -> int:
     return grown
 
 
-def _figures(subject: Subject) -> dict[str, Any]:
+def _figures(subject: Subject) -> dict[str, int | str]:
     """How much was looked at, and nodes of the largest bucket's iteration: its one graph's, or
     its three's together."""
     graphs = subject.graph_sets.values()

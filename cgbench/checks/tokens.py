@@ -101,7 +101,7 @@ class Judge:
                 self.margins.append(margin)
                 return True
         target = self.subject.spec.target
-        if target.has_experts and picks_when_rounded_otherwise(target, pick, got):
+        if target.has_mixtures and picks_when_rounded_otherwise(target, pick, got):
             self.rerouted += 1
             return True
         self.margins.append(margin)

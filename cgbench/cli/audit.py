@@ -205,7 +205,7 @@ def _results(subject: "Subject", checks: "list[Check]") -> "Iterator[Result]":
             start = time.perf_counter()
             finding = over_ranks(check.run(subject))
             yield finding, finding_facts(finding, check.title, time.perf_counter() - start)
-            say_when_piped(f"{check.name}: {finding.verdict}")
+            say_when_piped(f"{check.name}: {finding.answer}")
             bar.advance(task)
 
 

@@ -27,7 +27,7 @@ from cgbench.words import Status
 
 if TYPE_CHECKING:
     from cgbench.engine.deployment import Deployment, DummyRun
-    from cgbench.floor.device_limits import DeviceLimits
+    from cgbench.floor.rates import DeviceLimits
     from cgbench.measure.group import Group
     from cgbench.measure.session import Session
     from cgbench.rundir.schema import Sample
@@ -160,7 +160,7 @@ def _measure_limits(deployment: "Deployment", directory: "RunDirectory | None") 
     with working("measure read bandwidth and matrix rate"):
         limits = device_limits(deployment.device, deployment.spec.target.dtype)
     if directory is not None:
-        directory.record.floor["limits"] = asdict(limits)
+        directory.record.set_limits(limits)
     return limits
 
 
@@ -169,7 +169,7 @@ def _keep_capture(
 ) -> None:
     if largest is None or directory is None:
         return
-    directory.record.capture |= asdict(largest)
+    directory.record.add_capture(asdict(largest))
     with _writing(directory):
         directory.write_capture([c for gs in deployment.graph_sets.values() for c in gs.costs])
 
@@ -185,7 +185,7 @@ def _measure(session: "Session", directory: "RunDirectory | None", *, save_token
             group = measure_group(session, batch_size, partial(bar.advance, task))
             if directory is not None:
                 clock = session.clock
-                directory.record.seconds = {"run": clock.run_s, "audit": clock.audit_s}
+                directory.record.set_seconds(run=clock.run_s, audit=clock.audit_s)
                 _keep(group, batch_size, directory, save_tokens=save_tokens)
             # No rank goes on to what may end it before this batch size is on disk.
             barrier(f"what follows batch size {batch_size}")
@@ -193,10 +193,9 @@ def _measure(session: "Session", directory: "RunDirectory | None", *, save_token
 
 def _keep(group: "Group", batch_size: int, directory: "RunDirectory", *, save_tokens: bool) -> None:
     """Write one batch size, and tell what is to be told of it."""
-    from cgbench.rundir.accounts import keep_accounts
     from cgbench.rundir.floor_verdict import floor_lines
 
-    keep_accounts(directory.record, batch_size, group.accounts)
+    directory.record.keep_accounts(batch_size, group.accounts)
     _report_collectives(group.samples, directory)
     _report([*map(_failed, group.failures), *group.doubts], directory)
     tokens = group.tokens if save_tokens else ()
@@ -210,8 +209,9 @@ def _report_collectives(samples: "list[Sample]", directory: "RunDirectory") -> N
     """What the ranks' collectives take of each cell's iteration: told, and kept in the record."""
     from cgbench.rundir.collective_share import collective_shares
 
-    for share in collective_shares(samples):
-        directory.record.model["tensor_parallel"]["collectives"].append(share.facts)
+    shares = [*collective_shares(samples)]
+    directory.record.add_collectives(shares)
+    for share in shares:
         say(share.text)
 
 
@@ -221,7 +221,6 @@ def _failed(failure: str) -> str:
 
 def _report(lines: list[str], directory: "RunDirectory") -> None:
     """What is wrong with a group is told at once, and kept in the record."""
-    warnings = directory.record.warnings
-    warnings += [line for line in lines if line not in warnings]
+    directory.record.add_warnings(lines)
     for line in lines:
         say(line)

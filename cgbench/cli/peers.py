@@ -149,10 +149,9 @@ def execute(request: PeersRequest, output: Path | None) -> "tuple[SharedFacts, l
 
 def _engines(setup: "Setup", request: PeersRequest) -> "list[Engine]":
     """This tool and transformers, with the same weights and prompts."""
-    from cgbench.models.loading_plan import loading_of, plan_loading
-
     from cgbench.engines.iterations import OwnEngine
     from cgbench.engines.transformers_decode import TransformersEngine
+    from cgbench.models.loading_plan import loading_of, plan_loading
 
     run, k, deployment = request.run, request.spec_tokens, setup.deployment
     prompts = setup.workload.contexts(request.batch_size, run.workload.context_len)

@@ -18,6 +18,7 @@ from cgbench.errors import ExitCode, ProcessError, RunDirectoryError
 from cgbench.request.run_request import RunRequest
 
 if TYPE_CHECKING:
+    from cgbench.rundir.record_parts import Resumed
     from cgbench.rundir.store import RunDirectory
 
 PARTS = "processes"
@@ -37,14 +38,15 @@ def measure_in_processes(request: RunRequest, path: Path, *, resume: bool) -> "R
     alone = replace(request, timing=replace(request.timing, processes=1))
     parts = [path / PARTS / str(number) for number in range(count)]
     kept = [n for n, part in enumerate(parts) if _is_finished(part, alone)]
-    gone_on = {"utc": datetime.now(UTC).isoformat(timespec="seconds"), "kept_processes": kept}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     for number, part in enumerate(parts):
         if number in kept:
             continue
         say(f"process {number + 1} of {count}")
         _run(alone, part, f"process {number + 1} of {count}")
     opened = [RunDirectory.open(part) for part in parts]
-    run = merge_runs(opened, path, latency_markdown, resumed=[gone_on] if resume else [])
+    gone_on: list[Resumed] = [{"utc": now, "kept_processes": kept}] if resume else []
+    run = merge_runs(opened, path, latency_markdown, resumed=gone_on)
     shutil.rmtree(path / PARTS)
     return run
 

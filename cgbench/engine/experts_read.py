@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cgbench.engine.iteration import BEGIN, Speculator
+from cgbench.engine.iteration import Speculator
 from cgbench.models.routing import mixtures_of, watched_choices
+from cgbench.words import Stage
 
 
 @dataclass
@@ -18,13 +19,13 @@ class ExpertCounter:
     before ``means`` is asked for."""
 
     spec: Speculator
-    _distinct: dict[str, Tensor] = field(default_factory=dict)
-    _mixtures: Counter[str] = field(default_factory=Counter)
+    _distinct: dict[Stage, Tensor] = field(default_factory=dict)
+    _mixtures: Counter[Stage] = field(default_factory=Counter)
     _pending: list[Tensor] = field(default_factory=list)
 
-    def mark(self, stage: str) -> None:
-        """Ends ``stage``, or with ``BEGIN`` an iteration's before."""
-        if self._pending and stage != BEGIN:
+    def mark(self, stage: Stage | None) -> None:
+        """Ends ``stage``, or with None what ran before an iteration."""
+        if self._pending and stage is not None:
             together = torch.stack(self._pending).sum()
             self._distinct[stage] = self._distinct.get(stage, 0) + together
             self._mixtures[stage] += len(self._pending)
@@ -39,7 +40,7 @@ class ExpertCounter:
         seen = torch.zeros(num_experts, dtype=torch.long, device=chosen.device)
         self._pending.append(seen.index_fill_(0, chosen.flatten(), 1).sum())
 
-    def means(self) -> dict[str, float]:
+    def means(self) -> dict[Stage, float]:
         """By stage, the mean distinct experts of one mixture in one forward."""
         return {
             stage: float(total) / self._mixtures[stage] for stage, total in self._distinct.items()

@@ -19,16 +19,13 @@ from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
 from cgbench.parallel.collectives import from_first_rank
 from cgbench.request.choices import FirstEmbedding
+from cgbench.words import Stage
 
-Mark = Callable[[str], None]
-"""Called at the end of a stage with its name."""
-
-
-BEGIN = "begin"
-"""The mark before the first stage."""
+Mark = Callable[[Stage | None], None]
+"""Called at the end of every stage with it, and with None where the first one begins."""
 
 
-def no_mark(_: str) -> None:
+def no_mark(_: Stage | None) -> None:
     """The mark of an iteration that is not taken apart."""
 
 
@@ -103,7 +100,7 @@ def take_row(hidden: Tensor, index: Tensor) -> Tensor:
 @torch.inference_mode()
 def iteration(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
     """One whole iteration over the first b rows, in place."""
-    mark(BEGIN)
+    mark(None)
     verify_phase(spec, rows, mark)
     if rows.spec_tokens:
         draft_first_phase(spec, rows, mark)
@@ -114,23 +111,23 @@ def iteration(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
 def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
     """Verify and accept; with no drafts to make (k = 0), commit too."""
     logits = verify(spec, rows)
-    mark("verify")
+    mark(Stage.VERIFY)
     if spec.accept.is_random:
         # All of it, whatever the bucket, so that the draws of a request depend on no other.
         rows.uniforms.uniform_()
     spec.accept(rows, logits)
     spec.settled(rows.result)
-    mark("accept")
+    mark(Stage.ACCEPT)
     if not rows.spec_tokens:
         commit(rows)
-        mark("commit")
+        mark(Stage.COMMIT)
 
 
 @torch.inference_mode()
 def draft_first_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
     """Draft 1: the head over the k + 1 verified rows."""
     draft_first(spec, rows)
-    mark("draft_1")
+    mark(Stage.draft(1))
 
 
 @torch.inference_mode()
@@ -138,9 +135,9 @@ def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> 
     """Drafts 2..k, one token a request each, and commit."""
     for step in range(2, rows.spec_tokens + 1):
         draft_next(spec, rows, step)
-        mark(f"draft_{step}")
+        mark(Stage.draft(step))
     commit(rows)
-    mark("commit")
+    mark(Stage.COMMIT)
 
 
 def verify(spec: Speculator, rows: RowState) -> Tensor:

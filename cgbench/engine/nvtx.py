@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from torch.cuda import nvtx
 
 from cgbench.engine.graphs import GraphSet
-from cgbench.engine.iteration import BEGIN, Speculator, iteration
+from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.runner import EagerRunner, GraphRunner
 from cgbench.engine.state import DecodeState
 from cgbench.planning import CapturePlan
+from cgbench.words import Stage
 
 
 @contextmanager
@@ -31,15 +32,14 @@ class StageRanges:
     """A ``Mark`` that turns the ends of stages into ranges, for it knows which one comes next."""
 
     def __init__(self, spec_tokens: int) -> None:
-        drafts = (f"draft_{step}" for step in range(1, spec_tokens + 1))
-        stages = ("verify", "accept", *drafts, "commit")
-        self._next = dict(zip((BEGIN, *stages), stages, strict=False))
+        stages = Stage.of_iteration(spec_tokens)
+        self._next = dict(zip((None, *stages), stages, strict=False))
 
-    def __call__(self, stage: str) -> None:
-        if stage != BEGIN:
+    def __call__(self, stage: Stage | None) -> None:
+        if stage is not None:
             nvtx.range_pop()
         if stage in self._next:
-            nvtx.range_push(self._next[stage])
+            nvtx.range_push(str(self._next[stage]))
 
 
 class NvtxEagerRunner(EagerRunner):

@@ -24,10 +24,10 @@ def prefill(
 ) -> Prefilled:
     """The target over every prompt, then the head over the same rows.
 
-    Prompts are token ids, none empty; they run in groups, padded to each group's longest, of at
+    Prompts are token ids, none empty; they run in waves, padded to each wave's longest, of at
     most ``max_num_tokens`` tokens (one prompt at least). The head's row i pairs hidden i with
     token i + 1; at the last row that is the target's first new token. ``seed`` is for a rule that
-    draws that token: one draw a request, whatever the groups. ``distinct``: balanced routing takes
+    draws that token: one draw a request, whatever the waves. ``distinct``: balanced routing takes
     equal prompts for different requests, as they are where a batch is timed.
     """
     keys = request_keys(prompts, spec.target.device)
@@ -35,7 +35,7 @@ def prefill(
         keys = torch.arange(len(prompts), device=keys.device)
     spec.cache.request_keys[: len(prompts)] = keys
     uniforms = _uniforms(len(prompts), seed)
-    parts = [_prefill_group(spec, group, uniforms) for group in _groups(prompts, max_num_tokens)]
+    parts = [_prefill_wave(spec, wave, uniforms) for wave in _waves(prompts, max_num_tokens)]
     blocks = [part.block_out for part in parts if part.block_out is not None]
     return Prefilled(
         last=torch.cat([part.last for part in parts]),
@@ -90,33 +90,35 @@ def _draft(spec: Speculator, rows: RowState, prefilled: Prefilled) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class _Wave:
+    """Prompts that one forward takes."""
+
     first_slot: int
     prompts: list[list[int]]
 
 
-def _groups(prompts: list[list[int]], max_num_tokens: int) -> list[_Group]:
-    groups: list[_Group] = []
+def _waves(prompts: list[list[int]], max_num_tokens: int) -> list[_Wave]:
+    waves: list[_Wave] = []
     for slot, prompt in enumerate(prompts):
-        if groups:
-            longest = max(len(prompt), *map(len, groups[-1].prompts))
-            if longest * (len(groups[-1].prompts) + 1) <= max_num_tokens:
-                groups[-1].prompts.append(prompt)
+        if waves:
+            longest = max(len(prompt), *map(len, waves[-1].prompts))
+            if longest * (len(waves[-1].prompts) + 1) <= max_num_tokens:
+                waves[-1].prompts.append(prompt)
                 continue
-        groups.append(_Group(slot, [prompt]))
-    return groups
+        waves.append(_Wave(slot, [prompt]))
+    return waves
 
 
-def _prefill_group(spec: Speculator, group: _Group, uniforms: list[float]) -> Prefilled:
+def _prefill_wave(spec: Speculator, wave: _Wave, uniforms: list[float]) -> Prefilled:
     device = spec.target.device
-    lengths = torch.tensor([len(prompt) for prompt in group.prompts], device=device)
-    longest = max(map(len, group.prompts))
+    lengths = torch.tensor([len(prompt) for prompt in wave.prompts], device=device)
+    longest = max(map(len, wave.prompts))
     tokens = torch.tensor(
-        [prompt + [0] * (longest - len(prompt)) for prompt in group.prompts], device=device
+        [prompt + [0] * (longest - len(prompt)) for prompt in wave.prompts], device=device
     )
-    slots = torch.arange(len(group.prompts), device=device) + group.first_slot
-    end = group.first_slot + len(group.prompts)
-    draws = torch.tensor(uniforms[group.first_slot : end], device=device)
+    slots = torch.arange(len(wave.prompts), device=device) + wave.first_slot
+    end = wave.first_slot + len(wave.prompts)
+    draws = torch.tensor(uniforms[wave.first_slot : end], device=device)
     return prefill_slots(spec, tokens, lengths, slots, draws)
 
 

@@ -39,7 +39,7 @@ def load_peer(plan: LoadingPlan) -> PreTrainedModel:
     if plan.gguf_file is not None:
         raise PeerError("a GGUF file: give a folder of safetensors")
     implementations: dict[str, Any] = {"attn_implementation": "sdpa"}
-    if plan.skeleton.target.has_experts:
+    if plan.skeleton.target.has_mixtures:
         implementations["experts_implementation"] = "grouped_mm"
     if request.preset is None:
         model = auto_class_for(plan.config).from_pretrained(

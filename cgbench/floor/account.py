@@ -1,9 +1,34 @@
 """What a floor is made of, as ``run.json`` keeps it. No torch, no pandas."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
-from cgbench.words import Scope
+from cgbench.words import Scope, Stage, StageKind
+
+
+class LineFacts(TypedDict):
+    """A ``FloorLine`` in ``run.json``."""
+
+    stage: str
+    what: str
+    count: int
+    num_bytes: float
+    flops: float
+    bound_by: str
+    seconds: float
+    experts_read: float | None
+    experts_expected: float | None
+
+
+class AccountFacts(TypedDict):
+    """An ``Account`` in ``run.json``."""
+
+    scope: str
+    spec_tokens: int
+    batch_size: int
+    context_len: float
+    lines: list[LineFacts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +41,7 @@ class FloorLine:
     uniform choice would read.
     """
 
-    stage: str
+    stage: Stage
     what: str
     count: int
     num_bytes: float
@@ -25,6 +50,25 @@ class FloorLine:
     seconds: float
     experts_read: float | None = None
     experts_expected: float | None = None
+
+    def to_dict(self) -> LineFacts:
+        """As ``run.json`` keeps it."""
+        return LineFacts(
+            stage=str(self.stage),
+            what=self.what,
+            count=self.count,
+            num_bytes=self.num_bytes,
+            flops=self.flops,
+            bound_by=self.bound_by,
+            seconds=self.seconds,
+            experts_read=self.experts_read,
+            experts_expected=self.experts_expected,
+        )
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """A line as ``run.json`` keeps it. Raises as ``Account.from_dict``."""
+        return cls(**{**raw, "stage": Stage.parse(str(raw["stage"]))})
 
     def plus(self, other: Self) -> Self:
         """Both together: another step of the same work."""
@@ -58,15 +102,28 @@ class Account:
     context_len: float
     lines: tuple[FloorLine, ...]
 
+    def to_dict(self) -> AccountFacts:
+        """As ``run.json`` keeps it."""
+        return AccountFacts(
+            scope=self.scope.value,
+            spec_tokens=self.spec_tokens,
+            batch_size=self.batch_size,
+            context_len=self.context_len,
+            lines=[line.to_dict() for line in self.lines],
+        )
+
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """An account as ``run.json`` keeps it."""
-        lines = tuple(FloorLine(**line) for line in raw["lines"])
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """An account as ``run.json`` keeps it.
+
+        Raises ``TypeError``, ``KeyError`` or ``ValueError`` where it is none.
+        """
+        lines = tuple(FloorLine.from_dict(line) for line in raw["lines"])
         return cls(**{**raw, "scope": Scope(raw["scope"]), "lines": lines})
 
 
-def account_stage(stage: str, spec_tokens: int) -> str:
-    """What an account calls a stage of the samples: drafts 2..k are one there."""
-    if not stage.startswith("draft_") or stage == "draft_1":
+def account_stage(stage: Stage, spec_tokens: int) -> Stage:
+    """Where an account has a stage of the samples: drafts 2..k are one there."""
+    if stage.kind is not StageKind.DRAFT or stage.first in (None, 1):
         return stage
-    return "draft_2" if spec_tokens == 2 else f"draft_2..{spec_tokens}"
+    return Stage.draft(2, spec_tokens)

@@ -14,6 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from cgbench.floor.rates import DeviceLimits
 from cgbench.kernels.gpu import runs_kernels
 
 Work = Callable[[], object]
@@ -29,20 +30,6 @@ MATRICES = {
 SECONDS_A_KERNEL = 0.12
 
 CPU_CACHES = "/sys/devices/system/cpu/cpu0/cache"
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceLimits:
-    """The best rates seen: bytes read a second, and operations a second of a matrix product in
-    the run's dtype (a multiply and an add are two)."""
-
-    read_bytes_per_s: float
-    flops_per_s: float
-    read_spread_frac: float = 0.0
-    """How much slower the median repetition of the fastest read was than its best."""
-    cache_bytes: int | None = None
-    """What the device's last cache holds: weights that fit need not come from memory. None where
-    the system does not tell."""
 
 
 @functools.cache

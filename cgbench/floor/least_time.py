@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from cgbench.floor.account import Account, FloorLine, account_stage
-from cgbench.floor.device_limits import DeviceLimits
+from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import AttentionShape, ForwardWork, ModelWork, Product, rank_work
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.loader import LoadedModel
-from cgbench.words import Scope
+from cgbench.words import Scope, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Batch:
     batch_size: int
     spec_tokens: int
     context_len: float
-    experts_read: Mapping[str, float] = field(default_factory=dict)
+    experts_read: Mapping[Stage, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Floor:
 
     def account(self, batch: Batch) -> list[FloorLine]:
         """The iteration's lines, stage after stage; drafts 2..k are one stage."""
-        merged: dict[tuple[str, str], FloorLine] = {}
+        merged: dict[tuple[Stage, str], FloorLine] = {}
         for line in self._lines(batch):
             key = (line.stage, line.what)
             merged[key] = line if key not in merged else merged[key].plus(line)
@@ -69,22 +69,22 @@ class Floor:
         query_len = k + 1
         lm_head = self.work.lm_head
         read = batch.experts_read
-        target = self.work.target
-        yield from self._forward("verify", target, b, query_len, context, read.get("verify"))
-        yield from self._forward("verify", lm_head, b, query_len, context)
+        target, verify = self.work.target, Stage.VERIFY
+        yield from self._forward(verify, target, b, query_len, context, read.get(verify))
+        yield from self._forward(verify, lm_head, b, query_len, context)
         for step in range(1, k + 1):
             assert self.work.head is not None
-            stage = account_stage(f"draft_{step}", k)
+            draft = Stage.draft(step)
+            stage = account_stage(draft, k)
             rows = query_len if step == 1 else 1
             # Drafts that were kept lengthen it by up to k rows more, which a floor may leave out.
             start = context if step == 1 else context + step - 1
-            counted = read.get(f"draft_{step}")
-            yield from self._forward(stage, self.work.head, b, rows, start, counted)
+            yield from self._forward(stage, self.work.head, b, rows, start, read.get(draft))
             yield from self._forward(stage, self.work.draft_output, b, 1, context)
 
     def _forward(
         self,
-        stage: str,
+        stage: Stage,
         work: ForwardWork,
         batch_size: int,
         query_len: int,
@@ -120,7 +120,9 @@ class Floor:
             flops = count * num_tokens * recurrence_flops(state)
             yield self._line(stage, "recurrent state", count, live, flops)
 
-    def _line(self, stage: str, what: str, count: int, num_bytes: float, flops: float) -> FloorLine:
+    def _line(
+        self, stage: Stage, what: str, count: int, num_bytes: float, flops: float
+    ) -> FloorLine:
         read_s = num_bytes / self.limits.read_bytes_per_s
         multiply_s = flops / self.limits.flops_per_s
         return FloorLine(

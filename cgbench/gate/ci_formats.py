@@ -6,8 +6,9 @@ from dataclasses import asdict
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from cgbench.gate.comparison import Comparison
-from cgbench.gate.verdicts import ITERATION, MEMORY, TPOT, Line, Verdict
+from cgbench.gate.verdicts import ITERATION, MEMORY, TPOT, Line
 from cgbench.gate.wording import change, evidence, subject, summary
+from cgbench.words import Verdict
 
 LEVELS = {
     Verdict.REGRESSED: "error",

@@ -22,13 +22,12 @@ from cgbench.gate.verdicts import (
     Gate,
     Line,
     Metric,
-    Verdict,
     decide,
     decide_status,
     doubted,
     exit_code,
 )
-from cgbench.words import Status
+from cgbench.words import Status, Verdict
 
 # Blocks that count for fewer than this share of their number follow each other.
 DRIFTING = 0.25
@@ -121,7 +120,7 @@ def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Lin
 
 
 def _is_left_out(pair: Pair) -> bool:
-    return any(row["status"] == Status.FLOOR_BEATEN for row in (pair.base, pair.new) if row)
+    return any(cell.status is Status.FLOOR_BEATEN for cell in pair.cells)
 
 
 def _questions(cells: list[Pair], base: Evidence, new: Evidence) -> Iterator[Question]:
@@ -140,12 +139,12 @@ def _has_numbers(pair: Pair) -> bool:
 
 def _status_verdict(pair: Pair) -> Verdict | None:
     assert pair.base and pair.new
-    return decide_status(Status(pair.base["status"]), Status(pair.new["status"]))
+    return decide_status(pair.base.status, pair.new.status)
 
 
 def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
     """What a pair says without any number: that it is none, its statuses, its facts."""
-    where = pair.place._asdict()
+    where = pair.place.where
     if pair.base is None or pair.new is None:
         yield Line(
             what="cell",
@@ -156,12 +155,12 @@ def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
         )
         return
     if verdict := _status_verdict(pair):
-        statuses = pair.base["status"], pair.new["status"]
+        statuses = pair.base.status, pair.new.status
         yield Line(
             what="status",
             verdict=verdict,
             # A cell without a sound number is left out: it says nothing of what changed.
-            gated=Status.FLOOR_BEATEN.value not in statuses,
+            gated=Status.FLOOR_BEATEN not in statuses,
             base=statuses[0],
             new=statuses[1],
             **where,

@@ -1,8 +1,9 @@
 """A run directory reduced to what a comparison rests on: one row a cell and block."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeAlias, cast
+from typing import Any, NamedTuple, Self, TypeAlias, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -13,11 +14,19 @@ from cgbench.rundir.schema import LATENCY_KEY
 from cgbench.rundir.store import RunDirectory
 from cgbench.rundir.summary import CELL
 from cgbench.statistics import Estimate, Floats, blocks_estimate, processes_estimate, repetition
+from cgbench.words import Status
 
 Key: TypeAlias = tuple[Any, ...]
 """The values of ``LATENCY_KEY``."""
 
-Row: TypeAlias = dict[str, Any]
+
+class LinePlace(TypedDict, total=False):
+    """What a line or a question is about: a cell, a graph, or a k; nothing for the whole run."""
+
+    scope: str
+    spec_tokens: int
+    batch_size: int
+    place: str
 
 
 class Place(NamedTuple):
@@ -26,6 +35,25 @@ class Place(NamedTuple):
     scope: str
     spec_tokens: int
     batch_size: int
+
+    @property
+    def where(self) -> LinePlace:
+        return LinePlace(scope=self.scope, spec_tokens=self.spec_tokens, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCell:
+    """A row of ``latency.csv``, but for the times, which are ``observed``."""
+
+    key: Key
+    place: Place
+    settings: dict[str, str]
+    """``device`` and the columns of ``LATENCY_KEY``, as text."""
+    mode: str
+    bucket: int | None
+    status: Status
+    tokens_sha256: str | None
+    peak_memory_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +87,7 @@ class Evidence:
     name: str
     path: Path
     record: RunRecord
-    cells: dict[Key, Row]
+    cells: dict[Key, MeasuredCell]
     observed: dict[tuple[Place, str], Observed]
     counts: dict[Place, list[tuple[int, int]]]
     capture: pd.DataFrame
@@ -76,12 +104,12 @@ class Evidence:
     def of(cls, name: str, run: RunDirectory) -> Self:
         """A run that has been opened."""
         tables = run.tables
-        rows = cast(list[Row], tables.latency.astype(object).to_dict("records"))
+        cells = _cells(tables.latency)
         return cls(
             name=name,
             path=run.path,
             record=run.record,
-            cells={tuple(row[column] for column in LATENCY_KEY): row for row in rows},
+            cells={cell.key: cell for cell in cells},
             observed=_by_cell(block_times(tables.samples)),
             counts=_counts(tables.acceptance),
             capture=tables.capture,
@@ -115,6 +143,20 @@ def _place(key: Any) -> Place:
     return Place(*key)
 
 
-def place_of(row: Row) -> Place:
-    """Where a latency row stands within its run."""
-    return Place(row["scope"], row["spec_tokens"], row["batch_size"])
+def _cells(latency: pd.DataFrame) -> Iterator[MeasuredCell]:
+    for row in latency.astype(object).to_dict("records"):
+        yield MeasuredCell(
+            key=tuple(row[column] for column in LATENCY_KEY),
+            place=Place(row["scope"], row["spec_tokens"], row["batch_size"]),
+            settings={name: str(row[name]) for name in ("device", *LATENCY_KEY)},
+            mode=row["mode"],
+            bucket=_whole(row["bucket"]),
+            status=Status(row["status"]),
+            tokens_sha256=None if pd.isna(row["tokens_sha256"]) else row["tokens_sha256"],
+            peak_memory_bytes=_whole(row["peak_memory_bytes"]),
+        )
+
+
+def _whole(value: Any) -> int | None:
+    """None for an empty cell."""
+    return None if pd.isna(value) else int(value)

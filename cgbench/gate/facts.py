@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from cgbench.gate.evidence import Evidence, Row
+from cgbench.gate.evidence import Evidence, LinePlace, MeasuredCell
 from cgbench.gate.pairs import Pair
-from cgbench.gate.verdicts import FACTS, Gate, Line, Verdict
-from cgbench.rundir.record import PlanFacts
-from cgbench.words import Phase
+from cgbench.gate.verdicts import FACTS, Gate, Line
+from cgbench.rundir.record_parts import PlanFacts
+from cgbench.words import Phase, Verdict
 
 # The driver's own bytes come in its pages and may differ between two runs of one build.
 GRAPH_FACTS = {"nodes": True, "pool_bytes": True, "driver_bytes": False}
@@ -48,17 +48,19 @@ def cell_facts(pair: Pair, gate: Gate, *, allow_token_change: bool) -> Iterator[
     """What a cell ran as, and the tokens that it generated."""
     base, new = pair.base, pair.new
     assert base and new
-    where = pair.place._asdict()
-    yield _fact("mode", (base["mode"], new["mode"]), gate, **where)
-    yield _fact("bucket", (_integer(base["bucket"]), _integer(new["bucket"])), gate, **where)
+    where = pair.place.where
+    yield _fact("mode", (base.mode, new.mode), gate, **where)
+    yield _fact("bucket", (base.bucket, new.bucket), gate, **where)
     yield _tokens(base, new, where, allow_token_change=allow_token_change)
 
 
-def _tokens(base: Row, new: Row, where: dict[str, Any], *, allow_token_change: bool) -> Line:
+def _tokens(
+    base: MeasuredCell, new: MeasuredCell, where: LinePlace, *, allow_token_change: bool
+) -> Line:
     """In float32 greedy decoding has one right answer, in every scope; rounding alone may change
     it in lower precision."""
-    is_exact = base["dtype"] == "float32" and base["acceptance"] == "greedy"
-    hashes = _text(base["tokens_sha256"]), _text(new["tokens_sha256"])
+    is_exact = base.settings["dtype"] == "float32" and base.settings["acceptance"] == "greedy"
+    hashes = base.tokens_sha256, new.tokens_sha256
     line = replace(_fact("tokens", hashes, None, **where), gated=is_exact)
     if line.verdict is Verdict.SAME or not is_exact or allow_token_change:
         return line
@@ -78,9 +80,9 @@ def _fact(what: str, values: tuple[Any, Any], gate: Gate | None, **where: Any) -
     return replace(line, verdict=Verdict.CHANGED)
 
 
-def _graph_place(phase: str, spec_tokens: int, bucket: int) -> dict[str, Any]:
+def _graph_place(phase: str, spec_tokens: int, bucket: int) -> LinePlace:
     place = f"{phase} graph, bucket {bucket}"
-    return {"scope": Phase(phase).scope.value, "spec_tokens": spec_tokens, "place": place}
+    return LinePlace(scope=Phase(phase).scope.value, spec_tokens=spec_tokens, place=place)
 
 
 def _graphs(capture: pd.DataFrame) -> dict[tuple[str, int, int], dict[Any, Any]]:
@@ -98,7 +100,3 @@ def _planned(plans: dict[int, PlanFacts]) -> int:
 
 def _integer(value: Any) -> int | None:
     return None if pd.isna(value) else int(value)
-
-
-def _text(value: Any) -> str | None:
-    return None if pd.isna(value) else str(value)

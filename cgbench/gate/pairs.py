@@ -1,12 +1,13 @@
 """What keeps two runs apart, what merely differs, and which cells meet."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cgbench.gate.evidence import Evidence, Key, Place, Row, place_of
+from cgbench.gate.evidence import Evidence, Key, MeasuredCell, Place
 from cgbench.request.command_line import flag_name
 from cgbench.rundir.record import resumed_words
+from cgbench.rundir.record_parts import Setting, TelemetryFacts, Told
 from cgbench.rundir.schema import LATENCY_KEY
 
 # These say where in a run a cell stands; the rest of the key is a setting of the whole run.
@@ -16,7 +17,7 @@ WORKLOAD = ("version", "sha256", "context_band_tokens")
 WORKLOAD_FLAGS = ("max_new_tokens", "ignore_eos", "seed")
 
 
-CLOCKS = ("sm_clock_mhz", "memory_clock_mhz")
+CLOCKS: tuple[Told, ...] = ("sm_clock_mhz", "memory_clock_mhz")
 
 # As far apart as blocks of one run may be before they are discarded.
 CLOCK_TOLERANCE = 0.03
@@ -24,16 +25,19 @@ CLOCK_TOLERANCE = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A cell's latency row in each run; None where that run lacks it."""
+    """A cell in each run; None where that run lacks it."""
 
-    base: Row | None
-    new: Row | None
+    base: MeasuredCell | None
+    new: MeasuredCell | None
+
+    @property
+    def cells(self) -> tuple[MeasuredCell, ...]:
+        """Those that are there."""
+        return tuple(cell for cell in (self.base, self.new) if cell)
 
     @property
     def place(self) -> Place:
-        row = self.base or self.new
-        assert row
-        return place_of(row)
+        return self.cells[0].place
 
 
 def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
@@ -85,7 +89,7 @@ def pairs(base: Evidence, new: Evidence) -> list[Pair]:
 
 def _settings(run: Evidence, name: str) -> set[str]:
     """The distinct values of one column."""
-    return {str(row[name]) for row in run.cells.values()}
+    return {cell.settings[name] for cell in run.cells.values()}
 
 
 def _differing(what: str, base: Any, new: Any) -> Iterator[str]:
@@ -100,15 +104,15 @@ def _disjoint(what: str, base: set[str], new: set[str]) -> Iterator[str]:
 
 
 def _each_differing(
-    base: dict[str, Any], new: dict[str, Any], name_of: Callable[[str], str]
+    base: Mapping[str, Setting], new: Mapping[str, Setting], name_of: Callable[[str], str]
 ) -> Iterator[str]:
-    for name in base | new:
+    for name in dict.fromkeys([*base, *new]):
         yield from _differing(name_of(name), base.get(name), new.get(name))
 
 
-def _median(telemetry: dict[str, Any], name: str) -> float | None:
+def _median(telemetry: TelemetryFacts, name: Told) -> float | None:
     spread = telemetry.get(name)
-    return spread.get("median") if isinstance(spread, dict) else None
+    return None if spread is None else spread["median"]
 
 
 def _other_clocks(name: str, base: float | None, new: float | None) -> Iterator[str]:

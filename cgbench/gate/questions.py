@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import exp, inf, log, nan
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 
-from cgbench.gate.evidence import Evidence, Observed, Place
+from cgbench.gate.evidence import Evidence, LinePlace, Observed, Place
 from cgbench.gate.intervals import difference, log_length_estimate, rate_estimate
 from cgbench.gate.pairs import Pair
 from cgbench.gate.verdicts import (
@@ -23,15 +23,16 @@ from cgbench.gate.verdicts import (
     acceptance_rate,
 )
 from cgbench.request.acceptance_lengths import stated_length
+from cgbench.rundir.block_times import WALL
 from cgbench.rundir.schema import COLD
 from cgbench.rundir.summary import with_costs
 from cgbench.statistics import Estimate, median_estimate
-from cgbench.words import Status
+from cgbench.words import StageKind, Status
 
 NO_EFFECT = Estimate(0.0)
 UNKNOWN = Estimate(nan, inf, 1)
 
-TIMES = ("iteration", "wall", "host_gap", *(stage.name for stage in STAGES))
+TIMES = (StageKind.ITERATION.value, WALL, StageKind.HOST_GAP.value, *(s.name for s in STAGES))
 """What evidence holds of a cell's times, where it was measured."""
 
 GRAPH = ["phase", "spec_tokens", "bucket"]
@@ -51,7 +52,7 @@ class Question:
     """
 
     metric: Metric
-    where: dict[str, Any]
+    where: LinePlace
     base: float | None = None
     new: float | None = None
     effect: Estimate | None = None
@@ -72,21 +73,21 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
     assert pair.base and pair.new
     place = pair.place
     is_one = _is_one(place, base, new)
-    for metric, column in ((ITERATION, "iteration"), *((s, s.name) for s in STAGES)):
-        times = base.observed.get((place, column)), new.observed.get((place, column))
+    for metric in (ITERATION, *STAGES):
+        times = [run.observed.get((place, metric.name)) for run in (base, new)]
         if metric is ITERATION or not all(each is None for each in times):
-            yield _of_blocks(metric, place, *times, is_one)
+            yield _of_blocks(metric, place, times[0], times[1], is_one)
     copies = _copies(pair, base)
     counts = tuple(_once(run.counts.get(place, []), copies) for run in (base, new))
-    stated = stated_length(pair.base["acceptance"], place.spec_tokens)
-    if pair.base["l2"] != COLD:  # whose wall time would hold the flush
-        gaps = tuple(run.observed.get((place, "host_gap")) for run in (base, new))
+    stated = stated_length(pair.base.settings["acceptance"], place.spec_tokens)
+    if pair.base.settings["l2"] != COLD:  # whose wall time would hold the flush
+        gaps = tuple(run.observed.get((place, StageKind.HOST_GAP.value)) for run in (base, new))
         yield _of_blocks(HOST_GAP, place, gaps[0], gaps[1], is_one)
-        walls = tuple(run.observed.get((place, "wall")) for run in (base, new))
+        walls = tuple(run.observed.get((place, WALL)) for run in (base, new))
         yield _tpot(place, (walls[0], walls[1]), (counts[0], counts[1]), stated, is_one)
     if place.spec_tokens:
         yield from _acceptance(place, counts[0], counts[1], stated)
-    yield _memory(place, *(row["peak_memory_bytes"] for row in (pair.base, pair.new)))
+    yield _memory(place, pair.base.peak_memory_bytes, pair.new.peak_memory_bytes)
 
 
 def _copies(pair: Pair, run: Evidence) -> float:
@@ -95,7 +96,7 @@ def _copies(pair: Pair, run: Evidence) -> float:
     own. Both runs have the same prompts."""
     assert pair.base
     num_prompts: int | None = run.record.workload.get("num_prompts")
-    if not num_prompts or pair.base["acceptance"] != "greedy":
+    if not num_prompts or pair.base.settings["acceptance"] != "greedy":
         return 1.0
     return max(pair.place.batch_size / num_prompts, 1.0)
 
@@ -118,14 +119,14 @@ def _times(place: Place, run: Evidence) -> list[list[float]]:
 
 def is_disturbed(pair: Pair) -> bool:
     """Whether either run's cell is."""
-    return any(row["status"] == Status.DISTURBED for row in (pair.base, pair.new) if row)
+    return any(cell.status is Status.DISTURBED for cell in pair.cells)
 
 
 def _missing(metric: Metric, place: Place, *is_there: bool) -> Question:
     where = " and ".join(
         name for name, there in zip(("BASE", "NEW"), is_there, strict=True) if not there
     )
-    return Question(metric, place._asdict(), reason=f"not in {where}")
+    return Question(metric, place.where, reason=f"not in {where}")
 
 
 def _of_blocks(metric: Metric, place: Place, base: Maybe, new: Maybe, is_one: bool) -> Question:
@@ -153,7 +154,7 @@ def _asked(
         values = [value - length.value for value, length in zip(values, lengths, strict=True)]
     return Question(
         metric,
-        place._asdict(),
+        place.where,
         exp(values[0]),
         exp(values[1]),
         effect,
@@ -206,7 +207,7 @@ def _acceptance(
         return
     a, b = _lengths(base, new, stated)
     rows = (round(base[0][1]), round(new[0][1]))
-    where = place._asdict()
+    where = place.where
     yield Question(ACCEPTANCE, where, exp(a.value), exp(b.value), difference(b, a), rows)
     for position, (old, now) in enumerate(zip(base, new, strict=True), start=1):
         a, b = rate_estimate(*old), rate_estimate(*now)
@@ -224,16 +225,14 @@ def _without_ratio(
     effect = NO_EFFECT if is_one else UNKNOWN
     reason = "" if is_one else "not above zero in every block: no ratio"
     counts = (len(sides[0]), len(sides[1]))
-    return Question(metric, place._asdict(), *medians, effect, counts, reason)
+    return Question(metric, place.where, *medians, effect, counts, reason)
 
 
-def _memory(place: Place, base: Any, new: Any) -> Question:
+def _memory(place: Place, base: int | None, new: int | None) -> Question:
     """One figure that the allocator counts: compared as it is."""
-    if pd.isna(base) or pd.isna(new):
-        return _missing(MEMORY, place, not pd.isna(base), not pd.isna(new))
-    return Question(
-        MEMORY, place._asdict(), float(base), float(new), Estimate(log(new) - log(base))
-    )
+    if base is None or new is None:
+        return _missing(MEMORY, place, base is not None, new is not None)
+    return Question(MEMORY, place.where, float(base), float(new), Estimate(log(new) - log(base)))
 
 
 def capture_questions(base: Evidence, new: Evidence) -> Iterator[Question]:
@@ -241,11 +240,12 @@ def capture_questions(base: Evidence, new: Evidence) -> Iterator[Question]:
     run, so the observations are the ratios of the graphs that both runs have."""
     sides = [_capture_seconds(run.capture) for run in (base, new)]
     both = pd.concat(sides, axis=1, join="inner", keys=["base", "new"])
-    for (scope, k), graphs in both.groupby(["scope", "spec_tokens"]):
+    for key, graphs in both.groupby(["scope", "spec_tokens"]):
+        scope, k = cast(tuple[str, int], key)
         old, now = (graphs[side].to_numpy("float64") for side in ("base", "new"))
         effect = median_estimate(np.log(now / old))
         effect = NO_EFFECT if np.array_equal(old, now) else effect
-        where = {"scope": scope, "spec_tokens": k, "place": "median graph"}
+        where = LinePlace(scope=scope, spec_tokens=k, place="median graph")
         rows = (len(graphs), len(graphs))
         yield Question(CAPTURE, where, float(old.sum()), float(now.sum()), effect, rows)
 

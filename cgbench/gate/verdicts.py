@@ -2,24 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self
 
 from cgbench.errors import BadInputError, ExitCode, foremost
-from cgbench.words import Scope, Status
-
-
-class Verdict(StrEnum):
-    """One line's answer. ``faster`` and ``improved`` are one answer, for times and for the rest;
-    ``changed`` is a fact that differs and is neither good nor bad."""
-
-    REGRESSED = "regressed"
-    NOT_COMPARABLE = "not comparable"
-    INCONCLUSIVE = "inconclusive"
-    CHANGED = "changed"
-    FASTER = "faster"
-    IMPROVED = "improved"
-    SAME = "same"
+from cgbench.words import PIECES, Scope, StageKind, Status, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +27,13 @@ def _time(name: str, title: str) -> Metric:
     return Metric(name, title, "ms", 1e3)
 
 
-ITERATION = _time("iteration", "iteration latency")
+ITERATION = _time(StageKind.ITERATION.value, "iteration latency")
 TPOT = _time("tpot", "TPOT")
 ACCEPTANCE = Metric(
     "acceptance", "mean acceptance length", "tokens", larger_is_worse=False, is_time=False
 )
 MEMORY = Metric("memory", "peak memory", "MB", 1e-6, is_time=False)
-STAGES = tuple(_time(stage, stage) for stage in ("verify", "accept", "draft", "commit"))
+STAGES = tuple(_time(piece.value, piece.value) for piece in PIECES)
 HOST_GAP = _time("host-gap", "host gap")
 CAPTURE = _time("capture", "capture time")
 

@@ -14,7 +14,6 @@ kernel that is not launched early begins at the end of the one ahead, as ever.
 
 import functools
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 
@@ -34,6 +33,6 @@ def early(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
 
 
-def launch_keywords(device: torch.device) -> dict[str, Any]:
+def launch_keywords(device: torch.device) -> dict[str, bool]:
     """What a launch is told on ``device``."""
     return {"launch_pdl": True} if early(device) else {}

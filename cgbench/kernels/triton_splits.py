@@ -5,7 +5,8 @@ one kernel merges them by their maxima (the flash-decoding scheme, Dao et al. 20
 """
 
 import functools
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping
+from typing import NamedTuple, Self
 
 import torch
 import triton
@@ -113,7 +114,7 @@ def _merge_kernel(
     tl.store(out + out_row * VALUE_DIM + dv, merged.to(out.dtype.element_ty), mask=dv < VALUE_DIM)
 
 
-def merge(parts: Parts, positions: Tensor, out: Tensor, shape: dict[str, Any]) -> None:
+def merge(parts: Parts, positions: Tensor, out: Tensor, shape: Mapping[str, int]) -> None:
     """Fill ``out [B, S, Hq, Dv]`` from all splits' ``parts``; ``shape`` is the constants that the
     splits were made with."""
     pairs, num_splits, num_rows = parts.maxima.shape

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cgbench.checks.finding_facts import FindingFacts
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.rundir.record import RunRecord
 
 RECORD = (
@@ -26,7 +26,7 @@ class AuditResult:
     nothing."""
 
     record: RunRecord
-    verdict: Verdict
+    verdict: Answer
     seconds: float
     findings: tuple[FindingFacts, ...]
 

@@ -1,7 +1,8 @@
 """One cell while it is measured: its tokens, acceptance, samples and memory peak."""
 
 import resource
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -16,9 +17,7 @@ from cgbench.measure.clock import IterationTime
 from cgbench.measure.disturbance import Watched
 from cgbench.parallel.ranks import Ranks
 from cgbench.rundir.schema import Sample
-from cgbench.words import Mode, Status
-
-ITERATION_STAGE = "iteration"
+from cgbench.words import Mode, Stage, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +53,14 @@ class CellRun:
     block_iterations: int = 0
     """Timed iterations of each block."""
     blocks: list[TimedBlock] = field(default_factory=list)
-    experts_read: dict[str, float] = field(default_factory=dict)
+    experts_read: dict[Stage, float] = field(default_factory=dict)
     """By stage, the mean distinct experts per expert layer in one forward; nothing of a dense
     model."""
     discarded: list[str] = field(default_factory=list)
     """Why each block does not count; empty where it does."""
+    stretches: int = 0
+    """Stretches of the timed pass so far."""
+    _num_samples: Counter[Stage] = field(default_factory=Counter)
 
     @property
     def spec_tokens(self) -> int:
@@ -107,9 +109,9 @@ class CellRun:
         """Turn the blocks that count into samples."""
         for block in self.kept:
             for times in block.times:
-                self.add_sample(block.number, ITERATION_STAGE, times.gpu_s, times.wall_s)
+                self.add_sample(block.number, Stage.ITERATION, times.gpu_s, times.wall_s)
 
-    def add_sample(self, block: int, stage: str, gpu_s: float, wall_s: float | None) -> None:
+    def add_sample(self, block: int, stage: Stage, gpu_s: float, wall_s: float | None) -> None:
         """``iteration`` counts the samples of a stage, over all blocks."""
         self.samples.append(
             Sample(
@@ -118,22 +120,18 @@ class CellRun:
                 batch_size=self.batch_size,
                 mode=self.mode,
                 block=block,
-                iteration=self._next_iteration(stage),
+                iteration=self._num_samples[stage],
                 stage=stage,
                 gpu_s=gpu_s,
                 wall_s=wall_s,
             )
         )
-
-    _counts: dict[str, int] = field(default_factory=dict)
+        self._num_samples[stage] += 1
 
     def next_stretch(self) -> int:
         """Numbers the stretches of the timed pass, alike in every cell: seeds of their draws."""
-        return self._next_iteration("stretch")
-
-    def _next_iteration(self, stage: str) -> int:
-        self._counts[stage] = self._counts.get(stage, -1) + 1
-        return self._counts[stage]
+        self.stretches += 1
+        return self.stretches - 1
 
     @contextmanager
     def watched(self, device: torch.device, ranks: Ranks) -> Iterator[None]:
@@ -166,6 +164,11 @@ class CellRun:
         self.accepted.clear()
         self.blocks.clear()
         self.discarded.clear()
+
+
+def alive(runs: Iterable[CellRun]) -> list[CellRun]:
+    """Those that go on: neither out of memory, nor found wrong."""
+    return [run for run in runs if run.status is Status.OK]
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

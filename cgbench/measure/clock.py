@@ -5,7 +5,7 @@ are timed in a pass of their own, whose events never disturb the timed one.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol, TypeAlias
@@ -17,6 +17,7 @@ from cgbench.engine.iteration import Mark, Speculator, iteration
 from cgbench.engine.readback import Reader
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import DecodeState
+from cgbench.words import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +56,8 @@ def time_iterations(
     ``flush`` runs before each iteration's first event: GPU times are without it, and there are no
     wall times, which would be with it.
     """
-    if runner.state.full.last.is_cuda:
-        return _time_cuda(runner, batch_size, count, flush)
-    runner.step(batch_size)
-    return [_time_cpu(runner, batch_size) for _ in range(count)]
-
-
-def _time_cpu(runner: Runner, batch_size: int) -> IterationTime:
-    start = time.perf_counter()
-    runner.step(batch_size)
-    elapsed = time.perf_counter() - start
-    return IterationTime(elapsed, elapsed)
-
-
-def _time_cuda(
-    runner: Runner, batch_size: int, count: int, flush: Flush | None
-) -> list[IterationTime]:
+    if not runner.state.full.last.is_cuda:
+        return _time_on_cpu(runner, batch_size, count)
     steps = range(count + 2)
     starts = [torch.cuda.Event(enable_timing=True) for _ in steps]
     ends = [torch.cuda.Event(enable_timing=True) for _ in steps]
@@ -78,6 +65,7 @@ def _time_cuda(
     rows = runner.state.rows(batch_size)
     reader = Reader(rows)
     previous = None
+    # Not in a function of its own: a profiler's stack is to be short where a graph is replayed.
     for start, end in zip(starts, ends, strict=True):
         if flush is not None:
             flush()
@@ -99,10 +87,28 @@ def _time_cuda(
     ]
 
 
+def _time_on_cpu(runner: Runner, batch_size: int, count: int) -> list[IterationTime]:
+    runner.step(batch_size)
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        runner.step(batch_size)
+        elapsed = time.perf_counter() - start
+        times.append(IterationTime(elapsed, elapsed))
+    return times
+
+
 class StageTimer(Protocol):
     """Runs one iteration and says how long each of its stages took, in seconds."""
 
-    def time_stages(self) -> dict[str, float]: ...
+    def time_stages(self) -> dict[Stage, float]: ...
+
+
+def _gaps(marks: Iterable[tuple[Stage | None, float]]) -> Iterator[tuple[Stage, float]]:
+    """Each stage and the time from the mark before it to its own."""
+    for (_, start), (stage, end) in pairwise(marks):
+        if stage is not None:
+            yield stage, end - start
 
 
 class CpuStages:
@@ -113,10 +119,10 @@ class CpuStages:
             spec, state.rows(batch_size), mark
         )
 
-    def time_stages(self) -> dict[str, float]:
-        times: list[tuple[str, float]] = []
+    def time_stages(self) -> dict[Stage, float]:
+        times: list[tuple[Stage | None, float]] = []
         self._run(lambda stage: times.append((stage, time.perf_counter())))
-        return {stage: end - start for (_, start), (stage, end) in pairwise(times)}
+        return dict(_gaps(times))
 
 
 class EventStages:
@@ -125,23 +131,23 @@ class EventStages:
     def __init__(self, run: Callable[[Mark], None], external: bool) -> None:
         self._run = run
         self._external = external
-        self._events: dict[str, torch.cuda.Event] = {}
+        self._events: dict[Stage | None, torch.cuda.Event] = {}
 
-    def mark(self, stage: str) -> None:
+    def mark(self, stage: Stage | None) -> None:
         """Record the stage's event on the current stream, or into the graph being captured."""
         if stage not in self._events:
             self._events[stage] = torch.cuda.Event(enable_timing=True, external=self._external)
         self._events[stage].record()
 
-    def time_stages(self) -> dict[str, float]:
+    def time_stages(self) -> dict[Stage, float]:
         self._run(self.mark)
         torch.cuda.synchronize()
         return dict(self._elapsed())
 
-    def _elapsed(self) -> Iterator[tuple[str, float]]:
-        ordered = list(self._events.items())
-        for (_, start), (stage, end) in pairwise(ordered):
-            yield stage, start.elapsed_time(end) / 1e3
+    def _elapsed(self) -> Iterator[tuple[Stage, float]]:
+        for (_, start), (stage, end) in pairwise(self._events.items()):
+            if stage is not None:
+                yield stage, start.elapsed_time(end) / 1e3
 
 
 def eager_stages(spec: Speculator, state: DecodeState, batch_size: int) -> StageTimer:

@@ -23,8 +23,6 @@ from cgbench.parallel.collectives import (
 )
 from cgbench.parallel.ranks import barrier
 
-STAGE = "collectives"
-
 _CALLS: dict[str, Callable[[Tensor], Tensor]] = {
     "all_reduce": sum_over_ranks,
     "all_gather": stacked_over_ranks,

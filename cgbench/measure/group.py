@@ -19,9 +19,8 @@ from cgbench.engine.runner import CellKey
 from cgbench.engine.state import Prefilled
 from cgbench.errors import OutOfMemoryError
 from cgbench.floor.account import Account
-from cgbench.measure.cell_run import CellRun
+from cgbench.measure.cell_run import CellRun, alive
 from cgbench.measure.clock import Flush, StageTimer, eager_stages, graph_stages, l2_flush
-from cgbench.measure.collectives_alone import STAGE as COLLECTIVES
 from cgbench.measure.collectives_alone import CollectivesAlone, collectives_of
 from cgbench.measure.disturbance import is_disturbed, power_limit
 from cgbench.measure.rounds import (
@@ -36,7 +35,7 @@ from cgbench.measure.stop_rule import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.parallel.ranks import first_failure, first_unlike
 from cgbench.rundir.block_schema import Block
 from cgbench.rundir.schema import COLD, WARM, Cell, Sample, TokenRow
-from cgbench.words import Mode, Scope, Status
+from cgbench.words import Mode, Scope, Stage, Status
 from cgbench.workload.load import sha256_of
 
 STAGE_ITERATIONS = 20
@@ -68,7 +67,12 @@ def measure_group(session: Session, batch_size: int, on_step: Callable[[], None]
     prompts = [prompt for wave in waves for prompt in wave]
     with session.clock.auditing(), _memory_for("the short audit of tokens"):
         _audit_tokens(session, runs, prompts)
-    _time_pass(session, runs, batch_size, on_step)
+    with session.clock.auditing():
+        prefilled = _audit_steps(session, runs, batch_size)
+    flush = l2_flush(session.device) if session.options.cold_l2 else None
+    time_rounds(session, [*runs.values()], prefilled, _rule(session), flush, on_step)
+    _instrumented_passes(session, runs, prefilled, flush)
+    on_step()
     return Group(
         cells=[_cell(session, key, run) for key, run in runs.items()],
         samples=[sample for run in runs.values() for sample in run.samples],
@@ -91,7 +95,7 @@ def _generate_wave(
     options = session.options
     prefilled = _prefill(session, wave, seed)
     first_tokens = prefilled.last.tolist()
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         with run.watched(session.device, session.ranks):
             begin_decoding(
                 session.spec,
@@ -127,10 +131,6 @@ def _memory_for(what: str) -> Iterator[None]:
         ) from error
 
 
-def _alive(runs: dict[CellKey, CellRun]) -> list[CellRun]:
-    return [run for run in runs.values() if run.status is Status.OK]
-
-
 def _audit_tokens(session: Session, runs: dict[CellKey, CellRun], prompts: list[list[int]]) -> None:
     """Fail the cells whose tokens are not plain decoding's, or not a prefill's; in lower precision
     sums of other shapes are rounded otherwise, and tokens may differ without a fault."""
@@ -156,7 +156,7 @@ def _audit_against_prefill(
     if not session.options.acceptance.is_greedy or session.spec.cache.recurrent is not None:
         return
     told: dict[tuple[int, ...], str | None] = {}
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         tokens = tuple(run.token_ids[0])
         failure = first_unlike(tokens, "its tokens")
         if failure is None and tokens not in told:
@@ -176,14 +176,13 @@ def _plain_run(session: Session, runs: dict[CellKey, CellRun], key: CellKey) -> 
     return next((run for run in found if run.status is Status.OK), None)
 
 
-def _audit_steps(
-    session: Session, runs: dict[CellKey, CellRun], contexts: list[list[int]]
-) -> Prefilled:
-    """Fail the cells whose graphs do not do what eager does; returns the prefill of ``contexts``
-    that lies in the slots."""
+def _audit_steps(session: Session, runs: dict[CellKey, CellRun], batch_size: int) -> Prefilled:
+    """Fail the cells whose graphs do not do what eager does; returns the prefill that lies in the
+    slots, of the contexts that timing begins at."""
+    contexts = session.workload.contexts(batch_size, session.options.context_len)
     seed = session.options.seed
     audit = StepAudit(session.spec, lambda: _prefill(session, contexts, seed, distinct=True), seed)
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         if run.mode is not Mode.GRAPH:
             continue
         with run.watched(session.device, session.ranks):
@@ -197,22 +196,16 @@ def _failure(run: CellRun) -> str:
     return f"{run.name}, batch size {run.batch_size}: {run.failure}"
 
 
-def _time_pass(
-    session: Session, runs: dict[CellKey, CellRun], batch_size: int, on_step: Callable[[], None]
+def _instrumented_passes(
+    session: Session, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
 ) -> None:
-    options = session.options
-    contexts = session.workload.contexts(batch_size, options.context_len)
-    with session.clock.auditing():
-        prefilled = _audit_steps(session, runs, contexts)
-    flush = l2_flush(session.device) if options.cold_l2 else None
-    time_rounds(session, [*runs.values()], prefilled, _rule(session), flush, on_step)
+    """What the timed pass leaves out: stages, experts that were read, collectives alone."""
     _stage_pass(session, runs, prefilled, flush)
     if session.spec.target.has_mixtures:
         with _memory_for("the count of experts"):
             count_experts(session, [*runs.values()], prefilled)
     if session.ranks.size > 1:
         _collective_pass(session, runs)
-    on_step()
 
 
 def _rule(session: Session) -> UntilPrecise:
@@ -232,7 +225,7 @@ def _stage_pass(
     session: Session, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
 ) -> None:
     timers: dict[tuple[int, Mode], StageTimer] = {}
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         # The instrumented graph needs memory of its own. Without it the stages stay empty; what
         # has been timed stands.
         with suppress(*([torch.OutOfMemoryError] if session.ranks.size == 1 else [])):
@@ -246,7 +239,7 @@ def _stage_pass(
 def _collective_pass(session: Session, runs: dict[CellKey, CellRun]) -> None:
     """What the collectives take of each iteration; scopes over the same rows make the same ones."""
     by_rows: dict[tuple[int, int], list[CellRun]] = {}
-    for run in _alive(runs):
+    for run in alive(runs.values()):
         key = run.spec_tokens, run.runner.num_rows(run.batch_size)
         by_rows.setdefault(key, []).append(run)
     for (_, num_rows), group in by_rows.items():
@@ -256,7 +249,7 @@ def _collective_pass(session: Session, runs: dict[CellKey, CellRun]) -> None:
         for _ in range(STAGE_ITERATIONS):
             seconds = alone.seconds()
             for run in group:
-                run.add_sample(0, COLLECTIVES, seconds, None)
+                run.add_sample(0, Stage.COLLECTIVES, seconds, None)
         alone.release()
 
 
@@ -319,13 +312,13 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
         mean_context_len=run.mean_context_len,
         discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
         routing=deployment.model.routing,
-        experts_read=run.experts_read.get("verify"),
+        experts_read=run.experts_read.get(Stage.VERIFY),
     )
 
 
 def _accounts(session: Session, runs: dict[CellKey, CellRun]) -> list[Account]:
     """An account for every k: of its last sound scope, the one nearest to the floor."""
-    last = {run.spec_tokens: run for run in _alive(runs)}
+    last = {run.spec_tokens: run for run in alive(runs.values())}
     return [
         session.floor.account_of(run.runner.scope, batch)
         for run in last.values()

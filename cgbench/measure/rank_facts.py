@@ -1,7 +1,6 @@
 """What a tensor parallel run says of itself: what is divided, and what joins its GPUs."""
 
 from itertools import combinations
-from typing import TypedDict
 
 import pynvml
 import torch
@@ -11,21 +10,9 @@ from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import HEAD_OUTPUT, LM_HEAD
 from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
 from cgbench.parallel.ranks import Ranks
+from cgbench.rundir.record_parts import ParallelFacts
 
 NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their share shows it"
-
-
-class ParallelFacts(TypedDict):
-    """``model.tensor_parallel`` of a record; ``collectives`` is filled as groups are measured."""
-
-    tp_size: int
-    backend: str
-    links: str
-    few_numbers: str
-    target: str
-    lm_head: str
-    collectives: list[object]
-    head: str | None
 
 
 def parallel_facts(model: LoadedModel) -> ParallelFacts:

@@ -20,14 +20,14 @@ from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.floor.telemetry import Reading, Watch
-from cgbench.measure.cell_run import CellRun, TimedBlock
+from cgbench.measure.cell_run import CellRun, TimedBlock, alive
 from cgbench.measure.clock import Flush, num_untimed, time_iterations
 from cgbench.measure.disturbance import Watched, reasons_to_discard
 from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS, StoppingRule
 from cgbench.parallel.ranks import agreed, gathered
 from cgbench.rundir.block_schema import Block
-from cgbench.words import Mode, Status
+from cgbench.words import Mode, Stage
 
 STRETCH_OF_BLOCK_0 = 1
 """Stretch 0 of each cell is the one that counts a block's iterations."""
@@ -42,18 +42,18 @@ def time_rounds(
     on_step: Callable[[], None],
 ) -> None:
     """Fill the runs' ``blocks`` and ``samples``; ``on_step`` is called ``MIN_BLOCKS`` times."""
-    for run in _alive(runs):
+    for run in alive(runs):
         with run.watched(session.device, session.ranks):
             run.block_iterations = _count_iterations(session, run, prefilled)
     session.watch.read()
     start = time.perf_counter()
     draw = random.Random(f"rounds {session.options.seed}")
     for number in count():
-        alive = _alive(runs)
-        for run in draw.sample(alive, len(alive)):
+        left = alive(runs)
+        for run in draw.sample(left, len(left)):
             with run.watched(session.device, session.ranks):
                 run.blocks.append(_block(session, run, prefilled, number, flush))
-        _judge(alive, session.watch)
+        _judge(left, session.watch)
         if number < MIN_BLOCKS:
             on_step()
         medians = [run.medians for run in deciding(runs)]
@@ -62,19 +62,15 @@ def time_rounds(
             break
     for _ in range(number + 1, MIN_BLOCKS):
         on_step()
-    for run in _alive(runs):
+    for run in alive(runs):
         run.keep_samples()
 
 
 def deciding(runs: Sequence[CellRun]) -> list[CellRun]:
     """The cells that must be settled: those that replay graphs, which the gate judges; where there
     are none, all."""
-    alive = _alive(runs)
-    return [run for run in alive if run.mode is Mode.GRAPH] or alive
-
-
-def _alive(runs: Sequence[CellRun]) -> list[CellRun]:
-    return [run for run in runs if run.status is Status.OK]
+    left = alive(runs)
+    return [run for run in left if run.mode is Mode.GRAPH] or left
 
 
 def _count_iterations(session: Session, run: CellRun, prefilled: Prefilled) -> int:
@@ -119,15 +115,15 @@ def count_experts(session: Session, runs: Sequence[CellRun], prefilled: Prefille
     """Fill the runs' ``experts_read``, by doing the timed iterations of block 0 once more, launched
     by the host: counting in them would disturb what they time. Padding is left out. Scopes choose
     the same experts, so each k is counted once."""
-    counted: dict[int, dict[str, float]] = {}
-    for run in _alive(runs):
+    counted: dict[int, dict[Stage, float]] = {}
+    for run in alive(runs):
         k = run.spec_tokens
         if k not in counted:
             counted[k] = _experts_of_block(session, run, prefilled)
         run.experts_read = counted[k]
 
 
-def _experts_of_block(session: Session, run: CellRun, prefilled: Prefilled) -> dict[str, float]:
+def _experts_of_block(session: Session, run: CellRun, prefilled: Prefilled) -> dict[Stage, float]:
     spec = replace(session.spec, runs_compiled=False)
     state = run.runner.state
     rows = state.rows(run.batch_size)
@@ -188,7 +184,7 @@ def _block_row(run: CellRun, block: TimedBlock, reason: str, watch: Watch) -> Bl
         iterations=len(block.times),
         iteration_p50_s=block.median_s,
         mean_context_len=block.mean_context_len,
-        experts_read=run.experts_read.get("verify") if block.number == 0 else None,
+        experts_read=run.experts_read.get(Stage.VERIFY) if block.number == 0 else None,
         sm_clock_mhz=after.sm_clock_mhz,
         memory_clock_mhz=after.memory_clock_mhz,
         temperature_c=after.temperature_c,

@@ -30,7 +30,8 @@ from cgbench.request.parts import WorkloadRequest
 from cgbench.request.resolution import resolve
 from cgbench.request.run_request import DecodeRequest
 from cgbench.rundir.environment import environment
-from cgbench.rundir.record import PlanFacts, RunRecord
+from cgbench.rundir.record import RunRecord
+from cgbench.rundir.record_parts import PlanFacts
 from cgbench.words import Routing, Scope
 from cgbench.workload.chat import make_encode, uses_template
 from cgbench.workload.load import (
@@ -175,7 +176,7 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
     """``run.json`` as it stands before the first measurement."""
     deployment, options, workload = setup.deployment, setup.options, setup.workload
     model = deployment.model
-    return RunRecord(
+    record = RunRecord(
         cgbench_version=cgbench.__version__,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
@@ -192,7 +193,6 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
             "kv_bytes": deployment.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
             "head_wiring": None if model.head is None else wiring_of(model.head.family),
-            **({"tensor_parallel": parallel_facts(model)} if model.ranks.size > 1 else {}),
         },
         workload={
             "version": WORKLOAD_VERSION,
@@ -213,6 +213,9 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
         capture={} if deployment.compile_s is None else {"compile_s": deployment.compile_s},
         warnings=[*setup.notes],
     )
+    if model.ranks.size > 1:
+        record.model["tensor_parallel"] = parallel_facts(model)
+    return record
 
 
 def _module_facts(model: LoadedModel) -> str | None:

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from cgbench.errors import ModelError, first_line
-from cgbench.inputs import parse_json, read_text, shown, shown_whole
+from cgbench.inputs import JsonObject, parse_json, read_text, shown, shown_whole
 from cgbench.models.config_faults import fault_of
 from cgbench.models.config_fields import (
     check_end_tokens,
@@ -102,7 +102,7 @@ def read_config(ref: str, gguf_file: Path | None = None) -> PretrainedConfig:
     return config
 
 
-def _read_fields(ref: str, where: str) -> dict[str, Any]:
+def _read_fields(ref: str, where: str) -> JsonObject:
     file = _find_config(ref)
     text = read_text(where, file, MAX_CONFIG_BYTES, ModelError)
     raw = check_fields(where, parse_json(where, text, ModelError))
@@ -128,13 +128,13 @@ def _find_config(ref: str) -> Path:
         ) from error
 
 
-def _config_of(ref: str, raw: dict[str, Any]) -> PretrainedConfig:
+def _config_of(ref: str, raw: JsonObject) -> PretrainedConfig:
     if raw["model_type"] in KNOWN_AS:
         return config_from_dict(raw)
     return AutoConfig.from_pretrained(ref, trust_remote_code=False)
 
 
-def config_from_dict(raw: dict[str, Any]) -> PretrainedConfig:
+def config_from_dict(raw: JsonObject) -> PretrainedConfig:
     """A transformers config for ``config.json``'s content, ``mimo`` included."""
     fields = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
     model_type = raw["model_type"]
@@ -195,7 +195,7 @@ def all_tensor_files(ref: str) -> dict[str, Path]:
     return files
 
 
-def raw_config(ref: str) -> dict[str, Any]:
+def raw_config(ref: str) -> JsonObject:
     """``config.json`` as it is written; empty where there is none.
 
     Raises ``ModelError`` where it cannot be read as an object.

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from cgbench.inputs import shown
+from cgbench.inputs import JsonObject, shown
 
 
-def fault_of(error: Exception, raw: dict[str, Any]) -> str:
+def fault_of(error: Exception, raw: JsonObject) -> str:
     """What transformers found wrong with ``raw``, a config's content, naming the field if it can.
 
     Its checks of types have the useful part in their second line. A ``KeyError`` is a word that one

@@ -14,7 +14,7 @@ import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from cgbench.errors import ModelError
-from cgbench.inputs import MAX_WHOLE, lone_surrogate, shown
+from cgbench.inputs import MAX_WHOLE, JsonObject, lone_surrogate, shown
 
 MAX_LAYERS = 256
 """Twice the deepest public model. So many take about two seconds to make without storage."""
@@ -166,7 +166,7 @@ _AT_MOST = (
 )
 
 
-def check_fields(where: str, raw: object) -> dict[str, Any]:
+def check_fields(where: str, raw: object) -> JsonObject:
     """``config.json``'s content, each of its fields being what it must be.
 
     ``null`` is as good as left out: the class's default, or an error of its own. Raises
@@ -217,7 +217,7 @@ def _must_be(path: str, value: object) -> str | None:
     return None
 
 
-def _check_object(where: str, prefix: str, raw: dict[str, Any], fields: dict[str, Kind]) -> None:
+def _check_object(where: str, prefix: str, raw: JsonObject, fields: dict[str, Kind]) -> None:
     for name, value in raw.items():
         kind = _KNOWN_TYPE if prefix and name == "model_type" else fields.get(name)
         if kind is None or (value is None and kind is not _KNOWN_TYPE):
@@ -228,7 +228,7 @@ def _check_object(where: str, prefix: str, raw: dict[str, Any], fields: dict[str
             _check_object(where, f"{prefix}{name}.", value, fields)
 
 
-def check_relations(where: str, config: PretrainedConfig, raw: dict[str, Any]) -> None:
+def check_relations(where: str, config: PretrainedConfig, raw: JsonObject) -> None:
     """Refuse fields of ``config``, made of ``raw``, that are good alone and not together.
 
     Raises ``ModelError``.

@@ -2,12 +2,13 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from cgbench.errors import ModelError
+from cgbench.inputs import JsonObject
 
 # llama.cpp's names of pre-tokenizers that transformers does not rebuild.
 _DIGIT_BY_DIGIT = {"smollm"}
@@ -39,7 +40,14 @@ def _readable(file: Path) -> Path:
     return file
 
 
-def gguf_keywords(file: Path | None) -> dict[str, Any]:
+class GgufKeywords(TypedDict, total=False):
+    """Keywords of ``from_pretrained``."""
+
+    gguf_file: str
+    quantization_config: GgufConfig
+
+
+def gguf_keywords(file: Path | None) -> GgufKeywords:
     """What ``from_pretrained`` needs for a GGUF file; nothing without one."""
     if file is None:
         return {}
@@ -70,7 +78,7 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _stated(file: Path) -> dict[str, Any]:
+def _stated(file: Path) -> JsonObject:
     """The file's own words on its tokenizer."""
     from gguf import GGUFReader
 

@@ -130,7 +130,7 @@ def inspect_model(request: Loading) -> Inspection:
         hidden_size=target.hidden_size,
         vocab_size=target.vocab_size,
         max_positions=target.max_positions,
-        experts=target.has_experts,
+        experts=target.has_mixtures,
         tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=skeleton.weight_bytes(dtype),

@@ -126,7 +126,7 @@ def _implementations(plan: LoadingPlan) -> dict[str, str]:
     models bear.
     """
     chosen = {"attn_implementation": ATTENTION_NAME}
-    if plan.skeleton.target.has_experts:
+    if plan.skeleton.target.has_mixtures:
         request = plan.request
         in_other_dtype = request.device.type == "cuda" and request.dtype != torch.bfloat16
         chosen["experts_implementation"] = "batched_mm" if in_other_dtype else "grouped_mm"

@@ -74,13 +74,8 @@ class Target:
         return self.routing.as_request(request_keys([tokens], self.device))
 
     @property
-    def has_experts(self) -> bool:
-        """Whether tokens are routed to experts."""
-        return bool(self.config._experts_implementation != "eager")
-
-    @property
     def has_mixtures(self) -> bool:
-        """Whether a layer is a mixture of experts whose choice can be watched."""
+        """Whether a layer is a mixture of experts."""
         return bool(mixtures_of(self.backbone, None))
 
     @property

@@ -5,16 +5,16 @@ max_num_seqs counts as max_num_seqs. Iterations with no request running are left
 """
 
 import csv
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, Self
 
 from cgbench.errors import BadInputError
+from cgbench.inputs import parse_json, read_text
 from cgbench.planning.plan_request import MAX_BATCH_SIZE
 
 NAMED = "geometric:MEAN, uniform:FIRST-LAST or constant:N"
@@ -75,13 +75,11 @@ class Concurrency:
     def read(cls, file: Path) -> Self:
         """The histogram or the log in ``file``; see ``parse``."""
         name = f"--concurrency {_printable(file)}"
-        _check_file(file, name)
-        try:
-            text = file.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise BadInputError(f"{name}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise BadInputError(f"{name}: must be UTF-8 text") from error
+        if _printable(file) != str(file):
+            raise BadInputError(f"{name}: the file's name must be UTF-8")
+        if not os.path.isfile(file):
+            raise BadInputError(f"{name}: cannot be read; give a file, or {NAMED}")
+        text = read_text(name, file, _MAX_BYTES, encoding="utf-8-sig")
         is_json = text.lstrip().startswith(("{", "["))
         weights = _from_json(text, name) if is_json else _from_lines(text, name)
         return replace(cls.of(weights, name), name=str(file))
@@ -135,29 +133,9 @@ def _printable(file: Path) -> str:
     return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _check_file(file: Path, name: str) -> None:
-    """Look at the file before it is opened: opening a pipe would wait for its other end."""
-    if _printable(file) != str(file):
-        raise BadInputError(f"{name}: the file's name must be UTF-8")
-    try:
-        status = file.stat()
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{name}: cannot be read; give a file, or {NAMED}") from error
-    if not S_ISREG(status.st_mode):
-        raise BadInputError(f"{name}: cannot be read; give a file, or {NAMED}; this is none")
-    if status.st_size > _MAX_BYTES:
-        raise BadInputError(f"{name}: {status.st_size} bytes, must be at most {_MAX_BYTES}")
-
-
 def _from_json(text: str, name: str) -> list[tuple[int, float]]:
-    try:
-        # An object as its pairs, because a key may be there twice: both count, as in a CSV.
-        found: Any = json.loads(text, object_pairs_hook=tuple, parse_int=float)
-    except RecursionError as error:
-        raise BadInputError(f"{name}: JSON that is nested too deep; {_JSON_FORM}") from error
-    except ValueError as error:
-        raise BadInputError(f"{name}: not JSON: {error}") from error
-    pairs = found if isinstance(found, tuple) else [(size, 1) for size in found]
+    found = parse_json(name, text)
+    pairs = found.items() if isinstance(found, dict) else [(size, 1) for size in found]
     try:
         return [(_whole(size), _number(weight)) for size, weight in pairs]
     except ValueError as error:

@@ -1,42 +1,26 @@
-"""The floors' accounts in ``run.json``. No torch, no pandas."""
+"""What is wrong with the floors' accounts in ``run.json``. No torch, no pandas."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
-from cgbench.errors import RunDirectoryError
 from cgbench.floor.account import Account, FloorLine
-from cgbench.rundir.record import RunRecord
+from cgbench.inputs import JsonObject
 from cgbench.rundir.schema import LARGEST
 
 
-def accounts_of(record: RunRecord) -> list[Account]:
-    """The accounts of a run, in the order of their batch sizes' measurement."""
-    return [Account.from_dict(raw) for raw in record.floor.get("accounts", [])]
-
-
-def keep_accounts(record: RunRecord, batch_size: int, accounts: Sequence[Account]) -> None:
-    """Put in those of one batch size, in place of an earlier, unfinished try's."""
-    others = [each for each in accounts_of(record) if each.batch_size != batch_size]
-    record.floor["accounts"] = [asdict(each) for each in (*others, *accounts)]
-
-
-def check_accounts(record: RunRecord, file: Path) -> None:
-    """Refuse accounts that ``accounts_of`` could not read, or that no tables could be made of.
-
-    Raises ``RunDirectoryError``, naming ``file``, the ``run.json`` that ``record`` is from.
-    """
-    accounts = record.floor.get("accounts", [])
-    if accounts and "limits" not in record.floor:
-        raise RunDirectoryError(f"{file}: field floor.limits is missing")
+def account_faults(floor: JsonObject) -> Iterator[str]:
+    """Accounts in a record's ``floor`` that cannot be read, or that no tables can be made of."""
+    accounts = floor.get("accounts", [])
+    if accounts and "limits" not in floor:
+        yield "field floor.limits is missing"
     for i, raw in enumerate(accounts):
         try:
             wrong = next(_wrong_parts(Account.from_dict(raw)), None)
         except (TypeError, KeyError, ValueError):
             wrong = "its parts"
         if wrong is not None:
-            raise RunDirectoryError(f"{file}: field floor.accounts[{i}] is not an account: {wrong}")
+            yield f"field floor.accounts[{i}] is not an account: {wrong}"
 
 
 def _wrong_parts(account: Account) -> Iterator[str]:

@@ -2,9 +2,13 @@
 
 import pandas as pd
 
-from cgbench.rundir.summary import BLOCK, CELL, stage_seconds
+from cgbench.rundir.summary import BLOCK, CELL, of_stage, stage_seconds
+from cgbench.words import Stage, StageKind
 
 BLOCKS = [*CELL, *BLOCK]
+
+WALL = "wall"
+"""The one column that is no stage."""
 
 
 def block_times(samples: pd.DataFrame) -> pd.DataFrame:
@@ -15,13 +19,13 @@ def block_times(samples: pd.DataFrame) -> pd.DataFrame:
     steps of one iteration summed. NaN where a block has none. A thin directory's samples, one a
     block with the gap as a stage of its own, come out as they went in.
     """
-    timed = samples[samples["stage"] == "iteration"]
+    timed = of_stage(samples, Stage.ITERATION)
     by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCKS)
     whole = pd.DataFrame(
         {
-            "iteration": by_block["gpu_s"].median(),
-            "wall": by_block["wall_s"].mean(),
-            "host_gap": by_block["gap_s"].median(),
+            StageKind.ITERATION.value: by_block["gpu_s"].median(),
+            WALL: by_block["wall_s"].mean(),
+            StageKind.HOST_GAP.value: by_block["gap_s"].median(),
         }
     )
     stages = stage_seconds(samples, BLOCKS)

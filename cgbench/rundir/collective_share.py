@@ -1,11 +1,12 @@
 """The share of an iteration that a tensor parallel run's collectives take, from raw samples."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
+from cgbench.rundir.record_parts import CollectiveFacts
 from cgbench.rundir.schema import Sample
+from cgbench.words import Stage
 
 CellId = tuple[str, int, int]
 
@@ -26,8 +27,15 @@ class CollectiveShare:
         return self.collectives_p50_ms / self.iteration_p50_ms
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return {**asdict(self), "frac": self.frac}
+    def facts(self) -> CollectiveFacts:
+        return CollectiveFacts(
+            scope=self.scope,
+            spec_tokens=self.spec_tokens,
+            batch_size=self.batch_size,
+            collectives_p50_ms=self.collectives_p50_ms,
+            iteration_p50_ms=self.iteration_p50_ms,
+            frac=self.frac,
+        )
 
     @property
     def text(self) -> str:
@@ -39,15 +47,15 @@ class CollectiveShare:
 
 def collective_shares(samples: Sequence[Sample]) -> Iterator[CollectiveShare]:
     """One for each cell that has collectives and a timed iteration, in the order of the samples."""
-    collectives = _medians(samples, "collectives")
-    iterations = _medians(samples, "iteration")
+    collectives = _medians(samples, Stage.COLLECTIVES)
+    iterations = _medians(samples, Stage.ITERATION)
     for cell, milliseconds in collectives.items():
         # Where every block was discarded there is nothing to be a share of.
         if cell in iterations:
             yield CollectiveShare(*cell, milliseconds, iterations[cell])
 
 
-def _medians(samples: Sequence[Sample], stage: str) -> dict[CellId, float]:
+def _medians(samples: Sequence[Sample], stage: Stage) -> dict[CellId, float]:
     by_cell: dict[CellId, list[float]] = {}
     for sample in samples:
         if sample.stage == stage:

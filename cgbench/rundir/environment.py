@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import cgbench
+from cgbench.rundir.record_parts import Scalar
 
 PACKAGES = ("torch", "transformers", "triton", "pandas")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, Scalar]:
     """Versions, CPU and GPU; a field that this machine does not have is None."""
     return {
         "cgbench": cgbench.__version__,
@@ -66,7 +67,7 @@ def _cpu_name() -> str | None:
     return f"{names[0]} ({len(names)} cores)" if names else None
 
 
-def _gpu() -> dict[str, Any]:
+def _gpu() -> dict[str, Scalar]:
     """The GPUs that torch sees, and what NVML says of the first one."""
     import torch
 
@@ -83,7 +84,7 @@ def _gpu() -> dict[str, Any]:
     }
 
 
-def _limits(uuid: str | None) -> dict[str, Any]:
+def _limits(uuid: str | None) -> dict[str, Scalar]:
     """The driver, and what bounds the GPU's clocks: what they are is telemetry's."""
     import pynvml as nvml
 
@@ -95,7 +96,7 @@ def _limits(uuid: str | None) -> dict[str, Any]:
         ),
         "gpu_power_limit_w": lambda gpu: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1e3,
     }
-    found: dict[str, Any] = dict.fromkeys(asked)
+    found: dict[str, Scalar] = dict.fromkeys(asked)
     if uuid is None:
         return found
     # NVML may be missing, or not tell one of them.

@@ -8,13 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from stat import S_ISREG
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import pandas as pd
 
 from cgbench.errors import RunDirectoryError
-from cgbench.rundir.accounts import check_accounts
+from cgbench.inputs import check_file, read_text
 from cgbench.rundir.block_schema import BLOCKS
 from cgbench.rundir.csv_text import parse_csv
 from cgbench.rundir.parquet_file import parse_parquet
@@ -22,7 +21,7 @@ from cgbench.rundir.record import RunRecord
 from cgbench.rundir.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Column
 from cgbench.rundir.soundness import cell_faults, length_faults, table_faults
 from cgbench.rundir.summary import typed_frame, with_defaults
-from cgbench.rundir.token_file import parse_tokens
+from cgbench.rundir.token_file import SavedTokens, parse_tokens
 
 RECORD_FILE = "run.json"
 LATENCY_FILE = "latency.csv"
@@ -57,7 +56,7 @@ class Tables:
     acceptance: pd.DataFrame = field(default_factory=_no_rows(ACCEPTANCE))
     samples: pd.DataFrame = field(default_factory=_no_rows(SAMPLES))
     blocks: pd.DataFrame = field(default_factory=_no_rows(BLOCKS))
-    tokens: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[SavedTokens] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: Path, record: RunRecord) -> Self:
@@ -97,41 +96,25 @@ def read_run(path: Path) -> tuple[RunRecord, Tables]:
     return record, Tables.read(path, record)
 
 
-def check_is_file(file: Path, most_bytes: int = MAX_BYTES) -> None:
+def check_is_file(file: Path) -> None:
     """Refuse what is no regular file, which might never end, and what is too large to be ours.
 
     Raises ``RunDirectoryError``.
     """
-    try:
-        found = os.stat(file)
-    except (OSError, ValueError) as error:
-        raise _damaged(file, error) from error
-    if not S_ISREG(found.st_mode):
-        raise RunDirectoryError(f"{file}: damaged: not a regular file")
-    if found.st_size > most_bytes:
-        raise RunDirectoryError(f"{file}: damaged: larger than {most_bytes:,} bytes")
+    check_file(_damaged(file), file, MAX_BYTES, RunDirectoryError)
 
 
 def _record(file: Path) -> RunRecord:
-    record = RunRecord.from_json(_text(file, MAX_RECORD_BYTES), file)
-    check_accounts(record, file)
-    return record
+    return RunRecord.from_json(_text(file, MAX_RECORD_BYTES), file)
 
 
 def _text(file: Path, most_bytes: int) -> str:
-    check_is_file(file, most_bytes)
-    try:
-        return file.read_bytes().decode("utf-8")
-    except (OSError, ValueError) as error:
-        raise _damaged(file, error) from error
+    return read_text(_damaged(file), file, most_bytes, RunDirectoryError)
 
 
-def _damaged(file: Path, error: Exception) -> RunDirectoryError:
-    """``file`` could not be read, for ``error``."""
-    # An OSError's own text would name the file a second time.
-    reason = error.strerror if isinstance(error, OSError) else None
-    first_line = (reason or str(error)).partition("\n")[0]
-    return RunDirectoryError(f"{file}: missing or damaged: {first_line}")
+def _damaged(file: Path) -> str:
+    """How an error line about a file that cannot be read begins."""
+    return f"{file}: missing or damaged"
 
 
 def _parsed(file: Path, parse: Callable[[], _T]) -> _T:
@@ -156,7 +139,7 @@ def _parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
     try:
         frame = _parsed(file, lambda: parse_parquet(file, columns))
     except OSError as error:
-        raise _damaged(file, error) from error
+        raise RunDirectoryError(f"{_damaged(file)}: {error.strerror or error}") from error
     return _checked(file, frame, columns)
 
 
@@ -174,7 +157,7 @@ def _blocks(file: Path) -> pd.DataFrame:
     return _csv(file, BLOCKS) if os.path.lexists(file) else typed_frame([], BLOCKS)
 
 
-def _tokens(file: Path, latency: pd.DataFrame) -> list[dict[str, Any]]:
+def _tokens(file: Path, latency: pd.DataFrame) -> list[SavedTokens]:
     if not os.path.lexists(file):
         return []
     text = _text(file, MAX_BYTES)

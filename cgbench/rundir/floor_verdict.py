@@ -1,7 +1,6 @@
 """Whether the floors of a run hold: none may be beaten by more than is known of it."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pandas as pd
 
@@ -26,7 +25,7 @@ def with_floor_verdicts(latency: pd.DataFrame, record: RunRecord) -> pd.DataFram
         return latency
     if _fits_cache(latency, record):
         return latency.assign(floor_frac=share.mask(is_over))
-    spread = _limits(record).get("read_spread_frac", 0.0)
+    spread = record.limits.read_spread_frac if record.limits else 0.0
     allowed = 1 + latency["half_width_frac"].fillna(0.0) + spread
     is_beaten = (share > allowed) & latency["status"].isin(MEASURED)
     return latency.assign(
@@ -47,7 +46,7 @@ def floor_lines(latency: pd.DataFrame, record: RunRecord) -> Iterator[str]:
     if (share > 1).any() and _fits_cache(latency, record):
         yield (
             f"the weights, {record.model['weight_bytes']:,} bytes, fit the device's cache, "
-            f"{_limits(record)['cache_bytes']:,} bytes: rows that are faster than a read from "
+            f"{_cache_bytes(record):,} bytes: rows that are faster than a read from "
             "memory have no share of the floor"
         )
 
@@ -57,13 +56,14 @@ def _share(latency: pd.DataFrame) -> "pd.Series[float]":
     return latency["floor_ms"] / latency["iteration_p50_ms"]
 
 
-def _limits(record: RunRecord) -> dict[str, Any]:
-    limits: dict[str, Any] = record.floor.get("limits", {})
-    return limits
+def _cache_bytes(record: RunRecord) -> int:
+    """0 where it is not known."""
+    limits = record.limits
+    return 0 if limits is None else limits.cache_bytes or 0
 
 
 def _fits_cache(latency: pd.DataFrame, record: RunRecord) -> bool:
     """Whether the weights may stay in the cache from one iteration to the next."""
-    cache, weights = _limits(record).get("cache_bytes"), record.model.get("weight_bytes")
+    cache, weights = _cache_bytes(record), record.model.get("weight_bytes")
     is_flushed = (latency["l2"] == COLD).any()
     return bool(cache and weights and weights <= cache and not is_flushed)

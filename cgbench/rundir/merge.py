@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from cgbench.rundir.files import Tables
 from cgbench.rundir.floor_verdict import with_floor_verdicts
+from cgbench.rundir.record_parts import Resumed
 from cgbench.rundir.store import RunDirectory, ToMarkdown
 from cgbench.rundir.summary import CELL, with_timings
 from cgbench.words import Status
@@ -31,7 +31,7 @@ def merge_runs(
     parts: Sequence[RunDirectory],
     path: Path,
     to_markdown: ToMarkdown,
-    resumed: Sequence[dict[str, Any]] = (),
+    resumed: Sequence[Resumed] = (),
 ) -> RunDirectory:
     """Write ``parts``, complete runs with the same arguments, to ``path`` as one finished run.
     ``resumed`` is what its record says of that, before what the parts' records say.
@@ -48,7 +48,7 @@ def merge_runs(
     acceptance.loc[_cells(acceptance).isin(failed), ["drafted", "accepted"]] = 0
     first = parts[0].record
     warnings = [line for part in parts for line in part.record.warnings]
-    of_parts = [
+    of_parts: list[Resumed] = [
         {**entry, "process": number}
         for number, part in enumerate(parts)
         for entry in part.record.resumed

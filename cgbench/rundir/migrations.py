@@ -2,19 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from cgbench.errors import RunDirectoryError
+from cgbench.inputs import JsonObject
 
 SCHEMA_VERSION = 3
-
-Raw: TypeAlias = dict[str, Any]
 
 # How version 1 marked a thin directory.
 _THIN_WARNING = "thin: samples.parquet holds one median a block, not every iteration"
 
 
-def _from_1(raw: Raw) -> Raw:
+def _from_1(raw: JsonObject) -> JsonObject:
     """Version 2 has fields for a thin directory, until then a warning, and for ``--resume``,
     which version 1 did not record."""
     added = {"thin": False, "resumed": []}
@@ -25,17 +23,17 @@ def _from_1(raw: Raw) -> Raw:
     return raw | added | {"thin": True, "warnings": kept}
 
 
-def _from_2(raw: Raw) -> Raw:
+def _from_2(raw: JsonObject) -> JsonObject:
     """Version 3 adds columns to ``latency.csv``: engine, quant, kv_dtype, mtp_modules, draft_vocab.
     They are part of a row's key, so a cgbench that does not know them must not read it."""
     return raw
 
 
-STEPS: dict[int, Callable[[Raw], Raw]] = {1: _from_1, 2: _from_2}
+STEPS: dict[int, Callable[[JsonObject], JsonObject]] = {1: _from_1, 2: _from_2}
 """From each version that is still read to the next one."""
 
 
-def migrated(raw: Raw, file: Path) -> Raw:
+def migrated(raw: JsonObject, file: Path) -> JsonObject:
     """``raw``, the content of ``file``, as ``SCHEMA_VERSION`` says it.
 
     Raises ``RunDirectoryError``, naming ``file`` and its version, where that is none or newer.

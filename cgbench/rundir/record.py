@@ -4,32 +4,34 @@ Written against the standard library alone, as ``schema``.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any, Self, TypedDict, cast, get_origin
+from typing import Any, Self, get_origin, is_typeddict
 
 from cgbench.errors import RunDirectoryError
+from cgbench.floor.account import Account
+from cgbench.floor.rates import DeviceLimits
+from cgbench.inputs import JsonObject, parse_own_json
+from cgbench.rundir.accounts import account_faults
+from cgbench.rundir.collective_share import CollectiveShare
 from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
+from cgbench.rundir.record_parts import (
+    FloorFacts,
+    LimitFacts,
+    ModelFacts,
+    PlanFacts,
+    Resumed,
+    Scalar,
+    Setting,
+    TelemetryFacts,
+    WorkloadFacts,
+)
 from cgbench.rundir.record_schema import part_faults
-from cgbench.rundir.strict_json import loads
 
 # Fields that runs of this schema version may lack: they came after the first ones were kept.
 ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
-
-
-class PlanFacts(TypedDict):
-    """One k's capture plan. Batch sizes are in requests; of an older run some may be missing."""
-
-    policy: str
-    spec_tokens: int
-    max_batch_size: int
-    batch_sizes: Sequence[int]
-    capture_tokens: Sequence[int]
-    indivisible: Sequence[int]
-    eager_batch_sizes: int
-    mean_padding: float
-    warnings: Sequence[str]
 
 
 @dataclass(kw_only=True)
@@ -42,24 +44,74 @@ class RunRecord:
 
     cgbench_version: str
     created_utc: str
-    environment: dict[str, Any]
-    arguments: dict[str, Any]
-    model: dict[str, Any]
-    workload: dict[str, Any]
+    environment: dict[str, Scalar]
+    arguments: dict[str, Setting]
+    model: ModelFacts
+    workload: WorkloadFacts
     plans: list[PlanFacts]
     schema_version: int = SCHEMA_VERSION
     complete: bool = False
     thin: bool = False
     """Whether ``samples.parquet`` holds a row a block, not every iteration."""
-    resumed: list[dict[str, Any]] = field(default_factory=list)
-    """Each ``--resume``: ``utc``, and the ``kept_batch_sizes`` that were finished by then."""
-    capture: dict[str, Any] = field(default_factory=dict)
+    resumed: list[Resumed] = field(default_factory=list)
+    capture: dict[str, Scalar] = field(default_factory=dict)
+    """What compiling and the dummy run took."""
     warnings: list[str] = field(default_factory=list)
-    telemetry: dict[str, Any] = field(default_factory=dict)
-    floor: dict[str, Any] = field(default_factory=dict)
-    """``limits``: the device's, as measured in this run; ``accounts``: see ``floor.account``."""
+    telemetry: TelemetryFacts = field(default_factory=TelemetryFacts)
+    floor: FloorFacts = field(default_factory=FloorFacts)
     seconds: dict[str, float] = field(default_factory=dict)
     """``run``: from the start to the newest group's end; ``audit``: the short audits' part."""
+
+    @property
+    def limits(self) -> DeviceLimits | None:
+        """The device's, as measured in this run; None before they were."""
+        limits = self.floor.get("limits")
+        if limits is None:
+            return None
+        return DeviceLimits(
+            limits["read_bytes_per_s"],
+            limits["flops_per_s"],
+            limits.get("read_spread_frac", 0.0),
+            limits.get("cache_bytes"),
+        )
+
+    @property
+    def accounts(self) -> list[Account]:
+        """The floors' accounts, in the order of their batch sizes' measurement."""
+        return [Account.from_dict(raw) for raw in self.floor.get("accounts", [])]
+
+    def set_limits(self, limits: DeviceLimits) -> None:
+        self.floor["limits"] = LimitFacts(
+            read_bytes_per_s=limits.read_bytes_per_s,
+            flops_per_s=limits.flops_per_s,
+            read_spread_frac=limits.read_spread_frac,
+            cache_bytes=limits.cache_bytes,
+        )
+
+    def keep_accounts(self, batch_size: int, accounts: Sequence[Account]) -> None:
+        """Put in those of one batch size, in place of an earlier, unfinished try's."""
+        others = [each for each in self.accounts if each.batch_size != batch_size]
+        self.floor["accounts"] = [each.to_dict() for each in (*others, *accounts)]
+
+    def add_collectives(self, shares: Iterable[CollectiveShare]) -> None:
+        """Of a run whose ranks share the model; another has none."""
+        for share in shares:
+            self.model["tensor_parallel"]["collectives"].append(share.facts)
+
+    def add_capture(self, facts: Mapping[str, Scalar]) -> None:
+        """What a step before the measurement took, by the name that ``capture`` has for it."""
+        self.capture.update(facts)
+
+    def add_warnings(self, lines: Iterable[str]) -> None:
+        """Those that are not there yet."""
+        self.warnings += [line for line in lines if line not in self.warnings]
+
+    def add_resumed(self, entry: Resumed) -> None:
+        self.resumed.append(entry)
+
+    def set_seconds(self, *, run: float, audit: float) -> None:
+        """``run``: from the start until now; ``audit``: the short audits' part."""
+        self.seconds = {"run": run, "audit": audit}
 
     def to_json(self) -> str:
         """The text of ``run.json``."""
@@ -81,14 +133,14 @@ class RunRecord:
             raise RunDirectoryError(
                 f"{file}: field {unknown[0]} is unknown; a newer cgbench may read it"
             )
-        for fault in part_faults(raw):
+        for fault in chain(part_faults(raw), account_faults(raw.get("floor", {}))):
             raise RunDirectoryError(f"{file}: {fault}")
         return cls(**values)
 
 
-def _object(text: str, file: Path) -> dict[str, Any]:
+def _object(text: str, file: Path) -> JsonObject:
     try:
-        raw = loads(text)
+        raw = parse_own_json(text)
     except ValueError as error:
         raise RunDirectoryError(f"{file}: not JSON: {error}") from error
     if not isinstance(raw, dict):
@@ -98,20 +150,28 @@ def _object(text: str, file: Path) -> dict[str, Any]:
 
 def _kinds(record: type[RunRecord]) -> list[tuple[str, type]]:
     """Field names and the classes JSON reads them as: ``list`` for ``list[str]``."""
-    return [(f.name, get_origin(f.type) or cast(type, f.type)) for f in fields(record)]
+    return [(f.name, _kind(f.type)) for f in fields(record)]
 
 
-def _checked(raw: dict[str, Any], name: str, kind: type, file: Path) -> Any:
+def _kind(declared: Any) -> type:
+    return dict if is_typeddict(declared) else get_origin(declared) or declared
+
+
+def _checked(raw: JsonObject, name: str, kind: type, file: Path) -> Any:
     if not isinstance(raw.get(name), kind):
         raise RunDirectoryError(f"{file}: field {name} is missing or is not a {kind.__name__}")
     return raw[name]
 
 
-def resumed_words(entry: Mapping[str, Any]) -> str:
+def resumed_words(entry: Resumed) -> str:
     """One of a record's ``resumed`` in words: when, and what was kept."""
+    finished = {
+        "batch sizes": entry.get("kept_batch_sizes"),
+        "processes": entry.get("kept_processes"),
+    }
     kept = [
-        f"{name.removeprefix('kept_').replace('_', ' ')} {', '.join(map(str, values)) or 'none'}"
-        for name, values in entry.items()
-        if name.startswith("kept_")
+        f"{name} {', '.join(map(str, numbers)) or 'none'}"
+        for name, numbers in finished.items()
+        if numbers is not None
     ]
-    return f"{entry.get('utc')}, kept {'; '.join(kept)}"
+    return f"{entry['utc']}, kept {'; '.join(kept)}"

@@ -7,6 +7,7 @@ there. Written against the standard library alone, as ``schema``.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from cgbench.inputs import JsonObject
 from cgbench.rundir.schema import DRAFTS, LARGEST, MAX_TEXT, REQUESTS, Range
 
 
@@ -161,7 +162,7 @@ class _Missing:
 _MISSING = _Missing()
 
 
-def part_faults(raw: dict[str, Any]) -> Iterator[str]:
+def part_faults(raw: JsonObject) -> Iterator[str]:
     """What is wrong within the fields of a record, whose own types have been checked."""
     for part in PARTS:
         for name, value in _found(raw, part.path):
@@ -173,7 +174,7 @@ def part_faults(raw: dict[str, Any]) -> Iterator[str]:
         yield "field plans has a spec_tokens twice"
 
 
-def _found(raw: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+def _found(raw: JsonObject, path: str) -> Iterator[tuple[str, Any]]:
     """Each value at ``path`` with its own name; ``_MISSING`` where what would hold it lacks it."""
     found: list[tuple[str, Any]] = [("", raw)]
     for step in path.split("."):

@@ -5,11 +5,13 @@ and must not pay for pandas. Times are seconds in the records and in ``samples.p
 milliseconds in the tables that a person reads.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from cgbench.words import Mode, Phase, Routing, Scope, Status
+from cgbench.words import Mode, Phase, Routing, Scope, Stage, Status
 
 
 class Range(NamedTuple):
@@ -40,14 +42,18 @@ MAX_TEXT = 4096
 """Characters of a text: as many as a path may have."""
 
 
+def _is_any(_: str) -> bool:
+    return True
+
+
 class Column(NamedTuple):
     """One column of a table: its name, its pandas dtype, and what it means.
 
     An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``; an ``int64`` column
     has none, and neither has one that is ``filled``. A column that is ``added`` is not in every
     run directory of this schema version; where it is not, each row is read as ``default``. A
-    column with ``words`` holds one of them in every row. Numbers lie ``within`` a range; every
-    text matches ``pattern``.
+    column with ``words`` holds one of them in every row. Numbers lie ``within`` a range; of every
+    text ``is_right`` says whether it can be one.
     """
 
     name: str
@@ -58,7 +64,7 @@ class Column(NamedTuple):
     words: tuple[str, ...] = ()
     within: Range = COUNT
     filled: bool = False
-    pattern: str = ".*"
+    is_right: Callable[[str], bool] = _is_any
 
     @property
     def is_text(self) -> bool:
@@ -91,16 +97,25 @@ def _word(name: str, words: type[StrEnum], meaning: str) -> Column:
     return Column(name, "string", meaning, words=tuple(word.value for word in words))
 
 
+def _are_rates(text: str) -> bool:
+    return re.fullmatch(r"(0\.[0-9]{2}|1\.00)(;(0\.[0-9]{2}|1\.00))*", text) is not None
+
+
+def _is_sampled(name: str) -> bool:
+    """Whether samples have a stage of that name: drafts one at a time, or all of them."""
+    try:
+        stage = Stage.parse(name)
+    except ValueError:
+        return False
+    return stage.first == stage.last
+
+
 WARM, COLD = "warm", "cold"
 """The L2 cache before a timed iteration: as the last one left it, or flushed."""
 
 OWN_ENGINE, UNQUANTISED, SAME, TARGETS = "cgbench", "none", "same", "target"
 """What rows say, and what older rows are read as: this tool decoded, with weights as
 ``dtype`` has them, keys and values of the same type, and drafts out of the target's vocabulary."""
-
-HOST_GAP = "host_gap"
-"""A stage of thin samples alone, and the one time that may be negative: a read-back may overlap the
-next iteration."""
 
 LATENCY = (
     _label("model", "model label; says so where the weights are random"),
@@ -140,7 +155,7 @@ LATENCY = (
         "acceptance_rate_per_pos",
         "string",
         "unconditional, one per draft position, ';' apart",
-        pattern=r"(0\.[0-9]{2}|1\.00)(;(0\.[0-9]{2}|1\.00))*",
+        is_right=_are_rates,
     ),
     _time_ms("tpot_ms", "mean wall time of an iteration / mean_acceptance_length"),
     Column("output_tok_per_s", "float64", "tokens per second of the whole batch"),
@@ -223,7 +238,7 @@ SAMPLES = (
         "string",
         "iteration (timed pass); verify, accept, draft_1.., commit; collectives (alone, tp > 1)",
         filled=True,
-        pattern=rf"iteration|verify|accept|draft(_[0-9]+)?|commit|collectives|{HOST_GAP}",
+        is_right=_is_sampled,
     ),
     Column("gpu_s", "float64", "by GPU events; wall time on CPU", within=SIGNED, filled=True),
     Column(
@@ -254,7 +269,7 @@ class Sample(NamedTuple):
     mode: Mode
     block: int
     iteration: int
-    stage: str
+    stage: Stage
     gpu_s: float
     wall_s: float | None
     process: int = 0

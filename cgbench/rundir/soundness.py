@@ -4,7 +4,6 @@ Each check yields what is wrong, in words that follow a file's name. Statistics 
 tables, or worse, do not.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from math import nan
 
@@ -17,7 +16,6 @@ from cgbench.rundir.block_schema import BLOCKS
 from cgbench.rundir.schema import (
     ACCEPTANCE,
     CAPTURE,
-    HOST_GAP,
     LATENCY,
     MAX_TEXT,
     SAMPLES,
@@ -25,7 +23,7 @@ from cgbench.rundir.schema import (
     Column,
 )
 from cgbench.rundir.summary import BLOCK, CELL
-from cgbench.words import Mode, Status
+from cgbench.words import Mode, Stage, Status
 
 ROW_KEYS: dict[Sequence[Column], list[str]] = {
     LATENCY: CELL,
@@ -71,9 +69,9 @@ def _has_other_rates(rows: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _is_no_time(rows: pd.DataFrame) -> "pd.Series[bool]":
-    timed = rows["stage"] == "iteration"
+    timed = rows["stage"] == str(Stage.ITERATION)
     gpu_s = rows["gpu_s"]
-    is_negative = (gpu_s < 0) & (rows["stage"] != HOST_GAP)
+    is_negative = (gpu_s < 0) & (rows["stage"] != str(Stage.HOST_GAP))
     return is_negative | (timed & ~gpu_s.between(SECONDS.least, SECONDS.most))
 
 
@@ -148,7 +146,7 @@ def _why_not(text: str, column: Column) -> str:
         return f"; must be {' or '.join(column.words)}"
     if len(text) > MAX_TEXT or not text.isprintable():
         return f"...; must be printable, of at most {MAX_TEXT} characters"
-    return "" if re.fullmatch(column.pattern, text) else "; must be as this schema version has it"
+    return "" if column.is_right(text) else "; must be as this schema version has it"
 
 
 def _in_a_row(are_wrong: "pd.Series[bool]", fault: str) -> Iterator[str]:

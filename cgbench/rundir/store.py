@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Self, TypeAlias, cast
 
 import pandas as pd
 
@@ -46,6 +46,7 @@ from cgbench.rundir.summary import (
     typed_frame,
     with_break_even,
 )
+from cgbench.rundir.token_file import SavedTokens
 
 SIGNIFICANT_DIGITS = "%.6g"
 
@@ -111,7 +112,7 @@ class RunDirectory:
                 "give the same, or choose another --output"
             )
         kept = sorted(directory.finished_batch_sizes)
-        directory.record.resumed.append({"utc": record.created_utc, "kept_batch_sizes": kept})
+        directory.record.add_resumed({"utc": record.created_utc, "kept_batch_sizes": kept})
         directory._write_record()
         return directory
 
@@ -151,7 +152,7 @@ class RunDirectory:
         directory, and in one from before there was telemetry."""
         return self.tables.blocks.copy()
 
-    def tokens(self) -> list[dict[str, Any]]:
+    def tokens(self) -> list[SavedTokens]:
         """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
         return [*self.tables.tokens]
 
@@ -174,7 +175,7 @@ class RunDirectory:
         self._write_csv(ACCEPTANCE_FILE, _appended(old.acceptance, acceptance_frame(cells)))
         self._write_csv(BLOCKS_FILE, _appended(old.blocks, typed_frame(blocks, BLOCKS)))
         if tokens:
-            self._write_tokens([*old.tokens, *(row._asdict() for row in tokens)])
+            self._write_tokens([*old.tokens, *(cast(SavedTokens, row._asdict()) for row in tokens)])
         self._write_record()
         self._write_csv(CAPTURE_FILE, with_break_even(old.capture, latency))
         self._write_csv(LATENCY_FILE, latency)
@@ -234,7 +235,7 @@ class RunDirectory:
             name, lambda file: frame.to_csv(file, index=False, float_format=SIGNIFICANT_DIGITS)
         )
 
-    def _write_tokens(self, rows: list[dict[str, Any]]) -> None:
+    def _write_tokens(self, rows: list[SavedTokens]) -> None:
         self._write_text(TOKENS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
 
     def _write_text(self, name: str, text: str) -> None:

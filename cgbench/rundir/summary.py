@@ -3,8 +3,9 @@
 All of it can be computed again from ``samples.parquet`` and ``acceptance.csv``.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from math import isfinite, nan
 from typing import Any
 
@@ -13,16 +14,17 @@ import pandas as pd
 
 from cgbench.engine.graph_cost import GraphCost
 from cgbench.request.acceptance_lengths import stated_length
+from cgbench.rundir.record_parts import Spread, TelemetryFacts, Told
 from cgbench.rundir.schema import ACCEPTANCE, CAPTURE, LATENCY, SAMPLES, Cell, Column, Sample
 from cgbench.statistics import CONFIDENCE, Estimate, blocks_estimate, processes_estimate
-from cgbench.words import Mode, Phase, Scope
+from cgbench.words import Mode, Phase, Scope, Stage
 
 CELL = ["scope", "spec_tokens", "batch_size"]
 BLOCK = ["process", "block"]
 GRAPHS = ["scope", "spec_tokens", "bucket"]
 
 
-def typed_frame(rows: Iterable[Any], columns: Sequence[Column]) -> pd.DataFrame:
+def typed_frame(rows: Iterable[Any] | pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """Rows (tuples, or mappings that may lack columns) as a frame of the declared dtypes."""
     frame = pd.DataFrame(rows, columns=[column.name for column in columns])
     return frame.astype({column.name: column.dtype for column in columns})
@@ -38,7 +40,12 @@ def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFram
 
 def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
     """Raw samples, in seconds, with the ``SAMPLES`` columns."""
-    return typed_frame(samples, SAMPLES)
+    return typed_frame([{**each._asdict(), "stage": str(each.stage)} for each in samples], SAMPLES)
+
+
+def of_stage(samples: pd.DataFrame, stage: Stage) -> pd.DataFrame:
+    """The samples of one stage."""
+    return samples[samples["stage"] == str(stage)]
 
 
 def acceptance_frame(cells: Sequence[Cell]) -> pd.DataFrame:
@@ -57,7 +64,7 @@ def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
     ``cells`` must hold every scope and k of their batch sizes, for the speed-ups are ratios
     between rows. A cell without samples keeps its facts and has no timings.
     """
-    return with_timings(pd.DataFrame([_facts(cell) for cell in cells]), samples)
+    return with_timings(_facts(cells), samples)
 
 
 def with_timings(facts: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
@@ -77,28 +84,34 @@ def with_timings(facts: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     return typed_frame(frame, LATENCY)
 
 
-def _facts(cell: Cell) -> dict[str, Any]:
-    """What the latency table shows of a cell without its samples."""
-    accepted, drafted = cell.num_accepted_per_pos, cell.num_drafted
-    rates = [f"{count / drafted:.2f}" for count in accepted if drafted]
-    return {
-        **asdict(cell),
-        "scope": cell.scope.value,
-        "mean_acceptance_length": _mean_length(cell) if drafted else None,
-        "acceptance_rate_per_pos": ";".join(rates) or None,
-    }
+def _facts(cells: Sequence[Cell]) -> pd.DataFrame:
+    """What the latency table shows of cells without their samples."""
+    lengths = pd.Series([_mean_length(cell) for cell in cells], dtype="float64")
+    return pd.DataFrame([asdict(cell) for cell in cells]).assign(
+        scope=[cell.scope.value for cell in cells],
+        mean_acceptance_length=lengths,
+        acceptance_rate_per_pos=pd.Series([_rates(cell) for cell in cells], dtype="object"),
+    )
 
 
-def _mean_length(cell: Cell) -> float:
+def _rates(cell: Cell) -> str | None:
+    drafted = cell.num_drafted
+    rates = [f"{count / drafted:.2f}" for count in cell.num_accepted_per_pos if drafted]
+    return ";".join(rates) or None
+
+
+def _mean_length(cell: Cell) -> float | None:
     """The length that the rule states, where it states one: the draws of a short run scatter around
     it, and times a token are wanted at the length itself. Otherwise the measured one."""
+    if not cell.num_drafted:
+        return None
     stated = stated_length(cell.acceptance, cell.spec_tokens)
     return 1 + sum(cell.num_accepted_per_pos) / cell.num_drafted if stated is None else stated
 
 
 def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
     """Statistics of the timed pass, one row a cell; of the blocks that count."""
-    timed = samples[samples["stage"] == "iteration"]
+    timed = of_stage(samples, Stage.ITERATION)
     gap_s = timed["wall_s"] - timed["gpu_s"]
     by_cell = timed.assign(gap_s=gap_s).groupby(CELL)
     gpu_s = by_cell["gpu_s"]
@@ -140,8 +153,9 @@ def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
 def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Median seconds of each stage of the instrumented pass, a column each, by the columns ``by``,
     ``CELL`` among them; the draft steps of one iteration are summed."""
-    staged = samples[samples["stage"] != "iteration"]
-    staged = staged.assign(stage=staged["stage"].str.replace(r"_\d+$", "", regex=True))
+    staged = samples[samples["stage"] != str(Stage.ITERATION)]
+    kinds = {name: Stage.parse(name).kind.value for name in staged["stage"].unique()}
+    staged = staged.assign(stage=staged["stage"].map(kinds).astype("string"))
     per_iteration = staged.groupby([*CELL, *BLOCK, "iteration", "stage"])["gpu_s"].sum()
     return per_iteration.groupby([*by, "stage"]).median().unstack("stage")
 
@@ -165,15 +179,10 @@ def _looked_up(frame: pd.DataFrame, base: pd.DataFrame, column: str, on: list[st
 
 def capture_frame(costs: Sequence[GraphCost], latency: pd.DataFrame) -> pd.DataFrame:
     """One row a graph, with the ``CAPTURE`` columns."""
-    return with_break_even(typed_frame([_cost_row(cost) for cost in costs], CAPTURE), latency)
-
-
-def _cost_row(cost: GraphCost) -> dict[str, Any]:
-    milliseconds = {
-        f"{step}_ms": getattr(cost, f"{step}_s") * 1e3
-        for step in ("warmup", "capture", "instantiate", "first_replay")
-    }
-    return asdict(cost) | milliseconds
+    rows = pd.DataFrame(costs, columns=[each.name for each in fields(GraphCost)])
+    for step in ("warmup", "capture", "instantiate", "first_replay"):
+        rows[f"{step}_ms"] = rows[f"{step}_s"] * 1e3
+    return with_break_even(typed_frame(rows, CAPTURE), latency)
 
 
 def with_break_even(capture: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
@@ -207,24 +216,25 @@ def _gains(latency: pd.DataFrame) -> pd.Series:
     return replayed.assign(gain_ms=gain_ms).groupby(GRAPHS)["gain_ms"].last()
 
 
-TOLD = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
-
-
-def telemetry_summary(blocks: pd.DataFrame) -> dict[str, Any]:
+def telemetry_summary(blocks: pd.DataFrame) -> TelemetryFacts:
     """What ``run.json`` says of the GPU over all timed blocks: min, median and max of its clocks,
     temperature and power, what held the clocks back, and how many blocks were discarded for what.
     A part that nothing told is left out."""
-    told = [name for name in TOLD if blocks[name].notna().any()]
-    reasons = blocks["throttle_reasons"].dropna().str.split(";").explode()
+    facts = TelemetryFacts()
+    told: tuple[Told, ...] = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
+    for name in told:
+        if blocks[name].notna().any():
+            facts[name] = _spread(blocks[name].dropna().astype("float64"))
+    if facts:
+        reasons = blocks["throttle_reasons"].dropna().str.split(";").explode()
+        facts["throttle_reasons"] = sorted(reasons.unique())
     others = blocks["other_processes"].dropna()
-    return {
-        **{name: _spread(blocks[name].dropna().astype("float64")) for name in told},
-        **({"throttle_reasons": sorted(reasons.unique())} if told else {}),
-        **({"other_processes": int(others.max())} if len(others) else {}),
-        "blocks": len(blocks),
-        "discarded": blocks["discarded"].dropna().value_counts().to_dict(),
-    }
+    if len(others):
+        facts["other_processes"] = int(others.max())
+    facts["blocks"] = len(blocks)
+    facts["discarded"] = dict(Counter(blocks["discarded"].dropna().tolist()).most_common())
+    return facts
 
 
-def _spread(values: pd.Series) -> dict[str, float]:
+def _spread(values: pd.Series) -> Spread:
     return {"min": values.min(), "median": values.median(), "max": values.max()}

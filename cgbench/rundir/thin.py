@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from cgbench.errors import CannotError, RunDirectoryError
-from cgbench.rundir.block_times import BLOCKS, block_times
+from cgbench.rundir.block_times import BLOCKS, WALL, block_times
 from cgbench.rundir.files import (
     ACCEPTANCE_FILE,
     BLOCKS_FILE,
@@ -29,9 +29,11 @@ from cgbench.rundir.files import (
 from cgbench.rundir.folders import check_new_folder
 from cgbench.rundir.parquet_file import write_parquet
 from cgbench.rundir.record import RunRecord
+from cgbench.rundir.record_parts import FloorFacts
 from cgbench.rundir.schema import SAMPLES
 from cgbench.rundir.store import RunDirectory
 from cgbench.rundir.summary import CELL, typed_frame
+from cgbench.words import Stage
 
 MAX_BYTES = 1_000_000
 
@@ -96,7 +98,8 @@ def _write(run: RunDirectory, made: Path, refusal: str) -> int:
 
 def thin_record(record: RunRecord) -> RunRecord:
     """Marked as thin; without what floors are made of, which is not compared and is most of it."""
-    floor = {name: value for name, value in record.floor.items() if name != "accounts"}
+    limits = record.floor.get("limits")
+    floor = FloorFacts() if limits is None else FloorFacts(limits=limits)
     return replace(record, thin=True, floor=floor)
 
 
@@ -104,12 +107,12 @@ def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:
     """One row a cell, block and stage, with the ``SAMPLES`` columns: medians, but a mean of the
     wall time, and the host gap as a stage."""
     times = block_times(samples)
-    stages = times.drop(columns="wall")
+    stages = times.drop(columns=WALL)
     rows = stages.melt(var_name="stage", value_name="gpu_s", ignore_index=False)
     rows = rows.dropna().reset_index().sort_values([*BLOCKS, "stage"], ignore_index=True)
-    wall_s = rows.join(times["wall"], on=BLOCKS)["wall"]
+    wall_s = rows.join(times[WALL], on=BLOCKS)[WALL]
     modes = samples.drop_duplicates(CELL).set_index(CELL)["mode"]
     rows = rows.join(modes, on=CELL).assign(
-        iteration=0, wall_s=wall_s.where(rows["stage"] == "iteration")
+        iteration=0, wall_s=wall_s.where(rows["stage"] == str(Stage.ITERATION))
     )
     return typed_frame(rows, SAMPLES)

@@ -1,18 +1,32 @@
 """``tokens.jsonl``: what each request of the generate pass was given and gave."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict, cast
 
+from cgbench.inputs import JsonObject, parse_own_json
 from cgbench.rundir.schema import DRAFTS, REQUESTS, Range
-from cgbench.rundir.strict_json import loads
 from cgbench.words import Mode, Scope
 
 MAX_TOKEN_ID = 2**31 - 1
-FIELDS = ("scope", "mode", "spec_tokens", "batch_size", "request", "prompt_ids", "token_ids")
 
 
-def parse_tokens(text: str) -> list[dict[str, Any]]:
-    """The lines of ``text``, each with the fields of ``TokenRow``.
+class SavedTokens(TypedDict):
+    """One line: a ``TokenRow`` as it is written."""
+
+    scope: str
+    mode: str
+    spec_tokens: int
+    batch_size: int
+    request: int
+    prompt_ids: list[int]
+    token_ids: list[int]
+
+
+FIELDS = tuple(SavedTokens.__annotations__)
+
+
+def parse_tokens(text: str) -> list[SavedTokens]:
+    """The lines of ``text``.
 
     Raises ``ValueError``, with the line's number, where one is cut short, is not JSON or has
     something else in a field.
@@ -22,9 +36,9 @@ def parse_tokens(text: str) -> list[dict[str, Any]]:
     return [_row(line, number) for number, line in enumerate(text.split("\n")[:-1], start=1)]
 
 
-def _row(line: str, number: int) -> dict[str, Any]:
+def _row(line: str, number: int) -> SavedTokens:
     try:
-        row = loads(line)
+        row = parse_own_json(line)
     except ValueError as error:
         raise ValueError(f"line {number}: {error}") from error
     if not isinstance(row, dict) or row.keys() != set(FIELDS):
@@ -32,10 +46,10 @@ def _row(line: str, number: int) -> dict[str, Any]:
     for name, is_right in _parts(row):
         if not is_right:
             raise ValueError(f"line {number}: {name} is not what it must be")
-    return row
+    return cast(SavedTokens, row)
 
 
-def _parts(row: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+def _parts(row: JsonObject) -> Iterator[tuple[str, bool]]:
     yield "scope", row["scope"] in [*Scope]
     yield "mode", row["mode"] in [*Mode]
     yield "spec_tokens", _is_whole(row["spec_tokens"], DRAFTS)

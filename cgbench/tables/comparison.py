@@ -8,8 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.gate.comparison import Comparison
-from cgbench.gate.verdicts import Line, Verdict
+from cgbench.gate.verdicts import Line
 from cgbench.gate.wording import change, has_interval, summary, value_text
+from cgbench.tables.markdown import markdown_table
+from cgbench.words import Verdict
 
 HEADINGS = (
     "verdict",
@@ -118,12 +120,6 @@ def _with_reason(line: Line) -> Line:
 def markdown(comparison: Comparison) -> str:
     """The same as Markdown; also the step summary of a GitHub job."""
     title = f"### cgbench compare: {comparison.model}\n\n{summary(comparison)}"
-    rule = ["---" if heading in LEFT else "---:" for heading in HEADINGS]
     rows = [row(_with_reason(line)) for line in shown(comparison)]
-    table = "\n".join(_markdown_row(cells) for cells in (HEADINGS, rule, *rows))
+    table = markdown_table(HEADINGS, rows, left=LEFT)
     return "\n\n".join([title, table, "\n".join(f"- {note}" for note in notes(comparison))])
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("|", "\\|") for cell in cells)
-    return f"| {' | '.join(escaped)} |"

@@ -7,8 +7,8 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-# Between two columns, where there is room.
 GAP = 3
+"""Characters between two columns, where there is room; one fewer where there is none."""
 
 
 def fitted_table(
@@ -18,6 +18,7 @@ def fitted_table(
     width: int,
     *,
     names: Collection[str],
+    gap: int = GAP,
 ) -> Table:
     """The columns of a table that ``rows`` are to be added to; those in ``names`` stand left.
 
@@ -25,22 +26,40 @@ def fitted_table(
     word and columns stand closer. Cells are never folded: what is still too wide is for the
     terminal to go on with in its next line.
     """
-    is_folded = _width(headings, rows) > width
-    shown = [heading.replace(" ", "\n") for heading in headings] if is_folded else headings
-    # Text, for in a plain string rich takes "[req]" for markup and drops it.
+    is_folded = _width(headings, rows, gap) > width
+    # Text, because rich takes "[req]" in a plain string for markup and drops it.
     table = Table(
         title=Text(title),
         title_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0) if is_folded else (0, 1),
+        padding=_padding(gap - is_folded),
         pad_edge=False,
     )
-    for name, heading in zip(headings, shown, strict=True):
-        justify: JustifyMethod = "left" if name in names else "right"
-        table.add_column(Text(heading), justify=justify, no_wrap=True, vertical="bottom")
+    for heading in headings:
+        justify: JustifyMethod = "left" if heading in names else "right"
+        shown = Text(_folded(heading) if is_folded else heading)
+        table.add_column(shown, justify=justify, no_wrap=True, vertical="bottom")
     return table
 
 
-def _width(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
-    columns = zip(headings, *rows, strict=True)
-    return 2 - GAP + sum(GAP + max(map(len, cells)) for cells in columns)
+def fits(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, gap: int = GAP
+) -> bool:
+    """Whether ``fitted_table`` can be as narrow as ``width``."""
+    return _width([*map(_folded, headings)], rows, gap - 1) <= width
+
+
+def _folded(heading: str) -> str:
+    return heading.replace(" ", "\n")
+
+
+def _padding(gap: int) -> tuple[int, int, int, int]:
+    """Of a cell: the box has one character of the gap."""
+    return (0, gap // 2, 0, (gap - 1) // 2)
+
+
+def _width(headings: Sequence[str], rows: Sequence[Sequence[str]], gap: int) -> int:
+    """Characters of the whole table, with one at either edge."""
+    lines = [heading.split("\n") for heading in headings]
+    columns = zip(lines, *rows, strict=True)
+    return 2 - gap + sum(gap + max(map(len, (*heading, *cells))) for heading, *cells in columns)

@@ -8,10 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from cgbench.floor.account import Account, FloorLine, account_stage
-from cgbench.rundir.accounts import accounts_of
+from cgbench.floor.rates import DeviceLimits
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.summary import BLOCK
 from cgbench.tables.fit import fitted_table
+from cgbench.words import Stage
 
 COLUMNS = (
     *("stage", "what", "count", "experts read", "expected"),
@@ -29,18 +30,19 @@ CAPTION = (
 def account_tables(record: RunRecord, samples: pd.DataFrame, width: int) -> Iterator[Table]:
     """A table for each k and batch size, from a run's record and its raw samples, for ``width``
     characters."""
-    for account in accounts_of(record):
-        yield account_table(account, record.floor["limits"], samples, width)
+    for account in record.accounts:
+        assert record.limits is not None
+        yield account_table(account, record.limits, samples, width)
 
 
 def account_table(
-    account: Account, limits: Mapping[str, float], samples: pd.DataFrame, width: int
+    account: Account, limits: DeviceLimits, samples: pd.DataFrame, width: int
 ) -> Table:
     """A line a product or attention, then the stage's sum beside its measured time."""
     title = f"floor: k {account.spec_tokens}, batch size {account.batch_size}, {account.scope}"
     caption = CAPTION.format(
-        read=limits["read_bytes_per_s"] / 1e9,
-        rate=limits["flops_per_s"] / 1e9,
+        read=limits.read_bytes_per_s / 1e9,
+        rate=limits.flops_per_s / 1e9,
         context=account.context_len,
     )
     rows = [*_rows(account, measured_seconds(account, samples))]
@@ -53,7 +55,7 @@ def account_table(
     return table
 
 
-def measured_seconds(account: Account, samples: pd.DataFrame) -> dict[str, float]:
+def measured_seconds(account: Account, samples: pd.DataFrame) -> dict[Stage, float]:
     """Median seconds of the account's stages, drafts 2..k summed, and of the iteration, which is
     the timed pass's: so the stages need not add up to it."""
     is_cell = (
@@ -62,21 +64,25 @@ def measured_seconds(account: Account, samples: pd.DataFrame) -> dict[str, float
         & (samples["batch_size"] == account.batch_size)
     )
     cell = samples[is_cell]
-    stage = cell["stage"].map(lambda name: account_stage(name, account.spec_tokens))
+    stages = {
+        name: str(account_stage(Stage.parse(name), account.spec_tokens))
+        for name in cell["stage"].unique()
+    }
+    stage = cell["stage"].map(stages)
     per_iteration = cell.groupby([*BLOCK, "iteration", stage])["gpu_s"].sum()
     medians = per_iteration.groupby("stage").median()
-    return {str(stage): float(seconds) for stage, seconds in medians.items()}
+    return {Stage.parse(str(name)): float(seconds) for name, seconds in medians.items()}
 
 
-def _rows(account: Account, measured: Mapping[str, float]) -> Iterator[tuple[str, ...]]:
+def _rows(account: Account, measured: Mapping[Stage, float]) -> Iterator[tuple[str, ...]]:
     for stage, lines in groupby(account.lines, lambda line: line.stage):
         of_stage = list(lines)
         yield from map(_line_row, of_stage)
-        yield _sum_row(stage, of_stage, measured.get(stage))
-        if stage == "verify":
-            yield _sum_row("accept", [], measured.get("accept"))
-    yield _sum_row("commit", [], measured.get("commit"))
-    yield _sum_row("iteration", list(account.lines), measured.get("iteration"))
+        yield _sum_row(stage, of_stage, measured)
+        if stage == Stage.VERIFY:
+            yield _sum_row(Stage.ACCEPT, [], measured)
+    yield _sum_row(Stage.COMMIT, [], measured)
+    yield _sum_row(Stage.ITERATION, list(account.lines), measured)
 
 
 def _line_row(line: FloorLine) -> tuple[str, ...]:
@@ -84,22 +90,25 @@ def _line_row(line: FloorLine) -> tuple[str, ...]:
     floor = _milliseconds(line.seconds)
     experts = (_experts(line.experts_read), _experts(line.experts_expected))
     return (
-        *(line.stage, line.what, str(line.count)),
+        *(str(line.stage), line.what, str(line.count)),
         *experts,
         *amounts,
         *(line.bound_by, floor, "", ""),
     )
 
 
-def _sum_row(stage: str, lines: list[FloorLine], measured_s: float | None) -> tuple[str, ...]:
+def _sum_row(
+    stage: Stage, lines: list[FloorLine], measured: Mapping[Stage, float]
+) -> tuple[str, ...]:
     """A stage's sums; accept and commit have no product and no attention, so no floor."""
+    measured_s = measured.get(stage)
     taken = "" if measured_s is None else _milliseconds(measured_s)
     if not lines:
-        return (stage, *[""] * 8, taken, "")
+        return (str(stage), *[""] * 8, taken, "")
     floor_s = sum(line.seconds for line in lines)
     share = f"{floor_s / measured_s:.0%}" if measured_s else ""
     amounts = _amounts(lines)
-    return (stage, "", "", "", "", *amounts, "", _milliseconds(floor_s), taken, share)
+    return (str(stage), "", "", "", "", *amounts, "", _milliseconds(floor_s), taken, share)
 
 
 def _experts(count: float | None) -> str:

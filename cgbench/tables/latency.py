@@ -4,20 +4,20 @@ One frame feeds all of them, and one list of columns the two that people read.
 """
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from cgbench.request.command_line import command_line
 from cgbench.rundir.record import RunRecord, resumed_words
 from cgbench.rundir.schema import LATENCY, LATENCY_KEY
+from cgbench.tables.fit import fits, fitted_table
+from cgbench.tables.markdown import markdown_table
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
@@ -64,11 +64,6 @@ class Shown:
     def is_number(self) -> bool:
         return self.column not in ("scope", "status")
 
-    @property
-    def folded(self) -> str:
-        """The heading with a line a word, as narrow as it can be."""
-        return self.heading.replace(" ", "\n")
-
     def text(self, row: Row) -> str:
         value = row[self.column]
         return "" if pd.isna(value) else self.pattern.format(value)
@@ -109,6 +104,9 @@ SPARED = (
 )
 """Columns that a narrow terminal goes without, in this order, so that no number is cut."""
 
+GAP = 2
+"""Characters between two columns, of which there are many."""
+
 
 def latency_table(frame: pd.DataFrame, title: str, width: int) -> Table:
     """The terminal's table, a section a batch size; ``title`` holds the model label.
@@ -118,22 +116,12 @@ def latency_table(frame: pd.DataFrame, title: str, width: int) -> Table:
     and the caption says so. What is too wide without them all is to be printed uncut.
     """
     shown = _with_values(frame)
-    is_folded = _width(frame, shown, is_folded=False) > width
-    for column in SPARED if is_folded else ():
-        if _width(frame, shown, is_folded=True) > width:
+    for column in SPARED:
+        if not fits(_headings(shown), _rows(frame, shown), width, GAP):
             shown = [each for each in shown if each.column != column]
-    # Text, for in a plain string rich takes "[ms]" for markup and drops it.
-    table = Table(
-        title=Text(title),
-        caption=Text(_caption(frame, shown)),
-        box=SIMPLE_HEAD,
-        padding=(0, 0 if is_folded else 1, 0, 0),
-        pad_edge=False,
-    )
-    for each in shown:
-        heading = Text(each.folded if is_folded else each.heading)
-        justify: JustifyMethod = "right" if each.is_number else "left"
-        table.add_column(heading, justify=justify, no_wrap=True, vertical="bottom")
+    headings, rows = _headings(shown), _rows(frame, shown)
+    table = fitted_table(title, headings, rows, width, names=_names(shown), gap=GAP)
+    table.caption = Text(_caption(frame, shown))
     for group in _groups(frame, shown):
         for cells in group:
             table.add_row(*cells)
@@ -151,7 +139,7 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
         f"# cgbench run: {record.model['label']}",
         "\n".join([f"- {_setting(frame)}", *facts, *resumed, *warnings]),
         f"```\n{command_line('run', record.arguments)}\n```",
-        "\n".join(_markdown_lines(frame)),
+        _markdown(frame),
         DEFINITIONS,
     ]
     return "\n\n".join(parts)
@@ -190,20 +178,15 @@ def _with_values(frame: pd.DataFrame) -> list[Shown]:
     return [each for each in SHOWN if frame[each.column].notna().any()]
 
 
-def _width(frame: pd.DataFrame, shown: Sequence[Shown], *, is_folded: bool) -> int:
-    """Characters of the whole table: one or two between columns, and one at either edge."""
-    headings = [(each.folded if is_folded else each.heading).splitlines() for each in shown]
-    rows = [cells for group in _groups(frame, shown) for cells in group]
-    gap = 1 if is_folded else 2
-    columns = zip(headings, *rows, strict=True)
-    return 2 - gap + sum(gap + max(map(len, (*heading, *cells))) for heading, *cells in columns)
-
-
 def _groups(frame: pd.DataFrame, shown: Sequence[Shown]) -> Iterator[list[list[str]]]:
     """Texts of the rows of each batch size, ascending."""
     for _, group in frame.groupby("batch_size"):
         rows = group.astype(object).to_dict("records")
         yield [[each.text(row) for each in shown] for row in map(_with_mode, rows)]
+
+
+def _rows(frame: pd.DataFrame, shown: Sequence[Shown]) -> list[list[str]]:
+    return [cells for group in _groups(frame, shown) for cells in group]
 
 
 def _with_mode(row: Row) -> Row:
@@ -213,13 +196,15 @@ def _with_mode(row: Row) -> Row:
     return {**row, "scope": f"{row['scope']} ({row['mode']})"}
 
 
-def _markdown_lines(frame: pd.DataFrame) -> Iterator[str]:
+def _markdown(frame: pd.DataFrame) -> str:
     shown = _with_values(frame)
-    yield _markdown_row(each.heading for each in shown)
-    yield _markdown_row("---:" if each.is_number else "---" for each in shown)
-    for group in _groups(frame, shown):
-        yield from map(_markdown_row, group)
+    return markdown_table(_headings(shown), _rows(frame, shown), left=_names(shown))
 
 
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _headings(shown: Sequence[Shown]) -> list[str]:
+    return [each.heading for each in shown]
+
+
+def _names(shown: Sequence[Shown]) -> list[str]:
+    """Headings of the columns that are no numbers."""
+    return [each.heading for each in shown if not each.is_number]

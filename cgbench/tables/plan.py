@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from cgbench.planning.study import Outcome, Saving
 from cgbench.tables.fit import fitted_table
-from cgbench.tables.plan_rows import bucket_rows, summary_row, without_noise
+from cgbench.tables.markdown import markdown_table
+from cgbench.tables.plan_rows import BucketRow, PolicyRow, bucket_rows, policy_row, without_noise
 
 DEFINITIONS = """\
 A batch is padded up to the next bucket; padding is (bucket - batch) / bucket, its mean over the \
@@ -61,27 +61,27 @@ def _buckets(outcome: Outcome) -> Section:
     if outcome.plan is None:
         return Section(title, (), (), (f"refused: {outcome.reason}",))
     headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
-    rows = tuple(map(_bucket_row, bucket_rows(outcome)))
+    rows = tuple(map(_bucket_texts, bucket_rows(outcome)))
     return Section(title, headings, rows, (_totals(outcome), *_warned(outcome.plan.warnings)))
 
 
-def _bucket_row(row: dict[str, Any]) -> tuple[str, ...]:
+def _bucket_texts(row: BucketRow) -> tuple[str, ...]:
     return (
-        _number(row["batch_size"]) or row["mode"],
-        _number(row["num_tokens"]),
-        _range(row["serves_from"], row["serves_to"]),
-        _percent(row["worst_padding_frac"]),
-        _percent(row["mean_padding_frac"]),
-        _percent(row["workload_share"]),
+        _number(row.batch_size) or row.mode,
+        _number(row.num_tokens),
+        _range(row.serves_from, row.serves_to),
+        _percent(row.worst_padding_frac),
+        _percent(row.mean_padding_frac),
+        _percent(row.workload_share),
     )
 
 
 def _totals(outcome: Outcome) -> str:
-    row = summary_row(outcome)
+    row = policy_row(outcome)
     return (
-        f"{_number(row['graphs'])} graphs; mean padding {_percent(row['mean_padding_frac'])}; "
-        f"{row['eager_batch_sizes']} batch sizes eager, {_percent(row['eager_share'])} of the "
-        f"workload; expected {_cost(row['expected_cost'])} {row['cost_unit']}"
+        f"{_number(row.graphs)} graphs; mean padding {_percent(row.mean_padding_frac)}; "
+        f"{row.eager_batch_sizes} batch sizes eager, {_percent(row.eager_share)} of the "
+        f"workload; expected {_cost(row.expected_cost)} {row.cost_unit}"
     )
 
 
@@ -107,7 +107,7 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         for outcome in outcomes
         if outcome.plan is None
     ]
-    rows = tuple(_policy_row(summary_row(outcome)) for outcome in outcomes)
+    rows = tuple(_policy_texts(policy_row(outcome)) for outcome in outcomes)
     return Section(_setting(outcomes[0]), headings, rows, (*refused, *notes))
 
 
@@ -116,18 +116,18 @@ def _about(policy: str, warning: str) -> str:
     return warning if warning.startswith(policy) else f"{policy}: {warning}"
 
 
-def _policy_row(row: dict[str, Any]) -> tuple[str, ...]:
-    if row["refusal"]:
-        return (row["policy"], "refused", *[""] * 6)
+def _policy_texts(row: PolicyRow) -> tuple[str, ...]:
+    if row.refusal:
+        return (row.policy, "refused", *[""] * 6)
     return (
-        row["policy"],
-        _number(row["graphs"]),
-        _number(row["largest_batch_size"]),
-        _number(row["eager_batch_sizes"]),
-        _percent(row["eager_share"]),
-        _percent(row["mean_padding_frac"]),
-        _percent(row["worst_padding_frac"]),
-        _cost(row["expected_cost"]),
+        row.policy,
+        _number(row.graphs),
+        _number(row.largest_batch_size),
+        _number(row.eager_batch_sizes),
+        _percent(row.eager_share),
+        _percent(row.mean_padding_frac),
+        _percent(row.worst_padding_frac),
+        _cost(row.expected_cost),
     )
 
 
@@ -192,8 +192,8 @@ def _table(section: Section, width: int) -> Table:
 
 
 def _markdown(section: Section) -> str:
-    rule = ("---", *["---:"] * (len(section.headings) - 1))
-    lines = [f"| {' | '.join(cells)} |" for cells in (section.headings, rule, *section.rows)]
-    parts = [f"### {section.title}", "\n".join(lines) if section.rows else ""]
+    headings, rows = section.headings, section.rows
+    table = markdown_table(headings, rows, left=headings[:1]) if rows else ""
+    parts = [f"### {section.title}", table]
     notes = "\n".join(f"- {note}" for note in section.notes)
     return "\n\n".join(filter(None, [*parts, notes]))

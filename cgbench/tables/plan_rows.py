@@ -7,77 +7,114 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import TypeAlias
 
 from cgbench.planning.expected import expected_of_span
 from cgbench.planning.flags import flag_warnings, flags_for
 from cgbench.planning.plan import Span
 from cgbench.planning.study import Outcome, Saving
 
-BUCKET_COLUMNS = (
-    "policy",
-    "spec_tokens",
-    "mode",
-    "batch_size",
-    "num_tokens",
-    "serves_from",
-    "serves_to",
-    "worst_padding_frac",
-    "mean_padding_frac",
-    "workload_share",
-    "note",
-)
+Value: TypeAlias = "str | int | float | list[int] | list[str] | list[Values] | None"
+Values: TypeAlias = "dict[str, Value]"
+"""An object of the JSON that is printed."""
 
 
-def bucket_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    """A row a bucket or eager hole, ascending; one row with the reason where it was refused.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BucketRow:
+    """A bucket, an eager hole (``mode`` says which), or a policy that was refused.
 
     ``batch_size`` and ``num_tokens`` are the bucket's, None where there is none.
     """
-    who = {"policy": outcome.request.policy, "spec_tokens": outcome.request.spec_tokens}
+
+    policy: str
+    spec_tokens: int
+    mode: str
+    batch_size: int | None = None
+    num_tokens: int | None = None
+    serves_from: int | None = None
+    serves_to: int | None = None
+    worst_padding_frac: float | None = None
+    mean_padding_frac: float | None = None
+    workload_share: float | None = None
+    note: str | None = None
+
+
+BUCKET_COLUMNS = tuple(each.name for each in fields(BucketRow))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRow:
+    """One policy beside the others; means are over the workload. None: refused."""
+
+    policy: str
+    spec_tokens: int
+    graphs: int | None
+    largest_batch_size: int | None
+    eager_batch_sizes: int | None
+    eager_share: float | None
+    mean_padding_frac: float | None
+    worst_padding_frac: float | None
+    expected_cost: float | None
+    cost_unit: str
+    refusal: str | None
+
+
+def bucket_rows(outcome: Outcome) -> Iterator[BucketRow]:
+    """A row a bucket or eager hole, ascending; one row with the reason where it was refused."""
+    policy, spec_tokens = outcome.request.policy, outcome.request.spec_tokens
     if outcome.plan is None:
-        yield {**dict.fromkeys(BUCKET_COLUMNS), **who, "mode": "refused", "note": outcome.refusal}
+        yield BucketRow(
+            policy=policy, spec_tokens=spec_tokens, mode="refused", note=outcome.refusal
+        )
         return
     for span in outcome.plan.spans:
-        yield {**who, **_span_row(span, outcome.weights), "note": None}
+        yield _span_row(outcome, span)
     served = {span.bucket for span in outcome.plan.spans}
     for bucket in outcome.plan.buckets:
         if bucket not in served:
-            unused = {"mode": "graph", **asdict(bucket), "note": "serves nothing: over the maximum"}
-            yield {**dict.fromkeys(BUCKET_COLUMNS), **who, **unused}
+            yield BucketRow(
+                policy=policy,
+                spec_tokens=spec_tokens,
+                mode="graph",
+                batch_size=bucket.batch_size,
+                num_tokens=bucket.num_tokens,
+                note="serves nothing: over the maximum",
+            )
 
 
-def _span_row(span: Span, weights: list[float]) -> dict[str, Any]:
-    means, bucket = expected_of_span(span, weights), span.bucket
-    return {
-        "mode": "graph" if bucket else "eager",
-        "batch_size": bucket and bucket.batch_size,
-        "num_tokens": bucket and bucket.num_tokens,
-        "serves_from": span.first,
-        "serves_to": span.last,
-        "worst_padding_frac": means.worst_padding if bucket else None,
-        "mean_padding_frac": means.padding if bucket else None,
-        "workload_share": means.share,
-    }
+def _span_row(outcome: Outcome, span: Span) -> BucketRow:
+    means, bucket = expected_of_span(span, outcome.weights), span.bucket
+    return BucketRow(
+        policy=outcome.request.policy,
+        spec_tokens=outcome.request.spec_tokens,
+        mode="graph" if bucket else "eager",
+        batch_size=bucket.batch_size if bucket else None,
+        num_tokens=bucket.num_tokens if bucket else None,
+        serves_from=span.first,
+        serves_to=span.last,
+        worst_padding_frac=means.worst_padding if bucket else None,
+        mean_padding_frac=means.padding if bucket else None,
+        workload_share=means.share,
+    )
 
 
-def summary_row(outcome: Outcome) -> dict[str, Any]:
-    """One policy's row beside the others; means are over the workload. None: refused."""
+def policy_row(outcome: Outcome) -> PolicyRow:
+    """``outcome`` as a row beside those of other policies."""
     plan, means = outcome.plan, outcome.expected
-    return {
-        "policy": outcome.request.policy,
-        "spec_tokens": outcome.request.spec_tokens,
-        "graphs": plan and len(plan.buckets),
-        "largest_batch_size": plan and plan.eager_above,
-        "eager_batch_sizes": plan and plan.eager_batch_sizes,
-        "eager_share": means and means.eager_share,
-        "mean_padding_frac": means and means.padding,
-        "worst_padding_frac": means and means.worst_padding,
-        "expected_cost": outcome.cost,
-        "cost_unit": outcome.unit,
-        "refusal": outcome.refusal or None,
-    }
+    return PolicyRow(
+        policy=outcome.request.policy,
+        spec_tokens=outcome.request.spec_tokens,
+        graphs=len(plan.buckets) if plan else None,
+        largest_batch_size=plan.eager_above if plan else None,
+        eager_batch_sizes=plan.eager_batch_sizes if plan else None,
+        eager_share=means.eager_share if means else None,
+        mean_padding_frac=means.padding if means else None,
+        worst_padding_frac=means.worst_padding if means else None,
+        expected_cost=outcome.cost,
+        cost_unit=outcome.unit,
+        refusal=outcome.refusal or None,
+    )
 
 
 def plan_csv(outcomes: Sequence[Outcome]) -> str:
@@ -98,15 +135,15 @@ def plan_json(
     With ``engine`` also its option's text (see ``flags_for``, which may raise ``BadInputError``);
     None where there is no plan.
     """
-    plans = [{**_plan_object(outcome), **_flags(outcome, engine)} for outcome in outcomes]
-    saved = [_rounded(asdict(saving)) for saving in savings]
+    plans = [_plan_object(outcome) | _flags(outcome, engine) for outcome in outcomes]
+    saved = [_rounded(saving) for saving in savings]
     return json.dumps({"plans": plans, "savings": saved}, indent=2)
 
 
-def _plan_object(outcome: Outcome) -> dict[str, Any]:
+def _plan_object(outcome: Outcome) -> Values:
     request, plan = outcome.request, outcome.plan
     return {
-        **_rounded(summary_row(outcome)),
+        **_rounded(policy_row(outcome)),
         "max_num_seqs": request.max_batch_size,
         "workload": request.concurrency.name if request.concurrency else "every batch size alike",
         "capture_tokens": list(plan.capture_tokens) if plan else None,
@@ -117,7 +154,7 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _flags(outcome: Outcome, engine: str | None) -> dict[str, Any]:
+def _flags(outcome: Outcome, engine: str | None) -> Values:
     plan = outcome.plan
     if not engine or plan is None:
         return {"flags": None}
@@ -131,8 +168,8 @@ def without_noise(value: float) -> float:
     return round(value, 6)
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+def _rounded(row: BucketRow | PolicyRow | Saving) -> Values:
     return {
         name: without_noise(value) if isinstance(value, float) else value
-        for name, value in row.items()
+        for name, value in asdict(row).items()
     }

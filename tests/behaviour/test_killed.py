@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from cgbench.gate.comparison import Rules, compare
-from cgbench.gate.verdicts import Gate, Verdict
+from cgbench.gate.verdicts import Gate
 from cgbench.rundir.store import RunDirectory
+from cgbench.words import Verdict
 from tests.support.command import FAST, cgbench
 from tests.support.killing import Runs
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from cgbench.checks import equality, isolation, padding, parity
-from cgbench.checks.catalogue import CHECKS, run_audit
-from cgbench.checks.findings import Verdict, Where
+from cgbench.checks.findings import Answer, Where
 from cgbench.checks.reference import Plain, own_attention
 from cgbench.checks.steps import committed_rows
 from cgbench.checks.subject import Subject, choose_prompts
@@ -20,7 +19,13 @@ from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.heads.families import DEEPSEEK, EAGLE, ERNIE, QWEN, STEP, HeadFamily
 from cgbench.planning import PlanRequest, plan
 from cgbench.words import Scope
-from tests.support.audited import make_deployment, make_tiny_subject, run_checks, subject_of
+from tests.support.audited import (
+    make_deployment,
+    make_tiny_subject,
+    run_all,
+    run_checks,
+    subject_of,
+)
 from tests.support.tiny import (
     greedy_reference,
     load_tiny,
@@ -49,7 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_kind_of_model_passes(tmp_path: Path, kind: str, family: HeadFamily) -> None:
     folder = make_checkpoint(tmp_path, kind, seed=5, family=family)
     findings = run_checks(make_tiny_subject(folder))
-    assert {finding.verdict for finding in findings} == {Verdict.HOLDS}
+    assert {finding.answer for finding in findings} == {Answer.HOLDS}
 
 
 @pytest.mark.parametrize("kind", ["mimo", "qwen3_5"])
@@ -58,7 +63,7 @@ def test_lower_precision_is_judged_by_its_noise(tmp_path: Path, kind: str) -> No
     findings = {finding.check: finding for finding in run_checks(subject)}
     not_run = findings.pop(parity.NAME)
     assert not_run.reason is not None and "no graphs" in not_run.reason
-    assert {finding.verdict for finding in findings.values()} == {Verdict.HOLDS}
+    assert {finding.answer for finding in findings.values()} == {Answer.HOLDS}
     assert findings[equality.NAME].figures["noise"] > 1e-3
 
 
@@ -82,15 +87,15 @@ def test_a_check_with_nothing_to_compare_does_not_hold(
 ) -> None:
     subject = make_tiny_subject(checkpoint, spec_tokens=spec_tokens, with_graphs=with_graphs)
     findings = run_checks(replace(subject, only_batch_sizes=batch_sizes))
-    assert {each.check for each in findings if each.verdict is Verdict.NOT_RUN} == not_run
-    assert not [each for each in findings if each.verdict is Verdict.WRONG]
+    assert {each.check for each in findings if each.answer is Answer.NOT_RUN} == not_run
+    assert not [each for each in findings if each.answer is Answer.WRONG]
 
 
 def test_a_lone_prompt_has_no_neighbours(checkpoint: Path) -> None:
     """Its copies read of each other what they would read of themselves."""
     subject = make_tiny_subject(checkpoint)
     finding = isolation.run(replace(subject, prompts=subject.prompts[:1]))
-    assert finding.verdict is Verdict.NOT_RUN
+    assert finding.answer is Answer.NOT_RUN
 
 
 def test_stale_kv_is_poisoned_without_padding(
@@ -99,13 +104,7 @@ def test_stale_kv_is_poisoned_without_padding(
     """A slot that is read past its length is found where no row is padded."""
     subject = replace(make_tiny_subject(checkpoint), only_batch_sizes=(2,))
     monkeypatch.setattr(padding, "rows_past", lambda s, rows: committed_rows(s, rows))
-    assert padding.run(subject).verdict is Verdict.WRONG
-
-
-def test_every_check_is_announced(checkpoint: Path) -> None:
-    names: list[str] = []
-    run_audit(make_tiny_subject(checkpoint), names.append)
-    assert names == [check.name for check in CHECKS]
+    assert padding.run(subject).answer is Answer.WRONG
 
 
 def test_plain_is_a_separately_loaded_models_greedy_decoding(checkpoint: Path) -> None:
@@ -182,7 +181,7 @@ def test_another_acceptance_rule_is_audited_greedy(checkpoint: Path) -> None:
     subject = subject_of(make_deployment(checkpoint, acceptance="synthetic:0.5,0.4,0.3"))
     runner = subject.runners[3, Scope.EAGER]
     assert isinstance(runner, EagerRunner) and runner.spec is subject.spec
-    assert equality.run(subject).verdict is Verdict.HOLDS
+    assert equality.run(subject).answer is Answer.HOLDS
 
 
 def test_a_first_difference_names_both_tokens_and_their_logits(checkpoint: Path) -> None:
@@ -225,5 +224,5 @@ def test_missing_tokens_are_never_forgiven(checkpoint: Path) -> None:
 @pytest.mark.slow
 def test_compiled_layers_pass(checkpoint: Path) -> None:
     deployment = compiled(make_deployment(checkpoint))
-    findings = run_audit(subject_of(deployment), lambda _: None)
-    assert not [finding for finding in findings if finding.verdict is Verdict.WRONG]
+    findings = run_all(subject_of(deployment))
+    assert not [finding for finding in findings if finding.answer is Answer.WRONG]

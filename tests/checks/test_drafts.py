@@ -7,7 +7,7 @@ import torch
 
 import cgbench.models
 from cgbench.checks import drafts, steps
-from cgbench.checks.findings import Finding, Verdict
+from cgbench.checks.findings import Answer, Finding
 from cgbench.checks.noise import moved_embeddings
 from cgbench.checks.tokens import NEAR_TIE_NOISES
 from cgbench.engine.iteration import Speculator
@@ -39,7 +39,7 @@ def test_what_rounding_makes_of_an_untrained_chain_is_forgiven(
     # A norm on the way would take back most of what a chain makes of its rounding.
     edit_config(folder, cgbench_head={"hidden_in": "pre", "chain": "pre"})
     finding = check(folder)
-    assert finding.verdict is Verdict.HOLDS
+    assert finding.answer is Answer.HOLDS
     figures = finding.figures
     # One forward's noise would not have explained it.
     assert figures["largest_margin"] > NEAR_TIE_NOISES * figures["noise"]
@@ -47,7 +47,7 @@ def test_what_rounding_makes_of_an_untrained_chain_is_forgiven(
 
 
 def test_a_trained_chain_is_as_drafted() -> None:
-    assert check(SHIPPED).verdict is Verdict.HOLDS
+    assert check(SHIPPED).answer is Answer.HOLDS
 
 
 FAULTS = [
@@ -64,6 +64,6 @@ def test_a_fault_is_caught_in_bfloat16_too(
 ) -> None:
     mutation.plant(monkeypatch)
     finding = check(SHIPPED)
-    assert finding.verdict is Verdict.WRONG
+    assert finding.answer is Answer.WRONG
     # The chain was asked, and has not drowned it.
     assert finding.figures["chain_noise"] < finding.figures["largest_margin"] / NEAR_TIE_NOISES

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cgbench.checks import hygiene
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.checks.hygiene import ledger_fault, run, steady_growth
 from cgbench.checks.subject import Subject
 from cgbench.engine.addresses import captured_addresses
@@ -93,7 +93,7 @@ def test_without_graphs_it_is_not_run(device: str, word: str) -> None:
     target = SimpleNamespace(device=torch.device(device))
     subject = SimpleNamespace(graph_sets={}, spec=SimpleNamespace(target=target))
     finding = run(cast(Any, subject))
-    assert finding.verdict is Verdict.NOT_RUN
+    assert finding.answer is Answer.NOT_RUN
     assert finding.reason is not None and word in finding.reason
 
 
@@ -133,7 +133,7 @@ def subject(
 
 def told(subject: Subject) -> str:
     finding = run(subject)
-    assert finding.verdict is Verdict.WRONG and finding.difference is not None
+    assert finding.answer is Answer.WRONG and finding.difference is not None
     assert finding.difference.where.spec_tokens == K
     return finding.difference.text
 
@@ -141,7 +141,7 @@ def told(subject: Subject) -> str:
 @pytest.mark.parametrize("subject", [Scope.PHASE, Scope.ITERATION], indirect=True)
 def test_graphs_as_planned_hold(subject: Subject) -> None:
     finding = run(subject)
-    assert finding.verdict is Verdict.HOLDS, finding.difference
+    assert finding.answer is Answer.HOLDS, finding.difference
     (graphs,) = subject.graph_sets.values()
     num_phases = 3 if graphs.scope is Scope.PHASE else 1
     assert finding.figures["graphs"] == 2 * num_phases
@@ -189,7 +189,7 @@ def test_what_another_process_takes_is_no_growth(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hygiene, "_memory", readings((10, 100), (10, 150), (10, 200), (10, 200)))
-    assert hygiene.run(subject).verdict is Verdict.HOLDS
+    assert hygiene.run(subject).answer is Answer.HOLDS
 
 
 def test_an_allocating_replay_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cgbench.checks.catalogue import CHECKS
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.models.heads.head import HeadForm
 from tests.support.audited import make_tiny_subject, run_checks
 from tests.support.mutations import MUTATIONS, OWN, Mutation
@@ -30,7 +30,7 @@ def test_the_unmutated_engine_passes(
 ) -> None:
     subject = make_tiny_subject(checkpoints[kind], seed=seed, with_graphs=with_graphs)
     findings = run_checks(subject)
-    assert not [finding for finding in findings if finding.verdict is Verdict.WRONG]
+    assert not [finding for finding in findings if finding.answer is Answer.WRONG]
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -41,5 +41,5 @@ def test_a_mutation_is_caught_by_the_check_that_claims_it(
     (check,) = [check for check in CHECKS if check.name == mutation.claimed_by]
     folder = checkpoints[mutation.kind]
     finding = check.run(make_tiny_subject(folder, with_graphs=mutation.with_graphs))
-    assert finding.verdict is Verdict.WRONG
+    assert finding.answer is Answer.WRONG
     assert finding.difference is not None and finding.difference.text

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cgbench.checks import hidden
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.engine.backends import DECODE_BACKENDS, resolve_backend
 from cgbench.errors import BadInputError
 from cgbench.measure.group import measure_group
@@ -42,13 +42,13 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "my_kernels", raising=False)
 
 
-def verdict(folder: Path, attention: str) -> Verdict:
+def verdict(folder: Path, attention: str) -> Answer:
     deployment = make_deployment(folder, attention=attention)
-    return hidden.run(subject_of(deployment)).verdict
+    return hidden.run(subject_of(deployment)).answer
 
 
 def test_a_backend_is_found_in_the_current_folder_and_run(tmp_path: Path) -> None:
-    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:right") is Verdict.HOLDS
+    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:right") is Answer.HOLDS
     import my_kernels
 
     assert my_kernels.calls
@@ -81,7 +81,7 @@ def test_auto_is_the_reference_on_a_cpu() -> None:
 
 
 def test_a_wrong_backend_is_caught_by_the_audit(tmp_path: Path) -> None:
-    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:wrong") is Verdict.WRONG
+    assert verdict(make_checkpoint(tmp_path / "m", "llama"), "my_kernels:wrong") is Answer.WRONG
 
 
 @pytest.mark.parametrize(("dtype", "num_failed"), [(torch.float32, 2), (torch.bfloat16, 0)])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgbench.floor.device_limits import DeviceLimits, device_limits, read_bandwidth
+from cgbench.floor.device_limits import device_limits, read_bandwidth
 from cgbench.floor.least_time import Batch, Floor, attention_flops, expected_experts, keys_read
+from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import AttentionShape, Product, model_work
 from cgbench.models.heads.families import MIMO
 from cgbench.models.loading_plan import Loading, plan_loading
@@ -49,16 +50,16 @@ def test_mimo_7b_at_batch_1_is_its_bytes_over_the_bandwidth(mimo: Floor) -> None
 
 def test_no_drafts_are_the_target_alone(mimo: Floor) -> None:
     account = mimo.account(Batch(1, 0, 1024))
-    assert {line.stage for line in account} == {"verify"}
+    assert {str(line.stage) for line in account} == {"verify"}
     weights = sum(line.num_bytes for line in account if line.what.startswith(("self", "mlp", "lm")))
     assert weights == 2 * (36 * 177_209_344 + 621_281_280)
 
 
 def test_lm_head_is_read_by_verify_and_by_every_draft_step(mimo: Floor) -> None:
     account = mimo.account(Batch(8, 3, 1024))
-    counts = {line.stage: line.count for line in account if line.what == "lm_head"}
+    counts = {str(line.stage): line.count for line in account if line.what == "lm_head"}
     assert counts == {"verify": 1, "draft_1": 1, "draft_2..3": 2}
-    flops = {line.stage: line.flops for line in account if line.what == "lm_head"}
+    flops = {str(line.stage): line.flops for line in account if line.what == "lm_head"}
     one_row = 2 * 4096 * 151680
     assert flops == {"verify": 32 * one_row, "draft_1": 8 * one_row, "draft_2..3": 16 * one_row}
 
@@ -66,7 +67,7 @@ def test_lm_head_is_read_by_verify_and_by_every_draft_step(mimo: Floor) -> None:
 def test_at_a_large_batch_operations_bind() -> None:
     """256 requests of 4 tokens: 1,024 rows a weight, over 184 operations a byte of an H200."""
     floor = preset_floor("mimo-7b", DeviceLimits(READ, 7.9e14))
-    lines = {(line.stage, line.what): line for line in floor.account(Batch(256, 3, 1024))}
+    lines = {(str(line.stage), line.what): line for line in floor.account(Batch(256, 3, 1024))}
     assert lines["verify", "mlp.down_proj"].bound_by == "operations"
     down = 36 * 2 * 1024 * 4096 * 11008
     assert lines["verify", "mlp.down_proj"].seconds == pytest.approx(down / 7.9e14)
@@ -120,7 +121,7 @@ def test_a_hybrid_reads_the_state_of_every_request_once() -> None:
     account = floor.account(Batch(64, 3, 1024))
     (line,) = [line for line in account if line.what == "recurrent state"]
     matrix, rows = 16 * 128 * 128, 3 * (2 * 16 * 128 + 16 * 128)
-    assert (line.stage, line.count) == ("verify", 18)
+    assert (str(line.stage), line.count) == ("verify", 18)
     assert line.num_bytes == 64 * 18 * (4 * matrix + 2 * rows)
     assert line.flops == 64 * 4 * 18 * 6 * matrix
     assert floor.seconds(Batch(64, 3, 1024)) == pytest.approx(sum(each.seconds for each in account))

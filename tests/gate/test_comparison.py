@@ -9,12 +9,12 @@ import pytest
 
 from cgbench.errors import CannotError, RunDirectoryError
 from cgbench.gate.comparison import Comparison, Rules, compare
-from cgbench.gate.verdicts import Gate, Line, Verdict
+from cgbench.gate.verdicts import Gate, Line
 from cgbench.rundir import thin
 from cgbench.rundir.schema import Cell
 from cgbench.rundir.store import RunDirectory
 from cgbench.rundir.thin import write_thin
-from cgbench.words import Mode, Phase, Scope, Status
+from cgbench.words import Mode, Phase, Scope, Status, Verdict
 from tests.support.example import make_cost
 from tests.support.runs import Made, h200_record, only, without
 

@@ -15,8 +15,9 @@ from cgbench.gate.intervals import (
     log_length_estimate,
     rate_estimate,
 )
-from cgbench.gate.verdicts import ITERATION, Interval, Verdict, decide
+from cgbench.gate.verdicts import ITERATION, Interval, decide
 from cgbench.statistics import Estimate, Floats, blocks_estimate, median_estimate
+from cgbench.words import Verdict
 
 NUM_BLOCKS = 10
 THRESHOLD = log1p(0.02)

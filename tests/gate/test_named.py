@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 
 from cgbench.gate.comparison import Rules, compare
-from cgbench.gate.verdicts import Line, Verdict
+from cgbench.gate.verdicts import Line
+from cgbench.words import Verdict
 from tests.support.command import cgbench
 
 H200 = Path(__file__).parents[2] / "results" / "h200" / "default-k3"

@@ -7,14 +7,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cgbench.checks.catalogue import run_audit
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.cli.app import app
 from cgbench.compile.decode import compiled
 from cgbench.engine.deployment import Deployment, capture
 from cgbench.models.heads.families import QWEN
 from cgbench.words import Routing, Scope
-from tests.support.audited import make_deployment, subject_of
+from tests.support.audited import make_deployment, run_all, subject_of
 from tests.support.presets import MIXTURES, shrink_presets
 from tests.support.tiny import HYBRID_CONFIGS, make_checkpoint
 
@@ -76,7 +75,7 @@ def passes(
     )
     deployment = capture(prepare(deployment), lambda: None)
     for seed in seeds:
-        findings = run_audit(subject_of(deployment, seed), lambda _: None)
-        wrong = [finding for finding in findings if finding.verdict is Verdict.WRONG]
+        findings = run_all(subject_of(deployment, seed))
+        wrong = [finding for finding in findings if finding.answer is Answer.WRONG]
         assert not wrong, (seed, wrong)
     deployment.release()

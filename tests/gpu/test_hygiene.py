@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.checks.findings import Verdict
+from cgbench.checks.findings import Answer
 from cgbench.checks.hygiene import run
 from cgbench.checks.subject import Subject, make_subject
 from cgbench.engine.backends import resolve_backend
@@ -44,13 +44,13 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
 def told(subject: Subject) -> str:
     """What the check says is wrong."""
     finding = run(subject)
-    assert finding.verdict is Verdict.WRONG and finding.difference is not None
+    assert finding.answer is Answer.WRONG and finding.difference is not None
     return finding.difference.text
 
 
 def test_the_engine_as_it_is_holds(subject: Subject) -> None:
     finding = run(subject)
-    assert finding.verdict is Verdict.HOLDS, finding.difference
+    assert finding.answer is Answer.HOLDS, finding.difference
     assert finding.figures["graphs"] == sum(len(g.costs) for g in subject.graph_sets.values())
     assert finding.figures["addresses"] > 0
 

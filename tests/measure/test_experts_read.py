@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cgbench.floor.device_limits import DeviceLimits
 from cgbench.floor.least_time import Batch, Floor
+from cgbench.floor.rates import DeviceLimits
 from cgbench.measure.group import Group, measure_group
 from cgbench.measure.session import Session
 from cgbench.models.loader import load_model
@@ -14,7 +14,7 @@ from cgbench.models.loading_plan import Loading
 from cgbench.models.routing import mixtures_of
 from cgbench.rundir.summary import samples_frame
 from cgbench.tables.floor import account_table
-from cgbench.words import Routing
+from cgbench.words import Routing, Stage
 from cgbench.workload.load import random_workload
 from tests.support.options import make_options
 from tests.support.presets import shrink_presets
@@ -104,10 +104,10 @@ def test_counts_are_those_of_the_timed_iterations(
 def test_the_floor_counts_what_was_read(session: Session, group: Group) -> None:
     account = next(each for each in group.accounts if each.spec_tokens == 2)
     lines = [line for line in account.lines if "experts" in line.what and "shared" not in line.what]
-    assert {line.stage for line in lines} == {"verify", "draft_1", "draft_2"}
+    assert {str(line.stage) for line in lines} == {"verify", "draft_1", "draft_2"}
     product = next(p for p in session.floor.work.target.products if p.num_experts > 1)
     for line in lines:
-        tokens = BATCH * (1 if line.stage == "draft_2" else 3)
+        tokens = BATCH * (1 if line.stage == Stage.draft(2) else 3)
         assert line.experts_expected == pytest.approx(expected(tokens))
         assert line.experts_read is not None
         by_hand = line.count * line.experts_read * product.num_elements * 4
@@ -116,19 +116,19 @@ def test_the_floor_counts_what_was_read(session: Session, group: Group) -> None:
 
 
 def test_drafts_have_counts_of_their_own(session: Session) -> None:
-    counts = {"verify": 7.0, "draft_1": 5.0, "draft_2": 2.0}
+    counts = {Stage.VERIFY: 7.0, Stage.draft(1): 5.0, Stage.draft(2): 2.0}
     # Bound by bytes alone, whatever this machine multiplies.
     floor = Floor(session.floor.work, DeviceLimits(1e9, 1e30), 4)
     lines = floor.account(Batch(BATCH, 2, 9.0, counts))
     read = {line.stage: line.experts_read for line in lines if line.what == "mlp.experts.down_proj"}
     assert read == counts
-    fewer = floor.seconds(Batch(BATCH, 2, 9.0, counts | {"verify": 6.0}))
+    fewer = floor.seconds(Batch(BATCH, 2, 9.0, counts | {Stage.VERIFY: 6.0}))
     assert fewer < floor.seconds(Batch(BATCH, 2, 9.0, counts))
 
 
 def test_explain_shows_counted_beside_expected(session: Session, group: Group) -> None:
     account = next(each for each in group.accounts if each.spec_tokens == 0)
-    limits = {"read_bytes_per_s": 1e9, "flops_per_s": 1e9}
+    limits = DeviceLimits(1e9, 1e9)
     table = account_table(account, limits, samples_frame(group.samples), 200)
     columns = {str(column.header): [*column.cells] for column in table.columns}
     read = [text for text in map(str, columns["experts read"]) if text]

@@ -30,7 +30,7 @@ from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS
 from cgbench.rundir.schema import Cell
 from cgbench.rundir.summary import latency_frame, samples_frame
-from cgbench.words import Mode, Scope, Status
+from cgbench.words import Mode, Scope, Stage, Status
 from cgbench.workload.load import sha256_of
 from tests.support.bigram import SUCCESSOR, VOCAB, WRONG_AFTER, make_bigram
 from tests.support.session import (
@@ -98,7 +98,7 @@ def test_a_cells_floor_is_of_the_lengths_that_were_timed(
 
 
 def test_every_stage_has_its_samples(measured: Measured) -> None:
-    counts = Counter((s.spec_tokens, s.stage) for s in measured.group.samples)
+    counts = Counter((s.spec_tokens, str(s.stage)) for s in measured.group.samples)
     stages = {(k, stage): STAGE_ITERATIONS for k in KS for stage in STAGES[k]}
     assert {key: count for key, count in counts.items() if key[1] != "iteration"} == stages
     assert {k for k in KS if counts[k, "iteration"]} == set(KS)
@@ -109,13 +109,13 @@ def test_blocks_are_as_long_as_each_other_and_iterations_numbered_over_them(
 ) -> None:
     for k in KS:
         samples = [s for s in measured.group.samples if s.spec_tokens == k]
-        timed = [(s.block, s.iteration) for s in samples if s.stage == "iteration"]
+        timed = [(s.block, s.iteration) for s in samples if s.stage == Stage.ITERATION]
         assert [iteration for _, iteration in timed] == list(range(len(timed)))
         blocks = Counter(block for block, _ in timed)
         assert list(blocks) == list(range(MIN_BLOCKS)) and len(set(blocks.values())) == 1
         assert k or blocks[0] == ITERATIONS
         for stage in STAGES[k]:
-            numbers = [s.iteration for s in samples if s.stage == stage]
+            numbers = [s.iteration for s in samples if str(s.stage) == stage]
             assert numbers == list(range(STAGE_ITERATIONS))
 
 
@@ -271,9 +271,9 @@ def test_the_other_cells_are_measured_as_ever(measured: Measured, oom: Measured)
         assert oom.cells[k].status is Status.OK
         assert oom.cells[k].tokens_sha256 == measured.cells[k].tokens_sha256
         assert oom.cells[k].num_accepted_per_pos == measured.cells[k].num_accepted_per_pos
-    kept = Counter((s.spec_tokens, s.stage) for s in oom.group.samples)
+    kept = Counter((s.spec_tokens, str(s.stage)) for s in oom.group.samples)
     assert kept == Counter(
-        (s.spec_tokens, s.stage) for s in measured.group.samples if s.spec_tokens != 3
+        (s.spec_tokens, str(s.stage)) for s in measured.group.samples if s.spec_tokens != 3
     )
     assert oom.steps == measured.steps
 

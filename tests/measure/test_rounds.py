@@ -17,7 +17,7 @@ from cgbench.measure.stop_rule import MIN_BLOCKS
 from cgbench.rundir.block_schema import BLOCKS
 from cgbench.rundir.summary import latency_frame, samples_frame, telemetry_summary, typed_frame
 from cgbench.tables.latency import latency_markdown
-from cgbench.words import Status
+from cgbench.words import Stage, Status
 from tests.support.bigram import WRONG_AFTER, make_bigram
 from tests.support.session import BATCH, KS, make_session
 
@@ -143,7 +143,7 @@ def test_a_gpu_that_throttles_all_the_while_is_disturbed(
 ) -> None:
     group = measured(session, throttled_in(range(1000)), monkeypatch)
     assert {cell.status for cell in group.cells} == {Status.DISTURBED}
-    assert not [sample for sample in group.samples if sample.stage == "iteration"]
+    assert not [sample for sample in group.samples if sample.stage == Stage.ITERATION]
     assert "nothing" in group.doubts[0]
 
 

@@ -9,14 +9,13 @@ import pandas as pd
 import pytest
 
 from cgbench.gate.comparison import Rules, compare
-from cgbench.gate.verdicts import Verdict
 from cgbench.rundir.merge import merge_runs
 from cgbench.rundir.schema import Cell
 from cgbench.rundir.store import RunDirectory
 from cgbench.rundir.thin import make_thin
 from cgbench.statistics import CONFIDENCE, processes_estimate
 from cgbench.tables.latency import latency_markdown
-from cgbench.words import Scope, Status
+from cgbench.words import Scope, Status, Verdict
 from tests.support.runs import Made, only
 
 PLACE = {"scope": "iteration", "spec_tokens": 2, "batch_size": 8}

@@ -8,10 +8,10 @@ import pytest
 
 from cgbench.errors import RunDirectoryError
 from cgbench.gate.comparison import Rules, compare
-from cgbench.gate.verdicts import Verdict
 from cgbench.rundir.migrations import SCHEMA_VERSION, STEPS
 from cgbench.rundir.store import RunDirectory
 from cgbench.tables.latency import latency_markdown
+from cgbench.words import Verdict
 
 H200 = Path(__file__).parents[2] / "results" / "h200"
 

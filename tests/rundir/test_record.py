@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from cgbench.errors import RunDirectoryError
+from cgbench.floor.rates import DeviceLimits
+from cgbench.rundir.collective_share import CollectiveShare
 from cgbench.rundir.record import ADDED_FIELDS, RunRecord
 from cgbench.words import Scope
 from tests.support.example import make_record
@@ -103,3 +105,46 @@ def test_a_record_from_before_a_field_was_added(field: str) -> None:
     raw = json.loads(make_record().to_json())
     del raw[field]
     assert getattr(RunRecord.from_json(json.dumps(raw), FILE), field) == {}
+
+
+def test_limits_are_kept_and_read_back() -> None:
+    record, limits = make_record(), DeviceLimits(4e12, 8e14, 0.02, 50_000_000)
+    assert record.limits is None
+    record.set_limits(limits)
+    assert RunRecord.from_json(record.to_json(), FILE).limits == limits
+
+
+def test_limits_of_an_older_run_have_no_spread_and_no_cache() -> None:
+    record = make_record()
+    record.floor = {"limits": {"read_bytes_per_s": 4e12, "flops_per_s": 8e14}}
+    assert record.limits == DeviceLimits(4e12, 8e14, 0.0, None)
+
+
+def test_a_warning_is_kept_once() -> None:
+    record = make_record()
+    record.warnings = ["first"]
+    record.add_warnings(["second", "first"])
+    assert record.warnings == ["first", "second"]
+
+
+def test_what_steps_took_is_added_to_what_is_there() -> None:
+    record = make_record()
+    record.add_capture({"compile_s": 2.0})
+    record.add_capture({"role": "mixed", "seconds": 0.5})
+    record.set_seconds(run=60.0, audit=1.0)
+    assert record.capture == {"compile_s": 2.0, "role": "mixed", "seconds": 0.5}
+    assert record.seconds == {"run": 60.0, "audit": 1.0}
+
+
+def test_shares_of_collectives_are_kept_beside_how_the_model_is_shared() -> None:
+    share = CollectiveShare("phase", 1, 2, 0.25, 1.0)
+    record = make_record()
+    record.add_collectives([])  # one rank has nowhere to keep any
+    record.model["tensor_parallel"] = {"collectives": []}
+    record.add_collectives([share])
+    assert record.model["tensor_parallel"]["collectives"] == [share.facts]
+    assert share.facts["frac"] == 0.25 and [*share.facts][:3] == [
+        "scope",
+        "spec_tokens",
+        "batch_size",
+    ]

@@ -406,3 +406,12 @@ def test_a_column_that_every_directory_has_must_be_there(
     latency.drop(columns="status").to_csv(path / "latency.csv", index=False)
     with pytest.raises(RunDirectoryError, match=r"latency\.csv: damaged"):
         RunDirectory.open(path).latency()
+
+
+def test_what_was_opened_is_read_once(finished: RunDirectory) -> None:
+    """Nothing is left to read it from."""
+    opened = RunDirectory.open(finished.path)
+    shutil.rmtree(finished.path)
+    tables = (opened.latency(), opened.capture(), opened.acceptance(), opened.samples())
+    assert all(len(frame) for frame in tables) and opened.record.complete
+    assert opened.blocks().empty and len(opened.tokens()) > 0

@@ -15,7 +15,7 @@ from cgbench.rundir.summary import (
     samples_frame,
     typed_frame,
 )
-from cgbench.words import Mode, Phase, Scope
+from cgbench.words import Mode, Phase, Scope, Stage
 from tests.support.example import make_cell, make_cost, make_group, make_samples
 
 # Wall means 11, 22, 5.5 and 5.5 ms; lengths 1, 1 + (70 + 30) / 100 = 2, 1 and 2; 2 requests.
@@ -103,7 +103,7 @@ def test_larger_batch_gives_more_tokens() -> None:
 
 def test_without_an_eager_scope_there_is_no_speedup() -> None:
     cell = make_cell(Scope.PHASE, 0)
-    samples = samples_frame(make_samples(cell, "iteration", [1, 2, 3], gap_ms=0))
+    samples = samples_frame(make_samples(cell, Stage.ITERATION, [1, 2, 3], gap_ms=0))
     row = latency_frame([cell], samples).iloc[0]
     assert math.isnan(row["speedup_vs_eager"])
     assert row["speedup_vs_no_spec"] == 1
@@ -146,8 +146,8 @@ def phase_latency(batch_size: int, eager_ms: float, graph_ms: float) -> pd.DataF
     eager = make_cell(Scope.EAGER, 2, batch_size)
     graph = make_cell(Scope.PHASE, 2, batch_size)
     samples = [
-        *make_samples(eager, "iteration", [eager_ms], gap_ms=0),
-        *make_samples(graph, "iteration", [graph_ms], gap_ms=0),
+        *make_samples(eager, Stage.ITERATION, [eager_ms], gap_ms=0),
+        *make_samples(graph, Stage.ITERATION, [graph_ms], gap_ms=0),
     ]
     return latency_frame([eager, graph], samples_frame(samples))
 
@@ -180,8 +180,8 @@ def test_eager_fallback_gains_nothing() -> None:
     cell = make_cell(Scope.PHASE, 2, mode=Mode.EAGER, bucket=None, padding_frac=None)
     eager = make_cell(Scope.EAGER, 2)
     samples = [
-        *make_samples(eager, "iteration", [20], gap_ms=0),
-        *make_samples(cell, "iteration", [10], gap_ms=0),
+        *make_samples(eager, Stage.ITERATION, [20], gap_ms=0),
+        *make_samples(cell, Stage.ITERATION, [10], gap_ms=0),
     ]
     latency = latency_frame([eager, cell], samples_frame(samples))
     assert latency["bucket"].isna().all()

@@ -13,8 +13,7 @@ import pytest
 import check_gate
 from cgbench.gate.comparison import Rules
 from cgbench.gate.evidence import Evidence, Place
-from cgbench.gate.verdicts import Verdict
-from cgbench.words import Scope
+from cgbench.words import Scope, Verdict
 from gate import recording, report, trials
 from gate.plant import Kernel
 from gate.recording import Job, Recording

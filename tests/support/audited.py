@@ -106,6 +106,10 @@ def subject_of(deployment: Deployment, seed: int = 0) -> Subject:
     return make_subject(deployment, prompts_of(seed), MAX_NEW_TOKENS, seed)
 
 
+def run_all(subject: Subject) -> list[Finding]:
+    return [check.run(subject) for check in CHECKS]
+
+
 def run_checks(subject: Subject) -> list[Finding]:
     """Every check but hygiene, which asks real graphs, or its own tests' stand-ins."""
     return [check.run(subject) for check in CHECKS if check.name != hygiene.NAME]

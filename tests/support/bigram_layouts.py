@@ -37,7 +37,7 @@ K = 3
 Tensors = dict[str, Tensor]
 
 
-def make_bigram(
+def make_bigram_layout(
     folder: Path,
     kind: str = "mimo",
     family: HeadFamily = MIMO,

@@ -7,7 +7,7 @@ from typing import Any
 from cgbench.engine.graph_cost import GraphCost
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.schema import Cell, Sample, TokenRow
-from cgbench.words import Mode, Phase, Scope, Status
+from cgbench.words import Mode, Phase, Scope, Stage, Status
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def make_cell(scope: Scope, spec_tokens: int, batch_size: int = 2, **changes: An
 
 
 def make_samples(
-    cell: Cell, stage: str, gpu_ms: Sequence[float], gap_ms: float | None = None
+    cell: Cell, stage: Stage, gpu_ms: Sequence[float], gap_ms: float | None = None
 ) -> list[Sample]:
     """``gap_ms`` is what wall time has over GPU time; without it there is no wall time."""
     return [
@@ -89,15 +89,15 @@ def make_group(batch_size: int) -> Group:
         num_drafted=0,
     )
     samples = [
-        *make_samples(eager_0, "iteration", [8, 9, 10, 11, 12], gap_ms=1),
-        *make_samples(eager_2, "iteration", [18, 19, 20, 21, 22], gap_ms=2),
-        *make_samples(graph_0, "iteration", [4, 4.5, 5, 5.5, 6], gap_ms=0.5),
-        *make_samples(graph_2, "iteration", [4, 4.5, 5, 5.5, 6], gap_ms=0.5),
-        *make_samples(graph_2, "verify", [2, 3, 4]),
-        *make_samples(graph_2, "accept", [0.1, 0.2, 0.3]),
-        *make_samples(graph_2, "draft_1", [1, 1, 1]),
-        *make_samples(graph_2, "draft_2", [0.5, 3, 1]),
-        *make_samples(graph_2, "commit", [0.1, 0.1, 0.2]),
+        *make_samples(eager_0, Stage.ITERATION, [8, 9, 10, 11, 12], gap_ms=1),
+        *make_samples(eager_2, Stage.ITERATION, [18, 19, 20, 21, 22], gap_ms=2),
+        *make_samples(graph_0, Stage.ITERATION, [4, 4.5, 5, 5.5, 6], gap_ms=0.5),
+        *make_samples(graph_2, Stage.ITERATION, [4, 4.5, 5, 5.5, 6], gap_ms=0.5),
+        *make_samples(graph_2, Stage.VERIFY, [2, 3, 4]),
+        *make_samples(graph_2, Stage.ACCEPT, [0.1, 0.2, 0.3]),
+        *make_samples(graph_2, Stage.draft(1), [1, 1, 1]),
+        *make_samples(graph_2, Stage.draft(2), [0.5, 3, 1]),
+        *make_samples(graph_2, Stage.COMMIT, [0.1, 0.1, 0.2]),
     ]
     cells = [eager_0, eager_2, graph_0, graph_2, failed]
     return Group(cells, samples, [row for cell in cells[:4] for row in make_tokens(cell)])

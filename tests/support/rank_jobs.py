@@ -219,7 +219,7 @@ def findings_of(
     """Every rank's verdict, and its first difference in words."""
     finding = over_ranks(check(make_tiny_subject(folder, ranks=ranks)))
     text = "" if finding.difference is None else finding.difference.text
-    return gathered((finding.verdict.value, text))
+    return gathered((finding.answer.value, text))
 
 
 def audit_with_a_fault_on_rank_1(folder: Path, *, ranks: Ranks) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from cgbench.rundir.record import RunRecord
 from cgbench.rundir.schema import Cell, Sample
 from cgbench.rundir.store import RunDirectory
 from cgbench.tables.latency import latency_markdown
-from cgbench.words import Phase, Scope, Status
+from cgbench.words import Phase, Scope, Stage, Status
 from tests.support.example import make_cell, make_cost, make_record
 
 NUM_BLOCKS = 10
@@ -65,18 +65,18 @@ class Made:
         gpu_s = typical_s * np.exp(block_noise + rng.normal(size=shape) * self.noise)
         gap_s = 1e-5 * (1 + rng.random(shape))
         timed = [
-            _sample(cell, block, block * ITERATIONS + i, "iteration", gpu_s[block, i], gap)
+            _sample(cell, block, block * ITERATIONS + i, Stage.ITERATION, gpu_s[block, i], gap)
             for block, gaps in enumerate(gap_s)
             for i, gap in enumerate(gaps)
         ]
-        stages = ["verify", "accept", *(f"draft_{j + 1}" for j in range(cell.spec_tokens))]
+        stages = Stage.of_iteration(cell.spec_tokens)[:-1]
         share = typical_s / len(stages)
         staged = [_sample(cell, 0, i, stage, share, None) for stage in stages for i in range(3)]
         return [*timed, *staged]
 
 
 def _sample(
-    cell: Cell, block: int, iteration: int, stage: str, gpu_s: float, gap_s: float | None
+    cell: Cell, block: int, iteration: int, stage: Stage, gpu_s: float, gap_s: float | None
 ) -> Sample:
     wall_s = None if gap_s is None else float(gpu_s + gap_s)
     place = (cell.scope, cell.spec_tokens, cell.batch_size, cell.mode)

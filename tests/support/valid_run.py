@@ -1,6 +1,6 @@
 """A small run directory with every file and every field that a reader looks at."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cgbench.floor.account import Account, FloorLine
@@ -8,7 +8,7 @@ from cgbench.rundir.block_schema import Block
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.store import RunDirectory
 from cgbench.tables.latency import latency_markdown
-from cgbench.words import Phase, Scope
+from cgbench.words import Phase, Scope, Stage
 from tests.support.example import make_cost, make_group, make_record
 
 BATCH_SIZE = 2
@@ -47,7 +47,7 @@ def full_record() -> RunRecord:
     """``make_record`` with all that a run on several GPUs, once resumed, has besides."""
     record = make_record(max_time=30.0, scopes=["eager", "iteration"], num_prompts=None, tp=2)
     line = FloorLine(
-        stage="verify",
+        stage=Stage.VERIFY,
         what="matrix",
         count=2,
         num_bytes=1e6,
@@ -71,7 +71,7 @@ def full_record() -> RunRecord:
         capture={"role": "mixed", "seconds": 0.5},
         floor={
             "limits": {"read_bytes_per_s": 4e12, "flops_per_s": 8e14},
-            "accounts": [asdict(account)],
+            "accounts": [account.to_dict()],
         },
         seconds={"run": 60.0, "audit": 1.0},
     )

@@ -9,19 +9,19 @@ import pytest
 from rich.console import Console
 
 from cgbench.floor.account import Account, FloorLine, account_stage
-from cgbench.rundir.accounts import accounts_of, keep_accounts
+from cgbench.floor.rates import DeviceLimits
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.summary import samples_frame
 from cgbench.tables.floor import account_table, account_tables, measured_seconds
-from cgbench.words import Scope
+from cgbench.words import Scope, Stage
 from tests.support.example import make_group, make_record
 
-LIMITS = {"read_bytes_per_s": 4.4567e12, "flops_per_s": 7.9e14}
+LIMITS = DeviceLimits(4.4567e12, 7.9e14)
 
 
 def line(stage: str, what: str, milliseconds: float, bound_by: str = "bytes") -> FloorLine:
     return FloorLine(
-        stage=stage,
+        stage=Stage.parse(stage),
         what=what,
         count=3,
         num_bytes=2.5e6,
@@ -97,22 +97,21 @@ def test_each_process_has_iterations_of_its_own() -> None:
 
 
 def test_drafts_2_to_k_are_one_stage() -> None:
-    assert [account_stage(f"draft_{step}", 3) for step in (1, 2, 3)] == [
-        "draft_1",
-        "draft_2..3",
-        "draft_2..3",
-    ]
-    assert account_stage("draft_2", 2) == "draft_2" and account_stage("verify", 3) == "verify"
+    together = [account_stage(Stage.draft(step), 3) for step in (1, 2, 3)]
+    assert [*map(str, together)] == ["draft_1", "draft_2..3", "draft_2..3"]
+    assert account_stage(Stage.draft(2), 2) == Stage.draft(2)
+    assert account_stage(Stage.VERIFY, 3) == Stage.VERIFY
 
 
 def test_accounts_are_kept_in_the_record_and_a_second_try_replaces_the_first() -> None:
     record = make_record()
+    record.set_limits(LIMITS)
     other = replace(ACCOUNT, batch_size=4)
-    keep_accounts(record, 2, [replace(ACCOUNT, context_len=1.0)])
-    keep_accounts(record, 4, [other])
-    keep_accounts(record, 2, [ACCOUNT])
+    record.keep_accounts(2, [replace(ACCOUNT, context_len=1.0)])
+    record.keep_accounts(4, [other])
+    record.keep_accounts(2, [ACCOUNT])
     again = RunRecord.from_json(record.to_json(), Path("run.json"))
-    assert accounts_of(again) == [other, ACCOUNT]
+    assert again.accounts == [other, ACCOUNT]
     assert json.loads(record.to_json())["floor"]["accounts"][1]["lines"][0]["what"] == (
         "self_attn.q_proj"
     )
@@ -120,8 +119,8 @@ def test_accounts_are_kept_in_the_record_and_a_second_try_replaces_the_first() -
 
 def test_a_table_for_each_account() -> None:
     record = make_record()
-    record.floor["limits"] = LIMITS
-    keep_accounts(record, 2, [ACCOUNT, replace(ACCOUNT, spec_tokens=0, lines=())])
+    record.set_limits(LIMITS)
+    record.keep_accounts(2, [ACCOUNT, replace(ACCOUNT, spec_tokens=0, lines=())])
     titles = [str(table.title) for table in account_tables(record, samples_frame([]), 80)]
     assert titles == ["floor: k 2, batch size 2, iteration", "floor: k 0, batch size 2, iteration"]
 

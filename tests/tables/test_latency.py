@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cgbench.rundir.summary import latency_frame, samples_frame
 from cgbench.tables.latency import DEFINITIONS, latency_markdown, latency_table, to_json
-from cgbench.words import Mode, Scope
+from cgbench.words import Mode, Scope, Stage
 from tests.support.example import make_cell, make_group, make_record, make_samples
 
 MARKDOWN = f"""\
@@ -161,7 +161,7 @@ def test_a_column_without_a_value_is_not_shown() -> None:
 )
 def test_scope_that_ran_eager_says_so(scope: Scope, mode: Mode, shown: str) -> None:
     cell = replace(make_cell(scope, 2), mode=mode)
-    frame = latency_frame([cell], samples_frame(make_samples(cell, "iteration", [1], gap_ms=0)))
+    frame = latency_frame([cell], samples_frame(make_samples(cell, Stage.ITERATION, [1], gap_ms=0)))
     assert shown in latency_markdown(frame, make_record())
 
 

@@ -15,7 +15,7 @@ from cgbench.rundir.run_costs import read_costs
 from cgbench.rundir.store import RunDirectory
 from cgbench.tables.plan import DEFINITIONS, markdown, terminal
 from cgbench.tables.plan_rows import BUCKET_COLUMNS, plan_csv, plan_json
-from cgbench.words import Phase, Scope
+from cgbench.words import Phase, Scope, Stage
 from tests.support.example import make_cell, make_cost, make_group, make_record, make_samples
 
 
@@ -133,7 +133,7 @@ def test_phase_graphs_of_a_bucket_are_taken_together(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path / "run", make_record())
     run.write_capture([make_cost(phase) for phase in (Phase.VERIFY, Phase.DRAFT_FIRST)])
     cells = [make_cell(Scope.EAGER, 2), make_cell(Scope.PHASE, 2)]
-    samples = [make_samples(cell, "iteration", [8, 9, 10], gap_ms=1) for cell in cells]
+    samples = [make_samples(cell, Stage.ITERATION, [8, 9, 10], gap_ms=1) for cell in cells]
     run.write_group(cells, [row for rows in samples for row in rows])
     costs = read_costs(tmp_path / "run", 2)
     assert costs.memory_bytes and costs.memory_bytes(4) == 2 * (1024 + 512)

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from cgbench.gate.evidence import Evidence
-from cgbench.gate.verdicts import Verdict
+from cgbench.words import Verdict
 from gate.recording import PLANTED, Recording
 from gate.trials import COLUMNS, Effect, Trial
 

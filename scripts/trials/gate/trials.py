@@ -11,7 +11,8 @@ from cgbench.errors import ExitCode
 from cgbench.gate.comparison import Comparison, Rules, judge
 from cgbench.gate.evidence import Evidence, Observed, Place
 from cgbench.gate.pairs import blockers
-from cgbench.gate.verdicts import ITERATION, TPOT, Line, Verdict
+from cgbench.gate.verdicts import ITERATION, TPOT, Line
+from cgbench.words import Verdict
 from gate.plant import Spot
 from gate.recording import PLANTED
 

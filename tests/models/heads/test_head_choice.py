@@ -19,7 +19,14 @@ from cgbench.models.heads.families import (
 )
 from cgbench.models.heads.head import HeadForm
 from cgbench.models.heads.head_wiring import CONFIG_FIELD
-from tests.support.bigram_layouts import HIDDEN, acceptance_length, load, make_bigram, read, write
+from tests.support.bigram_layouts import (
+    HIDDEN,
+    acceptance_length,
+    load,
+    make_bigram_layout,
+    read,
+    write,
+)
 from tests.support.tiny import edit_config, load_tiny, make_checkpoint
 
 
@@ -53,7 +60,7 @@ def test_one_set_of_names_has_each_its_own_norms(
 ) -> None:
     """A head that is right with its own form of norms alone: all drafts are kept, 4.00 at k = 3."""
     is_one_plus = family.norm_form == "one_plus"
-    folder = make_bigram(tmp_path, kind, family, one_plus=is_one_plus)
+    folder = make_bigram_layout(tmp_path, kind, family, one_plus=is_one_plus)
     model = load(with_norms(folder, family, values))
     assert model.head is not None and model.head.family == family
     assert acceptance_length(model) == 4.0

@@ -16,7 +16,7 @@ from tests.support.bigram_layouts import (
     VOCAB,
     acceptance_length,
     load,
-    make_bigram,
+    make_bigram_layout,
     read,
     table,
     write,
@@ -46,7 +46,7 @@ LAYOUTS = [
 def test_an_output_matrix_of_its_own_is_used(
     family: HeadFamily, kind: str, name: str, tmp_path: Path
 ) -> None:
-    folder = make_bigram(tmp_path, kind, family, one_plus=family is STEP)
+    folder = make_bigram_layout(tmp_path, kind, family, one_plus=family is STEP)
     with_own_output(folder, family, name, table() @ ROTATED.T)
     model = load(folder)
     assert model.head is not None and model.head.output is not None
@@ -57,7 +57,7 @@ def test_an_output_matrix_of_its_own_is_used(
 
 
 def test_an_equal_copy_is_not_loaded_twice(tmp_path: Path) -> None:
-    folder = make_bigram(tmp_path, "glm4_moe", DEEPSEEK)
+    folder = make_bigram_layout(tmp_path, "glm4_moe", DEEPSEEK)
     copies = {
         "model.layers.2.shared_head.head.weight": table(),
         "model.layers.2.embed_tokens.weight": torch.eye(VOCAB, HIDDEN).bfloat16(),
@@ -69,7 +69,7 @@ def test_an_equal_copy_is_not_loaded_twice(tmp_path: Path) -> None:
 
 
 def test_an_embedding_of_its_own_is_used(tmp_path: Path) -> None:
-    folder = make_bigram(tmp_path, "glm4_moe", DEEPSEEK)
+    folder = make_bigram_layout(tmp_path, "glm4_moe", DEEPSEEK)
     tensors = read(folder)
     proj = "model.layers.2.eh_proj.weight"
     turned = torch.cat([ROTATED.T, torch.zeros(HIDDEN, HIDDEN)], dim=1)
@@ -84,7 +84,7 @@ def test_an_embedding_of_its_own_is_used(tmp_path: Path) -> None:
 
 def test_an_eagle_heads_lm_head_is_used_from_a_folder_of_its_own(tmp_path: Path) -> None:
     """At the root, where in a folder with a target the target's own would be."""
-    target = make_bigram(tmp_path / "target", "llama", EAGLE)
+    target = make_bigram_layout(tmp_path / "target", "llama", EAGLE)
     tensors = read(target)
     head = tmp_path / "head"
     head.mkdir()
@@ -123,14 +123,14 @@ def test_what_engines_leave_unread_is_left(tmp_path: Path) -> None:
 def test_a_matrix_of_another_shape_is_refused_by_name(
     name: str, shape: tuple[int, int], words: str, tmp_path: Path
 ) -> None:
-    folder = make_bigram(tmp_path)
+    folder = make_bigram_layout(tmp_path)
     write(folder, read(folder) | {f"model.mtp_layers.0.{name}": torch.ones(shape)})
     with pytest.raises(MissingHeadError, match=words):
         load(folder)
 
 
 def test_two_output_matrices_are_refused_by_name(tmp_path: Path) -> None:
-    folder = make_bigram(tmp_path, "glm4_moe", DEEPSEEK)
+    folder = make_bigram_layout(tmp_path, "glm4_moe", DEEPSEEK)
     names = [f"model.layers.2.shared_head.{name}.weight" for name in ("head", "output")]
     write(folder, read(folder) | {name: torch.ones(VOCAB, HIDDEN) for name in names})
     with pytest.raises(MissingHeadError, match=r"more than one output matrix: .*head.*output"):

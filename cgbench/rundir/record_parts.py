@@ -1,0 +1,134 @@
+"""What stands inside the fields of ``run.json``, as types. ``record_schema`` says what is checked.
+
+A part that older runs lack may be missing.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NotRequired, TypeAlias, TypedDict
+
+from cgbench.floor.account import AccountFacts
+
+Scalar: TypeAlias = str | int | float | bool | None
+
+
+class CollectiveFacts(TypedDict):
+    """A cell's collectives beside its iteration: see ``rundir.collective_share``."""
+
+    scope: str
+    spec_tokens: int
+    batch_size: int
+    collectives_p50_ms: float
+    iteration_p50_ms: float
+    frac: float
+
+
+class ParallelFacts(TypedDict):
+    """How ranks share the model."""
+
+    tp_size: int
+    backend: str
+    links: str
+    few_numbers: str
+    target: str
+    lm_head: str
+    collectives: list[CollectiveFacts]
+    head: str | None
+
+
+class ModelFacts(TypedDict):
+    """``label`` is the name that every table shows."""
+
+    label: str
+    fingerprint: str
+    head: NotRequired[str]
+    random_weights: NotRequired[bool]
+    routing: NotRequired[str]
+    num_parameters: NotRequired[int]
+    head_num_parameters: NotRequired[int]
+    weight_bytes: NotRequired[int]
+    kv_bytes: NotRequired[int]
+    mtp_modules: NotRequired[str | None]
+    head_wiring: NotRequired[dict[str, str] | None]
+    tensor_parallel: NotRequired[ParallelFacts]
+
+
+class WorkloadFacts(TypedDict):
+    """What was decoded, and how long cells were timed."""
+
+    version: int
+    sha256: str
+    num_prompts: int
+    context_band_tokens: int
+    source: NotRequired[str]
+    licence: NotRequired[str | None]
+    package: NotRequired[str | None]
+    chat_template: NotRequired[bool]
+    context_len: NotRequired[int]
+    mean_context_len: NotRequired[float]
+    precision: NotRequired[float]
+    min_time_s: NotRequired[float]
+    max_time_s: NotRequired[float]
+
+
+class PlanFacts(TypedDict):
+    """The capture plan of one k."""
+
+    spec_tokens: int
+    batch_sizes: Sequence[int]
+    policy: NotRequired[str]
+    max_batch_size: NotRequired[int]
+    capture_tokens: NotRequired[Sequence[int]]
+    indivisible: NotRequired[Sequence[int]]
+    eager_batch_sizes: NotRequired[int]
+    mean_padding: NotRequired[float]
+    warnings: NotRequired[Sequence[str]]
+
+
+class Resumed(TypedDict):
+    """A ``--resume``: when, and what was finished by then; of a merged run by which process."""
+
+    utc: str
+    kept_batch_sizes: NotRequired[list[int]]
+    kept_processes: NotRequired[list[int]]
+    process: NotRequired[int]
+
+
+class Spread(TypedDict):
+    """A quantity over all timed blocks."""
+
+    min: float
+    median: float
+    max: float
+
+
+Told: TypeAlias = Literal["sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w"]
+"""What a GPU says of itself in numbers."""
+
+
+class TelemetryFacts(TypedDict, total=False):
+    """What the GPU said of itself. What nothing told is left out."""
+
+    sm_clock_mhz: Spread
+    memory_clock_mhz: Spread
+    temperature_c: Spread
+    power_w: Spread
+    throttle_reasons: list[str]
+    other_processes: int
+    blocks: int
+    discarded: dict[str, int]
+
+
+class LimitFacts(TypedDict):
+    """``floor.rates.DeviceLimits``."""
+
+    read_bytes_per_s: float
+    flops_per_s: float
+    read_spread_frac: NotRequired[float]
+    cache_bytes: NotRequired[int | None]
+
+
+class FloorFacts(TypedDict, total=False):
+    """The device's limits, as measured in this run, and accounts: see ``floor.account``."""
+
+    limits: LimitFacts
+    accounts: list[AccountFacts]
