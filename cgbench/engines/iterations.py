@@ -118,7 +118,7 @@ class OwnEngine:
             for suffix, drafts in (("", self._k), ("-k0", 0))
             for scope in (Scope.ITERATION, Scope.PHASE, Scope.EAGER)
         }
-        return {**made, "verify": partial(Verify, self._prepared, self._k, VERIFY_CALLS)}
+        return {**made, Phase.VERIFY.value: partial(Verify, self._prepared, self._k, VERIFY_CALLS)}
 
     def stop(self) -> None:
         self._prepared.deployment.release()

@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 
 from cgbench.statistics import CONFIDENCE, blocks_estimate
+from cgbench.words import Phase, Scope
 
 DECODING = (
-    *("iteration", "phase", "eager", "iteration-k0", "phase-k0", "eager-k0"),
+    *(f"{scope}{k}" for k in ("", "-k0") for scope in (Scope.ITERATION, Scope.PHASE, Scope.EAGER)),
     *("dynamic", "static", "mtp", "batch"),
 )
 """Peers that decode: the rows of the first table, in its order."""
 
-FORWARDS = ("verify", "verify-static", "verify-compiled")
+FORWARDS = (Phase.VERIFY.value, "verify-static", "verify-compiled")
 """Peers that run one forward of k + 1 tokens a request: the rows of the second table."""
 
 PEERS = (*DECODING, *FORWARDS)

@@ -6,8 +6,9 @@ from typing import Any
 
 from cgbench.gate.evidence import Evidence, Key, MeasuredCell, Place
 from cgbench.request.command_line import flag_name
+from cgbench.request.keys import Setting
 from cgbench.rundir.record import resumed_words
-from cgbench.rundir.record_parts import Setting, TelemetryFacts, Told
+from cgbench.rundir.record_parts import TelemetryFacts, Told
 from cgbench.rundir.schema import LATENCY_KEY
 
 # These say where in a run a cell stands; the rest of the key is a setting of the whole run.

@@ -14,6 +14,7 @@ from cgbench.errors import RunDirectoryError
 from cgbench.floor.account import Account
 from cgbench.floor.rates import DeviceLimits
 from cgbench.inputs import JsonObject, parse_own_json
+from cgbench.request.keys import Setting
 from cgbench.rundir.accounts import account_faults
 from cgbench.rundir.collective_share import CollectiveShare
 from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
@@ -24,7 +25,6 @@ from cgbench.rundir.record_parts import (
     PlanFacts,
     Resumed,
     Scalar,
-    Setting,
     TelemetryFacts,
     WorkloadFacts,
 )

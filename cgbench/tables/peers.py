@@ -5,9 +5,10 @@ from dataclasses import asdict
 from math import isfinite
 
 from cgbench.engines.peer_rows import FORWARDS, Result, SharedFacts
+from cgbench.words import Phase, Scope
 
-WHAT = {
-    "iteration": "cgbench, one graph an iteration, k = {k}",
+WHAT: dict[str, str] = {
+    Scope.ITERATION: "cgbench, one graph an iteration, k = {k}",
     "phase": "cgbench, three graphs an iteration, k = {k}",
     "eager": "cgbench, no graphs, k = {k}",
     "iteration-k0": "cgbench, one graph an iteration, no drafts",
@@ -17,7 +18,7 @@ WHAT = {
     "static": "transformers `generate`, static cache, `reduce-overhead`",
     "mtp": "transformers `generate(use_mtp=True)`",
     "batch": "transformers `generate_batch`",
-    "verify": "cgbench, verify graph (accept in it); without graphs, eager",
+    Phase.VERIFY: "cgbench, verify graph (accept in it); without graphs, eager",
     "verify-static": "transformers forward, static cache",
     "verify-compiled": "transformers forward, static cache, `reduce-overhead`",
 }
@@ -68,7 +69,7 @@ def _shared(facts: SharedFacts) -> Iterator[str]:
 def _decoding_rows(results: Sequence[Result], facts: SharedFacts) -> Iterator[str]:
     yield "| what | ms / step | tokens / step | tok/s | iteration is | rounds |"
     yield "|---|---:|---:|---:|---:|---:|"
-    best = next((r for r in results if r.name == "iteration" and r.rounds), None)
+    best = next((r for r in results if r.name == Scope.ITERATION and r.rounds), None)
     for result in results:
         name = WHAT[result.name].format(k=facts.spec_tokens)
         if not result.rounds:
@@ -91,7 +92,7 @@ def _rounds(result: Result) -> str:
 def _forward_rows(results: Sequence[Result], facts: SharedFacts) -> Iterator[str]:
     yield (f"| forward of {facts.spec_tokens + 1} tokens a request | ms | cgbench is | rounds |")
     yield "|---|---:|---:|---:|"
-    best = next((r for r in results if r.name == "verify" and r.rounds), None)
+    best = next((r for r in results if r.name == Phase.VERIFY and r.rounds), None)
     for result in results:
         name = WHAT[result.name]
         if not result.rounds:
