@@ -1,11 +1,13 @@
 """A plan's sizes as the option of an engine, in that engine's unit, to paste."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from cgbench.errors import BadInputError
+from cgbench.planning.phases import PhaseGraphs
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.vllm import decode_graphs
+from cgbench.words import Phase
 
 FlagText = Callable[[CapturePlan], str]
 
@@ -46,6 +48,30 @@ def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Itera
         )
 
 
+def union_for_vllm(phases: Iterable[PhaseGraphs]) -> str:
+    """vLLM's option from lists that differ by phase: one list of tokens that serves them all."""
+    return _vllm_option(_union(phases))
+
+
+def union_warnings(request: PlanRequest, phases: Iterable[PhaseGraphs]) -> Iterator[str]:
+    """Which buckets of a phase vLLM would not capture from the union. It is planned back."""
+    phases = tuple(phases)
+    captured = decode_graphs(request, _union(phases))
+    for phase in phases:
+        is_rest = phase.phase is Phase.DRAFT_REST
+        kept = captured.later_drafts if is_rest else captured.verify
+        if dropped := sorted(set(phase.batch_sizes) - set(kept)):
+            yield (
+                f"vLLM drops sizes over --max-num-batched-tokens {request.max_num_batched_tokens}: "
+                f"no graph of {phase.phase} for {', '.join(map(str, dropped))} requests; raise it"
+            )
+            return
+
+
+def _union(phases: Iterable[PhaseGraphs]) -> tuple[int, ...]:
+    return tuple(sorted({bucket.num_tokens for each in phases for bucket in each.buckets}))
+
+
 def _fastdeploy(plan: CapturePlan) -> str:
     """FastDeploy 2.5 and later (pull request 7215): requests, scaled by the engine."""
     return _graph_optimization(plan.batch_sizes)
@@ -58,8 +84,11 @@ def _fastdeploy_2_4(plan: CapturePlan) -> str:
 
 def _vllm(plan: CapturePlan) -> str:
     """vLLM: tokens, the sizes of verify and those of drafts 2..k in one list."""
-    sizes = _listed(_vllm_tokens(plan))
-    return f"--compilation-config '{{\"cudagraph_capture_sizes\": {sizes}}}'"
+    return _vllm_option(_vllm_tokens(plan))
+
+
+def _vllm_option(tokens: tuple[int, ...]) -> str:
+    return f"--compilation-config '{{\"cudagraph_capture_sizes\": {_listed(tokens)}}}'"
 
 
 def _vllm_tokens(plan: CapturePlan) -> tuple[int, ...]:

@@ -28,35 +28,15 @@ class Span:
     bucket: Bucket | None
 
 
-@dataclass(frozen=True)
-class CapturePlan:
-    """Decode graphs for one k.
+class Coverage:
+    """Which bucket serves each batch size of 1..max_batch_size, and which have none.
 
-    ``buckets`` ascend in batch size. ``capture_tokens`` is the list in tokens, in the order and
-    with the sizes that the engine itself would state, ``indivisible`` those of them that k + 1
-    does not divide. ``warnings`` say in words what the policy gets wrong. ``pads`` is false where
-    the engine replays a graph at its own batch size alone.
+    ``pads`` is false where the engine replays a graph at its own batch size alone.
     """
 
-    policy: str
-    spec_tokens: int
-    max_batch_size: int
     buckets: tuple[Bucket, ...]
-    capture_tokens: tuple[int, ...]
-    indivisible: tuple[int, ...] = ()
-    warnings: tuple[str, ...] = ()
-    pads: bool = True
-
-    def __post_init__(self) -> None:
-        sizes = self.batch_sizes
-        assert all(size >= 1 for size in sizes)
-        assert all(small < large for small, large in pairwise(sizes))
-        assert all(b.num_tokens == b.batch_size * self.query_len for b in self.buckets)
-
-    @property
-    def query_len(self) -> int:
-        """Positions verified per request: k + 1."""
-        return self.spec_tokens + 1
+    max_batch_size: int
+    pads: bool
 
     @cached_property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -107,3 +87,34 @@ class CapturePlan:
             for size in range(span.first, span.last + 1)
         ]
         return sum(shares) / len(shares) if shares else 0.0
+
+
+@dataclass(frozen=True)
+class CapturePlan(Coverage):
+    """Decode graphs for one k.
+
+    ``buckets`` ascend in batch size. ``capture_tokens`` is the list in tokens, in the order and
+    with the sizes that the engine itself would state, ``indivisible`` those of them that k + 1
+    does not divide. ``warnings`` say in words what the policy gets wrong. ``pads`` is false where
+    the engine replays a graph at its own batch size alone.
+    """
+
+    policy: str
+    spec_tokens: int
+    max_batch_size: int
+    buckets: tuple[Bucket, ...]
+    capture_tokens: tuple[int, ...]
+    indivisible: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+    pads: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_sizes
+        assert all(size >= 1 for size in sizes)
+        assert all(small < large for small, large in pairwise(sizes))
+        assert all(b.num_tokens == b.batch_size * self.query_len for b in self.buckets)
+
+    @property
+    def query_len(self) -> int:
+        """Positions verified per request: k + 1."""
+        return self.spec_tokens + 1

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cgbench.errors import RunDirectoryError
 from cgbench.planning import MAX_BATCH_SIZE, Costs, Curve
+from cgbench.planning.costs import Drafts
 from cgbench.words import Mode, Phase, Scope, Status
 
 if TYPE_CHECKING:
@@ -57,7 +58,21 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
         eager=_curve(eager, "batch_size", "iteration_p50_ms"),
         memory_bytes=None if captured.empty else _curve(captured, "bucket", "bytes"),
         capture_s=None if captured.empty else _curve(captured, "bucket", "seconds"),
+        drafts=_drafts(graphs, eager),
     )
+
+
+def _drafts(graphs: "pd.DataFrame", eager: "pd.DataFrame") -> Drafts | None:
+    """The draft steps' part, where every row has it. It is from another pass than the iteration,
+    so it is taken as a share of verify and drafts together."""
+    parts = []
+    for rows, by in ((graphs, "bucket"), (eager, "batch_size")):
+        stages = rows[["verify_p50_ms", "draft_p50_ms"]].astype("float64")
+        if not (stages > 0).all(axis=None):
+            return None
+        share = stages["draft_p50_ms"] / stages.sum(axis=1)
+        parts.append(_curve(rows.assign(drafts=rows["iteration_p50_ms"] * share), by, "drafts"))
+    return Drafts(*parts)
 
 
 def _check(file: Path, rows: "pd.DataFrame", column: str, limits: tuple[float, float]) -> None:

@@ -202,7 +202,7 @@ MISTAKES = {
     "--policy scaled,best": "--policy best: unknown; choose one of",
     "--policy scaled,": "--policy : unknown; choose one of",
     "--policy=": "--policy : unknown; choose one of",
-    "--spec-tokens 9": "--spec-tokens 9: must be 0 to 8",
+    "--spec-tokens 33": "--spec-tokens 33: must be 0 to 32",
     "--spec-tokens three": "--spec-tokens three: must be whole numbers",
     "--max-num-seqs 0": "--max-num-seqs 0: must be 1 to 65536",
     "--max-num-seqs 1000000000": "--max-num-seqs 1000000000: must be 1 to 65536",

@@ -15,22 +15,30 @@ _READS: dict[str, frozenset[str]] = {}
 
 _TP_MODES: dict[str, str] = {}
 
+RELEASES: dict[str, str] = {}
+"""The release of the engine that each of its policies was last checked against."""
+
 # Fields that only some engines have a rule for: their flag, and the value that asks for nothing.
 _SPECIAL = {
     "tp_size": ("--tp", 1),
     "pad": ("--no-padding", True),
     "blackwell": ("--blackwell", False),
     "max_num_batched_tokens": ("--max-num-batched-tokens", DEFAULT_MAX_BATCHED_TOKENS),
+    "interactivity": ("--interactivity", False),
+    "module_per_draft": ("--module-per-draft", False),
 }
 
 
-def policy(name: str, *, reads: str = "", tp_mode: str | None = None) -> Callable[[Policy], Policy]:
+def policy(
+    name: str, *, reads: str = "", tp_mode: str | None = None, release: str | None = None
+) -> Callable[[Policy], Policy]:
     """Register the decorated function as the policy ``name``.
 
-    ``reads`` names, with spaces between, the fields of ``PlanRequest`` from pad, blackwell and
-    max_num_batched_tokens that the engine has a rule for, ``tp_mode`` the mode of the engine in
-    which it has one for tp_size. Given for another engine, they change nothing, and the plan says
-    so; above 1, tp_size means that the mode is on, and the plan says that too.
+    ``reads`` names, with spaces between, the fields of ``PlanRequest`` from ``_SPECIAL`` that the
+    engine has a rule for, ``tp_mode`` the mode of the engine in which it has one for tp_size.
+    Given for another engine, they change nothing, and the plan says so; above 1, tp_size means
+    that the mode is on, and the plan says that too. ``release`` is the engine's release that the
+    rule was last checked against.
     """
 
     def register(function: Policy) -> Policy:
@@ -38,6 +46,8 @@ def policy(name: str, *, reads: str = "", tp_mode: str | None = None) -> Callabl
         _READS[name] = frozenset(reads.split()) | ({"tp_size"} if tp_mode else set())
         if tp_mode:
             _TP_MODES[name] = tp_mode
+        if release:
+            RELEASES[name] = release
         return function
 
     return register
