@@ -1,8 +1,10 @@
 """A plan's sizes as the option of an engine, in that engine's unit, to paste."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from cgbench.errors import BadInputError
+from cgbench.planning.phase_optimum import phase_optimum, phases_at
 from cgbench.planning.phases import PhaseGraphs
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.plan_request import PlanRequest
@@ -36,8 +38,14 @@ def flags_for(engine: str, plan: CapturePlan) -> str:
 def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Iterator[str]:
     """Which of the plan's buckets ``engine`` would not capture from the option's sizes.
 
-    Only vLLM drops any: its list is planned back with the rules of 0.33.
+    Only vLLM drops any: its list is planned back with the rules of 0.33. SGLang has renamed its
+    option, and refuses the short name since.
     """
+    if engine == "sglang":
+        yield (
+            "SGLang 0.5.23 names this --cuda-graph-bs-decode, and refuses --cuda-graph-bs as "
+            "ambiguous"
+        )
     if engine != "vllm":
         return
     captured = decode_graphs(request, _vllm_tokens(plan)).verify
@@ -46,6 +54,34 @@ def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Itera
             f"vLLM drops sizes over --max-num-batched-tokens {request.max_num_batched_tokens}: "
             f"no graph for {', '.join(map(str, dropped))} requests; raise it"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An engine's option to paste, and what is to be said about it."""
+
+    text: str
+    warnings: tuple[str, ...]
+
+
+def option_of(engine: str, request: PlanRequest, plan: CapturePlan) -> Option:
+    """The option of ``engine`` for a request's plan.
+
+    vLLM's one list may serve each phase with buckets of its own, so ``optimal`` chooses them by
+    phase there: as many graphs as the plan has buckets in every phase. Raises ``BadInputError`` as
+    ``flags_for`` does.
+    """
+    text = flags_for(engine, plan)
+    if engine != "vllm" or not by_phase(request):
+        return Option(text, tuple(flag_warnings(engine, request, plan)))
+    found = phase_optimum(request, len(plan.buckets) * len(phases_at(request.spec_tokens)))
+    return Option(union_for_vllm(found.phases), tuple(union_warnings(request, found.phases)))
+
+
+def by_phase(request: PlanRequest) -> bool:
+    """Whether the best list may differ by phase: with drafts, and with no budget but of graphs."""
+    unlimited = request.max_memory_bytes is None and request.max_capture_s is None
+    return request.policy == "optimal" and request.spec_tokens > 0 and unlimited
 
 
 def union_for_vllm(phases: Iterable[PhaseGraphs]) -> str:
@@ -99,8 +135,7 @@ def _vllm_tokens(plan: CapturePlan) -> tuple[int, ...]:
 
 
 def _sglang(plan: CapturePlan) -> str:
-    """SGLang: requests. Every version takes this name; since mid-2026 the full one is
-    --cuda-graph-bs-decode."""
+    """SGLang: requests. 0.5.23 names the option --cuda-graph-bs-decode."""
     return f"--cuda-graph-bs {' '.join(map(str, plan.batch_sizes))}"
 
 

@@ -64,7 +64,7 @@ def phase_optimum(request: PlanRequest, num_graphs: int) -> PhaseOptimum:
 def phase_problem(request: PlanRequest, phase: Phase) -> Problem:
     """The workload, and what one phase costs at each batch size, in a graph and eager."""
     sizes = range(1, request.max_batch_size + 1)
-    in_graph, eager = _curves(request, phase)
+    in_graph, eager = curves_of(request, phase)
     return Problem(weights_of(request), [*map(in_graph, sizes)], [*map(eager, sizes)])
 
 
@@ -75,7 +75,7 @@ def phase_cost(request: PlanRequest, found: PhasePlan) -> float:
     else:
         parts = [(graphs, graphs.phase) for graphs in found.phases]
     weights = weights_of(request)
-    return sum(_cost(graphs, weights, *_curves(request, phase)) for graphs, phase in parts)
+    return sum(_cost(graphs, weights, *curves_of(request, phase)) for graphs, phase in parts)
 
 
 def _cost(
@@ -89,7 +89,7 @@ def _cost(
     return total
 
 
-def _curves(request: PlanRequest, phase: Phase) -> tuple[PhaseCurve, PhaseCurve]:
+def curves_of(request: PlanRequest, phase: Phase) -> tuple[PhaseCurve, PhaseCurve]:
     """What one phase costs by bucket in a graph, and by batch size eager."""
     costs, k, q = costs_of(request), request.spec_tokens, request.query_len
     if costs.drafts is None:

@@ -111,9 +111,9 @@ def in_phases(
     """The phases that k drafts have: no draft at k = 0, and one step alone at k = 1."""
     q, k = request.query_len, request.spec_tokens
     found = [graphs_at(Phase.VERIFY, request, q, verify, note)]
-    if k:
+    if k and request.drafting != "without a model":
         found.append(graphs_at(Phase.DRAFT_FIRST, request, q, first))
-    if k > 1:
+    if k > 1 and request.drafting == "chain":
         found.append(graphs_at(Phase.DRAFT_REST, request, 1, rest))
     return tuple(found)
 

@@ -9,8 +9,12 @@ from cgbench.errors import PlanError
 if TYPE_CHECKING:
     from cgbench.planning.concurrency import Concurrency
     from cgbench.planning.costs import Costs
+    from cgbench.planning.draft_schedule import DraftSchedule
 
 CaptureUnit = Literal["requests", "tokens"]
+
+Drafting = Literal["chain", "parallel", "without a model"]
+"""How drafts come about: a step each, all in one forward, or looked up in the text."""
 
 MAX_SPEC_TOKENS = 8
 """Verify reads query_len = 9 positions at k = 8, the widest the attention kernels are built for."""
@@ -47,7 +51,9 @@ class PlanRequest:
 
     The last are what a user gave the engine: ``graph_sizes``, a list in the engine's own unit, and
     ``graph_maximum``, a ceiling in that unit. Both go through the engine's rule. ``interactivity``
-    is vLLM's performance mode, ``module_per_draft`` SGLang's multi-layer mode.
+    is vLLM's performance mode, ``module_per_draft`` SGLang's multi-layer mode. ``drafting`` is
+    whether a draft model runs k steps, one, or none. ``schedule`` is the deployment's draft
+    lengths by batch size, because vLLM's own list depends on all of them.
 
     Raises ``PlanError`` where a value can serve no policy.
     """
@@ -71,6 +77,8 @@ class PlanRequest:
     graph_maximum: int | None = None
     interactivity: bool = False
     module_per_draft: bool = False
+    drafting: Drafting = "chain"
+    schedule: "DraftSchedule | None" = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.spec_tokens <= MAX_PLANNED_SPEC_TOKENS:

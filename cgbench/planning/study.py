@@ -9,6 +9,7 @@ from cgbench.errors import BadInputError, PlanError, RefusedPlanError
 from cgbench.planning.expected import Expected, costs_of, expected, expected_cost, weights_of
 from cgbench.planning.frontier import Frontier
 from cgbench.planning.optimal import problem_of
+from cgbench.planning.phases import PhasePlan, phases_of
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies import POLICIES, plan
@@ -22,11 +23,15 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Outcome:
-    """One policy's answer to one request: a plan, or the error that says why there is none."""
+    """One policy's answer to one request: a plan, or the error that says why there is none.
+
+    ``notes`` say what the request took from the engine's defaults or from a launch line.
+    """
 
     request: PlanRequest
     plan: CapturePlan | None
     error: PlanError | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def refusal(self) -> str:
@@ -45,6 +50,11 @@ class Outcome:
     @cached_property
     def expected(self) -> Expected | None:
         return expected(self.plan, self.weights) if self.plan else None
+
+    @cached_property
+    def phases(self) -> PhasePlan | None:
+        """The graphs of every phase."""
+        return phases_of(self.request, self.plan) if self.plan else None
 
     @cached_property
     def cost(self) -> float | None:

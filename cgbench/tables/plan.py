@@ -8,13 +8,18 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cgbench.planning.flags import by_phase
+from cgbench.planning.phase_optimum import phase_cost, phase_optimum
+from cgbench.planning.phases import PhasePlan, ranges
 from cgbench.planning.study import Outcome, Saving
 from cgbench.tables.fit import fitted_table
-from cgbench.tables.plan_rows import bucket_rows, summary_row, without_noise
+from cgbench.tables.plan_rows import bucket_rows, phase_rows, summary_row, without_noise
+from cgbench.words import Phase
 
 DEFINITIONS = """\
 A batch is padded up to the next bucket; padding is (bucket - batch) / bucket, its mean over the \
-workload. Eager: no graph. Expected is the mean cost of one iteration over the workload."""
+workload. Eager: no graph. Any phase eager: verify or a draft has none. Expected is the mean cost \
+of one iteration over the workload."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator
     for k, group in groupby(outcomes, key=lambda each: each.request.spec_tokens):
         same_k = list(group)
         yield _buckets(same_k[0]) if len(same_k) == 1 else _side_by_side(same_k)
+        if k and len(same_k) == 1 and same_k[0].phases:
+            yield _by_phase(same_k[0], same_k[0].phases)
         if saved := [saving for saving in savings if saving.spec_tokens == k]:
             yield _saved(same_k, saved)
 
@@ -62,7 +69,75 @@ def _buckets(outcome: Outcome) -> Section:
         return Section(title, (), (), (f"refused: {outcome.reason}",))
     headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
     rows = tuple(map(_bucket_row, bucket_rows(outcome)))
-    return Section(title, headings, rows, (_totals(outcome), *_warned(outcome.plan.warnings)))
+    notes = (*outcome.notes, _totals(outcome), *_warned(outcome.plan.warnings))
+    return Section(title, headings, rows, notes)
+
+
+def _by_phase(outcome: Outcome, found: PhasePlan) -> Section:
+    """Which graphs each phase has, and in the last row what no phase may lack."""
+    headings = (
+        "phase",
+        "tokens a request",
+        "graphs",
+        "eager [req]",
+        "eager share",
+        "mean padding",
+    )
+    eager = found.eager_batch_sizes
+    share = sum(outcome.weights[size - 1] for size in eager)
+    last = ("any phase", "", str(found.num_graphs), _ranges(eager), _percent(share), "")
+    rows = (*map(_phase_row, phase_rows(outcome)), last)
+    notes = [f"{_PHASE_NAMES[each.phase]}: {each.note}" for each in found.phases if each.note]
+    if mixed := found.mixed_tokens:
+        notes.append(
+            f"batches that hold a prefill: {len(mixed)} graphs, {min(mixed)} to {max(mixed)} tokens"
+        )
+    title = f"Graphs by phase, {outcome.request.policy}, k = {outcome.request.spec_tokens}"
+    return Section(title, headings, rows, (*notes, *_lists_by_phase(outcome)))
+
+
+_PHASE_NAMES = {
+    Phase.VERIFY: "verify",
+    Phase.DRAFT_FIRST: "draft 1",
+    Phase.DRAFT_REST: "drafts 2..k",
+    Phase.ITERATION: "iteration",
+}
+
+
+def _phase_row(row: dict[str, Any]) -> tuple[str, ...]:
+    eager = [size for first, last in row["eager"] for size in range(first, last + 1)]
+    return (
+        _PHASE_NAMES[Phase(row["phase"])],
+        str(row["tokens_per_request"]),
+        str(row["graphs"]),
+        _ranges(eager),
+        _percent(row["eager_share"]),
+        _percent(row["mean_padding_frac"]),
+    )
+
+
+def _lists_by_phase(outcome: Outcome) -> Iterator[str]:
+    """What ``optimal`` would choose for an engine with a list for each phase, as many graphs."""
+    request, shared = outcome.request, outcome.phases
+    if shared is None or not by_phase(request):
+        return
+    best = phase_optimum(request, shared.num_graphs)
+    cost = phase_cost(request, shared)
+    lists = "; ".join(
+        f"{_PHASE_NAMES[each.phase]} {', '.join(map(str, each.batch_sizes)) or 'none'}"
+        for each in best.phases
+    )
+    yield f"a list for each phase, as many graphs: {lists}; saves {_percent(1 - best.cost / cost)}"
+
+
+_MAX_RANGES = 4
+
+
+def _ranges(sizes: Sequence[int]) -> str:
+    """Neighbouring sizes together: 17-20, 33. A long row of them is cut."""
+    found = [*ranges(sizes)]
+    text = ", ".join(_range(first, last) for first, last in found[:_MAX_RANGES])
+    return text if len(found) <= _MAX_RANGES else f"{text}, .. {sizes[-1]} ({len(sizes)} in all)"
 
 
 def _bucket_row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -92,6 +167,7 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         "graphs",
         "largest [req]",
         "eager sizes",
+        "any phase eager",
         "eager share",
         "mean padding",
         "worst padding",
@@ -102,13 +178,14 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         for outcome in outcomes
         for warning in (outcome.plan.warnings if outcome.plan else ())
     ]
+    said = [f"{outcome.request.policy}: {note}" for outcome in outcomes for note in outcome.notes]
     refused = [
         f"refused: {outcome.request.policy}: {outcome.reason}"
         for outcome in outcomes
         if outcome.plan is None
     ]
     rows = tuple(_policy_row(summary_row(outcome)) for outcome in outcomes)
-    return Section(_setting(outcomes[0]), headings, rows, (*refused, *notes))
+    return Section(_setting(outcomes[0]), headings, rows, (*refused, *said, *notes))
 
 
 def _about(policy: str, warning: str) -> str:
@@ -118,12 +195,13 @@ def _about(policy: str, warning: str) -> str:
 
 def _policy_row(row: dict[str, Any]) -> tuple[str, ...]:
     if row["refusal"]:
-        return (row["policy"], "refused", *[""] * 6)
+        return (row["policy"], "refused", *[""] * 7)
     return (
         row["policy"],
         _number(row["graphs"]),
         _number(row["largest_batch_size"]),
         _number(row["eager_batch_sizes"]),
+        _number(row["any_phase_eager"]),
         _percent(row["eager_share"]),
         _percent(row["mean_padding_frac"]),
         _percent(row["worst_padding_frac"]),

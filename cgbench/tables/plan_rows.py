@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cgbench.planning.expected import expected_of_span
-from cgbench.planning.flags import flag_warnings, flags_for
+from cgbench.planning.expected import expected, expected_of_span
+from cgbench.planning.flags import option_of
+from cgbench.planning.phases import PhaseGraphs, ranges
 from cgbench.planning.plan import Span
+from cgbench.planning.policies import RELEASES
 from cgbench.planning.study import Outcome, Saving
 
 BUCKET_COLUMNS = (
@@ -64,13 +66,15 @@ def _span_row(span: Span, weights: list[float]) -> dict[str, Any]:
 
 def summary_row(outcome: Outcome) -> dict[str, Any]:
     """One policy's row beside the others; means are over the workload. None: refused."""
-    plan, means = outcome.plan, outcome.expected
+    plan, means, phases = outcome.plan, outcome.expected, outcome.phases
     return {
         "policy": outcome.request.policy,
         "spec_tokens": outcome.request.spec_tokens,
         "graphs": plan and len(plan.buckets),
         "largest_batch_size": plan and plan.eager_above,
         "eager_batch_sizes": plan and plan.eager_batch_sizes,
+        "any_phase_eager": phases and len(phases.eager_batch_sizes),
+        "graphs_of_all_phases": phases and phases.num_graphs,
         "eager_share": means and means.eager_share,
         "mean_padding_frac": means and means.padding,
         "worst_padding_frac": means and means.worst_padding,
@@ -78,6 +82,27 @@ def summary_row(outcome: Outcome) -> dict[str, Any]:
         "cost_unit": outcome.unit,
         "refusal": outcome.refusal or None,
     }
+
+
+def phase_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
+    """A row a phase: its graphs, and what has none; means are over the workload."""
+    for phase in outcome.phases.phases if outcome.phases else ():
+        means = expected(phase, outcome.weights)
+        yield {
+            "phase": phase.phase.value,
+            "tokens_per_request": phase.query_len,
+            "graphs": phase.num_graphs,
+            "batch_sizes": list(phase.batch_sizes),
+            "eager": [[span.first, span.last] for span in _joined(phase)],
+            "eager_share": means.eager_share,
+            "mean_padding_frac": means.padding,
+            "note": phase.note or None,
+        }
+
+
+def _joined(phase: PhaseGraphs) -> Iterator[Span]:
+    sizes = (n for span in phase.eager_spans for n in range(span.first, span.last + 1))
+    return (Span(first, last, None) for first, last in ranges(sizes))
 
 
 def plan_csv(outcomes: Sequence[Outcome]) -> str:
@@ -112,6 +137,10 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
         "capture_tokens": list(plan.capture_tokens) if plan else None,
         "batch_sizes": list(plan.batch_sizes) if plan else None,
         "indivisible": list(plan.indivisible) if plan else None,
+        "phases": [_rounded(row) for row in phase_rows(outcome)],
+        "mixed_tokens": list(outcome.phases.mixed_tokens) if outcome.phases else [],
+        "checked_against": RELEASES.get(request.policy),
+        "notes": list(outcome.notes),
         "warnings": list(plan.warnings) if plan else [],
         "buckets": [_rounded(row) for row in bucket_rows(outcome)] if plan else [],
     }
@@ -121,8 +150,8 @@ def _flags(outcome: Outcome, engine: str | None) -> dict[str, Any]:
     plan = outcome.plan
     if not engine or plan is None:
         return {"flags": None}
-    warnings = [*plan.warnings, *flag_warnings(engine, outcome.request, plan)]
-    return {"flags": flags_for(engine, plan), "warnings": warnings}
+    option = option_of(engine, outcome.request, plan)
+    return {"flags": option.text, "warnings": [*plan.warnings, *option.warnings]}
 
 
 def without_noise(value: float) -> float:

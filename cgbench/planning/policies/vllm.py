@@ -164,7 +164,7 @@ def _ceiling(request: PlanRequest, release: _Release) -> int:
         return request.graph_maximum
     is_high = request.blackwell and release.has_blackwell_ceiling
     default = BLACKWELL_CEILING_TOKENS if is_high else CEILING_TOKENS
-    return min(2 * request.max_batch_size * request.query_len, default)
+    return min(2 * request.max_batch_size * _widest_query(request), default)
 
 
 def _listed(request: PlanRequest, release: _Release) -> list[int]:
@@ -197,11 +197,30 @@ def _of_the_user(request: PlanRequest) -> list[int]:
 
 
 def _uniform(request: PlanRequest, release: _Release, ceiling: int) -> list[int]:
-    q, most = request.query_len, request.max_batch_size
-    if not (release.draft_sizes if request.spec_tokens else release.plain_size):
+    """The decode batches' own sizes, for each draft length up to its widest batch."""
+    if not (release.draft_sizes if _widest_query(request) > 1 else release.plain_size):
         return []
-    counts = {*grid(most), most} if request.spec_tokens else {most}
-    return [n * q for n in counts if n * q <= ceiling]
+    return [
+        n * q for q, most in _tiers(request) for n in _counts(request, most) if n * q <= ceiling
+    ]
+
+
+def _tiers(request: PlanRequest) -> list[tuple[int, int]]:
+    """Tokens a request and the most requests that run so many."""
+    if request.schedule is None:
+        return [(request.query_len, request.max_batch_size)]
+    return [(k + 1, request.schedule.widest(k)) for k in request.schedule.lengths]
+
+
+def _counts(request: PlanRequest, most: int) -> set[int]:
+    return {*grid(most), most} if _widest_query(request) > 1 else {most}
+
+
+def _widest_query(request: PlanRequest) -> int:
+    """Tokens a request at the longest draft of the deployment."""
+    if request.schedule is None:
+        return request.query_len
+    return max(request.schedule.longest, *request.schedule.lengths) + 1
 
 
 def _plan(request: PlanRequest) -> CapturePlan:
