@@ -1,6 +1,5 @@
 """``cgbench plan``: capture sizes of a policy, padding, eager holes; no model, no GPU."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,23 +10,34 @@ from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, print_uncut, say, working
 from cgbench.cli.values import parse_bytes, parse_ints, parse_names, parse_optional_ints
 from cgbench.errors import BadInputError
-from cgbench.planning import MAX_BATCH_SIZE, Concurrency, Costs, PlanRequest
+from cgbench.planning import MAX_BATCH_SIZE, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
-from cgbench.planning.flags import check_engine, flag_warnings, flags_for
+from cgbench.planning.flags import check_engine, option_of
+from cgbench.planning.gpus import parse_gpu
+from cgbench.planning.launch_lines import read_launch
+from cgbench.planning.plan_questions import Asked, asked_of, defaulted, study_asked
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
-from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings, study
+from cgbench.planning.request_trace import read_workload
+from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings
 from cgbench.tables.plan import markdown, terminal
 from cgbench.tables.plan_plot import check_plot, write_plot
 from cgbench.tables.plan_rows import plan_csv, plan_json
 
+DEFAULT_MAX_NUM_SEQS = 256
+
 
 def plan(
     spec_tokens: Annotated[
-        str, typer.Option(help="Draft tokens k per iteration, 0 to 8; a table each.")
-    ] = "3",
+        str | None,
+        typer.Option(help="Draft tokens k per iteration, 0 to 32; a table each. Default: 3."),
+    ] = None,
     max_num_seqs: Annotated[
-        int, typer.Option(help=f"Most requests that decode together, up to {MAX_BATCH_SIZE:,}.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            help=f"Most requests that decode together, up to {MAX_BATCH_SIZE:,}. Default: 256, or "
+            "with --gpu the engine's own."
+        ),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -43,8 +53,41 @@ def plan(
     output_format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
     tp: Annotated[int, typer.Option(help="GPUs per engine, for the engines with a rule.")] = 1,
     max_num_batched_tokens: Annotated[
-        int, typer.Option(help="Most tokens in one forward.")
-    ] = DEFAULT_MAX_BATCHED_TOKENS,
+        int | None,
+        typer.Option(
+            help=f"Most tokens in one forward. Default: {DEFAULT_MAX_BATCHED_TOKENS}, or with "
+            "--gpu the engine's own."
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the engine's own defaults on this GPU: a name such as h200 or l40, or its "
+            "memory, such as 80GiB."
+        ),
+    ] = None,
+    interactivity: Annotated[
+        bool, typer.Option("--interactivity", help="vLLM's mode: every size from 1 to 32 tokens.")
+    ] = False,
+    module_per_draft: Annotated[
+        bool,
+        typer.Option(
+            "--module-per-draft", help="SGLang's multi-layer mode: an MTP module, a graph, a draft."
+        ),
+    ] = False,
+    launch_line: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="LINE",
+            help="The line that starts your engine, in quotes: vllm serve, sglang.launch_server, "
+            "trtllm-serve or FastDeploy's api_server. The plan is the engine's own for it.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Your engine's configuration file, in YAML, with --from or alone."),
+    ] = None,
     blackwell: Annotated[
         bool, typer.Option("--blackwell", help="Data-centre Blackwell: vLLM's higher ceiling.")
     ] = False,
@@ -57,7 +100,14 @@ def plan(
     concurrency: Annotated[
         str | None,
         typer.Option(
-            help="Workload: a histogram or log file, geometric:8, uniform:1-64 or constant:6."
+            help="Workload: a histogram, a log (vLLM's --cudagraph-metrics too), a request trace "
+            "with --costs, or geometric:8, uniform:1-64, constant:6."
+        ),
+    ] = None,
+    acceptance_length: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens a request and iteration of a request trace. Default: --costs measured it."
         ),
     ] = None,
     max_graphs: Annotated[
@@ -106,28 +156,53 @@ def plan(
     if flags is not None:
         check_engine(flags)
     _check_together(flags, output_format, costs, eager_penalty)
-    base = PlanRequest(
-        spec_tokens=0,
-        max_batch_size=max_num_seqs,
-        policy="explicit",
-        capture_sizes=tuple(parse_optional_ints("--capture-sizes", capture_sizes)),
-        capture_unit=capture_unit.value,
-        max_num_batched_tokens=max_num_batched_tokens,
-        blackwell=blackwell,
-        pad=not no_padding,
-        tp_size=tp,
-        concurrency=None if concurrency is None else Concurrency.parse(concurrency),
-        max_graphs=max_graphs,
-        max_memory_bytes=None if max_memory is None else parse_bytes("--max-memory", max_memory),
-        max_capture_s=max_capture_seconds,
-    )
-    names = parse_names(policy_name(policy, capture_sizes))
-    requests = requests_for(base, names, parse_ints("--spec-tokens", spec_tokens))
+    found_gpu = None if gpu is None else parse_gpu(gpu)
+    if launch_line is not None or config is not None:
+        _check_line(
+            {
+                "--spec-tokens": spec_tokens,
+                "--max-num-seqs": max_num_seqs,
+                "--max-num-batched-tokens": max_num_batched_tokens,
+                "--capture-sizes": capture_sizes,
+            }
+        )
+        asked = [asked_of(read_launch(launch_line, config, found_gpu, policy))]
+    else:
+        base = PlanRequest(
+            spec_tokens=0,
+            max_batch_size=DEFAULT_MAX_NUM_SEQS if max_num_seqs is None else max_num_seqs,
+            policy="explicit",
+            capture_sizes=tuple(parse_optional_ints("--capture-sizes", capture_sizes)),
+            capture_unit=capture_unit.value,
+            max_num_batched_tokens=max_num_batched_tokens
+            if max_num_batched_tokens is not None
+            else DEFAULT_MAX_BATCHED_TOKENS,
+            blackwell=blackwell,
+            pad=not no_padding,
+            tp_size=tp,
+            max_graphs=max_graphs,
+            max_memory_bytes=parse_bytes("--max-memory", max_memory)
+            if max_memory is not None
+            else None,
+            max_capture_s=max_capture_seconds,
+            interactivity=interactivity,
+            module_per_draft=module_per_draft,
+        )
+        names = parse_names(policy_name(policy, capture_sizes))
+        lengths = parse_ints("--spec-tokens", "3" if spec_tokens is None else spec_tokens)
+        given = _given(max_num_seqs, max_num_batched_tokens, no_padding=no_padding)
+        asked = [defaulted(each, found_gpu, given) for each in requests_for(base, names, lengths)]
+    requests = [each.request for each in asked]
     if flags and len({each.policy for each in requests}) > 1:
         raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
     known = {k: _costs(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
+    workload = None if concurrency is None else read_workload(concurrency)
     with working("planning"):
-        outcomes = study(replace(each, costs=known[each.spec_tokens]) for each in requests)
+        outcomes = study_asked(
+            [_with_costs(each, known) for each in asked],
+            workload,
+            acceptance_length,
+        )
     if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
     else:
@@ -135,6 +210,29 @@ def plan(
     if plot:
         write_plot(outcomes, plot)
         say(f"written to {plot}")
+
+
+def _with_costs(asked: Asked, known: dict[int, Costs]) -> Asked:
+    return asked.with_costs(known[asked.request.spec_tokens])
+
+
+def _check_line(beside: dict[str, str | int | None]) -> None:
+    """What the launch line itself says is not said twice."""
+    for flag, value in beside.items():
+        if value is not None:
+            raise BadInputError(f"{flag}: not beside --from or --config, which say it; drop one")
+
+
+def _given(
+    max_num_seqs: int | None, max_num_batched_tokens: int | None, *, no_padding: bool
+) -> frozenset[str]:
+    """The fields that the user gave, which no engine's default replaces."""
+    given = {
+        "max_batch_size": max_num_seqs is not None,
+        "max_num_batched_tokens": max_num_batched_tokens is not None,
+        "pad": no_padding,
+    }
+    return frozenset(name for name, is_given in given.items() if is_given)
 
 
 def _check_together(
@@ -175,18 +273,18 @@ def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -
 def _print_flags(engine: str, outcomes: list[Outcome]) -> None:
     """The option alone on stdout, to paste or to pipe; what there is to say on stderr."""
     # All of them before any is printed, because one may be refused.
-    texts = [outcome.plan and flags_for(engine, outcome.plan) for outcome in outcomes]
-    for outcome, text in zip(outcomes, texts, strict=True):
+    options = [
+        option_of(engine, outcome.request, outcome.plan) if outcome.plan else None
+        for outcome in outcomes
+    ]
+    for outcome, option in zip(outcomes, options, strict=True):
         k = outcome.request.spec_tokens
         about = f"k = {k}: " if len(outcomes) > 1 else ""
-        if outcome.plan is None:
+        if outcome.plan is None or option is None:
             say(f"refused: {about}{outcome.refusal}")
             continue
         if about:
             typer.echo(f"# k = {k}")
-        typer.echo(text)
-        for warning in (
-            *outcome.plan.warnings,
-            *flag_warnings(engine, outcome.request, outcome.plan),
-        ):
+        typer.echo(option.text)
+        for warning in (*outcome.plan.warnings, *option.warnings):
             say(f"warning: {about}{warning}")

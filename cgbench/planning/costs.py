@@ -67,6 +67,7 @@ class Costs:
     ``graph`` is by the bucket's size and ``eager`` by the batch's own. ``memory_bytes`` and
     ``capture_s`` are those of capturing one bucket, all its graphs together; None: not known.
     ``drafts`` is the part of an iteration that its draft steps take together; None: not measured.
+    ``acceptance_length`` is the mean number of tokens that a request gets in an iteration.
     """
 
     unit: str
@@ -75,6 +76,7 @@ class Costs:
     memory_bytes: Curve | None = None
     capture_s: Curve | None = None
     drafts: "Drafts | None" = None
+    acceptance_length: float | None = None
 
     @classmethod
     def in_tokens(cls, query_len: int, eager_penalty: float = EAGER_PENALTY) -> "Costs":

@@ -27,6 +27,14 @@ Given = Collection[str]
 
 
 @dataclass(frozen=True, slots=True)
+class _Asked:
+    request: PlanRequest
+    gpu: Gpu | None
+    given: frozenset[str]
+    num_gpus: int
+
+
+@dataclass(frozen=True, slots=True)
 class Defaulted:
     """A request with the engine's defaults in it, and a line on each that the plan depends on."""
 
@@ -34,15 +42,17 @@ class Defaulted:
     notes: tuple[str, ...] = ()
 
 
-def with_defaults(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
+def with_defaults(
+    request: PlanRequest, gpu: Gpu | None, given: Given, num_gpus: int = 1
+) -> Defaulted:
     """The engine's own values where ``given`` does not name the field.
 
-    A policy that is no engine's is left as it is. Raises ``RefusedPlanError`` for what the engine
-    refuses at its start.
+    ``num_gpus`` share the model, which SGLang's maximum follows. A policy that is no engine's is
+    left as it is. Raises ``RefusedPlanError`` for what the engine refuses at its start.
     """
     for prefix, rule in _RULES.items():
         if request.policy.startswith(prefix):
-            return rule(request, gpu, given)
+            return rule(_Asked(request, gpu, frozenset(given), max(num_gpus, request.tp_size)))
     return Defaulted(request)
 
 
@@ -58,9 +68,9 @@ def raise_hint(request: PlanRequest) -> Iterator[str]:
             )
 
 
-def _vllm(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
+def _vllm(asked: _Asked) -> Defaulted:
     """``EngineArgs.get_batch_defaults`` for the API server."""
-    notes = []
+    request, gpu, given, notes = asked.request, asked.gpu, asked.given, []
     if "max_num_batched_tokens" not in given:
         request = replace(request, max_num_batched_tokens=_vllm_budget(gpu))
         notes.append(f"max_num_batched_tokens {request.max_num_batched_tokens}, {_by(gpu)}")
@@ -69,8 +79,8 @@ def _vllm(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
         most = min(most, request.max_num_batched_tokens)
         request = replace(request, max_batch_size=most)
         notes.append(f"max_num_seqs {most}, {_by(gpu)}")
-    if gpu and gpu.is_blackwell and "blackwell" not in given and request.policy != "vllm-0.18":
-        request = replace(request, blackwell=request.policy not in ("vllm-0.18", "vllm-0.26"))
+    if gpu and gpu.is_blackwell and request.policy not in ("vllm-0.18", "vllm-0.26"):
+        request = replace(request, blackwell=True)
     return Defaulted(request, tuple(notes))
 
 
@@ -87,12 +97,12 @@ def _is_usual(gpu: Gpu) -> bool:
     return gpu.memory_gib >= _VLLM_USUAL_GIB and not gpu.name.lower().startswith("a100")
 
 
-def _sglang(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
+def _sglang(asked: _Asked) -> Defaulted:
     """``handle_gpu_memory_settings`` and, with drafts, ``_handle_eagle_family``."""
-    notes = []
+    request, gpu, given, notes = asked.request, asked.gpu, asked.given, []
     has_list = bool(request.graph_sizes)
     if "graph_maximum" not in given and not has_list:
-        maximum = sglang.default_maximum(gpu.memory_gib, request.tp_size) if gpu else 160
+        maximum = sglang.default_maximum(gpu.memory_gib, asked.num_gpus) if gpu else 160
         if "max_batch_size" in given:
             maximum = min(maximum, request.max_batch_size)
         request = replace(request, graph_maximum=maximum)
@@ -109,8 +119,8 @@ def _sglang(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
     return Defaulted(request, tuple(notes))
 
 
-def _tensorrt_llm(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
-    notes = []
+def _tensorrt_llm(asked: _Asked) -> Defaulted:
+    request, given, notes = asked.request, asked.given, []
     if "max_batch_size" not in given:
         request = replace(request, max_batch_size=TENSORRT_LLM_REQUESTS)
         notes.append(f"max_batch_size {TENSORRT_LLM_REQUESTS}, the default")
@@ -125,9 +135,9 @@ def _tensorrt_llm(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaul
     return Defaulted(request, tuple(notes))
 
 
-def _fastdeploy(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
-    notes: tuple[str, ...] = ()
-    if "max_batch_size" not in given:
+def _fastdeploy(asked: _Asked) -> Defaulted:
+    request, notes = asked.request, tuple[str, ...]()
+    if "max_batch_size" not in asked.given:
         request = replace(request, max_batch_size=FASTDEPLOY_REQUESTS)
         notes = (f"max_num_seqs {FASTDEPLOY_REQUESTS}, the default",)
     if request.max_batch_size > fastdeploy.MAX_REQUESTS:
@@ -138,8 +148,9 @@ def _fastdeploy(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulte
     return Defaulted(request, notes)
 
 
-def _lightllm(request: PlanRequest, gpu: Gpu | None, given: Given) -> Defaulted:
-    if "graph_maximum" in given:
+def _lightllm(asked: _Asked) -> Defaulted:
+    request = asked.request
+    if "graph_maximum" in asked.given:
         return Defaulted(request)
     maximum = min(LIGHTLLM_GRAPH_MAXIMUM, request.max_batch_size)
     return Defaulted(
@@ -153,8 +164,8 @@ def _by(gpu: Gpu | None) -> str:
     return f"the default on {gpu.name} ({gpu.memory_gib:.0f} GiB)"
 
 
-_RULES: dict[str, Callable[[PlanRequest, Gpu | None, Given], Defaulted]] = {
-    "vllm-ascend": lambda request, gpu, given: Defaulted(request),
+_RULES: dict[str, Callable[[_Asked], Defaulted]] = {
+    "vllm-ascend": lambda asked: Defaulted(asked.request),
     "vllm-": _vllm,
     "sglang-": _sglang,
     "tensorrt-llm-": _tensorrt_llm,

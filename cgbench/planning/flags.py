@@ -11,6 +11,10 @@ from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.vllm import decode_graphs
 from cgbench.words import Phase
 
+_RENAMED = (
+    "SGLang 0.5.23 names this --cuda-graph-bs-decode, and refuses --cuda-graph-bs as ambiguous"
+)
+
 FlagText = Callable[[CapturePlan], str]
 
 
@@ -38,14 +42,8 @@ def flags_for(engine: str, plan: CapturePlan) -> str:
 def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Iterator[str]:
     """Which of the plan's buckets ``engine`` would not capture from the option's sizes.
 
-    Only vLLM drops any: its list is planned back with the rules of 0.33. SGLang has renamed its
-    option, and refuses the short name since.
+    Only vLLM drops any: its list is planned back with the rules of 0.33.
     """
-    if engine == "sglang":
-        yield (
-            "SGLang 0.5.23 names this --cuda-graph-bs-decode, and refuses --cuda-graph-bs as "
-            "ambiguous"
-        )
     if engine != "vllm":
         return
     captured = decode_graphs(request, _vllm_tokens(plan)).verify
@@ -72,6 +70,8 @@ def option_of(engine: str, request: PlanRequest, plan: CapturePlan) -> Option:
     ``flags_for`` does.
     """
     text = flags_for(engine, plan)
+    if engine == "sglang":
+        return Option(text, (_RENAMED,))
     if engine != "vllm" or not by_phase(request):
         return Option(text, tuple(flag_warnings(engine, request, plan)))
     found = phase_optimum(request, len(plan.buckets) * len(phases_at(request.spec_tokens)))

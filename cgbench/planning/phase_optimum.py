@@ -70,23 +70,31 @@ def phase_problem(request: PlanRequest, phase: Phase) -> Problem:
 
 def phase_cost(request: PlanRequest, found: PhasePlan) -> float:
     """The expected cost of an iteration with the graphs of ``found``, summed over phases."""
+    at = cost_by_batch_size(request, found)
+    return sum(weight * at(n) for n, weight in enumerate(weights_of(request), start=1))
+
+
+def cost_at(request: PlanRequest, found: PhasePlan, batch_size: int) -> float:
+    """What an iteration of so many requests costs, summed over phases."""
+    return cost_by_batch_size(request, found)(batch_size)
+
+
+def cost_by_batch_size(request: PlanRequest, found: PhasePlan) -> PhaseCurve:
+    """What an iteration costs by its batch size: each phase in its bucket, or eager."""
     if whole := found.of(Phase.ITERATION):
         parts = [(whole, phase) for phase in phases_at(request.spec_tokens)]
     else:
         parts = [(graphs, graphs.phase) for graphs in found.phases]
-    weights = weights_of(request)
-    return sum(_cost(graphs, weights, *curves_of(request, phase)) for graphs, phase in parts)
+    curves = [(graphs, *curves_of(request, phase)) for graphs, phase in parts]
 
+    def cost(batch_size: int) -> float:
+        total = 0.0
+        for graphs, in_graph, eager in curves:
+            bucket = graphs.bucket_for(batch_size)
+            total += in_graph(bucket.batch_size) if bucket else eager(batch_size)
+        return total
 
-def _cost(
-    graphs: PhaseGraphs, weights: Sequence[float], in_graph: PhaseCurve, eager: PhaseCurve
-) -> float:
-    total = 0.0
-    for span in graphs.spans:
-        for size in range(span.first, span.last + 1):
-            cost = in_graph(span.bucket.batch_size) if span.bucket else eager(size)
-            total += weights[size - 1] * cost
-    return total
+    return cost
 
 
 def curves_of(request: PlanRequest, phase: Phase) -> tuple[PhaseCurve, PhaseCurve]:

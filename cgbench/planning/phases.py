@@ -6,7 +6,7 @@ answers all of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -80,8 +80,19 @@ def phases_of(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
 
     A policy that is no engine's serves every phase with its own buckets, as ``cgbench run`` does.
     """
-    rule = _RULES.get(request.policy, _shared)
-    return rule(request, plan)
+    found = _RULES.get(request.policy, _shared)(request, plan)
+    match request.capture_mode:
+        case "none":
+            return replace(found, phases=_emptied(found), mixed_tokens=())
+        case "pieces":
+            return replace(found, phases=_emptied(found))
+        case "decode only":
+            return replace(found, mixed_tokens=())
+    return found
+
+
+def _emptied(found: PhasePlan) -> tuple[PhaseGraphs, ...]:
+    return tuple(replace(each, buckets=()) for each in found.phases)
 
 
 def ranges(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 CaptureUnit = Literal["requests", "tokens"]
 
+CaptureMode = Literal["full", "decode only", "pieces", "none"]
+"""Whole graphs for decode and pieces for mixed batches; the first or the second alone; or none."""
+
 Drafting = Literal["chain", "parallel", "without a model"]
 """How drafts come about: a step each, all in one forward, or looked up in the text."""
 
@@ -51,8 +54,9 @@ class PlanRequest:
 
     The last are what a user gave the engine: ``graph_sizes``, a list in the engine's own unit, and
     ``graph_maximum``, a ceiling in that unit. Both go through the engine's rule. ``interactivity``
-    is vLLM's performance mode, ``module_per_draft`` SGLang's multi-layer mode. ``drafting`` is
-    whether a draft model runs k steps, one, or none. ``schedule`` is the deployment's draft
+    is vLLM's performance mode, ``module_per_draft`` SGLang's multi-layer mode. ``capture_mode``
+    is which graphs there are at all, ``drafting`` whether a draft model runs k steps, one, or none.
+    ``schedule`` is the deployment's draft
     lengths by batch size, because vLLM's own list depends on all of them.
 
     Raises ``PlanError`` where a value can serve no policy.
@@ -77,6 +81,7 @@ class PlanRequest:
     graph_maximum: int | None = None
     interactivity: bool = False
     module_per_draft: bool = False
+    capture_mode: CaptureMode = "full"
     drafting: Drafting = "chain"
     schedule: "DraftSchedule | None" = None
 

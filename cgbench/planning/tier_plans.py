@@ -1,19 +1,17 @@
 """One deployment whose draft length follows the batch size: all its graphs, counted and costed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
 from cgbench.planning.costs import Costs
 from cgbench.planning.draft_schedule import DraftSchedule
 from cgbench.planning.expected import weights_of
-from cgbench.planning.phase_optimum import curves_of
-from cgbench.planning.phases import PhaseGraphs, PhasePlan, in_phases, phases_of
+from cgbench.planning.phase_optimum import cost_at
+from cgbench.planning.phases import PhasePlan, in_phases, phases_of
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies import plan, vllm
 from cgbench.planning.policies.build import from_requests
-from cgbench.words import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,7 @@ def expected_cost(request: PlanRequest, found: Deployment) -> float:
         )
         for n in each.runs:
             share = weights[n - 1] / len(_lengths_at(at_k, n))
-            total += share * _cost_at(at_k, each.phases, n)
+            total += share * cost_at(at_k, each.phases, n)
     return total
 
 
@@ -91,25 +89,6 @@ def _lengths_at(request: PlanRequest, batch_size: int) -> tuple[int, ...]:
 @cache
 def _padded(request: PlanRequest) -> CapturePlan:
     return plan(request)
-
-
-def _cost_at(request: PlanRequest, found: PhasePlan, batch_size: int) -> float:
-    total = 0.0
-    for graphs, phase in _parts(request, found):
-        in_graph, eager = curves_of(request, phase)
-        bucket = graphs.bucket_for(batch_size)
-        total += in_graph(bucket.batch_size) if bucket else eager(batch_size)
-    return total
-
-
-def _parts(request: PlanRequest, found: PhasePlan) -> Iterator[tuple[PhaseGraphs, Phase]]:
-    for graphs in found.phases:
-        if graphs.phase is not Phase.ITERATION:
-            yield graphs, graphs.phase
-            continue
-        steps = (Phase.VERIFY, Phase.DRAFT_FIRST, Phase.DRAFT_REST)
-        for phase in steps[: min(request.spec_tokens, 2) + 1]:
-            yield graphs, phase
 
 
 def _graphs(request: PlanRequest, schedule: DraftSchedule) -> PhasePlan:

@@ -59,7 +59,13 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
         memory_bytes=None if captured.empty else _curve(captured, "bucket", "bytes"),
         capture_s=None if captured.empty else _curve(captured, "bucket", "seconds"),
         drafts=_drafts(graphs, eager),
+        acceptance_length=_acceptance_length(graphs),
     )
+
+
+def _acceptance_length(graphs: "pd.DataFrame") -> float | None:
+    lengths = graphs["mean_acceptance_length"].astype("float64").dropna()
+    return None if lengths.empty else float(lengths.median())
 
 
 def _drafts(graphs: "pd.DataFrame", eager: "pd.DataFrame") -> Drafts | None:

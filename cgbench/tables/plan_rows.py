@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cgbench.planning.admission import Admission
 from cgbench.planning.expected import expected, expected_of_span
 from cgbench.planning.flags import option_of
 from cgbench.planning.phases import PhaseGraphs, ranges
 from cgbench.planning.plan import Span
 from cgbench.planning.policies import RELEASES
 from cgbench.planning.study import Outcome, Saving
+from cgbench.planning.tier_plans import Deployment
 
 BUCKET_COLUMNS = (
     "policy",
@@ -139,10 +141,42 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
         "indivisible": list(plan.indivisible) if plan else None,
         "phases": [_rounded(row) for row in phase_rows(outcome)],
         "mixed_tokens": list(outcome.phases.mixed_tokens) if outcome.phases else [],
+        "lengths": [*_length_rows(outcome.deployment)] if outcome.deployment else None,
+        "admission": _admission(outcome.admission) if outcome.admission else None,
         "checked_against": RELEASES.get(request.policy),
         "notes": list(outcome.notes),
         "warnings": list(plan.warnings) if plan else [],
         "buckets": [_rounded(row) for row in bucket_rows(outcome)] if plan else [],
+    }
+
+
+def _length_rows(found: Deployment) -> Iterator[dict[str, Any]]:
+    for each in found.lengths:
+        yield {
+            "spec_tokens": each.spec_tokens,
+            "requests": [*map(list, ranges(each.runs))],
+            "graphs": each.phases.num_graphs,
+            "batch_sizes": list(each.phases.plan.batch_sizes),
+            "eager": [*map(list, ranges(each.eager_batch_sizes))],
+        }
+
+
+def _admission(found: Admission) -> dict[str, Any]:
+    percentiles = {f"tpot_p{p}_ms": found.tpot_percentile(p) for p in (50, 90, 99)}
+    return {
+        **_rounded(
+            {
+                "iterations": found.num_iterations,
+                "in_graph_share": found.in_graph_share,
+                "mean_batch_size": found.mean_batch_size,
+                "padding_ms": found.padding_ms,
+                "total_ms": found.total_ms,
+                **percentiles,
+            }
+        ),
+        "batch_sizes": dict(found.iterations),
+        "tenths": [without_noise(each) for each in found.tenths],
+        "absorbing": asdict(found.absorbing) if found.absorbing else None,
     }
 
 

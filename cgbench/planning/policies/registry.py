@@ -29,6 +29,12 @@ _SPECIAL = {
 }
 
 
+_WITHOUT_DECODE_GRAPHS: dict[str, str] = {
+    "none": "graphs are switched off: every batch runs eager",
+    "pieces": "graphs in pieces alone: attention runs between them, and drafts 2..k run eager",
+}
+
+
 def policy(
     name: str, *, reads: str = "", tp_mode: str | None = None, release: str | None = None
 ) -> Callable[[Policy], Policy]:
@@ -62,6 +68,8 @@ def plan(request: PlanRequest) -> CapturePlan:
         known = ", ".join(sorted(POLICIES))
         raise PlanError(f"--policy {request.policy}: unknown; choose one of {known}")
     found = POLICIES[request.policy](request)
+    if request.capture_mode in _WITHOUT_DECODE_GRAPHS:
+        return replace(found, buckets=(), warnings=(_WITHOUT_DECODE_GRAPHS[request.capture_mode],))
     return replace(found, warnings=(*found.warnings, *_unread(request), *_tp_mode(request)))
 
 
