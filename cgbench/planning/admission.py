@@ -42,14 +42,16 @@ class Admission:
     """What the requests met. Times are in milliseconds, shares over iterations.
 
     ``iterations`` counts them by batch size. ``padding_ms`` is all the time that padded rows took:
-    a bucket's time over that of a bucket of just the batch's size. ``tenths`` are mean batch sizes
-    in each tenth of the time.
+    a bucket's time over that of a bucket of just the batch's size. ``num_events`` is how often the
+    batch size changed, which is the work of the replay. ``tenths`` are mean batch sizes in each
+    tenth of the time.
     """
 
     iterations: tuple[tuple[int, int], ...]
     in_graph_share: float
     padding_ms: float
     total_ms: float
+    num_events: int
     tpot_ms: tuple[float, ...]
     tenths: tuple[float, ...]
     absorbing: Absorbing | None
@@ -181,6 +183,7 @@ def _summed(
         in_graph_share=sum(n for size, n in replay.counts.items() if size not in eager) / total,
         padding_ms=padding,
         total_ms=sum(took for _, _, took in replay.steps) / _NS_PER_MS,
+        num_events=len(replay.steps),
         tpot_ms=tuple(tpot),
         tenths=tuple(_tenths(replay.steps)),
         absorbing=_absorbing(request, found, trace, acceptance_length, cost),

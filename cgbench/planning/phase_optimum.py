@@ -100,7 +100,7 @@ def cost_by_batch_size(request: PlanRequest, found: PhasePlan) -> PhaseCurve:
 def curves_of(request: PlanRequest, phase: Phase) -> tuple[PhaseCurve, PhaseCurve]:
     """What one phase costs by bucket in a graph, and by batch size eager."""
     costs, k, q = costs_of(request), request.spec_tokens, request.query_len
-    if costs.drafts is None:
+    if costs.drafts is None or not k:
         share = _share_of_tokens(phase, k, q)
         return _scaled(costs.graph, share), _scaled(costs.eager, share)
     measured = (costs.graph, costs.drafts.graph), (costs.eager, costs.drafts.eager)

@@ -129,7 +129,8 @@ def _lists_by_phase(outcome: Outcome) -> Iterator[str]:
         f"{_PHASE_NAMES[each.phase]} {', '.join(map(str, each.batch_sizes)) or 'none'}"
         for each in best.phases
     )
-    yield f"a list for each phase, as many graphs: {lists}; saves {percent(1 - best.cost / shared_cost)}"
+    saved = percent(1 - best.cost / shared_cost)
+    yield f"a list for each phase, as many graphs: {lists}; saves {saved}"
 
 
 _MAX_RANGES = 4
