@@ -14,6 +14,7 @@ from cgbench.planning import MAX_BATCH_SIZE, Costs, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
 from cgbench.planning.flags import check_engine, option_of
 from cgbench.planning.gpus import parse_gpu
+from cgbench.planning.graph_memory import STATED, GraphMemory
 from cgbench.planning.launch_lines import read_launch
 from cgbench.planning.plan_questions import Asked, asked_of, defaulted, study_asked
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
@@ -202,6 +203,7 @@ def plan(
             [_with_costs(each, known) for each in asked],
             workload,
             acceptance_length,
+            _graph_memory(costs),
         )
     if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
@@ -253,6 +255,14 @@ def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
     from cgbench.rundir.run_costs import read_costs
 
     return read_costs(run, spec_tokens)
+
+
+def _graph_memory(run: Path | None) -> GraphMemory:
+    if run is None:
+        return STATED
+    from cgbench.rundir.run_costs import read_graph_memory
+
+    return read_graph_memory(run)
 
 
 def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -> None:

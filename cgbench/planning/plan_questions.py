@@ -8,6 +8,7 @@ from cgbench.planning.admission import Admission, admit
 from cgbench.planning.costs import Costs
 from cgbench.planning.engine_defaults import Given, raise_hint, with_defaults
 from cgbench.planning.gpus import Gpu
+from cgbench.planning.graph_memory import STATED, GraphMemory
 from cgbench.planning.launch_lines import Launch
 from cgbench.planning.phases import phases_of
 from cgbench.planning.plan_request import PlanRequest
@@ -48,12 +49,16 @@ def defaulted(request: PlanRequest, gpu: Gpu | None, given: Given) -> Asked:
 
 
 def study_asked(
-    asked: Iterable[Asked], workload: Workload | None, acceptance_length: float | None
+    asked: Iterable[Asked],
+    workload: Workload | None,
+    acceptance_length: float | None,
+    memory: GraphMemory = STATED,
 ) -> list[Outcome]:
     """Every question's plan, in order. Raises the first refusal where every one is refused."""
     if acceptance_length is not None and not isinstance(workload, RequestTrace):
         raise BadInputError("--acceptance-length: goes with a request trace in --concurrency")
-    outcomes = [_outcome(each, workload, acceptance_length) for each in asked]
+    found = (_outcome(each, workload, acceptance_length) for each in asked)
+    outcomes = [replace(each, memory=memory) for each in found]
     raise_if_all_refused(outcomes)
     return outcomes
 

@@ -9,6 +9,7 @@ from cgbench.errors import BadInputError, PlanError, RefusedPlanError
 from cgbench.planning.admission import Admission
 from cgbench.planning.expected import Expected, costs_of, expected, expected_cost, weights_of
 from cgbench.planning.frontier import Frontier
+from cgbench.planning.graph_memory import STATED, GraphMemory
 from cgbench.planning.optimal import problem_of
 from cgbench.planning.phases import PhasePlan, phases_of
 from cgbench.planning.plan import CapturePlan
@@ -29,6 +30,7 @@ class Outcome:
 
     ``notes`` say what the request took from the engine's defaults or from a launch line.
     ``admission`` is a replay of a request trace, ``deployment`` all graphs of a draft schedule.
+    ``memory`` is the model that the graphs' bytes are counted by.
     """
 
     request: PlanRequest
@@ -37,6 +39,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     admission: Admission | None = None
     deployment: Deployment | None = None
+    memory: GraphMemory = STATED
 
     @property
     def refusal(self) -> str:
@@ -60,6 +63,11 @@ class Outcome:
     def phases(self) -> PhasePlan | None:
         """The graphs of every phase."""
         return phases_of(self.request, self.plan) if self.plan else None
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """What all graphs take together, by estimate."""
+        return self.memory.of(self.phases) if self.phases else None
 
     @cached_property
     def cost(self) -> float | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from cgbench.errors import RunDirectoryError
 from cgbench.planning import MAX_BATCH_SIZE, Costs, Curve
 from cgbench.planning.costs import Drafts
+from cgbench.planning.graph_memory import GraphMemory, LedgerRow, fitted
 from cgbench.words import Mode, Phase, Scope, Status
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _SIZES = (1, MAX_BATCH_SIZE)
 _ITERATION_MS = (1e-6, 1e9)
 _CAPTURE_S = (0, 1e9)
+_BYTES = (-1e15, 1e15)
 """What a measurement may give: far more than any does, and nothing that sums would overflow on."""
 
 MILLISECONDS = ("warmup_ms", "capture_ms", "instantiate_ms", "first_replay_ms")
@@ -79,6 +81,33 @@ def _drafts(graphs: "pd.DataFrame", eager: "pd.DataFrame") -> Drafts | None:
         share = stages["draft_p50_ms"] / stages.sum(axis=1)
         parts.append(_curve(rows.assign(drafts=rows["iteration_p50_ms"] * share), by, "drafts"))
     return Drafts(*parts)
+
+
+def read_graph_memory(path: Path) -> GraphMemory:
+    """The memory of the run's own graphs, as a model for other lists.
+
+    Raises ``RunDirectoryError`` where the run captured nothing, or its ledger is damaged.
+    """
+    rows = read_ledger(path)
+    if not rows:
+        raise RunDirectoryError(f"--costs {path}: capture.csv has no graph")
+    return fitted(rows, f"measured in {path}")
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """Every captured graph of the run with what it took."""
+    from cgbench.rundir.files import CAPTURE_FILE
+    from cgbench.rundir.store import RunDirectory
+
+    rows = RunDirectory.open(path).capture()
+    for column in ("pool_bytes", "driver_bytes", "num_tokens"):
+        _check(path / CAPTURE_FILE, rows, column, _BYTES)
+    columns = ("phase", "spec_tokens", "num_tokens", "pool_bytes", "driver_bytes")
+    values = zip(*(rows[name].tolist() for name in columns), strict=True)
+    return [
+        LedgerRow(Phase(phase), int(k), int(tokens), float(pool), float(driver))
+        for phase, k, tokens, pool, driver in values
+    ]
 
 
 def _check(file: Path, rows: "pd.DataFrame", column: str, limits: tuple[float, float]) -> None:

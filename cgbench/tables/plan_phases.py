@@ -33,6 +33,9 @@ def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
         notes.append(
             f"batches that hold a prefill: {len(mixed)} graphs, {min(mixed)} to {max(mixed)} tokens"
         )
+    if outcome.memory_bytes:
+        mib = outcome.memory_bytes / 1024**2
+        notes.append(f"memory of all graphs: about {mib:.0f} MiB, {outcome.memory.source}")
     title = f"Graphs by phase, {outcome.request.policy}, k = {outcome.request.spec_tokens}"
     return Section(title, headings, rows, (*notes, *_lists_by_phase(outcome)))
 

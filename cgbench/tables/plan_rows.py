@@ -143,6 +143,8 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
         "mixed_tokens": list(outcome.phases.mixed_tokens) if outcome.phases else [],
         "lengths": [*_length_rows(outcome.deployment)] if outcome.deployment else None,
         "admission": _admission(outcome.admission) if outcome.admission else None,
+        "graph_memory_bytes": outcome.memory_bytes and round(outcome.memory_bytes),
+        "graph_memory_source": outcome.memory.source,
         "checked_against": RELEASES.get(request.policy),
         "notes": list(outcome.notes),
         "warnings": list(plan.warnings) if plan else [],
