@@ -8,15 +8,22 @@ import typer
 from cgbench.cli.bench_flags import Debug, policy_name
 from cgbench.cli.choices import Format, Unit
 from cgbench.cli.console import console, print_uncut, say, working
-from cgbench.cli.values import parse_bytes, parse_ints, parse_names, parse_optional_ints
+from cgbench.cli.plan_inputs import (
+    budget,
+    check_line,
+    check_together,
+    costs_at,
+    given,
+    graph_memory,
+    with_costs,
+)
+from cgbench.cli.values import parse_ints, parse_names, parse_optional_ints
 from cgbench.errors import BadInputError
-from cgbench.planning import MAX_BATCH_SIZE, Costs, PlanRequest
+from cgbench.planning import MAX_BATCH_SIZE, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
 from cgbench.planning.flags import check_engine, option_of
 from cgbench.planning.gpus import parse_gpu
-from cgbench.planning.graph_memory import STATED, GraphMemory
-from cgbench.planning.launch_lines import read_launch
-from cgbench.planning.plan_questions import Asked, asked_of, defaulted, study_asked
+from cgbench.planning.plan_questions import asked_of_line, defaulted, study_asked
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.planning.request_trace import read_workload
 from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings
@@ -156,18 +163,24 @@ def plan(
         check_plot(plot)
     if flags is not None:
         check_engine(flags)
-    _check_together(flags, output_format, costs, eager_penalty)
+    check_together(flags, output_format, costs, eager_penalty)
     found_gpu = None if gpu is None else parse_gpu(gpu)
     if launch_line is not None or config is not None:
-        _check_line(
+        check_line(
             {
                 "--spec-tokens": spec_tokens,
                 "--max-num-seqs": max_num_seqs,
                 "--max-num-batched-tokens": max_num_batched_tokens,
                 "--capture-sizes": capture_sizes,
+                "--tp": None if tp == 1 else tp,
+                "--blackwell": blackwell or None,
+                "--no-padding": no_padding or None,
+                "--interactivity": interactivity or None,
+                "--module-per-draft": module_per_draft or None,
             }
         )
-        asked = [asked_of(read_launch(launch_line, config, found_gpu, policy))]
+        limits = budget(max_graphs, max_memory, max_capture_seconds)
+        asked = asked_of_line(launch_line, config, found_gpu, parse_names(policy), limits)
     else:
         base = PlanRequest(
             spec_tokens=0,
@@ -181,29 +194,25 @@ def plan(
             blackwell=blackwell,
             pad=not no_padding,
             tp_size=tp,
-            max_graphs=max_graphs,
-            max_memory_bytes=parse_bytes("--max-memory", max_memory)
-            if max_memory is not None
-            else None,
-            max_capture_s=max_capture_seconds,
             interactivity=interactivity,
             module_per_draft=module_per_draft,
         )
+        base = budget(max_graphs, max_memory, max_capture_seconds).of(base)
         names = parse_names(policy_name(policy, capture_sizes))
         lengths = parse_ints("--spec-tokens", "3" if spec_tokens is None else spec_tokens)
-        given = _given(max_num_seqs, max_num_batched_tokens, no_padding=no_padding)
-        asked = [defaulted(each, found_gpu, given) for each in requests_for(base, names, lengths)]
+        fields = given(max_num_seqs, max_num_batched_tokens, no_padding=no_padding)
+        asked = [defaulted(each, found_gpu, fields) for each in requests_for(base, names, lengths)]
     requests = [each.request for each in asked]
     if flags and len({each.policy for each in requests}) > 1:
         raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
-    known = {k: _costs(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
+    known = {k: costs_at(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
     workload = None if concurrency is None else read_workload(concurrency)
     with working("planning"):
         outcomes = study_asked(
-            [_with_costs(each, known) for each in asked],
+            [with_costs(each, known) for each in asked],
             workload,
             acceptance_length,
-            _graph_memory(costs),
+            graph_memory(costs),
         )
     if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
@@ -212,57 +221,6 @@ def plan(
     if plot:
         write_plot(outcomes, plot)
         say(f"written to {plot}")
-
-
-def _with_costs(asked: Asked, known: dict[int, Costs]) -> Asked:
-    return asked.with_costs(known[asked.request.spec_tokens])
-
-
-def _check_line(beside: dict[str, str | int | None]) -> None:
-    """What the launch line itself says is not said twice."""
-    for flag, value in beside.items():
-        if value is not None:
-            raise BadInputError(f"{flag}: not beside --from or --config, which say it; drop one")
-
-
-def _given(
-    max_num_seqs: int | None, max_num_batched_tokens: int | None, *, no_padding: bool
-) -> frozenset[str]:
-    """The fields that the user gave, which no engine's default replaces."""
-    given = {
-        "max_batch_size": max_num_seqs is not None,
-        "max_num_batched_tokens": max_num_batched_tokens is not None,
-        "pad": no_padding,
-    }
-    return frozenset(name for name, is_given in given.items() if is_given)
-
-
-def _check_together(
-    flags: str | None, output_format: Format, costs: Path | None, eager_penalty: float
-) -> None:
-    if flags and output_format not in (Format.TABLE, Format.JSON):
-        raise BadInputError(
-            f"--format {output_format}: holds no --flags; use json, or leave it out"
-        )
-    if costs and eager_penalty != EAGER_PENALTY:
-        raise BadInputError("--eager-penalty: not with --costs, where eager is measured; drop one")
-
-
-def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
-    if run is None:
-        return Costs.in_tokens(spec_tokens + 1, eager_penalty)
-    # pandas is worth its half second only here.
-    from cgbench.rundir.run_costs import read_costs
-
-    return read_costs(run, spec_tokens)
-
-
-def _graph_memory(run: Path | None) -> GraphMemory:
-    if run is None:
-        return STATED
-    from cgbench.rundir.run_costs import read_graph_memory
-
-    return read_graph_memory(run)
 
 
 def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -> None:

@@ -1,7 +1,8 @@
 """What ``cgbench plan`` is asked, with an engine's defaults or a launch line behind it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cgbench.errors import BadInputError, PlanError
 from cgbench.planning.admission import Admission, admit
@@ -9,12 +10,12 @@ from cgbench.planning.costs import Costs
 from cgbench.planning.engine_defaults import Given, raise_hint, with_defaults
 from cgbench.planning.gpus import Gpu
 from cgbench.planning.graph_memory import STATED, GraphMemory
-from cgbench.planning.launch_lines import Launch
+from cgbench.planning.launch_lines import read_launch
 from cgbench.planning.phases import phases_of
 from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies import plan
 from cgbench.planning.request_trace import RequestTrace, StepLog, Workload
-from cgbench.planning.study import Outcome, outcome_of, raise_if_all_refused
+from cgbench.planning.study import Outcome, outcome_of, raise_if_all_refused, requests_for
 from cgbench.planning.tier_plans import deployment_of
 
 
@@ -32,9 +33,53 @@ class Asked:
         return replace(self, request=replace(self.request, costs=costs))
 
 
-def asked_of(launch: Launch) -> Asked:
-    """What a launch line asks."""
-    return Asked(launch.request, launch.notes, launch.warnings)
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What ``optimal`` may capture."""
+
+    max_graphs: int | None = None
+    max_memory_bytes: int | None = None
+    max_capture_s: float | None = None
+
+    def of(self, request: PlanRequest) -> PlanRequest:
+        """The request with this budget."""
+        return replace(
+            request,
+            max_graphs=self.max_graphs,
+            max_memory_bytes=self.max_memory_bytes,
+            max_capture_s=self.max_capture_s,
+        )
+
+
+NO_ENGINES = ("exact", "optimal", "scaled")
+"""Policies that may stand beside a launch line: they need nothing but its k and its requests."""
+
+
+def asked_of_line(
+    line: str | None,
+    config: Path | None,
+    gpu: Gpu | None,
+    policies: Sequence[str],
+    budget: Budget,
+) -> list[Asked]:
+    """What a launch line asks, and beside it the policies that are no engine's.
+
+    One of ``policies`` may be another release of the line's engine. Raises ``BadInputError``, and
+    ``PlanError`` for what the engine refuses.
+    """
+    releases = [name for name in policies if name not in NO_ENGINES]
+    beside = [name for name in policies if name in NO_ENGINES]
+    if len(releases) > 1:
+        raise BadInputError(f"--policy {releases[1]}: --from starts one engine; drop it")
+    launch = read_launch(line, config, gpu, releases[0] if releases else None)
+    own = Asked(launch.request, launch.notes, launch.warnings)
+    k, most = launch.request.spec_tokens, launch.request.max_batch_size
+    bare = budget.of(
+        PlanRequest(k, most, max_num_batched_tokens=own.request.max_num_batched_tokens)
+    )
+    if not beside and budget != Budget():
+        raise BadInputError("--max-graphs, --max-memory, --max-capture-seconds: of optimal alone")
+    return [own, *(Asked(each) for each in requests_for(bare, beside, [k]))]
 
 
 def defaulted(request: PlanRequest, gpu: Gpu | None, given: Given) -> Asked:
