@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,21 @@ class Coverage:
         return tuple(self._spans())
 
     def _spans(self) -> Iterator[Span]:
-        for bucket, group in groupby(range(1, self.max_batch_size + 1), self.bucket_for):
-            sizes = list(group)
-            yield Span(sizes[0], sizes[-1], bucket)
+        """From bucket to bucket: each serves what the one below does not hold."""
+        served, most = 0, self.max_batch_size
+        for bucket in self.buckets:
+            first, last = served + 1, min(bucket.batch_size, most)
+            if not self.pads:
+                # A graph serves its own batch size alone. What lies below runs eager.
+                below = min(bucket.batch_size - 1, most)
+                if first <= below:
+                    yield Span(first, below, None)
+                first = bucket.batch_size
+            if first <= last:
+                yield Span(first, last, bucket)
+            served = last
+        if served < most:
+            yield Span(served + 1, most, None)
 
     @property
     def eager_spans(self) -> tuple[Span, ...]:

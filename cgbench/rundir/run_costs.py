@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from cgbench.errors import RunDirectoryError
 from cgbench.planning import MAX_BATCH_SIZE, Costs, Curve
 from cgbench.planning.costs import Drafts
-from cgbench.planning.graph_memory import GraphMemory, LedgerRow, fitted
+from cgbench.planning.graph_memory import STATED, GraphMemory, LedgerRow, fitted
 from cgbench.words import Mode, Phase, Scope, Status
 
 if TYPE_CHECKING:
@@ -86,12 +86,11 @@ def _drafts(graphs: "pd.DataFrame", eager: "pd.DataFrame") -> Drafts | None:
 def read_graph_memory(path: Path) -> GraphMemory:
     """The memory of the run's own graphs, as a model for other lists.
 
-    Raises ``RunDirectoryError`` where the run captured nothing, or its ledger is damaged.
+    The stated model where the run captured nothing. Raises ``RunDirectoryError`` where its ledger
+    is damaged.
     """
     rows = read_ledger(path)
-    if not rows:
-        raise RunDirectoryError(f"--costs {path}: capture.csv has no graph")
-    return fitted(rows, f"measured in {path}")
+    return fitted(rows, f"measured in {path}") if rows else STATED
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:
