@@ -20,6 +20,9 @@ FIRST_STEP_ALONE = "the engine captures the draft model's first step only"
 A_GRAPH_A_MODULE = "a graph for each MTP module, k + 1 tokens a request each"
 RUNNER_V2 = "as runner V2 captures; runner V1 drafts without full graphs"
 
+# Runner V2 is the default for every model on NVIDIA's GPUs from 0.30 on, and for some before.
+_RUNNER_V1 = ("vllm-0.18", "vllm-0.26", "vllm-0.28")
+
 
 @dataclass(frozen=True)
 class PhaseGraphs(Coverage):
@@ -146,7 +149,7 @@ def _vllm(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
     """Every phase finds its graphs in one list of tokens."""
     tokens, sizes = vllm.token_list(request), plan.batch_sizes
     rest = vllm.uniform_graphs(tokens, 1, request.max_batch_size)
-    note = "" if request.policy == "vllm-0.33" else RUNNER_V2
+    note = RUNNER_V2 if request.policy in _RUNNER_V1 else ""
     return PhasePlan(plan, in_phases(request, sizes, sizes, rest, note), tuple(tokens))
 
 
