@@ -15,7 +15,6 @@ from cgbench.cli.plan_inputs import (
     costs_at,
     given,
     graph_memory,
-    with_costs,
 )
 from cgbench.cli.values import parse_ints, parse_names, parse_optional_ints
 from cgbench.errors import BadInputError
@@ -205,11 +204,12 @@ def plan(
     requests = [each.request for each in asked]
     if flags and len({each.policy for each in requests}) > 1:
         raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
-    known = {k: costs_at(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
+    lengths_asked = {k for each in asked for k in each.lengths}
+    known = {k: costs_at(k, costs, eager_penalty) for k in lengths_asked}
     workload = None if concurrency is None else read_workload(concurrency)
     with working("planning"):
         outcomes = study_asked(
-            [with_costs(each, known) for each in asked],
+            [each.with_costs(known) for each in asked],
             workload,
             acceptance_length,
             graph_memory(costs),

@@ -8,11 +8,7 @@ from cgbench.errors import BadInputError
 from cgbench.planning import Costs
 from cgbench.planning.costs import EAGER_PENALTY
 from cgbench.planning.graph_memory import STATED, GraphMemory
-from cgbench.planning.plan_questions import Asked, Budget
-
-
-def with_costs(asked: Asked, known: dict[int, Costs]) -> Asked:
-    return asked.with_costs(known[asked.request.spec_tokens])
+from cgbench.planning.plan_questions import Budget
 
 
 def budget(

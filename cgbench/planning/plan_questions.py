@@ -1,6 +1,6 @@
 """What ``cgbench plan`` is asked, with an engine's defaults or a launch line behind it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +27,18 @@ class Asked:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     error: PlanError | None = None
+    costs: Mapping[int, Costs] | None = None
 
-    def with_costs(self, costs: Costs) -> "Asked":
-        """The same with these costs."""
-        return replace(self, request=replace(self.request, costs=costs))
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The draft lengths whose costs count: of a schedule all of them."""
+        schedule = self.request.schedule
+        return tuple({self.request.spec_tokens, *(schedule.lengths if schedule else ())})
+
+    def with_costs(self, known: Mapping[int, Costs]) -> "Asked":
+        """The same with the costs of its draft lengths."""
+        request = replace(self.request, costs=known[self.request.spec_tokens])
+        return replace(self, request=request, costs=known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,7 @@ def _outcome(asked: Asked, workload: Workload | None, acceptance_length: float |
         notes=asked.notes,
         admission=admission,
         deployment=deployment,
+        costs_by_length=asked.costs if deployment else None,
     )
 
 

@@ -1,12 +1,13 @@
 """Several policies for several k: plans side by side, and what the best list would save."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
 from cgbench.errors import BadInputError, PlanError, RefusedPlanError
 from cgbench.planning.admission import Admission
+from cgbench.planning.costs import Costs
 from cgbench.planning.expected import Expected, costs_of, expected, expected_cost, weights_of
 from cgbench.planning.frontier import Frontier
 from cgbench.planning.graph_memory import STATED, GraphMemory
@@ -29,7 +30,8 @@ class Outcome:
     """One policy's answer to one request: a plan, or the error that says why there is none.
 
     ``notes`` say what the request took from the engine's defaults or from a launch line.
-    ``admission`` is a replay of a request trace, ``deployment`` all graphs of a draft schedule.
+    ``admission`` is a replay of a request trace, ``deployment`` all graphs of a draft schedule,
+    whose lengths may have measured ``costs_by_length``.
     ``memory`` is the model that the graphs' bytes are counted by.
     """
 
@@ -39,6 +41,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     admission: Admission | None = None
     deployment: Deployment | None = None
+    costs_by_length: Mapping[int, Costs] | None = None
     memory: GraphMemory = STATED
 
     @property

@@ -1,5 +1,6 @@
 """One deployment whose draft length follows the batch size: all its graphs, counted and costed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -58,17 +59,20 @@ def deployment_of(request: PlanRequest, schedule: DraftSchedule) -> Deployment:
     return Deployment(schedule, tuple(found))
 
 
-def expected_cost(request: PlanRequest, found: Deployment) -> float:
+def expected_cost(
+    request: PlanRequest, found: Deployment, costs: Mapping[int, Costs] | None = None
+) -> float:
     """Mean cost of an iteration over the workload. A batch size's lengths count alike.
 
-    Measured costs are of one draft length, so they serve the default costs alone here.
+    ``costs`` are those of each draft length. Without them an iteration costs its tokens.
     """
     weights, total = weights_of(request), 0.0
     for each in found.lengths:
+        k = each.spec_tokens
         at_k = replace(
             request,
-            spec_tokens=each.spec_tokens,
-            costs=Costs.in_tokens(each.spec_tokens + 1),
+            spec_tokens=k,
+            costs=(costs or {}).get(k) or Costs.in_tokens(k + 1),
             schedule=found.schedule,
         )
         for n in each.runs:

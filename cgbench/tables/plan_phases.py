@@ -1,7 +1,6 @@
 """``cgbench plan`` by phase, by draft length, and over a request trace."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from cgbench.planning.admission import Absorbing
 from cgbench.planning.flags import by_phase
@@ -10,7 +9,7 @@ from cgbench.planning.phases import PhasePlan, ranges
 from cgbench.planning.study import Outcome
 from cgbench.planning.tier_plans import Deployment, expected_cost
 from cgbench.tables.plan_cells import Section, cost, percent, span_of, workload
-from cgbench.tables.plan_rows import phase_rows
+from cgbench.tables.plan_rows import PhaseRow, length_rows, phase_rows
 from cgbench.words import Phase
 
 
@@ -44,17 +43,12 @@ def by_length_section(outcome: Outcome, found: Deployment) -> Section:
     """A draft schedule's graphs: a row a draft length."""
     headings = ("draft length", "requests", "graphs", "eager [req]")
     rows = [
-        (
-            f"k = {each.spec_tokens}",
-            _ranges(each.runs),
-            str(each.phases.num_graphs),
-            _ranges(each.eager_batch_sizes),
-        )
-        for each in found.lengths
+        (f"k = {row.spec_tokens}", _shown(row.requests), str(row.graphs), _shown(row.eager))
+        for row in length_rows(found)
     ]
     last = ("all", "", str(found.num_graphs), _ranges(found.eager_batch_sizes))
-    expected = cost(expected_cost(outcome.request, found))
-    note = f"expected {expected} tokens an iteration, drafts included, without --costs"
+    expected = cost(expected_cost(outcome.request, found, outcome.costs_by_length))
+    note = f"expected {expected} {outcome.unit} an iteration, drafts included"
     title = f"Graphs by draft length, {outcome.request.policy}"
     return Section(title, headings, (*rows, last), (note,))
 
@@ -109,15 +103,14 @@ _PHASE_NAMES = {
 }
 
 
-def _phase_row(row: dict[str, Any]) -> tuple[str, ...]:
-    eager = [size for first, last in row["eager"] for size in range(first, last + 1)]
+def _phase_row(row: PhaseRow) -> tuple[str, ...]:
     return (
-        _PHASE_NAMES[Phase(row["phase"])],
-        str(row["tokens_per_request"]),
-        str(row["graphs"]),
-        _ranges(eager),
-        percent(row["eager_share"]),
-        percent(row["mean_padding_frac"]),
+        _PHASE_NAMES[Phase(row.phase)],
+        str(row.tokens_per_request),
+        str(row.graphs),
+        _shown(row.eager),
+        percent(row.eager_share),
+        percent(row.mean_padding_frac),
     )
 
 
@@ -140,7 +133,13 @@ _MAX_RANGES = 4
 
 
 def _ranges(sizes: Sequence[int]) -> str:
+    return _shown(tuple(ranges(sizes)))
+
+
+def _shown(found: Sequence[tuple[int, int]]) -> str:
     """Neighbouring sizes together: 17-20, 33. A long row of them is cut."""
-    found = [*ranges(sizes)]
     text = ", ".join(span_of(first, last) for first, last in found[:_MAX_RANGES])
-    return text if len(found) <= _MAX_RANGES else f"{text}, .. {sizes[-1]} ({len(sizes)} in all)"
+    if len(found) <= _MAX_RANGES:
+        return text
+    count = sum(last - first + 1 for first, last in found)
+    return f"{text}, .. {found[-1][1]} ({count} in all)"

@@ -7,13 +7,13 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cgbench.planning.admission import Admission
 from cgbench.planning.expected import expected, expected_of_span
 from cgbench.planning.flags import option_of
-from cgbench.planning.phases import PhaseGraphs, ranges
+from cgbench.planning.phases import ranges
 from cgbench.planning.plan import Span
 from cgbench.planning.policies import RELEASES
 from cgbench.planning.study import Outcome, Saving
@@ -86,25 +86,57 @@ def summary_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def phase_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
-    """A row a phase: its graphs, and what has none; means are over the workload."""
+@dataclass(frozen=True, slots=True)
+class PhaseRow:
+    """One phase of a plan: its graphs, and the ranges of batch sizes that have none."""
+
+    phase: str
+    tokens_per_request: int
+    graphs: int
+    batch_sizes: tuple[int, ...]
+    eager: tuple[tuple[int, int], ...]
+    eager_share: float
+    mean_padding_frac: float
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """One draft length of a schedule, with the ranges of batch sizes that run it."""
+
+    spec_tokens: int
+    requests: tuple[tuple[int, int], ...]
+    graphs: int
+    batch_sizes: tuple[int, ...]
+    eager: tuple[tuple[int, int], ...]
+
+
+def phase_rows(outcome: Outcome) -> Iterator[PhaseRow]:
+    """A row a phase; means are over the workload."""
     for phase in outcome.phases.phases if outcome.phases else ():
         means = expected(phase, outcome.weights)
-        yield {
-            "phase": phase.phase.value,
-            "tokens_per_request": phase.query_len,
-            "graphs": phase.num_graphs,
-            "batch_sizes": list(phase.batch_sizes),
-            "eager": [[span.first, span.last] for span in _joined(phase)],
-            "eager_share": means.eager_share,
-            "mean_padding_frac": means.padding,
-            "note": phase.note or None,
-        }
+        yield PhaseRow(
+            phase=phase.phase.value,
+            tokens_per_request=phase.query_len,
+            graphs=phase.num_graphs,
+            batch_sizes=phase.batch_sizes,
+            eager=tuple((span.first, span.last) for span in phase.eager_spans),
+            eager_share=without_noise(means.eager_share),
+            mean_padding_frac=without_noise(means.padding),
+            note=phase.note or None,
+        )
 
 
-def _joined(phase: PhaseGraphs) -> Iterator[Span]:
-    sizes = (n for span in phase.eager_spans for n in range(span.first, span.last + 1))
-    return (Span(first, last, None) for first, last in ranges(sizes))
+def length_rows(found: Deployment) -> Iterator[LengthRow]:
+    """A row a draft length."""
+    for each in found.lengths:
+        yield LengthRow(
+            spec_tokens=each.spec_tokens,
+            requests=tuple(ranges(each.runs)),
+            graphs=each.phases.num_graphs,
+            batch_sizes=each.phases.plan.batch_sizes,
+            eager=tuple(ranges(each.eager_batch_sizes)),
+        )
 
 
 def plan_csv(outcomes: Sequence[Outcome]) -> str:
@@ -139,9 +171,9 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
         "capture_tokens": list(plan.capture_tokens) if plan else None,
         "batch_sizes": list(plan.batch_sizes) if plan else None,
         "indivisible": list(plan.indivisible) if plan else None,
-        "phases": [_rounded(row) for row in phase_rows(outcome)],
+        "phases": [*map(asdict, phase_rows(outcome))],
         "mixed_tokens": list(outcome.phases.mixed_tokens) if outcome.phases else [],
-        "lengths": [*_length_rows(outcome.deployment)] if outcome.deployment else None,
+        "lengths": [*map(asdict, length_rows(outcome.deployment))] if outcome.deployment else None,
         "admission": _admission(outcome.admission) if outcome.admission else None,
         "graph_memory_bytes": outcome.memory_bytes and round(outcome.memory_bytes),
         "graph_memory_source": outcome.memory.source,
@@ -152,18 +184,7 @@ def _plan_object(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _length_rows(found: Deployment) -> Iterator[dict[str, Any]]:
-    for each in found.lengths:
-        yield {
-            "spec_tokens": each.spec_tokens,
-            "requests": [*map(list, ranges(each.runs))],
-            "graphs": each.phases.num_graphs,
-            "batch_sizes": list(each.phases.plan.batch_sizes),
-            "eager": [*map(list, ranges(each.eager_batch_sizes))],
-        }
-
-
-def _admission(found: Admission) -> dict[str, Any]:
+def _admission(found: Admission) -> dict[str, object]:
     percentiles = {f"tpot_p{p}_ms": found.tpot_percentile(p) for p in (50, 90, 99)}
     return {
         **_rounded(

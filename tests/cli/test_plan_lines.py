@@ -93,8 +93,23 @@ def test_a_schedule_is_one_deployment(plan) -> None:
     found = plan("--from", line, "--format", "markdown")
     assert "### Graphs by draft length, vllm-0.33" in found.out
     assert "| k = 3 | 1-8 |" in found.out and "| k = 1 | 9-32 |" in found.out
+    assert "tokens an iteration, drafts included" in found.out
     [one] = planned(plan("--from", line, "--format", "json"))
     assert [row["spec_tokens"] for row in one["lengths"]] == [1, 3]
+
+
+def test_a_schedule_is_costed_by_a_run_that_measured_its_lengths(plan) -> None:
+    line = (
+        """vllm serve M --max-num-seqs 8 -sc '{"method": "mtp", "num_speculative_tokens": 3, """
+        """"num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 8, %s]]}'"""
+    )
+    run = RUN.parent / "qwen3.5-0.8b-k0123"
+    found = plan("--from", line % 2, "--costs", str(run), "--format", "markdown")
+    assert found.exit_code == 0, found.err
+    assert "ms an iteration, drafts included" in found.out
+    # The other run measured k = 0 and 3 alone.
+    refused = plan("--from", line % 1, "--costs", str(RUN))
+    assert refused.exit_code == 2 and "at --spec-tokens 1; measure it" in refused.err
 
 
 def test_a_gpu_gives_the_engines_own_defaults(plan) -> None:
