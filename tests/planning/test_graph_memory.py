@@ -13,12 +13,22 @@ from cgbench.rundir.run_costs import read_graph_memory, read_ledger
 from cgbench.words import Phase
 
 RESULTS = Path(__file__).parents[2] / "results" / "h200"
-# The shipped model and SmolLM2 have a few small kernels: their graphs fit a page or two.
-SMALL = ("default-k3", "smollm2-humaneval-k3", "smollm2-mt-bench-k3")
-RUNS = sorted(
-    path.parent.name for path in RESULTS.glob("*-k*/capture.csv") if path.parent.name not in SMALL
+# The runs that docs/plan.md speaks of. The shipped model and SmolLM2 have few small kernels, and their
+# graphs fit a page or two.
+RUNS = (
+    "deepseek-v3-6l-k3",
+    "ernie-4.5-21b-a3b-k3",
+    "gemma-3-1b-k3",
+    "llama-3.1-8b-k3",
+    "mimo-7b-k3",
+    "mimo-7b-k3-compiled",
+    "qwen3-0.6b-k3",
+    "qwen3-30b-a3b-k3",
+    "qwen3-32b-k3",
+    "qwen3-8b-k3",
+    "qwen3.5-0.8b-k0123",
+    "qwen3.5-35b-a3b-k3",
 )
-MIB = 1024**2
 
 Key = tuple[int, bool]
 
@@ -53,10 +63,6 @@ def errors(name: str) -> list[tuple[float, float]]:
     return found
 
 
-def test_most_runs_are_there() -> None:
-    assert len(RUNS) >= 12
-
-
 @pytest.mark.parametrize("name", RUNS)
 def test_a_runs_own_numbers_give_a_list_that_it_did_not_capture(name: str) -> None:
     assert max(abs(own) for _, own in errors(name)) < 0.2
@@ -66,7 +72,7 @@ def test_the_errors_that_the_documentation_states() -> None:
     every = [each for name in RUNS for each in errors(name)]
     stated, own = ([abs(error[column]) for error in every] for column in (0, 1))
     assert round(median(stated), 2) == 0.11
-    assert round(median(own), 2) == 0.06
+    assert round(median(own), 2) == 0.05
     assert max(own) < 0.19
 
 
