@@ -13,7 +13,7 @@ from cgbench.rundir.run_costs import read_graph_memory, read_ledger
 from cgbench.words import Phase
 
 RESULTS = Path(__file__).parents[2] / "results" / "h200"
-# The runs that docs/plan.md speaks of. The shipped model and SmolLM2 have few small kernels, and their
+# The runs that docs/plan.md speaks of. The shipped model and SmolLM2 have few small kernels. Their
 # graphs fit a page or two.
 RUNS = (
     "deepseek-v3-6l-k3",
