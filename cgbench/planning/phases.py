@@ -12,7 +12,7 @@ from itertools import groupby
 
 from cgbench.planning.plan import Bucket, CapturePlan, Coverage
 from cgbench.planning.plan_request import PlanRequest
-from cgbench.planning.policies import fastdeploy, sglang, vllm, vllm_ascend
+from cgbench.planning.policies import sglang, vllm, vllm_ascend
 from cgbench.words import Phase
 
 ONE_GRAPH = "one graph holds the target's forward and every draft"
@@ -188,7 +188,7 @@ def _fastdeploy(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
     found = [verify, *drafts[:1]]
     if request.spec_tokens > 1:
         found.append(graphs_at(Phase.DRAFT_REST, request, 1, (), FIRST_STEP_ALONE))
-    return PhasePlan(plan, tuple(found), fastdeploy.PREFILL_TOKENS)
+    return PhasePlan(plan, tuple(found))
 
 
 PhaseRule = Callable[[PlanRequest, CapturePlan], PhasePlan]

@@ -282,6 +282,39 @@ def test_a_ceiling_beside_a_list_that_disagrees_is_refused() -> None:
         plan(launch.request)
 
 
+def test_fastdeploys_prefill_graphs_are_named() -> None:
+    found = read(
+        "python -m fastdeploy.entrypoints.openai.api_server --model M "
+        """--graph-optimization-config '{"full_cuda_graph": false, "graph_opt_level": 1}'"""
+    )
+    assert found.warnings == (
+        "--graph-optimization-config full_cuda_graph false: prefills have graphs too, at "
+        "[1, 2, 4, 8] tokens",
+    )
+
+
+def test_a_short_beginning_of_a_name_stands_for_it() -> None:
+    assert read("vllm serve M --max-num-s 7").request.max_batch_size == 7
+    assert read("vllm serve M --max-num 7").warnings == ("--max-num 7: not understood",)
+
+
+def test_drafts_without_a_model_have_no_phase_of_their_own() -> None:
+    looked_up = read(
+        """vllm serve M --max-num-seqs 4 -sc '{"method": "ngram", "num_speculative_tokens": 3}'"""
+    )
+    assert [each.phase for each in phases(looked_up).phases] == [Phase.VERIFY]
+    parallel = read(
+        """vllm serve M --max-num-seqs 4 -sc '{"method": "dflash", "num_speculative_tokens": 15}'"""
+    )
+    assert [each.phase for each in phases(parallel).phases] == [Phase.VERIFY, Phase.DRAFT_FIRST]
+
+
+def test_pieces_alone_leave_no_whole_graph() -> None:
+    found = phases(read("vllm serve M --max-num-seqs 4 -cc.cudagraph_mode=PIECEWISE"))
+    assert found.plan.batch_sizes == () and found.mixed_tokens == (1, 2, 4, 8)
+    assert found.eager_batch_sizes == (1, 2, 3, 4)
+
+
 def test_a_file_alone_names_its_engine() -> None:
     engines = {
         name: read_launch(None, Path(name), None).engine

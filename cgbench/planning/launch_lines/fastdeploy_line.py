@@ -13,6 +13,7 @@ from cgbench.planning.launch_lines.option_reader import (
 )
 from cgbench.planning.launch_lines.reading import Given, Reading
 from cgbench.planning.plan_request import Drafting, PlanRequest
+from cgbench.planning.policies.fastdeploy import PREFILL_TOKENS
 
 POLICY = "fastdeploy-2.5"
 
@@ -95,6 +96,9 @@ def _drafting(speculative: JsonObject) -> Drafting:
 def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
     for key in graphs.keys() - _GRAPH_KEYS:
         yield f"{GRAPHS} {key}: not understood"
+    if graphs.get("full_cuda_graph") is False:
+        prefill = graphs.get("cudagraph_capture_sizes_prefill") or [*PREFILL_TOKENS]
+        yield f"{GRAPHS} full_cuda_graph false: prefills have graphs too, at {prefill} tokens"
     tokens, steps = (
         speculative.get(key, 1) for key in ("num_speculative_tokens", "num_model_steps")
     )

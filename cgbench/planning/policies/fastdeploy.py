@@ -32,7 +32,7 @@ MAX_REQUESTS = 256
 """The engine refuses a larger max_num_seqs. A plan does not, so that its rule can be seen."""
 
 PREFILL_TOKENS = (1, 2, 4, 8)
-"""Token counts of the prefill graphs, where the static graph is split."""
+"""Token counts of the prefill graphs, which there are where the static graph is split."""
 
 
 @policy("fastdeploy-2.4", tp_mode=TP_MODE, release="2.4")
