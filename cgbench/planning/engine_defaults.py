@@ -32,6 +32,7 @@ class _Asked:
     gpu: Gpu | None
     given: frozenset[str]
     num_gpus: int
+    factor: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +44,18 @@ class Defaulted:
 
 
 def with_defaults(
-    request: PlanRequest, gpu: Gpu | None, given: Given, num_gpus: int = 1
+    request: PlanRequest, gpu: Gpu | None, given: Given, num_gpus: int = 1, factor: int = 1
 ) -> Defaulted:
     """The engine's own values where ``given`` does not name the field.
 
-    ``num_gpus`` share the model, which SGLang's maximum follows. A policy that is no engine's is
+    ``num_gpus`` share the model, which SGLang's maximum follows. ``factor`` multiplies vLLM's
+    default budgets, which its throughput mode doubles. A policy that is no engine's is
     left as it is. Raises ``RefusedPlanError`` for what the engine refuses at its start.
     """
     for prefix, rule in _RULES.items():
         if request.policy.startswith(prefix):
-            return rule(_Asked(request, gpu, frozenset(given), max(num_gpus, request.tp_size)))
+            gpus = max(num_gpus, request.tp_size)
+            return rule(_Asked(request, gpu, frozenset(given), gpus, factor))
     return Defaulted(request)
 
 
@@ -72,15 +75,21 @@ def _vllm(asked: _Asked) -> Defaulted:
     """``EngineArgs.get_batch_defaults`` for the API server."""
     request, gpu, given, notes = asked.request, asked.gpu, asked.given, []
     if "max_num_batched_tokens" not in given:
-        request = replace(request, max_num_batched_tokens=_vllm_budget(gpu))
+        request = replace(request, max_num_batched_tokens=_vllm_budget(gpu) * asked.factor)
         notes.append(f"max_num_batched_tokens {request.max_num_batched_tokens}, {_by(gpu)}")
     if "max_batch_size" not in given:
         most = 1024 if gpu is None or _is_usual(gpu) else 256
-        most = min(most, request.max_num_batched_tokens)
+        most = min(most * asked.factor, request.max_num_batched_tokens)
         request = replace(request, max_batch_size=most)
         notes.append(f"max_num_seqs {most}, {_by(gpu)}")
     if gpu and gpu.is_blackwell and request.policy not in ("vllm-0.18", "vllm-0.26"):
         request = replace(request, blackwell=True)
+    if request.max_batch_size > request.max_num_batched_tokens:
+        raise RefusedPlanError(
+            request.policy,
+            f"max_num_seqs {request.max_batch_size} above max_num_batched_tokens "
+            f"{request.max_num_batched_tokens}; lower one or raise the other",
+        )
     return Defaulted(request, tuple(notes))
 
 

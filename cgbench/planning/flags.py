@@ -11,10 +11,6 @@ from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.vllm import decode_graphs
 from cgbench.words import Phase
 
-_RENAMED = (
-    "SGLang 0.5.23 names this --cuda-graph-bs-decode, and refuses --cuda-graph-bs as ambiguous"
-)
-
 FlagText = Callable[[CapturePlan], str]
 
 
@@ -70,8 +66,6 @@ def option_of(engine: str, request: PlanRequest, plan: CapturePlan) -> Option:
     ``flags_for`` does.
     """
     text = flags_for(engine, plan)
-    if engine == "sglang":
-        return Option(text, (_RENAMED,))
     if engine != "vllm" or not by_phase(request):
         return Option(text, tuple(flag_warnings(engine, request, plan)))
     found = phase_optimum(request, len(plan.buckets) * len(phases_at(request.spec_tokens)))
@@ -135,8 +129,8 @@ def _vllm_tokens(plan: CapturePlan) -> tuple[int, ...]:
 
 
 def _sglang(plan: CapturePlan) -> str:
-    """SGLang: requests. 0.5.23 names the option --cuda-graph-bs-decode."""
-    return f"--cuda-graph-bs {' '.join(map(str, plan.batch_sizes))}"
+    """SGLang: requests. 0.5.23 refuses the older --cuda-graph-bs as ambiguous."""
+    return f"--cuda-graph-bs-decode {' '.join(map(str, plan.batch_sizes))}"
 
 
 def _tensorrt_llm(plan: CapturePlan) -> str:

@@ -17,6 +17,7 @@ from cgbench.words import Phase
 
 ONE_GRAPH = "one graph holds the target's forward and every draft"
 FIRST_STEP_ALONE = "the engine captures the draft model's first step only"
+NO_DRAFT_GRAPHS = "the engine captures no graph of such a draft model"
 A_GRAPH_A_MODULE = "a graph for each MTP module, k + 1 tokens a request each"
 RUNNER_V2 = "as runner V2 captures; runner V1 drafts without full graphs"
 
@@ -123,12 +124,13 @@ def in_phases(
     note: str = "",
 ) -> tuple[PhaseGraphs, ...]:
     """The phases that k drafts have: no draft at k = 0, and one step alone at k = 1."""
-    q, k = request.query_len, request.spec_tokens
+    q, k, drafting = request.query_len, request.spec_tokens, request.drafting
     found = [graphs_at(Phase.VERIFY, request, q, verify, note)]
-    if k and request.drafting is not Drafting.WITHOUT_MODEL:
-        found.append(graphs_at(Phase.DRAFT_FIRST, request, q, first))
-    if k > 1 and request.drafting is Drafting.CHAIN:
-        found.append(graphs_at(Phase.DRAFT_REST, request, 1, rest))
+    without = NO_DRAFT_GRAPHS if drafting is Drafting.WITHOUT_GRAPHS else ""
+    if k and drafting is not Drafting.WITHOUT_MODEL:
+        found.append(graphs_at(Phase.DRAFT_FIRST, request, q, () if without else first, without))
+    if k > 1 and drafting in (Drafting.CHAIN, Drafting.WITHOUT_GRAPHS):
+        found.append(graphs_at(Phase.DRAFT_REST, request, 1, () if without else rest, without))
     return tuple(found)
 
 

@@ -31,10 +31,12 @@ class CaptureMode(StrEnum):
 
 
 class Drafting(StrEnum):
-    """How drafts come about: a step each, all in one forward, or looked up in the text."""
+    """How drafts come about: a step each, all in one forward, a step each of a model that the
+    engine captures no graph of, or looked up in the text."""
 
     CHAIN = "chain"
     PARALLEL = "parallel"
+    WITHOUT_GRAPHS = "without graphs"
     WITHOUT_MODEL = "without a model"
 
 

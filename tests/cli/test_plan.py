@@ -97,9 +97,9 @@ def test_flags_for_several_k(plan) -> None:
     found = plan("--spec-tokens", "1,3", "--max-num-seqs", "2", "--flags", "sglang")
     assert found.out.splitlines() == [
         "# k = 1",
-        "--cuda-graph-bs 1 2",
+        "--cuda-graph-bs-decode 1 2",
         "# k = 3",
-        "--cuda-graph-bs 1 2",
+        "--cuda-graph-bs-decode 1 2",
     ]
 
 
@@ -161,8 +161,8 @@ def test_where_some_plans_are_refused_the_others_are_printed_with_the_reason(pla
 
 def test_eager_penalty_decides_what_is_captured(plan) -> None:
     words = ("--policy", "optimal", "--max-graphs", "1", "--max-num-seqs", "4", "--flags", "sglang")
-    assert plan(*words).out == "--cuda-graph-bs 4\n"
-    assert plan(*words, "--eager-penalty", "1.01").out == "--cuda-graph-bs 1\n"
+    assert plan(*words).out == "--cuda-graph-bs-decode 4\n"
+    assert plan(*words, "--eager-penalty", "1.01").out == "--cuda-graph-bs-decode 1\n"
 
 
 @pytest.mark.parametrize("suffix", plan_plot.FORMATS)

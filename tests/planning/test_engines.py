@@ -94,7 +94,7 @@ def test_sglang_names_its_default_maximum_where_the_plan_is_over_it(
     found = plan(PlanRequest(3, most, "sglang-0.5.23", tp_size=tp_size))
     said = [line for line in found.warnings if "SGLang's default maximum" in line]
     assert len(said) == warns
-    assert not warns or f"--cuda-graph-max-bs {most}" in said[0]
+    assert not warns or f"--cuda-graph-max-bs-decode {most}" in said[0]
 
 
 @pytest.mark.parametrize("pad", [True, False])

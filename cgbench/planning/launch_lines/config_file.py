@@ -1,12 +1,15 @@
 """An engine's configuration file: YAML, or JSON, which is YAML too."""
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import JsonObject, read_text
 
 _MAX_BYTES = 1_000_000
+_MAX_VALUES = 100_000
 
 
 def read_config(label: str, file: Path) -> JsonObject:
@@ -23,16 +26,29 @@ def read_config(label: str, file: Path) -> JsonObject:
         raise BadInputError(f"{label} {file}: is not YAML{where}") from error
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise BadInputError(f"{label} {file}: must hold names and values")
+    if next(islice(_inner(found), _MAX_VALUES, None), None) is not None:
+        raise BadInputError(f"{label} {file}: its aliases stand for over {_MAX_VALUES:,} values")
     return found
 
 
-def as_words(found: JsonObject) -> list[str]:
-    """The file's values as words of a command line, as vLLM and SGLang read theirs."""
+def _inner(value: object) -> Iterator[object]:
+    """Every value in a value, an alias counted wherever it stands."""
+    yield value
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _inner(each)
+
+
+def as_words(found: JsonObject, *, negates: bool) -> list[str]:
+    """The file's values as words of a command line, as vLLM and SGLang read theirs.
+
+    ``negates``: a false value is the option's negative; else it says nothing.
+    """
     words = list[str]()
     for key, value in found.items():
         name = f"--{key}"
         if isinstance(value, bool):
-            words += [name] if value else [f"--no-{key}"]
+            words += [name] if value else [f"--no-{key}"] * negates
         elif isinstance(value, list):
             words += [name, *map(str, value)] if value else []
         elif isinstance(value, dict):

@@ -12,7 +12,12 @@ from cgbench.planning.launch_lines.option_reader import (
     whole,
 )
 from cgbench.planning.launch_lines.reading import Given, Reading
-from cgbench.planning.plan_request import CaptureMode, Drafting, PlanRequest
+from cgbench.planning.plan_request import (
+    MAX_PLANNED_SPEC_TOKENS,
+    CaptureMode,
+    Drafting,
+    PlanRequest,
+)
 from cgbench.planning.policies.fastdeploy import PREFILL_TOKENS
 
 POLICY = "fastdeploy-2.5"
@@ -53,6 +58,13 @@ _GRAPH_KEYS = {
 }
 
 
+_DRAFT_KEYS = {
+    *("method", "mtp_strategy", "num_speculative_tokens", "num_model_steps", "model"),
+    *("quantization", "max_candidate_len", "verify_window", "max_ngram_size", "min_ngram_size"),
+    *("benchmark_mode", "num_extra_cache_layer", "num_gpu_block_expand_ratio", "model_type"),
+}
+
+
 def read_fastdeploy(words: list[str]) -> Reading:
     """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
     named = [_dashed(word) for word in words]
@@ -85,7 +97,7 @@ def _spec_tokens(speculative: JsonObject) -> int:
     if not speculative or speculative.get("method") is None:
         return 0
     tokens = speculative.get("num_speculative_tokens", 1)
-    return whole(f"{SPECULATIVE} num_speculative_tokens", tokens)
+    return whole(f"{SPECULATIVE} num_speculative_tokens", tokens, most=MAX_PLANNED_SPEC_TOKENS)
 
 
 def _drafting(speculative: JsonObject) -> Drafting:
@@ -97,6 +109,8 @@ def _drafting(speculative: JsonObject) -> Drafting:
 def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
     for key in graphs.keys() - _GRAPH_KEYS:
         yield f"{GRAPHS} {key}: not understood"
+    for key in speculative.keys() - _DRAFT_KEYS:
+        yield f"{SPECULATIVE} {key}: not understood"
     if graphs.get("full_cuda_graph") is False:
         prefill = graphs.get("cudagraph_capture_sizes_prefill") or [*PREFILL_TOKENS]
         yield f"{GRAPHS} full_cuda_graph false: prefills have graphs too, at {prefill} tokens"

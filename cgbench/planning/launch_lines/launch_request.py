@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 
 from cgbench.errors import BadInputError
+from cgbench.inputs import shown
 from cgbench.planning.draft_schedule import DraftSchedule
 from cgbench.planning.engine_defaults import raise_hint, with_defaults
 from cgbench.planning.gpus import Gpu
 from cgbench.planning.launch_lines import fastdeploy_line, sglang_line, tensorrt_llm_line, vllm_line
 from cgbench.planning.launch_lines.config_file import as_words, read_config
-from cgbench.planning.launch_lines.option_reader import assignments, split
+from cgbench.planning.launch_lines.option_reader import is_option
 from cgbench.planning.launch_lines.reading import Reading
-from cgbench.planning.plan_request import CaptureMode, PlanRequest
-from cgbench.planning.policies import sglang
+from cgbench.planning.launch_lines.shell_line import assignments, commands
+from cgbench.planning.plan_request import PlanRequest
 
 FROM = "--from"
 
@@ -36,12 +38,17 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """How an engine is started, and what reads its words."""
+    """How an engine is started, and what reads its words.
+
+    ``file_options`` name its configuration file. ``joins_file``: with an equals sign too.
+    """
 
     module: ModuleType
     read: Callable[[list[str]], Reading]
     starts: tuple[tuple[str, ...], ...]
     keys: tuple[str, ...]
+    file_options: tuple[str, ...] = ("--config",)
+    joins_file: bool = False
 
 
 _ENGINES = {
@@ -66,6 +73,8 @@ _ENGINES = {
         tensorrt_llm_line.read_tensorrt_llm,
         (("trtllm-serve", "serve"), ("trtllm-serve",)),
         ("cuda-graph-config", "kv-cache-config", "max-num-tokens", "max-batch-size"),
+        file_options=("--config", "--extra_llm_api_options"),
+        joins_file=True,
     ),
     "fastdeploy": _Engine(
         fastdeploy_line,
@@ -75,6 +84,7 @@ _ENGINES = {
             ("-m", "fastdeploy.entrypoints.api_server"),
         ),
         ("graph-optimization-config", "engine-worker-queue-port"),
+        joins_file=True,
     ),
 }
 _IMAGES = {"vllm/vllm-openai": "vllm"}
@@ -103,45 +113,59 @@ def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
         found = read_config("--config", config)
         name = _engine_of_keys(config, [*found])
         return _with_file([], name, config), name
-    words = split(FROM, line)
-    name, own = _engine_of(words)
-    given = _file_in(own) if name in ("vllm", "sglang") else None
+    name, own = _engine_of(line)
+    own, given = _file_in(own, _ENGINES[name])
     if given is not None and config is not None:
-        raise BadInputError(f"--config {config}: {FROM} names a --config too; drop one")
-    if given is not None:
-        at = own.index("--config")
-        own = own[:at] + own[at + 2 :]
+        raise BadInputError(f"--config {config}: {FROM} names {given} too; drop one")
     file = config or given
     return (_with_file(own, name, file) if file else own), name
 
 
-def _file_in(words: Sequence[str]) -> Path | None:
-    if "--config" not in words:
-        return None
-    at = words.index("--config")
-    if at + 1 == len(words):
-        raise BadInputError("--config: needs a value")
-    return Path(words[at + 1])
+def _file_in(words: list[str], engine: _Engine) -> tuple[list[str], Path | None]:
+    """The words without the option that names a file, and that file."""
+    for word in words:
+        if word.startswith("--config=") and not engine.joins_file:
+            raise BadInputError(f"{word}: the engine reads no file from it; write --config FILE")
+    split_words = [part for word in words for part in _parted(word, engine.file_options)]
+    at = [i for i, word in enumerate(split_words) if word in engine.file_options]
+    if not at:
+        return words, None
+    if len(at) > 1:
+        raise BadInputError(f"{split_words[at[1]]}: is given twice; drop one")
+    before, after = split_words[: at[0]], split_words[at[0] + 1 :]
+    if not after or is_option(after[0]):
+        raise BadInputError(f"{split_words[at[0]]}: needs a value")
+    return before + after[1:], Path(after[0])
+
+
+def _parted(word: str, names: Sequence[str]) -> Sequence[str]:
+    name, equals, value = word.partition("=")
+    return (name, value) if equals and name in names else (word,)
 
 
 def _with_file(words: list[str], name: str, file: Path) -> list[str]:
-    """vLLM and SGLang read a file's values as words before the others; TensorRT-LLM after."""
+    """A file's values are words before the others, after the model. TensorRT-LLM reads its own."""
     if name == "tensorrt-llm":
         return [*words, "--config", str(file)]
-    return [*as_words(read_config("--config", file)), *words]
+    if name in ("vllm", "sglang") and file.suffix.lower() not in (".yaml", ".yml"):
+        raise BadInputError(f"--config {file}: the engine reads a file that ends in .yaml or .yml")
+    model = [*takewhile(lambda word: not is_option(word), words)]
+    own = as_words(read_config("--config", file), negates=name == "vllm")
+    return [*model, *own, *words[len(model) :]]
 
 
-def _engine_of(words: Sequence[str]) -> tuple[str, list[str]]:
-    for at, word in enumerate(words):
-        for image, name in _IMAGES.items():
-            if word.partition(":")[0].endswith(image):
-                return name, [*words[at + 1 :]]
-        for name, engine in _ENGINES.items():
-            for start in engine.starts:
-                if _begins([Path(word).name, *words[at + 1 :]], start):
-                    return name, [*words[at + len(start) :]]
+def _engine_of(line: str) -> tuple[str, list[str]]:
+    for words in commands(FROM, line):
+        for at, word in enumerate(words):
+            for image, name in _IMAGES.items():
+                if word.partition(":")[0].endswith(image):
+                    return name, [*words[at + 1 :]]
+            for name, engine in _ENGINES.items():
+                for start in engine.starts:
+                    if _begins([Path(word).name, *words[at + 1 :]], start):
+                        return name, [*words[at + len(start) :]]
     raise BadInputError(
-        f"{FROM} {' '.join(words)[:60]}: starts no known engine; it must hold vllm serve, "
+        f"{FROM} {shown(line)}: starts no known engine; it must hold vllm serve, "
         "python -m sglang.launch_server, trtllm-serve or "
         "python -m fastdeploy.entrypoints.openai.api_server"
     )
@@ -162,7 +186,7 @@ def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
 
 def _of_environment(engine: _Engine, line: str) -> Iterator[str]:
     known: Mapping[str, str] = engine.module.ENVIRONMENT
-    for name, value in assignments(split(FROM, line)).items():
+    for name, value in assignments(commands(FROM, line)).items():
         if name in known:
             yield f"{name}={value}: not planned; {known[name]}"
 
@@ -179,18 +203,13 @@ def _policy(reading: Reading, policy: str | None) -> str:
 
 def _finished(reading: Reading, gpu: Gpu | None, policy: str) -> Launch:
     base = reading.given.applied(replace(reading.request, policy=policy))
-    found = with_defaults(base, gpu, reading.given.names(), reading.num_gpus)
+    found = with_defaults(
+        base, gpu, reading.given.names(), reading.num_gpus, reading.default_factor
+    )
     request, schedule = found.request, None
     if reading.schedule is not None:
         schedule = reading.schedule(request.max_batch_size)
         request = replace(request, schedule=schedule)
-    notes = (*found.notes, *raise_hint(request), *_prefill(request, gpu))
+    prefill = reading.prefill(gpu) if reading.prefill else ()
+    notes = (*found.notes, *raise_hint(request), *prefill)
     return Launch(reading.engine, request, notes, tuple(reading.warnings), schedule)
-
-
-def _prefill(request: PlanRequest, gpu: Gpu | None) -> Iterator[str]:
-    """SGLang's graphs of prefills, which follow its chunk."""
-    if request.policy.startswith("sglang-") and request.capture_mode is CaptureMode.FULL:
-        most = sglang.default_prefill_tokens(gpu.memory_gib) if gpu else 4_096
-        count = len(sglang.prefill_tokens(most))
-        yield f"prefill: {count} graphs, 4 to {most} tokens, by the default --chunked-prefill-size"

@@ -2,18 +2,20 @@
 
 import json
 import re
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cgbench.errors import BadInputError
-from cgbench.inputs import JsonObject, shown
+from cgbench.inputs import MAX_WHOLE, JsonObject, check_whole, shown
 
-_ENDS = {"&", "&&", "|", "||", ";"}
-_REDIRECT = re.compile(r"[0-9&]?>")
-_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _NUMBER = re.compile(r"-[0-9.]+")
+
+# What a word processor makes of a dash.
+_OTHER_DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
+
+# Options of any engine that take several words and change no graph. Others take one at most.
+_TAKES_LISTS = {"--served-model-name", "--allowed-origins", "--lora-target-modules", "--middleware"}
 
 
 class Kind(StrEnum):
@@ -44,6 +46,11 @@ class Options:
     def __contains__(self, name: str) -> bool:
         return name in self.values
 
+    def drop(self, values: Collection[str]) -> None:
+        """Forget the options that have one of these values, which mean the default."""
+        kept = self.values.items()
+        self.values = {k: v for k, v in kept if not (isinstance(v, str) and v in values)}
+
     def text(self, name: str) -> str | None:
         value = self.values.get(name)
         return None if value is None else str(value)
@@ -70,55 +77,43 @@ class Options:
         return {} if value is None else json_object(name, value)
 
 
-def split(label: str, line: str) -> list[str]:
-    """A shell line's words up to its first operator. Raises ``BadInputError`` naming ``label``."""
-    joined = re.sub(r"\\\r?\n", " ", line)
-    try:
-        words = shlex.split(joined, comments="\n" in line)
-    except ValueError as error:
-        raise BadInputError(f"{label}: {str(error).lower()}") from error
-    if not words:
-        raise BadInputError(f"{label}: is empty; give the line that starts the engine")
-    return [*_until_operator(words)]
-
-
-def _until_operator(words: Sequence[str]) -> Iterator[str]:
-    for word in words:
-        if word in _ENDS or _REDIRECT.match(word):
-            return
-        yield word
-
-
-def assignments(words: Sequence[str]) -> dict[str, str]:
-    """Environment variables that a line sets before its command."""
-    found = (word.partition("=") for word in words if _ASSIGNMENT.fullmatch(word))
-    return {name: value for name, _, value in found}
-
-
 def read(words: Sequence[str], specs: Sequence[Spec], harmless: frozenset[str]) -> Options:
     """Options by their specification. A word with a dash that none names is unknown, with the
-    values after it, unless it is ``harmless``.
+    values after it, unless it is ``harmless``. So is every word without a dash after the first,
+    which is the model.
 
     A unique beginning of a long name stands for it. Raises ``BadInputError`` for a value that is
-    missing.
+    missing, and for one that a flag does not take.
     """
     by_name = {name: spec for spec in specs for name in spec.names}
     found, rest = Options(), list(words)
     while rest:
         word = rest.pop(0)
-        if not _is_option(word):
-            found.positional.append(word)
+        if word.startswith(_OTHER_DASHES):
+            raise BadInputError(f"{shown(word)}: begins with {word[0]}; type a plain - there")
+        if not is_option(word):
+            (found.unknown if found.positional else found.positional).append(word)
             continue
         name, equals, attached = word.partition("=")
         spec, is_negative = _spec(name, by_name)
         if spec is None:
             values = [attached] if equals else _values(rest)
-            if name not in harmless:
-                found.unknown.append(" ".join([name, *values]))
+            found.unknown += _not_covered(name, values, harmless)
             continue
+        if equals and spec.kind is Kind.FLAG:
+            raise BadInputError(f"{shown(word)}: {name} takes no value")
         given = [attached] if equals else _taken(spec, rest)
         _keep(found, spec, name, given, is_negative)
     return found
+
+
+def _not_covered(name: str, values: list[str], harmless: frozenset[str]) -> Iterator[str]:
+    """What of an option without a rule is unknown: all, or nothing but words it does not take."""
+    positive = "--" + name.removeprefix("--no-")
+    if name not in harmless and positive not in harmless:
+        yield " ".join([name, *values])
+    elif name not in _TAKES_LISTS:
+        yield from values[1:]
 
 
 def _spec(name: str, by_name: Mapping[str, Spec]) -> tuple[Spec | None, bool]:
@@ -139,7 +134,7 @@ def _taken(spec: Spec, rest: list[str]) -> list[str]:
         case Kind.FLAG:
             return []
         case Kind.VALUE:
-            return [rest.pop(0)] if rest and not _is_option(rest[0]) else []
+            return [rest.pop(0)] if rest and not is_option(rest[0]) else []
     return _values(rest)
 
 
@@ -154,26 +149,32 @@ def _keep(found: Options, spec: Spec, name: str, given: list[str], is_negative: 
 
 def _values(rest: list[str]) -> list[str]:
     taken = list[str]()
-    while rest and not _is_option(rest[0]):
+    while rest and not is_option(rest[0]) and not rest[0].startswith(_OTHER_DASHES):
         taken.append(rest.pop(0))
     return taken
 
 
-def _is_option(word: str) -> bool:
+def is_option(word: str) -> bool:
+    """Whether a word of a line names an option: it begins with a dash and is no number."""
     return word.startswith("-") and len(word) > 1 and not _NUMBER.fullmatch(word)
 
 
 def whole(
-    name: str, value: object, least: int = 1, parse: Callable[[str], int] | None = None
+    name: str,
+    value: object,
+    least: int = 1,
+    parse: Callable[[str], int] | None = None,
+    most: int = MAX_WHOLE,
 ) -> int:
-    """A whole number. Raises ``BadInputError`` naming the option."""
+    """A whole number from ``least`` to ``most``. Raises ``BadInputError`` naming the option."""
     text = str(value).strip()
     try:
         number = (parse or int)(text)
     except (ValueError, OverflowError):
-        number = least - 1
-    if isinstance(value, bool | float) or number < least or len(text) > 18:
+        number = None
+    if number is None or isinstance(value, bool | float):
         raise BadInputError(f"{name} {shown(text)}: must be a whole number of at least {least}")
+    check_whole(name, number, least, most)
     return number
 
 

@@ -1,9 +1,10 @@
 """What one engine's reader found in a line, before the engine's defaults are added."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from cgbench.planning.draft_schedule import DraftSchedule
+from cgbench.planning.gpus import Gpu
 from cgbench.planning.plan_request import PlanRequest
 
 
@@ -33,7 +34,8 @@ class Reading:
 
     ``warnings`` name options that the plan does not follow. ``schedule`` makes the draft lengths
     by batch size once the most requests are known. ``num_gpus`` is how many share the model, where
-    a default follows it.
+    a default follows it, ``default_factor`` what the engine multiplies its default budgets by.
+    ``prefill`` describes the graphs of prefills on a GPU.
     """
 
     engine: str
@@ -41,7 +43,9 @@ class Reading:
     given: Given
     warnings: list[str] = field(default_factory=list)
     num_gpus: int = 1
+    default_factor: int = 1
     schedule: Callable[[int], DraftSchedule] | None = None
+    prefill: Callable[[Gpu | None], Iterable[str]] | None = None
 
     def add_unknown(self, unknown: Sequence[str], unplanned: Mapping[str, str]) -> None:
         """Warn of what changes the plan and has no rule, and of what is not understood."""

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cgbench.errors import BadInputError
-from cgbench.inputs import JsonObject, parse_json, read_text
+from cgbench.inputs import JsonObject, parse_json, read_text, shown
 from cgbench.planning.draft_schedule import DraftSchedule, adaptive, from_sets
+from cgbench.planning.gpus import Gpu
 from cgbench.planning.launch_lines.option_reader import (
     Kind,
     Options,
@@ -16,6 +17,7 @@ from cgbench.planning.launch_lines.option_reader import (
 )
 from cgbench.planning.launch_lines.reading import Given, Reading
 from cgbench.planning.plan_request import CaptureMode, Drafting, PlanRequest
+from cgbench.planning.policies import sglang
 
 POLICY = "sglang-0.5.23"
 
@@ -41,6 +43,12 @@ SPECS = (
     Spec(("--tp-size", "--tensor-parallel-size", "--tp")),
     Spec(("--dp-size", "--data-parallel-size", "--dp")),
     Spec(("--attn-dp-size",)),
+    Spec(("--speculative-dspark-block-size",)),
+    Spec(("--chunked-prefill-size",)),
+    Spec(("--cuda-graph-max-bs-prefill",)),
+    Spec(("--cuda-graph-bs-prefill",), Kind.LIST),
+    Spec(("--cuda-graph-backend-prefill",)),
+    Spec(("--disable-prefill-cuda-graph",), Kind.FLAG),
     Spec(("--enable-dp-attention",), Kind.FLAG),
 )
 
@@ -51,13 +59,12 @@ HARMLESS = frozenset(
     "--attention-backend --prefill-attention-backend --decode-attention-backend --sampling-backend "
     "--speculative-draft-model-path --speculative-draft-model --speculative-token-map "
     "--speculative-accept-threshold-single --speculative-accept-threshold-acc --page-size "
-    "--chunked-prefill-size --max-prefill-tokens --max-total-tokens --schedule-policy "
+    "--max-prefill-tokens --max-total-tokens --schedule-policy "
     "--disable-radix-cache --enable-metrics --moe-runner-backend --moe-a2a-backend --ep-size --ep "
     "--expert-parallel-size --watchdog-timeout --stream-interval --load-format --dist-init-addr "
     "--nnodes --node-rank --schedule-conservativeness --skip-server-warmup --decode-log-interval "
     "--allow-auto-truncate --enable-flashinfer-allreduce-fusion --mm-attention-backend "
-    "--cuda-graph-max-bs-prefill --cuda-graph-bs-prefill --disable-prefill-cuda-graph "
-    "--cuda-graph-backend-prefill --speculative-draft-attention-backend --hicache-ratio "
+    "--speculative-draft-attention-backend --hicache-ratio "
     "--disable-overlap-schedule --enable-hierarchical-cache --mamba-scheduler-strategy".split()
 )
 
@@ -73,17 +80,36 @@ UNPLANNED = {
 
 ENVIRONMENT: dict[str, str] = {}
 
+_KEYS = {
+    "decode": ("backend", "max_bs", "bs"),
+    "prefill": (
+        *("backend", "max_bs", "bs", "max_context_size", "full_prefill_max_req"),
+        *("full_prefill_prefix_chunk_tokens", "max_seq_len"),
+    ),
+}
+
+_LENGTHS = (
+    "--speculative-num-steps",
+    "--speculative-eagle-topk",
+    "--speculative-num-draft-tokens",
+    "--speculative-adaptive",
+)
+
 # Steps, top-k and draft tokens where none is given: most architectures, and Llama's and Grok's.
 _AUTO = (3, 1, 4)
 
 _WITHOUT_MODEL = {"NGRAM"}
 _PARALLEL = {"DFLASH", "DSPARK", "UNO"}
+_CHAINS = {"EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "FROZEN_KV_MTP"}
+
+_NGRAM_TOKENS = 12
+_BLOCK_TOKENS = 16
 
 
 def read_sglang(words: list[str]) -> Reading:
     """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
     options = read(words, SPECS, HARMLESS)
-    decode = _decode(options)
+    decode, prefill = _phase(options, "decode"), _phase(options, "prefill")
     q, warnings = _verified(options)
     tp_size, ranks = _attention_ranks(options)
     running = options.whole("--max-running-requests")
@@ -105,40 +131,76 @@ def read_sglang(words: list[str]) -> Reading:
     reading = Reading("SGLang", base, given, [*warnings, *_said(words, ranks)])
     reading.num_gpus = options.whole("--tp-size") or 1
     reading.add_unknown(options.unknown, UNPLANNED)
+    reading.prefill = lambda gpu: _prefill(options, prefill, gpu)
     if options.is_on("--speculative-adaptive"):
         reading.schedule = lambda size: _adaptive(options, size)
     return reading
 
 
-def _decode(options: Options) -> JsonObject:
+def _phase(options: Options, name: str) -> JsonObject:
+    """What the JSON says of decode or of prefill; it counts before the single options."""
     found = options.json(CONFIG)
-    if unknown := found.keys() - {"decode", "prefill"}:
+    if unknown := found.keys() - _KEYS.keys():
         raise BadInputError(f"{CONFIG} {min(unknown)}: must be decode or prefill")
-    decode = found.get("decode", {})
-    if not isinstance(decode, dict):
-        raise BadInputError(f"{CONFIG} decode: must be a JSON object")
-    if unknown := decode.keys() - {"backend", "max_bs", "bs"}:
-        raise BadInputError(f"{CONFIG} decode {min(unknown)}: must be backend, max_bs or bs")
-    return decode
+    phase = found.get(name, {})
+    if not isinstance(phase, dict):
+        raise BadInputError(f"{CONFIG} {name}: must be a JSON object")
+    if unknown := phase.keys() - {*_KEYS[name]}:
+        *others, last = _KEYS[name]
+        raise BadInputError(
+            f"{CONFIG} {name} {min(unknown)}: must be {', '.join(others)} or {last}"
+        )
+    return phase
+
+
+def _prefill(options: Options, phase: JsonObject, gpu: Gpu | None) -> Iterator[str]:
+    """The graphs of prefills, which follow the chunk where nothing else is given."""
+    backend = phase.get("backend", options.text("--cuda-graph-backend-prefill"))
+    off = options.is_on("--disable-cuda-graph") or options.is_on("--disable-prefill-cuda-graph")
+    if backend == "disabled" or (off and backend is None):
+        return
+    label = f"{CONFIG} prefill"
+    listed = phase.get("bs") or [*options.numbers("--cuda-graph-bs-prefill")]
+    if listed:
+        sizes = number_list(f"{label} bs", listed)
+        yield f"prefill: {len(sizes)} graphs, {min(sizes)} to {max(sizes)} tokens"
+        return
+    most, why = options.whole("--cuda-graph-max-bs-prefill"), ""
+    if phase.get("max_bs") is not None:
+        most = whole(f"{label} max_bs", phase["max_bs"])
+    if most is None:
+        most = options.whole("--chunked-prefill-size", -1)
+        why = ", by --chunked-prefill-size"
+    if most is None:
+        most = sglang.default_prefill_tokens(gpu.memory_gib) if gpu else 4_096
+        why = ", by the default --chunked-prefill-size"
+    if sizes := tuple(sglang.prefill_tokens(most)):
+        yield f"prefill: {len(sizes)} graphs, 4 to {max(sizes)} tokens{why}"
 
 
 def _verified(options: Options) -> tuple[int, list[str]]:
     """Positions verified per request, and what is to be said about them."""
-    if ALGORITHM not in options:
-        return 1, []
+    algorithm = (options.text(ALGORITHM) or "").upper()
+    if not algorithm:
+        lengths = [name for name in _LENGTHS if name in options]
+        return 1, [f"{name}: drafts nothing without {ALGORITHM}" for name in lengths]
     steps = options.whole("--speculative-num-steps")
     topk = options.whole("--speculative-eagle-topk")
     tokens = options.whole("--speculative-num-draft-tokens")
     if options.is_on("--speculative-adaptive") and steps is None:
         return (_adaptive(options, 1).first_length or 0) + 1, []
-    if (options.text(ALGORITHM) or "").upper() in _PARALLEL:
-        return (tokens or 16), [] if tokens else ["--speculative-num-draft-tokens: taken as 16"]
+    if algorithm in _PARALLEL | _WITHOUT_MODEL:
+        return _of_a_block(options, algorithm, tokens)
     warnings = []
+    if algorithm not in _CHAINS:
+        warnings.append(f"{ALGORITHM} {shown(algorithm)}: not understood; planned as EAGLE")
     if steps is None:
         if topk or tokens:
             raise BadInputError("--speculative-num-steps: give it with the two other lengths")
         steps, topk, tokens = _AUTO
-        warnings = ["--speculative-num-steps: taken as 3, which Llama's and Grok's models exceed"]
+        warnings.append(
+            "--speculative-num-steps: taken as 3, which Llama's and Grok's models exceed"
+        )
     if (topk or 1) == 1:
         return steps + 1, warnings
     if tokens is None:
@@ -147,6 +209,17 @@ def _verified(options: Options) -> tuple[int, list[str]]:
         f"--speculative-eagle-topk {topk}: a tree; a draft step runs {topk} tokens a request"
     )
     return tokens, warnings
+
+
+def _of_a_block(options: Options, algorithm: str, tokens: int | None) -> tuple[int, list[str]]:
+    """The same where all drafts are made at once: the newest token is one of the block."""
+    drafts = options.whole("--speculative-dspark-block-size")
+    if algorithm == "DSPARK" and drafts:
+        return drafts + 1, []
+    if tokens:
+        return tokens, []
+    taken = _NGRAM_TOKENS if algorithm in _WITHOUT_MODEL else _BLOCK_TOKENS
+    return taken, [f"--speculative-num-draft-tokens: taken as {taken}"]
 
 
 def _attention_ranks(options: Options) -> tuple[int | None, int]:

@@ -19,9 +19,16 @@ from cgbench.planning.launch_lines.option_reader import (
     whole,
 )
 from cgbench.planning.launch_lines.reading import Given, Reading
-from cgbench.planning.plan_request import CaptureMode, Drafting, PlanRequest
+from cgbench.planning.plan_request import (
+    MAX_PLANNED_SPEC_TOKENS,
+    CaptureMode,
+    Drafting,
+    PlanRequest,
+)
 
 POLICY = "tensorrt-llm-1.3"
+
+_BACKEND = "pytorch"
 
 GRAPHS = "cuda_graph_config"
 SPECULATIVE = "speculative_config"
@@ -30,10 +37,11 @@ SPECS = (
     Spec(("--max_batch_size",)),
     Spec(("--max_num_tokens",)),
     Spec(("--config", "--extra_llm_api_options")),
+    Spec(("--backend",)),
 )
 
 HARMLESS = frozenset(
-    "--host --port --backend --tp_size --ep_size --max_seq_len --max_beam_width --tokenizer "
+    "--host --port --tp_size --ep_size --max_seq_len --max_beam_width --tokenizer "
     "--trust_remote_code --kv_cache_free_gpu_memory_fraction --free_gpu_memory_fraction "
     "--log_level --reasoning_parser --tool_parser --num_postprocess_workers --served_model_name "
     "--chat_template --revision --cluster_size --gpus_per_node".split()
@@ -57,6 +65,16 @@ _UNPLANNED_KEYS = {
     "enable_attention_dp": "a rank pads to the largest batch of all ranks",
     "pipeline_parallel_size": "each stage has graphs of its own",
     "torch_compile_config": "mixed batches may have graphs in pieces",
+}
+
+_DRAFT_KEYS = {
+    *("decoding_type", "max_draft_len", "num_nextn_predict_layers", "draft_len_schedule"),
+    *("max_concurrency", "speculative_model", "speculative_model_dir", "load_format"),
+    *("use_relaxed_acceptance_for_thinking", "relaxed_topk", "relaxed_delta"),
+    *("begin_thinking_phase_token", "end_thinking_phase_token", "allow_advanced_sampling"),
+    *("eagle3_layers_to_capture", "num_eagle_layers", "max_ngram_size", "is_keep_all"),
+    *("max_matching_ngram_size", "is_use_oldest", "is_public_pool", "max_window_size"),
+    *("max_verification_set_size", "eagle3_one_model", "mtp_eagle_one_model"),
 }
 
 _MTP = {"MTP", "EAGLE", "EAGLE3"}
@@ -84,6 +102,9 @@ def read_tensorrt_llm(words: list[str]) -> Reading:
     )
     reading = Reading("TensorRT-LLM", base, given, [*_said(found)])
     reading.add_unknown(options.unknown, UNPLANNED)
+    backend = found.get("backend") or options.text("--backend") or _BACKEND
+    if backend != _BACKEND:
+        reading.warnings.append(f"--backend {backend}: not planned; the plan is {_BACKEND}'s")
     schedule = (speculative or {}).get("draft_len_schedule")
     if schedule is not None:
         label = f"{SPECULATIVE}.draft_len_schedule"
@@ -126,7 +147,7 @@ def _draft_len(speculative: JsonObject | None) -> int:
     lengths = [speculative[key] for key in _LENGTHS if speculative.get(key) is not None]
     if not lengths:
         raise BadInputError(f"{SPECULATIVE}: give {' or '.join(_LENGTHS)}")
-    return whole(f"{SPECULATIVE}.{_LENGTHS[0]}", lengths[0])
+    return whole(f"{SPECULATIVE}.{_LENGTHS[0]}", lengths[0], most=MAX_PLANNED_SPEC_TOKENS)
 
 
 def _drafting(speculative: JsonObject | None) -> Drafting:
@@ -141,6 +162,11 @@ def _said(found: JsonObject) -> Iterator[str]:
         elif key not in _KEYS and key not in _UNPLANNED_KEYS:
             yield f"{key}: not understood"
     speculative = found.get(SPECULATIVE) or {}
+    for key in speculative.keys() - _DRAFT_KEYS:
+        yield f"{SPECULATIVE}.{key}: not understood"
+    for key in ("eagle3_one_model", "mtp_eagle_one_model"):
+        if speculative.get(key) is False:
+            yield f"{SPECULATIVE}.{key} false: not planned; drafts have graphs of their own"
     kind = str(speculative.get("decoding_type", "MTP")).upper()
     if speculative and kind not in _MTP | _WITHOUT_MODEL:
         yield f"{SPECULATIVE}.decoding_type {kind}: planned as one graph for target and drafts"

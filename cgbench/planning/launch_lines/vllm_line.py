@@ -4,13 +4,10 @@ Underscores count as dashes. Dotted forms (``-cc.cudagraph_mode=NONE``) are gath
 which comes after the words and so replaces an object that was given whole.
 """
 
-import json
-import re
 from collections.abc import Iterator
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import JsonObject
-from cgbench.planning.draft_schedule import from_ranges
 from cgbench.planning.engine_defaults import VLLM_RELEASE
 from cgbench.planning.launch_lines.option_reader import (
     Kind,
@@ -21,15 +18,23 @@ from cgbench.planning.launch_lines.option_reader import (
     whole,
 )
 from cgbench.planning.launch_lines.reading import Given, Reading
-from cgbench.planning.plan_request import CaptureMode, Drafting, PlanRequest
+from cgbench.planning.launch_lines.vllm_drafts import (
+    SPECULATIVE,
+    drafting,
+    said_of_drafts,
+    scheduled,
+    spec_tokens,
+)
+from cgbench.planning.launch_lines.vllm_graph_mode import COMPILATION, graph_mode
+from cgbench.planning.launch_lines.vllm_words import human_readable, normal
+from cgbench.planning.plan_request import (
+    PlanRequest,
+)
 
 POLICY = VLLM_RELEASE
 
-CONFIG = "--compilation-config"
-SPECULATIVE = "--speculative-config"
-
 SPECS = (
-    Spec((CONFIG, "-cc")),
+    Spec((COMPILATION, "-cc")),
     Spec((SPECULATIVE, "-sc")),
     Spec(("--max-num-seqs",)),
     Spec(("--max-num-batched-tokens",)),
@@ -53,9 +58,13 @@ HARMLESS = frozenset(
     "--tool-call-parser --enable-auto-tool-choice --reasoning-parser --generation-config "
     "--allowed-origins --distributed-executor-backend --mm-processor-kwargs --limit-mm-per-prompt "
     "--enable-expert-parallel --async-scheduling --no-async-scheduling --language-model-only "
-    "--cudagraph-metrics --kv-transfer-config --structured-outputs-config --attention-backend "
+    "--cudagraph-metrics --structured-outputs-config --enable-sleep-mode --tokenizer-revision "
     "--enable-chunked-prefill --rope-scaling --max-logprobs --otlp-traces-endpoint --spec-model "
-    "--disable-uvicorn-access-log --config-format --safetensors-load-strategy".split()
+    "--disable-uvicorn-access-log --config-format --safetensors-load-strategy --no-enable-lora "
+    "--no-enable-dbo --disable-lora --disable-dbo --disable-prefix-caching --lora-modules "
+    "--max-loras --max-lora-rank --max-cpu-loras --code-revision --hf-config-path --hf-token "
+    "--kv-cache-memory-bytes --moe-backend --linear-backend --nnodes --node-rank --master-addr "
+    "--master-port --root-path --ssl-keyfile --ssl-certfile --middleware".split()
 )
 
 # What changes the graphs and has no rule here, with what it changes.
@@ -67,6 +76,13 @@ UNPLANNED = {
     "--pipeline-parallel-size": "each stage has graphs of its own",
     "-pp": "each stage has graphs of its own",
     "--no-enable-chunked-prefill": "the token budget is at least the model's length",
+    "--disable-chunked-prefill": "the token budget is at least the model's length",
+    "--attention-backend": "one without graphs of k + 1 tokens a request runs them in pieces",
+    "--attention-config": "a backend without graphs of k + 1 tokens runs them in pieces",
+    "--kv-transfer-config": "a connector that works layer by layer leaves pieces alone",
+    "--prefill-context-parallel-size": "graphs are those of one rank's part of a batch",
+    "--decode-context-parallel-size": "graphs are those of one rank's part of a batch",
+    "--max-num-active-seqs": "fewer requests than max_num_seqs decode together",
     "--additional-config": "plug-ins read it",
 }
 
@@ -75,29 +91,20 @@ ENVIRONMENT = {
     "VLLM_USE_BREAKABLE_CUDAGRAPH": "mixed batches are captured in another way",
 }
 
-_MODES = {
-    "NONE": CaptureMode.NONE,
-    "PIECEWISE": CaptureMode.PIECES,
-    "FULL_DECODE_ONLY": CaptureMode.DECODE_ONLY,
-    "FULL_AND_PIECEWISE": CaptureMode.FULL,
-}
-
-_PARALLEL = {"dflash", "dspark", "medusa", "mlp_speculator"}
-_LOOKED_UP = {"ngram", "ngram_gpu", "suffix"}
-
 # Keys of --compilation-config that change no size.
 _OTHER_KEYS = {
     *("cache_dir", "backend", "custom_ops", "splitting_ops", "compile_sizes", "debug_dump_path"),
     *("inductor_compile_config", "cudagraph_num_of_warmups", "cudagraph_copy_inputs"),
-    *("use_inductor", "compile_mm_encoder", "level", "mode"),
+    *("use_inductor", "compile_mm_encoder", "mode", "compile_cache_save_format"),
+    *("ir_enable_torch_wrap", "cudagraph_mm_encoder", "compile_ranges_endpoints"),
+    *("inductor_passes", "dynamic_shapes_config", "local_cache_dir", "fast_moe_cold_start"),
 }
-
-_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def read_vllm(words: list[str]) -> Reading:
     """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
-    options = read([*_normal(words)], SPECS, HARMLESS)
+    options = read([*normal(words)], SPECS, HARMLESS)
+    options.drop(("", "None"))
     compilation, speculative = _objects(options)
     given = Given(
         max_batch_size=options.whole("--max-num-seqs"),
@@ -107,71 +114,22 @@ def read_vllm(words: list[str]) -> Reading:
         tp_size=_tp_size(options, compilation),
     )
     base = PlanRequest(
-        _spec_tokens(speculative),
+        spec_tokens(speculative),
         1,
         POLICY,
         interactivity=options.text("--performance-mode") == "interactivity",
-        capture_mode=_mode(options, compilation),
-        drafting=_drafting(speculative),
+        capture_mode=graph_mode(options, compilation),
+        drafting=drafting(speculative),
     )
     reading = Reading("vLLM", base, given, [*_said(options, compilation, speculative)])
     reading.add_unknown(options.unknown, UNPLANNED)
-    return _scheduled(reading, speculative)
-
-
-def human_readable(text: str) -> int:
-    """``1k`` is 1,000 and ``1K`` 1,024, as the engine reads a token budget."""
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([kKmMgG])?", text)
-    if not found or (not found[2] and "." in found[1]):
-        raise ValueError(text)
-    number = float(found[1]) * _UNITS[found[2]] if found[2] else int(found[1])
-    return int(number)
-
-
-def _normal(words: list[str]) -> Iterator[str]:
-    """Dashes for underscores, the forms of -O, and dotted forms as one object at the end."""
-    dotted: dict[str, JsonObject] = {}
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if word.startswith("--"):
-            head, dot, tail = name.partition(".")
-            name = head.replace("_", "-") + dot + tail
-            word = name + equals + value
-        if word.startswith("-O") and len(word) > 2:
-            yield from ("--optimization-level", word[2:].removeprefix("="))
-        elif name.startswith("-") and "." in name and not re.fullmatch(r"-[0-9.]+", name):
-            text = value if equals else next(rest, "")
-            _gather(dotted, name, text)
-        else:
-            yield word
-    for name, gathered in dotted.items():
-        yield from (name, json.dumps(gathered))
-
-
-def _gather(dotted: dict[str, JsonObject], name: str, text: str) -> None:
-    option, *keys = name.removesuffix("+").split(".")
-    at = dotted.setdefault(option, {})
-    for key in keys[:-1]:
-        at = at.setdefault(key, {})
-        if not isinstance(at, dict):
-            raise BadInputError(f"{name}: is given as a value and as an object")
-    parsed = text.split(",") if name.endswith("+") else _value(text)
-    before = at.get(keys[-1])
-    if isinstance(before, list) and isinstance(parsed, list):
-        parsed = [*before, *parsed]
-    at[keys[-1]] = parsed
-
-
-def _value(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    if options.text("--performance-mode") == "throughput":
+        reading.default_factor = 2
+    return scheduled(reading, speculative)
 
 
 def _objects(options: Options) -> tuple[JsonObject, JsonObject]:
-    compilation = options.json(CONFIG)
+    compilation = options.json(COMPILATION)
     speculative = {k.replace("-", "_"): v for k, v in options.json(SPECULATIVE).items()}
     for option, key in (("--spec-tokens", "num_speculative_tokens"), ("--spec-method", "method")):
         if option in options:
@@ -187,8 +145,8 @@ def _sizes(options: Options, compilation: JsonObject) -> tuple[int, ...] | None:
     if inside is None:
         return options.numbers(option) or None
     if option in options:
-        raise BadInputError(f"{option}: {key} is in {CONFIG} too; drop one")
-    return number_list(f"{CONFIG} {key}", inside)
+        raise BadInputError(f"{option}: {key} is in {COMPILATION} too; drop one")
+    return number_list(f"{COMPILATION} {key}", inside)
 
 
 def _maximum(options: Options, compilation: JsonObject) -> int | None:
@@ -197,8 +155,8 @@ def _maximum(options: Options, compilation: JsonObject) -> int | None:
     if inside is None:
         return options.whole(option)
     if option in options:
-        raise BadInputError(f"{option}: {key} is in {CONFIG} too; drop one")
-    return whole(f"{CONFIG} {key}", inside)
+        raise BadInputError(f"{option}: {key} is in {COMPILATION} too; drop one")
+    return whole(f"{COMPILATION} {key}", inside)
 
 
 def _tp_size(options: Options, compilation: JsonObject) -> int | None:
@@ -208,59 +166,8 @@ def _tp_size(options: Options, compilation: JsonObject) -> int | None:
     return options.whole("--tensor-parallel-size") if is_on else None
 
 
-def _mode(options: Options, compilation: JsonObject) -> CaptureMode:
-    level = (options.text("--optimization-level") or "").lower().removeprefix("o")
-    if options.is_on("--enforce-eager") or level == "0":
-        return CaptureMode.NONE
-    given = compilation.get("cudagraph_mode")
-    if given is None:
-        return CaptureMode.PIECES if level == "1" else CaptureMode.FULL
-    name = str(given).upper().removeprefix("CUDAGRAPHMODE.")
-    if name not in _MODES:
-        raise BadInputError(
-            f"{CONFIG} cudagraph_mode {given}: is not planned; it must be one of "
-            f"{', '.join(_MODES)}"
-        )
-    return _MODES[name]
-
-
-def _spec_tokens(speculative: JsonObject) -> int:
-    if not speculative:
-        return 0
-    tokens = speculative.get("num_speculative_tokens")
-    if tokens is None:
-        raise BadInputError(
-            f"{SPECULATIVE}: num_speculative_tokens is missing; the engine takes it from the draft "
-            "model, which is not read here"
-        )
-    return whole(f"{SPECULATIVE} num_speculative_tokens", tokens)
-
-
-def _drafting(speculative: JsonObject) -> Drafting:
-    method = str(speculative.get("method", "")).lower()
-    if method in _LOOKED_UP or speculative.get("model") in _LOOKED_UP:
-        return Drafting.WITHOUT_MODEL
-    is_parallel = method in _PARALLEL or speculative.get("parallel_drafting") is True
-    return Drafting.PARALLEL if is_parallel else Drafting.CHAIN
-
-
 def _said(options: Options, compilation: JsonObject, speculative: JsonObject) -> Iterator[str]:
     used = {"cudagraph_capture_sizes", "max_cudagraph_capture_size", "cudagraph_mode"}
     for key in compilation.keys() - used - _OTHER_KEYS - {"pass_config"}:
-        yield f"{CONFIG} {key}: not understood"
-    if compilation.get("mode") in (0, "NONE", "none"):
-        yield f"{CONFIG} mode {compilation['mode']}: without compilation no batch runs in pieces"
-    if options.text("--performance-mode") == "throughput":
-        yield "--performance-mode throughput: doubles the default budgets, which is not planned"
-    if speculative.get("disable_padded_drafter_batch"):
-        yield f"{SPECULATIVE} disable_padded_drafter_batch: drafts run without padding"
-
-
-def _scheduled(reading: Reading, speculative: JsonObject) -> Reading:
-    key = "num_speculative_tokens_per_batch_size"
-    if speculative.get(key) is not None:
-        most = reading.request.spec_tokens
-        reading.schedule = lambda size: from_ranges(
-            f"{SPECULATIVE} {key}", speculative[key], size, most
-        )
-    return reading
+        yield f"{COMPILATION} {key}: not understood"
+    yield from said_of_drafts(speculative)
