@@ -11,7 +11,7 @@ from tests.support.command import FAST, cgbench
 from tests.support.tiny import make_checkpoint
 
 PACKAGE = str(Path(sys.modules["cgbench"].__file__ or "").parent)
-ENTRY = "measure"
+ENTRY = "run"
 """Where the measurement begins; before it the command reads its flags."""
 
 MOST = 10

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.cli import processes, worker
+from cgbench.door import processes, worker
+from cgbench.door.relay import Relay
+from cgbench.progress import Progress
 from cgbench.request.run_request import RunRequest
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import FAST, Done, cgbench
@@ -67,10 +69,10 @@ def half(
     shutil.copytree(tiny, model)
     real = processes._run
 
-    def failing(request: RunRequest, part: Path, name: str) -> None:
+    def failing(request: RunRequest, part: Path, name: str, progress: Progress) -> None:
         if part.name == "1":
             shutil.rmtree(model)
-        real(request, part, name)
+        real(request, part, name, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(processes, "_run", failing)
@@ -120,18 +122,14 @@ def test_a_process_gives_its_reason_in_any_encoding(
     done.refused(2, f"MODEL {model}: the folder has no config.json")
 
 
-def test_an_interrupted_process_prints_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_process_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(worker, "measure", interrupted)
-    job = {"request": {}, "path": "run", "resume": False}
-    monkeypatch.setattr(worker.sys, "stdin", io.StringIO(json.dumps(job)))
-    with pytest.raises(SystemExit) as ended:
-        worker.main()
-    assert (ended.value.code, capsys.readouterr()) == (130, ("", ""))
+    job, sent = {"request": {}, "path": "run", "resume": False}, io.StringIO()
+    assert worker.work(io.StringIO(json.dumps(job)), Relay(sent)) == 130
+    assert sent.getvalue() == ""
 
 
 def killer(folder: Path) -> Path:
