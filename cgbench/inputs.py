@@ -32,7 +32,7 @@ _SURROGATES = range(0xD800, 0xE000)
 def shown(value: object) -> str:
     """A bad value as an error line shows it: text, or anything else as JSON, on one line, cut if
     long."""
-    text = shown_whole(value if isinstance(value, str) else json.dumps(value))
+    text = shown_whole(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
 
 

@@ -46,6 +46,7 @@ from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
 from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Role
+from cgbench.request.parts import MAX_PROCESSES
 from cgbench.request.run_request import RunRequest
 
 DEFAULT_OUTPUT = Path("results/runs")
@@ -107,7 +108,9 @@ def run(
     ] = None,
     processes: Annotated[
         int,
-        typer.Option(min=1, max=1000, help="Measure all of it N times, each in a fresh process."),
+        typer.Option(
+            min=1, max=MAX_PROCESSES, help="Measure all of it N times, each in a fresh process."
+        ),
     ] = 1,
     cold_l2: Annotated[
         bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")
