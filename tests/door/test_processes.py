@@ -45,6 +45,16 @@ def test_two_processes_are_one_run(finished: tuple[Done, RunDirectory]) -> None:
     assert done.stdout.count("eager") >= 4
 
 
+def test_what_a_process_reports_is_printed_by_the_command(
+    finished: tuple[Done, RunDirectory],
+) -> None:
+    """``stderr`` is this process's alone, so every line of it was sent here."""
+    measured = ["measured batch size 1", "measured batch size 2"]
+    lines = finished[0].stderr.splitlines()
+    found = [line for line in lines if line.startswith(("process ", "measured "))]
+    assert found == ["process 1 of 2", *measured, "process 2 of 2", *measured]
+
+
 def test_compare_counts_processes(finished: tuple[Done, RunDirectory], tmp_path: Path) -> None:
     path = finished[1].path
     done = cgbench("compare", path, path, "--format", "json", "--gate", "iteration,eager")
