@@ -51,9 +51,9 @@ def measure_in_processes(
         _run(alone, part, name, progress)
     opened = [RunDirectory.open(part) for part in parts]
     gone_on: list[Resumed] = [{"utc": now, "kept_processes": kept}] if resume else []
-    run = merge_runs(opened, path, latency_markdown, resumed=gone_on)
+    merge_runs(opened, path, latency_markdown, resumed=gone_on)
     shutil.rmtree(path / PARTS)
-    return run
+    return RunDirectory.open(path)
 
 
 def _check(path: Path, *, resume: bool) -> None:

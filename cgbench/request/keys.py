@@ -54,14 +54,14 @@ class Typed:
     __slots__ = ()
 
     def __post_init__(self) -> None:
-        for each, (name, key, hint) in zip(fields(self), _fields(type(self)), strict=True):
+        for name, key, hint in _fields(type(self)):
             found = getattr(self, name)
             if is_dataclass(hint):
                 _check_part(name, hint, found)
                 continue
             wanted = _value(key, hint)
             value = _in_order(read(wanted, _as_json(found), wanted.flag))
-            if value == () != each.default:
+            if value == () != _default(self, name):
                 raise BadInputError(f"{wanted.flag}: is empty; give at least one")
             object.__setattr__(self, name, value)
 
@@ -136,21 +136,28 @@ def _value(key: Key, hint: Any) -> Value:
     return Value(key.name, flag, kinds[0] if may_be_none else hint, may_be_none)
 
 
-@cache
 def _fields(part: Any) -> tuple[tuple[str, Key, Any], ...]:
     """Name, key and type of each field of a part."""
-    return tuple(_fields_of(part))
+    return _kept_fields(part)
 
 
-def _fields_of(part: Any) -> Iterator[tuple[str, Key, Any]]:
+# Apart, because to mypy a class is not hashable.
+@cache
+def _kept_fields(part: Any) -> tuple[tuple[str, Key, Any], ...]:
     hints = get_type_hints(part, include_extras=True)
-    for each in fields(part):
-        hint = hints[each.name]
-        keys = [mark for mark in get_args(hint) if type(mark) is Key]
-        yield each.name, *((keys[0], get_args(hint)[0]) if keys else (Key(each.name), hint))
+    return tuple((each.name, *_keyed(each.name, hints[each.name])) for each in fields(part))
 
 
-def _check_part(name: str, wanted: type[object], found: object) -> None:
+def _keyed(name: str, hint: Any) -> tuple[Key, Any]:
+    keys = [mark for mark in get_args(hint) if type(mark) is Key]
+    return (keys[0], get_args(hint)[0]) if keys else (Key(name), hint)
+
+
+def _default(part: Any, name: str) -> object:
+    return next(each.default for each in fields(part) if each.name == name)
+
+
+def _check_part(name: str, wanted: Any, found: object) -> None:
     if not isinstance(found, wanted):
         raise BadInputError(f"{name} {shown(found)}: must be a {wanted.__name__}")
 

@@ -61,6 +61,8 @@ def run(tiny: Path, tmp_path_factory: pytest.TempPathFactory, progress: Kept) ->
 def test_a_run_is_returned_as_it_lies_on_disk(run: RunDirectory, tiny: Path) -> None:
     assert run.record.complete and RunRequest.from_record(run.record.arguments) == request(tiny)
     assert run.latency()["batch_size"].tolist() == [1, 1, 2, 2]
+    # What a notebook shows where a call ends a cell.
+    assert repr(run) == f"RunDirectory(path={run.path!r})"
     assert run.latency().equals(RunDirectory.open(run.path).latency())
 
 
