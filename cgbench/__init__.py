@@ -1,3 +1,39 @@
-"""Plan, capture and time CUDA graphs for speculative decoding with MTP draft heads."""
+"""Plan, capture and time CUDA graphs for speculative decoding with MTP draft heads.
+
+``plan``, ``run``, ``audit``, ``inspect``, ``peers`` and ``compare`` do what the commands of these
+names do. They return typed results, raise ``cgbench.errors`` and print nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cgbench.door.audit import audit
+    from cgbench.door.inspect import inspect
+    from cgbench.door.peers import peers
+    from cgbench.door.run import run
+    from cgbench.gate.comparison import compare
+    from cgbench.planning import plan
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "audit", "compare", "inspect", "peers", "plan", "run"]
+
+_ROOMS = {
+    "plan": "cgbench.planning",
+    "run": "cgbench.door.run",
+    "audit": "cgbench.door.audit",
+    "inspect": "cgbench.door.inspect",
+    "peers": "cgbench.door.peers",
+    "compare": "cgbench.gate.comparison",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a function where it is first asked for, so that ``import cgbench`` stays quick."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

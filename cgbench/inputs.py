@@ -3,7 +3,7 @@
 import json
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import isfinite
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,7 +32,7 @@ _SURROGATES = range(0xD800, 0xE000)
 def shown(value: object) -> str:
     """A bad value as an error line shows it: text, or anything else as JSON, on one line, cut if
     long."""
-    text = shown_whole(value if isinstance(value, str) else json.dumps(value))
+    text = shown_whole(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
 
 
@@ -47,6 +47,12 @@ def check_whole(flag: str, value: int, least: int, most: int = MAX_WHOLE) -> Non
         raise BadInputError(f"{flag} {shown(value)}: must be at least {least}")
     if value > most:
         raise BadInputError(f"{flag} {shown(value)}: must be at most {most:,}")
+
+
+def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raises ``BadInputError`` for the first of ``names`` that is not ``known``."""
+    if unknown := [name for name in names if name not in known]:
+        raise BadInputError(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
 
 
 def check_file(

@@ -12,16 +12,16 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "cgbench"
 
 ROOMS = (
-    *("words", "errors", "inputs", "statistics"),
+    *("words", "errors", "inputs", "statistics", "progress"),
     *("planning", "request", "workload"),
     *("kernels", "parallel", "models", "engine", "compile"),
     *("floor", "checks", "rundir", "measure", "engines"),
-    *("advice", "gate", "tables", "cli"),
+    *("advice", "gate", "tables", "door", "cli"),
 )
 """A module imports from its own room and from those before it. docs/architecture.md draws them."""
 
 WITHOUT_TORCH = (
-    *("words", "errors", "inputs", "statistics"),
+    *("words", "errors", "inputs", "statistics", "progress"),
     *("planning", "request", "rundir", "gate", "tables"),
 )
 MAX_FILES = 24

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 
 from rich.console import Console
@@ -12,11 +13,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
 from rich.text import Text
+
+from cgbench.progress import Bar
 
 # Wide enough for every table: piped output is read by tools and must not be folded.
 PIPED_WIDTH = 240
@@ -80,15 +84,33 @@ def say_when_piped(message: str) -> None:
         say(message)
 
 
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """A progress bar on a terminal; nothing at all where stderr is piped."""
-    to = console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bar:
-        yield bar
+class TerminalProgress:
+    """The commands' ``Progress``: on stderr, with bars and spinners where that is a terminal."""
+
+    say = staticmethod(say)
+    log = staticmethod(say_when_piped)
+    working = staticmethod(working)
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Bar]:
+        to = console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bars:
+            yield _TerminalBar(bars, bars.add_task(title, total=total))
+
+
+@dataclass(frozen=True, slots=True)
+class _TerminalBar:
+    bars: Progress
+    task: TaskID
+
+    def at(self, title: str) -> None:
+        self.bars.update(self.task, description=title)
+
+    def advance(self) -> None:
+        self.bars.advance(self.task)

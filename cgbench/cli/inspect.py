@@ -6,8 +6,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+import cgbench
 from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, Model
-from cgbench.cli.console import console, print_uncut, working
+from cgbench.cli.console import TerminalProgress, console, print_uncut
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -21,7 +22,6 @@ from cgbench.cli.head_flags import (
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
 from cgbench.request.choices import Device, Dtype, NormForm
-from cgbench.request.parts import SharingRequest
 from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
@@ -52,15 +52,7 @@ def inspect(
     1: weights are missing or have no place, it has no usable head, or cannot be captured.
     """
     parameters = locals()
-    from cgbench.measure.setup import choose_device
-    from cgbench.models.inspection import inspect_model
-    from cgbench.models.loading_plan import loading_of
-
-    request = asked(InspectRequest, parameters)
-    where = choose_device(request.device)
-    loading = loading_of(request.model, SharingRequest(), where, with_head=True, seed=0)
-    with working(f"inspect {model}"):
-        found = inspect_model(loading)
+    found = cgbench.inspect(asked(InspectRequest, parameters), progress=TerminalProgress())
     if as_json:
         typer.echo(found.to_json())
     else:

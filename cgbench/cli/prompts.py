@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from cgbench.cli.bench_flags import Debug
-from cgbench.cli.values import check_known, parse_names
+from cgbench.cli.values import parse_names
 from cgbench.errors import BadInputError
+from cgbench.inputs import check_known
 from cgbench.workload.prompt_files import to_jsonl
 from cgbench.workload.prompt_sets import PROMPT_SETS, PromptSet, read_set
 

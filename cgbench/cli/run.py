@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import cgbench
 from cgbench.cli.bench_flags import (
     Attention,
     CaptureSizes,
@@ -27,7 +28,7 @@ from cgbench.cli.bench_flags import (
     Unit,
     policy_name,
 )
-from cgbench.cli.console import say
+from cgbench.cli.console import TerminalProgress, say
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -38,14 +39,14 @@ from cgbench.cli.head_flags import (
     HeadOutNorm,
     HeadRef,
 )
-from cgbench.cli.job import execute, show
-from cgbench.cli.prepare import use_passive_threads
-from cgbench.cli.processes import PARTS
+from cgbench.cli.show import show
 from cgbench.cli.values import asked
+from cgbench.door.processes import PARTS
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
-from cgbench.parallel.launch import ranks_asked, run_on_ranks
+from cgbench.parallel.launch import ranks_asked
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
 from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Role
+from cgbench.request.parts import MAX_PROCESSES
 from cgbench.request.run_request import RunRequest
 
 DEFAULT_OUTPUT = Path("results/runs")
@@ -107,7 +108,9 @@ def run(
     ] = None,
     processes: Annotated[
         int,
-        typer.Option(min=1, max=1000, help="Measure all of it N times, each in a fresh process."),
+        typer.Option(
+            min=1, max=MAX_PROCESSES, help="Measure all of it N times, each in a fresh process."
+        ),
     ] = 1,
     cold_l2: Annotated[
         bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")
@@ -182,14 +185,12 @@ def run(
         raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
-    num_ranks = request.sharing.num_ranks
-    if processes > 1 and num_ranks > 1:
-        raise BadInputError(f"--processes {processes}: not with --tp {num_ranks}; drop one")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
-    use_passive_threads()
     try:
-        has_run = run_on_ranks(num_ranks, device, execute, request, path, resume=resume)
-        codes = show(path, thin=thin, as_json=as_json, explain=explain) if has_run else set()
+        measured = cgbench.run(request, path, resume=resume, progress=TerminalProgress())
+        # Of ranks that torchrun started only the first one shows it.
+        is_shown = measured.record.complete
+        codes = show(measured, thin=thin, as_json=as_json, explain=explain) if is_shown else set()
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:

@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
 from cgbench.errors import BadInputError
-from cgbench.inputs import shown, shown_whole
+from cgbench.inputs import check_known, shown, shown_whole
 from cgbench.request.keys import Recorded, Share, Value, values_of
 from cgbench.words import Scope
 
@@ -49,12 +49,6 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
 def parse_names(text: str) -> list[str]:
     """``a,b`` to names, in the order given."""
     return [part.strip() for part in text.split(",")]
-
-
-def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raises ``BadInputError`` for the first of ``names`` that is not ``known``."""
-    if unknown := [name for name in names if name not in known]:
-        raise BadInputError(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
 
 
 _TOO_MANY_BYTES = 1e18

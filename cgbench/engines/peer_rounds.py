@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from cgbench.engines.peer_rows import Result, Round
+from cgbench.progress import SILENT, Progress
 
 # Compiled peers compile in their first round and record their graphs in the second and third.
 WARMUP_ROUNDS = 3
@@ -41,34 +42,6 @@ class Engine(Protocol):
         ...
 
 
-class Progress(Protocol):
-    """Where a comparison reports what it does."""
-
-    def warming(self, name: str) -> None: ...
-
-    def ready(self, name: str, seconds: float) -> None: ...
-
-    def failed(self, name: str, reason: str) -> None: ...
-
-    def round_taken(self, number: int) -> None: ...
-
-
-class Silent:
-    """Reports nothing."""
-
-    def warming(self, name: str) -> None:
-        pass
-
-    def ready(self, name: str, seconds: float) -> None:
-        pass
-
-    def failed(self, name: str, reason: str) -> None:
-        pass
-
-    def round_taken(self, number: int) -> None:
-        pass
-
-
 Keep = Callable[[list[Result]], object]
 
 
@@ -79,7 +52,7 @@ def measure(
     seconds: float,
     max_rounds: int,
     keep: Keep = lambda results: None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
 ) -> list[Result]:
     """Make and warm every peer that lacks rounds, then take rounds in turn until ``seconds`` are
     used up, three rounds at least. A peer that fails is a row that says why, and the others go on.
@@ -87,27 +60,31 @@ def measure(
     ``earlier`` rows, of commands before this one, are added to: to ``max_rounds`` in all. ``keep``
     gets all rows after each round, and when a peer fails to get ready.
     """
-    progress = progress or Silent()
     found = {result.name: result for result in earlier}
     results = {**{name: Result(name) for name in makers}, **found}
     rows = list(results.values())
     peers: list[tuple[Result, Peer | None]] = []
-    for name, make in makers.items():
-        if _is_open(results[name], max_rounds):
-            peers.append((results[name], _ready(results[name], make, progress)))
-            keep(rows)
+    with progress.bar("warm up", len(makers)) as bar:
+        for name, make in makers.items():
+            bar.at(f"warm up {name}")
+            if _is_open(results[name], max_rounds):
+                peers.append((results[name], _ready(results[name], make, progress)))
+                keep(rows)
+            bar.advance()
     started = time.perf_counter()
-    for number in range(max_rounds):
-        if number >= MIN_ROUNDS and time.perf_counter() - started > seconds:
-            break
-        turns = [(row, peer) for row, peer in peers if peer and _is_open(row, max_rounds)]
-        if not turns:
-            break
-        for row, peer in turns:
-            row.calls += not number
-            _take(row, peer, progress)
-        keep(rows)
-        progress.round_taken(number + 1)
+    with progress.bar("rounds", max_rounds) as bar:
+        for number in range(max_rounds):
+            if number >= MIN_ROUNDS and time.perf_counter() - started > seconds:
+                break
+            turns = [(row, peer) for row, peer in peers if peer and _is_open(row, max_rounds)]
+            if not turns:
+                break
+            for row, peer in turns:
+                row.calls += not number
+                _take(row, peer, progress)
+            keep(rows)
+            bar.advance()
+            progress.log(f"round {number + 1} of at most {max_rounds}")
     return rows
 
 
@@ -116,7 +93,6 @@ def _is_open(result: Result, max_rounds: int) -> bool:
 
 
 def _ready(result: Result, make: Callable[[], Peer], progress: Progress) -> Peer | None:
-    progress.warming(result.name)
     started = time.perf_counter()
     try:
         peer = make()
@@ -126,7 +102,7 @@ def _ready(result: Result, make: Callable[[], Peer], progress: Progress) -> Peer
     except Exception as error:
         _fail(result, error, progress)
         return None
-    progress.ready(result.name, time.perf_counter() - started)
+    progress.log(f"{result.name}: ready in {time.perf_counter() - started:.1f} s")
     return peer
 
 
@@ -141,6 +117,6 @@ def _fail(result: Result, error: Exception, progress: Progress) -> None:
     first_line = str(error).strip().partition("\n")[0]
     kind = "" if isinstance(error, PeerError) else f"{type(error).__name__}: "
     result.reason = f"{kind}{first_line}"
-    progress.failed(result.name, result.reason)
+    progress.say(f"{result.name}: not measured: {result.reason}")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

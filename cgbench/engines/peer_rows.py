@@ -76,3 +76,11 @@ class SharedFacts:
     new_tokens: int
     notes: list[str]
     environment: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTable:
+    """What a comparison of peers found: a row a peer, measured or not."""
+
+    facts: SharedFacts
+    rows: list[Result]

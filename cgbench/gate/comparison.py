@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import expm1, isfinite, log1p
+from os import PathLike
 from pathlib import Path
 
-from cgbench.errors import ExitCode
+from cgbench.errors import BadInputError, ExitCode
 from cgbench.gate.evidence import Evidence
 from cgbench.gate.facts import cell_facts, graph_facts, plan_facts, size_facts
 from cgbench.gate.intervals import adjusted_level, interval
@@ -42,6 +43,14 @@ class Rules:
     gate: Gate = DEFAULT_GATE
     allow_token_change: bool = False
 
+    def __post_init__(self) -> None:
+        for flag, share in (("--min-effect", self.min_effect), ("--confidence", self.confidence)):
+            if not 0 < share < 1:
+                raise BadInputError(f"{flag} {share:g}: must be above 0 and below 1")
+
+
+DEFAULT_RULES = Rules()
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -72,12 +81,15 @@ class Comparison:
         return {verdict: found[verdict] for verdict in Verdict if found[verdict]}
 
 
-def compare(base_path: Path, new_path: Path, rules: Rules) -> Comparison:
-    """Judge the run in ``new_path`` against that in ``base_path``.
+def compare(
+    base: str | PathLike[str], new: str | PathLike[str], rules: Rules = DEFAULT_RULES
+) -> Comparison:
+    """Judge the run in the folder ``new`` against that in ``base``. No torch is imported.
 
     Raises ``RunDirectoryError``, naming the file, where one of them is missing or damaged.
     """
-    return judge(Evidence.read("BASE", base_path), Evidence.read("NEW", new_path), rules)
+    evidence = Evidence.read("BASE", Path(base)), Evidence.read("NEW", Path(new))
+    return judge(*evidence, rules)
 
 
 def judge(base: Evidence, new: Evidence, rules: Rules) -> Comparison:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cgbench.checks.finding_facts import FindingFacts
 from cgbench.checks.findings import Answer
@@ -25,7 +25,7 @@ class AuditResult:
     """What an audit was of, and what it found. ``record`` is that of a run which measures
     nothing."""
 
-    record: RunRecord
+    record: RunRecord = field(repr=False)
     verdict: Answer
     seconds: float
     findings: tuple[FindingFacts, ...]

@@ -8,11 +8,14 @@ back and filled from its flag with no other change.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import StrEnum
+from functools import cache
+from os import PathLike, fspath
 from types import NoneType
 from typing import Annotated, Any, Self, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import shown
+from cgbench.words import Scope
 
 Setting: TypeAlias = "str | int | float | bool | list[str] | list[int] | None"
 """A value of a record."""
@@ -41,7 +44,29 @@ class Value:
     may_be_none: bool
 
 
-class Recorded:
+class Typed:
+    """A part of a request whose values are of their types, however Python states them.
+
+    A list becomes a tuple, a word its enum. Numbers and scopes are sets, so they are put in order.
+    A list may be empty if its default is. Raises ``BadInputError``, naming the flag.
+    """
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, key, hint in _fields(type(self)):
+            found = getattr(self, name)
+            if is_dataclass(hint):
+                _check_part(name, hint, found)
+                continue
+            wanted = _value(key, hint)
+            value = _in_order(read(wanted, _as_json(found), wanted.flag))
+            if value == () != _default(self, name):
+                raise BadInputError(f"{wanted.flag}: is empty; give at least one")
+            object.__setattr__(self, name, value)
+
+
+class Recorded(Typed):
     """A request that is kept as one flat object, as ``run.json`` has it."""
 
     __slots__ = ()
@@ -101,19 +126,57 @@ def _values(part: Any) -> Iterator[Value]:
         if is_dataclass(hint):
             yield from _values(hint)
         else:
-            kinds = [each for each in get_args(hint) if each is not NoneType]
-            may_be_none = NoneType in get_args(hint)
-            flag = key.flag or "--" + key.name.replace("_", "-")
-            yield Value(key.name, flag, kinds[0] if may_be_none else hint, may_be_none)
+            yield _value(key, hint)
 
 
-def _fields(part: Any) -> Iterator[tuple[str, Key, Any]]:
+def _value(key: Key, hint: Any) -> Value:
+    kinds = [each for each in get_args(hint) if each is not NoneType]
+    may_be_none = NoneType in get_args(hint)
+    flag = key.flag or "--" + key.name.replace("_", "-")
+    return Value(key.name, flag, kinds[0] if may_be_none else hint, may_be_none)
+
+
+def _fields(part: Any) -> tuple[tuple[str, Key, Any], ...]:
     """Name, key and type of each field of a part."""
+    return _kept_fields(part)
+
+
+# Apart, because to mypy a class is not hashable.
+@cache
+def _kept_fields(part: Any) -> tuple[tuple[str, Key, Any], ...]:
     hints = get_type_hints(part, include_extras=True)
-    for each in fields(part):
-        hint = hints[each.name]
-        keys = [mark for mark in get_args(hint) if type(mark) is Key]
-        yield each.name, *((keys[0], get_args(hint)[0]) if keys else (Key(each.name), hint))
+    return tuple((each.name, *_keyed(each.name, hints[each.name])) for each in fields(part))
+
+
+def _keyed(name: str, hint: Any) -> tuple[Key, Any]:
+    keys = [mark for mark in get_args(hint) if type(mark) is Key]
+    return (keys[0], get_args(hint)[0]) if keys else (Key(name), hint)
+
+
+def _default(part: Any, name: str) -> object:
+    return next(each.default for each in fields(part) if each.name == name)
+
+
+def _check_part(name: str, wanted: Any, found: object) -> None:
+    if not isinstance(found, wanted):
+        raise BadInputError(f"{name} {shown(found)}: must be a {wanted.__name__}")
+
+
+def _as_json(found: object) -> object:
+    """What Python may state in other types than JSON has."""
+    if isinstance(found, tuple | range):
+        return [*found]
+    return fspath(found) if isinstance(found, PathLike) else found
+
+
+def _in_order(value: object) -> object:
+    """Distinct numbers that ascend, and scopes as the enum has them."""
+    if not isinstance(value, tuple):
+        return value
+    if all(isinstance(each, int) for each in value):
+        return tuple(sorted(set(value)))
+    scopes = tuple(scope for scope in Scope if scope in value)
+    return scopes if all(isinstance(each, Scope) for each in value) else value
 
 
 def _flat(part: object) -> Iterator[tuple[str, Setting]]:

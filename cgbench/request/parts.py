@@ -1,12 +1,14 @@
 """The parts of a request: each is what one layer of the tool wants to be told.
 
-Fields are named as their flags are. A default is the value that ``cgbench run`` takes where the
-flag is left out. None is settled later, when the device and the model are known.
+Fields are named as their flags are. A list does for a tuple, and a word for its enum. A default is
+the value that ``cgbench run`` takes where the flag is left out. None is settled later, when the
+device and the model are known.
 """
 
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from cgbench.inputs import check_whole
 from cgbench.planning import CaptureUnit
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.request.choices import (
@@ -21,13 +23,15 @@ from cgbench.request.choices import (
     OutputNorm,
     Role,
 )
-from cgbench.request.keys import Key, Share
+from cgbench.request.keys import Key, Share, Typed
 from cgbench.request.model_ref import DEFAULT_MODEL
 from cgbench.words import Routing, Scope
 
+MAX_PROCESSES = 1000
+
 
 @dataclass(frozen=True, slots=True)
-class HeadWiring:
+class HeadWiring(Typed):
     """What is stated about a draft head over what its family does. None leaves it.
 
     ``family`` is a name in ``models.heads.families.FAMILIES``.
@@ -43,7 +47,7 @@ class HeadWiring:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelRequest:
+class ModelRequest(Typed):
     """What is loaded: ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id.
 
     ``head`` is a folder or hub id whose head replaces the model's own. ``routing`` None draws the
@@ -58,7 +62,7 @@ class ModelRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class CaptureRequest:
+class CaptureRequest(Typed):
     """The deployment: what is captured, for which k, and what its largest step is.
 
     ``max_num_seqs`` None is the largest batch size. ``max_num_batched_tokens`` are the most tokens
@@ -78,7 +82,7 @@ class CaptureRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkloadRequest:
+class WorkloadRequest(Typed):
     """What is decoded: prompts, how many together, how far, and how drafts are kept.
 
     Lengths are in tokens. ``prompts`` None are the shipped ones, or for a preset random tokens.
@@ -96,7 +100,7 @@ class WorkloadRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TimingRequest:
+class TimingRequest(Typed):
     """How it is timed, and when that is enough. None is the default of the device."""
 
     iterations: int | None = None
@@ -107,15 +111,22 @@ class TimingRequest:
     cold_l2: bool = False
     nvtx: bool = False
 
+    def __post_init__(self) -> None:
+        Typed.__post_init__(self)
+        check_whole("--processes", self.processes, 1, MAX_PROCESSES)
+
 
 @dataclass(frozen=True, slots=True)
-class SharingRequest:
+class SharingRequest(Typed):
     """How GPUs share the model. One GPU shares nothing, so both are None then."""
 
     tp: int | None = None
     head: Annotated[HeadPlacement | None, Key("tp_head")] = None
 
     def __post_init__(self) -> None:
+        Typed.__post_init__(self)
+        if self.tp is not None:
+            check_whole("--tp", self.tp, 1)
         is_shared = self.tp is not None and self.tp > 1
         head = self.head or HeadPlacement.DIVIDED
         object.__setattr__(self, "tp", self.tp if is_shared else None)

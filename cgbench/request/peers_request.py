@@ -33,6 +33,7 @@ class PeersRequest(Recorded):
     rounds: int = 12
 
     def __post_init__(self) -> None:
+        Recorded.__post_init__(self)
         check_whole("--spec-tokens", self.spec_tokens, 1, MAX_SPEC_TOKENS)
         check_batch_size("--batch-size", self.batch_size)
         check_whole("--context-len", self.workload.context_len, 1)

@@ -46,6 +46,7 @@ class AuditRequest(Recorded):
     checks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        Recorded.__post_init__(self)
         workload = replace(self.workload, acceptance="greedy", ignore_eos=False)
         object.__setattr__(self, "capture", replace(self.capture, role=Role.DECODE))
         object.__setattr__(self, "workload", workload)

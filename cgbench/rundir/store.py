@@ -64,8 +64,8 @@ class RunDirectory:
     """
 
     path: Path
-    record: RunRecord
-    tables: Tables = field(default_factory=Tables)
+    record: RunRecord = field(repr=False)
+    tables: Tables = field(default_factory=Tables, repr=False)
 
     @classmethod
     def check(cls, path: Path, *, resume: bool) -> None:

@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def record(arguments: argparse.Namespace) -> None:
-    from cgbench.cli.prepare import use_passive_threads
+    from cgbench.door.prepare import use_passive_threads
     from gate.recording import Job
     from gate.recording import record as make
 

@@ -26,10 +26,12 @@ from typing import TextIO
 
 import pandas as pd
 
-from cgbench.cli.prepare import use_passive_threads
-from cgbench.cli.values import check_known, parse_names
+from cgbench.cli.values import parse_names
+from cgbench.door.prepare import use_passive_threads
 from cgbench.errors import BadInputError, CgbenchError
+from cgbench.inputs import check_known
 from cgbench.parallel.launch import run_on_ranks
+from cgbench.progress import SILENT
 from cgbench.request.choices import Device
 from cgbench.request.parts import SharingRequest, TimingRequest, WorkloadRequest
 from cgbench.request.run_request import RunRequest
@@ -67,7 +69,7 @@ def run_forked(request: RunRequest, folder: Path, *, limit_s: int) -> None:
 
     Raises ``CgbenchError`` where the run fails, and ``TimeoutError`` where it takes longer.
     """
-    from cgbench.cli.job import execute
+    from cgbench.door.run import measure
 
     def give_up(*_: object) -> None:
         raise TimeoutError(f"a cycle took over {limit_s} s")
@@ -79,9 +81,10 @@ def run_forked(request: RunRequest, folder: Path, *, limit_s: int) -> None:
         run_on_ranks(
             ranks,
             request.device,
-            execute,
+            measure,
             request,
             folder,
+            SILENT,
             resume=False,
             start_method="forkserver",
         )

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import cgbench as package
-import cgbench.cli.run as run_module
 from cgbench.cli.app import main
 from tests.support.command import cgbench, python
 
@@ -70,7 +69,7 @@ def test_a_refusal_is_one_line_on_stderr_and_exit_code_2() -> None:
 
 
 def test_a_long_error_is_not_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "execute", failing(RuntimeError("word " * 100)))
+    monkeypatch.setattr("cgbench.door.run.run", failing(RuntimeError("word " * 100)))
     assert len(cgbench("run").error) > 500
 
 
@@ -98,7 +97,7 @@ FAULTS = [
 def test_a_mistake_of_ours_is_called_one_and_asks_for_a_report(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(run_module, "execute", failing(error))
+    monkeypatch.setattr("cgbench.door.run.run", failing(error))
     done = cgbench("run")
     first_line = str(error).partition("\n")[0] or "(no message)"
     words = f"error: a fault of cgbench: {type(error).__name__}: {first_line}"
@@ -120,7 +119,7 @@ def test_a_mistake_of_ours_is_called_one_and_asks_for_a_report(
 def test_what_the_machine_raises_is_no_fault_of_ours(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(run_module, "execute", failing(error))
+    monkeypatch.setattr("cgbench.door.run.run", failing(error))
     done = cgbench("run")
     done.refused(3, f"error: {type(error).__name__}: ", "--debug")
     assert "fault" not in done.error

@@ -8,7 +8,9 @@ from rich.console import Console
 
 import cgbench.cli.console as console_module
 from cgbench.cli import inspect as inspect_module
-from cgbench.cli import job
+from cgbench.cli import show as show_module
+from cgbench.cli.show import show
+from cgbench.rundir.store import RunDirectory
 from tests.support.command import cgbench, python
 from tests.support.runs import Made
 
@@ -18,14 +20,14 @@ def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """What a terminal of so many characters shows."""
     shown = io.StringIO()
     to = Console(file=shown, width=request.param, force_terminal=True, color_system=None)
-    for module in (console_module, inspect_module, job):
+    for module in (console_module, inspect_module, show_module):
         monkeypatch.setattr(module, "console", lambda *, stderr=False: to)
     return shown
 
 
 def test_a_runs_table_keeps_every_row_whole(narrow: io.StringIO, tmp_path: Path) -> None:
-    run = Made().write(tmp_path / "run")
-    job.show(run, thin=False, as_json=False, explain=False)
+    run = RunDirectory.open(Made().write(tmp_path / "run"))
+    show(run, thin=False, as_json=False, explain=False)
     text = narrow.getvalue()
     assert "…" not in text
     assert "left out at this width: bucket [req], +/-, p99 [ms]" in text

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import cgbench.cli.run as run_module
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.session import Session
@@ -210,7 +209,7 @@ def test_an_interrupted_run_says_where_it_lies_and_how_to_go_on(
         (path / begun).touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "execute", interrupted)
+    monkeypatch.setattr("cgbench.door.run.run", interrupted)
     done = cgbench("run", tiny, *FAST, "--output", path)
     line = f"interrupted; finished batch sizes are kept: --output {path} --resume goes on\n"
     assert (done.code, done.stdout, done.stderr) == (130, "", line)
@@ -222,7 +221,7 @@ def test_a_run_interrupted_before_it_began_keeps_nothing(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "execute", interrupted)
+    monkeypatch.setattr("cgbench.door.run.run", interrupted)
     done = cgbench("run", tiny, *FAST, "--output", tmp_path / "run")
     assert (done.code, done.stderr) == (130, "")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-import cgbench.cli.peers as peers_module
 from cgbench.cli.peers import exit_code
 from cgbench.engines.peer_rounds import MIN_ROUNDS, Keep
 from cgbench.engines.peer_rows import PEERS, Result, Round
@@ -135,7 +134,7 @@ def test_the_graphs_are_freed_where_a_comparison_fails(
     def fail(*_: object) -> None:
         raise ValueError("no engines")
 
-    monkeypatch.setattr(peers_module, "_engines", fail)
+    monkeypatch.setattr("cgbench.door.peers._engines", fail)
     monkeypatch.setattr(
         "cgbench.engine.deployment.Deployment.release", lambda deployment: freed.append("all")
     )

@@ -1,6 +1,9 @@
 """Rounds are taken in turn, and a peer that fails is a row that says why."""
 
-from cgbench.engines.peer_rounds import MIN_ROUNDS, WARMUP_ROUNDS, PeerError, Silent, measure
+import re
+
+from cgbench.engines.peer_rounds import MIN_ROUNDS, WARMUP_ROUNDS, PeerError, measure
+from cgbench.progress import Silent
 from tests.support.peers import Recorded
 
 
@@ -10,17 +13,14 @@ class Told(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def warming(self, name: str) -> None:
-        self.lines.append(f"warming {name}")
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
-    def ready(self, name: str, seconds: float) -> None:
-        self.lines.append(f"ready {name}")
+    def log(self, text: str) -> None:
+        self.lines.append(re.sub(r"in [0-9.]+ s", "in N s", text))
 
-    def failed(self, name: str, reason: str) -> None:
-        self.lines.append(f"failed {name}: {reason}")
-
-    def round_taken(self, number: int) -> None:
-        self.lines.append(f"round {number}")
+    def at(self, title: str) -> None:
+        self.lines.append(title)
 
 
 def refuse() -> Recorded:
@@ -57,6 +57,6 @@ def test_all_that_happens_is_reported_as_it_happens() -> None:
     makers = {"a": lambda: Recorded("a", log, fails_at=WARMUP_ROUNDS + 2), "c": refuse}
     measure(makers, seconds=100, max_rounds=4, progress=told)
     assert told.lines == [
-        *("warming a", "ready a", "warming c", "failed c: needs a CUDA device"),
-        *("round 1", "failed a: ValueError: a cause", "round 2"),
+        *("warm up a", "a: ready in N s", "warm up c", "c: not measured: needs a CUDA device"),
+        *("round 1 of at most 4", "a: not measured: ValueError: a cause", "round 2 of at most 4"),
     ]

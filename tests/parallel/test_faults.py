@@ -134,13 +134,13 @@ def test_what_is_finished_is_kept_and_gone_on_with(
     def dying(tp: int, device: str, job: Any, *args: Any, **kwargs: Any) -> object:
         return run_on_ranks(tp, device, rank_faults.run_and_die, *args, **kwargs)
 
-    monkeypatch.setattr("cgbench.cli.run.run_on_ranks", dying)
+    monkeypatch.setattr("cgbench.door.run.run_on_ranks", dying)
     died = cgbench("run", *flags)
     died.refused(3, "rank 1 died (SIGKILL)", "finished batch sizes are kept", "--resume")
     directory = RunDirectory.open(out)
     assert directory.finished_batch_sizes == {1} and not directory.record.complete
 
-    monkeypatch.setattr("cgbench.cli.run.run_on_ranks", run_on_ranks)
+    monkeypatch.setattr("cgbench.door.run.run_on_ranks", run_on_ranks)
     gone_on = cgbench("run", *flags, "--resume")
     assert gone_on.code == 0, gone_on.stderr
     finished = RunDirectory.open(out)

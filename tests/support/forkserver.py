@@ -12,11 +12,9 @@ from multiprocessing.context import ForkServerContext
 import pytest
 
 PRELOADED = (
-    "cgbench.cli.job",
+    "cgbench.cli.console",
+    "cgbench.door.run_writer",
     "cgbench.measure.setup",
-    "cgbench.rundir.collective_share",
-    "cgbench.rundir.store",
-    "cgbench.tables.latency",
     "pydantic",
     "transformers.models.qwen2.modeling_qwen2",
     "tests.support.killing",

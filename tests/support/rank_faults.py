@@ -77,7 +77,7 @@ def run_out_of_memory_in_capture(*, ranks: Ranks) -> None:
 
 def run_and_die(*args: Any, ranks: Ranks, **kwargs: Any) -> object:
     """``cgbench run``, whose rank 1 dies when the second batch size is measured."""
-    from cgbench.cli import job
+    from cgbench.door import run
     from cgbench.measure import group
 
     measure_group = group.measure_group
@@ -88,4 +88,4 @@ def run_and_die(*args: Any, ranks: Ranks, **kwargs: Any) -> object:
         return measure_group(session, batch_size, on_step)
 
     with mock.patch.object(group, "measure_group", measured):
-        return job.execute(*args, ranks=ranks, **kwargs)
+        return run.measure(*args, ranks=ranks, **kwargs)

@@ -1,16 +1,20 @@
-"""What ``run`` and ``audit`` do before anything is measured: load, plan, make room, capture."""
+"""What ``run``, ``audit`` and ``peers`` do before anything is measured: load, plan, capture."""
 
 import os
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
-from cgbench.cli.console import progress, say_when_piped, working
+from cgbench.parallel.launch import ranks_asked
 from cgbench.parallel.ranks import ALONE, Ranks
+from cgbench.progress import Progress
 from cgbench.request.choices import Compile
-from cgbench.request.run_request import DecodeRequest
+from cgbench.request.run_request import AuditRequest, DecodeRequest, RunRequest
 
 if TYPE_CHECKING:
     from cgbench.engine.deployment import Deployment, DummyRun
     from cgbench.measure.setup import Setup
+
+_R = TypeVar("_R", RunRequest, AuditRequest)
 
 
 def use_passive_threads() -> None:
@@ -19,7 +23,16 @@ def use_passive_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def prepare(request: DecodeRequest, ranks: Ranks = ALONE) -> "Setup":
+def with_ranks(request: _R) -> _R:
+    """``request`` with the ranks that torchrun has started, where it states none.
+
+    Raises ``BadInputError`` where it states others.
+    """
+    sharing = request.sharing
+    return replace(request, sharing=replace(sharing, tp=ranks_asked(sharing.tp)))
+
+
+def prepare(request: DecodeRequest, progress: Progress, ranks: Ranks = ALONE) -> "Setup":
     """The deployment that is asked for, nothing captured yet, and what goes with it.
 
     ``ranks`` share the model.
@@ -35,30 +48,32 @@ def prepare(request: DecodeRequest, ranks: Ranks = ALONE) -> "Setup":
     options, notes = setup.make_options(request, device, ranks)
     check_model_ref(request.model.ref)
     texts = setup.read_texts(request)
-    with working(f"load {request.model.ref}"):
+    with progress.working(f"load {request.model.ref}"):
         model = setup.load(request, options, device, ranks)
     notes += link_notes(ranks)
     workload = setup.make_workload(request.workload, options, model, texts)
     deployment = setup.make_deployment(options, model, workload, attention)
     if options.compile != Compile.OFF:
-        deployment = compile_layers(deployment)
+        deployment = compile_layers(deployment, progress)
     return setup.Setup(deployment, options, workload, (*notes,))
 
 
-def compile_layers(deployment: "Deployment") -> "Deployment":
-    """Compile what decode steps run, and say what that took.
+def compile_layers(deployment: "Deployment", progress: Progress) -> "Deployment":
+    """Compile what decode steps run, and report what that took.
 
     Raises ``UnsupportedModelError`` where it cannot be.
     """
     from cgbench.compile.decode import compiled
 
-    with working("compile the decode layers"):
+    with progress.working("compile the decode layers"):
         deployment = compiled(deployment)
-    say_when_piped(f"compiled the decode layers in {deployment.compile_s:.1f} s")
+    progress.log(f"compiled the decode layers in {deployment.compile_s:.1f} s")
     return deployment
 
 
-def capture_graphs(deployment: "Deployment") -> "tuple[Deployment, DummyRun | None]":
+def capture_graphs(
+    deployment: "Deployment", progress: Progress
+) -> "tuple[Deployment, DummyRun | None]":
     """The deployment with every graph captured, after its largest step; None where there is
     nothing to capture. Raises ``CaptureError`` or ``OutOfMemoryError``."""
     from cgbench.engine.deployment import capture, dummy_run, num_graph_buckets
@@ -66,11 +81,10 @@ def capture_graphs(deployment: "Deployment") -> "tuple[Deployment, DummyRun | No
     total = num_graph_buckets(deployment)
     if not total:
         return deployment, None
-    with working("dummy run of the largest step"):
+    with progress.working("dummy run of the largest step"):
         largest = dummy_run(deployment)
-    with progress() as bar:
-        task = bar.add_task("capture graphs", total=total)
-        deployment = capture(deployment, lambda: bar.advance(task))
+    with progress.bar("capture graphs", total) as bar:
+        deployment = capture(deployment, bar.advance)
     num_graphs = sum(len(graphs.costs) for graphs in deployment.graph_sets.values())
-    say_when_piped(f"captured {num_graphs} graphs")
+    progress.log(f"captured {num_graphs} graphs")
     return deployment, largest

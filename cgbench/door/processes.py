@@ -8,13 +8,15 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
-from cgbench.cli.console import say
+from cgbench.door.relay import replay
 from cgbench.errors import ExitCode, ProcessError, RunDirectoryError
+from cgbench.progress import Progress
 from cgbench.request.run_request import RunRequest
 
 if TYPE_CHECKING:
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 PARTS = "processes"
 
 
-def measure_in_processes(request: RunRequest, path: Path, *, resume: bool) -> "RunDirectory":
+def measure_in_processes(
+    request: RunRequest, path: Path, progress: Progress, *, resume: bool
+) -> "RunDirectory":
     """Run what is missing, then merge; returns the finished run.
 
     Raises ``RunDirectoryError`` as ``run`` does, ``ProcessError`` where a process ends badly.
@@ -42,13 +46,14 @@ def measure_in_processes(request: RunRequest, path: Path, *, resume: bool) -> "R
     for number, part in enumerate(parts):
         if number in kept:
             continue
-        say(f"process {number + 1} of {count}")
-        _run(alone, part, f"process {number + 1} of {count}")
+        name = f"process {number + 1} of {count}"
+        progress.say(name)
+        _run(alone, part, name, progress)
     opened = [RunDirectory.open(part) for part in parts]
     gone_on: list[Resumed] = [{"utc": now, "kept_processes": kept}] if resume else []
-    run = merge_runs(opened, path, latency_markdown, resumed=gone_on)
+    merge_runs(opened, path, latency_markdown, resumed=gone_on)
     shutil.rmtree(path / PARTS)
-    return run
+    return RunDirectory.open(path)
 
 
 def _check(path: Path, *, resume: bool) -> None:
@@ -81,25 +86,32 @@ def _is_finished(part: Path, request: RunRequest) -> bool:
     return record.complete
 
 
-def _run(request: RunRequest, part: Path, name: str) -> None:
-    job = {
-        "request": request.to_record(),
-        "path": str(part),
-        "resume": part.exists(),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "cgbench.cli.worker"],
-        input=json.dumps(job),
+def _run(request: RunRequest, part: Path, name: str, progress: Progress) -> None:
+    """Raises ``ProcessError``, with its reason and exit code, where the process ends badly."""
+    job = {"request": request.to_record(), "path": str(part), "resume": part.exists()}
+    with subprocess.Popen(
+        [sys.executable, "-m", "cgbench.door.worker"],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        encoding="utf-8",
-        errors="surrogateescape",
-    )
-    if done.returncode == 0:
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout
+        try:
+            _hand_over(job, process.stdin)
+            reason = replay(process.stdout, progress)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
         return
-    lines = done.stdout.strip().splitlines()
-    reason = lines[-1] if lines else f"ended with status {done.returncode}"
     kept = "--resume keeps what is measured and goes on"
-    codes = {int(code) for code in ExitCode} - {0}
-    known = done.returncode in codes and lines
-    code = ExitCode(done.returncode) if known else ExitCode.CANNOT
+    is_known = reason and process.returncode in {*map(int, ExitCode)}
+    code = ExitCode(process.returncode) if is_known else ExitCode.CANNOT
+    reason = reason or f"ended with status {process.returncode}"
     raise ProcessError(f"--processes: {name}: {reason}; {kept}", code)
+
+
+def _hand_over(job: object, stdin: IO[str]) -> None:
+    """A process that has ended already says so by its exit status."""
+    with suppress(BrokenPipeError), stdin:
+        json.dump(job, stdin)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.cli import processes, worker
+from cgbench.door import processes, worker
+from cgbench.door.relay import Relay
+from cgbench.progress import Progress
 from cgbench.request.run_request import RunRequest
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import FAST, Done, cgbench
@@ -43,6 +45,16 @@ def test_two_processes_are_one_run(finished: tuple[Done, RunDirectory]) -> None:
     assert done.stdout.count("eager") >= 4
 
 
+def test_what_a_process_reports_is_printed_by_the_command(
+    finished: tuple[Done, RunDirectory],
+) -> None:
+    """``stderr`` is this process's alone, so every line of it was sent here."""
+    measured = ["measured batch size 1", "measured batch size 2"]
+    lines = finished[0].stderr.splitlines()
+    found = [line for line in lines if line.startswith(("process ", "measured "))]
+    assert found == ["process 1 of 2", *measured, "process 2 of 2", *measured]
+
+
 def test_compare_counts_processes(finished: tuple[Done, RunDirectory], tmp_path: Path) -> None:
     path = finished[1].path
     done = cgbench("compare", path, path, "--format", "json", "--gate", "iteration,eager")
@@ -67,10 +79,10 @@ def half(
     shutil.copytree(tiny, model)
     real = processes._run
 
-    def failing(request: RunRequest, part: Path, name: str) -> None:
+    def failing(request: RunRequest, part: Path, name: str, progress: Progress) -> None:
         if part.name == "1":
             shutil.rmtree(model)
-        real(request, part, name)
+        real(request, part, name, progress)
 
     with monkeypatch.context() as patch:
         patch.setattr(processes, "_run", failing)
@@ -120,18 +132,14 @@ def test_a_process_gives_its_reason_in_any_encoding(
     done.refused(2, f"MODEL {model}: the folder has no config.json")
 
 
-def test_an_interrupted_process_prints_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupted_process_reports_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(worker, "measure", interrupted)
-    job = {"request": {}, "path": "run", "resume": False}
-    monkeypatch.setattr(worker.sys, "stdin", io.StringIO(json.dumps(job)))
-    with pytest.raises(SystemExit) as ended:
-        worker.main()
-    assert (ended.value.code, capsys.readouterr()) == (130, ("", ""))
+    job, sent = {"request": {}, "path": "run", "resume": False}, io.StringIO()
+    assert worker.work(io.StringIO(json.dumps(job)), Relay(sent)) == 130
+    assert sent.getvalue() == ""
 
 
 def killer(folder: Path) -> Path:

@@ -1,0 +1,58 @@
+"""What ``cgbench run`` prints of a finished run, and the exit codes of its cells."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cgbench.cli.console import console, print_error, print_uncut, say
+from cgbench.errors import CannotError, ExitCode
+from cgbench.words import Status
+
+if TYPE_CHECKING:
+    from cgbench.rundir.store import RunDirectory
+
+EXIT_CODES = {
+    Status.OK: ExitCode.OK,
+    Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO,
+    Status.OOM: ExitCode.CANNOT,
+    Status.DISTURBED: ExitCode.INCONCLUSIVE,
+    Status.FLOOR_BEATEN: ExitCode.ANSWER_IS_NO,
+}
+
+
+def show(directory: "RunDirectory", *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
+    """Print a finished run, and return every cell's exit code."""
+    from cgbench.tables.latency import latency_table, to_json
+
+    frame = directory.latency()
+    if as_json:
+        typer.echo(to_json(frame, directory.record, directory.path))
+    else:
+        print_uncut(latency_table(frame, directory.record.model["label"], console().width))
+        if explain:
+            _explain(directory)
+        say(f"written to {directory.path}")
+    codes = {EXIT_CODES[Status(status)] for status in frame["status"]}
+    if thin:
+        codes.add(_make_thin(directory))
+    return codes
+
+
+def _make_thin(directory: "RunDirectory") -> ExitCode:
+    from cgbench.rundir.thin import make_thin
+
+    try:
+        num_bytes = make_thin(directory)
+    except CannotError as error:
+        # Said, not raised: a cell may have something worse to tell.
+        print_error(str(error))
+        return error.exit_code
+    say(f"kept as a thin baseline: {num_bytes} bytes")
+    return ExitCode.OK
+
+
+def _explain(directory: "RunDirectory") -> None:
+    from cgbench.tables.floor import account_tables
+
+    for table in account_tables(directory.record, directory.samples(), console().width):
+        print_uncut(table)

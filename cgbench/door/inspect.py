@@ -1,0 +1,30 @@
+"""``cgbench.inspect``: what a checkpoint holds and what would be loaded, without loading it."""
+
+from typing import TYPE_CHECKING
+
+from cgbench.door.prepare import use_passive_threads
+from cgbench.progress import SILENT, Progress
+from cgbench.request.parts import SharingRequest
+from cgbench.request.run_request import InspectRequest
+
+if TYPE_CHECKING:
+    from cgbench.models.inspection import Inspection
+
+
+def inspect(request: InspectRequest, *, progress: Progress = SILENT) -> "Inspection":
+    """What would be loaded of a checkpoint, and whether its graphs can be captured.
+
+    No weight is loaded. What is wrong with the checkpoint is a part of the answer: see
+    ``Inspection.is_usable``.
+
+    Raises any of ``cgbench.errors``.
+    """
+    use_passive_threads()
+    from cgbench.measure.setup import choose_device
+    from cgbench.models.inspection import inspect_model
+    from cgbench.models.loading_plan import loading_of
+
+    device = choose_device(request.device)
+    loading = loading_of(request.model, SharingRequest(), device, with_head=True, seed=0)
+    with progress.working(f"inspect {request.model.ref}"):
+        return inspect_model(loading)
