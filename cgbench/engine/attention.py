@@ -22,6 +22,7 @@ from cgbench.errors import BadInputError
 from cgbench.kernels.attention_input import AttentionInput, LayerKv
 from cgbench.kernels.delta_net import DeltaRows
 from cgbench.kernels.gpu import runs_kernels
+from cgbench.kernels.moe.expert_products import Padding
 
 
 @dataclass
@@ -161,6 +162,12 @@ class Decode:
     @property
     def request_keys(self) -> Tensor:
         return self.rows.request_keys
+
+    @property
+    def padding(self) -> Padding:
+        """Rows of the scratch slot, which are there to fill a bucket."""
+        rows = self.rows
+        return Padding(rows.slots, rows.cache.scratch_slot, rows.positions.shape[1])
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         return self.backend(self.rows.cache.layers[layer_idx], self.rows, qkv)

@@ -62,10 +62,8 @@ def apply_by_torch(experts: Experts, x: Tensor, choice: Choice, residual: Tensor
     if choice.padding is not None:
         chosen = chosen.masked_fill(choice.padding.is_padding()[:, None], experts.num_experts)
     parts = x.new_zeros(*chosen.shape, x.shape[1], dtype=torch.float32)
-    for expert in range(experts.num_experts):
+    for expert in chosen[chosen < experts.num_experts].unique().tolist():
         token, slot = torch.nonzero(chosen == expert, as_tuple=True)
-        if not len(token):
-            continue
         gate, up = F.linear(x[token], experts.gate_up[expert]).chunk(2, dim=-1)
         activated = F.silu(gate) * up
         parts[token, slot] = F.linear(activated.float(), experts.down[expert].float())
