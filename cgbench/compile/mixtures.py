@@ -65,7 +65,12 @@ def _(
 
 @torch.library.custom_op("cgbench::apply_experts", mutates_args=())
 def apply_experts(
-    x: Tensor, gate_up: Tensor, down: Tensor, chosen: Tensor, weights: Tensor
+    x: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    chosen: Tensor,
+    weights: Tensor,
+    residual: Tensor | None,
 ) -> Tensor:
     """``apply_by_torch`` of tokens ``x [T, H]``, for those that are not padding in the call that is
     under way."""
@@ -74,8 +79,8 @@ def apply_experts(
     if runs_kernels(x.device):
         from cgbench.kernels.moe import triton_experts
 
-        return triton_experts.apply(experts, x, choice, None)
-    return apply_by_torch(experts, x, choice, None)
+        return triton_experts.apply(experts, x, choice, residual)
+    return apply_by_torch(experts, x, choice, residual)
 
 
 @apply_experts.register_fake
@@ -114,7 +119,7 @@ def _operator_experts(kind: type[nn.Module]) -> type[nn.Module]:
             if not torch.compiler.is_compiling():
                 return super().forward(hidden, top_k_index, top_k_weights)
             weights = self.gate_up_proj, self.down_proj
-            return apply_experts(hidden, *weights, top_k_index, top_k_weights)
+            return apply_experts(hidden, *weights, top_k_index, top_k_weights, None)
 
     return OperatorExperts
 

@@ -392,6 +392,7 @@ def apply(
     call = _Call(experts, choice, plan, early(x.device))
     lists = _listed(call) if plan.has_lists else _no_lists(x.device)
     activated = _gate_up(call, x.contiguous(), lists)
+    residual = None if residual is None else residual.contiguous()
     parts = x.new_empty(choice.num_pairs, x.shape[1])
     out = torch.empty_like(x)
     _down(call, activated, lists, parts, residual, out)

@@ -127,7 +127,7 @@ def _route_kernel(
         number = tl.arange(0, EXPERTS)[None, :]
         slot = tl.arange(0, SLOTS)[None, :]
         is_real = number < NUM_EXPERTS
-        for first in range(0, BLOCK_T, CHOSEN_T):
+        for first in range(0, tl.minimum(BLOCK_T, num_tokens - tile * BLOCK_T), CHOSEN_T):
             token = tile * BLOCK_T + first + tl.arange(0, CHOSEN_T)[:, None]
             keep = (token < num_tokens) & is_real
             logits = tl.zeros([CHOSEN_T, EXPERTS], tl.float32)
