@@ -110,22 +110,22 @@ class Setting:
 
         self.arguments = arguments
         parsed = run_arguments(arguments)
-        self.bench, self.notes = prepare(parsed)
-        capture_graphs(self.bench)
-        contexts = self.bench.workload.contexts(arguments.batch_size, arguments.context_len)
+        self.setup = prepare(parsed)
+        self.deployment, _ = capture_graphs(self.setup.deployment)
+        options, workload = self.setup.options, self.setup.workload
+        contexts = workload.contexts(arguments.batch_size, arguments.context_len)
         self.prompts = contexts
-        budget = self.bench.options.max_num_batched_tokens
-        self.prepared = ours.Prepared(
-            self.bench, prefill(self.bench.spec, contexts, budget, arguments.seed)
-        )
-        self._plan = plan_loading(model_request(parsed, self.bench.device, with_head=False))
+        budget = options.max_num_batched_tokens
+        prefilled = prefill(self.deployment.spec, contexts, budget, arguments.seed)
+        self.prepared = ours.Prepared(self.deployment, prefilled, options.reach)
+        self._plan = plan_loading(model_request(parsed, self.deployment.device, with_head=False))
         # generate_batch takes its model's attention over while its manager lives.
         self.model = cache(self._load)
         self.batch_model = cache(self._load)
 
     def _load(self) -> Any:
         model = theirs.load_peer(self._plan)
-        theirs.check_same_weights(model, self.bench.spec.target.model)
+        theirs.check_same_weights(model, self.deployment.spec.target.model)
         return model
 
     def makers(self) -> dict[str, Callable[[], Peer]]:
@@ -164,7 +164,7 @@ class Setting:
 
     def release(self) -> None:
         """Graphs go before the process does, this tool's and those of ``generate_batch``."""
-        self.bench.release()
+        self.deployment.release()
         if self.batch_model.cache_info().currsize:
             self.batch_model().destroy_cached_continuous_batching_manager()
 
@@ -172,20 +172,20 @@ class Setting:
         """What every row shares."""
         from cgbench.rundir.environment import environment
 
-        bench = self.bench
+        deployment, options = self.deployment, self.setup.options
         return {
             "command": shlex.join(["python", "scripts/compare_peers.py", *sys.argv[1:]]),
-            "model": bench.model.label,
-            "head": bench.model.head_label,
-            "dtype": str(bench.spec.target.dtype).removeprefix("torch."),
-            "attention": bench.attention,
-            "compile": bench.options.compile_mode,
-            "acceptance": bench.options.acceptance,
+            "model": deployment.model.label,
+            "head": deployment.model.head_label,
+            "dtype": str(deployment.spec.target.dtype).removeprefix("torch."),
+            "attention": deployment.attention,
+            "compile": options.compile_mode,
+            "acceptance": options.acceptance,
             "spec_tokens": self.arguments.spec_tokens,
             "batch_size": self.arguments.batch_size,
             "context_len": self.arguments.context_len,
             "new_tokens": self.arguments.new_tokens,
-            "notes": self.notes,
+            "notes": [*self.setup.notes],
             "environment": environment(),
         }
 

@@ -133,8 +133,11 @@ def imported_by(*modules: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-@pytest.mark.parametrize("module", ["cgbench.words", "cgbench.planning", "cgbench.rundir.schema"])
-def test_planning_and_schema_need_the_standard_library_alone(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    ["cgbench.words", "cgbench.planning", "cgbench.rundir.schema", "cgbench.measure.run_clock"],
+)
+def test_planning_schema_and_clock_need_the_standard_library_alone(module: str) -> None:
     assert not imported_by(module) & (HEAVY | TABLES)
 
 

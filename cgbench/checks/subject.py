@@ -1,19 +1,29 @@
 """What an audit looks at: a model ready to decode, and the requests it is tried with."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from cgbench.checks.reference import Plain
+from cgbench.engine.acceptance import Greedy, shared_rule
+from cgbench.engine.deployment import Deployment
 from cgbench.engine.graphs import GraphSet
 from cgbench.engine.iteration import Speculator
-from cgbench.engine.runner import CellKey, Runner
+from cgbench.engine.runner import CellKey, EagerRunner, Runner
 from cgbench.engine.state import DecodeState
 from cgbench.planning import CapturePlan
+from cgbench.words import Scope
 
 # Every batch size up to here is tried; above, a sample.
 ALL_SIZES_TO = 64
 EXTRA_SIZES = 8
+
+MAX_PROMPTS = 16
+# Longer contexts are the limits' matter; here they would only cost prefills.
+MAX_PROMPT_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,10 @@ class Subject:
     """
 
     spec: Speculator
-    states: dict[int, DecodeState]
+    states: Mapping[int, DecodeState]
     runners: dict[CellKey, Runner]
     graph_sets: dict[CellKey, GraphSet]
-    plans: dict[int, CapturePlan]
+    plans: Mapping[int, CapturePlan]
     prompts: tuple[tuple[int, ...], ...]
     max_new_tokens: int
     seed: int
@@ -92,3 +102,42 @@ class Subject:
         # A bucket that is full has no padding: one size below it stands for the least.
         edges |= {sizes[-2] for sizes in by_bucket.values() if len(sizes) > 2}
         return tuple(sorted(edges))
+
+
+def make_subject(
+    deployment: Deployment, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, seed: int
+) -> Subject:
+    """The deployment as the audit sees it. ``seed`` chooses among ``prompts``, and cuts them
+    ragged.
+
+    Runners and graphs of another acceptance rule are left out, because their answer is not
+    greedy's.
+    """
+    is_greedy = isinstance(deployment.spec.accept, Greedy)
+    greedy = shared_rule(Greedy(), deployment.spec.target)
+    spec = deployment.spec if is_greedy else replace(deployment.spec, accept=greedy)
+    eager: dict[CellKey, Runner] = {
+        (k, Scope.EAGER): EagerRunner(spec, state) for k, state in deployment.states.items()
+    }
+    return Subject(
+        spec=spec,
+        states=deployment.states,
+        runners=eager | (dict(deployment.runners) if is_greedy else {}),
+        graph_sets=dict(deployment.graph_sets) if is_greedy else {},
+        plans=deployment.plans,
+        prompts=choose_prompts(prompts, seed),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        is_exact=spec.target.dtype == torch.float32,
+    )
+
+
+def choose_prompts(prompts: Sequence[tuple[int, ...]], seed: int) -> tuple[tuple[int, ...], ...]:
+    """Up to 16 of ``prompts``, distinct, their first 256 tokens; cut to seeded lengths where all
+    are of one length."""
+    draw = random.Random(seed)
+    distinct = list(dict.fromkeys(prompt[:MAX_PROMPT_TOKENS] for prompt in prompts))
+    chosen = draw.sample(distinct, min(MAX_PROMPTS, len(distinct)))
+    if len({len(prompt) for prompt in chosen}) == 1:
+        chosen = [p[: draw.randint((len(p) + 1) // 2, len(p))] for p in chosen]
+    return tuple(dict.fromkeys(chosen))

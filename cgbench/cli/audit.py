@@ -58,7 +58,7 @@ from cgbench.planning import MAX_BATCH_SIZE, check_batch_size
 if TYPE_CHECKING:
     from cgbench.checks.catalogue import Check
     from cgbench.checks.findings import Finding
-    from cgbench.measure.bench import Bench
+    from cgbench.checks.subject import Subject
 
     Result = tuple[Finding, dict[str, Any]]
 
@@ -185,6 +185,7 @@ def execute(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The main job, on every rank: what the audit was of, with its verdict, and the findings."""
     from cgbench.checks.finding_facts import overall
+    from cgbench.checks.subject import make_subject
     from cgbench.measure.audit_setup import audit_record
     from cgbench.parallel.ranks import is_first
     from cgbench.rundir.folders import check_new_folder
@@ -193,16 +194,18 @@ def execute(
         check_new_folder("--repro", repro, "choose a new or an empty folder")
     chosen = _chosen(arguments["checks"])
     start = time.perf_counter()
-    bench, notes = prepare(_with_batch_size(arguments))
-    for note in notes:
+    setup = prepare(_with_batch_size(arguments))
+    for note in setup.notes:
         say(note)
+    deployment, _ = capture_graphs(setup.deployment)
     try:
-        capture_graphs(bench)
-        results = list(_results(bench, chosen, arguments["seed"]))
+        prompts, max_new_tokens = setup.workload.prompts, setup.options.max_new_tokens
+        subject = make_subject(deployment, prompts, max_new_tokens, arguments["seed"])
+        results = list(_results(subject, chosen))
     finally:
-        bench.release()
+        deployment.release()
     seconds = time.perf_counter() - start
-    record = audit_record(arguments, bench, notes)
+    record = audit_record(arguments, setup)
     verdict = overall([finding for finding, _ in results])
     # Of several ranks the first one's, which has no tensors of what another rank alone found.
     if repro is not None and is_first():
@@ -236,13 +239,11 @@ def _with_batch_size(arguments: dict[str, Any]) -> dict[str, Any]:
     return {**arguments, **FIXED, "max_num_seqs": most, "batch_sizes": [most]}
 
 
-def _results(bench: "Bench", checks: "list[Check]", seed: int) -> "Iterator[Result]":
+def _results(subject: "Subject", checks: "list[Check]") -> "Iterator[Result]":
     """Each check's finding, and the same as plain values, as they come."""
     from cgbench.checks.finding_facts import finding_facts
     from cgbench.checks.findings import over_ranks
-    from cgbench.measure.audit_setup import make_subject
 
-    subject = make_subject(bench, seed)
     with progress() as bar:
         task = bar.add_task("audit", total=len(checks))
         for check in checks:

@@ -1,6 +1,5 @@
 """The main job of ``cgbench run``: measure on every rank, write on the first, and print."""
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -25,8 +24,10 @@ from cgbench.errors import CannotError, ExitCode, OutputError
 from cgbench.words import Status
 
 if TYPE_CHECKING:
-    from cgbench.measure.bench import Bench
+    from cgbench.engine.deployment import Deployment, DummyRun
+    from cgbench.floor.device_limits import DeviceLimits
     from cgbench.measure.group import Group
+    from cgbench.measure.session import Session
     from cgbench.rundir.schema import Sample
     from cgbench.rundir.store import RunDirectory
 
@@ -96,8 +97,12 @@ def measure(arguments: dict[str, Any], path: Path, *, resume: bool) -> "RunDirec
 def _measured(
     arguments: dict[str, Any], path: Path, held: ExitStack, *, resume: bool
 ) -> "RunDirectory | None":
-    started = time.perf_counter()
+    from cgbench.measure.run_clock import Clock
+
+    clock = Clock()
+    from cgbench.floor.least_time import floor_of
     from cgbench.floor.telemetry import Watch, open_telemetry
+    from cgbench.measure.session import Session
     from cgbench.measure.setup import make_record
     from cgbench.parallel.ranks import is_first
     from cgbench.rundir.store import RunDirectory, sole_writer
@@ -107,23 +112,25 @@ def _measured(
         RunDirectory.check(path, resume=resume)
         if resume:
             held.enter_context(sole_writer(path))
-    bench, notes = prepare(arguments)
-    record = make_record(arguments, bench, notes)
+    setup = prepare(arguments)
+    record = make_record(arguments, setup)
     directory = None
     if is_first():
         directory = (RunDirectory.resume if resume else RunDirectory.create)(path, record)
         if not resume:
             held.enter_context(sole_writer(path))
-    for note in notes:
+    for note in setup.notes:
         say(note)
+    floor = floor_of(setup.deployment.model, _measure_limits(setup.deployment, directory))
+    deployment, largest = capture_graphs(setup.deployment)
     try:
-        _measure_limits(bench, directory)
-        _capture(bench, directory)
-        with open_telemetry(bench.device) as telemetry:
-            bench.watch = Watch(telemetry)
-            _measure(bench, directory, started, save_tokens=arguments["save_tokens"])
+        _keep_capture(deployment, largest, directory)
+        with open_telemetry(deployment.device) as telemetry:
+            watch = Watch(telemetry)
+            session = Session(deployment, setup.options, setup.workload, watch, floor, clock)
+            _measure(session, directory, save_tokens=arguments["save_tokens"])
     finally:
-        bench.release()
+        deployment.release()
     if directory is not None:
         with _writing(directory):
             directory.finish(latency_markdown)
@@ -142,38 +149,40 @@ def _writing(directory: "RunDirectory") -> Iterator[None]:
         ) from error
 
 
-def _measure_limits(bench: "Bench", directory: "RunDirectory | None") -> None:
+def _measure_limits(deployment: "Deployment", directory: "RunDirectory | None") -> "DeviceLimits":
     """Before the graphs take their memory, and while nothing else runs."""
+    from cgbench.floor.device_limits import device_limits
+
     with working("measure read bandwidth and matrix rate"):
-        limits = bench.floor.limits
+        limits = device_limits(deployment.device, deployment.spec.target.dtype)
     if directory is not None:
         directory.record.floor["limits"] = asdict(limits)
+    return limits
 
 
-def _capture(bench: "Bench", directory: "RunDirectory | None") -> None:
-    facts = capture_graphs(bench)
-    if facts is None or directory is None:
-        return
-    directory.record.capture |= facts
-    with _writing(directory):
-        directory.write_capture([c for graphs in bench.graph_sets.values() for c in graphs.costs])
-
-
-def _measure(
-    bench: "Bench", directory: "RunDirectory | None", started: float, *, save_tokens: bool
+def _keep_capture(
+    deployment: "Deployment", largest: "DummyRun | None", directory: "RunDirectory | None"
 ) -> None:
+    if largest is None or directory is None:
+        return
+    directory.record.capture |= asdict(largest)
+    with _writing(directory):
+        directory.write_capture([c for gs in deployment.graph_sets.values() for c in gs.costs])
+
+
+def _measure(session: "Session", directory: "RunDirectory | None", *, save_tokens: bool) -> None:
     from cgbench.measure.group import measure_group, num_steps
     from cgbench.parallel.ranks import agreed, barrier
 
     finished = agreed(set() if directory is None else directory.finished_batch_sizes)
-    todo = [n for n in bench.options.batch_sizes if n not in finished]
+    todo = [n for n in session.options.batch_sizes if n not in finished]
     with progress() as bar:
         for batch_size in todo:
-            task = bar.add_task(f"batch size {batch_size}", total=num_steps(bench, batch_size))
-            group = measure_group(bench, batch_size, partial(bar.advance, task))
+            task = bar.add_task(f"batch size {batch_size}", total=num_steps(session, batch_size))
+            group = measure_group(session, batch_size, partial(bar.advance, task))
             if directory is not None:
-                run_s = time.perf_counter() - started
-                directory.record.seconds = {"run": run_s, "audit": bench.audit_s}
+                clock = session.clock
+                directory.record.seconds = {"run": clock.run_s, "audit": clock.audit_s}
                 _keep(group, batch_size, directory, save_tokens=save_tokens)
             # No rank goes on to what may end it before this batch size is on disk.
             barrier(f"what follows batch size {batch_size}")

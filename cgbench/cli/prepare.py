@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from cgbench.cli.console import progress, say_when_piped, working
 
 if TYPE_CHECKING:
-    from cgbench.measure.bench import Bench
+    from cgbench.engine.deployment import Deployment, DummyRun
+    from cgbench.measure.setup import Setup
 
 
 def use_passive_threads() -> None:
@@ -15,8 +16,8 @@ def use_passive_threads() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
-    """The bench that the arguments ask for, nothing captured yet, and what to tell the user.
+def prepare(arguments: dict[str, Any]) -> "Setup":
+    """The deployment that the arguments ask for, nothing captured yet, and what goes with it.
 
     ``max_num_seqs`` of None is the largest batch size. Raises any of ``cgbench.errors``.
     """
@@ -34,37 +35,38 @@ def prepare(arguments: dict[str, Any]) -> tuple["Bench", list[str]]:
         model = setup.load(arguments, options, device)
     notes += link_notes()
     workload = setup.make_workload(arguments, options, model, texts)
-    bench = setup.make_bench(options, model, workload, attention)
+    deployment = setup.make_deployment(options, model, workload, attention)
     if options.compile_mode != "off":
-        compile_layers(bench)
-    return bench, notes
+        deployment = compile_layers(deployment)
+    return setup.Setup(deployment, options, workload, (*notes,))
 
 
-def compile_layers(bench: "Bench") -> None:
-    """Compile what decode steps run, and note what that took.
+def compile_layers(deployment: "Deployment") -> "Deployment":
+    """Compile what decode steps run, and say what that took.
 
     Raises ``UnsupportedModelError`` where it cannot be.
     """
-    from cgbench.measure.bench import compile_all
+    from cgbench.compile.decode import compiled
 
     with working("compile the decode layers"):
-        bench.compile_s = compile_all(bench)
-    say_when_piped(f"compiled the decode layers in {bench.compile_s:.1f} s")
+        deployment = compiled(deployment)
+    say_when_piped(f"compiled the decode layers in {deployment.compile_s:.1f} s")
+    return deployment
 
 
-def capture_graphs(bench: "Bench") -> dict[str, Any] | None:
-    """The deployment's largest step, then every graph; what ``dummy_run`` returns, or None where
-    there is nothing to capture. Raises ``CaptureError`` or ``OutOfMemoryError``."""
-    from cgbench.measure.bench import capture_all, dummy_run, num_graph_buckets
+def capture_graphs(deployment: "Deployment") -> "tuple[Deployment, DummyRun | None]":
+    """The deployment with every graph captured, after its largest step; None where there is
+    nothing to capture. Raises ``CaptureError`` or ``OutOfMemoryError``."""
+    from cgbench.engine.deployment import capture, dummy_run, num_graph_buckets
 
-    total = num_graph_buckets(bench)
+    total = num_graph_buckets(deployment)
     if not total:
-        return None
+        return deployment, None
     with working("dummy run of the largest step"):
-        facts = dummy_run(bench)
+        largest = dummy_run(deployment)
     with progress() as bar:
         task = bar.add_task("capture graphs", total=total)
-        capture_all(bench, lambda: bar.advance(task))
-    num_graphs = sum(len(graphs.costs) for graphs in bench.graph_sets.values())
+        deployment = capture(deployment, lambda: bar.advance(task))
+    num_graphs = sum(len(graphs.costs) for graphs in deployment.graph_sets.values())
     say_when_piped(f"captured {num_graphs} graphs")
-    return facts
+    return deployment, largest

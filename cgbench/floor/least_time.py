@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 
 from cgbench.floor.account import Account, FloorLine, account_stage
 from cgbench.floor.device_limits import DeviceLimits
-from cgbench.floor.work import AttentionShape, ForwardWork, ModelWork, Product
+from cgbench.floor.work import AttentionShape, ForwardWork, ModelWork, Product, rank_work
 from cgbench.kernels.delta_net import StateShape
+from cgbench.models.loader import LoadedModel
 from cgbench.words import Scope
 
 
@@ -131,6 +132,11 @@ class Floor:
             bound_by="bytes" if read_s >= multiply_s else "operations",
             seconds=max(read_s, multiply_s),
         )
+
+
+def floor_of(model: LoadedModel, limits: DeviceLimits) -> Floor:
+    """The floors of what this rank holds of ``model``, on a device of these ``limits``."""
+    return Floor(rank_work(model), limits, model.target.dtype.itemsize)
 
 
 def expected_experts(product: Product, num_tokens: int) -> float:

@@ -9,6 +9,7 @@ import pandas as pd
 from cgbench.gate.evidence import Evidence, Row
 from cgbench.gate.pairs import Pair
 from cgbench.gate.verdicts import FACTS, Gate, Line, Verdict
+from cgbench.rundir.record import PlanFacts
 from cgbench.words import Phase
 
 # The driver's own bytes come in its pages and may differ between two runs of one build.
@@ -87,11 +88,11 @@ def _graphs(capture: pd.DataFrame) -> dict[tuple[str, int, int], dict[Any, Any]]
     return {(row["phase"], row["spec_tokens"], row["bucket"]): row for row in rows}
 
 
-def _buckets(plan: dict[str, Any] | None) -> str | None:
+def _buckets(plan: PlanFacts | None) -> str | None:
     return None if plan is None else ",".join(map(str, plan["batch_sizes"]))
 
 
-def _planned(plans: dict[int, dict[str, Any]]) -> int:
+def _planned(plans: dict[int, PlanFacts]) -> int:
     return sum(len(plan["batch_sizes"]) for plan in plans.values())
 
 

@@ -19,7 +19,6 @@ from cgbench.engine.runner import CellKey
 from cgbench.engine.state import Prefilled
 from cgbench.errors import OutOfMemoryError
 from cgbench.floor.account import Account
-from cgbench.measure.bench import Bench
 from cgbench.measure.cell_run import CellRun
 from cgbench.measure.clock import Flush, StageTimer, eager_stages, graph_stages, l2_flush
 from cgbench.measure.collectives_alone import STAGE as COLLECTIVES
@@ -32,6 +31,7 @@ from cgbench.measure.rounds import (
     deciding,
     time_rounds,
 )
+from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS, UntilPrecise, doubt
 from cgbench.parallel.ranks import first_failure, first_unlike, tp_size
 from cgbench.rundir.block_schema import Block
@@ -58,43 +58,43 @@ class Group:
     """Lines on what its times are worth: too noisy a machine, a GPU at its power limit."""
 
 
-def measure_group(bench: Bench, batch_size: int, on_step: Callable[[], None]) -> Group:
+def measure_group(session: Session, batch_size: int, on_step: Callable[[], None]) -> Group:
     """Measure every (k, scope) at ``batch_size``; ``on_step`` is called ``num_steps`` times."""
-    runs = {key: CellRun(runner, batch_size) for key, runner in bench.runners.items()}
-    waves = bench.workload.waves(batch_size)
+    runs = {key: CellRun(runner, batch_size) for key, runner in session.deployment.runners.items()}
+    waves = session.workload.waves(batch_size)
     for number, wave in enumerate(waves):
-        _generate_wave(bench, runs, wave, bench.options.seed + number)
+        _generate_wave(session, runs, wave, session.options.seed + number)
         on_step()
     prompts = [prompt for wave in waves for prompt in wave]
-    with bench.auditing(), _memory_for("the short audit of tokens"):
-        _audit_tokens(bench, runs, prompts)
-    _time_pass(bench, runs, batch_size, on_step)
+    with session.clock.auditing(), _memory_for("the short audit of tokens"):
+        _audit_tokens(session, runs, prompts)
+    _time_pass(session, runs, batch_size, on_step)
     return Group(
-        cells=[_cell(bench, key, run) for key, run in runs.items()],
+        cells=[_cell(session, key, run) for key, run in runs.items()],
         samples=[sample for run in runs.values() for sample in run.samples],
         tokens=[row for run in runs.values() for row in _token_rows(run, prompts)],
-        accounts=_accounts(bench, runs),
+        accounts=_accounts(session, runs),
         failures=[_failure(run) for run in runs.values() if run.failure is not None],
-        blocks=[row for run in runs.values() for row in block_rows(run, bench.watch)],
-        doubts=[f"batch size {batch_size}: {line}" for line in _doubts(bench, runs)],
+        blocks=[row for run in runs.values() for row in block_rows(run, session.watch)],
+        doubts=[f"batch size {batch_size}: {line}" for line in _doubts(session, runs)],
     )
 
 
-def num_steps(bench: Bench, batch_size: int) -> int:
+def num_steps(session: Session, batch_size: int) -> int:
     """Steps of a group's progress: its waves, the rounds it has at least, the stage pass."""
-    return len(bench.workload.waves(batch_size)) + MIN_BLOCKS + 1
+    return len(session.workload.waves(batch_size)) + MIN_BLOCKS + 1
 
 
 def _generate_wave(
-    bench: Bench, runs: dict[CellKey, CellRun], wave: list[list[int]], seed: int
+    session: Session, runs: dict[CellKey, CellRun], wave: list[list[int]], seed: int
 ) -> None:
-    options = bench.options
-    prefilled = _prefill(bench, wave, seed)
+    options = session.options
+    prefilled = _prefill(session, wave, seed)
     first_tokens = prefilled.last.tolist()
     for run in _alive(runs):
-        with run.watched(bench.device):
+        with run.watched(session.device):
             begin_decoding(
-                bench.spec,
+                session.spec,
                 run.runner.state,
                 prefilled,
                 tokens_left=options.max_new_tokens - 1,
@@ -105,11 +105,14 @@ def _generate_wave(
 
 
 def _prefill(
-    bench: Bench, prompts: list[list[int]], seed: int, *, distinct: bool = False
+    session: Session, prompts: list[list[int]], seed: int, *, distinct: bool = False
 ) -> Prefilled:
-    with bench.marked("prefill"), _memory_for(f"the prefill of {len(prompts)} requests"):
-        most = bench.options.max_num_batched_tokens
-        return prefill(bench.spec, prompts, most, seed, distinct=distinct)
+    with (
+        session.deployment.marked("prefill"),
+        _memory_for(f"the prefill of {len(prompts)} requests"),
+    ):
+        most = session.options.max_num_batched_tokens
+        return prefill(session.spec, prompts, most, seed, distinct=distinct)
 
 
 @contextmanager
@@ -128,58 +131,62 @@ def _alive(runs: dict[CellKey, CellRun]) -> list[CellRun]:
     return [run for run in runs.values() if run.status is Status.OK]
 
 
-def _audit_tokens(bench: Bench, runs: dict[CellKey, CellRun], prompts: list[list[int]]) -> None:
+def _audit_tokens(session: Session, runs: dict[CellKey, CellRun], prompts: list[list[int]]) -> None:
     """Fail the cells whose tokens are not plain decoding's, or not a prefill's; in lower precision
     sums of other shapes are rounded otherwise, and tokens may differ without a fault."""
-    if bench.spec.target.dtype != torch.float32:
+    if session.spec.target.dtype != torch.float32:
         return
     for key, run in runs.items():
-        plain = _plain_run(bench, runs, key)
+        plain = _plain_run(session, runs, key)
         if plain is None or run.status is not Status.OK:
             continue
-        failure = first_failure(token_failure(bench.spec, prompts, plain.token_ids, run.token_ids))
+        failure = first_failure(
+            token_failure(session.spec, prompts, plain.token_ids, run.token_ids)
+        )
         if failure is not None:
             run.fail_audit(f"tokens differ from {plain.name}'s: {failure}")
-    _audit_against_prefill(bench, runs, prompts[0])
+    _audit_against_prefill(session, runs, prompts[0])
 
 
-def _audit_against_prefill(bench: Bench, runs: dict[CellKey, CellRun], prompt: list[int]) -> None:
+def _audit_against_prefill(
+    session: Session, runs: dict[CellKey, CellRun], prompt: list[int]
+) -> None:
     """Fail the cells whose first request a prefill would not decode so. Not a hybrid's: its prefill
     goes by another rule than its decode, and parts from it by more than a tie in float32."""
-    if bench.options.acceptance != "greedy" or bench.spec.cache.recurrent is not None:
+    if session.options.acceptance != "greedy" or session.spec.cache.recurrent is not None:
         return
     told: dict[tuple[int, ...], str | None] = {}
     for run in _alive(runs):
         tokens = tuple(run.token_ids[0])
         failure = first_unlike(tokens, "its tokens")
         if failure is None and tokens not in told:
-            told[tokens] = first_failure(prefill_failure(bench.spec, prompt, tokens))
+            told[tokens] = first_failure(prefill_failure(session.spec, prompt, tokens))
         failure = failure or told[tokens]
         if failure is not None:
             run.fail_audit(f"tokens differ from a prefill's: {failure}")
 
 
-def _plain_run(bench: Bench, runs: dict[CellKey, CellRun], key: CellKey) -> CellRun | None:
+def _plain_run(session: Session, runs: dict[CellKey, CellRun], key: CellKey) -> CellRun | None:
     """The run that ``key`` must give the tokens of: plain decoding, eager where it is measured;
     under a rule that is not lossless, eager of the same k."""
     k, scope = key
-    is_lossless = bench.options.acceptance == "greedy"
+    is_lossless = session.options.acceptance == "greedy"
     keys = [(0, Scope.EAGER), (0, scope)] if is_lossless else [(k, Scope.EAGER)]
     found = [runs[each] for each in keys if each in runs and each != key]
     return next((run for run in found if run.status is Status.OK), None)
 
 
 def _audit_steps(
-    bench: Bench, runs: dict[CellKey, CellRun], contexts: list[list[int]]
+    session: Session, runs: dict[CellKey, CellRun], contexts: list[list[int]]
 ) -> Prefilled:
     """Fail the cells whose graphs do not do what eager does; returns the prefill of ``contexts``
     that lies in the slots."""
-    seed = bench.options.seed
-    audit = StepAudit(bench.spec, lambda: _prefill(bench, contexts, seed, distinct=True), seed)
+    seed = session.options.seed
+    audit = StepAudit(session.spec, lambda: _prefill(session, contexts, seed, distinct=True), seed)
     for run in _alive(runs):
         if run.mode is not Mode.GRAPH:
             continue
-        with run.watched(bench.device):
+        with run.watched(session.device):
             failure = audit.failure(run.runner)
             if failure is not None:
                 run.fail_audit(f"a replay is not eager's iteration: {failure}")
@@ -191,38 +198,38 @@ def _failure(run: CellRun) -> str:
 
 
 def _time_pass(
-    bench: Bench, runs: dict[CellKey, CellRun], batch_size: int, on_step: Callable[[], None]
+    session: Session, runs: dict[CellKey, CellRun], batch_size: int, on_step: Callable[[], None]
 ) -> None:
-    options = bench.options
-    contexts = bench.workload.contexts(batch_size, options.context_len)
-    with bench.auditing():
-        prefilled = _audit_steps(bench, runs, contexts)
-    flush = l2_flush(bench.device) if options.cold_l2 else None
-    time_rounds(bench, [*runs.values()], prefilled, _rule(bench), flush, on_step)
-    _stage_pass(bench, runs, prefilled, flush)
-    if bench.spec.target.has_mixtures:
+    options = session.options
+    contexts = session.workload.contexts(batch_size, options.context_len)
+    with session.clock.auditing():
+        prefilled = _audit_steps(session, runs, contexts)
+    flush = l2_flush(session.device) if options.cold_l2 else None
+    time_rounds(session, [*runs.values()], prefilled, _rule(session), flush, on_step)
+    _stage_pass(session, runs, prefilled, flush)
+    if session.spec.target.has_mixtures:
         with _memory_for("the count of experts"):
-            count_experts(bench, [*runs.values()], prefilled)
+            count_experts(session, [*runs.values()], prefilled)
     if tp_size() > 1:
-        _collective_pass(bench, runs)
+        _collective_pass(session, runs)
     on_step()
 
 
-def _rule(bench: Bench) -> UntilPrecise:
-    options = bench.options
+def _rule(session: Session) -> UntilPrecise:
+    options = session.options
     return UntilPrecise(options.precision, options.min_time_s, options.max_time_s)
 
 
-def _doubts(bench: Bench, runs: dict[CellKey, CellRun]) -> list[str]:
+def _doubts(session: Session, runs: dict[CellKey, CellRun]) -> list[str]:
     """What is to be known of the times of the cells that decide."""
     cells = deciding([*runs.values()])
-    line = doubt(_rule(bench), {run.name: run.medians for run in cells})
+    line = doubt(_rule(session), {run.name: run.medians for run in cells})
     limited = power_limit({run.name: [block.watched for block in run.blocks] for run in cells})
     return [each for each in (line, limited) if each is not None]
 
 
 def _stage_pass(
-    bench: Bench, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
+    session: Session, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
 ) -> None:
     timers: dict[tuple[int, Mode], StageTimer] = {}
     for run in _alive(runs):
@@ -232,19 +239,19 @@ def _stage_pass(
             # Phase and iteration graphs hold the same kernels: one instrumented capture serves.
             key = (run.spec_tokens, run.mode)
             if key not in timers:
-                timers[key] = _stage_timer(bench, run)
-            _time_stages(bench, run, prefilled, timers[key], flush)
+                timers[key] = _stage_timer(session, run)
+            _time_stages(session, run, prefilled, timers[key], flush)
 
 
-def _collective_pass(bench: Bench, runs: dict[CellKey, CellRun]) -> None:
+def _collective_pass(session: Session, runs: dict[CellKey, CellRun]) -> None:
     """What the collectives take of each iteration; scopes over the same rows make the same ones."""
     by_rows: dict[tuple[int, int], list[CellRun]] = {}
     for run in _alive(runs):
         key = run.spec_tokens, run.runner.num_rows(run.batch_size)
         by_rows.setdefault(key, []).append(run)
     for (_, num_rows), group in by_rows.items():
-        calls = collectives_of(bench.spec, group[0].runner.state, num_rows)
-        alone = CollectivesAlone(calls, bench.device)
+        calls = collectives_of(session.spec, group[0].runner.state, num_rows)
+        alone = CollectivesAlone(calls, session.device)
         alone.seconds()  # the first one warms up
         for _ in range(STAGE_ITERATIONS):
             seconds = alone.seconds()
@@ -253,21 +260,21 @@ def _collective_pass(bench: Bench, runs: dict[CellKey, CellRun]) -> None:
         alone.release()
 
 
-def _stage_timer(bench: Bench, run: CellRun) -> StageTimer:
+def _stage_timer(session: Session, run: CellRun) -> StageTimer:
     state = run.runner.state
     state.clear()
     if run.mode is Mode.GRAPH:
-        return graph_stages(bench.spec, state, run.runner.num_rows(run.batch_size))
-    return eager_stages(bench.spec, state, run.batch_size)
+        return graph_stages(session.spec, state, run.runner.num_rows(run.batch_size))
+    return eager_stages(session.spec, state, run.batch_size)
 
 
 def _time_stages(
-    bench: Bench, run: CellRun, prefilled: Prefilled, timer: StageTimer, flush: Flush | None
+    session: Session, run: CellRun, prefilled: Prefilled, timer: StageTimer, flush: Flush | None
 ) -> None:
-    is_cuda = bench.device.type == "cuda"
+    is_cuda = session.device.type == "cuda"
     for i in range(STAGE_ITERATIONS + 1):
         if i % (run.block_iterations + 1) == 0:
-            begin_timed(bench, run, prefilled)
+            begin_timed(session, run, prefilled)
         if flush is not None:
             flush()
         stages = timer.time_stages()
@@ -277,22 +284,23 @@ def _time_stages(
             run.add_sample(0, stage, seconds, None if is_cuda else seconds)
 
 
-def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
+def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
+    deployment, options = session.deployment, session.options
     spec_tokens, scope = key
     num_rows = run.runner.num_rows(run.batch_size)
     is_graph = run.mode is Mode.GRAPH
-    graph_bytes = bench.graph_sets[key].num_bytes if is_graph else 0
-    num_prompts = len(bench.workload.prompts)
+    graph_bytes = deployment.graph_sets[key].num_bytes if is_graph else 0
+    num_prompts = len(session.workload.prompts)
     measured = run.status is Status.OK
     batch = run.timed_batch
     return Cell(
-        model=bench.model.label,
-        head=bench.model.head_label if spec_tokens else "none",
-        device=bench.device.type,
-        dtype=str(bench.spec.target.dtype).removeprefix("torch."),
-        attention=bench.attention,
-        compile=bench.options.compile_mode,
-        acceptance=bench.options.acceptance,
+        model=deployment.model.label,
+        head=deployment.model.head_label if spec_tokens else "none",
+        device=deployment.device.type,
+        dtype=str(deployment.spec.target.dtype).removeprefix("torch."),
+        attention=deployment.attention,
+        compile=options.compile_mode,
+        acceptance=options.acceptance,
         tp_size=tp_size(),
         mode=run.mode,
         scope=scope,
@@ -300,26 +308,26 @@ def _cell(bench: Bench, key: CellKey, run: CellRun) -> Cell:
         batch_size=run.batch_size,
         bucket=num_rows if is_graph else None,
         padding_frac=(num_rows - run.batch_size) / num_rows if is_graph else None,
-        context_len=bench.options.context_len,
+        context_len=options.context_len,
         status=Status.DISTURBED if measured and is_disturbed(run.discarded) else run.status,
         num_drafted=len(run.accepted),
         num_accepted_per_pos=accepted_per_pos(run.accepted, spec_tokens),
         peak_memory_bytes=run.peak_memory_bytes + graph_bytes if measured else None,
         tokens_sha256=sha256_of(run.token_ids[:num_prompts]) if measured else None,
-        floor_ms=bench.floor.seconds(batch) * 1e3 if measured and batch else None,
-        l2=COLD if bench.options.cold_l2 else WARM,
+        floor_ms=session.floor.seconds(batch) * 1e3 if measured and batch else None,
+        l2=COLD if options.cold_l2 else WARM,
         mean_context_len=run.mean_context_len,
         discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
-        routing=bench.model.routing,
+        routing=deployment.model.routing,
         experts_read=run.experts_read.get("verify"),
     )
 
 
-def _accounts(bench: Bench, runs: dict[CellKey, CellRun]) -> list[Account]:
+def _accounts(session: Session, runs: dict[CellKey, CellRun]) -> list[Account]:
     """An account for every k: of its last sound scope, the one nearest to the floor."""
     last = {run.spec_tokens: run for run in _alive(runs)}
     return [
-        bench.floor.account_of(run.runner.scope, batch)
+        session.floor.account_of(run.runner.scope, batch)
         for run in last.values()
         if (batch := run.timed_batch) is not None
     ]

@@ -1,7 +1,7 @@
 """What a tensor parallel run says of itself: what is divided, and what joins its GPUs."""
 
 from itertools import combinations
-from typing import Any
+from typing import TypedDict
 
 import pynvml
 import torch
@@ -15,7 +15,20 @@ from cgbench.parallel.ranks import tp_size
 NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their share shows it"
 
 
-def parallel_facts(model: LoadedModel) -> dict[str, Any]:
+class ParallelFacts(TypedDict):
+    """``model.tensor_parallel`` of a record; ``collectives`` is filled as groups are measured."""
+
+    tp_size: int
+    backend: str
+    links: str
+    few_numbers: str
+    target: str
+    lm_head: str
+    collectives: list[object]
+    head: str | None
+
+
+def parallel_facts(model: LoadedModel) -> ParallelFacts:
     """How the ranks share the model, for the record."""
     is_divided = model.head is not None and any(name != HEAD_OUTPUT for name in model.head.splits)
     return {

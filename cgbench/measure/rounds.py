@@ -20,10 +20,10 @@ from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.floor.telemetry import Reading, Watch
-from cgbench.measure.bench import Bench
 from cgbench.measure.cell_run import CellRun, TimedBlock
 from cgbench.measure.clock import Flush, num_untimed, time_iterations
 from cgbench.measure.disturbance import Watched, reasons_to_discard
+from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS, StoppingRule
 from cgbench.parallel.ranks import agreed, gathered
 from cgbench.rundir.block_schema import Block
@@ -34,7 +34,7 @@ STRETCH_OF_BLOCK_0 = 1
 
 
 def time_rounds(
-    bench: Bench,
+    session: Session,
     runs: Sequence[CellRun],
     prefilled: Prefilled,
     rule: StoppingRule,
@@ -43,17 +43,17 @@ def time_rounds(
 ) -> None:
     """Fill the runs' ``blocks`` and ``samples``; ``on_step`` is called ``MIN_BLOCKS`` times."""
     for run in _alive(runs):
-        with run.watched(bench.device):
-            run.block_iterations = _count_iterations(bench, run, prefilled)
-    bench.watch.read()
+        with run.watched(session.device):
+            run.block_iterations = _count_iterations(session, run, prefilled)
+    session.watch.read()
     start = time.perf_counter()
-    draw = random.Random(f"rounds {bench.options.seed}")
+    draw = random.Random(f"rounds {session.options.seed}")
     for number in count():
         alive = _alive(runs)
         for run in draw.sample(alive, len(alive)):
-            with run.watched(bench.device):
-                run.blocks.append(_block(bench, run, prefilled, number, flush))
-        _judge(alive, bench.watch)
+            with run.watched(session.device):
+                run.blocks.append(_block(session, run, prefilled, number, flush))
+        _judge(alive, session.watch)
         if number < MIN_BLOCKS:
             on_step()
         medians = [run.medians for run in deciding(runs)]
@@ -77,17 +77,17 @@ def _alive(runs: Sequence[CellRun]) -> list[CellRun]:
     return [run for run in runs if run.status is Status.OK]
 
 
-def _count_iterations(bench: Bench, run: CellRun, prefilled: Prefilled) -> int:
+def _count_iterations(session: Session, run: CellRun, prefilled: Prefilled) -> int:
     """Iterations of a block, by going through one: those whose mean context is nearest to the
     band's middle. Warms up too."""
     seq_len = run.runner.state.rows(run.batch_size).seq_len
-    begin_timed(bench, run, prefilled)
+    begin_timed(session, run, prefilled)
     total = 0.0
     nearest, best = 1, float("inf")
     for number in count(1):
         run.runner.step(run.batch_size)  # the first is the untimed one
         total += float(seq_len.double().mean())
-        away = agreed(total / number - bench.options.mean_context_len)
+        away = agreed(total / number - session.options.mean_context_len)
         if abs(away) < best:
             nearest, best = number, abs(away)
         if away >= 0:
@@ -95,25 +95,27 @@ def _count_iterations(bench: Bench, run: CellRun, prefilled: Prefilled) -> int:
     raise AssertionError
 
 
-def begin_timed(bench: Bench, run: CellRun, prefilled: Prefilled) -> None:
+def begin_timed(session: Session, run: CellRun, prefilled: Prefilled) -> None:
     """Back to the state after prefill. A request that would leave its KV rows stops, and is
     computed with the others all the same."""
-    _begin_stretch(bench, run.runner.state, prefilled, run.next_stretch())
+    _begin_stretch(session, run.runner.state, prefilled, run.next_stretch())
 
 
-def _begin_stretch(bench: Bench, state: DecodeState, prefilled: Prefilled, stretch: int) -> None:
+def _begin_stretch(
+    session: Session, state: DecodeState, prefilled: Prefilled, stretch: int
+) -> None:
     begin_decoding(
-        bench.spec,
+        session.spec,
         state,
         prefilled,
-        tokens_left=bench.options.reach,
+        tokens_left=session.options.reach,
         ignore_eos=True,
-        seed=bench.options.seed + stretch,
+        seed=session.options.seed + stretch,
     )
 
 
 @torch.inference_mode()
-def count_experts(bench: Bench, runs: Sequence[CellRun], prefilled: Prefilled) -> None:
+def count_experts(session: Session, runs: Sequence[CellRun], prefilled: Prefilled) -> None:
     """Fill the runs' ``experts_read``, by doing the timed iterations of block 0 once more, launched
     by the host: counting in them would disturb what they time. Padding is left out. Scopes choose
     the same experts, so each k is counted once."""
@@ -121,15 +123,15 @@ def count_experts(bench: Bench, runs: Sequence[CellRun], prefilled: Prefilled) -
     for run in _alive(runs):
         k = run.spec_tokens
         if k not in counted:
-            counted[k] = _experts_of_block(bench, run, prefilled)
+            counted[k] = _experts_of_block(session, run, prefilled)
         run.experts_read = counted[k]
 
 
-def _experts_of_block(bench: Bench, run: CellRun, prefilled: Prefilled) -> dict[str, float]:
-    spec = replace(bench.spec, runs_compiled=False)
+def _experts_of_block(session: Session, run: CellRun, prefilled: Prefilled) -> dict[str, float]:
+    spec = replace(session.spec, runs_compiled=False)
     state = run.runner.state
     rows = state.rows(run.batch_size)
-    _begin_stretch(bench, state, prefilled, STRETCH_OF_BLOCK_0)
+    _begin_stretch(session, state, prefilled, STRETCH_OF_BLOCK_0)
     iteration(spec, rows)  # the untimed one before them
     counter = ExpertCounter(spec)
     with counter.counting():
@@ -139,17 +141,17 @@ def _experts_of_block(bench: Bench, run: CellRun, prefilled: Prefilled) -> dict[
 
 
 def _block(
-    bench: Bench, run: CellRun, prefilled: Prefilled, number: int, flush: Flush | None
+    session: Session, run: CellRun, prefilled: Prefilled, number: int, flush: Flush | None
 ) -> TimedBlock:
-    before = bench.watch.latest
-    begin_timed(bench, run, prefilled)
+    before = session.watch.latest
+    begin_timed(session, run, prefilled)
     times = time_iterations(run.runner, run.batch_size, run.block_iterations, flush)
-    after = bench.watch.read()
+    after = session.watch.read()
     end = float(run.runner.state.rows(run.batch_size).seq_len.double().mean())
     # Context grows evenly, by as much an iteration; the first timed one begins after one.
     count = run.block_iterations
-    growth = (end - bench.options.context_len) / (count + num_untimed(bench.device))
-    mean_context_len = bench.options.context_len + growth * (count + 1) / 2
+    growth = (end - session.options.context_len) / (count + num_untimed(session.device))
+    mean_context_len = session.options.context_len + growth * (count + 1) / 2
     return TimedBlock(number, times, mean_context_len, Watched(before, after))
 
 

@@ -1,7 +1,7 @@
-"""From a run's arguments to what is measured: device, model, workload, bench, record."""
+"""From a run's arguments to what is measured: device, model, workload, deployment, record."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,11 +9,12 @@ import torch
 
 import cgbench
 from cgbench.engine.acceptance_flag import parse_acceptance
+from cgbench.engine.deployment import Deployment, deploy
 from cgbench.engine.memory import check_memory
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
 from cgbench.inputs import check_whole
-from cgbench.measure.bench import Bench, build_bench, room_for
 from cgbench.measure.rank_facts import parallel_facts
+from cgbench.measure.session import check_prefill, room_for
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.head_wiring import HeadOverrides, wiring_of
 from cgbench.models.loader import LoadedModel, load_model
@@ -26,7 +27,7 @@ from cgbench.request.acceptance_lengths import GoldenLength, parse_length
 from cgbench.request.model_ref import preset_name
 from cgbench.request.options import DEFAULT_MIN_TIME_S, DEFAULT_PRECISION, RunOptions
 from cgbench.rundir.environment import environment
-from cgbench.rundir.record import RunRecord
+from cgbench.rundir.record import PlanFacts, RunRecord
 from cgbench.words import Routing, Scope
 from cgbench.workload.chat import make_encode, uses_template
 from cgbench.workload.load import (
@@ -48,6 +49,17 @@ GOLDEN_BY_DEFAULT = (
     "random weights accept no draft: drafts are kept at {}, the mean acceptance length of {} "
     "({}), which --acceptance changes"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a session needs, but for what is measured of the device; and ``notes``, which are to
+    be told to the user."""
+
+    deployment: Deployment
+    options: RunOptions
+    workload: Workload
+    notes: tuple[str, ...]
 
 
 def choose_device(name: str) -> torch.device:
@@ -236,26 +248,34 @@ def make_workload(
     return text_workload(texts, encode, model.target.last_token, chat_template=chat_template)
 
 
-def make_bench(
+def make_deployment(
     options: RunOptions, model: LoadedModel, workload: Workload, attention: str
-) -> Bench:
-    """Buffers for everything that will be measured.
+) -> Deployment:
+    """Buffers for everything that will be measured; ``attention`` names a backend that the device
+    can run.
 
-    Raises ``BadInputError``, and ``OutOfMemoryError`` where the KV cache does not fit.
+    Raises ``BadInputError`` for lengths that do not fit, and ``OutOfMemoryError`` where the KV
+    cache does not.
     """
+    check_prefill(options, workload)
+    plans = options.plans()
+    room = room_for(options, workload, model.target.max_positions)
+    accept = parse_acceptance(options.acceptance, options.spec_tokens)
     try:
-        return build_bench(model, options, workload, attention)
+        return deploy(
+            model, plans, options.deployment, room=room, attention=attention, accept=accept
+        )
     except torch.OutOfMemoryError as error:
-        room = room_for(options, workload, model.target.max_positions)
         raise OutOfMemoryError(
             f"out of memory for the KV cache of {options.max_batch_size + 1} slots of {room} "
             "tokens: lower --max-num-seqs, --context-len or --max-new-tokens"
         ) from error
 
 
-def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> RunRecord:
+def make_record(arguments: dict[str, Any], setup: Setup) -> RunRecord:
     """``run.json`` as it stands before the first measurement."""
-    options, model, workload = bench.options, bench.model, bench.workload
+    deployment, options, workload = setup.deployment, setup.options, setup.workload
+    model = deployment.model
     return RunRecord(
         cgbench_version=cgbench.__version__,
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -270,7 +290,7 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "num_parameters": model.num_parameters,
             "head_num_parameters": model.head_num_parameters,
             "weight_bytes": _weight_bytes(model.target.model) + _weight_bytes(model.head),
-            "kv_bytes": bench.spec.cache.num_bytes,
+            "kv_bytes": deployment.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
             "head_wiring": None if model.head is None else wiring_of(model.head.family),
             **({"tensor_parallel": parallel_facts(model)} if tp_size() > 1 else {}),
@@ -290,9 +310,9 @@ def make_record(arguments: dict[str, Any], bench: Bench, notes: list[str]) -> Ru
             "min_time_s": options.min_time_s,
             "max_time_s": options.max_time_s,
         },
-        plans=[_plan_facts(plan) for plan in bench.plans.values()],
-        capture={} if bench.compile_s is None else {"compile_s": bench.compile_s},
-        warnings=notes,
+        plans=[_plan_facts(plan) for plan in deployment.plans.values()],
+        capture={} if deployment.compile_s is None else {"compile_s": deployment.compile_s},
+        warnings=[*setup.notes],
     )
 
 
@@ -306,7 +326,7 @@ def _weight_bytes(module: torch.nn.Module | None) -> int:
     return 0 if module is None else sum(p.nbytes for p in module.parameters())
 
 
-def _plan_facts(plan: CapturePlan) -> dict[str, Any]:
+def _plan_facts(plan: CapturePlan) -> PlanFacts:
     return {
         "policy": plan.policy,
         "spec_tokens": plan.spec_tokens,

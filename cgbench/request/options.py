@@ -32,6 +32,18 @@ DEFAULT_PRECISION = 0.005
 DEFAULT_MIN_TIME_S = 1.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentOptions:
+    """What a deployment is made for: the scopes that it runs, and the largest steps that it
+    serves. ``role`` decode has no prefill among them."""
+
+    scopes: tuple[Scope, ...]
+    max_batch_size: int
+    max_num_batched_tokens: int
+    role: Role
+    nvtx: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """The flags of ``cgbench run`` that decide what is measured; see its ``--help``.
@@ -89,6 +101,17 @@ class RunOptions:
             raise BadInputError(
                 f"--batch-sizes {max(self.batch_sizes)}: over --max-num-seqs {self.max_batch_size}"
             )
+
+    @property
+    def deployment(self) -> DeploymentOptions:
+        """The part that the engine is told, beside the plans."""
+        return DeploymentOptions(
+            scopes=self.scopes,
+            max_batch_size=self.max_batch_size,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            role=self.role,
+            nvtx=self.nvtx,
+        )
 
     @property
     def max_spec_tokens(self) -> int:

@@ -4,10 +4,10 @@ Written against the standard library alone, as ``schema``.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self, cast, get_origin
+from typing import Any, Self, TypedDict, cast, get_origin
 
 from cgbench.errors import RunDirectoryError
 from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
@@ -19,6 +19,20 @@ UNMEASURED_FLAGS = frozenset({"output", "resume", "thin", "json", "debug"})
 
 # Fields that runs of this schema version may lack: they came after the first ones were kept.
 ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
+
+
+class PlanFacts(TypedDict):
+    """One k's capture plan. Batch sizes are in requests; of an older run some may be missing."""
+
+    policy: str
+    spec_tokens: int
+    max_batch_size: int
+    batch_sizes: Sequence[int]
+    capture_tokens: Sequence[int]
+    indivisible: Sequence[int]
+    eager_batch_sizes: int
+    mean_padding: float
+    warnings: Sequence[str]
 
 
 @dataclass(kw_only=True)
@@ -35,7 +49,7 @@ class RunRecord:
     arguments: dict[str, Any]
     model: dict[str, Any]
     workload: dict[str, Any]
-    plans: list[dict[str, Any]]
+    plans: list[PlanFacts]
     schema_version: int = SCHEMA_VERSION
     complete: bool = False
     thin: bool = False

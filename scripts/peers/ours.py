@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from cgbench.engine.deployment import Deployment
 from cgbench.engine.iteration import verify_phase
 from cgbench.engine.prefill import begin_decoding
 from cgbench.engine.state import UNLIMITED_TOKENS, Prefilled
-from cgbench.measure.bench import Bench
 from cgbench.measure.clock import IterationTime, num_untimed, time_iterations
 from cgbench.words import Phase, Scope
 from peers.rounds import PeerError, Round, timed
@@ -15,10 +15,12 @@ NO_GRAPHS = "CUDA graphs need a CUDA device"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A bench with its graphs captured and the prompts' KV in its slots."""
+    """A deployment with its graphs captured and the prompts' KV in its slots. ``reach``: tokens
+    that a request may decode."""
 
-    bench: Bench
+    deployment: Deployment
     prefilled: Prefilled
+    reach: int
 
     @property
     def batch_size(self) -> int:
@@ -27,8 +29,8 @@ class Prepared:
     def begin(self, spec_tokens: int, seed: int) -> None:
         """Back to the state after prefill."""
         begin_decoding(
-            self.bench.spec,
-            self.bench.states[spec_tokens],
+            self.deployment.spec,
+            self.deployment.states[spec_tokens],
             self.prefilled,
             tokens_left=UNLIMITED_TOKENS,
             ignore_eos=True,
@@ -41,14 +43,14 @@ class Iterations:
 
     def __init__(self, prepared: Prepared, spec_tokens: int, scope: Scope) -> None:
         key = (spec_tokens, scope)
-        if key not in prepared.bench.runners:
+        if key not in prepared.deployment.runners:
             raise PeerError(NO_GRAPHS)
         self._prepared = prepared
-        self._runner = prepared.bench.runners[key]
+        self._runner = prepared.deployment.runners[key]
         self._k = spec_tokens
         # Untimed iterations come before and after, and none may leave the room that KV has.
-        self._untimed = num_untimed(prepared.bench.device)
-        self._count = prepared.bench.options.reach // (spec_tokens + 1) - self._untimed
+        self._untimed = num_untimed(prepared.deployment.device)
+        self._count = prepared.reach // (spec_tokens + 1) - self._untimed
 
     def round(self, seed: int) -> Round:
         prepared = self._prepared
@@ -74,12 +76,13 @@ class Verify:
         self._prepared = prepared
         self._k = spec_tokens
         self._calls = calls
-        bench, rows = prepared.bench, prepared.bench.states[spec_tokens].rows(prepared.batch_size)
-        graphs = bench.graph_sets.get((spec_tokens, Scope.PHASE))
+        deployment = prepared.deployment
+        rows = deployment.states[spec_tokens].rows(prepared.batch_size)
+        graphs = deployment.graph_sets.get((spec_tokens, Scope.PHASE))
         if graphs is None:
-            self._call = lambda: verify_phase(bench.spec, rows)
+            self._call = lambda: verify_phase(deployment.spec, rows)
             return
-        bucket = bench.plans[spec_tokens].bucket_for(prepared.batch_size)
+        bucket = deployment.plans[spec_tokens].bucket_for(prepared.batch_size)
         if bucket is None:
             raise PeerError(f"no graph holds {prepared.batch_size} requests")
         verify = graphs.captured(bucket.batch_size)[0]
@@ -89,5 +92,5 @@ class Verify:
     def round(self, seed: int) -> Round:
         prepared = self._prepared
         prepared.begin(self._k, seed)
-        seconds = timed(self._call, self._calls, prepared.bench.device)
+        seconds = timed(self._call, self._calls, prepared.deployment.device)
         return Round(seconds, self._calls, self._calls * prepared.batch_size * (self._k + 1))

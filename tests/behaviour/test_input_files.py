@@ -300,7 +300,7 @@ def prepared(tiny: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "load", load_once)
-        patch.setattr(setup, "make_bench", end)
+        patch.setattr(setup, "make_deployment", end)
         yield
 
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, BloomConfig
 
-from cgbench.measure import bench, setup
+from cgbench.engine import deployment
+from cgbench.measure import setup
 from cgbench.models import checkpoint
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.rundir.store import RunDirectory
@@ -184,7 +185,7 @@ def test_a_cache_that_does_not_fit_says_what_to_lower(
     run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two batch sizes up to 2: two slots and the scratch one, of 14 + 32 + 6 tokens."""
-    monkeypatch.setattr(bench, "KvCache", out_of_memory)
+    monkeypatch.setattr(deployment, "KvCache", out_of_memory)
     run(tiny).refused(3, "3 slots of 52 tokens", "--max-num-seqs", "--context-len")
 
 

@@ -13,7 +13,7 @@ import torch
 import cgbench.cli.run as run_module
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
-from cgbench.measure.bench import Bench
+from cgbench.measure.session import Session
 from cgbench.rundir.store import RunDirectory, sole_writer
 from tests.support.command import FAST, Done, cgbench
 
@@ -38,16 +38,16 @@ def command(tiny: Path, prompts: Path, tmp_path: Path) -> Command:
     return Command(tiny, prompts, tmp_path / "run")
 
 
-Measure = Callable[[Bench, int, Callable[[], None]], group.Group]
+Measure = Callable[[Session, int, Callable[[], None]], group.Group]
 
 
 def failing_at(batch_size: int, error: BaseException) -> Measure:
     real = group.measure_group
 
-    def measure(bench: Bench, size: int, on_step: Callable[[], None]) -> group.Group:
+    def measure(session: Session, size: int, on_step: Callable[[], None]) -> group.Group:
         if size == batch_size:
             raise error
-        return real(bench, size, on_step)
+        return real(session, size, on_step)
 
     return measure
 
@@ -87,9 +87,9 @@ def record_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch sizes that are measured from now on."""
     real, sizes = group.measure_group, []
 
-    def measure(bench: Bench, size: int, on_step: Callable[[], None]) -> group.Group:
+    def measure(session: Session, size: int, on_step: Callable[[], None]) -> group.Group:
         sizes.append(size)
-        return real(bench, size, on_step)
+        return real(session, size, on_step)
 
     monkeypatch.setattr(group, "measure_group", measure)
     return sizes

@@ -12,16 +12,15 @@ from cgbench.checks.catalogue import CHECKS, run_audit
 from cgbench.checks.findings import Verdict, Where
 from cgbench.checks.reference import Plain, own_attention
 from cgbench.checks.steps import committed_rows
-from cgbench.checks.subject import Subject
+from cgbench.checks.subject import Subject, choose_prompts
 from cgbench.checks.tokens import Judge
+from cgbench.compile.decode import compiled
 from cgbench.engine.runner import EagerRunner
-from cgbench.measure.audit_setup import choose_prompts, make_subject
-from cgbench.measure.bench import compile_all
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.heads.families import DEEPSEEK, EAGLE, ERNIE, QWEN, STEP, HeadFamily
 from cgbench.planning import PlanRequest, plan
 from cgbench.words import Scope
-from tests.support.audited import make_bench, make_tiny_subject, run_checks
+from tests.support.audited import make_deployment, make_tiny_subject, run_checks, subject_of
 from tests.support.tiny import (
     greedy_reference,
     load_tiny,
@@ -180,8 +179,7 @@ def test_ragged_prompts_stay_whole() -> None:
 
 def test_another_acceptance_rule_is_audited_greedy(checkpoint: Path) -> None:
     """Its own runners are left out, for they answer something else."""
-    bench = make_bench(checkpoint, acceptance="synthetic:0.5,0.4,0.3")
-    subject = make_subject(bench, seed=0)
+    subject = subject_of(make_deployment(checkpoint, acceptance="synthetic:0.5,0.4,0.3"))
     runner = subject.runners[3, Scope.EAGER]
     assert isinstance(runner, EagerRunner) and runner.spec is subject.spec
     assert equality.run(subject).verdict is Verdict.HOLDS
@@ -226,7 +224,6 @@ def test_missing_tokens_are_never_forgiven(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_layers_pass(checkpoint: Path) -> None:
-    bench = make_bench(checkpoint)
-    compile_all(bench)
-    findings = run_audit(make_subject(bench, 0), lambda _: None)
+    deployment = compiled(make_deployment(checkpoint))
+    findings = run_audit(subject_of(deployment), lambda _: None)
     assert not [finding for finding in findings if finding.verdict is Verdict.WRONG]

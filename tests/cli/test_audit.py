@@ -22,6 +22,7 @@ from cgbench.checks.findings import (
     wrong,
 )
 from cgbench.checks.repro import read_inputs
+from cgbench.engine.acceptance import Greedy
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import setup
 from cgbench.words import Scope
@@ -63,9 +64,7 @@ LEFT_OUT = StandIn("hygiene", "graphs", lambda _: not_run("hygiene", "needs a CU
 def audit(tiny: Path, prompts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
     def run(checks: list[StandIn], *args: object) -> Done:
         monkeypatch.setitem(sys.modules, "cgbench.checks.catalogue", SimpleNamespace(CHECKS=checks))
-        monkeypatch.setattr(
-            "cgbench.measure.audit_setup.make_subject", lambda bench, seed: (bench, seed)
-        )
+        monkeypatch.setattr("cgbench.checks.subject.make_subject", lambda *given: given)
         return cgbench("audit", tiny, "--device", "cpu", "--prompts", prompts, *args)
 
     return run
@@ -135,10 +134,10 @@ def test_what_a_check_is_given(audit: Callable[..., Done]) -> None:
         return holds("look")
 
     assert audit([StandIn("look", "a look", look)], "--seed", "7").code == 0
-    (bench, seed), *rest = given
-    assert seed == 7 and not rest
-    assert bench.options.max_batch_size == 8 and bench.options.acceptance == "greedy"
-    assert set(bench.runners) == {(0, Scope.EAGER), (3, Scope.EAGER)}
+    (deployment, prompts, max_new_tokens, seed), *rest = given
+    assert (len(prompts), max_new_tokens, seed) == (3, 16, 7) and not rest
+    assert deployment.options.max_batch_size == 8 and isinstance(deployment.spec.accept, Greedy)
+    assert set(deployment.runners) == {(0, Scope.EAGER), (3, Scope.EAGER)}
 
 
 def test_repro_writes_what_the_failure_was_found_on(

@@ -9,10 +9,9 @@ from cgbench.checks import hidden
 from cgbench.checks.findings import Verdict
 from cgbench.engine.attention import DECODE_BACKENDS, resolve_backend
 from cgbench.errors import BadInputError
-from cgbench.measure.audit_setup import make_subject
 from cgbench.measure.group import measure_group
 from cgbench.words import Status
-from tests.support.audited import make_bench
+from tests.support.audited import make_deployment, make_session, subject_of
 from tests.support.tiny import make_checkpoint
 
 CPU = torch.device("cpu")
@@ -45,8 +44,8 @@ def _module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def verdict(folder: Path, attention: str) -> Verdict:
-    bench = make_bench(folder, attention=resolve_backend(attention, CPU))
-    return hidden.run(make_subject(bench, 0)).verdict
+    deployment = make_deployment(folder, attention=resolve_backend(attention, CPU))
+    return hidden.run(subject_of(deployment)).verdict
 
 
 def test_a_backend_is_found_in_the_current_folder_and_run(tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_a_backend_that_is_wrong_at_every_k_is_timed_in_lower_precision_alone(
     """All cells agree with each other: in float32 a prefill tells, below only the whole audit."""
     folder = make_checkpoint(tmp_path / "m", "mimo")
     backend = resolve_backend("my_kernels:wrong", CPU)
-    group = measure_group(make_bench(folder, attention=backend, dtype=dtype), 2, lambda: None)
+    group = measure_group(make_session(folder, attention=backend, dtype=dtype), 2, lambda: None)
     assert len(group.failures) == num_failed
     expected = Status.AUDIT_FAILED if num_failed else Status.OK
     assert {cell.status for cell in group.cells} == {expected}

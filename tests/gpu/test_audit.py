@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from cgbench.checks.catalogue import run_audit
 from cgbench.checks.findings import Verdict
 from cgbench.cli.app import app
-from cgbench.measure.audit_setup import make_subject
-from cgbench.measure.bench import Bench, capture_all, compile_all
+from cgbench.compile.decode import compiled
+from cgbench.engine.deployment import Deployment, capture
 from cgbench.models.heads.families import QWEN
 from cgbench.words import Routing, Scope
-from tests.support.audited import make_bench
+from tests.support.audited import make_deployment, subject_of
 from tests.support.presets import MIXTURES, shrink_presets
 from tests.support.tiny import HYBRID_CONFIGS, make_checkpoint
 
@@ -39,7 +39,7 @@ def test_hybrids_pass(tmp_path: Path, kind: str) -> None:
 
 def test_compiled_hybrids_pass(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "qwen3_5", seed=5, family=QWEN)
-    passes(folder, [0], prepare=compile_all)
+    passes(folder, [0], prepare=compiled)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -48,7 +48,7 @@ def test_compiled_layers_pass(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = make_checkpoint(
         tmp_path, "mimo", hidden_size=256, intermediate_size=1024, vocab_size=1024, std=0.1
     )
-    passes(folder, [0], dtype=dtype, prepare=compile_all)
+    passes(folder, [0], dtype=dtype, prepare=compiled)
 
 
 @pytest.mark.parametrize("routing", Routing)
@@ -69,15 +69,14 @@ def passes(
     seeds: Sequence[int],
     *,
     dtype: torch.dtype = torch.float32,
-    prepare: Callable[[Bench], object] = lambda _: None,
+    prepare: Callable[[Deployment], Deployment] = lambda deployment: deployment,
 ) -> None:
-    bench = make_bench(
+    deployment = make_deployment(
         folder, seed=seeds[0], dtype=dtype, device="cuda", attention="triton", scopes=tuple(Scope)
     )
-    prepare(bench)
-    capture_all(bench, lambda: None)
+    deployment = capture(prepare(deployment), lambda: None)
     for seed in seeds:
-        findings = run_audit(make_subject(bench, seed), lambda _: None)
+        findings = run_audit(subject_of(deployment, seed), lambda _: None)
         wrong = [finding for finding in findings if finding.verdict is Verdict.WRONG]
         assert not wrong, (seed, wrong)
-    bench.release()
+    deployment.release()

@@ -8,14 +8,14 @@ import pytest
 
 from cgbench.checks.findings import Verdict
 from cgbench.checks.hygiene import run
-from cgbench.checks.subject import Subject
+from cgbench.checks.subject import Subject, make_subject
+from cgbench.engine.deployment import capture
 from cgbench.engine.runner import GraphRunner
 from cgbench.kernels.attention_input import LayerKv
-from cgbench.measure.audit_setup import make_subject
-from cgbench.measure.bench import build_bench, capture_all
+from cgbench.measure.setup import make_deployment
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
-from tests.support.audited import make_bench
+from tests.support import audited
 from tests.support.options import make_options
 from tests.support.tiny import load_tiny, make_checkpoint, random_prompts
 
@@ -32,10 +32,11 @@ def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]
         spec_tokens=(0, K), batch_sizes=(8,), max_new_tokens=24, scopes=(request.param,)
     )
     prompts = tuple(map(tuple, random_prompts(8)))
-    bench = build_bench(model, options, Workload("a test", prompts), "triton")
-    capture_all(bench, lambda: None)
-    yield make_subject(bench, seed=0)
-    bench.release()
+    workload = Workload("a test", prompts)
+    deployment = make_deployment(options, model, workload, "triton")
+    deployment = capture(deployment, lambda: None)
+    yield make_subject(deployment, prompts, options.max_new_tokens, seed=0)
+    deployment.release()
 
 
 def told(subject: Subject) -> str:
@@ -60,18 +61,18 @@ def test_a_state_buffer_reassigned_after_the_capture(subject: Subject, name: str
 
 
 def test_recurrent_state_reassigned_after_the_capture(tmp_path: Path) -> None:
-    bench = make_bench(
+    deployment = audited.make_deployment(
         make_checkpoint(tmp_path, "qwen3_5", seed=3),
         device="cuda",
         attention="triton",
         scopes=(Scope.ITERATION,),
     )
-    capture_all(bench, lambda: None)
-    assert bench.spec.cache.recurrent is not None
-    layers = bench.spec.cache.recurrent.layers
+    deployment = capture(deployment, lambda: None)
+    assert deployment.spec.cache.recurrent is not None
+    layers = deployment.spec.cache.recurrent.layers
     layers[0] = replace(layers[0], matrix=layers[0].matrix.clone())
-    assert "recurrent.0.matrix was reassigned" in told(make_subject(bench, seed=0))
-    bench.release()
+    assert "recurrent.0.matrix was reassigned" in told(audited.subject_of(deployment))
+    deployment.release()
 
 
 def test_views_of_a_reassigned_buffer(subject: Subject) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from cgbench.floor.device_limits import DeviceLimits
 from cgbench.floor.least_time import Batch, Floor
-from cgbench.measure.bench import Bench, build_bench
 from cgbench.measure.group import Group, measure_group
+from cgbench.measure.session import Session
 from cgbench.models.loader import load_model
 from cgbench.models.loading_plan import ModelRequest
 from cgbench.models.routing import mixtures_of
@@ -18,6 +18,7 @@ from cgbench.words import Routing
 from cgbench.workload.load import random_workload
 from tests.support.options import make_options
 from tests.support.presets import shrink_presets
+from tests.support.session import session_of, with_runners
 
 BATCH = 4
 BUCKET = 6
@@ -26,7 +27,7 @@ NUM_EXPERTS, TOP_K = 16, 3
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def session() -> Session:
     with pytest.MonkeyPatch.context() as patch:
         shrink_presets(patch)
         where = torch.device("cpu"), torch.float32
@@ -45,12 +46,12 @@ def bench() -> Bench:
         iterations=12,
         acceptance="synthetic:0.8,0.6",
     )
-    return build_bench(model, options, random_workload(128, BATCH, 9, 0), "sdpa")
+    return session_of(model, options, random_workload(128, BATCH, 9, 0))
 
 
 @pytest.fixture(scope="module")
-def group(bench: Bench) -> Group:
-    return measure_group(bench, BATCH, lambda: None)
+def group(session: Session) -> Group:
+    return measure_group(session, BATCH, lambda: None)
 
 
 def expected(num_tokens: int) -> float:
@@ -72,12 +73,12 @@ def test_the_block_that_was_counted_holds_them(group: Group) -> None:
 
 
 def test_counts_are_those_of_the_timed_iterations(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the mixtures were handed in block 0's timed iterations, counted here by hand."""
     from cgbench.measure import rounds
 
-    layers = mixtures_of(bench.spec.target.backbone, None).values()
+    layers = mixtures_of(session.spec.target.backbone, None).values()
     forwards: list[int] = []
     blocks: list[list[int]] = []
     handles = [
@@ -93,10 +94,8 @@ def test_counts_are_those_of_the_timed_iterations(
         return times
 
     monkeypatch.setattr(rounds, "time_iterations", time_iterations)
-    monkeypatch.setattr(
-        bench, "runners", {key: bench.runners[key] for key in bench.runners if key[0]}
-    )
-    group = measure_group(bench, BATCH, lambda: None)
+    speculating = {key: each for key, each in session.deployment.runners.items() if key[0]}
+    group = measure_group(with_runners(session, speculating), BATCH, lambda: None)
     for handle in handles:
         handle.remove()
     # The untimed iteration before the timed ones is not counted.
@@ -104,11 +103,11 @@ def test_counts_are_those_of_the_timed_iterations(
     assert group.cells[0].experts_read == pytest.approx(sum(timed) / len(timed))
 
 
-def test_the_floor_counts_what_was_read(bench: Bench, group: Group) -> None:
+def test_the_floor_counts_what_was_read(session: Session, group: Group) -> None:
     account = next(each for each in group.accounts if each.spec_tokens == 2)
     lines = [line for line in account.lines if "experts" in line.what and "shared" not in line.what]
     assert {line.stage for line in lines} == {"verify", "draft_1", "draft_2"}
-    product = next(p for p in bench.floor.work.target.products if p.num_experts > 1)
+    product = next(p for p in session.floor.work.target.products if p.num_experts > 1)
     for line in lines:
         tokens = BATCH * (1 if line.stage == "draft_2" else 3)
         assert line.experts_expected == pytest.approx(expected(tokens))
@@ -118,10 +117,10 @@ def test_the_floor_counts_what_was_read(bench: Bench, group: Group) -> None:
             assert line.num_bytes == pytest.approx(by_hand)
 
 
-def test_drafts_have_counts_of_their_own(bench: Bench) -> None:
+def test_drafts_have_counts_of_their_own(session: Session) -> None:
     counts = {"verify": 7.0, "draft_1": 5.0, "draft_2": 2.0}
     # Bound by bytes alone, whatever this machine multiplies.
-    floor = Floor(bench.floor.work, DeviceLimits(1e9, 1e30), 4)
+    floor = Floor(session.floor.work, DeviceLimits(1e9, 1e30), 4)
     lines = floor.account(Batch(BATCH, 2, 9.0, counts))
     read = {line.stage: line.experts_read for line in lines if line.what == "mlp.experts.down_proj"}
     assert read == counts
@@ -129,7 +128,7 @@ def test_drafts_have_counts_of_their_own(bench: Bench) -> None:
     assert fewer < floor.seconds(Batch(BATCH, 2, 9.0, counts))
 
 
-def test_explain_shows_counted_beside_expected(bench: Bench, group: Group) -> None:
+def test_explain_shows_counted_beside_expected(session: Session, group: Group) -> None:
     account = next(each for each in group.accounts if each.spec_tokens == 0)
     limits = {"read_bytes_per_s": 1e9, "flops_per_s": 1e9}
     table = account_table(account, limits, samples_frame(group.samples), 200)

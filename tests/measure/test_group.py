@@ -25,23 +25,23 @@ from cgbench.errors import OutOfMemoryError
 from cgbench.floor.least_time import Batch
 from cgbench.kernels.row_state import RowState
 from cgbench.measure import clock, group, rounds
-from cgbench.measure.bench import Bench
 from cgbench.measure.group import STAGE_ITERATIONS, Group, measure_group, num_steps
+from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS
 from cgbench.rundir.schema import Cell
 from cgbench.rundir.summary import latency_frame, samples_frame
 from cgbench.words import Mode, Scope, Status
 from cgbench.workload.load import sha256_of
-from tests.support.bench import (
+from tests.support.bigram import SUCCESSOR, VOCAB, WRONG_AFTER, make_bigram
+from tests.support.session import (
     BATCH,
     CONTEXT_LEN,
     ITERATIONS,
     KS,
     MAX_NEW_TOKENS,
     PROMPTS,
-    make_bench,
+    make_session,
 )
-from tests.support.bigram import SUCCESSOR, VOCAB, WRONG_AFTER, make_bigram
 
 STAGES = {
     0: {"verify", "accept", "commit"},
@@ -51,8 +51,8 @@ STAGES = {
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(make_bigram(tmp_path_factory.mktemp("bigram"), WRONG_AFTER))
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    return make_session(make_bigram(tmp_path_factory.mktemp("bigram"), WRONG_AFTER))
 
 
 @dataclass(frozen=True)
@@ -66,30 +66,32 @@ class Measured:
 
 
 @pytest.fixture(scope="module")
-def measured(bench: Bench) -> Measured:
+def measured(session: Session) -> Measured:
     steps: list[None] = []
-    return Measured(measure_group(bench, BATCH, lambda: steps.append(None)), len(steps))
+    return Measured(measure_group(session, BATCH, lambda: steps.append(None)), len(steps))
 
 
-def test_there_is_a_cell_for_every_k(bench: Bench, measured: Measured) -> None:
+def test_there_is_a_cell_for_every_k(session: Session, measured: Measured) -> None:
     assert tuple(measured.cells) == KS
     for k, cell in measured.cells.items():
         assert (cell.status, cell.mode, cell.scope) == (Status.OK, Mode.EAGER, Scope.EAGER)
         assert (cell.batch_size, cell.context_len) == (BATCH, CONTEXT_LEN)
         assert cell.bucket is None and cell.padding_frac is None
         assert cell.head == ("mimo" if k else "none")
-        assert cell.model == bench.model.label
+        assert cell.model == session.deployment.model.label
 
 
-def test_progress_ends_where_it_said_it_would(bench: Bench, measured: Measured) -> None:
-    assert measured.steps == num_steps(bench, BATCH) == 3 + MIN_BLOCKS + 1
+def test_progress_ends_where_it_said_it_would(session: Session, measured: Measured) -> None:
+    assert measured.steps == num_steps(session, BATCH) == 3 + MIN_BLOCKS + 1
 
 
-def test_a_cells_floor_is_of_the_lengths_that_were_timed(bench: Bench, measured: Measured) -> None:
+def test_a_cells_floor_is_of_the_lengths_that_were_timed(
+    session: Session, measured: Measured
+) -> None:
     for account in measured.group.accounts:
         k = account.spec_tokens
-        assert CONTEXT_LEN < account.context_len < CONTEXT_LEN + bench.options.band
-        floor_s = bench.floor.seconds(Batch(BATCH, k, account.context_len))
+        assert CONTEXT_LEN < account.context_len < CONTEXT_LEN + session.options.band
+        floor_s = session.floor.seconds(Batch(BATCH, k, account.context_len))
         assert measured.cells[k].floor_ms == pytest.approx(floor_s * 1e3)
         assert sum(line.seconds for line in account.lines) == pytest.approx(floor_s)
     assert [account.spec_tokens for account in measured.group.accounts] == list(KS)
@@ -123,7 +125,7 @@ def test_on_a_cpu_both_clocks_are_the_wall_clock(measured: Measured) -> None:
 
 @pytest.mark.parametrize("num_untimed", [1, 2])
 def test_every_k_has_the_same_mean_context(
-    bench: Bench, num_untimed: int, monkeypatch: pytest.MonkeyPatch
+    session: Session, num_untimed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the table says, and as the iterations that were timed saw it; on CUDA one more follows."""
     seen: dict[int, list[float]] = {k: [] for k in KS}
@@ -147,7 +149,7 @@ def test_every_k_has_the_same_mean_context(
 
     monkeypatch.setattr(rounds, "time_iterations", time_iterations)
     monkeypatch.setattr(rounds, "num_untimed", lambda device: num_untimed)
-    for cell in measure_group(bench, BATCH, lambda: None).cells:
+    for cell in measure_group(session, BATCH, lambda: None).cells:
         k = cell.spec_tokens
         # At k = 0 it grows by one an iteration, at others by as much in the mean.
         assert cell.mean_context_len == pytest.approx(fmean(seen[k]), abs=k / 2 + 1e-9)
@@ -159,7 +161,7 @@ def test_timed_requests_never_leave_their_rows(
 ) -> None:
     """One request of eight keeps every draft and the others none: it is far ahead of the mean, and
     without the cut would write to its neighbour's rows."""
-    bench = make_bench(make_bigram(tmp_path, set()), iterations=40, batch_size=8)
+    session = make_session(make_bigram(tmp_path, set()), iterations=40, batch_size=8)
     longest: dict[int, Tensor] = {}
     is_timed = False
 
@@ -181,10 +183,10 @@ def test_timed_requests_never_leave_their_rows(
 
     monkeypatch.setattr(runner, "iteration", iteration)
     monkeypatch.setattr(clock, "iteration", iteration)
-    measure_group(bench, 8, lambda: None)
-    assert longest[3][0] > CONTEXT_LEN + 1.5 * bench.options.band
-    assert longest[3][0] + 2 * 3 <= bench.spec.cache.room
-    assert longest[3][1:].max() < CONTEXT_LEN + bench.options.band
+    measure_group(session, 8, lambda: None)
+    assert longest[3][0] > CONTEXT_LEN + 1.5 * session.options.band
+    assert longest[3][0] + 2 * 3 <= session.spec.cache.room
+    assert longest[3][1:].max() < CONTEXT_LEN + session.options.band
 
 
 def test_tokens_are_the_bigram_chains_and_their_hash_is_written(measured: Measured) -> None:
@@ -241,17 +243,17 @@ def oom_at(k: int, call: int, real: Callable[..., Generated]) -> Callable[..., G
     return generate
 
 
-def without_memory(bench: Bench, wave: int) -> Measured:
+def without_memory(session: Session, wave: int) -> Measured:
     """A group whose cell of three drafts fails in the ``wave``-th wave."""
     steps: list[None] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(group, "generate", oom_at(3, wave, group.generate))
-        return Measured(measure_group(bench, BATCH, lambda: steps.append(None)), len(steps))
+        return Measured(measure_group(session, BATCH, lambda: steps.append(None)), len(steps))
 
 
 @pytest.fixture(scope="module")
-def oom(bench: Bench) -> Measured:
-    return without_memory(bench, wave=1)
+def oom(session: Session) -> Measured:
+    return without_memory(session, wave=1)
 
 
 def test_a_cell_out_of_memory_has_no_results(oom: Measured) -> None:
@@ -276,15 +278,15 @@ def test_the_other_cells_are_measured_as_ever(measured: Measured, oom: Measured)
     assert oom.steps == measured.steps
 
 
-def test_a_cell_out_of_memory_in_a_later_wave_counts_no_acceptance(bench: Bench) -> None:
+def test_a_cell_out_of_memory_in_a_later_wave_counts_no_acceptance(session: Session) -> None:
     """``schema.Cell``: "A cell that ran out of memory has zeros there"."""
-    cell = without_memory(bench, wave=3).cells[3]
+    cell = without_memory(session, wave=3).cells[3]
     assert cell.status is Status.OOM
     assert (cell.num_drafted, cell.num_accepted_per_pos) == (0, (0, 0, 0))
 
 
 def test_out_of_memory_while_timing_drops_the_samples_taken_before(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = Counter[int]()
     real = EagerRunner.step
@@ -297,7 +299,7 @@ def test_out_of_memory_while_timing_drops_the_samples_taken_before(
         real(self, batch_size)
 
     monkeypatch.setattr(EagerRunner, "step", step)
-    result = measure_group(bench, BATCH, lambda: None)
+    result = measure_group(session, BATCH, lambda: None)
     assert {cell.spec_tokens: cell.status for cell in result.cells} == {
         0: Status.OK,
         1: Status.OOM,
@@ -307,20 +309,20 @@ def test_out_of_memory_while_timing_drops_the_samples_taken_before(
 
 
 def test_a_group_with_no_cell_left_is_still_a_table(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def generate(*_: object) -> Generated:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(group, "generate", generate)
-    result = measure_group(bench, BATCH, lambda: None)
+    result = measure_group(session, BATCH, lambda: None)
     frame = latency_frame(result.cells, samples_frame(result.samples))
     assert frame["status"].tolist() == ["oom"] * 3
     assert frame[["iteration_p50_ms", "verify_p50_ms", "speedup_vs_no_spec"]].isna().all(axis=None)
 
 
 def test_tokens_are_held_once_against_a_prefill_and_its_memory_is_named(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = Counter[tuple[int, ...]]()
 
@@ -328,7 +330,7 @@ def test_tokens_are_held_once_against_a_prefill_and_its_memory_is_named(
         calls[tokens] += 1
 
     monkeypatch.setattr(group, "prefill_failure", prefill_failure)
-    measure_group(bench, BATCH, lambda: None)
+    measure_group(session, BATCH, lambda: None)
     assert list(calls.values()) == [1]
 
     def no_memory(*_: object) -> str:
@@ -336,7 +338,7 @@ def test_tokens_are_held_once_against_a_prefill_and_its_memory_is_named(
 
     monkeypatch.setattr(group, "prefill_failure", no_memory)
     with pytest.raises(OutOfMemoryError, match=r"short audit of tokens: lower --max-num-b"):
-        measure_group(bench, BATCH, lambda: None)
+        measure_group(session, BATCH, lambda: None)
 
 
 def corrupt(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
@@ -352,11 +354,11 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
 
 
 def test_a_cell_with_a_wrong_token_has_no_latency(
-    bench: Bench, measured: Measured, monkeypatch: pytest.MonkeyPatch
+    session: Session, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Speculation must give plain decoding's tokens: k = 3 does not, and only k = 3 is told."""
     corrupt(monkeypatch, 3)
-    result = measure_group(bench, BATCH, lambda: None)
+    result = measure_group(session, BATCH, lambda: None)
     cells = {cell.spec_tokens: cell for cell in result.cells}
     assert {k: cell.status for k, cell in cells.items()} == {
         0: Status.OK,
@@ -380,9 +382,9 @@ def test_a_cell_with_a_wrong_token_has_no_latency(
     assert frame.loc[[0, 1], empty].drop(columns="verify_p50_ms").notna().all(axis=None)
 
 
-def test_speedups_over_a_failed_cell_are_empty(bench: Bench) -> None:
+def test_speedups_over_a_failed_cell_are_empty(session: Session) -> None:
     """Plain decoding failed: there is nothing to be faster than."""
-    result = measure_group(bench, BATCH, lambda: None)
+    result = measure_group(session, BATCH, lambda: None)
     failed = [
         replace(cell, status=Status.AUDIT_FAILED) if not cell.spec_tokens else cell
         for cell in result.cells
@@ -393,7 +395,7 @@ def test_speedups_over_a_failed_cell_are_empty(bench: Bench) -> None:
     assert frame.loc[[1, 3], "speedup_vs_eager"].tolist() == [1.0, 1.0]
 
 
-def test_a_bench_without_a_fault_fails_nothing(measured: Measured) -> None:
+def test_a_session_without_a_fault_fails_nothing(measured: Measured) -> None:
     assert measured.group.failures == []
 
 
@@ -411,12 +413,13 @@ class WrongDrafts(EagerRunner):
         last.copy_((last + 1) % VOCAB)
 
 
-def test_a_graph_cell_with_wrong_drafts_has_no_latency(bench: Bench) -> None:
+def test_a_graph_cell_with_wrong_drafts_has_no_latency(session: Session) -> None:
     graphs: Any = SimpleNamespace(num_bytes=0)
-    runner = WrongDrafts(bench.spec, bench.states[3])
+    runner = WrongDrafts(session.spec, session.deployment.states[3])
     key = (3, Scope.ITERATION)
-    with_graphs = replace(bench, runners={**bench.runners, key: runner}, graph_sets={key: graphs})
-    result = measure_group(with_graphs, BATCH, lambda: None)
+    runners = {**session.deployment.runners, key: runner}
+    deployment = replace(session.deployment, runners=runners, graph_sets={key: graphs})
+    result = measure_group(replace(session, deployment=deployment), BATCH, lambda: None)
     statuses = {(cell.spec_tokens, cell.scope): cell.status for cell in result.cells}
     assert statuses.pop(key) is Status.AUDIT_FAILED
     assert set(statuses.values()) == {Status.OK}

@@ -10,24 +10,24 @@ import pytest
 
 from cgbench.floor.telemetry import Reading, Watch
 from cgbench.measure import rounds
-from cgbench.measure.bench import Bench
 from cgbench.measure.clock import IterationTime
 from cgbench.measure.group import Group, measure_group
+from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS
 from cgbench.rundir.block_schema import BLOCKS
 from cgbench.rundir.summary import latency_frame, samples_frame, telemetry_summary, typed_frame
 from cgbench.tables.latency import latency_markdown
 from cgbench.words import Status
-from tests.support.bench import BATCH, KS, make_bench
 from tests.support.bigram import WRONG_AFTER, make_bigram
+from tests.support.session import BATCH, KS, make_session
 
 QUIET = Reading(1980, 3201, 45, 300.0, frozenset(), frozenset({7}))
 TYPICAL_S = 1e-3
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return make_bench(make_bigram(tmp_path_factory.mktemp("bigram"), WRONG_AFTER), iterations=4)
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    return make_session(make_bigram(tmp_path_factory.mktemp("bigram"), WRONG_AFTER), iterations=4)
 
 
 @dataclass
@@ -51,46 +51,48 @@ class Machine:
 
 
 def measured(
-    bench: Bench, machine: Machine, monkeypatch: pytest.MonkeyPatch, **changes: Any
+    session: Session, machine: Machine, monkeypatch: pytest.MonkeyPatch, **changes: Any
 ) -> Group:
     monkeypatch.setattr(rounds, "time_iterations", machine.time_iterations)
     monkeypatch.setattr(rounds, "time", SimpleNamespace(perf_counter=lambda: machine.now))
-    options = replace(bench.options, **{"min_time_s": 0.0, "max_time_s": 30.0} | changes)
-    return measure_group(replace(bench, options=options, watch=Watch(machine)), BATCH, int)
+    options = replace(session.options, **{"min_time_s": 0.0, "max_time_s": 30.0} | changes)
+    return measure_group(replace(session, options=options, watch=Watch(machine)), BATCH, int)
 
 
 def test_equal_times_settle_at_the_fewest_blocks(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine()
-    group = measured(bench, machine, monkeypatch)
+    group = measured(session, machine, monkeypatch)
     assert len(machine.order) == MIN_BLOCKS * len(KS)
     assert group.doubts == [] and {cell.discarded_blocks for cell in group.cells} == {0}
 
 
 def test_every_round_has_every_cell_in_an_order_of_its_own(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine()
-    measured(bench, machine, monkeypatch)
+    measured(session, machine, monkeypatch)
     found = [tuple(machine.order[i : i + 3]) for i in range(0, len(machine.order), 3)]
     assert all(sorted(each) == list(KS) for each in found) and len(set(found)) > 2
     again = Machine()
-    measured(bench, again, monkeypatch)
+    measured(session, again, monkeypatch)
     assert again.order == machine.order
 
 
-def test_min_time_goes_on_with_settled_cells(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_min_time_goes_on_with_settled_cells(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = Machine()
-    measured(bench, machine, monkeypatch, min_time_s=6.0)
+    measured(session, machine, monkeypatch, min_time_s=6.0)
     assert machine.now == pytest.approx(6.0, abs=0.3)
 
 
 def test_a_cell_that_never_settles_ends_at_max_time_and_is_told(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(time_s=lambda k, block: TYPICAL_S * (1 + (k == 3) * (block % 3) / 3))
-    group = measured(bench, machine, monkeypatch)
+    group = measured(session, machine, monkeypatch)
     assert machine.now == pytest.approx(30.0, abs=0.3)
     (line,) = group.doubts
     assert "batch size 2: 1 of 3 cells" in line and "eager k=3" in line
@@ -98,11 +100,11 @@ def test_a_cell_that_never_settles_ends_at_max_time_and_is_told(
     assert frame.loc[3, "half_width_frac"] > 0.005 > frame.loc[0, "half_width_frac"]
 
 
-def test_a_drift_hits_all_cells_alike(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drift_hits_all_cells_alike(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """1 % a second: rows one after another would differ by a third; interleaved by 1 %."""
     machine = Machine()
     machine.time_s = lambda k, block: TYPICAL_S * (1 + 0.01 * machine.now)
-    group = measured(bench, machine, monkeypatch)
+    group = measured(session, machine, monkeypatch)
     frame = latency_frame(group.cells, samples_frame(group.samples))
     assert machine.now > 20
     assert frame["iteration_p50_ms"].max() / frame["iteration_p50_ms"].min() < 1.01
@@ -119,10 +121,10 @@ def throttled_in(blocks: range) -> Machine:
 
 
 def test_throttled_blocks_are_counted_out_and_measured_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = throttled_in(range(6, 9))
-    group = measured(bench, machine, monkeypatch)
+    group = measured(session, machine, monkeypatch)
     frame = latency_frame(group.cells, samples_frame(group.samples))
     assert set(frame["iteration_p50_ms"]) == {1.0} and set(frame["iteration_p99_ms"]) == {1.0}
     assert min(frame["blocks"]) >= MIN_BLOCKS and sum(frame["discarded_blocks"]) >= 3
@@ -137,20 +139,20 @@ def test_throttled_blocks_are_counted_out_and_measured_again(
 
 
 def test_a_gpu_that_throttles_all_the_while_is_disturbed(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    group = measured(bench, throttled_in(range(1000)), monkeypatch)
+    group = measured(session, throttled_in(range(1000)), monkeypatch)
     assert {cell.status for cell in group.cells} == {Status.DISTURBED}
     assert not [sample for sample in group.samples if sample.stage == "iteration"]
     assert "nothing" in group.doubts[0]
 
 
 def test_another_process_on_the_gpu_disturbs_what_it_shares(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = replace(QUIET, processes=frozenset({7, 99}))
     machine = Machine(reading=lambda block: other if block >= 12 else QUIET)
-    group = measured(bench, machine, monkeypatch, max_time_s=5.0)
+    group = measured(session, machine, monkeypatch, max_time_s=5.0)
     assert {cell.status for cell in group.cells} == {Status.DISTURBED}
     blocks = typed_frame(group.blocks, BLOCKS)
     assert set(blocks["discarded"].dropna()) == {"other_process"}
@@ -158,21 +160,21 @@ def test_another_process_on_the_gpu_disturbs_what_it_shares(
 
 
 def test_a_clock_that_changes_for_good_disturbs(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slower = replace(QUIET, sm_clock_mhz=1700)
     machine = Machine(reading=lambda block: slower if block >= 14 else QUIET)
-    group = measured(bench, machine, monkeypatch, max_time_s=1.0)
+    group = measured(session, machine, monkeypatch, max_time_s=1.0)
     assert Status.DISTURBED in {cell.status for cell in group.cells}
     assert set(typed_frame(group.blocks, BLOCKS)["discarded"].dropna()) == {"sm_clock"}
 
 
 def test_the_power_limit_disturbs_nothing_and_is_told(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capped = replace(QUIET, reasons=frozenset({"sw_power_cap"}))
     machine = Machine(reading=lambda block: replace(capped, sm_clock_mhz=1965 - 100 * (block % 6)))
-    group = measured(bench, machine, monkeypatch)
+    group = measured(session, machine, monkeypatch)
     assert {cell.status for cell in group.cells} == {Status.OK}
     assert {cell.discarded_blocks for cell in group.cells} == {0}
     (line,) = group.doubts
@@ -180,14 +182,14 @@ def test_the_power_limit_disturbs_nothing_and_is_told(
 
 
 def test_a_disturbed_group_is_written_and_read_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from cgbench.rundir.store import RunDirectory
     from tests.support.example import make_record
 
     record = make_record()
-    record.model["label"] = bench.model.label
-    group = measured(bench, throttled_in(range(1000)), monkeypatch, max_time_s=1.0)
+    record.model["label"] = session.deployment.model.label
+    group = measured(session, throttled_in(range(1000)), monkeypatch, max_time_s=1.0)
     directory = RunDirectory.create(tmp_path / "run", record)
     directory.write_group(group.cells, group.samples, (), group.blocks)
     frame = directory.finish(latency_markdown)

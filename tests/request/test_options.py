@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cgbench.errors import BadInputError, ExitCode, PlanError
-from cgbench.measure.bench import room_for
+from cgbench.measure.session import room_for
 from cgbench.planning.study import DEFAULT_MAX_GRAPHS
 from cgbench.request.options import RunOptions
 from cgbench.workload.load import Workload

@@ -181,9 +181,9 @@ def test_every_k_has_iterations_to_time_and_stays_in_its_kv_rows(tiny: Path) -> 
         for k in (0, 8):
             peer = compare_peers.ours.Iterations(setting.prepared, k, Scope.EAGER)
             round_ = peer.round(0)
-            lengths = setting.bench.states[k].rows(1).seq_len
+            lengths = setting.deployment.states[k].rows(1).seq_len
             assert round_.steps >= 7 and round_.seconds > 0
-            assert int(lengths.max()) + 2 * k <= setting.bench.spec.cache.room
+            assert int(lengths.max()) + 2 * k <= setting.deployment.spec.cache.room
     finally:
         setting.release()
 

@@ -1,23 +1,26 @@
 """A tiny model made ready for an audit."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cgbench.checks import hygiene
 from cgbench.checks.catalogue import CHECKS
 from cgbench.checks.findings import Finding
-from cgbench.checks.subject import Subject
+from cgbench.checks.subject import Subject, make_subject
 from cgbench.engine.addresses import captured_addresses
+from cgbench.engine.deployment import Deployment
 from cgbench.engine.graphs import GraphSet
 from cgbench.engine.iteration import Speculator, iteration
-from cgbench.engine.runner import GraphRunner
+from cgbench.engine.runner import CellKey, GraphRunner
 from cgbench.engine.state import DecodeState
-from cgbench.measure.audit_setup import make_subject
-from cgbench.measure.bench import Bench, build_bench
+from cgbench.measure.session import Session
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
+from tests.support.session import session_of
 from tests.support.tiny import load_tiny, random_prompts
 
 MAX_BATCH = 5
@@ -25,7 +28,12 @@ BUCKETS = (2, 5)
 MAX_NEW_TOKENS = 12
 
 
-def make_bench(
+def make_deployment(folder: Path, **changes: Any) -> Deployment:
+    """The deployment of ``make_session``, which says what can be changed."""
+    return make_session(folder, **changes).deployment
+
+
+def make_session(
     folder: Path,
     *,
     seed: int = 0,
@@ -35,7 +43,7 @@ def make_bench(
     device: str = "cpu",
     attention: str = "sdpa",
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
-) -> Bench:
+) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
     options = RunOptions(
         spec_tokens=spec_tokens,
@@ -54,9 +62,8 @@ def make_bench(
         ignore_eos=False,
         seed=seed,
     )
-    prompts = tuple(tuple(prompt) for prompt in random_prompts(MAX_BATCH, seed=seed))
     model = load_tiny(folder, device=device, dtype=dtype)
-    return build_bench(model, options, Workload("random", prompts), attention)
+    return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
 
 class PretendGraphs(GraphSet):
@@ -72,13 +79,26 @@ class PretendGraphs(GraphSet):
         iteration(self.spec, self.captured[batch_size])
 
 
-def add_graphs(bench: Bench) -> None:
-    """Scope ``iteration``, pretended, for every k."""
-    for k, state in bench.states.items():
-        graphs = PretendGraphs(bench.spec, state)
-        key = k, Scope.ITERATION
-        bench.graph_sets[key] = graphs
-        bench.runners[key] = GraphRunner(bench.spec, state, bench.plans[k], graphs)
+def add_graphs(deployment: Deployment) -> Deployment:
+    """The deployment with scope ``iteration``, pretended, for every k."""
+    graphs: dict[CellKey, GraphSet] = {
+        (k, Scope.ITERATION): PretendGraphs(deployment.spec, state)
+        for k, state in deployment.states.items()
+    }
+    runners = {
+        key: GraphRunner(deployment.spec, deployment.states[key[0]], deployment.plans[key[0]], each)
+        for key, each in graphs.items()
+    }
+    return replace(deployment, runners={**deployment.runners, **runners}, graph_sets=graphs)
+
+
+def prompts_of(seed: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(prompt) for prompt in random_prompts(MAX_BATCH, seed=seed))
+
+
+def subject_of(deployment: Deployment, seed: int = 0) -> Subject:
+    """The deployment as an audit by ``seed`` sees it."""
+    return make_subject(deployment, prompts_of(seed), MAX_NEW_TOKENS, seed)
 
 
 def run_checks(subject: Subject) -> list[Finding]:
@@ -94,7 +114,5 @@ def make_tiny_subject(
     dtype: torch.dtype = torch.float32,
     with_graphs: bool = False,
 ) -> Subject:
-    bench = make_bench(folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype)
-    if with_graphs:
-        add_graphs(bench)
-    return make_subject(bench, seed)
+    deployment = make_deployment(folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype)
+    return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)

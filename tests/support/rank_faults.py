@@ -73,10 +73,10 @@ def run_and_die(*args: Any, **kwargs: Any) -> object:
 
     measure_group = group.measure_group
 
-    def measured(bench: Any, batch_size: int, on_step: Any) -> Any:
+    def measured(session: Any, batch_size: int, on_step: Any) -> Any:
         if batch_size == 2 and rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return measure_group(bench, batch_size, on_step)
+        return measure_group(session, batch_size, on_step)
 
     with mock.patch.object(group, "measure_group", measured):
         return job.execute(*args, **kwargs)

@@ -35,7 +35,7 @@ from cgbench.models.presets import PRESETS, Preset
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import agreed, gathered, rank
 from tests.support.audited import make_tiny_subject
-from tests.support.bench import make_bench
+from tests.support.session import make_session
 from tests.support.tiny import (
     SHAPE,
     decode_prompts,
@@ -203,11 +203,11 @@ def measure_by_other_clocks(folder: Path) -> list[tuple[int, list[int | None]]]:
     """Rounds and discarded blocks of every rank, whose clocks differ and of which one is hot."""
     torch.set_num_threads(1)
     ticks = count(0, 0.1 if rank() == 0 else 10.0)
-    bench = make_bench(folder, iterations=4)
-    options = replace(bench.options, precision=0.0, min_time_s=0.0, max_time_s=1.55)
+    session = make_session(folder, iterations=4)
+    options = replace(session.options, precision=0.0, min_time_s=0.0, max_time_s=1.55)
     clock = SimpleNamespace(perf_counter=lambda: next(ticks))
     with mock.patch.object(rounds, "time", clock):
-        group = measure_group(replace(bench, options=options, watch=Watch(Warm())), 2, int)
+        group = measure_group(replace(session, options=options, watch=Watch(Warm())), 2, int)
     cells = [cell.discarded_blocks for cell in group.cells]
     return gathered((max(row.block for row in group.blocks) + 1, cells))
 
@@ -248,7 +248,7 @@ def audit_where_rank_1_reads_other_tokens(folder: Path) -> dict[str, list[tuple[
     with mock.patch.object(iteration, "commit", commit):
         for check in (equality, limits, isolation):
             told[check.NAME] = findings_of(check.run, folder)
-        group = measure_group(make_bench(folder), 2, int)
+        group = measure_group(make_session(folder), 2, int)
     told["run"] = gathered(("wrong" if group.failures else "holds", "".join(group.failures)))
     return told
 

@@ -14,11 +14,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cgbench.engine import iteration
+from cgbench.engine import deployment, iteration
 from cgbench.engine.graphs import capture_plan
 from cgbench.engine.iteration import Speculator
 from cgbench.kernels.row_state import RowState
-from cgbench.measure import bench
 from cgbench.words import Scope
 
 PROBED_CYCLES = (20_000, 200_000)
@@ -98,7 +97,7 @@ def plant_kernels(cycles: Mapping[Spot, int]) -> None:
         if scopes and torch.cuda.is_current_stream_capturing():
             torch.cuda._sleep(cycles[Spot(scopes[-1], rows.spec_tokens, rows.batch_size)])
 
-    mock.patch.object(bench, "capture_plan", capture).start()
+    mock.patch.object(deployment, "capture_plan", capture).start()
     _after_verify(wait)
 
 

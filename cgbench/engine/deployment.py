@@ -1,0 +1,215 @@
+"""A model made ready to decode: KV slots, row state for every k, runners for every scope."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+
+from cgbench.engine.acceptance import AcceptanceRule, shared_rule
+from cgbench.engine.attention import DECODE_BACKENDS
+from cgbench.engine.graphs import GraphSet, capture_plan
+from cgbench.engine.iteration import Speculator, iteration
+from cgbench.engine.kv import KvCache
+from cgbench.engine.nvtx import NvtxEagerRunner, NvtxGraphRunner, named_range
+from cgbench.engine.prefill import prefill_slots
+from cgbench.engine.runner import CellKey, EagerRunner, GraphRunner, Runner
+from cgbench.engine.state import DecodeState
+from cgbench.errors import OutOfMemoryError
+from cgbench.models.loader import LoadedModel
+from cgbench.planning import CapturePlan
+from cgbench.request.options import DeploymentOptions, Role
+from cgbench.words import Scope
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A model and everything that decoding it takes.
+
+    ``deploy`` makes one that runs eager. ``capture`` returns it with its graphs, and nothing
+    changes it after that. ``plans`` and ``states`` are by k, ``runners`` and ``graph_sets`` by
+    (k, scope).
+    """
+
+    model: LoadedModel
+    options: DeploymentOptions
+    attention: str
+    spec: Speculator
+    plans: Mapping[int, CapturePlan]
+    states: Mapping[int, DecodeState]
+    runners: Mapping[CellKey, Runner]
+    graph_sets: Mapping[CellKey, GraphSet]
+    compile_s: float | None = None
+    """What compiling took. None where nothing was compiled."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.spec.target.device
+
+    def marked(self, name: str) -> AbstractContextManager[None]:
+        """A range for profilers around what is not timed. Nothing without ``--nvtx``."""
+        return named_range(name) if self.options.nvtx else nullcontext()
+
+    def release(self) -> None:
+        """Free every graph: before the process ends, and before any process group does."""
+        for graph_set in self.graph_sets.values():
+            graph_set.release()
+
+
+def deploy(
+    model: LoadedModel,
+    plans: Mapping[int, CapturePlan],
+    options: DeploymentOptions,
+    *,
+    room: int,
+    attention: str,
+    accept: AcceptanceRule,
+) -> Deployment:
+    """Allocate KV of ``room`` tokens a slot and the row state, and make the eager runners.
+
+    ``attention`` names a backend that the device can run. No graph is captured yet.
+    """
+    target = model.target
+    cache = KvCache(
+        model.kv_shapes,
+        max_batch_size=options.max_batch_size,
+        room=room,
+        dtype=target.dtype,
+        device=target.device,
+        state_shapes=model.state_shapes,
+        query_len=max(plans) + 1,
+    )
+    accept = shared_rule(accept, target)
+    spec = Speculator(target, model.head, cache, DECODE_BACKENDS[attention], accept)
+    states = {k: _make_state(model, spec, options.max_batch_size, k) for k in plans}
+    return Deployment(
+        model=model,
+        options=options,
+        attention=attention,
+        spec=spec,
+        plans=MappingProxyType({**plans}),
+        states=MappingProxyType(states),
+        runners=MappingProxyType(_eager_runners(spec, states, options)),
+        graph_sets=MappingProxyType({}),
+    )
+
+
+def _make_state(
+    model: LoadedModel, spec: Speculator, max_batch_size: int, spec_tokens: int
+) -> DecodeState:
+    return DecodeState(
+        spec_tokens=spec_tokens,
+        max_batch_size=max_batch_size,
+        scratch_slot=spec.cache.scratch_slot,
+        hidden_size=model.target.hidden_size,
+        dtype=model.target.dtype,
+        device=model.target.device,
+        eos_token_ids=model.eos_token_ids,
+        draft_vocab_size=model.target.vocab_size if spec.accept.samples_drafts else 0,
+    )
+
+
+def _eager_runners(
+    spec: Speculator, states: Mapping[int, DecodeState], options: DeploymentOptions
+) -> dict[CellKey, Runner]:
+    if Scope.EAGER not in options.scopes:
+        return {}
+    runner = NvtxEagerRunner if options.nvtx else EagerRunner
+    return {(k, Scope.EAGER): runner(spec, state) for k, state in states.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class DummyRun:
+    """What the dummy run took: its steps in tokens, and the peak of the device's memory."""
+
+    role: Role
+    prefill_tokens: int
+    decode_tokens: int
+    seconds: float
+    peak_memory_bytes: int
+
+
+@torch.inference_mode()
+def dummy_run(deployment: Deployment) -> DummyRun:
+    """The deployment's largest step, before any capture, so that workspaces and the memory peak
+    are real. ``mixed``: a prefill of max_num_batched_tokens; both roles: a decode step of
+    max_batch_size requests at the largest k.
+
+    Raises ``OutOfMemoryError`` where that step does not fit: no deployment of this size would.
+    """
+    role = deployment.options.role
+    torch.cuda.reset_peak_memory_stats(deployment.device)
+    start = time.perf_counter()
+    try:
+        prefill_tokens = _dummy_prefill(deployment) if role == "mixed" else 0
+        decode_tokens = _dummy_decode(deployment)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory in the dummy run of the largest step (--role {role}): "
+            "lower --max-num-batched-tokens, --max-num-seqs or --context-len"
+        ) from error
+    torch.cuda.synchronize(deployment.device)
+    return DummyRun(
+        role,
+        prefill_tokens,
+        decode_tokens,
+        seconds=time.perf_counter() - start,
+        peak_memory_bytes=torch.cuda.max_memory_allocated(deployment.device),
+    )
+
+
+def _dummy_prefill(deployment: Deployment) -> int:
+    cache, device = deployment.spec.cache, deployment.device
+    budget = deployment.options.max_num_batched_tokens
+    length = min(cache.room, budget)
+    batch = -(-budget // length)
+    tokens = torch.zeros(batch, length, dtype=torch.long, device=device)
+    slots = torch.full((batch,), cache.scratch_slot, dtype=torch.long, device=device)
+    uniforms = torch.zeros(batch, device=device)
+    prefill_slots(deployment.spec, tokens, torch.full_like(slots, length), slots, uniforms)
+    return batch * length
+
+
+def _dummy_decode(deployment: Deployment) -> int:
+    state = deployment.states[max(deployment.states)]
+    state.clear()
+    iteration(deployment.spec, state.full)
+    return state.full.out.numel()
+
+
+def num_graph_buckets(deployment: Deployment) -> int:
+    """Buckets that ``capture`` will capture, over all k and graph scopes."""
+    return sum(len(deployment.plans[k].buckets) for k, _ in _graph_keys(deployment))
+
+
+def _graph_keys(deployment: Deployment) -> list[CellKey]:
+    scopes = [scope for scope in deployment.options.scopes if scope is not Scope.EAGER]
+    return [(k, scope) for k in deployment.plans for scope in scopes]
+
+
+def capture(deployment: Deployment, on_bucket: Callable[[], None]) -> Deployment:
+    """The deployment with every plan captured for every graph scope asked for. Each (k, scope)
+    has its own pool, because each is a deployment of its own.
+
+    ``release`` the one that is returned. Raises ``CaptureError`` or ``OutOfMemoryError``, and
+    leaves no graph behind then.
+    """
+    runner = NvtxGraphRunner if deployment.options.nvtx else GraphRunner
+    graph_sets: dict[CellKey, GraphSet] = {}
+    runners = {**deployment.runners}
+    with ExitStack() as undo:
+        for k, scope in _graph_keys(deployment):
+            state, plan = deployment.states[k], deployment.plans[k]
+            with deployment.marked(f"capture {scope}, k {k}"):
+                graphs = capture_plan(
+                    deployment.spec, state, plan, scope, on_bucket=lambda _: on_bucket()
+                )
+            undo.callback(graphs.release)
+            graph_sets[k, scope] = graphs
+            runners[k, scope] = runner(deployment.spec, state, plan, graphs)
+        undo.pop_all()
+    return replace(
+        deployment, runners=MappingProxyType(runners), graph_sets=MappingProxyType(graph_sets)
+    )
