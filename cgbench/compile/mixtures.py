@@ -88,22 +88,25 @@ def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+RULE_VALUES = "rule_values"
+"""The attribute of an operator's router: the fields of its rule."""
+
 APPLY_EXPERTS = torch.ops.cgbench.apply_experts.default
 """As it stands in a traced graph."""
 
 
 @functools.cache
-def _operator_router(kind: type[nn.Module]) -> type[nn.Module]:
+def _operator_router(kind: Any) -> type[nn.Module]:
     """A router of class ``kind`` that is one operator where it is compiled."""
 
-    class OperatorRouter(kind):  # type: ignore[misc, valid-type]
-        rule_values: tuple[Any, ...]
-
+    class OperatorRouter(kind):  # type: ignore[misc]
         def forward(self, hidden_states: Tensor) -> Any:
             if not torch.compiler.is_compiling():
                 return super().forward(hidden_states)
             x = hidden_states.reshape(-1, hidden_states.shape[-1])
-            weights, chosen = route(x, self.weight, correction_bias(self), *self.rule_values)
+            weights, chosen = route(
+                x, self.weight, correction_bias(self), *getattr(self, RULE_VALUES)
+            )
             # Nobody asks a decode step for logits of the router.
             return None, weights, chosen
 
@@ -111,10 +114,10 @@ def _operator_router(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 @functools.cache
-def _operator_experts(kind: type[nn.Module]) -> type[nn.Module]:
+def _operator_experts(kind: Any) -> type[nn.Module]:
     """Experts of class ``kind`` that are one operator where they are compiled."""
 
-    class OperatorExperts(kind):  # type: ignore[misc, valid-type]
+    class OperatorExperts(kind):  # type: ignore[misc]
         def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Any:
             if not torch.compiler.is_compiling():
                 return super().forward(hidden, top_k_index, top_k_weights)
@@ -132,16 +135,19 @@ def use_mixture_operators(module: nn.Module) -> int:
         experts = getattr(block, "experts", None)
         if not isinstance(experts, nn.Module) or not is_plain_mixture(experts):
             continue
-        experts.__class__ = _operator_experts(type(experts))
+        kind: Any = type(experts)
+        experts.__class__ = _operator_experts(kind)
         found += 1
         for part in block.children():
             if _is_router(part, experts) and (rule := router_rule(part)):
-                part.__class__ = _operator_router(type(part))
-                part.rule_values = astuple(rule)
+                kind = type(part)
+                part.__class__ = _operator_router(kind)
+                setattr(part, RULE_VALUES, astuple(rule))
     return found
 
 
 def _is_router(part: nn.Module, experts: nn.Module) -> bool:
     weight = getattr(part, "weight", None)
-    is_matrix = isinstance(weight, Tensor) and weight.dim() == 2
-    return is_matrix and hasattr(part, "top_k") and len(weight) == experts.num_experts
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return False
+    return hasattr(part, "top_k") and weight.shape[0] == experts.num_experts

@@ -131,7 +131,8 @@ def as_module(experts: Experts) -> SimpleNamespace:
 
     def apply_gate(gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
-        return silu(gate) * up
+        activated: Tensor = silu(gate) * up
+        return activated
 
     return SimpleNamespace(
         gate_up_proj=experts.gate_up,
@@ -158,7 +159,8 @@ def vllm_way(layer: Layer) -> Way | None:
 
     def apply(choice: Choice) -> Tensor:
         chosen = choice.chosen.to(torch.int32)
-        return fused_experts(layer.x, gate_up, down, choice.weights.float(), chosen)
+        out: Tensor = fused_experts(layer.x, gate_up, down, choice.weights.float(), chosen)
+        return out
 
     return apply
 
@@ -197,8 +199,8 @@ def main() -> None:
     bandwidth, facts = read_bandwidth(torch.device("cuda")), environment()
     text = [
         f"Experts of one layer in bfloat16 on {facts['gpu']}, torch {facts['torch']}, "
-        f"{arguments.routing} routing. Read bandwidth {bandwidth / 1e12:.2f} TB/s, measured in this "
-        "run. The share is of the chosen experts' bytes alone.",
+        f"{arguments.routing} routing. Read bandwidth {bandwidth / 1e12:.2f} TB/s, measured in "
+        "this run. The share is of the chosen experts' bytes alone.",
         "",
         "| shape | tokens | way | us | of its bytes [us] | share |",
         "|---|---:|---|---:|---:|---:|",

@@ -68,8 +68,8 @@ def apply_by_torch(experts: Experts, x: Tensor, choice: Choice, residual: Tensor
         activated = F.silu(gate) * up
         parts[token, slot] = F.linear(activated.float(), experts.down[expert].float())
     total = torch.zeros_like(x, dtype=torch.float32)
-    for slot in range(chosen.shape[1]):
-        total += weights[:, slot, None].float() * parts[:, slot]
+    for column in range(chosen.shape[1]):
+        total += weights[:, column, None].float() * parts[:, column]
     if residual is not None:
         total += residual.float()
     return total.to(x.dtype)

@@ -36,7 +36,7 @@ class Tiling(NamedTuple):
     num_stages: int
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _chosen_by(
     pair,
     is_pair,
@@ -98,7 +98,7 @@ def _list_kernel(
     tl.store(counts + expert, count)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def part_of_weights(weight, n, num_rows, k, num_columns, IS_EVEN: tl.constexpr):
     """A tile ``[N, K]``: rows ``n`` of ``num_rows``, columns ``k``."""
     places = weight + n.to(tl.int64)[:, None] * num_columns + k[None, :]
@@ -277,7 +277,7 @@ def _down_kernel(
             tl.store(counter, 0)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def sum_of_slots(
     parts,
     chosen,

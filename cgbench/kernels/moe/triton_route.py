@@ -24,14 +24,14 @@ LINE_BYTES = 128
 MOST_LINES = 16
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _best(choice, number, EXPERTS: tl.constexpr):
     """The number of each row's largest, the lowest where several are."""
     is_best = choice == tl.max(choice, 1, keep_dims=True)
     return tl.min(tl.where(is_best, number, EXPERTS), 1, keep_dims=True)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _without_worse_groups(
     choice, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, GROUPS: tl.constexpr, BEST: tl.constexpr
 ):
