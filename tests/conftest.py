@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Of the processes that tests start too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

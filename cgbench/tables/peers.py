@@ -5,6 +5,7 @@ from dataclasses import asdict
 from math import isfinite
 
 from cgbench.engines.peer_rows import FORWARDS, Result, SharedFacts
+from cgbench.tables.markdown import markdown_table
 from cgbench.words import Phase, Scope
 
 WHAT: dict[str, str] = {
@@ -47,9 +48,9 @@ def markdown(facts: SharedFacts, results: Sequence[Result]) -> str:
         "\n".join(_shared(facts)),
     ]
     if decoding:
-        parts.append("\n".join(_decoding_rows(decoding, facts)))
+        parts.append(_decoding_table(decoding, facts))
     if forwards:
-        parts.append("\n".join(_forward_rows(forwards, facts)))
+        parts.append(_forward_table(forwards, facts))
     return "\n\n".join(parts) + "\n"
 
 
@@ -66,21 +67,26 @@ def _shared(facts: SharedFacts) -> Iterator[str]:
         yield f"- {SYNTHETIC}"
 
 
-def _decoding_rows(results: Sequence[Result], facts: SharedFacts) -> Iterator[str]:
-    yield "| what | ms / step | tokens / step | tok/s | iteration is | rounds |"
-    yield "|---|---:|---:|---:|---:|---:|"
+def _decoding_table(results: Sequence[Result], facts: SharedFacts) -> str:
+    headings = ("what", "ms / step", "tokens / step", "tok/s", "iteration is", "rounds")
     best = next((r for r in results if r.name == Scope.ITERATION and r.rounds), None)
-    for result in results:
-        name = WHAT[result.name].format(k=facts.spec_tokens)
-        if not result.rounds:
-            yield f"| {name} | {result.reason or NOT_YET} | | | | |"
-            continue
-        rate = result.tokens_per_s()
-        ratio = "" if best is None else f"{best.tokens_per_s()[0] / rate[0]:.2f}x"
-        yield (
-            f"| {name} | {_with_interval(result.step_ms(), 3)} | {result.tokens_per_step():.2f} "
-            f"| {_with_interval(rate, 1)} | {ratio} | {_rounds(result)} |"
-        )
+    rows = [_decoding_row(result, facts, best) for result in results]
+    return markdown_table(headings, rows, left=headings[:1])
+
+
+def _decoding_row(result: Result, facts: SharedFacts, best: Result | None) -> Sequence[str]:
+    name = WHAT[result.name].format(k=facts.spec_tokens)
+    if not result.rounds:
+        return name, result.reason or NOT_YET, "", "", "", ""
+    rate = result.tokens_per_s()
+    return (
+        name,
+        _with_interval(result.step_ms(), 3),
+        f"{result.tokens_per_step():.2f}",
+        _with_interval(rate, 1),
+        "" if best is None else f"{best.tokens_per_s()[0] / rate[0]:.2f}x",
+        _rounds(result),
+    )
 
 
 def _rounds(result: Result) -> str:
@@ -89,18 +95,25 @@ def _rounds(result: Result) -> str:
     return f"{len(result.rounds)}{calls}" + (f", then {result.reason}" if result.reason else "")
 
 
-def _forward_rows(results: Sequence[Result], facts: SharedFacts) -> Iterator[str]:
-    yield (f"| forward of {facts.spec_tokens + 1} tokens a request | ms | cgbench is | rounds |")
-    yield "|---|---:|---:|---:|"
+def _forward_table(results: Sequence[Result], facts: SharedFacts) -> str:
+    headings = (
+        f"forward of {facts.spec_tokens + 1} tokens a request",
+        "ms",
+        "cgbench is",
+        "rounds",
+    )
     best = next((r for r in results if r.name == Phase.VERIFY and r.rounds), None)
-    for result in results:
-        name = WHAT[result.name]
-        if not result.rounds:
-            yield f"| {name} | {result.reason or NOT_YET} | | |"
-            continue
-        step = result.step_ms()
-        ratio = "" if best is None else f"{step[0] / best.step_ms()[0]:.2f}x"
-        yield f"| {name} | {_with_interval(step, 3)} | {ratio} | {_rounds(result)} |"
+    rows = [_forward_row(result, best) for result in results]
+    return markdown_table(headings, rows, left=headings[:1])
+
+
+def _forward_row(result: Result, best: Result | None) -> Sequence[str]:
+    name = WHAT[result.name]
+    if not result.rounds:
+        return name, result.reason or NOT_YET, "", ""
+    step = result.step_ms()
+    ratio = "" if best is None else f"{step[0] / best.step_ms()[0]:.2f}x"
+    return name, _with_interval(step, 3), ratio, _rounds(result)
 
 
 def _with_interval(value: tuple[float, float], digits: int) -> str:

@@ -1,7 +1,7 @@
 """What is taken into a product: where it is, and that it computes the same."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -32,12 +32,20 @@ RESIDUAL = [LINEAR_ADD]
 linear = torch.ops.cgbench.linear.default
 
 
-@pytest.fixture
-def traced() -> Iterator[list[GraphModule]]:
-    """Every graph that a compiler is given."""
-    torch._dynamo.reset()
-    with traced_layers() as graphs:
-        yield graphs
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[GraphModule]]:
+    """Every graph that a compiler is given of a kind of model, which is traced once."""
+
+    @cache
+    def trace(kind: str) -> list[GraphModule]:
+        shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
+        folder = make_checkpoint(tmp_path_factory.mktemp(kind), kind, **shape)
+        torch._dynamo.reset()
+        with traced_layers() as graphs:
+            decoded(compiled(folder)[1], 1, 3)
+        return graphs
+
+    return trace
 
 
 DENSE = [NORM, ROTATED_LINEAR, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
@@ -61,11 +69,9 @@ NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
     ],
 )
 def test_what_layers_are_made_of(
-    traced: list[GraphModule], tmp_path: Path, kind: str, expected: list[Any]
+    traced: Callable[[str], list[GraphModule]], kind: str, expected: list[Any]
 ) -> None:
-    shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
-    decoded(compiled(make_checkpoint(tmp_path, kind, **shape))[1], 1, 3)
-    layers = [graph for graph in traced if "cgbench.attend" in str(graph.graph)]
+    layers = [graph for graph in traced(kind) if "cgbench.attend" in str(graph.graph)]
     assert layers
     for graph in layers:
         assert fused_in(graph) == expected
@@ -233,11 +239,9 @@ def test_only_what_reads_is_launched_early(function: Callable[..., Any], expecte
     ("kind", "expected"), [("mimo", True), ("gemma3_text", True), ("deepseek_v3", False)]
 )
 def test_dense_layers_are_launched_early(
-    traced: list[GraphModule], tmp_path: Path, kind: str, expected: bool
+    traced: Callable[[str], list[GraphModule]], kind: str, expected: bool
 ) -> None:
-    shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
-    decoded(compiled(make_checkpoint(tmp_path, kind, **shape))[1], 1, 3)
-    layers = [graph for graph in traced if has_product(graph)]
+    layers = [graph for graph in traced(kind) if has_product(graph)]
     assert {can_launch_early(graph) for graph in layers} == {expected}
 
 

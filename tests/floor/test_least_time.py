@@ -1,10 +1,5 @@
 """The floor against arithmetic by hand, and the device's limits against sense."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -15,6 +10,7 @@ from cgbench.floor.work import AttentionShape, Product, model_work
 from cgbench.models.heads.families import MIMO
 from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.skeleton import make_skeleton
+from tests.support.interpreter import run_interpreted
 from tests.support.tiny import MORE_CONFIGS
 
 READ = 4.3e12
@@ -153,20 +149,19 @@ def test_reading_is_faster_than_copying() -> None:
     assert read_bandwidth(device) > 0.98 * copied
 
 
-READS_EVERY_WORD = """
-import torch
-from cgbench.kernels.triton_read import BLOCK, STEPS, read
-device = "cuda" if torch.cuda.is_available() else "cpu"
-words = torch.randint(-100, 100, (3 * BLOCK * STEPS,), dtype=torch.int32, device=device)
-expected = words.view(3, -1).sum(1, dtype=torch.int32)
-assert torch.equal(read(words), expected), (read(words), expected)
-"""
+def check_read(device: str) -> None:
+    from cgbench.kernels.triton_read import BLOCK, STEPS, read
+
+    words = torch.randint(-100, 100, (3 * BLOCK * STEPS,), dtype=torch.int32, device=device)
+    expected = words.view(3, -1).sum(1, dtype=torch.int32)
+    assert torch.equal(read(words), expected)
 
 
 def test_the_kernel_that_only_reads_reads_every_word() -> None:
-    """In a process of its own, for triton reads the environment when it is imported."""
     pytest.importorskip("triton")
-    interpret = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", READS_EVERY_WORD]
-    root = Path(__file__).parents[2]
-    subprocess.run(command, env=os.environ | interpret, cwd=root, check=True)
+    run_interpreted(f"from {__name__} import check_read; check_read('cpu')")
+
+
+@pytest.mark.gpu
+def test_the_kernel_that_only_reads_reads_every_word_on_the_device() -> None:
+    check_read("cuda")

@@ -69,10 +69,16 @@ class NoDevice:
         return 0
 
 
+@pytest.fixture(scope="module")
+def triton_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of this session alone; the tests share it, for a kernel takes long to compile."""
+    return tmp_path_factory.mktemp("triton")
+
+
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+def compiled(monkeypatch: pytest.MonkeyPatch, triton_cache: Path) -> list[Any]:
     """Kernels are compiled where they would be launched, and collected here."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(triton_cache))
     kernels: list[Any] = []
     run = JITFunction.run
 

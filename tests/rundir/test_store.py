@@ -58,11 +58,18 @@ def write_groups(directory: RunDirectory) -> None:
     directory.finish(latency_markdown)
 
 
-@pytest.fixture
-def finished(tmp_path: Path) -> RunDirectory:
-    directory = RunDirectory.create(tmp_path / "runs" / "finished", make_record())
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A finished run, which no test changes."""
+    directory = RunDirectory.create(tmp_path_factory.mktemp("written") / "run", make_record())
     write_groups(directory)
     return directory
+
+
+@pytest.fixture
+def finished(tmp_path: Path, written: RunDirectory) -> RunDirectory:
+    """A copy, which a test may spoil."""
+    return RunDirectory.open(Path(shutil.copytree(written.path, tmp_path / "runs" / "finished")))
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -238,7 +245,7 @@ def test_killed_before_anything_was_measured(
 
 @pytest.mark.parametrize("nth", range(NUM_RENAMES_IN_CREATE, NUM_RENAMES))
 def test_killed_and_resumed(
-    tmp_path: Path, finished: RunDirectory, monkeypatch: pytest.MonkeyPatch, nth: int
+    tmp_path: Path, written: RunDirectory, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
     path = tmp_path / "killed"
     with monkeypatch.context() as patched:
@@ -261,7 +268,7 @@ def test_killed_and_resumed(
     ]
     resumed.record.resumed.clear()
     resumed.finish(latency_markdown)
-    assert contents(path) == contents(finished.path)
+    assert contents(path) == contents(written.path)
 
 
 def truncate(file: Path) -> None:

@@ -235,13 +235,13 @@ def test_a_small_trial_from_end_to_end(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Real runs in processes of their own; every iteration of the slow ones takes nine times as
+    """Real runs in processes of their own; every iteration of the slow ones takes five times as
     long. How many of so few and so short ones are told apart is the machine's affair."""
     words = ("--device", "cpu", "--spec-tokens", "1", "--batch-sizes", "2", "--max-time", "0")
-    short = ("--iterations", "4", "--max-new-tokens", "8", "--context-len", "12")
+    short = ("--iterations", "1", "--max-new-tokens", "8", "--context-len", "12")
     command = [str(tiny), *words, *short, "--prompts", str(prompts)]
     for num_runs in ("1", "2"):  # the second call goes on where the first one ended
-        flags = ("--output", str(tmp_path / "runs"), "--runs", num_runs, "--share", "8")
+        flags = ("--output", str(tmp_path / "runs"), "--runs", num_runs, "--share", "4")
         monkeypatch.setattr(sys, "argv", ["check_gate", "record", *flags, "--", *command])
         check_gate.main()
     recording = Recording.read(tmp_path / "runs")

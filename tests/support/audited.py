@@ -29,7 +29,7 @@ from tests.support.tiny import load_tiny, random_prompts
 
 MAX_BATCH = 5
 BUCKETS = (2, 5)
-MAX_NEW_TOKENS = 12
+MAX_NEW_TOKENS = 8
 
 
 def make_deployment(folder: Path, **changes: Any) -> Deployment:

@@ -12,8 +12,13 @@ from multiprocessing.context import ForkServerContext
 import pytest
 
 PRELOADED = (
+    "cgbench.cli.job",
     "cgbench.measure.setup",
+    "cgbench.rundir.collective_share",
     "cgbench.rundir.store",
+    "cgbench.tables.latency",
+    "pydantic",
+    "transformers.models.qwen2.modeling_qwen2",
     "tests.support.killing",
     "tests.support.rank_faults",
     "tests.support.rank_jobs",
