@@ -47,7 +47,7 @@ SHAPES = {
     "qwen3.5-35b-a3b": Shape(256, 8, 2048, 512),
     "ernie-4.5-21b-a3b": Shape(64, 6, 2560, 1536),
     "glm-4.5-air": Shape(128, 8, 4096, 1408),
-    "glm-4.5-air, half": Shape(128, 8, 4096, 704),
+    "glm-4.5-air-half": Shape(128, 8, 4096, 704),
     "deepseek-v3": Shape(256, 8, 7168, 2048),
 }
 CALLS, REPLAYS = 12, 5
@@ -55,15 +55,15 @@ SMALL_BATCH = 16
 """Tokens up to which batched_mm, that copies each pair's weights, is worth a try."""
 
 
-def balanced(shape: Shape, num_tokens: int) -> Tensor:
+def balanced(shape: Shape, num_tokens: int, device: str = "cuda") -> Tensor:
     """Distinct experts of each token, evenly."""
-    return torch.rand(num_tokens, shape.num_experts, device="cuda").argsort(-1)[:, : shape.top_k]
+    return torch.rand(num_tokens, shape.num_experts, device=device).argsort(-1)[:, : shape.top_k]
 
 
-def skewed(shape: Shape, num_tokens: int) -> Tensor:
+def skewed(shape: Shape, num_tokens: int, device: str = "cuda") -> Tensor:
     """Half of a token's experts among the first eighth of all."""
     half, few = shape.top_k // 2, shape.num_experts // 8
-    scores = torch.rand(num_tokens, shape.num_experts, device="cuda")
+    scores = torch.rand(num_tokens, shape.num_experts, device=device)
     among_few = scores[:, :few].argsort(-1)[:, :half]
     others = few + scores[:, few:].argsort(-1)[:, : shape.top_k - half]
     return torch.cat((among_few, others), -1)
@@ -116,7 +116,7 @@ def ways(layer: Layer) -> Iterator[tuple[str, Way]]:
         return triton_experts.apply(experts, x, choice, x)
 
     yield "cgbench", lambda choice: triton_experts.apply(experts, x, choice, x)
-    yield "cgbench, routed", routed
+    yield "cgbench with route", routed
     module = as_module(experts)
     yield "grouped_mm", lambda c: x + grouped_mm_experts_forward(module, x, c.chosen, c.weights)
     if len(x) <= SMALL_BATCH:
@@ -185,11 +185,22 @@ def lines(name: str, layer: Layer, bandwidth: float) -> Iterator[str]:
         yield f"| {cells} | {least / taken:.0%} |"
 
 
+def named_shapes(text: str) -> list[str]:
+    """The names in a list with commas."""
+    names = text.split(",")
+    for name in names:
+        if name not in SHAPES:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SHAPES)}")
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", default=",".join(SHAPES), help="of those there are")
+    parser.add_argument(
+        "--shapes", type=named_shapes, default=[*SHAPES], help=f"of {', '.join(SHAPES)}"
+    )
     parser.add_argument("--tokens", default="1,2,4,8,16,32,64,128,256,512,1024")
     parser.add_argument("--routing", choices=ROUTINGS, default="balanced")
     parser.add_argument("--output", type=Path)
@@ -205,7 +216,7 @@ def main() -> None:
         "| shape | tokens | way | us | of its bytes [us] | share |",
         "|---|---:|---|---:|---:|---:|",
     ]
-    for name in arguments.shapes.split(","):
+    for name in arguments.shapes:
         experts = make_experts(SHAPES[name])
         for num_tokens in map(int, arguments.tokens.split(",")):
             layer = make_layer(experts, SHAPES[name], num_tokens, arguments.routing)

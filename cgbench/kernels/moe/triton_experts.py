@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.gpu import early
+from cgbench.kernels.counters import arrivals
+from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.moe.expert_products import Choice, Experts
 from cgbench.kernels.triton_gate import gated_product
 
@@ -443,7 +444,7 @@ class _Call(NamedTuple):
             "NUM_EXPERTS": self.experts.num_experts,
             "HAS_PADDING": self.choice.padding is not None,
             "EARLY": self.is_early,
-            **({"launch_pdl": True} if self.is_early else {}),
+            **launch_keywords(self.choice.chosen.device),
         }
 
     def of_product(self, tiling: Tiling, weight: Tensor, *, is_even: bool) -> dict[str, Any]:
@@ -521,7 +522,7 @@ def _down(
         call.choice.weights,
         residual,
         parts,
-        _arrived(out.device),
+        arrivals("experts", MAX_ARRIVALS, out.device),
         out,
         num_tokens,
         activated.shape[1],
@@ -548,10 +549,3 @@ def _sum(call: _Call, parts: Tensor, residual: Tensor | None, out: Tensor) -> No
 
 COLUMNS_A_SUM = 512
 MAX_ARRIVALS = 1 << 17
-
-
-@functools.cache
-def _arrived(device: torch.device) -> Tensor:
-    """Parts of each token's tile that have arrived: zero before and after every launch. Kept for
-    ever: a graph that was captured with it holds its address."""
-    return torch.zeros(MAX_ARRIVALS, dtype=torch.int32, device=device)

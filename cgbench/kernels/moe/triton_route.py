@@ -4,14 +4,13 @@ Programs divide the logits among them. The last one to arrive at a tile of token
 as many rounds of the largest score as a token takes experts. See ``router_rule``.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from cgbench.kernels.counters import arrivals
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.kernels.triton_linear import ask_into_l2
@@ -201,7 +200,7 @@ def route(
         weight,
         bias,
         partial,
-        _arrived(x.device),
+        arrivals("route", MAX_TILES, x.device),
         weights,
         chosen,
         num_tokens,
@@ -233,10 +232,3 @@ def route(
         **launch_keywords(x.device),
     )
     return weights, chosen
-
-
-@functools.cache
-def _arrived(device: torch.device) -> Tensor:
-    """Programs of each tile of tokens that have arrived: zero before and after every launch. Kept
-    for ever: a graph that was captured with it holds its address."""
-    return torch.zeros(MAX_TILES, dtype=torch.int32, device=device)
