@@ -11,7 +11,12 @@ from cgbench.compile.operators import under_way_call
 from cgbench.kernels.gpu import runs_kernels
 from cgbench.kernels.moe.expert_products import Choice, Experts, apply_by_torch
 from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
-from cgbench.models.router_rules import correction_bias, is_plain_mixture, router_rule
+from cgbench.models.router_rules import (
+    RULE_VALUES,
+    correction_bias,
+    is_plain_mixture,
+    router_rule,
+)
 
 
 @torch.library.custom_op("cgbench::route", mutates_args=())
@@ -88,9 +93,6 @@ def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-RULE_VALUES = "rule_values"
-"""The attribute of an operator's router: the fields of its rule."""
-
 APPLY_EXPERTS = torch.ops.cgbench.apply_experts.default
 """As it stands in a traced graph."""
 
@@ -118,6 +120,8 @@ def _operator_experts(kind: Any) -> type[nn.Module]:
     """Experts of class ``kind`` that are one operator where they are compiled."""
 
     class OperatorExperts(kind):  # type: ignore[misc]
+        applies_experts = True
+
         def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Any:
             if not torch.compiler.is_compiling():
                 return super().forward(hidden, top_k_index, top_k_weights)

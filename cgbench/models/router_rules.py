@@ -7,6 +7,7 @@ So a rule is made of the module's attributes, and held against the module's own 
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,19 @@ from torch.func import functional_call
 
 from cgbench.kernels.moe.expert_products import Experts
 from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
+from cgbench.models.heads.head import DraftHead
+from cgbench.models.target import Target
 
 PROBES = 64
 TOLERANCE = 1e-5
 MOST = 0.8
 """Of tokens in bfloat16, where logits tie and each side breaks the tie its own way."""
+
+RULE_VALUES = "rule_values"
+"""The attribute of a router that is an operator: the fields of its rule."""
+
+APPLIES_EXPERTS = "applies_experts"
+"""The attribute of experts that are an operator."""
 
 CORRECTION = "e_score_correction_bias"
 
@@ -146,3 +155,35 @@ def experts_of(module: nn.Module) -> Experts:
     """The weights of a mixture that ``is_plain_mixture``."""
     assert isinstance(module.gate_up_proj, Tensor) and isinstance(module.down_proj, Tensor)
     return Experts(module.gate_up_proj, module.down_proj)
+
+
+OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
+
+
+class MixturePaths(NamedTuple):
+    """What runs mixtures in decode steps: ``cgbench``, or for experts transformers' implementation
+    by name, and for routers ``transformers``. Joined by "and" where layers differ."""
+
+    experts: str
+    router: str
+
+
+def mixture_paths(target: Target, head: DraftHead | None) -> MixturePaths | None:
+    """Those of a target and its head, as they are by now. None of a dense model."""
+    backbone: nn.Module = target.backbone
+    modules = [backbone] if head is None else [backbone, head]
+    blocks = [
+        block
+        for module in modules
+        for block in module.modules()
+        if hasattr(getattr(block, "experts", None), "is_transposed")
+    ]
+    if not blocks:
+        return None
+    library = str(target.config._experts_implementation)
+    experts = {OWN_PATH if hasattr(block.experts, APPLIES_EXPERTS) else library for block in blocks}
+    routers = {
+        OWN_PATH if any(hasattr(part, RULE_VALUES) for part in block.children()) else TRANSFORMERS
+        for block in blocks
+    }
+    return MixturePaths(" and ".join(sorted(experts)), " and ".join(sorted(routers)))

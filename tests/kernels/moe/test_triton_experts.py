@@ -1,12 +1,16 @@
 """The experts' products against their definition: interpreted here, compiled on a GPU."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from cgbench.kernels.moe.expert_products import Choice, Experts, Padding, apply_by_torch
-from tests.support.interpreter import check_interpreted
+from tests.support.interpreter import check_interpreted, run_interpreted
+
+if TYPE_CHECKING:
+    from cgbench.kernels.moe.triton_experts import Plan
 
 pytest.importorskip("triton")
 
@@ -76,17 +80,21 @@ def poisoned(experts: Experts, choice: Choice) -> Experts:
     )
 
 
+def experts_of(case: Case, device: str, dtype: torch.dtype) -> Experts:
+    gate_up = torch.randn(case.num_experts, 2 * case.intermediate, case.hidden, device=device)
+    down = torch.randn(case.num_experts, case.hidden, case.intermediate, device=device)
+    return Experts(
+        (gate_up / case.hidden**0.5).to(dtype), (down / case.intermediate**0.5).to(dtype)
+    )
+
+
 def relative_error(case: Case, device: str, dtype: torch.dtype) -> float:
     """Against the definition in float64, in both forms and after another routing. Infinite where a
     padded token reads an expert: what is there is not a number."""
     from cgbench.kernels.moe.triton_experts import apply, plan_of
 
     torch.manual_seed(case.num_tokens)
-    gate_up = torch.randn(case.num_experts, 2 * case.intermediate, case.hidden, device=device)
-    down = torch.randn(case.num_experts, case.hidden, case.intermediate, device=device)
-    experts = Experts(
-        (gate_up / case.hidden**0.5).to(dtype), (down / case.intermediate**0.5).to(dtype)
-    )
+    experts = experts_of(case, device, dtype)
     wide = Experts(experts.gate_up.double(), experts.down.double())
     x = torch.randn(case.num_tokens, case.hidden, device=device, dtype=dtype)
     residual = torch.randn_like(x) if case.has_residual else None
@@ -110,7 +118,75 @@ def test_interpreted_kernels_are_the_definition() -> None:
     check_interpreted(relative_error, CASES, below=2e-6)
 
 
+def rows_that_differ(case: Case, device: str, dtype: torch.dtype) -> int:
+    """How many tokens have other bits alone, or among others in another order, than in a batch: in
+    each form with its tilings."""
+    from cgbench.kernels.moe.triton_experts import apply, plan_of
+
+    torch.manual_seed(case.num_tokens)
+    experts = experts_of(case, device, dtype)
+    x = torch.randn(case.num_tokens, case.hidden, device=device, dtype=dtype)
+    choice = choice_of(case._replace(num_padded=0), device, dtype)
+    plan = plan_of(experts, case.num_tokens, case.top_k)
+    differ = torch.zeros(case.num_tokens, dtype=torch.bool, device=device)
+    for has_lists in (False, True):
+        form = plan._replace(has_lists=has_lists)
+
+        def rows(places: Tensor, form: "Plan" = form) -> Tensor:
+            part = Choice(choice.chosen[places], choice.weights[places])
+            return apply(experts, x[places], part, x[places], form)
+
+        every = torch.arange(case.num_tokens, device=device)
+        together = rows(every)
+        differ |= (rows(every.flip(0)).flip(0) != together).any(1)
+        for token in every[:: max(1, case.num_tokens // 4)]:
+            differ[token] |= (rows(token[None])[0] != together[token]).any()
+    return int(differ.sum())
+
+
+def test_a_rows_bits_depend_on_no_other_row() -> None:
+    code = (
+        f"from {__name__} import CASES, rows_that_differ\n"
+        "import torch\n"
+        "print('differ', sum(rows_that_differ(case, 'cpu', torch.float32) for case in CASES[2:5]))"
+    )
+    assert "differ 0" in run_interpreted(code)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", DEVICE_CASES)
 def test_kernels_are_the_definition(case: Case) -> None:
     assert relative_error(case, "cuda", torch.bfloat16) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [each for each in DEVICE_CASES if each.num_tokens <= 64])
+def test_a_rows_bits_on_a_gpu_depend_on_no_other_row(case: Case) -> None:
+    assert rows_that_differ(case, "cuda", torch.bfloat16) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("has_lists", [False, True])
+@pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[5], DEVICE_CASES[8]])
+def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
+    """The choice changes between replays, and who is padding."""
+    from cgbench.kernels.moe.triton_experts import apply, plan_of
+
+    experts = experts_of(case, "cuda", torch.bfloat16)
+    x = torch.randn(case.num_tokens, case.hidden, device="cuda", dtype=torch.bfloat16)
+    held = choice_of(case, "cuda", torch.bfloat16)
+    plan = plan_of(experts, case.num_tokens, case.top_k)._replace(has_lists=has_lists)
+    apply(experts, x, held, x, plan)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = apply(experts, x, held, x, plan)
+    for _ in range(3):
+        choice = choice_of(case, "cuda", torch.bfloat16)
+        held.chosen.copy_(choice.chosen)
+        held.weights.copy_(choice.weights)
+        if held.padding is not None:
+            held.padding.slots.copy_(held.padding.slots.roll(1))
+        graph.replay()
+        expected = apply_by_torch(experts, x, held, x)
+        assert float((out - expected).norm() / expected.norm()) < 1e-2
+    graph.reset()

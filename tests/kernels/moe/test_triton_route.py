@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
-from tests.support.interpreter import check_interpreted
+from tests.support.interpreter import check_interpreted, run_interpreted
 
 pytest.importorskip("triton")
 
@@ -78,6 +78,48 @@ def wrong_choices_or_error(case: Case, device: str, dtype: torch.dtype) -> float
 
 def test_interpreted_kernel_is_the_definition() -> None:
     check_interpreted(wrong_choices_or_error, CASES, below=2e-6)
+
+
+def rows_that_differ(case: Case, device: str, dtype: torch.dtype) -> int:
+    """How many of up to 16 tokens are routed otherwise alone, or in another order."""
+    from cgbench.kernels.moe.triton_route import route
+
+    torch.manual_seed(0)
+    x = torch.randn(min(16, case.num_tokens), case.hidden, device=device, dtype=dtype)
+    weight = torch.randn(case.num_experts, case.hidden, device=device, dtype=dtype)
+    bias = torch.randn(case.num_experts, device=device) / 10 if case.has_bias else None
+    together = route(x, weight, bias, case.rule)
+    flipped = route(x.flip(0), weight, bias, case.rule)
+    differ = torch.zeros(len(x), dtype=torch.bool, device=device)
+    for got, expected in zip(flipped, together, strict=True):
+        differ |= (got.flip(0) != expected).any(1)
+    for row in range(len(x)):
+        alone = route(x[row : row + 1], weight, bias, case.rule)
+        pairs = zip(alone, together, strict=True)
+        differ[row] |= any(bool((got[0] != expected[row]).any()) for got, expected in pairs)
+    return int(differ.sum())
+
+
+def test_a_rows_choice_depends_on_no_other_row() -> None:
+    code = (
+        f"from {__name__} import CASES, rows_that_differ\n"
+        "import torch\n"
+        "print('differ', sum(rows_that_differ(case, 'cpu', torch.float32) for case in CASES))"
+    )
+    assert "differ 0" in run_interpreted(code)
+
+
+@pytest.mark.parametrize("rule", [QWEN, DEEPSEEK])
+def test_of_equal_scores_the_lowest_index_is_chosen(rule: RouterRule) -> None:
+    """By definition: of all experts, and of groups."""
+    _, chosen = route_by_torch(torch.ones(2, 8), torch.zeros(16, 8), None, rule)
+    assert chosen.tolist() == [[0, 1, 2, 3]] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", DEVICE_CASES)
+def test_a_rows_choice_on_a_gpu_depends_on_no_other_row(case: Case) -> None:
+    assert rows_that_differ(case, "cuda", torch.bfloat16) == 0
 
 
 @pytest.mark.gpu
