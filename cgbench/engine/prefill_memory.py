@@ -27,8 +27,8 @@ class PeakMemory(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make meanwhile, and their most at a time."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.peak_bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes: int = 0
         self._bytes = 0
         self._alive: set[int] = set()
 
@@ -67,7 +67,8 @@ def prefill_bytes(target: Target, batch_size: int, prompt_len: int) -> int:
 
     A lower bound: a kernel's own workspace is not counted, and a skeleton is in bfloat16.
     """
-    with PeakMemory() as memory, torch.device("meta"):
+    memory = PeakMemory()
+    with memory, torch.device("meta"):
         ids = torch.zeros(batch_size, prompt_len, dtype=torch.long)
         target.forward(ids, ids, _PrefillProbe())
     return memory.peak_bytes

@@ -23,6 +23,8 @@ TOLERANCE = 1e-5
 MOST = 0.8
 """Of tokens in bfloat16, where logits tie and each side breaks the tie its own way."""
 
+OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
+
 RULE_VALUES = "rule_values"
 """The attribute of a router that is an operator: the fields of its rule."""
 
@@ -155,9 +157,6 @@ def experts_of(module: nn.Module) -> Experts:
     """The weights of a mixture that ``is_plain_mixture``."""
     assert isinstance(module.gate_up_proj, Tensor) and isinstance(module.down_proj, Tensor)
     return Experts(module.gate_up_proj, module.down_proj)
-
-
-OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
 
 
 class MixturePaths(NamedTuple):
