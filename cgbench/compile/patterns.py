@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.compile.mixtures import APPLY_EXPERTS
 from cgbench.compile.operators import LINEAR
 
 Node = Any
@@ -79,6 +80,36 @@ def residual_and_product(node: Node) -> tuple[Node, Node]:
         if is_call_once(product, LINEAR) and residual is not product and _alike(residual, product):
             return residual, product
     return None, None
+
+
+class MixtureEnd(NamedTuple):
+    """The end of a layer: ``residual`` plus ``experts``, and ``shared`` where there is one."""
+
+    residual: Node
+    shared: Node | None
+    experts: Node
+
+
+def mixture_end(node: Node) -> MixtureEnd | None:
+    """What ``node`` is the sum of, in either order of each sum, or None."""
+    for residual, rest in _operands(node, operator.add):
+        inner = _behind_views(rest)
+        if is_call_once(inner, APPLY_EXPERTS):
+            return MixtureEnd(residual, None, inner)
+        if not is_call_once(inner, operator.add):
+            continue
+        for shared, other in _operands(inner, operator.add):
+            experts = _behind_views(other)
+            if is_call_once(experts, APPLY_EXPERTS):
+                return MixtureEnd(residual, shared, experts)
+    return None
+
+
+def _behind_views(node: Node) -> Node:
+    """What ``node`` is another shape of."""
+    while is_call_once(node, "view", "reshape", "to") and _type(node) == _type(node.args[0]):
+        node = node.args[0]
+    return node
 
 
 def _alike(residual: Node, product: Node) -> bool:

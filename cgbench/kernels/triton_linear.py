@@ -50,7 +50,7 @@ ASKED_BYTES = 4 << 20
 
 
 @triton.jit
-def _ask_into_l2(pointers):
+def ask_into_l2(pointers):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -119,7 +119,7 @@ def _linear_kernel(
         if LINES_ASKED > 0:
             line = low + tl.arange(0, LINES_ASKED) * (LINE_BYTES // 2)
             asked = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs
-            _ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
+            ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
         gdc_wait()
         if IS_GATED:
             # The layer's last product comes next. One program of it fits on a multiprocessor, so it

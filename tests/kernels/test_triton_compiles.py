@@ -16,6 +16,8 @@ from cgbench.engine.recurrent import DecodeStates
 from cgbench.engine.state import DecodeState
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
+from cgbench.kernels.moe.expert_products import Choice, Experts, Padding
+from cgbench.kernels.moe.router_rule import RouterRule
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
 
 triton = pytest.importorskip("triton")
@@ -38,6 +40,7 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
+from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -53,6 +56,8 @@ MODULES = (
     triton_splits,
     triton_exchange,
     triton_winner,
+    triton_experts,
+    triton_route,
 )
 
 
@@ -207,6 +212,28 @@ def draw_kernel() -> None:
         triton_draw.draw(positions[:, 0].contiguous(), positions, torch.arange(3), 7, shape, out)
 
 
+def expert_kernels() -> None:
+    """In both forms, of Qwen3-30B-A3B's shape."""
+    experts = Experts(
+        torch.empty(128, 1536, 2048, dtype=torch.bfloat16),
+        torch.empty(128, 2048, 768, dtype=torch.bfloat16),
+    )
+    for num_tokens in (1, 64):
+        chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
+        weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
+        padding = Padding(torch.zeros(num_tokens, dtype=torch.long), 64, 1)
+        x = torch.zeros(num_tokens, 2048, dtype=torch.bfloat16)
+        triton_experts.apply(experts, x, Choice(chosen, weights, padding), x)
+
+
+def route_kernels() -> None:
+    for num_tokens in (1, 64):
+        x = torch.zeros(num_tokens, 2048, dtype=torch.bfloat16)
+        triton_route.route(x, x.new_zeros(128, 2048), None, RouterRule(8, renormalises=True))
+        rule = RouterRule(8, is_sigmoid=True, wide_logits=True, num_groups=8, top_groups=4)
+        triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
@@ -225,6 +252,8 @@ def read_kernel() -> None:
         (exchange_kernels, 16, 1),
         (winner_kernels, 4, 0),
         (draw_kernel, 2, 0),
+        (expert_kernels, 6, 0),
+        (route_kernels, 4, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -259,6 +288,8 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     exchange_kernels()
     winner_kernels()
     draw_kernel()
+    expert_kernels()
+    route_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "st.global" not in before and "cp.async" not in before
