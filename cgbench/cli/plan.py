@@ -169,6 +169,7 @@ def plan(
                 "--max-num-seqs": max_num_seqs,
                 "--max-num-batched-tokens": max_num_batched_tokens,
                 "--capture-sizes": capture_sizes,
+                "--capture-unit": None if capture_unit is CaptureUnit.REQUESTS else capture_unit,
                 "--tp": None if tp == 1 else tp,
                 "--blackwell": blackwell or None,
                 "--no-padding": no_padding or None,

@@ -85,17 +85,41 @@ def test_a_file_alone(plan, tmp_path: Path) -> None:
     assert (one["policy"], one["batch_sizes"]) == ("tensorrt-llm-1.3", [1, 2])
 
 
+SCHEDULE = '"num_speculative_tokens_per_batch_size": [[1, 8, 3], [9, 32, 1]]'
+SCHEDULED = (
+    """vllm serve M --max-num-seqs 32 -sc '{"method": "mtp", "num_speculative_tokens": 3, """
+    f"{SCHEDULE}}}'"
+)
+
+
 def test_a_schedule_is_one_deployment(plan) -> None:
-    line = (
-        """vllm serve M --max-num-seqs 32 -sc '{"method": "mtp", "num_speculative_tokens": 3, """
-        """"num_speculative_tokens_per_batch_size": [[1, 8, 3], [9, 32, 1]]}'"""
-    )
-    found = plan("--from", line, "--format", "markdown")
+    found = plan("--from", SCHEDULED, "--format", "markdown")
     assert "### Graphs by draft length, vllm-0.33" in found.out
     assert "| k = 3 | 1-8 |" in found.out and "| k = 1 | 9-32 |" in found.out
     assert "tokens an iteration, drafts included" in found.out
-    [one] = planned(plan("--from", line, "--format", "json"))
+    [one] = planned(plan("--from", SCHEDULED, "--format", "json"))
     assert [row["spec_tokens"] for row in one["lengths"]] == [1, 3]
+
+
+@pytest.mark.parametrize("off", ["--enforce-eager", "-cc.cudagraph_mode=PIECEWISE"])
+def test_a_schedule_without_whole_graphs_has_none_at_any_length(plan, off: str) -> None:
+    [one] = planned(plan("--from", f"{SCHEDULED} {off}", "--format", "json"))
+    assert [(row["graphs"], row["eager"]) for row in one["lengths"]] == [
+        (0, [[9, 32]]),
+        (0, [[1, 8]]),
+    ]
+    assert (one["any_phase_eager"], one["graphs_of_all_phases"]) == (32, 0)
+
+
+def test_a_schedules_graphs_and_memory_are_those_of_all_its_lengths(plan) -> None:
+    [one] = planned(plan("--from", SCHEDULED, "--format", "json"))
+    fixed = SCHEDULED.replace(", " + SCHEDULE, "")
+    [alone] = planned(plan("--from", fixed, "--format", "json"))
+    graphs = [row["graphs"] for row in one["lengths"]]
+    assert one["graphs_of_all_phases"] == sum(graphs) > alone["graphs_of_all_phases"]
+    assert one["graph_memory_bytes"] > alone["graph_memory_bytes"]
+    shown = plan("--from", SCHEDULED).out
+    assert "this table is that of k = 3 throughout; the graphs by draft length are below" in shown
 
 
 def test_a_schedule_is_costed_by_a_run_that_measured_its_lengths(plan) -> None:
@@ -181,6 +205,7 @@ MISTAKES = {
     ("--from", "llama-server -m x"): "--from llama-server -m x: starts no known engine",
     ("--from", ""): "--from: is empty",
     ("--from", LINE, "--spec-tokens", "3"): "--spec-tokens: not beside --from or --config",
+    ("--from", LINE, "--capture-unit", "tokens"): "--capture-unit: not beside --from or --config",
     ("--from", LINE, "--tp", "2"): "--tp: not beside --from or --config",
     ("--from", LINE, "--policy", "sglang-0.5.23"): "--policy sglang-0.5.23: --from starts vLLM",
     ("--from", LINE, "--policy", "vllm-0.30,vllm-0.31"): "--from starts one engine; drop it",

@@ -379,3 +379,87 @@ def test_vllms_budget_follows_the_gpu(gpu: str, budget: int, most: int) -> None:
     found = read("vllm serve M", gpu).request
     assert (found.max_num_batched_tokens, found.max_batch_size) == (budget, most)
     assert found.blackwell == (gpu == "b200")
+
+
+SGLANG = "python -m sglang.launch_server --model-path M --max-running-requests 8 "
+
+
+@pytest.mark.parametrize(
+    ("words", "k", "phases_planned", "warning"),
+    [
+        ("NGRAM --speculative-num-draft-tokens 8", 7, 1, None),
+        ("NGRAM", 11, 1, "--speculative-num-draft-tokens: taken as 12"),
+        ("DFLASH --speculative-dflash-block-size 8", 7, 2, None),
+        ("DSPARK --speculative-dspark-block-size 7", 7, 2, None),
+        ("DSPARK", 15, 2, "--speculative-num-draft-tokens: taken as 16"),
+        ("STANDALONE --speculative-num-steps 2", 2, 3, None),
+        ("MADE_UP --speculative-num-steps 2", 2, 3, "MADE_UP: not understood; planned as EAGLE"),
+    ],
+)
+def test_sglangs_algorithms(words: str, k: int, phases_planned: int, warning: str | None) -> None:
+    found = read(f"{SGLANG}--speculative-algorithm {words}")
+    assert found.request.spec_tokens == k
+    assert len(phases(found).phases) == phases_planned
+    assert [warning in line for line in found.warnings] == ([True] if warning else [])
+
+
+def test_lengths_without_an_algorithm_draft_nothing() -> None:
+    found = read(f"{SGLANG}--speculative-num-steps 3")
+    assert found.request.spec_tokens == 0
+    assert found.warnings == (
+        "--speculative-num-steps: drafts nothing without --speculative-algorithm",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        ("", "50 graphs, 4 to 4096 tokens, by the default --chunked-prefill-size"),
+        ("--chunked-prefill-size 32", "8 graphs, 4 to 32 tokens, by --chunked-prefill-size"),
+        ("--cuda-graph-max-bs-prefill 16", "4 graphs, 4 to 16 tokens"),
+        ("--cuda-graph-bs-prefill 64 8", "2 graphs, 8 to 64 tokens"),
+        ("""--cuda-graph-config '{"prefill": {"max_bs": 16}}'""", "4 graphs, 4 to 16 tokens"),
+        ("--disable-decode-cuda-graph --chunked-prefill-size 8", "2 graphs, 4 to 8 tokens, by"),
+        ("--disable-prefill-cuda-graph", None),
+        ("--disable-cuda-graph", None),
+        ("--disable-cuda-graph --cuda-graph-backend-prefill full --cuda-graph-bs-prefill 8", "1 g"),
+        ("""--cuda-graph-config '{"prefill": {"backend": "disabled"}}'""", None),
+        ("--chunked-prefill-size -1", None),
+    ],
+)
+def test_sglangs_prefill_graphs_are_those_that_the_line_asks_for(
+    words: str, note: str | None
+) -> None:
+    notes = [note for note in read(SGLANG + words, None).notes if note.startswith("prefill: ")]
+    assert [note is not None and f"prefill: {note}" in each for each in notes] == (
+        [True] if note else []
+    )
+
+
+def test_what_of_a_file_is_not_planned_is_named(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(
+        "backend: _autodeploy\nspeculative_config: {decoding_type: Eagle3, max_draft_len: 2, "
+        "eagle3_one_model: false, made_up: 1}\n"
+    )
+    assert read("trtllm-serve M --config odd.yaml").warnings == (
+        "speculative_config.made_up: not understood",
+        "speculative_config.eagle3_one_model false: not planned; drafts have graphs of their own",
+        "--backend _autodeploy: not planned; the plan is pytorch's",
+    )
+
+
+FASTDEPLOY = "python -m fastdeploy.entrypoints.openai.api_server --model M --speculative-config "
+
+
+def test_fastdeploys_drafts_from_the_text_have_no_phase() -> None:
+    found = read(FASTDEPLOY + """'{"method": "ngram", "num_speculative_tokens": 3}'""")
+    assert [each.phase for each in phases(found).phases] == [Phase.VERIFY]
+    assert found.warnings == ()
+
+
+def test_what_of_fastdeploys_drafts_is_not_understood_is_listed() -> None:
+    found = read(FASTDEPLOY + """'{"method": "made_up", "num_speculative_tokens": 1, "x": 1}'""")
+    assert found.warnings == (
+        "--speculative-config x: not understood",
+        "--speculative-config method made_up: not understood; planned as mtp",
+    )

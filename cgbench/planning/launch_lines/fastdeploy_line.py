@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 
-from cgbench.inputs import JsonObject
+from cgbench.inputs import JsonObject, shown
 from cgbench.planning.launch_lines.option_reader import (
     Kind,
     Spec,
@@ -100,10 +100,13 @@ def _spec_tokens(speculative: JsonObject) -> int:
     return whole(f"{SPECULATIVE} num_speculative_tokens", tokens, most=MAX_PLANNED_SPEC_TOKENS)
 
 
+_WITHOUT_MODEL = {"ngram", "ngram_match", "naive", "suffix"}
+_HEADS = {"mtp", "hybrid_mtp_ngram"}
+
+
 def _drafting(speculative: JsonObject) -> Drafting:
-    method = str(speculative.get("method", "")).lower()
-    is_chain = method in ("", "mtp", "hybrid_mtp_ngram")
-    return Drafting.CHAIN if is_chain else Drafting.WITHOUT_MODEL
+    is_looked_up = str(speculative.get("method", "")).lower() in _WITHOUT_MODEL
+    return Drafting.WITHOUT_MODEL if is_looked_up else Drafting.CHAIN
 
 
 def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
@@ -111,6 +114,9 @@ def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
         yield f"{GRAPHS} {key}: not understood"
     for key in speculative.keys() - _DRAFT_KEYS:
         yield f"{SPECULATIVE} {key}: not understood"
+    method = speculative.get("method")
+    if method is not None and str(method).lower() not in _HEADS | _WITHOUT_MODEL:
+        yield f"{SPECULATIVE} method {shown(str(method))}: not understood; planned as mtp"
     if graphs.get("full_cuda_graph") is False:
         prefill = graphs.get("cudagraph_capture_sizes_prefill") or [*PREFILL_TOKENS]
         yield f"{GRAPHS} full_cuda_graph false: prefills have graphs too, at {prefill} tokens"

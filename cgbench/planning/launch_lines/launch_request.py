@@ -83,7 +83,7 @@ _ENGINES = {
             ("-m", "fastdeploy.entrypoints.openai.api_server"),
             ("-m", "fastdeploy.entrypoints.api_server"),
         ),
-        ("graph-optimization-config", "engine-worker-queue-port"),
+        ("graph-optimization-config", "engine-worker-queue-port", "max-num-seqs"),
         joins_file=True,
     ),
 }
