@@ -180,6 +180,9 @@ def plan(
         limits = budget(max_graphs, max_memory, max_capture_seconds)
         beside = [] if policy is None else parse_names(policy)
         asked = asked_of_line(launch_line, config, found_gpu, beside, limits)
+        if flags and len(asked) == 2:
+            # The line has its own sizes already. Those of the policy beside it are to be pasted.
+            asked = asked[1:]
     else:
         base = PlanRequest(
             spec_tokens=0,

@@ -170,6 +170,16 @@ def test_flags_for_vllm_are_the_union_of_the_best_lists(plan) -> None:
     assert found.err == ""
 
 
+@pytest.mark.parametrize("beside", [(), ("--policy", "optimal", "--max-graphs", "11")])
+def test_flags_of_a_line_serve_every_phase_when_they_are_pasted_to_it(plan, beside) -> None:
+    [before] = planned(plan("--from", LINE, "--format", "json"))
+    assert before["any_phase_eager"] == 4
+    option = plan("--from", LINE, *beside, "--flags", "vllm")
+    assert (option.exit_code, option.err) == (0, "")
+    [after] = planned(plan("--from", f"{LINE} {option.out}", "--format", "json"))
+    assert (after["any_phase_eager"], after["warnings"]) == (0, [])
+
+
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
     file = tmp_path / "trace.csv"
@@ -223,6 +233,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(plan, words: tuple[str, ...]) -> 
     assert (found.exit_code, found.out) == (2, "")
     assert found.err.startswith("error: ") and found.err.count("\n") == 1
     assert MISTAKES[words] in found.err
+
+
+@pytest.mark.parametrize("length", ["0", "nan", "4.5"])
+def test_an_acceptance_length_out_of_range_is_refused(plan, trace: str, length: str) -> None:
+    words = ("--concurrency", trace, "--costs", str(RUN), "--max-num-seqs", "8")
+    found = plan(*words, "--acceptance-length", length)
+    assert found.exit_code == 2
+    assert f"--acceptance-length {length}: must be 1 to 4 at --spec-tokens 3" in found.err
+
+
+def test_a_replay_says_that_it_does_not_follow_a_schedule(plan, trace: str) -> None:
+    line = SCHEDULED.replace("[9, 32, 1]", "[9, 32, 0]")
+    [one] = planned(
+        plan("--from", line, "--concurrency", trace, "--costs", str(RUN), "--format", "json")
+    )
+    assert one["admission"]
+    assert "the replay drafts 3 at every batch size, not by the schedule" in one["warnings"]
 
 
 def test_a_trace_without_times_is_refused(plan, trace: str) -> None:
