@@ -11,7 +11,15 @@ import pytest
 from cgbench.errors import BadInputError
 from cgbench.planning import plan
 from cgbench.planning.gpus import GPUS
-from cgbench.planning.launch_lines import Launch, read_launch
+from cgbench.planning.launch_lines import (
+    Launch,
+    fastdeploy_line,
+    harmless_options,
+    read_launch,
+    sglang_line,
+    tensorrt_llm_line,
+    vllm_line,
+)
 from cgbench.planning.phases import PhasePlan, phases_of
 from cgbench.words import Phase
 
@@ -381,58 +389,15 @@ def test_vllms_budget_follows_the_gpu(gpu: str, budget: int, most: int) -> None:
     assert found.blackwell == (gpu == "b200")
 
 
-SGLANG = "python -m sglang.launch_server --model-path M --max-running-requests 8 "
-
-
-@pytest.mark.parametrize(
-    ("words", "k", "phases_planned", "warning"),
-    [
-        ("NGRAM --speculative-num-draft-tokens 8", 7, 1, None),
-        ("NGRAM", 11, 1, "--speculative-num-draft-tokens: taken as 12"),
-        ("DFLASH --speculative-dflash-block-size 8", 7, 2, None),
-        ("DSPARK --speculative-dspark-block-size 7", 7, 2, None),
-        ("DSPARK", 15, 2, "--speculative-num-draft-tokens: taken as 16"),
-        ("STANDALONE --speculative-num-steps 2", 2, 3, None),
-        ("MADE_UP --speculative-num-steps 2", 2, 3, "MADE_UP: not understood; planned as EAGLE"),
-    ],
-)
-def test_sglangs_algorithms(words: str, k: int, phases_planned: int, warning: str | None) -> None:
-    found = read(f"{SGLANG}--speculative-algorithm {words}")
-    assert found.request.spec_tokens == k
-    assert len(phases(found).phases) == phases_planned
-    assert [warning in line for line in found.warnings] == ([True] if warning else [])
-
-
-def test_lengths_without_an_algorithm_draft_nothing() -> None:
-    found = read(f"{SGLANG}--speculative-num-steps 3")
-    assert found.request.spec_tokens == 0
-    assert found.warnings == (
-        "--speculative-num-steps: drafts nothing without --speculative-algorithm",
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "note"),
-    [
-        ("", "50 graphs, 4 to 4096 tokens, by the default --chunked-prefill-size"),
-        ("--chunked-prefill-size 32", "8 graphs, 4 to 32 tokens, by --chunked-prefill-size"),
-        ("--cuda-graph-max-bs-prefill 16", "4 graphs, 4 to 16 tokens"),
-        ("--cuda-graph-bs-prefill 64 8", "2 graphs, 8 to 64 tokens"),
-        ("""--cuda-graph-config '{"prefill": {"max_bs": 16}}'""", "4 graphs, 4 to 16 tokens"),
-        ("--disable-decode-cuda-graph --chunked-prefill-size 8", "2 graphs, 4 to 8 tokens, by"),
-        ("--disable-prefill-cuda-graph", None),
-        ("--disable-cuda-graph", None),
-        ("--disable-cuda-graph --cuda-graph-backend-prefill full --cuda-graph-bs-prefill 8", "1 g"),
-        ("""--cuda-graph-config '{"prefill": {"backend": "disabled"}}'""", None),
-        ("--chunked-prefill-size -1", None),
-    ],
-)
-def test_sglangs_prefill_graphs_are_those_that_the_line_asks_for(
-    words: str, note: str | None
-) -> None:
-    notes = [note for note in read(SGLANG + words, None).notes if note.startswith("prefill: ")]
-    assert [note is not None and f"prefill: {note}" in each for each in notes] == (
-        [True] if note else []
+def test_one_rank_or_stage_is_none() -> None:
+    for line in (
+        "vllm serve M -pp 1 -dp 1",
+        "trtllm-serve M --pp_size 1",
+        "python -m sglang.launch_server --pp-size 1",
+    ):
+        assert read(line).warnings == ()
+    assert read("vllm serve M -pp 2").warnings == (
+        "-pp 2: not planned; each stage has graphs of its own",
     )
 
 
@@ -463,3 +428,17 @@ def test_what_of_fastdeploys_drafts_is_not_understood_is_listed() -> None:
         "--speculative-config x: not understood",
         "--speculative-config method made_up: not understood; planned as mtp",
     )
+
+
+@pytest.mark.parametrize(
+    ("module", "harmless"),
+    [
+        (vllm_line, harmless_options.VLLM),
+        (sglang_line, harmless_options.SGLANG),
+        (tensorrt_llm_line, harmless_options.TENSORRT_LLM),
+        (fastdeploy_line, harmless_options.FASTDEPLOY),
+    ],
+)
+def test_no_option_that_counts_is_called_harmless(module, harmless: frozenset[str]) -> None:
+    counts = {name for spec in module.SPECS for name in spec.names} | module.UNPLANNED.keys()
+    assert counts & harmless == set()

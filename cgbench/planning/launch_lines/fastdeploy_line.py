@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 from cgbench.inputs import JsonObject, shown
+from cgbench.planning.launch_lines.harmless_options import FASTDEPLOY
 from cgbench.planning.launch_lines.option_reader import (
     Kind,
     Spec,
@@ -34,15 +35,6 @@ SPECS = (
     Spec(("--use-cudagraph",), Kind.FLAG),
 )
 
-HARMLESS = frozenset(
-    "--model --host --port --metrics-port --engine-worker-queue-port --cache-queue-port "
-    "--max-model-len --gpu-memory-utilization --kv-cache-ratio --quantization --dtype "
-    "--max-num-batched-tokens --enable-chunked-prefill --enable-prefix-caching --reasoning-parser "
-    "--tool-call-parser --limit-mm-per-prompt --trust-remote-code --enable-mm --load-choices "
-    "--splitwise-role --block-size --num-gpu-blocks-override --api-key --workers "
-    "--enable-expert-parallel --served-model-name --revision --swap-space".split()
-)
-
 UNPLANNED = {
     "--data-parallel-size": "each rank has a batch of its own",
     "--use-sequence-parallel-moe": "sizes that tp does not divide are dropped",
@@ -68,7 +60,7 @@ _DRAFT_KEYS = {
 def read_fastdeploy(words: list[str]) -> Reading:
     """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
     named = [_dashed(word) for word in words]
-    options = read(named, SPECS, HARMLESS)
+    options = read(named, SPECS, FASTDEPLOY)
     graphs, speculative = options.json(GRAPHS), options.json(SPECULATIVE)
     sizes = graphs.get(SIZES)
     given = Given(

@@ -60,11 +60,15 @@ class Options:
         return None if value is None else str(value)
 
     def whole(
-        self, name: str, least: int = 1, parse: Callable[[str], int] | None = None
+        self,
+        name: str,
+        least: int = 1,
+        parse: Callable[[str], int] | None = None,
+        most: int = MAX_WHOLE,
     ) -> int | None:
-        """A whole number of at least ``least``; None where it was not given."""
+        """A whole number from ``least`` to ``most``; None where it was not given."""
         value = self.values.get(name)
-        return None if value is None else whole(name, value, least, parse)
+        return None if value is None else whole(name, value, least, parse, most)
 
     def numbers(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers above 0; empty where it was not given."""
