@@ -107,6 +107,8 @@ def test_which_graphs_are_left(words: str, mode: CaptureMode) -> None:
         ("-cc.cudagraph_mode", "-cc.cudagraph_mode: needs a value"),
         ("-cc '{\"mode\": 3, // fast\n}'", "is not JSON"),
         ("-cc '{\"mode\": 3,}'", "is not JSON"),
+        ("-sc.method=[] -sc.num_speculative_tokens=1", "--speculative-config method []: must be a"),
+        ("-sc.model={} -sc.num_speculative_tokens=1", "--speculative-config model {}: must be a"),
         ("-sc.num_speculative_tokens=33", "num_speculative_tokens 33: must be at most 32"),
     ],
 )

@@ -53,8 +53,8 @@ def spec_tokens(speculative: JsonObject) -> int:
 
 def drafting(speculative: JsonObject) -> Drafting:
     """How the method drafts, in runner V2 or in V1 where that does not know it."""
-    method = str(speculative.get("method", "")).lower()
-    if method in _LOOKED_UP or speculative.get("model") in _LOOKED_UP:
+    method, model = _text(speculative, "method").lower(), _text(speculative, "model")
+    if method in _LOOKED_UP or model in _LOOKED_UP:
         return Drafting.WITHOUT_MODEL
     if method in _PARALLEL:
         return Drafting.PARALLEL
@@ -70,17 +70,25 @@ def said_of_drafts(speculative: JsonObject) -> Iterator[str]:
             yield f"{SPECULATIVE} {key}: not planned; {_UNPLANNED_DRAFT_KEYS[key]}"
         elif key not in _DRAFT_KEYS | _UNPLANNED_DRAFT_KEYS.keys():
             yield f"{SPECULATIVE} {key}: not understood"
-    method, model = speculative.get("method"), speculative.get("model")
+    method, model = _text(speculative, "method"), _text(speculative, "model")
     known = _HEADS | _PARALLEL | _LOOKED_UP | {"draft_model", "custom_class"}
-    if not speculative or (method is None and model in _LOOKED_UP):
+    if not speculative or (not method and model in _LOOKED_UP):
         return
-    if method is None:
+    if not method:
         yield (
             f"{SPECULATIVE} method: is missing; planned as a head (mtp, eagle), but a draft model "
             "of its own has no graphs"
         )
-    elif method not in known and not str(method).endswith("_mtp"):
-        yield f"{SPECULATIVE} method {shown(str(method))}: not understood; planned as mtp"
+    elif method not in known and not method.endswith("_mtp"):
+        yield f"{SPECULATIVE} method {shown(method)}: not understood; planned as mtp"
+
+
+def _text(speculative: JsonObject, key: str) -> str:
+    """A name in the object; empty where it is not given."""
+    value = speculative.get(key)
+    if not isinstance(value, str | None):
+        raise BadInputError(f"{SPECULATIVE} {key} {shown(value)}: must be a name")
+    return value or ""
 
 
 def scheduled(reading: Reading, speculative: JsonObject) -> Reading:
