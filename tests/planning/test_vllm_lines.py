@@ -204,3 +204,30 @@ def test_throughput_doubles_the_defaults(words: str, budget: int, most: int) -> 
     request = found.request
     assert (request.max_num_batched_tokens, request.max_batch_size) == (budget, most)
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("assigned", "warning"),
+    [
+        ("VLLM_USE_V2_MODEL_RUNNER=1", None),
+        ("VLLM_USE_V2_MODEL_RUNNER=0", "runner V1 drafts without full graphs"),
+        ("TORCH_COMPILE_DISABLE=1", "without compilation no batch runs in pieces"),
+        ("VLLM_LOGGING_LEVEL=DEBUG", None),
+    ],
+)
+def test_variables_that_change_the_graphs_are_named(assigned: str, warning: str | None) -> None:
+    found = read_launch(f"{assigned} vllm serve M", None, None).warnings
+    assert found == ((f"{assigned}: not planned; {warning}",) if warning else ())
+
+
+def test_a_schedule_is_ignored_with_data_parallelism_as_the_engine_does() -> None:
+    more = ', "num_speculative_tokens_per_batch_size": [[1, 4, 3], [5, 8, 0]]'
+    assert drafts("mtp", more).schedule is not None
+    words = f'"method": "mtp", "num_speculative_tokens": 3{more}'
+    found = read(f"-dp 2 -sc '{{{words}}}'")
+    assert found.schedule is None
+    assert found.warnings == (
+        "--data-parallel-size 2: not planned; a rank pads to the largest batch of all ranks",
+        "--speculative-config num_speculative_tokens_per_batch_size: the engine ignores it with "
+        "data parallelism",
+    )

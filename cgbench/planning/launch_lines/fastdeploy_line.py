@@ -40,7 +40,7 @@ UNPLANNED = {
     "--use-sequence-parallel-moe": "sizes that tp does not divide are dropped",
 }
 
-ENVIRONMENT: dict[str, str] = {}
+ENVIRONMENT: dict[str, tuple[str, str]] = {}
 
 _GRAPH_KEYS = {
     *("use_cudagraph", "cudagraph_capture_sizes", "graph_opt_level", "full_cuda_graph"),

@@ -185,10 +185,12 @@ def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
 
 
 def _of_environment(engine: _Engine, line: str) -> Iterator[str]:
-    known: Mapping[str, str] = engine.module.ENVIRONMENT
+    """Variables that change the graphs, unless they have their usual value."""
+    known: Mapping[str, tuple[str, str]] = engine.module.ENVIRONMENT
     for name, value in assignments(commands(FROM, line)).items():
-        if name in known:
-            yield f"{name}={value}: not planned; {known[name]}"
+        usual, reason = known.get(name, (value, ""))
+        if value != usual:
+            yield f"{name}={value}: not planned; {reason}"
 
 
 def _policy(reading: Reading, policy: str | None) -> str:

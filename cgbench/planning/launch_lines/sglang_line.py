@@ -72,7 +72,7 @@ UNPLANNED = {
     "--attn-cp-size": "sizes are aligned to the context-parallel ranks",
 }
 
-ENVIRONMENT: dict[str, str] = {}
+ENVIRONMENT: dict[str, tuple[str, str]] = {}
 
 _KEYS = {
     "decode": ("backend", "max_bs", "bs"),

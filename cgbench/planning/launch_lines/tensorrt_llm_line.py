@@ -43,7 +43,7 @@ SPECS = (
 
 UNPLANNED = {"--pp_size": "each stage has graphs of its own"}
 
-ENVIRONMENT: dict[str, str] = {}
+ENVIRONMENT: dict[str, tuple[str, str]] = {}
 
 _KEYS = {
     *("max_batch_size", "max_num_tokens", GRAPHS, SPECULATIVE),

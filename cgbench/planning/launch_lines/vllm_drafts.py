@@ -10,6 +10,7 @@ from cgbench.planning.launch_lines.reading import Reading
 from cgbench.planning.plan_request import MAX_PLANNED_SPEC_TOKENS, Drafting
 
 SPECULATIVE = "--speculative-config"
+_BY_BATCH_SIZE = "num_speculative_tokens_per_batch_size"
 
 _PARALLEL = {"dflash", "dspark", "medusa", "mlp_speculator"}
 
@@ -19,7 +20,7 @@ _HEADS = {"mtp", "eagle", "eagle3"}
 
 # Keys of --speculative-config that change no graph.
 _DRAFT_KEYS = {
-    *("method", "model", "num_speculative_tokens", "num_speculative_tokens_per_batch_size"),
+    *("method", "model", "num_speculative_tokens", _BY_BATCH_SIZE),
     *("parallel_drafting", "draft_tensor_parallel_size", "quantization", "moe_backend"),
     *("kv_cache_dtype", "max_model_len", "revision", "code_revision", "prompt_lookup_max"),
     *("prompt_lookup_min", "suffix_decoding_max_tree_depth", "suffix_decoding_min_token_prob"),
@@ -91,12 +92,15 @@ def _text(speculative: JsonObject, key: str) -> str:
     return value or ""
 
 
-def scheduled(reading: Reading, speculative: JsonObject) -> Reading:
-    """``reading`` with the draft lengths by batch size, where the line gives them."""
-    key = "num_speculative_tokens_per_batch_size"
-    if speculative.get(key) is not None:
-        most = reading.request.spec_tokens
-        reading.schedule = lambda size: from_ranges(
-            f"{SPECULATIVE} {key}", speculative[key], size, most
-        )
+def scheduled(reading: Reading, speculative: JsonObject, ranks: int) -> Reading:
+    """``reading`` with the draft lengths by batch size, where the line gives them.
+
+    The engine leaves them out where several data-parallel ranks could choose different ones.
+    """
+    label = f"{SPECULATIVE} {_BY_BATCH_SIZE}"
+    ranges, longest = speculative.get(_BY_BATCH_SIZE), reading.request.spec_tokens
+    if ranges is not None and ranks > 1:
+        reading.warnings.append(f"{label}: the engine ignores it with data parallelism")
+    elif ranges is not None:
+        reading.schedule = lambda size: from_ranges(label, ranges, size, longest)
     return reading

@@ -45,6 +45,7 @@ SPECS = (
     Spec(("--spec-tokens",)),
     Spec(("--spec-method",)),
     Spec(("--tensor-parallel-size", "-tp")),
+    Spec(("--data-parallel-size", "-dp")),
     Spec(("--performance-mode",)),
     Spec(("--optimization-level", "-O")),
     Spec(("--enforce-eager",), Kind.FLAG, has_negative=True),
@@ -53,8 +54,6 @@ SPECS = (
 # What changes the graphs and has no rule here, with what it changes.
 UNPLANNED = {
     "--enable-lora": "each graph is captured with LoRA and without",
-    "--data-parallel-size": "a rank pads to the largest batch of all ranks",
-    "-dp": "a rank pads to the largest batch of all ranks",
     "--enable-dbo": "batches are split in two",
     "--pipeline-parallel-size": "each stage has graphs of its own",
     "-pp": "each stage has graphs of its own",
@@ -71,9 +70,12 @@ UNPLANNED = {
 }
 
 ENVIRONMENT = {
-    "VLLM_USE_V2_MODEL_RUNNER": "runner V1 drafts without full graphs where it is 0",
-    "VLLM_USE_BREAKABLE_CUDAGRAPH": "mixed batches are captured in another way",
+    "VLLM_USE_V2_MODEL_RUNNER": ("1", "runner V1 drafts without full graphs"),
+    "VLLM_USE_BREAKABLE_CUDAGRAPH": ("0", "mixed batches are captured in another way"),
+    "TORCH_COMPILE_DISABLE": ("0", "without compilation no batch runs in pieces"),
 }
+
+DATA_PARALLEL = "--data-parallel-size"
 
 # Keys of --compilation-config that change no size.
 _OTHER_KEYS = {
@@ -107,9 +109,14 @@ def read_vllm(words: list[str]) -> Reading:
     )
     reading = Reading("vLLM", base, given, [*_said(options, compilation, speculative)])
     reading.add_unknown(options.unknown, UNPLANNED)
+    ranks = options.whole(DATA_PARALLEL) or 1
+    if ranks > 1:
+        reading.warnings.append(
+            f"{DATA_PARALLEL} {ranks}: not planned; a rank pads to the largest batch of all ranks"
+        )
     if options.text("--performance-mode") == "throughput":
         reading.default_factor = 2
-    return scheduled(reading, speculative)
+    return scheduled(reading, speculative, ranks)
 
 
 def _objects(options: Options) -> tuple[JsonObject, JsonObject]:
