@@ -355,6 +355,14 @@ def test_a_schedule_becomes_tiers() -> None:
     assert adaptive.schedule is not None and adaptive.schedule.lengths == (1, 3)
 
 
+def test_vllm_ascend_has_defaults_of_its_own() -> None:
+    found = read_launch("vllm serve M", None, None, "vllm-ascend-0.30")
+    assert (found.request.max_batch_size, found.request.max_num_batched_tokens) == (256, 2048)
+    assert found.notes == ("max_num_seqs 256, the default on an NPU",)
+    given = read_launch("vllm serve M --max-num-seqs 9", None, None, "vllm-ascend-0.30")
+    assert (given.request.max_batch_size, given.notes) == (9, ())
+
+
 def test_another_release_of_the_same_engine() -> None:
     line = LINES["a recipe's MTP line"].line
     old = read_launch(line, None, GPUS[H200], "vllm-0.28")

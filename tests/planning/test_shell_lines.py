@@ -20,6 +20,8 @@ AROUND = [
     f"bash -lc '{SERVE}'",
     f'docker run image sh -c "sleep 1; {SERVE}"',
     f"sudo -E uv run {SERVE}",
+    f"docker run --gpus all vllm/vllm-openai:v0.33.0 {SERVE}",
+    "docker run --gpus all vllm/vllm-openai:v0.33.0 M --max-num-seqs 8",
     f"source env.sh\n{SERVE}  # the server\n",
     "vllm serve M \\\r\n  --max-num-seqs 8\r\n",
     "/opt/venv/bin/vllm serve <M> --max-num-seqs=8",
