@@ -16,7 +16,7 @@ C = TypeVar("C", bound=Case)
 
 
 class Shape(NamedTuple):
-    """A graph of so many requests with so many tokens each; printed as 3x4."""
+    """A graph of so many requests with so many tokens each, printed as 3x4."""
 
     requests: int
     tokens: int
@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Graphs by phase, as batch sizes or as shapes, and the engine's own list; or its refusal."""
+    """Graphs by phase, as batch sizes or as shapes, beside the engine's own list."""
 
     listed: tuple[int, ...] = ()
     verify: tuple[int, ...] | tuple[Shape, ...] = ()
