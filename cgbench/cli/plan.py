@@ -169,6 +169,7 @@ def plan(
                 "--max-num-seqs": max_num_seqs,
                 "--max-num-batched-tokens": max_num_batched_tokens,
                 "--capture-sizes": capture_sizes,
+                "--capture-unit": None if capture_unit is CaptureUnit.REQUESTS else capture_unit,
                 "--tp": None if tp == 1 else tp,
                 "--blackwell": blackwell or None,
                 "--no-padding": no_padding or None,
@@ -179,6 +180,9 @@ def plan(
         limits = budget(max_graphs, max_memory, max_capture_seconds)
         beside = [] if policy is None else parse_names(policy)
         asked = asked_of_line(launch_line, config, found_gpu, beside, limits)
+        if flags and len(asked) == 2:
+            # The line has its own sizes already. Those of the policy beside it are to be pasted.
+            asked = asked[1:]
     else:
         base = PlanRequest(
             spec_tokens=0,

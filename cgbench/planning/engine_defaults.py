@@ -21,6 +21,8 @@ LIGHTLLM_GRAPH_MAXIMUM = 256
 
 _VLLM_LARGE_GIB = 160
 _VLLM_USUAL_GIB = 70
+_VLLM_SMALL_TOKENS = 2_048
+_VLLM_SMALL_REQUESTS = 256
 
 Given = Collection[str]
 """Fields of ``PlanRequest`` that the user gave. The others take the engine's default."""
@@ -78,7 +80,7 @@ def _vllm(asked: _Asked) -> Defaulted:
         request = replace(request, max_num_batched_tokens=_vllm_budget(gpu) * asked.factor)
         notes.append(f"max_num_batched_tokens {request.max_num_batched_tokens}, {_by(gpu)}")
     if "max_batch_size" not in given:
-        most = 1024 if gpu is None or _is_usual(gpu) else 256
+        most = 1024 if gpu is None or _is_usual(gpu) else _VLLM_SMALL_REQUESTS
         most = min(most * asked.factor, request.max_num_batched_tokens)
         request = replace(request, max_batch_size=most)
         notes.append(f"max_num_seqs {most}, {_by(gpu)}")
@@ -98,12 +100,23 @@ def _vllm_budget(gpu: Gpu | None) -> int:
         return 8192
     if gpu.memory_gib >= _VLLM_LARGE_GIB:
         return 16_384
-    return 8_192 if _is_usual(gpu) else 2_048
+    return 8_192 if _is_usual(gpu) else _VLLM_SMALL_TOKENS
 
 
 def _is_usual(gpu: Gpu) -> bool:
     """Whether vLLM gives the GPU the defaults of an H100 or more."""
     return gpu.memory_gib >= _VLLM_USUAL_GIB and not gpu.name.lower().startswith("a100")
+
+
+def _vllm_ascend(asked: _Asked) -> Defaulted:
+    """vLLM's defaults where the device is no large GPU."""
+    request, notes = asked.request, tuple[str, ...]()
+    if "max_num_batched_tokens" not in asked.given:
+        request = replace(request, max_num_batched_tokens=_VLLM_SMALL_TOKENS)
+    if "max_batch_size" not in asked.given:
+        request = replace(request, max_batch_size=_VLLM_SMALL_REQUESTS)
+        notes = (f"max_num_seqs {_VLLM_SMALL_REQUESTS}, the default on an NPU",)
+    return Defaulted(request, notes)
 
 
 def _sglang(asked: _Asked) -> Defaulted:
@@ -174,7 +187,7 @@ def _by(gpu: Gpu | None) -> str:
 
 
 _RULES: dict[str, Callable[[_Asked], Defaulted]] = {
-    "vllm-ascend": lambda asked: Defaulted(asked.request),
+    "vllm-ascend": _vllm_ascend,
     "vllm-": _vllm,
     "sglang-": _sglang,
     "tensorrt-llm-": _tensorrt_llm,

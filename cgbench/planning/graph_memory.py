@@ -38,12 +38,15 @@ class GraphMemory:
     draft_graph_bytes: float
     source: str
 
-    def of(self, found: PhasePlan) -> float:
-        """All graphs of a plan. A graph of mixed batches counts as one of the target."""
-        drafts = sum(each.num_graphs for each in found.phases if each.phase in _DRAFTS)
-        target = found.num_graphs - drafts + len(found.mixed_tokens)
-        tokens = [bucket.num_tokens for each in found.phases for bucket in each.buckets]
-        largest = max([*tokens, *found.mixed_tokens], default=0)
+    def of(self, *found: PhasePlan) -> float:
+        """All graphs of a plan, or of a plan a draft length. A graph of mixed batches counts as
+        one of the target, and serves every draft length."""
+        phases = [phase for each in found for phase in each.phases]
+        mixed = {tokens for each in found for tokens in each.mixed_tokens}
+        drafts = sum(each.num_graphs for each in phases if each.phase in _DRAFTS)
+        target = sum(each.num_graphs for each in phases) - drafts + len(mixed)
+        tokens = {bucket.num_tokens for each in phases for bucket in each.buckets}
+        largest = max(tokens | mixed, default=0)
         if not largest:
             return 0.0
         pool = self.pool_bytes + self.bytes_per_token * largest

@@ -84,7 +84,11 @@ def phases_of(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
 
     A policy that is no engine's serves every phase with its own buckets, as ``cgbench run`` does.
     """
-    found = _RULES.get(request.policy, _shared)(request, plan)
+    return left_by_mode(request, _RULES.get(request.policy, _shared)(request, plan))
+
+
+def left_by_mode(request: PlanRequest, found: PhasePlan) -> PhasePlan:
+    """The graphs of ``found`` that the request's capture mode has."""
     match request.capture_mode:
         case CaptureMode.NONE:
             return replace(found, phases=_emptied(found), mixed_tokens=())
@@ -188,7 +192,7 @@ def _extends(request: PlanRequest, sizes: Iterable[int]) -> PhaseGraphs:
 def _fastdeploy(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
     verify, *drafts = in_phases(request, plan.batch_sizes, plan.batch_sizes, ())
     found = [verify, *drafts[:1]]
-    if request.spec_tokens > 1:
+    if drafts and request.spec_tokens > 1:
         found.append(graphs_at(Phase.DRAFT_REST, request, 1, (), FIRST_STEP_ALONE))
     return PhasePlan(plan, tuple(found))
 

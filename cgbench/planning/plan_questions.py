@@ -1,6 +1,6 @@
 """What ``cgbench plan`` is asked, with an engine's defaults or a launch line behind it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def _outcome(asked: Asked, workload: Workload | None, acceptance_length: float |
     outcome = outcome_of(request)
     if outcome.plan is None:
         return replace(outcome, notes=asked.notes)
-    warnings = (*asked.warnings, *outcome.plan.warnings)
+    warnings = (*asked.warnings, *_unreplayed(request, admission), *outcome.plan.warnings)
     deployment = deployment_of(request, request.schedule) if request.schedule else None
     return replace(
         outcome,
@@ -143,6 +143,12 @@ def _outcome(asked: Asked, workload: Workload | None, acceptance_length: float |
     )
 
 
+def _unreplayed(request: PlanRequest, admission: Admission | None) -> Iterator[str]:
+    """A draft schedule, whose lengths accept differently, which a run's one mean does not say."""
+    if admission and request.schedule:
+        yield f"the replay drafts {request.spec_tokens} at every batch size, not by the schedule"
+
+
 def _admitted(
     request: PlanRequest, trace: RequestTrace, acceptance_length: float | None
 ) -> tuple[PlanRequest, Admission | None]:
@@ -151,7 +157,8 @@ def _admitted(
     ``optimal`` has no plan before its workload is known: it takes that of a graph at every size.
     """
     costs = request.costs
-    length = acceptance_length or (costs.acceptance_length if costs else None) or 1.0
+    measured = costs.acceptance_length if costs else None
+    length = (measured or 1.0) if acceptance_length is None else acceptance_length
     if request.policy == "optimal":
         bare = replace(request, policy="exact", max_graphs=None)
         first = admit(bare, phases_of(bare, plan(bare)), trace, length)

@@ -70,7 +70,21 @@ class Outcome:
     @property
     def memory_bytes(self) -> float | None:
         """What all graphs take together, by estimate."""
+        if self.deployment:
+            return self.memory.of(*(each.phases for each in self.deployment.lengths))
         return self.memory.of(self.phases) if self.phases else None
+
+    @property
+    def num_graphs(self) -> int | None:
+        """Decode graphs of all phases, and of all draft lengths of a schedule."""
+        counted = self.deployment or self.phases
+        return counted.num_graphs if counted else None
+
+    @property
+    def any_phase_eager(self) -> tuple[int, ...]:
+        """Batch sizes of which any phase has no graph, at a draft length that they may run."""
+        counted = self.deployment or self.phases
+        return counted.eager_batch_sizes if counted else ()
 
     @cached_property
     def cost(self) -> float | None:

@@ -8,7 +8,7 @@ from cgbench.planning.costs import Costs
 from cgbench.planning.draft_schedule import DraftSchedule
 from cgbench.planning.expected import weights_of
 from cgbench.planning.phase_optimum import cost_at
-from cgbench.planning.phases import PhasePlan, in_phases, phases_of
+from cgbench.planning.phases import PhasePlan, in_phases, left_by_mode, phases_of
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies import plan, vllm
@@ -115,7 +115,8 @@ def _of_one_list(request: PlanRequest) -> PhasePlan:
     verify = vllm.uniform_graphs(tokens, request.query_len, request.max_batch_size)
     rest = vllm.uniform_graphs(tokens, 1, request.max_batch_size)
     bare = from_requests(request, verify)
-    return PhasePlan(bare, in_phases(request, verify, verify, rest), tuple(tokens))
+    found = PhasePlan(bare, in_phases(request, verify, verify, rest), tuple(tokens))
+    return left_by_mode(request, found)
 
 
 def _exact_sizes(

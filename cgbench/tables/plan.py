@@ -59,8 +59,17 @@ def _buckets(outcome: Outcome) -> Section:
         return Section(title, (), (), (f"refused: {outcome.reason}",))
     headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
     rows = tuple(map(_bucket_texts, bucket_rows(outcome)))
-    notes = (*outcome.notes, _totals(outcome), *_warned(outcome.plan.warnings))
+    notes = (*outcome.notes, *_of_schedule(outcome), _totals(outcome))
+    notes = (*notes, *_warned(outcome.plan.warnings))
     return Section(title, headings, rows, notes)
+
+
+def _of_schedule(outcome: Outcome) -> Iterator[str]:
+    if outcome.deployment:
+        yield (
+            f"this table is that of k = {outcome.request.spec_tokens} throughout; the graphs by "
+            "draft length are below"
+        )
 
 
 def _bucket_texts(row: BucketRow) -> tuple[str, ...]:

@@ -107,15 +107,15 @@ def _span_row(outcome: Outcome, span: Span) -> BucketRow:
 
 def policy_row(outcome: Outcome) -> PolicyRow:
     """``outcome`` as a row beside those of other policies."""
-    plan, means, phases = outcome.plan, outcome.expected, outcome.phases
+    plan, means = outcome.plan, outcome.expected
     return PolicyRow(
         policy=outcome.request.policy,
         spec_tokens=outcome.request.spec_tokens,
         graphs=len(plan.buckets) if plan else None,
         largest_batch_size=plan.eager_above if plan else None,
         eager_batch_sizes=plan.eager_batch_sizes if plan else None,
-        any_phase_eager=len(phases.eager_batch_sizes) if phases else None,
-        graphs_of_all_phases=phases.num_graphs if phases else None,
+        any_phase_eager=len(outcome.any_phase_eager) if plan else None,
+        graphs_of_all_phases=outcome.num_graphs,
         eager_share=means.eager_share if means else None,
         mean_padding_frac=means.padding if means else None,
         worst_padding_frac=means.worst_padding if means else None,

@@ -85,17 +85,41 @@ def test_a_file_alone(plan, tmp_path: Path) -> None:
     assert (one["policy"], one["batch_sizes"]) == ("tensorrt-llm-1.3", [1, 2])
 
 
+SCHEDULE = '"num_speculative_tokens_per_batch_size": [[1, 8, 3], [9, 32, 1]]'
+SCHEDULED = (
+    """vllm serve M --max-num-seqs 32 -sc '{"method": "mtp", "num_speculative_tokens": 3, """
+    f"{SCHEDULE}}}'"
+)
+
+
 def test_a_schedule_is_one_deployment(plan) -> None:
-    line = (
-        """vllm serve M --max-num-seqs 32 -sc '{"method": "mtp", "num_speculative_tokens": 3, """
-        """"num_speculative_tokens_per_batch_size": [[1, 8, 3], [9, 32, 1]]}'"""
-    )
-    found = plan("--from", line, "--format", "markdown")
+    found = plan("--from", SCHEDULED, "--format", "markdown")
     assert "### Graphs by draft length, vllm-0.33" in found.out
     assert "| k = 3 | 1-8 |" in found.out and "| k = 1 | 9-32 |" in found.out
     assert "tokens an iteration, drafts included" in found.out
-    [one] = planned(plan("--from", line, "--format", "json"))
+    [one] = planned(plan("--from", SCHEDULED, "--format", "json"))
     assert [row["spec_tokens"] for row in one["lengths"]] == [1, 3]
+
+
+@pytest.mark.parametrize("off", ["--enforce-eager", "-cc.cudagraph_mode=PIECEWISE"])
+def test_a_schedule_without_whole_graphs_has_none_at_any_length(plan, off: str) -> None:
+    [one] = planned(plan("--from", f"{SCHEDULED} {off}", "--format", "json"))
+    assert [(row["graphs"], row["eager"]) for row in one["lengths"]] == [
+        (0, [[9, 32]]),
+        (0, [[1, 8]]),
+    ]
+    assert (one["any_phase_eager"], one["graphs_of_all_phases"]) == (32, 0)
+
+
+def test_a_schedules_graphs_and_memory_are_those_of_all_its_lengths(plan) -> None:
+    [one] = planned(plan("--from", SCHEDULED, "--format", "json"))
+    fixed = SCHEDULED.replace(", " + SCHEDULE, "")
+    [alone] = planned(plan("--from", fixed, "--format", "json"))
+    graphs = [row["graphs"] for row in one["lengths"]]
+    assert one["graphs_of_all_phases"] == sum(graphs) > alone["graphs_of_all_phases"]
+    assert one["graph_memory_bytes"] > alone["graph_memory_bytes"]
+    shown = plan("--from", SCHEDULED).out
+    assert "this table is that of k = 3 throughout; the graphs by draft length are below" in shown
 
 
 def test_a_schedule_is_costed_by_a_run_that_measured_its_lengths(plan) -> None:
@@ -146,6 +170,16 @@ def test_flags_for_vllm_are_the_union_of_the_best_lists(plan) -> None:
     assert found.err == ""
 
 
+@pytest.mark.parametrize("beside", [(), ("--policy", "optimal", "--max-graphs", "11")])
+def test_flags_of_a_line_serve_every_phase_when_they_are_pasted_to_it(plan, beside) -> None:
+    [before] = planned(plan("--from", LINE, "--format", "json"))
+    assert before["any_phase_eager"] == 4
+    option = plan("--from", LINE, *beside, "--flags", "vllm")
+    assert (option.exit_code, option.err) == (0, "")
+    [after] = planned(plan("--from", f"{LINE} {option.out}", "--format", "json"))
+    assert (after["any_phase_eager"], after["warnings"]) == (0, [])
+
+
 @pytest.fixture
 def trace(tmp_path: Path) -> str:
     file = tmp_path / "trace.csv"
@@ -181,6 +215,7 @@ MISTAKES = {
     ("--from", "llama-server -m x"): "--from llama-server -m x: starts no known engine",
     ("--from", ""): "--from: is empty",
     ("--from", LINE, "--spec-tokens", "3"): "--spec-tokens: not beside --from or --config",
+    ("--from", LINE, "--capture-unit", "tokens"): "--capture-unit: not beside --from or --config",
     ("--from", LINE, "--tp", "2"): "--tp: not beside --from or --config",
     ("--from", LINE, "--policy", "sglang-0.5.23"): "--policy sglang-0.5.23: --from starts vLLM",
     ("--from", LINE, "--policy", "vllm-0.30,vllm-0.31"): "--from starts one engine; drop it",
@@ -198,6 +233,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(plan, words: tuple[str, ...]) -> 
     assert (found.exit_code, found.out) == (2, "")
     assert found.err.startswith("error: ") and found.err.count("\n") == 1
     assert MISTAKES[words] in found.err
+
+
+@pytest.mark.parametrize("length", ["0", "nan", "4.5"])
+def test_an_acceptance_length_out_of_range_is_refused(plan, trace: str, length: str) -> None:
+    words = ("--concurrency", trace, "--costs", str(RUN), "--max-num-seqs", "8")
+    found = plan(*words, "--acceptance-length", length)
+    assert found.exit_code == 2
+    assert f"--acceptance-length {length}: must be 1 to 4 at --spec-tokens 3" in found.err
+
+
+def test_a_replay_says_that_it_does_not_follow_a_schedule(plan, trace: str) -> None:
+    line = SCHEDULED.replace("[9, 32, 1]", "[9, 32, 0]")
+    [one] = planned(
+        plan("--from", line, "--concurrency", trace, "--costs", str(RUN), "--format", "json")
+    )
+    assert one["admission"]
+    assert "the replay drafts 3 at every batch size, not by the schedule" in one["warnings"]
 
 
 def test_a_trace_without_times_is_refused(plan, trace: str) -> None:

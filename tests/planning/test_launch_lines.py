@@ -11,7 +11,15 @@ import pytest
 from cgbench.errors import BadInputError
 from cgbench.planning import plan
 from cgbench.planning.gpus import GPUS
-from cgbench.planning.launch_lines import Launch, read_launch
+from cgbench.planning.launch_lines import (
+    Launch,
+    fastdeploy_line,
+    harmless_options,
+    read_launch,
+    sglang_line,
+    tensorrt_llm_line,
+    vllm_line,
+)
 from cgbench.planning.phases import PhasePlan, phases_of
 from cgbench.words import Phase
 
@@ -347,6 +355,14 @@ def test_a_schedule_becomes_tiers() -> None:
     assert adaptive.schedule is not None and adaptive.schedule.lengths == (1, 3)
 
 
+def test_vllm_ascend_has_defaults_of_its_own() -> None:
+    found = read_launch("vllm serve M", None, None, "vllm-ascend-0.30")
+    assert (found.request.max_batch_size, found.request.max_num_batched_tokens) == (256, 2048)
+    assert found.notes == ("max_num_seqs 256, the default on an NPU",)
+    given = read_launch("vllm serve M --max-num-seqs 9", None, None, "vllm-ascend-0.30")
+    assert (given.request.max_batch_size, given.notes) == (9, ())
+
+
 def test_another_release_of_the_same_engine() -> None:
     line = LINES["a recipe's MTP line"].line
     old = read_launch(line, None, GPUS[H200], "vllm-0.28")
@@ -379,3 +395,58 @@ def test_vllms_budget_follows_the_gpu(gpu: str, budget: int, most: int) -> None:
     found = read("vllm serve M", gpu).request
     assert (found.max_num_batched_tokens, found.max_batch_size) == (budget, most)
     assert found.blackwell == (gpu == "b200")
+
+
+def test_one_rank_or_stage_is_none() -> None:
+    for line in (
+        "vllm serve M -pp 1 -dp 1",
+        "trtllm-serve M --pp_size 1",
+        "python -m sglang.launch_server --pp-size 1",
+    ):
+        assert read(line).warnings == ()
+    assert read("vllm serve M -pp 2").warnings == (
+        "-pp 2: not planned; each stage has graphs of its own",
+    )
+
+
+def test_what_of_a_file_is_not_planned_is_named(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(
+        "backend: _autodeploy\nspeculative_config: {decoding_type: Eagle3, max_draft_len: 2, "
+        "eagle3_one_model: false, made_up: 1}\n"
+    )
+    assert read("trtllm-serve M --config odd.yaml").warnings == (
+        "speculative_config.made_up: not understood",
+        "speculative_config.eagle3_one_model false: not planned; drafts have graphs of their own",
+        "--backend _autodeploy: not planned; the plan is pytorch's",
+    )
+
+
+FASTDEPLOY = "python -m fastdeploy.entrypoints.openai.api_server --model M --speculative-config "
+
+
+def test_fastdeploys_drafts_from_the_text_have_no_phase() -> None:
+    found = read(FASTDEPLOY + """'{"method": "ngram", "num_speculative_tokens": 3}'""")
+    assert [each.phase for each in phases(found).phases] == [Phase.VERIFY]
+    assert found.warnings == ()
+
+
+def test_what_of_fastdeploys_drafts_is_not_understood_is_listed() -> None:
+    found = read(FASTDEPLOY + """'{"method": "made_up", "num_speculative_tokens": 1, "x": 1}'""")
+    assert found.warnings == (
+        "--speculative-config x: not understood",
+        "--speculative-config method made_up: not understood; planned as mtp",
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "harmless"),
+    [
+        (vllm_line, harmless_options.VLLM),
+        (sglang_line, harmless_options.SGLANG),
+        (tensorrt_llm_line, harmless_options.TENSORRT_LLM),
+        (fastdeploy_line, harmless_options.FASTDEPLOY),
+    ],
+)
+def test_no_option_that_counts_is_called_harmless(module, harmless: frozenset[str]) -> None:
+    counts = {name for spec in module.SPECS for name in spec.names} | module.UNPLANNED.keys()
+    assert counts & harmless == set()

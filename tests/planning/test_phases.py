@@ -86,6 +86,13 @@ def test_vllm_ascend_has_no_graph_off_its_grid() -> None:
     assert filtered.plan.capture_tokens == (4, 8, 16)
 
 
+def test_a_list_of_vllm_ascend_that_is_cut_is_not_off_stride() -> None:
+    """256 requests of 4 tokens need 1,024, and the list ends at 512."""
+    said = " ".join(planned("vllm-ascend-0.30", 3, 256).plan.warnings)
+    assert "truncated" in said and "off-stride" not in said
+    assert "off-stride" in " ".join(planned("vllm-ascend-0.30", 1, 9).plan.warnings)
+
+
 def test_lightllm_is_dense_to_32_and_then_grows_by_16() -> None:
     found = planned("lightllm", 1, 100)
     assert found.plan.batch_sizes == (*range(1, 33), 48, 64, 80, 96, 100)

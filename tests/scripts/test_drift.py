@@ -191,6 +191,7 @@ def test_the_old_rule_without_drafts_is_reported_with_the_smallest_case(
     assert run("vllm", wheel(tmp_path, "vllm")) == 1
     out = capsys.readouterr().out
     assert "smallest: VllmCase(max_num_seqs=3, spec_tokens=0" in out
+    assert "engine: Answer(listed=(1, 2, 3, 4), verify=(1x1, 2x1, 3x1)" in out
     assert "listed=(1, 2, 3, 4)" in out and "listed=(1, 2, 4)" in out
 
 

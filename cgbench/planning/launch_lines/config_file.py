@@ -42,7 +42,7 @@ def _inner(value: object) -> Iterator[object]:
 def as_words(found: JsonObject, *, negates: bool) -> list[str]:
     """The file's values as words of a command line, as vLLM and SGLang read theirs.
 
-    ``negates``: a false value is the option's negative; else it says nothing.
+    ``negates``: a false value is the option's negative. Without it such a value says nothing.
     """
     words = list[str]()
     for key, value in found.items():

@@ -3,7 +3,8 @@
 
 from collections.abc import Iterator
 
-from cgbench.inputs import JsonObject
+from cgbench.inputs import JsonObject, shown
+from cgbench.planning.launch_lines.harmless_options import FASTDEPLOY
 from cgbench.planning.launch_lines.option_reader import (
     Kind,
     Spec,
@@ -34,21 +35,12 @@ SPECS = (
     Spec(("--use-cudagraph",), Kind.FLAG),
 )
 
-HARMLESS = frozenset(
-    "--model --host --port --metrics-port --engine-worker-queue-port --cache-queue-port "
-    "--max-model-len --gpu-memory-utilization --kv-cache-ratio --quantization --dtype "
-    "--max-num-batched-tokens --enable-chunked-prefill --enable-prefix-caching --reasoning-parser "
-    "--tool-call-parser --limit-mm-per-prompt --trust-remote-code --enable-mm --load-choices "
-    "--splitwise-role --block-size --num-gpu-blocks-override --api-key --workers "
-    "--enable-expert-parallel --served-model-name --revision --swap-space".split()
-)
-
 UNPLANNED = {
     "--data-parallel-size": "each rank has a batch of its own",
     "--use-sequence-parallel-moe": "sizes that tp does not divide are dropped",
 }
 
-ENVIRONMENT: dict[str, str] = {}
+ENVIRONMENT: dict[str, tuple[str, str]] = {}
 
 _GRAPH_KEYS = {
     *("use_cudagraph", "cudagraph_capture_sizes", "graph_opt_level", "full_cuda_graph"),
@@ -68,7 +60,7 @@ _DRAFT_KEYS = {
 def read_fastdeploy(words: list[str]) -> Reading:
     """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
     named = [_dashed(word) for word in words]
-    options = read(named, SPECS, HARMLESS)
+    options = read(named, SPECS, FASTDEPLOY)
     graphs, speculative = options.json(GRAPHS), options.json(SPECULATIVE)
     sizes = graphs.get(SIZES)
     given = Given(
@@ -100,10 +92,13 @@ def _spec_tokens(speculative: JsonObject) -> int:
     return whole(f"{SPECULATIVE} num_speculative_tokens", tokens, most=MAX_PLANNED_SPEC_TOKENS)
 
 
+_WITHOUT_MODEL = {"ngram", "ngram_match", "naive", "suffix"}
+_HEADS = {"mtp", "hybrid_mtp_ngram"}
+
+
 def _drafting(speculative: JsonObject) -> Drafting:
-    method = str(speculative.get("method", "")).lower()
-    is_chain = method in ("", "mtp", "hybrid_mtp_ngram")
-    return Drafting.CHAIN if is_chain else Drafting.WITHOUT_MODEL
+    is_looked_up = str(speculative.get("method", "")).lower() in _WITHOUT_MODEL
+    return Drafting.WITHOUT_MODEL if is_looked_up else Drafting.CHAIN
 
 
 def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
@@ -111,6 +106,9 @@ def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
         yield f"{GRAPHS} {key}: not understood"
     for key in speculative.keys() - _DRAFT_KEYS:
         yield f"{SPECULATIVE} {key}: not understood"
+    method = speculative.get("method")
+    if method is not None and str(method).lower() not in _HEADS | _WITHOUT_MODEL:
+        yield f"{SPECULATIVE} method {shown(str(method))}: not understood; planned as mtp"
     if graphs.get("full_cuda_graph") is False:
         prefill = graphs.get("cudagraph_capture_sizes_prefill") or [*PREFILL_TOKENS]
         yield f"{GRAPHS} full_cuda_graph false: prefills have graphs too, at {prefill} tokens"

@@ -83,7 +83,7 @@ _ENGINES = {
             ("-m", "fastdeploy.entrypoints.openai.api_server"),
             ("-m", "fastdeploy.entrypoints.api_server"),
         ),
-        ("graph-optimization-config", "engine-worker-queue-port"),
+        ("graph-optimization-config", "engine-worker-queue-port", "max-num-seqs"),
         joins_file=True,
     ),
 }
@@ -155,15 +155,13 @@ def _with_file(words: list[str], name: str, file: Path) -> list[str]:
 
 
 def _engine_of(line: str) -> tuple[str, list[str]]:
-    for words in commands(FROM, line):
-        for at, word in enumerate(words):
-            for image, name in _IMAGES.items():
-                if word.partition(":")[0].endswith(image):
-                    return name, [*words[at + 1 :]]
-            for name, engine in _ENGINES.items():
-                for start in engine.starts:
-                    if _begins([Path(word).name, *words[at + 1 :]], start):
-                        return name, [*words[at + len(start) :]]
+    found = commands(FROM, line)
+    # An image's own command may be spelled out after it.
+    for started in (_by_command, _by_image):
+        for words in found:
+            for at in range(len(words)):
+                if (engine := started(words[at:])) is not None:
+                    return engine
     raise BadInputError(
         f"{FROM} {shown(line)}: starts no known engine; it must hold vllm serve, "
         "python -m sglang.launch_server, trtllm-serve or "
@@ -171,8 +169,20 @@ def _engine_of(line: str) -> tuple[str, list[str]]:
     )
 
 
-def _begins(words: Sequence[str], start: tuple[str, ...]) -> bool:
-    return tuple(words[: len(start)]) == start
+def _by_command(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    named = [Path(words[0]).name, *words[1:]]
+    for name, engine in _ENGINES.items():
+        for start in engine.starts:
+            if tuple(named[: len(start)]) == start:
+                return name, [*words[len(start) :]]
+    return None
+
+
+def _by_image(words: Sequence[str]) -> tuple[str, list[str]] | None:
+    image = words[0].partition(":")[0]
+    names = (name for ending, name in _IMAGES.items() if image.endswith(ending))
+    name = next(names, None)
+    return None if name is None else (name, [*words[1:]])
 
 
 def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
@@ -185,10 +195,12 @@ def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
 
 
 def _of_environment(engine: _Engine, line: str) -> Iterator[str]:
-    known: Mapping[str, str] = engine.module.ENVIRONMENT
+    """Variables that change the graphs, unless they have their usual value."""
+    known: Mapping[str, tuple[str, str]] = engine.module.ENVIRONMENT
     for name, value in assignments(commands(FROM, line)).items():
-        if name in known:
-            yield f"{name}={value}: not planned; {known[name]}"
+        usual, reason = known.get(name, (value, ""))
+        if value != usual:
+            yield f"{name}={value}: not planned; {reason}"
 
 
 def _policy(reading: Reading, policy: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -46,6 +46,10 @@ class Options:
     def __contains__(self, name: str) -> bool:
         return name in self.values
 
+    def add_word(self, word: str) -> None:
+        """A word that no option takes: the first is the model, and the engine reads no second."""
+        (self.unknown if self.positional else self.positional).append(word)
+
     def drop(self, values: Collection[str]) -> None:
         """Forget the options that have one of these values, which mean the default."""
         kept = self.values.items()
@@ -56,11 +60,15 @@ class Options:
         return None if value is None else str(value)
 
     def whole(
-        self, name: str, least: int = 1, parse: Callable[[str], int] | None = None
+        self,
+        name: str,
+        least: int = 1,
+        parse: Callable[[str], int] | None = None,
+        most: int = MAX_WHOLE,
     ) -> int | None:
-        """A whole number of at least ``least``; None where it was not given."""
+        """A whole number from ``least`` to ``most``; None where it was not given."""
         value = self.values.get(name)
-        return None if value is None else whole(name, value, least, parse)
+        return None if value is None else whole(name, value, least, parse, most)
 
     def numbers(self, name: str) -> tuple[int, ...]:
         """A list of whole numbers above 0; empty where it was not given."""
@@ -92,13 +100,17 @@ def read(words: Sequence[str], specs: Sequence[Spec], harmless: frozenset[str]) 
         if word.startswith(_OTHER_DASHES):
             raise BadInputError(f"{shown(word)}: begins with {word[0]}; type a plain - there")
         if not is_option(word):
-            (found.unknown if found.positional else found.positional).append(word)
+            found.add_word(word)
             continue
         name, equals, attached = word.partition("=")
         spec, is_negative = _spec(name, by_name)
         if spec is None:
             values = [attached] if equals else _values(rest)
-            found.unknown += _not_covered(name, values, harmless)
+            if not _is_harmless(name, harmless):
+                found.unknown.append(" ".join([name, *values]))
+            elif name not in _TAKES_LISTS:
+                for other in values[1:]:
+                    found.add_word(other)
             continue
         if equals and spec.kind is Kind.FLAG:
             raise BadInputError(f"{shown(word)}: {name} takes no value")
@@ -107,13 +119,8 @@ def read(words: Sequence[str], specs: Sequence[Spec], harmless: frozenset[str]) 
     return found
 
 
-def _not_covered(name: str, values: list[str], harmless: frozenset[str]) -> Iterator[str]:
-    """What of an option without a rule is unknown: all, or nothing but words it does not take."""
-    positive = "--" + name.removeprefix("--no-")
-    if name not in harmless and positive not in harmless:
-        yield " ".join([name, *values])
-    elif name not in _TAKES_LISTS:
-        yield from values[1:]
+def _is_harmless(name: str, harmless: frozenset[str]) -> bool:
+    return name in harmless or "--" + name.removeprefix("--no-") in harmless
 
 
 def _spec(name: str, by_name: Mapping[str, Spec]) -> tuple[Spec | None, bool]:

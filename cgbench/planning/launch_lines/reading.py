@@ -50,8 +50,9 @@ class Reading:
     def add_unknown(self, unknown: Sequence[str], unplanned: Mapping[str, str]) -> None:
         """Warn of what changes the plan and has no rule, and of what is not understood."""
         for text in unknown:
-            name = text.partition(" ")[0]
+            name, _, value = text.partition(" ")
             if reason := unplanned.get(name):
-                self.warnings.append(f"{text}: not planned; {reason}")
+                # One rank or one stage is none at all.
+                self.warnings += [f"{text}: not planned; {reason}"] * (value != "1")
             else:
                 self.warnings.append(f"{text}: not understood")

@@ -7,6 +7,7 @@ from cgbench.errors import BadInputError
 from cgbench.inputs import JsonObject, parse_json, read_text, shown
 from cgbench.planning.draft_schedule import DraftSchedule, adaptive, from_sets
 from cgbench.planning.gpus import Gpu
+from cgbench.planning.launch_lines.harmless_options import SGLANG
 from cgbench.planning.launch_lines.option_reader import (
     Kind,
     Options,
@@ -16,7 +17,12 @@ from cgbench.planning.launch_lines.option_reader import (
     whole,
 )
 from cgbench.planning.launch_lines.reading import Given, Reading
-from cgbench.planning.plan_request import CaptureMode, Drafting, PlanRequest
+from cgbench.planning.plan_request import (
+    MAX_PLANNED_SPEC_TOKENS,
+    CaptureMode,
+    Drafting,
+    PlanRequest,
+)
 from cgbench.planning.policies import sglang
 
 POLICY = "sglang-0.5.23"
@@ -43,6 +49,11 @@ SPECS = (
     Spec(("--tp-size", "--tensor-parallel-size", "--tp")),
     Spec(("--dp-size", "--data-parallel-size", "--dp")),
     Spec(("--attn-dp-size",)),
+    Spec(("--attention-backend",)),
+    Spec(("--deepep-mode",)),
+    Spec(("--disaggregation-mode",)),
+    Spec(("--debug-tensor-dump-output-folder",)),
+    Spec(("--enable-mis",), Kind.FLAG),
     Spec(("--speculative-dspark-block-size",)),
     Spec(("--chunked-prefill-size",)),
     Spec(("--cuda-graph-max-bs-prefill",)),
@@ -52,22 +63,6 @@ SPECS = (
     Spec(("--enable-dp-attention",), Kind.FLAG),
 )
 
-HARMLESS = frozenset(
-    "--model-path --model --host --port --dtype --mem-fraction-static --trust-remote-code "
-    "--context-length --quantization --kv-cache-dtype --served-model-name --api-key --log-level "
-    "--tokenizer-path --chat-template --reasoning-parser --tool-call-parser --random-seed "
-    "--attention-backend --prefill-attention-backend --decode-attention-backend --sampling-backend "
-    "--speculative-draft-model-path --speculative-draft-model --speculative-token-map "
-    "--speculative-accept-threshold-single --speculative-accept-threshold-acc --page-size "
-    "--max-prefill-tokens --max-total-tokens --schedule-policy "
-    "--disable-radix-cache --enable-metrics --moe-runner-backend --moe-a2a-backend --ep-size --ep "
-    "--expert-parallel-size --watchdog-timeout --stream-interval --load-format --dist-init-addr "
-    "--nnodes --node-rank --schedule-conservativeness --skip-server-warmup --decode-log-interval "
-    "--allow-auto-truncate --enable-flashinfer-allreduce-fusion --mm-attention-backend "
-    "--speculative-draft-attention-backend --hicache-ratio "
-    "--disable-overlap-schedule --enable-hierarchical-cache --mamba-scheduler-strategy".split()
-)
-
 UNPLANNED = {
     "--enable-lora": "batches with and without LoRA have graphs apart",
     "--lora-paths": "batches with and without LoRA have graphs apart",
@@ -75,10 +70,9 @@ UNPLANNED = {
     "--enable-torch-compile": "small batches are compiled besides",
     "--pp-size": "each stage has graphs of its own",
     "--attn-cp-size": "sizes are aligned to the context-parallel ranks",
-    "--disaggregation-mode": "a prefill server has no decode graphs",
 }
 
-ENVIRONMENT: dict[str, str] = {}
+ENVIRONMENT: dict[str, tuple[str, str]] = {}
 
 _KEYS = {
     "decode": ("backend", "max_bs", "bs"),
@@ -108,7 +102,7 @@ _BLOCK_TOKENS = 16
 
 def read_sglang(words: list[str]) -> Reading:
     """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
-    options = read(words, SPECS, HARMLESS)
+    options = read(words, SPECS, SGLANG)
     decode, prefill = _phase(options, "decode"), _phase(options, "prefill")
     q, warnings = _verified(options)
     tp_size, ranks = _attention_ranks(options)
@@ -157,7 +151,8 @@ def _prefill(options: Options, phase: JsonObject, gpu: Gpu | None) -> Iterator[s
     """The graphs of prefills, which follow the chunk where nothing else is given."""
     backend = phase.get("backend", options.text("--cuda-graph-backend-prefill"))
     off = options.is_on("--disable-cuda-graph") or options.is_on("--disable-prefill-cuda-graph")
-    if backend == "disabled" or (off and backend is None):
+    off = off or options.text("--disaggregation-mode") == "decode"
+    if backend == "disabled" or (off and backend is None) or _is_eager(options):
         return
     label = f"{CONFIG} prefill"
     listed = phase.get("bs") or [*options.numbers("--cuda-graph-bs-prefill")]
@@ -184,9 +179,10 @@ def _verified(options: Options) -> tuple[int, list[str]]:
     if not algorithm:
         lengths = [name for name in _LENGTHS if name in options]
         return 1, [f"{name}: drafts nothing without {ALGORITHM}" for name in lengths]
-    steps = options.whole("--speculative-num-steps")
+    most = MAX_PLANNED_SPEC_TOKENS
+    steps = options.whole("--speculative-num-steps", most=most)
     topk = options.whole("--speculative-eagle-topk")
-    tokens = options.whole("--speculative-num-draft-tokens")
+    tokens = options.whole("--speculative-num-draft-tokens", most=most + 1)
     if options.is_on("--speculative-adaptive") and steps is None:
         return (_adaptive(options, 1).first_length or 0) + 1, []
     if algorithm in _PARALLEL | _WITHOUT_MODEL:
@@ -213,7 +209,7 @@ def _verified(options: Options) -> tuple[int, list[str]]:
 
 def _of_a_block(options: Options, algorithm: str, tokens: int | None) -> tuple[int, list[str]]:
     """The same where all drafts are made at once: the newest token is one of the block."""
-    drafts = options.whole("--speculative-dspark-block-size")
+    drafts = options.whole("--speculative-dspark-block-size", most=MAX_PLANNED_SPEC_TOKENS)
     if algorithm == "DSPARK" and drafts:
         return drafts + 1, []
     if tokens:
@@ -255,8 +251,20 @@ def _mode(options: Options, decode: JsonObject) -> CaptureMode:
             f"--cuda-graph-backend-decode {backend}: must be full, breakable or disabled"
         )
     off = options.is_on("--disable-cuda-graph") or options.is_on("--disable-decode-cuda-graph")
-    is_off = backend == "disabled" or (off and backend is None)
+    # A backend that is named comes before the switches, but not before what cannot be captured.
+    off = off or options.text("--disaggregation-mode") == "prefill"
+    is_off = backend == "disabled" or (off and backend is None) or _is_eager(options)
     return CaptureMode.NONE if is_off else CaptureMode.FULL
+
+
+def _is_eager(options: Options) -> bool:
+    """Options with which the engine captures nothing."""
+    return (
+        options.text("--attention-backend") in ("torch_native", "flex_attention")
+        or options.text("--deepep-mode") == "normal"
+        or "--debug-tensor-dump-output-folder" in options
+        or options.is_on("--enable-mis")
+    )
 
 
 def _drafting(options: Options) -> Drafting:

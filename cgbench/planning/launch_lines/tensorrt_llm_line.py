@@ -11,6 +11,7 @@ from cgbench.errors import BadInputError
 from cgbench.inputs import JsonObject
 from cgbench.planning.draft_schedule import from_thresholds
 from cgbench.planning.launch_lines.config_file import read_config
+from cgbench.planning.launch_lines.harmless_options import TENSORRT_LLM
 from cgbench.planning.launch_lines.option_reader import (
     Options,
     Spec,
@@ -40,16 +41,9 @@ SPECS = (
     Spec(("--backend",)),
 )
 
-HARMLESS = frozenset(
-    "--host --port --tp_size --ep_size --max_seq_len --max_beam_width --tokenizer "
-    "--trust_remote_code --kv_cache_free_gpu_memory_fraction --free_gpu_memory_fraction "
-    "--log_level --reasoning_parser --tool_parser --num_postprocess_workers --served_model_name "
-    "--chat_template --revision --cluster_size --gpus_per_node".split()
-)
-
 UNPLANNED = {"--pp_size": "each stage has graphs of its own"}
 
-ENVIRONMENT: dict[str, str] = {}
+ENVIRONMENT: dict[str, tuple[str, str]] = {}
 
 _KEYS = {
     *("max_batch_size", "max_num_tokens", GRAPHS, SPECULATIVE),
@@ -84,7 +78,7 @@ _LENGTHS = ("max_draft_len", "num_nextn_predict_layers")
 
 def read_tensorrt_llm(words: list[str]) -> Reading:
     """What the line and its file ask of the planner. Raises ``BadInputError``."""
-    options = read(words, SPECS, HARMLESS)
+    options = read(words, SPECS, TENSORRT_LLM)
     name = options.text("--config")
     found = read_config("--config", Path(name)) if name else {}
     graphs, speculative = _objects(found)

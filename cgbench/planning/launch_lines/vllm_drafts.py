@@ -10,6 +10,7 @@ from cgbench.planning.launch_lines.reading import Reading
 from cgbench.planning.plan_request import MAX_PLANNED_SPEC_TOKENS, Drafting
 
 SPECULATIVE = "--speculative-config"
+_BY_BATCH_SIZE = "num_speculative_tokens_per_batch_size"
 
 _PARALLEL = {"dflash", "dspark", "medusa", "mlp_speculator"}
 
@@ -19,7 +20,7 @@ _HEADS = {"mtp", "eagle", "eagle3"}
 
 # Keys of --speculative-config that change no graph.
 _DRAFT_KEYS = {
-    *("method", "model", "num_speculative_tokens", "num_speculative_tokens_per_batch_size"),
+    *("method", "model", "num_speculative_tokens", _BY_BATCH_SIZE),
     *("parallel_drafting", "draft_tensor_parallel_size", "quantization", "moe_backend"),
     *("kv_cache_dtype", "max_model_len", "revision", "code_revision", "prompt_lookup_max"),
     *("prompt_lookup_min", "suffix_decoding_max_tree_depth", "suffix_decoding_min_token_prob"),
@@ -53,8 +54,8 @@ def spec_tokens(speculative: JsonObject) -> int:
 
 def drafting(speculative: JsonObject) -> Drafting:
     """How the method drafts, in runner V2 or in V1 where that does not know it."""
-    method = str(speculative.get("method", "")).lower()
-    if method in _LOOKED_UP or speculative.get("model") in _LOOKED_UP:
+    method, model = _text(speculative, "method").lower(), _text(speculative, "model")
+    if method in _LOOKED_UP or model in _LOOKED_UP:
         return Drafting.WITHOUT_MODEL
     if method in _PARALLEL:
         return Drafting.PARALLEL
@@ -70,25 +71,36 @@ def said_of_drafts(speculative: JsonObject) -> Iterator[str]:
             yield f"{SPECULATIVE} {key}: not planned; {_UNPLANNED_DRAFT_KEYS[key]}"
         elif key not in _DRAFT_KEYS | _UNPLANNED_DRAFT_KEYS.keys():
             yield f"{SPECULATIVE} {key}: not understood"
-    method, model = speculative.get("method"), speculative.get("model")
+    method, model = _text(speculative, "method"), _text(speculative, "model")
     known = _HEADS | _PARALLEL | _LOOKED_UP | {"draft_model", "custom_class"}
-    if not speculative or (method is None and model in _LOOKED_UP):
+    if not speculative or (not method and model in _LOOKED_UP):
         return
-    if method is None:
+    if not method:
         yield (
             f"{SPECULATIVE} method: is missing; planned as a head (mtp, eagle), but a draft model "
             "of its own has no graphs"
         )
-    elif method not in known and not str(method).endswith("_mtp"):
-        yield f"{SPECULATIVE} method {shown(str(method))}: not understood; planned as mtp"
+    elif method not in known and not method.endswith("_mtp"):
+        yield f"{SPECULATIVE} method {shown(method)}: not understood; planned as mtp"
 
 
-def scheduled(reading: Reading, speculative: JsonObject) -> Reading:
-    """``reading`` with the draft lengths by batch size, where the line gives them."""
-    key = "num_speculative_tokens_per_batch_size"
-    if speculative.get(key) is not None:
-        most = reading.request.spec_tokens
-        reading.schedule = lambda size: from_ranges(
-            f"{SPECULATIVE} {key}", speculative[key], size, most
-        )
+def _text(speculative: JsonObject, key: str) -> str:
+    """A name in the object; empty where it is not given."""
+    value = speculative.get(key)
+    if not isinstance(value, str | None):
+        raise BadInputError(f"{SPECULATIVE} {key} {shown(value)}: must be a name")
+    return value or ""
+
+
+def scheduled(reading: Reading, speculative: JsonObject, ranks: int) -> Reading:
+    """``reading`` with the draft lengths by batch size, where the line gives them.
+
+    The engine leaves them out where several data-parallel ranks could choose different ones.
+    """
+    label = f"{SPECULATIVE} {_BY_BATCH_SIZE}"
+    ranges, longest = speculative.get(_BY_BATCH_SIZE), reading.request.spec_tokens
+    if ranges is not None and ranks > 1:
+        reading.warnings.append(f"{label}: the engine ignores it with data parallelism")
+    elif ranges is not None:
+        reading.schedule = lambda size: from_ranges(label, ranges, size, longest)
     return reading

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from cgbench.errors import BadInputError
 from cgbench.inputs import JsonObject
 from cgbench.planning.engine_defaults import VLLM_RELEASE
+from cgbench.planning.launch_lines.harmless_options import VLLM
 from cgbench.planning.launch_lines.option_reader import (
     Kind,
     Options,
@@ -44,34 +45,15 @@ SPECS = (
     Spec(("--spec-tokens",)),
     Spec(("--spec-method",)),
     Spec(("--tensor-parallel-size", "-tp")),
+    Spec(("--data-parallel-size", "-dp")),
     Spec(("--performance-mode",)),
     Spec(("--optimization-level", "-O")),
     Spec(("--enforce-eager",), Kind.FLAG, has_negative=True),
 )
 
-HARMLESS = frozenset(
-    "--host --port --model --served-model-name --dtype --gpu-memory-utilization --api-key --seed "
-    "--trust-remote-code --download-dir --load-format --revision --tokenizer --tokenizer-mode "
-    "--quantization -q --kv-cache-dtype --block-size --swap-space --cpu-offload-gb --hf-overrides "
-    "--enable-prefix-caching --no-enable-prefix-caching --disable-log-stats --disable-log-requests "
-    "--no-enable-log-requests --enable-log-requests --uvicorn-log-level --chat-template "
-    "--tool-call-parser --enable-auto-tool-choice --reasoning-parser --generation-config "
-    "--allowed-origins --distributed-executor-backend --mm-processor-kwargs --limit-mm-per-prompt "
-    "--enable-expert-parallel --async-scheduling --no-async-scheduling --language-model-only "
-    "--cudagraph-metrics --structured-outputs-config --enable-sleep-mode --tokenizer-revision "
-    "--enable-chunked-prefill --rope-scaling --max-logprobs --otlp-traces-endpoint --spec-model "
-    "--disable-uvicorn-access-log --config-format --safetensors-load-strategy --no-enable-lora "
-    "--no-enable-dbo --disable-lora --disable-dbo --disable-prefix-caching --lora-modules "
-    "--max-loras --max-lora-rank --max-cpu-loras --code-revision --hf-config-path --hf-token "
-    "--kv-cache-memory-bytes --moe-backend --linear-backend --nnodes --node-rank --master-addr "
-    "--master-port --root-path --ssl-keyfile --ssl-certfile --middleware".split()
-)
-
 # What changes the graphs and has no rule here, with what it changes.
 UNPLANNED = {
     "--enable-lora": "each graph is captured with LoRA and without",
-    "--data-parallel-size": "a rank pads to the largest batch of all ranks",
-    "-dp": "a rank pads to the largest batch of all ranks",
     "--enable-dbo": "batches are split in two",
     "--pipeline-parallel-size": "each stage has graphs of its own",
     "-pp": "each stage has graphs of its own",
@@ -79,6 +61,7 @@ UNPLANNED = {
     "--disable-chunked-prefill": "the token budget is at least the model's length",
     "--attention-backend": "one without graphs of k + 1 tokens a request runs them in pieces",
     "--attention-config": "a backend without graphs of k + 1 tokens runs them in pieces",
+    "--all2all-backend": "some backends have no graphs",
     "--kv-transfer-config": "a connector that works layer by layer leaves pieces alone",
     "--prefill-context-parallel-size": "graphs are those of one rank's part of a batch",
     "--decode-context-parallel-size": "graphs are those of one rank's part of a batch",
@@ -87,9 +70,12 @@ UNPLANNED = {
 }
 
 ENVIRONMENT = {
-    "VLLM_USE_V2_MODEL_RUNNER": "runner V1 drafts without full graphs where it is 0",
-    "VLLM_USE_BREAKABLE_CUDAGRAPH": "mixed batches are captured in another way",
+    "VLLM_USE_V2_MODEL_RUNNER": ("1", "runner V1 drafts without full graphs"),
+    "VLLM_USE_BREAKABLE_CUDAGRAPH": ("0", "mixed batches are captured in another way"),
+    "TORCH_COMPILE_DISABLE": ("0", "without compilation no batch runs in pieces"),
 }
+
+DATA_PARALLEL = "--data-parallel-size"
 
 # Keys of --compilation-config that change no size.
 _OTHER_KEYS = {
@@ -103,7 +89,7 @@ _OTHER_KEYS = {
 
 def read_vllm(words: list[str]) -> Reading:
     """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
-    options = read([*normal(words)], SPECS, HARMLESS)
+    options = read([*normal(words)], SPECS, VLLM)
     options.drop(("", "None"))
     compilation, speculative = _objects(options)
     given = Given(
@@ -123,9 +109,14 @@ def read_vllm(words: list[str]) -> Reading:
     )
     reading = Reading("vLLM", base, given, [*_said(options, compilation, speculative)])
     reading.add_unknown(options.unknown, UNPLANNED)
+    ranks = options.whole(DATA_PARALLEL) or 1
+    if ranks > 1:
+        reading.warnings.append(
+            f"{DATA_PARALLEL} {ranks}: not planned; a rank pads to the largest batch of all ranks"
+        )
     if options.text("--performance-mode") == "throughput":
         reading.default_factor = 2
-    return scheduled(reading, speculative)
+    return scheduled(reading, speculative, ranks)
 
 
 def _objects(options: Options) -> tuple[JsonObject, JsonObject]:

@@ -32,15 +32,19 @@ def vllm_ascend_0_30(request: PlanRequest) -> CapturePlan:
     bare = from_exact_tokens(request, kept)
     warnings = [
         *truncated(request, ceiling),
-        *off_stride(request, bare.batch_sizes, request.max_batch_size),
+        *off_stride(request, bare.batch_sizes, _ceiling(request) // q),
     ]
     return from_exact_tokens(request, kept, warnings)
 
 
 def token_list(request: PlanRequest) -> list[int]:
     """The sizes in tokens, ascending: the engine's grid, or a user's list."""
-    full = request.max_batch_size * request.query_len
-    ceiling = request.graph_maximum or min(full, CEILING_TOKENS)
-    listed = request.graph_sizes or grid(min(ceiling, request.max_num_batched_tokens))
+    listed = request.graph_sizes or grid(_ceiling(request))
     kept = {size for size in listed if size <= request.max_num_batched_tokens}
     return sorted(size for size in kept if size % request.tp_size == 0)
+
+
+def _ceiling(request: PlanRequest) -> int:
+    full = request.max_batch_size * request.query_len
+    most = request.graph_maximum or min(full, CEILING_TOKENS)
+    return min(most, request.max_num_batched_tokens)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 
 class Case(Protocol):
@@ -15,13 +15,23 @@ class Case(Protocol):
 C = TypeVar("C", bound=Case)
 
 
+class Shape(NamedTuple):
+    """A graph of so many requests with so many tokens each, printed as 3x4."""
+
+    requests: int
+    tokens: int
+
+    def __repr__(self) -> str:
+        return f"{self.requests}x{self.tokens}"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Batch sizes with a graph by phase, and the engine's own list; or why it refuses."""
+    """Graphs by phase, as batch sizes or as shapes, beside the engine's own list."""
 
     listed: tuple[int, ...] = ()
-    verify: tuple[int, ...] = ()
-    drafts: tuple[int, ...] = ()
+    verify: tuple[int, ...] | tuple[Shape, ...] = ()
+    drafts: tuple[int, ...] | tuple[Shape, ...] = ()
     refused: bool = False
 
 

@@ -15,7 +15,7 @@ from cgbench.planning.draft_schedule import from_ranges
 from cgbench.planning.phases import phases_of
 from cgbench.planning.policies import vllm
 from cgbench.words import Phase
-from engine_rules.comparison import Answer
+from engine_rules.comparison import Answer, Shape
 from engine_rules.functions import modules, taken
 
 CONFIG = "vllm/config/vllm.py"
@@ -182,8 +182,8 @@ def _config(case: VllmCase) -> SimpleNamespace:
 
 def _graphs(
     candidates: Callable[[Any], None], case: VllmCase, config: SimpleNamespace, query_len: int
-) -> tuple[int, ...]:
-    """Batch sizes with a whole graph, of every draft length where a schedule has several."""
+) -> tuple[Shape, ...]:
+    """The whole graphs, of every draft length where a schedule has several."""
     manager = SimpleNamespace(
         vllm_config=config,
         compilation_config=config.compilation_config,
@@ -199,7 +199,8 @@ def _graphs(
     )
     candidates(manager)
     full = manager._capture_descs.get(_Mode.FULL, [])
-    return tuple(sorted(desc.num_reqs * 1000 + desc.num_tokens // desc.num_reqs for desc in full))
+    shapes = (Shape(desc.num_reqs, desc.num_tokens // desc.num_reqs) for desc in full)
+    return tuple(sorted(shapes))
 
 
 def policy_answer(policy: str) -> Callable[[VllmCase], Answer]:
@@ -232,8 +233,8 @@ def _of_one_length(request: PlanRequest) -> Answer:
     assert verify
     return Answer(
         found.mixed_tokens,
-        tuple(n * 1000 + request.query_len for n in verify.batch_sizes),
-        tuple(n * 1000 + 1 for n in rest.batch_sizes) if rest else (),
+        tuple(Shape(n, request.query_len) for n in verify.batch_sizes),
+        tuple(Shape(n, 1) for n in rest.batch_sizes) if rest else (),
     )
 
 
@@ -243,15 +244,15 @@ def _with_tiers(request: PlanRequest, case: VllmCase) -> Answer:
     request = replace(request, schedule=schedule)
     listed = vllm.token_list(request)
     verify = [
-        n * 1000 + k + 1
+        Shape(n, k + 1)
         for k in schedule.lengths
         for n in vllm.uniform_graphs(listed, k + 1, case.max_num_seqs)
     ]
     return Answer(tuple(listed), tuple(sorted(verify)), _rest(request))
 
 
-def _rest(request: PlanRequest) -> tuple[int, ...]:
+def _rest(request: PlanRequest) -> tuple[Shape, ...]:
     if request.spec_tokens < 2:
         return ()
     sizes = vllm.uniform_graphs(vllm.token_list(request), 1, request.max_batch_size)
-    return tuple(n * 1000 + 1 for n in sizes)
+    return tuple(Shape(n, 1) for n in sizes)
