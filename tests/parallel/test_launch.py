@@ -6,6 +6,7 @@ import pytest
 
 from cgbench.parallel import launch
 from cgbench.parallel.launch import run_on_ranks
+from cgbench.parallel.ranks import Ranks
 
 
 @pytest.mark.parametrize(
@@ -27,4 +28,7 @@ def test_ranks_are_started_as_asked_and_by_themselves_share_nothing(
 
 
 def test_one_rank_needs_no_start() -> None:
-    assert run_on_ranks(1, "cpu", sum, [1, 2], start_method="forkserver") == 3
+    def total(*numbers: int, ranks: Ranks) -> int:
+        return sum(numbers) * ranks.size
+
+    assert run_on_ranks(1, "cpu", total, 1, 2, start_method="forkserver") == 3

@@ -50,7 +50,9 @@ class Made:
         """A run that is as good as another's is written once, and copied."""
         if self.edit is not unchanged or self.record:
             return self._write(path)
-        written = _written(self.seed, self.slower, self.noise, self.costs, self.finish)
+        written = _written(
+            self.seed, self.slower, self.noise, self.num_blocks, self.costs, self.finish
+        )
         return Path(shutil.copytree(written, path, dirs_exist_ok=True))
 
     def _write(self, path: Path) -> Path:
@@ -91,9 +93,14 @@ KEPT = TemporaryDirectory(prefix="cgbench-runs-")
 
 @cache
 def _written(
-    seed: int, slower: float, noise: float, costs: tuple[GraphCost, ...], finish: bool
+    seed: int,
+    slower: float,
+    noise: float,
+    num_blocks: int,
+    costs: tuple[GraphCost, ...],
+    finish: bool,
 ) -> Path:
-    made = Made(seed, slower, noise, costs=costs, finish=finish)
+    made = Made(seed, slower, noise, num_blocks, costs=costs, finish=finish)
     return made._write(Path(KEPT.name) / str(len([*Path(KEPT.name).iterdir()])))
 
 
