@@ -50,7 +50,7 @@ def execute(request: RunRequest, path: Path, *, resume: bool, ranks: Ranks) -> b
     return measure(request, path, ranks, resume=resume) is not None
 
 
-def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
+def show(path: Path, *, thin: bool, as_json: bool, explain: bool, wide: bool) -> set[ExitCode]:
     """Print a finished run; every cell's exit code. No rank waits for who reads it."""
     from cgbench.rundir.store import RunDirectory
     from cgbench.tables.latency import latency_table, to_json
@@ -60,7 +60,8 @@ def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCod
     if as_json:
         typer.echo(to_json(frame, directory.record, directory.path))
     else:
-        print_uncut(latency_table(frame, directory.record.model["label"], console().width))
+        label, width = directory.record.model["label"], console().width
+        print_uncut(latency_table(frame, label, width, is_wide=wide))
         if explain:
             _explain(directory)
         say(f"written to {directory.path}")

@@ -167,6 +167,9 @@ def run(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print what each floor is made of, stage by stage.")
     ] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Print every column of the table that has a value.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration.
@@ -189,7 +192,9 @@ def run(
     use_passive_threads()
     try:
         has_run = run_on_ranks(num_ranks, device, execute, request, path, resume=resume)
-        codes = show(path, thin=thin, as_json=as_json, explain=explain) if has_run else set()
+        codes = set()
+        if has_run:
+            codes = show(path, thin=thin, as_json=as_json, explain=explain, wide=wide)
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:

@@ -104,24 +104,46 @@ SPARED = (
 )
 """Columns that a narrow terminal goes without, in this order, so that no number is cut."""
 
+FIRST = (
+    "scope",
+    "spec_tokens",
+    "batch_size",
+    "iteration_p50_ms",
+    "floor_frac",
+    "mean_acceptance_length",
+    "output_tok_per_s",
+    "speedup_vs_eager",
+    "speedup_vs_no_spec",
+    "status",
+)
+"""Columns of the terminal's table without ``--wide``."""
+
+AN_ITERATION = (
+    "One iteration verifies k drafts, keeps those that are right, and drafts k more: "
+    "1 to k + 1 tokens a request."
+)
+
 GAP = 2
 """Characters between two columns, of which there are many."""
 
 
-def latency_table(frame: pd.DataFrame, title: str, width: int) -> Table:
-    """The terminal's table, a section a batch size; ``title`` holds the model label.
+def latency_table(frame: pd.DataFrame, title: str, width: int, *, is_wide: bool = False) -> Table:
+    """The terminal's table, a section a batch size. ``title`` holds the model label.
 
-    ``width`` is the terminal's, in characters. Where the table does not fit, headings take a line
-    a word and columns stand closer; where it still does not, the first of ``SPARED`` are left out,
-    and the caption says so. What is too wide without them all is to be printed uncut.
+    It has the columns ``FIRST``, and with ``is_wide`` all that have a value. ``width`` is the
+    terminal's, in characters. If the table does not fit, headings take a line a word. If it still
+    does not, the first of ``SPARED`` are left out. The caption names what is left out. A table that
+    is too wide even then is printed uncut.
     """
-    shown = _with_values(frame)
+    offered = [each for each in _with_values(frame) if is_wide or each.column in FIRST]
+    shown = offered
     for column in SPARED:
         if not fits(_headings(shown), _rows(frame, shown), width, GAP):
             shown = [each for each in shown if each.column != column]
     headings, rows = _headings(shown), _rows(frame, shown)
-    table = fitted_table(title, headings, rows, width, names=_names(shown), gap=GAP)
-    table.caption = Text(_caption(frame, shown))
+    words = f"{title}\n{AN_ITERATION}"
+    table = fitted_table(words, headings, rows, width, names=_names(shown), gap=GAP)
+    table.caption = Text(_caption(frame, offered, shown))
     for group in _groups(frame, shown):
         for cells in group:
             table.add_row(*cells)
@@ -152,8 +174,7 @@ def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
 
 
 def _setting(frame: pd.DataFrame) -> str:
-    """What all rows share: where acceptance is stated whose it is, and how many of a head's modules
-    are used."""
+    """The settings that all rows share, as one line."""
     names = [*SETTING, *(name for name in LATENCY_KEY if _is_told(frame, name))]
     values = {name: list(map(str, frame[name].unique())) for name in names}
     # Rows of k = 0 have no head.
@@ -167,10 +188,16 @@ def _is_told(frame: pd.DataFrame, name: str) -> bool:
     return name not in SETTING and default is not None and bool((frame[name] != default).any())
 
 
-def _caption(frame: pd.DataFrame, shown: Sequence[Shown]) -> str:
-    spared = [each.heading for each in _with_values(frame) if each not in shown]
-    left_out = f"left out at this width: {', '.join(spared)}; latency.md has them"
-    return "\n".join([_setting(frame), *([left_out] if spared else [])])
+def _caption(frame: pd.DataFrame, offered: Sequence[Shown], shown: Sequence[Shown]) -> str:
+    """The setting of all rows, the columns that the width has no room for, and how to see more."""
+    spared = ", ".join(each.heading for each in offered if each not in shown)
+    hidden = len(_with_values(frame)) - len(offered)
+    lines = [
+        _setting(frame),
+        f"left out at this width: {spared}; latency.md has them" if spared else "",
+        f"--wide shows {hidden} more columns; latency.md explains them all" if hidden else "",
+    ]
+    return "\n".join(line for line in lines if line)
 
 
 def _with_values(frame: pd.DataFrame) -> list[Shown]:

@@ -25,7 +25,7 @@ def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
 
 def test_a_runs_table_keeps_every_row_whole(narrow: io.StringIO, tmp_path: Path) -> None:
     run = Made().write(tmp_path / "run")
-    job.show(run, thin=False, as_json=False, explain=False)
+    job.show(run, thin=False, as_json=False, explain=False, wide=True)
     text = narrow.getvalue()
     assert "…" not in text
     assert "left out at this width: bucket [req], +/-, p99 [ms]" in text
