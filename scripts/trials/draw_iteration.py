@@ -18,7 +18,7 @@ from cgbench.rundir.store import RunDirectory
 
 LEFT, WIDTH, ROW = 150, 620, 26
 COLOURS = {"verify": "#3b6fb6", "accept": "#9aa5b1", "draft": "#e0913a", "commit": "#5d6773"}
-GRAPHS = {
+GRAPHS: dict[str, list[tuple[str, ...]]] = {
     "eager": [],
     "phase": [("verify", "accept"), ("draft_1",), ("draft_2", "draft_3", "commit")],
     "iteration": [("verify", "accept", "draft_1", "draft_2", "draft_3", "commit")],

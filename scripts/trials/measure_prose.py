@@ -22,7 +22,7 @@ NO_PROSE = re.compile(r"^(\||#|!\[|    \S|\s*$)")
 ITEM = re.compile(r"^\s*(?:[-*]|\d+\.) ")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 CODE = re.compile(r"`[^`]+`")
-END = re.compile(r"(?<=[.!?])[)\"']*\s+(?=[A-Z0-9\"(])")
+END = re.compile(r"(?<=[.!?])[)\"']*\s+(?=[A-Z0-9\"(]|cgbench)")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def main() -> None:
         if found.sentences:
             print(
                 f"{name:32} {len(found.sentences):9}  {found.words_at_p90:9}"
-                f"  {found.commas:6.2f}  {found.semicolons:10.2f}{'' if found.is_easy else '  hard'}"
+                f"  {found.commas:6.2f}  {found.semicolons:10.2f}"
+                f"{'' if found.is_easy else '  hard'}"
             )
     every = prose_of(*texts.values()).sentences
     for sentence in sorted(every, key=lambda each: -len(each.split()))[: arguments.longest]:

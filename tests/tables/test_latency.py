@@ -145,7 +145,8 @@ def test_the_widest_headings_that_fit_are_not_folded() -> None:
 
 FIRST_SCREEN = """\
 tiny
-One iteration verifies k drafts, keeps those that are right, and drafts k more: 1 to k + 1 tokens a \
+One iteration verifies k drafts, keeps those that are right, and drafts k more: \
+1 to k + 1 tokens a
 request.
 
  scope      k  batch [req]  iteration p50 [ms]  of floor  accept length  tok/s  vs eager  \
