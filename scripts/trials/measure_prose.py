@@ -22,7 +22,7 @@ NO_PROSE = re.compile(r"^(\||#|!\[|    \S|\s*$)")
 ITEM = re.compile(r"^\s*(?:[-*]|\d+\.) ")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 CODE = re.compile(r"`[^`]+`")
-END = re.compile(r"(?<=[.!?])[)\"']*\s+(?=[A-Z0-9\"(]|cgbench)")
+END = re.compile(r"(?<=[.!?])[)\"']*\s+(?=[A-Z0-9*\"(]|cgbench)")
 
 
 @dataclass(frozen=True)
