@@ -3,7 +3,8 @@
     python scripts/trials/measure_prose.py README.md docs/*.md
 
 Code blocks, tables, headings and HTML comments are no prose. Code in a line counts as one word, and
-so does a link. A list item begins a sentence of its own. A comma inside a number is no comma.
+so does a link. A list item begins a sentence of its own. A comma between two digits is no
+comma.
 """
 
 import argparse
@@ -22,7 +23,8 @@ NO_PROSE = re.compile(r"^(\||#|!\[|    \S|\s*$)")
 ITEM = re.compile(r"^\s*(?:[-*]|\d+\.) ")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 CODE = re.compile(r"`[^`]+`")
-END = re.compile(r"(?<=[.!?])[)\"']*\s+(?=[A-Z0-9*\"(]|cgbench)")
+COMMA = re.compile(r"(?<!\d),|,(?! ?\d)")
+END = re.compile(r"(?<=[\w)\"'%*][.!?])[)\"']*\s+")
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Prose:
 
     @property
     def commas(self) -> float:
-        """Commas a sentence, without those inside numbers."""
-        found = sum(len(re.findall(r",(?!\d)", sentence)) for sentence in self.sentences)
+        """Commas a sentence, without those in numbers and in lists of numbers."""
+        found = sum(len(COMMA.findall(sentence)) for sentence in self.sentences)
         return found / len(self.sentences)
 
     @property
