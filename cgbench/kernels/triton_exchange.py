@@ -11,9 +11,9 @@ takes 10 to 11 us for the 8 to 32 kB of a decode step at batch 1, most of it to 
 Many go as pieces: a program writes nothing but data, and then, released, a flag with the number.
 That is half the bytes and one trip more.
 
-Two halves of the memory take turns: who writes the next exchange but one has had everybody's
-numbers of the next, and those are sent when this one has been read. The two ways have halves of
-their own.
+The memory is double-buffered: exchange n + 2 reuses the half of exchange n. That is safe, because a
+rank starts n + 2 only after it has received every rank's data of n + 1, and a rank sends n + 1 only
+after it has read n. The two ways have halves of their own.
 """
 
 from typing import NamedTuple

@@ -16,7 +16,7 @@ STUMBLED_OVER = (
     "ended for a reason of its own is told of",
     "Six million parameters are 1 % of the floor",
 )
-CAUSAL_FOR = re.compile(r", for (?:the|it|its|they|their|this|these|no|a|an|what|there)\b")
+CAUSAL_FOR = re.compile(r", for (?:it|its|they|their|this|these|those|no|what|there)\b")
 README_LINES = 200
 
 
