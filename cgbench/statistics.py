@@ -1,12 +1,12 @@
 """The evidence that blocks and processes give about a time: a value and its standard error.
 
-Both sides of a run use it, the stopping rule that ends it and the comparison that judges it, so
-that a cell is measured until it is known as well as the gate will know it. Nothing is drawn.
+The stopping rule that ends a run uses it, and so does the comparison that judges it. So a cell is
+measured until it is known as well as the gate will know it. Nothing is drawn.
 
 Iterations inside a block are correlated, and a block's median is one observation. A cell's centre
-is the median of its blocks. Its standard error is the bootstrap's, over resampled blocks, in
-closed form: the distribution of a resample's two middle order statistics is known exactly (Maritz
-and Jarrett, JASA 73, 1978, for odd sizes; the even case counts the same way).
+is the median of its blocks. Its standard error is the bootstrap's over resampled blocks, in closed
+form. The distribution of a resample's two middle order statistics is known exactly (Maritz and
+Jarrett, JASA 73, 1978, for odd sizes). The even case counts the same way.
 """
 
 from dataclasses import dataclass
@@ -71,8 +71,9 @@ def repetition(values: Floats) -> float:
     """How many of n correlated blocks tell as much as one of independent ones, at least 1; n over
     it is the effective sample size.
 
-    (1 + r) / (1 - r), as of a first-order autoregression; r is the lag-1 autocorrelation without
-    its bias of -(1 + 3r) / n (Marriott and Pope, Biometrika 41, 1954), and below 0 taken for 0.
+    It is (1 + r) / (1 - r), as of a first-order autoregression. r is the lag-1 autocorrelation
+    without its bias of -(1 + 3r) / n (Marriott and Pope, Biometrika 41, 1954). Below 0 it counts as
+    0.
     """
     n = len(values)
     away = values - values.mean()

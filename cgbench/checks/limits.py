@@ -1,8 +1,8 @@
 """Where a request may begin and end, and what its last iteration then says.
 
-No requests at all, no or one token of room, a length limit or an EOS inside an accepted run, every
-number of drafts accepted, the ends of the vocabulary, the longest context that the KV holds: each
-for every k, the smallest and the largest among them.
+The cases are no requests at all, no or one token of room, and a length limit or an EOS inside an
+accepted run. Others are every number of drafts accepted, the ends of the vocabulary, and the
+longest context that the KV holds. Each is tried for every k.
 """
 
 from collections.abc import Iterator

@@ -273,8 +273,9 @@ def rows_past(subject: Subject, rows: RowState) -> Tensor:
 
 
 def write_window(subject: Subject, rows: RowState) -> Tensor:
-    """``[num_slots, room]``: what an iteration may write, k + 1 verified rows and the draft steps'
-    past them, in each live row's own slot; and the scratch slot, all of it."""
+    """Return ``[num_slots, room]``: what an iteration may write. In each live row's own slot that
+    is k + 1 verified rows and the draft steps' past them. It is also the whole scratch slot.
+    """
     length = max(rows.spec_tokens + 1, 2 * rows.spec_tokens) * rows.active
     window = _rows_between(subject, rows, rows.seq_len, rows.seq_len + length)
     window[subject.spec.cache.scratch_slot] = True

@@ -54,9 +54,10 @@ class AcceptanceRule(Protocol):
         ...
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        """The target's ``logits [b, k + 1, V]`` and ``rows.drafts`` decide, in place,
-        ``rows.num_accepted`` in 0..k and ``rows.out``: out[j] = draft j + 1 for
-        j < num_accepted, then the bonus or recovered token, then any valid id."""
+        """The target's ``logits [b, k + 1, V]`` and ``rows.drafts`` decide ``rows.num_accepted`` in
+        0..k and ``rows.out``, in place. out[j] is draft j + 1 for j < num_accepted, then the bonus
+        or recovered token, then any valid id.
+        """
         ...
 
 
@@ -137,8 +138,8 @@ class AtLength(_Argmax):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Speculative sampling: keep draft x with probability min(1, p(x) / q(x)); the token after
-    the drafts kept is drawn from max(p - q, 0) after a rejection, from p after k drafts.
+    """Speculative sampling keeps draft x with probability min(1, p(x) / q(x)). The token after the
+    drafts kept is drawn from max(p - q, 0) after a rejection, and from p after k drafts.
 
     Lossless: whatever the head drafts, the tokens emitted are distributed as plain sampling from
     the target's p. ``drafts`` says what the head's q is: its own distribution, drawn from under

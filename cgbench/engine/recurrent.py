@@ -8,11 +8,11 @@ zero for the others. So the state is a function of (slot, seq_len), as KV is: ve
 twice from one length, and re-packing moves nothing. Keeping the state after every row instead
 would take (k + 1) times its bytes; a row's part of it is smaller by about half the head's size.
 
-The gated delta rule, per head (Yang et al., Gated Delta Networks, 2024; transformers'
-``torch_recurrent_gated_delta_rule``): S_t = d_t S_(t-1) + k_t u_t with
-u_t = beta_t (v_t - k_t d_t S_(t-1)), and the output q_t S_t. With S the state before the rows and
-D_t the product of the decays up to row t, S_t = D_t S + sum over j <= t of (D_t / D_j) k_j u_j: S
-is read once for all rows, and (k_j, u_j, log D_j) are what is kept of row j.
+Per head the gated delta rule is S_t = d_t S_(t-1) + k_t u_t with u_t = beta_t (v_t - k_t d_t
+S_(t-1)). The output is q_t S_t (Yang et al., Gated Delta Networks, 2024, and transformers'
+``torch_recurrent_gated_delta_rule``). Let S be the state before the rows, and D_t the product of
+the decays up to row t. Then S_t = D_t S + sum over j <= t of (D_t / D_j) k_j u_j. S is read once
+for all rows, and (k_j, u_j, log D_j) are what is kept of row j.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """What the device can do at best: bytes read and operations a second, measured here and now.
 
-A floor is a bound, so the best of several kernels and of several repetitions counts, never a mean:
-reads through torch's reductions and through a kernel of our own, products of several shapes.
+A floor is a bound, so the best of several kernels and repetitions counts, never a mean. Reads go
+through torch's reductions and through a kernel of our own. Products have several shapes.
 """
 
 import functools

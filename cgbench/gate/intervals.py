@@ -1,10 +1,9 @@
 """Effects and their intervals. Pure; nothing is drawn, so the same runs give the same answer.
 
-What blocks and processes tell of one run is in ``cgbench.statistics``: closed forms, so there is
-no seed and no Monte Carlo noise, and swapping BASE and NEW mirrors the answer to the last bit. The
-interval takes Student's t at Welch's degrees of freedom rather than the bootstrap's percentiles:
-those cannot leave the range of ten blocks, and at the levels that many cells need they are read
-from the rim of it.
+What blocks and processes tell of one run is in ``cgbench.statistics``: closed forms, so there is no
+seed and no Monte Carlo noise, and swapping BASE and NEW mirrors the answer to the last bit. The
+interval takes Student's t at Welch's degrees of freedom. The bootstrap's percentiles cannot leave
+the range of ten blocks, and at the levels that many cells need they are read from the rim of it.
 
 Many cells are judged at once: each interval is at level 1 - (1 - confidence) / m (Bonferroni), m
 the gated intervals. Holm's procedure rejects more but gives no intervals, and here *same* is a

@@ -46,9 +46,9 @@ Counts: TypeAlias = Sequence[tuple[float, float]]
 class Question:
     """One quantity in both runs.
 
-    ``base`` and ``new`` are in seconds, bytes, tokens or a rate; ``effect`` is their log ratio, or
-    the difference of two rates: without error where both are the very same measurement or are
-    exact, None where ``reason`` says what is missing. ``blocks`` counts what it rests on.
+    ``base`` and ``new`` are in seconds, bytes, tokens or a rate. ``effect`` is their log ratio, or
+    the difference of two rates. It has no error if both are the very same measurement or are exact.
+    It is None if ``reason`` says what is missing. ``blocks`` counts what it rests on.
     """
 
     metric: Metric

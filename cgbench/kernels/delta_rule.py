@@ -96,11 +96,11 @@ class HeadRows:
 class LayerState:
     """One layer's buffers, by slot.
 
-    ``matrix [slots, H, Dk, Dv]`` float32, at the length that the cache's ``length`` says.
-    ``conv [slots, ring, C]``: the convolution's newest inputs, that of position p in row p modulo
-    ring; a ring of k + 1 rows more than the kernel sees, so that no row that may still be read is
-    written over. ``keys [slots, H, k + 1, Dk]``, ``updates [slots, H, k + 1, Dv]`` and
-    ``log_decays [slots, H, k + 1]`` float32: what verify's rows add to the matrix.
+    ``matrix [slots, H, Dk, Dv]`` float32, at the length that the cache's ``length`` says. ``conv
+    [slots, ring, C]`` holds the convolution's newest inputs, that of position p in row p modulo
+    ring. The ring has k + 1 rows more than the kernel sees, so no row that may still be read is
+    written over. ``keys [slots, H, k + 1, Dk]``, ``updates [slots, H, k + 1, Dv]`` and ``log_decays
+    [slots, H, k + 1]`` float32: what verify's rows add to the matrix.
     """
 
     matrix: Tensor

@@ -6,10 +6,10 @@ ahead write. The wait is for the one ahead, which has itself waited, so for all 
 
 When it lets its successor begin (``gdc_launch_dependents``) is a matter of speed (docs/engine.md).
 Most kernels do so once they have waited themselves. Then, when a kernel begins, those before the
-one ahead have ended, and what they wrote may be read before the wait, past L1 (``.cg``), which may
-hold older values: attention reads its places so. Norms, sums over ranks and attention's merging let
-the next one begin at once: what comes after them reads nothing but weights before it waits. A
-kernel that is not launched early begins at the end of the one ahead, as ever.
+one ahead have ended. What they wrote may be read before the wait. It must be read past L1
+(``.cg``), which may hold older values. Attention reads its places so. Norms, sums over ranks and
+attention's merging let the next one begin at once: what comes after them reads nothing but weights
+before it waits. A kernel that is not launched early begins at the end of the one ahead, as ever.
 """
 
 import functools

@@ -89,8 +89,9 @@ def accept(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None = Non
     """Fill ``rows.out`` and ``rows.num_accepted`` from the tokens ``chosen [b, k + 1]`` that the
     target prefers.
 
-    The leading drafts that equal them are kept; with ``rates``, those whose uniform number is below
-    rate j of k, the rate of draft j + 1 given that draft j was kept, whatever they say.
+    The leading drafts that equal them are kept. With ``rates`` the drafts themselves do not matter:
+    draft j + 1 is kept if its uniform number is below rate j of k, the rate given that draft j was
+    kept.
     """
     if runs_kernels(chosen.device):
         from cgbench.kernels import triton_rows

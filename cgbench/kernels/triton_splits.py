@@ -1,7 +1,7 @@
 """How decode attention is split over the keys, and put together again.
 
-Each split of a request's keys leaves its sum of values, its scores' maximum and its sum of weights;
-one kernel merges them by their maxima (the flash-decoding scheme, Dao et al. 2023).
+Each split of a request's keys leaves its sum of values, its scores' maximum and its sum of weights.
+One kernel merges them by their maxima (the flash-decoding scheme, Dao et al. 2023).
 """
 
 import functools

@@ -111,9 +111,9 @@ def check_placed(
     unfit: Collection[str],
     unexpected: Collection[str],
 ) -> None:
-    """Refuse a target without some of its tensors, with ``unfit`` ones, whose shape is another,
-    or with tensors that belong to its own modules and have no place there: a bias that config.json
-    denies, the scales of weights stored in fewer bits. Others are of a head or a tower.
+    """Refuse a target that lacks some of its tensors, or has ``unfit`` ones of another shape.
+    Tensors that belong to its own modules and have no place there are refused too, such as a bias
+    that config.json denies or the scales of weights in fewer bits. Others are of a head or a tower.
 
     Raises ``ModelError``.
     """

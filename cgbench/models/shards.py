@@ -2,9 +2,9 @@
 
 What is divided, and along which dimension, is read off the placeholders that transformers'
 ``DistributedConfig`` puts into a model without storage. The parts are then plain tensors, and the
-forwards plain products followed by one sum over the ranks: DTensors cost the host more than the
-kernels cost the device (12.9 against 7.3 ms an eager step), and whatever packs or compiles a
-forward wants plain weights.
+forwards plain products followed by one sum over the ranks. DTensors would cost the host more than
+the kernels cost the device (12.9 against 7.3 ms an eager step). Packing and compiling need plain
+weights too.
 
 Two weights go another way than the plan. The embedding stays whole: a lookup reads one row, and a
 divided one would add a collective to every draft. The lm_head is divided by vocabulary, tied or

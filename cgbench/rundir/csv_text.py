@@ -27,8 +27,9 @@ Texts = Sequence[str | None]
 def parse_csv(text: str, columns: Sequence[Column]) -> pd.DataFrame:
     """The table in ``text``: those of ``columns`` that it has, in their own dtypes.
 
-    Raises ``ValueError`` with one line where it is cut short, has a row of another length or a
-    quote left open, lacks a column, has one that is unknown, or a number is none.
+    Raises ``ValueError`` with one line if it is cut short, or has a row of another length or a
+    quote left open. A column that is missing or unknown raises it too, and so does a number that is
+    none.
     """
     if not text.endswith("\n"):
         # Else the values cut off would be read as empty cells.

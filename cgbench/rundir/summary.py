@@ -188,9 +188,9 @@ def capture_frame(costs: Sequence[GraphCost], latency: pd.DataFrame) -> pd.DataF
 def with_break_even(capture: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
     """``capture`` with ``break_even_replays`` worked out again from ``latency``.
 
-    Warm-up, capture and instantiation of all graphs that make up one iteration of a (scope, k,
-    bucket), over what one iteration through them gains against eager (medians): so the three
-    graphs of a phase-scope iteration carry one number. The gain is that of the largest batch
+    It is the warm-up, capture and instantiation of all graphs that make up one iteration of a
+    (scope, k, bucket), over what one iteration through them gains against eager (medians). So the
+    three graphs of a phase-scope iteration carry one number. The gain is that of the largest batch
     size measured in the bucket. Empty where none was, or where nothing is gained.
     """
     graphs = with_costs(capture)
@@ -217,9 +217,10 @@ def _gains(latency: pd.DataFrame) -> pd.Series:
 
 
 def telemetry_summary(blocks: pd.DataFrame) -> TelemetryFacts:
-    """What ``run.json`` says of the GPU over all timed blocks: min, median and max of its clocks,
-    temperature and power, what held the clocks back, and how many blocks were discarded for what.
-    A part that nothing told is left out."""
+    """Return what ``run.json`` holds of the GPU over all timed blocks. It has min, median and max
+    of clocks, temperature and power, what held the clocks back, and the discarded blocks by reason.
+    A part that nothing told is left out.
+    """
     facts = TelemetryFacts()
     told: tuple[Told, ...] = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
     for name in told:

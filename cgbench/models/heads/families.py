@@ -1,8 +1,8 @@
 """Draft head families as data: where a checkpoint keeps its MTP head and how the head is wired.
 
-A mistake in this table never changes the output of lossless decoding, it only lowers acceptance;
-so what differs between families is data here, the disputed points can be overridden, and
-acceptance is reported per position.
+A mistake in this table never changes the output of lossless decoding. It only lowers acceptance. So
+what differs between families is data here, the disputed points can be overridden, and acceptance is
+reported per position.
 """
 
 from collections.abc import Mapping
