@@ -1,7 +1,7 @@
 """The one exception tree. Every message names the flag or the file that mends it.
 
-Exit codes are the command line's contract (see ``ExitCode``); an exception carries the one it
-leads to, so that the command line needs no table of its own.
+Exit codes are the command line's contract (see ``ExitCode``). An exception carries the one that it
+leads to, so the command line needs no table of its own.
 """
 
 from collections.abc import Collection

@@ -88,7 +88,8 @@ def repetition(values: Floats) -> float:
 def processes_estimate(values: Floats) -> Estimate:
     """The mean of ``values [n]``, one a process: what differs between processes is in its error.
 
-    A mean, for of three to five values the bootstrap's error of a median is far too small.
+    It is a mean, because of three to five values the bootstrap's error of a median is far too
+    small.
     """
     n = len(values)
     error = float(values.std(ddof=1)) / sqrt(n) if n > 1 else inf
@@ -97,8 +98,10 @@ def processes_estimate(values: Floats) -> Estimate:
 
 @lru_cache(maxsize=64)
 def _middle_pairs(n: int) -> Floats:
-    """``[m, m]``: the chance that order statistics i <= j are the two that a resample of n has in
-    its middle; on the diagonal alone for odd n, which has one. Of the middle m of n."""
+    """Return ``[m, m]``: the chance that order statistics i <= j are the two that a resample of n
+    has in its middle. An odd n has one in its middle, so only the diagonal counts. Of the middle m
+    of n.
+    """
     lower = (n + 1) // 2
     first = max(lower - ceil(REACH * sqrt(n) / 2), 1)
     rank = np.arange(first, n + 2 - first)

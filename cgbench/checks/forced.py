@@ -74,8 +74,9 @@ class Requests:
 
 
 def make_requests(subject: Subject, k: int) -> Requests:
-    """In float32 the tokens are transformers' word; in lower precision the engine's own, for
-    near-ties are not what is looked at here."""
+    """In float32 the tokens are transformers' word; in lower precision the engine's own, because
+    near-ties are not what is looked at here.
+    """
     prompts = tile(subject.prompts, min(MAX_REQUESTS, subject.largest(k)))
     prefilled = prefill_prompts(subject, prompts)
     if subject.is_exact:

@@ -96,7 +96,7 @@ def _edge_prompts(subject: Subject, k: int) -> list[list[int]]:
 
 
 def _longest_prompts(subject: Subject, k: int) -> list[list[int]]:
-    """As long as the KV has room for, in neighbouring slots, for an overrun shows in the next."""
+    """As long as the KV has room for. They lie in neighbouring slots, so an overrun shows."""
     length = subject.spec.cache.room - _num_tokens(k) - 2 * k
     tokens = [token for prompt in subject.prompts for token in prompt]
     tokens *= -(-(length + 1) // len(tokens))

@@ -29,8 +29,8 @@ from cgbench.words import Mode, Scope
 
 PREFILL_TOKENS = 2048
 
-# Steps that a check takes from one prefill, where it looks at every one of them: half of what
-# any run has room for, however many drafts are accepted.
+# Steps that a check takes from one prefill if it looks at every one of them. It is half of what any
+# run has room for, however many drafts are accepted.
 STEPS = 4
 
 # KV layers that are copied and compared: all of a large model's would not fit beside it.
@@ -112,7 +112,7 @@ def prefill_prompts(subject: Subject, prompts: Prompts) -> Prefilled:
 
 
 def first_rows(prefilled: Prefilled, batch_size: int) -> Prefilled:
-    """The first requests of a prefill; their KV is where it was, for request i has slot i."""
+    """The first requests of a prefill; their KV is where it was, because request i has slot i."""
     block_out = prefilled.block_out
     return Prefilled(
         last=prefilled.last[:batch_size],

@@ -1,8 +1,8 @@
 """Acceptance rules: how many drafts verify keeps, and what it emits after them.
 
-A rule works on the device and can be captured. Its randomness comes from ``RowState.uniforms``,
-which every iteration fills anew and which is indexed by request: a request's draws depend neither
-on its row, nor on its bucket, nor on the scope.
+A rule works on the device and can be captured. Its randomness comes from ``RowState.uniforms``.
+Every iteration fills them anew, and they are indexed by request. So a request's draws depend on no
+row, bucket or scope.
 """
 
 from collections.abc import Callable

@@ -25,8 +25,8 @@ class Batch:
     """What one iteration works on: requests, drafts of each, and the mean of their committed KV
     rows when it starts. Padding is no part of it: a floor is of the work that was asked for.
 
-    ``experts_read``: by stage, the mean distinct experts that an expert layer of its forward was
-    counted to read; a stage that is not there is expected to read what uniform choice would."""
+    ``experts_read`` is, by stage, the mean distinct experts that an expert layer of its forward was
+    counted to read. A stage that is not there is expected to read what uniform choice would."""
 
     batch_size: int
     spec_tokens: int

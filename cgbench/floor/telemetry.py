@@ -128,7 +128,7 @@ def open_telemetry(device: torch.device) -> Iterator[Telemetry]:
 
 
 def _of_device(nvml: Any, device: torch.device) -> Telemetry:
-    """By UUID, for CUDA_VISIBLE_DEVICES numbers GPUs otherwise than NVML does."""
+    """By UUID, because CUDA_VISIBLE_DEVICES numbers GPUs otherwise than NVML does."""
     uuid = torch.cuda.get_device_properties(device).uuid
     try:
         return NvmlTelemetry(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))

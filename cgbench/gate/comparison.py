@@ -1,4 +1,4 @@
-"""Two runs to lines. Questions are gathered first, for their number sets the intervals' level."""
+"""Two runs to lines. Questions come first, because their number sets the intervals' level."""
 
 from collections import Counter
 from collections.abc import Iterator

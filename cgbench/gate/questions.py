@@ -91,9 +91,10 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
 
 
 def _copies(pair: Pair, run: Evidence) -> float:
-    """How often a batch decodes each prompt, for it repeats them where it has more rows. Greedy
-    gives the same tokens each time, which is no more evidence than once; draws are a request's
-    own. Both runs have the same prompts."""
+    """How often a batch decodes each prompt, because it repeats them where it has more rows. Greedy
+    gives the same tokens each time, which is no more evidence than once; draws are a request's own.
+    Both runs have the same prompts.
+    """
     assert pair.base
     num_prompts: int | None = run.record.workload.get("num_prompts")
     if not num_prompts or pair.base.settings["acceptance"] != "greedy":
@@ -107,8 +108,9 @@ def _once(counts: Counts, copies: float) -> Counts:
 
 
 def _is_one(place: Place, base: Evidence, new: Evidence) -> bool:
-    """Whether both sides are one measurement of the cell: alike in every time. One alone may be
-    so by chance, for a device's events have ticks and a stage has one block."""
+    """Whether both sides are one measurement of the cell: alike in every time. One alone may be so
+    by chance, because a device's events have ticks and a stage has one block.
+    """
     return _times(place, base) == _times(place, new)
 
 

@@ -247,7 +247,7 @@ def commit(rows: RowState) -> None:
 
 
 def _num_parts(num_rows: int, num_columns: int) -> int:
-    """A power of two, for one program reads the best of all parts in one go."""
+    """It is a power of two, because one program reads the best of all parts in one go."""
     wanted = min(PROGRAMS // num_rows, num_columns // COLUMNS_A_STEP)
     return 1 << (max(1, wanted).bit_length() - 1)
 

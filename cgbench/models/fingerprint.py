@@ -18,7 +18,7 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
     ranks share; all of them call this.
 
     A tensor enters as the sums of its raw integers along rows and along columns, taken on the
-    device: a changed weight changes them, and so does another order of either.
+    device. A changed weight changes them, and so does another order of either.
     """
     digest = hashlib.sha256(_config_text(target).encode())
     parts: list[tuple[nn.Module, Splits]] = [(target.model, target.splits)]

@@ -160,7 +160,7 @@ def draw_experts(
         len(layers) + 1, num_tokens, shape.top_k, dtype=torch.long, device=positions.device
     )[1:]
     if runs_kernels(positions.device):
-        # Imported here, for triton is there only beside a CUDA build of torch.
+        # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels.triton_draw import draw
 
         draw(keys, positions, layers, start, shape, out)

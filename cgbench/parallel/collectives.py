@@ -105,9 +105,9 @@ def joined_over_ranks(part: Tensor) -> Tensor:
 def argmax_over_ranks(part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tensor:
     """The argmax ``[...]`` of logits whose last dimension the ranks hold a part each of.
 
-    Only each rank's largest value and its index travel, as two float32: exact, for logits are
-    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as
-    it does in ``argmax``, which is that of one part.
+    Only each rank's largest value and its index travel, as two float32: exact, because logits are
+    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as it
+    does in ``argmax``, which is that of one part.
     """
     ranks = joined()
     assert part.dtype != torch.float64 and part.shape[-1] * ranks.size < 1 << 24

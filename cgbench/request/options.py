@@ -123,8 +123,9 @@ class RunOptions:
 
     @property
     def mean_context_len(self) -> float:
-        """KV rows per request that a timed block has in the mean, at every scope and k: the middle
-        of the band, which the first timed iteration enters by a token."""
+        """Return the KV rows per request that a timed block has in the mean, at every scope and k.
+        It is the middle of the band, which the first timed iteration enters by a token.
+        """
         return self.context_len + (self.band + 1) / 2
 
     @property

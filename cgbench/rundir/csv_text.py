@@ -1,7 +1,8 @@
 """A CSV file as ``RunDirectory`` writes it, to a typed frame; nothing in it is guessed.
 
-pandas' own reader takes a row that is too short for one with empty cells, ``nan`` and ``inf`` for
-numbers, and a quote that is never closed for text. Here each of them is an error.
+pandas' own reader accepts too much. It takes a row that is too short for one with empty cells,
+``nan`` and ``inf`` for numbers, and a quote that is never closed for text. Here each of them is an
+error.
 """
 
 import csv

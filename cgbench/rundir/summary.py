@@ -61,7 +61,7 @@ def acceptance_frame(cells: Sequence[Cell]) -> pd.DataFrame:
 def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
     """One row a cell, in the order given, with the ``LATENCY`` columns.
 
-    ``cells`` must hold every scope and k of their batch sizes, for the speed-ups are ratios
+    ``cells`` must hold every scope and k of their batch sizes, because the speed-ups are ratios
     between rows. A cell without samples keeps its facts and has no timings.
     """
     return with_timings(_facts(cells), samples)
@@ -101,8 +101,9 @@ def _rates(cell: Cell) -> str | None:
 
 
 def _mean_length(cell: Cell) -> float | None:
-    """The length that the rule states, where it states one: the draws of a short run scatter around
-    it, and times a token are wanted at the length itself. Otherwise the measured one."""
+    """Return the length that the rule states, if it states one. The draws of a short run scatter
+    around it, and times a token are wanted at the length itself. Otherwise the measured one.
+    """
     if not cell.num_drafted:
         return None
     stated = stated_length(cell.acceptance, cell.spec_tokens)
@@ -151,8 +152,9 @@ def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Median seconds of each stage of the instrumented pass, a column each, by the columns ``by``,
-    ``CELL`` among them; the draft steps of one iteration are summed."""
+    """Return the median seconds of each stage of the instrumented pass, a column each, by the
+    columns ``by``. ``CELL`` is among them. The draft steps of one iteration are summed.
+    """
     staged = samples[samples["stage"] != str(Stage.ITERATION)]
     kinds = {name: Stage.parse(name).kind.value for name in staged["stage"].unique()}
     staged = staged.assign(stage=staged["stage"].map(kinds).astype("string"))

@@ -104,8 +104,9 @@ def thin_record(record: RunRecord) -> RunRecord:
 
 
 def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, block and stage, with the ``SAMPLES`` columns: medians, but a mean of the
-    wall time, and the host gap as a stage."""
+    """Return one row a cell, block and stage, with the ``SAMPLES`` columns. Values are medians, but
+    the wall time is a mean. The host gap is a stage.
+    """
     times = block_times(samples)
     stages = times.drop(columns=WALL)
     rows = stages.melt(var_name="stage", value_name="gpu_s", ignore_index=False)

@@ -80,7 +80,7 @@ def shown(comparison: Comparison) -> Sequence[Line]:
 
 def terminal(comparison: Comparison) -> Iterator[Table | Text]:
     """The table and its notes."""
-    # Text, for in a plain string rich takes "[req]" for markup and drops it.
+    # Text, because rich takes "[req]" in a plain string for markup and drops it.
     table = Table(
         title=Text(_title(comparison)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )

@@ -52,8 +52,8 @@ def optimal(request: PlanRequest) -> CapturePlan:
 def explicit(request: PlanRequest) -> CapturePlan:
     """The caller's own sizes, in requests or in tokens, each checked.
 
-    Raises ``PlanError`` for a size that k + 1 does not divide (tokens), that is below one request
-    or above max_batch_size: a graph over the KV room could never be replayed.
+    Raises ``PlanError`` for a size that k + 1 does not divide (tokens), or that is below one
+    request or above max_batch_size. A graph over the KV room could never be replayed.
     """
     q = request.query_len
     if not request.capture_sizes:
