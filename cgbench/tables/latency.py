@@ -37,18 +37,23 @@ SETTING = (
 DEFAULTS = {column.name: column.default for column in LATENCY}
 
 DEFINITIONS = """\
-Times are medians (p50) unless headed p99. Iteration is GPU time (wall time on CPU) of
-one verify, accept, draft and commit; +/- is half the 95 % interval of its median over blocks
-(over processes where there are several), and discarded blocks are in no number. Verify and
-draft (all k steps) come from a separate, instrumented pass; host gap is wall minus GPU time.
-"Of floor" is the least time that the device could take, from bytes, operations and its measured
-rates, over the iteration's: 100 % would be perfect. Experts read are distinct experts of one
-expert layer in one verify, on average.
-Accept length is 1 + accepted drafts per iteration, bonus or recovered token included. Under the
-rules length and golden it is the stated one. TPOT, the time per output token of a request, is mean
-wall time / accept length, and tok/s is batch size / TPOT. "vs eager" is a ratio of iteration times,
-"vs no spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest
-bucket: its scope ran without a graph.
+One iteration verifies k drafts, keeps those that are right, drafts k more and commits. Times are
+medians (p50) unless headed p99.
+
+- Iteration is GPU time, and wall time on a CPU. +/- is half the 95 % interval of its median over
+  blocks, or over processes if there are several. Discarded blocks are in no number.
+- Verify and draft (all k steps) come from a separate, instrumented pass. Host gap is wall minus GPU
+  time.
+- "Of floor" is the least time that the device could take over the iteration's. It is computed from
+  bytes, operations and measured rates. 100 % would be perfect.
+- Experts read are distinct experts of one expert layer in one verify, on average.
+- Accept length is 1 + accepted drafts per iteration. The 1 is the bonus or recovered token. Under
+  the rules length and golden it is the stated one.
+- TPOT is the time per output token of a request: mean wall time / accept length. tok/s is batch
+  size / TPOT.
+- "vs eager" is a ratio of iteration times. "vs no spec" is tok/s over that of k = 0 in the same
+  scope.
+- "(eager)" marks a batch over the largest bucket. Its scope ran without a graph.
 """
 
 
