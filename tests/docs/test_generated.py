@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from draw_iteration import drawn
+from index import page as index_of
 from tests.docs.pages import ROOT
 from write_reference import columns_page, flags_page
 
@@ -19,3 +20,8 @@ def test_a_reference_page_is_that_of_the_code(name: str, page: Callable[[], str]
 def test_the_picture_is_that_of_the_recorded_run() -> None:
     picture = (ROOT / "docs" / "iteration.svg").read_text(encoding="utf-8")
     assert picture == drawn(ROOT / "results" / "h200" / "default-k3")
+
+
+def test_the_index_of_results_is_that_of_the_records() -> None:
+    written = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert written == index_of(ROOT / "results"), "run `python scripts/trials/index.py results`"
