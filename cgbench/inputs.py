@@ -1,4 +1,4 @@
-"""What every input shares: numbers within bounds, files of a stated size, and text that is JSON."""
+"""Read what every input shares: numbers within bounds, files of bounded size, and JSON."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The evidence that blocks and processes give about a time: a value and its standard error.
+"""Compute a time's value and its standard error from blocks or processes.
 
 The stopping rule that ends a run uses it, and so does the comparison that judges it. So a cell is
 measured until it is known as well as the gate will know it. Nothing is drawn.

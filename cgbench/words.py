@@ -1,4 +1,4 @@
-"""The vocabulary: words that every room uses. The standard library alone."""
+"""These words are the vocabulary that every room uses. The standard library alone."""
 
 from dataclasses import dataclass
 from enum import StrEnum

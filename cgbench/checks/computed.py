@@ -1,4 +1,4 @@
-"""Which rows an iteration computed: by marks that every computed row overwrites."""
+"""Find which rows an iteration computed, by marks that every computed row overwrites."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Single iterations brought about on purpose: the drafts are forced, and all that follows is known.
+"""Run single iterations with forced drafts, so that all that follows is known.
 
 Verify must accept the true continuation and reject the one draft that was made wrong. So every
 number of accepted drafts is reached, with a length limit or an EOS at every place in the run.

@@ -1,4 +1,4 @@
-"""Drafts that are partly right, whatever the head knows.
+"""Write drafts that are partly right, whatever the head would draft.
 
 A head with random weights has next to none of its drafts accepted, and an engine that is wrong
 after an accepted draft would look right. So before each iteration the true continuation is written

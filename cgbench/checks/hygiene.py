@@ -1,4 +1,4 @@
-"""Graph hygiene: the planned buckets, at the addresses captured, quiet, and nothing more.
+"""Graphs are the planned buckets at the addresses captured, and replays allocate nothing.
 
 These faults leave the tokens right at first, and the latency good for ever. Examples are a buffer
 reassigned after the capture, a bucket too large, and memory that grows with each replay.

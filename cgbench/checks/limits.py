@@ -1,4 +1,4 @@
-"""Where a request may begin and end, and what its last iteration then says.
+"""Check where a request may begin and end, and what its last iteration then emits.
 
 The cases are no requests at all, no or one token of room, and a length limit or an EOS inside an
 accepted run. Others are every number of drafts accepted, the ends of the vocabulary, and the

@@ -1,4 +1,4 @@
-"""What the reference itself does once its numbers are rounded otherwise.
+"""Measure how far the reference's own numbers move when they are rounded otherwise.
 
 Experts are chosen by comparing scores: two that are nearly alike change places with the rounding,
 and everything behind them jumps. The largest jump on a few prompts says little about the next.

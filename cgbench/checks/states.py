@@ -1,4 +1,4 @@
-"""Recurrent state between two steps, as ``steps`` has it for KV: copied, compared, poisoned."""
+"""Copy, compare and poison recurrent state between two steps, as ``steps`` does for KV."""
 
 import torch
 from torch import Tensor

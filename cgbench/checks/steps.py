@@ -1,4 +1,4 @@
-"""What every check does: requests put in rows, steps, and the state between two of them."""
+"""The checks share this: requests put in rows, steps, and the state between two of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

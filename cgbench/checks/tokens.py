@@ -1,4 +1,4 @@
-"""Tokens against the reference's: the first that differs, and whether a near-tie excuses it."""
+"""Compare tokens with the reference's, and judge whether a near-tie excuses a difference."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Acceptance rules: how many drafts verify keeps, and what it emits after them.
+"""An acceptance rule decides how many drafts verify keeps, and what it emits after them.
 
 A rule works on the device and can be captured. Its randomness comes from ``RowState.uniforms``.
 Every iteration fills them anew, and they are indexed by request. So a request's draws depend on no

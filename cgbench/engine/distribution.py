@@ -1,4 +1,4 @@
-"""Distributions over the vocabulary and draws from them, in shapes that a graph can capture.
+"""Make distributions over the vocabulary and draw from them, in shapes that a graph can capture.
 
 Nothing here reads a device value on the host: no ``multinomial``, no boolean indexing.
 """

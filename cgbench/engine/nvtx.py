@@ -1,4 +1,4 @@
-"""NVTX ranges for profilers: a range a stage where the host launches it, one a graph it replays.
+"""Mark NVTX ranges for profilers: one a stage that the host launches, one a graph that it replays.
 
 The host sees a replay as one call, so nothing inside a graph has a range of its own. A profiler
 names its kernels (``nsys profile --cuda-graph-trace=node``), and scope eager shows the stages. Off,

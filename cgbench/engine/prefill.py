@@ -1,4 +1,4 @@
-"""Prefill: prompts into KV slots, eager and untimed. Request i goes to slot i."""
+"""Prefill writes prompts into KV slots, eager and untimed. Request i goes to slot i."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Recurrent state of linear-attention layers: one slot a request, rolled back by length alone.
+"""Linear-attention layers keep their state in one slot a request, rolled back by length alone.
 
 A key written past the accepted row is harmless: nothing reads it, and the next iteration overwrites
 it. A recurrent state has no rows to leave unread. Here it gets them. Verify leaves the state at the

@@ -1,4 +1,4 @@
-"""What the device can do at best: bytes read and operations a second, measured here and now.
+"""Measure what the device can do at best: bytes read and operations a second.
 
 A floor is a bound, so the best of several kernels and repetitions counts, never a mean. Reads go
 through torch's reductions and through a kernel of our own. Products have several shapes.

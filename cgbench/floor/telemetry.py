@@ -1,4 +1,4 @@
-"""What the GPU did while a block ran, asked of NVML between blocks and never inside one.
+"""Read what the GPU did while a block ran, from NVML, between blocks and never inside one.
 
 A CPU has none: its clocks, its load and its other processes change too fast for a reading between
 blocks to say what happened inside one.

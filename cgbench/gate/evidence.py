@@ -1,4 +1,4 @@
-"""A run directory reduced to what a comparison rests on: one row a cell and block."""
+"""Reduce a run directory to what a comparison rests on: one row a cell and block."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

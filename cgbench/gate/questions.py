@@ -1,4 +1,4 @@
-"""What can be asked of two runs: every measured quantity that both should hold."""
+"""A question asks two runs for one measured quantity that both should hold."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a comparison can say, and the rules that decide it; the standard library alone."""
+"""Decide a comparison's verdicts by rules, with the standard library alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""Where Triton kernels run, and how: on Hopper and later, before the kernel ahead has ended.
+"""Decide where Triton kernels run. On Hopper and later they start before the kernel ahead has
+ended.
 
 Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
 it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that those

@@ -1,4 +1,4 @@
-"""The rows of a decoding batch, and what an iteration does to them between the forwards.
+"""An iteration updates the rows of a batch between its forwards. Here is what it does, in torch.
 
 It picks tokens, accepts drafts and steps on. Torch's operations here are the definition, and what
 runs on a CPU. On CUDA each is one kernel (``triton_rows``), where these would be ten to twenty.

@@ -1,4 +1,4 @@
-"""Sums and gathers of numbers over the GPUs of one machine, in Triton, a kernel each.
+"""Sum and gather numbers over the GPUs of one machine, in a Triton kernel each.
 
 Each program writes its piece of this rank's numbers into the memory of every other rank, and waits
 for theirs in its own. It adds up in the order of ranks, so all hold the same bits. There are two

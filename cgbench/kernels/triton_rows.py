@@ -1,4 +1,5 @@
-"""What happens between the forwards of an iteration, in one Triton kernel each.
+"""Argmax, acceptance and commit, which come between an iteration's forwards, are a Triton kernel
+each.
 
 Written with torch's operations, picking tokens, counting accepted drafts and stepping on are forty
 kernels of a microsecond or two each, whatever the batch. See ``row_updates`` for what they compute.

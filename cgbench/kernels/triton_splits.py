@@ -1,4 +1,4 @@
-"""How decode attention is split over the keys, and put together again.
+"""Split decode attention over the keys, and merge the splits.
 
 Each split of a request's keys leaves its sum of values, its scores' maximum and its sum of weights.
 One kernel merges them by their maxima (the flash-decoding scheme, Dao et al. 2023).

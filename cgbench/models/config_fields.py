@@ -1,4 +1,4 @@
-"""What ``config.json`` must hold: each field that is used, with what it must be.
+"""Check each field of ``config.json`` that is used against what it must be.
 
 Fields are checked before transformers sees them, because its own errors name no file. Some values,
 such as a billion layers, would keep it busy for hours. Relations between fields are checked after,

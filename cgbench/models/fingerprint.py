@@ -1,4 +1,4 @@
-"""A digest of a model: equal models, equal fingerprint."""
+"""A fingerprint is a digest of a model. Equal models have equal fingerprints."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Loading, or for a preset making, the target, its head and its tokenizer."""
+"""Load the target, its head and its tokenizer, or make them for a preset."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

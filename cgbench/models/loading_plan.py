@@ -1,4 +1,4 @@
-"""From a model reference on the command line to what would be loaded from where.
+"""Find out, from a model reference on the command line, what would be loaded from where.
 
 Nothing here reads a weight or touches a device.
 """

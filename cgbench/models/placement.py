@@ -1,5 +1,6 @@
-"""Whether all of the target's tensors are there and all of its modules' have a place: of what was
-loaded, or of what the files' headers state."""
+"""Check that all of the target's tensors are there and that each has a place, for what was loaded
+or for what the files' headers state.
+"""
 
 import copy
 from collections.abc import Collection, Iterable

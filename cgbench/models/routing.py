@@ -1,4 +1,4 @@
-"""Balanced routing: experts drawn evenly, where random weights would choose unlike trained ones.
+"""Balanced routing draws experts evenly, because random weights choose unlike trained ones.
 
 The router of random weights sends like tokens to the same experts, so a preset would read fewer
 experts than its model does in service. Here a token's experts are a pure function of (seed, layer,

@@ -1,4 +1,4 @@
-"""A model divided over the ranks, by transformers' own tensor parallel plan.
+"""Divide a model over the ranks, by transformers' own tensor parallel plan.
 
 What is divided, and along which dimension, is read off the placeholders that transformers'
 ``DistributedConfig`` puts into a model without storage. The parts are then plain tensors, and the

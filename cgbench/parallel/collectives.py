@@ -1,4 +1,4 @@
-"""What ranks do together on device tensors, each a no-op where there is one rank.
+"""The ranks' collectives on device tensors are no-ops where there is one rank.
 
 Every rank calls the same ones in the same order. They may be captured: none reads a device value
 on the host. What they give is bit for bit the same on every rank. What the ranks' inboxes take goes

@@ -1,1 +1,1 @@
-"""What was asked: typed, checked, and recorded. No torch here."""
+"""A request is what was asked: typed, checked, and recorded. No torch here."""

@@ -1,4 +1,4 @@
-"""The values of what is asked for by one of a few words: each set is declared here alone.
+"""Values that are one of a few words are declared here alone.
 
 ``words.Routing`` and ``planning.CaptureUnit`` are two more. Other rooms need those first.
 """

@@ -1,4 +1,4 @@
-"""The parts of a request: each is what one layer of the tool wants to be told.
+"""Each part of a request holds what one layer of the tool needs.
 
 Fields are named as their flags are. A default is the value that ``cgbench run`` takes where the
 flag is left out. None is settled later, when the device and the model are known.

@@ -1,4 +1,4 @@
-"""A timed block of a cell as one row: what the gate and a thin run directory read."""
+"""Reduce a timed block of a cell to one row, which the gate and a thin run directory read."""
 
 import pandas as pd
 

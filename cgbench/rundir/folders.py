@@ -1,4 +1,4 @@
-"""Where a command may write a folder of its own."""
+"""Check where a command may write a folder of its own."""
 
 import errno
 import os

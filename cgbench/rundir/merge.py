@@ -1,4 +1,4 @@
-"""Several runs of one command to one: samples side by side, each cell at its worst status."""
+"""Merge several runs of one command: samples side by side, each cell at its worst status."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""``run.json``: what a run was, but for its numbers; read only where it is whole and understood.
+"""``run.json`` holds what a run was, without its numbers. It is read only if it is whole and
+understood.
 
 Written against the standard library alone, as ``schema``.
 """

@@ -1,4 +1,4 @@
-"""From raw samples to the tables: every statistic that a run directory holds.
+"""Compute every statistic that a run directory holds from raw samples.
 
 All of it can be computed again from ``samples.parquet`` and ``acceptance.csv``.
 """

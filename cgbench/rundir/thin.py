@@ -1,4 +1,4 @@
-"""A thin run directory: all that ``compare`` needs of a run, small enough to commit.
+"""A thin run directory holds all that ``compare`` needs of a run, and is small enough to commit.
 
 It is a run directory like any other; its samples are one a block and stage instead of one an
 iteration. Comparing with it gives the verdicts that the full one gives.

@@ -1,4 +1,4 @@
-"""A comparison as people read it: one set of rows for the terminal and for Markdown."""
+"""Write a comparison for people: one set of rows for the terminal and for Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The latency table as people and programs read it: terminal, Markdown, JSON.
+"""Write the latency table for people and programs: terminal, Markdown, JSON.
 
 One frame feeds all of them, and one list of columns the two that people read.
 """

@@ -1,4 +1,4 @@
-"""The requests that are decoded: prompts as token ids, or random tokens."""
+"""Make the requests that are decoded: prompts as token ids, or random tokens."""
 
 import hashlib
 import random
