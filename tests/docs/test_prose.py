@@ -1,11 +1,13 @@
 """README and docs are easy to read, by the counts of ``scripts/trials/measure_prose.py``."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from measure_prose import Prose, prose_of, sentences
+from measure_prose import LONGEST_AT_P90, MOST_COMMAS, Prose, prose_of, sentences
 from tests.docs.pages import PAGES, ROOT
 
 # Sentences that somebody stumbled over. Pieces of them, because lines are broken elsewhere.
@@ -45,6 +47,20 @@ def test_no_sentence_that_was_stumbled_over_is_left() -> None:
         (path, words) for path, text in texts.items() for words in STUMBLED_OVER if words in text
     ]
     assert not found
+
+
+def docstrings() -> Iterator[str]:
+    for path in ROOT.glob("cgbench/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                yield ast.get_docstring(node) or ""
+
+
+def test_docstrings_are_easy_to_read() -> None:
+    """Semicolons are still more than pages may have."""
+    found = prose_of(*docstrings())
+    assert found.words_at_p90 <= LONGEST_AT_P90 and found.commas < MOST_COMMAS
+    assert found.semicolons < 0.12
 
 
 TEXT = """\
