@@ -92,7 +92,7 @@ PIECES = (StageKind.VERIFY, StageKind.ACCEPT, StageKind.DRAFT, StageKind.COMMIT)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage is a timed piece of an iteration. ``str`` gives the name that files and profilers have.
+    """A stage is a timed piece of an iteration. ``str`` gives its name in files and profilers.
 
     ``first`` and ``last`` are draft steps, counted from 1. They are None where the stage is no
     draft, or all drafts together.
