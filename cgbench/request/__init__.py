@@ -1,1 +1,1 @@
-"""A request is what was asked: typed, checked, and recorded. No torch here."""
+"""What was asked: typed, checked, and recorded. No torch here."""

@@ -1,4 +1,4 @@
-"""Each part of a request holds what one layer of the tool needs.
+"""The parts of a request: each is what one layer of the tool wants to be told.
 
 Fields are named as their flags are. A default is the value that ``cgbench run`` takes where the
 flag is left out. None is settled later, when the device and the model are known.
@@ -28,7 +28,7 @@ from cgbench.words import Routing, Scope
 
 @dataclass(frozen=True, slots=True)
 class HeadWiring:
-    """This states a draft head's wiring over what its family does. None leaves it.
+    """What is stated about a draft head over what its family does. None leaves it.
 
     ``family`` is a name in ``models.heads.families.FAMILIES``.
     """
@@ -44,7 +44,7 @@ class HeadWiring:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """This names what is loaded: ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id.
+    """What is loaded: ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id.
 
     ``head`` is a folder or hub id whose head replaces the model's own. ``routing`` None draws the
     experts of a preset evenly and leaves those of any other model to its router.
@@ -59,7 +59,7 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class CaptureRequest:
-    """This describes the deployment: what is captured, for which k, and its largest step.
+    """The deployment: what is captured, for which k, and what its largest step is.
 
     ``max_num_seqs`` None is the largest batch size. ``max_num_batched_tokens`` are the most tokens
     of one prefill forward.
