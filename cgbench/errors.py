@@ -1,7 +1,7 @@
 """The one exception tree. Every message names the flag or the file that mends it.
 
-Exit codes are the command line's contract (see ``ExitCode``); an exception carries the one it
-leads to, so that the command line needs no table of its own.
+Exit codes are the command line's contract (see ``ExitCode``). An exception carries the one that it
+leads to, so the command line needs no table of its own.
 """
 
 from collections.abc import Collection
@@ -34,21 +34,21 @@ def foremost(codes: Collection[ExitCode]) -> ExitCode:
 
 
 class CgbenchError(Exception):
-    """Anything a user can mend. The message is one line and is shown as it is."""
+    """A user can mend this. The message is one line and is shown as it is."""
 
     exit_code: ExitCode = ExitCode.BAD_INPUT
 
 
 class BadInputError(CgbenchError):
-    """A flag's value or a file that cannot be used as given."""
+    """A flag's value or a file cannot be used as given."""
 
 
 class PlanError(BadInputError):
-    """Capture sizes that an engine would refuse, or that do not fit the request."""
+    """An engine would refuse the capture sizes, or they do not fit the request."""
 
 
 class RefusedPlanError(PlanError):
-    """What the engine of a policy refuses. ``reason`` is the message without the policy's name."""
+    """A policy's engine refuses the request. ``reason`` leaves out the policy's name."""
 
     def __init__(self, policy: str, reason: str) -> None:
         super().__init__(f"{policy} refuses {reason}")
@@ -56,25 +56,25 @@ class RefusedPlanError(PlanError):
 
 
 class ModelError(BadInputError):
-    """A model reference or a checkpoint that cannot be loaded."""
+    """A model reference or a checkpoint cannot be loaded."""
 
 
 class MissingHeadError(ModelError):
-    """A draft head whose tensors are not, or not all, in the checkpoint."""
+    """Tensors of the draft head are missing in the checkpoint."""
 
 
 class RunDirectoryError(BadInputError):
-    """A run directory that exists, is damaged, or does not fit the arguments."""
+    """A run directory exists already, is damaged, or does not fit the arguments."""
 
 
 class CannotError(CgbenchError):
-    """Sound input that this machine or this build cannot serve."""
+    """The input is sound, and this machine or this build cannot serve it."""
 
     exit_code = ExitCode.CANNOT
 
 
 class UnsupportedModelError(CannotError):
-    """A model whose forward cannot go through the engine's attention."""
+    """The model's forward cannot go through the engine's attention."""
 
 
 class DeviceError(CannotError):
@@ -86,23 +86,23 @@ class OutOfMemoryError(CannotError):
 
 
 class OutputError(CannotError):
-    """A folder that was begun and cannot be written any more."""
+    """A folder was begun and cannot be written any more."""
 
 
 class CaptureError(CannotError):
-    """A graph that could not be captured, or that is not the graph the plan asked for."""
+    """A graph could not be captured, or is not the graph that the plan asked for."""
 
 
 class RanksError(CannotError):
-    """A rank of a tensor parallel run that does not come along."""
+    """A rank of a tensor parallel run does not come along."""
 
 
 class RankLostError(RanksError):
-    """What a rank ends with because another is gone."""
+    """A rank ends because another one is gone."""
 
 
 class ProcessError(CannotError):
-    """A process of this run that ended badly, with the exit code that it gave."""
+    """A process of this run ended badly. The exit code is the one that it gave."""
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
@@ -110,7 +110,7 @@ class ProcessError(CannotError):
 
 
 class RankFailedError(ProcessError):
-    """A rank that ended for a reason of its own, in its own words."""
+    """A rank failed by itself. The message is its own."""
 
 
 # What the machine or a library for it ends with: no disk, no memory, no package, a device's error.

@@ -1,4 +1,4 @@
-"""What every input shares: numbers within bounds, files of a stated size, and text that is JSON."""
+"""Read what every input shares: numbers within bounds, files of bounded size, and JSON."""
 
 import json
 import re
@@ -127,9 +127,9 @@ def parse_json(label: str, text: str, error: type[BadInputError] = BadInputError
 def parse_own_json(text: str) -> Any:
     """What JSON text that cgbench wrote holds.
 
-    Raises ``ValueError`` with one line where it is not JSON, has a key twice, ``NaN`` or an
-    infinity, an integer past 64 bits, half a surrogate pair, a control character that is no white
-    space, or more than ``MAX_DEPTH`` levels.
+    Raises ``ValueError`` with one line if it is not JSON, has a key twice, or more than
+    ``MAX_DEPTH`` levels. Numbers must be finite and within 64 bits. Text has no half of a surrogate
+    pair, and no control character that is no white space.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)

@@ -1,12 +1,12 @@
-"""The evidence that blocks and processes give about a time: a value and its standard error.
+"""Compute a time's value and its standard error from blocks or processes.
 
-Both sides of a run use it, the stopping rule that ends it and the comparison that judges it, so
-that a cell is measured until it is known as well as the gate will know it. Nothing is drawn.
+The stopping rule that ends a run uses it, and so does the comparison that judges it. So a cell is
+measured until it is known as well as the gate will know it. Nothing is drawn.
 
 Iterations inside a block are correlated, and a block's median is one observation. A cell's centre
-is the median of its blocks. Its standard error is the bootstrap's, over resampled blocks, in
-closed form: the distribution of a resample's two middle order statistics is known exactly (Maritz
-and Jarrett, JASA 73, 1978, for odd sizes; the even case counts the same way).
+is the median of its blocks. Its standard error is the bootstrap's over resampled blocks, in closed
+form. The distribution of a resample's two middle order statistics is known exactly (Maritz and
+Jarrett, JASA 73, 1978, for odd sizes). The even case counts the same way.
 """
 
 from dataclasses import dataclass
@@ -71,8 +71,9 @@ def repetition(values: Floats) -> float:
     """How many of n correlated blocks tell as much as one of independent ones, at least 1; n over
     it is the effective sample size.
 
-    (1 + r) / (1 - r), as of a first-order autoregression; r is the lag-1 autocorrelation without
-    its bias of -(1 + 3r) / n (Marriott and Pope, Biometrika 41, 1954), and below 0 taken for 0.
+    It is (1 + r) / (1 - r), as of a first-order autoregression. r is the lag-1 autocorrelation
+    without its bias of -(1 + 3r) / n (Marriott and Pope, Biometrika 41, 1954). Below 0 it counts as
+    0.
     """
     n = len(values)
     away = values - values.mean()
@@ -87,7 +88,8 @@ def repetition(values: Floats) -> float:
 def processes_estimate(values: Floats) -> Estimate:
     """The mean of ``values [n]``, one a process: what differs between processes is in its error.
 
-    A mean, for of three to five values the bootstrap's error of a median is far too small.
+    It is a mean, because of three to five values the bootstrap's error of a median is far too
+    small.
     """
     n = len(values)
     error = float(values.std(ddof=1)) / sqrt(n) if n > 1 else inf
@@ -96,8 +98,10 @@ def processes_estimate(values: Floats) -> Estimate:
 
 @lru_cache(maxsize=64)
 def _middle_pairs(n: int) -> Floats:
-    """``[m, m]``: the chance that order statistics i <= j are the two that a resample of n has in
-    its middle; on the diagonal alone for odd n, which has one. Of the middle m of n."""
+    """Return ``[m, m]``: the chance that order statistics i <= j are the two that a resample of n
+    has in its middle. An odd n has one in its middle, so only the diagonal counts. Of the middle m
+    of n.
+    """
     lower = (n + 1) // 2
     first = max(lower - ceil(REACH * sqrt(n) / 2), 1)
     rank = np.arange(first, n + 2 - first)

@@ -1,4 +1,4 @@
-"""The vocabulary: words that every room uses. The standard library alone."""
+"""These words are the vocabulary that every room uses. The standard library alone."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 
 class Scope(StrEnum):
-    """What was asked for: no graphs, one graph a phase, or one for the whole iteration."""
+    """A scope is what was asked for: no graphs, one a phase, or one for the whole iteration."""
 
     EAGER = "eager"
     PHASE = "phase"
@@ -14,14 +14,14 @@ class Scope(StrEnum):
 
 
 class Mode(StrEnum):
-    """What really ran: a scope runs eager where the batch is above its largest bucket."""
+    """A mode is what really ran. A scope runs eager if the batch is above its largest bucket."""
 
     GRAPH = "graph"
     EAGER = "eager"
 
 
 class Status(StrEnum):
-    """Whether a cell's numbers can be trusted, and if not, why."""
+    """A status says whether a cell's numbers can be trusted, and if not, why."""
 
     OK = "ok"
     AUDIT_FAILED = "audit_failed"
@@ -32,7 +32,7 @@ class Status(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a comparison says of one quantity.
+    """A verdict is what a comparison says about one quantity.
 
     ``faster`` and ``improved`` are one answer, for times and for the rest. ``changed`` is a fact
     that differs and is neither good nor bad.
@@ -48,7 +48,7 @@ class Verdict(StrEnum):
 
 
 class Routing(StrEnum):
-    """How the tokens of a mixture of experts choose theirs."""
+    """Routing is how the tokens of a mixture of experts choose theirs."""
 
     MODEL = "model"
     """By the model's own router; a dense model's too, which has nothing to choose."""
@@ -57,7 +57,7 @@ class Routing(StrEnum):
 
 
 class Phase(StrEnum):
-    """What one captured graph holds: a third of the iteration (scope phase), or all of it."""
+    """A phase is what one captured graph holds: a part of the iteration, or all of it."""
 
     VERIFY = "verify"
     DRAFT_FIRST = "draft_first"
@@ -71,7 +71,7 @@ class Phase(StrEnum):
 
 
 class StageKind(StrEnum):
-    """What is timed of an iteration; each draft step is a stage of its own."""
+    """A stage kind is what is timed of an iteration. Each draft step is a stage of its own."""
 
     VERIFY = "verify"
     ACCEPT = "accept"
@@ -92,7 +92,7 @@ PIECES = (StageKind.VERIFY, StageKind.ACCEPT, StageKind.DRAFT, StageKind.COMMIT)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A timed piece of an iteration. ``str`` gives the name that files and profilers have.
+    """A stage is a timed piece of an iteration. ``str`` gives its name in files and profilers.
 
     ``first`` and ``last`` are draft steps, counted from 1. They are None where the stage is no
     draft, or all drafts together.

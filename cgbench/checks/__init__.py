@@ -1,1 +1,3 @@
-"""The audit: does what is timed also answer right? Checks with answers, figures and evidence."""
+"""The audit checks whether what is timed also answers right. Each check gives an answer, figures
+and evidence.
+"""

@@ -1,4 +1,4 @@
-"""The audit's checks, in the order in which they are told."""
+"""This module lists the audit's checks, in the order in which they are reported."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

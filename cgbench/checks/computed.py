@@ -1,4 +1,4 @@
-"""Which rows an iteration computed: by marks that every computed row overwrites."""
+"""Find which rows an iteration computed, by marks that every computed row overwrites."""
 
 import torch
 
@@ -45,8 +45,8 @@ def rows_fault(state: DecodeState, batch_size: int, bucket: int) -> str | None:
 
 
 def _marked(state: DecodeState) -> list[torch.Tensor]:
-    """What the parts of an iteration write: verify the hidden states, where there is a head to
-    read them; the draft steps the chain, where a step follows; commit the counts.
+    """Return what the parts of an iteration write. Verify writes the hidden states if there is a
+    head to read them. The draft steps write the chain if a step follows. Commit writes the counts.
 
     Tokens and num_accepted are left alone: a later part takes them for indices.
     """

@@ -1,8 +1,8 @@
 """Every scope's tokens are plain greedy decoding's, at every batch size and so at every padding.
 
-The one claim that a user cares about. Prompts are ragged and acceptance differs between rows, so
-that lengths diverge, rows end at different iterations, and batches are re-packed to smaller
-buckets on the way; where the head seldom drafts well (random weights), hints see to that.
+The one claim that a user cares about. Prompts are ragged and acceptance differs between rows. So
+lengths diverge, rows end at different iterations, and batches are re-packed to smaller buckets on
+the way. If the head seldom drafts well (random weights), hints make acceptance differ.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Findings as plain values: what ``--json``, ``--repro`` and the table are made of."""
+"""Turn findings into plain values, which ``--json``, ``--repro`` and the table are made of."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What an audit says: an answer a check, its figures, and the first thing that was wrong."""
+"""An audit's finding holds an answer a check, its figures, and the first thing that was wrong."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Single iterations brought about on purpose: the drafts are forced, and all that follows is known.
+"""Run single iterations with forced drafts, so that all that follows is known.
 
 Verify must accept the true continuation and reject the one draft that was made wrong. So every
 number of accepted drafts is reached, with a length limit or an EOS at every place in the run.
@@ -74,8 +74,9 @@ class Requests:
 
 
 def make_requests(subject: Subject, k: int) -> Requests:
-    """In float32 the tokens are transformers' word; in lower precision the engine's own, for
-    near-ties are not what is looked at here."""
+    """In float32 the tokens are transformers' word; in lower precision the engine's own, because
+    near-ties are not what is looked at here.
+    """
     prompts = tile(subject.prompts, min(MAX_REQUESTS, subject.largest(k)))
     prefilled = prefill_prompts(subject, prompts)
     if subject.is_exact:

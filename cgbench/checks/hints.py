@@ -1,9 +1,9 @@
-"""Drafts that are partly right, whatever the head knows.
+"""Write drafts that are partly right, whatever the head would draft.
 
 A head with random weights has next to none of its drafts accepted, and an engine that is wrong
-after an accepted draft would look right. So before each iteration the true continuation is
-written over the first drafts of every row: over a drawn number of them, so that rows accept
-unequal numbers, and often over none.
+after an accepted draft would look right. So before each iteration the true continuation is written
+over the first drafts of every row. How many is drawn, and often it is none, so rows accept unequal
+numbers.
 """
 
 from functools import cached_property

@@ -1,7 +1,7 @@
-"""Graph hygiene: the planned buckets, at the addresses captured, quiet, and nothing more.
+"""Graphs are the planned buckets at the addresses captured, and replays allocate nothing.
 
-Faults that leave the tokens right at first, and latency good for ever: a buffer reassigned after
-the capture, a bucket too large, memory that grows with each replay.
+These faults leave the tokens right at first, and the latency good for ever. Examples are a buffer
+reassigned after the capture, a bucket too large, and memory that grows with each replay.
 """
 
 import warnings
@@ -35,8 +35,8 @@ from cgbench.words import Phase, Scope
 NAME = "hygiene"
 TITLE = "graphs are the plan's, at the addresses captured; replays are quiet and memory stays"
 
-# Two stretches of half as many, and more where memory grew in both: what another process takes
-# meanwhile does not grow in every one of them, what a replay leaves behind does.
+# Two stretches of half as many, and more if memory grew in both. What a replay leaves behind grows
+# in every stretch. What another process takes meanwhile does not.
 REPLAYS = 200
 MOST_STRETCHES = 6
 
@@ -89,8 +89,10 @@ def _ledger(this: _Graphs) -> Iterator[Difference]:
 def ledger_fault(
     captured: Sequence[int], costs: Sequence[GraphCost], plan: CapturePlan, scope: Scope
 ) -> str | None:
-    """What differs from the plan in the buckets ``captured``, in that order, or in their graphs:
-    every bucket once, large to small, each graph with bucket * (k + 1) tokens."""
+    """Return what differs from the plan in the buckets ``captured`` or in their graphs. Every
+    bucket must be there once, from large to small, and each graph must have bucket * (k + 1)
+    tokens.
+    """
     planned = tuple(sorted(plan.batch_sizes, reverse=True))
     if tuple(captured) != planned:
         return f"captured {tuple(captured)}, where the plan is {planned}"
@@ -181,7 +183,7 @@ def _growth(this: _Graphs) -> Iterator[Difference]:
             for bucket in islice(cycle(this.graphs.batch_sizes), REPLAYS // 2):
                 this.runner.step(bucket)
             seen.append(_memory(telemetry))
-            # Of all ranks, for they replay together.
+            # Of all ranks, because they replay together.
             growth = max(gathered(steady_growth(seen)))
             if stretch and not growth:
                 return
@@ -191,8 +193,10 @@ def _growth(this: _Graphs) -> Iterator[Difference]:
 
 
 def _memory(telemetry: Telemetry) -> tuple[int, int | None]:
-    """Bytes that torch has reserved, and bytes in use on the whole device; None where other
-    processes are on it, whose memory is not told from this one's."""
+    """Return the bytes that torch has reserved, and the bytes in use on the whole device. The
+    second is None if other processes are on it, because their memory cannot be told from this
+    one's.
+    """
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
     reading = telemetry.read()

@@ -1,7 +1,7 @@
 """A request's answer is its own: no neighbour, row, bucket or earlier tenant of its slot shows.
 
-Also the reverse: an iteration writes to its own requests' KV rows past their committed length and
-to the scratch slot, and nowhere else; a finished request emits nothing and keeps its KV.
+The reverse is checked too. An iteration writes to its own requests' KV rows past their committed
+length and to the scratch slot, and nowhere else. A finished request emits nothing and keeps its KV.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""Where a request may begin and end, and what its last iteration then says.
+"""Check where a request may begin and end, and what its last iteration then emits.
 
-No requests at all, no or one token of room, a length limit or an EOS inside an accepted run, every
-number of drafts accepted, the ends of the vocabulary, the longest context that the KV holds: each
-for every k, the smallest and the largest among them.
+The cases are no requests at all, no or one token of room, and a length limit or an EOS inside an
+accepted run. Others are every number of drafts accepted, the ends of the vocabulary, and the
+longest context that the KV holds. Each is tried for every k.
 """
 
 from collections.abc import Iterator
@@ -96,7 +96,7 @@ def _edge_prompts(subject: Subject, k: int) -> list[list[int]]:
 
 
 def _longest_prompts(subject: Subject, k: int) -> list[list[int]]:
-    """As long as the KV has room for, in neighbouring slots, for an overrun shows in the next."""
+    """As long as the KV has room for. They lie in neighbouring slots, so an overrun shows."""
     length = subject.spec.cache.room - _num_tokens(k) - 2 * k
     tokens = [token for prompt in subject.prompts for token in prompt]
     tokens *= -(-(length + 1) // len(tokens))

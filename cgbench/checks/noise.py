@@ -1,4 +1,4 @@
-"""What the reference itself does once its numbers are rounded otherwise.
+"""Measure how far the reference's own numbers move when they are rounded otherwise.
 
 Experts are chosen by comparing scores: two that are nearly alike change places with the rounding,
 and everything behind them jumps. The largest jump on a few prompts says little about the next.
@@ -33,9 +33,9 @@ def noise_when_rounded_otherwise(
     """How far ``compute``, which runs ``target`` and ``head`` and gave ``logits [V]``, is from
     itself: the largest difference of a logit in ``NOISE_TRIES`` runs with moved embeddings.
 
-    Of a chain of drafts: the head is fed what it made of what the target made, a pass more for each
-    draft, and each pass adds its rounding to what it amplifies. A random head's third draft may be
-    nothing but noise.
+    This is the noise of a chain of drafts. The head is fed what it made of the target's state, a
+    pass more for each draft. Each pass adds its rounding to what it amplifies. A random head's
+    third draft may be nothing but noise.
     """
     noises: list[float] = []
     for seed in range(NOISE_TRIES):

@@ -1,10 +1,10 @@
 """Whatever lies in padded rows, in the scratch slot and past a request's length stays there.
 
-Padded rows are poisoned (NaN hidden states, the last token of the vocabulary), the scratch slot is
-NaN or huge, and live slots are huge past their committed length: finite there, for a masked NaN
-is still NaN in a matrix product. Real rows must not change by a bit; where experts are grouped,
-by no more than rounding. Every iteration starts from the same state twice, clean and poisoned:
-rows past num_accepted are stale by design.
+Padded rows are poisoned with NaN hidden states and the last token of the vocabulary. The scratch
+slot is NaN or huge. Live slots are huge past their committed length. They are finite there, because
+a masked NaN is still NaN in a matrix product. Real rows must not change by a bit; where experts are
+grouped, by no more than rounding. Every iteration starts from the same state twice, clean and
+poisoned: rows past num_accepted are stale by design.
 """
 
 import math

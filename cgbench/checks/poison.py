@@ -1,4 +1,4 @@
-"""What no real row may read, made to show if one does: poison for padded rows and for KV."""
+"""Poison what no real row may read (padded rows, stale KV), so that a read shows."""
 
 from math import nan
 

@@ -1,4 +1,4 @@
-"""What the engine is held against: code that is slow, plain, and none of the engine's own.
+"""The reference that the engine is compared with is slow, plain, and shares no code with it.
 
 ``Plain`` is transformers alone, with its own attention and its own cache. ``GrowingAttention`` and
 ``reference_draft_logits`` are the target and its head recomputed from the first token: no cache,

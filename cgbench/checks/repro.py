@@ -1,4 +1,4 @@
-"""``--repro DIR``: what a wrong finding was found on, written so that it can be looked at again."""
+"""``--repro DIR`` keeps the tensors of a wrong finding, so that it can be looked at again."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,11 +1,12 @@
 """The short audit: before a cell's latency is shown, does the cell answer right?
 
 Two looks, in a few hundredths of a second each. *Tokens*: in float32 every cell's generated tokens
-are those of plain decoding (k = 0), for speculation and graphs change the speed and not the
-text; and the first request's are those of a prefill over them, in which no decode kernel has a
-part. *Steps*: a graph's iterations against the same iterations launched by the host over the same
-rows, padding and scratch poisoned, bit for bit, drafts too: in any dtype, for both run the same
-kernels. ``cgbench audit`` looks at everything else: in lower precision, at those kernels too.
+are those of plain decoding (k = 0), because speculation and graphs change the speed and not the
+text. The first request's tokens are also those of a prefill over them, in which no decode kernel
+has a part. *Steps*: a graph's iterations are compared with the same iterations launched by the host
+over the same rows, with padding and scratch poisoned. They are equal bit for bit in any dtype,
+drafts too, because both run the same kernels. ``cgbench audit`` looks at everything else: in lower
+precision, at those kernels too.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,9 +62,9 @@ def _named(token: Sequence[int]) -> str:
 
 
 def prefill_failure(spec: Speculator, prompt: Sequence[int], tokens: Sequence[int]) -> str | None:
-    """The first of ``tokens``, greedily decoded after ``prompt``, that a prefill over both does not
-    choose there, other than by a tie; None if it chooses all, of as many as are looked at.
-    Overwrites slot 0."""
+    """Return the first of ``tokens`` that a prefill over ``prompt`` and them does not choose, other
+    than by a tie. It is None if the prefill chooses all that are compared. Overwrites slot 0.
+    """
     tokens = tokens[:MOST_TOKENS]
     logits = _prefill_logits(spec, [*prompt, *tokens[:-1]], len(tokens))
     chosen = logits.argmax(-1).tolist()

@@ -1,4 +1,4 @@
-"""Recurrent state between two steps, as ``steps`` has it for KV: copied, compared, poisoned."""
+"""Copy, compare and poison recurrent state between two steps, as ``steps`` does for KV."""
 
 import torch
 from torch import Tensor
@@ -62,8 +62,9 @@ def copy_states(subject: Subject) -> States:
 
 
 def unequal_state(subject: Subject, before: States, watched: Tensor) -> tuple[int, int] | None:
-    """The first (layer, slot) among ``watched [slots]`` that is not as in ``before``; a NaN, which
-    no state may hold, is not as anything."""
+    """Return the first (layer, slot) among ``watched [slots]`` that is not as in ``before``. A NaN,
+    which no state may hold, equals nothing.
+    """
     cache = subject.spec.cache.recurrent
     for layer_idx, old in before.items():
         assert cache is not None

@@ -1,4 +1,4 @@
-"""What every check does: requests put in rows, steps, and the state between two of them."""
+"""The checks share this: requests put in rows, steps, and the state between two of them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,8 +29,8 @@ from cgbench.words import Mode, Scope
 
 PREFILL_TOKENS = 2048
 
-# Steps that a check takes from one prefill, where it looks at every one of them: half of what
-# any run has room for, however many drafts are accepted.
+# Steps that a check takes from one prefill if it looks at every one of them. It is half of what any
+# run has room for, however many drafts are accepted.
 STEPS = 4
 
 # KV layers that are copied and compared: all of a large model's would not fit beside it.
@@ -112,7 +112,7 @@ def prefill_prompts(subject: Subject, prompts: Prompts) -> Prefilled:
 
 
 def first_rows(prefilled: Prefilled, batch_size: int) -> Prefilled:
-    """The first requests of a prefill; their KV is where it was, for request i has slot i."""
+    """The first requests of a prefill; their KV is where it was, because request i has slot i."""
     block_out = prefilled.block_out
     return Prefilled(
         last=prefilled.last[:batch_size],
@@ -273,8 +273,9 @@ def rows_past(subject: Subject, rows: RowState) -> Tensor:
 
 
 def write_window(subject: Subject, rows: RowState) -> Tensor:
-    """``[num_slots, room]``: what an iteration may write, k + 1 verified rows and the draft steps'
-    past them, in each live row's own slot; and the scratch slot, all of it."""
+    """Return ``[num_slots, room]``: what an iteration may write. In each live row's own slot that
+    is k + 1 verified rows and the draft steps' past them. It is also the whole scratch slot.
+    """
     length = max(rows.spec_tokens + 1, 2 * rows.spec_tokens) * rows.active
     window = _rows_between(subject, rows, rows.seq_len, rows.seq_len + length)
     window[subject.spec.cache.scratch_slot] = True

@@ -1,4 +1,4 @@
-"""What an audit looks at: a model ready to decode, and the requests it is tried with."""
+"""The subject of an audit is a model ready to decode, and the requests it is tried with."""
 
 import random
 from collections.abc import Mapping, Sequence

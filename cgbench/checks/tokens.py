@@ -1,4 +1,4 @@
-"""Tokens against the reference's: the first that differs, and whether a near-tie excuses it."""
+"""Compare tokens with the reference's, and judge whether a near-tie excuses a difference."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,9 +28,9 @@ class Judge:
     """Compares tokens with those expected, in the way that the dtype allows.
 
     In float32 they are the same. In lower precision a batch's sums are rounded otherwise than one
-    request's, so the first token that differs must be a near-tie in transformers' own forward, or,
-    where tokens go to experts, one that it picks too when it is rounded otherwise; what follows is
-    another text, and is not compared.
+    request's. So the first token that differs must be a near-tie in transformers' own forward. If
+    tokens go to experts, it may also be one that transformers picks when it is rounded otherwise.
+    What follows is another text, and is not compared.
     """
 
     subject: Subject

@@ -29,7 +29,6 @@ app = typer.Typer(
     name="cgbench",
     help="Plan, capture and time CUDA graphs for speculative decoding with MTP draft heads.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -170,6 +170,9 @@ def run(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print what each floor is made of, stage by stage.")
     ] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="Print every column of the table that has a value.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration.
@@ -188,9 +191,10 @@ def run(
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     try:
         measured = cgbench.run(request, path, resume=resume, progress=TerminalProgress())
+        codes = set()
         # Of ranks that torchrun started only the first one shows it.
-        is_shown = measured.record.complete
-        codes = show(measured, thin=thin, as_json=as_json, explain=explain) if is_shown else set()
+        if measured.record.complete:
+            codes = show(measured, thin=thin, as_json=as_json, explain=explain, wide=wide)
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:

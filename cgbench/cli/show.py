@@ -20,7 +20,9 @@ EXIT_CODES = {
 }
 
 
-def show(directory: "RunDirectory", *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
+def show(
+    directory: "RunDirectory", *, thin: bool, as_json: bool, explain: bool, wide: bool = False
+) -> set[ExitCode]:
     """Print a finished run, and return every cell's exit code."""
     from cgbench.tables.latency import latency_table, to_json
 
@@ -28,7 +30,8 @@ def show(directory: "RunDirectory", *, thin: bool, as_json: bool, explain: bool)
     if as_json:
         typer.echo(to_json(frame, directory.record, directory.path))
     else:
-        print_uncut(latency_table(frame, directory.record.model["label"], console().width))
+        label, width = directory.record.model["label"], console().width
+        print_uncut(latency_table(frame, label, width, is_wide=wide))
         if explain:
             _explain(directory)
         say(f"written to {directory.path}")

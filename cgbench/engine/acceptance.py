@@ -1,8 +1,8 @@
-"""Acceptance rules: how many drafts verify keeps, and what it emits after them.
+"""An acceptance rule decides how many drafts verify keeps, and what it emits after them.
 
-A rule works on the device and can be captured. Its randomness comes from ``RowState.uniforms``,
-which every iteration fills anew and which is indexed by request: a request's draws depend neither
-on its row, nor on its bucket, nor on the scope.
+A rule works on the device and can be captured. Its randomness comes from ``RowState.uniforms``.
+Every iteration fills them anew, and they are indexed by request. So a request's draws depend on no
+row, bucket or scope.
 """
 
 from collections.abc import Callable
@@ -54,9 +54,10 @@ class AcceptanceRule(Protocol):
         ...
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        """The target's ``logits [b, k + 1, V]`` and ``rows.drafts`` decide, in place,
-        ``rows.num_accepted`` in 0..k and ``rows.out``: out[j] = draft j + 1 for
-        j < num_accepted, then the bonus or recovered token, then any valid id."""
+        """The target's ``logits [b, k + 1, V]`` and ``rows.drafts`` decide ``rows.num_accepted`` in
+        0..k and ``rows.out``, in place. out[j] is draft j + 1 for j < num_accepted, then the bonus
+        or recovered token, then any valid id.
+        """
         ...
 
 
@@ -137,8 +138,8 @@ class AtLength(_Argmax):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Speculative sampling: keep draft x with probability min(1, p(x) / q(x)); the token after
-    the drafts kept is drawn from max(p - q, 0) after a rejection, from p after k drafts.
+    """Speculative sampling keeps draft x with probability min(1, p(x) / q(x)). The token after the
+    drafts kept is drawn from max(p - q, 0) after a rejection, and from p after k drafts.
 
     Lossless: whatever the head drafts, the tokens emitted are distributed as plain sampling from
     the target's p. ``drafts`` says what the head's q is: its own distribution, drawn from under

@@ -1,4 +1,4 @@
-"""Acceptance counts: per position, and up to where a request begins to repeat itself."""
+"""Count acceptance per position, up to where a request begins to repeat itself."""
 
 from collections.abc import Sequence
 

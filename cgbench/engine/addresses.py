@@ -1,4 +1,4 @@
-"""Where tensors are: a graph reads and writes the addresses that it was captured with, for ever.
+"""Note where tensors are, because a graph keeps to the addresses that it was captured with.
 
 A tensor that is reassigned instead of copied into leaves the graph on the old memory: it replays
 without an error, on stale values. Addresses noted at the capture tell.

@@ -1,4 +1,4 @@
-"""Decode attention by name: the backends there are, and a function of the user's own."""
+"""Choose decode attention by name: one of the backends, or a function of the user's own."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The calls that answer the layers of a forward: attention and recurrence, over the engine's slots.
+"""These calls answer a forward's layers: attention and recurrence over the engine's slots.
 
 ``Prefill`` computes a prompt's own causal attention and stores its keys and values. ``Decode``
 stores 1 to 9 new rows a request and attends over each request's live rows, whose number is known

@@ -1,4 +1,4 @@
-"""A model made ready to decode: KV slots, row state for every k, runners for every scope."""
+"""A deployment is a model made ready to decode: KV slots, row state a k, runners a scope."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Distributions over the vocabulary and draws from them, in shapes that a graph can capture.
+"""Make distributions over the vocabulary and draw from them, in shapes that a graph can capture.
 
 Nothing here reads a device value on the host: no ``multinomial``, no boolean indexing.
 """
@@ -41,8 +41,8 @@ def draw(weights: Tensor, uniforms: Tensor, likeliest: Tensor) -> Tensor:
 
     A token of weight zero never comes out. A parallel sum rounds by its order, which CUDA does not
     promise to repeat: in float64, so that neither eager nor a graph draws another token for it. It
-    can still step up, or end, where there is no weight, and a residual may be all zero by rounding;
-    there the token is ``likeliest [B]``.
+    can still step up, or end, where there is no weight. A residual may also be all zero by
+    rounding. There the token is ``likeliest [B]``.
     """
     cdf = weights.cumsum(-1, dtype=torch.float64)
     found = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True)

@@ -1,4 +1,4 @@
-"""How many experts the forwards of an iteration read, counted on the device."""
+"""Count on the device how many experts the forwards of an iteration read."""
 
 from collections import Counter
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""The forwards that a graph holds, against those that its bucket should have."""
+"""Compare the forwards that a graph holds with those that its bucket should have."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

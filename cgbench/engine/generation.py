@@ -1,4 +1,4 @@
-"""The decode loop: requests to their end, re-packed to smaller buckets as they finish.
+"""The decode loop takes requests to their end, and re-packs them to smaller buckets as they finish.
 
 It serves eager and graph runners alike. Results are read one iteration behind, so the loop never
 waits for the iteration it has just launched.

@@ -1,4 +1,4 @@
-"""What a captured graph cost. No torch here."""
+"""A graph's cost is the time and memory that its capture took. No torch here."""
 
 from dataclasses import dataclass
 

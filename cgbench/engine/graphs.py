@@ -1,4 +1,6 @@
-"""CUDA graphs of the iteration: captured large to small in one pool, checked against the plan."""
+"""Capture CUDA graphs of the iteration, large to small in one pool, and check them against the
+plan.
+"""
 
 import gc
 import time

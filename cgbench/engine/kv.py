@@ -1,5 +1,6 @@
-"""The KV cache: one slot a request, one tensor a layer for keys and one for values; and beside it
-the recurrent state of a hybrid's other layers, in the same slots."""
+"""The KV cache has one slot a request, and one tensor a layer for keys and one for values. Beside
+it lies the recurrent state of a hybrid's other layers, in the same slots.
+"""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Whether a run fits, told before anything is allocated."""
+"""Refuse a run that does not fit the device's memory, before anything is allocated."""
 
 import os
 

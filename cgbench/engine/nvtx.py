@@ -1,6 +1,6 @@
-"""NVTX ranges for profilers: a range a stage where the host launches it, one a graph it replays.
+"""Mark NVTX ranges for profilers: one a stage that the host launches, one a graph that it replays.
 
-The host sees a replay as one call, so nothing inside a graph has a range of its own: a profiler
+The host sees a replay as one call, so nothing inside a graph has a range of its own. A profiler
 names its kernels (``nsys profile --cuda-graph-trace=node``), and scope eager shows the stages. Off,
 none of this exists: the plain runners have no branch for it.
 """
@@ -29,7 +29,7 @@ def named_range(name: str) -> Iterator[None]:
 
 
 class StageRanges:
-    """A ``Mark`` that turns the ends of stages into ranges, for it knows which one comes next."""
+    """A ``Mark`` that turns the ends of stages into ranges. The order of stages is fixed."""
 
     def __init__(self, spec_tokens: int) -> None:
         stages = Stage.of_iteration(spec_tokens)

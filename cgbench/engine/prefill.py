@@ -1,4 +1,4 @@
-"""Prefill: prompts into KV slots, eager and untimed. Request i goes to slot i."""
+"""Prefill writes prompts into KV slots, eager and untimed. Request i goes to slot i."""
 
 import random
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ def prefill(
 ) -> Prefilled:
     """The target over every prompt, then the head over the same rows.
 
-    Prompts are token ids, none empty; they run in waves, padded to each wave's longest, of at
-    most ``max_num_tokens`` tokens (one prompt at least). The head's row i pairs hidden i with
-    token i + 1; at the last row that is the target's first new token. ``seed`` is for a rule that
-    draws that token: one draw a request, whatever the waves. ``distinct``: balanced routing takes
-    equal prompts for different requests, as they are where a batch is timed.
+    Prompts are token ids, none empty. They run in waves of at most ``max_num_tokens`` tokens (one
+    prompt at least), padded to each wave's longest. The head's row i pairs hidden i with token i +
+    1; at the last row that is the target's first new token. ``seed`` is for a rule that draws that
+    token: one draw a request, whatever the waves. ``distinct``: balanced routing takes equal
+    prompts for different requests, as they are where a batch is timed.
     """
     keys = request_keys(prompts, spec.target.device)
     if distinct:

@@ -1,4 +1,4 @@
-"""Reading results without stopping the device: non-blocking copies, one iteration behind."""
+"""Read results without stopping the device, by non-blocking copies one iteration behind."""
 
 from dataclasses import dataclass
 

@@ -1,18 +1,18 @@
-"""Recurrent state of linear-attention layers: one slot a request, rolled back by length alone.
+"""Linear-attention layers keep their state in one slot a request, rolled back by length alone.
 
 A key written past the accepted row is harmless: nothing reads it, and the next iteration overwrites
-it. A recurrent state has no rows to leave unread. Here it gets them: verify leaves the state at
-the committed length that it began from, and keeps of each of its k + 1 rows what the row adds to
-the state. The next verify, which knows how many rows were accepted, adds those first, with weight
-zero for the others. So the state is a function of (slot, seq_len), as KV is: verify may be run
-twice from one length, and re-packing moves nothing. Keeping the state after every row instead
-would take (k + 1) times its bytes; a row's part of it is smaller by about half the head's size.
+it. A recurrent state has no rows to leave unread. Here it gets them. Verify leaves the state at the
+committed length that it began from. For each of its k + 1 rows it keeps what the row adds to the
+state. The next verify, which knows how many rows were accepted, adds those first, with weight zero
+for the others. So the state is a function of (slot, seq_len), as KV is: verify may be run twice
+from one length, and re-packing moves nothing. Keeping the state after every row instead would take
+(k + 1) times its bytes. A row's part of it is smaller by about half the head's size.
 
-The gated delta rule, per head (Yang et al., Gated Delta Networks, 2024; transformers'
-``torch_recurrent_gated_delta_rule``): S_t = d_t S_(t-1) + k_t u_t with
-u_t = beta_t (v_t - k_t d_t S_(t-1)), and the output q_t S_t. With S the state before the rows and
-D_t the product of the decays up to row t, S_t = D_t S + sum over j <= t of (D_t / D_j) k_j u_j: S
-is read once for all rows, and (k_j, u_j, log D_j) are what is kept of row j.
+Per head the gated delta rule is S_t = d_t S_(t-1) + k_t u_t with u_t = beta_t (v_t - k_t d_t
+S_(t-1)). The output is q_t S_t (Yang et al., Gated Delta Networks, 2024, and transformers'
+``torch_recurrent_gated_delta_rule``). Let S be the state before the rows, and D_t the product of
+the decays up to row t. Then S_t = D_t S + sum over j <= t of (D_t / D_j) k_j u_j. S is read once
+for all rows, and (k_j, u_j, log D_j) are what is kept of row j.
 """
 
 from collections.abc import Mapping
@@ -35,8 +35,8 @@ class RecurrentCache:
     """The state of every linear-attention layer; the last slot is scratch, as in the KV cache.
 
     ``length [slots]``: committed tokens that the matrices hold. ``prompt`` is a second matrix and
-    ring a layer, with the state after the prompt, so that decoding can begin there again; a
-    server would not hold it.
+    ring a layer, with the state after the prompt, so that decoding can begin there again. A server
+    would not hold it.
     """
 
     def __init__(

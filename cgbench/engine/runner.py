@@ -1,4 +1,4 @@
-"""Runners: one iteration over a batch, eager or by replay. One decode loop serves them all."""
+"""A runner makes one iteration over a batch, eager or by replay. One decode loop serves all."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""Row state of a decoding batch: static device buffers, allocated once for the largest batch.
+"""Row state is static device buffers of a decoding batch, allocated once for the largest batch.
 
 A batch of b requests works on the first b rows. Rows past the requests are padding: inactive,
 of length 0, and writing to the scratch slot, so that one code path serves every bucket.

@@ -1,4 +1,4 @@
-"""What a floor is made of, as ``run.json`` keeps it. No torch, no pandas."""
+"""An account lists what a floor is made of, as ``run.json`` keeps it. No torch, no pandas."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

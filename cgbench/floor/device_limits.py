@@ -1,7 +1,7 @@
-"""What the device can do at best: bytes read and operations a second, measured here and now.
+"""Measure what the device can do at best: bytes read and operations a second.
 
-A floor is a bound, so the best of several kernels and of several repetitions counts, never a mean:
-reads through torch's reductions and through a kernel of our own, products of several shapes.
+A floor is a bound, so the best of several kernels and repetitions counts, never a mean. Reads go
+through torch's reductions and through a kernel of our own. Products have several shapes.
 """
 
 import functools
@@ -26,7 +26,7 @@ MATRICES = {
     "cuda": ((8192, 8192, 8192), (4096, 8192, 16384), (8192, 4096, 8192)),
     "cpu": ((1024, 1024, 1024), (512, 1024, 2048)),
 }
-# As many repetitions as fit, for the first ones raise the clocks.
+# As many repetitions as fit, because the first ones raise the clocks.
 SECONDS_A_KERNEL = 0.12
 
 CPU_CACHES = "/sys/devices/system/cpu/cpu0/cache"
@@ -99,7 +99,7 @@ def _reads(data: Tensor) -> Iterator[Work]:
     yield lambda: data.amax()
     yield lambda: by_row.sum(1)
     if runs_kernels(data.device):
-        # Imported here, for triton is there only beside a CUDA build of torch.
+        # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels.triton_read import read
 
         as_words = data.view(torch.int32)

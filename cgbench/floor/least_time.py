@@ -2,10 +2,10 @@
 
 For each matrix product, each attention and each recurrence the larger of bytes over measured read
 bandwidth and operations over measured matrix rate, summed over the iteration. Bytes are what must
-come from memory: every weight once a forward, of a mixture the experts that were counted, the live
-keys and values, recurrent state, the embedding rows that are looked up. Activations, norms, biases
-and the writing of KV and of state are left out: a better engine could keep or fold them. So nothing
-that reads its weights from memory can be faster.
+come from memory. That is every weight once a forward, of a mixture the experts that were counted.
+It is also the live keys and values, recurrent state, and the embedding rows that are looked up.
+Activations, norms, biases and the writing of KV and of state are left out: a better engine could
+keep or fold them. So nothing that reads its weights from memory can be faster.
 """
 
 from collections import Counter
@@ -25,8 +25,8 @@ class Batch:
     """What one iteration works on: requests, drafts of each, and the mean of their committed KV
     rows when it starts. Padding is no part of it: a floor is of the work that was asked for.
 
-    ``experts_read``: by stage, the mean distinct experts that an expert layer of its forward was
-    counted to read; a stage that is not there is expected to read what uniform choice would."""
+    ``experts_read`` is, by stage, the mean distinct experts that an expert layer of its forward was
+    counted to read. A stage that is not there is expected to read what uniform choice would."""
 
     batch_size: int
     spec_tokens: int
@@ -156,9 +156,10 @@ def keys_read(shape: AttentionShape, keys: float, query_len: int) -> float:
 
 
 def attention_flops(shape: AttentionShape, keys: float, query_len: int) -> float:
-    """Operations of ``query_len`` consecutive queries, the last one on ``keys`` rows, each before
-    it on one fewer, or on its window of them: the product with the keys and the one with the
-    values."""
+    """Return the operations of ``query_len`` consecutive queries: the product with the keys and the
+    one with the values. The last query works on ``keys`` rows, each before it on one fewer, or on
+    its window of them.
+    """
     window = keys if shape.window is None else shape.window
     seen = sum(min(keys - back, window) for back in range(query_len))
     return 2.0 * shape.query_heads * seen * (shape.key_dim + shape.value_dim)

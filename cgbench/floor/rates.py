@@ -1,4 +1,4 @@
-"""What a device can do at best, as a record keeps it. No torch here."""
+"""These are a device's best rates, as a record keeps them. No torch here."""
 
 from dataclasses import dataclass
 

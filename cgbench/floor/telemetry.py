@@ -1,4 +1,4 @@
-"""What the GPU did while a block ran, asked of NVML between blocks and never inside one.
+"""Read what the GPU did while a block ran, from NVML, between blocks and never inside one.
 
 A CPU has none: its clocks, its load and its other processes change too fast for a reading between
 blocks to say what happened inside one.
@@ -128,7 +128,7 @@ def open_telemetry(device: torch.device) -> Iterator[Telemetry]:
 
 
 def _of_device(nvml: Any, device: torch.device) -> Telemetry:
-    """By UUID, for CUDA_VISIBLE_DEVICES numbers GPUs otherwise than NVML does."""
+    """By UUID, because CUDA_VISIBLE_DEVICES numbers GPUs otherwise than NVML does."""
     uuid = torch.cuda.get_device_properties(device).uuid
     try:
         return NvmlTelemetry(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))

@@ -1,4 +1,4 @@
-"""What a forward must read and multiply, taken from the skeleton: weights, embeddings, attention,
+"""Find what a forward must read and multiply, from the skeleton: weights, embeddings, attention and
 recurrent state.
 
 One token is run through the modules on the meta device and every matrix product with a stored

@@ -1,4 +1,4 @@
-"""A comparison as machines read it: JSON, GitHub annotations, JUnit, github-action-benchmark."""
+"""Write a comparison for machines: JSON, GitHub annotations, JUnit, github-action-benchmark."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Two runs to lines. Questions are gathered first, for their number sets the intervals' level."""
+"""Turn two runs into lines. Questions come first, as their number sets the intervals' level."""
 
 from collections import Counter
 from collections.abc import Iterator

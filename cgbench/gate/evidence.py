@@ -1,4 +1,4 @@
-"""A run directory reduced to what a comparison rests on: one row a cell and block."""
+"""Reduce a run directory to what a comparison rests on: one row a cell and block."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,8 +58,10 @@ class MeasuredCell:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One quantity of a cell: seconds ``values [n]``, one a block in the order measured; one a
-    process where the run has several, for what differs between processes no block can tell."""
+    """It holds one quantity of a cell: seconds ``values [n]``, one a block in the order measured.
+    If a run has several processes, it holds one a process, because no block shows what differs
+    between them.
+    """
 
     values: Floats
     by_process: bool = False

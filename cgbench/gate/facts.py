@@ -1,4 +1,4 @@
-"""Deterministic facts, compared exactly: graphs, their nodes and bytes, buckets, tokens."""
+"""Compare deterministic facts exactly: graphs, their nodes and bytes, buckets, tokens."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,10 +1,10 @@
 """Effects and their intervals. Pure; nothing is drawn, so the same runs give the same answer.
 
-What blocks and processes tell of one run is in ``cgbench.statistics``: closed forms, so there is
-no seed and no Monte Carlo noise, and swapping BASE and NEW mirrors the answer to the last bit. The
-interval takes Student's t at Welch's degrees of freedom rather than the bootstrap's percentiles:
-those cannot leave the range of ten blocks, and at the levels that many cells need they are read
-from the rim of it.
+``cgbench.statistics`` has what blocks and processes say about one run. Its forms are closed, so
+there is no seed and no Monte Carlo noise. Exchanging BASE and NEW mirrors the answer to the last
+bit. The interval takes Student's t at Welch's degrees of freedom. The bootstrap's percentiles
+cannot leave the range of ten blocks, and at the levels that many cells need they are read from the
+rim of it.
 
 Many cells are judged at once: each interval is at level 1 - (1 - confidence) / m (Bonferroni), m
 the gated intervals. Holm's procedure rejects more but gives no intervals, and here *same* is a
@@ -22,11 +22,11 @@ from cgbench.statistics import Estimate
 def log_length_estimate(accepted: Sequence[float], drafted: float) -> Estimate:
     """The log of the mean acceptance length, from counts per draft position.
 
-    A draft is accepted only after all before it, so the counts give every row's ``accepted``:
-    its variance is exact. Half a row is added to each of the k + 1 outcomes for the variance
-    alone (Jeffreys), for rates of 0 or 1 in a few rows are no certainty. Rows count as
-    independent; those of one request are not quite, and prompts are the same in both runs: the
-    first makes the interval too narrow, the second too wide.
+    A draft is accepted only after all before it, so the counts give every row's ``accepted``: its
+    variance is exact. Half a row is added to each of the k + 1 outcomes for the variance alone
+    (Jeffreys), because rates of 0 or 1 in a few rows are no certainty. Rows count as independent.
+    Those of one request are not quite, which makes the interval too narrow. Prompts are the same in
+    both runs, which makes it too wide.
     """
     k = len(accepted)
     length = 1 + sum(accepted) / drafted

@@ -1,4 +1,4 @@
-"""What keeps two runs apart, what merely differs, and which cells meet."""
+"""Decide what makes two runs incomparable, what merely differs, and which cells meet."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What can be asked of two runs: every measured quantity that both should hold."""
+"""A question asks two runs for one measured quantity that both should hold."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -46,9 +46,9 @@ Counts: TypeAlias = Sequence[tuple[float, float]]
 class Question:
     """One quantity in both runs.
 
-    ``base`` and ``new`` are in seconds, bytes, tokens or a rate; ``effect`` is their log ratio, or
-    the difference of two rates: without error where both are the very same measurement or are
-    exact, None where ``reason`` says what is missing. ``blocks`` counts what it rests on.
+    ``base`` and ``new`` are in seconds, bytes, tokens or a rate. ``effect`` is their log ratio, or
+    the difference of two rates. It has no error if both are the very same measurement or are exact.
+    It is None if ``reason`` says what is missing. ``blocks`` counts what it rests on.
     """
 
     metric: Metric
@@ -91,9 +91,10 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
 
 
 def _copies(pair: Pair, run: Evidence) -> float:
-    """How often a batch decodes each prompt, for it repeats them where it has more rows. Greedy
-    gives the same tokens each time, which is no more evidence than once; draws are a request's
-    own. Both runs have the same prompts."""
+    """How often a batch decodes each prompt, because it repeats them where it has more rows. Greedy
+    gives the same tokens each time, which is no more evidence than once; draws are a request's own.
+    Both runs have the same prompts.
+    """
     assert pair.base
     num_prompts: int | None = run.record.workload.get("num_prompts")
     if not num_prompts or pair.base.settings["acceptance"] != "greedy":
@@ -107,8 +108,9 @@ def _once(counts: Counts, copies: float) -> Counts:
 
 
 def _is_one(place: Place, base: Evidence, new: Evidence) -> bool:
-    """Whether both sides are one measurement of the cell: alike in every time. One alone may be
-    so by chance, for a device's events have ticks and a stage has one block."""
+    """Whether both sides are one measurement of the cell: alike in every time. One alone may be so
+    by chance, because a device's events have ticks and a stage has one block.
+    """
     return _times(place, base) == _times(place, new)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison can say, and the rules that decide it; the standard library alone."""
+"""Decide a comparison's verdicts by rules, with the standard library alone."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -105,8 +105,8 @@ class Line:
     """One verdict with its evidence.
 
     ``base`` and ``new`` are in ``unit``. ``effect``, ``low`` and ``high`` are NEW / BASE - 1, or
-    NEW - BASE for a rate; None where there is no such number, or no finite one. ``base_blocks``
-    and ``new_blocks`` count what the interval rests on. ``place`` says the rest of where: a graph.
+    NEW - BASE for a rate. They are None if there is no finite number. ``base_blocks`` and
+    ``new_blocks`` count what the interval rests on. ``place`` says the rest of where: a graph.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""Decode attention: what it takes, and its definition in torch, beside ``triton_attention``."""
+"""This is what decode attention takes, and its definition in torch, beside ``triton_attention``."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Counters by which the programs of one launch find out which of them arrives last."""
+"""These counters show the programs of one launch which of them arrives last."""
 
 import functools
 

@@ -96,11 +96,11 @@ class HeadRows:
 class LayerState:
     """One layer's buffers, by slot.
 
-    ``matrix [slots, H, Dk, Dv]`` float32, at the length that the cache's ``length`` says.
-    ``conv [slots, ring, C]``: the convolution's newest inputs, that of position p in row p modulo
-    ring; a ring of k + 1 rows more than the kernel sees, so that no row that may still be read is
-    written over. ``keys [slots, H, k + 1, Dk]``, ``updates [slots, H, k + 1, Dv]`` and
-    ``log_decays [slots, H, k + 1]`` float32: what verify's rows add to the matrix.
+    ``matrix [slots, H, Dk, Dv]`` float32, at the length that the cache's ``length`` says. ``conv
+    [slots, ring, C]`` holds the convolution's newest inputs, that of position p in row p modulo
+    ring. The ring has k + 1 rows more than the kernel sees, so no row that may still be read is
+    written over. ``keys [slots, H, k + 1, Dk]``, ``updates [slots, H, k + 1, Dv]`` and ``log_decays
+    [slots, H, k + 1]`` float32: what verify's rows add to the matrix.
     """
 
     matrix: Tensor
@@ -190,8 +190,8 @@ def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) 
     """The matrices ``[B, H, Dk, Dv]`` of ``slots`` after the first ``count [B]`` kept rows.
 
     A row past ``count`` has weight 0, and where count is 0 the old matrix weight 1: exactly. Where
-    ``is_first [B]`` nothing came before: a padded row, which must compute the same whatever
-    scratch holds, for it may share an expert's matrix product with a request.
+    ``is_first [B]`` nothing came before: a padded row, which must compute the same whatever scratch
+    holds, because it may share an expert's matrix product with a request.
     """
     log_decays = layer.log_decays[slots]
     last = (count - 1).clamp(min=0)[:, None, None].expand(-1, log_decays.shape[1], 1)
@@ -280,7 +280,7 @@ def head_rows(rows: DeltaRows, inputs: Tensor) -> HeadRows:
 
 def _convolve(net: DeltaNet, rows: Tensor) -> Tensor:
     """The causal convolution and its activation over ``rows [B, S, C]``."""
-    # Imported here, for only these models need it.
+    # Imported here, because only these models need it.
     from transformers.models.qwen3_next.modeling_qwen3_next import causal_conv1d_fn
 
     out: Tensor = causal_conv1d_fn(

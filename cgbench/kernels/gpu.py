@@ -1,4 +1,5 @@
-"""Where Triton kernels run, and how: on Hopper and later, before the kernel ahead has ended.
+"""Decide where Triton kernels run. On Hopper and later they start before the kernel ahead has
+ended.
 
 Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
 it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that those
@@ -6,10 +7,10 @@ ahead write. The wait is for the one ahead, which has itself waited, so for all 
 
 When it lets its successor begin (``gdc_launch_dependents``) is a matter of speed (docs/engine.md).
 Most kernels do so once they have waited themselves. Then, when a kernel begins, those before the
-one ahead have ended, and what they wrote may be read before the wait, past L1 (``.cg``), which may
-hold older values: attention reads its places so. Norms, sums over ranks and attention's merging let
-the next one begin at once: what comes after them reads nothing but weights before it waits. A
-kernel that is not launched early begins at the end of the one ahead, as ever.
+one ahead have ended. What they wrote may be read before the wait. It must be read past L1
+(``.cg``), which may hold older values. Attention reads its places so. Norms, sums over ranks and
+attention's merging let the next one begin at once: what comes after them reads nothing but weights
+before it waits. A kernel that is not launched early begins at the end of the one ahead, as ever.
 """
 
 import functools

@@ -1,4 +1,5 @@
-"""Linear layers, with what follows a product taken into it: in torch, and the choice of kernel.
+"""Linear layers do what follows their product too. Here is the definition in torch, and the choice
+of kernel.
 
 Torch's operations here are the definition. On CUDA a product of few rows of half precision is one
 kernel, with its end (``triton_linear``). Of more rows the product is torch's, and the end is a

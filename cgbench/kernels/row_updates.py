@@ -1,4 +1,4 @@
-"""The rows of a decoding batch, and what an iteration does to them between the forwards.
+"""An iteration updates the rows of a batch between its forwards. Here is what it does, in torch.
 
 It picks tokens, accepts drafts and steps on. Torch's operations here are the definition, and what
 runs on a CPU. On CUDA each is one kernel (``triton_rows``), where these would be ten to twenty.
@@ -89,8 +89,9 @@ def accept(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None = Non
     """Fill ``rows.out`` and ``rows.num_accepted`` from the tokens ``chosen [b, k + 1]`` that the
     target prefers.
 
-    The leading drafts that equal them are kept; with ``rates``, those whose uniform number is below
-    rate j of k, the rate of draft j + 1 given that draft j was kept, whatever they say.
+    The leading drafts that equal them are kept. With ``rates`` the drafts themselves do not matter:
+    draft j + 1 is kept if its uniform number is below rate j of k, the rate given that draft j was
+    kept.
     """
     if runs_kernels(chosen.device):
         from cgbench.kernels import triton_rows

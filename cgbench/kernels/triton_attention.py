@@ -1,11 +1,11 @@
 """Split-KV attention for 1 to 9 query rows a request, in Triton.
 
-Decode attention is bound by the bytes of live keys and values. So each program reads one KV
-head's keys once for the whole GQA group and all query rows (packed in one tile), the keys are
-split over programs until the device is full, and nothing past a request's live length is read,
-which also keeps whatever lies there, NaN included, out of the result. The rows that a call brings
-are attended to from its own tensors and written to the cache on the way, by one program each, so
-that none waits for another. The splits are merged by a second kernel (``triton_splits``).
+Decode attention is bound by the bytes of live keys and values. So each program reads one KV head's
+keys once, for the whole GQA group and all query rows (packed in one tile). The keys are split over
+programs until the device is full. Nothing past a request's live length is read. That also keeps
+what lies there, NaN included, out of the result. The rows that a call brings are attended to from
+its own tensors. One program each writes them to the cache on the way, so none waits for another.
+The splits are merged by a second kernel (``triton_splits``).
 """
 
 from typing import NamedTuple

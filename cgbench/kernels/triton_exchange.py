@@ -1,19 +1,19 @@
-"""Sums and gathers of numbers over the GPUs of one machine, in Triton, a kernel each.
+"""Sum and gather numbers over the GPUs of one machine, in a Triton kernel each.
 
-Each program writes its piece of this rank's numbers into the memory of every other rank, waits for
-theirs in its own, and adds up in the order of ranks: all hold the same bits. There are two ways,
-those of NCCL's protocols LL and Simple.
+Each program writes its piece of this rank's numbers into the memory of every other rank, and waits
+for theirs in its own. It adds up in the order of ranks, so all hold the same bits. There are two
+ways, those of NCCL's protocols LL and Simple.
 
-Few numbers go as words: nothing is fenced, four bytes of data travel with four that number the
-exchange, as one word of eight, which arrives at once. A word with the number has the data. NCCL
-takes 10 to 11 us for the 8 to 32 kB of a decode step at batch 1, most of it to begin and to end.
+Few numbers go as words. Four bytes of data travel with four that number the exchange, as one word
+of eight. It arrives at once, so nothing is fenced. A word with the number has the data. NCCL takes
+10 to 11 us for the 8 to 32 kB of a decode step at batch 1, most of it to begin and to end.
 
 Many go as pieces: a program writes nothing but data, and then, released, a flag with the number.
 That is half the bytes and one trip more.
 
-Two halves of the memory take turns: who writes the next exchange but one has had everybody's
-numbers of the next, and those are sent when this one has been read. The two ways have halves of
-their own.
+The memory is double-buffered: exchange n + 2 reuses the half of exchange n. That is safe, because a
+rank starts n + 2 only after it has received every rank's data of n + 1, and a rank sends n + 1 only
+after it has read n. The two ways have halves of their own.
 """
 
 from typing import NamedTuple

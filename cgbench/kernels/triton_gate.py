@@ -1,5 +1,6 @@
-"""The activation of a gated MLP, in Triton: a part of the product that it follows, or of more rows
-than that streams, a kernel of its own."""
+"""The activation of a gated MLP, in Triton. It is a part of the product that it follows. For more
+rows than the product streams it is a kernel of its own.
+"""
 
 import torch
 import triton

@@ -1,9 +1,9 @@
 """Linear layers of few rows, in Triton: bound by reading the weights once, and close to it.
 
 A verify step of one request multiplies k + 1 rows by every weight. cuBLAS leaves a quarter of the
-read bandwidth there. Here each program streams a tile of the weights, the rows are the narrow side
-of the tensor cores' product, and K is split until the device has enough reads under way; the last
-program of a tile to arrive adds the splits in their order, so that the sum is the same every time.
+read bandwidth there. Here each program streams a tile of the weights. The rows are the narrow side
+of the tensor cores' product. K is split until the device has enough reads under way. The last
+program of a tile to arrive adds the splits in their order, so the sum is the same every time.
 
 A program waits for its rows only after it is set up and has asked for its first weights: see
 ``gpu``.
@@ -211,9 +211,9 @@ def tiling_of(num_outputs: int) -> Tiling:
     model. Up to two programs a multiprocessor go deep; more would rather leave room for one
     another and for the next kernel's. Source: results/h200/linear.md.
 
-    Where there is no more than one a multiprocessor, it takes more than half of the shared memory
-    (six stages): launched while the kernel ahead still runs, two would share the multiprocessors
-    that are free first, and the others would be idle.
+    If there is no more than one a multiprocessor, it takes more than half of the shared memory (six
+    stages). Otherwise two programs, launched while the kernel ahead still runs, would share the
+    multiprocessors that are free first. The others would be idle.
     """
     tiles = triton.cdiv(num_outputs, 64)
     if tiles > 2 * MULTIPROCESSORS:

@@ -1,5 +1,6 @@
-"""The root-mean-square norm of hidden states, with the sum that it is of, in Triton: a row is read
-once, and its gains before the kernel ahead has ended."""
+"""The root-mean-square norm of hidden states, with the residual's sum ahead of it, in Triton. A row
+is read once. Its gains are read before the kernel ahead has ended.
+"""
 
 from typing import NamedTuple
 

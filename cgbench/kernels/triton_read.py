@@ -1,4 +1,4 @@
-"""A kernel that only reads: the yardstick of read bandwidth."""
+"""This kernel only reads, to measure read bandwidth."""
 
 import torch
 import triton

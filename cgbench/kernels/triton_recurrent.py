@@ -179,8 +179,10 @@ def _delta_kernel(
 def delta_rule(
     layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
-    """What ``rows`` read, ``[B, S, H, Dv]``, in ``slots [B]`` at ``positions [B, S]``, after the
-    ``num_pending [B]`` rows that the state has yet to take up; the state is left before them."""
+    """Return what ``rows`` read, ``[B, S, H, Dv]``, in ``slots [B]`` at ``positions [B, S]``. They
+    come after the ``num_pending [B]`` rows that the state has yet to take up. The state is left
+    before them.
+    """
     net, device = rows.net, rows.mixed.device
     batch, query_len, _ = rows.mixed.shape
     kept = layer.keys.shape[2]

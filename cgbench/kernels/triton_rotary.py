@@ -1,5 +1,6 @@
-"""Rotary embedding of a product's heads, in Triton: a part of the product, or of more rows than
-that streams, a kernel of its own that rotates queries and keys where they lie."""
+"""Rotary embedding of a product's heads, in Triton. It is a part of the product. For more rows than
+the product streams, a kernel of its own rotates queries and keys where they lie.
+"""
 
 from typing import NamedTuple
 

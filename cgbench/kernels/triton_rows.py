@@ -1,4 +1,5 @@
-"""What happens between the forwards of an iteration, in one Triton kernel each.
+"""Argmax, acceptance and commit, which come between an iteration's forwards, are a Triton kernel
+each.
 
 Written with torch's operations, picking tokens, counting accepted drafts and stepping on are forty
 kernels of a microsecond or two each, whatever the batch. See ``row_updates`` for what they compute.
@@ -247,7 +248,7 @@ def commit(rows: RowState) -> None:
 
 
 def _num_parts(num_rows: int, num_columns: int) -> int:
-    """A power of two, for one program reads the best of all parts in one go."""
+    """It is a power of two, because one program reads the best of all parts in one go."""
     wanted = min(PROGRAMS // num_rows, num_columns // COLUMNS_A_STEP)
     return 1 << (max(1, wanted).bit_length() - 1)
 

@@ -1,7 +1,7 @@
-"""How decode attention is split over the keys, and put together again.
+"""Split decode attention over the keys, and merge the splits.
 
-Each split of a request's keys leaves its sum of values, its scores' maximum and its sum of weights;
-one kernel merges them by their maxima (the flash-decoding scheme, Dao et al. 2023).
+Each split of a request's keys leaves its sum of values, its scores' maximum and its sum of weights.
+One kernel merges them by their maxima (the flash-decoding scheme, Dao et al. 2023).
 """
 
 import functools
@@ -57,8 +57,9 @@ def _num_multiprocessors(device: torch.device) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def division(start, num_splits, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """How the cached keys below position ``start`` are divided: the first of them, the keys a
-    split, and the split that has the new rows too: an idle one if there is one."""
+    """Return how the cached keys below position ``start`` are divided: the first of them, the keys
+    a split, and the split that has the new rows too. That is an idle one if there is one.
+    """
     first = start * 0
     if WINDOW > 0:
         first = tl.maximum(start - WINDOW + 1, 0)

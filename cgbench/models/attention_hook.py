@@ -1,4 +1,4 @@
-"""The one door between transformers' layers and whoever computes attention.
+"""Every attention call of transformers' layers goes through this hook, to whoever computes it.
 
 Importing this module registers the attention implementation ``cgbench`` with transformers. A
 forward passes ``attention_call=...`` down to every attention layer, which calls it instead of a

@@ -1,4 +1,4 @@
-"""What transformers raises of a config, in one line that names the field."""
+"""Turn what transformers raises about a config into one line that names the field."""
 
 import re
 from collections.abc import Iterator

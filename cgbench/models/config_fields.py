@@ -1,8 +1,8 @@
-"""What ``config.json`` must hold: each field that is used, with what it must be.
+"""Check each field of ``config.json`` that is used against what it must be.
 
-Fields are checked before transformers sees them, because its own errors name no file, and some
-values keep it busy for hours: a billion layers, a billion experts. Relations between fields are
-checked after, because a field that is left out has its class's default.
+Fields are checked before transformers sees them, because its own errors name no file. Some values,
+such as a billion layers, would keep it busy for hours. Relations between fields are checked after,
+because a field that is left out has its class's default.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A digest of a model: equal models, equal fingerprint."""
+"""A fingerprint is a digest of a model. Equal models have equal fingerprints."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
     ranks share; all of them call this.
 
     A tensor enters as the sums of its raw integers along rows and along columns, taken on the
-    device: a changed weight changes them, and so does another order of either.
+    device. A changed weight changes them, and so does another order of either.
     """
     digest = hashlib.sha256(_config_text(target).encode())
     parts: list[tuple[nn.Module, Splits]] = [(target.model, target.splits)]
@@ -34,8 +34,10 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
 
 
 def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the raw integers over the rows and over the columns, a slice of rows at a time: the
-    sums are eight bytes an element on the way, which all experts at once would not fit."""
+    """Return sums of the raw integers over the rows and over the columns. They are taken a slice of
+    rows at a time. On the way the sums are eight bytes an element, and all experts at once would
+    not fit.
+    """
     raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
     matrix = raw.reshape(-1, raw.shape[-1] if raw.dim() else 1)
     slices = matrix.split(max(1, _MOST_ELEMENTS // max(1, matrix.shape[1])))

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what would be loaded from where, without loading a weight."""
+"""Report what a checkpoint holds and what would be loaded from where, without loading a weight."""
 
 import json
 from collections import Counter

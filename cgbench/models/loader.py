@@ -1,4 +1,4 @@
-"""Loading, or for a preset making, the target, its head and its tokenizer."""
+"""Load the target, its head and its tokenizer, or make them for a preset."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -121,8 +121,8 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
     """Which of transformers' implementations the forward uses.
 
-    Experts: ``grouped_mm`` reads no tensor on the host, so it can be captured, but on CUDA its
-    kernel knows bfloat16 alone; ``batched_mm`` copies weights for each token, which only small
+    Experts run as ``grouped_mm``, which reads no tensor on the host and can be captured. On CUDA
+    its kernel knows bfloat16 alone. ``batched_mm`` copies weights for each token, which only small
     models bear.
     """
     chosen = {"attn_implementation": ATTENTION_NAME}

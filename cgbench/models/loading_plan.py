@@ -1,4 +1,4 @@
-"""From a model reference on the command line to what would be loaded from where.
+"""Find out, from a model reference on the command line, what would be loaded from where.
 
 Nothing here reads a weight or touches a device.
 """
@@ -116,8 +116,9 @@ def _routing(model: ModelRequest) -> Routing:
 
 @dataclass(frozen=True, slots=True)
 class LoadingPlan:
-    """What would be loaded from where. ``family`` has the overrides applied; ``head_files`` is None
-    without a head and for presets, which make their own; ``gguf_file`` is set for a GGUF target."""
+    """What would be loaded from where. ``family`` has the overrides applied. ``head_files`` is None
+    without a head, and for presets, which make their own. ``gguf_file`` is set for a GGUF target.
+    """
 
     request: Loading
     config: PretrainedConfig

@@ -1,5 +1,6 @@
-"""Whether all of the target's tensors are there and all of its modules' have a place: of what was
-loaded, or of what the files' headers state."""
+"""Check that all of the target's tensors are there and that each has a place, for what was loaded
+or for what the files' headers state.
+"""
 
 import copy
 from collections.abc import Collection, Iterable
@@ -39,9 +40,9 @@ def check_headers(plan: LoadingPlan) -> None:
 def check_types(plan: LoadingPlan) -> None:
     """Refuse weights of the target that are stored as integers or in 8 bits, by name.
 
-    Without a scale they are other numbers, and transformers would cast them in silence. What the
-    target needs of such tensors is what it lacks when it is placed without them, so tensors of a
-    head or a tower are left alone, and so are integers that stay integers.
+    Without a scale they are other numbers, and transformers would cast them in silence. The target
+    needs those that it lacks when it is placed without them. So tensors of a head or a tower are
+    left alone, and so are integers that stay integers.
 
     Raises ``ModelError``.
     """
@@ -84,7 +85,7 @@ def _lacked_floats(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> set[str
 
 def _place(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> tuple[PreTrainedModel, Any]:
     """The target on the meta device with tensors in place, and what transformers says of them."""
-    # Here, for they are inner parts of transformers, and loading does without them.
+    # Here, because they are inner parts of transformers, and loading does without them.
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
@@ -111,9 +112,9 @@ def check_placed(
     unfit: Collection[str],
     unexpected: Collection[str],
 ) -> None:
-    """Refuse a target without some of its tensors, with ``unfit`` ones, whose shape is another,
-    or with tensors that belong to its own modules and have no place there: a bias that config.json
-    denies, the scales of weights stored in fewer bits. Others are of a head or a tower.
+    """Refuse a target that lacks some of its tensors, or has ``unfit`` ones of another shape.
+    Tensors that belong to its own modules and have no place there are refused too, such as a bias
+    that config.json denies or the scales of weights in fewer bits. Others are of a head or a tower.
 
     Raises ``ModelError``.
     """

@@ -26,9 +26,9 @@ PACKS = (
 def pack_projections(module: nn.Module) -> int:
     """Pack every set of ``PACKS`` found in ``module``, in place; returns how many.
 
-    Weights keep their names and values, and become views of the packed ones: no more memory is
-    held than before, and at most one set more while it is packed. Projections that are not plain
-    linear layers of one dtype (quantised, summed over ranks) are left alone.
+    Weights keep their names and values, and become views of the packed ones. No more memory is held
+    than before, and at most one set more while it is packed. Projections that are not plain linear
+    layers of one dtype (quantised, summed over ranks) are left alone.
     """
     found = [
         (parent, names)

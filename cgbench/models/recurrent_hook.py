@@ -1,4 +1,5 @@
-"""The one door between transformers' linear-attention layers and whoever keeps their state.
+"""Every call of transformers' linear-attention layers goes through this hook, to whoever keeps
+their state.
 
 A gated delta net carries two states over the tokens: the newest inputs of a short convolution,
 and per head a matrix that decays and is corrected by each token. ``hook_linear_layers`` has a

@@ -1,4 +1,4 @@
-"""Balanced routing: experts drawn evenly, where random weights would choose unlike trained ones.
+"""Balanced routing draws experts evenly, because random weights choose unlike trained ones.
 
 The router of random weights sends like tokens to the same experts, so a preset would read fewer
 experts than its model does in service. Here a token's experts are a pure function of (seed, layer,
@@ -160,7 +160,7 @@ def draw_experts(
         len(layers) + 1, num_tokens, shape.top_k, dtype=torch.long, device=positions.device
     )[1:]
     if runs_kernels(positions.device):
-        # Imported here, for triton is there only beside a CUDA build of torch.
+        # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels.triton_draw import draw
 
         draw(keys, positions, layers, start, shape, out)

@@ -1,10 +1,10 @@
-"""A model divided over the ranks, by transformers' own tensor parallel plan.
+"""Divide a model over the ranks, by transformers' own tensor parallel plan.
 
 What is divided, and along which dimension, is read off the placeholders that transformers'
 ``DistributedConfig`` puts into a model without storage. The parts are then plain tensors, and the
-forwards plain products followed by one sum over the ranks: DTensors cost the host more than the
-kernels cost the device (12.9 against 7.3 ms an eager step), and whatever packs or compiles a
-forward wants plain weights.
+forwards plain products followed by one sum over the ranks. DTensors would cost the host more than
+the kernels cost the device (12.9 against 7.3 ms an eager step). Packing and compiling need plain
+weights too.
 
 Two weights go another way than the plan. The embedding stays whole: a lookup reads one row, and a
 divided one would add a collective to every draft. The lm_head is divided by vocabulary, tied or
@@ -96,8 +96,8 @@ class SumOutput:
 def planned_splits(config: PretrainedConfig, num_ranks: int) -> Splits:
     """What ``num_ranks`` ranks share of the model of ``config``.
 
-    Raises ``UnsupportedModelError`` where transformers has no plan for it, or one with a style
-    that the forwards here do not know; ``BadInputError`` for sizes that the ranks do not divide.
+    Raises ``UnsupportedModelError`` if transformers has no plan for it, or one with a style that
+    the forwards here do not know. Raises ``BadInputError`` for sizes that the ranks do not divide.
     """
     with torch.device("meta"):
         model = auto_class_for(config).from_config(_untied(config), dtype=torch.bfloat16)
@@ -207,8 +207,10 @@ def _as_parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def install_forwards(module: nn.Module, splits: Splits) -> None:
-    """Have the modules that hold a part of a sum sum it: what is divided by rows needs nothing,
-    what is divided by columns is summed, of experts the whole module's output at once."""
+    """Make the modules that hold a part of a sum add it up over the ranks. What is divided by rows
+    needs nothing. What is divided by columns is summed, and of experts the whole module's output at
+    once.
+    """
     for name, split in splits.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)

@@ -1,4 +1,4 @@
-"""A model without its weights: what it is, what it needs and whether it can run, before loading."""
+"""A skeleton is a model without its weights. It shows what a model needs and whether it runs."""
 
 import copy
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What can be run and what can be captured, told by name before any weight is loaded."""
+"""Refuse what cannot run or cannot be captured, by name, before any weight is loaded."""
 
 from typing import Any
 

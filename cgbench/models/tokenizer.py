@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, or why there is none."""
+"""Load a checkpoint's tokenizer, or say why there is none."""
 
 from collections.abc import Iterator
 from pathlib import Path

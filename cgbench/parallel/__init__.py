@@ -1,4 +1,4 @@
-"""Ranks of a tensor parallel run: started, told apart, and what they say to each other.
+"""Start the ranks of a tensor parallel run, tell them apart, and exchange what they share.
 
 Below ``models``: nothing here knows what a model is.
 """

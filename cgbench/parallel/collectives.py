@@ -1,4 +1,4 @@
-"""What ranks do together on device tensors, each a no-op where there is one rank.
+"""The ranks' collectives on device tensors are no-ops where there is one rank.
 
 Every rank calls the same ones in the same order. They may be captured: none reads a device value
 on the host. What they give is bit for bit the same on every rank. What the ranks' inboxes take goes
@@ -105,9 +105,9 @@ def joined_over_ranks(part: Tensor) -> Tensor:
 def argmax_over_ranks(part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tensor:
     """The argmax ``[...]`` of logits whose last dimension the ranks hold a part each of.
 
-    Only each rank's largest value and its index travel, as two float32: exact, for logits are
-    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as
-    it does in ``argmax``, which is that of one part.
+    Only each rank's largest value and its index travel, as two float32: exact, because logits are
+    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as it
+    does in ``argmax``, which is that of one part.
     """
     ranks = joined()
     assert part.dtype != torch.float64 and part.shape[-1] * ranks.size < 1 << 24

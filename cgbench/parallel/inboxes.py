@@ -43,8 +43,8 @@ def open_inboxes(ranks: Ranks) -> Iterator[None]:
     """Let ``ranks`` on CUDA exchange numbers without NCCL meanwhile, where all of them can.
 
     All ranks enter it together. Graphs that exchange must be released inside. After an exception
-    they are left as they are: to unmap them torch waits for the device, which may wait for a rank
-    that is gone, and where it may not answer any more ends the process.
+    they are left as they are. To unmap them torch waits for the device, which may wait for a rank
+    that is gone. If the device does not answer, torch ends the process.
     """
     global _state
     _state = _opened_by_all(ranks)

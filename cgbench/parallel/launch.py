@@ -1,4 +1,4 @@
-"""Starting the ranks of a tensor parallel run, and telling in one line why one of them ended.
+"""Start the ranks of a tensor parallel run, and report in one line why one of them ended.
 
 The ranks are torch's elastic launcher's: it gives them their environment, and when one ends
 badly it stops the others. Under ``torchrun`` they are there already. torch is imported only

@@ -1,4 +1,4 @@
-"""Which rank this process is, and what ranks tell each other on the host.
+"""Find which rank this process is, and exchange values between ranks on the host.
 
 ``Ranks`` is handed to whoever divides by it. Device tensors travel by ``collectives``. What travels
 here is control: it goes through a gloo group of its own, so that waiting for a rank never waits on

@@ -38,8 +38,8 @@ class Concurrency:
     def of(cls, weights: Iterable[tuple[int, float]], name: str = "") -> Self:
         """Add up repeated batch sizes and leave out 0.
 
-        Raises ``BadInputError``, beginning with ``name``, for a batch size or a weight below 0,
-        for weights that sum to no number, and where nothing is left.
+        Raises ``BadInputError``, beginning with ``name``, for a batch size or a weight below 0. It
+        also raises it if weights sum to no number, or if nothing is left.
         """
         total: Counter[int] = Counter()
         for size, weight in weights:

@@ -8,10 +8,10 @@ reach (Lagrange's weak duality):
 
 The choices of all prices are the corners of a convex hull. A choice of n graphs that lies on the
 hull is proved to be the best of its number, whatever the costs are. Between two corners a choice is
-made of both: the small buckets of one, the large buckets of the other. Where graphs cost more the
-larger they are, that choice lies on the hull too (the costs are Monge: Aggarwal, Schieber and
-Tokuyama 1994, "Finding a minimum-weight k-link path in graphs with the concave Monge property").
-Where no choice is on the hull, the layers of ``optimal`` decide.
+made of both: the small buckets of one, the large buckets of the other. If graphs cost more the
+larger they are, that choice lies on the hull too, because the costs are Monge. The source is
+Aggarwal, Schieber and Tokuyama 1994, "Finding a minimum-weight k-link path in graphs with the
+concave Monge property". Where no choice is on the hull, the layers of ``optimal`` decide.
 """
 
 from bisect import bisect_left, insort

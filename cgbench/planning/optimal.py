@@ -1,15 +1,15 @@
 """The buckets of least expected iteration time, exactly.
 
-Batch sizes 1..S have weights w; a batch of n runs in the smallest chosen bucket b >= n at cost
-g(b), or, above the largest, eager at e(n). With W(b) = w(1) + .. + w(b), the least cost of
+Batch sizes 1..S have weights w. A batch of n runs in the smallest chosen bucket b >= n at cost
+g(b). Above the largest it runs eager at e(n). With W(b) = w(1) + .. + w(b), the least cost of
 serving 1..b in j buckets of which b is the last is
 
     f(j, b) = min over a < b of f(j - 1, a) + g(b) * (W(b) - W(a))
 
-and the answer the least f(j, b) + (eager cost of b + 1..S), over b and j. For a fixed j this is,
-in x = g(b), the lower envelope of the lines f(j - 1, a) - W(a) * x. Their slopes fall as a grows,
-whatever the costs are, so lines are only ever added at one end of the envelope and each minimum
-is a binary search: S log S a layer, with no assumption that costs grow with the batch size.
+and the answer the least f(j, b) + (eager cost of b + 1..S), over b and j. For a fixed j this is, in
+x = g(b), the lower envelope of the lines f(j - 1, a) - W(a) * x. Their slopes fall as a grows,
+whatever the costs are. So lines are only added at one end of the envelope, and each minimum is a
+binary search. A layer takes S log S steps, and costs need not grow with the batch size.
 """
 
 from bisect import bisect_right

@@ -131,8 +131,10 @@ def checked_length(text: str, length: Length, spec_tokens: int) -> float:
 
 @cache
 def conditional_rate(length: float, spec_tokens: int) -> float:
-    """The rate p at which each draft must be kept, given that the one before it was, so that the
-    mean acceptance length is ``length``: the root of 1 + p + .. + p^k = length in [0, 1]."""
+    """Return the rate p at which each draft must be kept, given that the one before it was kept,
+    for a mean acceptance length of ``length``. It is the root of 1 + p + .. + p^k = length in [0,
+    1].
+    """
     # It takes a tenth of a second to import, which only this needs.
     from scipy.optimize import brentq
 

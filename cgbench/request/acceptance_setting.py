@@ -55,9 +55,9 @@ class AcceptanceSetting:
 
     @classmethod
     def parse(cls, text: str, spec_tokens: Sequence[int]) -> "AcceptanceSetting":
-        """``greedy``; ``sampled``, perhaps with settings: ``sampled:temperature=0.8,top-p=0.95``;
-        ``length:2.5`` or ``golden:glm-5.2-on``, a mean acceptance length for each k; or
-        ``synthetic:0.8,0.6,0.4`` with a rate for each draft of the largest k.
+        """The forms are ``greedy``, ``sampled``, and ``sampled:temperature=0.8,top-p=0.95`` with
+        settings. ``length:2.5`` and ``golden:glm-5.2-on`` give a mean acceptance length for each k.
+        ``synthetic:0.8,0.6,0.4`` has a rate for each draft of the largest k.
 
         Raises ``BadInputError`` naming the flag.
         """

@@ -1,4 +1,4 @@
-"""The values of what is asked for by one of a few words: each set is declared here alone.
+"""Values that are one of a few words are declared here alone.
 
 ``words.Routing`` and ``planning.CaptureUnit`` are two more. Other rooms need those first.
 """
@@ -25,14 +25,14 @@ class Compile(StrEnum):
 
 
 class NormSide(StrEnum):
-    """The hidden state before a norm, or after it."""
+    """The hidden state is taken before a norm, or after it."""
 
     PRE = "pre"
     POST = "post"
 
 
 class ConcatOrder(StrEnum):
-    """The order of embedding E and hidden state H in the input of a head's projection."""
+    """A head's projection reads embedding E and hidden state H in one of two orders."""
 
     EH = "EH"
     HE = "HE"
@@ -44,7 +44,7 @@ class FirstEmbedding(StrEnum):
 
 
 class OutputNorm(StrEnum):
-    """The norm before a head's output matrix: its own, the target's, or none."""
+    """A head's output matrix follows its own norm, the target's, or none."""
 
     OWN = "own"
     TARGET = "target"
@@ -52,7 +52,7 @@ class OutputNorm(StrEnum):
 
 
 class NormForm(StrEnum):
-    """What stored norm weights scale by: as the target's modules do, w, or 1 + w."""
+    """Stored norm weights scale as the target's modules do, by w, or by 1 + w."""
 
     TARGET = "target"
     PLAIN = "plain"

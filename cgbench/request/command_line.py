@@ -1,4 +1,4 @@
-"""Recorded arguments as the command line that gives them."""
+"""Write recorded arguments as the command line that gives them."""
 
 import shlex
 from collections.abc import Mapping

@@ -123,15 +123,17 @@ class RunOptions:
 
     @property
     def mean_context_len(self) -> float:
-        """KV rows per request that a timed block has in the mean, at every scope and k: the middle
-        of the band, which the first timed iteration enters by a token."""
+        """Return the KV rows per request that a timed block has in the mean, at every scope and k.
+        It is the middle of the band, which the first timed iteration enters by a token.
+        """
         return self.context_len + (self.band + 1) / 2
 
     @property
     def reach(self) -> int:
         """Most tokens that a request decodes past its context. In the timed pass it may be twice as
-        fast as the mean of its batch, which is what stays in the band; the audit steps a few times
-        with every draft kept."""
+        fast as the mean of its batch, because the mean is what stays in the band. The audit steps a
+        few times with every draft kept.
+        """
         query_len = self.max_spec_tokens + 1
         return max(self.max_new_tokens, self._timed_reach, MIN_REACH_ITERATIONS * query_len)
 
@@ -155,8 +157,8 @@ class RunOptions:
     def plans(self) -> dict[int, CapturePlan]:
         """One capture plan a k. Raises ``PlanError`` where the policy refuses one.
 
-        Explicit sizes are the caller's for speculation; k = 0, there for comparison, takes the
-        same batch sizes, for a size in tokens means another batch size at another k.
+        Explicit sizes are the caller's for speculation. k = 0 is there for comparison and takes the
+        same batch sizes, because a size in tokens means another batch size at another k.
         """
         speculating = [k for k in self.spec_tokens if k or not self.max_spec_tokens]
         plans = {k: plan(self._plan_request(k)) for k in speculating}

@@ -1,4 +1,4 @@
-"""From a request to options with nothing left to default: by device, ranks and model."""
+"""Resolve a request to options with nothing left to default, by device, ranks and model."""
 
 from collections.abc import Sequence
 

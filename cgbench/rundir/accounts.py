@@ -1,4 +1,4 @@
-"""What is wrong with the floors' accounts in ``run.json``. No torch, no pandas."""
+"""Find what is wrong with the floors' accounts in ``run.json``. No torch, no pandas."""
 
 from collections.abc import Iterator
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""A timed block of a cell as one row: what the gate and a thin run directory read."""
+"""Reduce a timed block of a cell to one row, which the gate and a thin run directory read."""
 
 import pandas as pd
 
@@ -14,10 +14,11 @@ WALL = "wall"
 def block_times(samples: pd.DataFrame) -> pd.DataFrame:
     """Seconds, indexed by scope, spec_tokens, batch_size, process and block.
 
-    ``iteration``: median GPU time; ``wall``: mean wall time, for TPOT is a mean; ``host_gap``:
-    median of wall minus GPU time; the others: median of a stage of the instrumented pass, draft
-    steps of one iteration summed. NaN where a block has none. A thin directory's samples, one a
-    block with the gap as a stage of its own, come out as they went in.
+    ``iteration`` is the median GPU time. ``wall`` is the mean wall time, because TPOT is a mean.
+    ``host_gap`` is the median of wall minus GPU time. The others are medians of a stage of the
+    instrumented pass, with the draft steps of one iteration summed. NaN where a block has none. A
+    thin directory's samples, one a block with the gap as a stage of its own, come out as they went
+    in.
     """
     timed = of_stage(samples, Stage.ITERATION)
     by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCKS)

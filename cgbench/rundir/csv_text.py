@@ -1,7 +1,8 @@
 """A CSV file as ``RunDirectory`` writes it, to a typed frame; nothing in it is guessed.
 
-pandas' own reader takes a row that is too short for one with empty cells, ``nan`` and ``inf`` for
-numbers, and a quote that is never closed for text. Here each of them is an error.
+pandas' own reader accepts too much. It takes a row that is too short for one with empty cells,
+``nan`` and ``inf`` for numbers, and a quote that is never closed for text. Here each of them is an
+error.
 """
 
 import csv
@@ -27,8 +28,9 @@ Texts = Sequence[str | None]
 def parse_csv(text: str, columns: Sequence[Column]) -> pd.DataFrame:
     """The table in ``text``: those of ``columns`` that it has, in their own dtypes.
 
-    Raises ``ValueError`` with one line where it is cut short, has a row of another length or a
-    quote left open, lacks a column, has one that is unknown, or a number is none.
+    Raises ``ValueError`` with one line if it is cut short, or has a row of another length or a
+    quote left open. A column that is missing or unknown raises it too, and so does a number that is
+    none.
     """
     if not text.endswith("\n"):
         # Else the values cut off would be read as empty cells.

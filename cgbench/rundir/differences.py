@@ -1,4 +1,4 @@
-"""What keeps the groups of two records from standing in one table."""
+"""Find what keeps the groups of two records from standing in one table."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where a command may write a folder of its own."""
+"""Check where a command may write a folder of its own."""
 
 import errno
 import os
@@ -13,8 +13,8 @@ def is_free(path: Path) -> bool:
 
 
 def check_new_folder(flag: str, path: Path, hint: str) -> None:
-    """Refuse, before any work is done for it, a folder that holds something (``hint`` says what to
-    do instead), cannot be made or cannot be written to. Makes nothing.
+    """Refuse a folder that holds something, cannot be made or cannot be written to, before any work
+    is done for it. ``hint`` says what to do instead. Makes nothing.
 
     Raises ``RunDirectoryError``.
     """

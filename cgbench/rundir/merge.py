@@ -1,4 +1,4 @@
-"""Several runs of one command to one: samples side by side, each cell at its worst status."""
+"""Merge several runs of one command: samples side by side, each cell at its worst status."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -75,8 +75,9 @@ def merge_runs(
 
 
 def _worst_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a cell, in the first run's order: that of the worst status, with the most memory and
-    the discarded blocks of all, and the first run's tokens and acceptance."""
+    """Return a row a cell, in the first run's order. It is the row of the worst status, with the
+    most memory and the discarded blocks of all. Tokens and acceptance are the first run's.
+    """
     by_cell = rows.groupby(CELL, sort=False)
     together = by_cell.agg(
         discarded_blocks=("discarded_blocks", "sum"),

@@ -25,9 +25,9 @@ TYPES = {"float64": ("double",), "int64": ("int64",), "string": ("string", "larg
 def parse_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
     """The table in ``file``: those of ``columns`` that it has, in their own dtypes.
 
-    What pandas noted in it of indices and types is not read. Raises ``OSError`` where it cannot
-    be read, ``ValueError`` with one line where it is no Parquet file, lacks a column, has one that
-    is unknown or of another type, or has an empty cell where none may be.
+    What pandas noted in it of indices and types is not read. Raises ``OSError`` if it cannot be
+    read. Raises ``ValueError`` with one line if it is no Parquet file, lacks a column, or has one
+    that is unknown or of another type. An empty cell where none may be raises it too.
     """
     import pyarrow
     import pyarrow.parquet

@@ -1,4 +1,5 @@
-"""``run.json``: what a run was, but for its numbers; read only where it is whole and understood.
+"""``run.json`` holds what a run was, without its numbers. It is read only if it is whole and
+understood.
 
 Written against the standard library alone, as ``schema``.
 """
@@ -129,9 +130,9 @@ class RunRecord:
         """Read ``text``, the content of ``file``; of an older schema version what it says in
         this one.
 
-        Raises ``RunDirectoryError``, naming ``file``, where the text is not JSON, comes from a
-        schema version that is not read, or has a field that is unknown or is missing, of another
-        type or out of range, at any depth (the field is named).
+        Raises ``RunDirectoryError`` with the name ``file`` if the text is not JSON or comes from a
+        schema version that is not read. It also raises it, with the field's name, if a field at any
+        depth is unknown, missing, of another type or out of range.
         """
         raw = migrated(_object(text, file), file)
         held = [each for each in _kinds(cls) if each[0] in raw or each[0] not in ADDED_FIELDS]

@@ -24,11 +24,11 @@ MILLISECONDS = ("warmup_ms", "capture_ms", "instantiate_ms", "first_replay_ms")
 def read_costs(path: Path, spec_tokens: int) -> Costs:
     """Iteration times, graph bytes and capture seconds of the run in ``path`` at one k.
 
-    The whole iteration's graphs where the run has them, else the three of a phase, taken
-    together. A bucket's time is the median over the batch sizes measured in it, for the graph
-    does the same work whatever it holds. Raises ``RunDirectoryError``, naming the file, where k
-    was not measured, captured or eager, where a file is missing or damaged, and where a number in
-    it is none that a measurement gives.
+    The whole iteration's graphs where the run has them, else the three of a phase, taken together.
+    A bucket's time is the median over the batch sizes measured in it, because the graph does the
+    same work whatever it holds. Raises ``RunDirectoryError``, naming the file, where k was not
+    measured, captured or eager, where a file is missing or damaged, and where a number in it is
+    none that a measurement gives.
     """
     from cgbench.rundir.files import CAPTURE_FILE, LATENCY_FILE
     from cgbench.rundir.store import RunDirectory

@@ -49,9 +49,9 @@ def _is_any(_: str) -> bool:
 class Column(NamedTuple):
     """One column of a table: its name, its pandas dtype, and what it means.
 
-    An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``; an ``int64`` column
-    has none, and neither has one that is ``filled``. A column that is ``added`` is not in every
-    run directory of this schema version; where it is not, each row is read as ``default``. A
+    An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``. An ``int64`` column
+    has no empty cell, and neither has one that is ``filled``. A column that is ``added`` is not in
+    every run directory of this schema version. If it is missing, each row is read as ``default``. A
     column with ``words`` holds one of them in every row. Numbers lie ``within`` a range; of every
     text ``is_right`` says whether it can be one.
     """

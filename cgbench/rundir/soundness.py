@@ -1,4 +1,5 @@
-"""What no measurement gives: wrong words, signs and ranges, rows twice, tables that disagree.
+"""Refuse what no measurement gives: wrong words, signs and ranges, rows twice, tables that
+disagree.
 
 Each check yields what is wrong, in words that follow a file's name. Statistics trip over such
 tables, or worse, do not.

@@ -1,8 +1,8 @@
 """The run directory: written a batch size at a time, so that a kill loses no finished group.
 
 Every file is written aside and renamed into place. ``latency.csv`` goes last and decides what is
-finished: rows that other files hold for a batch size it lacks are left over from a kill, are
-never read, and are gone at the next write.
+finished. Other files may hold rows of a batch size that it lacks. They are left over from a kill,
+are never read, and are gone at the next write.
 """
 
 import fcntl
@@ -148,8 +148,9 @@ class RunDirectory:
         return self.tables.samples.copy()
 
     def blocks(self) -> pd.DataFrame:
-        """Every timed block of the finished groups, kept or not (``BLOCKS``); none in a thin
-        directory, and in one from before there was telemetry."""
+        """Return every timed block of the finished groups, kept or not (``BLOCKS``). A thin
+        directory has none, and neither has one from before there was telemetry.
+        """
         return self.tables.blocks.copy()
 
     def tokens(self) -> list[SavedTokens]:

@@ -1,4 +1,4 @@
-"""From raw samples to the tables: every statistic that a run directory holds.
+"""Compute every statistic that a run directory holds from raw samples.
 
 All of it can be computed again from ``samples.parquet`` and ``acceptance.csv``.
 """
@@ -61,7 +61,7 @@ def acceptance_frame(cells: Sequence[Cell]) -> pd.DataFrame:
 def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
     """One row a cell, in the order given, with the ``LATENCY`` columns.
 
-    ``cells`` must hold every scope and k of their batch sizes, for the speed-ups are ratios
+    ``cells`` must hold every scope and k of their batch sizes, because the speed-ups are ratios
     between rows. A cell without samples keeps its facts and has no timings.
     """
     return with_timings(_facts(cells), samples)
@@ -101,8 +101,9 @@ def _rates(cell: Cell) -> str | None:
 
 
 def _mean_length(cell: Cell) -> float | None:
-    """The length that the rule states, where it states one: the draws of a short run scatter around
-    it, and times a token are wanted at the length itself. Otherwise the measured one."""
+    """Return the length that the rule states, if it states one. The draws of a short run scatter
+    around it, and times a token are wanted at the length itself. Otherwise the measured one.
+    """
     if not cell.num_drafted:
         return None
     stated = stated_length(cell.acceptance, cell.spec_tokens)
@@ -151,8 +152,9 @@ def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Median seconds of each stage of the instrumented pass, a column each, by the columns ``by``,
-    ``CELL`` among them; the draft steps of one iteration are summed."""
+    """Return the median seconds of each stage of the instrumented pass, a column each, by the
+    columns ``by``. ``CELL`` is among them. The draft steps of one iteration are summed.
+    """
     staged = samples[samples["stage"] != str(Stage.ITERATION)]
     kinds = {name: Stage.parse(name).kind.value for name in staged["stage"].unique()}
     staged = staged.assign(stage=staged["stage"].map(kinds).astype("string"))
@@ -188,9 +190,9 @@ def capture_frame(costs: Sequence[GraphCost], latency: pd.DataFrame) -> pd.DataF
 def with_break_even(capture: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
     """``capture`` with ``break_even_replays`` worked out again from ``latency``.
 
-    Warm-up, capture and instantiation of all graphs that make up one iteration of a (scope, k,
-    bucket), over what one iteration through them gains against eager (medians): so the three
-    graphs of a phase-scope iteration carry one number. The gain is that of the largest batch
+    It is the warm-up, capture and instantiation of all graphs that make up one iteration of a
+    (scope, k, bucket), over what one iteration through them gains against eager (medians). So the
+    three graphs of a phase-scope iteration carry one number. The gain is that of the largest batch
     size measured in the bucket. Empty where none was, or where nothing is gained.
     """
     graphs = with_costs(capture)
@@ -217,9 +219,10 @@ def _gains(latency: pd.DataFrame) -> pd.Series:
 
 
 def telemetry_summary(blocks: pd.DataFrame) -> TelemetryFacts:
-    """What ``run.json`` says of the GPU over all timed blocks: min, median and max of its clocks,
-    temperature and power, what held the clocks back, and how many blocks were discarded for what.
-    A part that nothing told is left out."""
+    """Return what ``run.json`` holds of the GPU over all timed blocks. It has min, median and max
+    of clocks, temperature and power, what held the clocks back, and the discarded blocks by reason.
+    A part that nothing told is left out.
+    """
     facts = TelemetryFacts()
     told: tuple[Told, ...] = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")
     for name in told:

@@ -1,4 +1,4 @@
-"""A thin run directory: all that ``compare`` needs of a run, small enough to commit.
+"""A thin run directory holds all that ``compare`` needs of a run, and is small enough to commit.
 
 It is a run directory like any other; its samples are one a block and stage instead of one an
 iteration. Comparing with it gives the verdicts that the full one gives.
@@ -104,8 +104,9 @@ def thin_record(record: RunRecord) -> RunRecord:
 
 
 def thin_samples(samples: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, block and stage, with the ``SAMPLES`` columns: medians, but a mean of the
-    wall time, and the host gap as a stage."""
+    """Return one row a cell, block and stage, with the ``SAMPLES`` columns. Values are medians, but
+    the wall time is a mean. The host gap is a stage.
+    """
     times = block_times(samples)
     stages = times.drop(columns=WALL)
     rows = stages.melt(var_name="stage", value_name="gpu_s", ignore_index=False)

@@ -1,4 +1,4 @@
-"""The audit's checklist as people read it."""
+"""Write the audit's checklist for people."""
 
 from collections import Counter
 from collections.abc import Sequence

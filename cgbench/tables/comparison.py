@@ -1,4 +1,4 @@
-"""A comparison as people read it: one set of rows for the terminal and for Markdown."""
+"""Write a comparison for people: one set of rows for the terminal and for Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -80,7 +80,7 @@ def shown(comparison: Comparison) -> Sequence[Line]:
 
 def terminal(comparison: Comparison) -> Iterator[Table | Text]:
     """The table and its notes."""
-    # Text, for in a plain string rich takes "[req]" for markup and drops it.
+    # Text, because rich takes "[req]" in a plain string for markup and drops it.
     table = Table(
         title=Text(_title(comparison)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )

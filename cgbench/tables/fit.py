@@ -1,4 +1,4 @@
-"""Tables as wide as a terminal, if they can be without cutting a number or a name."""
+"""Fit tables to a terminal's width without cutting a number or a name."""
 
 from collections.abc import Collection, Sequence
 

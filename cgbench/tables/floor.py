@@ -56,8 +56,9 @@ def account_table(
 
 
 def measured_seconds(account: Account, samples: pd.DataFrame) -> dict[Stage, float]:
-    """Median seconds of the account's stages, drafts 2..k summed, and of the iteration, which is
-    the timed pass's: so the stages need not add up to it."""
+    """Return the median seconds of the account's stages, drafts 2..k summed, and of the iteration.
+    The iteration is the timed pass's, so the stages need not add up to it.
+    """
     is_cell = (
         (samples["scope"] == account.scope)
         & (samples["spec_tokens"] == account.spec_tokens)

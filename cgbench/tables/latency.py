@@ -1,4 +1,4 @@
-"""The latency table as people and programs read it: terminal, Markdown, JSON.
+"""Write the latency table for people and programs: terminal, Markdown, JSON.
 
 One frame feeds all of them, and one list of columns the two that people read.
 """
@@ -37,18 +37,23 @@ SETTING = (
 DEFAULTS = {column.name: column.default for column in LATENCY}
 
 DEFINITIONS = """\
-Times are medians (p50) unless headed p99. Iteration is GPU time (wall time on CPU) of
-one verify, accept, draft and commit; +/- is half the 95 % interval of its median over blocks
-(over processes where there are several), and discarded blocks are in no number. Verify and
-draft (all k steps) come from a separate, instrumented pass; host gap is wall minus GPU time.
-"Of floor" is the least time that the device could take, from bytes, operations and its measured
-rates, over the iteration's: 100 % would be perfect. Experts read are distinct experts of one
-expert layer in one verify, on average.
-Accept length is 1 + accepted drafts per iteration, bonus or recovered token included. Under the
-rules length and golden it is the stated one. TPOT, the time per output token of a request, is mean
-wall time / accept length, and tok/s is batch size / TPOT. "vs eager" is a ratio of iteration times,
-"vs no spec" one of tok/s to k = 0 in the same scope. "(eager)" marks a batch over the largest
-bucket: its scope ran without a graph.
+One iteration verifies k drafts, keeps those that are right, drafts k more and commits. Times are
+medians (p50) unless headed p99.
+
+- Iteration is GPU time, and wall time on a CPU. +/- is half the 95 % interval of its median over
+  blocks, or over processes if there are several. Discarded blocks are in no number.
+- Verify and draft (all k steps) come from a separate, instrumented pass. Host gap is wall minus GPU
+  time.
+- "Of floor" is the least time that the device could take over the iteration's. It is computed from
+  bytes, operations and measured rates. 100 % would be perfect.
+- Experts read are distinct experts of one expert layer in one verify, on average.
+- Accept length is 1 + accepted drafts per iteration. The 1 is the bonus or recovered token. Under
+  the rules length and golden it is the stated one.
+- TPOT is the time per output token of a request: mean wall time / accept length. tok/s is batch
+  size / TPOT.
+- "vs eager" is a ratio of iteration times. "vs no spec" is tok/s over that of k = 0 in the same
+  scope.
+- "(eager)" marks a batch over the largest bucket. Its scope ran without a graph.
 """
 
 
@@ -104,24 +109,46 @@ SPARED = (
 )
 """Columns that a narrow terminal goes without, in this order, so that no number is cut."""
 
+FIRST = (
+    "scope",
+    "spec_tokens",
+    "batch_size",
+    "iteration_p50_ms",
+    "floor_frac",
+    "mean_acceptance_length",
+    "output_tok_per_s",
+    "speedup_vs_eager",
+    "speedup_vs_no_spec",
+    "status",
+)
+"""Columns of the terminal's table without ``--wide``."""
+
+AN_ITERATION = (
+    "One iteration verifies k drafts, keeps those that are right, and drafts k more: "
+    "1 to k + 1 tokens a request."
+)
+
 GAP = 2
 """Characters between two columns, of which there are many."""
 
 
-def latency_table(frame: pd.DataFrame, title: str, width: int) -> Table:
-    """The terminal's table, a section a batch size; ``title`` holds the model label.
+def latency_table(frame: pd.DataFrame, title: str, width: int, *, is_wide: bool = False) -> Table:
+    """The terminal's table, a section a batch size. ``title`` holds the model label.
 
-    ``width`` is the terminal's, in characters. Where the table does not fit, headings take a line
-    a word and columns stand closer; where it still does not, the first of ``SPARED`` are left out,
-    and the caption says so. What is too wide without them all is to be printed uncut.
+    It has the columns ``FIRST``, and with ``is_wide`` all that have a value. ``width`` is the
+    terminal's, in characters. If the table does not fit, headings take a line a word. If it still
+    does not, the first of ``SPARED`` are left out. The caption names what is left out. A table that
+    is too wide even then is printed uncut.
     """
-    shown = _with_values(frame)
+    offered = [each for each in _with_values(frame) if is_wide or each.column in FIRST]
+    shown = offered
     for column in SPARED:
         if not fits(_headings(shown), _rows(frame, shown), width, GAP):
             shown = [each for each in shown if each.column != column]
     headings, rows = _headings(shown), _rows(frame, shown)
-    table = fitted_table(title, headings, rows, width, names=_names(shown), gap=GAP)
-    table.caption = Text(_caption(frame, shown))
+    words = f"{title}\n{AN_ITERATION}"
+    table = fitted_table(words, headings, rows, width, names=_names(shown), gap=GAP)
+    table.caption = Text(_caption(frame, offered, shown))
     for group in _groups(frame, shown):
         for cells in group:
             table.add_row(*cells)
@@ -154,8 +181,7 @@ def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
 
 
 def _setting(frame: pd.DataFrame) -> str:
-    """What all rows share: where acceptance is stated whose it is, and how many of a head's modules
-    are used."""
+    """The settings that all rows share, as one line."""
     names = [*SETTING, *(name for name in LATENCY_KEY if _is_told(frame, name))]
     values = {name: list(map(str, frame[name].unique())) for name in names}
     # Rows of k = 0 have no head.
@@ -169,10 +195,16 @@ def _is_told(frame: pd.DataFrame, name: str) -> bool:
     return name not in SETTING and default is not None and bool((frame[name] != default).any())
 
 
-def _caption(frame: pd.DataFrame, shown: Sequence[Shown]) -> str:
-    spared = [each.heading for each in _with_values(frame) if each not in shown]
-    left_out = f"left out at this width: {', '.join(spared)}; latency.md has them"
-    return "\n".join([_setting(frame), *([left_out] if spared else [])])
+def _caption(frame: pd.DataFrame, offered: Sequence[Shown], shown: Sequence[Shown]) -> str:
+    """The setting of all rows, the columns that the width has no room for, and how to see more."""
+    spared = ", ".join(each.heading for each in offered if each not in shown)
+    hidden = len(_with_values(frame)) - len(offered)
+    lines = [
+        _setting(frame),
+        f"left out at this width: {spared}; latency.md has them" if spared else "",
+        f"--wide shows {hidden} more columns; latency.md explains them all" if hidden else "",
+    ]
+    return "\n".join(line for line in lines if line)
 
 
 def _with_values(frame: pd.DataFrame) -> list[Shown]:

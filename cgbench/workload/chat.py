@@ -1,4 +1,4 @@
-"""From a prompt to token ids: through the tokenizer's chat template, or as plain text."""
+"""Turn a prompt into token ids, through the tokenizer's chat template or as plain text."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""The requests that are decoded: prompts as token ids, or random tokens."""
+"""Make the requests that are decoded: prompts as token ids, or random tokens."""
 
 import hashlib
 import random
@@ -16,8 +16,8 @@ WORKLOAD_VERSION = 2
 class Workload:
     """``prompts`` are token ids, none empty. ``source`` is what the record calls them.
 
-    ``one_wave``: decode only as many prompts as the batch has rows, not all of them; for random
-    tokens, where a longer generation would say nothing more. ``chat_template``: the tokenizer's
+    With ``one_wave`` only as many prompts are decoded as the batch has rows. That is for random
+    tokens, of which a longer generation would show nothing more. ``chat_template``: the tokenizer's
     template was put around every prompt. ``licence`` and ``package``: see ``PromptTexts``.
     """
 

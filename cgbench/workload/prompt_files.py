@@ -1,4 +1,4 @@
-"""Prompts from files: JSON lines, texts or chats; or plain text, a prompt a line."""
+"""Read prompts from files: JSON lines of texts or chats, or plain text with a prompt a line."""
 
 import json
 from collections.abc import Sequence

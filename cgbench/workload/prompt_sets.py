@@ -26,8 +26,8 @@ FOLDER_VARIABLE = "CGBENCH_PROMPTS"
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """``file`` is the data's path in ``package``, one JSON object a line, gzipped where it ends in
-    ``.gz``; ``text_of`` takes the prompt out of one. ``sha256`` is that of all texts as
+    """``file`` is the data's path in ``package``, one JSON object a line, gzipped if it ends in
+    ``.gz``. ``text_of`` takes the prompt out of one. ``sha256`` is that of all texts as
     ``NAME.jsonl``. ``licence`` is the data's own, an SPDX name, not the package's.
 
     ``instruction`` goes before the prompt where a chat template is used: for texts that say by
@@ -68,7 +68,7 @@ PROMPT_SETS: dict[str, PromptSet] = {
             licence="MIT",
             instruction="Complete the following Python function.\n\n",
         ),
-        # MT-Bench, 80 questions (Zheng et al. 2023): the first of two turns, for the second one
+        # MT-Bench, 80 questions (Zheng et al. 2023): the first of two turns, because the second one
         # depends on the model's own answer.
         PromptSet(
             name="mt-bench",

@@ -1,4 +1,4 @@
-"""What ``--prompts`` names, as texts: a public set, a file, or the prompts that ship."""
+"""Read the texts that ``--prompts`` names: a public set, a file, or the prompts that ship."""
 
 from dataclasses import replace
 from pathlib import Path

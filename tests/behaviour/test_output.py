@@ -27,7 +27,7 @@ def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
 
 def test_a_runs_table_keeps_every_row_whole(narrow: io.StringIO, tmp_path: Path) -> None:
     run = RunDirectory.open(Made().write(tmp_path / "run"))
-    show(run, thin=False, as_json=False, explain=False)
+    show(run, thin=False, as_json=False, explain=False, wide=True)
     text = narrow.getvalue()
     assert "…" not in text
     assert "left out at this width: bucket [req], +/-, p99 [ms]" in text

@@ -58,7 +58,7 @@ ALL_CHANGED = RunRequest(
 )
 
 # What commands take that no record keeps: where results go, and how they are shown.
-OF_RUN = {"output", "resume", "thin", "as_json", "explain", "debug"}
+OF_RUN = {"output", "resume", "thin", "as_json", "explain", "wide", "debug"}
 OF_AUDIT = {"repro", "as_json", "debug"}
 OF_INSPECT = {"tensors", "as_json", "debug"}
 

@@ -25,7 +25,7 @@ import pandas as pd
 
 COMMENT = re.compile(r"<!--(.*?)-->", re.DOTALL)
 REFERENCE = re.compile(r"from ([^;#\s]+)(?:#([^;\s]+))?;([^;]*);([^;]+)")
-NUMBER = re.compile(r"(?<![\w.,])(?:(?<![-\w])-)?\d+(?:,\d{3})*(?:\.\d+)?(?![\w]|[.,]\d)")
+NUMBER = re.compile(r"(?<![\w.,])(?:(?<![-\w])-)?\d+(?:,\d{3})*(?:\.\d+)?(?:x\b)?(?![\w]|[.,]\d)")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ class Reference:
     def printed(self, root: Path) -> list[str]:
         """As many of the paragraph's last numbers."""
         count = len(self.recorded(root))
-        return NUMBER.findall(self.before)[-count:] if count else []
+        return (
+            [number.removesuffix("x") for number in NUMBER.findall(self.before)[-count:]]
+            if count
+            else []
+        )
 
     def fault(self, root: Path) -> str | None:
         """Why the reference does not hold, or None."""

@@ -48,10 +48,10 @@ def frame_of(batch_size: int) -> pd.DataFrame:
     return latency_frame(group.cells, samples_frame(group.samples))
 
 
-def rendered(frame: pd.DataFrame, title: str, width: int = 200) -> str:
+def rendered(frame: pd.DataFrame, title: str, width: int = 200, *, is_wide: bool = True) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(latency_table(frame, title, width))
+        console.print(latency_table(frame, title, width, is_wide=is_wide))
     return capture.get()
 
 
@@ -125,7 +125,7 @@ def full_frame() -> pd.DataFrame:
 
 def test_a_narrow_terminal_folds_headings_and_keeps_every_column() -> None:
     lines = rendered(frame_of(2), "tiny", 110).splitlines()
-    assert NARROW == "".join(f"{line.rstrip()}\n" for line in lines[2:5])
+    assert NARROW == "".join(f"{line.rstrip()}\n" for line in lines[4:7])
     assert not any("left out" in line for line in lines)
 
 
@@ -150,6 +150,29 @@ def test_the_widest_headings_that_fit_are_not_folded() -> None:
     wide = max(map(len, rendered(full_frame(), "tiny", 240).splitlines()))
     assert "iteration p50 [ms]" in rendered(full_frame(), "tiny", wide)
     assert "iteration p50 [ms]" not in rendered(full_frame(), "tiny", wide - 1)
+
+
+FIRST_SCREEN = """\
+tiny
+One iteration verifies k drafts, keeps those that are right, and drafts k more: \
+1 to k + 1 tokens a request.
+
+ scope      k  batch [req]  iteration p50 [ms]  of floor  accept length  tok/s  vs eager  \
+vs no spec  status
+"""
+
+
+def test_the_first_screen_says_what_an_iteration_is_and_has_ten_columns() -> None:
+    text = rendered(full_frame(), "tiny", 120, is_wide=False)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert "\n".join(lines[:4]) + "\n" == FIRST_SCREEN
+    assert lines[-1].strip() == "--wide shows 8 more columns; latency.md explains them all"
+
+
+def test_every_column_is_shown_where_it_is_asked_for() -> None:
+    text = rendered(full_frame(), "tiny", 240)
+    assert "discarded" in text and "host gap [ms]" in text
+    assert "--wide" not in text
 
 
 def test_a_column_without_a_value_is_not_shown() -> None:

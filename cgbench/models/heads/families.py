@@ -1,8 +1,8 @@
 """Draft head families as data: where a checkpoint keeps its MTP head and how the head is wired.
 
-A mistake in this table never changes the output of lossless decoding, it only lowers acceptance;
-so what differs between families is data here, the disputed points can be overridden, and
-acceptance is reported per position.
+A mistake in this table never changes the output of lossless decoding. It only lowers acceptance. So
+what differs between families is data here, the disputed points can be overridden, and acceptance is
+reported per position.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,12 @@ from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormS
 class HeadFamily:
     """One checkpoint layout.
 
-    ``names`` maps each module of ``DraftHead`` to its name in the checkpoint, where ``{i}`` is the
-    module's number: counted on from the target's last layer if ``counts_on``, else from 0.
-    ``source`` names the rule's origin. ``model_types`` are the types in config.json that the layout
-    ships with; None if its heads are made apart from any target. A layout is chosen by its names
-    and its type together, because Qwen's names mean one thing in Qwen3.5 and another in EXAONE.
+    ``names`` maps each module of ``DraftHead`` to its name in the checkpoint. ``{i}`` is the
+    module's number. It counts on from the target's last layer if ``counts_on``, and from 0
+    otherwise. ``source`` names the rule's origin. ``model_types`` are the types in config.json that
+    the layout ships with; None if its heads are made apart from any target. A layout is chosen by
+    its names and its type together, because Qwen's names mean one thing in Qwen3.5 and another in
+    EXAONE.
 
     ``concat`` is the order of the projection's input, E the token embedding and H the hidden state.
     ``hidden_in`` is the hidden state fed at draft 1, the target's before or after its final norm.

@@ -86,8 +86,8 @@ def find_copies(
     dtype: torch.dtype,
     number: int,
 ) -> list[HeadCopy]:
-    """Every embedding and output matrix stored with module ``number`` of the head, compared with
-    the target's in ``dtype``; ``plain`` gives each tensor's name in the file.
+    """Return every embedding and output matrix stored with module ``number`` of the head, compared
+    with the target's in ``dtype``. ``plain`` gives each tensor's name in the file.
 
     Raises ``MissingHeadError`` naming one of another shape, or two that differ.
     """
@@ -125,8 +125,9 @@ def _stored_with(
 
 
 def _places(folder: HeadFolder, family: HeadFamily, number: int) -> list[str]:
-    """What the names of matrices of the head's own begin with: its block, what its projection is
-    in, and in a folder that holds no target the model itself."""
+    """Return what the names of the head's own matrices begin with: its block and what its
+    projection is in. In a folder that holds no target it is also the model itself.
+    """
     prefixes = family.prefixes(number)
     parents = [f"{prefixes['block']}.", prefixes["proj"].rpartition(".")[0] + "."]
     if folder.is_apart and not _holds_target(folder, prefixes["block"]):

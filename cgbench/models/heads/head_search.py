@@ -1,4 +1,6 @@
-"""Which family's head a checkpoint holds, and under which names: by tensor names and model type."""
+"""Find which family's head a checkpoint holds, and under which names, by tensor names and model
+type.
+"""
 
 import re
 from collections.abc import Callable, Iterator, Mapping

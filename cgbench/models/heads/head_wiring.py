@@ -1,4 +1,4 @@
-"""What is stated about a head over what its family does: by flags, or by its own config.json.
+"""Apply what flags, or a head's own config.json, state over what its family does.
 
 A checkpoint may state its head's wiring under ``cgbench_head`` in config.json, for example
 ``{"family": "mimo", "hidden_in": "pre"}``. The shipped default model does, because it was trained

@@ -17,9 +17,9 @@ from cgbench.planning.policies.registry import policy
 def scaled(request: PlanRequest) -> CapturePlan:
     """FastDeploy's candidates times k + 1, under a token cap that k + 1 always divides.
 
-    The cap is min(512, max_batch_size * (k + 1)) tokens, rounded down to a multiple of k + 1 and
-    appended, so every listed size is a whole number of requests and the largest batch that fits
-    has a graph of its own. The rule is this project's mending of ``fastdeploy-2.4``.
+    The cap is min(512, max_batch_size * (k + 1)) tokens, rounded down to a multiple of k + 1, and
+    it is appended. So every listed size is a whole number of requests, and the largest batch that
+    fits has a graph of its own. The rule is this project's mending of ``fastdeploy-2.4``.
     """
     q = request.query_len
     cap = min(MAX_CAPTURE, request.max_batch_size * q) // q * q
@@ -52,8 +52,8 @@ def optimal(request: PlanRequest) -> CapturePlan:
 def explicit(request: PlanRequest) -> CapturePlan:
     """The caller's own sizes, in requests or in tokens, each checked.
 
-    Raises ``PlanError`` for a size that k + 1 does not divide (tokens), that is below one request
-    or above max_batch_size: a graph over the KV room could never be replayed.
+    Raises ``PlanError`` for a size that k + 1 does not divide (tokens), or that is below one
+    request or above max_batch_size. A graph over the KV room could never be replayed.
     """
     q = request.query_len
     if not request.capture_sizes:

@@ -1,0 +1,3 @@
+from tests.support.fixtures import prompts, tiny
+
+__all__ = ["prompts", "tiny"]
