@@ -95,7 +95,6 @@ def processes_estimate(values: Floats) -> Estimate:
     return Estimate(float(values.mean()), error, max(n - 1, 1))
 
 
-
 def log_length_estimate(accepted: Sequence[float], drafted: float) -> Estimate:
     """The log of the mean acceptance length, from counts per draft position.
 

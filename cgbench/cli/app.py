@@ -19,6 +19,7 @@ from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
 from cgbench.cli.prompts import prompts
 from cgbench.cli.run import run
+from cgbench.cli.tune import tune
 from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
 
@@ -53,6 +54,7 @@ app.command()(run)
 app.command()(plan)
 app.command()(audit)
 app.command()(compare)
+app.command()(tune)
 app.command()(inspect)
 app.command()(peers)
 app.command()(prompts)
