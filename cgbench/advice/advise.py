@@ -10,6 +10,7 @@ from cgbench.advice.gains import Gain, Work, best_fixed, fixed_lengths, gain_ove
 from cgbench.advice.interpolation import interpolation_error
 from cgbench.advice.lengths import Lengths, lengths_of, stated_lengths
 from cgbench.advice.schedule_options import EngineOption, options_for
+from cgbench.advice.slow_reasons import reason_lines
 from cgbench.advice.tiers import KTier, tiers_of
 from cgbench.errors import BadInputError, ExitCode
 from cgbench.planning import Concurrency
@@ -64,6 +65,7 @@ class Advice:
     lengths: Lengths
     break_evens: tuple[BreakEven, ...]
     contexts: tuple[ContextAdvice, ...]
+    why_slow: tuple[str, ...]
     question: Question
 
     @property
@@ -88,6 +90,7 @@ def advise(runs: Sequence[RunDirectory], question: Question) -> Advice:
         contexts=tuple(
             _at_context(context, bests, times, lengths, question) for context in times.contexts
         ),
+        why_slow=tuple(line for run in runs for line in reason_lines(run)),
         question=question,
     )
 

@@ -52,6 +52,7 @@ def execute(request: RunRequest, path: Path, *, resume: bool, ranks: Ranks) -> b
 
 def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
     """Print a finished run; every cell's exit code. No rank waits for who reads it."""
+    from cgbench.advice.slow_reasons import reason_lines
     from cgbench.rundir.store import RunDirectory
     from cgbench.tables.latency import latency_table, to_json
 
@@ -63,6 +64,8 @@ def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCod
         print_uncut(latency_table(frame, directory.record.model["label"], console().width))
         if explain:
             _explain(directory)
+        for line in reason_lines(directory):
+            typer.echo(line)
         say(f"written to {directory.path}")
     codes = {EXIT_CODES[Status(status)] for status in frame["status"]}
     if thin:

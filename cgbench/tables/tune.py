@@ -71,6 +71,7 @@ def facts(advice: Advice) -> dict[str, Any]:
         "acceptance": advice.lengths.source,
         "confidence": advice.question.confidence,
         "min_effect": advice.question.min_effect,
+        "why_slow": list(advice.why_slow),
         "left_out": list(advice.times.left_out),
         "break_even": [_break_even_facts(each) for each in advice.break_evens],
         "contexts": [_context_facts(each) for each in advice.contexts],
@@ -131,6 +132,7 @@ def conclusions(advice: Advice) -> Iterator[str]:
     for each in advice.contexts:
         yield f"context {each.context_len}: {each.conclusion}"
         yield from _interpolated(each)
+    yield from advice.why_slow
 
 
 def options_text(advice: Advice, engine: str) -> Iterator[str]:
