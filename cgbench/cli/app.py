@@ -18,7 +18,9 @@ from cgbench.cli.inspect import inspect
 from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
 from cgbench.cli.prompts import prompts
+from cgbench.cli.report import report
 from cgbench.cli.run import run
+from cgbench.cli.show import show
 from cgbench.cli.tune import tune
 from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
@@ -55,6 +57,8 @@ app.command()(plan)
 app.command()(audit)
 app.command()(compare)
 app.command()(tune)
+app.command()(report)
+app.command()(show)
 app.command()(inspect)
 app.command()(peers)
 app.command()(prompts)

@@ -52,25 +52,37 @@ def execute(request: RunRequest, path: Path, *, resume: bool, ranks: Ranks) -> b
 
 def show(path: Path, *, thin: bool, as_json: bool, explain: bool) -> set[ExitCode]:
     """Print a finished run; every cell's exit code. No rank waits for who reads it."""
-    from cgbench.advice.slow_reasons import reason_lines
     from cgbench.rundir.store import RunDirectory
-    from cgbench.tables.latency import latency_table, to_json
 
     directory = RunDirectory.open(path)
-    frame = directory.latency()
-    if as_json:
-        typer.echo(to_json(frame, directory.record, directory.path))
-    else:
-        print_uncut(latency_table(frame, directory.record.model["label"], console().width))
-        if explain:
-            _explain(directory)
-        for line in reason_lines(directory):
-            typer.echo(line)
+    print_run(directory, as_json=as_json, explain=explain)
+    if not as_json:
         say(f"written to {directory.path}")
+    frame = directory.latency()
     codes = {EXIT_CODES[Status(status)] for status in frame["status"]}
     if thin:
         codes.add(_make_thin(directory))
     return codes
+
+
+def print_run(directory: "RunDirectory", *, as_json: bool, explain: bool) -> None:
+    """The tables of a run, its largest losses, and on a terminal its rates as bars."""
+    from cgbench.advice.slow_reasons import reason_lines
+    from cgbench.tables.latency import latency_table, to_json
+    from cgbench.tables.rate_bars import rate_bars
+
+    frame, record = directory.latency(), directory.record
+    if as_json:
+        typer.echo(to_json(frame, record, directory.path))
+        return
+    print_uncut(latency_table(frame, record.model["label"], console().width))
+    if explain:
+        _explain(directory)
+    bars = rate_bars(frame) if console().is_terminal else None
+    if bars is not None:
+        console().print(bars)
+    for line in reason_lines(directory):
+        typer.echo(line)
 
 
 def _make_thin(directory: "RunDirectory") -> ExitCode:

@@ -1,8 +1,8 @@
 """Advice as people and programs read it: terminal, Markdown, JSON."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
@@ -12,8 +12,7 @@ from cgbench.advice.advise import Advice, ContextAdvice
 from cgbench.advice.best_k import Best
 from cgbench.advice.bounded import Bounded
 from cgbench.advice.break_even import BreakEven
-from cgbench.tables.fit import fitted_table
-from cgbench.tables.markdown import markdown_table
+from cgbench.tables.part import Part, Row
 
 NOTES = """\
 Break-even is the mean acceptance length (1 + accepted drafts) at which k gives as many tokens a
@@ -21,35 +20,17 @@ second as k = 0. Per draft it is the rate at which each draft must be accepted, 
 it. Times are wall times of cgbench's own iteration, not of another engine. Intervals hold together.
 """
 
-Row = Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A table of the advice, before it is laid out."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[Row, ...]
-    left: tuple[str, ...] = ()
-
 
 def terminal(advice: Advice, width: int) -> Iterator[Table | Text]:
     """Every table, then what is concluded."""
     for part in parts(advice):
-        table = fitted_table(part.title, part.headings, part.rows, width, names=part.left)
-        for cells in part.rows:
-            table.add_row(*cells)
-        yield table
+        yield part.terminal(width)
     yield Text("\n".join(conclusions(advice)))
 
 
 def markdown(advice: Advice) -> str:
     """The same as Markdown."""
-    tables = [
-        f"### {part.title}\n\n{markdown_table(part.headings, part.rows, left=part.left)}"
-        for part in parts(advice)
-    ]
+    tables = [part.markdown() for part in parts(advice)]
     said = "\n".join(f"- {line}" for line in conclusions(advice))
     options = [
         f"#### {option.engine}, context {each.context_len}\n\n{option.note}\n\n"
