@@ -1,6 +1,5 @@
 """``cgbench plan``: capture sizes of a policy, padding, eager holes; no model, no GPU."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,25 +8,43 @@ import typer
 from cgbench.cli.bench_flags import Debug, Unit, policy_name
 from cgbench.cli.choices import Format
 from cgbench.cli.console import console, print_uncut, say, working
-from cgbench.cli.values import parse_bytes, parse_ints, parse_names
+from cgbench.cli.plan_inputs import (
+    budget,
+    check_line,
+    check_together,
+    costs_at,
+    given,
+    graph_memory,
+)
+from cgbench.cli.values import parse_ints, parse_names
 from cgbench.errors import BadInputError
-from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit, Concurrency, Costs, PlanRequest
+from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit, PlanRequest
 from cgbench.planning.costs import EAGER_PENALTY
-from cgbench.planning.flags import check_engine, flag_warnings, flags_for
+from cgbench.planning.flags import check_engine, option_of
+from cgbench.planning.gpus import parse_gpu
+from cgbench.planning.plan_questions import asked_of_line, defaulted, study_asked
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
-from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings, study
+from cgbench.planning.request_trace import read_workload
+from cgbench.planning.study import DEFAULT_MAX_GRAPHS, Outcome, requests_for, savings
 from cgbench.tables.plan import markdown, terminal
 from cgbench.tables.plan_plot import check_plot, write_plot
 from cgbench.tables.plan_rows import plan_csv, plan_json
 
+DEFAULT_MAX_NUM_SEQS = 256
+
 
 def plan(
     spec_tokens: Annotated[
-        str, typer.Option(help="Draft tokens k per iteration, 0 to 8; a table each.")
-    ] = "3",
+        str | None,
+        typer.Option(help="Draft tokens k per iteration, 0 to 32; a table each. Default: 3."),
+    ] = None,
     max_num_seqs: Annotated[
-        int, typer.Option(help=f"Most requests that decode together, up to {MAX_BATCH_SIZE:,}.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            help=f"Most requests that decode together, up to {MAX_BATCH_SIZE:,}. Default: 256, or "
+            "with --gpu the engine's own."
+        ),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -41,8 +58,41 @@ def plan(
     output_format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
     tp: Annotated[int, typer.Option(help="GPUs per engine, for the engines with a rule.")] = 1,
     max_num_batched_tokens: Annotated[
-        int, typer.Option(help="Most tokens in one forward.")
-    ] = DEFAULT_MAX_BATCHED_TOKENS,
+        int | None,
+        typer.Option(
+            help=f"Most tokens in one forward. Default: {DEFAULT_MAX_BATCHED_TOKENS}, or with "
+            "--gpu the engine's own."
+        ),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the engine's own defaults on this GPU: a name such as h200 or l40, or its "
+            "memory, such as 80GiB."
+        ),
+    ] = None,
+    interactivity: Annotated[
+        bool, typer.Option("--interactivity", help="vLLM's mode: every size from 1 to 32 tokens.")
+    ] = False,
+    module_per_draft: Annotated[
+        bool,
+        typer.Option(
+            "--module-per-draft", help="SGLang's multi-layer mode: an MTP module, a graph, a draft."
+        ),
+    ] = False,
+    launch_line: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="LINE",
+            help="The line that starts your engine, in quotes: vllm serve, sglang.launch_server, "
+            "trtllm-serve or FastDeploy's api_server. The plan is the engine's own for it.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Your engine's configuration file, in YAML, with --from or alone."),
+    ] = None,
     blackwell: Annotated[
         bool, typer.Option("--blackwell", help="Data-centre Blackwell: vLLM's higher ceiling.")
     ] = False,
@@ -55,7 +105,14 @@ def plan(
     concurrency: Annotated[
         str | None,
         typer.Option(
-            help="Workload: a histogram or log file, geometric:8, uniform:1-64 or constant:6."
+            help="Workload: a histogram, a log (vLLM's --cudagraph-metrics too), a request trace "
+            "with --costs, or geometric:8, uniform:1-64, constant:6."
+        ),
+    ] = None,
+    acceptance_length: Annotated[
+        float | None,
+        typer.Option(
+            help="Tokens a request and iteration of a request trace. Default: --costs measured it."
         ),
     ] = None,
     max_graphs: Annotated[
@@ -103,29 +160,60 @@ def plan(
         check_plot(plot)
     if flags is not None:
         check_engine(flags)
-    _check_together(flags, output_format, costs, eager_penalty)
-    base = PlanRequest(
-        spec_tokens=0,
-        max_batch_size=max_num_seqs,
-        policy="explicit",
-        capture_sizes=_sizes(capture_sizes),
-        capture_unit=capture_unit,
-        max_num_batched_tokens=max_num_batched_tokens,
-        blackwell=blackwell,
-        pad=not no_padding,
-        tp_size=tp,
-        concurrency=None if concurrency is None else Concurrency.parse(concurrency),
-        max_graphs=max_graphs,
-        max_memory_bytes=None if max_memory is None else parse_bytes("--max-memory", max_memory),
-        max_capture_s=max_capture_seconds,
-    )
-    names = parse_names(policy_name(policy, capture_sizes))
-    requests = requests_for(base, names, parse_ints("--spec-tokens", spec_tokens))
+    check_together(flags, output_format, costs, eager_penalty)
+    found_gpu = None if gpu is None else parse_gpu(gpu)
+    if launch_line is not None or config is not None:
+        check_line(
+            {
+                "--spec-tokens": spec_tokens,
+                "--max-num-seqs": max_num_seqs,
+                "--max-num-batched-tokens": max_num_batched_tokens,
+                "--capture-sizes": capture_sizes,
+                "--capture-unit": None if capture_unit is CaptureUnit.REQUESTS else capture_unit,
+                "--tp": None if tp == 1 else tp,
+                "--blackwell": blackwell or None,
+                "--no-padding": no_padding or None,
+                "--interactivity": interactivity or None,
+                "--module-per-draft": module_per_draft or None,
+            }
+        )
+        limits = budget(max_graphs, max_memory, max_capture_seconds)
+        beside = [] if policy is None else parse_names(policy)
+        asked = asked_of_line(launch_line, config, found_gpu, beside, limits)
+    else:
+        base = PlanRequest(
+            spec_tokens=0,
+            max_batch_size=DEFAULT_MAX_NUM_SEQS if max_num_seqs is None else max_num_seqs,
+            policy="explicit",
+            capture_sizes=_sizes(capture_sizes),
+            capture_unit=capture_unit,
+            max_num_batched_tokens=max_num_batched_tokens
+            if max_num_batched_tokens is not None
+            else DEFAULT_MAX_BATCHED_TOKENS,
+            blackwell=blackwell,
+            pad=not no_padding,
+            tp_size=tp,
+            interactivity=interactivity,
+            module_per_draft=module_per_draft,
+        )
+        base = budget(max_graphs, max_memory, max_capture_seconds).of(base)
+        names = parse_names(policy_name(policy, capture_sizes))
+        lengths = parse_ints("--spec-tokens", "3" if spec_tokens is None else spec_tokens)
+        fields = given(max_num_seqs, max_num_batched_tokens, no_padding=no_padding)
+        asked = [defaulted(each, found_gpu, fields) for each in requests_for(base, names, lengths)]
+    requests = [each.request for each in asked]
     if flags and len({each.policy for each in requests}) > 1:
         raise BadInputError(f"--flags {flags}: goes with one --policy, whose sizes it prints")
-    known = {k: _costs(k, costs, eager_penalty) for k in {each.spec_tokens for each in requests}}
+    lengths_asked = {k for each in asked for k in each.lengths}
+    known = {k: costs_at(k, costs, eager_penalty) for k in lengths_asked}
+    workload = None if concurrency is None else read_workload(concurrency)
     with working("planning"):
-        outcomes = study(replace(each, costs=known[each.spec_tokens]) for each in requests)
+        outcomes = study_asked(
+            [each.with_costs(known) for each in asked],
+            workload,
+            acceptance_length,
+            graph_memory(costs),
+        )
     if flags and output_format is Format.TABLE:
         _print_flags(flags, outcomes)
     else:
@@ -137,26 +225,6 @@ def plan(
 
 def _sizes(text: str | None) -> tuple[int, ...]:
     return () if text is None else parse_ints("--capture-sizes", text)
-
-
-def _check_together(
-    flags: str | None, output_format: Format, costs: Path | None, eager_penalty: float
-) -> None:
-    if flags and output_format not in (Format.TABLE, Format.JSON):
-        raise BadInputError(
-            f"--format {output_format}: holds no --flags; use json, or leave it out"
-        )
-    if costs and eager_penalty != EAGER_PENALTY:
-        raise BadInputError("--eager-penalty: not with --costs, where eager is measured; drop one")
-
-
-def _costs(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:
-    if run is None:
-        return Costs.in_tokens(spec_tokens + 1, eager_penalty)
-    # pandas is worth its half second only here.
-    from cgbench.rundir.run_costs import read_costs
-
-    return read_costs(run, spec_tokens)
 
 
 def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -> None:
@@ -177,18 +245,18 @@ def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -
 def _print_flags(engine: str, outcomes: list[Outcome]) -> None:
     """The option alone on stdout, to paste or to pipe; what there is to say on stderr."""
     # All of them before any is printed, because one may be refused.
-    texts = [outcome.plan and flags_for(engine, outcome.plan) for outcome in outcomes]
-    for outcome, text in zip(outcomes, texts, strict=True):
+    options = [
+        option_of(engine, outcome.request, outcome.plan) if outcome.plan else None
+        for outcome in outcomes
+    ]
+    for outcome, option in zip(outcomes, options, strict=True):
         k = outcome.request.spec_tokens
         about = f"k = {k}: " if len(outcomes) > 1 else ""
-        if outcome.plan is None:
+        if outcome.plan is None or option is None:
             say(f"refused: {about}{outcome.refusal}")
             continue
         if about:
             typer.echo(f"# k = {k}")
-        typer.echo(text)
-        for warning in (
-            *outcome.plan.warnings,
-            *flag_warnings(engine, outcome.request, outcome.plan),
-        ):
+        typer.echo(option.text)
+        for warning in (*outcome.plan.warnings, *option.warnings):
             say(f"warning: {about}{warning}")

@@ -9,6 +9,7 @@ from cgbench.planning.costs import Costs, Curve
 from cgbench.planning.plan import Bucket, CapturePlan, Span
 from cgbench.planning.plan_request import (
     MAX_BATCH_SIZE,
+    MAX_PLANNED_SPEC_TOKENS,
     MAX_SPEC_TOKENS,
     CaptureUnit,
     PlanRequest,
@@ -18,6 +19,7 @@ from cgbench.planning.policies import POLICIES, plan
 
 __all__ = [
     "MAX_BATCH_SIZE",
+    "MAX_PLANNED_SPEC_TOKENS",
     "MAX_SPEC_TOKENS",
     "POLICIES",
     "Bucket",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cgbench.planning.concurrency import Concurrency
 from cgbench.planning.costs import Costs
-from cgbench.planning.plan import CapturePlan, Span
+from cgbench.planning.plan import CapturePlan, Coverage, Span
 from cgbench.planning.plan_request import PlanRequest
 
 
@@ -47,8 +47,8 @@ def expected_of_span(span: Span, weights: list[float]) -> Expected:
     return Expected(share, 0.0, mean, max(shares))
 
 
-def expected(plan: CapturePlan, weights: list[float]) -> Expected:
-    """The whole plan's row in a comparison."""
+def expected(plan: Coverage, weights: list[float]) -> Expected:
+    """The whole plan's row in a comparison, or one phase's."""
     rows = [expected_of_span(span, weights) for span in plan.spans]
     eager = sum(row.eager_share for row in rows)
     in_graphs = sum(row.share for row in rows if not row.eager_share)

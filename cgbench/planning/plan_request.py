@@ -10,6 +10,7 @@ from cgbench.errors import PlanError
 if TYPE_CHECKING:
     from cgbench.planning.concurrency import Concurrency
     from cgbench.planning.costs import Costs
+    from cgbench.planning.draft_schedule import DraftSchedule
 
 
 class CaptureUnit(StrEnum):
@@ -19,8 +20,31 @@ class CaptureUnit(StrEnum):
     TOKENS = "tokens"
 
 
+class CaptureMode(StrEnum):
+    """Which graphs there are: whole ones for decode and pieces for mixed batches, the first or the
+    second alone, or none."""
+
+    FULL = "full"
+    DECODE_ONLY = "decode only"
+    PIECES = "pieces"
+    NONE = "none"
+
+
+class Drafting(StrEnum):
+    """How drafts come about: a step each, all in one forward, a step each of a model that the
+    engine captures no graph of, or looked up in the text."""
+
+    CHAIN = "chain"
+    PARALLEL = "parallel"
+    WITHOUT_GRAPHS = "without graphs"
+    WITHOUT_MODEL = "without a model"
+
+
 MAX_SPEC_TOKENS = 8
 """Verify reads query_len = 9 positions at k = 8, the widest the attention kernels are built for."""
+
+MAX_PLANNED_SPEC_TOKENS = 32
+"""A plan needs no kernel. Drafters in use reach 15 to 24 drafts (DFlash, suffix decoding)."""
 
 MAX_BATCH_SIZE = 65_536
 """Requests, a hundred times what engines run at once. A plan goes through every batch size, and
@@ -46,8 +70,15 @@ class PlanRequest:
 
     Then what only some policies read: ``max_num_batched_tokens``, the most tokens in one forward;
     ``blackwell``, a data-centre Blackwell GPU; ``pad``, off where the engine's graph padding is
-    switched off; ``tp_size``, for divisibility rules. The last five are for ``optimal``: the
+    switched off; ``tp_size``, for divisibility rules. The next five are for ``optimal``: the
     workload (None: every batch size alike), its costs (None: tokens), and the budget.
+
+    The last are what a user gave the engine: ``graph_sizes``, a list in the engine's own unit, and
+    ``graph_maximum``, a ceiling in that unit. Both go through the engine's rule. ``interactivity``
+    is vLLM's performance mode, ``module_per_draft`` SGLang's multi-layer mode. ``capture_mode``
+    is which graphs there are at all, ``drafting`` whether a draft model runs k steps, one, or none.
+    ``schedule`` is the deployment's draft
+    lengths by batch size, because vLLM's own list depends on all of them.
 
     Raises ``PlanError`` where a value can serve no policy.
     """
@@ -67,10 +98,19 @@ class PlanRequest:
     max_graphs: int | None = None
     max_memory_bytes: int | None = None
     max_capture_s: float | None = None
+    graph_sizes: tuple[int, ...] = ()
+    graph_maximum: int | None = None
+    interactivity: bool = False
+    module_per_draft: bool = False
+    capture_mode: CaptureMode = CaptureMode.FULL
+    drafting: Drafting = Drafting.CHAIN
+    schedule: "DraftSchedule | None" = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.spec_tokens <= MAX_SPEC_TOKENS:
-            raise PlanError(f"--spec-tokens {self.spec_tokens}: must be 0 to {MAX_SPEC_TOKENS}")
+        if not 0 <= self.spec_tokens <= MAX_PLANNED_SPEC_TOKENS:
+            raise PlanError(
+                f"--spec-tokens {self.spec_tokens}: must be 0 to {MAX_PLANNED_SPEC_TOKENS}"
+            )
         check_batch_size("--max-num-seqs", self.max_batch_size)
         for flag, value in self._at_least_one():
             if value is not None and not value >= 1:
@@ -90,6 +130,8 @@ class PlanRequest:
             ("--tp", self.tp_size),
             ("--max-graphs", self.max_graphs),
             ("--max-memory", self.max_memory_bytes),
+            ("the engine's graph maximum", self.graph_maximum),
+            ("the engine's graph sizes:", min(self.graph_sizes, default=None)),
         )
 
     @property

@@ -1,17 +1,22 @@
 """Several policies for several k: plans side by side, and what the best list would save."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
 from cgbench.errors import BadInputError, PlanError, RefusedPlanError
+from cgbench.planning.admission import Admission
+from cgbench.planning.costs import Costs
 from cgbench.planning.expected import Expected, costs_of, expected, expected_cost, weights_of
 from cgbench.planning.frontier import Frontier
+from cgbench.planning.graph_memory import STATED, GraphMemory
 from cgbench.planning.optimal import problem_of
+from cgbench.planning.phases import PhasePlan, phases_of
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.plan_request import CaptureUnit, PlanRequest
 from cgbench.planning.policies import POLICIES, plan
+from cgbench.planning.tier_plans import Deployment
 
 DEFAULT_MAX_GRAPHS = 32
 """What ``optimal`` may capture where no budget is given: about as many as engines list."""
@@ -22,11 +27,22 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Outcome:
-    """One policy's answer to one request: a plan, or the error that says why there is none."""
+    """One policy's answer to one request: a plan, or the error that says why there is none.
+
+    ``notes`` say what the request took from the engine's defaults or from a launch line.
+    ``admission`` is a replay of a request trace, ``deployment`` all graphs of a draft schedule,
+    whose lengths may have measured ``costs_by_length``.
+    ``memory`` is the model that the graphs' bytes are counted by.
+    """
 
     request: PlanRequest
     plan: CapturePlan | None
     error: PlanError | None = None
+    notes: tuple[str, ...] = ()
+    admission: Admission | None = None
+    deployment: Deployment | None = None
+    costs_by_length: Mapping[int, Costs] | None = None
+    memory: GraphMemory = STATED
 
     @property
     def refusal(self) -> str:
@@ -45,6 +61,30 @@ class Outcome:
     @cached_property
     def expected(self) -> Expected | None:
         return expected(self.plan, self.weights) if self.plan else None
+
+    @cached_property
+    def phases(self) -> PhasePlan | None:
+        """The graphs of every phase."""
+        return phases_of(self.request, self.plan) if self.plan else None
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """What all graphs take together, by estimate."""
+        if self.deployment:
+            return self.memory.of(*(each.phases for each in self.deployment.lengths))
+        return self.memory.of(self.phases) if self.phases else None
+
+    @property
+    def num_graphs(self) -> int | None:
+        """Decode graphs of all phases, and of all draft lengths of a schedule."""
+        counted = self.deployment or self.phases
+        return counted.num_graphs if counted else None
+
+    @property
+    def any_phase_eager(self) -> tuple[int, ...]:
+        """Batch sizes of which any phase has no graph, at a draft length that they may run."""
+        counted = self.deployment or self.phases
+        return counted.eager_batch_sizes if counted else ()
 
     @cached_property
     def cost(self) -> float | None:
@@ -77,10 +117,15 @@ class Saving:
 
 def study(requests: Iterable[PlanRequest]) -> list[Outcome]:
     """Every request's plan, in order. Raises the first refusal where every request is refused."""
-    outcomes = [_outcome(request) for request in requests]
+    outcomes = [outcome_of(request) for request in requests]
+    raise_if_all_refused(outcomes)
+    return outcomes
+
+
+def raise_if_all_refused(outcomes: Sequence[Outcome]) -> None:
+    """Raises the first refusal where no request has a plan."""
     if (error := outcomes[0].error) and not any(outcome.plan for outcome in outcomes):
         raise error
-    return outcomes
 
 
 def requests_for(
@@ -150,7 +195,8 @@ def _is_unlimited(base: PlanRequest) -> bool:
     return base.max_graphs is base.max_memory_bytes is base.max_capture_s is None
 
 
-def _outcome(request: PlanRequest) -> Outcome:
+def outcome_of(request: PlanRequest) -> Outcome:
+    """One request's plan, or its refusal. Raises ``PlanError`` for an unknown policy."""
     if request.policy not in POLICIES:
         plan(request)
     try:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from cgbench.errors import RunDirectoryError
 from cgbench.planning import MAX_BATCH_SIZE, Costs, Curve
+from cgbench.planning.costs import Drafts
+from cgbench.planning.graph_memory import STATED, GraphMemory, LedgerRow, fitted
 from cgbench.words import Mode, Phase, Scope, Status
 
 if TYPE_CHECKING:
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 _SIZES = (1, MAX_BATCH_SIZE)
 _ITERATION_MS = (1e-6, 1e9)
 _CAPTURE_S = (0, 1e9)
+_BYTES = (-1e15, 1e15)
 """What a measurement may give: far more than any does, and nothing that sums would overflow on."""
 
 MILLISECONDS = ("warmup_ms", "capture_ms", "instantiate_ms", "first_replay_ms")
@@ -57,7 +60,53 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
         eager=_curve(eager, "batch_size", "iteration_p50_ms"),
         memory_bytes=None if captured.empty else _curve(captured, "bucket", "bytes"),
         capture_s=None if captured.empty else _curve(captured, "bucket", "seconds"),
+        drafts=_drafts(graphs, eager),
+        acceptance_length=_acceptance_length(graphs),
     )
+
+
+def _acceptance_length(graphs: "pd.DataFrame") -> float | None:
+    lengths = graphs["mean_acceptance_length"].astype("float64").dropna()
+    return None if lengths.empty else float(lengths.median())
+
+
+def _drafts(graphs: "pd.DataFrame", eager: "pd.DataFrame") -> Drafts | None:
+    """The draft steps' part, where every row has it. It is from another pass than the iteration,
+    so it is taken as a share of verify and drafts together."""
+    parts = []
+    for rows, by in ((graphs, "bucket"), (eager, "batch_size")):
+        stages = rows[["verify_p50_ms", "draft_p50_ms"]].astype("float64")
+        if not (stages > 0).all(axis=None):
+            return None
+        share = stages["draft_p50_ms"] / stages.sum(axis=1)
+        parts.append(_curve(rows.assign(drafts=rows["iteration_p50_ms"] * share), by, "drafts"))
+    return Drafts(*parts)
+
+
+def read_graph_memory(path: Path) -> GraphMemory:
+    """The memory of the run's own graphs, as a model for other lists.
+
+    The stated model where the run captured nothing. Raises ``RunDirectoryError`` where its ledger
+    is damaged.
+    """
+    rows = read_ledger(path)
+    return fitted(rows, f"measured in {path}") if rows else STATED
+
+
+def read_ledger(path: Path) -> list[LedgerRow]:
+    """Every captured graph of the run with what it took."""
+    from cgbench.rundir.files import CAPTURE_FILE
+    from cgbench.rundir.store import RunDirectory
+
+    rows = RunDirectory.open(path).capture()
+    for column in ("pool_bytes", "driver_bytes", "num_tokens"):
+        _check(path / CAPTURE_FILE, rows, column, _BYTES)
+    columns = ("phase", "spec_tokens", "num_tokens", "pool_bytes", "driver_bytes")
+    values = zip(*(rows[name].tolist() for name in columns), strict=True)
+    return [
+        LedgerRow(Phase(phase), int(k), int(tokens), float(pool), float(driver))
+        for phase, k, tokens, pool, driver in values
+    ]
 
 
 def _check(file: Path, rows: "pd.DataFrame", column: str, limits: tuple[float, float]) -> None:

@@ -1,7 +1,6 @@
 """``cgbench plan`` for people: the same sections on a terminal and in Markdown."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from rich.table import Table
@@ -10,21 +9,14 @@ from rich.text import Text
 from cgbench.planning.study import Outcome, Saving
 from cgbench.tables.fit import fitted_table
 from cgbench.tables.markdown import markdown_table
-from cgbench.tables.plan_rows import BucketRow, PolicyRow, bucket_rows, policy_row, without_noise
+from cgbench.tables.plan_cells import Section, cost, number, percent, span_of, workload
+from cgbench.tables.plan_phases import by_length_section, by_phase_section, replay_section
+from cgbench.tables.plan_rows import BucketRow, PolicyRow, bucket_rows, policy_row
 
 DEFINITIONS = """\
 A batch is padded up to the next bucket; padding is (bucket - batch) / bucket, its mean over the \
-workload. Eager: no graph. Expected is the mean cost of one iteration over the workload."""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A titled table of texts, and what is to be said under it."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    notes: tuple[str, ...] = ()
+workload. Eager: no graph. Any phase eager: batch sizes of which verify or a draft has none. \
+Expected is the mean cost of one iteration over the workload."""
 
 
 def terminal(
@@ -52,6 +44,11 @@ def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator
     for k, group in groupby(outcomes, key=lambda each: each.request.spec_tokens):
         same_k = list(group)
         yield _buckets(same_k[0]) if len(same_k) == 1 else _side_by_side(same_k)
+        if k and len(same_k) == 1 and same_k[0].phases:
+            yield by_phase_section(same_k[0], same_k[0].phases)
+        yield from (by_length_section(each, each.deployment) for each in same_k if each.deployment)
+        if replayed := [each for each in same_k if each.admission]:
+            yield replay_section(replayed)
         if saved := [saving for saving in savings if saving.spec_tokens == k]:
             yield _saved(same_k, saved)
 
@@ -62,26 +59,36 @@ def _buckets(outcome: Outcome) -> Section:
         return Section(title, (), (), (f"refused: {outcome.reason}",))
     headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
     rows = tuple(map(_bucket_texts, bucket_rows(outcome)))
-    return Section(title, headings, rows, (_totals(outcome), *_warned(outcome.plan.warnings)))
+    notes = (*outcome.notes, *_of_schedule(outcome), _totals(outcome))
+    notes = (*notes, *_warned(outcome.plan.warnings))
+    return Section(title, headings, rows, notes)
+
+
+def _of_schedule(outcome: Outcome) -> Iterator[str]:
+    if outcome.deployment:
+        yield (
+            f"this table is that of k = {outcome.request.spec_tokens} throughout; the graphs by "
+            "draft length are below"
+        )
 
 
 def _bucket_texts(row: BucketRow) -> tuple[str, ...]:
     return (
-        _number(row.batch_size) or row.mode,
-        _number(row.num_tokens),
-        _range(row.serves_from, row.serves_to),
-        _percent(row.worst_padding_frac),
-        _percent(row.mean_padding_frac),
-        _percent(row.workload_share),
+        number(row.batch_size) or row.mode,
+        number(row.num_tokens),
+        span_of(row.serves_from, row.serves_to),
+        percent(row.worst_padding_frac),
+        percent(row.mean_padding_frac),
+        percent(row.workload_share),
     )
 
 
 def _totals(outcome: Outcome) -> str:
     row = policy_row(outcome)
     return (
-        f"{_number(row.graphs)} graphs; mean padding {_percent(row.mean_padding_frac)}; "
-        f"{row.eager_batch_sizes} batch sizes eager, {_percent(row.eager_share)} of the "
-        f"workload; expected {_cost(row.expected_cost)} {row.cost_unit}"
+        f"{number(row.graphs)} graphs; mean padding {percent(row.mean_padding_frac)}; "
+        f"{row.eager_batch_sizes} batch sizes eager, {percent(row.eager_share)} of the "
+        f"workload; expected {cost(row.expected_cost)} {row.cost_unit}"
     )
 
 
@@ -91,8 +98,8 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         "policy",
         "graphs",
         "largest [req]",
-        "eager sizes",
-        "eager share",
+        "any phase eager",
+        "verify eager share",
         "mean padding",
         "worst padding",
         f"expected [{unit}]",
@@ -102,13 +109,14 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         for outcome in outcomes
         for warning in (outcome.plan.warnings if outcome.plan else ())
     ]
+    said = [f"{outcome.request.policy}: {note}" for outcome in outcomes for note in outcome.notes]
     refused = [
         f"refused: {outcome.request.policy}: {outcome.reason}"
         for outcome in outcomes
         if outcome.plan is None
     ]
     rows = tuple(_policy_texts(policy_row(outcome)) for outcome in outcomes)
-    return Section(_setting(outcomes[0]), headings, rows, (*refused, *notes))
+    return Section(_setting(outcomes[0]), headings, rows, (*refused, *said, *notes))
 
 
 def _about(policy: str, warning: str) -> str:
@@ -121,13 +129,13 @@ def _policy_texts(row: PolicyRow) -> tuple[str, ...]:
         return (row.policy, "refused", *[""] * 6)
     return (
         row.policy,
-        _number(row.graphs),
-        _number(row.largest_batch_size),
-        _number(row.eager_batch_sizes),
-        _percent(row.eager_share),
-        _percent(row.mean_padding_frac),
-        _percent(row.worst_padding_frac),
-        _cost(row.expected_cost),
+        number(row.graphs),
+        number(row.largest_batch_size),
+        number(row.any_phase_eager),
+        percent(row.eager_share),
+        percent(row.mean_padding_frac),
+        percent(row.worst_padding_frac),
+        cost(row.expected_cost),
     )
 
 
@@ -144,9 +152,9 @@ def _saved(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Section:
     rows = tuple(
         (
             saving.policy,
-            _percent(saving.time_frac),
+            percent(saving.time_frac),
             f"{saving.graphs:+d}",
-            _percent(saving.time_frac_at_same_graphs),
+            percent(saving.time_frac_at_same_graphs),
             str(saving.graphs_at_same_time),
         )
         for saving in savings
@@ -158,29 +166,11 @@ def _saved(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Section:
 
 def _setting(outcome: Outcome) -> str:
     request = outcome.request
-    workload = request.concurrency.name if request.concurrency else "every batch size alike"
-    return f"k = {request.spec_tokens}, max_num_seqs {request.max_batch_size}, {workload}"
+    return f"k = {request.spec_tokens}, max_num_seqs {request.max_batch_size}, {workload(outcome)}"
 
 
 def _warned(notes: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"warning: {note}" for note in notes)
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _percent(share: float | None) -> str:
-    # Plus 0.0, for a tiny loss is no "-0.0 %".
-    return "" if share is None else f"{round(100 * without_noise(share), 1) + 0.0:.1f} %"
-
-
-def _cost(value: float | None) -> str:
-    return "" if value is None else f"{without_noise(value):.4g}"
-
-
-def _range(first: int | None, last: int | None) -> str:
-    return _number(first) if first == last else f"{first}-{last}"
 
 
 def _table(section: Section, width: int) -> Table:

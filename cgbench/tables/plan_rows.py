@@ -10,12 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TypeAlias
 
-from cgbench.planning.expected import expected_of_span
-from cgbench.planning.flags import flag_warnings, flags_for
+from cgbench.planning.admission import Absorbing, Admission
+from cgbench.planning.expected import expected, expected_of_span
+from cgbench.planning.flags import option_of
+from cgbench.planning.phases import ranges
 from cgbench.planning.plan import Span
+from cgbench.planning.policies import RELEASES
 from cgbench.planning.study import Outcome, Saving
+from cgbench.planning.tier_plans import Deployment
 
-Value: TypeAlias = "str | int | float | list[int] | list[str] | list[Values] | None"
+Value: TypeAlias = "str | int | float | Sequence[Value] | Values | None"
 Values: TypeAlias = "dict[str, Value]"
 """An object of the JSON that is printed."""
 
@@ -52,6 +56,8 @@ class PolicyRow:
     graphs: int | None
     largest_batch_size: int | None
     eager_batch_sizes: int | None
+    any_phase_eager: int | None
+    graphs_of_all_phases: int | None
     eager_share: float | None
     mean_padding_frac: float | None
     worst_padding_frac: float | None
@@ -108,6 +114,8 @@ def policy_row(outcome: Outcome) -> PolicyRow:
         graphs=len(plan.buckets) if plan else None,
         largest_batch_size=plan.eager_above if plan else None,
         eager_batch_sizes=plan.eager_batch_sizes if plan else None,
+        any_phase_eager=len(outcome.any_phase_eager) if plan else None,
+        graphs_of_all_phases=outcome.num_graphs,
         eager_share=means.eager_share if means else None,
         mean_padding_frac=means.padding if means else None,
         worst_padding_frac=means.worst_padding if means else None,
@@ -115,6 +123,77 @@ def policy_row(outcome: Outcome) -> PolicyRow:
         cost_unit=outcome.unit,
         refusal=outcome.refusal or None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRow:
+    """One phase of a plan: its graphs, and the ranges of batch sizes that have none."""
+
+    phase: str
+    tokens_per_request: int
+    graphs: int
+    batch_sizes: tuple[int, ...]
+    eager: tuple[tuple[int, int], ...]
+    eager_share: float
+    mean_padding_frac: float
+    note: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRow:
+    """One draft length of a schedule, with the ranges of batch sizes that run it."""
+
+    spec_tokens: int
+    requests: tuple[tuple[int, int], ...]
+    graphs: int
+    batch_sizes: tuple[int, ...]
+    eager: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRow:
+    """What the replay of a request trace came to. ``batch_sizes`` counts iterations by batch size,
+    ``tenths`` are mean batch sizes in each tenth of the time."""
+
+    iterations: int
+    in_graph_share: float
+    mean_batch_size: float
+    padding_ms: float
+    total_ms: float
+    tpot_p50_ms: float
+    tpot_p90_ms: float
+    tpot_p99_ms: float
+    batch_sizes: dict[int, int]
+    tenths: tuple[float, ...]
+    absorbing: Absorbing | None
+
+
+def phase_rows(outcome: Outcome) -> Iterator[PhaseRow]:
+    """A row a phase; means are over the workload."""
+    for phase in outcome.phases.phases if outcome.phases else ():
+        means = expected(phase, outcome.weights)
+        yield PhaseRow(
+            phase=phase.phase.value,
+            tokens_per_request=phase.query_len,
+            graphs=phase.num_graphs,
+            batch_sizes=phase.batch_sizes,
+            eager=tuple((span.first, span.last) for span in phase.eager_spans),
+            eager_share=without_noise(means.eager_share),
+            mean_padding_frac=without_noise(means.padding),
+            note=phase.note or None,
+        )
+
+
+def length_rows(found: Deployment) -> Iterator[LengthRow]:
+    """A row a draft length."""
+    for each in found.lengths:
+        yield LengthRow(
+            spec_tokens=each.spec_tokens,
+            requests=tuple(ranges(each.runs)),
+            graphs=each.phases.num_graphs,
+            batch_sizes=each.phases.plan.batch_sizes,
+            eager=tuple(ranges(each.eager_batch_sizes)),
+        )
 
 
 def plan_csv(outcomes: Sequence[Outcome]) -> str:
@@ -149,17 +228,41 @@ def _plan_object(outcome: Outcome) -> Values:
         "capture_tokens": list(plan.capture_tokens) if plan else None,
         "batch_sizes": list(plan.batch_sizes) if plan else None,
         "indivisible": list(plan.indivisible) if plan else None,
+        "phases": [*map(asdict, phase_rows(outcome))],
+        "mixed_tokens": list(outcome.phases.mixed_tokens) if outcome.phases else [],
+        "lengths": [*map(asdict, length_rows(outcome.deployment))] if outcome.deployment else None,
+        "admission": _rounded(_replay_row(outcome.admission)) if outcome.admission else None,
+        "graph_memory_bytes": outcome.memory_bytes and round(outcome.memory_bytes),
+        "graph_memory_source": outcome.memory.source,
+        "checked_against": RELEASES.get(request.policy),
+        "notes": list(outcome.notes),
         "warnings": list(plan.warnings) if plan else [],
         "buckets": [_rounded(row) for row in bucket_rows(outcome)] if plan else [],
     }
+
+
+def _replay_row(found: Admission) -> ReplayRow:
+    return ReplayRow(
+        iterations=found.num_iterations,
+        in_graph_share=found.in_graph_share,
+        mean_batch_size=found.mean_batch_size,
+        padding_ms=found.padding_ms,
+        total_ms=found.total_ms,
+        tpot_p50_ms=found.tpot_percentile(50),
+        tpot_p90_ms=found.tpot_percentile(90),
+        tpot_p99_ms=found.tpot_percentile(99),
+        batch_sizes=dict(found.iterations),
+        tenths=tuple(map(without_noise, found.tenths)),
+        absorbing=found.absorbing,
+    )
 
 
 def _flags(outcome: Outcome, engine: str | None) -> Values:
     plan = outcome.plan
     if not engine or plan is None:
         return {"flags": None}
-    warnings = [*plan.warnings, *flag_warnings(engine, outcome.request, plan)]
-    return {"flags": flags_for(engine, plan), "warnings": warnings}
+    option = option_of(engine, outcome.request, plan)
+    return {"flags": option.text, "warnings": [*plan.warnings, *option.warnings]}
 
 
 def without_noise(value: float) -> float:
@@ -168,7 +271,7 @@ def without_noise(value: float) -> float:
     return round(value, 6)
 
 
-def _rounded(row: BucketRow | PolicyRow | Saving) -> Values:
+def _rounded(row: BucketRow | PolicyRow | ReplayRow | Saving) -> Values:
     return {
         name: without_noise(value) if isinstance(value, float) else value
         for name, value in asdict(row).items()

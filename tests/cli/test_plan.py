@@ -49,7 +49,7 @@ def test_all_policies_with_a_refusal_and_savings(plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "listed"), [("scaled, exact", 2), ("all,scaled", 10), ("all,explicit", 11)]
+    ("policy", "listed"), [("scaled, exact", 2), ("all,scaled", 17), ("all,explicit", 18)]
 )
 def test_policies_with_blanks_between_and_all_among_them(plan, policy: str, listed: int) -> None:
     found = plan("--policy", policy, "--format", "json")
@@ -64,7 +64,7 @@ def test_all_policies_with_sizes_of_ones_own(plan) -> None:
 
 def test_a_table_a_k(plan) -> None:
     found = plan("--spec-tokens", "1,3,5", "--max-num-seqs", "8", "--format", "markdown")
-    assert [line for line in found.out.splitlines() if line.startswith("###")] == [
+    assert [line for line in found.out.splitlines() if line.startswith("### scaled")] == [
         f"### scaled, k = {k}, max_num_seqs 8, every batch size alike" for k in (1, 3, 5)
     ]
 
@@ -97,9 +97,9 @@ def test_flags_for_several_k(plan) -> None:
     found = plan("--spec-tokens", "1,3", "--max-num-seqs", "2", "--flags", "sglang")
     assert found.out.splitlines() == [
         "# k = 1",
-        "--cuda-graph-bs 1 2",
+        "--cuda-graph-bs-decode 1 2",
         "# k = 3",
-        "--cuda-graph-bs 1 2",
+        "--cuda-graph-bs-decode 1 2",
     ]
 
 
@@ -161,8 +161,8 @@ def test_where_some_plans_are_refused_the_others_are_printed_with_the_reason(pla
 
 def test_eager_penalty_decides_what_is_captured(plan) -> None:
     words = ("--policy", "optimal", "--max-graphs", "1", "--max-num-seqs", "4", "--flags", "sglang")
-    assert plan(*words).out == "--cuda-graph-bs 4\n"
-    assert plan(*words, "--eager-penalty", "1.01").out == "--cuda-graph-bs 1\n"
+    assert plan(*words).out == "--cuda-graph-bs-decode 4\n"
+    assert plan(*words, "--eager-penalty", "1.01").out == "--cuda-graph-bs-decode 1\n"
 
 
 @pytest.mark.parametrize("suffix", plan_plot.FORMATS)
@@ -202,7 +202,7 @@ MISTAKES = {
     "--policy scaled,best": "--policy best: unknown; choose one of",
     "--policy scaled,": "--policy : unknown; choose one of",
     "--policy=": "--policy : unknown; choose one of",
-    "--spec-tokens 9": "--spec-tokens 9: must be 0 to 8",
+    "--spec-tokens 33": "--spec-tokens 33: must be 0 to 32",
     "--spec-tokens three": "--spec-tokens three: must be whole numbers",
     "--max-num-seqs 0": "--max-num-seqs 0: must be 1 to 65536",
     "--max-num-seqs 1000000000": "--max-num-seqs 1000000000: must be 1 to 65536",

@@ -94,7 +94,7 @@ def test_sglang_names_its_default_maximum_where_the_plan_is_over_it(
     found = plan(PlanRequest(3, most, "sglang-0.5.23", tp_size=tp_size))
     said = [line for line in found.warnings if "SGLang's default maximum" in line]
     assert len(said) == warns
-    assert not warns or f"--cuda-graph-max-bs {most}" in said[0]
+    assert not warns or f"--cuda-graph-max-bs-decode {most}" in said[0]
 
 
 @pytest.mark.parametrize("pad", [True, False])
@@ -106,9 +106,11 @@ def test_tensorrt_llm_names_its_default_maximum_where_the_plan_is_over_it(pad: b
 
 
 def test_sglang_with_gathered_batches() -> None:
-    """At k = 1, 4 GPUs: even batch sizes, and 10 requests count up to 12."""
+    """At k = 1, 4 GPUs: even batch sizes. 10 requests count up to 12, which cuts a longer list."""
     found = plan(PlanRequest(1, 10, "sglang-0.5.23", tp_size=4))
-    assert found.batch_sizes == (2, 4, 6, 8, 10, 12)
+    assert found.batch_sizes == (2, 4, 6, 8, 10)
+    cut = plan(PlanRequest(1, 10, "sglang-0.5.23", tp_size=4, graph_maximum=64))
+    assert cut.batch_sizes == (2, 4, 6, 8, 10, 12)
 
 
 def test_fastdeploy_sequence_parallel_moe() -> None:

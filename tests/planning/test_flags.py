@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cgbench.errors import BadInputError
 from cgbench.planning import POLICIES, CapturePlan, Costs, Curve, PlanRequest, plan
-from cgbench.planning.flags import ENGINES, flag_warnings, flags_for
+from cgbench.planning.flags import ENGINES, flag_warnings, flags_for, option_of
+from cgbench.planning.launch_lines import read_launch
 from cgbench.planning.policies.vllm import decode_graphs
 
 
@@ -22,7 +23,7 @@ TEXTS = {
     "fastdeploy": "--graph-optimization-config '{\"cudagraph_capture_sizes\": [1, 2, 8]}'",
     "fastdeploy-2.4": "--graph-optimization-config '{\"cudagraph_capture_sizes\": [4, 8, 32]}'",
     "vllm": "--compilation-config '{\"cudagraph_capture_sizes\": [1, 2, 4, 8, 32]}'",
-    "sglang": "--cuda-graph-bs 1 2 8",
+    "sglang": "--cuda-graph-bs-decode 1 2 8",
     "tensorrt-llm": "cuda_graph_config:\n  enable_padding: true\n  batch_sizes: [1, 2, 8]",
 }
 
@@ -41,6 +42,16 @@ def test_json_survives_the_shell(engine: str) -> None:
 def test_yaml_is_what_the_engine_reads() -> None:
     found = yaml.safe_load(flags_for("tensorrt-llm", planned()))
     assert found == {"cuda_graph_config": {"enable_padding": True, "batch_sizes": [1, 2, 8]}}
+
+
+def test_sglang_gets_the_option_that_its_policys_release_reads() -> None:
+    """0.5.23 refuses --cuda-graph-bs, which begins two of its options. The text is read back."""
+    found = plan(PlanRequest(3, 12, "sglang-0.5.23"))
+    option = option_of("sglang", PlanRequest(3, 12, "sglang-0.5.23"), found)
+    line = f"python -m sglang.launch_server --max-running-requests 12 {option.text}"
+    launch = read_launch(line, None, None)
+    assert (launch.warnings, option.warnings) == ((), ())
+    assert launch.request.graph_sizes == found.batch_sizes
 
 
 def test_a_plan_of_fastdeploy_2_4_is_stated_in_that_versions_tokens() -> None:

@@ -166,8 +166,8 @@ def test_unknown_policy_names_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"spec_tokens": 9, "max_batch_size": 8}, "--spec-tokens 9: must be 0 to 8"),
-        ({"spec_tokens": -1, "max_batch_size": 8}, "--spec-tokens -1: must be 0 to 8"),
+        ({"spec_tokens": 33, "max_batch_size": 8}, "--spec-tokens 33: must be 0 to 32"),
+        ({"spec_tokens": -1, "max_batch_size": 8}, "--spec-tokens -1: must be 0 to 32"),
         ({"spec_tokens": 3, "max_batch_size": 0}, "--max-num-seqs 0: must be 1 to 65536"),
         ({"spec_tokens": 3, "max_batch_size": 65537}, "--max-num-seqs 65537: must be 1 to 65536"),
         (

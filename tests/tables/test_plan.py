@@ -36,6 +36,17 @@ ONE = f"""\
 
 - 4 graphs; mean padding 25.0 %; 0 batch sizes eager, 0.0 % of the workload; expected 16 tokens
 
+### Graphs by phase, scaled, k = 3
+
+| phase | tokens a request | graphs | eager [req] | eager share | mean padding |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| verify | 4 | 4 |  | 0.0 % | 25.0 % |
+| draft 1 | 4 | 4 |  | 0.0 % | 25.0 % |
+| drafts 2..k | 1 | 4 |  | 0.0 % | 25.0 % |
+| any phase |  | 12 |  | 0.0 % |  |
+
+- memory of all graphs: about 53 MiB, stated model
+
 {DEFINITIONS}"""
 
 

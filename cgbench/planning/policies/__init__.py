@@ -5,13 +5,26 @@ engine would refuse raises ``PlanError``. To add one, write the function and dec
 ``@policy("name")`` in a module that is imported here.
 """
 
-from cgbench.planning.policies import fastdeploy, nano_vllm, own, sglang, tensorrt_llm, vllm
-from cgbench.planning.policies.registry import POLICIES, Policy, plan, policy
+from cgbench.planning.policies import (
+    fastdeploy,
+    lightllm,
+    lmdeploy,
+    nano_vllm,
+    own,
+    sglang,
+    tensorrt_llm,
+    vllm,
+    vllm_ascend,
+)
+from cgbench.planning.policies.registry import POLICIES, RELEASES, Policy, plan, policy
 
 __all__ = [
     "POLICIES",
+    "RELEASES",
     "Policy",
     "fastdeploy",
+    "lightllm",
+    "lmdeploy",
     "nano_vllm",
     "own",
     "plan",
@@ -19,4 +32,5 @@ __all__ = [
     "sglang",
     "tensorrt_llm",
     "vllm",
+    "vllm_ascend",
 ]

@@ -28,8 +28,14 @@ TP_MODE = "sequence-parallel MoE"
 MAX_CAPTURE = 512
 """The cap on a capture size: tokens in 2.4, requests from 2.5."""
 
+MAX_REQUESTS = 256
+"""The engine refuses a larger max_num_seqs. A plan does not, so that its rule can be seen."""
 
-@policy("fastdeploy-2.4", tp_mode=TP_MODE)
+PREFILL_TOKENS = (1, 2, 4, 8)
+"""Token counts of the prefill graphs, which there are where the static graph is split."""
+
+
+@policy("fastdeploy-2.4", tp_mode=TP_MODE, release="2.4")
 def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
     """FastDeploy 2.4's list, faults included (pull requests 5624 and 5670).
 
@@ -46,13 +52,14 @@ def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
             f"{step_tokens}; make --max-num-seqs even",
         )
     cap = min(MAX_CAPTURE, step_tokens)
-    tokens = {size * q for size in CANDIDATES if size * q <= cap} | {cap}
+    listed = request.graph_sizes or (*(size * q for size in CANDIDATES), cap)
+    tokens = _up_to(request, listed, cap, "tokens")
     # Where k + 1 does not divide the cap, that warning tells of the cut already.
     warnings = () if cap % q else truncated(request, cap)
     return from_tokens(request, _descending(request, tokens), warnings)
 
 
-@policy("fastdeploy-2.5", tp_mode=TP_MODE)
+@policy("fastdeploy-2.5", tp_mode=TP_MODE, release="2.5")
 def fastdeploy_2_5(request: PlanRequest) -> CapturePlan:
     """FastDeploy 2.5's list (pull request 7215): candidates and cap in requests, then scaled.
 
@@ -61,8 +68,19 @@ def fastdeploy_2_5(request: PlanRequest) -> CapturePlan:
     """
     q = request.query_len
     cap = min(MAX_CAPTURE, request.max_batch_size)
-    tokens = {size * q for size in CANDIDATES if size <= cap} | {cap * q}
+    sizes = _up_to(request, request.graph_sizes or (*CANDIDATES, cap), cap, "requests")
+    tokens = {size * q for size in sizes}
     return from_tokens(request, _descending(request, tokens), truncated(request, cap * q))
+
+
+def _up_to(request: PlanRequest, listed: Iterable[int], cap: int, unit: str) -> set[int]:
+    kept = {size for size in listed if size <= cap}
+    if not kept:
+        raise RefusedPlanError(
+            request.policy,
+            f"cudagraph_capture_sizes that are all above {cap} {unit}; list a smaller one",
+        )
+    return kept
 
 
 def _descending(request: PlanRequest, tokens: Iterable[int]) -> list[int]:

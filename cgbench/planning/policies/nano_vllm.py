@@ -14,7 +14,7 @@ from cgbench.planning.policies.registry import policy
 MAX_REQUESTS = 512
 
 
-@policy("nano-vllm")
+@policy("nano-vllm", release="0.2.0")
 def nano_vllm(request: PlanRequest) -> CapturePlan:
     """nano-vllm's list (``capture_cudagraph``): 1, 2, 4, 8, then by 16 to min(max_num_seqs, 512).
 

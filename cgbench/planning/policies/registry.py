@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from cgbench.errors import PlanError
 from cgbench.planning.plan import CapturePlan
-from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS, PlanRequest
+from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS, CaptureMode, PlanRequest
 
 Policy = Callable[[PlanRequest], CapturePlan]
 
@@ -15,22 +15,38 @@ _READS: dict[str, frozenset[str]] = {}
 
 _TP_MODES: dict[str, str] = {}
 
+RELEASES: dict[str, str] = {}
+"""The release of the engine that each of its policies was last checked against."""
+
 # Fields that only some engines have a rule for: their flag, and the value that asks for nothing.
 _SPECIAL = {
     "tp_size": ("--tp", 1),
     "pad": ("--no-padding", True),
     "blackwell": ("--blackwell", False),
     "max_num_batched_tokens": ("--max-num-batched-tokens", DEFAULT_MAX_BATCHED_TOKENS),
+    "interactivity": ("--interactivity", False),
+    "module_per_draft": ("--module-per-draft", False),
 }
 
 
-def policy(name: str, *, reads: str = "", tp_mode: str | None = None) -> Callable[[Policy], Policy]:
+_WITHOUT_DECODE_GRAPHS = {
+    CaptureMode.NONE: "graphs are switched off: every batch runs eager",
+    CaptureMode.PIECES: (
+        "graphs in pieces alone: attention runs between them, and drafts 2..k run eager"
+    ),
+}
+
+
+def policy(
+    name: str, *, reads: str = "", tp_mode: str | None = None, release: str | None = None
+) -> Callable[[Policy], Policy]:
     """Register the decorated function as the policy ``name``.
 
-    ``reads`` names, with spaces between, the fields of ``PlanRequest`` from pad, blackwell and
-    max_num_batched_tokens that the engine has a rule for, ``tp_mode`` the mode of the engine in
-    which it has one for tp_size. Given for another engine, they change nothing, and the plan says
-    so; above 1, tp_size means that the mode is on, and the plan says that too.
+    ``reads`` names, with spaces between, the fields of ``PlanRequest`` from ``_SPECIAL`` that the
+    engine has a rule for, ``tp_mode`` the mode of the engine in which it has one for tp_size.
+    Given for another engine, they change nothing, and the plan says so; above 1, tp_size means
+    that the mode is on, and the plan says that too. ``release`` is the engine's release that the
+    rule was last checked against.
     """
 
     def register(function: Policy) -> Policy:
@@ -38,6 +54,8 @@ def policy(name: str, *, reads: str = "", tp_mode: str | None = None) -> Callabl
         _READS[name] = frozenset(reads.split()) | ({"tp_size"} if tp_mode else set())
         if tp_mode:
             _TP_MODES[name] = tp_mode
+        if release:
+            RELEASES[name] = release
         return function
 
     return register
@@ -52,6 +70,8 @@ def plan(request: PlanRequest) -> CapturePlan:
         known = ", ".join(sorted(POLICIES))
         raise PlanError(f"--policy {request.policy}: unknown; choose one of {known}")
     found = POLICIES[request.policy](request)
+    if request.capture_mode in _WITHOUT_DECODE_GRAPHS:
+        return replace(found, buckets=(), warnings=(_WITHOUT_DECODE_GRAPHS[request.capture_mode],))
     return replace(found, warnings=(*found.warnings, *_unread(request), *_tp_mode(request)))
 
 

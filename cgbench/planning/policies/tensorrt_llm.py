@@ -5,6 +5,7 @@ Tensor parallelism has no rule here: any batch size is captured on every rank.
 
 from collections.abc import Iterator
 
+from cgbench.errors import RefusedPlanError
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.plan_request import PlanRequest
 from cgbench.planning.policies.build import from_requests, over_token_budget
@@ -14,29 +15,47 @@ DEFAULT_MAX_REQUESTS = 128
 """Where ``cuda_graph_config`` gives neither batch sizes nor a maximum, the list ends here."""
 
 
-@policy("tensorrt-llm-1.3", reads="pad max_num_batched_tokens")
+@policy("tensorrt-llm-1.3", reads="pad max_num_batched_tokens", release="1.3.0rc")
 def tensorrt_llm_1_3(request: PlanRequest) -> CapturePlan:
     """TensorRT-LLM 1.3's list, with ``enable_padding`` or without.
 
     Padded: 1, 2, 4, by 8 to 128, then by 64. Not padded: 1..32, 64, 128, then powers of two; a
     batch size that is not on this list runs eager, so there are holes below the largest graph.
-    Either way max_num_seqs is appended (``_generate_cuda_graph_batch_sizes``). A graph that would
-    not fit max_num_tokens is dropped; padded, the largest batch that fits takes its place
-    (``_filter_cuda_graph_batch_sizes`` in ``_torch/pyexecutor/model_engine.py``).
+    Either way the maximum is appended (``_generate_cuda_graph_batch_sizes``). A graph that would
+    not fit max_batch_size or max_num_tokens is dropped; padded, the largest batch that fits takes
+    its place (``_filter_cuda_graph_batch_sizes`` in ``_torch/pyexecutor/model_engine.py``). Where
+    no maximum is given, max_num_seqs stands for it.
     """
-    most = request.max_batch_size
-    fits = min(most, request.max_num_batched_tokens // request.query_len)
-    listed = _padded(most) if request.pad else _unpadded(most)
-    sizes = {size for size in {*listed, most} if size <= fits}
-    if request.pad and fits:
+    fits = min(request.max_batch_size, request.max_num_batched_tokens // request.query_len)
+    listed = _listed(request)
+    sizes = {size for size in listed if size <= fits}
+    if request.pad and fits and max(listed) > fits:
         sizes.add(fits)
     warnings = [*_default_maximum(request), *over_token_budget(request)]
     return from_requests(request, sorted(sizes), warnings, pads=request.pad)
 
 
+def _listed(request: PlanRequest) -> list[int]:
+    if request.graph_sizes:
+        return _of_the_user(request)
+    most = request.graph_maximum or request.max_batch_size
+    return sorted({*(_padded(most) if request.pad else _unpadded(most)), most})
+
+
+def _of_the_user(request: PlanRequest) -> list[int]:
+    listed = sorted(set(request.graph_sizes))
+    if request.graph_maximum is not None and request.graph_maximum != listed[-1]:
+        raise RefusedPlanError(
+            request.policy,
+            f"cuda_graph_config.max_batch_size {request.graph_maximum} beside batch_sizes that end "
+            f"at {listed[-1]}; give one of them",
+        )
+    return listed
+
+
 def _default_maximum(request: PlanRequest) -> Iterator[str]:
     most = request.max_batch_size
-    if most > DEFAULT_MAX_REQUESTS:
+    if most > DEFAULT_MAX_REQUESTS and not (request.graph_maximum or request.graph_sizes):
         yield (
             f"TensorRT-LLM's default list ends at {DEFAULT_MAX_REQUESTS} requests, whatever "
             f"max_batch_size is; this plan is that of cuda_graph_config.max_batch_size {most}"

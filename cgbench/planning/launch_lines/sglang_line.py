@@ -1,0 +1,285 @@
+"""SGLang's line: ``python -m sglang.launch_server``, or ``sglang serve`` (``srt/arg_groups``)."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cgbench.errors import BadInputError
+from cgbench.inputs import JsonObject, parse_json, read_text, shown
+from cgbench.planning.draft_schedule import DraftSchedule, adaptive, from_sets
+from cgbench.planning.gpus import Gpu
+from cgbench.planning.launch_lines.option_reader import (
+    Kind,
+    Options,
+    Spec,
+    number_list,
+    read,
+    whole,
+)
+from cgbench.planning.launch_lines.reading import Given, Reading
+from cgbench.planning.plan_request import CaptureMode, Drafting, PlanRequest
+from cgbench.planning.policies import sglang
+
+POLICY = "sglang-0.5.23"
+
+ALGORITHM = "--speculative-algorithm"
+CONFIG = "--cuda-graph-config"
+
+SPECS = (
+    Spec((ALGORITHM, "--speculative-algo")),
+    Spec(("--speculative-num-steps",)),
+    Spec(("--speculative-eagle-topk",)),
+    Spec(("--speculative-num-draft-tokens", "--speculative-dflash-block-size")),
+    Spec(("--speculative-adaptive",), Kind.FLAG),
+    Spec(("--speculative-adaptive-config",)),
+    Spec(("--enable-multi-layer-eagle",), Kind.FLAG),
+    Spec(("--cuda-graph-max-bs-decode", "--cuda-graph-max-bs")),
+    Spec(("--cuda-graph-bs-decode", "--cuda-graph-bs"), Kind.LIST),
+    Spec((CONFIG,)),
+    Spec(("--cuda-graph-backend-decode",)),
+    Spec(("--disable-cuda-graph",), Kind.FLAG),
+    Spec(("--disable-decode-cuda-graph",), Kind.FLAG),
+    Spec(("--disable-cuda-graph-padding",), Kind.FLAG),
+    Spec(("--max-running-requests",)),
+    Spec(("--tp-size", "--tensor-parallel-size", "--tp")),
+    Spec(("--dp-size", "--data-parallel-size", "--dp")),
+    Spec(("--attn-dp-size",)),
+    Spec(("--speculative-dspark-block-size",)),
+    Spec(("--chunked-prefill-size",)),
+    Spec(("--cuda-graph-max-bs-prefill",)),
+    Spec(("--cuda-graph-bs-prefill",), Kind.LIST),
+    Spec(("--cuda-graph-backend-prefill",)),
+    Spec(("--disable-prefill-cuda-graph",), Kind.FLAG),
+    Spec(("--enable-dp-attention",), Kind.FLAG),
+)
+
+HARMLESS = frozenset(
+    "--model-path --model --host --port --dtype --mem-fraction-static --trust-remote-code "
+    "--context-length --quantization --kv-cache-dtype --served-model-name --api-key --log-level "
+    "--tokenizer-path --chat-template --reasoning-parser --tool-call-parser --random-seed "
+    "--attention-backend --prefill-attention-backend --decode-attention-backend --sampling-backend "
+    "--speculative-draft-model-path --speculative-draft-model --speculative-token-map "
+    "--speculative-accept-threshold-single --speculative-accept-threshold-acc --page-size "
+    "--max-prefill-tokens --max-total-tokens --schedule-policy "
+    "--disable-radix-cache --enable-metrics --moe-runner-backend --moe-a2a-backend --ep-size --ep "
+    "--expert-parallel-size --watchdog-timeout --stream-interval --load-format --dist-init-addr "
+    "--nnodes --node-rank --schedule-conservativeness --skip-server-warmup --decode-log-interval "
+    "--allow-auto-truncate --enable-flashinfer-allreduce-fusion --mm-attention-backend "
+    "--speculative-draft-attention-backend --hicache-ratio "
+    "--disable-overlap-schedule --enable-hierarchical-cache --mamba-scheduler-strategy".split()
+)
+
+UNPLANNED = {
+    "--enable-lora": "batches with and without LoRA have graphs apart",
+    "--lora-paths": "batches with and without LoRA have graphs apart",
+    "--enable-two-batch-overlap": "sizes are aligned to two batches",
+    "--enable-torch-compile": "small batches are compiled besides",
+    "--pp-size": "each stage has graphs of its own",
+    "--attn-cp-size": "sizes are aligned to the context-parallel ranks",
+    "--disaggregation-mode": "a prefill server has no decode graphs",
+}
+
+ENVIRONMENT: dict[str, str] = {}
+
+_KEYS = {
+    "decode": ("backend", "max_bs", "bs"),
+    "prefill": (
+        *("backend", "max_bs", "bs", "max_context_size", "full_prefill_max_req"),
+        *("full_prefill_prefix_chunk_tokens", "max_seq_len"),
+    ),
+}
+
+_LENGTHS = (
+    "--speculative-num-steps",
+    "--speculative-eagle-topk",
+    "--speculative-num-draft-tokens",
+    "--speculative-adaptive",
+)
+
+# Steps, top-k and draft tokens where none is given: most architectures, and Llama's and Grok's.
+_AUTO = (3, 1, 4)
+
+_WITHOUT_MODEL = {"NGRAM"}
+_PARALLEL = {"DFLASH", "DSPARK", "UNO"}
+_CHAINS = {"EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "FROZEN_KV_MTP"}
+
+_NGRAM_TOKENS = 12
+_BLOCK_TOKENS = 16
+
+
+def read_sglang(words: list[str]) -> Reading:
+    """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
+    options = read(words, SPECS, HARMLESS)
+    decode, prefill = _phase(options, "decode"), _phase(options, "prefill")
+    q, warnings = _verified(options)
+    tp_size, ranks = _attention_ranks(options)
+    running = options.whole("--max-running-requests")
+    given = Given(
+        max_batch_size=max(running // ranks, 1) if running else None,
+        graph_sizes=_sizes(options, decode),
+        graph_maximum=_maximum(options, decode),
+        tp_size=tp_size,
+        pad=False if options.is_on("--disable-cuda-graph-padding") else None,
+    )
+    base = PlanRequest(
+        q - 1,
+        1,
+        POLICY,
+        module_per_draft=options.is_on("--enable-multi-layer-eagle"),
+        capture_mode=_mode(options, decode),
+        drafting=_drafting(options),
+    )
+    reading = Reading("SGLang", base, given, [*warnings, *_said(words, ranks)])
+    reading.num_gpus = options.whole("--tp-size") or 1
+    reading.add_unknown(options.unknown, UNPLANNED)
+    reading.prefill = lambda gpu: _prefill(options, prefill, gpu)
+    if options.is_on("--speculative-adaptive"):
+        reading.schedule = lambda size: _adaptive(options, size)
+    return reading
+
+
+def _phase(options: Options, name: str) -> JsonObject:
+    """What the JSON says of decode or of prefill; it counts before the single options."""
+    found = options.json(CONFIG)
+    if unknown := found.keys() - _KEYS.keys():
+        raise BadInputError(f"{CONFIG} {min(unknown)}: must be decode or prefill")
+    phase = found.get(name, {})
+    if not isinstance(phase, dict):
+        raise BadInputError(f"{CONFIG} {name}: must be a JSON object")
+    if unknown := phase.keys() - {*_KEYS[name]}:
+        *others, last = _KEYS[name]
+        raise BadInputError(
+            f"{CONFIG} {name} {min(unknown)}: must be {', '.join(others)} or {last}"
+        )
+    return phase
+
+
+def _prefill(options: Options, phase: JsonObject, gpu: Gpu | None) -> Iterator[str]:
+    """The graphs of prefills, which follow the chunk where nothing else is given."""
+    backend = phase.get("backend", options.text("--cuda-graph-backend-prefill"))
+    off = options.is_on("--disable-cuda-graph") or options.is_on("--disable-prefill-cuda-graph")
+    if backend == "disabled" or (off and backend is None):
+        return
+    label = f"{CONFIG} prefill"
+    listed = phase.get("bs") or [*options.numbers("--cuda-graph-bs-prefill")]
+    if listed:
+        sizes = number_list(f"{label} bs", listed)
+        yield f"prefill: {len(sizes)} graphs, {min(sizes)} to {max(sizes)} tokens"
+        return
+    most, why = options.whole("--cuda-graph-max-bs-prefill"), ""
+    if phase.get("max_bs") is not None:
+        most = whole(f"{label} max_bs", phase["max_bs"])
+    if most is None:
+        most = options.whole("--chunked-prefill-size", -1)
+        why = ", by --chunked-prefill-size"
+    if most is None:
+        most = sglang.default_prefill_tokens(gpu.memory_gib) if gpu else 4_096
+        why = ", by the default --chunked-prefill-size"
+    if sizes := tuple(sglang.prefill_tokens(most)):
+        yield f"prefill: {len(sizes)} graphs, 4 to {max(sizes)} tokens{why}"
+
+
+def _verified(options: Options) -> tuple[int, list[str]]:
+    """Positions verified per request, and what is to be said about them."""
+    algorithm = (options.text(ALGORITHM) or "").upper()
+    if not algorithm:
+        lengths = [name for name in _LENGTHS if name in options]
+        return 1, [f"{name}: drafts nothing without {ALGORITHM}" for name in lengths]
+    steps = options.whole("--speculative-num-steps")
+    topk = options.whole("--speculative-eagle-topk")
+    tokens = options.whole("--speculative-num-draft-tokens")
+    if options.is_on("--speculative-adaptive") and steps is None:
+        return (_adaptive(options, 1).first_length or 0) + 1, []
+    if algorithm in _PARALLEL | _WITHOUT_MODEL:
+        return _of_a_block(options, algorithm, tokens)
+    warnings = []
+    if algorithm not in _CHAINS:
+        warnings.append(f"{ALGORITHM} {shown(algorithm)}: not understood; planned as EAGLE")
+    if steps is None:
+        if topk or tokens:
+            raise BadInputError("--speculative-num-steps: give it with the two other lengths")
+        steps, topk, tokens = _AUTO
+        warnings.append(
+            "--speculative-num-steps: taken as 3, which Llama's and Grok's models exceed"
+        )
+    if (topk or 1) == 1:
+        return steps + 1, warnings
+    if tokens is None:
+        raise BadInputError("--speculative-num-draft-tokens: needed with --speculative-eagle-topk")
+    warnings.append(
+        f"--speculative-eagle-topk {topk}: a tree; a draft step runs {topk} tokens a request"
+    )
+    return tokens, warnings
+
+
+def _of_a_block(options: Options, algorithm: str, tokens: int | None) -> tuple[int, list[str]]:
+    """The same where all drafts are made at once: the newest token is one of the block."""
+    drafts = options.whole("--speculative-dspark-block-size")
+    if algorithm == "DSPARK" and drafts:
+        return drafts + 1, []
+    if tokens:
+        return tokens, []
+    taken = _NGRAM_TOKENS if algorithm in _WITHOUT_MODEL else _BLOCK_TOKENS
+    return taken, [f"--speculative-num-draft-tokens: taken as {taken}"]
+
+
+def _attention_ranks(options: Options) -> tuple[int | None, int]:
+    """The ranks that share a request's attention where batches are gathered, and how many groups
+    of them divide the running requests."""
+    tp = options.whole("--tp-size") or 1
+    groups = options.whole("--attn-dp-size")
+    if groups is None and options.is_on("--enable-dp-attention"):
+        groups = options.whole("--dp-size")
+    if groups is None or groups == 1:
+        return None, 1
+    if tp % groups:
+        raise BadInputError(f"--attn-dp-size {groups}: must divide --tp-size {tp}")
+    return tp // groups, groups
+
+
+def _sizes(options: Options, decode: JsonObject) -> tuple[int, ...] | None:
+    if decode.get("bs") is not None:
+        return number_list(f"{CONFIG} decode bs", decode["bs"])
+    return options.numbers("--cuda-graph-bs-decode") or None
+
+
+def _maximum(options: Options, decode: JsonObject) -> int | None:
+    if decode.get("max_bs") is not None:
+        return whole(f"{CONFIG} decode max_bs", decode["max_bs"])
+    return options.whole("--cuda-graph-max-bs-decode")
+
+
+def _mode(options: Options, decode: JsonObject) -> CaptureMode:
+    backend = decode.get("backend", options.text("--cuda-graph-backend-decode"))
+    if backend is not None and backend not in ("full", "breakable", "disabled"):
+        raise BadInputError(
+            f"--cuda-graph-backend-decode {backend}: must be full, breakable or disabled"
+        )
+    off = options.is_on("--disable-cuda-graph") or options.is_on("--disable-decode-cuda-graph")
+    is_off = backend == "disabled" or (off and backend is None)
+    return CaptureMode.NONE if is_off else CaptureMode.FULL
+
+
+def _drafting(options: Options) -> Drafting:
+    algorithm = (options.text(ALGORITHM) or "").upper()
+    if algorithm in _WITHOUT_MODEL:
+        return Drafting.WITHOUT_MODEL
+    return Drafting.PARALLEL if algorithm in _PARALLEL else Drafting.CHAIN
+
+
+def _said(words: list[str], groups: int) -> Iterator[str]:
+    typed = {word.partition("=")[0] for word in words}
+    for name in ("--cuda-graph-max-bs", "--cuda-graph-bs"):
+        if name in typed:
+            yield f"{name}: 0.5.23 names it {name}-decode, and refuses the short name as ambiguous"
+    if groups > 1:
+        yield f"attention data parallelism: sizes are those of one of {groups} ranks' batches"
+
+
+def _adaptive(options: Options, max_batch_size: int) -> DraftSchedule:
+    steps = options.whole("--speculative-num-steps")
+    name = options.text("--speculative-adaptive-config")
+    if name is None:
+        return adaptive(max_batch_size, steps)
+    label = f"--speculative-adaptive-config {name}"
+    text = read_text(label, Path(name), 1_000_000)
+    return from_sets(label, parse_json(label, text), max_batch_size, steps)

@@ -1,0 +1,83 @@
+"""A shell's line to the words of its commands."""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from cgbench.errors import BadInputError
+
+_OPERATORS = ";|&"
+_ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+_TO_A_NUMBER = re.compile(r"[0-9]?>&[0-9-]")
+_REDIRECT = re.compile(r"([0-9]?[<>]>?)(.*)", re.DOTALL)
+_SHELLS = {"bash", "sh", "zsh", "dash", "ash"}
+_MAX_NESTED = 4
+
+
+def commands(label: str, line: str, depth: int = 0) -> list[list[str]]:
+    """The words of each command of a line, redirections left out.
+
+    A command that is an argument of a shell (``bash -c '..'``) comes after the shell's own.
+    Raises ``BadInputError`` naming ``label``.
+    """
+    found = list[list[str]]()
+    for words in _split(_words(label, line)):
+        own = [*_without_redirects(words)]
+        found.append(own)
+        nested = _nested(own)
+        if nested is not None and depth < _MAX_NESTED:
+            found += commands(label, nested, depth + 1)
+    if not found and not depth:
+        raise BadInputError(f"{label}: is empty; give the line that starts the engine")
+    return found
+
+
+def assignments(found: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Environment variables that a line sets, before a command or by ``export``."""
+    words = [word for command in found for word in command if _ASSIGNMENT.fullmatch(word)]
+    pairs = (word.partition("=") for word in words)
+    return {name: value for name, _, value in pairs}
+
+
+def _words(label: str, line: str) -> list[str]:
+    """Words and operators. A line's end is a blank, and ends a comment."""
+    one_line = re.sub(r"\\\r?\n", " ", _TO_A_NUMBER.sub("", line).replace("&>", ">"))
+    lexer = shlex.shlex(one_line, posix=True, punctuation_chars=_OPERATORS)
+    lexer.whitespace_split = True
+    lexer.commenters = "#" if "\n" in line else ""
+    try:
+        return [*lexer]
+    except ValueError as error:
+        raise BadInputError(f"{label}: {str(error).lower()}") from error
+
+
+def _split(words: Sequence[str]) -> Iterator[list[str]]:
+    command = list[str]()
+    for word in [*words, ";"]:
+        if word and not word.strip(_OPERATORS):
+            if command:
+                yield command
+            command = []
+        else:
+            command.append(word)
+
+
+def _without_redirects(words: Sequence[str]) -> Iterator[str]:
+    rest = iter(words)
+    for word in rest:
+        found = _REDIRECT.fullmatch(word)
+        if found is None:
+            yield word
+        elif not found[2]:
+            next(rest, None)
+
+
+def _nested(words: Sequence[str]) -> str | None:
+    """What a shell among the words is told to run."""
+    names = [Path(word).name for word in words]
+    if not _SHELLS & {*names}:
+        return None
+    is_told = (text for option, text in pairwise(words) if re.fullmatch(r"-[a-z]*c", option))
+    return next(is_told, None)

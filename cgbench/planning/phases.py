@@ -1,0 +1,214 @@
+"""The graphs of every phase of an iteration: verify, draft 1, drafts 2..k.
+
+An engine that captures the target and the draft model apart has graphs of each. A batch size may
+verify in a graph and draft without one. ``plan`` answers the verify phase, and ``phases_of``
+answers all of them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+
+from cgbench.planning.plan import Bucket, CapturePlan, Coverage
+from cgbench.planning.plan_request import CaptureMode, Drafting, PlanRequest
+from cgbench.planning.policies import sglang, vllm, vllm_ascend
+from cgbench.words import Phase
+
+ONE_GRAPH = "one graph holds the target's forward and every draft"
+FIRST_STEP_ALONE = "the engine captures the draft model's first step only"
+NO_DRAFT_GRAPHS = "the engine captures no graph of such a draft model"
+A_GRAPH_A_MODULE = "a graph for each MTP module, k + 1 tokens a request each"
+RUNNER_V2 = "as runner V2 captures; runner V1 drafts without full graphs"
+
+# Runner V2 is the default for every model on NVIDIA's GPUs from 0.30 on, and for some before.
+_RUNNER_V1 = ("vllm-0.18", "vllm-0.26", "vllm-0.28")
+
+
+@dataclass(frozen=True)
+class PhaseGraphs(Coverage):
+    """The graphs of one phase.
+
+    ``query_len`` is what a request runs in it, in tokens. ``graphs_per_bucket`` is above 1 where
+    each draft has a graph of its own. ``note`` says what is particular, in words.
+    """
+
+    phase: Phase
+    query_len: int
+    max_batch_size: int
+    buckets: tuple[Bucket, ...]
+    pads: bool = True
+    graphs_per_bucket: int = 1
+    note: str = ""
+
+    @property
+    def num_graphs(self) -> int:
+        return len(self.buckets) * self.graphs_per_bucket
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """Every phase's graphs of one plan.
+
+    ``mixed_tokens`` are the token counts of graphs for batches that hold a prefill: whole or in
+    pieces, as the engine has them.
+    """
+
+    plan: CapturePlan
+    phases: tuple[PhaseGraphs, ...]
+    mixed_tokens: tuple[int, ...] = ()
+
+    @property
+    def num_graphs(self) -> int:
+        """Decode graphs of all phases together; those of mixed batches are left out."""
+        return sum(each.num_graphs for each in self.phases)
+
+    @cached_property
+    def eager_batch_sizes(self) -> tuple[int, ...]:
+        """Batch sizes of 1..max_batch_size of which any phase has no graph."""
+        holes = (
+            size
+            for phase in self.phases
+            for span in phase.eager_spans
+            for size in range(span.first, span.last + 1)
+        )
+        return tuple(sorted(set(holes)))
+
+    def of(self, phase: Phase) -> PhaseGraphs | None:
+        """The graphs of one phase; None where the plan has no such phase."""
+        return next((each for each in self.phases if each.phase is phase), None)
+
+
+def phases_of(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
+    """All phases of ``plan``, which is the request's, by the rule of the request's policy.
+
+    A policy that is no engine's serves every phase with its own buckets, as ``cgbench run`` does.
+    """
+    return left_by_mode(request, _RULES.get(request.policy, _shared)(request, plan))
+
+
+def left_by_mode(request: PlanRequest, found: PhasePlan) -> PhasePlan:
+    """The graphs of ``found`` that the request's capture mode has."""
+    match request.capture_mode:
+        case CaptureMode.NONE:
+            return replace(found, phases=_emptied(found), mixed_tokens=())
+        case CaptureMode.PIECES:
+            return replace(found, phases=_emptied(found))
+        case CaptureMode.DECODE_ONLY:
+            return replace(found, mixed_tokens=())
+    return found
+
+
+def _emptied(found: PhasePlan) -> tuple[PhaseGraphs, ...]:
+    return tuple(replace(each, buckets=()) for each in found.phases)
+
+
+def ranges(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Neighbouring numbers together: 1, 2, 3, 7 are (1, 3) and (7, 7)."""
+    for _, group in groupby(enumerate(sizes), lambda pair: pair[1] - pair[0]):
+        numbers = [number for _, number in group]
+        yield numbers[0], numbers[-1]
+
+
+def graphs_at(
+    phase: Phase, request: PlanRequest, query_len: int, sizes: Iterable[int], note: str = ""
+) -> PhaseGraphs:
+    """One phase with a bucket at each of ``sizes``."""
+    buckets = tuple(Bucket(size, size * query_len) for size in sorted(set(sizes)))
+    return PhaseGraphs(
+        phase, query_len, request.max_batch_size, buckets, pads=request.pad, note=note
+    )
+
+
+def in_phases(
+    request: PlanRequest,
+    verify: Iterable[int],
+    first: Iterable[int],
+    rest: Iterable[int],
+    note: str = "",
+) -> tuple[PhaseGraphs, ...]:
+    """The phases that k drafts have: no draft at k = 0, and one step alone at k = 1."""
+    q, k, drafting = request.query_len, request.spec_tokens, request.drafting
+    found = [graphs_at(Phase.VERIFY, request, q, verify, note)]
+    without = NO_DRAFT_GRAPHS if drafting is Drafting.WITHOUT_GRAPHS else ""
+    if k and drafting is not Drafting.WITHOUT_MODEL:
+        found.append(graphs_at(Phase.DRAFT_FIRST, request, q, () if without else first, without))
+    if k > 1 and drafting in (Drafting.CHAIN, Drafting.WITHOUT_GRAPHS):
+        found.append(graphs_at(Phase.DRAFT_REST, request, 1, () if without else rest, without))
+    return tuple(found)
+
+
+def _shared(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
+    sizes = plan.batch_sizes
+    return PhasePlan(plan, in_phases(request, sizes, sizes, sizes))
+
+
+def _whole(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
+    """TensorRT-LLM's MTP: the drafts run inside the target's graph."""
+    phase = Phase.ITERATION if request.spec_tokens else Phase.VERIFY
+    note = ONE_GRAPH if request.spec_tokens else ""
+    found = graphs_at(phase, request, request.query_len, plan.batch_sizes, note)
+    return PhasePlan(plan, (found,))
+
+
+def _vllm(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
+    """Every phase finds its graphs in one list of tokens."""
+    tokens, sizes = vllm.token_list(request), plan.batch_sizes
+    rest = vllm.uniform_graphs(tokens, 1, request.max_batch_size)
+    note = RUNNER_V2 if request.policy in _RUNNER_V1 else ""
+    return PhasePlan(plan, in_phases(request, sizes, sizes, rest, note), tuple(tokens))
+
+
+def _vllm_ascend(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
+    tokens = vllm_ascend.token_list(request)
+    rest = [size for size in tokens if size <= request.max_batch_size]
+    sizes = plan.batch_sizes
+    return PhasePlan(plan, in_phases(request, sizes, sizes, rest), tuple(tokens))
+
+
+def _sglang(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
+    """Draft 1 is the extend after verify, drafts 2..k are one graph of k - 1 steps."""
+    drafts = sglang.captured(request, 1)
+    found = in_phases(request, plan.batch_sizes, drafts, drafts)
+    if request.module_per_draft and request.spec_tokens > 1:
+        found = (*found[:2], _extends(request, drafts))
+    return PhasePlan(plan, found)
+
+
+def _extends(request: PlanRequest, sizes: Iterable[int]) -> PhaseGraphs:
+    """Multi-layer mode: every later module extends over the verified positions again."""
+    q = request.query_len
+    return PhaseGraphs(
+        Phase.DRAFT_REST,
+        q,
+        request.max_batch_size,
+        tuple(Bucket(size, size * q) for size in sizes),
+        pads=request.pad,
+        graphs_per_bucket=request.spec_tokens - 1,
+        note=A_GRAPH_A_MODULE,
+    )
+
+
+def _fastdeploy(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
+    verify, *drafts = in_phases(request, plan.batch_sizes, plan.batch_sizes, ())
+    found = [verify, *drafts[:1]]
+    if drafts and request.spec_tokens > 1:
+        found.append(graphs_at(Phase.DRAFT_REST, request, 1, (), FIRST_STEP_ALONE))
+    return PhasePlan(plan, tuple(found))
+
+
+PhaseRule = Callable[[PlanRequest, CapturePlan], PhasePlan]
+
+_RULES: dict[str, PhaseRule] = {
+    "fastdeploy-2.4": _fastdeploy,
+    "fastdeploy-2.5": _fastdeploy,
+    "sglang-0.5.23": _sglang,
+    "tensorrt-llm-1.3": _whole,
+    "vllm-0.18": _vllm,
+    "vllm-0.26": _vllm,
+    "vllm-0.28": _vllm,
+    "vllm-0.30": _vllm,
+    "vllm-0.31": _vllm,
+    "vllm-0.33": _vllm,
+    "vllm-ascend-0.30": _vllm_ascend,
+}

@@ -1,0 +1,46 @@
+"""vLLM's plug-in for Ascend NPUs (vllm-project/vllm-ascend). Sizes are tokens.
+
+``--tp``: with sequence parallelism the plug-in keeps the sizes that tp divides. ``tp_size`` above 1
+means that it is on.
+"""
+
+from cgbench.planning.plan import CapturePlan
+from cgbench.planning.plan_request import PlanRequest
+from cgbench.planning.policies.build import from_exact_tokens, off_stride, truncated
+from cgbench.planning.policies.registry import policy
+from cgbench.planning.policies.vllm import CEILING_TOKENS, TP_MODE, grid
+
+
+@policy(
+    "vllm-ascend-0.30",
+    reads="max_num_batched_tokens",
+    tp_mode=TP_MODE,
+    release="0.30",
+)
+def vllm_ascend_0_30(request: PlanRequest) -> CapturePlan:
+    """vllm-ascend 0.30: vLLM's grid under min(max_num_seqs * (k + 1), 512) tokens.
+
+    The ceiling has no factor 2, and the decode batches' own sizes are not added. So a size is
+    rounded up to a multiple of k + 1 only where that is within the grid, and a max_num_seqs off
+    the grid runs eager. A report measured that 7.5 times slower (pull request 16623).
+    """
+    tokens = token_list(request)
+    q = request.query_len
+    rounded = {-(-size // q) * q for size in tokens}
+    kept = sorted(size for size in rounded if size <= max(tokens, default=0))
+    ceiling = max(tokens, default=0)
+    bare = from_exact_tokens(request, kept)
+    warnings = [
+        *truncated(request, ceiling),
+        *off_stride(request, bare.batch_sizes, request.max_batch_size),
+    ]
+    return from_exact_tokens(request, kept, warnings)
+
+
+def token_list(request: PlanRequest) -> list[int]:
+    """The sizes in tokens, ascending: the engine's grid, or a user's list."""
+    full = request.max_batch_size * request.query_len
+    ceiling = request.graph_maximum or min(full, CEILING_TOKENS)
+    listed = request.graph_sizes or grid(min(ceiling, request.max_num_batched_tokens))
+    kept = {size for size in listed if size <= request.max_num_batched_tokens}
+    return sorted(size for size in kept if size % request.tp_size == 0)

@@ -1,0 +1,1 @@
+"""An engine's own size functions, taken out of its wheel and run with stand-ins."""

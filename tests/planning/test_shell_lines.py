@@ -1,0 +1,170 @@
+"""How a launch line stands in a shell, a script or a file, and what is refused there."""
+
+from pathlib import Path
+
+import pytest
+
+from cgbench.errors import BadInputError
+from cgbench.planning.launch_lines import read_launch
+from cgbench.planning.launch_lines.shell_line import assignments, commands
+
+SERVE = "vllm serve M --max-num-seqs 8"
+
+AROUND = [
+    f"cd /models && CUDA_VISIBLE_DEVICES=0 {SERVE}",
+    f"export HF_HOME=/x; {SERVE} &",
+    f"nohup {SERVE} > serve.log 2>&1 &",
+    f"{SERVE} &> serve.log",
+    "vllm serve M > serve.log --max-num-seqs 8 2>>errors",
+    f"{SERVE} | tee serve.log",
+    f"bash -lc '{SERVE}'",
+    f'docker run image sh -c "sleep 1; {SERVE}"',
+    f"sudo -E uv run {SERVE}",
+    f"source env.sh\n{SERVE}  # the server\n",
+    "vllm serve M \\\r\n  --max-num-seqs 8\r\n",
+    "/opt/venv/bin/vllm serve <M> --max-num-seqs=8",
+]
+
+
+@pytest.mark.parametrize("line", AROUND)
+def test_what_stands_around_the_engines_words_is_left_out(line: str) -> None:
+    found = read_launch(line, None, None)
+    assert (found.request.max_batch_size, found.warnings) == (8, ())
+
+
+def test_each_command_has_its_words() -> None:
+    assert commands("x", "a 'b; c' && d | e >f 2> g h;i") == [
+        ["a", "b; c"],
+        ["d"],
+        ["e", "h"],
+        ["i"],
+    ]
+
+
+def test_a_shell_within_a_shell_ends() -> None:
+    line = "a"
+    for _ in range(9):
+        line = f"bash -c {line!r}" if "'" not in line else f'bash -c "{line}"'
+    assert commands("x", line)
+
+
+def test_variables_are_those_of_a_command_and_of_export() -> None:
+    found = assignments(commands("x", "A=1 b; export C=2 && d --e=3"))
+    assert found == {"A": "1", "C": "2"}
+
+
+@pytest.mark.parametrize("dash", ["\u2013", "\u2014", "\u2212", "\u2011"])
+@pytest.mark.parametrize("line", ["vllm serve M {}max-num-seqs 8", "vllm serve M --port 1 {}tp 2"])
+def test_a_dash_of_a_word_processor_is_refused(dash: str, line: str) -> None:
+    with pytest.raises(BadInputError, match=r"begins with .; type a plain - there"):
+        read_launch(line.format(dash), None, None)
+
+
+def test_a_word_too_many_is_listed() -> None:
+    found = read_launch("vllm serve M max-num-seqs 8 --port 8000 tp 2", None, None)
+    assert found.warnings == tuple(
+        f"{word}: not understood" for word in ("max-num-seqs", "8", "tp", "2")
+    )
+    assert read_launch("trtllm-serve --tp_size 8 M --port 1", None, None).warnings == ()
+    names = read_launch(f"{SERVE} --served-model-name a b c", None, None)
+    assert names.warnings == ()
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_flag_takes_no_value(value: str) -> None:
+    with pytest.raises(BadInputError, match=rf"--enforce-eager={value}: --enforce-eager takes no"):
+        read_launch(f"vllm serve M --enforce-eager={value}", None, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("--max-num-seqs 1000000000000000000000", "must be at most 2,147,483,647"),
+        ("--max-num-seqs 70000", "must be 1 to 65536"),
+        ("--max-num-seqs 0", "must be at least 1"),
+        ("--max-num-seqs 8.5", "must be a whole number"),
+        ("--max-num-batched-tokens 99999999999999999", "must be at most 2,147,483,647"),
+        ("--max-num-batched-tokens 1.5K", "must be a whole number"),
+        ("--max-num-seqs 3000 --max-num-batched-tokens 2k", "above max_num_batched_tokens 2000"),
+    ],
+)
+def test_a_number_out_of_range(line: str, reason: str) -> None:
+    with pytest.raises(BadInputError, match=reason) as caught:
+        read_launch(f"vllm serve M {line}", None, None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+
+BOMB = "".join(f"k{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(9))
+
+FILES = {
+    "list.yaml": "cudagraph-capture-sizes: [1, 2, 4]\nmax-num-seqs: 4\ntrust-remote-code: false\n",
+    "ends.yaml": "max-num-seqs: 4\ncudagraph-capture-sizes:\n- 1\n- 2\n- 4\n",
+    "sglang.yaml": "max-running-requests: 4\ndisable-cuda-graph-padding: false\n",
+    "fastdeploy.yaml": (
+        "max_num_seqs: 16\ngraph_optimization_config: {cudagraph_capture_sizes: [1, 16]}\n"
+    ),
+    "trt.yaml": "max_batch_size: 4\n",
+    "bomb.yaml": BOMB,
+    "code.yaml": "max-num-seqs: !!python/object/apply:os.system ['true']\n",
+    "names.yaml": "- a\n- b\n",
+    "serve.json": '{"max-num-seqs": 4}',
+}
+
+
+@pytest.mark.parametrize("file", ["list.yaml", "ends.yaml"])
+def test_a_list_that_ends_a_file_does_not_take_the_model(file: str) -> None:
+    found = read_launch(f"vllm serve M --config {file} --port 8000", None, None)
+    assert found.request.graph_sizes == (1, 2, 4)
+    assert (found.request.max_batch_size, found.warnings) == (4, ())
+
+
+def test_a_false_value_says_nothing_to_sglang() -> None:
+    found = read_launch("python -m sglang.launch_server --config sglang.yaml", None, None)
+    assert (found.request.pad, found.warnings) == (True, ())
+
+
+def test_the_line_replaces_what_the_file_says() -> None:
+    found = read_launch("vllm serve M --config list.yaml --max-num-seqs 6", None, None)
+    assert found.request.max_batch_size == 6
+
+
+def test_fastdeploy_reads_a_file_too_which_names_it() -> None:
+    line = "python -m fastdeploy.entrypoints.openai.api_server --config=fastdeploy.yaml"
+    for found in (
+        read_launch(line, None, None),
+        read_launch(None, Path("fastdeploy.yaml"), None),
+    ):
+        assert (found.engine, found.request.graph_sizes) == ("FastDeploy", (1, 16))
+
+
+BROKEN = {
+    "vllm serve M --config=list.yaml": "reads no file from it; write --config FILE",
+    "vllm serve M --config list.yaml --config ends.yaml": "--config: is given twice",
+    "vllm serve M --config --port 1": "--config: needs a value",
+    "vllm serve M --config serve.json": "a file that ends in .yaml or .yml",
+    "trtllm-serve M --config bomb.yaml": "its aliases stand for over 100,000 values",
+    "trtllm-serve M --config code.yaml": "is not YAML in line 1",
+    "trtllm-serve M --config names.yaml": "must hold names and values",
+    "trtllm-serve M --config trt.yaml --extra_llm_api_options=trt.yaml": "is given twice",
+}
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_a_broken_file_is_refused_in_one_line(line: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        read_launch(line, None, None)
+    assert BROKEN[line] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_named_once() -> None:
+    for line in ("vllm serve M --config list.yaml", "trtllm-serve M --config trt.yaml"):
+        with pytest.raises(BadInputError, match=r"--from names .* too; drop one"):
+            read_launch(line, Path("list.yaml"), None)
