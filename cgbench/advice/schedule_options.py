@@ -83,14 +83,16 @@ def _tensorrt_llm(tiers: Sequence[KTier]) -> EngineOption:
 
 def _sglang(tiers: Sequence[KTier]) -> EngineOption:
     sizes = " ".join(map(str, _requests(tiers)))
+    # It begins with this many drafts, and refuses to begin with none.
+    steps = tiers[0].k or _longest(tiers)
+    adaptive = f"--speculative-adaptive --speculative-adaptive-config {ADAPTIVE_FILE} "
+    text = (
+        f"--speculative-algorithm NEXTN --speculative-num-steps {steps} --speculative-eagle-topk 1 "
+        f"--speculative-num-draft-tokens {steps + 1} {adaptive if len(tiers) > 1 else ''}"
+        f"--cuda-graph-bs-decode {sizes}"
+    )
     if len(tiers) == 1:
-        text = f"--speculative-num-steps {tiers[0].k} --cuda-graph-bs-decode {sizes}"
         return EngineOption("sglang", text, "batch sizes count requests")
     sets = {str(tier.first): {"candidate_steps": [tier.k]} for tier in tiers}
-    text = (
-        f"--speculative-adaptive --speculative-adaptive-config {ADAPTIVE_FILE} "
-        f"--speculative-num-steps {tiers[0].k} --cuda-graph-bs-decode {sizes}\n"
-        f"# {ADAPTIVE_FILE}\n{json.dumps(sets)}"
-    )
     note = f"batch sizes count requests; batches above {tiers[-1].last} go on with k={tiers[-1].k}"
-    return EngineOption("sglang", text, note)
+    return EngineOption("sglang", f"{text}\n# {ADAPTIVE_FILE}\n{json.dumps(sets)}", note)
