@@ -41,7 +41,7 @@ from cgbench.cli.head_flags import (
 from cgbench.cli.job import execute, show
 from cgbench.cli.prepare import use_passive_threads
 from cgbench.cli.processes import PARTS
-from cgbench.cli.values import asked
+from cgbench.cli.values import asked, parse_grid
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
@@ -54,7 +54,13 @@ DEFAULT_OUTPUT = Path("results/runs")
 def run(
     model: Model = "default",
     spec_tokens: SpecTokens = "3",
-    batch_sizes: Annotated[str, typer.Option(help="Requests that decode together.")] = "1,2,4,8",
+    batch_sizes: Annotated[
+        str,
+        typer.Option(
+            help="Requests that decode together: 1,2,4,8, or a range 1-64: its ends and the powers "
+            "of two between. So with --spec-tokens."
+        ),
+    ] = "1,2,4,8",
     max_num_seqs: Annotated[
         int | None,
         typer.Option(
@@ -176,7 +182,12 @@ def run(
     """
     parameters = locals()
     started = datetime.now(UTC)
-    given = {"policy": policy_name(policy, capture_sizes), "tp": ranks_asked(tp)}
+    given = {
+        "policy": policy_name(policy, capture_sizes),
+        "tp": ranks_asked(tp),
+        "spec_tokens": parse_grid("--spec-tokens", spec_tokens),
+        "batch_sizes": parse_grid("--batch-sizes", batch_sizes),
+    }
     request = asked(RunRequest, parameters | given)
     if thin and save_tokens:
         raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")

@@ -52,6 +52,14 @@ def tune(
         str | None,
         typer.Option(help=f"Print the option to paste alone: of {', '.join(ENGINES)}."),
     ] = None,
+    surface: Annotated[
+        bool,
+        typer.Option(
+            "--surface",
+            help="Also print the iteration's time for every k between the measured ones and every "
+            "power of two of requests: measured, or predicted with an interval.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -78,11 +86,13 @@ def tune(
     _say_unfinished(opened)
     found = advise(opened, question)
     if as_json:
-        typer.echo(to_json(found))
+        typer.echo(to_json(found, with_surface=surface))
     elif flags is not None:
         _print_option(found, flags)
     else:
         _print(found)
+        if surface:
+            _print_surface(found)
     raise typer.Exit(found.exit_code)
 
 
@@ -102,6 +112,21 @@ def _print_option(found: "Advice", engine: str) -> None:
         raise CannotError(f"--flags {engine}: no schedule and no k above 0 is advised")
     for text in texts:
         typer.echo(text)
+
+
+def _print_surface(found: "Advice") -> None:
+    from cgbench.advice.surface import LEAST_CELLS, grid, surface_of
+    from cgbench.tables.surface import error_line, surface_part
+
+    fitted = surface_of(found.times)
+    if fitted is None:
+        raise CannotError(
+            f"--surface: {len(found.times.cells)} cells are too few to predict others and to tell "
+            f"how well; measure {LEAST_CELLS}, such as cgbench run --spec-tokens 0-8 "
+            "--batch-sizes 1-64"
+        )
+    print_uncut(surface_part(fitted, grid(found.times)).terminal(console().width))
+    typer.echo(error_line(fitted))
 
 
 def _print(found: "Advice") -> None:

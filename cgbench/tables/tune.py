@@ -12,7 +12,9 @@ from cgbench.advice.advise import Advice, ContextAdvice
 from cgbench.advice.best_k import Best
 from cgbench.advice.bounded import Bounded
 from cgbench.advice.break_even import BreakEven
+from cgbench.advice.surface import grid, surface_of
 from cgbench.tables.part import Part, Row
+from cgbench.tables.surface import surface_facts
 
 NOTES = """\
 Break-even is the mean acceptance length (1 + accepted drafts) at which k gives as many tokens a
@@ -41,9 +43,11 @@ def markdown(advice: Advice) -> str:
     return "\n\n".join([*tables, said, *options, NOTES])
 
 
-def to_json(advice: Advice) -> str:
+def to_json(advice: Advice, *, with_surface: bool = False) -> str:
     """The advice as one JSON object; what is not known is null."""
-    return json.dumps(facts(advice), indent=2)
+    fitted = surface_of(advice.times) if with_surface else None
+    surface = {} if fitted is None else {"surface": surface_facts(fitted, grid(advice.times))}
+    return json.dumps({**facts(advice), **surface}, indent=2)
 
 
 def facts(advice: Advice) -> dict[str, Any]:

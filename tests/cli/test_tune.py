@@ -62,3 +62,16 @@ def test_a_bad_value_is_one_line_that_names_its_flag(flag: str, value: str) -> N
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     cgbench("tune", tmp_path).refused(2, str(tmp_path / "run.json"))
+
+
+def test_the_surface_tells_measured_from_predicted() -> None:
+    done = cgbench("tune", MANY_K, "--surface")
+    assert done.code == 0 and "measured cells, left out" in done.stdout
+    found = json.loads(cgbench("tune", MANY_K, "--surface", "--json").stdout)["surface"]
+    assert {cell["is_measured"] for cell in found["cells"]} == {True}
+    assert 0 < found["left_out_median_error"] < 0.03
+
+
+def test_a_surface_of_too_few_cells_cannot_be_told() -> None:
+    done = cgbench("tune", H200 / "mimo-7b-k3-compiled", "--surface")
+    assert done.code == 3 and "--surface: 6 cells are too few" in done.stderr
