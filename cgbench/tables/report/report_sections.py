@@ -7,6 +7,7 @@ import pandas as pd
 
 from cgbench.advice.advise import Advice, Question, advise
 from cgbench.advice.slow_reasons import slow_reasons
+from cgbench.advice.surface import Surface, grid, surface_of
 from cgbench.errors import CgbenchError
 from cgbench.request.command_line import command_line
 from cgbench.rundir.schema import CAPTURE
@@ -15,6 +16,7 @@ from cgbench.tables.latency import DEFINITIONS, SHOWN, Shown
 from cgbench.tables.part import Part, Row
 from cgbench.tables.report import report_charts as charts
 from cgbench.tables.report.report_runs import ReportRuns, marks, ran_eager
+from cgbench.tables.surface import error_line, surface_part
 from cgbench.tables.tune import conclusions, parts
 from cgbench.words import PIECES
 
@@ -177,16 +179,16 @@ def _which_k(runs: ReportRuns, advice: Sequence[tuple[str, Advice]]) -> Section 
     found = [(name, each) for name, one in advice for each in one.break_evens]
     if not found:
         return None
+    surfaces = {name: surface_of(one.times) for name, one in advice}
     words = [
         line if runs.is_one else f"{name}: {line}"
         for name, one in advice
-        for line in conclusions(one)
-        if not line.startswith("slow: ")
+        for line in (*_concluded(one), *map(error_line, filter(None, [surfaces[name]])))
     ]
     tables = [
         part if runs.is_one else Part(f"{name}: {part.title}", part.headings, part.rows, part.left)
         for name, one in advice
-        for part in parts(one)
+        for part in (*parts(one), *_surface_parts(one, surfaces[name]))
     ]
     return Section(
         "Which k",
@@ -199,6 +201,16 @@ def _which_k(runs: ReportRuns, advice: Sequence[tuple[str, Advice]]) -> Section 
             ),
         ),
     )
+
+
+def _concluded(advice: Advice) -> Iterator[str]:
+    """Without the losses, which the summary has."""
+    return (line for line in conclusions(advice) if not line.startswith("slow: "))
+
+
+def _surface_parts(advice: Advice, surface: Surface | None) -> Iterator[Part]:
+    if surface is not None:
+        yield surface_part(surface, grid(advice.times))
 
 
 def _padding(runs: ReportRuns) -> Section | None:
@@ -230,7 +242,7 @@ def _ledger(runs: ReportRuns) -> Section | None:
     shown = [
         Shown("run", "run"),
         *(
-            Shown(_heading(each.name), each.name, "{:.3g}" if each.dtype == "float64" else "{:,}")
+            Shown(_heading(each.name), each.name, "{:,.2f}" if each.dtype == "float64" else "{:,}")
             for each in CAPTURE
             if not each.is_text
         ),
@@ -320,12 +332,15 @@ def _without_run(part: Part, runs: ReportRuns) -> Part:
     return Part(part.title, part.headings[1:], rows, part.left)
 
 
+LEDGER_HEADINGS = {"spec_tokens": "k", "bucket": "bucket [req]", "num_tokens": "tokens"}
+
+
 def _heading(name: str) -> str:
     """``warmup_ms`` as ``warmup [ms]``."""
-    for unit in ("ms", "bytes", "tokens", "replays"):
+    for unit in ("ms", "bytes", "replays"):
         if name.endswith(f"_{unit}"):
             return f"{name.removesuffix(f'_{unit}').replace('_', ' ')} [{unit}]"
-    return name.replace("_", " ")
+    return LEDGER_HEADINGS.get(name, name)
 
 
 def _percent(share: float | None) -> str:
