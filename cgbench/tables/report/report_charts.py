@@ -34,6 +34,9 @@ MARKERS = "osD^vP*X"
 INK = "#010203"
 """A colour that nothing else has; the page puts its own in its place."""
 
+MAX_BARS = 32
+"""Of a chart of horizontal bars."""
+
 WIDTH_IN, HEIGHT_IN = 7.5, 3.6
 
 
@@ -139,7 +142,15 @@ def anatomy_rows(runs: ReportRuns) -> pd.DataFrame:
     """The largest k of each run's best scope, where stages were timed."""
     rows = runs.best
     largest = rows.groupby("run")["spec_tokens"].transform("max")
-    return rows[(rows["spec_tokens"] == largest) & rows["verify_p50_ms"].notna()]
+    return _few(rows[(rows["spec_tokens"] == largest) & rows["verify_p50_ms"].notna()])
+
+
+def _few(rows: pd.DataFrame) -> pd.DataFrame:
+    """At most as many bars as a chart can show: else each run's smallest and largest batch."""
+    if len(rows) <= MAX_BARS:
+        return rows
+    ends = rows.groupby("run")["batch_size"]
+    return rows[rows["batch_size"].isin([*ends.min(), *ends.max()])]
 
 
 def floor_chart(runs: ReportRuns) -> Draw:
@@ -167,7 +178,7 @@ def floor_rows(runs: ReportRuns) -> pd.DataFrame:
     rows = runs.best
     largest = rows.groupby("run")["spec_tokens"].transform("max")
     is_end = (rows["spec_tokens"] == largest) | (rows["spec_tokens"] == 0)
-    return rows[is_end & rows["floor_ms"].notna()]
+    return _few(rows[is_end & rows["floor_ms"].notna()])
 
 
 def break_even_chart(runs: ReportRuns, found: Sequence[tuple[str, "BreakEven"]]) -> Draw:
