@@ -37,13 +37,13 @@ def measure_in_processes(request: RunRequest, path: Path, *, resume: bool) -> "R
     count = request.timing.processes
     alone = replace(request, timing=replace(request.timing, processes=1))
     parts = [path / PARTS / str(number) for number in range(count)]
-    kept = [n for n, part in enumerate(parts) if _is_finished(part, alone)]
+    kept = [n for n, part in enumerate(parts) if is_finished(part, alone)]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for number, part in enumerate(parts):
         if number in kept:
             continue
         say(f"process {number + 1} of {count}")
-        _run(alone, part, f"process {number + 1} of {count}")
+        run_apart(alone, part, f"--processes: process {number + 1} of {count}")
     opened = [RunDirectory.open(part) for part in parts]
     gone_on: list[Resumed] = [{"utc": now, "kept_processes": kept}] if resume else []
     run = merge_runs(opened, path, latency_markdown, resumed=gone_on)
@@ -60,7 +60,7 @@ def _check(path: Path, *, resume: bool) -> None:
         raise RunDirectoryError(f"--resume: {path / PARTS}: missing; nothing was begun there")
 
 
-def _is_finished(part: Path, request: RunRequest) -> bool:
+def is_finished(part: Path, request: RunRequest) -> bool:
     """Whether ``part`` is a complete run; one that has not written its record holds nothing yet.
 
     Raises ``RunDirectoryError`` where it was asked for otherwise.
@@ -81,7 +81,11 @@ def _is_finished(part: Path, request: RunRequest) -> bool:
     return record.complete
 
 
-def _run(request: RunRequest, part: Path, name: str) -> None:
+def run_apart(request: RunRequest, part: Path, name: str) -> None:
+    """One run in a fresh process, begun or gone on with.
+
+    Raises ``ProcessError``, beginning with ``name``, where it ends badly.
+    """
     job = {
         "request": request.to_record(),
         "path": str(part),
@@ -102,4 +106,4 @@ def _run(request: RunRequest, part: Path, name: str) -> None:
     codes = {int(code) for code in ExitCode} - {0}
     known = done.returncode in codes and lines
     code = ExitCode(done.returncode) if known else ExitCode.CANNOT
-    raise ProcessError(f"--processes: {name}: {reason}; {kept}", code)
+    raise ProcessError(f"{name}: {reason}; {kept}", code)

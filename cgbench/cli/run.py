@@ -28,6 +28,7 @@ from cgbench.cli.bench_flags import (
     policy_name,
 )
 from cgbench.cli.console import say
+from cgbench.cli.contexts import measure_contexts
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -41,7 +42,7 @@ from cgbench.cli.head_flags import (
 from cgbench.cli.job import execute, show
 from cgbench.cli.prepare import use_passive_threads
 from cgbench.cli.processes import PARTS
-from cgbench.cli.values import asked, parse_grid
+from cgbench.cli.values import asked, parse_grid, parse_ints
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked, run_on_ranks
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
@@ -85,8 +86,12 @@ def run(
     chat_template: Chat = ChatTemplate.AUTO,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 64,
     context_len: Annotated[
-        int, typer.Option(help="Tokens already in KV when timing starts; those of a random prompt.")
-    ] = 256,
+        str,
+        typer.Option(
+            help="Tokens already in KV when timing starts; those of a random prompt. Several, such "
+            "as 1024,8192: a run directory each, below --output."
+        ),
+    ] = "256",
     iterations: Annotated[
         int | None,
         typer.Option(
@@ -182,11 +187,13 @@ def run(
     """
     parameters = locals()
     started = datetime.now(UTC)
+    contexts = parse_ints("--context-len", context_len)
     given = {
         "policy": policy_name(policy, capture_sizes),
         "tp": ranks_asked(tp),
         "spec_tokens": parse_grid("--spec-tokens", spec_tokens),
         "batch_sizes": parse_grid("--batch-sizes", batch_sizes),
+        "context_len": contexts[0],
     }
     request = asked(RunRequest, parameters | given)
     if thin and save_tokens:
@@ -199,8 +206,13 @@ def run(
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     use_passive_threads()
     try:
-        has_run = run_on_ranks(num_ranks, device, execute, request, path, resume=resume)
-        codes = show(path, thin=thin, as_json=as_json, explain=explain) if has_run else set()
+        if len(contexts) > 1:
+            paths = measure_contexts(request, contexts, path, resume=resume)
+        else:
+            has_run = run_on_ranks(num_ranks, device, execute, request, path, resume=resume)
+            paths = [path] if has_run else []
+        shown = [show(each, thin=thin, as_json=as_json, explain=explain) for each in paths]
+        codes = set().union(*shown)
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:

@@ -65,7 +65,7 @@ def half(
     """The second process finds a model that is gone: its folder was moved away meanwhile."""
     model = tmp_path / "model"
     shutil.copytree(tiny, model)
-    real = processes._run
+    real = processes.run_apart
 
     def failing(request: RunRequest, part: Path, name: str) -> None:
         if part.name == "1":
@@ -73,7 +73,7 @@ def half(
         real(request, part, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "_run", failing)
+        patch.setattr(processes, "run_apart", failing)
         done = run(model, prompts, tmp_path / "run")
     shutil.copytree(tiny, model)
     return done, model
