@@ -15,13 +15,13 @@ from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
+from cgbench.cli.offline.report import report
+from cgbench.cli.offline.show import show
+from cgbench.cli.offline.tune import tune
 from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
 from cgbench.cli.prompts import prompts
-from cgbench.cli.report import report
 from cgbench.cli.run import run
-from cgbench.cli.show import show
-from cgbench.cli.tune import tune
 from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
 

@@ -8,7 +8,7 @@ import typer
 from cgbench.cli.bench_flags import Debug
 from cgbench.cli.console import console, print_uncut, say
 from cgbench.cli.values import check_known, parse_fraction
-from cgbench.errors import CannotError
+from cgbench.errors import BadInputError, CannotError, ExitCode, foremost
 
 if TYPE_CHECKING:
     from cgbench.advice.advise import Advice
@@ -60,13 +60,21 @@ def tune(
             "power of two of requests: measured, or predicted with an interval.",
         ),
     ] = False,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure what is advised again, on this machine, into this new folder, and set "
+            "it beside what was predicted."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
     """Say which k pays, which is the best, and which schedule to paste, from runs at several k.
 
-    Exit code 0: answered; 2: bad input; 3: runs that make no one table; 4: acceptance is known,
-    and the data cannot tell any k from another.
+    Exit code 0: answered; 1: --verify finds another time or gain than was predicted; 2: bad
+    input; 3: runs that make no one table; 4: acceptance is known, and the data cannot tell any k
+    from another.
     """
     from cgbench.advice.advise import Question, advise
     from cgbench.planning import Concurrency
@@ -75,6 +83,8 @@ def tune(
 
     if flags is not None:
         check_known("--flags", [flags], ENGINES)
+    if verify is not None and (as_json or flags is not None):
+        raise BadInputError(f"--verify {verify}: not with --json or --flags; drop one")
     question = Question(
         acceptance=acceptance,
         concurrency=None if concurrency is None else Concurrency.parse(concurrency),
@@ -93,7 +103,8 @@ def tune(
         _print(found)
         if surface:
             _print_surface(found)
-    raise typer.Exit(found.exit_code)
+    codes = {found.exit_code} if verify is None else {_verify(found, opened, verify)}
+    raise typer.Exit(foremost(codes))
 
 
 def _say_unfinished(runs: "list[RunDirectory]") -> None:
@@ -112,6 +123,12 @@ def _print_option(found: "Advice", engine: str) -> None:
         raise CannotError(f"--flags {engine}: no schedule and no k above 0 is advised")
     for text in texts:
         typer.echo(text)
+
+
+def _verify(found: "Advice", runs: "list[RunDirectory]", output: Path) -> ExitCode:
+    from cgbench.cli.offline.verify import verify
+
+    return verify(found, runs, output)
 
 
 def _print_surface(found: "Advice") -> None:
