@@ -165,13 +165,17 @@ def _decide(
     over_best = next((gain for gain in scheduled if gain.k == best), None)
     least = 1 + question.min_effect
     if len(tiers) > 1 and over_best and over_best.speedup.low > least:
-        return _Decision(tiers, (), scheduled, f"a schedule beats every fixed k: {_k(tiers)}")
+        return _Decision(
+            tiers, (), scheduled, f"a schedule beats every fixed k that was measured: {_k(tiers)}"
+        )
     alone = (KTier(1, tiers[-1].last, best),)
     gains = gains_of(alone)
     unsettled = tuple(gain.k for gain in gains if gain.speedup.low <= least)
     said = _of_schedule(over_best if len(tiers) > 1 else None, question)
     if not unsettled:
-        return _Decision(alone, (), gains, f"a fixed k = {best} is the best{said}")
+        return _Decision(
+            alone, (), gains, f"a fixed k = {best} is the best {_of(fixed, best)}{said}"
+        )
     names = ", ".join(map(str, sorted((best, *unsettled))))
     return _Decision(
         (),
@@ -180,6 +184,12 @@ def _decide(
         f"no k is advised: no interval tells k = {names} more than {question.min_effect:.1%} "
         f"apart{said}",
     )
+
+
+def _of(fixed: Sequence[int], best: int) -> str:
+    """Which k it is the best of."""
+    among = f"of those measured, {', '.join(map(str, fixed))}"
+    return f"{among}; a larger k was not measured" if best == max(fixed) else among
 
 
 def _of_schedule(gain: Gain | None, question: Question) -> str:

@@ -56,7 +56,9 @@ def work_of(times: MeasuredTimes, context_len: int, concurrency: Concurrency | N
         alike = dict.fromkeys(sizes, 1 / len(sizes))
         return Work(alike, "every measured batch size alike")
     weights = concurrency.over(sizes[-1])
-    return Work({n: w for n, w in enumerate(weights, start=1) if w}, concurrency.name)
+    is_above = concurrency.weights[-1][0] > sizes[-1]
+    above = f", more than {sizes[-1]} counted as {sizes[-1]}" if is_above else ""
+    return Work({n: w for n, w in enumerate(weights, start=1) if w}, f"{concurrency.name}{above}")
 
 
 def fixed_lengths(

@@ -51,7 +51,8 @@ def gains_again(advice: Advice, again: MeasuredTimes) -> list[Again]:
 
 
 def _cell(advice: Advice, again: MeasuredTimes, at: At) -> Again | None:
-    mix = time_at(advice.times, at)
+    # A padded batch takes what its bucket takes.
+    mix = time_at(advice.times, at._replace(batch_size=again.cells[at].bucket))
     if mix is None:
         return None
     error = interpolation_error(advice.times, at.context_len)

@@ -90,6 +90,18 @@ def test_two_batch_sizes_tell_nothing_of_those_between() -> None:
     assert found.chosen == ()
 
 
+def test_the_largest_measured_k_is_not_said_to_be_the_best_of_all() -> None:
+    (high,) = advice_of(MANY_K, acceptance="synthetic:0.8,0.6,0.4").contexts
+    assert "of those measured, 0, 1, 2, 3; a larger k was not measured" in high.conclusion
+    (none,) = advice_of(MANY_K, acceptance="synthetic:0,0,0").contexts
+    assert "a larger k" not in none.conclusion
+
+
+def test_requests_above_the_largest_measured_batch_are_told() -> None:
+    (found,) = advice_of(MANY_K, concurrency=Concurrency.uniform(1, 100)).contexts
+    assert found.work.words == "uniform:1-100, more than 64 counted as 64"
+
+
 def test_gain_over_one_k_alone_is_shown_against_it() -> None:
     (found,) = advice_of(MANY_K, acceptance="synthetic:0.8,0.6,0.4", against=1).contexts
     assert [gain.k for gain in found.gains] == [1]
