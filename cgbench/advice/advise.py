@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from cgbench.advice.best_k import Best, best_of_groups
 from cgbench.advice.break_even import BreakEven, break_evens
 from cgbench.advice.cell_times import MeasuredTimes, measured_times
-from cgbench.advice.gains import Gain, Work, best_fixed, fixed_lengths, gain_over, work_of
+from cgbench.advice.gains import (
+    Gain,
+    Ground,
+    Work,
+    best_fixed,
+    fixed_lengths,
+    gain_over,
+    is_timed,
+    work_of,
+)
 from cgbench.advice.interpolation import interpolation_error
 from cgbench.advice.lengths import Lengths, lengths_of, stated_lengths
 from cgbench.advice.schedule_options import EngineOption, options_for
@@ -113,7 +122,7 @@ def _at_context(
     here = tuple(best for best in bests if best.group.context_len == context_len)
     work = work_of(times, context_len, question.concurrency)
     tiers = tiers_of(here, times, lengths)
-    found = _decide(context_len, tiers, times, lengths, work, question)
+    found = _decide(tiers, Ground(times, lengths, context_len, work), question)
     return ContextAdvice(
         context_len=context_len,
         bests=here,
@@ -139,50 +148,47 @@ class _Decision:
     conclusion: str
 
 
-def _decide(
-    context_len: int,
-    tiers: tuple[KTier, ...],
-    times: MeasuredTimes,
-    lengths: Lengths,
-    work: Work,
-    question: Question,
-) -> _Decision:
-    if not lengths.is_known:
+def _decide(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> _Decision:
+    """A schedule where it beats the best fixed k, else that k where it beats every other."""
+    if not ground.lengths.is_known:
         return _Decision((), (), (), "no acceptance is known, so no k is advised")
-    fixed = fixed_lengths(times, lengths, context_len, work)
-    best = best_fixed(times, lengths, context_len, work)
-    if best is None or not tiers:
-        return _Decision((), (), (), _why_not_timed(times, context_len, work))
+    best = best_fixed(ground)
+    if best is None or not tiers or len(fixed_lengths(ground)) == 1:
+        return _Decision((), (), (), _why_not_timed(ground))
+    if len(tiers) == 1 or not is_timed(tiers, ground):
+        return _fixed(best, tiers[-1].last, ground, question, None)
+    gains = _gains(tiers, ground, question)
+    over_best = next(gain for gain in gains if gain.k == best)
+    if over_best.speedup.low > 1 + question.min_effect:
+        said = f"a schedule beats every fixed k that was measured: {_k(tiers)}"
+        return _Decision(tiers, (), gains, said)
+    return _fixed(best, tiers[-1].last, ground, question, over_best)
 
-    def gains_of(some: tuple[KTier, ...]) -> tuple[Gain, ...]:
-        others = [k for k in fixed if some != (KTier(1, some[-1].last, k),)]
-        return tuple(
-            gain_over(k, some, times, lengths, context_len, work, question.confidence, len(fixed))
-            for k in others
-        )
 
-    scheduled = gains_of(tiers)
-    over_best = next((gain for gain in scheduled if gain.k == best), None)
-    least = 1 + question.min_effect
-    if len(tiers) > 1 and over_best and over_best.speedup.low > least:
-        return _Decision(
-            tiers, (), scheduled, f"a schedule beats every fixed k that was measured: {_k(tiers)}"
-        )
-    alone = (KTier(1, tiers[-1].last, best),)
-    gains = gains_of(alone)
-    unsettled = tuple(gain.k for gain in gains if gain.speedup.low <= least)
-    said = _of_schedule(over_best if len(tiers) > 1 else None, question)
+def _fixed(
+    best: int, last: int, ground: Ground, question: Question, scheduled: Gain | None
+) -> _Decision:
+    """``scheduled`` is what a schedule would gain over the best fixed k."""
+    alone = (KTier(1, last, best),)
+    gains = _gains(alone, ground, question)
+    unsettled = tuple(g.k for g in gains if g.speedup.low <= 1 + question.min_effect)
+    beside = _of_schedule(scheduled, question)
     if not unsettled:
-        return _Decision(
-            alone, (), gains, f"a fixed k = {best} is the best {_of(fixed, best)}{said}"
-        )
+        among = _of(fixed_lengths(ground), best)
+        return _Decision(alone, (), gains, f"a fixed k = {best} is the best {among}{beside}")
     names = ", ".join(map(str, sorted((best, *unsettled))))
-    return _Decision(
-        (),
-        unsettled,
-        gains,
-        f"no k is advised: no interval tells k = {names} more than {question.min_effect:.1%} "
-        f"apart{said}",
+    said = (
+        f"no k is advised: no interval tells k = {names} more than {question.min_effect:.1%} apart"
+    )
+    return _Decision((), unsettled, gains, f"{said}{beside}")
+
+
+def _gains(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> tuple[Gain, ...]:
+    """Over every fixed k but the one that the tiers are."""
+    fixed = fixed_lengths(ground)
+    itself = tiers[0].k if len(tiers) == 1 else None
+    return tuple(
+        gain_over(k, tiers, ground, question.confidence, len(fixed)) for k in fixed if k != itself
     )
 
 
@@ -207,9 +213,9 @@ def _k(tiers: Sequence[KTier]) -> str:
     return ", ".join(f"k = {tier.k} for {tier.first} to {tier.last} requests" for tier in tiers)
 
 
-def _why_not_timed(times: MeasuredTimes, context_len: int, work: Work) -> str:
-    first, *_ = times.batch_sizes(context_len)
-    least = min(work.weights)
+def _why_not_timed(ground: Ground) -> str:
+    first, *_ = ground.times.batch_sizes(ground.context_len)
+    least = min(ground.work.weights)
     if least < first:
         return (
             f"the workload has {least} requests and the smallest measured batch size is {first}: "

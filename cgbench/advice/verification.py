@@ -7,7 +7,7 @@ from math import log
 from cgbench.advice.advise import Advice, ContextAdvice
 from cgbench.advice.bounded import Bounded, bounded
 from cgbench.advice.cell_times import At, MeasuredTimes
-from cgbench.advice.gains import Work, gain_over
+from cgbench.advice.gains import Ground, Work, gain_over
 from cgbench.advice.interpolation import interpolation_error, time_at
 from cgbench.statistics import Estimate
 
@@ -76,10 +76,7 @@ def _gain(advice: Advice, again: MeasuredTimes, each: ContextAdvice, k: int) -> 
         gain_over(
             k,
             each.chosen,
-            times,
-            advice.lengths,
-            each.context_len,
-            work,
+            Ground(times, advice.lengths, each.context_len, work),
             advice.question.confidence,
         ).speedup
         for times in (advice.times, again)

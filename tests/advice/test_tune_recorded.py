@@ -1,5 +1,6 @@
 """Advice on recorded H200 runs: what they can tell, and where they must be silent."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from cgbench.advice.cell_times import At, Group, log_ratio, measured_times
 from cgbench.advice.interpolation import interpolation_error, time_at
 from cgbench.errors import BadInputError, CannotError, ExitCode
 from cgbench.planning import Concurrency
+from cgbench.rundir.schema import Cell
 from cgbench.rundir.store import RunDirectory
+from cgbench.words import Status
 from tests.support.recorded import recorded
+from tests.support.runs import Made
 
 MANY_K = "qwen3.5-0.8b-k0123"
 """k 0 to 3 at seven batch sizes, random weights."""
@@ -173,12 +177,7 @@ def test_acceptance_that_states_nothing_is_refused_by_its_flag(text: str, said: 
 
 
 def test_a_cell_that_is_not_ok_is_left_out_by_name(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from cgbench.words import Status
-    from tests.support.runs import Made
-
-    def edit(cell):  # type: ignore[no-untyped-def]
+    def edit(cell: Cell) -> Cell:
         is_bad = cell.spec_tokens and cell.batch_size == 8
         return replace(cell, status=Status.DISTURBED) if is_bad else cell
 
@@ -186,3 +185,17 @@ def test_a_cell_that_is_not_ok_is_left_out_by_name(tmp_path: Path) -> None:
     times = measured_times([RunDirectory.open(path)])
     assert [line for line in times.left_out if "batch size 8" in line and "disturbed" in line]
     assert 2 not in times.of_group(Group(times.contexts[0], 8))
+
+
+@pytest.mark.parametrize("lost", [{(2, 8)}, {(2, 1)}, {(0, 1)}, {(0, 8), (2, 1)}])
+def test_a_cell_that_was_not_measured_leaves_no_advice_and_no_fault(
+    lost: set[tuple[int, int]], tmp_path: Path
+) -> None:
+    def edit(cell: Cell) -> Cell | None:
+        return None if (cell.spec_tokens, cell.batch_size) in lost else cell
+
+    run = RunDirectory.open(Made(edit=edit).write(tmp_path / "run"))
+    for concurrency in (None, Concurrency.uniform(1, 8)):
+        asked = Question(acceptance="synthetic:0.9,0.8", concurrency=concurrency)
+        (found,) = advise([run], asked).contexts
+        assert found.chosen == () and "no advice" in found.conclusion
