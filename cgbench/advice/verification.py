@@ -7,7 +7,7 @@ from math import log
 from cgbench.advice.advise import Advice, ContextAdvice
 from cgbench.advice.bounded import Bounded, bounded
 from cgbench.advice.cell_times import At, MeasuredTimes
-from cgbench.advice.gains import Ground, Work, gain_over
+from cgbench.advice.gains import Ground, Work, fixed_lengths, gain_over, is_timed
 from cgbench.advice.interpolation import interpolation_error, time_at
 from cgbench.statistics import Estimate
 
@@ -41,13 +41,13 @@ def cells_again(advice: Advice, again: MeasuredTimes) -> list[Again]:
 
 def gains_again(advice: Advice, again: MeasuredTimes) -> list[Again]:
     """Each gain that is advised, over the batch sizes of ``again``, each alike."""
-    return [
+    found = (
         _gain(advice, again, each, gain.k)
         for each in advice.contexts
         if each.context_len in again.contexts and each.chosen
         for gain in each.gains
-        if gain.k in again.lengths
-    ]
+    )
+    return [each for each in found if each is not None]
 
 
 def _cell(advice: Advice, again: MeasuredTimes, at: At) -> Again | None:
@@ -69,17 +69,17 @@ def _cell(advice: Advice, again: MeasuredTimes, at: At) -> Again | None:
     )
 
 
-def _gain(advice: Advice, again: MeasuredTimes, each: ContextAdvice, k: int) -> Again:
+def _gain(advice: Advice, again: MeasuredTimes, each: ContextAdvice, k: int) -> Again | None:
+    """None where a cell of either side has no time."""
     sizes = again.batch_sizes(each.context_len)
     work = Work(dict.fromkeys(sizes, 1 / len(sizes)), "measured again")
+    grounds = [
+        Ground(times, advice.lengths, each.context_len, work) for times in (advice.times, again)
+    ]
+    if not all(k in fixed_lengths(one) and is_timed(each.chosen, one) for one in grounds):
+        return None
     predicted, measured = (
-        gain_over(
-            k,
-            each.chosen,
-            Ground(times, advice.lengths, each.context_len, work),
-            advice.question.confidence,
-        ).speedup
-        for times in (advice.times, again)
+        gain_over(k, each.chosen, one, advice.question.confidence).speedup for one in grounds
     )
     at = At(each.context_len, 0, k)
     return _again(at, predicted, measured, advice.question.min_effect)
