@@ -22,7 +22,7 @@ ROOMS = (
 
 WITHOUT_TORCH = (
     *("words", "errors", "inputs", "statistics", "progress"),
-    *("planning", "request", "rundir", "gate", "tables"),
+    *("planning", "request", "rundir", "advice", "gate", "tables"),
 )
 MAX_FILES = 24
 

@@ -15,6 +15,9 @@ from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
+from cgbench.cli.offline.report import report
+from cgbench.cli.offline.show import show
+from cgbench.cli.offline.tune import tune
 from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
 from cgbench.cli.prompts import prompts
@@ -52,6 +55,9 @@ app.command()(run)
 app.command()(plan)
 app.command()(audit)
 app.command()(compare)
+app.command()(tune)
+app.command()(report)
+app.command()(show)
 app.command()(inspect)
 app.command()(peers)
 app.command()(prompts)

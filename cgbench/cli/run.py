@@ -29,6 +29,7 @@ from cgbench.cli.bench_flags import (
     policy_name,
 )
 from cgbench.cli.console import TerminalProgress, say
+from cgbench.cli.contexts import measure_contexts
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -39,8 +40,8 @@ from cgbench.cli.head_flags import (
     HeadOutNorm,
     HeadRef,
 )
-from cgbench.cli.show import show
-from cgbench.cli.values import asked
+from cgbench.cli.run_output import show
+from cgbench.cli.values import asked, parse_grid, parse_ints
 from cgbench.door.processes import PARTS
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked
@@ -55,7 +56,13 @@ DEFAULT_OUTPUT = Path("results/runs")
 def run(
     model: Model = "default",
     spec_tokens: SpecTokens = "3",
-    batch_sizes: Annotated[str, typer.Option(help="Requests that decode together.")] = "1,2,4,8",
+    batch_sizes: Annotated[
+        str,
+        typer.Option(
+            help="Requests that decode together: 1,2,4,8, or a range 1-64: its ends and the powers "
+            "of two between. So with --spec-tokens."
+        ),
+    ] = "1,2,4,8",
     max_num_seqs: Annotated[
         int | None,
         typer.Option(
@@ -80,8 +87,12 @@ def run(
     chat_template: Chat = ChatTemplate.AUTO,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 64,
     context_len: Annotated[
-        int, typer.Option(help="Tokens already in KV when timing starts; those of a random prompt.")
-    ] = 256,
+        str,
+        typer.Option(
+            help="Tokens already in KV when timing starts; those of a random prompt. Several, such "
+            "as 1024,8192: a run directory each, below --output."
+        ),
+    ] = "256",
     iterations: Annotated[
         int | None,
         typer.Option(
@@ -182,7 +193,14 @@ def run(
     """
     parameters = locals()
     started = datetime.now(UTC)
-    given = {"policy": policy_name(policy, capture_sizes), "tp": ranks_asked(tp)}
+    contexts = parse_ints("--context-len", context_len)
+    given = {
+        "policy": policy_name(policy, capture_sizes),
+        "tp": ranks_asked(tp),
+        "spec_tokens": parse_grid("--spec-tokens", spec_tokens),
+        "batch_sizes": parse_grid("--batch-sizes", batch_sizes),
+        "context_len": contexts[0],
+    }
     request = asked(RunRequest, parameters | given)
     if thin and save_tokens:
         raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")
@@ -190,11 +208,14 @@ def run(
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
     try:
-        measured = cgbench.run(request, path, resume=resume, progress=TerminalProgress())
-        codes = set()
+        if len(contexts) > 1:
+            measured = measure_contexts(request, contexts, path, resume=resume)
+        else:
+            measured = [cgbench.run(request, path, resume=resume, progress=TerminalProgress())]
         # Of ranks that torchrun started only the first one shows it.
-        if measured.record.complete:
-            codes = show(measured, thin=thin, as_json=as_json, explain=explain, wide=wide)
+        whole = [each for each in measured if each.record.complete]
+        shown = [show(e, thin=thin, as_json=as_json, explain=explain, wide=wide) for e in whole]
+        codes = set().union(*shown)
     except RankFailedError as error:
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:

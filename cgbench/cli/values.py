@@ -16,6 +16,8 @@ _R = TypeVar("_R", bound=Recorded)
 # Python reads other digits too, underscores between them, and none of 5,000.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
+_RANGE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+
 
 def check_utf8(arguments: Sequence[str]) -> None:
     """Raises ``BadInputError`` for an argument whose bytes are no UTF-8, naming its flag.
@@ -44,6 +46,23 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
             f"{flag} {shown(text)}: must be whole numbers separated by commas, such as 1,2,4"
         )
     return tuple(sorted(set(map(int, parts))))
+
+
+def parse_grid(flag: str, text: str) -> tuple[int, ...]:
+    """As ``parse_ints``, and ``1-64`` for a sparse grid: its ends and the powers of two between.
+
+    Raises ``BadInputError`` naming the flag.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    ranges = [match for part in parts if (match := _RANGE.fullmatch(part))]
+    plain = ",".join(part for part in parts if not _RANGE.fullmatch(part))
+    found = {*parse_ints(flag, plain)} if plain or not ranges else set[int]()
+    for match in ranges:
+        first, last = map(int, match.groups())
+        if first >= last:
+            raise BadInputError(f"{flag} {match[0]}: a range must rise, such as 1-64")
+        found |= {first, last, *(2**i for i in range(last.bit_length()) if first < 2**i < last)}
+    return tuple(sorted(found))
 
 
 def parse_names(text: str) -> list[str]:

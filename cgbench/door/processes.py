@@ -41,14 +41,14 @@ def measure_in_processes(
     count = request.timing.processes
     alone = replace(request, timing=replace(request.timing, processes=1))
     parts = [path / PARTS / str(number) for number in range(count)]
-    kept = [n for n, part in enumerate(parts) if _is_finished(part, alone)]
+    kept = [n for n, part in enumerate(parts) if is_finished(part, alone)]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     for number, part in enumerate(parts):
         if number in kept:
             continue
         name = f"process {number + 1} of {count}"
         progress.say(name)
-        _run(alone, part, name, progress)
+        run_apart(alone, part, f"--processes: {name}", progress)
     opened = [RunDirectory.open(part) for part in parts]
     gone_on: list[Resumed] = [{"utc": now, "kept_processes": kept}] if resume else []
     merge_runs(opened, path, latency_markdown, resumed=gone_on)
@@ -65,7 +65,7 @@ def _check(path: Path, *, resume: bool) -> None:
         raise RunDirectoryError(f"--resume: {path / PARTS}: missing; nothing was begun there")
 
 
-def _is_finished(part: Path, request: RunRequest) -> bool:
+def is_finished(part: Path, request: RunRequest) -> bool:
     """Whether ``part`` is a complete run; one that has not written its record holds nothing yet.
 
     Raises ``RunDirectoryError`` where it was asked for otherwise.
@@ -86,8 +86,11 @@ def _is_finished(part: Path, request: RunRequest) -> bool:
     return record.complete
 
 
-def _run(request: RunRequest, part: Path, name: str, progress: Progress) -> None:
-    """Raises ``ProcessError``, with its reason and exit code, where the process ends badly."""
+def run_apart(request: RunRequest, part: Path, name: str, progress: Progress) -> None:
+    """One run in a fresh process, begun or gone on with.
+
+    Raises ``ProcessError``, beginning with ``name``, where it ends badly.
+    """
     job = {"request": request.to_record(), "path": str(part), "resume": part.exists()}
     with subprocess.Popen(
         [sys.executable, "-m", "cgbench.door.worker"],
@@ -108,7 +111,7 @@ def _run(request: RunRequest, part: Path, name: str, progress: Progress) -> None
     is_known = reason and process.returncode in {*map(int, ExitCode)}
     code = ExitCode(process.returncode) if is_known else ExitCode.CANNOT
     reason = reason or f"ended with status {process.returncode}"
-    raise ProcessError(f"--processes: {name}: {reason}; {kept}", code)
+    raise ProcessError(f"{name}: {reason}; {kept}", code)
 
 
 def _hand_over(job: object, stdin: IO[str]) -> None:

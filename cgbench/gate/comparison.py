@@ -10,7 +10,7 @@ from pathlib import Path
 from cgbench.errors import BadInputError, ExitCode
 from cgbench.gate.evidence import Evidence
 from cgbench.gate.facts import cell_facts, graph_facts, plan_facts, size_facts
-from cgbench.gate.intervals import adjusted_level, interval
+from cgbench.gate.intervals import interval
 from cgbench.gate.pairs import Pair, blockers, differences, other_processor, pairs
 from cgbench.gate.questions import (
     Question,
@@ -28,6 +28,7 @@ from cgbench.gate.verdicts import (
     doubted,
     exit_code,
 )
+from cgbench.statistics import adjusted_level
 from cgbench.words import Status, Verdict
 
 # Blocks that count for fewer than this share of their number follow each other.

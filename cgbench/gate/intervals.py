@@ -12,38 +12,10 @@ claim as much as *regressed* is: one simultaneous interval a line carries both. 
 share their samples; Bonferroni holds under any dependence.
 """
 
-from collections.abc import Sequence
-from math import hypot, inf, log, sqrt
+from math import sqrt
 
 from cgbench.gate.verdicts import Interval
 from cgbench.statistics import Estimate
-
-
-def log_length_estimate(accepted: Sequence[float], drafted: float) -> Estimate:
-    """The log of the mean acceptance length, from counts per draft position.
-
-    A draft is accepted only after all before it, so the counts give every row's ``accepted``: its
-    variance is exact. Half a row is added to each of the k + 1 outcomes for the variance alone
-    (Jeffreys), because rates of 0 or 1 in a few rows are no certainty. Rows count as independent.
-    Those of one request are not quite, which makes the interval too narrow. Prompts are the same in
-    both runs, which makes it too wide.
-    """
-    k = len(accepted)
-    length = 1 + sum(accepted) / drafted
-    reached = [(count + (k - j) / 2) / (drafted + (k + 1) / 2) for j, count in enumerate(accepted)]
-    mean = sum(reached)
-    square = sum((2 * j + 1) * rate for j, rate in enumerate(reached))
-    error = sqrt((square - mean**2) / drafted) / length
-    return Estimate(log(length), error, max(drafted - 1, 1))
-
-
-def difference(left: Estimate, right: Estimate) -> Estimate:
-    """``left - right`` of independent estimates; degrees of freedom after Welch."""
-    error = hypot(left.error, right.error)
-    if error in (0, inf):
-        return Estimate(left.value - right.value, error, 1)
-    shares = ((each.error / error) ** 4 / each.freedom for each in (left, right))
-    return Estimate(left.value - right.value, error, 1 / sum(shares))
 
 
 def interval(estimate: Estimate, level: float) -> Interval:
@@ -58,8 +30,3 @@ def rate_estimate(accepted: float, drafted: float) -> Estimate:
     rate = (accepted + 1) / (drafted + 2)
     error = sqrt(rate * (1 - rate) / (drafted + 2))
     return Estimate(accepted / drafted, error, max(drafted - 1, 1))
-
-
-def adjusted_level(confidence: float, num_intervals: int) -> float:
-    """The level of each of ``num_intervals`` that makes ``confidence`` hold for all together."""
-    return 1 - (1 - confidence) / max(num_intervals, 1)

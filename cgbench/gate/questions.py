@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cgbench.gate.evidence import Evidence, LinePlace, Observed, Place
-from cgbench.gate.intervals import difference, log_length_estimate, rate_estimate
+from cgbench.gate.intervals import rate_estimate
 from cgbench.gate.pairs import Pair
 from cgbench.gate.verdicts import (
     ACCEPTANCE,
@@ -26,7 +26,7 @@ from cgbench.request.acceptance_lengths import stated_length
 from cgbench.rundir.block_times import WALL
 from cgbench.rundir.schema import COLD
 from cgbench.rundir.summary import with_costs
-from cgbench.statistics import Estimate, median_estimate
+from cgbench.statistics import Estimate, difference, log_length_estimate, median_estimate
 from cgbench.words import StageKind, Status
 
 NO_EFFECT = Estimate(0.0)

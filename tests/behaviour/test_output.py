@@ -8,8 +8,8 @@ from rich.console import Console
 
 import cgbench.cli.console as console_module
 from cgbench.cli import inspect as inspect_module
-from cgbench.cli import show as show_module
-from cgbench.cli.show import show
+from cgbench.cli import run_output
+from cgbench.cli.run_output import show
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import cgbench, python
 from tests.support.runs import Made
@@ -20,7 +20,7 @@ def narrow(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     """What a terminal of so many characters shows."""
     shown = io.StringIO()
     to = Console(file=shown, width=request.param, force_terminal=True, color_system=None)
-    for module in (console_module, inspect_module, show_module):
+    for module in (console_module, inspect_module, run_output):
         monkeypatch.setattr(module, "console", lambda *, stderr=False: to)
     return shown
 

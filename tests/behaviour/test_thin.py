@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.cli import show
 from cgbench.errors import ExitCode
 from cgbench.gate.comparison import Rules, compare
 from cgbench.gate.verdicts import Gate
@@ -95,7 +94,7 @@ def test_a_wrong_cell_is_the_worse_thing_to_tell(
 ) -> None:
     monkeypatch.setattr(thin, "MAX_BYTES", 1000)
     wrong = {Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO, Status.OK: ExitCode.ANSWER_IS_NO}
-    monkeypatch.setattr(show, "EXIT_CODES", wrong)
+    monkeypatch.setattr(run_output, "EXIT_CODES", wrong)
     done = run(tiny, prompts, tmp_path / "run", "--thin")
     assert done.code == 1 and "is kept whole" in done.stderr
 

@@ -77,7 +77,7 @@ def half(
     """The second process finds a model that is gone: its folder was moved away meanwhile."""
     model = tmp_path / "model"
     shutil.copytree(tiny, model)
-    real = processes._run
+    real = processes.run_apart
 
     def failing(request: RunRequest, part: Path, name: str, progress: Progress) -> None:
         if part.name == "1":
@@ -85,7 +85,7 @@ def half(
         real(request, part, name, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "_run", failing)
+        patch.setattr(processes, "run_apart", failing)
         done = run(model, prompts, tmp_path / "run")
     shutil.copytree(tiny, model)
     return done, model

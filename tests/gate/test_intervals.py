@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgbench.gate.intervals import (
-    adjusted_level,
-    difference,
-    interval,
-    log_length_estimate,
-    rate_estimate,
-)
+from cgbench.gate.intervals import interval, rate_estimate
 from cgbench.gate.verdicts import ITERATION, Interval, decide
-from cgbench.statistics import Estimate, Floats, blocks_estimate, median_estimate
+from cgbench.statistics import (
+    Estimate,
+    Floats,
+    adjusted_level,
+    blocks_estimate,
+    difference,
+    log_length_estimate,
+    median_estimate,
+)
 from cgbench.words import Verdict
 
 NUM_BLOCKS = 10

@@ -24,21 +24,33 @@ def show(
     directory: "RunDirectory", *, thin: bool, as_json: bool, explain: bool, wide: bool = False
 ) -> set[ExitCode]:
     """Print a finished run, and return every cell's exit code."""
-    from cgbench.tables.latency import latency_table, to_json
-
-    frame = directory.latency()
-    if as_json:
-        typer.echo(to_json(frame, directory.record, directory.path))
-    else:
-        label, width = directory.record.model["label"], console().width
-        print_uncut(latency_table(frame, label, width, is_wide=wide))
-        if explain:
-            _explain(directory)
+    print_run(directory, as_json=as_json, explain=explain, wide=wide)
+    if not as_json:
         say(f"written to {directory.path}")
-    codes = {EXIT_CODES[Status(status)] for status in frame["status"]}
+    codes = {EXIT_CODES[Status(status)] for status in directory.latency()["status"]}
     if thin:
         codes.add(_make_thin(directory))
     return codes
+
+
+def print_run(directory: "RunDirectory", *, as_json: bool, explain: bool, wide: bool) -> None:
+    """The tables of a run, its largest losses, and on a terminal its rates as bars."""
+    from cgbench.advice.slow_reasons import reason_lines
+    from cgbench.tables.latency import latency_table, to_json
+    from cgbench.tables.rate_bars import rate_bars
+
+    frame, record = directory.latency(), directory.record
+    if as_json:
+        typer.echo(to_json(frame, record, directory.path))
+        return
+    print_uncut(latency_table(frame, record.model["label"], console().width, is_wide=wide))
+    if explain:
+        _explain(directory)
+    bars = rate_bars(frame) if console().is_terminal else None
+    if bars is not None:
+        console().print(bars)
+    for line in reason_lines(directory):
+        typer.echo(line)
 
 
 def _make_thin(directory: "RunDirectory") -> ExitCode:

@@ -1,0 +1,207 @@
+"""What each cell of one or more runs took: wall time of an iteration, by context, batch size and k.
+
+All k of one batch size are measured in turns, so two of them are compared round by round.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cgbench.errors import BadInputError, CannotError
+from cgbench.rundir.block_times import WALL, block_times
+from cgbench.rundir.schema import LATENCY_KEY
+from cgbench.rundir.store import RunDirectory
+from cgbench.rundir.summary import CELL
+from cgbench.statistics import (
+    Estimate,
+    Floats,
+    blocks_estimate,
+    difference,
+    processes_estimate,
+)
+from cgbench.words import Scope, StageKind, Status
+
+ONE_MACHINE = ("gpu", "cpu", "torch", "cgbench_commit")
+"""What runs must have alike, because their times are compared."""
+
+MADE_BY_K = ("head", "mtp_modules", "draft_vocab", "acceptance")
+"""Settings that differ between k = 0 and the rest, or that no time depends on."""
+
+MIN_PAIRS = 3
+
+
+class At(NamedTuple):
+    """Where a cell stands: KV rows a request when timing starts, requests, drafts."""
+
+    context_len: int
+    batch_size: int
+    spec_tokens: int
+
+
+class Group(NamedTuple):
+    """The cells that differ in k alone."""
+
+    context_len: int
+    batch_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class CellTime:
+    """Seconds of one cell, ``blocks`` indexed by process and block.
+
+    ``bucket`` is how many requests its graph holds; the batch size where it ran eager.
+    """
+
+    at: At
+    run: int
+    bucket: int
+    blocks: "pd.Series[float]"
+
+    @cached_property
+    def log_estimate(self) -> Estimate:
+        """Of the logarithm of the seconds."""
+        return _estimate(_logs(self.blocks))
+
+    @property
+    def seconds(self) -> float:
+        return float(np.exp(self.log_estimate.value))
+
+
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """The cells of runs that can stand in one table, all of one scope."""
+
+    scope: Scope
+    cells: dict[At, CellTime]
+    left_out: tuple[str, ...]
+    """A line for each cell whose status keeps it out."""
+
+    @property
+    def contexts(self) -> list[int]:
+        return sorted({at.context_len for at in self.cells})
+
+    def batch_sizes(self, context_len: int) -> list[int]:
+        return sorted({at.batch_size for at in self.cells if at.context_len == context_len})
+
+    @property
+    def groups(self) -> list[Group]:
+        return sorted({Group(at.context_len, at.batch_size) for at in self.cells})
+
+    @property
+    def lengths(self) -> list[int]:
+        """Every k, ascending."""
+        return sorted({at.spec_tokens for at in self.cells})
+
+    def of_group(self, group: Group) -> dict[int, CellTime]:
+        """Its cells by k, ascending."""
+        found = ((k, self.cells.get(At(*group, k))) for k in self.lengths)
+        return {k: cell for k, cell in found if cell is not None}
+
+
+def measured_times(runs: Sequence[RunDirectory]) -> MeasuredTimes:
+    """The times of ``runs``, in the scope that all of them have and that holds most graphs.
+
+    Raises ``CannotError`` where runs are of two models, machines or settings, and
+    ``BadInputError`` where a cell is in two of them, or where none has a time.
+    """
+    _check_alike(runs)
+    scope = _scope(runs)
+    cells: dict[At, CellTime] = {}
+    left_out: list[str] = []
+    for number, run in enumerate(runs):
+        for cell in _cells(run, number, scope, left_out):
+            if cell.at in cells:
+                raise BadInputError(
+                    f"{run.path}: k={cell.at.spec_tokens}, batch size {cell.at.batch_size} at "
+                    f"context {cell.at.context_len} is in {runs[cells[cell.at].run].path} too"
+                )
+            cells[cell.at] = cell
+    if not cells:
+        raise BadInputError(f"{runs[0].path}: latency.csv has no cell with a time to read")
+    return MeasuredTimes(scope, cells, tuple(left_out))
+
+
+def log_ratio(over: CellTime, under: CellTime) -> Estimate:
+    """Of the logarithm of ``over`` / ``under``: by rounds that both have, else as independent."""
+    if over.run == under.run:
+        both = over.blocks.index.intersection(under.blocks.index)
+        if len(both) >= MIN_PAIRS:
+            return _estimate(_logs(over.blocks[both]) - _logs(under.blocks[both]))
+    return difference(over.log_estimate, under.log_estimate)
+
+
+def _estimate(logs: "pd.Series[float]") -> Estimate:
+    """The process is the unit of evidence where there are several."""
+    if logs.index.get_level_values("process").nunique() > 1:
+        return processes_estimate(_floats(logs.groupby("process").median()))
+    return blocks_estimate(_floats(logs.sort_index()))
+
+
+def _logs(seconds: "pd.Series[float]") -> "pd.Series[float]":
+    return pd.Series(np.log(_floats(seconds)), index=seconds.index)
+
+
+def _floats(values: "pd.Series[float]") -> Floats:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _scope(runs: Sequence[RunDirectory]) -> Scope:
+    """The iteration's graphs where every run has them, else the phases', else none."""
+    shared = set.intersection(*(set(run.tables.latency["scope"].tolist()) for run in runs))
+    for scope in (Scope.ITERATION, Scope.PHASE, Scope.EAGER):
+        if scope.value in shared:
+            return scope
+    raise BadInputError(f"{runs[0].path}: latency.csv shares no scope with the other runs")
+
+
+def _cells(run: RunDirectory, number: int, scope: Scope, left_out: list[str]) -> Iterator[CellTime]:
+    seconds = _seconds(run)
+    latency = run.tables.latency
+    for row in latency[latency["scope"] == scope.value].astype(object).to_dict("records"):
+        at = At(row["context_len"], row["batch_size"], row["spec_tokens"])
+        if row["status"] != Status.OK.value:
+            left_out.append(
+                f"left out: k={at.spec_tokens}, batch size {at.batch_size} at context "
+                f"{at.context_len} is {row['status']}"
+            )
+            continue
+        bucket = at.batch_size if pd.isna(row["bucket"]) else int(row["bucket"])
+        key = (scope.value, at.spec_tokens, at.batch_size)
+        if key in seconds:
+            yield CellTime(at, number, bucket, seconds[key])
+
+
+def _seconds(run: RunDirectory) -> "dict[Any, pd.Series[float]]":
+    """Wall seconds of each block by cell; the device's where each iteration flushed the cache."""
+    times = block_times(run.tables.samples)
+    seconds = times[WALL].fillna(times[StageKind.ITERATION.value]).dropna()
+    by_cell = seconds.groupby(CELL)
+    return {cell: blocks.droplevel([*CELL]).sort_index() for cell, blocks in by_cell}
+
+
+def _check_alike(runs: Sequence[RunDirectory]) -> None:
+    first = runs[0]
+    for other in runs[1:]:
+        for name in _differing(first, other):
+            raise CannotError(
+                f"{other.path} has another {name} than {first.path}: they make no one table"
+            )
+
+
+def _differing(first: RunDirectory, other: RunDirectory) -> Iterable[str]:
+    ours, theirs = first.record, other.record
+    if ours.model["fingerprint"] != theirs.model["fingerprint"]:
+        yield "model"
+    yield from (n for n in ONE_MACHINE if ours.environment.get(n) != theirs.environment.get(n))
+    apart = {"scope", "spec_tokens", "batch_size", "context_len", *MADE_BY_K}
+    for name in LATENCY_KEY:
+        if name not in apart and _values(first, name) != _values(other, name):
+            yield name
+
+
+def _values(run: RunDirectory, name: str) -> set[object]:
+    return set(run.tables.latency[name].tolist())

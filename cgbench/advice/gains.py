@@ -1,0 +1,175 @@
+"""What a schedule saves over one fixed k, on a workload, with its interval.
+
+The time compared is that of one token for every running request, averaged over how often each
+number of requests runs. Errors add up in closed form: a cell's share of the time tells how far its
+error carries, and nothing is drawn.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, inf, log, sqrt
+from typing import TypeVar
+
+from cgbench.advice.bounded import Bounded, bounded
+from cgbench.advice.cell_times import At, MeasuredTimes
+from cgbench.advice.interpolation import Mix, interpolation_error, time_at
+from cgbench.advice.lengths import Lengths
+from cgbench.advice.tiers import KTier
+from cgbench.planning import Concurrency
+from cgbench.statistics import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A schedule against the fixed ``k``. ``speedup`` is tokens a second over those of ``k``."""
+
+    k: int
+    speedup: Bounded
+
+
+@dataclass(frozen=True)
+class Work:
+    """How often each batch size runs: ``weights`` sum to 1, and every size can be timed."""
+
+    weights: Mapping[int, float]
+    words: str
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What k are compared on: the times of one context, acceptance lengths, and a workload."""
+
+    times: MeasuredTimes
+    lengths: Lengths
+    context_len: int
+    work: Work
+
+    def log_length(self, spec_tokens: int) -> Estimate:
+        """Of a k that has one."""
+        found = self.lengths.log_of(spec_tokens)
+        assert found
+        return found
+
+    def time(self, batch_size: int, spec_tokens: int) -> Mix | None:
+        """None outside of what was measured."""
+        return time_at(self.times, At(self.context_len, batch_size, spec_tokens))
+
+
+@dataclass(frozen=True)
+class _Total:
+    """A mean time and what it is made of, in shares of it."""
+
+    seconds: float
+    by_cell: Mapping[At, float]
+    by_k: Mapping[int, float]
+    by_size: Mapping[int, tuple[int, float, bool]]
+    """Of each batch size its k, its share, and whether it was measured."""
+
+
+KAt = Callable[[int], int]
+_Key = TypeVar("_Key")
+
+
+def work_of(times: MeasuredTimes, context_len: int, concurrency: Concurrency | None) -> Work:
+    """The workload over the batch sizes of one context; without one each measured size alike."""
+    sizes = times.batch_sizes(context_len)
+    if concurrency is None:
+        alike = dict.fromkeys(sizes, 1 / len(sizes))
+        return Work(alike, "every measured batch size alike")
+    weights = concurrency.over(sizes[-1])
+    is_above = concurrency.weights[-1][0] > sizes[-1]
+    above = f", more than {sizes[-1]} counted as {sizes[-1]}" if is_above else ""
+    return Work({n: w for n, w in enumerate(weights, start=1) if w}, f"{concurrency.name}{above}")
+
+
+def fixed_lengths(ground: Ground) -> list[int]:
+    """Every k that has a length and a time at each batch size of the workload."""
+    return [
+        k
+        for k in ground.times.lengths
+        if ground.lengths.log_of(k) is not None
+        and all(ground.time(n, k) for n in ground.work.weights)
+    ]
+
+
+def best_fixed(ground: Ground) -> int | None:
+    """The fixed k that takes least time; None where none can be timed everywhere."""
+
+    def seconds(k: int) -> float:
+        return _total(ground, lambda _: k).seconds
+
+    return min(fixed_lengths(ground), key=seconds, default=None)
+
+
+def is_timed(tiers: Sequence[KTier], ground: Ground) -> bool:
+    """Whether every batch size of the workload has a time at its tier's k."""
+    return all(ground.time(n, _k_at(tiers, n)) for n in ground.work.weights)
+
+
+def gain_over(
+    k: int, tiers: Sequence[KTier], ground: Ground, confidence: float, num_gains: int = 1
+) -> Gain:
+    """The schedule's tokens a second over those of the fixed ``k``; ``confidence`` is that of
+    ``num_gains`` together."""
+    ours = _total(ground, lambda n: _k_at(tiers, n))
+    theirs = _total(ground, lambda _: k)
+    return Gain(k, bounded(_log_faster(ours, theirs, ground), confidence, num_gains))
+
+
+def _k_at(tiers: Sequence[KTier], batch_size: int) -> int:
+    return next((tier.k for tier in tiers if batch_size <= tier.last), tiers[-1].k)
+
+
+def _total(ground: Ground, k_at: KAt) -> _Total:
+    seconds: dict[tuple[int, int], tuple[Mix, float]] = {}
+    for n, weight in ground.work.weights.items():
+        k = k_at(n)
+        mix = ground.time(n, k)
+        assert mix
+        seconds[n, k] = mix, weight / exp(ground.log_length(k).value)
+    total = sum(mix.seconds * factor for mix, factor in seconds.values())
+    by_cell: defaultdict[At, float] = defaultdict(float)
+    by_k: defaultdict[int, float] = defaultdict(float)
+    by_size = {}
+    for (n, k), (mix, factor) in seconds.items():
+        share = mix.seconds * factor / total
+        by_k[k] += share
+        by_size[n] = k, share, mix.is_measured
+        for cell, part in mix.parts:
+            by_cell[cell.at] += part * cell.seconds * factor / total
+    return _Total(total, by_cell, by_k, by_size)
+
+
+def _log_faster(ours: _Total, theirs: _Total, ground: Ground) -> Estimate:
+    """Of theirs over ours: every error by how much more of one side's time it carries."""
+    cells = [
+        (ground.times.cells[at].log_estimate, _apart(theirs.by_cell, ours.by_cell, at))
+        for at in {*ours.by_cell, *theirs.by_cell}
+    ]
+    lengths = [
+        (ground.log_length(k), _apart(theirs.by_k, ours.by_k, k))
+        for k in {*ours.by_k, *theirs.by_k}
+    ]
+    told = [(each, share * each.error) for each, share in (*cells, *lengths) if share * each.error]
+    variance = sum(error**2 for _, error in told) + _blindness(ours, theirs, ground) ** 2
+    value = log(theirs.seconds / ours.seconds)
+    if not 0 < variance < inf:
+        return Estimate(value, variance, 1)
+    spread = sum(error**4 / each.freedom for each, error in told)
+    return Estimate(value, sqrt(variance), variance**2 / spread if spread else inf)
+
+
+def _blindness(ours: _Total, theirs: _Total, ground: Ground) -> float:
+    """What interpolation may be wrong by, where two k differ; taken to be one for all sizes."""
+    unmeasured = sum(
+        share + theirs.by_size[n][1]
+        for n, (k, share, is_measured) in ours.by_size.items()
+        if not is_measured and theirs.by_size[n][0] != k
+    )
+    error = interpolation_error(ground.times, ground.context_len)
+    return unmeasured * (inf if error is None else error) if unmeasured else 0.0
+
+
+def _apart(theirs: Mapping[_Key, float], ours: Mapping[_Key, float], key: _Key) -> float:
+    return abs(theirs.get(key, 0.0) - ours.get(key, 0.0))

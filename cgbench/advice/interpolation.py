@@ -1,0 +1,70 @@
+"""Times of batch sizes that were not measured: linear between the measured ones of the same k.
+
+How wrong that is, the measured ones tell: each is predicted from its neighbours.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+
+from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """A time as a weighted sum of measured cells. One cell of weight 1 is itself measured."""
+
+    parts: tuple[tuple[CellTime, float], ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(weight * cell.seconds for cell, weight in self.parts)
+
+    @property
+    def is_measured(self) -> bool:
+        return len(self.parts) == 1
+
+
+def time_at(times: MeasuredTimes, at: At) -> Mix | None:
+    """The time at a batch size; None outside those measured at this k and context."""
+    sizes = _sizes(times, at)
+    if not sizes or not sizes[0] <= at.batch_size <= sizes[-1]:
+        return None
+    index = bisect_left(sizes, at.batch_size)
+    if sizes[index] == at.batch_size:
+        return Mix(((times.cells[at], 1.0),))
+    return _between(times, at, sizes[index - 1], sizes[index])
+
+
+def left_out_errors(times: MeasuredTimes, context_len: int) -> list[float]:
+    """Relative errors (logs) of every inner batch size, predicted from its two neighbours."""
+    return [*_errors(times, context_len)]
+
+
+def interpolation_error(times: MeasuredTimes, context_len: int) -> float | None:
+    """Their root mean square; None where no batch size has a neighbour on either side."""
+    errors = left_out_errors(times, context_len)
+    return sqrt(sum(each**2 for each in errors) / len(errors)) if errors else None
+
+
+def _errors(times: MeasuredTimes, context_len: int) -> Iterator[float]:
+    for k in times.lengths:
+        sizes = _sizes(times, At(context_len, 0, k))
+        for low, size, high in zip(sizes, sizes[1:], sizes[2:], strict=False):
+            at = At(context_len, size, k)
+            yield log(_between(times, at, low, high).seconds / times.cells[at].seconds)
+
+
+def _sizes(times: MeasuredTimes, at: At) -> Sequence[int]:
+    return [
+        n
+        for n in times.batch_sizes(at.context_len)
+        if At(at.context_len, n, at.spec_tokens) in times.cells
+    ]
+
+
+def _between(times: MeasuredTimes, at: At, low: int, high: int) -> Mix:
+    share = (at.batch_size - low) / (high - low)
+    ends = (times.cells[at._replace(batch_size=n)] for n in (low, high))
+    return Mix(tuple(zip(ends, (1 - share, share), strict=True)))

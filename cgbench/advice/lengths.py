@@ -1,0 +1,120 @@
+"""Mean acceptance lengths to reckon with, each with where it is from. None is ever assumed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+from cgbench.errors import BadInputError
+from cgbench.request.acceptance_lengths import GoldenLength, Length, parse_length
+from cgbench.request.acceptance_setting import AcceptanceSetting
+from cgbench.rundir.store import RunDirectory
+from cgbench.rundir.summary import CELL
+from cgbench.statistics import Estimate, log_length_estimate
+
+GREEDY_OR_SAMPLED = ("greedy", "sampled")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The log of the mean acceptance length by k, and in ``source`` whose it is.
+
+    A k that is not in ``logs`` has no known length. k = 0 always has one: a token an iteration.
+    """
+
+    source: str
+    logs: dict[int, Estimate]
+
+    def log_of(self, spec_tokens: int) -> Estimate | None:
+        return Estimate(0.0) if spec_tokens == 0 else self.logs.get(spec_tokens)
+
+    @property
+    def is_known(self) -> bool:
+        return bool(self.logs)
+
+
+def stated_lengths(text: str, spec_tokens: Sequence[int]) -> Lengths:
+    """What ``--acceptance`` states: golden:NAME, length:L or synthetic:RATE,..
+
+    Raises ``BadInputError`` naming the flag.
+    """
+    drafting = [k for k in spec_tokens if k]
+    if text.partition(":")[0] in GREEDY_OR_SAMPLED:
+        raise BadInputError(
+            f"--acceptance {text}: only cgbench run measures it; state golden:NAME, length:L or "
+            "synthetic:RATE,RATE,..., or leave it out"
+        )
+    if length := parse_length(text):
+        found = _of_length(length, drafting)
+    else:
+        found = _of_rates(AcceptanceSetting.parse(text, (0,)).rates, drafting)
+    if not found:
+        raise BadInputError(f"--acceptance {text}: states no length for any k of the run")
+    return Lengths(_words(text, length), found)
+
+
+def lengths_of(runs: Sequence[RunDirectory]) -> Lengths:
+    """What the runs themselves hold: measured text, or a published table that they state."""
+    rules = {rule for run in runs for rule in _rules(run)}
+    if len(rules) != 1:
+        return Lengths(_nothing("; ".join(sorted(rules)) or "no drafts"), {})
+    rule = rules.pop()
+    if rule.startswith("golden:"):
+        length = parse_length(rule)
+        assert length
+        return Lengths(_words(rule, length), _of_length(length, _drafting(runs)))
+    if rule.partition(":")[0] not in GREEDY_OR_SAMPLED:
+        return Lengths(_nothing(rule), {})
+    if any(run.record.model.get("random_weights") for run in runs):
+        return Lengths(_nothing(f"{rule} on random weights"), {})
+    return Lengths(f"measured by the run ({rule})", _measured(runs))
+
+
+def _rules(run: RunDirectory) -> set[str]:
+    latency = run.tables.latency
+    return set(latency[latency["spec_tokens"] > 0]["acceptance"].tolist())
+
+
+def _drafting(runs: Sequence[RunDirectory]) -> list[int]:
+    return sorted({k for run in runs for k in run.tables.latency["spec_tokens"].tolist() if k})
+
+
+def _nothing(rule: str) -> str:
+    return (
+        f"none: the run's rule, {rule}, is no measurement of acceptance. State one with "
+        "--acceptance, such as golden:NAME or synthetic:RATE,RATE,..."
+    )
+
+
+def _words(text: str, length: Length | None) -> str:
+    if isinstance(length, GoldenLength):
+        other = "; another model than this one" if length.is_borrowed else ""
+        return (
+            f"{text}: {length.row.model} with its own drafter, InferenceX on SPEED-Bench coding, "
+            f"one run for each k, so without an interval{other}"
+        )
+    return f"stated: {text}, without an interval"
+
+
+def _of_length(length: Length, drafting: Sequence[int]) -> dict[int, Estimate]:
+    """Of each k that has a length, and can reach it."""
+    stated = {k: length.at(k) for k in drafting}
+    return {k: Estimate(log(at)) for k, at in stated.items() if at and 1 <= at <= k + 1}
+
+
+def _of_rates(rates: Sequence[float], drafting: Sequence[int]) -> dict[int, Estimate]:
+    return {k: Estimate(log(1 + sum(rates[:k]))) for k in drafting if k <= len(rates)}
+
+
+def _measured(runs: Sequence[RunDirectory]) -> dict[int, Estimate]:
+    """Of each k, from the one cell that decoded most rows.
+
+    Every batch size and scope decodes the same prompts, so adding them up would count them twice.
+    """
+    found: dict[int, tuple[int, Estimate]] = {}
+    for run in runs:
+        cells = run.tables.acceptance.sort_values("position")
+        for _, cell in cells.groupby(CELL):
+            k, drafted = int(cell["spec_tokens"].iloc[0]), int(cell["drafted"].iloc[0])
+            if drafted > found.get(k, (0,))[0]:
+                found[k] = drafted, log_length_estimate(cell["accepted"].tolist(), drafted)
+    return {k: estimate for k, (_, estimate) in found.items()}

@@ -1,0 +1,98 @@
+"""A schedule of k as the options of engines, with the capture list that serves it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cgbench.advice.tiers import KTier
+from cgbench.planning import PlanRequest, plan
+
+POLICY = "scaled"
+ADAPTIVE_FILE = "adaptive.json"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOption:
+    """What to paste into one engine, and what it does not say by itself."""
+
+    engine: str
+    text: str
+    note: str
+
+
+def options_for(tiers: Sequence[KTier]) -> tuple[EngineOption, ...]:
+    """For vLLM, TensorRT-LLM and SGLang; nothing where no tier drafts."""
+    if not any(tier.k for tier in tiers):
+        return ()
+    return (_vllm(tiers), _tensorrt_llm(tiers), _sglang(tiers))
+
+
+def batch_sizes_of(tier: KTier) -> tuple[int, ...]:
+    """The captured batch sizes that the tier's requests run in.
+
+    The tier's last batch size is one of them. A batch that is padded past it would look for a
+    graph of the next tier's k.
+    """
+    found = plan(PlanRequest(spec_tokens=tier.k, max_batch_size=tier.last, policy=POLICY))
+    buckets = (found.bucket_for(n) for n in range(tier.first, tier.last + 1))
+    return tuple(sorted({bucket.batch_size for bucket in buckets if bucket} | {tier.last}))
+
+
+def _requests(tiers: Sequence[KTier]) -> list[int]:
+    return sorted({size for tier in tiers for size in batch_sizes_of(tier)})
+
+
+def _tokens(tiers: Sequence[KTier]) -> list[int]:
+    """n * (k + 1) tokens of every tier's sizes, and n, because drafts 2..k run one a request."""
+    sizes = [(size, tier.k) for tier in tiers for size in batch_sizes_of(tier)]
+    return sorted({tokens for n, k in sizes for tokens in (n * (k + 1), n)})
+
+
+def _longest(tiers: Sequence[KTier]) -> int:
+    return max(tier.k for tier in tiers)
+
+
+def _vllm(tiers: Sequence[KTier]) -> EngineOption:
+    config: dict[str, object] = {"method": "mtp", "num_speculative_tokens": _longest(tiers)}
+    if len(tiers) > 1:
+        ranges = [[tier.first, tier.last, tier.k] for tier in tiers]
+        config["num_speculative_tokens_per_batch_size"] = ranges
+    sizes = {"cudagraph_capture_sizes": _tokens(tiers)}
+    return EngineOption(
+        "vllm",
+        f"--speculative-config '{json.dumps(config)}' --compilation-config '{json.dumps(sizes)}'",
+        f"capture sizes count tokens; batches above {tiers[-1].last} go on with k={tiers[-1].k}",
+    )
+
+
+def _tensorrt_llm(tiers: Sequence[KTier]) -> EngineOption:
+    schedule = ", ".join(f"{tier.last}: {tier.k}" for tier in tiers)
+    drafts = f"  max_draft_len: {_longest(tiers)}"
+    text = [
+        "speculative_config:",
+        "  decoding_type: MTP",
+        drafts,
+        *([f"  draft_len_schedule: {{{schedule}}}"] if len(tiers) > 1 else []),
+        "cuda_graph_config:",
+        "  enable_padding: true",
+        f"  batch_sizes: {_requests(tiers)}",
+    ]
+    above = f"batches above {tiers[-1].last} do not draft" if len(tiers) > 1 else "no schedule"
+    return EngineOption("tensorrt-llm", "\n".join(text), f"batch sizes count requests; {above}")
+
+
+def _sglang(tiers: Sequence[KTier]) -> EngineOption:
+    sizes = " ".join(map(str, _requests(tiers)))
+    # It begins with this many drafts, and refuses to begin with none.
+    steps = tiers[0].k or _longest(tiers)
+    adaptive = f"--speculative-adaptive --speculative-adaptive-config {ADAPTIVE_FILE} "
+    text = (
+        f"--speculative-algorithm NEXTN --speculative-num-steps {steps} --speculative-eagle-topk 1 "
+        f"--speculative-num-draft-tokens {steps + 1} {adaptive if len(tiers) > 1 else ''}"
+        f"--cuda-graph-bs-decode {sizes}"
+    )
+    if len(tiers) == 1:
+        return EngineOption("sglang", text, "batch sizes count requests")
+    sets = {str(tier.first): {"candidate_steps": [tier.k]} for tier in tiers}
+    note = f"batch sizes count requests; batches above {tiers[-1].last} go on with k={tiers[-1].k}"
+    return EngineOption("sglang", f"{text}\n# {ADAPTIVE_FILE}\n{json.dumps(sets)}", note)

@@ -1,0 +1,86 @@
+"""A schedule of k by batch size: the fewest tiers that contradict no measured batch size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp
+
+from cgbench.advice.best_k import Best
+from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
+from cgbench.advice.lengths import Lengths
+
+
+@dataclass(frozen=True, slots=True)
+class KTier:
+    """Batch sizes ``first`` to ``last`` draft ``k``.
+
+    ``tied`` are other k that would do as well as far as the data tells. ``measured_from`` is the
+    first batch size measured in the tier: between it and ``first`` the switch is interpolated.
+    """
+
+    first: int
+    last: int
+    k: int
+    tied: tuple[int, ...] = ()
+    measured_from: int = 1
+
+
+def tiers_of(bests: Sequence[Best], times: MeasuredTimes, lengths: Lengths) -> tuple[KTier, ...]:
+    """Tiers over 1 to the largest batch size of one context; ``bests`` ascend.
+
+    A tier goes on for as long as one k may be the best of all its batch sizes. Of several such k
+    the smallest is taken, which needs the fewest graphs.
+    """
+    stretches = _stretches(bests)
+    tiers: list[KTier] = []
+    for good, members in stretches:
+        k, measured_from = min(good), members[0].group.batch_size
+        first = 1
+        if tiers:
+            before = tiers[-1]
+            first = _switch(before.k, k, before.last, members[0], times, lengths)
+            tiers[-1] = KTier(before.first, first - 1, before.k, before.tied, before.measured_from)
+        tied = tuple(sorted(good - {k}))
+        tiers.append(KTier(first, members[-1].group.batch_size, k, tied, measured_from))
+    return tuple(tiers)
+
+
+def _stretches(bests: Sequence[Best]) -> list[tuple[frozenset[int], list[Best]]]:
+    """Neighbours that share a good k, as far as they go, with the k that they share."""
+    found: list[tuple[frozenset[int], list[Best]]] = []
+    for best in bests:
+        shared = found[-1][0] & best.good if found else frozenset()
+        if shared:
+            found[-1] = shared, [*found[-1][1], best]
+        else:
+            found.append((best.good, [best]))
+    return found
+
+
+def _switch(
+    old: int, new: int, last: int, best: Best, times: MeasuredTimes, lengths: Lengths
+) -> int:
+    """The first batch size after ``last`` where ``new`` is predicted to be ahead of ``old``."""
+    context, until = best.group
+    low, high = ((times.cells.get(At(context, n, k)) for k in (old, new)) for n in (last, until))
+    ends = [*low, *high]
+    if None in ends:
+        return until
+    old_low, new_low, old_high, new_high = (
+        _token_time(cell, lengths) for cell in ends if cell is not None
+    )
+    for n in range(last + 1, until):
+        share = (n - last) / (until - last)
+        if _between(new_low, new_high, share) < _between(old_low, old_high, share):
+            return n
+    return until
+
+
+def _token_time(cell: CellTime, lengths: Lengths) -> float:
+    """Seconds a token of one request."""
+    log_length = lengths.log_of(cell.at.spec_tokens)
+    assert log_length
+    return cell.seconds / exp(log_length.value)
+
+
+def _between(low: float, high: float, share: float) -> float:
+    return low + share * (high - low)

@@ -1,0 +1,33 @@
+"""A table before it is laid out: for the terminal, for Markdown, for a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from cgbench.tables.fit import fitted_table
+from cgbench.tables.markdown import markdown_table
+
+Row = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``left`` are the headings of columns that hold names, not numbers."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    left: tuple[str, ...] = ()
+
+    def terminal(self, width: int) -> Table:
+        """For a terminal of ``width`` characters."""
+        table = fitted_table(self.title, self.headings, self.rows, width, names=self.left)
+        for cells in self.rows:
+            table.add_row(*cells)
+        return table
+
+    def markdown(self) -> str:
+        """Under a heading of its own."""
+        table = markdown_table(self.headings, self.rows, left=self.left)
+        return f"### {self.title}\n\n{table}"

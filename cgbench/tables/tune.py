@@ -1,0 +1,215 @@
+"""Advice as people and programs read it: terminal, Markdown, JSON."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cgbench.advice.advise import Advice, ContextAdvice
+from cgbench.advice.best_k import Best
+from cgbench.advice.bounded import Bounded
+from cgbench.advice.break_even import BreakEven
+from cgbench.advice.surface import grid, surface_of
+from cgbench.tables.part import Part, Row
+from cgbench.tables.surface import surface_facts
+
+NOTES = """\
+Break-even is the mean acceptance length (1 + accepted drafts) at which k gives as many tokens a
+second as k = 0. Per draft it is the rate at which each draft must be accepted, given the one before
+it. Times are wall times of cgbench's own iteration, not of another engine. Intervals hold together.
+"""
+
+
+def terminal(advice: Advice, width: int) -> Iterator[Table | Text]:
+    """Every table, then what is concluded."""
+    for part in parts(advice):
+        yield part.terminal(width)
+    yield Text("\n".join(conclusions(advice)))
+
+
+def markdown(advice: Advice) -> str:
+    """The same as Markdown."""
+    tables = [part.markdown() for part in parts(advice)]
+    said = "\n".join(f"- {line}" for line in conclusions(advice))
+    options = [
+        f"#### {option.engine}, context {each.context_len}\n\n{option.note}\n\n"
+        f"```\n{option.text}\n```"
+        for each in advice.contexts
+        for option in each.options
+    ]
+    return "\n\n".join([*tables, said, *options, NOTES])
+
+
+def to_json(advice: Advice, *, with_surface: bool = False) -> str:
+    """The advice as one JSON object; what is not known is null."""
+    fitted = surface_of(advice.times) if with_surface else None
+    surface = {} if fitted is None else {"surface": surface_facts(fitted, grid(advice.times))}
+    return json.dumps({**facts(advice), **surface}, indent=2)
+
+
+def facts(advice: Advice) -> dict[str, Any]:
+    return {
+        "scope": advice.times.scope.value,
+        "acceptance": advice.lengths.source,
+        "confidence": advice.question.confidence,
+        "min_effect": advice.question.min_effect,
+        "why_slow": list(advice.why_slow),
+        "left_out": list(advice.times.left_out),
+        "break_even": [_break_even_facts(each) for each in advice.break_evens],
+        "contexts": [_context_facts(each) for each in advice.contexts],
+    }
+
+
+def parts(advice: Advice) -> Iterator[Part]:
+    """The tables: break-even always, the best k where a length is known."""
+    if advice.break_evens:
+        yield Part(
+            f"Break-even acceptance, scope {advice.times.scope}",
+            (
+                "context [tok]",
+                "batch [req]",
+                "k",
+                "break-even length",
+                "interval",
+                "per draft",
+                "length",
+                "tok/s vs k=0",
+                "interval ",
+                "verdict",
+            ),
+            tuple(map(_break_even_row, advice.break_evens)),
+            ("verdict",),
+        )
+    bests = [best for each in advice.contexts for best in each.bests]
+    if bests:
+        yield Part(
+            "Best k",
+            (
+                "context [tok]",
+                "batch [req]",
+                "best k",
+                "not told from it",
+                "tok/s vs k=0",
+                "interval",
+            ),
+            tuple(map(_best_row, bests)),
+        )
+    gains = [(each, gain) for each in advice.contexts for gain in each.gains]
+    if gains:
+        yield Part(
+            "Gain of what is advised over a fixed k; of the best fixed k where nothing is",
+            ("context [tok]", "over k", "tok/s", "interval", "workload"),
+            tuple(
+                (str(each.context_len), str(gain.k), *_ratio(gain.speedup), each.work.words)
+                for each, gain in gains
+            ),
+            ("workload",),
+        )
+
+
+def conclusions(advice: Advice) -> Iterator[str]:
+    """What is said in words."""
+    yield f"acceptance: {advice.lengths.source}"
+    yield from advice.times.left_out
+    for each in advice.contexts:
+        yield f"context {each.context_len}: {each.conclusion}"
+        yield from _interpolated(each)
+    yield from advice.why_slow
+
+
+def options_text(advice: Advice, engine: str) -> Iterator[str]:
+    """The option of one engine for each context that has one."""
+    for each in advice.contexts:
+        for option in each.options:
+            if option.engine == engine:
+                yield f"# context {each.context_len}: {option.note}\n{option.text}"
+
+
+def _interpolated(each: ContextAdvice) -> Iterator[str]:
+    for before, tier in zip(each.chosen, each.chosen[1:], strict=False):
+        if tier.measured_from > tier.first:
+            yield (
+                f"context {each.context_len}: the switch from k = {before.k} to {tier.k} at "
+                f"{tier.first} requests is interpolated; {tier.measured_from} was measured"
+            )
+    if each.interpolation_error is not None:
+        yield (
+            f"context {each.context_len}: a batch size left out is predicted from its neighbours "
+            f"within {each.interpolation_error:.1%} (root mean square)"
+        )
+
+
+def _break_even_row(each: BreakEven) -> Row:
+    length = each.length
+    return (
+        *map(str, each.at[:2]),
+        str(each.at.spec_tokens),
+        f"{length.value:.3f}",
+        _interval(length),
+        "" if each.rate is None else f"{each.rate:.2f}",
+        "" if each.known is None else f"{each.known.value:.2f}",
+        *_ratio(each.speedup),
+        each.pays.value,
+    )
+
+
+def _best_row(best: Best) -> Row:
+    tied = ", ".join(map(str, sorted(best.tied)))
+    return (*map(str, best.group), str(best.k), tied, *_ratio(best.vs_none))
+
+
+def _ratio(found: Bounded | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    return f"{found.value:.3f}x", _interval(found)
+
+
+def _interval(found: Bounded) -> str:
+    return f"{found.low:.3f} to {found.high:.3f}" if found.is_known else "unknown"
+
+
+def _break_even_facts(each: BreakEven) -> dict[str, Any]:
+    return {
+        **each.at._asdict(),
+        "length": _bounds(each.length),
+        "rate": each.rate,
+        "known_length": _bounds(each.known),
+        "speedup_vs_no_spec": _bounds(each.speedup),
+        "verdict": each.pays.value,
+    }
+
+
+def _context_facts(each: ContextAdvice) -> dict[str, Any]:
+    return {
+        "context_len": each.context_len,
+        "best": [
+            {
+                "batch_size": best.group.batch_size,
+                "k": best.k,
+                "not_told_from_it": sorted(best.tied),
+                "speedup_vs_no_spec": _bounds(best.vs_none),
+            }
+            for best in each.bests
+        ],
+        "advised": [asdict(tier) for tier in each.chosen],
+        "unsettled": list(each.unsettled),
+        "gains": [{"over_k": g.k, "speedup": _bounds(g.speedup)} for g in each.gains],
+        "workload": each.work.words,
+        "interpolation_error": each.interpolation_error,
+        "conclusion": each.conclusion,
+        "options": {option.engine: option.text for option in each.options},
+    }
+
+
+def _bounds(found: Bounded | None) -> dict[str, float | None] | None:
+    if found is None:
+        return None
+    is_known = found.is_known
+    return {
+        "value": found.value,
+        "low": found.low if is_known else None,
+        "high": found.high if is_known else None,
+    }

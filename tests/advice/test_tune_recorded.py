@@ -1,0 +1,201 @@
+"""Advice on recorded H200 runs: what they can tell, and where they must be silent."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from cgbench.advice.advise import Advice, Question, advise
+from cgbench.advice.break_even import Pays
+from cgbench.advice.cell_times import At, Group, log_ratio, measured_times
+from cgbench.advice.interpolation import interpolation_error, time_at
+from cgbench.errors import BadInputError, CannotError, ExitCode
+from cgbench.planning import Concurrency
+from cgbench.rundir.schema import Cell
+from cgbench.rundir.store import RunDirectory
+from cgbench.words import Status
+from tests.support.recorded import recorded
+from tests.support.runs import Made
+
+MANY_K = "qwen3.5-0.8b-k0123"
+"""k 0 to 3 at seven batch sizes, random weights."""
+
+
+def advice_of(*names: str, **asked: object) -> Advice:
+    return advise([recorded(name) for name in names], Question(**asked))  # type: ignore[arg-type]
+
+
+def test_break_even_is_the_ratio_of_the_tables_wall_times() -> None:
+    found = advice_of(MANY_K).break_evens
+    latency = recorded(MANY_K).latency()
+    rows = latency[latency["scope"] == "iteration"].set_index(["spec_tokens", "batch_size"])
+    wall_ms = rows["tpot_ms"] * rows["mean_acceptance_length"]
+    assert len(found) == 21
+    for each in found:
+        _, batch_size, k = each.at
+        ratio = wall_ms[k, batch_size] / wall_ms[0, batch_size]
+        assert each.length.value == pytest.approx(ratio, rel=0.003)
+        assert each.length.low < each.length.value < each.length.high
+
+
+def test_synthetic_acceptance_of_a_run_is_never_taken_for_a_measured_one() -> None:
+    found = advice_of(MANY_K)
+    assert "no measurement of acceptance" in found.lengths.source
+    assert {each.pays for each in found.break_evens} == {Pays.UNKNOWN}
+    assert [each.chosen for each in found.contexts] == [()]
+    assert found.exit_code is ExitCode.OK
+
+
+def test_random_weights_have_no_measured_acceptance() -> None:
+    assert not advice_of("default-k3").lengths.source.startswith("none")
+    assert "golden:" in advice_of("qwen3-30b-a3b-k3").lengths.source
+    assert "another model than this one" in advice_of("qwen3-30b-a3b-k3").lengths.source
+
+
+def test_measured_acceptance_comes_with_its_interval() -> None:
+    first, *_ = advice_of("smollm2-humaneval-k3").break_evens
+    assert first.known and first.known.low < first.known.value < first.known.high
+    assert first.pays is Pays.YES
+
+
+def test_high_acceptance_advises_the_longest_k_at_every_batch_size() -> None:
+    (found,) = advice_of(MANY_K, acceptance="synthetic:0.8,0.6,0.4").contexts
+    assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == [(1, 64, 3)]
+    assert {best.k for best in found.bests} == {3}
+    assert all(gain.speedup.low > 1 for gain in found.gains)
+
+
+def test_what_is_nearly_alike_is_not_advised() -> None:
+    found = advice_of(MANY_K, acceptance="golden:deepseek-v4-on")
+    assert found.contexts[0].chosen == () and found.contexts[0].options == ()
+    assert found.contexts[0].unsettled == (3,)
+    assert found.exit_code is ExitCode.INCONCLUSIVE
+
+
+def test_a_schedule_is_advised_only_for_more_than_the_least_effect() -> None:
+    asked = {"acceptance": "golden:deepseek-v4-on", "min_effect": 0.001}
+    (found,) = advice_of(MANY_K, **asked).contexts
+    assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == [(1, 2, 3), (3, 64, 2)]
+    assert min(gain.speedup.low for gain in found.gains) > 1.001
+
+
+def test_batch_sizes_that_were_not_measured_widen_the_gain() -> None:
+    asked = {"acceptance": "synthetic:0.8,0.6,0.4"}
+    (alike,) = advice_of(MANY_K, **asked).contexts
+    (spread,) = advice_of(MANY_K, **asked, concurrency=Concurrency.uniform(1, 64)).contexts
+    widths = [each.gains[0].speedup.high - each.gains[0].speedup.low for each in (alike, spread)]
+    assert widths[1] > 10 * widths[0]
+
+
+def test_two_batch_sizes_tell_nothing_of_those_between() -> None:
+    (found,) = advice_of("smollm2-humaneval-k3", concurrency=Concurrency.uniform(1, 8)).contexts
+    assert found.interpolation_error is None
+    assert found.chosen == ()
+
+
+def test_the_largest_measured_k_is_not_said_to_be_the_best_of_all() -> None:
+    (high,) = advice_of(MANY_K, acceptance="synthetic:0.8,0.6,0.4").contexts
+    assert "of those measured, 0, 1, 2, 3; a larger k was not measured" in high.conclusion
+    (none,) = advice_of(MANY_K, acceptance="synthetic:0,0,0").contexts
+    assert "a larger k" not in none.conclusion
+
+
+def test_requests_above_the_largest_measured_batch_are_told() -> None:
+    (found,) = advice_of(MANY_K, concurrency=Concurrency.uniform(1, 100)).contexts
+    assert found.work.words == "uniform:1-100, more than 64 counted as 64"
+
+
+def test_gain_over_one_k_alone_is_shown_against_it() -> None:
+    (found,) = advice_of(MANY_K, acceptance="synthetic:0.8,0.6,0.4", against=1).contexts
+    assert [gain.k for gain in found.gains] == [1]
+    with pytest.raises(BadInputError, match="--against 7: not measured"):
+        advice_of(MANY_K, against=7)
+
+
+@pytest.mark.parametrize("rates", ["0.8,0.6,0.4", "0.5,0.2,0.05", "0.13,0.1", "0,0,0", "1,1,1"])
+def test_a_tier_never_drafts_a_k_that_a_measured_batch_size_speaks_against(rates: str) -> None:
+    (found,) = advice_of(MANY_K, acceptance=f"synthetic:{rates}").contexts
+    for best in found.bests:
+        size = best.group.batch_size
+        (k,) = [tier.k for tier in found.tiers if tier.first <= size <= tier.last]
+        assert k in best.good
+    assert found.tiers[0].first == 1
+    assert all(before.last + 1 == after.first for before, after in pairwise(found.tiers))
+
+
+def test_no_acceptance_at_all_makes_no_drafts_the_best() -> None:
+    (found,) = advice_of(MANY_K, acceptance="synthetic:0,0,0").contexts
+    assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == [(1, 64, 0)]
+    assert found.options == ()
+
+
+def test_rounds_that_both_have_tell_more_than_independent_ones() -> None:
+    times = measured_times([recorded(MANY_K)])
+    cells = times.of_group(Group(1024, 8))
+    paired = log_ratio(cells[3], cells[0])
+    apart = (cells[3].log_estimate.error ** 2 + cells[0].log_estimate.error ** 2) ** 0.5
+    assert paired.error < 2 * apart
+    assert paired.value == pytest.approx(
+        cells[3].log_estimate.value - cells[0].log_estimate.value, abs=0.002
+    )
+
+
+def test_left_out_batch_sizes_are_predicted_within_a_few_percent_where_the_curve_is_smooth() -> (
+    None
+):
+    times = measured_times([recorded(MANY_K)])
+    error = interpolation_error(times, 1024)
+    assert error and 0.005 < error < 0.03
+    assert time_at(times, At(1024, 65, 1)) is None
+    between = time_at(times, At(1024, 12, 1))
+    assert between and not between.is_measured
+
+
+def test_runs_of_two_models_make_no_one_table() -> None:
+    with pytest.raises(CannotError, match="another model"):
+        advice_of(MANY_K, "mimo-7b-k3-compiled")
+
+
+def test_a_cell_in_two_runs_is_refused() -> None:
+    with pytest.raises(BadInputError, match=r"batch size 1 at context 1024 is in .* too"):
+        advice_of(MANY_K, MANY_K)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("greedy", "only cgbench run measures it"),
+        ("golden:nothing", "unknown"),
+        ("length:9", "states no length for any k"),
+        ("synthetic:0.5,x", "must be rates"),
+    ],
+)
+def test_acceptance_that_states_nothing_is_refused_by_its_flag(text: str, said: str) -> None:
+    with pytest.raises(BadInputError, match=f"--acceptance {text}: .*{said}"):
+        advice_of(MANY_K, acceptance=text)
+
+
+def test_a_cell_that_is_not_ok_is_left_out_by_name(tmp_path: Path) -> None:
+    def edit(cell: Cell) -> Cell:
+        is_bad = cell.spec_tokens and cell.batch_size == 8
+        return replace(cell, status=Status.DISTURBED) if is_bad else cell
+
+    path = Made(edit=edit).write(tmp_path / "run")
+    times = measured_times([RunDirectory.open(path)])
+    assert [line for line in times.left_out if "batch size 8" in line and "disturbed" in line]
+    assert 2 not in times.of_group(Group(times.contexts[0], 8))
+
+
+@pytest.mark.parametrize("lost", [{(2, 8)}, {(2, 1)}, {(0, 1)}, {(0, 8), (2, 1)}])
+def test_a_cell_that_was_not_measured_leaves_no_advice_and_no_fault(
+    lost: set[tuple[int, int]], tmp_path: Path
+) -> None:
+    def edit(cell: Cell) -> Cell | None:
+        return None if (cell.spec_tokens, cell.batch_size) in lost else cell
+
+    run = RunDirectory.open(Made(edit=edit).write(tmp_path / "run"))
+    for concurrency in (None, Concurrency.uniform(1, 8)):
+        asked = Question(acceptance="synthetic:0.9,0.8", concurrency=concurrency)
+        (found,) = advise([run], asked).contexts
+        assert found.chosen == () and "no advice" in found.conclusion
