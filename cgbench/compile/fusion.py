@@ -31,6 +31,7 @@ from cgbench.compile.patterns import (
     residual_and_product,
     rotated_product,
     summands,
+    with_end,
     writes_in_place,
 )
 
@@ -95,7 +96,7 @@ def fuse(graph_module: GraphModule) -> GraphModule:
     for node in graph.output_node().all_input_nodes:
         residual, product = residual_and_product(node)
         if product is not None and _reads_the_same(node, (*product.args, residual)):
-            _replace(node, LINEAR_ADD, (*product.args, residual))
+            _replace(node, LINEAR_ADD, with_end(product, residual))
     graph_module.recompile()
     return graph_module
 
@@ -150,7 +151,8 @@ def _fuse_rotary(attend: Node) -> None:
     if _reads_the_same(attend, inputs):
         attend.args = (found.query, found.key, *rest)
         _take_out_unused(attend.graph)
-        _replace(found.product, ROTATED_LINEAR, inputs)
+        ends = found.cos, found.sin, found.num_columns
+        _replace(found.product, ROTATED_LINEAR, with_end(found.product, *ends))
 
 
 def _reads_the_same(node: Node, inputs: tuple[Any, ...]) -> bool:

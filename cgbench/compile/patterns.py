@@ -81,6 +81,12 @@ def residual_and_product(node: Node) -> tuple[Node, Node]:
     return None, None
 
 
+def with_end(product: Node, *end: Any) -> tuple[Any, ...]:
+    """What the operator of ``product`` with an end reads: a product's input, weight and bias, what
+    the end reads, and the scales of an FP8 weight."""
+    return (*product.args[:3], *end, *product.args[3:])
+
+
 def _alike(residual: Node, product: Node) -> bool:
     """Whether they have one shape and type: their sum is no wider than they are."""
     if not isinstance(residual, torch.fx.Node):

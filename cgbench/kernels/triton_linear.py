@@ -299,7 +299,7 @@ def linear(
     """``x [..., K]`` of at most ``MAX_ROWS`` rows times ``weight [N, K]``: ``[..., N]``, in the
     default ``tiling`` of its size. Either ``residual [..., N]`` is added, or its first heads are
     rotated by ``rotary``, or, where ``is_gated``, ``silu(gate) * up`` of the product's halves is
-    returned, ``[..., N / 2]``. A weight with ``scales`` is FP8, and may have ``MAX_SCALED_ROWS``."""
+    returned, ``[..., N / 2]``. A weight with ``scales`` is FP8, and takes ``MAX_SCALED_ROWS``."""
     rows = x.reshape(-1, x.shape[-1])
     num_rows, num_inputs = rows.shape
     num_outputs = weight.shape[0]

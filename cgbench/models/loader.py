@@ -12,7 +12,11 @@ from transformers.distributed import DistributedConfig
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
-from cgbench.models.checkpoint import check_files
+from cgbench.models.checkpoint import check_files, tensor_files
+from cgbench.models.fp8.scaled_files import ScaledFiles
+from cgbench.models.fp8.scaled_loading import load_scaled, read_generation_config
+from cgbench.models.fp8.scaled_modules import is_quantised
+from cgbench.models.fp8.scheme import UNQUANTISED
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
@@ -67,6 +71,7 @@ class LoadedModel:
     state_shapes: Mapping[int, StateShape]
     skeleton: Skeleton
     routing: Routing = Routing.MODEL
+    quant: str = UNQUANTISED
     ranks: Ranks = ALONE
 
     @property
@@ -113,6 +118,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         state_shapes=kv.state_shapes,
         skeleton=plan.skeleton,
         routing=plan.routing,
+        quant=plan.quant,
         ranks=plan.request.ranks,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
@@ -156,6 +162,8 @@ def _splits(plan: LoadingPlan) -> Splits:
 
 def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
+    if plan.scaled is not None:
+        return _load_scaled_target(plan, plan.scaled, splits)
     num_ranks = request.ranks.size
     distributed = {"distributed_config": DistributedConfig(tp_size=num_ranks)} if splits else {}
     try:
@@ -182,6 +190,30 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
+        _divide_target(model, splits, request.ranks)
+    loaded: PreTrainedModel = model.to(request.device)
+    return loaded
+
+
+def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -> PreTrainedModel:
+    """A target of FP8 weights. Where ranks share it, each reads it whole and keeps its part."""
+    request, ref = plan.request, plan.request.path
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class_for(plan.config).from_config(
+            plan.config, dtype=request.dtype, **_implementations(plan)
+        )
+    device = torch.device("cpu") if splits else request.device
+    scaled = plan.skeleton.scaled
+    try:
+        paths = tensor_files(ref)
+        info = load_scaled(model, scaled, files, paths, request.dtype, device)
+    except (OSError, SafetensorError) as error:
+        check_files(ref)
+        raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
+    unfit = {name for name, *_ in info.mismatched_keys} | info.conversion_errors.keys()
+    check_placed(ref, model, info.missing_keys - unfit, unfit, info.unexpected_keys)
+    read_generation_config(model, ref)
+    if splits:
         _divide_target(model, splits, request.ranks)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
@@ -247,7 +279,8 @@ def cast_head(head: DraftHead, target: Target) -> None:
     for module_name, module in head.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
-                if tensor is not None and tensor.is_floating_point():
+                is_float = tensor is not None and tensor.is_floating_point()
+                if tensor is not None and is_float and not is_quantised(module, name):
                     path = f".{module_name}.{name}"
                     is_kept = any(f".{each}" in path for each in kept)
                     tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)

@@ -137,6 +137,19 @@ def linear_kernels() -> None:
     triton_gate.gated(torch.zeros(40, 22_016, dtype=torch.bfloat16))
 
 
+def scaled_kernels() -> None:
+    row_blocks = torch.zeros(22_016, dtype=torch.int32)
+    weight = torch.empty(22_016, 4096, dtype=torch.float8_e4m3fn)
+    scales = triton_linear.Scales(torch.ones(172, 32), row_blocks)
+    for num_rows in (4, 32, 256):
+        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
+        triton_linear.linear(x, weight, None, scales=scales)
+        triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
+        of_few = triton_linear.Scales(scales.scale, row_blocks[:4096])
+        residual = x.new_zeros(num_rows, 4096)
+        triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
+
+
 def attention_kernels() -> None:
     shape = ((8, 128), (8, 128))
     for dtype, batch, window in (
@@ -216,6 +229,7 @@ def read_kernel() -> None:
     [
         (rows_kernels, 7, 0),
         (linear_kernels, 15, 0),
+        (scaled_kernels, 9, 0),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 7, 1),
         (merge_kernels, 4, 0),

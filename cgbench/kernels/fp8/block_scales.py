@@ -1,7 +1,7 @@
 """FP8 weights (e4m3) and their scales: the definition of what a stored weight is worth.
 
-A weight ``[..., N, K]`` has scales ``[..., R, C]`` in float32. Row ``n`` reads row ``row_blocks[n]``
-of them. Column ``k`` reads column ``k // column_block(K, C)``. One form serves scales of a tensor
+A weight ``[..., N, K]`` has scales ``[..., R, C]`` in float32. Row ``n`` reads their row
+``row_blocks[n]``. Column ``k`` reads column ``k // column_block(K, C)``. One form serves scales of a tensor
 (R = C = 1), of an output channel (R = N, C = 1) and of blocks, and a part of a weight that cuts a
 block keeps that block's scale.
 """
@@ -66,8 +66,8 @@ def _slices(num_rows: int, num_inputs: int) -> Iterator[slice]:
 def scaled_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, row_blocks: Tensor
 ) -> Tensor:
-    """``F.linear`` of ``x [..., K]`` and the values of ``weight [N, K]``, a slice of rows at a time,
-    so that no whole copy of the weight is ever made.
+    """``F.linear`` of ``x [..., K]`` and the values of ``weight [N, K]``, a slice of rows at a
+    time: no whole copy of a large weight is ever made.
 
     On a CPU this is the definition: the values and the sums are float32, rounded to ``x``'s dtype
     once. On CUDA the values are rounded to ``x``'s dtype first, because the library multiplies
