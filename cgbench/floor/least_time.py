@@ -102,9 +102,9 @@ class Floor:
             expected = expected_experts(product, num_tokens)
             is_mixture = product.num_experts > 1
             read = experts_read if is_mixture and experts_read is not None else expected
-            num_bytes = count * read * product.bytes_read(self.itemsize)
+            weights = count * read * product.bytes_read(self.itemsize)
             flops = count * 2.0 * num_tokens * product.num_rows * product.num_elements
-            line = self._line(stage, product.name, count, num_bytes, flops)
+            line = self._line(stage, product.name, count, weights, flops)
             yield (
                 line
                 if not is_mixture

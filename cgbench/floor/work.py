@@ -140,8 +140,7 @@ def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int
     return replace(
         work,
         products=tuple(
-            each.part(num_ranks) if each.name in divided else each
-            for each in work.products
+            each.part(num_ranks) if each.name in divided else each for each in work.products
         ),
         attentions=tuple(
             replace(

@@ -284,7 +284,8 @@ def divide_vocabulary(output: nn.Module, ranks: Ranks) -> None:
     output.weight = _as_parameter(Split(0).part(output.weight.detach(), ranks))
     if output.bias is not None:
         output.bias = _as_parameter(Split(0).part(output.bias.detach(), ranks))
-    output.__class__ = _BY_VOCABULARY[type(output)]
+    module: nn.Module = output
+    module.__class__ = _BY_VOCABULARY[type(output)]
 
 
 def without_dtensors(model: PreTrainedModel, splits: Splits) -> None:

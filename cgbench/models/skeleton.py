@@ -172,5 +172,5 @@ def _num_bytes(module: nn.Module, scaled: Mapping[str, Size], dtype: torch.dtype
     """Of parameters and stored buffers; a tied one is one object under two names."""
     tensors = module.state_dict(keep_vars=True)
     others = {id(tensor): tensor for name, tensor in tensors.items() if name not in scaled}
-    plain = sum(tensor.numel() for tensor in others.values()) * dtype.itemsize
+    plain: int = sum(tensor.numel() for tensor in others.values()) * dtype.itemsize
     return plain + _scaled_bytes(module, scaled)

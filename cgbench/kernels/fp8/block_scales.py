@@ -1,9 +1,9 @@
 """FP8 weights (e4m3) and their scales: the definition of what a stored weight is worth.
 
 A weight ``[..., N, K]`` has scales ``[..., R, C]`` in float32. Row ``n`` reads their row
-``row_blocks[n]``. Column ``k`` reads column ``k // column_block(K, C)``. One form serves scales of a tensor
-(R = C = 1), of an output channel (R = N, C = 1) and of blocks, and a part of a weight that cuts a
-block keeps that block's scale.
+``row_blocks[n]``. Column ``k`` reads column ``k // column_block(K, C)``. One form serves scales of
+a tensor (R = C = 1), of an output channel (R = N, C = 1) and of blocks. A part of a weight that
+cuts a block keeps that block's scale.
 """
 
 from collections.abc import Iterator

@@ -52,7 +52,8 @@ def find_scaled(where: str, stored: Mapping[str, StoredTensor], scheme: Fp8Schem
         check_scale(where, stored[name], scale, scheme)
     for name, each in stored.items():
         owner = weight_of(name)
-        if owner in stored and owner not in weights and each.dtype in _SCALE_TYPES:
+        is_plain = owner is not None and owner in stored and owner not in weights
+        if owner is not None and is_plain and each.dtype in _SCALE_TYPES:
             raise ModelError(
                 f"MODEL {where}: {owner} has scales ({name}), but is stored as "
                 f"{stored[owner].dtype}: must be {E4M3}"
