@@ -16,8 +16,8 @@ from cgbench.kernels import norm as norms
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
 from cgbench.models.attention_hook import AttentionCall
-from cgbench.models.fp8.scaled_modules import ScaledLinear
 from cgbench.models.projections import PackedFirst
+from cgbench.models.quantised.scaled_modules import ScaledLinear
 from cgbench.models.recurrent_hook import RecurrentCall
 from cgbench.models.shards import (
     ScaledSummedLinear,

@@ -13,16 +13,17 @@ from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files, tensor_files
-from cgbench.models.fp8.scaled_files import ScaledFiles
-from cgbench.models.fp8.scaled_loading import load_scaled, read_generation_config
-from cgbench.models.fp8.scaled_modules import is_quantised
-from cgbench.models.fp8.scheme import UNQUANTISED
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.projections import pack_projections
+from cgbench.models.quantised.scaled_files import ScaledFiles
+from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
+from cgbench.models.quantised.scaled_modules import is_quantised
+from cgbench.models.quantised.scaled_presets import quantise_parameters
+from cgbench.models.quantised.scheme import UNQUANTISED
 from cgbench.models.random_weights import draw_head, random_target
 from cgbench.models.routing import BalancedRouting
 from cgbench.models.shards import (
@@ -248,13 +249,17 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     ranks = plan.request.ranks
 
+    # Scales are of whole weights, so FP8 ones are divided once they are quantised.
+    late = {name: split for name, split in splits.items() if name in plan.skeleton.scaled}
+
     def keep(name: str, whole: Tensor) -> Tensor:
-        is_split = name in splits and name != LM_HEAD
+        is_split = name in splits and name not in late and name != LM_HEAD
         return splits[name].part(whole, ranks) if is_split else whole
 
     model = random_target(plan, keep, **_implementations(plan))
     if splits:
-        install_forwards(model, splits)
+        install_forwards(model, {name: split for name, split in splits.items() if name not in late})
+        divide(model, late, ranks)
     if LM_HEAD in splits:
         divide_lm_head(model, ranks)
     return model
@@ -268,6 +273,7 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
         head = DraftHead(family, target.model)
     cast_head(head.eval(), target)
     draw_head(head, target.model, plan.request.device)
+    quantise_parameters(head, plan.skeleton.head_scaled)
     _divide_head(plan, head, target)
     return head
 

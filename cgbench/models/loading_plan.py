@@ -22,9 +22,6 @@ from cgbench.models.checkpoint import (
     stored_tensors,
     tensor_files,
 )
-from cgbench.models.fp8.scaled_files import ScaledFiles, find_scaled
-from cgbench.models.fp8.scaled_loading import placed_scales
-from cgbench.models.fp8.scheme import UNQUANTISED, W8A16, Fp8Scheme, forget_scheme, read_scheme
 from cgbench.models.gguf import find_gguf
 from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head_copies import target_matrices
@@ -32,6 +29,16 @@ from cgbench.models.heads.head_files import HeadFiles, check_head, find_head, sc
 from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
 from cgbench.models.heads.head_wiring import check_family, named, wired
 from cgbench.models.presets import PRESETS
+from cgbench.models.quantised.scaled_files import ScaledFiles, find_scaled
+from cgbench.models.quantised.scaled_loading import placed_scales
+from cgbench.models.quantised.scaled_presets import converted
+from cgbench.models.quantised.scheme import (
+    UNQUANTISED,
+    W8A16,
+    Fp8Scheme,
+    forget_scheme,
+    read_scheme,
+)
 from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_head
 from cgbench.models.support import check_config, class_name
 from cgbench.models.target import Target
@@ -255,7 +262,12 @@ def _plan_preset(request: Loading, name: str) -> LoadingPlan:
     config = config_from_dict(dict(preset.config))
     own = FAMILIES[preset.head_family]
     family = named(own, request.wiring) if request.with_head else None
-    return LoadingPlan(request, config, make_skeleton(config, family), family, None, None)
+    skeleton = make_skeleton(config, family)
+    if preset.is_fp8:
+        of_head = {} if skeleton.head is None else converted(skeleton.head)
+        of_target = converted(skeleton.target.model)
+        skeleton = replace(skeleton, scaled=of_target, head_scaled=of_head)
+    return LoadingPlan(request, config, skeleton, family, None, None)
 
 
 def _label(ref: str) -> str:

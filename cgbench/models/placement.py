@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
-from cgbench.models.fp8.scaled_files import E4M3
-from cgbench.models.fp8.scaled_loading import convert
 from cgbench.models.loading_plan import LoadingPlan
+from cgbench.models.quantised.scaled_files import E4M3
+from cgbench.models.quantised.scaled_loading import convert
 
 # What older checkpoints store and transformers computes.
 _DERIVED = (".inv_freq", ".masked_bias", ".attn.bias")

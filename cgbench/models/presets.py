@@ -6,7 +6,7 @@ long as there are presets.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cgbench.request.acceptance_lengths import GOLDEN, Golden, GoldenLength
@@ -17,13 +17,15 @@ class Preset:
     """``config`` is the public ``config.json``'s content that decides shapes; ``source`` names it.
 
     The head, one MTP module, has the form of ``head_family``: MiMo's where the public model has
-    none.
+    none. ``is_fp8``: the weights are converted as the public FP8 checkpoint of the family has them,
+    in blocks of 128 x 128.
     """
 
     name: str
     source: str
     config: Mapping[str, Any]
     head_family: str = "mimo"
+    is_fp8: bool = False
 
 
 _GOLDEN_OF_FAMILY = {
@@ -351,3 +353,10 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+_IN_FP8_TOO = ("mimo-7b", "deepseek-v3-6l", "qwen3.5-35b-a3b", "glm-4.5-air")
+
+PRESETS |= {
+    f"{name}-fp8": replace(PRESETS[name], name=f"{name}-fp8", is_fp8=True) for name in _IN_FP8_TOO
+}
+"""The same shapes with FP8 weights."""

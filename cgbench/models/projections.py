@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgbench.kernels import linear as products
-from cgbench.models.fp8.scaled_modules import ScaledLinear
+from cgbench.models.quantised.scaled_modules import ScaledLinear
 
 PACKS = (
     ("q_proj", "k_proj", "v_proj"),
@@ -51,16 +51,19 @@ def _can_pack(projections: Sequence[object]) -> bool:
         return False
     linears = [each for each in projections if isinstance(each, nn.Linear)]
     kinds = {
-        (type(p), each.in_features, each.bias is None, p.dtype, p.device)
+        tuple((name, type(p), p.dtype, p.device) for name, p in each.named_parameters())
         for each in linears
-        for p in each.parameters()
     }
-    scales = {
-        (each.weight_scale.shape[1], each.in_features)
-        for each in linears
-        if isinstance(each, ScaledLinear)
-    }
-    return len(kinds) == 1 and len(scales) <= 1
+    inputs = {each.in_features for each in linears}
+    scales = {each.weight_scale.shape[1] for each in linears if isinstance(each, ScaledLinear)}
+    return len(kinds) == len(inputs) == 1 and len(scales) <= 1 and _of_one_type(linears)
+
+
+def _of_one_type(linears: Sequence[nn.Linear]) -> bool:
+    """Whether plain weights and biases are: they are joined in one product."""
+    if isinstance(linears[0], ScaledLinear):
+        return True
+    return len({p.dtype for each in linears for p in each.parameters()}) == 1
 
 
 def pack(linears: Sequence[nn.Linear]) -> list["Projection"]:

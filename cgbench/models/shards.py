@@ -25,8 +25,8 @@ from transformers.distributed import DistributedConfig
 
 from cgbench.errors import BadInputError, UnsupportedModelError
 from cgbench.kernels import linear as products
-from cgbench.kernels.fp8.block_scales import column_part
-from cgbench.models.fp8.scaled_modules import ScaledLinear, scales_of, set_scales
+from cgbench.kernels.fp8.block_scales import FP8, column_part
+from cgbench.models.quantised.scaled_modules import ScaledLinear, scales_of, set_scales
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.parallel.collectives import joined_over_ranks, stacked_over_ranks, sum_over_ranks
 from cgbench.parallel.ranks import Ranks
@@ -59,6 +59,9 @@ class Split:
 
     def joined(self, part: Tensor) -> Tensor:
         """The whole tensor, from every rank's part."""
+        if part.dtype == FP8:
+            # Collectives know no such type.
+            return self.joined(part.view(torch.uint8)).view(FP8)
         pieces = [each.chunk(self.num_packed, self.dim) for each in stacked_over_ranks(part)]
         return torch.cat([p[i] for i in range(self.num_packed) for p in pieces], self.dim)
 
@@ -246,7 +249,7 @@ def _divide_scales(owner: nn.Module, leaf: str, split: Split, ranks: Ranks) -> N
     assert split.num_packed == 1
     size = weight.shape[-1] // ranks.size
     part = column_part(scale, weight.shape[-1], ranks.rank * size, size)
-    set_scales(owner, leaf, part, row_blocks)
+    set_scales(owner, leaf, part, row_blocks, whole=scale)
 
 
 def _part(parameter: Tensor | None, split: Split, ranks: Ranks) -> Tensor:

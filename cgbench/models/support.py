@@ -13,7 +13,7 @@ from transformers import (
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
-from cgbench.models.fp8.scheme import read_scheme
+from cgbench.models.quantised.scheme import read_scheme
 from cgbench.models.recurrent_hook import GATED_DELTA_TYPES, LINEAR_ATTENTION
 
 # transformers' Auto classes that make a decoder, in the order they are asked.

@@ -12,16 +12,6 @@ from cgbench.errors import MissingHeadError
 from cgbench.kernels.fp8.block_scales import row_blocks_of
 from cgbench.models.checkpoint import StoredTensor, raw_config, read_tensor, stored_tensors
 from cgbench.models.experts import expert_parts, fuse, num_fused
-from cgbench.models.fp8.scaled_files import (
-    E4M3,
-    SCALE_ENDINGS,
-    UNUSED,
-    check_scale,
-    normal_shape,
-    read_scale,
-)
-from cgbench.models.fp8.scaled_modules import set_scales
-from cgbench.models.fp8.scheme import FIELD, scheme_of
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.heads.head_copies import (
@@ -32,6 +22,16 @@ from cgbench.models.heads.head_copies import (
 )
 from cgbench.models.heads.head_names import block_renaming
 from cgbench.models.heads.head_search import HeadFolder, find_family, plain_names
+from cgbench.models.quantised.scaled_files import (
+    E4M3,
+    SCALE_ENDINGS,
+    UNUSED,
+    check_scale,
+    normal_shape,
+    read_scale,
+)
+from cgbench.models.quantised.scaled_modules import set_scales
+from cgbench.models.quantised.scheme import FIELD, scheme_of
 from cgbench.models.target import Target
 from cgbench.request.choices import OutputNorm
 

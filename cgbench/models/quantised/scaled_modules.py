@@ -30,10 +30,24 @@ def scales_of(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor] | None:
     return None if scale is None or row_blocks is None else (scale, row_blocks)
 
 
-def set_scales(module: nn.Module, leaf: str, scale: Tensor, row_blocks: Tensor) -> None:
+WHOLE_SCALE = "_whole_scale"
+"""What follows a weight's name in the name of its whole scales, where a rank reads a part."""
+
+
+def set_scales(
+    module: nn.Module,
+    leaf: str,
+    scale: Tensor,
+    row_blocks: Tensor,
+    *,
+    whole: Tensor | None = None,
+) -> None:
     """Give a module's parameter ``leaf``, which is FP8, its scales, and the module the class that
-    reads them. Row blocks are on the scales' device."""
-    module.register_buffer(f"{leaf}_scale", scale)
+    reads them. Row blocks go to the scales' device. ``whole``: the scales that ``scale`` is a part
+    of; they are what a model's fingerprint is made of."""
+    module.register_buffer(f"{leaf}_scale", scale, persistent=whole is None)
+    if whole is not None:
+        module.register_buffer(f"{leaf}{WHOLE_SCALE}", whole)
     module.register_buffer(f"{leaf}_row_blocks", row_blocks.to(scale.device), persistent=False)
     if type(module) is nn.Linear:
         module.__class__ = ScaledLinear

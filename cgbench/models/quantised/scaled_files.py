@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import StoredTensor, read_tensor
-from cgbench.models.fp8.scheme import BLOCK, Fp8Scheme
+from cgbench.models.quantised.scheme import BLOCK, Fp8Scheme
 
 E4M3 = "F8_E4M3"
 SCALE_ENDINGS = ("_scale_inv", "_scale")

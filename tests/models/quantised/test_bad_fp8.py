@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Qwen3Config
 
 from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
-from cgbench.models.fp8.scheme import read_scheme
 from cgbench.models.heads.families import MIMO
+from cgbench.models.quantised.scheme import read_scheme
 from tests.support.fp8 import FINE_GRAINED, compressed, edit_tensors, make_fp8_checkpoint
 from tests.support.tiny import SHAPE, edit_config, load_tiny
 
@@ -89,7 +89,7 @@ def test_bad_scales_are_named(fp8_folder: Path, change: Any, message: str) -> No
 def test_a_config_that_promises_fp8_and_files_that_hold_none(tmp_path: Path) -> None:
     _, plain = make_fp8_checkpoint(tmp_path, "mimo", MIMO)
     edit_config(plain, quantization_config=FINE_GRAINED)
-    with pytest.raises(ModelError, match="declares FP8 weights .*no tensor is stored as F8_E4M3"):
+    with pytest.raises(ModelError, match=r"declares FP8 weights .*no tensor is stored as F8_E4M3"):
         load_tiny(plain)
 
 
@@ -101,7 +101,7 @@ def test_a_plain_weight_that_has_scales(fp8_folder: Path) -> None:
 
 def test_files_that_hold_fp8_and_a_config_that_does_not_say_so(fp8_folder: Path) -> None:
     edit_config(fp8_folder, quantization_config=None)
-    with pytest.raises((ModelError, MissingHeadError), match="F8_E4M3|quantised"):
+    with pytest.raises((ModelError, MissingHeadError), match=r"F8_E4M3|quantised"):
         load_tiny(fp8_folder)
     with pytest.raises(ModelError, match="F8_E4M3 with scales and a quantization_config"):
         load_tiny(fp8_folder, with_head=False)

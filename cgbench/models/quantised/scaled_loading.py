@@ -19,8 +19,8 @@ from cgbench.errors import ModelError
 from cgbench.kernels.fp8.block_scales import FP8, row_blocks_of
 from cgbench.models.checkpoint import StoredTensor
 from cgbench.models.experts import num_fused
-from cgbench.models.fp8.scaled_files import ScaledFiles, normal_shape, read_scale
-from cgbench.models.fp8.scaled_modules import set_scales
+from cgbench.models.quantised.scaled_files import ScaledFiles, normal_shape, read_scale
+from cgbench.models.quantised.scaled_modules import set_scales
 
 
 def convert(
