@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
+from cgbench.compile.mixtures import APPLY_EXPERTS
 from cgbench.compile.operators import (
     ADD_NORM,
     ATTEND,
@@ -24,9 +25,12 @@ from cgbench.compile.operators import (
     ROTATED_LINEAR,
 )
 from cgbench.compile.patterns import (
+    MixtureEnd,
     Node,
     Normed,
     gated_product,
+    is_call_once,
+    mixture_end,
     norm_of,
     residual_and_product,
     rotated_product,
@@ -40,6 +44,8 @@ _IN_PATTERNS = {
     *(LINEAR, F.silu, torch.rsqrt, torch.cat),
     *(operator.getitem, operator.add, operator.mul, operator.neg),
     *("split", "to", "float", "pow", "mean", "type_as", "unsqueeze"),
+    *("view", "reshape", "view_as"),
+    APPLY_EXPERTS,
 }
 
 
@@ -94,6 +100,10 @@ def fuse(graph_module: GraphModule) -> GraphModule:
         elif node.target is ATTEND:
             _fuse_rotary(node)
     for node in graph.output_node().all_input_nodes:
+        end = mixture_end(node)
+        if end is not None and _reads_the_same(node, _inputs_of(end)):
+            _fuse_mixture_end(node, end)
+            continue
         residual, product = residual_and_product(node)
         if product is not None and _reads_the_same(node, (*product.args, residual)):
             _replace(node, LINEAR_ADD, with_end(product, residual))
@@ -171,6 +181,31 @@ def _pattern(node: Node, inputs: tuple[Any, ...]) -> set[Node]:
         pattern.update(new)
         behind += new
     return pattern
+
+
+def _inputs_of(end: MixtureEnd) -> tuple[Any, ...]:
+    nodes = (*end.experts.args, end.residual, end.shared)
+    return tuple(each for each in nodes if isinstance(each, torch.fx.Node))
+
+
+def _fuse_mixture_end(node: Node, end: MixtureEnd) -> None:
+    """Leave the sum to the experts' operator. A shared expert's product takes the residual."""
+    graph, tokens = node.graph, end.experts.args[0]
+    with graph.inserting_before(node):
+        added = end.residual
+        if end.shared is not None:
+            is_product = is_call_once(end.shared, LINEAR)
+            added = graph.call_method("view_as", (end.residual, end.shared))
+            if is_product:
+                added = graph.call_function(LINEAR_ADD, with_end(end.shared, added))
+            else:
+                added = graph.call_function(operator.add, (added, end.shared))
+        rows = graph.call_method("view_as", (added, tokens))
+        total = graph.call_function(APPLY_EXPERTS, (*end.experts.args[:-1], rows))
+        whole = graph.call_method("view_as", (total, end.residual))
+    whole.meta.update(node.meta)
+    node.replace_all_uses_with(whole)
+    _take_out_unused(graph)
 
 
 def _replace(node: Node, operator_: Any, inputs: tuple[Any, ...]) -> None:

@@ -16,6 +16,7 @@ import torch.fx.experimental._config as shape_config
 from torch import nn
 
 from cgbench.compile.fusion import compile_layer
+from cgbench.compile.mixtures import use_mixture_operators
 from cgbench.compile.operators import OperatorCall, under_way, use_linear_operator
 from cgbench.engine.calls import Decode
 from cgbench.models.heads.head import DraftHead
@@ -44,6 +45,7 @@ def compile_forwards(target: Target, head: DraftHead | None) -> None:
     for module in (target.backbone, head, embedding):
         if module is not None:
             use_linear_operator(module)
+            use_mixture_operators(module)
     for layer in _layers(target, head):
         _number_attention(layer)
         _compile_layer(layer)

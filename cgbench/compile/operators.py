@@ -15,6 +15,7 @@ from cgbench.kernels import linear as products
 from cgbench.kernels import norm as norms
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
+from cgbench.kernels.moe.expert_products import Padding
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.projections import PackedFirst
 from cgbench.models.quantised.scaled_modules import ScaledLinear
@@ -32,6 +33,11 @@ from cgbench.parallel.collectives import sum_over_ranks
 class LayerCall(AttentionCall, RecurrentCall, Protocol):
     """Both calls in one, as a decode step's is."""
 
+    @property
+    def padding(self) -> Padding:
+        """Which tokens are padding."""
+        ...
+
 
 _under_way: list[LayerCall] = []
 
@@ -44,6 +50,11 @@ def under_way(call: LayerCall) -> Iterator[None]:
         yield
     finally:
         _under_way.pop()
+
+
+def under_way_call() -> LayerCall:
+    """The call that answers now."""
+    return _under_way[-1]
 
 
 @torch.library.custom_op("cgbench::attend", mutates_args=())

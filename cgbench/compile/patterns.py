@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.compile.mixtures import APPLY_EXPERTS
 from cgbench.compile.operators import LINEAR
 
 Node = Any
@@ -85,6 +86,36 @@ def with_end(product: Node, *end: Any) -> tuple[Any, ...]:
     """What the operator of ``product`` with an end reads: a product's input, weight and bias, what
     the end reads, and the scales of an FP8 weight."""
     return (*product.args[:3], *end, *product.args[3:])
+
+
+class MixtureEnd(NamedTuple):
+    """The end of a layer: ``residual`` plus ``experts``, and ``shared`` where there is one."""
+
+    residual: Node
+    shared: Node | None
+    experts: Node
+
+
+def mixture_end(node: Node) -> MixtureEnd | None:
+    """What ``node`` is the sum of, in either order of each sum, or None."""
+    for residual, rest in _operands(node, operator.add):
+        inner = _behind_views(rest)
+        if is_call_once(inner, APPLY_EXPERTS):
+            return MixtureEnd(residual, None, inner)
+        if not is_call_once(inner, operator.add):
+            continue
+        for shared, other in _operands(inner, operator.add):
+            experts = _behind_views(other)
+            if is_call_once(experts, APPLY_EXPERTS):
+                return MixtureEnd(residual, shared, experts)
+    return None
+
+
+def _behind_views(node: Node) -> Node:
+    """What ``node`` is another shape of."""
+    while is_call_once(node, "view", "reshape", "to") and _type(node) == _type(node.args[0]):
+        node = node.args[0]
+    return node
 
 
 def _alike(residual: Node, product: Node) -> bool:

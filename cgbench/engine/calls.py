@@ -17,6 +17,7 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
 from cgbench.kernels.attention import AttentionInput, LayerKv, Masks
 from cgbench.kernels.delta_rule import DeltaRows
+from cgbench.kernels.moe.expert_products import Padding
 
 
 @dataclass
@@ -73,6 +74,12 @@ class Decode:
     @property
     def request_keys(self) -> Tensor:
         return self.rows.request_keys
+
+    @property
+    def padding(self) -> Padding:
+        """Rows of the scratch slot, which are there to fill a bucket."""
+        rows = self.rows
+        return Padding(rows.slots, rows.cache.scratch_slot, rows.positions.shape[1])
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         return self.backend(self.rows.cache.layers[layer_idx], self.rows, qkv)

@@ -68,7 +68,7 @@ ASKED_BYTES = 4 << 20
 
 
 @triton.jit
-def _ask_into_l2(pointers):
+def ask_into_l2(pointers):
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -147,7 +147,7 @@ def _linear_kernel(
             ITEMS: tl.constexpr = LINE_BYTES * 8 // weight.dtype.element_ty.primitive_bitwidth
             line = low + tl.arange(0, LINES_ASKED) * ITEMS
             asked = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs
-            _ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
+            ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
         gdc_wait()
         if IS_GATED:
             # The layer's last product comes next. One program of it fits on a multiprocessor, so it

@@ -34,7 +34,9 @@ class AuditResult:
     def title(self) -> str:
         """What was audited, as every table names it."""
         model = self.record.model
-        return f"{model['label']}, head {model['head']}, routing {model['routing']}"
+        mixture = self.record.mixture_words
+        words = "" if mixture is None else f", {mixture}"
+        return f"{model['label']}, head {model['head']}, routing {model['routing']}{words}"
 
     def to_json(self) -> str:
         """All of it as one JSON object."""

@@ -19,6 +19,7 @@ from cgbench.models.heads.head_wiring import wiring_of
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import loading_of, plan_loading
 from cgbench.models.presets import PRESETS, default_golden, golden_for
+from cgbench.models.router_rules import mixture_paths
 from cgbench.models.support import check_capturable
 from cgbench.parallel.ranks import Ranks
 from cgbench.planning import CapturePlan
@@ -213,6 +214,8 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
         capture={} if deployment.compile_s is None else {"compile_s": deployment.compile_s},
         warnings=[*setup.notes],
     )
+    if (paths := mixture_paths(model.target, model.head)) is not None:
+        record.model["experts_path"], record.model["router_path"] = paths
     if model.ranks.size > 1:
         record.model["tensor_parallel"] = parallel_facts(model)
     return record

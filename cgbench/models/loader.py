@@ -25,6 +25,7 @@ from cgbench.models.quantised.scaled_modules import is_quantised
 from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.quantised.scheme import UNQUANTISED
 from cgbench.models.random_weights import draw_head, random_target
+from cgbench.models.router_rules import is_plain_mixture
 from cgbench.models.routing import BalancedRouting
 from cgbench.models.shards import (
     HEAD_OUTPUT,
@@ -101,6 +102,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
     for module in (target.model, head):
         if module is not None:
             pack_projections(module)
+            _find_plain_mixtures(module)
     tokenizer, problem = read_tokenizer(plan)
     kv = plan.skeleton.kv if plan.request.ranks.size == 1 else probe_kv_shapes(target, head)
     if plan.routing is Routing.BALANCED:
@@ -123,6 +125,13 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         ranks=plan.request.ranks,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
+
+
+def _find_plain_mixtures(module: nn.Module) -> None:
+    """Have FP8 experts that the kernel can apply be applied by it."""
+    for part in module.modules():
+        if getattr(part, "holds_scales", False):
+            part.__dict__["is_plain"] = is_plain_mixture(part)
 
 
 def _implementations(plan: LoadingPlan) -> dict[str, str]:

@@ -63,6 +63,13 @@ class RunRecord:
     """``run``: from the start to the newest group's end; ``audit``: the short audits' part."""
 
     @property
+    def mixture_words(self) -> str | None:
+        """What ran a mixture's experts and its router in decode steps. None of a dense model, and
+        of a run that did not record it: those ran transformers' own."""
+        experts, router = self.model.get("experts_path"), self.model.get("router_path")
+        return None if experts is None else f"experts by {experts}, router by {router}"
+
+    @property
     def limits(self) -> DeviceLimits | None:
         """The device's, as measured in this run; None before they were."""
         limits = self.floor.get("limits")

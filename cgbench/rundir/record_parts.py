@@ -36,13 +36,16 @@ class ParallelFacts(TypedDict):
 
 
 class ModelFacts(TypedDict):
-    """``label`` is the name that every table shows."""
+    """``label`` is the name that every table shows. ``experts_path`` and ``router_path`` say what
+    ran a mixture's experts and its router in decode steps."""
 
     label: str
     fingerprint: str
     head: NotRequired[str]
     random_weights: NotRequired[bool]
     routing: NotRequired[str]
+    experts_path: NotRequired[str]
+    router_path: NotRequired[str]
     num_parameters: NotRequired[int]
     head_num_parameters: NotRequired[int]
     weight_bytes: NotRequired[int]

@@ -133,11 +133,13 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
     """``latency.md``: model, machine, command, the table, and what its columns mean."""
     known = {name: value for name, value in record.environment.items() if value is not None}
     facts = [f"- {name}: {value}" for name, value in known.items()]
+    words = record.mixture_words
+    mixture = [] if words is None else [f"- mixture: {words}"]
     resumed = [f"- resumed: {resumed_words(entry)}" for entry in record.resumed]
     warnings = [f"- warning: {warning}" for warning in record.warnings]
     parts = [
         f"# cgbench run: {record.model['label']}",
-        "\n".join([f"- {_setting(frame)}", *facts, *resumed, *warnings]),
+        "\n".join([f"- {_setting(frame)}", *mixture, *facts, *resumed, *warnings]),
         f"```\n{command_line('run', record.arguments)}\n```",
         _markdown(frame),
         DEFINITIONS,

@@ -16,6 +16,8 @@ from cgbench.engine.recurrent import DecodeStates
 from cgbench.engine.state import DecodeState
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
+from cgbench.kernels.moe.router_rule import RouterRule
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
 
 triton = pytest.importorskip("triton")
@@ -38,6 +40,7 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
+from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -53,6 +56,8 @@ MODULES = (
     triton_splits,
     triton_exchange,
     triton_winner,
+    triton_experts,
+    triton_route,
 )
 
 
@@ -220,6 +225,43 @@ def draw_kernel() -> None:
         triton_draw.draw(positions[:, 0].contiguous(), positions, torch.arange(3), 7, shape, out)
 
 
+def expert_kernels() -> None:
+    """In both forms, of Qwen3-30B-A3B's shape."""
+    experts = Experts(
+        torch.empty(128, 1536, 2048, dtype=torch.bfloat16),
+        torch.empty(128, 2048, 768, dtype=torch.bfloat16),
+    )
+    for num_tokens in (1, 64):
+        chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
+        weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
+        padding = Padding(torch.zeros(num_tokens, dtype=torch.long), 64, 1)
+        x = torch.zeros(num_tokens, 2048, dtype=torch.bfloat16)
+        triton_experts.apply(experts, x, Choice(chosen, weights, padding), x)
+
+
+def scaled_expert_kernels() -> None:
+    """Of GLM-4.5-Air's shape, whole and as two ranks share it."""
+    for size, blocks in ((1408, 11), (704, 11)):
+        gate_up = torch.empty(128, 2 * size, 4096, dtype=torch.float8_e4m3fn)
+        down = torch.empty(128, 4096, size, dtype=torch.float8_e4m3fn)
+        rows = torch.zeros(4096, dtype=torch.int32)
+        of_both = ExpertScales(torch.ones(128, 22, 32), rows[: 2 * size])
+        experts = Experts(gate_up, down, of_both, ExpertScales(torch.ones(128, 32, blocks), rows))
+        for num_tokens in (1, 64):
+            chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
+            weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
+            x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
+            triton_experts.apply(experts, x, Choice(chosen, weights), x)
+
+
+def route_kernels() -> None:
+    for num_tokens in (1, 64):
+        x = torch.zeros(num_tokens, 2048, dtype=torch.bfloat16)
+        triton_route.route(x, x.new_zeros(128, 2048), None, RouterRule(8, renormalises=True))
+        rule = RouterRule(8, is_sigmoid=True, wide_logits=True, num_groups=8, top_groups=4)
+        triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
@@ -230,6 +272,7 @@ def read_kernel() -> None:
         (rows_kernels, 7, 0),
         (linear_kernels, 15, 0),
         (scaled_kernels, 9, 0),
+        (scaled_expert_kernels, 8, 0),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 7, 1),
         (merge_kernels, 4, 0),
@@ -239,6 +282,8 @@ def read_kernel() -> None:
         (exchange_kernels, 16, 1),
         (winner_kernels, 4, 0),
         (draw_kernel, 2, 0),
+        (expert_kernels, 6, 0),
+        (route_kernels, 4, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -273,6 +318,8 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     exchange_kernels()
     winner_kernels()
     draw_kernel()
+    expert_kernels()
+    route_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "st.global" not in before and "cp.async" not in before

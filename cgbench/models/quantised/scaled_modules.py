@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from cgbench.kernels import linear as products
 from cgbench.kernels.fp8.block_scales import FP8, dequantised
+from cgbench.kernels.gpu import runs_kernels
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 
 
 class ScaledLinear(nn.Linear):
@@ -58,18 +60,53 @@ def set_scales(
 
 @functools.cache
 def _scaled_experts(kind: Any) -> type[nn.Module]:
-    """Experts of class ``kind`` whose fused weights are FP8. Its own forward runs on their values,
+    """Experts of class ``kind`` whose fused weights are FP8. Few tokens on CUDA go to the kernel
+    that reads chosen experts alone. Of more, the class's own forward runs on the weights' values,
     which live for that call."""
 
     class ScaledExperts(kind):  # type: ignore[misc]
         holds_scales = True
+        is_plain = False
+        """Whether the kernel computes what the class does; found once the model is loaded."""
 
         def forward(self, hidden: Tensor, *args: Any, **keywords: Any) -> Any:
+            streamed = _streamed(self, hidden, *args, **keywords)
+            if streamed is not None:
+                return streamed
             with _values_in_place(self, hidden.dtype):
                 return super().forward(hidden, *args, **keywords)
 
     ScaledExperts.__name__ = f"Scaled{kind.__name__}"
     return ScaledExperts
+
+
+MAX_STREAMED_TOKENS = 256
+"""Above it nearly all experts are chosen, and products are bound by arithmetic."""
+
+
+def _streamed(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
+    """The experts' kernel, or None where it does not take these."""
+    if not runs_kernels(hidden.device) or hidden.dtype == torch.float32:
+        return None
+    if len(hidden) > MAX_STREAMED_TOKENS or not getattr(module, "is_plain", False):
+        return None
+    # Imported here, because triton is there only beside a CUDA build of torch.
+    from cgbench.kernels.moe import triton_experts
+
+    experts = experts_in(module)
+    if not triton_experts.can_apply(experts):
+        return None
+    choice = Choice(chosen.contiguous(), weights.contiguous())
+    return triton_experts.apply(experts, hidden, choice, None)
+
+
+def experts_in(module: nn.Module) -> Experts:
+    """The weights of a plain mixture, and their scales."""
+    weights = [module._parameters[leaf] for leaf in ("gate_up_proj", "down_proj")]
+    scales = [scales_of(module, leaf) for leaf in ("gate_up_proj", "down_proj")]
+    assert weights[0] is not None and weights[1] is not None
+    own = (None if each is None else ExpertScales(*each) for each in scales)
+    return Experts(weights[0], weights[1], *own)
 
 
 @contextmanager

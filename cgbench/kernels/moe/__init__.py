@@ -1,0 +1,1 @@
+"""Mixtures of experts at few tokens: routing, and the experts' products."""

@@ -1,0 +1,640 @@
+"""The experts' products of few tokens, in Triton: each chosen expert's weights are read once.
+
+Weights are the tall side of the tensor cores' product and tokens the narrow one, as in
+``triton_linear``. Two forms share the kernels. Where few experts are chosen twice, a program takes
+one chosen pair of token and expert, and nothing is sorted. Otherwise a small kernel first lists
+each expert's pairs, and a program takes one expert. Grids depend on sizes alone, so routing may
+change between the replays of a graph.
+
+A token's sums run over K and over its slots in one order, whatever other tokens choose.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from cgbench.kernels.counters import arrivals
+from cgbench.kernels.fp8.block_scales import column_block
+from cgbench.kernels.gpu import early, launch_keywords
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
+from cgbench.kernels.triton_gate import gated_product
+
+PAIRS_A_STEP = 256
+LEAST_COLUMN_BLOCK = 16
+"""Of FP8 weights: fewer columns with one scale are no tile."""
+
+
+class Tiling(NamedTuple):
+    """How one product is cut up: ``block_n`` weights' rows by ``block_k`` columns, and ``block_m``
+    tokens at a time."""
+
+    block_n: int
+    block_k: int
+    block_m: int
+    num_warps: int
+    num_stages: int
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _chosen_by(
+    pair,
+    is_pair,
+    chosen,
+    slots,
+    scratch_slot,
+    query_len,
+    TOP_K: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+):
+    """The expert of each ``pair``, ``NUM_EXPERTS`` where its token is padding."""
+    number = tl.load(chosen + pair, mask=is_pair, other=NUM_EXPERTS).to(tl.int32)
+    if HAS_PADDING:
+        slot = tl.load(slots + pair // TOP_K // query_len, mask=is_pair, other=0)
+        number = tl.where(slot == scratch_slot, NUM_EXPERTS, number)
+    return number
+
+
+@triton.jit(do_not_specialize=["num_pairs", "num_tokens", "scratch_slot", "query_len"])  # type: ignore[untyped-decorator]
+def _list_kernel(
+    chosen,
+    slots,
+    scratch_slot,
+    query_len,
+    lists,
+    counts,
+    num_pairs,
+    num_tokens,
+    TOP_K: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """Each expert's pairs, in ascending order."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    expert = tl.program_id(0)
+    count = 0
+    for first in range(0, num_pairs, BLOCK):
+        pair = first + tl.arange(0, BLOCK)
+        number = _chosen_by(
+            pair,
+            pair < num_pairs,
+            chosen,
+            slots,
+            scratch_slot,
+            query_len,
+            TOP_K,
+            NUM_EXPERTS,
+            HAS_PADDING,
+        )
+        is_its = number == expert
+        place = count + tl.cumsum(is_its.to(tl.int32), 0) - 1
+        tl.store(lists + expert * num_tokens + place, pair, mask=is_its)
+        count += tl.sum(is_its.to(tl.int32), 0)
+    tl.store(counts + expert, count)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def part_of_weights(weight, n, num_rows, k, num_columns, IS_EVEN: tl.constexpr):
+    """A tile ``[N, K]``: rows ``n`` of ``num_rows``, columns ``k``."""
+    places = weight + n.to(tl.int64)[:, None] * num_columns + k[None, :]
+    if IS_EVEN:
+        return tl.load(places, eviction_policy="evict_first")
+    inside = (n < num_rows)[:, None] & (k < num_columns)[None, :]
+    return tl.load(places, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scales_of_rows(
+    scale, row_blocks, expert, n, num_rows, SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr
+):
+    """Where the scales of an expert's rows ``n`` begin. Each expert has ``SCALE_ROWS`` by
+    ``SCALE_COLUMNS``."""
+    block = tl.load(row_blocks + n, mask=n < num_rows, other=0)
+    return scale + expert.to(tl.int64) * (SCALE_ROWS * SCALE_COLUMNS) + block * SCALE_COLUMNS
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def part_of_product(
+    w, rows, acc, worths, k0, COLUMNS_A_SCALE: tl.constexpr, PRECISION: tl.constexpr
+):
+    """``acc`` and the product of a tile. A scale of FP8 weights multiplies the float32 sum of its
+    own columns, so no value is rounded."""
+    if COLUMNS_A_SCALE > 0:
+        product = tl.dot(w.to(rows.dtype), rows, input_precision=PRECISION)
+        return acc + product * tl.load(worths + k0 // COLUMNS_A_SCALE)[:, None]
+    return tl.dot(w, rows, acc, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "scratch_slot", "query_len"])  # type: ignore[untyped-decorator]
+def _gate_up_kernel(
+    x,
+    gate_up,
+    scale,
+    row_blocks,
+    chosen,
+    slots,
+    scratch_slot,
+    query_len,
+    lists,
+    counts,
+    activated,
+    num_tokens,
+    num_inputs,
+    num_columns,
+    TOP_K: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+    HAS_LISTS: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
+    COLUMNS_A_SCALE: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    COLUMNS: tl.constexpr = BLOCK_N // 2
+    i = tl.arange(0, BLOCK_N)
+    # Half a tile is of gate's rows, half of up's, that lie num_columns further.
+    column = tl.program_id(0) * COLUMNS + i % COLUMNS
+    is_row = column < num_columns
+    n = tl.where(is_row, column, 0) + i // COLUMNS * num_columns
+    c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    m = tl.arange(0, BLOCK_M)
+    if EARLY:
+        gdc_wait()
+    if HAS_LISTS:
+        expert = tl.program_id(1)
+        count = tl.load(counts + expert)
+    else:
+        expert = _chosen_by(
+            tl.program_id(1),
+            True,
+            chosen,
+            slots,
+            scratch_slot,
+            query_len,
+            TOP_K,
+            NUM_EXPERTS,
+            HAS_PADDING,
+        )
+        count = tl.where(expert < NUM_EXPERTS, 1, 0)
+    weight = gate_up + expert.to(tl.int64) * 2 * num_columns * num_inputs
+    worths = scale
+    if COLUMNS_A_SCALE > 0:
+        worths = scales_of_rows(
+            scale, row_blocks, expert, n, 2 * num_columns, SCALE_ROWS, SCALE_COLUMNS
+        )
+    for first in range(0, count, BLOCK_M):
+        is_pair = first + m < count
+        if HAS_LISTS:
+            pair = tl.load(lists + expert * num_tokens + first + m, mask=is_pair, other=0)
+        else:
+            pair = tl.program_id(1) + m
+        row = (pair // TOP_K).to(tl.int64)
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        for k0 in range(0, num_inputs, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            w = part_of_weights(weight, n, 2 * num_columns, k, num_inputs, IS_EVEN)
+            inside = is_pair[None, :] & (k < num_inputs)[:, None]
+            rows = tl.load(x + row[None, :] * num_inputs + k[:, None], mask=inside, other=0.0)
+            acc = part_of_product(w, rows, acc, worths, k0, COLUMNS_A_SCALE, PRECISION)
+        # Rounded where torch's operations round.
+        product = tl.reshape(acc.to(activated.dtype.element_ty), [2, COLUMNS, BLOCK_M])
+        gate, up = tl.split(tl.permute(product, (1, 2, 0)))
+        to = activated + pair.to(tl.int64)[None, :] * num_columns + c[:, None]
+        keep = is_pair[None, :] & (c < num_columns)[:, None]
+        tl.store(to, gated_product(gate, up), mask=keep)
+    if EARLY:
+        gdc_launch_dependents()
+
+
+@triton.jit(do_not_specialize=["num_tokens", "scratch_slot", "query_len"])  # type: ignore[untyped-decorator]
+def _down_kernel(
+    activated,
+    down,
+    scale,
+    row_blocks,
+    chosen,
+    slots,
+    scratch_slot,
+    query_len,
+    lists,
+    counts,
+    weights,
+    residual,
+    parts,
+    arrived,
+    out,
+    num_tokens,
+    num_inputs,
+    num_outputs,
+    TOP_K: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+    HAS_LISTS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    IS_EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
+    COLUMNS_A_SCALE: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """A program is a tile of outputs of one pair, or of one expert for its pairs. Of lists, it
+    leaves the sum over a token's slots to ``_sum_kernel``. Of pairs, who brings a token's last part
+    makes it."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    is_output = n < num_outputs
+    group = tl.program_id(1)
+    if EARLY:
+        gdc_wait()
+    if HAS_LISTS:
+        expert = group
+        count = tl.load(counts + expert)
+    else:
+        expert = _chosen_by(
+            group, True, chosen, slots, scratch_slot, query_len, TOP_K, NUM_EXPERTS, HAS_PADDING
+        )
+        count = tl.where(expert < NUM_EXPERTS, 1, 0)
+    weight = down + expert.to(tl.int64) * num_outputs * num_inputs
+    worths = scale
+    if COLUMNS_A_SCALE > 0:
+        worths = scales_of_rows(
+            scale, row_blocks, expert, n, num_outputs, SCALE_ROWS, SCALE_COLUMNS
+        )
+    for begin in range(0, count, BLOCK_M):
+        is_pair = begin + m < count
+        if HAS_LISTS:
+            pair = tl.load(lists + expert * num_tokens + begin + m, mask=is_pair, other=0)
+        else:
+            pair = group + m
+        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        row = pair.to(tl.int64) * num_inputs
+        for k0 in range(0, num_inputs, BLOCK_K):
+            k = k0 + tl.arange(0, BLOCK_K)
+            w = part_of_weights(weight, n, num_outputs, k, num_inputs, IS_EVEN)
+            inside = is_pair[None, :] & (k < num_inputs)[:, None]
+            rows = tl.load(activated + row[None, :] + k[:, None], mask=inside, other=0.0)
+            acc = part_of_product(w, rows, acc, worths, k0, COLUMNS_A_SCALE, PRECISION)
+        to_part = parts + pair.to(tl.int64)[None, :] * num_outputs + n[:, None]
+        keep = is_pair[None, :] & is_output[:, None]
+        tl.store(to_part, acc.to(parts.dtype.element_ty), mask=keep)
+    if EARLY:
+        gdc_launch_dependents()
+    if not HAS_LISTS:
+        # All of this program's stores before its arrival is counted.
+        tl.debug_barrier()
+        token = group // TOP_K
+        counter = arrived + token * tl.num_programs(0) + tl.program_id(0)
+        if tl.atomic_add(counter, 1, sem="acq_rel") == TOP_K - 1:
+            sum_of_slots(
+                parts,
+                chosen,
+                slots,
+                scratch_slot,
+                query_len,
+                weights,
+                residual,
+                out,
+                token,
+                n,
+                num_outputs,
+                TOP_K,
+                NUM_EXPERTS,
+                HAS_PADDING,
+                HAS_RESIDUAL,
+            )
+            tl.store(counter, 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def sum_of_slots(
+    parts,
+    chosen,
+    slots,
+    scratch_slot,
+    query_len,
+    weights,
+    residual,
+    out,
+    token,
+    n,
+    num_outputs,
+    TOP_K: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+):
+    """A token's outputs ``n``, from its parts in the order of the slots."""
+    first = token.to(tl.int64) * TOP_K
+    is_output = n < num_outputs
+    total = tl.zeros(n.shape, tl.float32)
+    for slot in tl.static_range(TOP_K):
+        pair = token * TOP_K + slot
+        expert = _chosen_by(
+            pair, True, chosen, slots, scratch_slot, query_len, TOP_K, NUM_EXPERTS, HAS_PADDING
+        )
+        is_live = expert < NUM_EXPERTS
+        part = tl.load(
+            parts + (first + slot) * num_outputs + n,
+            mask=is_output & is_live,
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        total += tl.load(weights + first + slot).to(tl.float32) * part.to(tl.float32)
+    place = token.to(tl.int64) * num_outputs + n
+    if HAS_RESIDUAL:
+        total += tl.load(residual + place, mask=is_output, other=0.0).to(tl.float32)
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=is_output)
+
+
+@triton.jit(do_not_specialize=["scratch_slot", "query_len"])  # type: ignore[untyped-decorator]
+def _sum_kernel(
+    parts,
+    chosen,
+    slots,
+    scratch_slot,
+    query_len,
+    weights,
+    residual,
+    out,
+    num_outputs,
+    TOP_K: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    sum_of_slots(
+        parts,
+        chosen,
+        slots,
+        scratch_slot,
+        query_len,
+        weights,
+        residual,
+        out,
+        tl.program_id(0),
+        n,
+        num_outputs,
+        TOP_K,
+        NUM_EXPERTS,
+        HAS_PADDING,
+        HAS_RESIDUAL,
+    )
+
+
+class Plan(NamedTuple):
+    """How the experts of one call are applied: whether by lists, and both products' tilings."""
+
+    has_lists: bool
+    gate_up: Tiling
+    down: Tiling
+
+
+PAIRS_A_LIST = 8
+"""Of experts there are at least so many for each pair, where none is listed."""
+
+
+def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
+    """The best, or nearly, of those tried on an H200. Source: results/h200/experts.md."""
+    pairs = num_tokens * top_k
+    if num_tokens <= 2 or pairs * PAIRS_A_LIST <= experts.num_experts:
+        deep = Tiling(64, 128, 16, 4, 4)
+        return Plan(False, deep, deep)
+    mean = pairs / experts.num_experts
+    block_m = 16 if mean <= 6 else 32 if mean <= 20 else 64
+    is_whole = experts.intermediate_size % 128 == 0
+    down = Tiling(64, 128, block_m, 4, 3) if is_whole else Tiling(64, 64, block_m, 4, 6)
+    return Plan(True, Tiling(64, 128, block_m, 4, 3), down)
+
+
+def apply(
+    experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None, plan: Plan | None = None
+) -> Tensor:
+    """As ``expert_products.apply_by_torch``, but that parts are rounded to the type of ``x``."""
+    plan = _fitted(plan or plan_of(experts, *choice.chosen.shape), experts)
+    call = _Call(experts, choice, plan, early(x.device))
+    lists = _listed(call) if plan.has_lists else _no_lists(x.device)
+    activated = _gate_up(call, x.contiguous(), lists)
+    residual = None if residual is None else residual.contiguous()
+    parts = x.new_empty(choice.num_pairs, x.shape[1])
+    out = torch.empty_like(x)
+    _down(call, activated, lists, parts, residual, out)
+    if plan.has_lists:
+        _sum(call, parts, residual, out)
+    return out
+
+
+def can_apply(experts: Experts) -> bool:
+    """Whether ``apply`` takes these: of FP8 weights, columns enough have one scale."""
+    return all(
+        columns is None or columns >= LEAST_COLUMN_BLOCK
+        for columns in (
+            _columns_a_scale(experts.gate_up, experts.gate_up_scales),
+            _columns_a_scale(experts.down, experts.down_scales),
+        )
+    )
+
+
+def _columns_a_scale(weight: Tensor, scales: ExpertScales | None) -> int | None:
+    return None if scales is None else column_block(weight.shape[2], scales.scale.shape[2])
+
+
+def _fitted(plan: Plan, experts: Experts) -> Plan:
+    """``plan`` for FP8 weights: a tile of them is of one scale's columns."""
+    gate_up = _columns_a_scale(experts.gate_up, experts.gate_up_scales)
+    down = _columns_a_scale(experts.down, experts.down_scales)
+    return plan._replace(gate_up=_narrowed(plan.gate_up, gate_up), down=_narrowed(plan.down, down))
+
+
+def _narrowed(tiling: Tiling, columns: int | None) -> Tiling:
+    return tiling if columns is None else tiling._replace(block_k=min(tiling.block_k, columns))
+
+
+class _Lists(NamedTuple):
+    """``pairs [E, T]``, of which each expert has the first ``counts [E]``."""
+
+    pairs: Tensor
+    counts: Tensor
+
+
+@functools.cache
+def _no_lists(device: torch.device) -> _Lists:
+    nothing = torch.zeros(1, dtype=torch.int32, device=device)
+    return _Lists(nothing, nothing)
+
+
+class _Call(NamedTuple):
+    """What all kernels of one call are told."""
+
+    experts: Experts
+    choice: Choice
+    plan: Plan
+    is_early: bool
+
+    @property
+    def routing(self) -> tuple[Tensor, Tensor, int, int]:
+        """The arguments of ``_chosen_by``."""
+        chosen, padding = self.choice.chosen, self.choice.padding
+        if padding is None:
+            return chosen, chosen, -1, 1
+        return chosen, padding.slots, padding.scratch_slot, padding.query_len
+
+    @property
+    def groups(self) -> int:
+        """Programs a tile of weights: experts, or pairs."""
+        return self.experts.num_experts if self.plan.has_lists else self.choice.num_pairs
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Keywords of every kernel."""
+        return {
+            "TOP_K": self.choice.chosen.shape[1],
+            "NUM_EXPERTS": self.experts.num_experts,
+            "HAS_PADDING": self.choice.padding is not None,
+            "EARLY": self.is_early,
+            **launch_keywords(self.choice.chosen.device),
+        }
+
+    def of_product(
+        self,
+        tiling: Tiling,
+        weight: Tensor,
+        scales: ExpertScales | None,
+        dtype: torch.dtype,
+        *,
+        is_even: bool,
+    ) -> dict[str, Any]:
+        """Keywords of a product's kernel. ``dtype`` is the tokens'."""
+        grid = (0, 0) if scales is None else tuple(scales.scale.shape[1:])
+        columns = 0 if scales is None else column_block(weight.shape[2], grid[1])
+        return {
+            "SCALE_ROWS": grid[0],
+            "SCALE_COLUMNS": grid[1],
+            "COLUMNS_A_SCALE": columns,
+            "HAS_LISTS": self.plan.has_lists,
+            "IS_EVEN": is_even and weight.shape[2] % tiling.block_k == 0,
+            "BLOCK_N": tiling.block_n,
+            "BLOCK_K": tiling.block_k,
+            "BLOCK_M": tiling.block_m,
+            # Of float32: torch's own products round no operand.
+            "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+            "num_warps": tiling.num_warps,
+            "num_stages": tiling.num_stages,
+            **self.constants,
+        }
+
+
+def _listed(call: _Call) -> _Lists:
+    num_experts, num_tokens = call.experts.num_experts, len(call.choice.chosen)
+    device = call.choice.chosen.device
+    pairs = torch.empty(num_experts, num_tokens, dtype=torch.int32, device=device)
+    counts = torch.empty(num_experts, dtype=torch.int32, device=device)
+    _list_kernel[(num_experts,)](
+        *call.routing,
+        pairs,
+        counts,
+        call.choice.num_pairs,
+        num_tokens,
+        BLOCK=PAIRS_A_STEP,
+        num_warps=1,
+        **call.constants,
+    )
+    return _Lists(pairs, counts)
+
+
+def _gate_up(call: _Call, x: Tensor, lists: _Lists) -> Tensor:
+    """``silu(gate) * up`` of every pair, ``[T * K, I]``."""
+    weight, tiling = call.experts.gate_up, call.plan.gate_up
+    num_columns = call.experts.intermediate_size
+    activated = x.new_empty(call.choice.num_pairs, num_columns)
+    is_even = num_columns % (tiling.block_n // 2) == 0
+    scales = call.experts.gate_up_scales
+    _gate_up_kernel[(triton.cdiv(2 * num_columns, tiling.block_n), call.groups)](
+        x,
+        weight,
+        *(scales or (None, None)),
+        *call.routing,
+        *lists,
+        activated,
+        len(x),
+        x.shape[1],
+        num_columns,
+        **call.of_product(tiling, weight, scales, x.dtype, is_even=is_even),
+    )
+    return activated
+
+
+def _down(
+    call: _Call,
+    activated: Tensor,
+    lists: _Lists,
+    parts: Tensor,
+    residual: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Every pair's part into ``parts [T * K, H]``. Without lists, their sums into ``out`` too."""
+    weight, tiling = call.experts.down, call.plan.down
+    num_tokens, num_outputs = out.shape
+    tiles = triton.cdiv(num_outputs, tiling.block_n)
+    assert call.plan.has_lists or num_tokens * tiles <= MAX_ARRIVALS
+    scales = call.experts.down_scales
+    is_even = num_outputs % tiling.block_n == 0
+    _down_kernel[(tiles, call.groups)](
+        activated,
+        weight,
+        *(scales or (None, None)),
+        *call.routing,
+        *lists,
+        call.choice.weights,
+        residual,
+        parts,
+        arrivals("experts", MAX_ARRIVALS, out.device),
+        out,
+        num_tokens,
+        activated.shape[1],
+        num_outputs,
+        HAS_RESIDUAL=residual is not None,
+        **call.of_product(tiling, weight, scales, out.dtype, is_even=is_even),
+    )
+
+
+def _sum(call: _Call, parts: Tensor, residual: Tensor | None, out: Tensor) -> None:
+    num_tokens, num_outputs = out.shape
+    _sum_kernel[(num_tokens, triton.cdiv(num_outputs, COLUMNS_A_SUM))](
+        parts,
+        *call.routing,
+        call.choice.weights,
+        residual,
+        out,
+        num_outputs,
+        HAS_RESIDUAL=residual is not None,
+        BLOCK_N=COLUMNS_A_SUM,
+        **call.constants,
+    )
+
+
+COLUMNS_A_SUM = 512
+MAX_ARRIVALS = 1 << 17

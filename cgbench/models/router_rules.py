@@ -1,0 +1,189 @@
+"""What a transformers router computes, as a ``RouterRule``, found by trying it.
+
+transformers writes the same router under many class names, and models that share a name may differ.
+So a rule is made of the module's attributes, and held against the module's own forward.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cgbench.kernels.moe.expert_products import Experts
+from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
+from cgbench.models.heads.head import DraftHead
+from cgbench.models.quantised.scaled_modules import experts_in
+from cgbench.models.target import Target
+
+PROBES = 64
+TOLERANCE = 1e-5
+MOST = 0.8
+"""Of tokens in bfloat16, where logits tie and each side breaks the tie its own way."""
+
+RULE_VALUES = "rule_values"
+"""The attribute of a router that is an operator: the fields of its rule."""
+
+APPLIES_EXPERTS = "applies_experts"
+"""The attribute of experts that are an operator."""
+
+CORRECTION = "e_score_correction_bias"
+
+
+def correction_bias(router: nn.Module) -> Tensor | None:
+    """What is added to the scores for the choice alone, ``[E]``, or None."""
+    holder = getattr(router, "moe_statics", router)
+    bias = getattr(holder, CORRECTION, None)
+    return None if bias is None else bias.reshape(-1)
+
+
+def router_rule(router: nn.Module) -> RouterRule | None:
+    """The rule of ``router``, a module with ``weight [E, H]`` and ``top_k``; None where its forward
+    does something else.
+
+    Its own weights are not used: they may all be alike, and then every rule would fit.
+    """
+    wide, narrow = _Probe(router, torch.float32), _Probe(router, torch.bfloat16)
+    try:
+        wide_answer, narrow_answer = wide.answer(router), narrow.answer(router)
+    except Exception:  # Whatever another module's forward may raise of these.
+        return None
+    for rule in _candidates(router):
+        if wide.agreement(wide_answer, rule) < 1:
+            continue
+        wide_weights = narrow_answer[0].dtype == torch.float32
+        # A router's logits are no evidence: some return other ones than they choose by.
+        rules = [
+            replace(rule, wide_logits=is_wide, wide_weights=wide_weights)
+            for is_wide in (False, True)
+        ]
+        agreements = [narrow.agreement(narrow_answer, each) for each in rules]
+        if max(agreements) >= MOST:
+            return rules[agreements.index(max(agreements))]
+    return None
+
+
+class _Probe:
+    """Drawn tensors in the place of a router's own, and tokens to route by them."""
+
+    def __init__(self, router: nn.Module, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.tensors = {
+            name: _draw(tensor, generator).to(dtype)
+            for name, tensor in [*router.named_parameters(), *router.named_buffers()]
+        }
+        self.weight = self.tensors["weight"]
+        hidden = self.weight.shape[1]
+        # Logits near 1. Saturated scores would hide what is done to them: their sum is 1 already.
+        x = torch.randn(PROBES, hidden, generator=generator) / hidden**0.5
+        self.x = x.to(dtype)
+        biases = [each for name, each in self.tensors.items() if name.endswith(CORRECTION)]
+        self.bias = biases[0].reshape(-1) if biases else None
+
+    def answer(self, router: nn.Module) -> tuple[Tensor, Tensor]:
+        """The weights and experts ``[T, K]`` that ``router`` gives."""
+        _, weights, chosen = functional_call(router, self.tensors, (self.x,))
+        return weights, chosen
+
+    def agreement(self, answer: tuple[Tensor, Tensor], rule: RouterRule) -> float:
+        """The share of tokens for which ``rule`` gives ``answer``."""
+        got = self._by_expert(*route_by_torch(self.x, self.weight, self.bias, rule))
+        is_alike = (got - self._by_expert(*answer)).abs().amax(1) < TOLERANCE
+        return float(is_alike.float().mean())
+
+    def _by_expert(self, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Each token's weights where its experts are, ``[T, E]``: in whatever order they were
+        found."""
+        nothing = torch.zeros(PROBES, len(self.weight))
+        return nothing.scatter_(1, chosen, weights.float())
+
+
+def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """A matrix of unit variance. A bias is of the size of differences between scores, so that both
+    count."""
+    drawn = torch.randn(tensor.shape, generator=generator)
+    return drawn if tensor.dim() == 2 and tensor.shape[0] > 1 else drawn / 10
+
+
+def _candidates(router: nn.Module) -> Iterator[RouterRule]:
+    """What the attributes of ``router`` may mean."""
+    num_groups = getattr(router, "num_group", None) or getattr(router, "n_group", None) or 1
+    top_groups = getattr(router, "topk_group", None) or 1
+    scaling = getattr(router, "routed_scaling_factor", None) or 1.0
+    least = getattr(router, "norm_min", None) or 0.0
+    for is_sigmoid, renormalises, scales in product((False, True), repeat=3):
+        yield RouterRule(
+            top_k=router.top_k,  # type: ignore[arg-type]
+            is_sigmoid=is_sigmoid,
+            num_groups=num_groups,
+            top_groups=top_groups,
+            renormalises=renormalises,
+            least_sum=least,
+            added_to_sum=1e-20 if is_sigmoid else 0.0,
+            scaling=scaling if scales else 1.0,
+        )
+
+
+def is_plain_mixture(experts: nn.Module) -> bool:
+    """Whether ``experts`` are what ``Experts`` are: gated by silu, without bias, stored as
+    ``[E, 2 * I, H]`` and ``[E, H, I]``."""
+    gate_up, down = (getattr(experts, name, None) for name in ("gate_up_proj", "down_proj"))
+    if not isinstance(gate_up, Tensor) or not isinstance(down, Tensor):
+        return False
+    flags = ("is_transposed", "has_bias", "has_post_expert_norm", "_is_expert_parallel")
+    is_other = any(getattr(experts, flag, False) for flag in flags)
+    is_gated = getattr(experts, "has_gate", False) and getattr(experts, "is_concatenated", True)
+    if is_other or not is_gated or gate_up.dim() != 3:
+        return False
+    num_experts, rows, hidden = gate_up.shape
+    return down.shape == (num_experts, hidden, rows // 2) and _is_gated_by_silu(experts)
+
+
+def _is_gated_by_silu(experts: nn.Module) -> bool:
+    # Large enough that limits of the activation would show.
+    product = 20 * torch.randn(PROBES, 8, generator=torch.Generator().manual_seed(0))
+    gate, up = product.chunk(2, dim=-1)
+    apply_gate = getattr(experts, "_apply_gate", None)
+    if apply_gate is None:
+        return False
+    return torch.allclose(apply_gate(product), nn.functional.silu(gate) * up)
+
+
+def experts_of(module: nn.Module) -> Experts:
+    """The weights of a mixture that ``is_plain_mixture``."""
+    return experts_in(module)
+
+
+OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
+
+
+class MixturePaths(NamedTuple):
+    """What runs mixtures in decode steps: ``cgbench``, or for experts transformers' implementation
+    by name, and for routers ``transformers``. Joined by "and" where layers differ."""
+
+    experts: str
+    router: str
+
+
+def mixture_paths(target: Target, head: DraftHead | None) -> MixturePaths | None:
+    """Those of a target and its head, as they are by now. None of a dense model."""
+    backbone: nn.Module = target.backbone
+    modules = [backbone] if head is None else [backbone, head]
+    blocks = [
+        block
+        for module in modules
+        for block in module.modules()
+        if hasattr(getattr(block, "experts", None), "is_transposed")
+    ]
+    if not blocks:
+        return None
+    library = str(target.config._experts_implementation)
+    experts = {OWN_PATH if hasattr(block.experts, APPLIES_EXPERTS) else library for block in blocks}
+    routers = {
+        OWN_PATH if any(hasattr(part, RULE_VALUES) for part in block.children()) else TRANSFORMERS
+        for block in blocks
+    }
+    return MixturePaths(" and ".join(sorted(experts)), " and ".join(sorted(routers)))

@@ -1,0 +1,172 @@
+"""Mixtures of transformers' models through our operators: the same numbers and the same tokens."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cgbench.compile.layers import compile_forwards
+from cgbench.compile.mixtures import use_mixture_operators
+from cgbench.engine.runner import EagerRunner
+from cgbench.kernels.moe.expert_products import Padding
+from tests.support.interpreter import check_interpreted, run_interpreted
+from tests.support.mixtures import (
+    KINDS,
+    as_operators,
+    interpreted_kernels,
+    make_block,
+    operators_alone,
+)
+from tests.support.tiny import (
+    decode_prompts,
+    greedy_reference,
+    load_tiny,
+    make_checkpoint,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+
+SCRATCH_SLOT = 99
+
+
+class Case(NamedTuple):
+    """One block of ``kind``; ``is_skewed``: every token is the same, so all take one choice."""
+
+    kind: str
+    num_tokens: int
+    is_skewed: bool = False
+    shape: tuple[tuple[str, Any], ...] = ()
+
+
+CASES = [
+    *(Case(kind, num_tokens) for kind in KINDS for num_tokens in (1, 4, 17, 64)),
+    Case("qwen3_moe", 17, is_skewed=True, shape=(("num_experts_per_tok", 1),)),
+    Case("qwen3_moe", 17, shape=(("norm_topk_prob", True), ("num_experts_per_tok", 4))),
+    Case("deepseek_v3", 64, is_skewed=True),
+]
+
+
+def tokens_of(case: Case, block: nn.Module) -> Tensor:
+    hidden = next(block.experts.parameters()).shape[-1]  # type: ignore[union-attr]
+    x = torch.randn(1, case.num_tokens, hidden)
+    return x[:, :1].expand_as(x).contiguous() if case.is_skewed else x
+
+
+def relative_error(case: Case, device: str, dtype: torch.dtype) -> float:
+    """Of a block whose router and experts are our kernels, beside transformers' own."""
+    block = make_block(case.kind, **dict(case.shape)).to(device, dtype)
+    x = tokens_of(case, block).to(device, dtype)
+    expected = block(x)
+    assert use_mixture_operators(block) == 1
+    with interpreted_kernels(), as_operators():
+        got = block(x)
+    return float((got - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_parts_of_a_mixture_are_operators(kind: str) -> None:
+    """By their definitions in torch, which a CPU runs."""
+    block = make_block(kind)
+    x = tokens_of(Case(kind, 17), block)
+    expected = block(x)
+    use_mixture_operators(block)
+    assert torch.equal(block(x), expected)
+    with as_operators(), torch.profiler.profile() as profile:
+        got = block(x)
+    torch.testing.assert_close(got, expected)
+    names = {event.name for event in profile.events() or ()}
+    assert {"cgbench::route", "cgbench::apply_experts"} <= names
+
+
+def test_interpreted_kernels_are_transformers_own() -> None:
+    """Every form of router at 1 to 64 tokens, and all tokens on one expert."""
+    pytest.importorskip("triton")
+    check_interpreted(relative_error, CASES, below=3e-6)
+
+
+@pytest.mark.parametrize("kind", ["glm4_moe", "qwen3_moe"])
+def test_a_padded_row_sends_nothing(kind: str) -> None:
+    """Its sum is 0, and the others' are what they are without it, but for rounding: the definition
+    multiplies an expert's tokens together."""
+    block = make_block(kind)
+    x = tokens_of(Case(kind, 6), block)
+    use_mixture_operators(block)
+    with as_operators():
+        expected = block.experts(x[0], *routed(block, x)[1:])  # type: ignore[operator]
+    padding = Padding(torch.tensor([0, SCRATCH_SLOT, 2]), SCRATCH_SLOT, 2)
+    with as_operators(padding):
+        got = block.experts(x[0], *routed(block, x)[1:])  # type: ignore[operator]
+    assert not got[2:4].any()
+    kept = [0, 1, 4, 5]
+    torch.testing.assert_close(got[kept], expected[kept])
+
+
+def routed(block: nn.Module, x: Tensor) -> Any:
+    """Another order of a router's answer: logits, experts, weights."""
+    logits, weights, chosen = block.gate(x[0])  # type: ignore[operator]
+    return logits, chosen, weights
+
+
+SIZES = {"slow": ((1, 0), (1, 3), (17, 0), (16, 3)), "fast": ((1, 3), (5, 0))}
+"""Batch sizes and k: steps of 1, 4, 17 and 64 tokens, or of fewer."""
+MAX_NEW_TOKENS = 4
+
+
+def wrong_tokens(kind: str, sizes: str) -> int:
+    """How many requests are decoded otherwise than by transformers."""
+    with TemporaryDirectory() as folder, operators_alone(), interpreted_kernels():
+        make_checkpoint(Path(folder), kind)
+        prompts = random_prompts(17)[: max(size for size, _ in SIZES[sizes])]
+        expected = greedy_reference(reference_model(Path(folder)), prompts, MAX_NEW_TOKENS)
+        model = load_tiny(Path(folder))
+        compile_forwards(model.target, model.head)
+        spec = make_speculator(model, max_batch_size=17, room=64)
+        wrong = 0
+        for batch_size, spec_tokens in SIZES[sizes]:
+            runner = EagerRunner(spec, make_state(spec, spec_tokens, batch_size))
+            out = decode_prompts(spec, runner, prompts[:batch_size], MAX_NEW_TOKENS)
+            pairs = zip(out.token_ids, expected[:batch_size], strict=True)
+            wrong += sum(ours != theirs for ours, theirs in pairs)
+    return wrong
+
+
+def check_tokens(kind: str, sizes: str) -> None:
+    pytest.importorskip("triton")
+    code = f"from {__name__} import wrong_tokens\nprint('wrong', wrong_tokens({kind!r}, {sizes!r}))"
+    assert "wrong 0" in run_interpreted(code)
+
+
+def test_tokens_through_interpreted_kernels_are_transformers_own() -> None:
+    """Groups, a correction bias, a shared expert, a head with a mixture of its own."""
+    check_tokens("glm4_moe", "fast")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_of_every_kind_are_transformers_own(kind: str) -> None:
+    check_tokens(kind, "slow")
+
+
+def test_experts_that_differ_stay_as_they_are() -> None:
+    """Biases, clamped activations and transposed weights; the router's logits have a bias too."""
+    block = make_block("gpt_oss")
+    kinds = type(block.experts), type(block.router)
+    assert use_mixture_operators(block) == 0
+    assert (type(block.experts), type(block.router)) == kinds
+
+
+def test_a_router_that_differs_stays_as_it_is() -> None:
+    block = make_block("hy_v3")
+    x = tokens_of(Case("hy_v3", 4), block)
+    expected = block(x)
+    assert use_mixture_operators(block) == 1
+    with as_operators(), torch.profiler.profile() as profile:
+        got = block(x)
+    torch.testing.assert_close(got, expected)
+    names = {event.name for event in profile.events() or ()}
+    assert "cgbench::apply_experts" in names and "cgbench::route" not in names

@@ -1,0 +1,192 @@
+"""The experts' products against their definition: interpreted here, compiled on a GPU."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from cgbench.kernels.moe.expert_products import Choice, Experts, Padding, apply_by_torch
+from tests.support.interpreter import check_interpreted, run_interpreted
+
+if TYPE_CHECKING:
+    from cgbench.kernels.moe.triton_experts import Plan
+
+pytest.importorskip("triton")
+
+
+SCRATCH_SLOT = 1000
+
+
+class Case(NamedTuple):
+    """``skew``: every token takes the same experts."""
+
+    num_tokens: int
+    num_experts: int
+    top_k: int
+    hidden: int
+    intermediate: int
+    num_padded: int = 0
+    skew: bool = False
+    query_len: int = 1
+    has_residual: bool = True
+
+
+CASES = [
+    Case(1, 8, 2, 64, 32),
+    Case(2, 16, 2, 48, 40, num_padded=1),
+    Case(4, 8, 4, 64, 32, has_residual=False),
+    Case(17, 8, 2, 64, 32, num_padded=3),
+    Case(17, 4, 1, 32, 16, skew=True),
+    Case(40, 8, 6, 80, 24, num_padded=7, query_len=4),
+]
+DEVICE_CASES = [
+    *CASES,
+    Case(1, 128, 8, 2048, 768),
+    Case(4, 128, 8, 2048, 768),
+    Case(16, 64, 6, 2560, 1536, num_padded=2),
+    Case(64, 256, 8, 2048, 512, skew=True),
+    Case(256, 128, 8, 4096, 704, num_padded=10, query_len=4),
+    Case(1024, 64, 8, 1024, 512),
+]
+
+
+def choice_of(case: Case, device: str, dtype: torch.dtype) -> Choice:
+    """Distinct experts of each token, the last rows padded."""
+    scores = torch.rand(case.num_tokens, case.num_experts, device=device)
+    if case.skew:
+        scores[1:] = scores[0]
+    chosen = scores.argsort(-1)[:, : case.top_k].contiguous()
+    weights = torch.rand(case.num_tokens, case.top_k, device=device, dtype=dtype)
+    if not case.num_padded:
+        return Choice(chosen, weights)
+    num_rows = case.num_tokens // case.query_len
+    slots = torch.arange(num_rows, device=device)
+    slots[num_rows - case.num_padded :] = SCRATCH_SLOT
+    return Choice(chosen, weights, Padding(slots, SCRATCH_SLOT, case.query_len))
+
+
+def poisoned(experts: Experts, choice: Choice) -> Experts:
+    """No number where no token that counts sends anything."""
+    chosen = choice.chosen
+    if choice.padding is not None:
+        chosen = chosen[~choice.padding.is_padding()]
+    is_read = torch.zeros(experts.num_experts, dtype=torch.bool, device=chosen.device)
+    is_read[chosen.flatten()] = True
+    nothing = float("nan")
+    return Experts(
+        experts.gate_up.masked_fill(~is_read[:, None, None], nothing),
+        experts.down.masked_fill(~is_read[:, None, None], nothing),
+    )
+
+
+def experts_of(case: Case, device: str, dtype: torch.dtype) -> Experts:
+    gate_up = torch.randn(case.num_experts, 2 * case.intermediate, case.hidden, device=device)
+    down = torch.randn(case.num_experts, case.hidden, case.intermediate, device=device)
+    return Experts(
+        (gate_up / case.hidden**0.5).to(dtype), (down / case.intermediate**0.5).to(dtype)
+    )
+
+
+def relative_error(case: Case, device: str, dtype: torch.dtype) -> float:
+    """Against the definition in float64, in both forms and after another routing. Infinite where a
+    padded token reads an expert: what is there is not a number."""
+    from cgbench.kernels.moe.triton_experts import apply, plan_of
+
+    torch.manual_seed(case.num_tokens)
+    experts = experts_of(case, device, dtype)
+    wide = Experts(experts.gate_up.double(), experts.down.double())
+    x = torch.randn(case.num_tokens, case.hidden, device=device, dtype=dtype)
+    residual = torch.randn_like(x) if case.has_residual else None
+    worst = 0.0
+    for _ in range(2):
+        choice = choice_of(case, device, dtype)
+        wide_residual = None if residual is None else residual.double()
+        expected = apply_by_torch(wide, x.double(), choice, wide_residual)
+        plan = plan_of(experts, case.num_tokens, case.top_k)
+        for has_lists in (False, True):
+            if not has_lists and case.num_tokens > 64:
+                continue
+            plan = plan._replace(has_lists=has_lists)
+            got = apply(poisoned(experts, choice), x, choice, residual, plan)
+            error = (got.double() - expected).norm() / expected.norm()
+            worst = max(worst, float(error.nan_to_num(nan=float("inf"))))
+    return worst
+
+
+def test_interpreted_kernels_are_the_definition() -> None:
+    check_interpreted(relative_error, CASES, below=2e-6)
+
+
+def rows_that_differ(case: Case, device: str, dtype: torch.dtype) -> int:
+    """How many tokens have other bits alone, or among others in another order, than in a batch: in
+    each form with its tilings."""
+    from cgbench.kernels.moe.triton_experts import apply, plan_of
+
+    torch.manual_seed(case.num_tokens)
+    experts = experts_of(case, device, dtype)
+    x = torch.randn(case.num_tokens, case.hidden, device=device, dtype=dtype)
+    choice = choice_of(case._replace(num_padded=0), device, dtype)
+    plan = plan_of(experts, case.num_tokens, case.top_k)
+    differ = torch.zeros(case.num_tokens, dtype=torch.bool, device=device)
+    for has_lists in (False, True):
+        form = plan._replace(has_lists=has_lists)
+
+        def rows(places: Tensor, form: "Plan" = form) -> Tensor:
+            part = Choice(choice.chosen[places], choice.weights[places])
+            return apply(experts, x[places], part, x[places], form)
+
+        every = torch.arange(case.num_tokens, device=device)
+        together = rows(every)
+        differ |= (rows(every.flip(0)).flip(0) != together).any(1)
+        for token in every[:: max(1, case.num_tokens // 4)]:
+            differ[token] |= (rows(token[None])[0] != together[token]).any()
+    return int(differ.sum())
+
+
+def test_a_rows_bits_depend_on_no_other_row() -> None:
+    code = (
+        f"from {__name__} import CASES, rows_that_differ\n"
+        "import torch\n"
+        "print('differ', sum(rows_that_differ(case, 'cpu', torch.float32) for case in CASES[2:5]))"
+    )
+    assert "differ 0" in run_interpreted(code)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", DEVICE_CASES)
+def test_kernels_are_the_definition(case: Case) -> None:
+    assert relative_error(case, "cuda", torch.bfloat16) < 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [each for each in DEVICE_CASES if each.num_tokens <= 64])
+def test_a_rows_bits_on_a_gpu_depend_on_no_other_row(case: Case) -> None:
+    assert rows_that_differ(case, "cuda", torch.bfloat16) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("has_lists", [False, True])
+@pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[5], DEVICE_CASES[8]])
+def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
+    """The choice changes between replays, and who is padding."""
+    from cgbench.kernels.moe.triton_experts import apply, plan_of
+
+    experts = experts_of(case, "cuda", torch.bfloat16)
+    x = torch.randn(case.num_tokens, case.hidden, device="cuda", dtype=torch.bfloat16)
+    held = choice_of(case, "cuda", torch.bfloat16)
+    plan = plan_of(experts, case.num_tokens, case.top_k)._replace(has_lists=has_lists)
+    apply(experts, x, held, x, plan)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = apply(experts, x, held, x, plan)
+    for _ in range(3):
+        choice = choice_of(case, "cuda", torch.bfloat16)
+        held.chosen.copy_(choice.chosen)
+        held.weights.copy_(choice.weights)
+        if held.padding is not None:
+            held.padding.slots.copy_(held.padding.slots.roll(1))
+        graph.replay()
+        expected = apply_by_torch(experts, x, held, x)
+        assert float((out - expected).norm() / expected.norm()) < 1e-2
+    graph.reset()
