@@ -130,8 +130,10 @@ def part_of_product(
     own columns, so no value is rounded."""
     if COLUMNS_A_SCALE > 0:
         product = tl.dot(w.to(rows.dtype), rows, input_precision=PRECISION)
-        return acc + product * tl.load(worths + k0 // COLUMNS_A_SCALE)[:, None]
-    return tl.dot(w, rows, acc, input_precision=PRECISION)
+        acc += product * tl.load(worths + k0 // COLUMNS_A_SCALE)[:, None]
+    else:
+        acc = tl.dot(w, rows, acc, input_precision=PRECISION)
+    return acc
 
 
 @triton.jit(do_not_specialize=["num_tokens", "scratch_slot", "query_len"])  # type: ignore[untyped-decorator]
