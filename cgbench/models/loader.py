@@ -23,7 +23,6 @@ from cgbench.models.quantised.scaled_files import ScaledFiles
 from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
 from cgbench.models.quantised.scaled_modules import is_quantised
 from cgbench.models.quantised.scaled_presets import quantise_parameters
-from cgbench.models.quantised.scheme import UNQUANTISED
 from cgbench.models.random_weights import draw_head, random_target
 from cgbench.models.router_rules import is_plain_mixture
 from cgbench.models.routing import BalancedRouting
@@ -46,7 +45,7 @@ from cgbench.models.support import auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 from cgbench.models.tokenizer import read_tokenizer
 from cgbench.parallel.ranks import ALONE, Ranks
-from cgbench.words import Routing
+from cgbench.words import Quant, Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class LoadedModel:
     state_shapes: Mapping[int, StateShape]
     skeleton: Skeleton
     routing: Routing = Routing.MODEL
-    quant: str = UNQUANTISED
+    quant: Quant = Quant.NONE
     ranks: Ranks = ALONE
 
     @property

@@ -33,8 +33,6 @@ from cgbench.models.quantised.scaled_files import ScaledFiles, find_scaled
 from cgbench.models.quantised.scaled_loading import placed_scales
 from cgbench.models.quantised.scaled_presets import converted
 from cgbench.models.quantised.scheme import (
-    UNQUANTISED,
-    W8A16,
     Fp8Scheme,
     forget_scheme,
     read_scheme,
@@ -46,7 +44,7 @@ from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.request.choices import Dtype, HeadPlacement
 from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
 from cgbench.request.parts import HeadWiring, ModelRequest, SharingRequest
-from cgbench.words import Routing
+from cgbench.words import Quant, Routing
 
 DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
@@ -141,10 +139,10 @@ class LoadingPlan:
     """The checkpoint's FP8 weights; None, as ``scheme``, where weights are plain."""
 
     @property
-    def quant(self) -> str:
+    def quant(self) -> Quant:
         """The numeric mode of the weights, as a row's key has it."""
         is_quantised = self.skeleton.scaled or self.skeleton.head_scaled
-        return W8A16 if is_quantised else UNQUANTISED
+        return Quant.W8A16 if is_quantised else Quant.NONE
 
     @property
     def routing(self) -> Routing:

@@ -319,6 +319,40 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         Preset(
+            name="qwen3-next-80b-a3b",
+            source="Qwen/Qwen3-Next-80B-A3B-Instruct config.json",
+            head_family="qwen",
+            config={
+                "model_type": "qwen3_next",
+                "hidden_size": 2048,
+                "intermediate_size": 5120,
+                "moe_intermediate_size": 512,
+                "shared_expert_intermediate_size": 512,
+                "num_experts": 512,
+                "num_experts_per_tok": 10,
+                "norm_topk_prob": True,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+                "num_hidden_layers": 48,
+                "full_attention_interval": 4,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 2,
+                "head_dim": 256,
+                "linear_num_key_heads": 16,
+                "linear_num_value_heads": 32,
+                "linear_key_head_dim": 128,
+                "linear_value_head_dim": 128,
+                "linear_conv_kernel_dim": 4,
+                "vocab_size": 151936,
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 10000000.0,
+                "partial_rotary_factor": 0.25,
+                "tie_word_embeddings": False,
+                "eos_token_id": 151645,
+            },
+        ),
+        Preset(
             name="glm-4.5-air",
             source="zai-org/GLM-4.5-Air config.json; 213 GB in bfloat16, for two 141 GB GPUs",
             head_family="deepseek",
@@ -354,7 +388,9 @@ PRESETS: dict[str, Preset] = {
     )
 }
 
-_IN_FP8_TOO = ("mimo-7b", "deepseek-v3-6l", "qwen3.5-35b-a3b", "glm-4.5-air")
+_IN_FP8_TOO = (
+    *("mimo-7b", "deepseek-v3-6l", "qwen3.5-35b-a3b", "qwen3-next-80b-a3b", "glm-4.5-air"),
+)
 
 PRESETS |= {
     f"{name}-fp8": replace(PRESETS[name], name=f"{name}-fp8", is_fp8=True) for name in _IN_FP8_TOO

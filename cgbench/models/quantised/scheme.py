@@ -9,10 +9,6 @@ from transformers import PretrainedConfig
 from cgbench.errors import UnsupportedModelError
 
 FIELD = "quantization_config"
-UNQUANTISED, W8A16 = "none", "w8a16"
-"""Numeric modes, as a row's key has them: plain weights, and FP8 weights whose values multiply
-activations that are not quantised."""
-
 BLOCK = 128
 """Rows and columns of a block where a config states none."""
 
