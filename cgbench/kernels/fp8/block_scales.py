@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels.fp8.definition import is_by_definition
+
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 
@@ -69,11 +71,12 @@ def scaled_linear(
     """``F.linear`` of ``x [..., K]`` and the values of ``weight [N, K]``, a slice of rows at a
     time: no whole copy of a large weight is ever made.
 
-    On a CPU this is the definition: the values and the sums are float32, rounded to ``x``'s dtype
-    once. On CUDA the values are rounded to ``x``'s dtype first, because the library multiplies
-    those many times faster.
+    On a CPU, and where ``by_definition``, the values and the sums are float32, rounded to ``x``'s
+    dtype once. On CUDA the values are otherwise rounded to ``x``'s dtype first, because the library
+    multiplies those many times faster.
     """
-    dtype = x.dtype if x.is_cuda else torch.float32
+    is_rounded = x.is_cuda and not is_by_definition()
+    dtype = x.dtype if is_rounded else torch.float32
     wide, added = x.to(dtype), None if bias is None else bias.to(dtype)
     parts = [
         F.linear(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cgbench.kernels import linear as products
 from cgbench.kernels.fp8.block_scales import FP8, dequantised
+from cgbench.kernels.fp8.definition import is_by_definition
 from cgbench.kernels.gpu import runs_kernels
-from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, apply_by_torch
 
 
 class ScaledLinear(nn.Linear):
@@ -70,9 +71,9 @@ def _scaled_experts(kind: Any) -> type[nn.Module]:
         """Whether the kernel computes what the class does; found once the model is loaded."""
 
         def forward(self, hidden: Tensor, *args: Any, **keywords: Any) -> Any:
-            streamed = _streamed(self, hidden, *args, **keywords)
-            if streamed is not None:
-                return streamed
+            apart = _apart(self, hidden, *args, **keywords)
+            if apart is not None:
+                return apart
             with _values_in_place(self, hidden.dtype):
                 return super().forward(hidden, *args, **keywords)
 
@@ -84,11 +85,20 @@ MAX_STREAMED_TOKENS = 256
 """Above it nearly all experts are chosen, and products are bound by arithmetic."""
 
 
+def _apart(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
+    """The chosen experts' sum without the values of them all, or None."""
+    if not getattr(module, "is_plain", False):
+        return None
+    if is_by_definition():
+        return apply_by_torch(experts_in(module), hidden, Choice(chosen, weights), None)
+    return _streamed(module, hidden, chosen, weights)
+
+
 def _streamed(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
     """The experts' kernel, or None where it does not take these."""
     if not runs_kernels(hidden.device) or hidden.dtype == torch.float32:
         return None
-    if len(hidden) > MAX_STREAMED_TOKENS or not getattr(module, "is_plain", False):
+    if len(hidden) > MAX_STREAMED_TOKENS:
         return None
     # Imported here, because triton is there only beside a CUDA build of torch.
     from cgbench.kernels.moe import triton_experts
