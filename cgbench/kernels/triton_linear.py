@@ -99,6 +99,7 @@ def _linear_kernel(
     apart,
     x_stride,
     num_scales,
+    ROW_TILES: tl.constexpr,
     IS_SCALED: tl.constexpr,
     COLUMNS_A_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -114,10 +115,11 @@ def _linear_kernel(
     LINES_ASKED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    tile = tl.program_id(0)
+    # Tiles of rows are next to each other: what one reads of the weights, L2 has for the others.
+    tile = tl.program_id(0) // ROW_TILES
     split = tl.program_id(1)
-    m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    arrived += tl.program_id(2) * tl.num_programs(0)
+    m = tl.program_id(0) % ROW_TILES * BLOCK_M + tl.arange(0, BLOCK_M)
+    EVICTION: tl.constexpr = "evict_first" if ROW_TILES == 1 else ""
     # What is combined at the end, gate with up or a head's halves, lies so many columns apart. A
     # tile is half the ones, half the others.
     IN_PAIRS: tl.constexpr = IS_GATED or HAS_ROTARY
@@ -165,13 +167,13 @@ def _linear_kernel(
     for k0 in range(low, high, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         if IS_EVEN:
-            w = tl.load(from_weight + k[None, :], eviction_policy="evict_first")
+            w = tl.load(from_weight + k[None, :], eviction_policy=EVICTION)
         else:
             w = tl.load(
                 from_weight + k[None, :],
                 mask=is_output[:, None] & (k < high)[None, :],
                 other=0.0,
-                eviction_policy="evict_first",
+                eviction_policy=EVICTION,
             )
         rows = tl.load(
             x + m[None, :] * x_stride + k[:, None],
@@ -192,7 +194,7 @@ def _linear_kernel(
         tl.store(partial + split * num_rows * num_outputs + to_partial, acc, mask=keep)
         # All of this program's stores before its arrival is counted.
         tl.debug_barrier()
-        is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
+        is_last = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
     if is_last:
         if SPLITS > 1:
             acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -203,7 +205,7 @@ def _linear_kernel(
                     other=0.0,
                     cache_modifier=".cg",
                 )
-            tl.store(arrived + tile, 0)
+            tl.store(arrived + tl.program_id(0), 0)
         if HAS_BIAS:
             acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
         # Rounded where torch's operations round.
@@ -323,7 +325,7 @@ def linear(
     is_even = (
         num_inputs % (tiling.block_k * tiling.splits) == 0 and num_outputs % tiling.block_n == 0
     )
-    _linear_kernel[(tiles, tiling.splits, row_tiles)](
+    _linear_kernel[(tiles * row_tiles, tiling.splits)](
         rows,
         weight,
         scales.scale if scales else None,
@@ -342,6 +344,7 @@ def linear(
         apart,
         rows.stride(0),
         num_scales,
+        ROW_TILES=row_tiles,
         IS_SCALED=scales is not None,
         COLUMNS_A_SCALE=columns_a_scale or 1,
         HAS_BIAS=bias is not None,

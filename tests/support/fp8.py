@@ -67,6 +67,15 @@ def by_tensor(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scale).to(FP8), scale.reshape(1)
 
 
+def by_powers_of_two(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales of eight bits, exponents alone, as DeepSeek-V3.1 has them."""
+    _, scale = by_blocks(weight)
+    power = torch.exp2(scale.log2().ceil())
+    values = power.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    stored = weight.float() / values[: weight.shape[0], : weight.shape[1]]
+    return stored.to(FP8), power.to(torch.float8_e8m0fnu)
+
+
 def make_fp8_checkpoint(
     folder: Path,
     kind: str,
@@ -88,7 +97,7 @@ def make_fp8_checkpoint(
         if converts(name, tensor):
             weight, scale = quantise(tensor)
             stored |= {name: weight, f"{name}{scale_name}": scale}
-            grid = scale.reshape(-1, *scale.shape[1:]) if scale.dim() == 2 else scale[:, None]
+            grid = scale.float() if scale.dim() == 2 else scale[:, None]
             row_blocks = row_blocks_of(tensor.shape[0], grid.shape[0])
             values[name] = dequantised(weight, grid, row_blocks, torch.float32)
     shutil.copytree(plain, quantised_folder)

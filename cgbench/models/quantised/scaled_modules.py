@@ -70,12 +70,13 @@ def _scaled_experts(kind: Any) -> type[nn.Module]:
         is_plain = False
         """Whether the kernel computes what the class does; found once the model is loaded."""
 
-        def forward(self, hidden: Tensor, *args: Any, **keywords: Any) -> Any:
-            apart = _apart(self, hidden, *args, **keywords)
+        def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Any:
+            choice = top_k_index, top_k_weights
+            apart = _apart(self, hidden, *choice)
             if apart is not None:
                 return apart
             with _values_in_place(self, hidden.dtype):
-                return super().forward(hidden, *args, **keywords)
+                return super().forward(hidden, *choice)
 
     ScaledExperts.__name__ = f"Scaled{kind.__name__}"
     return ScaledExperts

@@ -9,7 +9,14 @@ from cgbench.engine.runner import EagerRunner
 from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.models.heads.families import DEEPSEEK, MIMO, QWEN, HeadFamily
 from cgbench.models.loader import LoadedModel
-from tests.support.fp8 import by_channels, by_tensor, compressed, is_converted, make_fp8_checkpoint
+from tests.support.fp8 import (
+    by_channels,
+    by_powers_of_two,
+    by_tensor,
+    compressed,
+    is_converted,
+    make_fp8_checkpoint,
+)
 from tests.support.tiny import (
     decode_prompts,
     load_tiny,
@@ -33,6 +40,7 @@ LAYOUTS: dict[str, tuple[str, HeadFamily, dict[str, Any]]] = {
     "deepseek_v3": ("deepseek_v3", DEEPSEEK, ODD_EXPERTS),
     "deepseek_v3-eh_proj": ("deepseek_v3", DEEPSEEK, ODD_EXPERTS | HEAD_TOO),
     "qwen3_5_moe": ("qwen3_5_moe", QWEN, {"num_shards": 2}),
+    "qwen3-powers": ("qwen3", MIMO, {"quantise": by_powers_of_two}),
     "qwen3-channels": ("qwen3", MIMO, CHANNELS),
     "qwen3_moe-tensors": ("qwen3_moe", DEEPSEEK, TENSORS),
 }
