@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from cgbench.engine.prefill_memory import prefill_bytes
 from cgbench.engine.recurrent import cache_bytes
 from cgbench.errors import OutOfMemoryError
 from cgbench.models.loading_plan import LoadingPlan
@@ -11,10 +12,10 @@ from cgbench.request.options import RunOptions
 
 
 def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
-    """Refuse a model whose weights, KV and recurrent state alone are over the device's memory.
+    """Refuse a model whose weights, KV, recurrent state and prefill are over the device's memory.
 
-    A lower bound: activations, graphs and prompts longer than ``--context-len`` come on top, and
-    of tensor parallel runs what each rank holds whole (the embedding, norms).
+    A lower bound: graphs, workspaces and prompts longer than ``--context-len`` come on top, and of
+    tensor parallel runs what each rank holds whole (the embedding, norms, hidden states).
     Raises ``OutOfMemoryError`` with the bytes needed and there.
     """
     dtype, skeleton = plan.request.dtype, plan.skeleton
@@ -24,15 +25,26 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     tokens = slots * (options.context_len + options.to_decode)
     kv = tokens * skeleton.kv_bytes_per_token(dtype) // num_ranks
     kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
+    num_prompts = prompts_at_once(options)
+    prefill = prefill_bytes(skeleton.target, num_prompts, options.context_len) // num_ranks
     available = available_bytes(plan.request.device, num_ranks)
-    if weights + kv > available:
-        *flags, last = ("--max-num-seqs", "--context-len", *options.reach_flags)
+    needed = weights + kv + prefill
+    if needed > available:
+        budget = ["--max-num-batched-tokens"] if num_prompts > 1 else []
+        *flags, last = ("--max-num-seqs", "--context-len", *budget, *options.reach_flags)
         whose = "the device" if num_ranks == 1 else f"each of {num_ranks} ranks"
         raise OutOfMemoryError(
-            f"MODEL {plan.request.ref}: {whose} needs at least {weights + kv:,} bytes (weights "
-            f"{weights:,}, KV of {slots} slots {kv:,}), but there are {available:,}; "
+            f"MODEL {plan.request.ref}: {whose} needs at least {needed:,} bytes (weights "
+            f"{weights:,}, KV of {slots} slots {kv:,}, prefill of {num_prompts} prompts "
+            f"{prefill:,}), but there are {available:,}; "
             f"give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
         )
+
+
+def prompts_at_once(options: RunOptions) -> int:
+    """Prompts of ``--context-len`` in the largest wave of a prefill: see ``engine.prefill``."""
+    within = options.max_num_batched_tokens // options.context_len
+    return max(1, min(max(options.batch_sizes), within))
 
 
 def available_bytes(device: torch.device, num_ranks: int) -> int:

@@ -1,7 +1,14 @@
-"""Mixture-of-experts weights: fused in transformers' modules, an expert apart in checkpoints."""
+"""Mixtures of experts as transformers has them: weights that are fused, where checkpoints have an
+expert apart, and forwards over no more tokens at once than memory bears."""
+
+import functools
+from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
+
+TOKENS_A_CHUNK = 2048
+"""Of one call of transformers' experts, which keeps several rows for every expert of a token."""
 
 # transformers' fused parameter -> the checkpoint's projections of each expert, in fusing order.
 # Source: transformers' conversion mapping of qwen2_moe, which DeepSeek-V3, GLM-4 and Qwen3 share.
@@ -36,3 +43,31 @@ def num_fused(name: str) -> int:
 def fuse(tensors: list[Tensor], shape: Size) -> Tensor:
     """``tensors`` as ``expert_parts`` orders them, as one of ``shape [E, out, in]``."""
     return torch.cat(tensors).reshape(shape)
+
+
+def apply_in_chunks(module: nn.Module) -> None:
+    """Have the mixtures in ``module`` take long prompts ``TOKENS_A_CHUNK`` tokens at a time, in
+    place. A token's experts are its own, so that the sums stay what they are."""
+    for part in list(module.modules()):
+        # What transformers' decorator of expert classes gives each of them.
+        if hasattr(part, "is_transposed") and not hasattr(part, "takes_chunks"):
+            kind: Any = type(part)
+            part.__class__ = _chunked(kind)
+
+
+@functools.cache
+def _chunked(kind: Any) -> type[nn.Module]:
+    class ChunkedExperts(kind):  # type: ignore[misc]
+        takes_chunks = True
+
+        def forward(self, hidden: Tensor, *choice: Tensor, **others: Any) -> Any:
+            """``choice``: the experts and weights of each token, in the model's own order."""
+            if torch.compiler.is_compiling() or others or len(hidden) <= TOKENS_A_CHUNK:
+                return super().forward(hidden, *choice, **others)
+            out = torch.empty_like(hidden)
+            for first in range(0, len(hidden), TOKENS_A_CHUNK):
+                part = slice(first, first + TOKENS_A_CHUNK)
+                out[part] = super().forward(hidden[part], *(each[part] for each in choice))
+            return out
+
+    return ChunkedExperts

@@ -24,6 +24,8 @@ TOLERANCE = 1e-5
 MOST = 0.8
 """Of tokens in bfloat16, where logits tie and each side breaks the tie its own way."""
 
+OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
+
 RULE_VALUES = "rule_values"
 """The attribute of a router that is an operator: the fields of its rule."""
 
@@ -155,9 +157,6 @@ def _is_gated_by_silu(experts: nn.Module) -> bool:
 def experts_of(module: nn.Module) -> Experts:
     """The weights of a mixture that ``is_plain_mixture``."""
     return experts_in(module)
-
-
-OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
 
 
 class MixturePaths(NamedTuple):

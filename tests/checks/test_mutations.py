@@ -1,13 +1,18 @@
 """Every check catches the faults that it claims: one planted at a time, in the real engine."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from cgbench.checks.catalogue import CHECKS
 from cgbench.checks.findings import Answer
+from cgbench.checks.subject import Subject
+from cgbench.compile.layers import compile_forwards
 from cgbench.models.heads.head import HeadForm
 from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.mixtures import operators_alone
 from tests.support.mutations import MUTATIONS, OWN, Mutation
 from tests.support.tiny import make_checkpoint
 
@@ -17,7 +22,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By kind; mistral's attention has a window, Qwen3.5 is mostly recurrent."""
     form = HeadForm(own_embedding=True, own_output=True)
     own = make_checkpoint(tmp_path_factory.mktemp(OWN), "mimo", seed=3, form=form)
-    kinds = ("mimo", "mistral", "qwen3_5")
+    kinds = ("mimo", "mistral", "qwen3_5", "qwen3_moe")
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
     made = {kind: make_checkpoint(folder, kind, seed=3) for kind, folder in folders.items()}
     return made | {OWN: own}
@@ -33,6 +38,21 @@ def test_the_unmutated_engine_passes(
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]
 
 
+@contextmanager
+def through_operators(subject: Subject) -> Iterator[None]:
+    """Decode steps run as they are compiled meanwhile."""
+    with operators_alone():
+        compile_forwards(subject.spec.target, subject.spec.head)
+        yield
+
+
+def test_mixtures_pass_as_operators(checkpoints: dict[str, Path]) -> None:
+    subject = make_tiny_subject(checkpoints["qwen3_moe"])
+    with through_operators(subject):
+        findings = run_checks(subject)
+    assert not [finding for finding in findings if finding.answer is Answer.WRONG]
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutation_is_caught_by_the_check_that_claims_it(
     checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, mutation: Mutation
@@ -40,6 +60,8 @@ def test_a_mutation_is_caught_by_the_check_that_claims_it(
     mutation.plant(monkeypatch)
     (check,) = [check for check in CHECKS if check.name == mutation.claimed_by]
     folder = checkpoints[mutation.kind]
-    finding = check.run(make_tiny_subject(folder, with_graphs=mutation.with_graphs))
+    subject = make_tiny_subject(folder, with_graphs=mutation.with_graphs)
+    with through_operators(subject) if mutation.with_operators else nullcontext():
+        finding = check.run(subject)
     assert finding.answer is Answer.WRONG
     assert finding.difference is not None and finding.difference.text

@@ -21,7 +21,7 @@ from cgbench.compile.operators import (
     linear_add,
 )
 from tests.support.compiled import compiled, decoded
-from tests.support.fusion import NEITHER, fused_in, graph_and_result
+from tests.support.fusion import NEITHER, fused_in, graph_and_result, mixture_ends
 from tests.support.tiny import make_checkpoint
 from tests.support.tracing import traced_layers
 
@@ -64,8 +64,9 @@ NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
         # Norms behind products, and another activation.
         ("gemma3_text", [NORM, NORM, ADD_NORM, NORM]),
         ("qwen3_moe", [NORM, ADD_NORM]),
-        # A shared expert is an MLP; queries and keys of fewer numbers are normed in between.
-        ("deepseek_v3", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR]),
+        # A shared expert is an MLP, whose last product takes the residual ahead of the experts;
+        # queries and keys of fewer numbers are normed in between.
+        ("deepseek_v3", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
     ],
 )
 def test_what_layers_are_made_of(
@@ -75,6 +76,15 @@ def test_what_layers_are_made_of(
     assert layers
     for graph in layers:
         assert fused_in(graph) == expected
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3"])
+def test_experts_take_what_a_layer_ends_with(
+    traced: Callable[[str], list[GraphModule]], kind: str
+) -> None:
+    """The residual, with the shared expert's product in it where there is one."""
+    ends = [mixture_ends(graph) for graph in traced(kind)]
+    assert any(ends) and all(end is not None for each in ends for end in each)
 
 
 def has_product(graph: GraphModule) -> bool:

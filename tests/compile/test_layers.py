@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.fx import GraphModule
 
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.head import HeadForm
 from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, compiled, decoded
+from tests.support.fusion import mixture_ends
 from tests.support.tiny import (
     decode_prompts,
     greedy_reference,
@@ -25,10 +27,10 @@ from tests.support.tracing import traced_layers
 
 
 @pytest.fixture
-def traced_only() -> Iterator[None]:
-    """Forms are traced as ever and run as traced."""
-    with traced_layers():
-        yield
+def traced_only() -> Iterator[list[GraphModule]]:
+    """Forms are traced as ever and run as traced; their graphs."""
+    with traced_layers() as graphs:
+        yield graphs
 
 
 @pytest.fixture(autouse=True)
@@ -48,20 +50,27 @@ def test_tokens_are_plain_greedy_decodings(tmp_path: Path, spec_tokens: int) -> 
     [
         ("gemma3_text", 2),
         ("qwen3_moe", 1),
-        # Their routers write in place.
         ("glm4_moe", 1),
         ("deepseek_v3", 1),
         ("qwen3_next-hybrid", 1),
         ("qwen3_5_moe", 1),
+        # Its router writes in place, and stays transformers' own.
+        ("hy_v3", 1),
     ],
 )
 def test_other_kinds_trace_to_the_same_tokens(
-    tmp_path: Path, traced_only: None, kind: str, spec_tokens: int
+    tmp_path: Path, traced_only: list[GraphModule], kind: str, spec_tokens: int
 ) -> None:
+    """A mixture's experts take what its layer ends with; not hy_v3's, whose sum is in float32."""
     check_tokens(tmp_path, kind, spec_tokens)
+    ends = [end for graph in traced_only for end in mixture_ends(graph)]
+    assert bool(ends) == (kind != "gemma3_text")
+    assert {end is None for end in ends} == ({kind == "hy_v3"} if ends else set())
 
 
-def test_a_heads_own_matrices_trace_to_the_same_drafts(tmp_path: Path, traced_only: None) -> None:
+def test_a_heads_own_matrices_trace_to_the_same_drafts(
+    tmp_path: Path, traced_only: list[GraphModule]
+) -> None:
     form = HeadForm(own_embedding=True, own_output=True)
     folder = make_checkpoint(tmp_path, "mimo", form=form)
     eager = make_speculator(load_tiny(folder), max_batch_size=max(BATCH_SIZES), room=64)
@@ -105,7 +114,7 @@ def num_forms(folder: Path, kind: str, layer_types: list[str]) -> int:
     ],
 )
 def test_equal_layers_share_their_forms(
-    tmp_path: Path, traced_only: None, kind: str, layer_types: list[str]
+    tmp_path: Path, traced_only: list[GraphModule], kind: str, layer_types: list[str]
 ) -> None:
     few = num_forms(tmp_path / "few", kind, layer_types)
     torch._dynamo.reset()

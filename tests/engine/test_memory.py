@@ -1,14 +1,22 @@
 """What does not fit is refused with its bytes, before anything is allocated."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from cgbench.engine import memory
-from cgbench.engine.memory import check_memory
+from cgbench.engine.memory import check_memory, prompts_at_once
+from cgbench.engine.prefill import _waves, prefill_slots
+from cgbench.engine.prefill_memory import PeakMemory, prefill_bytes
 from cgbench.engine.recurrent import RecurrentCache
 from cgbench.errors import OutOfMemoryError
-from cgbench.models.loading_plan import Loading, plan_loading
+from cgbench.models import experts
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
+from cgbench.request.options import RunOptions
 from tests.support.options import make_options
+from tests.support.tiny import load_tiny, make_checkpoint, make_speculator
 
 GLM_WEIGHTS = 218_454_621_696
 """GLM-4.5-Air with its head, in bfloat16: 213.7 GB and 4.75 GB."""
@@ -21,7 +29,9 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
     plan = plan_loading(Loading("preset:glm-4.5-air", None, True, *where))
     options = make_options(spec_tokens=(0, 3), batch_sizes=(1, 8), max_batch_size=8)
     kv = 9 * (options.context_len + options.reach + 6) * 192_512
-    for available, fits in ((GLM_WEIGHTS + kv, True), (GLM_WEIGHTS + kv - 1, False)):
+    prefill = prefill_bytes(plan.skeleton.target, 8, options.context_len)
+    needed = GLM_WEIGHTS + kv + prefill
+    for available, fits in ((needed, True), (needed - 1, False)):
         monkeypatch.setattr(memory, "available_bytes", lambda *_, n=available: n)
         if fits:
             check_memory(plan, options)
@@ -30,6 +40,75 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
             check_memory(plan, options)
         for words in ("preset:glm-4.5-air", f"{GLM_WEIGHTS:,}", f"{kv:,}", f"{available:,}"):
             assert words in str(error.value)
+        assert f"prefill of 8 prompts {prefill:,})" in str(error.value)
+        assert "--max-num-batched-tokens" in str(error.value)
+
+
+def of_deepseek(max_batch_size: int, **changes: Any) -> tuple[LoadingPlan, RunOptions]:
+    where = (torch.device("cpu"), torch.bfloat16)
+    plan = plan_loading(Loading("preset:deepseek-v3-6l", None, True, *where))
+    options = make_options(
+        spec_tokens=(0, 3),
+        batch_sizes=(1, max_batch_size),
+        max_batch_size=max_batch_size,
+        context_len=1024,
+        max_num_batched_tokens=8192,
+        **changes,
+    )
+    return plan, options
+
+
+H200_BYTES = 149_000_000_000
+"""What is free on one before anything is loaded, rounded down."""
+
+
+def test_deepseeks_prefill_fits_beside_its_weights_and_kv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight prompts at once, with 30 GB to spare. Experts of all tokens at once would take twice
+    as much as the rest of a layer."""
+    plan, options = of_deepseek(8)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: H200_BYTES - 30_000_000_000)
+    check_memory(plan, options)
+    in_chunks = prefill_bytes(plan.skeleton.target, 8, 1024)
+    monkeypatch.setattr(experts, "TOKENS_A_CHUNK", 1 << 20)
+    assert prefill_bytes(plan.skeleton.target, 8, 1024) > 2 * in_chunks
+
+
+def test_what_the_prefill_does_not_leave_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 requests of 2,048 tokens more than the context."""
+    plan, options = of_deepseek(64, max_new_tokens=2048)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: H200_BYTES)
+    with pytest.raises(OutOfMemoryError, match=r"KV of 65 slots .*, prefill of 8 prompts "):
+        check_memory(plan, options)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "budget", "expected"), [(8, 8192, 8), (8, 3000, 2), (8, 100, 1), (2, 8192, 2)]
+)
+def test_waves_are_those_of_a_prefill(batch_size: int, budget: int, expected: int) -> None:
+    options = make_options(
+        batch_sizes=(1, batch_size),
+        max_batch_size=16,
+        context_len=1024,
+        max_num_batched_tokens=budget,
+    )
+    assert prompts_at_once(options) == expected
+    waves = _waves([[0] * 1024] * batch_size, budget)
+    assert max(len(wave.prompts) for wave in waves) == expected
+
+
+@pytest.mark.parametrize("kind", ["mimo", "glm4_moe", "qwen3_moe"])
+def test_what_is_counted_without_storage_is_what_a_prefill_takes(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experts, "TOKENS_A_CHUNK", 64)
+    folder = make_checkpoint(tmp_path, kind)
+    model = load_tiny(folder, with_head=False, dtype=torch.bfloat16)
+    spec = make_speculator(model, max_batch_size=4, room=80)
+    tokens, slots = torch.zeros(4, 64, dtype=torch.long), torch.arange(4)
+    with torch.no_grad(), PeakMemory() as taken:
+        prefill_slots(spec, tokens, torch.full((4,), 64), slots, torch.zeros(4))
+    counted = prefill_bytes(model.skeleton.target, 4, 64)
+    assert 0.6 * taken.peak_bytes < counted <= taken.peak_bytes
 
 
 def test_recurrent_state_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

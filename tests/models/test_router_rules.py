@@ -1,5 +1,6 @@
 """Rules of transformers' routers, found by trying them: at the sizes of real models too."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,16 @@ from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeTopKR
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts, Qwen3MoeTopKRouter
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
 
+from cgbench.compile.layers import compile_forwards
 from cgbench.kernels.moe.router_rule import RouterRule
-from cgbench.models.router_rules import is_plain_mixture, router_rule
+from cgbench.models.router_rules import (
+    OWN_PATH,
+    is_plain_mixture,
+    mixture_paths,
+    router_rule,
+)
+from tests.support.mixtures import operators_alone
+from tests.support.tiny import load_tiny, make_checkpoint
 
 SIZES = {"num_experts_per_tok": 4, "num_experts": 32}
 ROUTED = {"num_experts_per_tok": 4, "n_routed_experts": 32}
@@ -150,6 +159,22 @@ def test_other_experts_are_not() -> None:
         experts = make_experts()
         setattr(experts, name, True)
         assert not is_plain_mixture(experts), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "paths"),
+    [("qwen3_moe", (OWN_PATH, OWN_PATH)), ("hy_v3", (OWN_PATH, "transformers")), ("mimo", None)],
+)
+def test_the_paths_are_those_that_run(
+    tmp_path: Path, kind: str, paths: tuple[str, str] | None
+) -> None:
+    """hy_v3's router is handed its correction from outside."""
+    model = load_tiny(make_checkpoint(tmp_path, kind))
+    before = None if paths is None else ("grouped_mm", "transformers")
+    assert mixture_paths(model.target, model.head) == before
+    with operators_alone():
+        compile_forwards(model.target, model.head)
+    assert mixture_paths(model.target, model.head) == paths
 
 
 class Clamps(Qwen3MoeExperts):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from cgbench.compile.mixtures import APPLY_EXPERTS
 from cgbench.compile.operators import ADD_NORM, GATED_LINEAR, LINEAR_ADD, NORM, ROTATED_LINEAR
 
 FUSED = [ADD_NORM, GATED_LINEAR, LINEAR_ADD, NORM, ROTATED_LINEAR]
@@ -19,6 +20,11 @@ Change = Callable[[GraphModule], GraphModule]
 def fused_in(graph: GraphModule) -> list[Any]:
     """The operators that were put into ``graph``."""
     return [node.target for node in graph.graph.nodes if node.target in FUSED]
+
+
+def mixture_ends(graph: GraphModule) -> list[Any]:
+    """What the experts in ``graph`` are added to, None where to nothing."""
+    return [node.args[-1] for node in graph.graph.nodes if node.target is APPLY_EXPERTS]
 
 
 def graph_and_result(

@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from cgbench.compile import mixtures
 from cgbench.engine import backends, calls, iteration, prefill, recurrent
 from cgbench.engine.acceptance import Greedy
-from cgbench.engine.calls import Rows
+from cgbench.engine.calls import Decode, Rows
 from cgbench.engine.iteration import Speculator, take_row
 from cgbench.engine.recurrent import DecodeStates, PrefillStates, RecurrentCache
 from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.kernels import attention, delta_rule
 from cgbench.kernels.attention import AttentionInput, LayerKv
 from cgbench.kernels.delta_rule import DeltaRows, LayerState
+from cgbench.kernels.moe.expert_products import Choice, Experts, Padding
 from cgbench.kernels.row_updates import ACTIVE, RowState
 from cgbench.models.target import HiddenStates, Target
 from tests.support.audited import PretendGraphs
@@ -38,6 +40,8 @@ class Mutation:
     plant: Plant
     kind: str = "mimo"
     with_graphs: bool = False
+    with_operators: bool = False
+    """Whether layers run as they are compiled, by operators."""
 
 
 MUTATIONS: list[Mutation] = []
@@ -580,6 +584,44 @@ def state_written_to_the_wrong_slot(patch: Patch) -> None:
         return out
 
     patch.setattr(DecodeStates, "delta_rule", delta_rule)
+
+
+# Mixtures as operators. ``kernel_faults`` has those of their kernels.
+
+
+@mutation("equality", kind="qwen3_moe", with_operators=True)
+def live_row_taken_for_padding(patch: Patch) -> None:
+    """The first slot's row sends nothing to its experts."""
+
+    def padding(self: Decode) -> Padding:
+        return Padding(self.rows.slots, 0, self.rows.positions.shape[1])
+
+    patch.setattr(Decode, "padding", property(padding))
+
+
+@mutation("equality", kind="qwen3_moe", with_operators=True)
+def stale_choice_of_experts(patch: Patch) -> None:
+    """Of each size and layer, the experts of the first step are those of the next ones too."""
+    real, kept = mixtures.apply_by_torch, {}
+
+    def apply(experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None) -> Tensor:
+        key = choice.chosen.shape, experts.down.data_ptr()
+        chosen = kept.setdefault(key, choice.chosen)
+        return real(experts, x, replace(choice, chosen=chosen), residual)
+
+    patch.setattr(mixtures, "apply_by_torch", apply)
+
+
+@mutation("equality", kind="qwen3_moe", with_operators=True)
+def a_tokens_last_expert_is_left_out(patch: Patch) -> None:
+    """Sums run over one slot too few."""
+    real = mixtures.apply_by_torch
+
+    def apply(experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None) -> Tensor:
+        fewer = Choice(choice.chosen[:, :-1], choice.weights[:, :-1], choice.padding)
+        return real(experts, x, fewer, residual)
+
+    patch.setattr(mixtures, "apply_by_torch", apply)
 
 
 # Replays. The graphs are pretended here, and real in tests/gpu.

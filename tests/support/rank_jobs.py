@@ -31,6 +31,7 @@ from cgbench.models.heads.head import HeadForm
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading
 from cgbench.models.presets import PRESETS, Preset
+from cgbench.models.router_rules import OWN_PATH, mixture_paths
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import Ranks, agreed, gathered
 from tests.support.audited import make_tiny_subject
@@ -97,6 +98,8 @@ def tell_compiled(folders: dict[str, Path], *, ranks: Ranks) -> list[dict[str, l
             torch._dynamo.reset()
             model = load(folders[name], head, ranks)
             compile_forwards(model.target, model.head)
+            # Each rank's part of every expert goes through the operator.
+            assert mixture_paths(model.target, model.head) in (None, (OWN_PATH, OWN_PATH))
             out = decode(model, Greedy(), 3, PROMPTS[:3])
             told[f"{name} {head}"] = out.token_ids + out.accepted
     return gathered(told)

@@ -62,6 +62,15 @@ def test_a_setting_that_most_runs_have_alike_is_told_where_it_is_another() -> No
     assert "routing model, quant w8a16, mtp_modules 3\n" in told
 
 
+def test_what_ran_a_mixture_is_told_where_it_was_recorded() -> None:
+    record = make_record()
+    assert record.mixture_words is None
+    record.model.update(experts_path="cgbench", router_path="cgbench and transformers")
+    told = latency_markdown(frame_of(2), record)
+    line = "- mixture: experts by cgbench, router by cgbench and transformers\n"
+    assert f"routing model\n{line}- python" in told
+
+
 def test_markdown() -> None:
     assert latency_markdown(frame_of(2), make_record()) == MARKDOWN
 

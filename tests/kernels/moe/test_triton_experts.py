@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cgbench.kernels.moe.expert_products import Choice, Experts, Padding, apply_by_torch
 from tests.support.interpreter import check_interpreted, run_interpreted
+from tests.support.kernel_faults import FAULTS, is_seen
 
 if TYPE_CHECKING:
     from cgbench.kernels.moe.triton_experts import Plan
@@ -190,3 +191,22 @@ def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
         expected = apply_by_torch(experts, x, held, x)
         assert float((out - expected).norm() / expected.norm()) < 1e-2
     graph.reset()
+
+
+FAULTY_CASE = Case(6, 4, 2, 32, 16, num_padded=1, query_len=2)
+"""Several pairs an expert, padded rows, and more than one row a request."""
+
+
+def unseen_faults() -> list[str]:
+    """Those with which the kernels are near their definition still."""
+
+    def error() -> float:
+        return relative_error(FAULTY_CASE, "cpu", torch.float32)
+
+    assert error() < 2e-6
+    return [name for name in FAULTS if not is_seen(name, error, below=2e-6)]
+
+
+def test_every_planted_fault_is_seen() -> None:
+    code = f"from {__name__} import unseen_faults\nprint('unseen', unseen_faults())"
+    assert "unseen []" in run_interpreted(code)

@@ -1,0 +1,74 @@
+"""The least memory that a prefill takes beside weights and KV, counted on the meta device."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from cgbench.kernels.attention import AttentionInput
+from cgbench.models.recurrent_hook import RecurrentProbe
+from cgbench.models.target import Target
+
+
+class _PrefillProbe(RecurrentProbe):
+    """Makes what ``calls.Prefill`` makes of a layer's queries, keys and values, and no more."""
+
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        qkv.key.transpose(1, 2).flatten(0, 1)
+        qkv.value.transpose(1, 2).flatten(0, 1)
+        batch, num_heads, length, _ = qkv.query.shape
+        return qkv.query.new_empty(batch, length, num_heads, qkv.value.shape[3])
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make meanwhile, and their most at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes: int = 0
+        self._bytes = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = {
+            each.untyped_storage()._cdata
+            for each in tree_iter((args, kwargs))
+            if isinstance(each, Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for each in tree_iter(result):
+            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in given:
+                self._note(each.untyped_storage())
+        return result
+
+    def _note(self, storage: UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self._bytes += size
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._alive.discard(key)
+        self._bytes -= size
+
+
+@torch.no_grad()
+def prefill_bytes(target: Target, batch_size: int, prompt_len: int) -> int:
+    """The peak of one wave of ``batch_size`` prompts through a ``target`` on the meta device, as
+    its layers are run.
+
+    A lower bound: a kernel's own workspace is not counted, and a skeleton is in bfloat16.
+    """
+    memory = PeakMemory()
+    with memory, torch.device("meta"):
+        ids = torch.zeros(batch_size, prompt_len, dtype=torch.long)
+        target.forward(ids, ids, _PrefillProbe())
+    return memory.peak_bytes
