@@ -145,3 +145,11 @@ Stage.COMMIT = Stage(StageKind.COMMIT)
 Stage.ITERATION = Stage(StageKind.ITERATION)
 Stage.COLLECTIVES = Stage(StageKind.COLLECTIVES)
 Stage.HOST_GAP = Stage(StageKind.HOST_GAP)
+
+
+class Quant(StrEnum):
+    """How weights are held and multiplied: plain, or FP8 whose values multiply activations that are
+    not quantised."""
+
+    NONE = "none"
+    W8A16 = "w8a16"

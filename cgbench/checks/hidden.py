@@ -26,6 +26,8 @@ from cgbench.checks.steps import (
 )
 from cgbench.checks.subject import Subject
 from cgbench.engine import iteration as stages
+from cgbench.kernels.fp8.definition import by_definition
+from cgbench.models.target import HiddenStates
 
 NAME = "hidden"
 TITLE = "verify's hidden states and logits are the reference attention's"
@@ -91,6 +93,12 @@ def _reference(subject: Subject, tokens: list[int], query_len: int) -> dict[str,
     """The last ``query_len`` rows' logits, and hidden states in the form the head is fed."""
     spec = subject.spec
     states = reference_states(spec.target, tokens)
+    with by_definition():
+        return _expected(subject, states, query_len)
+
+
+def _expected(subject: Subject, states: HiddenStates, query_len: int) -> dict[str, Tensor]:
+    spec = subject.spec
     expected = {"logits": spec.target.logits(states.post_norm[0, -query_len:])}
     if spec.head is not None and query_len > 1:
         expected["hidden"] = head_form(spec.head, states)[0, -query_len:]

@@ -2,7 +2,7 @@
 
 ``Plain`` is transformers alone, with its own attention and its own cache. ``GrowingAttention`` and
 ``reference_draft_logits`` are the target and its head recomputed from the first token: no cache,
-no slots, no batch.
+no slots, no batch. Products of FP8 weights are of their values, by no kernel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from cgbench.kernels.attention import AttentionInput
+from cgbench.kernels.fp8.definition import by_definition
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target, request_keys
 from cgbench.request.choices import FirstEmbedding, NormSide
@@ -50,6 +51,7 @@ class GrowingAttention:
 
 
 @torch.inference_mode()
+@by_definition()
 def reference_states(
     target: Target, tokens: Sequence[int], attention: GrowingAttention | None = None
 ) -> HiddenStates:
@@ -65,6 +67,7 @@ def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
 
 
 @torch.inference_mode()
+@by_definition()
 def reference_draft_logits(
     target: Target, head: DraftHead, tokens: Sequence[int], k: int, drafts: Sequence[int] = ()
 ) -> Tensor:
@@ -135,6 +138,7 @@ class Plain:
             self._tokens[prompt] = self._generate(prompt, count)
         return self._tokens[prompt][:count]
 
+    @by_definition()
     def _generate(self, prompt: tuple[int, ...], count: int) -> list[int]:
         ids = torch.tensor([prompt], device=self.target.device)
         with own_attention(self.target.model, "sdpa"), self.target.as_request(prompt):
@@ -145,6 +149,7 @@ class Plain:
         return tokens
 
     @torch.inference_mode()
+    @by_definition()
     def states(self, tokens: Sequence[int], attention: str = "sdpa") -> Tensor:
         """The last hidden states ``[n, H]`` over ``tokens``, after the final norm."""
         ids = torch.tensor([list(tokens)], device=self.target.device)
@@ -154,6 +159,7 @@ class Plain:
         return states
 
     @torch.inference_mode()
+    @by_definition()
     def next_logits(self, tokens: Sequence[int]) -> Tensor:
         """Logits ``[V]`` of the token after ``tokens``, in float32."""
         # Near-ties come at the same few places of the same few prompts in every batch.
@@ -162,6 +168,7 @@ class Plain:
         return self.target.logits(self._last_states[key]).float()
 
     @torch.inference_mode()
+    @by_definition()
     def next_token(self, tokens: Sequence[int]) -> int:
         """The token after ``tokens``, computed anew."""
         return int(self.target.logits(self.states(tokens)[-1]).argmax())
@@ -183,6 +190,7 @@ class Plain:
         return max(noise for noise, _ in noises), max(relative for _, relative in noises)
 
     @torch.inference_mode()
+    @by_definition()
     def _noises_of(self, prompt: Sequence[int]) -> tuple[float, float]:
         ours, its = (self.states(prompt, name)[-NOISE_POSITIONS:] for name in ("sdpa", "eager"))
         our_logits, its_logits = (self.target.logits(states).float() for states in (ours, its))

@@ -83,7 +83,8 @@ def _lines(found: "Inspection") -> list[tuple[str, str]]:
             f"vocabulary {found.vocab_size}{experts}{tied}",
         ),
         ("positions", f"{found.max_positions} tokens"),
-        ("weights", found.weights_problem or f"{_size(found.weight_bytes)} in {found.dtype}"),
+        ("weights", found.weights_problem or _weight_words(found)),
+        *_precision_lines(found),
         *_file_lines(found.checkpoint),
         *_head_lines(found),
     ]
@@ -96,6 +97,21 @@ def _lines(found: "Inspection") -> list[tuple[str, str]]:
         lines.append(("state", f"{_size(state)} a request of any length, {of_rows}"))
     can = "can be captured" if found.weights_problem is None else "not without its weights"
     lines.append(("capture", found.capture_problem or can))
+    return lines
+
+
+def _weight_words(found: "Inspection") -> str:
+    kind = found.dtype if found.quantisation is None else f"FP8 and {found.dtype}"
+    return f"{_size(found.weight_bytes)} in {kind}"
+
+
+def _precision_lines(found: "Inspection") -> list[tuple[str, str]]:
+    """Of a quantised checkpoint, what each part is held in; a head's parts are among them."""
+    if not any(each.dtype == "float8_e4m3fn" for each in found.precision):
+        return []
+    lines = [] if found.quantisation is None else [("quantised", found.quantisation)]
+    for each in found.precision:
+        lines.append(("precision", f"{each.part}: {each.dtype}, {_size(each.num_bytes)}"))
     return lines
 
 

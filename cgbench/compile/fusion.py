@@ -35,6 +35,7 @@ from cgbench.compile.patterns import (
     residual_and_product,
     rotated_product,
     summands,
+    with_end,
     writes_in_place,
 )
 
@@ -105,7 +106,7 @@ def fuse(graph_module: GraphModule) -> GraphModule:
             continue
         residual, product = residual_and_product(node)
         if product is not None and _reads_the_same(node, (*product.args, residual)):
-            _replace(node, LINEAR_ADD, (*product.args, residual))
+            _replace(node, LINEAR_ADD, with_end(product, residual))
     graph_module.recompile()
     return graph_module
 
@@ -160,7 +161,8 @@ def _fuse_rotary(attend: Node) -> None:
     if _reads_the_same(attend, inputs):
         attend.args = (found.query, found.key, *rest)
         _take_out_unused(attend.graph)
-        _replace(found.product, ROTATED_LINEAR, inputs)
+        ends = found.cos, found.sin, found.num_columns
+        _replace(found.product, ROTATED_LINEAR, with_end(found.product, *ends))
 
 
 def _reads_the_same(node: Node, inputs: tuple[Any, ...]) -> bool:
@@ -195,7 +197,7 @@ def _fuse_mixture_end(node: Node, end: MixtureEnd) -> None:
             is_product = is_call_once(end.shared, LINEAR)
             added = graph.call_method("view_as", (end.residual, end.shared))
             if is_product:
-                added = graph.call_function(LINEAR_ADD, (*end.shared.args, added))
+                added = graph.call_function(LINEAR_ADD, with_end(end.shared, added))
             else:
                 added = graph.call_function(operator.add, (added, end.shared))
         rows = graph.call_method("view_as", (added, tokens))

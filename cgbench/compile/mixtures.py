@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cgbench.compile.operators import under_way_call
 from cgbench.kernels.gpu import runs_kernels
-from cgbench.kernels.moe.expert_products import Choice, Experts, apply_by_torch
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, apply_by_torch
 from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
+from cgbench.models.quantised.scaled_modules import scales_of
 from cgbench.models.router_rules import (
     RULE_VALUES,
     correction_bias,
@@ -75,23 +76,41 @@ def apply_experts(
     down: Tensor,
     chosen: Tensor,
     weights: Tensor,
+    gate_up_scale: Tensor | None,
+    gate_up_row_blocks: Tensor | None,
+    down_scale: Tensor | None,
+    down_row_blocks: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
     """``apply_by_torch`` of tokens ``x [T, H]``, for those that are not padding in the call that is
     under way."""
-    experts = Experts(gate_up, down)
+    experts = Experts(
+        gate_up,
+        down,
+        _scales(gate_up_scale, gate_up_row_blocks),
+        _scales(down_scale, down_row_blocks),
+    )
     choice = Choice(chosen.contiguous(), weights.contiguous(), under_way_call().padding)
     if runs_kernels(x.device):
         from cgbench.kernels.moe import triton_experts
 
+        if not triton_experts.can_apply(experts):
+            experts = experts.values(x.dtype)
         return triton_experts.apply(experts, x, choice, residual)
     return apply_by_torch(experts, x, choice, residual)
+
+
+def _scales(scale: Tensor | None, row_blocks: Tensor | None) -> ExpertScales | None:
+    return None if scale is None or row_blocks is None else ExpertScales(scale, row_blocks)
 
 
 @apply_experts.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
+
+GATE_UP, DOWN = "gate_up_proj", "down_proj"
+"""transformers' names of experts' weights."""
 
 APPLY_EXPERTS = torch.ops.cgbench.apply_experts.default
 """As it stands in a traced graph."""
@@ -126,7 +145,9 @@ def _operator_experts(kind: Any) -> type[nn.Module]:
             if not torch.compiler.is_compiling():
                 return super().forward(hidden, top_k_index, top_k_weights)
             weights = self.gate_up_proj, self.down_proj
-            return apply_experts(hidden, *weights, top_k_index, top_k_weights, None)
+            nothing = None, None
+            scales = *(scales_of(self, GATE_UP) or nothing), *(scales_of(self, DOWN) or nothing)
+            return apply_experts(hidden, *weights, top_k_index, top_k_weights, *scales, None)
 
     return OperatorExperts
 

@@ -18,8 +18,15 @@ from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
 from cgbench.kernels.moe.expert_products import Padding
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.projections import PackedFirst
+from cgbench.models.quantised.scaled_modules import ScaledLinear
 from cgbench.models.recurrent_hook import RecurrentCall
-from cgbench.models.shards import SummedLinear, SumOutput, VocabLinear
+from cgbench.models.shards import (
+    ScaledSummedLinear,
+    ScaledVocabLinear,
+    SummedLinear,
+    SumOutput,
+    VocabLinear,
+)
 from cgbench.parallel.collectives import sum_over_ranks
 
 
@@ -160,7 +167,7 @@ def _like_product(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 
 @gated_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0] // 2)
 
 
@@ -185,9 +192,15 @@ ADD_NORM = torch.ops.cgbench.add_norm.default
 
 
 @torch.library.custom_op("cgbench::summed_linear", mutates_args=())
-def summed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def summed_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None = None,
+    row_blocks: Tensor | None = None,
+) -> Tensor:
     """``SummedLinear``: the ranks' products summed, then the bias."""
-    out = sum_over_ranks(linear(x, weight, None))
+    out = sum_over_ranks(linear(x, weight, None, scale, row_blocks))
     return out if bias is None else out + bias
 
 
@@ -213,6 +226,33 @@ class OperatorLinear(nn.Linear):
         return out
 
 
+class OperatorScaledLinear(ScaledLinear):
+    """A linear layer of FP8 weights that is one operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = self.weight_scale, self.weight_row_blocks
+        out: Tensor = linear(x, self.weight, self.bias, *scales)
+        return out
+
+
+class OperatorScaledSummedLinear(ScaledSummedLinear):
+    """As ``OperatorSummedLinear``, of FP8 weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = self.weight_scale, self.weight_row_blocks
+        out: Tensor = summed_linear(x, self.weight, self.bias, *scales)
+        return out
+
+
+class OperatorScaledVocabLinear(ScaledVocabLinear):
+    """As ``OperatorVocabLinear``, of FP8 weights."""
+
+    def part(self, x: Tensor) -> Tensor:
+        scales = self.weight_scale, self.weight_row_blocks
+        out: Tensor = linear(x, self.weight, self.bias, *scales)
+        return out
+
+
 class OperatorSummedLinear(SummedLinear):
     """A linear layer divided by input that is one operator with its sum over the ranks."""
 
@@ -233,6 +273,9 @@ _OPERATOR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: OperatorLinear,
     SummedLinear: OperatorSummedLinear,
     VocabLinear: OperatorVocabLinear,
+    ScaledLinear: OperatorScaledLinear,
+    ScaledSummedLinear: OperatorScaledSummedLinear,
+    ScaledVocabLinear: OperatorScaledVocabLinear,
 }
 
 

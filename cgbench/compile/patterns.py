@@ -82,6 +82,12 @@ def residual_and_product(node: Node) -> tuple[Node, Node]:
     return None, None
 
 
+def with_end(product: Node, *end: Any) -> tuple[Any, ...]:
+    """What the operator of ``product`` with an end reads: a product's input, weight and bias, what
+    the end reads, and the scales of an FP8 weight."""
+    return (*product.args[:3], *end, *product.args[3:])
+
+
 class MixtureEnd(NamedTuple):
     """The end of a layer: ``residual`` plus ``experts``, and ``shared`` where there is one."""
 

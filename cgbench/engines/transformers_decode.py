@@ -24,6 +24,7 @@ from cgbench.engines.wall_time import synchronize, timed
 from cgbench.models.loading_plan import LoadingPlan
 from cgbench.models.random_weights import random_target
 from cgbench.models.support import auto_class_for
+from cgbench.words import Quant
 
 # generate_batch warns of what is meant here: its manager is kept for the same requests.
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
@@ -38,6 +39,8 @@ def load_peer(plan: LoadingPlan) -> PreTrainedModel:
     request = plan.request
     if plan.gguf_file is not None:
         raise PeerError("a GGUF file: give a folder of safetensors")
+    if plan.quant is not Quant.NONE:
+        raise PeerError("FP8 weights: give the plain checkpoint or preset")
     implementations: dict[str, Any] = {"attn_implementation": "sdpa"}
     if plan.skeleton.target.has_mixtures:
         implementations["experts_implementation"] = "grouped_mm"

@@ -36,7 +36,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The floors of one model on one device. ``itemsize``: bytes of a weight and of a KV value."""
+    """The floors of one model on one device. ``itemsize``: bytes of a KV value, and of a weight
+    that is not FP8."""
 
     work: ModelWork
     limits: DeviceLimits
@@ -101,9 +102,9 @@ class Floor:
             expected = expected_experts(product, num_tokens)
             is_mixture = product.num_experts > 1
             read = experts_read if is_mixture and experts_read is not None else expected
-            weights = count * read * product.num_elements
+            weights = count * read * product.bytes_read(self.itemsize)
             flops = count * 2.0 * num_tokens * product.num_rows * product.num_elements
-            line = self._line(stage, product.name, count, weights * self.itemsize, flops)
+            line = self._line(stage, product.name, count, weights, flops)
             yield (
                 line
                 if not is_mixture

@@ -9,12 +9,12 @@ bytes.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.kernels.attention import AttentionInput
@@ -22,7 +22,7 @@ from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import Splits
-from cgbench.models.skeleton import Skeleton
+from cgbench.models.skeleton import Skeleton, stored_bytes
 from cgbench.models.target import HiddenStates, Target
 
 # As torch's dispatcher and transformers' fallback for grouped_mm name them.
@@ -51,6 +51,22 @@ class Product:
     num_elements: int
     num_experts: int
     num_rows: int
+    stored_bytes: float | None = None
+    """Of one matrix as it is held, its scales included; None where it is of the model's dtype."""
+
+    def bytes_read(self, itemsize: int) -> float:
+        """Bytes of one matrix; ``itemsize`` is of the model's dtype."""
+        return self.num_elements * itemsize if self.stored_bytes is None else self.stored_bytes
+
+    def part(self, num_ranks: int) -> "Product":
+        """Of a weight that ``num_ranks`` share, each rank's part. Of scales too: a block that two
+        ranks share is a thousandth of a part."""
+        stored = self.stored_bytes
+        return replace(
+            self,
+            num_elements=self.num_elements // num_ranks,
+            stored_bytes=None if stored is None else stored / num_ranks,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +140,7 @@ def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int
     return replace(
         work,
         products=tuple(
-            replace(each, num_elements=each.num_elements // num_ranks)
-            if each.name in divided
-            else each
-            for each in work.products
+            each.part(num_ranks) if each.name in divided else each for each in work.products
         ),
         attentions=tuple(
             replace(
@@ -159,9 +172,11 @@ class _WorkProbe(ShapeProbe):
 class _Recorder(TorchDispatchMode):
     """Notes every product with, and every lookup in, one of the named weights."""
 
-    def __init__(self, names: dict[int, str]) -> None:
+    def __init__(self, names: dict[int, str], stored: Mapping[int, int]) -> None:
+        """Both by storage: a weight's name, and the bytes of one that is FP8."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = dict(names)
+        self._stored = stored
         self._kept: list[Tensor] = []
         self.products: list[Product] = []
         self.embedding_elements = 0
@@ -189,7 +204,9 @@ class _Recorder(TorchDispatchMode):
             num_experts = weight.shape[0] if weight.dim() == 3 else 1
             num_rows = out.numel() // out.shape[-1]
             elements = weight.numel() // num_experts
-            self.products.append(Product(name, elements, num_experts, num_rows))
+            stored = self._stored.get(_storage(weight))
+            held = None if stored is None else stored / num_experts
+            self.products.append(Product(name, elements, num_experts, num_rows, held))
         elif operation == _EMBEDDING:
             self.embedding_elements += out.numel()
         elif operation == _CAST:
@@ -210,8 +227,9 @@ def model_work(skeleton: Skeleton) -> ModelWork:
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     probe = _WorkProbe()
     backbone_names = _weight_names(target.backbone)
-    hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe))
-    lm_head = _output_work(target, hidden, None)
+    stored = _stored_bytes(target.model, skeleton.scaled)
+    hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe), stored)
+    lm_head = _output_work(target, hidden, None, stored)
     if head is None:
         return ModelWork(work, lm_head, None)
     head_probe = _WorkProbe()
@@ -222,16 +240,25 @@ def model_work(skeleton: Skeleton) -> ModelWork:
         return head(embeds, head.to_input(hidden), rope, ids, head_probe)  # type: ignore[no-any-return]
 
     head_names = _weight_names(head) | _weight_names(target.model.get_input_embeddings())
-    _, head_work = _recorded(head_names, head_probe, step)
-    output = None if head.output is None else _output_work(target, hidden, head.output)
+    stored = _stored_bytes(head, skeleton.head_scaled)
+    _, head_work = _recorded(head_names, head_probe, step, stored)
+    output = None if head.output is None else _output_work(target, hidden, head.output, stored)
     return ModelWork(work, lm_head, head_work, output)
 
 
-def _output_work(target: Target, hidden: HiddenStates, own: nn.Linear | None) -> ForwardWork:
+def _stored_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> dict[int, int]:
+    """Bytes of the module's FP8 weights, scales included, by storage."""
+    weights = {name: module.get_parameter(name) for name in scaled}
+    return {_storage(w): stored_bytes(w.shape, scaled[name]) for name, w in weights.items()}
+
+
+def _output_work(
+    target: Target, hidden: HiddenStates, own: nn.Linear | None, stored: Mapping[int, int]
+) -> ForwardWork:
     """The product with the lm_head, or with a head's ``own`` output matrix."""
     module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
     _, work = _recorded(
-        {_storage(module.weight): name}, None, lambda: target.logits(hidden.post_norm, own)
+        {_storage(module.weight): name}, None, lambda: target.logits(hidden.post_norm, own), stored
     )
     return work
 
@@ -243,9 +270,12 @@ def _lm_head(target: Target) -> nn.Linear:
 
 
 def _recorded(
-    names: dict[int, str], probe: _WorkProbe | None, run: Callable[[], Any]
+    names: dict[int, str],
+    probe: _WorkProbe | None,
+    run: Callable[[], Any],
+    stored: Mapping[int, int],
 ) -> tuple[Any, ForwardWork]:
-    with _Recorder(names) as recorder:
+    with _Recorder(names, stored) as recorder:
         out = run()
     return out, ForwardWork(
         products=tuple(recorder.products),

@@ -4,6 +4,9 @@ of kernel.
 Torch's operations here are the definition. On CUDA a product of few rows of half precision is one
 kernel, with its end (``triton_linear``). Of more rows the product is torch's, and the end is a
 kernel of its own (``triton_gate``, ``triton_rotary``).
+
+A weight with ``scale`` and ``row_blocks`` is FP8: see ``fp8.block_scales``. Activations stay as
+they are (weight-only, W8A16).
 """
 
 from typing import Any
@@ -12,32 +15,82 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels.fp8.block_scales import scaled_linear
+from cgbench.kernels.fp8.definition import is_by_definition
 from cgbench.kernels.gpu import runs_kernels
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None = None,
+    row_blocks: Tensor | None = None,
+) -> Tensor:
     """``F.linear``; of few rows of half precision on CUDA by the kernel made for them."""
-    streamed = _streamed(x, weight, bias)
-    return F.linear(x, weight, bias) if streamed is None else streamed
+    streamed = _streamed(x, weight, bias, scale, row_blocks)
+    return _product(x, weight, bias, scale, row_blocks) if streamed is None else streamed
 
 
-def _streamed(x: Tensor, weight: Tensor, bias: Tensor | None, **end: Any) -> Tensor | None:
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    row_blocks: Tensor | None,
+) -> Tensor:
+    if scale is None or row_blocks is None:
+        return F.linear(x, weight, bias)
+    return scaled_linear(x, weight, bias, scale, row_blocks)
+
+
+def _streamed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    row_blocks: Tensor | None,
+    **end: Any,
+) -> Tensor | None:
+    """The product by a kernel, or None where torch's operations make it."""
+    if scale is not None and is_by_definition():
+        return None
+    return _by_kernel(x, weight, bias, scale, row_blocks, **end)
+
+
+def _by_kernel(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    row_blocks: Tensor | None,
+    **end: Any,
+) -> Tensor | None:
     """``triton_linear.linear``, or None where that does not take these."""
     if runs_kernels(x.device):
         # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels import triton_linear
 
-        if triton_linear.can_stream(x, weight):
-            return triton_linear.linear(x, weight, bias, **end)
+        if triton_linear.can_stream(x, weight, scale):
+            scales = None
+            if scale is not None and row_blocks is not None:
+                scales = triton_linear.Scales(scale, row_blocks)
+            return triton_linear.linear(x, weight, bias, scales=scales, **end)
     return None
 
 
-def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def gated_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None = None,
+    row_blocks: Tensor | None = None,
+) -> Tensor:
     """``silu(gate) * up`` of the two halves of ``linear``. Rounded after each, as apart."""
-    streamed = _streamed(x, weight, bias, is_gated=True)
+    streamed = _streamed(x, weight, bias, scale, row_blocks, is_gated=True)
     if streamed is not None:
         return streamed
-    product = F.linear(x, weight, bias)
+    product = _product(x, weight, bias, scale, row_blocks)
     if runs_kernels(product.device):
         from cgbench.kernels import triton_gate
 
@@ -46,14 +99,30 @@ def gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.silu(gate) * up
 
 
-def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+def linear_add(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    scale: Tensor | None = None,
+    row_blocks: Tensor | None = None,
+) -> Tensor:
     """``residual + linear``. Rounded after each, as apart."""
-    streamed = _streamed(x, weight, bias, residual=residual)
-    return residual + F.linear(x, weight, bias) if streamed is None else streamed
+    streamed = _streamed(x, weight, bias, scale, row_blocks, residual=residual)
+    if streamed is not None:
+        return streamed
+    return residual + _product(x, weight, bias, scale, row_blocks)
 
 
 def rotated_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, cos: Tensor, sin: Tensor, num_rotated: int
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    num_rotated: int,
+    scale: Tensor | None = None,
+    row_blocks: Tensor | None = None,
 ) -> Tensor:
     """``linear`` of ``x [B, S, K]``, whose first ``num_rotated`` columns are then rotated as heads
     by ``cos`` and ``sin [B, S, D]``, halves against each other. Rounded after each operation on a
@@ -63,11 +132,11 @@ def rotated_linear(
         from cgbench.kernels import triton_rotary
 
         rotary = triton_rotary.Rotary(cos, sin, num_rotated)
-        streamed = _streamed(x, weight, bias, rotary=rotary)
+        streamed = _streamed(x, weight, bias, scale, row_blocks, rotary=rotary)
         if streamed is not None:
             return streamed
-        return triton_rotary.rotate(F.linear(x, weight, bias), rotary)
-    return _rotated(F.linear(x, weight, bias), cos, sin, num_rotated)
+        return triton_rotary.rotate(_product(x, weight, bias, scale, row_blocks), rotary)
+    return _rotated(_product(x, weight, bias, scale, row_blocks), cos, sin, num_rotated)
 
 
 def _rotated(product: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:

@@ -5,6 +5,10 @@ read bandwidth there. Here each program streams a tile of the weights. The rows 
 of the tensor cores' product. K is split until the device has enough reads under way. The last
 program of a tile to arrive adds the splits in their order, so the sum is the same every time.
 
+FP8 weights (e4m3, with scales: see ``fp8.block_scales``) are streamed as they are stored. They
+become the rows' type in registers, which is exact, and a scale multiplies the float32 sum of its
+own columns. So nothing is rounded that a product of the weights' values would not round.
+
 A program waits for its rows only after it is set up and has asked for its first weights: see
 ``gpu``.
 """
@@ -18,12 +22,19 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.counters import arrivals
+from cgbench.kernels.fp8.block_scales import column_block
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_gate import gated_product
 from cgbench.kernels.triton_rotary import Rotary, load_tables, turned
 
 MAX_ROWS = 32
 """Above it cuBLAS is no slower."""
+
+MAX_SCALED_ROWS = 256
+"""Of FP8 weights: above it their values are made first, which reads and writes five times their
+bytes, and the library multiplies them."""
+ROWS_A_TILE = 64
+LEAST_COLUMN_BLOCK = 16
 
 # More outputs than any vocabulary has, in the narrowest tiles.
 MAX_TILES = 1 << 14
@@ -42,6 +53,13 @@ class Tiling(NamedTuple):
     splits: int
     num_warps: int
     num_stages: int
+
+
+class Scales(NamedTuple):
+    """Of FP8 weights: ``scale [R, C]`` in float32, and ``row_blocks [N]``, each row's of them."""
+
+    scale: Tensor
+    row_blocks: Tensor
 
 
 LINE_BYTES = 128
@@ -65,6 +83,8 @@ def ask_into_l2(pointers):
 def _linear_kernel(
     x,
     weight,
+    scale,
+    row_blocks,
     bias,
     residual,
     cos,
@@ -78,6 +98,10 @@ def _linear_kernel(
     num_rotated,
     apart,
     x_stride,
+    num_scales,
+    ROW_TILES: tl.constexpr,
+    IS_SCALED: tl.constexpr,
+    COLUMNS_A_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     HAS_ROTARY: tl.constexpr,
@@ -91,9 +115,11 @@ def _linear_kernel(
     LINES_ASKED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    tile = tl.program_id(0)
+    # Tiles of rows are next to each other: what one reads of the weights, L2 has for the others.
+    tile = tl.program_id(0) // ROW_TILES
     split = tl.program_id(1)
-    m = tl.arange(0, BLOCK_M)
+    m = tl.program_id(0) % ROW_TILES * BLOCK_M + tl.arange(0, BLOCK_M)
+    EVICTION: tl.constexpr = "evict_first" if ROW_TILES == 1 else ""
     # What is combined at the end, gate with up or a head's halves, lies so many columns apart. A
     # tile is half the ones, half the others.
     IN_PAIRS: tl.constexpr = IS_GATED or HAS_ROTARY
@@ -109,6 +135,9 @@ def _linear_kernel(
     high = tl.minimum(low + blocks * BLOCK_K, num_inputs)
     is_row = m < num_rows
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    if IS_SCALED:
+        block = tl.load(row_blocks + n, mask=is_output, other=0)
+        from_scale = scale + block * num_scales
     from_weight = weight + n.to(tl.int64)[:, None] * num_inputs
     to_partial = m[None, :] * num_outputs + n[:, None]
     keep = is_row[None, :] & is_output[:, None]
@@ -117,7 +146,8 @@ def _linear_kernel(
         keep_pair = is_row[None, :] & (c < num_columns)[:, None]
     if EARLY:
         if LINES_ASKED > 0:
-            line = low + tl.arange(0, LINES_ASKED) * (LINE_BYTES // 2)
+            ITEMS: tl.constexpr = LINE_BYTES * 8 // weight.dtype.element_ty.primitive_bitwidth
+            line = low + tl.arange(0, LINES_ASKED) * ITEMS
             asked = tl.minimum(n, num_outputs - 1).to(tl.int64)[:, None] * num_inputs
             ask_into_l2(weight + asked + tl.minimum(line, num_inputs - 1)[None, :])
         gdc_wait()
@@ -137,20 +167,24 @@ def _linear_kernel(
     for k0 in range(low, high, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         if IS_EVEN:
-            w = tl.load(from_weight + k[None, :], eviction_policy="evict_first")
+            w = tl.load(from_weight + k[None, :], eviction_policy=EVICTION)
         else:
             w = tl.load(
                 from_weight + k[None, :],
                 mask=is_output[:, None] & (k < high)[None, :],
                 other=0.0,
-                eviction_policy="evict_first",
+                eviction_policy=EVICTION,
             )
         rows = tl.load(
             x + m[None, :] * x_stride + k[:, None],
             mask=is_row[None, :] & (k < high)[:, None],
             other=0.0,
         )
-        acc = tl.dot(w, rows, acc)
+        if IS_SCALED:
+            worth = tl.load(from_scale + k0 // COLUMNS_A_SCALE)
+            acc += tl.dot(w.to(rows.dtype), rows) * worth[:, None]
+        else:
+            acc = tl.dot(w, rows, acc)
 
     if EARLY and not IS_GATED:
         # Not before: see docs/engine.md.
@@ -160,7 +194,7 @@ def _linear_kernel(
         tl.store(partial + split * num_rows * num_outputs + to_partial, acc, mask=keep)
         # All of this program's stores before its arrival is counted.
         tl.debug_barrier()
-        is_last = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLITS - 1
+        is_last = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == SPLITS - 1
     if is_last:
         if SPLITS > 1:
             acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
@@ -171,7 +205,7 @@ def _linear_kernel(
                     other=0.0,
                     cache_modifier=".cg",
                 )
-            tl.store(arrived + tile, 0)
+            tl.store(arrived + tl.program_id(0), 0)
         if HAS_BIAS:
             acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
         # Rounded where torch's operations round.
@@ -193,9 +227,19 @@ def _linear_kernel(
             tl.store(out + to_partial, product, mask=keep)
 
 
-def can_stream(x: Tensor, weight: Tensor) -> bool:
+def can_stream(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> bool:
     """Whether ``linear`` takes these: few rows, half precision, aligned, and weights enough for
-    their reading to be what counts."""
+    their reading to be what counts. FP8 weights may be few, and have more rows: what else there is
+    for them reads far more."""
+    if scale is not None:
+        return (
+            x.is_cuda
+            and x.dtype in (torch.bfloat16, torch.float16)
+            and x.numel() <= MAX_SCALED_ROWS * x.shape[-1]
+            and weight.is_contiguous()
+            and weight.shape[1] % ALIGNMENT == 0
+            and column_block(weight.shape[1], scale.shape[1]) >= LEAST_COLUMN_BLOCK
+        )
     return (
         x.is_cuda
         and x.numel() <= MAX_ROWS * x.shape[-1]
@@ -226,10 +270,20 @@ def _power_of_2_to(number: int) -> int:
     return 1 << (max(1, number).bit_length() - 1)
 
 
-def _lines_asked(tiling: Tiling, tiles: int, num_inputs: int) -> int:
+def _fitted(tiling: Tiling, num_rows: int, columns_a_scale: int | None) -> Tiling:
+    """``tiling`` for FP8 weights: a tile of them is of one scale's columns, and many rows leave
+    shared memory for fewer stages, and need no splits."""
+    if columns_a_scale is not None:
+        tiling = tiling._replace(block_k=min(tiling.block_k, columns_a_scale))
+    if num_rows > MAX_ROWS:
+        tiling = tiling._replace(splits=1, num_stages=min(tiling.num_stages, 4))
+    return tiling
+
+
+def _lines_asked(tiling: Tiling, tiles: int, row_bytes: int) -> int:
     """Lines of each row of weights that a program asks for: a power of 2, or none."""
     share = ASKED_BYTES // (tiles * tiling.splits * tiling.block_n * LINE_BYTES)
-    has = num_inputs * 2 // (tiling.splits * LINE_BYTES)
+    has = row_bytes // (tiling.splits * LINE_BYTES)
     return _power_of_2_to(min(share, has)) if share and has else 0
 
 
@@ -241,20 +295,26 @@ def linear(
     residual: Tensor | None = None,
     rotary: Rotary | None = None,
     is_gated: bool = False,
+    scales: Scales | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
     """``x [..., K]`` of at most ``MAX_ROWS`` rows times ``weight [N, K]``: ``[..., N]``, in the
     default ``tiling`` of its size. Either ``residual [..., N]`` is added, or its first heads are
     rotated by ``rotary``, or, where ``is_gated``, ``silu(gate) * up`` of the product's halves is
-    returned, ``[..., N / 2]``."""
+    returned, ``[..., N / 2]``. A weight with ``scales`` is FP8, and takes ``MAX_SCALED_ROWS``."""
     rows = x.reshape(-1, x.shape[-1])
     num_rows, num_inputs = rows.shape
     num_outputs = weight.shape[0]
     num_columns = num_outputs // 2 if is_gated else num_outputs
-    tiling = tiling or tiling_of(num_outputs)
+    num_scales = 1 if scales is None else scales.scale.shape[1]
+    columns_a_scale = None if scales is None else column_block(num_inputs, num_scales)
+    tiling = _fitted(tiling or tiling_of(num_outputs), num_rows, columns_a_scale)
+    block_m = min(ROWS_A_TILE, max(16, triton.next_power_of_2(num_rows)))
+    row_tiles = triton.cdiv(num_rows, block_m)
     tiles = triton.cdiv(num_outputs, tiling.block_n)
     assert rows.stride(1) == 1 and weight.is_contiguous() and weight.shape[1] == num_inputs
-    assert tiles <= MAX_TILES and is_gated + (residual is not None) + (rotary is not None) <= 1
+    assert tiles * row_tiles <= MAX_TILES and (scales is not None or num_rows <= MAX_ROWS)
+    assert is_gated + (residual is not None) + (rotary is not None) <= 1
     apart = num_columns if rotary is None else rotary.size // 2
     assert rotary is None or num_outputs % rotary.size == 0
     if residual is not None:
@@ -265,9 +325,11 @@ def linear(
     is_even = (
         num_inputs % (tiling.block_k * tiling.splits) == 0 and num_outputs % tiling.block_n == 0
     )
-    _linear_kernel[(tiles, tiling.splits)](
+    _linear_kernel[(tiles * row_tiles, tiling.splits)](
         rows,
         weight,
+        scales.scale if scales else None,
+        scales.row_blocks if scales else None,
         bias,
         residual,
         rotary.cos if rotary else None,
@@ -281,17 +343,21 @@ def linear(
         rotary.num_columns if rotary else 0,
         apart,
         rows.stride(0),
+        num_scales,
+        ROW_TILES=row_tiles,
+        IS_SCALED=scales is not None,
+        COLUMNS_A_SCALE=columns_a_scale or 1,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         HAS_ROTARY=rotary is not None,
         IS_GATED=is_gated,
         IS_EVEN=is_even,
-        BLOCK_M=max(16, triton.next_power_of_2(num_rows)),
+        BLOCK_M=block_m,
         BLOCK_N=tiling.block_n,
         BLOCK_K=tiling.block_k,
         SPLITS=tiling.splits,
         LINE_BYTES=LINE_BYTES,
-        LINES_ASKED=_lines_asked(tiling, tiles, num_inputs),
+        LINES_ASKED=_lines_asked(tiling, tiles, num_inputs * weight.itemsize),
         EARLY=early(x.device),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,

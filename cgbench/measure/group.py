@@ -312,6 +312,7 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
         mean_context_len=run.mean_context_len,
         discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
         routing=deployment.model.routing,
+        quant=deployment.model.quant,
         experts_read=run.experts_read.get(Stage.VERIFY),
     )
 

@@ -228,7 +228,11 @@ def _module_facts(model: LoadedModel) -> str | None:
 
 
 def _weight_bytes(module: torch.nn.Module | None) -> int:
-    return 0 if module is None else sum(p.nbytes for p in module.parameters())
+    """Of parameters, and of the scales of FP8 ones."""
+    if module is None:
+        return 0
+    scales = [each for name, each in module.state_dict().items() if name.endswith("_scale")]
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *scales))
 
 
 def _plan_facts(plan: CapturePlan) -> PlanFacts:

@@ -33,6 +33,13 @@ def expert_parts(name: str, shape: Size) -> dict[str, Size] | None:
     }
 
 
+def num_fused(name: str) -> int:
+    """How many projections the fused parameter ``name`` of experts has one above another, 1 for
+    every other parameter."""
+    prefix, _, leaf = name.rpartition(".")
+    return len(_PARTS[leaf]) if prefix.endswith(".experts") and leaf in _PARTS else 1
+
+
 def fuse(tensors: list[Tensor], shape: Size) -> Tensor:
     """``tensors`` as ``expert_parts`` orders them, as one of ``shape [E, out, in]``."""
     return torch.cat(tensors).reshape(shape)

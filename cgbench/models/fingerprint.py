@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_wiring import CONFIG_FIELD
+from cgbench.models.quantised.scaled_modules import WHOLE_SCALE
 from cgbench.models.shards import Splits
 from cgbench.models.target import Target
 
@@ -27,7 +28,8 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
     for module, splits in parts:
         for name, part in module.state_dict().items():
             tensor = splits[name].joined(part) if name in splits else part
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            told = name.replace(WHOLE_SCALE, "_scale")
+            digest.update(f"{told} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             for sums in _sums(tensor):
                 digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

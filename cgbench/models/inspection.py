@@ -15,6 +15,7 @@ from cgbench.models.heads.head_copies import CopyUse
 from cgbench.models.heads.head_files import head_tensors
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers
+from cgbench.models.precision import PartPrecision, precision_by_part
 from cgbench.models.support import check_capturable, class_name
 from cgbench.models.target import Target
 from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
@@ -78,6 +79,8 @@ class Inspection:
     tied_embeddings: bool
     dtype: str
     weight_bytes: int
+    quantisation: str | None
+    precision: tuple[PartPrecision, ...]
     checkpoint: CheckpointFacts | None
     head: HeadFacts | None
     kv_bytes_per_token: int
@@ -134,6 +137,8 @@ def inspect_model(request: Loading) -> Inspection:
         tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=skeleton.weight_bytes(dtype),
+        quantisation=None if plan.scheme is None else plan.scheme.words,
+        precision=precision_by_part(skeleton, dtype),
         checkpoint=_checkpoint_facts(plan),
         head=_head_facts(plan, tensors),
         kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype),

@@ -12,14 +12,19 @@ from transformers.distributed import DistributedConfig
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
-from cgbench.models.checkpoint import check_files
+from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.projections import pack_projections
+from cgbench.models.quantised.scaled_files import ScaledFiles
+from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
+from cgbench.models.quantised.scaled_modules import is_quantised
+from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.random_weights import draw_head, random_target
+from cgbench.models.router_rules import is_plain_mixture
 from cgbench.models.routing import BalancedRouting
 from cgbench.models.shards import (
     HEAD_OUTPUT,
@@ -40,7 +45,7 @@ from cgbench.models.support import auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 from cgbench.models.tokenizer import read_tokenizer
 from cgbench.parallel.ranks import ALONE, Ranks
-from cgbench.words import Routing
+from cgbench.words import Quant, Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class LoadedModel:
     state_shapes: Mapping[int, StateShape]
     skeleton: Skeleton
     routing: Routing = Routing.MODEL
+    quant: Quant = Quant.NONE
     ranks: Ranks = ALONE
 
     @property
@@ -95,6 +101,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
     for module in (target.model, head):
         if module is not None:
             pack_projections(module)
+            _find_plain_mixtures(module)
     tokenizer, problem = read_tokenizer(plan)
     kv = plan.skeleton.kv if plan.request.ranks.size == 1 else probe_kv_shapes(target, head)
     if plan.routing is Routing.BALANCED:
@@ -113,9 +120,17 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         state_shapes=kv.state_shapes,
         skeleton=plan.skeleton,
         routing=plan.routing,
+        quant=plan.quant,
         ranks=plan.request.ranks,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
+
+
+def _find_plain_mixtures(module: nn.Module) -> None:
+    """Have FP8 experts that the kernel can apply be applied by it."""
+    for part in module.modules():
+        if getattr(part, "holds_scales", False):
+            part.__dict__["is_plain"] = is_plain_mixture(part)
 
 
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
@@ -156,6 +171,8 @@ def _splits(plan: LoadingPlan) -> Splits:
 
 def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
+    if plan.scaled is not None:
+        return _load_scaled_target(plan, plan.scaled, splits)
     num_ranks = request.ranks.size
     distributed = {"distributed_config": DistributedConfig(tp_size=num_ranks)} if splits else {}
     try:
@@ -182,6 +199,30 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
+        _divide_target(model, splits, request.ranks)
+    loaded: PreTrainedModel = model.to(request.device)
+    return loaded
+
+
+def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -> PreTrainedModel:
+    """A target of FP8 weights. Where ranks share it, each reads it whole and keeps its part."""
+    request, ref = plan.request, plan.request.path
+    with torch.device("meta"):
+        model: PreTrainedModel = auto_class_for(plan.config).from_config(
+            plan.config, dtype=request.dtype, **_implementations(plan)
+        )
+    device = torch.device("cpu") if splits else request.device
+    scaled = plan.skeleton.scaled
+    try:
+        paths = tensor_files(ref)
+        info = load_scaled(model, scaled, files, paths, request.dtype, device)
+    except (OSError, SafetensorError) as error:
+        check_files(ref)
+        raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
+    unfit = {name for name, *_ in info.mismatched_keys} | info.conversion_errors.keys()
+    check_placed(ref, model, info.missing_keys - unfit, unfit, info.unexpected_keys)
+    read_generation_config(model, ref)
+    if splits:
         _divide_target(model, splits, request.ranks)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
@@ -216,13 +257,17 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     ranks = plan.request.ranks
 
+    # Scales are of whole weights, so FP8 ones are divided once they are quantised.
+    late = {name: split for name, split in splits.items() if name in plan.skeleton.scaled}
+
     def keep(name: str, whole: Tensor) -> Tensor:
-        is_split = name in splits and name != LM_HEAD
+        is_split = name in splits and name not in late and name != LM_HEAD
         return splits[name].part(whole, ranks) if is_split else whole
 
     model = random_target(plan, keep, **_implementations(plan))
     if splits:
-        install_forwards(model, splits)
+        install_forwards(model, {name: split for name, split in splits.items() if name not in late})
+        divide(model, late, ranks)
     if LM_HEAD in splits:
         divide_lm_head(model, ranks)
     return model
@@ -236,6 +281,7 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
         head = DraftHead(family, target.model)
     cast_head(head.eval(), target)
     draw_head(head, target.model, plan.request.device)
+    quantise_parameters(head, plan.skeleton.head_scaled)
     _divide_head(plan, head, target)
     return head
 
@@ -247,7 +293,8 @@ def cast_head(head: DraftHead, target: Target) -> None:
     for module_name, module in head.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
-                if tensor is not None and tensor.is_floating_point():
+                is_float = tensor is not None and tensor.is_floating_point()
+                if tensor is not None and is_float and not is_quantised(module, name):
                     path = f".{module_name}.{name}"
                     is_kept = any(f".{each}" in path for each in kept)
                     tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)

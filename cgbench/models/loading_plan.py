@@ -4,7 +4,7 @@ Nothing here reads a weight or touches a device.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,23 +19,32 @@ from cgbench.models.checkpoint import (
     config_from_dict,
     raw_config,
     read_config,
+    stored_tensors,
     tensor_files,
 )
 from cgbench.models.gguf import find_gguf
 from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head_copies import target_matrices
-from cgbench.models.heads.head_files import HeadFiles, check_head, find_head
+from cgbench.models.heads.head_files import HeadFiles, check_head, find_head, scaled_shapes
 from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
 from cgbench.models.heads.head_wiring import check_family, named, wired
 from cgbench.models.presets import PRESETS
+from cgbench.models.quantised.scaled_files import ScaledFiles, find_scaled
+from cgbench.models.quantised.scaled_loading import placed_scales
+from cgbench.models.quantised.scaled_presets import converted
+from cgbench.models.quantised.scheme import (
+    Fp8Scheme,
+    forget_scheme,
+    read_scheme,
+)
 from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_head
-from cgbench.models.support import check_config
+from cgbench.models.support import check_config, class_name
 from cgbench.models.target import Target
 from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.request.choices import Dtype, HeadPlacement
 from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
 from cgbench.request.parts import HeadWiring, ModelRequest, SharingRequest
-from cgbench.words import Routing
+from cgbench.words import Quant, Routing
 
 DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
@@ -126,6 +135,15 @@ class LoadingPlan:
     family: HeadFamily | None
     head_files: HeadFiles | None
     gguf_file: Path | None
+    scheme: Fp8Scheme | None = None
+    scaled: ScaledFiles | None = None
+    """The checkpoint's FP8 weights; None, as ``scheme``, where weights are plain."""
+
+    @property
+    def quant(self) -> Quant:
+        """The numeric mode of the weights, as a row's key has it."""
+        is_quantised = self.skeleton.scaled or self.skeleton.head_scaled
+        return Quant.W8A16 if is_quantised else Quant.NONE
 
     @property
     def routing(self) -> Routing:
@@ -180,6 +198,8 @@ def plan_loading(request: Loading) -> LoadingPlan:
     gguf_file = find_gguf(request.path)
     config = read_config(request.path, gguf_file)
     check_config(config)
+    scheme = read_scheme(config, class_name(config))
+    forget_scheme(config)
     if gguf_file is None:
         check_generation_config(request.path, config)
     if request.head_ref is not None:
@@ -198,7 +218,14 @@ def plan_loading(request: Loading) -> LoadingPlan:
     skeleton = with_head(target, family, form, where=where)
     if found is not None and skeleton.head is not None:
         check_head(request.head_path, skeleton.head, found)
-    return LoadingPlan(request, config, skeleton, family, found, gguf_file)
+        skeleton = replace(skeleton, head_scaled=scaled_shapes(skeleton.head, found))
+    if scheme is None:
+        return LoadingPlan(request, config, skeleton, family, found, gguf_file)
+    stored = stored_tensors(tensor_files(request.path))
+    files = find_scaled(request.path, stored, scheme)
+    scaled = placed_scales(request.path, target.model, files, stored)
+    skeleton = replace(skeleton, scaled=scaled)
+    return LoadingPlan(request, config, skeleton, family, found, None, scheme, files)
 
 
 def _find_head(
@@ -234,7 +261,12 @@ def _plan_preset(request: Loading, name: str) -> LoadingPlan:
     config = config_from_dict(dict(preset.config))
     own = FAMILIES[preset.head_family]
     family = named(own, request.wiring) if request.with_head else None
-    return LoadingPlan(request, config, make_skeleton(config, family), family, None, None)
+    skeleton = make_skeleton(config, family)
+    if preset.is_fp8:
+        of_head = {} if skeleton.head is None else converted(skeleton.head)
+        of_target = converted(skeleton.target.model)
+        skeleton = replace(skeleton, scaled=of_target, head_scaled=of_head)
+    return LoadingPlan(request, config, skeleton, family, None, None)
 
 
 def _label(ref: str) -> str:

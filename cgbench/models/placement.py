@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
 from cgbench.models.loading_plan import LoadingPlan
+from cgbench.models.quantised.scaled_files import E4M3
+from cgbench.models.quantised.scaled_loading import convert
 
 # What older checkpoints store and transformers computes.
 _DERIVED = (".inv_freq", ".masked_bias", ".attn.bias")
@@ -49,16 +51,17 @@ def check_types(plan: LoadingPlan) -> None:
     if not _has_headers(plan):
         return
     stored = _stored(plan)
-    odd = [tensor for tensor in stored if tensor.dtype not in _PLAIN_TYPES]
+    known = _PLAIN_TYPES if plan.scaled is None else _PLAIN_TYPES | {E4M3}
+    odd = [tensor for tensor in stored if tensor.dtype not in known]
     if not odd:
         return
-    plain = [tensor for tensor in stored if tensor.dtype in _PLAIN_TYPES]
+    plain = [tensor for tensor in stored if tensor.dtype in known]
     if lacked := _lacked_floats(plan, plain) - _lacked_floats(plan, stored):
         first = _first_of(odd, lacked)
         raise ModelError(
             f"MODEL {Path(plan.request.path, first.file)}: {first.name} is stored as "
-            f"{first.dtype}, as {len(odd)} tensors are: must be BF16, F16 or F32, because "
-            "quantised weights cannot be run"
+            f"{first.dtype}, as {len(odd)} tensors are: must be BF16, F16 or F32, or "
+            f"{E4M3} with scales and a quantization_config"
         )
 
 
@@ -73,7 +76,10 @@ def _has_headers(plan: LoadingPlan) -> bool:
 
 
 def _stored(plan: LoadingPlan) -> list[StoredTensor]:
-    return [*stored_tensors(tensor_files(plan.request.path)).values()]
+    """The target's tensors, without the scales of FP8 ones."""
+    stored = stored_tensors(tensor_files(plan.request.path))
+    names = stored if plan.scaled is None else plan.scaled.rest(stored)
+    return [stored[name] for name in names]
 
 
 def _lacked_floats(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> set[str]:
@@ -85,21 +91,10 @@ def _lacked_floats(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> set[str
 
 def _place(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> tuple[PreTrainedModel, Any]:
     """The target on the meta device with tensors in place, and what transformers says of them."""
-    # Here, because they are inner parts of transformers, and loading does without them.
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
-    from transformers.modeling_utils import LoadStateDictConfig
-
     dtype = plan.request.dtype
     model = copy.deepcopy(plan.skeleton.target.model)
     tensors = {each.name: torch.empty(each.shape, dtype=dtype, device="meta") for each in stored}
-    settings = LoadStateDictConfig(
-        ignore_mismatched_sizes=True,
-        device_map={"": "meta"},
-        dtype=dtype,
-        weight_mapping=get_model_conversion_mapping(model),
-    )
-    info, _ = convert_and_load_state_dict_in_model(model, tensors, settings)
+    info = convert(model, tensors, dtype)
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
     return model, info

@@ -6,7 +6,7 @@ long as there are presets.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cgbench.request.acceptance_lengths import GOLDEN, Golden, GoldenLength
@@ -17,13 +17,15 @@ class Preset:
     """``config`` is the public ``config.json``'s content that decides shapes; ``source`` names it.
 
     The head, one MTP module, has the form of ``head_family``: MiMo's where the public model has
-    none.
+    none. ``is_fp8``: the weights are converted as the public FP8 checkpoint of the family has them,
+    in blocks of 128 x 128.
     """
 
     name: str
     source: str
     config: Mapping[str, Any]
     head_family: str = "mimo"
+    is_fp8: bool = False
 
 
 _GOLDEN_OF_FAMILY = {
@@ -317,6 +319,40 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         Preset(
+            name="qwen3-next-80b-a3b",
+            source="Qwen/Qwen3-Next-80B-A3B-Instruct config.json",
+            head_family="qwen",
+            config={
+                "model_type": "qwen3_next",
+                "hidden_size": 2048,
+                "intermediate_size": 5120,
+                "moe_intermediate_size": 512,
+                "shared_expert_intermediate_size": 512,
+                "num_experts": 512,
+                "num_experts_per_tok": 10,
+                "norm_topk_prob": True,
+                "decoder_sparse_step": 1,
+                "mlp_only_layers": [],
+                "num_hidden_layers": 48,
+                "full_attention_interval": 4,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 2,
+                "head_dim": 256,
+                "linear_num_key_heads": 16,
+                "linear_num_value_heads": 32,
+                "linear_key_head_dim": 128,
+                "linear_value_head_dim": 128,
+                "linear_conv_kernel_dim": 4,
+                "vocab_size": 151936,
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 10000000.0,
+                "partial_rotary_factor": 0.25,
+                "tie_word_embeddings": False,
+                "eos_token_id": 151645,
+            },
+        ),
+        Preset(
             name="glm-4.5-air",
             source="zai-org/GLM-4.5-Air config.json; 213 GB in bfloat16, for two 141 GB GPUs",
             head_family="deepseek",
@@ -351,3 +387,12 @@ PRESETS: dict[str, Preset] = {
         ),
     )
 }
+
+_IN_FP8_TOO = (
+    *("mimo-7b", "deepseek-v3-6l", "qwen3.5-35b-a3b", "qwen3-next-80b-a3b", "glm-4.5-air"),
+)
+
+PRESETS |= {
+    f"{name}-fp8": replace(PRESETS[name], name=f"{name}-fp8", is_fp8=True) for name in _IN_FP8_TOO
+}
+"""The same shapes with FP8 weights."""

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cgbench.kernels import linear as products
+from cgbench.models.quantised.scaled_modules import ScaledLinear
+
 PACKS = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
@@ -28,7 +31,7 @@ def pack_projections(module: nn.Module) -> int:
 
     Weights keep their names and values, and become views of the packed ones. No more memory is held
     than before, and at most one set more while it is packed. Projections that are not plain linear
-    layers of one dtype (quantised, summed over ranks) are left alone.
+    layers of one dtype, all FP8 or none, are left alone. Those summed over ranks are too.
     """
     found = [
         (parent, names)
@@ -44,15 +47,23 @@ def pack_projections(module: nn.Module) -> int:
 
 
 def _can_pack(projections: Sequence[object]) -> bool:
-    if any(type(each) is not nn.Linear for each in projections):
+    if {type(each) for each in projections} not in ({nn.Linear}, {ScaledLinear}):
         return False
     linears = [each for each in projections if isinstance(each, nn.Linear)]
     kinds = {
-        (type(p), each.in_features, each.bias is None, p.dtype, p.device)
+        tuple((name, type(p), p.dtype, p.device) for name, p in each.named_parameters())
         for each in linears
-        for p in each.parameters()
     }
-    return len(kinds) == 1
+    inputs = {each.in_features for each in linears}
+    scales = {each.weight_scale.shape[1] for each in linears if isinstance(each, ScaledLinear)}
+    return len(kinds) == len(inputs) == 1 and len(scales) <= 1 and _of_one_type(linears)
+
+
+def _of_one_type(linears: Sequence[nn.Linear]) -> bool:
+    """Whether plain weights and biases are: they are joined in one product."""
+    if isinstance(linears[0], ScaledLinear):
+        return True
+    return len({p.dtype for each in linears for p in each.parameters()}) == 1
 
 
 def pack(linears: Sequence[nn.Linear]) -> list["Projection"]:
@@ -63,7 +74,27 @@ def pack(linears: Sequence[nn.Linear]) -> list["Projection"]:
     biases = [each.bias for each in linears if each.bias is not None]
     bias = _packed(biases) if biases else None
     others = [HandedOut(*views) for views in _views(weight, bias, sizes)[1:]]
-    return [PackedFirst(weight, bias, sizes, others), *others]
+    first = PackedFirst(weight, bias, sizes, others)
+    scaled = [each for each in linears if isinstance(each, ScaledLinear)]
+    if scaled:
+        _pack_scales(first, others, scaled)
+    return [first, *others]
+
+
+def _pack_scales(
+    first: "PackedFirst", others: Sequence["HandedOut"], scaled: Sequence[ScaledLinear]
+) -> None:
+    """One above another, as the weights; each projection's own are a view, and saved with it."""
+    sizes = [each.weight_scale.shape[0] for each in scaled]
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    scale = torch.cat([each.weight_scale for each in scaled])
+    row_blocks = torch.cat(
+        [each.weight_row_blocks + start for each, start in zip(scaled, starts, strict=True)]
+    )
+    for part, own in zip((first, *others), scale.split(sizes), strict=True):
+        part.register_buffer("weight_scale", own)
+    first.register_buffer("packed_scale", scale, persistent=False)
+    first.register_buffer("packed_row_blocks", row_blocks, persistent=False)
 
 
 def _packed(parameters: Sequence[Tensor]) -> Tensor:
@@ -123,14 +154,25 @@ class PackedFirst(Projection):
         self.sizes = sizes
         # In a tuple, so that they are modules of their parent's alone.
         self.others = (*others,)
-        self.linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
+        self.packed_scale: Tensor | None
+        self.packed_row_blocks: Tensor | None
+        self.linear: Callable[..., Tensor] = F.linear
         self.register_buffer("packed_weight", weight, persistent=False)
         self.register_buffer("packed_bias", bias, persistent=False)
+        self.register_buffer("packed_scale", None, persistent=False)
+        self.register_buffer("packed_row_blocks", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        together = self.linear(x, self.packed_weight, self.packed_bias)
+        together = self._product(x)
         first: Tensor
         first, *rest = together.split(self.sizes, dim=-1)
         for other, part in zip(self.others, rest, strict=True):
             other.computed = x, part
         return first
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self.packed_scale is None:
+            return self.linear(x, self.packed_weight, self.packed_bias)
+        scales = self.packed_scale, self.packed_row_blocks
+        multiply = products.linear if self.linear is F.linear else self.linear
+        return multiply(x, self.packed_weight, self.packed_bias, *scales)

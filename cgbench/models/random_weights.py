@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cgbench.models.loading_plan import LoadingPlan
+from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.support import auto_class_for
 
 Keep = Callable[[str, Tensor], Tensor]
@@ -31,6 +32,7 @@ def random_target(
 
     Every parameter is drawn whole and handed to ``keep``. So the ranks of a divided model hold
     parts of the very weights that one process would hold, and never more at once than one layer.
+    FP8 weights are quantised when their layer is drawn, so that no whole copy is ever there.
     """
     request = plan.request
     torch.manual_seed(request.seed)
@@ -38,8 +40,11 @@ def random_target(
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=request.dtype, **implementations
         )
+    scaled = plan.skeleton.scaled
     for unit in _units(model):
         _draw(unit, model, request.device, keep)
+        names = (f"{name}.{leaf}" for name, module in unit for leaf in module._parameters)
+        quantise_parameters(model, [name for name in names if name in scaled])
     model.tie_weights()
     return model
 

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from cgbench.kernels.moe.expert_products import Experts
 from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
 from cgbench.models.heads.head import DraftHead
+from cgbench.models.quantised.scaled_modules import experts_in
 from cgbench.models.target import Target
 
 PROBES = 64
@@ -155,8 +156,7 @@ def _is_gated_by_silu(experts: nn.Module) -> bool:
 
 def experts_of(module: nn.Module) -> Experts:
     """The weights of a mixture that ``is_plain_mixture``."""
-    assert isinstance(module.gate_up_proj, Tensor) and isinstance(module.down_proj, Tensor)
-    return Experts(module.gate_up_proj, module.down_proj)
+    return experts_in(module)
 
 
 class MixturePaths(NamedTuple):

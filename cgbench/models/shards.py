@@ -24,6 +24,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from cgbench.errors import BadInputError, UnsupportedModelError
+from cgbench.kernels import linear as products
+from cgbench.kernels.fp8.block_scales import FP8, column_part
+from cgbench.models.quantised.scaled_modules import ScaledLinear, scales_of, set_scales
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.parallel.collectives import joined_over_ranks, stacked_over_ranks, sum_over_ranks
 from cgbench.parallel.ranks import Ranks
@@ -56,6 +59,9 @@ class Split:
 
     def joined(self, part: Tensor) -> Tensor:
         """The whole tensor, from every rank's part."""
+        if part.dtype == FP8:
+            # Collectives know no such type.
+            return self.joined(part.view(torch.uint8)).view(FP8)
         pieces = [each.chunk(self.num_packed, self.dim) for each in stacked_over_ranks(part)]
         return torch.cat([p[i] for i in range(self.num_packed) for p in pieces], self.dim)
 
@@ -81,6 +87,36 @@ class VocabLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return joined_over_ranks(self.part(x))
+
+
+class ScaledSummedLinear(ScaledLinear):
+    """A ``SummedLinear`` of FP8 weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scales = self.weight_scale, self.weight_row_blocks
+        out = sum_over_ranks(products.linear(x, self.weight, None, *scales))
+        return out if self.bias is None else out + self.bias
+
+
+class ScaledVocabLinear(VocabLinear):
+    """A ``VocabLinear`` of FP8 weights."""
+
+    weight_scale: Tensor
+    weight_row_blocks: Tensor
+
+    def part(self, x: Tensor) -> Tensor:
+        scales = self.weight_scale, self.weight_row_blocks
+        return products.linear(x, self.weight, self.bias, *scales)
+
+
+_SUMMED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: SummedLinear,
+    ScaledLinear: ScaledSummedLinear,
+}
+_BY_VOCABULARY: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: VocabLinear,
+    ScaledLinear: ScaledVocabLinear,
+}
 
 
 class SumOutput:
@@ -191,8 +227,29 @@ def divide(module: nn.Module, splits: Splits, ranks: Ranks) -> None:
     for name, split in splits.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
+        _divide_scales(owner, leaf, split, ranks)
         owner._parameters[leaf] = _as_parameter(_part(owner._parameters[leaf], split, ranks))
     install_forwards(module, splits)
+
+
+def _divide_scales(owner: nn.Module, leaf: str, split: Split, ranks: Ranks) -> None:
+    """Keep the scales of this rank's part of an FP8 weight, ahead of the weight's own division.
+
+    A part of the rows reads the same scales by fewer rows. A part of the columns that cuts a block
+    keeps that block's scale, as the other rank does.
+    """
+    scales, weight = scales_of(owner, leaf), owner._parameters[leaf]
+    if scales is None or weight is None:
+        return
+    scale, row_blocks = scales
+    if split.dim % weight.dim() == weight.dim() - 2:
+        rows = Split(0, split.num_packed).part(row_blocks, ranks)
+        set_scales(owner, leaf, scale, rows.contiguous())
+        return
+    assert split.num_packed == 1
+    size = weight.shape[-1] // ranks.size
+    part = column_part(scale, weight.shape[-1], ranks.rank * size, size)
+    set_scales(owner, leaf, part, row_blocks, whole=scale)
 
 
 def _part(parameter: Tensor | None, split: Split, ranks: Ranks) -> Tensor:
@@ -217,8 +274,7 @@ def install_forwards(module: nn.Module, splits: Splits) -> None:
         if leaf == "down_proj":
             owner.register_forward_hook(SumOutput())
         elif leaf == "weight" and split.dim == 1:
-            assert type(owner) is nn.Linear
-            owner.__class__ = SummedLinear
+            owner.__class__ = _SUMMED[type(owner)]
 
 
 def divide_lm_head(model: PreTrainedModel, ranks: Ranks) -> None:
@@ -228,11 +284,13 @@ def divide_lm_head(model: PreTrainedModel, ranks: Ranks) -> None:
 
 def divide_vocabulary(output: nn.Module, ranks: Ranks) -> None:
     """Divide an output matrix by vocabulary, in place."""
-    assert type(output) is nn.Linear
+    assert isinstance(output, nn.Linear)
+    _divide_scales(output, "weight", Split(0), ranks)
     output.weight = _as_parameter(Split(0).part(output.weight.detach(), ranks))
     if output.bias is not None:
         output.bias = _as_parameter(Split(0).part(output.bias.detach(), ranks))
-    output.__class__ = VocabLinear
+    module: nn.Module = output
+    module.__class__ = _BY_VOCABULARY[type(output)]
 
 
 def without_dtensors(model: PreTrainedModel, splits: Splits) -> None:

@@ -1,12 +1,12 @@
 """A skeleton is a model without its weights. It shows what a model needs and whether it runs."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Size, nn
 from transformers import PretrainedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
@@ -25,14 +25,26 @@ class Skeleton:
     target: Target
     head: DraftHead | None
     kv: ShapeProbe
+    scaled: Mapping[str, Size] = field(default_factory=dict)
+    """The target's FP8 parameters, which have no such type here, and their scales' shapes."""
+    head_scaled: Mapping[str, Size] = field(default_factory=dict)
+    """The head's."""
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the target's weights; tied ones count once."""
-        return _num_elements(self.target.model) * dtype.itemsize
+        """Bytes of the target's weights as they are held, scales included; tied ones count once."""
+        return _num_bytes(self.target.model, self.scaled, dtype)
 
     def head_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of the head's own weights, 0 without a head."""
-        return 0 if self.head is None else _num_elements(self.head) * dtype.itemsize
+        return 0 if self.head is None else _num_bytes(self.head, self.head_scaled, dtype)
+
+    def scaled_bytes(self) -> int:
+        """Bytes of the target's FP8 weights and their scales."""
+        return _scaled_bytes(self.target.model, self.scaled)
+
+    def head_scaled_bytes(self) -> int:
+        """Bytes of the head's FP8 weights and their scales."""
+        return 0 if self.head is None else _scaled_bytes(self.head, self.head_scaled)
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of keys and values that one token keeps, over all layers and the head's."""
@@ -145,7 +157,20 @@ def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:
     return plain
 
 
-def _num_elements(module: nn.Module) -> int:
+def stored_bytes(weight: Size, scale: Size) -> int:
+    """Bytes of an FP8 weight and of its scales."""
+    return weight.numel() + scale.numel() * torch.float32.itemsize
+
+
+def _scaled_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> int:
+    return sum(
+        stored_bytes(module.get_parameter(name).shape, scale) for name, scale in scaled.items()
+    )
+
+
+def _num_bytes(module: nn.Module, scaled: Mapping[str, Size], dtype: torch.dtype) -> int:
     """Of parameters and stored buffers; a tied one is one object under two names."""
-    tensors = {id(tensor): tensor for tensor in module.state_dict(keep_vars=True).values()}
-    return sum(tensor.numel() for tensor in tensors.values())
+    tensors = module.state_dict(keep_vars=True)
+    others = {id(tensor): tensor for name, tensor in tensors.items() if name not in scaled}
+    plain: int = sum(tensor.numel() for tensor in others.values()) * dtype.itemsize
+    return plain + _scaled_bytes(module, scaled)

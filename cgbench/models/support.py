@@ -13,6 +13,7 @@ from transformers import (
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
+from cgbench.models.quantised.scheme import read_scheme
 from cgbench.models.recurrent_hook import GATED_DELTA_TYPES, LINEAR_ATTENTION
 
 # transformers' Auto classes that make a decoder, in the order they are asked.
@@ -55,16 +56,10 @@ def check_config(config: PretrainedConfig) -> None:
     auto_class_for(config)
     kind = class_name(config)
     try:
-        configs = (config, config.get_text_config())
+        config.get_text_config()
     except ValueError as error:
         raise UnsupportedModelError(f"MODEL: {kind} has several text parts") from error
-    found = (getattr(each, "quantization_config", None) for each in configs)
-    if quantised := next(filter(None, found), None):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "some"
-        raise UnsupportedModelError(
-            f"MODEL: {kind} is quantised (quant_method {method}); "
-            "give a bfloat16, float16 or GGUF checkpoint"
-        )
+    read_scheme(config, kind)
     if getattr(config.get_text_config(), "use_bidirectional_attention", None) is True:
         raise UnsupportedModelError(
             f"MODEL: {kind} attends in both directions (use_bidirectional_attention): it does not "

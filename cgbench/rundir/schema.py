@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from cgbench.words import Mode, Phase, Routing, Scope, Stage, Status
+from cgbench.words import Mode, Phase, Quant, Routing, Scope, Stage, Status
 
 
 class Range(NamedTuple):
@@ -113,7 +113,7 @@ def _is_sampled(name: str) -> bool:
 WARM, COLD = "warm", "cold"
 """The L2 cache before a timed iteration: as the last one left it, or flushed."""
 
-OWN_ENGINE, UNQUANTISED, SAME, TARGETS = "cgbench", "none", "same", "target"
+OWN_ENGINE, UNQUANTISED, SAME, TARGETS = "cgbench", str(Quant.NONE), "same", "target"
 """What rows say, and what older rows are read as: this tool decoded, with weights as
 ``dtype`` has them, keys and values of the same type, and drafts out of the target's vocabulary."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cgbench.cli import run_output
 from cgbench.errors import ExitCode
 from cgbench.gate.comparison import Rules, compare
 from cgbench.gate.verdicts import Gate

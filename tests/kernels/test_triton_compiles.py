@@ -16,7 +16,7 @@ from cgbench.engine.recurrent import DecodeStates
 from cgbench.engine.state import DecodeState
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
-from cgbench.kernels.moe.expert_products import Choice, Experts, Padding
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
 from cgbench.kernels.moe.router_rule import RouterRule
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
 
@@ -142,6 +142,19 @@ def linear_kernels() -> None:
     triton_gate.gated(torch.zeros(40, 22_016, dtype=torch.bfloat16))
 
 
+def scaled_kernels() -> None:
+    row_blocks = torch.zeros(22_016, dtype=torch.int32)
+    weight = torch.empty(22_016, 4096, dtype=torch.float8_e4m3fn)
+    scales = triton_linear.Scales(torch.ones(172, 32), row_blocks)
+    for num_rows in (4, 32, 256):
+        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
+        triton_linear.linear(x, weight, None, scales=scales)
+        triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
+        of_few = triton_linear.Scales(scales.scale, row_blocks[:4096])
+        residual = x.new_zeros(num_rows, 4096)
+        triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
+
+
 def attention_kernels() -> None:
     shape = ((8, 128), (8, 128))
     for dtype, batch, window in (
@@ -226,6 +239,21 @@ def expert_kernels() -> None:
         triton_experts.apply(experts, x, Choice(chosen, weights, padding), x)
 
 
+def scaled_expert_kernels() -> None:
+    """Of GLM-4.5-Air's shape, whole and as two ranks share it."""
+    for size, blocks in ((1408, 11), (704, 11)):
+        gate_up = torch.empty(128, 2 * size, 4096, dtype=torch.float8_e4m3fn)
+        down = torch.empty(128, 4096, size, dtype=torch.float8_e4m3fn)
+        rows = torch.zeros(4096, dtype=torch.int32)
+        of_both = ExpertScales(torch.ones(128, 22, 32), rows[: 2 * size])
+        experts = Experts(gate_up, down, of_both, ExpertScales(torch.ones(128, 32, blocks), rows))
+        for num_tokens in (1, 64):
+            chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
+            weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
+            x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
+            triton_experts.apply(experts, x, Choice(chosen, weights), x)
+
+
 def route_kernels() -> None:
     for num_tokens in (1, 64):
         x = torch.zeros(num_tokens, 2048, dtype=torch.bfloat16)
@@ -243,6 +271,8 @@ def read_kernel() -> None:
     [
         (rows_kernels, 7, 0),
         (linear_kernels, 15, 0),
+        (scaled_kernels, 9, 0),
+        (scaled_expert_kernels, 8, 0),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 7, 1),
         (merge_kernels, 4, 0),

@@ -273,3 +273,23 @@ def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
         )
         for kind in kinds
     }
+
+
+def tell_scaled(
+    folders: dict[str, Path], *, ranks: Ranks
+) -> list[dict[str, tuple[str, list[list[int]]]]]:
+    """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance at k = 3: plain,
+    and through compiled layers, traced and run as traced."""
+    torch.set_num_threads(1)
+    told = {}
+    with traced_layers():
+        for name, folder in folders.items():
+            model = load(folder, "divided", ranks)
+            mark = fingerprint(model.target, model.head)
+            plain = decode(model, Greedy(), 3, PROMPTS[:3])
+            torch._dynamo.reset()
+            compile_forwards(model.target, model.head)
+            traced = decode(model, Greedy(), 3, PROMPTS[:3])
+            rows = plain.token_ids + plain.accepted + traced.token_ids + traced.accepted
+            told[name] = mark, rows
+    return gathered(told)

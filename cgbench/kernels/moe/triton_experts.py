@@ -19,11 +19,14 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.counters import arrivals
+from cgbench.kernels.fp8.block_scales import column_block
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.moe.expert_products import Choice, Experts
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.triton_gate import gated_product
 
 PAIRS_A_STEP, PAIRS_A_WARP = 1024, 256
+LEAST_COLUMN_BLOCK = 16
+"""Of FP8 weights: fewer columns with one scale are no tile."""
 
 
 class Tiling(NamedTuple):
@@ -109,10 +112,36 @@ def part_of_weights(weight, n, num_rows, k, num_columns, IS_EVEN: tl.constexpr):
     return tl.load(places, mask=inside, other=0.0, eviction_policy="evict_first")
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def scales_of_rows(
+    scale, row_blocks, expert, n, num_rows, SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr
+):
+    """Where the scales of an expert's rows ``n`` begin. Each expert has ``SCALE_ROWS`` by
+    ``SCALE_COLUMNS``."""
+    block = tl.load(row_blocks + n, mask=n < num_rows, other=0)
+    return scale + expert.to(tl.int64) * (SCALE_ROWS * SCALE_COLUMNS) + block * SCALE_COLUMNS
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def part_of_product(
+    w, rows, acc, worths, k0, COLUMNS_A_SCALE: tl.constexpr, PRECISION: tl.constexpr
+):
+    """``acc`` and the product of a tile. A scale of FP8 weights multiplies the float32 sum of its
+    own columns, so no value is rounded."""
+    if COLUMNS_A_SCALE > 0:
+        product = tl.dot(w.to(rows.dtype), rows, input_precision=PRECISION)
+        acc += product * tl.load(worths + k0 // COLUMNS_A_SCALE)[:, None]
+    else:
+        acc = tl.dot(w, rows, acc, input_precision=PRECISION)
+    return acc
+
+
 @triton.jit(do_not_specialize=["num_tokens", "scratch_slot", "query_len"])  # type: ignore[untyped-decorator]
 def _gate_up_kernel(
     x,
     gate_up,
+    scale,
+    row_blocks,
     chosen,
     slots,
     scratch_slot,
@@ -132,6 +161,9 @@ def _gate_up_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
+    COLUMNS_A_SCALE: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     COLUMNS: tl.constexpr = BLOCK_N // 2
@@ -161,6 +193,11 @@ def _gate_up_kernel(
         )
         count = tl.where(expert < NUM_EXPERTS, 1, 0)
     weight = gate_up + expert.to(tl.int64) * 2 * num_columns * num_inputs
+    worths = scale
+    if COLUMNS_A_SCALE > 0:
+        worths = scales_of_rows(
+            scale, row_blocks, expert, n, 2 * num_columns, SCALE_ROWS, SCALE_COLUMNS
+        )
     for first in range(0, count, BLOCK_M):
         is_pair = first + m < count
         if HAS_LISTS:
@@ -174,7 +211,7 @@ def _gate_up_kernel(
             w = part_of_weights(weight, n, 2 * num_columns, k, num_inputs, IS_EVEN)
             inside = is_pair[None, :] & (k < num_inputs)[:, None]
             rows = tl.load(x + row[None, :] * num_inputs + k[:, None], mask=inside, other=0.0)
-            acc = tl.dot(w, rows, acc, input_precision=PRECISION)
+            acc = part_of_product(w, rows, acc, worths, k0, COLUMNS_A_SCALE, PRECISION)
         # Rounded where torch's operations round.
         product = tl.reshape(acc.to(activated.dtype.element_ty), [2, COLUMNS, BLOCK_M])
         gate, up = tl.split(tl.permute(product, (1, 2, 0)))
@@ -189,6 +226,8 @@ def _gate_up_kernel(
 def _down_kernel(
     activated,
     down,
+    scale,
+    row_blocks,
     chosen,
     slots,
     scratch_slot,
@@ -213,6 +252,9 @@ def _down_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_M: tl.constexpr,
     PRECISION: tl.constexpr,
+    SCALE_ROWS: tl.constexpr,
+    SCALE_COLUMNS: tl.constexpr,
+    COLUMNS_A_SCALE: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """A program is a tile of outputs of one pair, or of one expert for its pairs. Of lists, it
@@ -233,6 +275,11 @@ def _down_kernel(
         )
         count = tl.where(expert < NUM_EXPERTS, 1, 0)
     weight = down + expert.to(tl.int64) * num_outputs * num_inputs
+    worths = scale
+    if COLUMNS_A_SCALE > 0:
+        worths = scales_of_rows(
+            scale, row_blocks, expert, n, num_outputs, SCALE_ROWS, SCALE_COLUMNS
+        )
     for begin in range(0, count, BLOCK_M):
         is_pair = begin + m < count
         if HAS_LISTS:
@@ -246,7 +293,7 @@ def _down_kernel(
             w = part_of_weights(weight, n, num_outputs, k, num_inputs, IS_EVEN)
             inside = is_pair[None, :] & (k < num_inputs)[:, None]
             rows = tl.load(activated + row[None, :] + k[:, None], mask=inside, other=0.0)
-            acc = tl.dot(w, rows, acc, input_precision=PRECISION)
+            acc = part_of_product(w, rows, acc, worths, k0, COLUMNS_A_SCALE, PRECISION)
         to_part = parts + pair.to(tl.int64)[None, :] * num_outputs + n[:, None]
         keep = is_pair[None, :] & is_output[:, None]
         tl.store(to_part, acc.to(parts.dtype.element_ty), mask=keep)
@@ -389,7 +436,7 @@ def apply(
     experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None, plan: Plan | None = None
 ) -> Tensor:
     """As ``expert_products.apply_by_torch``, but that parts are rounded to the type of ``x``."""
-    plan = plan or plan_of(experts, *choice.chosen.shape)
+    plan = _fitted(plan or plan_of(experts, *choice.chosen.shape), experts)
     call = _Call(experts, choice, plan, early(x.device))
     lists = _listed(call) if plan.has_lists else _no_lists(x.device)
     activated = _gate_up(call, x.contiguous(), lists)
@@ -400,6 +447,32 @@ def apply(
     if plan.has_lists:
         _sum(call, parts, residual, out)
     return out
+
+
+def can_apply(experts: Experts) -> bool:
+    """Whether ``apply`` takes these: of FP8 weights, columns enough have one scale."""
+    return all(
+        columns is None or columns >= LEAST_COLUMN_BLOCK
+        for columns in (
+            _columns_a_scale(experts.gate_up, experts.gate_up_scales),
+            _columns_a_scale(experts.down, experts.down_scales),
+        )
+    )
+
+
+def _columns_a_scale(weight: Tensor, scales: ExpertScales | None) -> int | None:
+    return None if scales is None else column_block(weight.shape[2], scales.scale.shape[2])
+
+
+def _fitted(plan: Plan, experts: Experts) -> Plan:
+    """``plan`` for FP8 weights: a tile of them is of one scale's columns."""
+    gate_up = _columns_a_scale(experts.gate_up, experts.gate_up_scales)
+    down = _columns_a_scale(experts.down, experts.down_scales)
+    return plan._replace(gate_up=_narrowed(plan.gate_up, gate_up), down=_narrowed(plan.down, down))
+
+
+def _narrowed(tiling: Tiling, columns: int | None) -> Tiling:
+    return tiling if columns is None else tiling._replace(block_k=min(tiling.block_k, columns))
 
 
 class _Lists(NamedTuple):
@@ -447,16 +520,29 @@ class _Call(NamedTuple):
             **launch_keywords(self.choice.chosen.device),
         }
 
-    def of_product(self, tiling: Tiling, weight: Tensor, *, is_even: bool) -> dict[str, Any]:
-        """Keywords of a product's kernel."""
+    def of_product(
+        self,
+        tiling: Tiling,
+        weight: Tensor,
+        scales: ExpertScales | None,
+        dtype: torch.dtype,
+        *,
+        is_even: bool,
+    ) -> dict[str, Any]:
+        """Keywords of a product's kernel. ``dtype`` is the tokens'."""
+        grid = (0, 0) if scales is None else tuple(scales.scale.shape[1:])
+        columns = 0 if scales is None else column_block(weight.shape[2], grid[1])
         return {
+            "SCALE_ROWS": grid[0],
+            "SCALE_COLUMNS": grid[1],
+            "COLUMNS_A_SCALE": columns,
             "HAS_LISTS": self.plan.has_lists,
             "IS_EVEN": is_even and weight.shape[2] % tiling.block_k == 0,
             "BLOCK_N": tiling.block_n,
             "BLOCK_K": tiling.block_k,
             "BLOCK_M": tiling.block_m,
             # Of float32: torch's own products round no operand.
-            "PRECISION": "ieee" if weight.dtype == torch.float32 else "tf32",
+            "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
             "num_warps": tiling.num_warps,
             "num_stages": tiling.num_stages,
             **self.constants,
@@ -489,16 +575,18 @@ def _gate_up(call: _Call, x: Tensor, lists: _Lists) -> Tensor:
     num_columns = call.experts.intermediate_size
     activated = x.new_empty(call.choice.num_pairs, num_columns)
     is_even = num_columns % (tiling.block_n // 2) == 0
+    scales = call.experts.gate_up_scales
     _gate_up_kernel[(triton.cdiv(2 * num_columns, tiling.block_n), call.groups)](
         x,
         weight,
+        *(scales or (None, None)),
         *call.routing,
         *lists,
         activated,
         len(x),
         x.shape[1],
         num_columns,
-        **call.of_product(tiling, weight, is_even=is_even),
+        **call.of_product(tiling, weight, scales, x.dtype, is_even=is_even),
     )
     return activated
 
@@ -516,9 +604,12 @@ def _down(
     num_tokens, num_outputs = out.shape
     tiles = triton.cdiv(num_outputs, tiling.block_n)
     assert call.plan.has_lists or num_tokens * tiles <= MAX_ARRIVALS
+    scales = call.experts.down_scales
+    is_even = num_outputs % tiling.block_n == 0
     _down_kernel[(tiles, call.groups)](
         activated,
         weight,
+        *(scales or (None, None)),
         *call.routing,
         *lists,
         call.choice.weights,
@@ -530,7 +621,7 @@ def _down(
         activated.shape[1],
         num_outputs,
         HAS_RESIDUAL=residual is not None,
-        **call.of_product(tiling, weight, is_even=num_outputs % tiling.block_n == 0),
+        **call.of_product(tiling, weight, scales, out.dtype, is_even=is_even),
     )
 
 

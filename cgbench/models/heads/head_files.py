@@ -1,7 +1,7 @@
 """Finding a draft head in a checkpoint's files and reading its tensors, one by one."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,9 @@ import torch
 from torch import Size, Tensor
 
 from cgbench.errors import MissingHeadError
-from cgbench.models.checkpoint import StoredTensor, read_tensor, stored_tensors
-from cgbench.models.experts import expert_parts, fuse
+from cgbench.kernels.fp8.block_scales import row_blocks_of
+from cgbench.models.checkpoint import StoredTensor, raw_config, read_tensor, stored_tensors
+from cgbench.models.experts import expert_parts, fuse, num_fused
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.heads.head_copies import (
@@ -21,6 +22,16 @@ from cgbench.models.heads.head_copies import (
 )
 from cgbench.models.heads.head_names import block_renaming
 from cgbench.models.heads.head_search import HeadFolder, find_family, plain_names
+from cgbench.models.quantised.scaled_files import (
+    E4M3,
+    SCALE_ENDINGS,
+    UNUSED,
+    check_scale,
+    normal_shape,
+    read_scale,
+)
+from cgbench.models.quantised.scaled_modules import set_scales
+from cgbench.models.quantised.scheme import FIELD, scheme_of
 from cgbench.models.target import Target
 from cgbench.request.choices import OutputNorm
 
@@ -62,6 +73,16 @@ class HeadFiles:
             own_output="output.weight" in self.own,
             dense=not any(".experts." in name for name in in_block),
         )
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """The names of weights that are stored with scales, and their scales' names."""
+        return {
+            name: scale
+            for name in self.files
+            for ending in SCALE_ENDINGS
+            if (scale := f"{name}{ending}") in self.files
+        }
 
     @property
     def own(self) -> dict[str, str]:
@@ -136,28 +157,102 @@ def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
     Raises ``MissingHeadError`` naming the tensors that are missing, quantised, of another shape,
     or of another target.
     """
-    expected = _expected(head_tensors(head, found))
-    _check_names(ref, head, found, set(expected))
-    stored = stored_tensors({found.stored_as[name]: found.files[name] for name in expected})
-    _check_headers(ref, {name: stored[found.stored_as[name]] for name in expected}, expected)
+    stated = raw_config(ref).get(FIELD)
+    scheme = None if stated is None else scheme_of(stated, "the MTP head")
+    parts = head_tensors(head, found)
+    expected = _expected(parts)
+    _check_names(ref, head, found, set(expected), are_scales_known=scheme is not None)
+    stored = _headers(found, expected)
+    scaled = {} if scheme is None else _scaled(found, stored)
+    _check_headers(ref, {name: stored[name] for name in expected.keys() - scaled.keys()})
+    _check_sizes(ref, stored, expected)
+    if scheme is not None:
+        scales = _headers(found, scaled.values())
+        for name, scale in scaled.items():
+            check_scale(ref, stored[name], scales[scale], scheme)
+    for names in parts.values():
+        if 0 < len(names.keys() & scaled.keys()) < len(names):
+            odd = sorted(names.keys() - scaled.keys())
+            raise MissingHeadError(f"{ref}: the MTP head's experts are FP8, but not {_listed(odd)}")
+
+
+def _headers(found: HeadFiles, names: Iterable[str]) -> dict[str, StoredTensor]:
+    """The headers of tensors, by the names that ``found`` has them under."""
+    names = [*names]
+    stored = stored_tensors({found.stored_as[name]: found.files[name] for name in names})
+    return {name: stored[found.stored_as[name]] for name in names}
+
+
+def _scaled(found: HeadFiles, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """The FP8 weights among ``stored``, and their scales' names."""
+    scales = found.scales
+    is_scaled = (name for name, each in stored.items() if each.dtype == E4M3)
+    return {name: scales[name] for name in is_scaled if name in scales}
+
+
+def scaled_shapes(head: DraftHead, found: HeadFiles) -> dict[str, Size]:
+    """The head's FP8 parameters, and their scales' shapes."""
+    shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
+    found_shapes: dict[str, Size] = {}
+    for ours, parts in head_tensors(head, found).items():
+        scaled = _scaled(found, _headers(found, parts))
+        if scaled:
+            weights, scales = _headers(found, parts), _headers(found, scaled.values())
+            grids = [
+                normal_shape(scales[scale].shape, weights[name].shape)
+                for name, scale in scaled.items()
+            ]
+            rows = sum(grid[-2] for grid in grids)
+            found_shapes[ours] = (
+                Size(grids[0])
+                if len(parts) == 1
+                else Size((shapes[ours][0], rows // shapes[ours][0], grids[0][-1]))
+            )
+    return found_shapes
 
 
 def read_head(head: DraftHead, found: HeadFiles) -> None:
-    """Fill ``head`` from files that ``check_head`` has passed."""
+    """Fill ``head`` from files that ``check_head`` has passed; FP8 weights stay as they are."""
     shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
+    scaled = scaled_shapes(head, found)
     tensors: dict[str, Tensor] = {}
+    scales: dict[str, tuple[Tensor, Tensor]] = {}
     for ours, parts in head_tensors(head, found).items():
         read = [read_tensor(found.files[name], found.stored_as[name]) for name in parts]
         tensors[ours] = read[0] if len(read) == 1 else fuse(read, shapes[ours])
+        if ours in scaled:
+            num_parts = 1 if len(parts) == 1 else num_fused(ours)
+            scales[ours] = _read_scales(found, parts, shapes[ours], scaled[ours], num_parts)
     head.load_tensors(tensors)
+    for ours, (scale, row_blocks) in scales.items():
+        owner, _, leaf = ours.rpartition(".")
+        set_scales(head.get_submodule(owner), leaf, scale, row_blocks)
+
+
+def _read_scales(
+    found: HeadFiles, parts: Mapping[str, Size], weight: Size, shape: Size, num_parts: int
+) -> tuple[Tensor, Tensor]:
+    """The scales of one of the head's parameters, and each row's of them."""
+    names = {name: found.scales[name] for name in parts}
+    read = [
+        read_scale(found.files[scale], found.stored_as[scale], tuple(parts[name]))
+        for name, scale in names.items()
+    ]
+    scale = read[0] if len(read) == 1 else fuse(read, shape)
+    return scale, row_blocks_of(weight[-2], shape[-2], num_parts)
 
 
 def _expected(parts: Mapping[str, Mapping[str, Size]]) -> dict[str, Size]:
     return {name: shape for each in parts.values() for name, shape in each.items()}
 
 
-def _check_names(ref: str, head: DraftHead, found: HeadFiles, expected: set[str]) -> None:
+def _check_names(
+    ref: str, head: DraftHead, found: HeadFiles, expected: set[str], *, are_scales_known: bool
+) -> None:
     present = set(_names_of(head, found))
+    if are_scales_known:
+        scales = {found.scales[name] for name in expected & found.scales.keys()}
+        present = {name for name in present - scales if not name.endswith(UNUSED)}
     if quantised := sorted(name for name in present if _SCALES.search(name)):
         raise MissingHeadError(
             f"{ref}: the MTP head is quantised ({_listed(quantised)}); "
@@ -172,15 +267,18 @@ def _check_names(ref: str, head: DraftHead, found: HeadFiles, expected: set[str]
         )
 
 
-def _check_headers(
-    ref: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Size]
-) -> None:
+def _check_headers(ref: str, stored: Mapping[str, StoredTensor]) -> None:
     if odd := sorted(name for name, tensor in stored.items() if tensor.dtype not in _FLOATS):
         kinds = ", ".join(sorted({stored[name].dtype for name in odd}))
         raise MissingHeadError(
             f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}); "
             "give --head with a bfloat16 or float16 head"
         )
+
+
+def _check_sizes(
+    ref: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Size]
+) -> None:
     wrong = [
         f"{name} is {stored[name].shape}, not {tuple(shape)}"
         for name, shape in expected.items()

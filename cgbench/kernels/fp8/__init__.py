@@ -1,0 +1,1 @@
+"""Weights of eight bits: their scales, and products with them."""

@@ -1,0 +1,118 @@
+"""FP8 weights (e4m3) and their scales: the definition of what a stored weight is worth.
+
+A weight ``[..., N, K]`` has scales ``[..., R, C]`` in float32. Row ``n`` reads their row
+``row_blocks[n]``. Column ``k`` reads column ``k // column_block(K, C)``. One form serves scales of
+a tensor (R = C = 1), of an output channel (R = N, C = 1) and of blocks. A part of a weight that
+cuts a block keeps that block's scale.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgbench.kernels.fp8.definition import is_by_definition
+
+FP8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FP8).max
+
+# Elements that are in float32 at once.
+_MOST_ELEMENTS = 1 << 25
+
+
+def column_block(num_inputs: int, num_blocks: int) -> int:
+    """How many columns one of ``num_blocks`` scales is for: the power of two that makes as many
+    blocks of ``num_inputs`` columns, the last of them perhaps a part."""
+    block = 1
+    while -(-num_inputs // block) > num_blocks:
+        block *= 2
+    return block
+
+
+def row_blocks_of(num_rows: int, num_blocks: int, num_parts: int = 1) -> Tensor:
+    """``[num_rows]``: the scales' row of each row, of ``num_parts`` weights one above another."""
+    rows, blocks = num_rows // num_parts, num_blocks // num_parts
+    first = torch.arange(num_parts, dtype=torch.int32)[:, None] * blocks
+    of_part = torch.arange(rows, dtype=torch.int32) // column_block(rows, blocks)
+    return (first + of_part).flatten()
+
+
+def dequantised(weight: Tensor, scale: Tensor, row_blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values of ``weight [..., N, K]``, made in float32 and then rounded to ``dtype``."""
+    num_rows, num_inputs = weight.shape[-2:]
+    out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    matrices = zip(
+        out.view(-1, num_rows, num_inputs),
+        weight.reshape(-1, num_rows, num_inputs),
+        scale.reshape(-1, *scale.shape[-2:]),
+        strict=True,
+    )
+    for values, stored, its in matrices:
+        for rows in _slices(num_rows, num_inputs):
+            by_row = its.index_select(0, row_blocks[rows])
+            values[rows] = stored[rows].float() * _by_column(by_row, num_inputs)
+    return out
+
+
+def _by_column(scale: Tensor, num_inputs: int) -> Tensor:
+    block = column_block(num_inputs, scale.shape[1])
+    return scale.repeat_interleave(block, dim=1)[:, :num_inputs]
+
+
+def _slices(num_rows: int, num_inputs: int) -> Iterator[slice]:
+    step = max(1, _MOST_ELEMENTS // max(1, num_inputs))
+    return (slice(first, first + step) for first in range(0, num_rows, step))
+
+
+def scaled_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, row_blocks: Tensor
+) -> Tensor:
+    """``F.linear`` of ``x [..., K]`` and the values of ``weight [N, K]``, a slice of rows at a
+    time: no whole copy of a large weight is ever made.
+
+    On a CPU, and where ``by_definition``, the values and the sums are float32, rounded to ``x``'s
+    dtype once. On CUDA the values are otherwise rounded to ``x``'s dtype first, because the library
+    multiplies those many times faster.
+    """
+    is_rounded = x.is_cuda and not is_by_definition()
+    dtype = x.dtype if is_rounded else torch.float32
+    wide, added = x.to(dtype), None if bias is None else bias.to(dtype)
+    parts = [
+        F.linear(
+            wide,
+            dequantised(weight[rows], scale, row_blocks[rows], dtype),
+            None if added is None else added[rows],
+        )
+        for rows in _slices(*weight.shape)
+    ]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
+
+
+def column_part(scale: Tensor, num_inputs: int, first: int, size: int) -> Tensor:
+    """The scales of columns ``first`` to ``first + size`` of a weight of ``num_inputs`` columns.
+
+    Where that cuts a block, the scales are repeated for blocks of half the size, a quarter, until
+    no block is cut: each part keeps the scale of the block that it is of.
+    """
+    block = column_block(num_inputs, scale.shape[-1])
+    if scale.shape[-1] == 1:
+        return scale.contiguous()
+    fine = block
+    while first % fine:
+        fine //= 2
+    repeated = scale.repeat_interleave(block // fine, dim=-1)
+    return repeated[..., first // fine : -(-(first + size) // fine)].contiguous()
+
+
+def quantised(values: Tensor, block: int = 128) -> tuple[Tensor, Tensor]:
+    """``values [..., N, K]`` in FP8, and the scales of its blocks: each block's largest value is
+    FP8's largest. A block of zeros has scale 1."""
+    num_rows, num_inputs = values.shape[-2:]
+    padded = F.pad(values.float(), (0, -num_inputs % block, 0, -num_rows % block))
+    blocks = padded.unflatten(-1, (-1, block)).unflatten(-3, (-1, block))
+    largest = blocks.abs().amax(dim=(-3, -1))
+    scale = torch.where(largest > 0, largest / LARGEST, 1.0)
+    stored = (blocks / scale[..., :, None, :, None]).to(FP8)
+    whole = stored.flatten(-2).flatten(-3, -2)
+    return whole[..., :num_rows, :num_inputs].contiguous(), scale

@@ -1,0 +1,66 @@
+"""What each part of a model is stored in, and its bytes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Size, nn
+
+from cgbench.models.skeleton import Skeleton, stored_bytes
+
+FP8_NAME = "float8_e4m3fn"
+
+# The first that is found in a parameter's name is its part.
+_REST = "norms, routers and the rest"
+_PARTS = (
+    (_REST, r"norm"),
+    ("experts", r"\.experts\."),
+    ("attention", r"(self_attn|linear_attn|attention)\."),
+    ("dense and shared experts", r"(mlp|shared_expert|feed_forward|block_sparse_moe).*_proj"),
+    ("embedding", r"embed"),
+    ("lm_head", r"lm_head|^output\."),
+    ("MTP projection", r"^proj\."),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PartPrecision:
+    """Weights of one part that are of one type, their scales included. ``part`` begins with
+    ``head`` where it is of the draft head."""
+
+    part: str
+    dtype: str
+    num_bytes: int
+
+
+def precision_by_part(skeleton: Skeleton, dtype: torch.dtype) -> tuple[PartPrecision, ...]:
+    """Of the target's parts, then of the head's; tied weights count once."""
+    target = _by_part(skeleton.target.model, skeleton.scaled, dtype)
+    head = {}
+    if skeleton.head is not None:
+        head = _by_part(skeleton.head, skeleton.head_scaled, dtype)
+    parts = [(part, kind, size) for (part, kind), size in target.items()]
+    parts += [(f"head {part}", kind, size) for (part, kind), size in head.items()]
+    return tuple(PartPrecision(*each) for each in parts)
+
+
+def _by_part(
+    module: nn.Module, scaled: Mapping[str, Size], dtype: torch.dtype
+) -> dict[tuple[str, str], int]:
+    plain = str(dtype).removeprefix("torch.")
+    found: dict[tuple[str, str], int] = {}
+    state = module.state_dict(keep_vars=True)
+    # A tied weight has two names, of which the first is kept.
+    for name in {id(each): name for name, each in reversed(state.items())}.values():
+        shape = state[name].shape
+        is_scaled = name in scaled
+        size = stored_bytes(shape, scaled[name]) if is_scaled else shape.numel() * dtype.itemsize
+        key = part_of(name), FP8_NAME if is_scaled else plain
+        found[key] = found.get(key, 0) + size
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def part_of(name: str) -> str:
+    """The part of a model that the parameter ``name`` is of."""
+    return next((part for part, pattern in _PARTS if re.search(pattern, name)), _REST)

@@ -1,0 +1,143 @@
+"""Modules whose weights are FP8: they keep their class's names, and hold scales beside them."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cgbench.kernels import linear as products
+from cgbench.kernels.fp8.block_scales import FP8, dequantised
+from cgbench.kernels.fp8.definition import is_by_definition
+from cgbench.kernels.gpu import runs_kernels
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, apply_by_torch
+
+
+class ScaledLinear(nn.Linear):
+    """A linear layer of FP8 weights ``[N, K]``: ``weight_scale [R, C]`` and ``weight_row_blocks
+    [N]`` are theirs, as ``kernels.fp8.block_scales`` has them."""
+
+    weight_scale: Tensor
+    weight_row_blocks: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return products.linear(x, self.weight, self.bias, self.weight_scale, self.weight_row_blocks)
+
+
+def scales_of(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor] | None:
+    """The scales and the row blocks of a module's parameter ``leaf``, None where it has none."""
+    scale = module._buffers.get(f"{leaf}_scale")
+    row_blocks = module._buffers.get(f"{leaf}_row_blocks")
+    return None if scale is None or row_blocks is None else (scale, row_blocks)
+
+
+WHOLE_SCALE = "_whole_scale"
+"""What follows a weight's name in the name of its whole scales, where a rank reads a part."""
+
+
+def set_scales(
+    module: nn.Module,
+    leaf: str,
+    scale: Tensor,
+    row_blocks: Tensor,
+    *,
+    whole: Tensor | None = None,
+) -> None:
+    """Give a module's parameter ``leaf``, which is FP8, its scales, and the module the class that
+    reads them. Row blocks go to the scales' device. ``whole``: the scales that ``scale`` is a part
+    of; they are what a model's fingerprint is made of."""
+    module.register_buffer(f"{leaf}_scale", scale, persistent=whole is None)
+    if whole is not None:
+        module.register_buffer(f"{leaf}{WHOLE_SCALE}", whole)
+    module.register_buffer(f"{leaf}_row_blocks", row_blocks.to(scale.device), persistent=False)
+    if type(module) is nn.Linear:
+        module.__class__ = ScaledLinear
+    elif leaf != "weight" and not getattr(module, "holds_scales", False):
+        kind: Any = type(module)
+        module.__class__ = _scaled_experts(kind)
+
+
+@functools.cache
+def _scaled_experts(kind: Any) -> type[nn.Module]:
+    """Experts of class ``kind`` whose fused weights are FP8. Few tokens on CUDA go to the kernel
+    that reads chosen experts alone. Of more, the class's own forward runs on the weights' values,
+    which live for that call."""
+
+    class ScaledExperts(kind):  # type: ignore[misc]
+        holds_scales = True
+        is_plain = False
+        """Whether the kernel computes what the class does; found once the model is loaded."""
+
+        def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Any:
+            choice = top_k_index, top_k_weights
+            apart = _apart(self, hidden, *choice)
+            if apart is not None:
+                return apart
+            with _values_in_place(self, hidden.dtype):
+                return super().forward(hidden, *choice)
+
+    ScaledExperts.__name__ = f"Scaled{kind.__name__}"
+    return ScaledExperts
+
+
+MAX_STREAMED_TOKENS = 256
+"""Above it nearly all experts are chosen, and products are bound by arithmetic."""
+
+
+def _apart(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
+    """The chosen experts' sum without the values of them all, or None."""
+    if not getattr(module, "is_plain", False):
+        return None
+    if is_by_definition():
+        return apply_by_torch(experts_in(module), hidden, Choice(chosen, weights), None)
+    return _streamed(module, hidden, chosen, weights)
+
+
+def _streamed(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
+    """The experts' kernel, or None where it does not take these."""
+    if not runs_kernels(hidden.device) or hidden.dtype == torch.float32:
+        return None
+    if len(hidden) > MAX_STREAMED_TOKENS:
+        return None
+    # Imported here, because triton is there only beside a CUDA build of torch.
+    from cgbench.kernels.moe import triton_experts
+
+    experts = experts_in(module)
+    if not triton_experts.can_apply(experts):
+        return None
+    choice = Choice(chosen.contiguous(), weights.contiguous())
+    return triton_experts.apply(experts, hidden, choice, None)
+
+
+def experts_in(module: nn.Module) -> Experts:
+    """The weights of a plain mixture, and their scales."""
+    weights = [module._parameters[leaf] for leaf in ("gate_up_proj", "down_proj")]
+    scales = [scales_of(module, leaf) for leaf in ("gate_up_proj", "down_proj")]
+    assert weights[0] is not None and weights[1] is not None
+    own = (None if each is None else ExpertScales(*each) for each in scales)
+    return Experts(weights[0], weights[1], *own)
+
+
+@contextmanager
+def _values_in_place(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """What the module's FP8 parameters are worth, under their names, meanwhile."""
+    own = {leaf: scales_of(module, leaf) for leaf in module._parameters}
+    found = {leaf: scales for leaf, scales in own.items() if scales is not None}
+    for leaf, scales in found.items():
+        weight = module._parameters[leaf]
+        assert weight is not None
+        # An attribute of the object itself is found before its parameters.
+        module.__dict__[leaf] = dequantised(weight, *scales, dtype)
+    try:
+        yield
+    finally:
+        for leaf in found:
+            del module.__dict__[leaf]
+
+
+def is_quantised(module: nn.Module, name: str) -> bool:
+    """Whether ``name`` is a module's FP8 parameter, or the scales of one."""
+    weight = module._parameters.get(name.removesuffix("_scale"))
+    return weight is not None and weight.dtype == FP8

@@ -1,0 +1,193 @@
+"""Products of FP8 weights: the streamed kernel beside bfloat16's, against the bytes of the weights.
+
+    python scripts/trials/bench_fp8.py --output results/FOLDER/fp8.md
+    python scripts/trials/bench_fp8.py --rows 4 --tilings all
+
+Every product runs over several weights in turn, captured in one CUDA graph, so that no cache holds
+what the next one reads. "values" makes the weights' values in bfloat16 and leaves the product to
+cuBLAS, which is what many rows do. "bfloat16" is the product of plain weights of that shape, which
+FP8 must beat. ``--experts`` times a mixture's experts too. Needs a CUDA device.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from cgbench.floor.device_limits import read_bandwidth
+from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of, scaled_linear
+from cgbench.kernels.linear import linear as plain_linear
+from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
+from cgbench.kernels.moe.triton_experts import apply
+from cgbench.kernels.triton_linear import MAX_SCALED_ROWS, Scales, Tiling, linear, tiling_of
+from cgbench.rundir.environment import environment
+from graph_timing import graph_seconds
+
+SHAPES = {
+    "q, k, v": (6144, 4096),
+    "o": (4096, 4096),
+    "gate, up": (22016, 4096),
+    "down": (4096, 11008),
+    "GLM-4.5-Air q, k, v": (14336, 4096),
+    "DeepSeek-V3 o": (7168, 16384),
+}
+# experts, chosen, hidden, intermediate
+MIXTURES = {
+    "Qwen3.5-35B-A3B": (256, 8, 2048, 512),
+    "GLM-4.5-Air": (128, 8, 4096, 1408),
+}
+EXPERT_TOKENS = (1, 4, 16, 64, 256)
+DISTINCT_BYTES = 800_000_000
+REPLAYS = 10
+BLOCK = 128
+
+# block_n, block_k, num_warps, num_stages
+BLOCKS = (
+    *((64, 128, 4, stages) for stages in (3, 4, 5, 6, 8)),
+    *((32, 128, 4, stages) for stages in (4, 6)),
+    *((128, 128, 4, stages) for stages in (3, 4, 6)),
+    *((128, 128, 8, stages) for stages in (3, 4)),
+    *((64, 64, 4, stages) for stages in (6, 8)),
+)
+SPLITS = (1, 2, 4, 8)
+# With fewer programs the device is idle, with more their sums cost more than they gain.
+LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 800
+
+T = TypeVar("T")
+Weight = tuple[Tensor, Scales]
+Way = Callable[[Tensor, Weight], Tensor]
+
+
+def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
+    """Ways to multiply, by name: by values, the kernel as its rule has it, and perhaps others."""
+    yield "values", lambda x, weight: scaled_linear(x, weight[0], None, *weight[1])
+    if rows > MAX_SCALED_ROWS:
+        return
+    rule = tiling_of(outputs)
+    others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS))
+    kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
+    for tiling in [rule, *sorted(kept - {rule})]:
+        block_n, block_k, splits, warps, stages = tiling
+        name = f"{block_n} x {block_k}, {splits} splits, {warps} warps, {stages} stages"
+        yield name + (" (its rule)" if tiling == rule else ""), streamed(tiling)
+
+
+def streamed(tiling: Tiling) -> Way:
+    """The kernel with that tiling."""
+    return lambda x, weight: linear(x, weight[0], None, scales=weight[1], tiling=tiling)
+
+
+def is_worth_trying(tiling: Tiling, outputs: int) -> bool:
+    """Whether there are programs enough, and not too many parts to add."""
+    programs = -(-outputs // tiling.block_n) * tiling.splits
+    return programs >= LEAST_PROGRAMS and (tiling.splits == 1 or programs <= MOST_SPLIT_PROGRAMS)
+
+
+@torch.inference_mode()
+def seconds(way: Callable[[Tensor, T], Tensor], x: Tensor, weights: list[T]) -> float:
+    """Seconds of one product."""
+    return graph_seconds(lambda: [way(x, weight) for weight in weights], REPLAYS) / len(weights)
+
+
+def drawn(outputs: int, inputs: int) -> Weight:
+    """A random weight and its scales."""
+    weight, scale = quantised(torch.randn(outputs, inputs, device="cuda"), BLOCK)
+    return weight, Scales(scale, row_blocks_of(outputs, scale.shape[0]).cuda())
+
+
+def product_lines(rows: int, name: str, bandwidth: float, *, every: bool) -> Iterator[str]:
+    """Markdown, a line a way."""
+    outputs, inputs = SHAPES[name]
+    count = max(1, DISTINCT_BYTES // (outputs * inputs))
+    x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+    draw = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
+    plain = [draw(outputs, inputs) for _ in range(max(1, count // 2))]
+    taken = seconds(lambda x, weight: plain_linear(x, weight, None), x, plain)
+    yield _line(rows, name, "bfloat16", taken, plain[0].nbytes, bandwidth)
+    del plain
+    weights = [drawn(outputs, inputs) for _ in range(count)]
+    held = weights[0][0].nbytes + weights[0][1].scale.nbytes
+    for way, multiply in ways(rows, outputs, every=every):
+        taken = seconds(multiply, x, weights)
+        yield _line(rows, name, way, taken, held, bandwidth)
+
+
+def expert_lines(tokens: int, name: str, bandwidth: float) -> Iterator[str]:
+    """Of a layer's experts, chosen evenly: in bfloat16 and in FP8, against the chosen ones'
+    bytes."""
+    num_experts, top_k, hidden, size = MIXTURES[name]
+    fp8 = _experts(num_experts, hidden, size)
+    plain = fp8.values(torch.bfloat16)
+    x = torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16)
+    scores = torch.rand(tokens, num_experts, device="cuda")
+    chosen = scores.argsort(-1)[:, :top_k].contiguous()
+    choice = Choice(chosen, torch.rand(tokens, top_k, device="cuda", dtype=torch.bfloat16))
+    read = len(chosen.unique()) / num_experts
+    for way, experts in (("bfloat16", plain), ("FP8", fp8)):
+        taken = seconds(partial(_applied, choice), x, [experts])
+        num_bytes = read * (experts.gate_up.nbytes + experts.down.nbytes)
+        yield _line(tokens, f"experts of {name}", way, taken, num_bytes, bandwidth)
+
+
+def _applied(choice: Choice, x: Tensor, experts: Experts) -> Tensor:
+    return apply(experts, x, choice, None)
+
+
+def _experts(num_experts: int, hidden: int, size: int) -> Experts:
+    stored = []
+    for rows, columns, parts in ((2 * size, hidden, 2), (hidden, size, 1)):
+        pairs = [quantised(torch.randn(rows, columns, device="cuda")) for _ in range(num_experts)]
+        scale = torch.stack([scale for _, scale in pairs])
+        row_blocks = row_blocks_of(rows, scale.shape[1], parts).cuda()
+        stored.append((torch.stack([w for w, _ in pairs]), ExpertScales(scale, row_blocks)))
+    (gate_up, of_both), (down, of_down) = stored
+    return Experts(gate_up, down, of_both, of_down)
+
+
+def _line(rows: int, name: str, way: str, taken: float, num_bytes: float, bandwidth: float) -> str:
+    rate = num_bytes / taken
+    cells = f"{rows} | {name} | {way} | {taken * 1e6:.1f} | {rate / 1e12:.2f}"
+    return f"| {cells} | {rate / bandwidth:.0%} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", default="4,32,256,512", help="rows of the other operand")
+    parser.add_argument("--tilings", choices=("rule", "all"), default="rule")
+    parser.add_argument("--experts", action="store_true", help="time mixtures too")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("no CUDA device")
+    bandwidth, facts = read_bandwidth(torch.device("cuda")), environment()
+    text = [
+        f"Products of FP8 weights on {facts['gpu']}, torch {facts['torch']}. Read bandwidth "
+        f"{bandwidth / 1e12:.2f} TB/s, measured in this run.",
+        "",
+        "| rows | weights | way | us | TB/s | of read bandwidth |",
+        "|---:|---|---|---:|---:|---:|",
+    ]
+    print("\n".join(text), flush=True)
+    every = arguments.tilings == "all"
+    for rows, name in product((int(word) for word in arguments.rows.split(",")), SHAPES):
+        for line in product_lines(rows, name, bandwidth, every=every):
+            print(line, flush=True)
+            text.append(line)
+    for tokens, name in product(EXPERT_TOKENS if arguments.experts else (), MIXTURES):
+        for line in expert_lines(tokens, name, bandwidth):
+            print(line, flush=True)
+            text.append(line)
+    if arguments.output is not None:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

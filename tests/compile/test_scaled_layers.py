@@ -1,0 +1,51 @@
+"""Compiled layers of FP8 weights: the same tokens, and the same ends taken into products."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgbench.compile.operators import GATED_LINEAR, LINEAR_ADD, ROTATED_LINEAR, linear
+from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of
+from cgbench.models.heads.families import MIMO
+from tests.support.compiled import BATCH_SIZES, compiled, decoded
+from tests.support.fp8 import make_fp8_checkpoint
+from tests.support.tiny import load_tiny, make_speculator
+from tests.support.tracing import traced_layers
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    with traced_layers():
+        yield
+
+
+def test_tokens_are_those_of_the_dequantised_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cgbench.compile import fusion
+
+    put_in = []
+    replace = fusion._replace
+
+    def noted(node, operator, inputs):  # type: ignore[no-untyped-def]
+        put_in.append((operator, len(inputs)))
+        replace(node, operator, inputs)
+
+    monkeypatch.setattr(fusion, "_replace", noted)
+    folder, plain = make_fp8_checkpoint(tmp_path, "mimo", MIMO, intermediate_size=44)
+    expected = make_speculator(load_tiny(plain), max_batch_size=max(BATCH_SIZES), room=64)
+    _, spec = compiled(folder)
+    for batch_size in BATCH_SIZES:
+        assert decoded(spec, 3, batch_size) == decoded(expected, 3, batch_size)
+    # With scales and row blocks, two inputs more than of plain weights.
+    assert {(GATED_LINEAR, 5), (LINEAR_ADD, 6), (ROTATED_LINEAR, 8)} <= set(put_in)
+
+
+def test_the_operator_of_a_product_takes_scales() -> None:
+    weight, scale = quantised(torch.randn(20, 24), block=16)
+    scales = scale, row_blocks_of(20, 2)
+    args = torch.randn(3, 24), weight, torch.randn(20), *scales
+    torch.library.opcheck(linear, args, test_utils="test_faketensor")
