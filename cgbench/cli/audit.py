@@ -38,6 +38,7 @@ from cgbench.cli.head_flags import (
     HeadOutNorm,
     HeadRef,
 )
+from cgbench.cli.panels import GRAPHS, OUTPUT, WORKLOAD
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
 from cgbench.parallel.launch import ranks_asked
@@ -61,7 +62,8 @@ def audit(
     max_num_seqs: Annotated[
         int | None,
         typer.Option(
-            help=f"Most requests at once, up to {MAX_BATCH_SIZE:,}. Default: 64 on CUDA, 8 on CPU."
+            help=f"Most requests at once, up to {MAX_BATCH_SIZE:,}. Default: 64 on CUDA, 8 on CPU.",
+            rich_help_panel=GRAPHS,
         ),
     ] = None,
     scopes: Scopes = "eager,phase,iteration",
@@ -79,9 +81,16 @@ def audit(
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 16,
-    context_len: Annotated[int, typer.Option(help="Tokens of a prompt of --prompts random.")] = 64,
-    seed: Annotated[int, typer.Option(help="Seed of prompts, poison and random weights.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Tokens generated per request.", rich_help_panel=WORKLOAD)
+    ] = 16,
+    context_len: Annotated[
+        int, typer.Option(help="Tokens of a prompt of --prompts random.", rich_help_panel=WORKLOAD)
+    ] = 64,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of prompts, poison and random weights.", rich_help_panel=WORKLOAD),
+    ] = 0,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
@@ -94,20 +103,27 @@ def audit(
         str | None,
         typer.Option(
             help="Only these, of equality, hidden, drafts, parity, padding, isolation, hygiene and "
-            "limits. Default: all."
+            "limits. Default: all.",
+            rich_help_panel=WORKLOAD,
         ),
     ] = None,
     repro: Annotated[
-        Path | None, typer.Option(help="New folder for what wrong findings were found on.")
+        Path | None,
+        typer.Option(
+            help="New folder for what wrong findings were found on.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the findings as JSON instead of a table.")
+        bool,
+        typer.Option(
+            "--json", help="Print the findings as JSON instead of a table.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does.
 
-    Exit code 0: all checks hold that could be made; 1: something is wrong; 2: bad input; 3: cannot
+    Exit code 0: all checks hold that could be made. 1: something is wrong. 2: bad input. 3: cannot
     be done here, or no check could be made.
     """
     parameters = locals()

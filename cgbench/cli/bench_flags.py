@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cgbench.cli.panels import GRAPHS, MODEL, OUTPUT, WORKLOAD
 from cgbench.planning import CaptureUnit
 from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement
 from cgbench.words import Routing
@@ -17,48 +18,73 @@ Model = Annotated[
     ),
 ]
 SpecTokens = Annotated[
-    str, typer.Option(help="Draft tokens k per iteration, 0 to 8, such as 1,3; 0 always runs too.")
+    str,
+    typer.Option(
+        help="Draft tokens k an iteration, 0 to 8, such as 1,3. 0 always runs too.",
+        rich_help_panel=GRAPHS,
+    ),
 ]
 Scopes = Annotated[
-    str, typer.Option(help="Of eager, phase (three graphs an iteration), iteration (one).")
+    str,
+    typer.Option(
+        help="Of eager, phase (three graphs an iteration), iteration (one).", rich_help_panel=GRAPHS
+    ),
 ]
 Policy = Annotated[
     str | None,
     typer.Option(
         help="Capture policy, one that `cgbench plan --policy all` lists. Default: scaled, or "
-        "explicit with --capture-sizes."
+        "explicit with --capture-sizes.",
+        rich_help_panel=GRAPHS,
     ),
 ]
 CaptureSizes = Annotated[
-    str | None, typer.Option(help="Sizes to capture, such as 1,4,8, in --capture-unit.")
+    str | None,
+    typer.Option(
+        help="Sizes to capture, such as 1,4,8, in --capture-unit.", rich_help_panel=GRAPHS
+    ),
 ]
-Unit = Annotated[CaptureUnit, typer.Option(help="What --capture-sizes counts.")]
+Unit = Annotated[
+    CaptureUnit, typer.Option(help="What --capture-sizes counts.", rich_help_panel=GRAPHS)
+]
 Prompts = Annotated[
     str | None,
     typer.Option(
-        help="humaneval, mt-bench, gsm8k, random, FILE.jsonl or FILE.txt. Default: shipped ones."
+        help="humaneval, mt-bench, gsm8k, random, FILE.jsonl or FILE.txt. Default: shipped ones.",
+        rich_help_panel=WORKLOAD,
     ),
 ]
-NumPrompts = Annotated[int | None, typer.Option(help="Only the first N prompts. Default: all.")]
+NumPrompts = Annotated[
+    int | None,
+    typer.Option(help="Only the first N prompts. Default: all.", rich_help_panel=WORKLOAD),
+]
 Chat = Annotated[
     ChatTemplate,
-    typer.Option(help="Prompts through the tokenizer's template; auto: where it has one."),
+    typer.Option(
+        help="Prompts through the tokenizer's template. auto: if it has one.",
+        rich_help_panel=WORKLOAD,
+    ),
 ]
-DeviceName = Annotated[Device, typer.Option(help="Where to run.")]
+DeviceName = Annotated[Device, typer.Option(help="Where to run.", rich_help_panel=MODEL)]
 DtypeName = Annotated[
-    Dtype, typer.Option(help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.")
+    Dtype,
+    typer.Option(
+        help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.", rich_help_panel=MODEL
+    ),
 ]
 Attention = Annotated[
     str,
     typer.Option(
-        help="Decode attention: auto, sdpa (reference), triton, or package.module:function."
+        help="Decode attention: auto, sdpa (reference), triton, or package.module:function.",
+        rich_help_panel=GRAPHS,
     ),
 ]
 CompileMode = Annotated[
     Compile,
     typer.Option(
         "--compile",
-        help="The decode layers: off, as transformers runs them; default, through torch.compile.",
+        help="The decode layers. off: as transformers runs them. default: through torch.compile.",
+        rich_help_panel=GRAPHS,
     ),
 ]
 RoutingOf = Annotated[
@@ -67,19 +93,28 @@ RoutingOf = Annotated[
         "--routing",
         help="How tokens choose experts: model, by its router, or balanced, drawn evenly. "
         "Default: balanced for a preset, else model.",
+        rich_help_panel=MODEL,
     ),
 ]
 MaxBatchedTokens = Annotated[
-    int, typer.Option(help="Most tokens of one prefill forward, as engines name it.")
+    int,
+    typer.Option(
+        help="Most tokens of one prefill forward, as engines name it.", rich_help_panel=GRAPHS
+    ),
 ]
 Tp = Annotated[
     int | None,
-    typer.Option("--tp", help="GPUs that share the model. Default: torchrun's ranks, else 1."),
+    typer.Option(
+        "--tp",
+        help="GPUs that share the model. Default: torchrun's ranks, else 1.",
+        rich_help_panel=MODEL,
+    ),
 ]
 TpHead = Annotated[
-    HeadPlacement, typer.Option(help="With --tp: the head's block divided too, or whole.")
+    HeadPlacement,
+    typer.Option(help="With --tp: the head's block divided too, or whole.", rich_help_panel=MODEL),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=OUTPUT)]
 
 
 def policy_name(policy: str | None, capture_sizes: str | None) -> str:

@@ -24,7 +24,7 @@ STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 def compare(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="Run directory to compare with; may be thin.")
+        Path, typer.Argument(metavar="BASE", help="Run directory to compare with, perhaps thin.")
     ],
     new: Annotated[
         Path | None,
@@ -42,7 +42,7 @@ def compare(
         str,
         typer.Option(
             help="What decides, of iteration, tpot, acceptance, memory, verify, accept, draft, "
-            "commit, host-gap, capture and facts; eager adds the eager cells."
+            "commit, host-gap, capture and facts. eager adds the eager cells."
         ),
     ] = ",".join(GATED_BY_DEFAULT),
     allow_token_change: Annotated[
@@ -63,7 +63,7 @@ def compare(
 ) -> None:
     """Judge NEW against BASE, both run directories.
 
-    Exit code 0: nothing regressed, all decided; 1: regressed; 2: bad input; 3: not comparable;
+    Exit code 0: nothing regressed, all decided. 1: regressed. 2: bad input. 3: not comparable.
     4: inconclusive.
     """
     from cgbench.gate.comparison import Rules

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cgbench.cli.panels import HEAD
 from cgbench.request.choices import (
     ConcatOrder,
     FirstEmbedding,
@@ -12,7 +13,7 @@ from cgbench.request.choices import (
     OutputNorm,
 )
 
-_PANEL = "Draft head"
+_PANEL = HEAD
 
 HeadRef = Annotated[
     str | None,

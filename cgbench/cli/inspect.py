@@ -48,7 +48,7 @@ def inspect(
 ) -> None:
     """Show a checkpoint's family, tensors and sizes, and whether its graphs can be captured.
 
-    No weight is loaded; matrices that lie beside a head are compared with the target's. Exit code
+    No weight is loaded. Matrices that lie beside a head are compared with the target's. Exit code
     1: weights are missing or have no place, it has no usable head, or cannot be captured.
     """
     parameters = locals()

@@ -88,7 +88,9 @@ def peers(
     rounds: Annotated[int, typer.Option(help="Most rounds a peer takes.")] = 12,
     output: Annotated[
         Path | None,
-        typer.Option(help="Write NAME.md and NAME.json after every round; go on with those there."),
+        typer.Option(
+            help="Write NAME.md and NAME.json after every round, and go on with those there."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the rounds and their medians as JSON.")
@@ -97,7 +99,7 @@ def peers(
 ) -> None:
     """Decode the same prompts with the same weights here and by transformers, in turns.
 
-    Exit code 0: measured; 2: bad input; 3: a peer that --peers names cannot be measured here, or
+    Exit code 0: measured. 2: bad input. 3: a peer that --peers names cannot be measured here, or
     none can.
     """
     parameters = locals()

@@ -36,7 +36,7 @@ DEFAULT_MAX_NUM_SEQS = 256
 def plan(
     spec_tokens: Annotated[
         str | None,
-        typer.Option(help="Draft tokens k per iteration, 0 to 32; a table each. Default: 3."),
+        typer.Option(help="Draft tokens k per iteration, 0 to 32, a table each. Default: 3."),
     ] = None,
     max_num_seqs: Annotated[
         int | None,
@@ -123,10 +123,10 @@ def plan(
     ] = None,
     max_memory: Annotated[
         str | None,
-        typer.Option(help="Most memory of optimal's graphs, such as 512MiB; needs --costs."),
+        typer.Option(help="Most memory of optimal's graphs, such as 512MiB. Needs --costs."),
     ] = None,
     max_capture_seconds: Annotated[
-        float | None, typer.Option(help="Longest capture of optimal's graphs; needs --costs.")
+        float | None, typer.Option(help="Longest capture of optimal's graphs. Needs --costs.")
     ] = None,
     costs: Annotated[
         Path | None,
@@ -153,7 +153,7 @@ def plan(
 ) -> None:
     """Show which graphs an engine captures, what they pad, and which list would be better.
 
-    Exit code 0: at least one plan; a refused one is shown with its reason. 2: bad input, or every
+    Exit code 0: at least one plan. A refused one is shown with its reason. 2: bad input, or every
     plan is refused.
     """
     if plot:

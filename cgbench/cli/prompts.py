@@ -15,7 +15,7 @@ from cgbench.workload.prompt_sets import PROMPT_SETS, PromptSet, read_set
 
 def prompts(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Where NAME.jsonl go; made if need be.")
+        Path, typer.Argument(metavar="FOLDER", help="Where NAME.jsonl go. It is made if need be.")
     ],
     sets: Annotated[
         str,

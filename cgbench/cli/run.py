@@ -40,6 +40,7 @@ from cgbench.cli.head_flags import (
     HeadOutNorm,
     HeadRef,
 )
+from cgbench.cli.panels import GRAPHS, OUTPUT, TIMING, WORKLOAD
 from cgbench.cli.run_output import show
 from cgbench.cli.values import asked, parse_grid, parse_ints
 from cgbench.door.processes import PARTS
@@ -60,14 +61,16 @@ def run(
         str,
         typer.Option(
             help="Requests that decode together: 1,2,4,8, or a range 1-64: its ends and the powers "
-            "of two between. So with --spec-tokens."
+            "of two between. So with --spec-tokens.",
+            rich_help_panel=WORKLOAD,
         ),
     ] = "1,2,4,8",
     max_num_seqs: Annotated[
         int | None,
         typer.Option(
             help=f"Most requests at once, up to {MAX_BATCH_SIZE:,}. Default: the largest batch "
-            "size."
+            "size.",
+            rich_help_panel=GRAPHS,
         ),
     ] = None,
     scopes: Scopes = "eager,phase,iteration",
@@ -85,60 +88,86 @@ def run(
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 64,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Tokens generated per request.", rich_help_panel=WORKLOAD)
+    ] = 64,
     context_len: Annotated[
         str,
         typer.Option(
-            help="Tokens already in KV when timing starts; those of a random prompt. Several, such "
-            "as 1024,8192: a run directory each, below --output."
+            help="Tokens already in KV when timing starts, of a random prompt. Several, such as "
+            "1024,8192: a run directory each, below --output.",
+            rich_help_panel=WORKLOAD,
         ),
     ] = "256",
     iterations: Annotated[
         int | None,
         typer.Option(
-            help="Timed iterations of a block at k = 0; at other k, those that span the same "
-            "context. Default: 24 on CUDA, 16 on CPU."
+            help="Timed iterations of a block at k = 0. At other k, those that span the same "
+            "context. Default: 24 on CUDA, 16 on CPU.",
+            rich_help_panel=TIMING,
         ),
     ] = None,
     precision: Annotated[
         str,
         typer.Option(
-            help="Time on until every graph cell's median is known to this share, plus or minus."
+            help="Time on until every graph cell's median is known to this share, plus or minus.",
+            rich_help_panel=TIMING,
         ),
     ] = "0.5%",
     min_time: Annotated[
         float | None,
-        typer.Option(help="Seconds of timing per batch size, at least. Default: 1, or --max-time."),
+        typer.Option(
+            help="Seconds of timing per batch size, at least. Default: 1, or --max-time.",
+            rich_help_panel=TIMING,
+        ),
     ] = None,
     max_time: Annotated[
         float | None,
         typer.Option(
             help="Seconds of timing per batch size, at most, but 8 blocks in any case. "
-            "Default: 30 on CUDA, 10 on CPU."
+            "Default: 30 on CUDA, 10 on CPU.",
+            rich_help_panel=TIMING,
         ),
     ] = None,
     processes: Annotated[
         int,
         typer.Option(
-            min=1, max=MAX_PROCESSES, help="Measure all of it N times, each in a fresh process."
+            min=1,
+            max=MAX_PROCESSES,
+            help="Measure all of it N times, each in a fresh process.",
+            rich_help_panel=TIMING,
         ),
     ] = 1,
     cold_l2: Annotated[
-        bool, typer.Option("--cold-l2", help="Flush the GPU's L2 cache before each iteration.")
+        bool,
+        typer.Option(
+            "--cold-l2",
+            help="Flush the GPU's L2 cache before each iteration.",
+            rich_help_panel=TIMING,
+        ),
     ] = False,
     acceptance: Annotated[
         str | None,
         typer.Option(
-            help="greedy; sampled, or sampled:SETTINGS of temperature=T, top-k=N, top-p=P and "
-            "drafts=greedy; length:2.5, or golden:NAME for published lengths by k: drafts kept "
-            "so that the mean acceptance length is that; or synthetic:0.8,0.6,0.4: drafts kept at "
-            "unconditional rates. Default: greedy, for a preset the golden length of its family."
+            help="greedy. sampled, or sampled:SETTINGS of temperature=T, top-k=N, top-p=P and "
+            "drafts=greedy. length:2.5, or golden:NAME of published lengths by k: drafts are kept "
+            "so that the mean acceptance length is that. synthetic:0.8,0.6,0.4: drafts are kept at "
+            "unconditional rates. Default: greedy, and for a preset its family's golden length.",
+            rich_help_panel=WORKLOAD,
         ),
     ] = None,
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Generate to --max-new-tokens, past any EOS.")
+        bool,
+        typer.Option(
+            "--ignore-eos",
+            help="Generate to --max-new-tokens, past any EOS.",
+            rich_help_panel=WORKLOAD,
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of random weights and random prompts.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of random weights and random prompts.", rich_help_panel=WORKLOAD),
+    ] = 0,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     attention: Attention = "auto",
@@ -150,15 +179,22 @@ def run(
         Role,
         typer.Option(
             help="What this deployment serves, for the largest step, run once before capture: "
-            "mixed, prefill and decode, or decode alone."
+            "mixed, prefill and decode, or decode alone.",
+            rich_help_panel=GRAPHS,
         ),
     ] = Role.MIXED,
     max_num_batched_tokens: MaxBatchedTokens = 8192,
     output: Annotated[
-        Path | None, typer.Option(help="Run directory. Default: results/runs/<utc>-<model>.")
+        Path | None,
+        typer.Option(
+            help="Run directory. Default: results/runs/<utc>-<model>.", rich_help_panel=OUTPUT
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the unfinished run in --output.")
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the unfinished run in --output.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     nvtx: Annotated[
         bool,
@@ -166,30 +202,51 @@ def run(
             "--nvtx",
             help="Mark prefill, captures, replays and eager stages for profilers. A graph is one "
             "range: for the kernels inside use nsys --cuda-graph-trace=node, or scope eager.",
+            rich_help_panel=TIMING,
         ),
     ] = False,
     thin: Annotated[
         bool,
-        typer.Option("--thin", help="Keep what compare needs, 1 MB at most: a baseline to commit."),
+        typer.Option(
+            "--thin",
+            help="Keep what compare needs, 1 MB at most: a baseline to commit.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     save_tokens: Annotated[
-        bool, typer.Option("--save-tokens", help="Write tokens.jsonl: prompts and outputs.")
+        bool,
+        typer.Option(
+            "--save-tokens", help="Write tokens.jsonl: prompts and outputs.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON instead of a table.")
+        bool,
+        typer.Option(
+            "--json", help="Print the results as JSON instead of a table.", rich_help_panel=OUTPUT
+        ),
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Print what each floor is made of, stage by stage.")
+        bool,
+        typer.Option(
+            "--explain",
+            help="Print what each floor is made of, stage by stage.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     wide: Annotated[
-        bool, typer.Option("--wide", help="Print every column of the table that has a value.")
+        bool,
+        typer.Option(
+            "--wide",
+            help="Print every column of the table that has a value.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
     """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration.
 
-    Exit code 0: every cell measured; 1: a cell failed its short audit; 2: bad input; 3: cannot be
-    done here, or a cell ran out of memory; 4: a cell was disturbed.
+    Exit code 0: every cell measured. 1: a cell failed its short audit. 2: bad input. 3: cannot be
+    done here, or a cell ran out of memory. 4: a cell was disturbed.
     """
     parameters = locals()
     started = datetime.now(UTC)

@@ -14,7 +14,7 @@ SUFFIXES = (".html", ".md")
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories; several overlay.")
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories. Several overlay.")
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="FILE.html, or FILE.md for Markdown.")

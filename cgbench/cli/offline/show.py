@@ -24,7 +24,7 @@ def show(
 ) -> None:
     """Print the tables of a run again, as cgbench run printed them.
 
-    Exit code 0: printed; 2: a file of the run is missing or damaged.
+    Exit code 0: printed. 2: a file of the run is missing or damaged.
     """
     from cgbench.rundir.store import RunDirectory
 

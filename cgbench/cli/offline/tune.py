@@ -30,7 +30,7 @@ def tune(
         str | None,
         typer.Option(
             help="Mean acceptance lengths to reckon with: golden:NAME, length:L or "
-            "synthetic:RATE,RATE,... Default: what the run measured; none is assumed."
+            "synthetic:RATE,RATE,... Default: what the run measured. None is assumed."
         ),
     ] = None,
     concurrency: Annotated[
@@ -73,8 +73,8 @@ def tune(
 ) -> None:
     """Say which k pays, which is the best, and which schedule to paste, from runs at several k.
 
-    Exit code 0: answered; 1: --verify finds another time or gain than was predicted; 2: bad
-    input; 3: runs that make no one table; 4: acceptance is known, and the data cannot tell any k
+    Exit code 0: answered. 1: --verify finds another time or gain than was predicted. 2: bad
+    input. 3: runs that make no one table. 4: acceptance is known, and the data cannot tell any k
     from another.
     """
     from cgbench.advice.advise import Question, advise

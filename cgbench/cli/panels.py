@@ -1,0 +1,8 @@
+"""The panels that ``--help`` sorts flags into."""
+
+MODEL = "Model"
+HEAD = "Draft head"
+GRAPHS = "Graphs"
+WORKLOAD = "Workload"
+TIMING = "Timing"
+OUTPUT = "Output"
