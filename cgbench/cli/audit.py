@@ -121,7 +121,7 @@ def audit(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Check that graphs, buckets, padding and speculation answer as plain greedy decoding does.
+    """Check that what is captured answers as plain greedy decoding does.
 
     Exit code 0: all checks hold that could be made. 1: something is wrong. 2: bad input. 3: cannot
     be done here, or no check could be made.

@@ -46,7 +46,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, tensors included.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show a checkpoint's family, tensors and sizes, and whether its graphs can be captured.
+    """Show what a checkpoint holds and whether its graphs can be captured.
 
     No weight is loaded. Matrices that lie beside a head are compared with the target's. Exit code
     1: weights are missing or have no place, it has no usable head, or cannot be captured.

@@ -97,7 +97,7 @@ def peers(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Decode the same prompts with the same weights here and by transformers, in turns.
+    """Decode the same prompts here and by transformers in turns.
 
     Exit code 0: measured. 2: bad input. 3: a peer that --peers names cannot be measured here, or
     none can.

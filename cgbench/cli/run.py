@@ -243,7 +243,7 @@ def run(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Measure multi-step speculative decode: eager, a graph a phase, one graph an iteration.
+    """Measure multi-step speculative decode, eager and in graphs.
 
     Exit code 0: every cell measured. 1: a cell failed its short audit. 2: bad input. 3: cannot be
     done here, or a cell ran out of memory. 4: a cell was disturbed.

@@ -71,7 +71,7 @@ def tune(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Say which k pays, which is the best, and which schedule to paste, from runs at several k.
+    """Say which k pays and which schedule to paste, from runs at several k.
 
     Exit code 0: answered. 1: --verify finds another time or gain than was predicted. 2: bad
     input. 3: runs that make no one table. 4: acceptance is known, and the data cannot tell any k
