@@ -11,6 +11,9 @@ from cgbench.words import Status
 if TYPE_CHECKING:
     from cgbench.rundir.store import RunDirectory
 
+WIDTH_OF_BARS = 50
+"""Columns that a terminal has for the bars, at least."""
+
 EXIT_CODES = {
     Status.OK: ExitCode.OK,
     Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO,
@@ -46,7 +49,8 @@ def print_run(directory: "RunDirectory", *, as_json: bool, explain: bool, wide: 
     print_uncut(latency_table(frame, record.model["label"], console().width, is_wide=wide))
     if explain:
         _explain(directory)
-    bars = rate_bars(frame) if console().is_terminal else None
+    has_room = console().is_terminal and console().width >= WIDTH_OF_BARS
+    bars = rate_bars(frame) if has_room else None
     if bars is not None:
         console().print(bars)
     for line in reason_lines(directory):

@@ -42,7 +42,7 @@ def test_run_refuses_a_falling_range_before_anything_is_loaded() -> None:
     cgbench("run", "--spec-tokens", "8-0").refused(2, "--spec-tokens 8-0", "must rise")
 
 
-def write_apart(request: RunRequest, part: Path, name: str) -> None:
+def write_apart(request: RunRequest, part: Path, name: str, progress: object) -> None:
     """A run of that context, without measuring one."""
     context = request.workload.context_len
     record = {"arguments": request.to_record()}
@@ -68,11 +68,11 @@ def test_contexts_that_are_finished_are_not_measured_again(
 ) -> None:
     measured: list[int] = []
 
-    def failing(request: RunRequest, part: Path, name: str) -> None:
+    def failing(request: RunRequest, part: Path, name: str, progress: object) -> None:
         measured.append(request.workload.context_len)
         if len(measured) == 2:
             raise ProcessError(f"{name}: gone", ExitCode.CANNOT)
-        write_apart(request, part, name)
+        write_apart(request, part, name, progress)
 
     monkeypatch.setattr(contexts, "run_apart", failing)
     words = ("run", "--context-len", "1024,8192", "--output", tmp_path / "both")

@@ -22,7 +22,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[RunRequest]:
     """What was asked to be measured. The recorded run stands for what that gives."""
     asked: list[RunRequest] = []
 
-    def copy(request: RunRequest, part: Path, name: str) -> None:
+    def copy(request: RunRequest, part: Path, name: str, progress: object) -> None:
         asked.append(request)
         shutil.copytree(MANY_K, part)
 
@@ -55,7 +55,7 @@ def test_another_time_than_predicted_is_a_no(
 ) -> None:
     import pyarrow.parquet as parquet
 
-    def slower(request: RunRequest, part: Path, name: str) -> None:
+    def slower(request: RunRequest, part: Path, name: str, progress: object) -> None:
         """k = 3 takes a third more."""
         shutil.copytree(MANY_K, part)
         file = part / "samples.parquet"

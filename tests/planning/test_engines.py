@@ -12,7 +12,8 @@ from tests.support.plans import planned
 
 def test_vllm_reports_what_its_ceiling_cuts() -> None:
     assert planned("vllm-0.33", 3, 256).warnings == (
-        "truncated: a full batch needs 1024 tokens, the list stops at 512",
+        "truncated: a full batch needs 1024 tokens, the list stops at 512. "
+        "--max-cudagraph-capture-size 1024 raises it",
         "batch sizes 129 to 256 (128 of 256) have no graph: eager",
     )
 

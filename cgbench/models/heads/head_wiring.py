@@ -53,7 +53,11 @@ def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
         raise BadInputError(
             f"--head-out-norm own: heads of family {family.name} have no output norm"
         )
-    return replace(family, **stated_points(wiring))  # type: ignore[arg-type]
+    points = stated_points(wiring)
+    if not points:
+        return family
+    source = f"what is stated of {', '.join(points)}, else {family.source}"
+    return replace(family, source=source, **points)  # type: ignore[arg-type]
 
 
 def named(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:

@@ -40,11 +40,14 @@ def from_requests(
     return _finished(request, tokens, set(sizes), warnings, pads=pads)
 
 
-def truncated(request: PlanRequest, ceiling_tokens: int) -> Iterator[str]:
-    """The warning of a list that stops below what a full batch needs."""
+def truncated(request: PlanRequest, ceiling_tokens: int, flag: str = "") -> Iterator[str]:
+    """The warning of a list that stops below what a full batch needs. ``flag`` raises its end."""
     need = request.max_batch_size * request.query_len
     if need > ceiling_tokens:
-        yield f"truncated: a full batch needs {need} tokens, the list stops at {ceiling_tokens}"
+        mend = f". {flag} {need} raises it" if flag else ""
+        yield (
+            f"truncated: a full batch needs {need} tokens, the list stops at {ceiling_tokens}{mend}"
+        )
 
 
 def over_token_budget(request: PlanRequest) -> Iterator[str]:

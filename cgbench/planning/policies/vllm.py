@@ -239,7 +239,7 @@ def _plan(request: PlanRequest) -> CapturePlan:
         ceiling = max(listed, default=0)
     bare = from_exact_tokens(request, tokens)
     warnings = [
-        *truncated(request, ceiling),
+        *truncated(request, ceiling, "--max-cudagraph-capture-size"),
         *over_token_budget(request),
         *off_stride(request, bare.batch_sizes, ceiling // request.query_len),
     ]

@@ -31,7 +31,7 @@ def vllm_ascend_0_30(request: PlanRequest) -> CapturePlan:
     ceiling = max(tokens, default=0)
     bare = from_exact_tokens(request, kept)
     warnings = [
-        *truncated(request, ceiling),
+        *truncated(request, ceiling, "--max-cudagraph-capture-size"),
         *off_stride(request, bare.batch_sizes, _ceiling(request) // q),
     ]
     return from_exact_tokens(request, kept, warnings)
