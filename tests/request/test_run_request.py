@@ -164,7 +164,11 @@ def test_without_flags_a_command_asks_for_what_the_request_does_by_itself() -> N
         (audit, AuditRequest),
         (inspect_command, InspectRequest),
     ):
-        assert asked(kind, defaults(command) | given) == kind()
+        found = defaults(command) | given
+        if command is run:
+            # In text, because several contexts are a run each.
+            found |= {"context_len": int(found["context_len"])}
+        assert asked(kind, found) == kind()
 
 
 def test_flags_in_text_are_read_by_the_type_of_their_value() -> None:
