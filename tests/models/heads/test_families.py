@@ -237,7 +237,11 @@ def test_overrides_replace_the_familys_wiring_and_show_in_its_name(tmp_path: Pat
     folder = make_checkpoint(tmp_path, "mimo")
     found = plan(folder, chain="post", hidden_in="post").family
     assert found == replace(
-        MIMO, name="mimo[hidden_in=post,chain=post]", chain="post", hidden_in="post"
+        MIMO,
+        name="mimo[hidden_in=post,chain=post]",
+        source=f"what is stated of hidden_in, chain, else {MIMO.source}",
+        chain="post",
+        hidden_in="post",
     )
 
 
