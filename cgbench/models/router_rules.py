@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cgbench.kernels.moe.expert_products import Experts
 from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
 from cgbench.models.heads.head import DraftHead
-from cgbench.models.quantised.scaled_modules import experts_in
 from cgbench.models.target import Target
 
 PROBES = 64
@@ -152,11 +150,6 @@ def _is_gated_by_silu(experts: nn.Module) -> bool:
     if apply_gate is None:
         return False
     return torch.allclose(apply_gate(product), nn.functional.silu(gate) * up)
-
-
-def experts_of(module: nn.Module) -> Experts:
-    """The weights of a mixture that ``is_plain_mixture``."""
-    return experts_in(module)
 
 
 class MixturePaths(NamedTuple):

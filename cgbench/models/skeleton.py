@@ -38,14 +38,6 @@ class Skeleton:
         """Bytes of the head's own weights, 0 without a head."""
         return 0 if self.head is None else _num_bytes(self.head, self.head_scaled, dtype)
 
-    def scaled_bytes(self) -> int:
-        """Bytes of the target's FP8 weights and their scales."""
-        return _scaled_bytes(self.target.model, self.scaled)
-
-    def head_scaled_bytes(self) -> int:
-        """Bytes of the head's FP8 weights and their scales."""
-        return 0 if self.head is None else _scaled_bytes(self.head, self.head_scaled)
-
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of keys and values that one token keeps, over all layers and the head's."""
         sizes = (heads * size for shape in self.kv.kv_shapes.values() for heads, size in shape)

@@ -415,14 +415,14 @@ class Plan(NamedTuple):
     down: Tiling
 
 
-PAIRS_A_LIST = 8
+EXPERTS_A_PAIR = 8
 """Of experts there are at least so many for each pair, where none is listed."""
 
 
 def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     """The best, or nearly, of those tried on an H200. Source: results/h200/experts.md."""
     pairs = num_tokens * top_k
-    if num_tokens <= 2 or pairs * PAIRS_A_LIST <= experts.num_experts:
+    if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
         deep = Tiling(64, 128, 16, 4, 4)
         return Plan(False, deep, deep)
     mean = pairs / experts.num_experts
