@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,23 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
     if head is not None:
         parts.append((head, head.splits))
     for module, splits in parts:
-        for name, part in module.state_dict().items():
+        state = module.state_dict()
+        for told, name in _in_order(state):
+            part = state[name]
             tensor = splits[name].joined(part) if name in splits else part
-            told = name.replace(WHOLE_SCALE, "_scale")
             digest.update(f"{told} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
             for sums in _sums(tensor):
                 digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _in_order(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return each tensor's name as every rank tells it, and its name here. Scales of FP8 weights
+    come last and sorted, because a module holds them in the order they were loaded and divided.
+    """
+    told = [(name.replace(WHOLE_SCALE, "_scale"), name) for name in names]
+    scales = sorted(pair for pair in told if pair[0].endswith("_scale"))
+    return [pair for pair in told if not pair[0].endswith("_scale")] + scales
 
 
 def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
