@@ -94,7 +94,7 @@ def test_a_form_made_for_one_routing_serves_no_other() -> None:
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("routing", Routing)
 def test_a_presets_audit_holds(name: str, routing: Routing, tmp_path: Path) -> None:
-    flags = "--device cpu --spec-tokens 2 --max-num-seqs 3 --capture-sizes 3 --max-new-tokens 5"
+    flags = "--device cpu --spec-tokens 2 --max-num-seqs 2 --capture-sizes 2 --max-new-tokens 4"
     checks = "equality,hidden,drafts,padding,isolation"
     args = ["audit", f"preset:{name}", *flags.split(), "--checks", checks]
     done = CliRunner().invoke(app, [*args, "--routing", routing.value, "--json"])
