@@ -24,6 +24,8 @@ from tests.support.tiny import (
 from tests.support.tracing import traced_layers
 
 SEVERAL = (5, 3)
+ALSO_ALONE = ("mimo", "gemma3_text", "qwen3_5_moe")
+"""Asked for one request too, which has forms of its own: without a mixture, and with one."""
 
 
 @pytest.fixture
@@ -60,10 +62,7 @@ def test_tokens_are_plain_greedy_decodings(tmp_path: Path, spec_tokens: int) -> 
 def test_other_kinds_trace_to_the_same_tokens(
     tmp_path: Path, traced_only: None, kind: str, spec_tokens: int
 ) -> None:
-    """One request, which has forms of its own, is asked of one kind with a mixture and of one
-    without."""
-    has_one = kind in ("gemma3_text", "qwen3_5_moe")
-    check_tokens(tmp_path, kind, spec_tokens, BATCH_SIZES if has_one else SEVERAL)
+    check_tokens(tmp_path, kind, spec_tokens)
 
 
 def test_a_heads_own_matrices_trace_to_the_same_drafts(tmp_path: Path, traced_only: None) -> None:
@@ -81,14 +80,12 @@ def accepted(spec: Speculator, batch_size: int) -> list[list[int]]:
     return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS).accepted
 
 
-def check_tokens(
-    tmp_path: Path, kind: str, spec_tokens: int, batch_sizes: tuple[int, ...] = BATCH_SIZES
-) -> None:
+def check_tokens(tmp_path: Path, kind: str, spec_tokens: int) -> None:
     folder = make_checkpoint(tmp_path, kind)
     prompts = random_prompts(max(BATCH_SIZES))
     expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
     _, spec = compiled(folder)
-    for batch_size in batch_sizes:
+    for batch_size in BATCH_SIZES if kind in ALSO_ALONE else SEVERAL:
         assert decoded(spec, spec_tokens, batch_size) == expected[:batch_size]
 
 
