@@ -1,5 +1,6 @@
 """Shared set-up: small work on few cores, no model hub, GPU tests only where there is a GPU."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,13 @@ settings.load_profile("no_deadline")
 def pytest_configure() -> None:
     # Tiny tensors: a second thread costs more than it brings, and xdist wants the cores.
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    # What is imported by now stays. Tracing makes many objects, and looking through all of them
+    # again and again took a twentieth of the time.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

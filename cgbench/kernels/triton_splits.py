@@ -51,7 +51,7 @@ def splits_of(pairs: int, device: torch.device) -> int:
 @functools.cache
 def _num_multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
-        return 16  # the interpreter: enough that the tests' batches are split
+        return 8  # the interpreter: enough that the tests' batches are split
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 

@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import yaml
 
 from tests.support.command import COLOURING
+from tests.support.forkserver import PRELOADED
+from tests.support.quick_python import quick_python
 
 ROOT = Path(__file__).parents[2]
 ACTION = ROOT / ".github" / "actions" / "cgbench" / "action.yml"
@@ -75,7 +76,7 @@ class Runner:
         env |= {
             "PATH": f"{bin_folder}:{env['PATH']}",
             "PYTHONPATH": str(ROOT),
-            "PYTHON": sys.executable,
+            "PYTHON": str(quick_python(*PRELOADED)),
             "TINY": str(tiny),
             "PROMPTS": str(prompts),
             "SMALL": SMALL,

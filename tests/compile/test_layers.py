@@ -25,6 +25,10 @@ from tests.support.tiny import (
 )
 from tests.support.tracing import traced_layers
 
+SEVERAL = (5, 3)
+ALSO_ALONE = ("mimo", "gemma3_text", "qwen3_5_moe")
+"""Asked for one request too, which has forms of its own: without a mixture, and with one."""
+
 
 @pytest.fixture
 def traced_only() -> Iterator[list[GraphModule]]:
@@ -90,18 +94,18 @@ def check_tokens(tmp_path: Path, kind: str, spec_tokens: int) -> None:
     prompts = random_prompts(max(BATCH_SIZES))
     expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
     _, spec = compiled(folder)
-    for batch_size in BATCH_SIZES:
+    for batch_size in BATCH_SIZES if kind in ALSO_ALONE else SEVERAL:
         assert decoded(spec, spec_tokens, batch_size) == expected[:batch_size]
 
 
 def num_forms(folder: Path, kind: str, layer_types: list[str]) -> int:
-    """Forms compiled for all of ``BATCH_SIZES`` at k = 3, and no more for another batch size."""
+    """Forms compiled for all of ``BATCH_SIZES`` at k = 1, and no more for another batch size."""
     shape = {"num_hidden_layers": len(layer_types), "layer_types": layer_types}
     _, spec = compiled(make_checkpoint(folder, kind, **shape))
     for batch_size in BATCH_SIZES:
-        decoded(spec, 3, batch_size)
+        decoded(spec, 1, batch_size)
     forms: int = counters["stats"]["unique_graphs"]
-    decoded(spec, 3, 4)
+    decoded(spec, 1, 4)
     assert counters["stats"]["unique_graphs"] == forms
     return forms
 

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,17 @@ from cgbench.progress import Progress
 from cgbench.request.run_request import RunRequest
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import FAST, Done, cgbench
+from tests.support.forkserver import PRELOADED
+from tests.support.quick_python import quick_python
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_processes() -> Iterator[None]:
+    """Each would import everything anew."""
+    python = str(quick_python(*PRELOADED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processes.sys, "executable", python)
+        yield
 
 
 def run(tiny: Path, prompts: Path, path: Path, *more: object) -> Done:

@@ -62,17 +62,17 @@ def test_routing_changes_what_is_computed() -> None:
     assert not torch.allclose(*states)
 
 
-@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "qwen3.5-35b-a3b"])
-def test_compiled_layers_take_the_drawn_experts_in_as_many_forms(name: str) -> None:
+@pytest.mark.parametrize(("name", "k"), [("qwen3-30b-a3b", 3), ("qwen3.5-35b-a3b", 1)])
+def test_compiled_layers_take_the_drawn_experts_in_as_many_forms(name: str, k: int) -> None:
     forms: dict[Routing, int] = {}
     for routing in Routing:
         torch._dynamo.reset()
         counters.clear()
-        expected = decoded(load(name, routing), 3, PROMPTS)
+        expected = decoded(load(name, routing), k, PROMPTS)
         with traced_layers():
             model = load(name, routing)
             compile_forwards(model.target, model.head)
-            assert decoded(model, 3, PROMPTS) == expected
+            assert decoded(model, k, PROMPTS) == expected
         forms[routing] = counters["stats"]["unique_graphs"]
     assert forms[Routing.BALANCED] == forms[Routing.MODEL]
 
@@ -80,21 +80,21 @@ def test_compiled_layers_take_the_drawn_experts_in_as_many_forms(name: str) -> N
 def test_a_form_made_for_one_routing_serves_no_other() -> None:
     """Both models in one process, whose compiled layers share their code."""
     name = "qwen3-30b-a3b"
-    expected = {routing: decoded(load(name, routing), 3, PROMPTS) for routing in Routing}
+    expected = {routing: decoded(load(name, routing), 1, PROMPTS) for routing in Routing}
     assert expected[Routing.MODEL] != expected[Routing.BALANCED]
     torch._dynamo.reset()
     with traced_layers():
         for routing in (Routing.MODEL, Routing.BALANCED, Routing.MODEL):
             model = load(name, routing)
             compile_forwards(model.target, model.head)
-            assert decoded(model, 3, PROMPTS) == expected[routing]
+            assert decoded(model, 1, PROMPTS) == expected[routing]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("routing", Routing)
 def test_a_presets_audit_holds(name: str, routing: Routing, tmp_path: Path) -> None:
-    flags = "--device cpu --spec-tokens 2 --max-num-seqs 3 --capture-sizes 3 --max-new-tokens 5"
+    flags = "--device cpu --spec-tokens 2 --max-num-seqs 2 --capture-sizes 2 --max-new-tokens 4"
     checks = "equality,hidden,drafts,padding,isolation"
     args = ["audit", f"preset:{name}", *flags.split(), "--checks", checks]
     done = CliRunner().invoke(app, [*args, "--routing", routing.value, "--json"])

@@ -1,81 +1,27 @@
-"""Triton kernels on a CPU: through its interpreter.
+"""Triton kernels on a CPU: through its interpreter."""
 
-Triton reads TRITON_INTERPRET once, so that kernels are interpreted in processes of their own. They
-are forked from one server, which has imported what they import.
-"""
-
-import atexit
-import json
 import os
 import subprocess
-import sys
-import traceback
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-SERVER = """
-import pytest, triton.runtime.interpreter
-import cgbench.measure.setup, tests.support.rank_jobs
-from tests.support.interpreter import serve
-serve()
-"""
+from tests.support.forkserver import PRELOADED
+from tests.support.quick_python import quick_python
 
 
 def run_interpreted(code: str) -> str:
-    """What ``code`` prints, in a process of its own."""
-    server = _server()
-    assert server.stdin is not None and server.stdout is not None
-    with TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "errors")]
-        print(json.dumps([code, *map(str, files)]), file=server.stdin, flush=True)
-        status = server.stdout.readline().strip()
-        out, errors = (file.read_text() for file in files)
-    assert status == "0", errors[-2000:]
-    return out
-
-
-@cache
-def _server() -> subprocess.Popen[str]:
-    """It ends when its input does."""
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER],
+    """What ``code`` prints, in a process of its own, for Triton reads TRITON_INTERPRET once."""
+    preloaded = ("pytest", "triton.runtime.interpreter", *PRELOADED)
+    done = subprocess.run(
+        [quick_python(*preloaded, interpreted=True), "-c", code],
         env=os.environ | {"TRITON_INTERPRET": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
-    atexit.register(server.communicate)
-    return server
-
-
-def serve() -> None:
-    """Fork for every line: a JSON list of code, and the files for what it prints and its errors."""
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            _be_child(*json.loads(line))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-def _be_child(code: str, *files: str) -> None:
-    for stream, file in zip((sys.stdout, sys.stderr), files, strict=True):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream.fileno())
-    status = 1
-    try:
-        exec(code, {"__name__": "__main__"})
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def check_interpreted(
