@@ -85,6 +85,10 @@ class OutOfMemoryError(CannotError):
     """Device memory ran out; the message says where and what to lower."""
 
 
+class EndpointError(CannotError):
+    """A server cannot be reached, or does not answer a request."""
+
+
 class OutputError(CannotError):
     """A folder was begun and cannot be written any more."""
 

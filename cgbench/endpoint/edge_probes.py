@@ -1,0 +1,225 @@
+"""Probe one edge, as often as it takes to tell a fault from a flake, and conclude."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from cgbench.endpoint.acceptance_counts import Acceptance, AcceptanceFound, judge_acceptance
+from cgbench.endpoint.answers import Answer, Ask
+from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, WrongRow
+from cgbench.endpoint.edges import Edge
+from cgbench.endpoint.endpoint_request import EndpointRequest, Planned
+from cgbench.endpoint.engine_counters import Drafted, read_counters, sum_of
+from cgbench.endpoint.near_ties import Likeness, Outcome, judge, worst
+from cgbench.endpoint.probes import Row, rows_of
+from cgbench.endpoint.references import Reference
+from cgbench.endpoint.traffic import Flow, Sent, gap_seconds, most_at_once
+
+
+@dataclass
+class Budget:
+    """How many more requests may be sent, and until when."""
+
+    requests_left: int
+    deadline_s: float
+    sent: int = 0
+
+    def take(self, count: int) -> str:
+        """Take ``count`` requests. Return why they may not be sent, or nothing."""
+        if count > self.requests_left:
+            return f"--max-requests leaves {self.requests_left}, and this takes {count}"
+        if time.perf_counter() >= self.deadline_s:
+            return "--max-seconds are over"
+        self.requests_left -= count
+        self.sent += count
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One probe: what was sent when, and what became of it."""
+
+    rows: tuple[Row, ...]
+    sent: tuple[Sent, ...]
+    outcomes: tuple[Outcome, ...]
+    drafted: Drafted | None
+
+    @property
+    def answers(self) -> list[Answer]:
+        return [each.answer for each in self.sent if each.answer is not None]
+
+    @property
+    def most_at_once(self) -> int:
+        return most_at_once(self.answers)
+
+    def count(self, likeness: Likeness) -> int:
+        return sum(each.likeness is likeness for each in self.outcomes)
+
+
+@dataclass
+class EdgeAuditor:
+    """Everything that the edges share."""
+
+    request: EndpointRequest
+    plan: Planned
+    flow: Flow
+    reference: Reference
+    budget: Budget
+    num_edges: int
+
+    def edge(self, edge: Edge) -> EdgeFinding:
+        """Probe one edge, again where something is wrong or the batch did not reach it."""
+        start = time.perf_counter()
+        attempts: list[_Attempt] = []
+        bare = EdgeFinding(
+            edge=str(edge.batch_size),
+            peak=edge.peak,
+            changes=edge.changes,
+            verdict=EdgeVerdict.NOT_RUN,
+        )
+        for _ in range(self.request.repeats + 1):
+            if reason := self.budget.take(edge.peak):
+                if not attempts:
+                    return replace(bare, reason=reason)
+                break
+            attempts.append(self._attempt(edge, at_once=_fell_short(attempts, edge)))
+            if self._is_settled(attempts, edge):
+                break
+        found = self._concluded(bare, attempts, edge)
+        return replace(found, seconds=time.perf_counter() - start)
+
+    def _attempt(self, edge: Edge, *, at_once: bool) -> _Attempt:
+        reference = self.reference
+        rows = rows_of(
+            edge,
+            len(reference.prompts),
+            self.request.max_new_tokens,
+            reference.decode_s,
+            at_once=at_once,
+        )
+        asks = [Ask(reference.prompts[row.prompt], row.max_tokens) for row in rows]
+        before = read_counters(self.flow.server)
+        sent = self.flow.together(asks, [row.delay_s for row in rows])
+        drafted = read_counters(self.flow.server).drafted_since(before, len(sent))
+        outcomes = [self._outcome(row, each) for row, each in zip(rows, sent, strict=True)]
+        return _Attempt(rows, tuple(sent), tuple(outcomes), drafted)
+
+    def _outcome(self, row: Row, sent: Sent) -> Outcome:
+        if sent.answer is None:
+            return Outcome(Likeness.WRONG, f"no answer: {sent.error}")
+        if "tokens" not in self.request.judged:
+            return Outcome(Likeness.EQUAL)
+        expected = self.reference.expected[row.prompt].first(row.max_tokens)
+        return judge(expected, sent.answer, self.reference.noise, is_exact=self.request.exact)
+
+    def _is_settled(self, attempts: Sequence[_Attempt], edge: Edge) -> bool:
+        last = attempts[-1]
+        is_good = not last.count(Likeness.WRONG) and not last.count(Likeness.UNJUDGED)
+        return (
+            is_good
+            and last.most_at_once >= edge.peak
+            and all(not each.count(Likeness.WRONG) for each in attempts)
+            and self._acceptance(attempts, edge).answer in (Acceptance.SAME, Acceptance.UNKNOWN)
+        )
+
+    def _acceptance(self, attempts: Sequence[_Attempt], edge: Edge) -> AcceptanceFound:
+        if "acceptance" not in self.request.judged:
+            return AcceptanceFound(Acceptance.UNKNOWN)
+        counted = [each.drafted for each in attempts if each.drafted is not None]
+        # The same prompts alone, each as often as it was sent.
+        by_prompt = self.reference.drafted
+        rows = attempts[0].rows if by_prompt else ()
+        alone = sum_of([by_prompt[row.prompt] for row in rows])
+        num_prompts = len({row.prompt for row in rows})
+        return judge_acceptance(
+            alone,
+            sum_of(counted),
+            num_edges=self.num_edges,
+            copies_alone=max(len(rows) / max(num_prompts, 1), 1.0),
+            copies_here=max(len(counted) * len(rows) / max(num_prompts, 1), 1.0),
+            spec_tokens=self.plan.request.spec_tokens,
+            first_only=self.plan.schedule is not None,
+        )
+
+    def _concluded(
+        self, bare: EdgeFinding, attempts: Sequence[_Attempt], edge: Edge
+    ) -> EdgeFinding:
+        wrong = sum(bool(each.count(Likeness.WRONG)) for each in attempts)
+        acceptance = self._acceptance(attempts, edge)
+        reached = max(each.most_at_once for each in attempts)
+        verdict, reason = _verdict(wrong, attempts, acceptance, reached, edge)
+        shown = next((each for each in attempts if each.count(Likeness.WRONG)), attempts[-1])
+        worst_one = next(worst(shown.outcomes))
+        details = worst_one.text if worst_one.likeness is not Likeness.EQUAL else ""
+        if verdict is EdgeVerdict.WRONG and not wrong:
+            details = acceptance.text
+        gaps = [gap_seconds(each.answers) for each in attempts]
+        gap_s = next((each for each in gaps if each is not None), None)
+        ties = [o.gap for each in attempts for o in each.outcomes if is_tie(o)]
+        return replace(
+            bare,
+            verdict=verdict,
+            reason=reason,
+            attempts=len(attempts),
+            wrong_attempts=wrong,
+            requests=sum(len(each.sent) for each in attempts),
+            near_ties=len(ties),
+            largest_gap=max((gap for gap in ties if gap is not None), default=0.0),
+            most_at_once=reached,
+            gap_ms=None if gap_s is None else gap_s * 1e3,
+            acceptance=acceptance,
+            details=details,
+            rows=tuple(self._wrong_rows(shown)),
+        )
+
+    def _wrong_rows(self, attempt: _Attempt) -> Iterator[WrongRow]:
+        for index, (row, sent, outcome) in enumerate(
+            zip(attempt.rows, attempt.sent, attempt.outcomes, strict=True)
+        ):
+            if outcome.likeness not in (Likeness.WRONG, Likeness.UNJUDGED):
+                continue
+            expected = self.reference.expected[row.prompt].first(row.max_tokens)
+            yield WrongRow(
+                index,
+                self.reference.prompts[row.prompt],
+                row.max_tokens,
+                row.delay_s,
+                outcome.text,
+                expected.tokens,
+                sent.answer.tokens if sent.answer else (),
+                outcome.position,
+                outcome.gap,
+            )
+
+
+def _verdict(
+    wrong: int,
+    attempts: Sequence[_Attempt],
+    acceptance: AcceptanceFound,
+    reached: int,
+    edge: Edge,
+) -> tuple[EdgeVerdict, str]:
+    """The verdict, and why nothing was decided where that is so."""
+    if wrong:
+        is_flaky = wrong < len(attempts)
+        return (EdgeVerdict.FLAKY if is_flaky else EdgeVerdict.WRONG), ""
+    if acceptance.answer is Acceptance.DIFFERS:
+        return EdgeVerdict.WRONG, ""
+    if reached < edge.peak:
+        advice = "raise --max-new-tokens"
+        return EdgeVerdict.UNCLEAR, f"{reached} of {edge.peak} decoded together; {advice}"
+    if attempts[-1].count(Likeness.UNJUDGED):
+        return EdgeVerdict.UNCLEAR, "a difference cannot be judged without logprobs"
+    if acceptance.answer is Acceptance.UNDECIDED:
+        return EdgeVerdict.UNCLEAR, f"too few drafts: {acceptance.text}"
+    return EdgeVerdict.HOLDS, ""
+
+
+def _fell_short(attempts: Sequence[_Attempt], edge: Edge) -> bool:
+    """Whether every attempt so far ended before the batch was full."""
+    return bool(attempts) and max(each.most_at_once for each in attempts) < edge.peak
+
+
+def is_tie(outcome: Outcome) -> bool:
+    """Return whether an answer parted from the expected one at a near-tie."""
+    return outcome.likeness is Likeness.NEAR_TIE

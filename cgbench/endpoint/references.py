@@ -1,0 +1,177 @@
+"""What a server answers one request at a time, and how noisy that is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cgbench.endpoint.answers import Answer, Ask, Prompt
+from cgbench.endpoint.engine_counters import Drafted, read_counters
+from cgbench.endpoint.near_ties import (
+    NO_TIE,
+    Likeness,
+    Noise,
+    Outcome,
+    gap_at,
+    judge,
+    measure_noise,
+    shifts_of,
+)
+from cgbench.endpoint.near_ties import first_difference as first_of
+from cgbench.endpoint.probes import ragged
+from cgbench.endpoint.traffic import Flow, Sent, decode_seconds
+from cgbench.errors import EndpointError
+
+FORCED_TOKENS = 8
+"""Tokens decoded after a prefill of what was decoded before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One answer a prompt, of the most tokens, and what came with them.
+
+    ``expected`` are the answers that others are held to: the server's own, or the other server's.
+    ``outcomes`` are those of the server against itself, and against the other one.
+    """
+
+    prompts: tuple[str, ...]
+    expected: tuple[Answer, ...]
+    noise: Noise
+    drafted: tuple[Drafted, ...]
+    """A prompt's drafts each. Empty: the server does not count them."""
+    decode_s: float
+    outcomes: tuple[Outcome, ...]
+    requests: int
+
+
+def num_reference_requests(num_prompts: int, *, has_other: bool) -> int:
+    """Return how many requests ``make_reference`` sends at most."""
+    return num_prompts * (4 if has_other else 3)
+
+
+def make_reference(
+    flow: Flow,
+    other: Flow | None,
+    prompts: tuple[str, ...],
+    max_tokens: int,
+    *,
+    is_exact: bool,
+    on_request: Callable[[], None] = lambda: None,
+) -> Reference:
+    """Send every prompt alone: twice to the server, once more after a part of its answer, and once
+    to the ``other`` server.
+
+    Raise ``EndpointError`` if a request fails, because there is nothing to judge by then.
+    """
+    asks = [Ask(prompt, max_tokens) for prompt in prompts]
+    shorter = [Ask(ask.prompt, ragged(row, max_tokens)) for row, ask in enumerate(asks)]
+
+    own, drafted = _counted(flow, asks, on_request)
+    again, more = _counted(flow, shorter, on_request)
+    forced = [*_forced(flow, asks, own, on_request)]
+    runs = zip(own, shorter, again, strict=True)
+    repeated = [(ours.first(ask.max_tokens), its) for ours, ask, its in runs]
+    noise = measure_noise([*repeated, *forced])
+    outcomes = [_alone_outcome(*pair, noise, is_exact=is_exact) for pair in repeated]
+    # A prefill rounds otherwise than a decode does, in any precision.
+    outcomes += [_alone_outcome(*pair, noise, is_exact=False) for pair in forced]
+    expected = own
+    if other is not None:
+        expected = [_answer(other.alone(ask), on_request) for ask in asks]
+        theirs = zip(expected, own, strict=True)
+        outcomes += [judge(*pair, noise, is_exact=is_exact) for pair in theirs]
+    return Reference(
+        prompts,
+        tuple(expected),
+        noise,
+        tuple(first + second for first, second in zip(drafted, more, strict=True)),
+        decode_seconds(own),
+        tuple(outcomes),
+        num_reference_requests(len(prompts), has_other=other is not None),
+    )
+
+
+def _counted(
+    flow: Flow, asks: Sequence[Ask], on_request: Callable[[], None]
+) -> tuple[list[Answer], list[Drafted]]:
+    """The answers, and the drafts behind each where the server counts them."""
+    answers, drafted = [], []
+    before = read_counters(flow.server)
+    for ask in asks:
+        answers.append(_answer(flow.alone(ask), on_request))
+        now = read_counters(flow.server)
+        found = now.drafted_since(before, 1)
+        drafted += [] if found is None else [found]
+        before = now
+    return answers, drafted if len(drafted) == len(answers) else []
+
+
+def _answer(sent: Sent, on_request: Callable[[], None]) -> Answer:
+    on_request()
+    if sent.answer is None:
+        raise EndpointError(sent.error or "no answer")
+    if not sent.answer.tokens:
+        raise EndpointError("the server answers one request alone with no token; see its log")
+    return sent.answer
+
+
+def _forced(
+    flow: Flow, asks: Sequence[Ask], own: Sequence[Answer], on_request: Callable[[], None]
+) -> list[tuple[Answer, Answer]]:
+    """Pairs of the decoded answer's tail, and the same after a prefill of its head."""
+    found: list[tuple[Answer, Answer]] = []
+    if not flow.dialect.has_logprobs:
+        return found
+    for row, (ask, answer) in enumerate(zip(asks, own, strict=True)):
+        cut = len(answer.tokens) * (2 + row % 5) // 8
+        prompt = _continued(ask, answer, cut)
+        tail = _tail(answer, cut)
+        if prompt is None or not tail.tokens:
+            continue
+        count = len(tail.tokens)
+        got = _answer(flow.alone(Ask(prompt, count)), on_request)
+        if _is_continued(answer, got, cut):
+            found.append((tail, got.first(count)))
+    return found
+
+
+def _continued(ask: Ask, answer: Answer, cut: int) -> Prompt | None:
+    if answer.ids and answer.prompt_ids:
+        return (*answer.prompt_ids, *answer.ids[:cut])
+    if answer.prompt_tokens is None or not isinstance(ask.prompt, str):
+        return None
+    head = "".join(answer.tokens[:cut])
+    return ask.prompt + head if answer.text.startswith(head) else None
+
+
+def _is_continued(answer: Answer, got: Answer, cut: int) -> bool:
+    """Whether the prompt was read as the very tokens that were decoded."""
+    if answer.ids and answer.prompt_ids:
+        return True
+    return answer.prompt_tokens is not None and got.prompt_tokens == answer.prompt_tokens + cut
+
+
+def _tail(answer: Answer, cut: int) -> Answer:
+    end = cut + FORCED_TOKENS
+    return Answer(
+        answer.tokens[cut:end],
+        "",
+        answer.finish,
+        answer.arrivals,
+        answer.logprobs[cut:end],
+        answer.tops[cut:end],
+        answer.ids[cut:end],
+    )
+
+
+def _alone_outcome(expected: Answer, got: Answer, noise: Noise, *, is_exact: bool) -> Outcome:
+    """The server against itself. Noise is what differs here, unless it is absurdly large."""
+    found = judge(expected, got, noise, is_exact=is_exact)
+    shifts = sorted(shifts_of(expected, got))
+    middle = shifts[len(shifts) // 2] if shifts else 0.0
+    if found.likeness is not Likeness.WRONG and middle > NO_TIE / 2:
+        text = f"logprobs after a prefill are off by {middle:.3g} from those of decoding"
+        return Outcome(Likeness.WRONG, text, None, middle)
+    position = first_of(expected.tokens, got.tokens)
+    gap = None if position is None else gap_at(expected, got, position)
+    if found.likeness is Likeness.NEAR_TIE and gap is not None and gap > NO_TIE:
+        return Outcome(Likeness.WRONG, found.text, position, gap, found.expected, found.got)
+    return found
