@@ -1,7 +1,8 @@
 """Plan, capture and time CUDA graphs for speculative decoding with MTP draft heads.
 
 ``plan``, ``run``, ``audit``, ``inspect``, ``peers`` and ``compare`` do what the commands of these
-names do. They return typed results, raise ``cgbench.errors`` and print nothing.
+names do, and ``audit_endpoint`` what ``audit --endpoint`` does. They return typed results, raise
+``cgbench.errors`` and print nothing.
 """
 
 from importlib import import_module
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cgbench.door.audit import audit
+    from cgbench.door.audit_endpoint import audit_endpoint
     from cgbench.door.inspect import inspect
     from cgbench.door.peers import peers
     from cgbench.door.run import run
@@ -16,12 +18,13 @@ if TYPE_CHECKING:
     from cgbench.planning import plan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "audit", "compare", "inspect", "peers", "plan", "run"]
+__all__ = ["__version__", "audit", "audit_endpoint", "compare", "inspect", "peers", "plan", "run"]
 
 _ROOMS = {
     "plan": "cgbench.planning",
     "run": "cgbench.door.run",
     "audit": "cgbench.door.audit",
+    "audit_endpoint": "cgbench.door.audit_endpoint",
     "inspect": "cgbench.door.inspect",
     "peers": "cgbench.door.peers",
     "compare": "cgbench.gate.comparison",

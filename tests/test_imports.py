@@ -16,13 +16,13 @@ ROOMS = (
     *("planning", "request", "workload"),
     *("kernels", "parallel", "models", "engine", "compile"),
     *("floor", "checks", "rundir", "measure", "engines"),
-    *("advice", "gate", "tables", "door", "cli"),
+    *("advice", "gate", "endpoint", "tables", "door", "cli"),
 )
 """A module imports from its own room and from those before it. docs/architecture.md draws them."""
 
 WITHOUT_TORCH = (
     *("words", "errors", "inputs", "statistics", "progress"),
-    *("planning", "request", "rundir", "advice", "gate", "tables"),
+    *("planning", "request", "rundir", "advice", "gate", "endpoint", "tables"),
 )
 MAX_FILES = 24
 

@@ -1,7 +1,7 @@
 """``cgbench audit``: does what is timed also answer right?"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -21,13 +21,27 @@ from cgbench.cli.bench_flags import (
     Prompts,
     RoutingOf,
     Scopes,
-    SpecTokens,
     Tp,
     TpHead,
     Unit,
     policy_name,
 )
 from cgbench.cli.console import TerminalProgress, console
+from cgbench.cli.endpoint_flags import (
+    Against,
+    ApiKeyEnv,
+    Edges,
+    Endpoint,
+    Engine,
+    Exact,
+    LaunchLine,
+    MaxRequests,
+    MaxSeconds,
+    Repeats,
+    Timeout,
+    check_beside,
+    endpoint_request,
+)
 from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
@@ -49,6 +63,9 @@ from cgbench.request.run_request import AuditRequest
 if TYPE_CHECKING:
     from cgbench.measure.audit_setup import AuditResult
 
+DEFAULT_SPEC_TOKENS = "3"
+DEFAULT_NEW_TOKENS = 16
+
 EXIT_CODES = {
     "holds": ExitCode.OK,
     "wrong": ExitCode.ANSWER_IS_NO,
@@ -58,7 +75,14 @@ EXIT_CODES = {
 
 def audit(
     model: Model = "default",
-    spec_tokens: SpecTokens = "3",
+    spec_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft tokens k an iteration, 0 to 8, such as 1,3. 0 always runs too. Default: 3. "
+            "With --endpoint the server's k.",
+            rich_help_panel=GRAPHS,
+        ),
+    ] = None,
     max_num_seqs: Annotated[
         int | None,
         typer.Option(
@@ -82,8 +106,12 @@ def audit(
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Tokens generated per request.", rich_help_panel=WORKLOAD)
-    ] = 16,
+        int | None,
+        typer.Option(
+            help="Tokens generated per request. Default: 16, with --endpoint 64.",
+            rich_help_panel=WORKLOAD,
+        ),
+    ] = None,
     context_len: Annotated[
         int, typer.Option(help="Tokens of a prompt of --prompts random.", rich_help_panel=WORKLOAD)
     ] = 64,
@@ -103,10 +131,21 @@ def audit(
         str | None,
         typer.Option(
             help="Only these, of equality, hidden, drafts, parity, padding, isolation, hygiene and "
-            "limits. Default: all.",
+            "limits. With --endpoint of tokens and acceptance. Default: all.",
             rich_help_panel=WORKLOAD,
         ),
     ] = None,
+    endpoint: Endpoint = None,
+    against: Against = None,
+    engine: Engine = None,
+    launch_line: LaunchLine = None,
+    edges: Edges = None,
+    repeats: Repeats = 2,
+    max_requests: MaxRequests = 4096,
+    max_seconds: MaxSeconds = 600,
+    timeout: Timeout = 60,
+    exact: Exact = False,
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     repro: Annotated[
         Path | None,
         typer.Option(
@@ -124,14 +163,36 @@ def audit(
     """Check that what is captured answers as plain greedy decoding does.
 
     Exit code 0: all checks hold that could be made. 1: something is wrong. 2: bad input. 3: cannot
-    be done here, or no check could be made.
+    be done here, or no check could be made. 4: with --endpoint, an edge could not be judged.
     """
     parameters = locals()
-    given = {"policy": policy_name(policy, capture_sizes), "tp": ranks_asked(tp)}
+    check_beside(audit, parameters)
+    if endpoint is not None:
+        _audit_endpoint(parameters, repro, as_json=as_json)
+    given = {
+        "policy": policy_name(policy, capture_sizes),
+        "tp": ranks_asked(tp),
+        "spec_tokens": DEFAULT_SPEC_TOKENS if spec_tokens is None else spec_tokens,
+        "max_new_tokens": DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens,
+    }
     request = asked(AuditRequest, parameters | given)
     result = cgbench.audit(request, repro=repro, progress=TerminalProgress())
     _print(result, as_json=as_json)
     raise typer.Exit(EXIT_CODES[result.verdict])
+
+
+def _audit_endpoint(parameters: dict[str, Any], repro: Path | None, *, as_json: bool) -> NoReturn:
+    """A server in place of a model: nothing is loaded here, so torch is not imported."""
+    from cgbench.tables.endpoint import edge_table, endpoint_summary
+
+    request = endpoint_request(parameters)
+    result = cgbench.audit_endpoint(request, repro=repro, progress=TerminalProgress())
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        console().print(edge_table(result))
+        console().print(endpoint_summary(result), soft_wrap=True)
+    raise typer.Exit(result.exit_code)
 
 
 def _print(result: "AuditResult", *, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from cgbench.endpoint.engine_counters import Drafted
 from cgbench.gate.intervals import interval, rate_estimate
 from cgbench.statistics import Estimate, adjusted_level, difference
 
-CONFIDENCE = 0.999
+CONFIDENCE = 0.99
 """That no edge of an audit is called wrong by chance."""
 
 LEAST_EFFECT = 0.2
@@ -77,16 +77,15 @@ def judge_acceptance(
     here: Drafted | None,
     *,
     num_edges: int,
-    copies_alone: float,
-    copies_here: float,
+    copies: float,
     spec_tokens: int,
     first_only: bool,
 ) -> AcceptanceFound:
     """Judge the drafts of one edge against those of the same prompts alone.
 
-    ``copies_alone`` and ``copies_here`` are how often each prompt is counted. Equal requests draft
-    alike, so they are no more evidence.
-    ``first_only``: the draft length follows the batch size, so only draft 1 is comparable.
+    ``copies`` is how often each prompt is counted. Equal requests draft alike, so they are no more
+    evidence.
+    ``first_only``: there are several draft lengths, so only draft 1 is comparable.
     """
     if here is None or alone is None or here.num_drafts < FEWEST_DRAFTS:
         return AcceptanceFound(Acceptance.UNKNOWN)
@@ -96,9 +95,10 @@ def judge_acceptance(
         return AcceptanceFound(Acceptance.DIFFERS, alone.mean_accepted, 0.0, None, None, 0, text)
     if alone.num_drafts < FEWEST_DRAFTS:
         return AcceptanceFound(Acceptance.UNKNOWN)
-    copies = copies_alone, copies_here
     questions = _questions(alone, here, copies, spec_tokens, first_only=first_only)
     level = adjusted_level(CONFIDENCE, num_edges * len(questions))
+    if not questions:
+        return AcceptanceFound(Acceptance.UNKNOWN)
     answers = [question.judged(level, num_drafts) for question in questions]
     for wanted in (Acceptance.DIFFERS, Acceptance.UNDECIDED):
         if found := [each for each in answers if each.answer is wanted]:
@@ -114,18 +114,17 @@ def without_any(drafted: Drafted | None) -> bool:
 def _questions(
     alone: Drafted,
     here: Drafted,
-    copies: tuple[float, float],
+    copies: float,
     spec_tokens: int,
     *,
     first_only: bool,
 ) -> list[_Question]:
     positions = min(len(alone.by_position), len(here.by_position))
-    if not positions:
-        sides = _mean(alone, copies[0], spec_tokens), _mean(here, copies[1], spec_tokens)
-        return [_Question("draft tokens", *sides)]
-    return [
-        _Question(f"draft {at + 1}", _rate(alone, at, copies[0]), _rate(here, at, copies[1]))
-        for at in range(1 if first_only else positions)
+    whole = _mean(alone, copies, spec_tokens), _mean(here, copies, spec_tokens)
+    found = [] if first_only else [_Question("draft tokens", *whole)]
+    return found + [
+        _Question(f"draft {at + 1}", _rate(alone, at, copies), _rate(here, at, copies))
+        for at in range(min(positions, 1) if first_only else positions)
     ]
 
 
@@ -134,8 +133,20 @@ def _rate(drafted: Drafted, position: int, copies: float) -> Estimate:
 
 
 def _mean(drafted: Drafted, copies: float, spec_tokens: int) -> Estimate:
-    """The mean number kept. Its variance is at most that of all or none being kept."""
+    """The mean number kept. A draft token is kept after all before it, so counts by position give
+    the variance. Without them it is at most that of all or none being kept."""
     mean, drafts = drafted.mean_accepted, drafted.num_drafts / copies
     most = max(spec_tokens, mean, 1.0)
-    padded = (mean * drafts + most / 2) / (drafts + 1)
-    return Estimate(mean, sqrt(padded * (most - padded) / drafts), max(drafts - 1, 1))
+    if drafted.by_position:
+        # One draft is added, an equal share of it to each outcome: few drafts are no certainty.
+        k, count = len(drafted.by_position), drafts + 1
+        rates = [
+            (kept / copies + (k - at) / (k + 1)) / count
+            for at, kept in enumerate(drafted.by_position)
+        ]
+        square = sum((2 * at + 1) * rate for at, rate in enumerate(rates))
+        variance = max(square - sum(rates) ** 2, 0.0)
+    else:
+        padded = (mean * drafts + most / 2) / (drafts + 1)
+        variance = padded * (most - padded)
+    return Estimate(mean, sqrt(variance / drafts), max(drafts - 1, 1))

@@ -40,13 +40,21 @@ class Answer:
     prompt_tokens: int | None = None
 
     @property
+    def is_text(self) -> bool:
+        """Return whether the server gives neither tokens nor ids, so that ``tokens`` is text."""
+        return not self.ids and not self.logprobs
+
+    @property
     def decoded(self) -> tuple[float, float] | None:
         """Return the time of the first and of the last token, or None if none came."""
         return (self.arrivals[0], self.arrivals[-1]) if self.arrivals else None
 
     def first(self, count: int) -> "Answer":
-        """Return the answer that a request of ``count`` tokens would have had."""
-        if count >= len(self.tokens):
+        """Return the answer that a request of ``count`` tokens would have had.
+
+        Text alone is returned whole, because nothing says where a token ends.
+        """
+        if count >= len(self.tokens) or self.is_text:
             return self
         return Answer(
             self.tokens[:count],

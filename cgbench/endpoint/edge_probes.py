@@ -34,6 +34,11 @@ class Budget:
         self.sent += count
         return ""
 
+    def give_back(self, count: int) -> None:
+        """Return requests that were taken and not sent."""
+        self.requests_left += count
+        self.sent -= count
+
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
@@ -82,19 +87,22 @@ class EdgeAuditor:
                 if not attempts:
                     return replace(bare, reason=reason)
                 break
-            attempts.append(self._attempt(edge, at_once=_fell_short(attempts, edge)))
+            # What was wrong is tried again as it was. Other prompts are more evidence on drafts.
+            turn = 0 if any(map(_is_wrong, attempts)) else len(attempts)
+            attempts.append(self._attempt(edge, turn, at_once=_fell_short(attempts, edge)))
             if self._is_settled(attempts, edge):
                 break
         found = self._concluded(bare, attempts, edge)
         return replace(found, seconds=time.perf_counter() - start)
 
-    def _attempt(self, edge: Edge, *, at_once: bool) -> _Attempt:
+    def _attempt(self, edge: Edge, turn: int, *, at_once: bool) -> _Attempt:
         reference = self.reference
         rows = rows_of(
             edge,
             len(reference.prompts),
             self.request.max_new_tokens,
             reference.decode_s,
+            turn=turn,
             at_once=at_once,
         )
         asks = [Ask(reference.prompts[row.prompt], row.max_tokens) for row in rows]
@@ -118,37 +126,42 @@ class EdgeAuditor:
         return (
             is_good
             and last.most_at_once >= edge.peak
-            and all(not each.count(Likeness.WRONG) for each in attempts)
-            and self._acceptance(attempts, edge).answer in (Acceptance.SAME, Acceptance.UNKNOWN)
+            and not any(map(_is_wrong, attempts))
+            and self._knows_acceptance(attempts, edge)
         )
+
+    def _knows_acceptance(self, attempts: Sequence[_Attempt], edge: Edge) -> bool:
+        """Whether more drafts would tell no more. At a tier most steps of a probe have none."""
+        found = self._acceptance(attempts, edge).answer
+        has_drafts = any(each.drafted and each.drafted.num_drafts for each in attempts)
+        wants_more = edge.is_steep and has_drafts and bool(self.reference.drafted)
+        return found is Acceptance.SAME or (found is Acceptance.UNKNOWN and not wants_more)
 
     def _acceptance(self, attempts: Sequence[_Attempt], edge: Edge) -> AcceptanceFound:
         if "acceptance" not in self.request.judged:
             return AcceptanceFound(Acceptance.UNKNOWN)
-        counted = [each.drafted for each in attempts if each.drafted is not None]
         # The same prompts alone, each as often as it was sent.
         by_prompt = self.reference.drafted
-        rows = attempts[0].rows if by_prompt else ()
-        alone = sum_of([by_prompt[row.prompt] for row in rows])
-        num_prompts = len({row.prompt for row in rows})
+        counted = [each for each in attempts if each.drafted is not None and by_prompt]
+        rows = [row for each in counted for row in each.rows]
+        copies = len(rows) / max(len({row.prompt for row in rows}), 1)
         return judge_acceptance(
-            alone,
-            sum_of(counted),
+            sum_of(by_prompt[row.prompt] for row in rows),
+            sum_of(each.drafted for each in counted if each.drafted is not None),
             num_edges=self.num_edges,
-            copies_alone=max(len(rows) / max(num_prompts, 1), 1.0),
-            copies_here=max(len(counted) * len(rows) / max(num_prompts, 1), 1.0),
+            copies=max(copies, 1.0),
             spec_tokens=self.plan.request.spec_tokens,
-            first_only=self.plan.schedule is not None,
+            first_only=self.plan.num_draft_lengths > 1,
         )
 
     def _concluded(
         self, bare: EdgeFinding, attempts: Sequence[_Attempt], edge: Edge
     ) -> EdgeFinding:
-        wrong = sum(bool(each.count(Likeness.WRONG)) for each in attempts)
+        wrong = sum(map(_is_wrong, attempts))
         acceptance = self._acceptance(attempts, edge)
         reached = max(each.most_at_once for each in attempts)
         verdict, reason = _verdict(wrong, attempts, acceptance, reached, edge)
-        shown = next((each for each in attempts if each.count(Likeness.WRONG)), attempts[-1])
+        shown = next(filter(_is_wrong, attempts), attempts[-1])
         worst_one = next(worst(shown.outcomes))
         details = worst_one.text if worst_one.likeness is not Likeness.EQUAL else ""
         if verdict is EdgeVerdict.WRONG and not wrong:
@@ -213,6 +226,10 @@ def _verdict(
     if acceptance.answer is Acceptance.UNDECIDED:
         return EdgeVerdict.UNCLEAR, f"too few drafts: {acceptance.text}"
     return EdgeVerdict.HOLDS, ""
+
+
+def _is_wrong(attempt: _Attempt) -> bool:
+    return attempt.count(Likeness.WRONG) > 0
 
 
 def _fell_short(attempts: Sequence[_Attempt], edge: Edge) -> bool:

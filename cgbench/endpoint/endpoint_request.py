@@ -71,6 +71,12 @@ class Planned:
     notes: tuple[str, ...] = ()
 
     @property
+    def num_draft_lengths(self) -> int:
+        """Return how many draft lengths there are, without none."""
+        lengths = (self.request.spec_tokens,) if self.schedule is None else self.schedule.lengths
+        return len({*lengths} - {0})
+
+    @property
     def words(self) -> str:
         """Return the plan in a few words."""
         k = self.request.spec_tokens

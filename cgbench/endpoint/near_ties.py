@@ -84,6 +84,8 @@ def judge(expected: Answer, got: Answer, noise: Noise, *, is_exact: bool = False
     ``is_exact``: the server computes exactly enough that every difference is wrong.
     """
     position = first_difference(expected.tokens, got.tokens)
+    if got.is_text and _begins(expected, got):
+        position = None
     found = _of_token(expected, got, position, noise, is_exact=is_exact)
     if found.likeness in (Likeness.WRONG, Likeness.UNJUDGED):
         return found
@@ -141,6 +143,11 @@ def _gap(top: dict[str, float] | object, chosen: str, other: str) -> float | Non
     return float(top[chosen] - top.get(other, min(top.values())))
 
 
+def _begins(expected: Answer, got: Answer) -> bool:
+    """Whether text begins another. Half of a character that is cut at its end does not count."""
+    return bool(got.text) and expected.text.startswith(got.text.rstrip("\ufffd"))
+
+
 def _tie(expected: Answer, got: Answer) -> float:
     """The gap of a first difference that may be noise; 0 where there is none."""
     position = first_difference(expected.tokens, got.tokens)
@@ -160,7 +167,8 @@ def _of_token(
     if gap is None:
         likeness = Likeness.WRONG if is_exact else Likeness.UNJUDGED
     else:
-        likeness = Likeness.NEAR_TIE if gap <= noise.near_tie and not is_exact else Likeness.WRONG
+        is_tie = gap <= min(noise.near_tie, NO_TIE) and not is_exact
+        likeness = Likeness.NEAR_TIE if is_tie else Likeness.WRONG
     text = f"token {position} is {its!r}, not {ours!r}"
     return Outcome(likeness, text, position, gap, ours, its)
 

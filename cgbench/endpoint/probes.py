@@ -43,15 +43,23 @@ def ragged(row: int, max_tokens: int) -> int:
 
 
 def rows_of(
-    edge: Edge, num_prompts: int, max_tokens: int, alone_s: float, *, at_once: bool = False
+    edge: Edge,
+    num_prompts: int,
+    max_tokens: int,
+    alone_s: float,
+    *,
+    turn: int = 0,
+    at_once: bool = False,
 ) -> tuple[Row, ...]:
     """Return the requests that straddle ``edge``.
 
     All but one arrive in turn and decode long. The last one arrives when they decode and ends
     first. So the batch climbs over the edge, stays above it, falls below it and stays there.
-    ``alone_s`` is what one request takes to decode alone. ``at_once``: without any stagger.
+    ``alone_s`` is what one request takes to decode alone. Another ``turn`` sends the prompts that
+    follow. ``at_once``: without any stagger.
     """
-    count, shift = edge.peak, edge.batch_size
+    count = edge.peak
+    shift = edge.batch_size + turn * count
     spread = 0.0 if at_once else STAGGER * alone_s
     rows = [
         Row(

@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from cgbench.endpoint.answers import Answer, Ask, Prompt
 from cgbench.endpoint.engine_counters import Drafted, read_counters
 from cgbench.endpoint.near_ties import (
-    NO_TIE,
     Likeness,
     Noise,
     Outcome,
-    gap_at,
     judge,
     measure_noise,
     shifts_of,
 )
-from cgbench.endpoint.near_ties import first_difference as first_of
 from cgbench.endpoint.probes import ragged
 from cgbench.endpoint.traffic import Flow, Sent, decode_seconds
 from cgbench.errors import EndpointError
+
+MOST_SHIFT = 0.2
+"""A median shift of logprobs between prefill and decode that no rounding makes."""
 
 FORCED_TOKENS = 8
 """Tokens decoded after a prefill of what was decoded before."""
@@ -39,12 +40,11 @@ class Reference:
     """A prompt's drafts each. Empty: the server does not count them."""
     decode_s: float
     outcomes: tuple[Outcome, ...]
-    requests: int
 
 
 def num_reference_requests(num_prompts: int, *, has_other: bool) -> int:
     """Return how many requests ``make_reference`` sends at most."""
-    return num_prompts * (4 if has_other else 3)
+    return num_prompts * (5 if has_other else 3)
 
 
 def make_reference(
@@ -56,8 +56,8 @@ def make_reference(
     is_exact: bool,
     on_request: Callable[[], None] = lambda: None,
 ) -> Reference:
-    """Send every prompt alone: twice to the server, once more after a part of its answer, and once
-    to the ``other`` server.
+    """Send every prompt alone: twice to the server, and once more after a part of its answer. The
+    ``other`` server gets it once, and once after a part of its answer.
 
     Raise ``EndpointError`` if a request fails, because there is nothing to judge by then.
     """
@@ -66,18 +66,20 @@ def make_reference(
 
     own, drafted = _counted(flow, asks, on_request)
     again, more = _counted(flow, shorter, on_request)
-    forced = [*_forced(flow, asks, own, on_request)]
     runs = zip(own, shorter, again, strict=True)
     repeated = [(ours.first(ask.max_tokens), its) for ours, ask, its in runs]
-    noise = measure_noise([*repeated, *forced])
-    outcomes = [_alone_outcome(*pair, noise, is_exact=is_exact) for pair in repeated]
-    # A prefill rounds otherwise than a decode does, in any precision.
-    outcomes += [_alone_outcome(*pair, noise, is_exact=False) for pair in forced]
-    expected = own
+    forced = [*_forced(flow, asks, own, on_request)]
+    pairs = [*repeated, *forced]
+    expected, theirs = own, list[tuple[Answer, Answer]]()
     if other is not None:
+        # Noise is that of the server whose answers are taken to be right.
         expected = [_answer(other.alone(ask), on_request) for ask in asks]
-        theirs = zip(expected, own, strict=True)
-        outcomes += [judge(*pair, noise, is_exact=is_exact) for pair in theirs]
+        pairs = _forced(other, asks, expected, on_request)
+        theirs = [*zip(expected, own, strict=True)]
+    noise = measure_noise(pairs)
+    outcomes = [judge(*pair, noise, is_exact=is_exact) for pair in (*repeated, *theirs)]
+    # A prefill rounds otherwise than a decode does, in any precision.
+    outcomes += [_after_prefill(*pair, noise) for pair in forced]
     return Reference(
         prompts,
         tuple(expected),
@@ -85,7 +87,6 @@ def make_reference(
         tuple(first + second for first, second in zip(drafted, more, strict=True)),
         decode_seconds(own),
         tuple(outcomes),
-        num_reference_requests(len(prompts), has_other=other is not None),
     )
 
 
@@ -162,16 +163,12 @@ def _tail(answer: Answer, cut: int) -> Answer:
     )
 
 
-def _alone_outcome(expected: Answer, got: Answer, noise: Noise, *, is_exact: bool) -> Outcome:
-    """The server against itself. Noise is what differs here, unless it is absurdly large."""
-    found = judge(expected, got, noise, is_exact=is_exact)
-    shifts = sorted(shifts_of(expected, got))
-    middle = shifts[len(shifts) // 2] if shifts else 0.0
-    if found.likeness is not Likeness.WRONG and middle > NO_TIE / 2:
+def _after_prefill(expected: Answer, got: Answer, noise: Noise) -> Outcome:
+    """A prefill of what was decoded. Its noise is what it is, unless it is absurdly large."""
+    found = judge(expected, got, noise)
+    shifts = shifts_of(expected, got)
+    middle = median(shifts) if shifts else 0.0
+    if found.likeness is not Likeness.WRONG and middle > MOST_SHIFT:
         text = f"logprobs after a prefill are off by {middle:.3g} from those of decoding"
         return Outcome(Likeness.WRONG, text, None, middle)
-    position = first_of(expected.tokens, got.tokens)
-    gap = None if position is None else gap_at(expected, got, position)
-    if found.likeness is Likeness.NEAR_TIE and gap is not None and gap > NO_TIE:
-        return Outcome(Likeness.WRONG, found.text, position, gap, found.expected, found.got)
     return found

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from cgbench.endpoint.acceptance_counts import Acceptance, AcceptanceFound, without_any
 from cgbench.endpoint.dialect import find_dialect
@@ -10,14 +11,14 @@ from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, EndpointRes
 from cgbench.endpoint.edge_probes import Budget, EdgeAuditor, is_tie
 from cgbench.endpoint.edges import Edge, edges_of
 from cgbench.endpoint.endpoint_request import EndpointRequest, Planned, planned
-from cgbench.endpoint.engine_counters import read_counters, sum_of
+from cgbench.endpoint.engine_counters import Reading, read_counters, sum_of
 from cgbench.endpoint.http_server import Address, Server
 from cgbench.endpoint.near_ties import Likeness, Outcome, worst
 from cgbench.endpoint.probes import prompts_of
 from cgbench.endpoint.references import make_reference, num_reference_requests
 from cgbench.endpoint.traffic import Flow
 from cgbench.errors import BadInputError, CannotError
-from cgbench.progress import Progress
+from cgbench.progress import Bar, Progress
 from cgbench.workload.prompts import read_named
 
 MAX_TEXT = 2_000
@@ -39,21 +40,24 @@ def audit_server(request: EndpointRequest, progress: Progress) -> EndpointResult
     needed = num_reference_requests(len(prompts), has_other=len(servers) > 1)
     if reason := budget.take(needed):
         raise CannotError(f"one request at a time: {reason}; raise it, or lower --num-prompts")
+    before = read_counters(servers[0])
     flows = [_flow(server, request, prompts[0]) for server in servers]
-    notes = [*plan.notes, *_notes(flows[0], plan)]
+    notes = [*plan.notes, *_notes(flows[0], plan, before)]
     for note in notes:
         progress.say(note)
     with progress.bar("alone", needed) as bar:
+        counted = _Counted(bar)
         reference = make_reference(
             flows[0],
             flows[1] if len(flows) > 1 else None,
             prompts,
             request.max_new_tokens,
             is_exact=request.exact,
-            on_request=bar.advance,
+            on_request=counted.advance,
         )
+    budget.give_back(needed - counted.steps)
     auditor = EdgeAuditor(request, plan, flows[0], reference, budget, len(edges))
-    findings = [_alone(auditor)]
+    findings = [_alone(auditor, counted.steps)]
     progress.log(f"alone: {findings[0].verdict}")
     by_edge: dict[int, EdgeFinding] = {}
     with progress.bar("edges", len(edges)) as bar:
@@ -75,6 +79,18 @@ def audit_server(request: EndpointRequest, progress: Progress) -> EndpointResult
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
     )
+
+
+@dataclass
+class _Counted:
+    """A bar that counts its steps."""
+
+    bar: Bar
+    steps: int = 0
+
+    def advance(self) -> None:
+        self.steps += 1
+        self.bar.advance()
 
 
 def _texts(named: str | None) -> Iterator[str]:
@@ -112,18 +128,17 @@ def _flow(server: Server, request: EndpointRequest, prompt: str) -> Flow:
     return Flow(server, find_dialect(server, model, prompt))
 
 
-def _notes(flow: Flow, plan: Planned) -> Iterator[str]:
-    """What limits the audit, said before it starts."""
+def _notes(flow: Flow, plan: Planned, before: Reading) -> Iterator[str]:
+    """What limits the audit, said before it starts. ``before``: when nothing was sent yet."""
     if not flow.dialect.has_logprobs:
         yield "the server gives no logprobs: a difference is unclear, unless --exact holds for it"
-    reading = read_counters(flow.server)
-    if plan.request.spec_tokens and not reading.counts_drafts:
+    if plan.request.spec_tokens and not read_counters(flow.server).counts_drafts:
         yield "/metrics counts no drafts: acceptance is not judged"
-    if reading.running:
-        yield f"the server runs {reading.running:g} other requests, which change its batches"
+    if before.running:
+        yield f"the server runs {before.running:g} other requests, which change its batches"
 
 
-def _alone(auditor: EdgeAuditor) -> EdgeFinding:
+def _alone(auditor: EdgeAuditor, requests: int) -> EdgeFinding:
     """The finding about one request at a time."""
     reference = auditor.reference
     outcomes = reference.outcomes if "tokens" in auditor.request.judged else ()
@@ -151,7 +166,7 @@ def _alone(auditor: EdgeAuditor) -> EdgeFinding:
         verdict=verdict,
         attempts=1,
         wrong_attempts=int(verdict is EdgeVerdict.WRONG),
-        requests=reference.requests,
+        requests=requests,
         near_ties=len(ties),
         largest_gap=max((gap for gap in ties if gap is not None), default=0.0),
         most_at_once=1,

@@ -8,7 +8,15 @@ from cgbench.cli import panels
 from cgbench.cli.app import app
 
 COMMANDS = typer.main.get_command(app)
-PANELS = {panels.MODEL, panels.HEAD, panels.GRAPHS, panels.WORKLOAD, panels.TIMING, panels.OUTPUT}
+PANELS = {
+    panels.MODEL,
+    panels.HEAD,
+    panels.GRAPHS,
+    panels.WORKLOAD,
+    panels.TIMING,
+    panels.OUTPUT,
+    panels.ENDPOINT,
+}
 
 
 def options_of(name: str) -> list[TyperOption]:

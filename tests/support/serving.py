@@ -120,6 +120,7 @@ class ServingEngine:
         self.rows: list[Served] = []
         self.waiting: queue.Queue[Served | None] = queue.Queue()
         self.counters = Counters()
+        self.most_waiting = 0
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
     # What a caller does.
@@ -158,6 +159,8 @@ class ServingEngine:
 
     def _admit(self) -> bool:
         """Take new requests, wait for one if there is none. False: stop."""
+        if len(self.rows) == self.max_num_seqs:
+            self.most_waiting = max(self.most_waiting, self.waiting.qsize())
         while len(self.rows) < self.max_num_seqs:
             try:
                 request = self.waiting.get(block=not self.rows)

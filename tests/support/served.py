@@ -1,0 +1,63 @@
+"""The shipped model behind a server of the tests' own, and audits of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+import cgbench
+from cgbench.endpoint.edge_findings import EdgeFinding, EndpointResult
+from cgbench.endpoint.endpoint_request import EndpointRequest
+from cgbench.models.loader import LoadedModel
+from cgbench.request.model_ref import DEFAULT_MODEL_DIR
+from tests.support.completions_server import CompletionsServer
+from tests.support.serving import ServingEngine
+from tests.support.tiny import load_tiny
+
+MAX_NUM_SEQS = 6
+BUCKETS = (1, 2, 4)
+K = 3
+SMALL: dict[str, Any] = {"num_prompts": 4, "max_new_tokens": 28, "repeats": 1}
+
+
+@cache
+def shipped() -> tuple[LoadedModel, Any]:
+    """The model and its tokenizer, loaded once."""
+    model = load_tiny(DEFAULT_MODEL_DIR, dtype=torch.float32)
+    return model, AutoTokenizer.from_pretrained(DEFAULT_MODEL_DIR)
+
+
+@contextmanager
+def serving(
+    kind: type[ServingEngine] = ServingEngine,
+    *,
+    buckets: Sequence[int] = BUCKETS,
+    tiers: Sequence[tuple[int, int]] = ((MAX_NUM_SEQS, K),),
+    **server: Any,
+) -> Iterator[CompletionsServer]:
+    """A server over the shipped model, while it serves."""
+    model, tokenizer = shipped()
+    engine = kind(model, max_num_seqs=tiers[-1][0], buckets=buckets, tiers=tiers)
+    found = CompletionsServer(engine, tokenizer, **server)
+    with found.running():
+        yield found
+
+
+def audit_of(server: CompletionsServer, **fields: Any) -> EndpointResult:
+    """An audit by the plan that the server has, unless ``fields`` say otherwise."""
+    plan: dict[str, Any] = {
+        "engine": "explicit",
+        "capture_sizes": tuple(server.engine.buckets),
+        "max_num_seqs": server.engine.max_num_seqs,
+        "spec_tokens": server.engine.k,
+    }
+    if "launch_line" in fields:
+        plan = {}
+    return cgbench.audit_endpoint(EndpointRequest(endpoint=server.url, **(SMALL | plan | fields)))
+
+
+def edge_of(result: EndpointResult, edge: str) -> EdgeFinding:
+    return next(finding for finding in result.findings if finding.edge == edge)
