@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
-from cgbench.endpoint.acceptance_counts import AcceptanceFound
+from cgbench.endpoint.acceptance_across import AcceptanceFound
 from cgbench.endpoint.near_ties import Noise
 from cgbench.errors import ExitCode, foremost
 from cgbench.request.keys import Setting

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cgbench.endpoint.acceptance_counts import Acceptance, AcceptanceFound, judge_acceptance
+from cgbench.endpoint.acceptance_across import Acceptance, AcceptanceFound, judge_acceptance
 from cgbench.endpoint.answers import Answer, Ask
 from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, WrongRow
 from cgbench.endpoint.edges import Edge

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cgbench.endpoint.acceptance_counts import Acceptance, AcceptanceFound, without_any
+from cgbench.endpoint.acceptance_across import Acceptance, AcceptanceFound, without_any
 from cgbench.endpoint.dialect import find_dialect
 from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, EndpointResult
 from cgbench.endpoint.edge_probes import Budget, EdgeAuditor, is_tie

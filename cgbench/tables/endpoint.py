@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from cgbench.endpoint.acceptance_counts import Acceptance, AcceptanceFound
+from cgbench.endpoint.acceptance_across import Acceptance, AcceptanceFound
 from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, EndpointResult
 
 STYLES = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cgbench.endpoint.acceptance_counts import (
+from cgbench.endpoint.acceptance_across import (
     Acceptance,
     AcceptanceFound,
     judge_acceptance,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cgbench.endpoint.acceptance_counts import Acceptance
+from cgbench.endpoint.acceptance_across import Acceptance
 from cgbench.endpoint.edge_findings import EdgeVerdict
 from cgbench.errors import BadInputError, CannotError, EndpointError, ExitCode
 from tests.endpoint.test_served_faults import TIERED, TIERS
