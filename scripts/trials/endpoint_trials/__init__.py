@@ -1,0 +1,1 @@
+"""Audits of servers: sound ones, broken ones, and those of other engines."""
