@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 
 from cgbench.errors import BadInputError, ExitCode
+from cgbench.gate.bench_files import is_bench_file
 from cgbench.gate.evidence import Evidence
 from cgbench.gate.facts import cell_facts, graph_facts, plan_facts, size_facts
 from cgbench.gate.intervals import interval
@@ -33,6 +34,9 @@ from cgbench.words import Status, Verdict
 
 # Blocks that count for fewer than this share of their number follow each other.
 DRIFTING = 0.25
+
+
+COUNTED = "blocks, or processes of several (rows for acceptance, graphs for capture time)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,8 @@ class Comparison:
     level: float
     differences: tuple[str, ...]
     lines: tuple[Line, ...]
+    counted: str = COUNTED
+    """What ``n`` counts, in words."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -87,8 +93,15 @@ def compare(
 ) -> Comparison:
     """Judge the run in the folder ``new`` against that in ``base``. No torch is imported.
 
+    Two files are results of an engine's own benchmark.
+
     Raises ``RunDirectoryError``, naming the file, where one of them is missing or damaged.
     """
+    if is_bench_file(Path(base)) or is_bench_file(Path(new)):
+        # Apart, because it judges by what is here.
+        from cgbench.gate.bench_comparison import compare_bench_files
+
+        return compare_bench_files(Path(base), Path(new), rules)
     evidence = Evidence.read("BASE", Path(base)), Evidence.read("NEW", Path(new))
     return judge(*evidence, rules)
 
@@ -117,7 +130,7 @@ def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Lin
     """The level of every interval, and the lines of runs that can be compared."""
     cells = pairs(base, new)
     questions = [*_questions(cells, base, new), *capture_questions(base, new)]
-    tests = [each for each in questions if each.is_test and _is_gated(each, rules.gate)]
+    tests = [each for each in questions if each.is_test and is_gated(each, rules.gate)]
     level = adjusted_level(rules.confidence, len(tests))
     facts = [
         *plan_facts(base, new, rules.gate),
@@ -125,7 +138,7 @@ def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Lin
         *graph_facts(base, new, rules.gate),
         *(line for pair in cells for line in _pair_lines(pair, rules)),
     ]
-    lines = [*(_answer(question, rules, level) for question in questions), *facts]
+    lines = [*(answer(question, rules, level) for question in questions), *facts]
     left = [pair for pair in cells if rules.gate.holds_scope(pair.place.scope)]
     if any(map(_is_left_out, left)) and not any(map(_has_numbers, left)):
         lines.append(_blocked("every cell is faster than its floor: none can be judged"))
@@ -182,16 +195,18 @@ def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
     yield from cell_facts(pair, rules.gate, allow_token_change=rules.allow_token_change)
 
 
-def _is_gated(question: Question, gate: Gate) -> bool:
+def is_gated(question: Question, gate: Gate) -> bool:
+    """Return whether the answer decides the exit code."""
     return gate.holds(question.metric.name, question.where["scope"])
 
 
-def _answer(question: Question, rules: Rules, level: float) -> Line:
+def answer(question: Question, rules: Rules, level: float) -> Line:
+    """Return the line of one question, whose interval is at ``level``."""
     metric = question.metric
     line = Line(
         what=metric.title,
         verdict=Verdict.NOT_COMPARABLE,
-        gated=_is_gated(question, rules.gate),
+        gated=is_gated(question, rules.gate),
         unit=metric.unit,
         is_rate=metric.is_rate,
         base=_shown(question.base, metric),

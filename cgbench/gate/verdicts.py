@@ -37,6 +37,13 @@ STAGES = tuple(_time(piece.value, piece.value) for piece in PIECES)
 HOST_GAP = _time("host-gap", "host gap")
 CAPTURE = _time("capture", "capture time")
 
+TTFT = _time("ttft", "TTFT")
+LATENCY = _time("latency", "request latency")
+ITL = _time("itl", "median gap between arrivals")
+THROUGHPUT = Metric(
+    "throughput", "output throughput", "tok/s", larger_is_worse=False, is_time=False
+)
+
 FACTS = "facts"
 GATED_BY_DEFAULT = tuple(metric.name for metric in (ITERATION, TPOT, ACCEPTANCE, MEMORY))
 GATE_WORDS = (
@@ -45,6 +52,7 @@ GATE_WORDS = (
     HOST_GAP.name,
     CAPTURE.name,
     FACTS,
+    *(metric.name for metric in (TTFT, LATENCY, ITL, THROUGHPUT)),
     Scope.EAGER.value,
 )
 

@@ -67,8 +67,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
     yield (
         f"minimum effect {100 * rules.min_effect:g} %; each interval at "
         f"{100 * comparison.level:.6g} %, for {100 * rules.confidence:g} % over all gated ones; "
-        "n: blocks, or processes of several (rows for acceptance, graphs for capture time) of "
-        "BASE/NEW"
+        f"n: {comparison.counted} of BASE/NEW"
     )
     yield summary(comparison)
 

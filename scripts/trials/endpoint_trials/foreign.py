@@ -71,7 +71,8 @@ def launch_words(engine: str, python: str, model: Path, max_num_seqs: int, port:
             *("--port", str(port)),
         ]
     return [
-        *(python, "-m", "vllm.entrypoints.cli.main", "serve", str(model)),
+        # The package of the CPU build has another name than its own command line looks up.
+        *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
         *("--served-model-name", "target", "--dtype", "float32", "--max-model-len", "1024"),
         *("--max-num-seqs", str(max_num_seqs), "--port", str(port)),
         *("--speculative-config", SPECULATION),

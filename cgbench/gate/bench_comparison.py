@@ -1,0 +1,264 @@
+"""Judge two results of an engine's own benchmark, by the rules that judge two runs.
+
+A request is an observation. Its neighbours in time share batches with it, so correlated neighbours
+count for fewer, as blocks do. If a file holds several results of the same settings, each result is
+one observation. What a file does not hold is a line that decides nothing and says why.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import exp, inf, log
+from pathlib import Path
+
+import numpy as np
+
+from cgbench.errors import BadInputError
+from cgbench.gate.bench_files import BenchFile, read_bench_file
+from cgbench.gate.bench_run import BenchRun
+from cgbench.gate.comparison import Comparison, Rules, answer, is_gated
+from cgbench.gate.evidence import LinePlace, Observed
+from cgbench.gate.intervals import rate_estimate
+from cgbench.gate.questions import NO_EFFECT, Question
+from cgbench.gate.verdicts import (
+    ACCEPTANCE,
+    DEFAULT_GATE,
+    ITL,
+    LATENCY,
+    THROUGHPUT,
+    TPOT,
+    TTFT,
+    Gate,
+    Line,
+    Metric,
+    acceptance_rate,
+)
+from cgbench.statistics import Estimate, adjusted_level, difference, log_length_estimate
+from cgbench.words import Verdict
+
+METRICS = (TPOT, LATENCY, TTFT, ITL, THROUGHPUT, ACCEPTANCE)
+BENCH_GATE = Gate(frozenset({TPOT.name, LATENCY.name, ACCEPTANCE.name}))
+"""What decides where ``--gate`` is left out: TTFT depends on the queue more than on decode."""
+
+COUNTED = "requests, or results where a file holds several (drafts for acceptance)"
+
+Settings = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Results of the same settings in one file. ``name`` is BASE or NEW."""
+
+    name: str
+    runs: tuple[BenchRun, ...]
+
+    def observed(self, metric: Metric) -> Observed | None:
+        """Samples by request, or by result where there are several."""
+        if len(self.runs) == 1:
+            values = self.runs[0].samples.get(metric.name, ())
+            above = [value for value in values if value > 0]
+            return Observed(np.array(above)) if len(above) > 1 else None
+        middles = [_middle(run, metric) for run in self.runs]
+        found = [each for each in middles if each]
+        is_whole = len(found) == len(middles)
+        return Observed(np.array(found), by_process=True) if is_whole else None
+
+    def single(self, metric: Metric) -> float | None:
+        """One figure, where there are no samples."""
+        return next((_middle(run, metric) for run in self.runs), None)
+
+    @property
+    def counts(self) -> list[tuple[float, float]]:
+        """(accepted, drafted) of each draft position, over all results."""
+        lengths = {len(run.counts) for run in self.runs}
+        if len(lengths) != 1 or 0 in lengths:
+            return []
+        by_position = zip(*(run.counts for run in self.runs), strict=True)
+        return [(sum(a for a, _ in each), sum(d for _, d in each)) for each in by_position]
+
+    @property
+    def hint(self) -> str:
+        return self.runs[0].hint
+
+
+def compare_bench_files(base: Path, new: Path, rules: Rules) -> Comparison:
+    """Judge the result in the file ``new`` against that in ``base``.
+
+    Raise ``RunDirectoryError``, naming the file, if one is no result of a known tool, and
+    ``BadInputError`` if one of them is a folder.
+    """
+    for name, path in (("BASE", base), ("NEW", new)):
+        if path.is_dir():
+            raise BadInputError(
+                f"{name} {path}: is a folder; give two files or two run directories"
+            )
+    files = read_bench_file("BASE", base), read_bench_file("NEW", new)
+    if rules.gate == DEFAULT_GATE:
+        rules = replace(rules, gate=BENCH_GATE)
+    level, lines = rules.confidence, [*_blockers(*files)]
+    if not lines:
+        level, lines = _judge(*files, rules)
+    return Comparison(
+        base=base,
+        new=new,
+        model=files[1].runs[0].model or files[1].tool,
+        rules=rules,
+        level=level,
+        differences=tuple(_differences(*files)),
+        lines=tuple(sorted(lines, key=lambda line: not line.gated)),
+        counted=COUNTED,
+    )
+
+
+def _blockers(base: BenchFile, new: BenchFile) -> Iterator[Line]:
+    if base.tool != new.tool:
+        yield _blocked(f"tool: {base.tool} in BASE, {new.tool} in NEW")
+        return
+    models = [{run.model for run in each.runs if run.model} for each in (base, new)]
+    if all(models) and models[0].isdisjoint(models[1]):
+        names = ["/".join(sorted(each)) for each in models]
+        yield _blocked(f"model: {names[0]} in BASE, {names[1]} in NEW")
+    groups = _groups(base), _groups(new)
+    if groups[0].keys().isdisjoint(groups[1]):
+        yield from map(_blocked, _unlike(*(dict(next(iter(each))) for each in groups)))
+
+
+def _blocked(reason: str) -> Line:
+    return Line(what="result", verdict=Verdict.NOT_COMPARABLE, gated=True, reason=reason)
+
+
+def _unlike(base: dict[str, str], new: dict[str, str]) -> Iterator[str]:
+    for name in dict.fromkeys([*base, *new]):
+        if base.get(name) != new.get(name):
+            yield f"{name}: {base.get(name)} in BASE, {new.get(name)} in NEW"
+
+
+def _differences(base: BenchFile, new: BenchFile) -> Iterator[str]:
+    """What was measured of unlike inputs. It is listed, because a result has no digest of them."""
+    totals = [
+        sorted(run.input_tokens for run in each.runs if run.input_tokens) for each in (base, new)
+    ]
+    if all(totals) and totals[0] != totals[1]:
+        yield f"input tokens: {totals[0][0]:g} in BASE, {totals[1][0]:g} in NEW"
+
+
+def _groups(file: BenchFile) -> dict[Settings, list[BenchRun]]:
+    found: defaultdict[Settings, list[BenchRun]] = defaultdict(list)
+    for run in file.runs:
+        found[tuple(run.settings.items())].append(run)
+    return dict(found)
+
+
+def _judge(base: BenchFile, new: BenchFile, rules: Rules) -> tuple[float, list[Line]]:
+    """The level of every interval, and the lines of all groups."""
+    groups = _groups(base), _groups(new)
+    questions, lines = list[Question](), list[Line]()
+    for settings in dict.fromkeys([*groups[0], *groups[1]]):
+        where = LinePlace(scope="", place=", ".join(f"{n} {v}" for n, v in settings))
+        sides = [
+            _Group(name, tuple(each[settings])) if settings in each else None
+            for name, each in zip(("BASE", "NEW"), groups, strict=True)
+        ]
+        if sides[0] is None or sides[1] is None:
+            missing = "BASE" if sides[0] is None else "NEW"
+            lines.append(replace(_blocked(f"missing in {missing}"), place=where["place"]))
+            continue
+        questions += _questions(sides[0], sides[1], where)
+        lines += _failures(sides[0], sides[1], where)
+    # What has no samples is asked too, and decides nothing.
+    tests = [each for each in questions if each.is_test and not each.reason]
+    level = adjusted_level(rules.confidence, sum(is_gated(each, rules.gate) for each in tests))
+    return level, [*(_answered(each, rules, level) for each in questions), *lines]
+
+
+def _answered(question: Question, rules: Rules, level: float) -> Line:
+    line = replace(answer(question, rules, level), scope=None)
+    return replace(line, gated=False) if question.reason else line
+
+
+def _failures(base: _Group, new: _Group, where: LinePlace) -> Iterator[Line]:
+    failed = [_total(each) for each in (base, new)]
+    if None in failed:
+        return
+    old, now = failed
+    assert old is not None and now is not None
+    verdict = Verdict.REGRESSED if now > old else Verdict.IMPROVED if now < old else Verdict.SAME
+    yield Line(
+        what="failed requests", verdict=verdict, gated=True, place=where["place"], base=old, new=now
+    )
+
+
+def _total(group: _Group) -> float | None:
+    found = [run.failed for run in group.runs if run.failed is not None]
+    return float(sum(found)) if len(found) == len(group.runs) else None
+
+
+def _questions(base: _Group, new: _Group, where: LinePlace) -> Iterator[Question]:
+    for metric in METRICS:
+        if metric is ACCEPTANCE and base.counts and len(base.counts) == len(new.counts):
+            yield from _counted(base.counts, new.counts, where)
+            continue
+        observed = base.observed(metric), new.observed(metric)
+        if observed[0] is not None and observed[1] is not None:
+            yield _sampled(metric, where, observed[0], observed[1])
+        else:
+            yield _unsampled(metric, where, (base, new), observed)
+
+
+def _sampled(metric: Metric, where: LinePlace, base: Observed, new: Observed) -> Question:
+    sides = base.log_estimate(), new.log_estimate()
+    is_one = np.array_equal(base.values, new.values)
+    return Question(
+        metric,
+        where,
+        exp(sides[0].value),
+        exp(sides[1].value),
+        NO_EFFECT if is_one else difference(sides[1], sides[0]),
+        (len(base.values), len(new.values)),
+        effective=(base.effective, new.effective),
+    )
+
+
+def _unsampled(
+    metric: Metric,
+    where: LinePlace,
+    groups: tuple[_Group, _Group],
+    observed: Sequence[Observed | None],
+) -> Question:
+    """A metric that one side has no samples of: shown if there is a figure, and never gated."""
+    figures = [each.single(metric) for each in groups]
+    missing = [g.name for g, value in zip(groups, figures, strict=True) if value is None]
+    if missing:
+        reason = f"not in {' and '.join(missing)}"
+        return Question(metric, where, figures[0], figures[1], reason=reason)
+    without = [g for g, seen in zip(groups, observed, strict=True) if seen is None]
+    names = " and ".join(group.name for group in without)
+    hint = without[0].hint
+    reason = f"no samples in {names}" + (f": {hint}" if hint else "")
+    base, new = figures
+    assert base is not None and new is not None
+    is_ratio = base > 0 and new > 0
+    effect = Estimate(log(new / base), inf, 1) if is_ratio else None
+    return Question(metric, where, base, new, effect, reason=reason)
+
+
+def _counted(
+    base: list[tuple[float, float]], new: list[tuple[float, float]], where: LinePlace
+) -> Iterator[Question]:
+    """The mean acceptance length, and the rate of each draft position, from counts."""
+    sides = [
+        log_length_estimate([accepted for accepted, _ in each], each[0][1]) for each in (base, new)
+    ]
+    rows = round(base[0][1]), round(new[0][1])
+    effect = NO_EFFECT if base == new else difference(sides[1], sides[0])
+    yield Question(ACCEPTANCE, where, exp(sides[0].value), exp(sides[1].value), effect, rows)
+    for position, (old, now) in enumerate(zip(base, new, strict=True), start=1):
+        a, b = rate_estimate(*old), rate_estimate(*now)
+        effect = NO_EFFECT if old == now else difference(b, a)
+        yield Question(acceptance_rate(position), where, a.value, b.value, effect, rows)
+
+
+def _middle(run: BenchRun, metric: Metric) -> float | None:
+    """The median of a result's samples, or the figure that the tool computed."""
+    values = [value for value in run.samples.get(metric.name, ()) if value > 0]
+    return float(np.median(values)) if values else run.single.get(metric.name)
