@@ -15,6 +15,7 @@ from cgbench.cli.compare import compare
 from cgbench.cli.console import print_error, replace_unencodable
 from cgbench.cli.env import env
 from cgbench.cli.inspect import inspect
+from cgbench.cli.offline.power import power
 from cgbench.cli.offline.report import report
 from cgbench.cli.offline.show import show
 from cgbench.cli.offline.tune import tune
@@ -55,6 +56,7 @@ app.command()(run)
 app.command()(plan)
 app.command()(audit)
 app.command()(compare)
+app.command()(power)
 app.command()(tune)
 app.command()(report)
 app.command()(show)

@@ -24,12 +24,17 @@ STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 def compare(
     base: Annotated[
-        Path, typer.Argument(metavar="BASE", help="Run directory to compare with, perhaps thin.")
+        Path,
+        typer.Argument(
+            metavar="BASE",
+            help="Run directory to compare with, perhaps thin, or an engine's own result file.",
+        ),
     ],
     new: Annotated[
         Path | None,
         typer.Argument(
-            metavar="NEW", help="Run directory to judge. Left out: only --thin-baseline."
+            metavar="NEW",
+            help="Run directory or result file to judge. Left out: only --thin-baseline.",
         ),
     ] = None,
     min_effect: Annotated[
@@ -42,7 +47,8 @@ def compare(
         str,
         typer.Option(
             help="What decides, of iteration, tpot, acceptance, memory, verify, accept, draft, "
-            "commit, host-gap, capture and facts. eager adds the eager cells."
+            "commit, host-gap, capture and facts. eager adds the eager cells. Of result files, of "
+            "tpot, latency, acceptance, ttft, itl and throughput, the first three by default."
         ),
     ] = ",".join(GATED_BY_DEFAULT),
     allow_token_change: Annotated[
@@ -61,7 +67,7 @@ def compare(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Judge NEW against BASE, both run directories.
+    """Judge NEW against BASE, both run directories or both an engine's own results.
 
     Exit code 0: nothing regressed, all decided. 1: regressed. 2: bad input. 3: not comparable.
     4: inconclusive.
