@@ -168,12 +168,18 @@ def _judge(base: BenchFile, new: BenchFile, rules: Rules) -> tuple[float, list[L
     # What has no samples is asked too, and decides nothing.
     tests = [each for each in questions if each.is_test and not each.reason]
     level = adjusted_level(rules.confidence, sum(is_gated(each, rules.gate) for each in tests))
-    return level, [*(_answered(each, rules, level) for each in questions), *lines]
+    answers = [_answered(each, rules, level) for each in questions]
+    if questions and not any(line.gated for line in answers):
+        names = ", ".join(sorted(rules.gate.metrics))
+        lines.append(_blocked(f"no sample of what is gated ({names}) is in both files"))
+    return level, [*answers, *lines]
 
 
 def _answered(question: Question, rules: Rules, level: float) -> Line:
     line = replace(answer(question, rules, level), scope=None)
-    return replace(line, gated=False) if question.reason else line
+    if question.reason:
+        return replace(line, gated=False, verdict=Verdict.NOT_COMPARABLE)
+    return line
 
 
 def _failures(base: _Group, new: _Group, where: LinePlace) -> Iterator[Line]:

@@ -42,7 +42,8 @@ def edge_table(result: EndpointResult) -> Table:
 
 def endpoint_summary(result: EndpointResult) -> str:
     """Return the outcome in one line."""
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in result.counts.items())
+    words = {EdgeVerdict.HOLDS: "hold"}
+    counts = ", ".join(f"{n} {words.get(verdict, verdict)}" for verdict, n in result.counts.items())
     noise = f"noise {result.noise.token:.2g} in {result.noise.positions} logprobs"
     return (
         f"{len(result.findings)} edges, {result.requests} requests in {result.seconds:.1f} s, "

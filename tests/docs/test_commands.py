@@ -47,6 +47,7 @@ def plain(line: str) -> str:
 
 # What a CPU, or a machine without these things, does not have.
 NOT_HERE = {"--tp", "--compile", "--head", "--attention", "--nvtx", "--cold-l2", "--resume"}
+NOT_HERE |= {"--endpoint"}
 # Appended, where the last of a flag counts: the size of a test.
 SMALL = {
     "run": "--device cpu --dtype float32 --spec-tokens 1 --batch-sizes 1,2 --iterations 4 "

@@ -1,8 +1,8 @@
 """Result files of engines' benchmarks, written here from each tool's documented keys.
 
 The keys are those that vLLM 0.32, SGLang 0.5, AIPerf 0.13 and TensorRT-LLM 1.3 write. The numbers
-are made up: latencies around a stated mean. ``tests/gate/bench_files`` has files that the tools
-themselves wrote.
+are made up: latencies around a stated mean. ``results/endpoint`` has files that vLLM
+wrote itself.
 """
 
 import json

@@ -5,8 +5,9 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +31,7 @@ def audit_foreign(engine: str, python: str, max_num_seqs: int, port: int, folder
         with started(words, port, Path(place) / "server.log"):
             request = request_for(engine, model, max_num_seqs, port)
             result = cgbench.audit_endpoint(request)
-    write_page(engine, words, result, folder)
+        write_page(engine, words, result, folder, named={str(model): "target"})
 
 
 def plain_target(folder: Path) -> Path:
@@ -130,15 +131,28 @@ def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
     raise SystemExit(f"the server did not start:\n{tail}")
 
 
-def write_page(engine: str, words: Sequence[str], result: EndpointResult, folder: Path) -> None:
-    """The audit's JSON, and a page with its table."""
+def write_page(
+    engine: str,
+    words: Sequence[str],
+    result: EndpointResult,
+    folder: Path,
+    named: Mapping[str, str],
+) -> None:
+    """The audit's JSON, and a page with its table. ``named``: names in place of others."""
+
+    def renamed(text: str) -> str:
+        for old, new in named.items():
+            text = text.replace(old, new)
+        return text
+
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{engine}.json").write_text(result.to_json() + "\n", encoding="utf-8")
+    (folder / f"{engine}.json").write_text(renamed(result.to_json()) + "\n", encoding="utf-8")
+    result = replace(result, model=renamed(result.model))
     console = Console(record=True, width=150, file=open(os.devnull, "w"))
     console.print(edge_table(result))
     console.print(endpoint_summary(result), soft_wrap=True)
     table = "\n".join(line.rstrip() for line in console.export_text().splitlines())
-    line = " ".join([Path(words[0]).name, *words[1:]])
+    line = renamed(" ".join([Path(words[0]).name, *words[1:]]))
     parts = [
         f"# {engine}'s own server, audited",
         f"`python scripts/trials/audit_servers.py foreign {engine} --output {folder}`",
