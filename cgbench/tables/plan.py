@@ -9,14 +9,14 @@ from rich.text import Text
 from cgbench.planning.study import Outcome, Saving
 from cgbench.tables.fit import fitted_table
 from cgbench.tables.markdown import markdown_table
-from cgbench.tables.plan_cells import Section, cost, number, percent, span_of, workload
+from cgbench.tables.plan_cells import Section, cost, number, percent, setting, span_of
 from cgbench.tables.plan_phases import by_length_section, by_phase_section, replay_section
 from cgbench.tables.plan_rows import BucketRow, PolicyRow, bucket_rows, policy_row
 
 DEFINITIONS = """\
 A batch is padded up to the next bucket; padding is (bucket - batch) / bucket, its mean over the \
-workload. Eager: no graph. Any phase eager: batch sizes of which verify or a draft has none. \
-Expected is the mean cost of one iteration over the workload."""
+workload. Eager: no graph. In all and any phase eager: batch sizes that lack a graph in some \
+phase. Expected is the mean cost of one iteration over the workload."""
 
 
 def terminal(
@@ -43,9 +43,9 @@ def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator
     """For each k a plan's buckets, or several plans side by side, and what ``optimal`` saves."""
     for k, group in groupby(outcomes, key=lambda each: each.request.spec_tokens):
         same_k = list(group)
-        yield _buckets(same_k[0]) if len(same_k) == 1 else _side_by_side(same_k)
         if k and len(same_k) == 1 and same_k[0].phases:
             yield by_phase_section(same_k[0], same_k[0].phases)
+        yield _buckets(same_k[0]) if len(same_k) == 1 else _side_by_side(same_k)
         yield from (by_length_section(each, each.deployment) for each in same_k if each.deployment)
         if replayed := [each for each in same_k if each.admission]:
             yield replay_section(replayed)
@@ -54,9 +54,11 @@ def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator
 
 
 def _buckets(outcome: Outcome) -> Section:
-    title = f"{outcome.request.policy}, {_setting(outcome)}"
+    title = f"{outcome.request.policy}, {setting(outcome)}"
     if outcome.plan is None:
         return Section(title, (), (), (f"refused: {outcome.reason}",))
+    if outcome.request.spec_tokens and outcome.phases:
+        title = f"Buckets of verify, {title}"
     headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
     rows = tuple(map(_bucket_texts, bucket_rows(outcome)))
     notes = (*outcome.notes, *_of_schedule(outcome), _totals(outcome))
@@ -116,7 +118,7 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         if outcome.plan is None
     ]
     rows = tuple(_policy_texts(policy_row(outcome)) for outcome in outcomes)
-    return Section(_setting(outcomes[0]), headings, rows, (*refused, *said, *notes))
+    return Section(setting(outcomes[0]), headings, rows, (*refused, *said, *notes))
 
 
 def _about(policy: str, warning: str) -> str:
@@ -162,11 +164,6 @@ def _saved(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Section:
     sizes = ", ".join(map(str, best.plan.batch_sizes)) or "none"
     title = f"What optimal saves, k = {best.request.spec_tokens}, {len(best.plan.buckets)} graphs"
     return Section(title, headings, rows, (f"optimal buckets [req]: {sizes}",))
-
-
-def _setting(outcome: Outcome) -> str:
-    request = outcome.request
-    return f"k = {request.spec_tokens}, max_num_seqs {request.max_batch_size}, {workload(outcome)}"
 
 
 def _warned(notes: Sequence[str]) -> tuple[str, ...]:

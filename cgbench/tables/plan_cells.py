@@ -37,3 +37,9 @@ def cost(value: float | None) -> str:
 
 def span_of(first: int | None, last: int | None) -> str:
     return number(first) if first == last else f"{first}-{last}"
+
+
+def setting(outcome: Outcome) -> str:
+    """Return what a plan was made for: k, the engine's limit and the workload."""
+    request = outcome.request
+    return f"k = {request.spec_tokens}, max_num_seqs {request.max_batch_size}, {workload(outcome)}"

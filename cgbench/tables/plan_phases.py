@@ -8,7 +8,7 @@ from cgbench.planning.phase_optimum import phase_cost, phase_optimum
 from cgbench.planning.phases import PhasePlan, ranges
 from cgbench.planning.study import Outcome
 from cgbench.planning.tier_plans import Deployment, expected_cost
-from cgbench.tables.plan_cells import Section, cost, percent, span_of, workload
+from cgbench.tables.plan_cells import Section, cost, percent, setting, span_of, workload
 from cgbench.tables.plan_rows import PhaseRow, length_rows, phase_rows
 from cgbench.words import Phase
 
@@ -25,7 +25,7 @@ def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
     )
     eager = found.eager_batch_sizes
     share = sum(outcome.weights[size - 1] for size in eager)
-    last = ("any phase", "", str(found.num_graphs), _ranges(eager), percent(share), "")
+    last = ("in all", "", str(found.num_graphs), _ranges(eager), percent(share), "")
     rows = (*map(_phase_row, phase_rows(outcome)), last)
     notes = [f"{_name_of(each.phase)}: {each.note}" for each in found.phases if each.note]
     if mixed := found.mixed_tokens:
@@ -35,7 +35,7 @@ def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
     if outcome.memory_bytes:
         mib = outcome.memory_bytes / 1024**2
         notes.append(f"memory of all graphs: about {mib:.0f} MiB, {outcome.memory.source}")
-    title = f"Graphs by phase, {outcome.request.policy}, k = {outcome.request.spec_tokens}"
+    title = f"Graphs by phase, {outcome.request.policy}, {setting(outcome)}"
     return Section(title, headings, rows, (*notes, *_lists_by_phase(outcome)))
 
 

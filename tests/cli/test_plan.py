@@ -64,8 +64,9 @@ def test_all_policies_with_sizes_of_ones_own(plan) -> None:
 
 def test_a_table_a_k(plan) -> None:
     found = plan("--spec-tokens", "1,3,5", "--max-num-seqs", "8", "--format", "markdown")
-    assert [line for line in found.out.splitlines() if line.startswith("### scaled")] == [
-        f"### scaled, k = {k}, max_num_seqs 8, every batch size alike" for k in (1, 3, 5)
+    assert [line for line in found.out.splitlines() if line.startswith("### Buckets")] == [
+        f"### Buckets of verify, scaled, k = {k}, max_num_seqs 8, every batch size alike"
+        for k in (1, 3, 5)
     ]
 
 

@@ -45,9 +45,9 @@ def planned(found: Result) -> list[dict]:
 
 def test_a_line_shows_every_phase(plan) -> None:
     found = plan("--from", LINE, "--gpu", "h200", "--format", "markdown")
-    assert "### vllm-0.33, k = 2, max_num_seqs 20" in found.out
+    assert "### Graphs by phase, vllm-0.33, k = 2, max_num_seqs 20" in found.out
     assert "| drafts 2..k | 1 | 8 | 17-20 | 20.0 % | 7.3 % |" in found.out
-    assert "| any phase |  | 30 | 17-20 | 20.0 % |  |" in found.out
+    assert "| in all |  | 30 | 17-20 | 20.0 % |  |" in found.out
     assert "- max_num_batched_tokens 8192, the default on h200 (140 GiB)" in found.out
     assert "- batches that hold a prefill: 22 graphs, 1 to 120 tokens" in found.out
 
