@@ -122,8 +122,8 @@ class _RepeatedKeyError(ValueError):
 def parse_json(label: str, text: str, error: type[BadInputError] = BadInputError) -> Any:
     """Return the content of JSON text that somebody else wrote. Numbers may be NaN or infinite.
 
-    Raise ``error``, whose message starts with ``label``, if the text is not JSON, is nested too
-    deep, has a key twice, or holds an integer of over 4,300 digits.
+    Raise ``error`` if the text is not JSON, is nested too deep or has a key twice. An integer of
+    over 4,300 digits is refused too. The message starts with ``label``.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
