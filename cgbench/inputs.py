@@ -17,11 +17,13 @@ MAX_WHOLE = 2**31 - 1
 """A flag or field may count this much at most, because tensors have 32-bit indices."""
 
 MAX_SHOWN = 60
-"""An error line shows this many characters of a bad value."""
+"""An error line shows at most this many characters of a bad value."""
 
 MAX_DEPTH = 32
-"""Lists and objects of our own files may be nested this deep. That is far more than any of them
-needs."""
+"""Lists and objects of our own files may be nested at most this deep.
+
+That is far more than any of them needs.
+"""
 
 MAX_INTEGER = 2**64
 

@@ -48,10 +48,10 @@ CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 
 MAX_CONFIG_BYTES = 16 << 20
-"""A config may have this many bytes: a hundred times the longest public ``config.json``."""
+"""A config may have at most this many bytes, a hundred times the longest public ``config.json``."""
 
 MAX_INDEX_BYTES = 256 << 20
-"""An index may have this many bytes, which name two million tensors."""
+"""An index may have at most this many bytes, which name two million tensors."""
 
 # Layouts that transformers has no config class for, and the class that fits them.
 KNOWN_AS = {"mimo": Qwen2Config}

@@ -17,25 +17,26 @@ from cgbench.errors import ModelError
 from cgbench.inputs import MAX_WHOLE, JsonObject, lone_surrogate, shown
 
 MAX_LAYERS = 256
-"""A model may have this many layers, twice the number of the deepest public one.
+"""A model may have at most this many layers, twice the number of the deepest public one.
 
 So many take about two seconds to make without storage.
 """
 
 MAX_EXPERTS = 16_384
-"""A layer may have this many experts, as Doge has, whose experts are rows of a matrix.
+"""A layer may have at most this many experts, which is Doge's number.
 
-Other models have 512 at most, each with a name in the checkpoint.
+Doge's experts are rows of a matrix. Other models have 512 at most, each with a name in the
+checkpoint.
 """
 
 MAX_SIZE = 2**24
-"""A width or a vocabulary may be this large.
+"""A width or a vocabulary may be at most this large.
 
 A matrix of two such sizes is still addressed by 64 bits.
 """
 
 MAX_DEPTH = 32
-"""Objects and lists of a config may be nested this deep."""
+"""Objects and lists of a config may be nested at most this deep."""
 
 # The largest whole number that a float holds exactly.
 _MAX_NUMBER = 2**53

@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 
 TOKENS_A_CHUNK = 2048
-"""One call of transformers' experts takes this many tokens.
+"""One call of transformers' experts takes at most this many tokens.
 
 The experts keep several rows for every expert of a token.
 """

@@ -12,7 +12,7 @@ from cgbench.models.gguf import load_gguf_tokenizer
 from cgbench.models.loading_plan import LoadingPlan
 
 MAX_TOKENIZER_BYTES = 256 << 20
-"""A tokenizer's file may have this many bytes.
+"""A tokenizer's file may have at most this many bytes.
 
 That is ten times the largest public ``tokenizer.json``.
 """

@@ -12,10 +12,10 @@ from cgbench.inputs import lone_surrogate, parse_json, read_text
 FILE_SUFFIXES = (".jsonl", ".txt")
 
 MAX_FILE_BYTES = 64 << 20
-"""A file of prompts may have this many bytes: a hundred times the largest named set."""
+"""A file of prompts may have at most this many bytes, a hundred times the largest named set."""
 
 MAX_PROMPT_BYTES = 4 << 20
-"""A prompt's line may have this many bytes, which is about a million tokens.
+"""A prompt's line may have at most this many bytes, which is about a million tokens.
 
 A tokenizer needs a hundred bytes of memory for each byte.
 """

@@ -97,7 +97,7 @@ def _scaled_experts(kind: Any) -> type[nn.Module]:
 
 
 MAX_STREAMED_TOKENS = 256
-"""The kernel of chosen experts takes this many tokens.
+"""The kernel of chosen experts takes at most this many tokens.
 
 Above it nearly all experts are chosen, and products are bound by arithmetic.
 """
