@@ -56,7 +56,7 @@ def phases_of(scope: Scope, spec_tokens: int) -> dict[Phase, PhaseFunction]:
 
 @dataclass(frozen=True, slots=True)
 class CapturedGraph:
-    """A captured graph is instantiated. ``graph.replay`` runs it on the current stream."""
+    """A captured graph is one CUDA graph, ready to replay, with what its capture cost."""
 
     graph: torch.cuda.CUDAGraph
     cost: GraphCost
