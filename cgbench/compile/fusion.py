@@ -54,7 +54,8 @@ _IN_PATTERNS = {
 
 def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
     """Compile a layer by inductor, after ``fuse``. This is a backend of ``torch.compile``."""
-    # Imported here, because it takes a second. It also starts CUDA, after which nothing can fork.
+    # Imported here, because it takes a second. It also asks for the CUDA device, and after that
+    # nothing can fork.
     from torch._inductor.compile_fx import compile_fx
 
     options = {"triton.enable_pdl": can_launch_early(graph_module)}

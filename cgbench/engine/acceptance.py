@@ -123,7 +123,7 @@ class Synthetic(_Argmax):
         row_updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
 
     def _conditional(self, k: int) -> tuple[float, ...]:
-        """Each draft's rate given that the one before it was kept."""
+        """Return each draft's rate, given that the one before it was kept."""
         before = (1.0, *self.rates)
         return tuple(
             rate / last if last else 0.0 for last, rate in zip(before, self.rates[:k], strict=False)
@@ -214,7 +214,10 @@ class Sampled:
         )
 
     def _kept(self, rows: RowState, probs: Tensor, draws: Tensor) -> Tensor:
-        """Which drafts pass on their own, ``[b, k]``: u < p(x) / q(x), without the division."""
+        """Return which drafts pass on their own, ``[b, k]``.
+
+        The test is u < p(x) / q(x), without the division.
+        """
         of_target = probs.gather(2, rows.drafts[..., None])[..., 0]
         if not self.samples_drafts:
             return draws < of_target

@@ -1,6 +1,6 @@
 """Capture CUDA graphs of the iteration, and check them against the plan.
 
-The graphs share one pool, so the largest is captured first.
+The graphs of a plan share one pool, so the largest is captured first.
 """
 
 import gc

@@ -34,7 +34,7 @@ _PRODUCTS = frozenset(
 _EMBEDDING = "aten::embedding"
 OWN_OUTPUT = "output"
 """This is the name of a head's own output matrix, in the account too."""
-# A weight in another dtype is the same weight, because routers multiply in float32.
+# A cast weight counts as the same weight, because routers cast theirs to multiply in float32.
 _CAST = "aten::_to_copy"
 
 

@@ -155,7 +155,7 @@ def commit_by_torch(rows: RowState) -> None:
     rows.tokens_left.sub_(num_emitted)
     goes_on = (first_eos >= num_emitted) & (rows.tokens_left > 0) & (rows.active > 0)
     rows.active.copy_(goes_on)
-    # The host reads of the end one iteration later. Until then the row must not write to a slot
-    # that may be another request's by now.
+    # The host sees the end one iteration later. Until then the row must not write to a slot that
+    # may be another request's by now.
     rows.slot_of_row.copy_(torch.where(goes_on, rows.slot_of_row, rows.scratch_slot))
     rows.result[:, ACTIVE].copy_(rows.active)

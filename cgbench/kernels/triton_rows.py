@@ -29,7 +29,8 @@ memory wants.
 MAX_ROWS = 1 << 14
 """A call that splits rows takes at most this many rows of logits: k + 1 of every request."""
 
-# A masked token, which equals no end-of-sequence id. ``NO_TOKEN`` fills unused ids.
+# It stands for a masked token. No end-of-sequence id equals it, because ``NO_TOKEN`` fills unused
+# ids.
 _NOT_A_TOKEN = tl.constexpr(-2)
 _NUM_EMITTED = tl.constexpr(NUM_EMITTED)
 _NUM_ACCEPTED = tl.constexpr(NUM_ACCEPTED)
