@@ -63,7 +63,9 @@ def inspect(
 def _print(found: "Inspection", *, with_tensors: bool) -> None:
     for name, value in _lines(found):
         console().print(Text(f"{name:<13} {value}"), soft_wrap=True)
-    if with_tensors and found.head_tensors:
+    if with_tensors and not found.head_tensors:
+        console().print("no tensor of a head is stored", soft_wrap=True)
+    elif with_tensors:
         table = Table("head tensor", "dtype", "shape", "file", box=None, padding=(0, 2))
         for tensor in found.head_tensors:
             cells = (tensor.name, tensor.dtype, _shape(tensor.shape), tensor.file)
@@ -73,7 +75,7 @@ def _print(found: "Inspection", *, with_tensors: bool) -> None:
 
 
 def _lines(found: "Inspection") -> list[tuple[str, str]]:
-    experts = ", mixture of experts" if found.experts else ""
+    experts = _expert_words(found)
     tied = ", tied embeddings" if found.tied_embeddings else ""
     lines = [
         ("model", found.model),
@@ -98,6 +100,12 @@ def _lines(found: "Inspection") -> list[tuple[str, str]]:
     can = "can be captured" if found.weights_problem is None else "not without its weights"
     lines.append(("capture", found.capture_problem or can))
     return lines
+
+
+def _expert_words(found: "Inspection") -> str:
+    if not found.experts:
+        return ""
+    return f", {found.num_experts} experts of which a token takes {found.experts_per_token}"
 
 
 def _weight_words(found: "Inspection") -> str:

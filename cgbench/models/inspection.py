@@ -73,7 +73,8 @@ class Inspection:
     """An inspection describes a model as it would be loaded, and what stands in the way.
 
     ``head_tensors`` are those that would be loaded into the head. Each problem is None if there is
-    none. ``checkpoint`` is None for a preset.
+    none. ``checkpoint`` is None for a preset. The counts of experts are one mixture's, None if no
+    layer is a mixture. Shared experts are not among them.
     """
 
     model: str
@@ -83,6 +84,8 @@ class Inspection:
     vocab_size: int
     max_positions: int
     experts: bool
+    num_experts: int | None
+    experts_per_token: int | None
     tied_embeddings: bool
     dtype: str
     weight_bytes: int
@@ -132,6 +135,7 @@ def inspect_model(request: Loading) -> Inspection:
     tensors = _head_tensors(plan)
     skeleton, dtype = plan.skeleton, request.dtype
     target = skeleton.target
+    mixture = next(iter(skeleton.kv.expert_shapes.values()), None)
     return Inspection(
         model=plan.label,
         class_name=class_name(plan.config),
@@ -140,6 +144,8 @@ def inspect_model(request: Loading) -> Inspection:
         vocab_size=target.vocab_size,
         max_positions=target.max_positions,
         experts=target.has_mixtures,
+        num_experts=None if mixture is None else mixture.num_experts,
+        experts_per_token=None if mixture is None else mixture.top_k,
         tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=skeleton.weight_bytes(dtype),
