@@ -25,11 +25,11 @@ GOLDEN_BY_DEFAULT = (
 def resolve(
     request: DecodeRequest, *, device_type: str, tp_size: int, golden: GoldenLength | None
 ) -> tuple[RunOptions, list[str]]:
-    """Checked options and what to tell the user about them. Plans are checked here too, so that a
-    bad size costs no loading.
+    """Return checked options, and lines about them for the user.
 
-    ``device_type`` is cpu or cuda. ``golden`` is the length that a preset's drafts are kept at.
-    Raises ``BadInputError``, ``DeviceError`` or ``PlanError``.
+    Plans are checked here too, so that a bad size costs no loading. ``device_type`` is cpu or cuda.
+    ``golden`` is the length that a preset's drafts are kept at. Raise ``BadInputError``,
+    ``DeviceError`` or ``PlanError`` for what cannot be run.
     """
     options = _options(request, device_type, tp_size, golden)
     on_cpu = device_type == "cpu"

@@ -1,4 +1,4 @@
-"""A launch line, or an engine's configuration file, as a request to the planner."""
+"""Read a launch line, or an engine's configuration file, as a request to the planner."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +23,10 @@ FROM = "--from"
 
 @dataclass(frozen=True)
 class Launch:
-    """What a line asks of the planner: a request with the engine's defaults in it.
+    """A ``Launch`` is what a launch line asks of the planner, with the engine's defaults in it.
 
     ``notes`` are the defaults that the plan depends on. ``warnings`` name what the plan does not
-    follow. ``schedule`` is set where the draft length follows the batch size.
+    follow. ``schedule`` is set if the draft length follows the batch size.
     """
 
     engine: str
@@ -38,9 +38,9 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """How an engine is started, and what reads its words.
+    """An ``_Engine`` describes how an engine is started, and what reads its words.
 
-    ``file_options`` name its configuration file. ``joins_file``: with an equals sign too.
+    ``file_options`` name its configuration file. ``joins_file`` allows an equals sign there too.
     """
 
     module: ModuleType
@@ -93,9 +93,9 @@ _IMAGES = {"vllm/vllm-openai": "vllm"}
 def read_launch(
     line: str | None, config: Path | None, gpu: Gpu | None, policy: str | None = None
 ) -> Launch:
-    """The request of a launch line, of a configuration file, or of both.
+    """Return the request of a launch line, of a configuration file, or of both.
 
-    ``policy`` names another release of the line's engine. Raises ``BadInputError`` for a line that
+    ``policy`` names another release of the line's engine. Raise ``BadInputError`` for a line that
     the engine would not read, and ``PlanError`` for what it refuses.
     """
     words, name = _words(line, config)
@@ -107,7 +107,7 @@ def read_launch(
 
 
 def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
-    """The engine's own words, its file's included, and its name."""
+    """Return the engine's own words, with those of its file, and its name."""
     if line is None:
         assert config is not None
         found = read_config("--config", config)
@@ -122,7 +122,7 @@ def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
 
 
 def _file_in(words: list[str], engine: _Engine) -> tuple[list[str], Path | None]:
-    """The words without the option that names a file, and that file."""
+    """Return the words without the option that names a file, and that file."""
     for word in words:
         if word.startswith("--config=") and not engine.joins_file:
             raise BadInputError(f"{word}: the engine reads no file from it; write --config FILE")
@@ -144,7 +144,10 @@ def _parted(word: str, names: Sequence[str]) -> Sequence[str]:
 
 
 def _with_file(words: list[str], name: str, file: Path) -> list[str]:
-    """A file's values are words before the others, after the model. TensorRT-LLM reads its own."""
+    """Return the words with a file's values before the others and after the model.
+
+    TensorRT-LLM reads its own file.
+    """
     if name == "tensorrt-llm":
         return [*words, "--config", str(file)]
     if name in ("vllm", "sglang") and file.suffix.lower() not in (".yaml", ".yml"):
@@ -195,7 +198,7 @@ def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
 
 
 def _of_environment(engine: _Engine, line: str) -> Iterator[str]:
-    """Variables that change the graphs, unless they have their usual value."""
+    """Yield warnings of variables that change the graphs, unless they have their usual value."""
     known: Mapping[str, tuple[str, str]] = engine.module.ENVIRONMENT
     for name, value in assignments(commands(FROM, line)).items():
         usual, reason = known.get(name, (value, ""))

@@ -1,4 +1,4 @@
-"""TensorRT-LLM's line: ``trtllm-serve MODEL --config FILE`` (``llmapi/llm_args.py``).
+"""Read TensorRT-LLM's launch line: ``trtllm-serve MODEL --config FILE`` (``llmapi/llm_args.py``).
 
 The file's values replace the words'.
 """
@@ -77,7 +77,10 @@ _LENGTHS = ("max_draft_len", "num_nextn_predict_layers")
 
 
 def read_tensorrt_llm(words: list[str]) -> Reading:
-    """What the line and its file ask of the planner. Raises ``BadInputError``."""
+    """Read what the line and its file ask of the planner.
+
+    Raise ``BadInputError`` naming the option.
+    """
     options = read(words, SPECS, TENSORRT_LLM)
     name = options.text("--config")
     found = read_config("--config", Path(name)) if name else {}
@@ -107,7 +110,10 @@ def read_tensorrt_llm(words: list[str]) -> Reading:
 
 
 def _objects(found: JsonObject) -> tuple[JsonObject | None, JsonObject | None]:
-    """The graphs' part, None where it is null, which switches them off; and the drafts' part."""
+    """Return the file's part on graphs and its part on drafts.
+
+    Null for graphs switches them off, and gives None.
+    """
     graphs, speculative = found.get(GRAPHS, {}), found.get(SPECULATIVE)
     for name, value in ((GRAPHS, graphs), (SPECULATIVE, speculative)):
         if value is not None and not isinstance(value, dict):
@@ -121,7 +127,7 @@ def _number(options: Options, found: JsonObject, name: str) -> int | None:
 
 
 def _of_graphs(graphs: JsonObject) -> Given:
-    """The fields that ``cuda_graph_config`` gives; a maximum of 0 is none."""
+    """Return the fields that ``cuda_graph_config`` gives. A maximum of 0 counts as none."""
     for key in graphs.keys() - {"batch_sizes", "max_batch_size", "enable_padding", "mode"}:
         raise BadInputError(f"{GRAPHS}.{key}: the engine knows no such key")
     padding = graphs.get("enable_padding")

@@ -1,7 +1,8 @@
-"""vLLM's line: ``vllm serve``, or the API server's module (``vllm/utils/argparse_utils.py``).
+"""Read vLLM's launch line: ``vllm serve``, or the API server's module.
 
-Underscores count as dashes. Dotted forms (``-cc.cudagraph_mode=NONE``) are gathered to one object,
-which comes after the words and so replaces an object that was given whole.
+The parser is ``vllm/utils/argparse_utils.py``. Underscores count as dashes. Dotted forms
+(``-cc.cudagraph_mode=NONE``) are gathered into one object. It comes after the words, and so
+replaces an object that was given whole.
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ SPECS = (
     Spec(("--enforce-eager",), Kind.FLAG, has_negative=True),
 )
 
-# What changes the graphs and has no rule here, with what it changes.
+# These options change the graphs and have no rule here. Each has a line on what it changes.
 UNPLANNED = {
     "--enable-lora": "each graph is captured with LoRA and without",
     "--enable-dbo": "batches are split in two",
@@ -88,7 +89,7 @@ _OTHER_KEYS = {
 
 
 def read_vllm(words: list[str]) -> Reading:
-    """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
+    """Read what the line asks of the planner. Raise ``BadInputError`` naming the option."""
     options = read([*normal(words)], SPECS, VLLM)
     options.drop(("", "None"))
     compilation, speculative = _objects(options)
@@ -151,7 +152,7 @@ def _maximum(options: Options, compilation: JsonObject) -> int | None:
 
 
 def _tp_size(options: Options, compilation: JsonObject) -> int | None:
-    """Tensor parallelism has a rule with the sequence-parallelism pass alone."""
+    """Return the ranks only with the sequence-parallelism pass, which alone has a rule for them."""
     passes = compilation.get("pass_config") or {}
     is_on = isinstance(passes, dict) and bool(passes.get("enable_sp"))
     return options.whole("--tensor-parallel-size") if is_on else None
