@@ -8,7 +8,7 @@ from cgbench.engine.recurrent import RecurrentCache
 from cgbench.kernels.delta_rule import LayerState
 from cgbench.kernels.row_updates import RowState
 
-# This is the number of KV layers too.
+# As many recurrent layers are watched as KV layers (``steps``).
 WATCHED_LAYERS = 4
 
 States = dict[int, Tensor]
