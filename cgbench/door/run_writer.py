@@ -39,7 +39,7 @@ class RunWriter:
             )
 
     def group(self, batch_size: int, group: "Group", clock: "Clock") -> None:
-        """Write one batch size, and report its warnings."""
+        """Write one batch size, and report what is wrong with it and what its collectives take."""
         record = self.directory.record
         record.set_seconds(run=clock.run_s, audit=clock.audit_s)
         record.keep_accounts(batch_size, group.accounts)
