@@ -29,8 +29,8 @@ from cgbench.words import Mode, Scope
 
 PREFILL_TOKENS = 2048
 
-# Steps that a check takes from one prefill if it looks at every one of them. It is half of what any
-# run has room for, however many drafts are accepted.
+# A check takes this many steps from one prefill if it looks at every one of them. Any run has room
+# for twice as many, however many drafts are accepted.
 STEPS = 4
 
 # This many KV layers are copied and compared. All of a large model's would not fit beside it.

@@ -25,7 +25,8 @@ from cgbench.cli.run import run
 from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
 
-# Typer exports what derives from these errors. Versions differ in which click they come from.
+# Typer exports only classes derived from these errors. Versions differ in the click that they come
+# from.
 _USAGE_ERRORS = typer.BadParameter.__bases__
 
 app = typer.Typer(

@@ -13,7 +13,8 @@ from cgbench.words import Scope
 
 _R = TypeVar("_R", bound=Recorded)
 
-# Python reads other digits too, underscores between them, and none of 5,000.
+# Python also reads other digits, and underscores between them, but it refuses a number of 5,000
+# digits.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 _RANGE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")

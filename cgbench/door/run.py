@@ -80,7 +80,7 @@ def measure(
                 group = measure_group(session, batch_size, bar.advance)
                 if writer:
                     writer.group(batch_size, group, clock)
-                # A rank could end after this. So none goes on before this batch size is on disk.
+                # What follows may end a rank. So none goes on before this batch size is on disk.
                 barrier(f"what follows batch size {batch_size}")
         if writer:
             writer.finish()

@@ -21,7 +21,7 @@ WORKLOAD_FLAGS = ("max_new_tokens", "ignore_eos", "seed")
 
 CLOCKS: tuple[Told, ...] = ("sm_clock_mhz", "memory_clock_mhz")
 
-# Blocks of one run may be as far apart before they are discarded.
+# Blocks of one run may be this far apart before they are discarded.
 CLOCK_TOLERANCE = 0.03
 
 

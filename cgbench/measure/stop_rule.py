@@ -64,7 +64,7 @@ def relative_half_width(medians: Sequence[float]) -> float | None:
     """
     if len(medians) < 2:
         return None
-    # A half-width of logarithms is relative.
+    # The half-width of the logarithms is relative to the median.
     return blocks_estimate(np.log(medians)).half_width(CONFIDENCE)
 
 

@@ -32,7 +32,7 @@ def parse_csv(text: str, columns: Sequence[Column]) -> pd.DataFrame:
     left open. A column that is missing or unknown raises it too, and so does a number that is none.
     """
     if not text.endswith("\n"):
-        # Or else the values cut off would be read as empty cells.
+        # A value that was cut off would be read as an empty cell.
         raise ValueError("cut short, its last line has no end")
     if text.count('"') % 2:
         raise ValueError("a quote is left open")
