@@ -1,4 +1,4 @@
-"""``cgbench run``: load, plan, capture, decode, write a run directory."""
+"""``cgbench run`` loads, plans, captures and decodes, and writes a run directory."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -269,7 +269,7 @@ def run(
             measured = measure_contexts(request, contexts, path, resume=resume)
         else:
             measured = [cgbench.run(request, path, resume=resume, progress=TerminalProgress())]
-        # Of ranks that torchrun started only the first one shows it.
+        # Of the ranks that torchrun started, only the first one shows it.
         whole = [each for each in measured if each.record.complete]
         shown = [show(e, thin=thin, as_json=as_json, explain=explain, wide=wide) for e in whole]
         codes = set().union(*shown)
@@ -283,7 +283,7 @@ def run(
 
 
 def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:
-    """The finished batch sizes outlive the ranks."""
+    """Return the error with a word on the finished batch sizes, which outlive the ranks."""
     is_answer = error.exit_code not in (ExitCode.CANNOT, ExitCode.FAULT)
     if is_answer or not (path / "run.json").exists():
         return error
@@ -299,5 +299,5 @@ def _kept(path: Path) -> str:
 
 
 def _slug(model: str) -> str:
-    """A model reference as part of a folder's name."""
+    """Return a model reference as part of a folder's name."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).name)

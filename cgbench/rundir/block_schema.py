@@ -1,6 +1,6 @@
-"""What is kept of a timed block: columns of ``blocks.csv``, and what telemetry reads.
+"""Declare what is kept of a timed block: the columns of ``blocks.csv``, and what telemetry reads.
 
-Written against the standard library alone, as ``schema``.
+Written against the standard library alone, as ``schema`` is.
 """
 
 from typing import NamedTuple
@@ -40,7 +40,9 @@ BLOCKS = (
 
 
 class Block(NamedTuple):
-    """One row of ``blocks.csv``: one timed block of one cell, whether it counts or not."""
+    """A ``Block`` is one row of ``blocks.csv``: one timed block of one cell, whether it counts or
+    not.
+    """
 
     scope: Scope
     spec_tokens: int

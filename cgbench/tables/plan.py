@@ -1,4 +1,4 @@
-"""``cgbench plan`` for people: the same sections on a terminal and in Markdown."""
+"""Write ``cgbench plan`` for people: the same sections on a terminal and in Markdown."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -22,8 +22,9 @@ phase. Expected is the mean cost of one iteration over the workload."""
 def terminal(
     outcomes: Sequence[Outcome], savings: Sequence[Saving], width: int
 ) -> Iterator[Table | Text]:
-    """All sections in order: tables, for ``width`` characters, and lines of text, which are not to
-    be folded where piped."""
+    """Yield all sections in order: tables, for ``width`` characters, and lines of text. The lines
+    are not to be folded where they are piped.
+    """
     for section in sections(outcomes, savings):
         if section.rows:
             yield _table(section, width)
@@ -35,12 +36,16 @@ def terminal(
 
 
 def markdown(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> str:
-    """All sections as Markdown tables."""
+    """Return all sections as Markdown tables."""
     return "\n\n".join([*map(_markdown, sections(outcomes, savings)), DEFINITIONS])
 
 
 def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator[Section]:
-    """For each k a plan's buckets, or several plans side by side, and what ``optimal`` saves."""
+    """Yield, for each k, a plan's buckets or several plans side by side, and what ``optimal``
+    saves.
+
+    Sections by phase, by draft length and of a replay follow if the outcome has them.
+    """
     for k, group in groupby(outcomes, key=lambda each: each.request.spec_tokens):
         same_k = list(group)
         if k and len(same_k) == 1 and same_k[0].phases:
@@ -122,7 +127,7 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
 
 
 def _about(policy: str, warning: str) -> str:
-    """``warning`` with the policy's name before it, once."""
+    """Return ``warning`` with the policy's name before it, once."""
     return warning if warning.startswith(policy) else f"{policy}: {warning}"
 
 

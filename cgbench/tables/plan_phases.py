@@ -1,4 +1,4 @@
-"""``cgbench plan`` by phase, by draft length, and over a request trace."""
+"""Show ``cgbench plan`` by phase, by draft length, and over a request trace."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,7 +14,7 @@ from cgbench.words import Phase
 
 
 def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
-    """Which graphs each phase has, and in the last row what no phase may lack."""
+    """Return which graphs each phase has, and in the last row what no phase may lack."""
     headings = (
         "phase",
         "tokens a request",
@@ -40,7 +40,7 @@ def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
 
 
 def by_length_section(outcome: Outcome, found: Deployment) -> Section:
-    """A draft schedule's graphs: a row a draft length."""
+    """Return a draft schedule's graphs, a row a draft length."""
     headings = ("draft length", "requests", "graphs", "eager [req]")
     rows = [
         (f"k = {row.spec_tokens}", _shown(row.requests), str(row.graphs), _shown(row.eager))
@@ -54,7 +54,7 @@ def by_length_section(outcome: Outcome, found: Deployment) -> Section:
 
 
 def replay_section(outcomes: Sequence[Outcome]) -> Section:
-    """A request trace replayed over each plan."""
+    """Return what a request trace gives when it is replayed over each plan."""
     headings = (
         "policy",
         "iterations",
@@ -114,7 +114,9 @@ def _phase_row(row: PhaseRow) -> tuple[str, ...]:
 
 
 def _lists_by_phase(outcome: Outcome) -> Iterator[str]:
-    """What ``optimal`` would choose for an engine with a list for each phase, as many graphs."""
+    """Yield what ``optimal`` would choose for an engine with a list for each phase, with as many
+    graphs.
+    """
     request, shared = outcome.request, outcome.phases
     if shared is None or not by_phase(request):
         return
@@ -136,7 +138,9 @@ def _ranges(sizes: Sequence[int]) -> str:
 
 
 def _shown(found: Sequence[tuple[int, int]]) -> str:
-    """Neighbouring sizes together: 17-20, 33. A long row of them is cut."""
+    """Return ranges as text, with neighbouring sizes together: 17-20, 33. A long row of them is
+    cut.
+    """
     text = ", ".join(span_of(first, last) for first, last in found[:_MAX_RANGES])
     if len(found) <= _MAX_RANGES:
         return text

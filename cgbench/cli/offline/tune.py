@@ -1,4 +1,4 @@
-"""``cgbench tune``: which k, and at which batch size."""
+"""``cgbench tune`` finds which k pays, and at which batch size."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
