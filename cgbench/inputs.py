@@ -60,7 +60,7 @@ def check_whole(flag: str, value: int, least: int, most: int = MAX_WHOLE) -> Non
 def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
     """Check that all ``names`` are ``known``. Raise ``BadInputError`` for the first that is not."""
     if unknown := [name for name in names if name not in known]:
-        raise BadInputError(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
+        raise BadInputError(f"{flag} {unknown[0]}: unknown. Choose of {','.join(known)}")
 
 
 def check_file(
@@ -76,7 +76,7 @@ def check_file(
     except (OSError, ValueError) as problem:
         raise error(f"{label}: {_reason(problem)}") from problem
     if not stat.S_ISREG(status.st_mode):
-        raise error(f"{label}: must be a file; this is {_kind(status.st_mode)}")
+        raise error(f"{label}: must be a file, this is {_kind(status.st_mode)}")
     if status.st_size > most_bytes:
         raise error(f"{label}: {status.st_size:,} bytes, must be at most {most_bytes:,}")
 
@@ -99,7 +99,7 @@ def read_text(
         raise error(f"{label}: {_reason(problem)}") from problem
     except UnicodeDecodeError as problem:
         at = f"byte {problem.start} ({problem.object[problem.start]:#04x})"
-        raise error(f"{label}: must be utf-8; {at} is not") from problem
+        raise error(f"{label}: must be utf-8. {at} is not") from problem
 
 
 def _reason(problem: Exception) -> str:

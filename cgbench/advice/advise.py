@@ -117,7 +117,7 @@ def advise(runs: Sequence[RunDirectory], question: Question) -> Advice:
 def _check_against(against: int | None, times: MeasuredTimes) -> None:
     if against is not None and against not in times.lengths:
         raise BadInputError(
-            f"--against {against}: not measured; the run has k = "
+            f"--against {against}: not measured. The run has k = "
             f"{', '.join(map(str, times.lengths))}"
         )
 
@@ -208,7 +208,7 @@ def _gains(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> tupl
 def _of(fixed: Sequence[int], best: int) -> str:
     """Return the words that name the k among which the best one was found."""
     among = f"of those measured, {', '.join(map(str, fixed))}"
-    return f"{among}; a larger k was not measured" if best == max(fixed) else among
+    return f"{among}. A larger k was not measured" if best == max(fixed) else among
 
 
 def _of_schedule(gain: Gain | None, question: Question) -> str:
@@ -232,6 +232,6 @@ def _why_not_timed(ground: Ground) -> str:
     if least < first:
         return (
             f"the workload has {least} requests and the smallest measured batch size is {first}: "
-            "no advice; measure it with --batch-sizes"
+            "no advice. Measure it with --batch-sizes"
         )
     return "fewer than two k have a time and a length at every batch size: no advice"

@@ -46,7 +46,7 @@ def stated_lengths(text: str, spec_tokens: Sequence[int]) -> Lengths:
     drafting = [k for k in spec_tokens if k]
     if text.partition(":")[0] in GREEDY_OR_SAMPLED:
         raise BadInputError(
-            f"--acceptance {text}: only cgbench run measures it; state golden:NAME, length:L or "
+            f"--acceptance {text}: only cgbench run measures it. State golden:NAME, length:L or "
             "synthetic:RATE,RATE,..., or leave it out"
         )
     if length := parse_length(text):
@@ -95,7 +95,7 @@ def _nothing(rule: str) -> str:
 
 def _words(text: str, length: Length | None) -> str:
     if isinstance(length, GoldenLength):
-        other = "; another model than this one" if length.is_borrowed else ""
+        other = ". Another model than this one" if length.is_borrowed else ""
         return (
             f"{text}: {length.row.model} with its own drafter, InferenceX on SPEED-Bench coding, "
             f"one run for each k, so without an interval{other}"

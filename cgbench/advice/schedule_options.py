@@ -66,7 +66,7 @@ def _vllm(tiers: Sequence[KTier]) -> EngineOption:
     return EngineOption(
         "vllm",
         f"--speculative-config '{json.dumps(config)}' --compilation-config '{json.dumps(sizes)}'",
-        f"capture sizes count tokens; batches above {tiers[-1].last} go on with k={tiers[-1].k}",
+        f"capture sizes count tokens. Batches above {tiers[-1].last} go on with k={tiers[-1].k}",
     )
 
 
@@ -82,8 +82,10 @@ def _tensorrt_llm(tiers: Sequence[KTier]) -> EngineOption:
         "  enable_padding: true",
         f"  batch_sizes: {_requests(tiers)}",
     ]
-    above = f"batches above {tiers[-1].last} do not draft" if len(tiers) > 1 else "no schedule"
-    return EngineOption("tensorrt-llm", "\n".join(text), f"batch sizes count requests; {above}")
+    above = (
+        f"Batches above {tiers[-1].last} do not draft" if len(tiers) > 1 else "There is no schedule"
+    )
+    return EngineOption("tensorrt-llm", "\n".join(text), f"batch sizes count requests. {above}")
 
 
 def _sglang(tiers: Sequence[KTier]) -> EngineOption:
@@ -99,5 +101,5 @@ def _sglang(tiers: Sequence[KTier]) -> EngineOption:
     if len(tiers) == 1:
         return EngineOption("sglang", text, "batch sizes count requests")
     sets = {str(tier.first): {"candidate_steps": [tier.k]} for tier in tiers}
-    note = f"batch sizes count requests; batches above {tiers[-1].last} go on with k={tiers[-1].k}"
+    note = f"batch sizes count requests. Batches above {tiers[-1].last} go on with k={tiers[-1].k}"
     return EngineOption("sglang", f"{text}\n# {ADAPTIVE_FILE}\n{json.dumps(sets)}", note)

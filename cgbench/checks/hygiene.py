@@ -33,7 +33,7 @@ from cgbench.planning import CapturePlan
 from cgbench.words import Phase, Scope
 
 NAME = "hygiene"
-TITLE = "graphs are the plan's, at the addresses captured; replays are quiet and memory stays"
+TITLE = "graphs are the plan's, at the addresses captured. Replays are quiet and memory stays"
 
 # Two stretches of half as many, and more if memory grew in both. What a replay leaves behind grows
 # in every stretch. What another process takes meanwhile does not.

@@ -42,7 +42,7 @@ TITLE = "a request's tokens and KV depend on nothing but itself"
 # The value may be any that no forward writes.
 SENTINEL = 0.5
 LACKING = (
-    "no two prompts decode together: see --max-num-seqs and --num-prompts; no earlier tenant of a "
+    "no two prompts decode together: see --max-num-seqs and --num-prompts. No earlier tenant of a "
     "slot shows"
 )
 COMPARED = ("result", "drafts", "last", "seq_len", "hidden", "chain")

@@ -50,7 +50,7 @@ TITLE = "poison in padded rows, scratch and stale KV reaches no real row"
 
 HUGE = 1e4
 POISONS = {"NaN": math.nan, "1e4": HUGE}
-LACKING = "no batch size is padded: see --capture-sizes; scratch and stale KV reached no real row"
+LACKING = "no batch size is padded: see --capture-sizes. Scratch and stale KV reached no real row"
 TOKENS = ("result", "drafts", "last", "seq_len", "tokens_left", "active")
 COMPARED = (*TOKENS, "hidden", "chain")
 

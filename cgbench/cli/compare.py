@@ -78,7 +78,7 @@ def compare(
     if new is None and thin_baseline is None:
         raise BadInputError("NEW: give the run directory to judge, or --thin-baseline for BASE's")
     if new is None and (unread := [*_judging(rules, output_format, output)]):
-        raise BadInputError(f"{unread[0]}: without NEW nothing is judged; give it, or drop this")
+        raise BadInputError(f"{unread[0]}: without NEW nothing is judged. Give it, or drop this")
     if thin_baseline is not None:
         _keep(new or base, thin_baseline)
     if new is None:

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from cgbench.inputs import shown_whole
 from cgbench.progress import Bar
 
 # Piped output is as wide as every table, because tools read it and it must not be folded.
@@ -64,13 +65,17 @@ def print_uncut(part: Table | Text) -> None:
 
 
 def say(message: str) -> None:
-    """Print one line on stderr as it is, without markup."""
-    console(stderr=True).print(Text(message), soft_wrap=True)
+    """Print one line on stderr without markup, with unprintable characters escaped."""
+    console(stderr=True).print(Text(shown_whole(message)), soft_wrap=True)
 
 
 def print_error(message: str) -> None:
-    """Print one red line on stderr, with numbers of absurd length cut."""
-    short = _LONG_NUMBER.sub(lambda found: f"{found[1]}... ({len(found[0])} characters)", message)
+    """Print one red line on stderr, with numbers of absurd length cut.
+
+    Unprintable characters are escaped, because a name in a file may hold one that ends the line.
+    """
+    text = shown_whole(message)
+    short = _LONG_NUMBER.sub(lambda found: f"{found[1]}... ({len(found[0])} characters)", text)
     line = Text.assemble(("error: ", "bold red"), (short, "red"))
     console(stderr=True).print(line, soft_wrap=True)
 

@@ -56,5 +56,5 @@ def _measure(request: RunRequest, part: Path, name: str) -> None:
 def _check_new(path: Path) -> None:
     if path.exists() and any(path.iterdir()):
         raise RunDirectoryError(
-            f"--output {path}: is not empty; choose another, or go on with --resume"
+            f"--output {path}: is not empty. Choose another, or go on with --resume"
         )

@@ -138,7 +138,7 @@ def _head_lines(found: "Inspection") -> list[tuple[str, str]]:
     if head is None:
         return [("head", found.head_problem or "none")]
     where = f"{head.num_tensors} tensors from {head.origin}" if head.origin else "made too"
-    reused = "" if head.modules == 1 else "; the first is used for every draft step"
+    reused = "" if head.modules == 1 else ". The first is used for every draft step"
     return [
         ("head", f"{head.label}, {where}"),
         ("modules", f"{head.modules}{reused}"),

@@ -131,7 +131,7 @@ def _saying_what_is_kept(output: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if output is not None and (file := json_file(output)).exists():
-            say(f"interrupted; rounds taken are in {file}; the same command goes on")
+            say(f"interrupted. Rounds taken are in {file}. The same command goes on")
         raise
 
 

@@ -27,7 +27,7 @@ def check_line(beside: dict[str, str | int | None]) -> None:
     """
     for flag, value in beside.items():
         if value is not None:
-            raise BadInputError(f"{flag}: not beside --from or --config, which say it; drop one")
+            raise BadInputError(f"{flag}: not beside --from or --config, which say it. Drop one")
 
 
 def given(
@@ -48,10 +48,10 @@ def check_together(
     """Raise ``BadInputError`` for flags that do not go together."""
     if flags and output_format not in (Format.TABLE, Format.JSON):
         raise BadInputError(
-            f"--format {output_format}: holds no --flags; use json, or leave it out"
+            f"--format {output_format}: holds no --flags. Use json, or leave it out"
         )
     if costs and eager_penalty != EAGER_PENALTY:
-        raise BadInputError("--eager-penalty: not with --costs, where eager is measured; drop one")
+        raise BadInputError("--eager-penalty: not with --costs, where eager is measured. Drop one")
 
 
 def costs_at(spec_tokens: int, run: Path | None, eager_penalty: float) -> Costs:

@@ -260,7 +260,7 @@ def run(
     }
     request = asked(RunRequest, parameters | given)
     if thin and save_tokens:
-        raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")
+        raise BadInputError("--thin: keeps no tokens. Leave out --save-tokens")
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
@@ -277,7 +277,7 @@ def run(
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:
         if _is_begun(path):
-            say(f"interrupted; {_kept(path)}")
+            say(f"interrupted. {_kept(path)}")
         raise
     raise typer.Exit(foremost(codes))
 
@@ -287,7 +287,7 @@ def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:
     is_answer = error.exit_code not in (ExitCode.CANNOT, ExitCode.FAULT)
     if is_answer or not (path / "run.json").exists():
         return error
-    return RankFailedError(f"{error}; {_kept(path)}", error.exit_code)
+    return RankFailedError(f"{error}. {_kept(path)}", error.exit_code)
 
 
 def _is_begun(path: Path) -> bool:
@@ -295,7 +295,7 @@ def _is_begun(path: Path) -> bool:
 
 
 def _kept(path: Path) -> str:
-    return f"finished batch sizes are kept: --output {path} --resume goes on"
+    return f"Finished batch sizes are kept: --output {path} --resume goes on"
 
 
 def _slug(model: str) -> str:

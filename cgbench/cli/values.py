@@ -32,7 +32,7 @@ def check_utf8(arguments: Sequence[str]) -> None:
             flag = before if before.startswith("--") else "argument"
             text = os.fsencode(argument).decode(errors="backslashreplace")
             raise BadInputError(
-                f"{flag} {shown_whole(text)}: is not UTF-8; rename the file or folder"
+                f"{flag} {shown_whole(text)}: is not UTF-8. Rename the file or folder"
             ) from error
 
 

@@ -34,7 +34,7 @@ def compiled(deployment: Deployment) -> Deployment:
     except TorchDynamoException as error:
         first_line = str(error).partition("\n")[0]
         raise UnsupportedModelError(
-            f"--compile default: {deployment.model.label} cannot be compiled ({first_line}); "
-            "use --compile off"
+            f"--compile default: {deployment.model.label} cannot be compiled ({first_line}). "
+            "Use --compile off"
         ) from error
     return replace(deployment, compile_s=time.perf_counter() - start)

@@ -63,7 +63,7 @@ def judge(
 
     progress = progress if ranks.is_first else SILENT
     if repro is not None:
-        check_new_folder("--repro", repro, "choose a new or an empty folder")
+        check_new_folder("--repro", repro, "Choose a new or an empty folder")
     chosen = _chosen(request.checks)
     start = time.perf_counter()
     setup = prepare(_with_batch_size(request), progress, ranks)

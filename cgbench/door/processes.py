@@ -62,7 +62,7 @@ def _check(path: Path, *, resume: bool) -> None:
     if not resume or (path / "run.json").exists():
         RunDirectory.check(path, resume=resume)
     elif not (path / PARTS).is_dir():
-        raise RunDirectoryError(f"--resume: {path / PARTS}: missing; nothing was begun there")
+        raise RunDirectoryError(f"--resume: {path / PARTS}: missing. Nothing was begun there")
 
 
 def is_finished(part: Path, request: RunRequest) -> bool:
@@ -81,8 +81,8 @@ def is_finished(part: Path, request: RunRequest) -> bool:
     begun = RunRequest.from_record(record.arguments, f"{file}: arguments")
     if flags := differing_flags(begun.to_record(), request.to_record()):
         raise RunDirectoryError(
-            f"--resume: {file} was begun with another {', '.join(flags)}; "
-            "give the same, or choose another --output"
+            f"--resume: {file} was begun with another {', '.join(flags)}. "
+            "Give the same, or choose another --output"
         )
     return record.complete
 
@@ -108,11 +108,11 @@ def run_apart(request: RunRequest, part: Path, name: str, progress: Progress) ->
             raise
     if process.returncode == 0:
         return
-    kept = "--resume keeps what is measured and goes on"
+    kept = "Here --resume keeps what is measured and goes on"
     is_known = reason and process.returncode in {*map(int, ExitCode)}
     code = ExitCode(process.returncode) if is_known else ExitCode.CANNOT
     reason = reason or f"ended with status {process.returncode}"
-    raise ProcessError(f"{name}: {reason}; {kept}", code)
+    raise ProcessError(f"{name}: {reason}. {kept}", code)
 
 
 def _hand_over(job: object, stdin: IO[str]) -> None:

@@ -42,7 +42,7 @@ def run(
     request, path = with_ranks(request), Path(output)
     num_ranks, processes = request.sharing.num_ranks, request.timing.processes
     if processes > 1 and num_ranks > 1:
-        raise BadInputError(f"--processes {processes}: not with --tp {num_ranks}; drop one")
+        raise BadInputError(f"--processes {processes}: not with --tp {num_ranks}. Drop one")
     if processes > 1:
         return measure_in_processes(request, path, progress, resume=resume)
     device = request.device

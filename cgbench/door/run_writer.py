@@ -75,10 +75,10 @@ class RunWriter:
             yield
         except OSError as error:
             raise OutputError(
-                f"{self.directory.path} cannot be written: {error.strerror or error}; finished "
+                f"{self.directory.path} cannot be written: {error.strerror or error}. Finished "
                 "batch sizes are kept, --resume goes on"
             ) from error
 
 
 def _failed(failure: str) -> str:
-    return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+    return f"audit failed: {failure}. `cgbench audit` with the same flags says more"

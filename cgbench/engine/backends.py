@@ -59,11 +59,11 @@ def resolve_backend(name: str, device: torch.device) -> NamedBackend:
         name = "triton" if runs_kernels(device) else "sdpa"
     if name not in DECODE_BACKENDS:
         raise BadInputError(
-            f"--attention {name}: unknown; choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "
+            f"--attention {name}: unknown. Choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "
             "or package.module:function"
         )
     if name == "triton" and device.type != "cuda":
-        raise BadInputError("--attention triton needs --device cuda; use --attention sdpa")
+        raise BadInputError("--attention triton needs --device cuda. Use --attention sdpa")
     return NamedBackend(name, DECODE_BACKENDS[name])
 
 

@@ -165,7 +165,7 @@ def _capture_bucket(
     except RuntimeError as error:
         raise CaptureError(
             f"MODEL: the {scope} graph of {bucket.batch_size} requests cannot be captured "
-            f"({str(error).partition(chr(10))[0]}); --scopes eager runs without graphs"
+            f"({str(error).partition(chr(10))[0]}). --scopes eager runs without graphs"
         ) from error
 
 

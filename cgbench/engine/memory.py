@@ -36,8 +36,8 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
         raise OutOfMemoryError(
             f"MODEL {plan.request.ref}: {whose} needs at least {needed:,} bytes (weights "
             f"{weights:,}, KV of {slots} slots {kv:,}, prefill of {num_prompts} prompts "
-            f"{prefill:,}), but there are {available:,}; "
-            f"give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
+            f"{prefill:,}), but there are {available:,}. "
+            f"Give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
         )
 
 

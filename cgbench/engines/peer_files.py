@@ -19,7 +19,7 @@ OF_A_COMMAND = frozenset({"command", "notes"})
 
 MAX_FILE_BYTES = 64 << 20
 
-ANOTHER_OUTPUT = "choose another --output"
+ANOTHER_OUTPUT = "Choose another --output"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Found:
         names = (self.facts.keys() | asked.keys()) - OF_A_COMMAND
         others = sorted(name for name in names if self.facts.get(name) != asked.get(name))
         if self.facts and others:
-            raise BadInputError(f"{self.file} is of another {', '.join(others)}; {ANOTHER_OUTPUT}")
+            raise BadInputError(f"{self.file} is of another {', '.join(others)}. {ANOTHER_OUTPUT}")
         return self.results
 
 
@@ -82,7 +82,7 @@ def _read(file: Path) -> Found:
         rows = found.pop("peers")
         return Found(file, found, [_result(row) for row in rows])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadInputError(f"{file} holds no comparison of peers; {ANOTHER_OUTPUT}") from error
+        raise BadInputError(f"{file} holds no comparison of peers. {ANOTHER_OUTPUT}") from error
 
 
 def _result(row: Any) -> Result:
@@ -111,7 +111,7 @@ def write(output: Path, facts: SharedFacts, results: Sequence[Result], tables: s
         _replace(markdown_file(output), tables)
     except OSError as error:
         raise OutputError(
-            f"--output {output}: cannot be written: {error.strerror}; the rounds before are kept"
+            f"--output {output}: cannot be written: {error.strerror}. The rounds before are kept"
         ) from error
 
 

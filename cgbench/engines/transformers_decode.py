@@ -152,7 +152,7 @@ def make_mtp(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_token
     preset.
     """
     if len(prompts) != 1:
-        raise PeerError("use_mtp decodes one request; give --batch-size 1")
+        raise PeerError("use_mtp decodes one request. Give --batch-size 1")
     if getattr(model.config.get_text_config(), "num_mtp_layers", None) is None:
         raise PeerError(f"transformers knows no MTP head for {type(model).__name__}")
     if not model.name_or_path:

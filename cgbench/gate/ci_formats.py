@@ -113,7 +113,7 @@ def why_empty(comparison: Comparison) -> str | None:
     if any(_benchmarked(comparison)):
         return None
     missing = "no latency, TPOT or memory of NEW is gated"
-    return f"--format benchmark-json is empty: {missing}; {summary(comparison)}"
+    return f"--format benchmark-json is empty: {missing}. {summary(comparison)}"
 
 
 def _benchmarked(comparison: Comparison) -> Iterator[Line]:

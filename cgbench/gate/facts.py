@@ -67,7 +67,7 @@ def _tokens(
     line = replace(_fact("tokens", hashes, None, **where), gated=is_exact)
     if line.verdict is Verdict.SAME or not is_exact or allow_token_change:
         return line
-    reason = "float32 greedy tokens differ; --allow-token-change accepts them"
+    reason = "float32 greedy tokens differ. --allow-token-change accepts them"
     return replace(line, verdict=Verdict.REGRESSED, reason=reason)
 
 

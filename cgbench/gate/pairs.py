@@ -47,7 +47,7 @@ def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
     """Yield a line for each thing that keeps the runs from being compared."""
     for run in (base, new):
         if not run.record.complete:
-            yield f"{run.name} is not finished; go on with cgbench run --resume --output {run.path}"
+            yield f"{run.name} is not finished. Go on with cgbench run --resume --output {run.path}"
     a, b = base.record, new.record
     yield from _differing("GPU", a.environment.get("gpu"), b.environment.get("gpu"))
     yield from _disjoint("device", _settings(base, "device"), _settings(new, "device"))

@@ -80,7 +80,7 @@ class Gate:
         """
         words = {word.strip() for word in text.split(",")}
         if unknown := sorted(words - set(GATE_WORDS)):
-            raise BadInputError(f"--gate {unknown[0]}: unknown; choose of {','.join(GATE_WORDS)}")
+            raise BadInputError(f"--gate {unknown[0]}: unknown. Choose of {','.join(GATE_WORDS)}")
         metrics = frozenset(words - {Scope.EAGER.value})
         return cls(metrics or frozenset(GATED_BY_DEFAULT), Scope.EAGER.value in words)
 

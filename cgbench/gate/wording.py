@@ -47,7 +47,7 @@ def summary(comparison: Comparison) -> str:
     """Return the outcome in one line."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in comparison.counts.items())
     gated = counts or "nothing is gated: --gate ...,eager gates eager cells too"
-    return f"{gated}; exit code {int(comparison.exit_code)}"
+    return f"{gated}, exit code {int(comparison.exit_code)}"
 
 
 def value_text(value: float | str | None) -> str:

@@ -56,7 +56,7 @@ def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int
     if room > max_positions:
         raise BadInputError(
             f"{_longest_words(options, workload)}: with {options.to_decode} tokens to decode it is "
-            f"over the model's {max_positions} positions; shorten it, or lower "
+            f"over the model's {max_positions} positions. Shorten it, or lower "
             f"{' or '.join(options.reach_flags)}"
         )
     return room

@@ -62,7 +62,7 @@ def choose_device(name: str) -> torch.device:
     ``DeviceError`` if CUDA is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: no CUDA device is available; use --device cpu")
+        raise DeviceError("--device cuda: no CUDA device is available. Use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -108,7 +108,7 @@ def load(
     )
     plan = plan_loading(loading)
     if request.model.routing == Routing.BALANCED and plan.routing is Routing.MODEL:
-        raise BadInputError(f"--routing balanced: {ref} has no experts; drop the flag")
+        raise BadInputError(f"--routing balanced: {ref} has no experts. Drop the flag")
     if set(options.scopes) - {Scope.EAGER}:
         check_capturable(plan.config)
     check_memory(plan, options)
@@ -116,8 +116,8 @@ def load(
         return load_model(plan)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"out of memory loading {ref}: its weights do not fit the device; "
-            "try --dtype bfloat16 or a smaller MODEL"
+            f"out of memory loading {ref}: its weights do not fit the device. "
+            "Try --dtype bfloat16 or a smaller MODEL"
         ) from error
 
 
@@ -133,7 +133,7 @@ def read_texts(request: DecodeRequest) -> PromptTexts | None:
         check_whole("--num-prompts", num_prompts, 1)
     is_preset = preset_name(model) is not None
     if is_preset and name not in (None, RANDOM):
-        raise BadInputError(f"--prompts {name}: {model} has no tokenizer; use random")
+        raise BadInputError(f"--prompts {name}: {model} has no tokenizer. Use random")
     if not is_preset and name != RANDOM:
         return read_named(name, num_prompts)
     if workload.chat_template == ChatTemplate.ON:

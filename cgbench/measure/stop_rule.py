@@ -80,8 +80,8 @@ def doubt(rule: UntilPrecise, medians: Mapping[str, Sequence[float]]) -> str | N
     worst = max(short, key=lambda name: reached[name] or float("inf"))
     return (
         f"{len(short)} of {len(medians)} cells are not known to {_percent(rule.precision)} "
-        f"(--precision): {worst} to {_percent(reached[worst])}; "
-        "a longer --max-time or a quieter machine would tell more"
+        f"(--precision): {worst} to {_percent(reached[worst])}. "
+        "A longer --max-time or a quieter machine would tell more"
     )
 
 

@@ -111,7 +111,7 @@ def _read_fields(ref: str, where: str) -> JsonObject:
     if model_type not in KNOWN_AS and model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"{where}: model_type {shown(model_type)}: transformers {transformers.__version__} "
-            "does not know it; code in a checkpoint is never run"
+            "does not know it. Code in a checkpoint is never run"
         )
     return raw
 

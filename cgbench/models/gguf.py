@@ -31,7 +31,7 @@ def find_gguf(ref: str) -> Path | None:
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ModelError(f"MODEL {ref}: holds several GGUF files ({names}); give one of them")
+        raise ModelError(f"MODEL {ref}: holds several GGUF files ({names}). Give one of them")
     return _readable(files[0]) if files else None
 
 

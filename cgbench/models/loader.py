@@ -165,7 +165,7 @@ def _splits(plan: LoadingPlan) -> Splits:
     if probe.state_shapes:
         raise UnsupportedModelError(
             f"--tp {num_ranks}: the linear-attention layers of {class_name(plan.config)} cannot be "
-            "divided here; drop --tp"
+            "divided here. Drop --tp"
         )
     kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
     check_heads(plan.config, num_ranks, probe.num_query_heads, kv_heads)

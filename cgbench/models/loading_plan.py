@@ -197,7 +197,7 @@ def check_model_ref(ref: str) -> None:
         check_ref("MODEL", ref)
     elif preset not in PRESETS:
         known = ", ".join(sorted(PRESETS))
-        raise ModelError(f"MODEL {ref}: unknown preset; choose one of {known}")
+        raise ModelError(f"MODEL {ref}: unknown preset. Choose one of {known}")
 
 
 def plan_loading(request: Loading) -> LoadingPlan:
@@ -247,7 +247,7 @@ def _find_head(
 ) -> tuple[HeadFiles, HeadFamily]:
     """Return the head's files, and its family wired as config.json and the flags state."""
     if gguf_file is not None and request.head_ref is None:
-        raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head; give --head PATH")
+        raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head. Give --head PATH")
     folder = _head_folder(request, target.config, gguf_file)
     files = None if gguf_file is not None else tensor_files(request.path)
     flags, stated = request.wiring, folder.stated
@@ -270,7 +270,7 @@ def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | N
 def _plan_preset(request: Loading, name: str) -> LoadingPlan:
     for flag, value in (("--head", request.head_ref), ("--head-family", request.wiring.family)):
         if value is not None:
-            raise ModelError(f"{flag}: {request.ref} makes its own head; drop the flag")
+            raise ModelError(f"{flag}: {request.ref} makes its own head. Drop the flag")
     preset = PRESETS[name]
     config = config_from_dict(dict(preset.config))
     own = FAMILIES[preset.head_family]

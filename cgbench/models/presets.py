@@ -358,7 +358,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="glm-4.5-air",
-            source="zai-org/GLM-4.5-Air config.json; 213 GB in bfloat16, for two 141 GB GPUs",
+            source="zai-org/GLM-4.5-Air config.json. 213 GB in bfloat16, for two 141 GB GPUs",
             head_family="deepseek",
             config={
                 "model_type": "glm4_moe",

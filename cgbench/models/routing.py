@@ -101,7 +101,7 @@ class BalancedRouting:
         if len(set(shapes.values())) > 1:
             raise UnsupportedModelError(
                 "--routing balanced: the model's layers choose among different numbers of "
-                "experts; use --routing model"
+                "experts. Use --routing model"
             )
         self.shape = next(iter(shapes.values()))
         self.start = seed_hash(seed)

@@ -71,8 +71,8 @@ def check_config(config: PretrainedConfig) -> None:
         )
     if other := _other_layer_types(config.get_text_config()):
         raise UnsupportedModelError(
-            f"MODEL: {kind} has layers of type {', '.join(other)}; only full and sliding attention "
-            "can be run, and of recurrent hybrids Qwen3-Next and Qwen3.5; preset:mimo-7b is a "
+            f"MODEL: {kind} has layers of type {', '.join(other)}. Only full and sliding attention "
+            "can be run, and of recurrent hybrids Qwen3-Next and Qwen3.5. preset:mimo-7b is a "
             "model that works"
         )
 
@@ -96,7 +96,7 @@ def check_capturable(config: PretrainedConfig) -> None:
     """
     if found := sorted(rope_types(config) & HOST_READ_ROPE_TYPES):
         raise UnsupportedModelError(
-            f"MODEL: {class_name(config)} has rotary type '{found[0]}', which cannot be captured; "
+            f"MODEL: {class_name(config)} has rotary type '{found[0]}', which cannot be captured. "
             "--scopes eager runs without graphs"
         )
 
@@ -132,7 +132,7 @@ def check_windows(model: PreTrainedModel, windows: dict[int, int | None]) -> Non
     if is_lost:
         raise UnsupportedModelError(
             f"{type(model).__name__}: does not tell its attention of its sliding window of "
-            f"{window} tokens; it can be run only where config.json has none"
+            f"{window} tokens. It can be run only where config.json has none"
         )
 
 
@@ -145,8 +145,8 @@ def check_supported(model: PreTrainedModel) -> None:
     for part in ("layers", "norm", "rotary_emb"):
         if not hasattr(model.get_decoder(), part):
             raise UnsupportedModelError(
-                f"{kind}: its backbone has no '{part}'; "
-                "only decoder-only models with rotary positions can be run"
+                f"{kind}: its backbone has no '{part}'. "
+                "Only decoder-only models with rotary positions can be run"
             )
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None):

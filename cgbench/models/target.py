@@ -266,6 +266,6 @@ def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
     if missing:
         raise UnsupportedModelError(
             f"{type(target.model).__name__}: layers {sorted(missing)} have no attention of the "
-            "usual kind, nor a gated delta net; other recurrent targets are not supported"
+            "usual kind, nor a gated delta net. Other recurrent targets are not supported"
         )
     return probe

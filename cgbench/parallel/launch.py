@@ -64,7 +64,7 @@ def ranks_asked(tp: int | None) -> int:
         raise BadInputError(f"--tp {tp}: must be at least 1")
     started = _ranks_started()
     if started > 1 and tp not in (None, started):
-        raise BadInputError(f"--tp {tp}: torchrun has started {started} ranks; drop --tp")
+        raise BadInputError(f"--tp {tp}: torchrun has started {started} ranks. Drop --tp")
     return started if tp is None else tp
 
 
@@ -278,7 +278,7 @@ def _failure(failed: "ChildFailedError", reports: Path) -> RankFailedError:
         ended = failed.failures[dead[0]]
         how = ended.signal_name() if ended.exitcode < 0 else f"exit status {ended.exitcode}"
         return RankFailedError(
-            f"rank {dead[0]} died ({how}); the other ranks were stopped", ExitCode.CANNOT
+            f"rank {dead[0]} died ({how}). The other ranks were stopped", ExitCode.CANNOT
         )
     return _told(next(iter(told.values())), alone=True)
 

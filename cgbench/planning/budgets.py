@@ -130,8 +130,8 @@ def solve_within(
     """
     if problem.size > _MAX_REQUESTS:
         raise PlanError(
-            f"--max-memory, --max-capture-seconds: planned for at most {_MAX_REQUESTS} requests; "
-            "lower --max-num-seqs, or give --max-graphs alone"
+            f"--max-memory, --max-capture-seconds: planned for at most {_MAX_REQUESTS} requests. "
+            "Lower --max-num-seqs, or give --max-graphs alone"
         )
     resources = [each for each in resources if sum(each[0]) > each[1]]
     most = min((_most_that_fit(*each) for each in resources), default=problem.size)
@@ -150,7 +150,7 @@ def solve_within(
             return search.best_sizes
     raise PlanError(
         "--max-memory, --max-capture-seconds: too many choices come close to the best to prove "
-        "one; give --max-graphs too, or a lower --max-num-seqs"
+        "one. Give --max-graphs too, or a lower --max-num-seqs"
     )
 
 

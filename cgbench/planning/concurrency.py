@@ -56,7 +56,7 @@ class Concurrency:
         if not kept:
             raise BadInputError(f"{name}: no batch size has a weight")
         if not isfinite(sum(weight for _, weight in kept)):
-            raise BadInputError(f"{name}: the weights sum to no number; make them smaller")
+            raise BadInputError(f"{name}: the weights sum to no number. Make them smaller")
         return cls(tuple(kept), name)
 
     @classmethod
@@ -89,7 +89,7 @@ class Concurrency:
         if _printable(file) != str(file):
             raise BadInputError(f"{name}: the file's name must be UTF-8")
         if not os.path.isfile(file):
-            raise BadInputError(f"{name}: cannot be read; give a file, or {NAMED}")
+            raise BadInputError(f"{name}: cannot be read. Give a file, or {NAMED}")
         text = read_text(name, file, _MAX_BYTES, encoding="utf-8-sig")
         is_json = text.lstrip().startswith(("{", "["))
         weights = _from_json(text, name) if is_json else _from_lines(text, name)

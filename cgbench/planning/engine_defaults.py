@@ -72,7 +72,7 @@ def raise_hint(request: PlanRequest) -> Iterator[str]:
     for prefix, flag in _RAISES.items():
         if is_cut and request.policy.startswith(prefix):
             yield (
-                f"batches above {request.graph_maximum} requests run eager; raise it with "
+                f"batches above {request.graph_maximum} requests run eager. Raise it with "
                 f"{flag.format(most)}"
             )
 
@@ -94,7 +94,7 @@ def _vllm(asked: _Asked) -> Defaulted:
         raise RefusedPlanError(
             request.policy,
             f"max_num_seqs {request.max_batch_size} above max_num_batched_tokens "
-            f"{request.max_num_batched_tokens}; lower one or raise the other",
+            f"{request.max_num_batched_tokens}. Lower one or raise the other",
         )
     return Defaulted(request, tuple(notes))
 
@@ -140,7 +140,7 @@ def _sglang(asked: _Asked) -> Defaulted:
         notes.append(
             f"max_running_requests {most}, the default with drafts"
             if request.spec_tokens
-            else f"max_running_requests follows the memory for KV; planned up to {most}"
+            else f"max_running_requests follows the memory for KV, planned up to {most}"
         )
     return Defaulted(request, tuple(notes))
 

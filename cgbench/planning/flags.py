@@ -17,7 +17,7 @@ FlagText = Callable[[CapturePlan], str]
 def check_engine(engine: str) -> None:
     """Check that the option of this engine is known. Raise ``BadInputError`` if it is not."""
     if engine not in ENGINES:
-        raise BadInputError(f"--flags {engine}: unknown; choose one of {', '.join(ENGINES)}")
+        raise BadInputError(f"--flags {engine}: unknown. Choose one of {', '.join(ENGINES)}")
 
 
 def flags_for(engine: str, plan: CapturePlan) -> str:
@@ -46,7 +46,7 @@ def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Itera
     if dropped := sorted(set(plan.batch_sizes) - set(captured)):
         yield (
             f"vLLM drops sizes over --max-num-batched-tokens {request.max_num_batched_tokens}: "
-            f"no graph for {', '.join(map(str, dropped))} requests; raise it"
+            f"no graph for {', '.join(map(str, dropped))} requests. Raise it"
         )
 
 
@@ -100,7 +100,7 @@ def union_warnings(request: PlanRequest, phases: Iterable[PhaseGraphs]) -> Itera
         if dropped := sorted(set(phase.batch_sizes) - set(kept)):
             yield (
                 f"vLLM drops sizes over --max-num-batched-tokens {request.max_num_batched_tokens}: "
-                f"no graph of {phase.phase} for {', '.join(map(str, dropped))} requests; raise it"
+                f"no graph of {phase.phase} for {', '.join(map(str, dropped))} requests. Raise it"
             )
             return
 

@@ -159,7 +159,7 @@ class Frontier:
     def _by_layers(self, max_graphs: int) -> Choice:
         if max_graphs * self._problem.size > _MAX_LAYER_STEPS:
             raise PlanError(
-                "--policy optimal: too many choices come close to the best to prove one; lower "
+                "--policy optimal: too many choices come close to the best to prove one. Lower "
                 "--max-graphs or --max-num-seqs"
             )
         if max_graphs not in self._layered:

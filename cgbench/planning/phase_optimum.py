@@ -56,7 +56,7 @@ def phase_optimum(request: PlanRequest, num_graphs: int) -> PhaseOptimum:
     problems = [phase_problem(request, phase) for phase in phases]
     most = min(num_graphs, request.max_batch_size)
     if most * request.max_batch_size * len(phases) > _MAX_STEPS:
-        raise PlanError("--policy optimal: too many graphs by phase; lower --max-num-seqs")
+        raise PlanError("--policy optimal: too many graphs by phase. Lower --max-num-seqs")
     counts, cost = _divide([least_costs(problem, most) for problem in problems], num_graphs)
     found = (
         _chosen(request, phase, problem, count)

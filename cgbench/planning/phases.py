@@ -19,7 +19,7 @@ ONE_GRAPH = "one graph holds the target's forward and every draft"
 FIRST_STEP_ALONE = "the engine captures the draft model's first step only"
 NO_DRAFT_GRAPHS = "the engine captures no graph of such a draft model"
 A_GRAPH_A_MODULE = "a graph for each MTP module, k + 1 tokens a request each"
-RUNNER_V2 = "as runner V2 captures; runner V1 drafts without full graphs"
+RUNNER_V2 = "as runner V2 captures. Runner V1 drafts without full graphs"
 
 # Runner V2 is the default for every model on NVIDIA's GPUs from 0.30 on, and for some before.
 _RUNNER_V1 = ("vllm-0.18", "vllm-0.26", "vllm-0.28")

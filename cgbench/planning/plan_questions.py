@@ -82,7 +82,7 @@ def asked_of_line(
     releases = [name for name in policies if name not in NO_ENGINES]
     beside = [name for name in policies if name in NO_ENGINES]
     if len(releases) > 1:
-        raise BadInputError(f"--policy {releases[1]}: --from starts one engine; drop it")
+        raise BadInputError(f"--policy {releases[1]}: --from starts one engine. Drop it")
     launch = read_launch(line, config, gpu, releases[0] if releases else None)
     own = Asked(launch.request, launch.notes, launch.warnings)
     k, most = launch.request.spec_tokens, launch.request.max_batch_size

@@ -87,7 +87,7 @@ class StepLog:
         if not decode:
             raise BadInputError(
                 f"{FLAG} {self.name}: no step of the log is a decode batch of {query_len} tokens a "
-                "request; give the --spec-tokens that it ran with"
+                "request. Give the --spec-tokens that it ran with"
             )
         return Concurrency.of(((n, float(count)) for n, count in decode.items()), self.name)
 

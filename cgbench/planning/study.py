@@ -185,7 +185,7 @@ def _check_budget(base: PlanRequest, names: list[str]) -> None:
     }
     given = [flag for flag, value in budgets.items() if value is not None]
     if given and "optimal" not in names:
-        raise BadInputError(f"{given[0]}: a budget of --policy optimal; add it, or leave this out")
+        raise BadInputError(f"{given[0]}: a budget of --policy optimal. Add it, or leave this out")
 
 
 def _request(base: PlanRequest, policy: str, spec_tokens: int) -> PlanRequest:

@@ -173,6 +173,6 @@ def _golden(text: str, value: str) -> GoldenLength:
     name = value.removesuffix(BORROWED)
     if name not in GOLDEN:
         raise BadInputError(
-            f"--acceptance {text}: unknown; choose golden: and one of {', '.join(GOLDEN)}"
+            f"--acceptance {text}: unknown. Choose golden: and one of {', '.join(GOLDEN)}"
         )
     return GoldenLength(GOLDEN[name], is_borrowed=name != value)

@@ -137,7 +137,7 @@ def _sampling(text: str, rest: str) -> Sampling:
         name, _, value = part.strip().partition("=")
         if name not in names:
             raise BadInputError(
-                f"--acceptance {text}: unknown setting '{name}'; choose {', '.join(names)}"
+                f"--acceptance {text}: unknown setting '{name}'. Choose {', '.join(names)}"
             )
         if name in given:
             raise BadInputError(f"--acceptance {text}: {name} is given twice")
@@ -180,7 +180,7 @@ def _top_p(value: str) -> float:
 _READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "temperature": (
         _temperature,
-        f"a finite number of at least {MIN_TEMPERATURE:g}; for temperature 0 choose greedy",
+        f"a finite number of at least {MIN_TEMPERATURE:g}, for temperature 0 choose greedy",
     ),
     "top-k": (_top_k, f"a whole number from 1 to {MAX_WHOLE:,}"),
     "top-p": (_top_p, "above 0 and at most 1"),

@@ -67,7 +67,7 @@ class Typed:
             wanted = _value(key, hint)
             value = _in_order(read(wanted, _as_json(found), wanted.flag))
             if value == () != _default(self, name):
-                raise BadInputError(f"{wanted.flag}: is empty; give at least one")
+                raise BadInputError(f"{wanted.flag}: is empty. Give at least one")
             object.__setattr__(self, name, value)
 
 
@@ -90,7 +90,7 @@ class Recorded(Typed):
         """
         known = {value.key: value for value in values_of(cls)}
         if unknown := sorted(record.keys() - known.keys() - UNMEASURED):
-            raise BadInputError(f"{where}.{unknown[0]}: is unknown; a newer cgbench may read it")
+            raise BadInputError(f"{where}.{unknown[0]}: is unknown. A newer cgbench may read it")
         held = {name: found for name, found in record.items() if name in known}
         return cls.of({name: read(known[name], held[name], f"{where}.{name}") for name in held})
 

@@ -34,11 +34,11 @@ def resolve(
     options = _options(request, device_type, tp_size, golden)
     on_cpu = device_type == "cpu"
     if on_cpu and options.cold_l2:
-        raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
+        raise DeviceError("--cold-l2: flushes a GPU's cache. There is none with --device cpu")
     if on_cpu and options.nvtx:
-        raise DeviceError("--nvtx: ranges need --device cuda; on a CPU profile with torch's own")
+        raise DeviceError("--nvtx: ranges need --device cuda. On a CPU profile with torch's own")
     if request.model.head is not None and not options.max_spec_tokens:
-        raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
+        raise BadInputError("--head: --spec-tokens 0 runs no head. Drop one of the two")
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     notes = [NO_GRAPHS_ON_CPU] if on_cpu else warnings
     if request.workload.acceptance is None and golden:

@@ -64,7 +64,7 @@ def _values(texts: Texts, column: Column) -> "pd.Series[Any]":
     for row, text in enumerate(texts, start=1):
         if text is not None and not number.fullmatch(text):
             kind = "whole number" if is_whole else "number"
-            raise ValueError(f"{column.name} is {text[:40]!a} in row {row}; must be a {kind}")
+            raise ValueError(f"{column.name} is {text[:40]!a} in row {row}, must be a {kind}")
         if text is None and column.is_never_empty:
             raise ValueError(f"{column.name} is empty in row {row}")
     if is_whole:

@@ -24,7 +24,7 @@ def check_new_folder(flag: str, path: Path, hint: str) -> None:
     except OSError as error:
         raise RunDirectoryError(f"{flag} {path}: {error.strerror}") from error
     if is_taken:
-        raise RunDirectoryError(f"{flag} {path}: exists already; {hint}")
+        raise RunDirectoryError(f"{flag} {path}: exists already. {hint}")
     if problem is not None:
         raise RunDirectoryError(f"{flag} {path}: {os.strerror(problem)}")
 

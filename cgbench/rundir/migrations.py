@@ -52,6 +52,6 @@ def migrated(raw: JsonObject, file: Path) -> JsonObject:
     if version == SCHEMA_VERSION:
         return raw
     read = ", ".join(map(str, [*STEPS, SCHEMA_VERSION]))
-    cure = "; a newer cgbench may" if version is not None and version > SCHEMA_VERSION else ""
+    cure = ". A newer cgbench may" if version is not None and version > SCHEMA_VERSION else ""
     shown = " ".join(str(found)[:40].split())
-    raise RunDirectoryError(f"{file}: schema_version {shown}; this cgbench reads {read}{cure}")
+    raise RunDirectoryError(f"{file}: schema_version {shown}. This cgbench reads {read}{cure}")

@@ -154,7 +154,7 @@ class RunRecord:
         values = {name: _checked(raw, name, kind, file) for name, kind in held}
         if unknown := sorted(raw.keys() - values.keys()):
             raise RunDirectoryError(
-                f"{file}: field {unknown[0]} is unknown; a newer cgbench may read it"
+                f"{file}: field {unknown[0]} is unknown. A newer cgbench may read it"
             )
         for fault in chain(part_faults(raw), account_faults(raw.get("floor", {}))):
             raise RunDirectoryError(f"{file}: {fault}")

@@ -49,7 +49,7 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
         if found.empty:
             raise RunDirectoryError(
                 f"--costs {path}: latency.csv has no {what} iteration at --spec-tokens "
-                f"{spec_tokens}; measure it with cgbench run"
+                f"{spec_tokens}. Measure it with cgbench run"
             )
     file = path / LATENCY_FILE
     _check(file, graphs, "bucket", _SIZES)
@@ -121,7 +121,7 @@ def _check(file: Path, rows: "pd.DataFrame", column: str, limits: tuple[float, f
     values = rows[column].astype("float64")
     for value in values[~values.between(least, most)]:
         raise RunDirectoryError(
-            f"{file}: damaged: {column} is {value:g}; must be a number from {least:g} to {most:g}"
+            f"{file}: damaged: {column} is {value:g}, must be a number from {least:g} to {most:g}"
         )
 
 

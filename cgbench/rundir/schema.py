@@ -124,8 +124,8 @@ Drafts are out of the target's vocabulary.
 """
 
 LATENCY = (
-    _label("model", "model label; says so where the weights are random"),
-    _label("head", "draft head label; none where k = 0"),
+    _label("model", "model label, says so where the weights are random"),
+    _label("head", "draft head label, none where k = 0"),
     Column("device", "string", "cpu or cuda", words=("cpu", "cuda")),
     _label("dtype", "weights and KV"),
     _label("attention", "attention backend"),
@@ -137,7 +137,7 @@ LATENCY = (
     Column("spec_tokens", "int64", "k, drafts per request per iteration", within=DRAFTS),
     Column("batch_size", "int64", "requests", within=REQUESTS),
     Column(
-        "bucket", "Int64", "requests the graph holds; empty where it ran eager", within=REQUESTS
+        "bucket", "Int64", "requests the graph holds, empty where it ran eager", within=REQUESTS
     ),
     Column("padding_frac", "float64", "(bucket - batch_size) / bucket", within=SHARE),
     Column("context_len", "int64", "committed KV rows per request when timing starts"),
@@ -154,7 +154,7 @@ LATENCY = (
     Column(
         "mean_acceptance_length",
         "float64",
-        "1 + accepted per iteration, 1 to k + 1; under length and golden the stated one",
+        "1 + accepted per iteration, 1 to k + 1, under length and golden the stated one",
         within=FROM_ONE,
     ),
     Column(
@@ -172,7 +172,7 @@ LATENCY = (
     Column(
         "peak_memory_bytes",
         "Int64",
-        "most device memory in use; on a CPU the process's peak",
+        "most device memory in use. On a CPU the process's peak",
         within=FROM_ONE,
     ),
     Column("tokens_sha256", "string", "hash of the tokens that the generate pass gave"),
@@ -181,7 +181,7 @@ LATENCY = (
     ),
     _added("mean_context_len", "float64", "mean KV rows per request over the timed iterations"),
     _added("blocks", "Int64", "timed blocks that count, of all processes"),
-    _added("discarded_blocks", "Int64", "timed blocks that do not; blocks.csv says why"),
+    _added("discarded_blocks", "Int64", "timed blocks that do not. blocks.csv says why"),
     _added("half_width_frac", "float64", "of the 95 % interval of the median, relative to it"),
     _added(
         "routing", "string", "how experts are chosen: model or balanced", Routing.MODEL.value
@@ -228,7 +228,7 @@ CAPTURE = (
     _graph_ms("first_replay_ms", "first replay, upload included"),
     Column("pool_bytes", "int64", "growth of the graphs' memory pool"),
     Column("driver_bytes", "int64", "device memory that went outside the pool", within=SIGNED),
-    Column("nodes", "Int64", "nodes of the graph; empty where the driver does not tell"),
+    Column("nodes", "Int64", "nodes of the graph, empty where the driver does not tell"),
     Column("break_even_replays", "float64", "iterations that pay back all graphs of the bucket"),
 )
 
@@ -238,15 +238,15 @@ SAMPLES = (
     Column("batch_size", "int64", "requests", within=REQUESTS),
     _word("mode", Mode, "what ran"),
     Column("block", "int64", "interleaved round of the measurement"),
-    Column("iteration", "int64", "count over all blocks; the stages of one iteration share it"),
+    Column("iteration", "int64", "count over all blocks. The stages of one iteration share it"),
     Column(
         "stage",
         "string",
-        "iteration (timed pass); verify, accept, draft_1.., commit; collectives (alone, tp > 1)",
+        "iteration (timed pass), verify, accept, draft_1.., commit, or collectives (alone, tp > 1)",
         filled=True,
         is_right=_is_sampled,
     ),
-    Column("gpu_s", "float64", "by GPU events; wall time on CPU", within=SIGNED, filled=True),
+    Column("gpu_s", "float64", "by GPU events, wall time on CPU", within=SIGNED, filled=True),
     Column(
         "wall_s",
         "float64",

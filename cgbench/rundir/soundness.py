@@ -140,16 +140,16 @@ def _column_faults(values: "pd.Series[float]", column: Column) -> Iterator[str]:
     # An empty cell is NaN, and neither below nor above.
     numbers = values.to_numpy("float64", na_value=nan)
     for row in np.flatnonzero((numbers < column.within.least) | (numbers > column.within.most)):
-        yield f"{column.name} is {values.iloc[row]} in row {row + 1}; must be {column.within}"
+        yield f"{column.name} is {values.iloc[row]} in row {row + 1}, must be {column.within}"
 
 
 def _why_not(text: str, column: Column) -> str:
     """Return why a column cannot hold ``text``, or nothing if it can."""
     if column.words and text not in column.words:
-        return f"; must be {' or '.join(column.words)}"
+        return f", must be {' or '.join(column.words)}"
     if len(text) > MAX_TEXT or not text.isprintable():
-        return f"...; must be printable, of at most {MAX_TEXT} characters"
-    return "" if column.is_right(text) else "; must be as this schema version has it"
+        return f"..., must be printable, of at most {MAX_TEXT} characters"
+    return "" if column.is_right(text) else ", must be as this schema version has it"
 
 
 def _in_a_row(are_wrong: "pd.Series[bool]", fault: str) -> Iterator[str]:

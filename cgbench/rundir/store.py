@@ -74,9 +74,9 @@ class RunDirectory:
         Raise ``RunDirectoryError``.
         """
         if resume and cls.open(path).record.complete:
-            raise RunDirectoryError(f"--resume: {path} is complete; nothing is left to measure")
+            raise RunDirectoryError(f"--resume: {path} is complete. Nothing is left to measure")
         if not resume:
-            hint = "choose another, or go on with an unfinished run with --resume"
+            hint = "Choose another, or go on with an unfinished run with --resume"
             check_new_folder("--output", path, hint)
 
     @classmethod
@@ -108,8 +108,8 @@ class RunDirectory:
         asked = RunRecord.from_json(record.to_json(), path)
         if others := differing(directory.record, asked):
             raise RunDirectoryError(
-                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}; "
-                "give the same, or choose another --output"
+                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}. "
+                "Give the same, or choose another --output"
             )
         kept = sorted(directory.finished_batch_sizes)
         directory.record.add_resumed({"utc": record.created_utc, "kept_batch_sizes": kept})
@@ -275,7 +275,7 @@ def _lock(folder: int, path: Path) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise RunDirectoryError(
-            f"--output {path}: another process is writing it; wait for it, or end it"
+            f"--output {path}: another process is writing it. Wait for it, or end it"
         ) from error
 
 

@@ -50,8 +50,10 @@ def write_thin(source: Path, path: Path) -> int:
     """
     run = RunDirectory.open(source)
     if not run.record.complete:
-        raise RunDirectoryError(f"--thin-baseline: {source} is not finished; cgbench run --resume")
-    check_new_folder("--thin-baseline", path, "remove it first")
+        raise RunDirectoryError(
+            f"--thin-baseline: {source} is not finished. Go on with cgbench run --resume"
+        )
+    check_new_folder("--thin-baseline", path, "Remove it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
@@ -91,8 +93,8 @@ def _write(run: RunDirectory, made: Path, refusal: str) -> int:
     num_bytes = sum(file.stat().st_size for file in made.iterdir())
     if num_bytes > MAX_BYTES:
         raise CannotError(
-            f"{refusal}: {num_bytes} bytes, over the {MAX_BYTES} of a baseline; "
-            "measure fewer --batch-sizes, --scopes or --spec-tokens"
+            f"{refusal}: {num_bytes} bytes, over the {MAX_BYTES} of a baseline. "
+            "Measure fewer --batch-sizes, --scopes or --spec-tokens"
         )
     return num_bytes
 

@@ -65,8 +65,8 @@ def notes(comparison: Comparison) -> Iterator[str]:
     yield from (f"differs: {difference}" for difference in comparison.differences)
     rules = comparison.rules
     yield (
-        f"minimum effect {100 * rules.min_effect:g} %; each interval at "
-        f"{100 * comparison.level:.6g} %, for {100 * rules.confidence:g} % over all gated ones; "
+        f"minimum effect {100 * rules.min_effect:g} %. Each interval at "
+        f"{100 * comparison.level:.6g} %, for {100 * rules.confidence:g} % over all gated ones. "
         "n: blocks, or processes of several (rows for acceptance, graphs for capture time) of "
         "BASE/NEW"
     )

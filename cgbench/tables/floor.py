@@ -24,7 +24,7 @@ COLUMNS = (
 TEXTS = ("stage", "what", "bound by")
 
 CAPTION = (
-    "read {read:,.1f} GB/s, matrices {rate:,.1f} GFLOP/s, measured in this run; "
+    "read {read:,.1f} GB/s, matrices {rate:,.1f} GFLOP/s, measured in this run, "
     "{context:.1f} tokens of KV a request"
 )
 

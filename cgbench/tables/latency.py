@@ -207,8 +207,8 @@ def _caption(frame: pd.DataFrame, offered: Sequence[Shown], shown: Sequence[Show
     hidden = len(_with_values(frame)) - len(offered)
     lines = [
         _setting(frame),
-        f"left out at this width: {spared}; latency.md has them" if spared else "",
-        f"--wide shows {hidden} more columns; latency.md explains them all" if hidden else "",
+        f"left out at this width: {spared}. latency.md has them" if spared else "",
+        f"--wide shows {hidden} more columns. latency.md explains them all" if hidden else "",
     ]
     return "\n".join(line for line in lines if line)
 

@@ -19,7 +19,7 @@ WHAT: dict[str, str] = {
     "static": "transformers `generate`, static cache, `reduce-overhead`",
     "mtp": "transformers `generate(use_mtp=True)`",
     "batch": "transformers `generate_batch`",
-    Phase.VERIFY: "cgbench, verify graph (accept in it); without graphs, eager",
+    Phase.VERIFY: "cgbench, verify graph (accept in it), without graphs, eager",
     "verify-static": "transformers forward, static cache",
     "verify-compiled": "transformers forward, static cache, `reduce-overhead`",
 }
@@ -32,8 +32,8 @@ STATISTICS = (
 )
 
 SYNTHETIC = (
-    "Acceptance is synthetic: tokens a second of rows with drafts say what such rates would bring; "
-    "milliseconds a step are measured."
+    "Acceptance is synthetic: tokens a second of rows with drafts say what such rates would bring. "
+    "Milliseconds a step are measured."
 )
 
 

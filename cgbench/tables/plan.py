@@ -14,7 +14,7 @@ from cgbench.tables.plan_phases import by_length_section, by_phase_section, repl
 from cgbench.tables.plan_rows import BucketRow, PolicyRow, bucket_rows, policy_row
 
 DEFINITIONS = """\
-A batch is padded up to the next bucket; padding is (bucket - batch) / bucket, its mean over the \
+A batch is padded up to the next bucket. Padding is (bucket - batch) / bucket, its mean over the \
 workload. Eager: no graph. In all and any phase eager: batch sizes that lack a graph in some \
 phase. Expected is the mean cost of one iteration over the workload."""
 
@@ -74,7 +74,7 @@ def _buckets(outcome: Outcome) -> Section:
 def _of_schedule(outcome: Outcome) -> Iterator[str]:
     if outcome.deployment:
         yield (
-            f"this table is that of k = {outcome.request.spec_tokens} throughout; the graphs by "
+            f"this table is that of k = {outcome.request.spec_tokens} throughout, the graphs by "
             "draft length are below"
         )
 
@@ -93,9 +93,9 @@ def _bucket_texts(row: BucketRow) -> tuple[str, ...]:
 def _totals(outcome: Outcome) -> str:
     row = policy_row(outcome)
     return (
-        f"{number(row.graphs)} graphs; mean padding {percent(row.mean_padding_frac)}; "
+        f"{number(row.graphs)} graphs, mean padding {percent(row.mean_padding_frac)}, "
         f"{row.eager_batch_sizes} batch sizes eager, {percent(row.eager_share)} of the "
-        f"workload; expected {cost(row.expected_cost)} {row.cost_unit}"
+        f"workload, expected {cost(row.expected_cost)} {row.cost_unit}"
     )
 
 

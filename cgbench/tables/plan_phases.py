@@ -90,7 +90,7 @@ def replay_section(outcomes: Sequence[Outcome]) -> Section:
 def _absorbing(state: Absorbing) -> str:
     return (
         f"absorbing: above {state.above} requests decode runs eager, at most "
-        f"{state.eager:.0f} tokens/s where {state.arriving:.0f} arrive; the batch does not come "
+        f"{state.eager:.0f} tokens/s where {state.arriving:.0f} arrive. The batch does not come "
         f"back to its graphs, which reach {state.in_graphs:.0f}"
     )
 
@@ -127,7 +127,7 @@ def _lists_by_phase(outcome: Outcome) -> Iterator[str]:
         for each in best.phases
     )
     saved = percent(1 - best.cost / shared_cost)
-    yield f"a list for each phase, as many graphs: {lists}; saves {saved}"
+    yield f"a list for each phase, as many graphs: {lists}, saves {saved}"
 
 
 _MAX_RANGES = 4

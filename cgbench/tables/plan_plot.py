@@ -62,7 +62,7 @@ def draw(plans: Sequence[CapturePlan]) -> "Figure":
         axes.set_xlim(0.5, plan.max_batch_size + 0.5)
     # One scale for all panels, set once every line is drawn.
     panels[0].set_ylim(bottom=0, top=100)
-    panels[-1].set_xlabel("batch size [requests]; red: no graph, eager")
+    panels[-1].set_xlabel("batch size [requests], red: no graph, eager")
     return figure
 
 

@@ -101,7 +101,7 @@ def parts(advice: Advice) -> Iterator[Part]:
     gains = [(each, gain) for each in advice.contexts for gain in each.gains]
     if gains:
         yield Part(
-            "Gain of what is advised over a fixed k; of the best fixed k where nothing is",
+            "Gain of what is advised over a fixed k, of the best fixed k where nothing is",
             ("context [tok]", "over k", "tok/s", "interval", "workload"),
             tuple(
                 (str(each.context_len), str(gain.k), *_ratio(gain.speedup), each.work.words)
@@ -134,7 +134,7 @@ def _interpolated(each: ContextAdvice) -> Iterator[str]:
         if tier.measured_from > tier.first:
             yield (
                 f"context {each.context_len}: the switch from k = {before.k} to {tier.k} at "
-                f"{tier.first} requests is interpolated; {tier.measured_from} was measured"
+                f"{tier.first} requests is interpolated. {tier.measured_from} was measured"
             )
     if each.interpolation_error is not None:
         yield (

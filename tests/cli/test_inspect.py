@@ -172,7 +172,7 @@ def test_a_type_that_no_family_knows_is_a_finding(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "llama", family=QWEN)
     edit_config(folder, cgbench_head={})
     done = cgbench("inspect", folder, "--device", "cpu")
-    assert done.code == 1 and "known for model type llama; state one with" in done.stdout
+    assert done.code == 1 and "known for model type llama. State one with" in done.stdout
     flags = ("--head-family", "exaone", "--head-norm-form", "one_plus", "--head-out-norm", "target")
     facts = json.loads(cgbench("inspect", folder, *flags, "--device", "cpu", "--json").stdout)
     assert facts["head"]["family"] == "exaone[out_norm=target,norm_form=one_plus]"

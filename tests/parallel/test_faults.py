@@ -71,8 +71,8 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize(
     ("how", "code", "line"),
     [
-        ("killed", ExitCode.CANNOT, "rank 1 died (SIGKILL); the other ranks were stopped"),
-        ("exits", ExitCode.CANNOT, "rank 1 died (exit status 7); the other ranks were stopped"),
+        ("killed", ExitCode.CANNOT, "rank 1 died (SIGKILL). The other ranks were stopped"),
+        ("exits", ExitCode.CANNOT, "rank 1 died (exit status 7). The other ranks were stopped"),
         ("refuses", ExitCode.BAD_INPUT, "rank 1: --seed: rank 1 has no luck"),
         (
             "breaks",
@@ -138,7 +138,7 @@ def test_what_is_finished_is_kept_and_gone_on_with(
 
     monkeypatch.setattr("cgbench.door.run.run_on_ranks", dying)
     died = cgbench("run", *flags)
-    died.refused(3, "rank 1 died (SIGKILL)", "finished batch sizes are kept", "--resume")
+    died.refused(3, "rank 1 died (SIGKILL)", "Finished batch sizes are kept", "--resume")
     directory = RunDirectory.open(out)
     assert directory.finished_batch_sizes == {1} and not directory.record.complete
 

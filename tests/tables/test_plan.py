@@ -45,7 +45,7 @@ ONE = f"""\
 | 4 | 16 | 3-4 | 25.0 % | 25.0 % | 100.0 % |
 | 6 | 24 | 5-6 | 16.7 % | 8.3 % | 0.0 % |
 
-- 4 graphs; mean padding 25.0 %; 0 batch sizes eager, 0.0 % of the workload; expected 16 tokens
+- 4 graphs, mean padding 25.0 %, 0 batch sizes eager, 0.0 % of the workload, expected 16 tokens
 
 {DEFINITIONS}"""
 
@@ -155,8 +155,8 @@ def test_costs_that_were_not_measured(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError) as caught:
         read_costs(path, 3)
     assert str(caught.value) == (
-        f"--costs {path}: latency.csv has no captured iteration at --spec-tokens 3; "
-        "measure it with cgbench run"
+        f"--costs {path}: latency.csv has no captured iteration at --spec-tokens 3. "
+        "Measure it with cgbench run"
     )
 
 

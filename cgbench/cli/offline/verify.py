@@ -32,7 +32,7 @@ def verify(found: "Advice", runs: "list[RunDirectory]", output: Path) -> ExitCod
     if not advised:
         raise CannotError("--verify: nothing is advised, so there is nothing to measure")
     if output.exists() and any(output.iterdir()):
-        raise RunDirectoryError(f"--verify {output}: is not empty; choose another folder")
+        raise RunDirectoryError(f"--verify {output}: is not empty. Choose another folder")
     opened = []
     for each in advised:
         part = output / f"context-{each.context_len}"

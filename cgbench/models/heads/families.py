@@ -119,7 +119,7 @@ MIMO = HeadFamily(
     model_types=frozenset({"mimo"}),
     concat=ConcatOrder.HE,
     first_embed=FirstEmbedding.ZEROED,
-    source="XiaomiMiMo/MiMo-7B checkpoints; vLLM 0.33.0 and SGLang 0.5.23 feed and chain the "
+    source="XiaomiMiMo/MiMo-7B checkpoints. vLLM 0.33.0 and SGLang 0.5.23 feed and chain the "
     "state after the norm",
 )
 DEEPSEEK = HeadFamily(
@@ -133,7 +133,7 @@ DEEPSEEK = HeadFamily(
     ),
     first_embed=FirstEmbedding.ZEROED,
     counts_on=True,
-    source="deepseek-ai/DeepSeek-V3 README_WEIGHTS, zai-org/GLM-4.5; vLLM 0.33.0 chains after the "
+    source="deepseek-ai/DeepSeek-V3 README_WEIGHTS, zai-org/GLM-4.5. vLLM 0.33.0 chains after the "
     "norm and zeroes the embedding at position 0, transformers' MtpModel keeps it",
 )
 HY = HeadFamily(
@@ -171,7 +171,7 @@ EXAONE = HeadFamily(
     model_types=frozenset({"exaone4_5", "exaone4_5_text", "exaone4", "exaone_moe"}),
     norm_form=NormForm.PLAIN,
     block_attention="first",
-    source="LGAI-EXAONE/EXAONE-4.5 and K-EXAONE: Qwen's names, plain norms; vLLM's exaone4_5_mtp "
+    source="LGAI-EXAONE/EXAONE-4.5 and K-EXAONE: Qwen's names, plain norms, vLLM's exaone4_5_mtp "
     "and exaone_moe_mtp",
 )
 MELLUM = HeadFamily(
@@ -194,7 +194,7 @@ ERNIE = HeadFamily(
     chain=NormSide.PRE,
     out_norm=OutputNorm.TARGET,
     first_embed=FirstEmbedding.ZEROED,
-    source="baidu/ERNIE-4.5-21B-A3B-PT checkpoint, FastDeploy's ernie4_5_mtp; vLLM and SGLang: "
+    source="baidu/ERNIE-4.5-21B-A3B-PT checkpoint, FastDeploy's ernie4_5_mtp, vLLM and SGLang: "
     "--head-hidden post --chain-norm post --head-out-norm none",
 )
 SPECULATORS = HeadFamily(

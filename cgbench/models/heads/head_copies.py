@@ -179,8 +179,8 @@ def _compared(
         )
     if stored.dtype not in _FLOATS:
         raise MissingHeadError(
-            f"{folder.ref}: the MTP head is stored as {stored.dtype} ({stored.name}); "
-            "give --head with a bfloat16 or float16 head"
+            f"{folder.ref}: the MTP head is stored as {stored.dtype} ({stored.name}). "
+            "Give --head with a bfloat16 or float16 head"
         )
     its = target.stored.get(module)
     is_equal = its is not None and equal_values(

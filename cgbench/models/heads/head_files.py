@@ -261,15 +261,15 @@ def _check_names(
         present = {name for name in present - scales if not name.endswith(UNUSED)}
     if quantised := sorted(name for name in present if _SCALES.search(name)):
         raise MissingHeadError(
-            f"{ref}: the MTP head is quantised ({_listed(quantised)}); "
-            "give --head with a bfloat16 or float16 head"
+            f"{ref}: the MTP head is quantised ({_listed(quantised)}). "
+            "Give --head with a bfloat16 or float16 head"
         )
     if missing := sorted(expected - set(found.files)):
         raise MissingHeadError(f"{ref}: the MTP head lacks {_listed(missing)}")
     if unused := sorted(present - expected):
         raise MissingHeadError(
-            f"{ref}: the MTP head has {_listed(unused)}, which its target's layers do not have; "
-            "it was made for another target"
+            f"{ref}: the MTP head has {_listed(unused)}, which its target's layers do not have. "
+            "It was made for another target"
         )
 
 
@@ -277,8 +277,8 @@ def _check_headers(ref: str, stored: Mapping[str, StoredTensor]) -> None:
     if odd := sorted(name for name, tensor in stored.items() if tensor.dtype not in _FLOATS):
         kinds = ", ".join(sorted({stored[name].dtype for name in odd}))
         raise MissingHeadError(
-            f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}); "
-            "give --head with a bfloat16 or float16 head"
+            f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}). "
+            "Give --head with a bfloat16 or float16 head"
         )
 
 

@@ -75,8 +75,8 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
         looked_for = dict.fromkeys(place.own_names(num_layers)[0] for place in places)
         raise MissingHeadError(
             f"{folder.ref}: {_declared(config)}no MTP head tensors (looked for "
-            f"{', '.join(looked_for)}); "
-            "give --head PATH, or --spec-tokens 0 to measure without speculation"
+            f"{', '.join(looked_for)}). "
+            "Give --head PATH, or --spec-tokens 0 to measure without speculation"
         )
     if stated:
         return found[0]
@@ -127,7 +127,7 @@ def _by_names(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> H
     types = ", ".join(sorted(folder.model_types)) or "none"
     raise MissingHeadError(
         f"{folder.ref}: has {candidates[0].own_names(num_layers)[0]}, but no head family is known "
-        f"for model type {types}; state one with --head-family: {differences(candidates)}"
+        f"for model type {types}. State one with --head-family: {differences(candidates)}"
     )
 
 

@@ -83,7 +83,7 @@ def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
         raise ModelError(f"{where} must be an object with the fields {', '.join(_CHOICES)}")
     for name, value in stated.items():
         if name not in _CHOICES:
-            raise ModelError(f"{where} has '{name}'; its fields are {', '.join(_CHOICES)}")
+            raise ModelError(f"{where} has '{name}'. Its fields are {', '.join(_CHOICES)}")
         if not isinstance(value, str) or value not in _CHOICES[name]:
             choices = ", ".join(_CHOICES[name])
             raise ModelError(f"{where}: {name} must be one of {choices}, not {value!r}")

@@ -48,7 +48,7 @@ def find_scaled(where: str, stored: Mapping[str, StoredTensor], scheme: Fp8Schem
     if not weights:
         raise ModelError(
             f"MODEL {where}: config.json declares FP8 weights ({scheme.method}), but no tensor is "
-            f"stored as {E4M3}; take quantization_config out of it if they are plain"
+            f"stored as {E4M3}. Take quantization_config out of it if they are plain"
         )
     scales = {name: _scale_of(where, name, stored) for name in sorted(weights)}
     for name, scale in scales.items():

@@ -13,7 +13,7 @@ BLOCK = 128
 """A block has this many rows and columns if a config states none."""
 
 WORKS = (
-    "give a bfloat16, float16 or GGUF checkpoint, or one of FP8 (e4m3, with scales of blocks, "
+    "Give a bfloat16, float16 or GGUF checkpoint, or one of FP8 (e4m3, with scales of blocks, "
     "channels or tensors)"
 )
 
@@ -53,8 +53,8 @@ class Fp8Scheme:
         if self.block is not None:
             scales = f"blocks of {self.block[0]} x {self.block[1]}"
         return (
-            f"{self.method}, e4m3 with scales of {scales}; declares {self.activations} "
-            "activation quantisation; run as w8a16 (activations are not quantised)"
+            f"{self.method}, e4m3 with scales of {scales}. Declares {self.activations} "
+            "activation quantisation. Run as w8a16 (activations are not quantised)"
         )
 
 
@@ -103,7 +103,7 @@ def scheme_of(stated: Mapping[str, Any], kind: str) -> Fp8Scheme:
 def _refuse(kind: str, method: str, name: str | None) -> NoReturn:
     called = "" if name is None else f": {name}"
     raise UnsupportedModelError(
-        f"MODEL: {kind} is quantised (quant_method {method}){called}; {WORKS}"
+        f"MODEL: {kind} is quantised (quant_method {method}){called}. {WORKS}"
     )
 
 

@@ -110,7 +110,7 @@ def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
         yield f"{SPECULATIVE} {key}: not understood"
     method = speculative.get("method")
     if method is not None and str(method).lower() not in _HEADS | _WITHOUT_MODEL:
-        yield f"{SPECULATIVE} method {shown(str(method))}: not understood; planned as mtp"
+        yield f"{SPECULATIVE} method {shown(str(method))}: not understood, planned as mtp"
     if graphs.get("full_cuda_graph") is False:
         prefill = graphs.get("cudagraph_capture_sizes_prefill") or [*PREFILL_TOKENS]
         yield f"{GRAPHS} full_cuda_graph false: prefills have graphs too, at {prefill} tokens"

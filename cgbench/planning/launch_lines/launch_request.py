@@ -116,7 +116,7 @@ def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
     name, own = _engine_of(line)
     own, given = _file_in(own, _ENGINES[name])
     if given is not None and config is not None:
-        raise BadInputError(f"--config {config}: {FROM} names {given} too; drop one")
+        raise BadInputError(f"--config {config}: {FROM} names {given} too. Drop one")
     file = config or given
     return (_with_file(own, name, file) if file else own), name
 
@@ -125,13 +125,13 @@ def _file_in(words: list[str], engine: _Engine) -> tuple[list[str], Path | None]
     """Return the words without the option that names a file, and that file."""
     for word in words:
         if word.startswith("--config=") and not engine.joins_file:
-            raise BadInputError(f"{word}: the engine reads no file from it; write --config FILE")
+            raise BadInputError(f"{word}: the engine reads no file from it. Write --config FILE")
     split_words = [part for word in words for part in _parted(word, engine.file_options)]
     at = [i for i, word in enumerate(split_words) if word in engine.file_options]
     if not at:
         return words, None
     if len(at) > 1:
-        raise BadInputError(f"{split_words[at[1]]}: is given twice; drop one")
+        raise BadInputError(f"{split_words[at[1]]}: is given twice. Drop one")
     before, after = split_words[: at[0]], split_words[at[0] + 1 :]
     if not after or is_option(after[0]):
         raise BadInputError(f"{split_words[at[0]]}: needs a value")
@@ -166,7 +166,7 @@ def _engine_of(line: str) -> tuple[str, list[str]]:
                 if (engine := started(words[at:])) is not None:
                     return engine
     raise BadInputError(
-        f"{FROM} {shown(line)}: starts no known engine; it must hold vllm serve, "
+        f"{FROM} {shown(line)}: starts no known engine. It must hold vllm serve, "
         "python -m sglang.launch_server, trtllm-serve or "
         "python -m fastdeploy.entrypoints.openai.api_server"
     )
@@ -193,7 +193,7 @@ def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
     scores = {name: len(dashed & {*engine.keys}) for name, engine in _ENGINES.items()}
     best = max(scores, key=lambda name: scores[name])
     if not scores[best]:
-        raise BadInputError(f"--config {config}: names no key of a known engine; give {FROM} too")
+        raise BadInputError(f"--config {config}: names no key of a known engine. Give {FROM} too")
     return best
 
 
@@ -203,7 +203,7 @@ def _of_environment(engine: _Engine, line: str) -> Iterator[str]:
     for name, value in assignments(commands(FROM, line)).items():
         usual, reason = known.get(name, (value, ""))
         if value != usual:
-            yield f"{name}={value}: not planned; {reason}"
+            yield f"{name}={value}: not planned ({reason})"
 
 
 def _policy(reading: Reading, policy: str | None) -> str:
@@ -212,7 +212,7 @@ def _policy(reading: Reading, policy: str | None) -> str:
         return own
     family = own.rpartition("-")[0]
     if not policy.startswith(family):
-        raise BadInputError(f"--policy {policy}: {FROM} starts {reading.engine}; give {family}-..")
+        raise BadInputError(f"--policy {policy}: {FROM} starts {reading.engine}. Give {family}-..")
     return policy
 
 

@@ -116,7 +116,7 @@ def read(words: Sequence[str], specs: Sequence[Spec], harmless: frozenset[str]) 
     while rest:
         word = rest.pop(0)
         if word.startswith(_OTHER_DASHES):
-            raise BadInputError(f"{shown(word)}: begins with {word[0]}; type a plain - there")
+            raise BadInputError(f"{shown(word)}: begins with {word[0]}. Type a plain - there")
         if not is_option(word):
             found.add_word(word)
             continue

@@ -59,6 +59,6 @@ class Reading:
             name, _, value = text.partition(" ")
             if reason := unplanned.get(name):
                 # One rank or one stage changes nothing.
-                self.warnings += [f"{text}: not planned; {reason}"] * (value != "1")
+                self.warnings += [f"{text}: not planned ({reason})"] * (value != "1")
             else:
                 self.warnings.append(f"{text}: not understood")

@@ -192,7 +192,7 @@ def _verified(options: Options) -> tuple[int, list[str]]:
         return _of_a_block(options, algorithm, tokens)
     warnings = []
     if algorithm not in _CHAINS:
-        warnings.append(f"{ALGORITHM} {shown(algorithm)}: not understood; planned as EAGLE")
+        warnings.append(f"{ALGORITHM} {shown(algorithm)}: not understood, planned as EAGLE")
     if steps is None:
         if topk or tokens:
             raise BadInputError("--speculative-num-steps: give it with the two other lengths")
@@ -205,7 +205,7 @@ def _verified(options: Options) -> tuple[int, list[str]]:
     if tokens is None:
         raise BadInputError("--speculative-num-draft-tokens: needed with --speculative-eagle-topk")
     warnings.append(
-        f"--speculative-eagle-topk {topk}: a tree; a draft step runs {topk} tokens a request"
+        f"--speculative-eagle-topk {topk}: a tree. A draft step runs {topk} tokens a request"
     )
     return tokens, warnings
 

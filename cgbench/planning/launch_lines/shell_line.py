@@ -30,7 +30,7 @@ def commands(label: str, line: str, depth: int = 0) -> list[list[str]]:
         if nested is not None and depth < _MAX_NESTED:
             found += commands(label, nested, depth + 1)
     if not found and not depth:
-        raise BadInputError(f"{label}: is empty; give the line that starts the engine")
+        raise BadInputError(f"{label}: is empty. Give the line that starts the engine")
     return found
 
 

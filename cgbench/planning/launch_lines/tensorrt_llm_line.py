@@ -101,7 +101,7 @@ def read_tensorrt_llm(words: list[str]) -> Reading:
     reading.add_unknown(options.unknown, UNPLANNED)
     backend = found.get("backend") or options.text("--backend") or _BACKEND
     if backend != _BACKEND:
-        reading.warnings.append(f"--backend {backend}: not planned; the plan is {_BACKEND}'s")
+        reading.warnings.append(f"--backend {backend}: not planned (the plan is {_BACKEND}'s)")
     schedule = (speculative or {}).get("draft_len_schedule")
     if schedule is not None:
         label = f"{SPECULATIVE}.draft_len_schedule"
@@ -158,7 +158,7 @@ def _drafting(speculative: JsonObject | None) -> Drafting:
 def _said(found: JsonObject) -> Iterator[str]:
     for key, value in found.items():
         if key in _UNPLANNED_KEYS and value not in (None, False, 1):
-            yield f"{key}: not planned; {_UNPLANNED_KEYS[key]}"
+            yield f"{key}: not planned ({_UNPLANNED_KEYS[key]})"
         elif key not in _KEYS and key not in _UNPLANNED_KEYS:
             yield f"{key}: not understood"
     speculative = found.get(SPECULATIVE) or {}
@@ -166,9 +166,9 @@ def _said(found: JsonObject) -> Iterator[str]:
         yield f"{SPECULATIVE}.{key}: not understood"
     for key in ("eagle3_one_model", "mtp_eagle_one_model"):
         if speculative.get(key) is False:
-            yield f"{SPECULATIVE}.{key} false: not planned; drafts have graphs of their own"
+            yield f"{SPECULATIVE}.{key} false: not planned (drafts have graphs of their own)"
     kind = str(speculative.get("decoding_type", "MTP")).upper()
     if speculative and kind not in _MTP | _WITHOUT_MODEL:
         yield f"{SPECULATIVE}.decoding_type {kind}: planned as one graph for target and drafts"
     if limit := speculative.get("max_concurrency"):
-        yield f"{SPECULATIVE}.max_concurrency {limit}: above it no draft is made; not planned"
+        yield f"{SPECULATIVE}.max_concurrency {limit}: above it no draft is made, not planned"

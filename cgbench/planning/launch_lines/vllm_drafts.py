@@ -49,7 +49,7 @@ def spec_tokens(speculative: JsonObject) -> int:
     tokens = speculative.get("num_speculative_tokens")
     if tokens is None:
         raise BadInputError(
-            f"{SPECULATIVE}: num_speculative_tokens is missing; the engine takes it from the draft "
+            f"{SPECULATIVE}: num_speculative_tokens is missing. The engine takes it from the draft "
             "model, which is not read here"
         )
     return whole(f"{SPECULATIVE} num_speculative_tokens", tokens, most=MAX_PLANNED_SPEC_TOKENS)
@@ -71,7 +71,7 @@ def said_of_drafts(speculative: JsonObject) -> Iterator[str]:
     """Yield a warning for each setting that the plan does not follow."""
     for key, value in speculative.items():
         if key in _UNPLANNED_DRAFT_KEYS and value not in (None, False):
-            yield f"{SPECULATIVE} {key}: not planned; {_UNPLANNED_DRAFT_KEYS[key]}"
+            yield f"{SPECULATIVE} {key}: not planned ({_UNPLANNED_DRAFT_KEYS[key]})"
         elif key not in _DRAFT_KEYS | _UNPLANNED_DRAFT_KEYS.keys():
             yield f"{SPECULATIVE} {key}: not understood"
     method, model = _text(speculative, "method"), _text(speculative, "model")
@@ -80,11 +80,11 @@ def said_of_drafts(speculative: JsonObject) -> Iterator[str]:
         return
     if not method:
         yield (
-            f"{SPECULATIVE} method: is missing; planned as a head (mtp, eagle), but a draft model "
+            f"{SPECULATIVE} method: is missing, planned as a head (mtp, eagle), but a draft model "
             "of its own has no graphs"
         )
     elif method not in known and not method.endswith("_mtp"):
-        yield f"{SPECULATIVE} method {shown(method)}: not understood; planned as mtp"
+        yield f"{SPECULATIVE} method {shown(method)}: not understood, planned as mtp"
 
 
 def _text(speculative: JsonObject, key: str) -> str:

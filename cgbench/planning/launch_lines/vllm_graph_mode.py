@@ -71,7 +71,7 @@ def _asked(given: object, level: int) -> CaptureMode:
     name = str(given).upper()
     if name not in _MODES:
         raise BadInputError(
-            f"{COMPILATION} cudagraph_mode {shown(str(given))}: is not planned; it must be one of "
+            f"{COMPILATION} cudagraph_mode {shown(str(given))}: is not planned. It must be one of "
             f"{', '.join(_MODES)}"
         )
     return _MODES[name]

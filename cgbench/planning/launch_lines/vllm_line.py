@@ -113,7 +113,7 @@ def read_vllm(words: list[str]) -> Reading:
     ranks = options.whole(DATA_PARALLEL) or 1
     if ranks > 1:
         reading.warnings.append(
-            f"{DATA_PARALLEL} {ranks}: not planned; a rank pads to the largest batch of all ranks"
+            f"{DATA_PARALLEL} {ranks}: not planned (a rank pads to the largest batch of all ranks)"
         )
     if options.text("--performance-mode") == "throughput":
         reading.default_factor = 2
@@ -126,7 +126,7 @@ def _objects(options: Options) -> tuple[JsonObject, JsonObject]:
     for option, key in (("--spec-tokens", "num_speculative_tokens"), ("--spec-method", "method")):
         if option in options:
             if key in speculative:
-                raise BadInputError(f"{option}: {key} is in {SPECULATIVE} too; drop one")
+                raise BadInputError(f"{option}: {key} is in {SPECULATIVE} too. Drop one")
             speculative[key] = options.text(option)
     return compilation, speculative
 
@@ -137,7 +137,7 @@ def _sizes(options: Options, compilation: JsonObject) -> tuple[int, ...] | None:
     if inside is None:
         return options.numbers(option) or None
     if option in options:
-        raise BadInputError(f"{option}: {key} is in {COMPILATION} too; drop one")
+        raise BadInputError(f"{option}: {key} is in {COMPILATION} too. Drop one")
     return number_list(f"{COMPILATION} {key}", inside)
 
 
@@ -147,7 +147,7 @@ def _maximum(options: Options, compilation: JsonObject) -> int | None:
     if inside is None:
         return options.whole(option)
     if option in options:
-        raise BadInputError(f"{option}: {key} is in {COMPILATION} too; drop one")
+        raise BadInputError(f"{option}: {key} is in {COMPILATION} too. Drop one")
     return whole(f"{COMPILATION} {key}", inside)
 
 

@@ -76,7 +76,7 @@ def off_stride(request: PlanRequest, sizes: Iterable[int], ceiling: int) -> Iter
     if top < most <= ceiling:
         yield (
             f"off-stride: --max-num-seqs {most} ({most * request.query_len} tokens) falls between "
-            f"two listed sizes, the largest decode graph holds {top}; list it yourself"
+            f"two listed sizes, the largest decode graph holds {top}. List it yourself"
         )
 
 

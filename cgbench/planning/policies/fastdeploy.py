@@ -51,7 +51,7 @@ def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
         raise RefusedPlanError(
             request.policy,
             f"an odd token count: --max-num-seqs {request.max_batch_size} times {q} is "
-            f"{step_tokens}; make --max-num-seqs even",
+            f"{step_tokens}. Make --max-num-seqs even",
         )
     cap = min(MAX_CAPTURE, step_tokens)
     listed = request.graph_sizes or (*(size * q for size in CANDIDATES), cap)
@@ -80,7 +80,7 @@ def _up_to(request: PlanRequest, listed: Iterable[int], cap: int, unit: str) -> 
     if not kept:
         raise RefusedPlanError(
             request.policy,
-            f"cudagraph_capture_sizes that are all above {cap} {unit}; list a smaller one",
+            f"cudagraph_capture_sizes that are all above {cap} {unit}. List a smaller one",
         )
     return kept
 

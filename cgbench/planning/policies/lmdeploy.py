@@ -27,7 +27,7 @@ def lmdeploy_0_18(request: PlanRequest) -> CapturePlan:
     if not kept:
         raise RefusedPlanError(
             request.policy,
-            f"cudagraph_capture_batch_sizes that are all above max_batch_size {most}; list a "
+            f"cudagraph_capture_batch_sizes that are all above max_batch_size {most}. List a "
             "smaller one",
         )
     return from_requests(request, sorted(kept | {most}))

@@ -73,11 +73,11 @@ def _check_explicit(request: PlanRequest, num_tokens: int) -> None:
         below, above = num_tokens // q * q, (num_tokens // q + 1) * q
         raise PlanError(
             f"--capture-sizes: {num_tokens} tokens are not a multiple of {q} "
-            f"(--spec-tokens {request.spec_tokens} plus 1); "
-            f"use {f'{below} or {above}' if below else above}"
+            f"(--spec-tokens {request.spec_tokens} plus 1). "
+            f"Use {f'{below} or {above}' if below else above}"
         )
     if num_tokens // q > request.max_batch_size:
         raise PlanError(
             f"--capture-sizes: {num_tokens // q} requests ({num_tokens} tokens) are over the KV "
-            f"room, {request.max_batch_size} requests; raise --max-num-seqs or drop that size"
+            f"room, {request.max_batch_size} requests. Raise --max-num-seqs or drop that size"
         )

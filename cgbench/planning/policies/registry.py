@@ -69,7 +69,7 @@ def plan(request: PlanRequest) -> CapturePlan:
     """
     if request.policy not in POLICIES:
         known = ", ".join(sorted(POLICIES))
-        raise PlanError(f"--policy {request.policy}: unknown; choose one of {known}")
+        raise PlanError(f"--policy {request.policy}: unknown. Choose one of {known}")
     found = POLICIES[request.policy](request)
     if request.capture_mode in _WITHOUT_DECODE_GRAPHS:
         return replace(found, buckets=(), warnings=(_WITHOUT_DECODE_GRAPHS[request.capture_mode],))
@@ -90,6 +90,6 @@ def _unread(request: PlanRequest) -> Iterator[str]:
 def _tp_mode(request: PlanRequest) -> Iterator[str]:
     if request.tp_size > 1 and request.policy in _TP_MODES:
         yield (
-            f"--tp {request.tp_size}: as with {_TP_MODES[request.policy]} on; where it is off, "
+            f"--tp {request.tp_size}: as with {_TP_MODES[request.policy]} on. Where it is off, "
             f"{request.policy} has no rule for it, and its plan is that of --tp 1"
         )

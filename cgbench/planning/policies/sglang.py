@@ -113,7 +113,7 @@ def _default_maximum(request: PlanRequest) -> Iterator[str]:
     if not given and most > (DEFAULT_MAX_REQUESTS_TP_4 if from_tp_4 else DEFAULT_MAX_REQUESTS):
         yield (
             f"SGLang's default maximum follows GPU memory: {DEFAULT_MAX_REQUESTS} requests at 60 "
-            f"to 160 GB, {DEFAULT_MAX_REQUESTS_TP_4} above or from --tp 4, less below; this plan "
+            f"to 160 GB, {DEFAULT_MAX_REQUESTS_TP_4} above or from --tp 4, less below. This plan "
             f"is that of --cuda-graph-max-bs-decode {most}"
         )
 

@@ -49,7 +49,7 @@ def _of_the_user(request: PlanRequest) -> list[int]:
         raise RefusedPlanError(
             request.policy,
             f"cuda_graph_config.max_batch_size {request.graph_maximum} beside batch_sizes that end "
-            f"at {listed[-1]}; give one of them",
+            f"at {listed[-1]}. Give one of them",
         )
     return listed
 
@@ -59,7 +59,7 @@ def _default_maximum(request: PlanRequest) -> Iterator[str]:
     if most > DEFAULT_MAX_REQUESTS and not (request.graph_maximum or request.graph_sizes):
         yield (
             f"TensorRT-LLM's default list ends at {DEFAULT_MAX_REQUESTS} requests, whatever "
-            f"max_batch_size is; this plan is that of cuda_graph_config.max_batch_size {most}"
+            f"max_batch_size is. This plan is that of cuda_graph_config.max_batch_size {most}"
         )
 
 

@@ -209,7 +209,7 @@ def _of_the_user(request: PlanRequest) -> list[int]:
         raise RefusedPlanError(
             request.policy,
             f"max_cudagraph_capture_size {request.graph_maximum} beside cudagraph_capture_sizes "
-            f"that end at {largest}; give one of them",
+            f"that end at {largest}. Give one of them",
         )
     return kept
 
@@ -250,7 +250,7 @@ def _plan(request: PlanRequest) -> CapturePlan:
         raise RefusedPlanError(
             request.policy,
             f"a budget with no capture size that is a multiple of {multiple} up to "
-            f"{max(listed)} tokens; raise --max-num-batched-tokens or lower --spec-tokens",
+            f"{max(listed)} tokens. Raise --max-num-batched-tokens or lower --spec-tokens",
         )
     ceiling = min(_ceiling(request, release), request.max_num_batched_tokens)
     if request.graph_sizes:
@@ -277,7 +277,7 @@ def _multiple(request: PlanRequest) -> int:
         raise RefusedPlanError(
             request.policy,
             f"--tp {tp} with --spec-tokens {request.spec_tokens}: "
-            f"with {TP_MODE} on, {tp} and {q} must divide one another; where it is off, its plan "
+            f"with {TP_MODE} on, {tp} and {q} must divide one another. Where it is off, its plan "
             "is that of cgbench plan --tp 1, and run takes it by --capture-sizes",
         )
     return multiple

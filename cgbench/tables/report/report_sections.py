@@ -196,7 +196,7 @@ def _which_k(runs: ReportRuns, advice: Sequence[tuple[str, Advice]]) -> Section 
     ]
     return Section(
         "Which k",
-        ("Above its line a k pays; below it, it costs. cgbench tune says more.", *words),
+        ("Above its line a k pays. Below it, it costs. cgbench tune says more.", *words),
         tuple(tables),
         (
             Chart("Iteration latency of every k by batch size", charts.k_chart(runs)),
