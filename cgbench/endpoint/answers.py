@@ -13,7 +13,7 @@ Prompt: TypeAlias = str | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One greedy request of at most ``max_tokens`` tokens."""
+    """An ``Ask`` is one greedy request of at most ``max_tokens`` tokens."""
 
     prompt: Prompt
     max_tokens: int
@@ -21,7 +21,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back.
+    """An answer holds what came back for one request.
 
     ``tokens`` are token ids as text where the server gives them, tokens where it gives logprobs,
     else characters. ``logprobs`` and ``tops`` have an entry a token, or none at all. ``tops`` has

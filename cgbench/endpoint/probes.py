@@ -14,7 +14,7 @@ STAGGER = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One request of a probe: which prompt, how many tokens, and how long after its start."""
+    """A row is one request of a probe. ``delay_s`` counts from the probe's start."""
 
     prompt: int
     max_tokens: int

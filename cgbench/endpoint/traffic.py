@@ -13,7 +13,7 @@ from cgbench.errors import EndpointError
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One request and what became of it. ``error`` is set where there is no answer."""
+    """A ``Sent`` holds a request and what became of it. ``error`` is set if there is no answer."""
 
     ask: Ask
     answer: Answer | None
@@ -22,7 +22,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A server and how it is spoken to."""
+    """A flow is a server with the dialect that it understands."""
 
     server: Server
     dialect: Dialect

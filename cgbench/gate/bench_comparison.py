@@ -101,13 +101,25 @@ def compare_bench_files(base: Path, new: Path, rules: Rules) -> Comparison:
     return Comparison(
         base=base,
         new=new,
-        model=files[1].runs[0].model or files[1].tool,
+        model=_title(*files),
         rules=rules,
         level=level,
         differences=tuple(_differences(*files)),
         lines=tuple(sorted(lines, key=lambda line: not line.gated)),
         counted=COUNTED,
     )
+
+
+def _title(base: BenchFile, new: BenchFile) -> str:
+    """The tool and the model, and the settings where there are no others."""
+    model = new.runs[0].model
+    names = [new.tool if model is None else f"{new.tool} of {model}"]
+    shared = {*_groups(base), *_groups(new)}
+    return ", ".join([*names, *(_words(each) for each in shared if len(shared) == 1)])
+
+
+def _words(settings: Settings) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings)
 
 
 def _blockers(base: BenchFile, new: BenchFile) -> Iterator[Line]:
@@ -153,8 +165,9 @@ def _judge(base: BenchFile, new: BenchFile, rules: Rules) -> tuple[float, list[L
     """The level of every interval, and the lines of all groups."""
     groups = _groups(base), _groups(new)
     questions, lines = list[Question](), list[Line]()
-    for settings in dict.fromkeys([*groups[0], *groups[1]]):
-        where = LinePlace(scope="", place=", ".join(f"{n} {v}" for n, v in settings))
+    every = dict.fromkeys([*groups[0], *groups[1]])
+    for settings in every:
+        where = LinePlace(scope="", place=_words(settings) if len(every) > 1 else "")
         sides = [
             _Group(name, tuple(each[settings])) if settings in each else None
             for name, each in zip(("BASE", "NEW"), groups, strict=True)
@@ -239,7 +252,7 @@ def _unsampled(
         return Question(metric, where, figures[0], figures[1], reason=reason)
     without = [g for g, seen in zip(groups, observed, strict=True) if seen is None]
     names = " and ".join(group.name for group in without)
-    hint = without[0].hint
+    hint = "repeat the benchmark" if metric is THROUGHPUT else without[0].hint
     reason = f"no samples in {names}" + (f": {hint}" if hint else "")
     base, new = figures
     assert base is not None and new is not None

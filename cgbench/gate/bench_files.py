@@ -21,7 +21,7 @@ MAX_BYTES = 512 << 20
 
 @dataclass(frozen=True, slots=True)
 class BenchFile:
-    """A tool's result file: its runs, in the order written."""
+    """A ``BenchFile`` holds what a tool wrote: its runs, in the order written."""
 
     path: Path
     tool: str

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class BenchRun:
-    """One result of a tool.
+    """A ``BenchRun`` holds one result of a tool.
 
     ``samples`` are seconds or tokens, one a request and in the order sent, by name of a metric.
     ``single`` are figures of the whole run. ``counts`` are (accepted, drafted) by draft position.

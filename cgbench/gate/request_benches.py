@@ -16,6 +16,7 @@ _TO_SECONDS = {"ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 def aiperf_records(records: list[JsonObject]) -> list[BenchRun]:
+    """Read AIPerf's records of requests. Those of the warm-up do not count."""
     profiled = [
         record
         for record in records
@@ -43,6 +44,7 @@ def aiperf_records(records: list[JsonObject]) -> list[BenchRun]:
 
 
 def aiperf_summary(records: list[JsonObject]) -> list[BenchRun]:
+    """Read AIPerf's summary of a run, which has no samples."""
     runs = []
     for record in records:
         within = record.get("records", record)
@@ -65,6 +67,7 @@ def _valued(found: Any, key: str) -> float | None:
 
 
 def trtllm_report(records: list[JsonObject]) -> list[BenchRun]:
+    """Read the report of ``trtllm-bench``, which has no samples."""
     runs = []
     for record in records:
         performance = record["performance"]
@@ -88,7 +91,10 @@ def _percentile(name: str, found: Any, unit: float) -> dict[str, float]:
 
 
 def trtllm_requests(records: list[JsonObject]) -> list[BenchRun]:
-    """Times are nanoseconds. An iteration more than ``decode_iteration`` made the tokens."""
+    """Read the requests of ``trtllm-bench``, whose times are nanoseconds.
+
+    An iteration more than ``decode_iteration`` made the tokens.
+    """
     ordered = sorted(records, key=lambda record: record["start_timestamp"])
     good = [record for record in ordered if not record.get("error_tokens")]
     streamed = [record for record in good if record.get("first_token_timestamp", -1) > 0]

@@ -44,6 +44,7 @@ def _failed(record: Mapping[str, Any]) -> int | None:
 
 
 def vllm_serve(records: list[JsonObject]) -> list[BenchRun]:
+    """Read results of ``vllm bench serve``."""
     return [
         BenchRun(
             "vllm bench serve",
@@ -84,6 +85,7 @@ def _vllm_counts(record: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
 
 
 def vllm_latency(records: list[JsonObject]) -> list[BenchRun]:
+    """Read results of ``vllm bench latency``, whose samples are iterations."""
     return [
         BenchRun(
             "vllm bench latency",
@@ -95,6 +97,7 @@ def vllm_latency(records: list[JsonObject]) -> list[BenchRun]:
 
 
 def vllm_throughput(records: list[JsonObject]) -> list[BenchRun]:
+    """Read results of ``vllm bench throughput``, which have no samples."""
     return [
         BenchRun(
             "vllm bench throughput",
@@ -108,6 +111,7 @@ def vllm_throughput(records: list[JsonObject]) -> list[BenchRun]:
 
 
 def sglang_serving(records: list[JsonObject]) -> list[BenchRun]:
+    """Read results of ``sglang.bench_serving``."""
     keys = {
         "dataset_name": "dataset",
         "request_rate": "rate",
@@ -136,6 +140,7 @@ def sglang_serving(records: list[JsonObject]) -> list[BenchRun]:
 
 
 def sglang_one_batch(records: list[JsonObject]) -> list[BenchRun]:
+    """Read results of ``sglang.bench_one_batch``, which have no samples."""
     keys = {"batch_size": "batch", "input_len": "input", "output_len": "output"}
     single = {
         "ttft": ("prefill_latency", 1.0),
