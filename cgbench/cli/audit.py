@@ -141,7 +141,7 @@ def audit(
     launch_line: LaunchLine = None,
     edges: Edges = None,
     repeats: Repeats = 2,
-    max_requests: MaxRequests = 4096,
+    max_requests: MaxRequests = 8192,
     max_seconds: MaxSeconds = 600,
     timeout: Timeout = 60,
     exact: Exact = False,

@@ -109,10 +109,10 @@ def check_beside(command: Callable[..., Any], given: Mapping[str, Any]) -> None:
     is_served = given["endpoint"] is not None
     if is_served:
         unread = [name for name in changed if name not in OWN | SHARED]
-        words = "not with --endpoint, whose server has loaded its model; drop one"
+        words = "not with --endpoint, whose server has loaded its model. Drop one"
     else:
         unread = [name for name in changed if name in OWN]
-        words = "goes with --endpoint; give it too"
+        words = "goes with --endpoint. Give it too"
     if unread:
         raise BadInputError(f"{_flag(unread[0])}: {words}")
 

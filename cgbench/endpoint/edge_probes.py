@@ -219,8 +219,8 @@ def _verdict(
     if acceptance.answer is Acceptance.DIFFERS:
         return EdgeVerdict.WRONG, ""
     if reached < edge.peak:
-        advice = "raise --max-new-tokens"
-        return EdgeVerdict.UNCLEAR, f"{reached} of {edge.peak} decoded together; {advice}"
+        advice = "Raise --max-new-tokens"
+        return EdgeVerdict.UNCLEAR, f"{reached} of {edge.peak} decoded together. {advice}"
     if attempts[-1].count(Likeness.UNJUDGED):
         return EdgeVerdict.UNCLEAR, "a difference cannot be judged without logprobs"
     if acceptance.answer is Acceptance.UNDECIDED:

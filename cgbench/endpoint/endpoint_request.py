@@ -40,7 +40,7 @@ class EndpointRequest(Recorded):
     num_prompts: int = DEFAULT_PROMPTS
     max_new_tokens: int = 64
     repeats: int = 2
-    max_requests: int = 4096
+    max_requests: int = 8192
     max_seconds: int = 600
     timeout: int = 60
     exact: bool = False
@@ -96,7 +96,7 @@ def planned(request: EndpointRequest) -> Planned:
             ("--capture-sizes", request.capture_sizes or None),
         ):
             if value is not None:
-                raise BadInputError(f"{flag}: not beside --from, which says it; drop one")
+                raise BadInputError(f"{flag}: not beside --from, which says it. Drop one")
         launch = read_launch(request.launch_line, None, None, request.engine)
         return Planned(launch.request, launch.schedule, (*launch.notes, *launch.warnings))
     engine = request.engine or ("explicit" if request.capture_sizes else None)

@@ -53,8 +53,8 @@ class Address:
             raise BadInputError(f"{flag} {shown(url)}: must be a URL such as http://localhost:8000")
         if parts.username or parts.query or parts.fragment:
             raise BadInputError(
-                f"{flag} {shown(parts.hostname)}: must hold no user, query or fragment; "
-                "a key is read from --api-key-env"
+                f"{flag} {shown(parts.hostname)}: must hold no user, query or fragment. "
+                "A key is read from --api-key-env"
             )
         is_tls = parts.scheme == "https"
         path = parts.path.rstrip("/").removesuffix("/v1")
@@ -87,7 +87,7 @@ class Server:
         listed = None if text is None else _parsed(text).get("data")
         if not isinstance(listed, list):
             raise EndpointError(
-                f"{self._name}: /v1/models lists no model; is this an OpenAI-compatible server?"
+                f"{self._name}: /v1/models lists no model. Is this an OpenAI-compatible server?"
             )
         return [str(each["id"]) for each in listed if isinstance(each, dict) and "id" in each]
 
@@ -128,7 +128,7 @@ class Server:
             yield connection.getresponse()
         except TimeoutError as error:
             raise EndpointError(
-                f"{self._name}: no answer for {self.timeout_s:g} s; raise --timeout"
+                f"{self._name}: no answer for {self.timeout_s:g} s. Raise --timeout"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
@@ -159,7 +159,7 @@ class Server:
 
 
 def _parsed(text: str) -> JsonObject:
-    """An object of somebody else's JSON; empty where it is none."""
+    """An object of somebody else's JSON, empty where it is none."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -149,7 +149,7 @@ def _begins(expected: Answer, got: Answer) -> bool:
 
 
 def _tie(expected: Answer, got: Answer) -> float:
-    """The gap of a first difference that may be noise; 0 where there is none."""
+    """The gap of a first difference that may be noise, or 0 where there is none."""
     position = first_difference(expected.tokens, got.tokens)
     gap = None if position is None else gap_at(expected, got, position)
     return gap / NEAR_TIE_NOISES if gap is not None and gap <= NO_TIE else 0.0

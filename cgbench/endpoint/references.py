@@ -110,7 +110,7 @@ def _answer(sent: Sent, on_request: Callable[[], None]) -> Answer:
     if sent.answer is None:
         raise EndpointError(sent.error or "no answer")
     if not sent.answer.tokens:
-        raise EndpointError("the server answers one request alone with no token; see its log")
+        raise EndpointError("the server answers one request alone with no token. See its log")
     return sent.answer
 
 

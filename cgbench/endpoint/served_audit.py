@@ -39,7 +39,7 @@ def audit_server(request: EndpointRequest, progress: Progress) -> EndpointResult
     budget = Budget(request.max_requests, start + request.max_seconds)
     needed = num_reference_requests(len(prompts), has_other=len(servers) > 1)
     if reason := budget.take(needed):
-        raise CannotError(f"one request at a time: {reason}; raise it, or lower --num-prompts")
+        raise CannotError(f"one request at a time: {reason}. Raise it, or lower --num-prompts")
     before = read_counters(servers[0])
     flows = [_flow(server, request, prompts[0]) for server in servers]
     notes = [*plan.notes, *_notes(flows[0], plan, before)]
@@ -104,7 +104,7 @@ def _chosen(edges: tuple[Edge, ...], wanted: tuple[int, ...]) -> tuple[Edge, ...
     known = {edge.batch_size for edge in edges}
     if unknown := sorted({*wanted} - known):
         listed = ",".join(map(str, sorted(known)))
-        raise BadInputError(f"--edges {unknown[0]}: is no edge of the plan; choose of {listed}")
+        raise BadInputError(f"--edges {unknown[0]}: is no edge of the plan. Choose of {listed}")
     return tuple(edge for edge in edges if not wanted or edge.batch_size in wanted)
 
 

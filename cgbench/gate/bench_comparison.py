@@ -90,7 +90,7 @@ def compare_bench_files(base: Path, new: Path, rules: Rules) -> Comparison:
     for name, path in (("BASE", base), ("NEW", new)):
         if path.is_dir():
             raise BadInputError(
-                f"{name} {path}: is a folder; give two files or two run directories"
+                f"{name} {path}: is a folder. Give two files or two run directories"
             )
     files = read_bench_file("BASE", base), read_bench_file("NEW", new)
     if rules.gate == DEFAULT_GATE:
@@ -252,8 +252,8 @@ def _unsampled(
         return Question(metric, where, figures[0], figures[1], reason=reason)
     without = [g for g, seen in zip(groups, observed, strict=True) if seen is None]
     names = " and ".join(group.name for group in without)
-    hint = "repeat the benchmark" if metric is THROUGHPUT else without[0].hint
-    reason = f"no samples in {names}" + (f": {hint}" if hint else "")
+    hint = "Repeat the benchmark" if metric is THROUGHPUT else without[0].hint
+    reason = f"no samples in {names}" + (f". {hint}" if hint else "")
     base, new = figures
     assert base is not None and new is not None
     is_ratio = base > 0 and new > 0

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from cgbench.gate.comparison import Comparison
-from cgbench.gate.verdicts import ITERATION, MEMORY, TPOT, Line
+from cgbench.gate.verdicts import ITERATION, LATENCY, MEMORY, TPOT, TTFT, Line
 from cgbench.gate.wording import change, evidence, subject, summary
 from cgbench.words import Verdict
 
@@ -19,7 +19,7 @@ LEVELS = {
     Verdict.IMPROVED: "notice",
 }
 
-SMALLER_IS_BETTER = frozenset(metric.title for metric in (ITERATION, TPOT, MEMORY))
+SMALLER_IS_BETTER = frozenset(metric.title for metric in (ITERATION, TPOT, MEMORY, LATENCY, TTFT))
 
 
 def to_json(comparison: Comparison) -> str:

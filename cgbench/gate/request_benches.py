@@ -55,7 +55,7 @@ def aiperf_summary(records: list[JsonObject]) -> list[BenchRun]:
         held = {name: value for name, value in values.items() if value is not None}
         names = record.get("input_config", {}).get("endpoint", {}).get("model_names")
         model = names[0] if isinstance(names, list) and names else None
-        hint = "give its profile_export.jsonl, which has a record a request"
+        hint = "Give its profile_export.jsonl, which has a record a request"
         runs.append(BenchRun("AIPerf", model, single=held, hint=hint))
     return runs
 
@@ -79,7 +79,7 @@ def trtllm_report(records: list[JsonObject]) -> list[BenchRun]:
         decoding = record.get("decoding_stats") or {}
         single |= _percentile("acceptance", decoding.get("acceptance_length_percentiles"), 1.0)
         settings = words_of(record.get("request_info", {}), {"num_requests": "requests"})
-        hint = "give the file of --request_json, which has a record a request"
+        hint = "Give the file of --request_json, which has a record a request"
         model = text_of(record.get("engine", {}).get("model"))
         runs.append(BenchRun("trtllm-bench", model, settings, single=single, hint=hint))
     return runs

@@ -74,7 +74,7 @@ def sample_sizes(path: Path, wanted: Wanted) -> list[SampleSize]:
     found = [*_sizes(file, wanted)]
     if not found:
         hint = file.runs[0].hint
-        raise CannotError(f"FILE {path}: holds no samples" + (f"; {hint}" if hint else ""))
+        raise CannotError(f"FILE {path}: holds no samples" + (f". {hint}" if hint else ""))
     return found
 
 

@@ -70,7 +70,7 @@ def vllm_serve(records: list[JsonObject]) -> list[BenchRun]:
             _vllm_counts(record),
             _failed(record),
             number_of(record.get("total_input_tokens")),
-            "run with --save-detailed",
+            "Run with --save-detailed",
         )
         for record in records
     ]
@@ -104,7 +104,7 @@ def vllm_throughput(records: list[JsonObject]) -> list[BenchRun]:
             text_of(record.get("model_id")),
             words_of(record, {"num_requests": "requests", "total_num_tokens": "tokens"}),
             single=figures_of(record, {"throughput": ("tokens_per_second", 1.0)}),
-            hint="repeat the benchmark, and put the results into one file, one a line",
+            hint="Repeat the benchmark, and put the results into one file, one a line",
         )
         for record in records
     ]
@@ -133,7 +133,7 @@ def sglang_serving(records: list[JsonObject]) -> list[BenchRun]:
             figures_of(record, _SERVE_SINGLE | single),
             failed=_failed(record),
             input_tokens=number_of(record.get("total_input_tokens")),
-            hint="run with --output-details",
+            hint="Run with --output-details",
         )
         for record in records
     ]
@@ -154,7 +154,7 @@ def sglang_one_batch(records: list[JsonObject]) -> list[BenchRun]:
             None,
             words_of(record, keys),
             single=figures_of(record, single),
-            hint="repeat the benchmark into the same --result-filename",
+            hint="Repeat the benchmark into the same --result-filename",
         )
         for record in records
     ]

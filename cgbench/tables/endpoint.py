@@ -47,7 +47,7 @@ def endpoint_summary(result: EndpointResult) -> str:
     noise = f"noise {result.noise.token:.2g} in {result.noise.positions} logprobs"
     return (
         f"{len(result.findings)} edges, {result.requests} requests in {result.seconds:.1f} s, "
-        f"{noise}: {counts}; exit code {int(result.exit_code)}"
+        f"{noise}: {counts}, exit code {int(result.exit_code)}"
     )
 
 

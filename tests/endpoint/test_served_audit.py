@@ -103,7 +103,7 @@ def test_a_server_that_fails_at_an_edge_is_wrong_there(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"edges": (3,)}, "--edges 3: is no edge of the plan; choose of 1,2,4,6"),
+    ({"edges": (3,)}, "--edges 3: is no edge of the plan. Choose of 1,2,4,6"),
     ({"max_num_seqs": None}, "--max-num-seqs: give"),
     ({"engine": None, "capture_sizes": ()}, "--engine: give the engine's policy"),
     ({"checks": ("drafts",)}, "--checks drafts: unknown"),

@@ -247,6 +247,6 @@ def test_power_refuses(flags: str, code: int, words: str, tmp_path: Path) -> Non
 
 def test_power_of_a_file_without_samples(tmp_path: Path) -> None:
     file = write(tmp_path / "a.json", vllm_serve(detailed=False))
-    command("power", file).refused(3, "holds no samples; run with --save-detailed")
+    command("power", file).refused(3, "holds no samples. Run with --save-detailed")
     with pytest.raises(CannotError):
         sample_sizes(file, Wanted())
