@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from cgbench.cli.audit import audit
+from cgbench.cli.audit import DEFAULT_NEW_TOKENS, DEFAULT_SPEC_TOKENS, audit
 from cgbench.cli.bench_flags import policy_name
+from cgbench.cli.endpoint_flags import OWN, SHARED, endpoint_request
 from cgbench.cli.inspect import inspect as inspect_command
 from cgbench.cli.run import run
 from cgbench.cli.values import asked
+from cgbench.endpoint.endpoint_request import EndpointRequest
 from cgbench.errors import BadInputError
 from cgbench.planning import CaptureUnit
 from cgbench.request.choices import Device, Dtype, HeadPlacement, NormSide, Role
@@ -145,7 +147,7 @@ def defaults(command: Callable[..., None]) -> dict[str, object]:
     ("command", "kind", "others"),
     [
         (run, RunRequest, OF_RUN),
-        (audit, AuditRequest, OF_AUDIT),
+        (audit, AuditRequest, OF_AUDIT | OWN),
         (inspect_command, InspectRequest, OF_INSPECT | {"routing"}),
     ],
     ids=["run", "audit", "inspect"],
@@ -168,7 +170,18 @@ def test_without_flags_a_command_asks_for_what_the_request_does_by_itself() -> N
         if command is run:
             # In text, because several contexts are a run each.
             found |= {"context_len": int(found["context_len"])}
+        if command is audit:
+            # Left out, they have another value with --endpoint.
+            found |= {"spec_tokens": DEFAULT_SPEC_TOKENS, "max_new_tokens": DEFAULT_NEW_TOKENS}
         assert asked(kind, found) == kind()
+
+
+def test_a_server_is_asked_by_parameters_of_the_same_names() -> None:
+    given = {name: value for name, value in defaults(audit).items() if name in OWN | SHARED}
+    found = endpoint_request(given | {"endpoint": "http://h"})
+    assert found == EndpointRequest(endpoint="http://h")
+    named = {"from" if name == "launch_line" else name for name in OWN | SHARED}
+    assert named - OF_AUDIT - {"repro"} == found.to_record().keys()
 
 
 def test_flags_in_text_are_read_by_the_type_of_their_value() -> None:
