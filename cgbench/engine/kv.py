@@ -1,4 +1,5 @@
-"""The KV cache has one slot a request, and one tensor a layer for keys and one for values. Beside
+"""The KV cache has one slot a request, and one tensor a layer for keys and one for values. Of latent
+attention the keys are latents with their rotary keys, and there are no values of their own. Beside
 it lies the recurrent state of a hybrid's other layers, in the same slots.
 """
 
@@ -9,7 +10,7 @@ import torch
 from cgbench.engine.recurrent import RecurrentCache
 from cgbench.kernels.attention import LayerKv
 from cgbench.kernels.delta_rule import StateShape
-from cgbench.models.attention_hook import KvShape
+from cgbench.models.attention_hook import KvShape, is_latent
 
 
 class KvCache:
@@ -46,6 +47,8 @@ class KvCache:
         self.scratch_slot = max_batch_size
         self.request_keys = torch.zeros(self.num_slots, dtype=torch.long, device=device)
         """Which request each slot's is, for what is drawn by request: balanced routing."""
+        self.keeps_latents = any(map(is_latent, shapes.values()))
+        """Whether layers of latent attention keep latents."""
         num_rows = self.num_slots * room
         self.layers = {
             layer_idx: LayerKv(

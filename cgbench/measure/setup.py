@@ -87,15 +87,26 @@ def _golden_of_preset(request: DecodeRequest) -> GoldenLength | None:
 
 
 def load(
-    request: DecodeRequest, options: RunOptions, device: torch.device, ranks: Ranks
+    request: DecodeRequest,
+    options: RunOptions,
+    device: torch.device,
+    ranks: Ranks,
+    attention: NamedBackend,
 ) -> LoadedModel:
-    """The target, and its head unless only k = 0 is measured.
+    """The target, and its head unless only k = 0 is measured. ``attention`` decides whether latent
+    attention keeps latents.
 
     Raises ``ModelError`` and its kin, ``OutOfMemoryError`` where the weights do not fit.
     """
     ref, with_head = request.model.ref, options.max_spec_tokens > 0
     loading = loading_of(
-        request.model, request.sharing, device, with_head=with_head, seed=request.seed, ranks=ranks
+        request.model,
+        request.sharing,
+        device,
+        with_head=with_head,
+        seed=request.seed,
+        ranks=ranks,
+        keeps_latents=attention.keeps_latents,
     )
     plan = plan_loading(loading)
     if request.model.routing == Routing.BALANCED and plan.routing is Routing.MODEL:

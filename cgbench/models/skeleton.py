@@ -58,6 +58,7 @@ def make_skeleton(
     form: HeadForm | None = None,
     *,
     where: str = "MODEL",
+    keeps_latents: bool = True,
 ) -> Skeleton:
     """The model of ``config`` and its head of ``family`` on the meta device, one token run through.
 
@@ -65,7 +66,8 @@ def make_skeleton(
     the forward depends on tensor values. Raises ``UnsupportedModelError``, and ``ModelError`` where
     transformers itself cannot run the model: its config, read from ``where``, is at fault.
     """
-    return with_head(make_target(config, where), family, form, where=where)
+    target = make_target(config, where)
+    return with_head(target, family, form, where=where, keeps_latents=keeps_latents)
 
 
 def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
@@ -86,6 +88,7 @@ def with_head(
     form: HeadForm | None = None,
     *,
     where: str = "MODEL",
+    keeps_latents: bool = True,
 ) -> Skeleton:
     """A target on the meta device and its head of ``family`` there, one token run through both.
     Raises as ``make_skeleton``."""
@@ -93,7 +96,8 @@ def with_head(
         head = None
         if family is not None:
             head = DraftHead(family, target.model, form).to(torch.bfloat16)
-        return Skeleton(target, head, probe_kv_shapes(target, head))
+        probe = probe_kv_shapes(target, head, keeps_latents=keeps_latents)
+        return Skeleton(target, head, probe)
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Attention over latents: the absorbed form of multi-head latent attention."""
