@@ -41,8 +41,8 @@ LATENT = "latent"
 class NamedBackend(NamedTuple):
     """A decode backend, and the name that records and tables have for it.
 
-    ``keeps_latents``: layers of latent attention keep latents, and attend in the absorbed form. They
-    have no use for ``decode`` then.
+    ``keeps_latents``: layers of latent attention keep latents and attend in the absorbed form, so
+    they have no use for ``decode``.
     """
 
     name: str
@@ -67,8 +67,8 @@ def resolve_backend(name: str, device: torch.device) -> NamedBackend:
     """The backend that ``--attention NAME`` means on ``device``.
 
     ``auto`` takes the fastest, which of latent attention is the absorbed form. ``latent`` is that
-    form by name. Every other name keeps expanded keys and values. ``package.module:function`` is a ``DecodeBackend`` of the user's
-    own, looked for in the current folder too.
+    form by name. Every other name keeps expanded keys and values. ``package.module:function`` is a
+    ``DecodeBackend`` of the user's own, looked for in the current folder too.
     Raises ``BadInputError`` for an unknown name, or one that the device cannot run.
     """
     if ":" in name:

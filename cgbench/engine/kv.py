@@ -1,6 +1,6 @@
-"""The KV cache has one slot a request, and one tensor a layer for keys and one for values. Of latent
-attention the keys are latents with their rotary keys, and there are no values of their own. Beside
-it lies the recurrent state of a hybrid's other layers, in the same slots.
+"""The KV cache has one slot a request, and one tensor a layer for keys and one for values. A layer
+that keeps latents has them and their rotary keys for keys, and no values of its own. Beside it
+lies the recurrent state of a hybrid's other layers, in the same slots.
 """
 
 from collections.abc import Mapping

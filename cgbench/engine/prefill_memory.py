@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from cgbench.kernels.attention import AttentionInput
+from cgbench.kernels.latent import latent_prefill
+from cgbench.kernels.latent.latent_attention import LatentInput
 from cgbench.models.recurrent_hook import RecurrentProbe
 from cgbench.models.target import Target
 
@@ -16,11 +18,23 @@ from cgbench.models.target import Target
 class _PrefillProbe(RecurrentProbe):
     """Makes what ``calls.Prefill`` makes of a layer's queries, keys and values, and no more."""
 
+    def __init__(self, *, keeps_latents: bool) -> None:
+        super().__init__()
+        self.keeps_latents = keeps_latents
+
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         qkv.key.transpose(1, 2).flatten(0, 1)
         qkv.value.transpose(1, 2).flatten(0, 1)
         batch, num_heads, length, _ = qkv.query.shape
         return qkv.query.new_empty(batch, length, num_heads, qkv.value.shape[3])
+
+    def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
+        """As ``latent_prefill.prefill``, of the first chunk: the others are no larger."""
+        batch, num_heads, length, _ = new.query.shape
+        out = new.query.new_empty(batch, length, num_heads, new.weights.value_size)
+        weights = new.weights.heads(0, latent_prefill.heads_a_chunk(new))
+        latent_prefill.expand(new.latent, weights)
+        return out
 
 
 class PeakMemory(TorchDispatchMode):
@@ -61,14 +75,16 @@ class PeakMemory(TorchDispatchMode):
 
 
 @torch.no_grad()
-def prefill_bytes(target: Target, batch_size: int, prompt_len: int) -> int:
+def prefill_bytes(
+    target: Target, batch_size: int, prompt_len: int, *, keeps_latents: bool = True
+) -> int:
     """The peak of one wave of ``batch_size`` prompts through a ``target`` on the meta device, as
-    its layers are run.
+    its layers are run. ``keeps_latents``: as ``ShapeProbe`` has it.
 
     A lower bound: a kernel's own workspace is not counted, and a skeleton is in bfloat16.
     """
     memory = PeakMemory()
     with memory, torch.device("meta"):
         ids = torch.zeros(batch_size, prompt_len, dtype=torch.long)
-        target.forward(ids, ids, _PrefillProbe())
+        target.forward(ids, ids, _PrefillProbe(keeps_latents=keeps_latents))
     return memory.peak_bytes

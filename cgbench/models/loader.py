@@ -54,9 +54,9 @@ class LoadedModel:
     ``tokenizer`` is None where the checkpoint ships none that can be read (presets never do), and
     ``tokenizer_problem`` says why. ``num_head_modules``
     counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
-    layer's, the head's included, as this rank holds it. ``num_query_heads``, too. ``state_shapes``: each linear-attention
-    layer's. ``skeleton``: the same modules as their own code has them, whole and without storage.
-    ``ranks`` share the model.
+    layer's, the head's included, as this rank holds it, and so ``num_query_heads``.
+    ``state_shapes``: each linear-attention layer's. ``skeleton``: the same modules as their own
+    code has them, whole and without storage. ``ranks`` share the model.
     """
 
     target: Target

@@ -10,7 +10,7 @@ from torch import Size, nn
 from transformers import PretrainedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
-from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
+from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe, is_latent
 from cgbench.models.config_faults import fault_of
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
@@ -38,10 +38,21 @@ class Skeleton:
         """Bytes of the head's own weights, 0 without a head."""
         return 0 if self.head is None else _num_bytes(self.head, self.head_scaled, dtype)
 
-    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values that one token keeps, over all layers and the head's."""
-        sizes = (heads * size for shape in self.kv.kv_shapes.values() for heads, size in shape)
+    def kv_bytes_per_token(self, dtype: torch.dtype, num_ranks: int = 1) -> int:
+        """Bytes of keys and values, or of latents, that one token keeps on each of ``num_ranks``
+        ranks, over all layers and the head's. Keys and values are divided, latents are not."""
+        sizes = (
+            sum(heads * size for heads, size in shape) // (1 if is_latent(shape) else num_ranks)
+            for shape in self.kv.kv_shapes.values()
+        )
         return sum(sizes) * dtype.itemsize
+
+    @property
+    def latent_size(self) -> int | None:
+        """Values that a layer of latent attention keeps of a token, its rotary key's included.
+        None where no layer keeps latents."""
+        shapes = self.kv.kv_shapes.values()
+        return next((keys[1] for keys, values in shapes if is_latent((keys, values))), None)
 
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of recurrent state that one request keeps, of any length, over all layers."""
