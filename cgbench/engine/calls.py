@@ -17,8 +17,8 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
 from cgbench.kernels.attention import AttentionInput, LayerKv, Masks
 from cgbench.kernels.delta_rule import DeltaRows
-from cgbench.kernels.latent import latent_attention, latent_prefill
-from cgbench.kernels.latent.latent_attention import LatentInput
+from cgbench.kernels.mla import latent_attention, latent_prefill
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.moe.expert_products import Padding
 
 

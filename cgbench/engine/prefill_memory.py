@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from cgbench.kernels.attention import AttentionInput
-from cgbench.kernels.latent import latent_prefill
-from cgbench.kernels.latent.latent_attention import LatentInput
+from cgbench.kernels.mla import latent_prefill
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.recurrent_hook import RecurrentProbe
 from cgbench.models.target import Target
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import StateShape
-from cgbench.kernels.latent.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import Splits

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from cgbench.errors import UnsupportedModelError
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
-from cgbench.kernels.latent.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.recurrent_hook import RecurrentProbe
 
 ATTENTION_NAME = "cgbench"

@@ -115,7 +115,7 @@ def test_prefill_is_the_same_whatever_the_chunk(
 ) -> None:
     """Heads are expanded in chunks of one, of three and one, and all at once."""
     from cgbench.engine.prefill import prefill
-    from cgbench.kernels.latent import latent_prefill
+    from cgbench.kernels.mla import latent_prefill
 
     found: list[torch.Tensor] = []
     for chunk in (1, 3, 4):

@@ -12,7 +12,7 @@ from cgbench.engine.prefill import _waves, prefill_slots
 from cgbench.engine.prefill_memory import PeakMemory, prefill_bytes
 from cgbench.engine.recurrent import RecurrentCache
 from cgbench.errors import OutOfMemoryError
-from cgbench.kernels.latent import latent_prefill
+from cgbench.kernels.mla import latent_prefill
 from cgbench.models import experts
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.request.options import RunOptions

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cgbench.kernels.latent.latent_attention import LatentInput
-from cgbench.kernels.latent.latent_weights import LatentWeights
+from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.quantised.scaled_modules import scales_of
 

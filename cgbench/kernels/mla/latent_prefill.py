@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.latent.latent_attention import LatentInput
-from cgbench.kernels.latent.latent_weights import LatentWeights
+from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_weights import LatentWeights
 
 CHUNK_BYTES = 1 << 28
 """Most bytes of keys and values that are expanded at a time, unless one head has more."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cgbench.kernels.attention import Masks, live_mask, slot_view
 from cgbench.kernels.gpu import runs_kernels
-from cgbench.kernels.latent.latent_weights import LatentWeights
+from cgbench.kernels.mla.latent_weights import LatentWeights
 
 
 class LatentInput(NamedTuple):
@@ -134,7 +134,7 @@ def decode(
     """
     if runs_kernels(latents.device):
         # Imported here, because triton is there only beside a CUDA build of torch.
-        from cgbench.kernels.latent import triton_latent
+        from cgbench.kernels.mla import triton_latent
 
         if triton_latent.can_decode(new):
             return triton_latent.decode(latents, new, slots, positions, room)

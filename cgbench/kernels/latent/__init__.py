@@ -1,1 +1,0 @@
-"""Attention over latents: the absorbed form of multi-head latent attention."""

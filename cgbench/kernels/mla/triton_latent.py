@@ -1,0 +1,285 @@
+"""Decode attention over latents in Triton: 1 to 17 query rows a request, all heads on one key.
+
+Every head reads the same latents, so heads and queries together are the rows of a tile. A program
+takes 64 of them. It loads a tile of latents once, multiplies it as keys, and multiplies the same
+registers' copy in shared memory as values: that reuse is what the absorbed form gains. The keys
+are split over programs until the device is full. Nothing past a request's live length is read.
+
+The rows that a call brings are attended to from its own tensors, and written to the cache on the
+way by the programs of the first tile alone. Merging the splits is a part of the product with W_UV
+(``triton_heads``).
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from cgbench.kernels import triton_splits
+from cgbench.kernels.gpu import early, launch_keywords
+from cgbench.kernels.mla import triton_heads
+from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.triton_splits import Parts, division
+
+# tl.dot wants at least 16 rows.
+MIN_TILE = 16
+MAX_ROWS = 64
+MAX_SPLITS = 128
+LOG2_E = 1.4426950408889634
+
+# Sizes that differ between buckets: specialising on them would compile the kernel anew for some.
+SIZES = ["num_splits", "room"]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _attended(
+    acc, running_max, running_sum, q, q_rotary, latent, rotary, seen, scale, PRECISION: tl.constexpr
+):
+    """The running softmax after one more tile: ``latent [N, C]`` is key and value, ``rotary
+    [N, R]`` the rest of the key."""
+    scores = tl.dot(q, tl.trans(latent), input_precision=PRECISION)
+    scores = tl.dot(q_rotary, tl.trans(rotary), scores, input_precision=PRECISION) * scale
+    scores = tl.where(seen, scores, float("-inf"))
+    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    # A row that has seen no key yet keeps -inf; 0 stands in, to keep NaN out.
+    shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+    p = tl.exp2(scores - shift[:, None])
+    decay = tl.exp2(running_max - shift)
+    acc = tl.dot(p.to(latent.dtype), latent, acc * decay[:, None], input_precision=PRECISION)
+    return acc, new_max, running_sum * decay + tl.sum(p, 1)
+
+
+@triton.jit(do_not_specialize=SIZES)  # type: ignore[untyped-decorator]
+def _split_kernel(
+    absorbed,
+    query,
+    new,
+    cache,
+    slots,
+    positions,
+    out,
+    partial_out,
+    partial_max,
+    partial_sum,
+    scale,
+    room,
+    num_splits,
+    query_stride_b,
+    query_stride_h,
+    query_stride_s,
+    new_stride_b,
+    new_stride_s,
+    TILES: tl.constexpr,
+    NUM_ROWS: tl.constexpr,
+    QUERY_LEN: tl.constexpr,
+    RANK: tl.constexpr,
+    ROTARY: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr,
+    IS_WHOLE: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    b = tl.program_id(0) // TILES
+    tile = tl.program_id(0) % TILES
+    split = tl.program_id(1)
+    # Places were not written by the kernel ahead: see ``kernels.gpu``.
+    start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
+    slot_row = tl.load(slots + b, cache_modifier=".cg").to(tl.int64) * room
+    first, keys_a_split, split_of_new = division(start, num_splits, 0, BLOCK_N)
+    low = first + split * keys_a_split
+    high = tl.minimum(low + keys_a_split, start)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    if split > split_of_new:
+        return
+
+    # Row m of a request is query row m % QUERY_LEN of head m // QUERY_LEN.
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    in_tile = m < NUM_ROWS
+    s = m % QUERY_LEN
+    c = tl.arange(0, BLOCK_C)
+    r = tl.arange(0, BLOCK_R)
+    in_rank = c < RANK
+    in_rotary = r < ROTARY
+    row = b * NUM_ROWS + m
+    q = tl.load(
+        absorbed + row[:, None] * RANK + c[None, :],
+        mask=in_tile[:, None] & in_rank[None, :],
+        other=0.0,
+    )
+    of_query = b * query_stride_b + (m // QUERY_LEN) * query_stride_h + s * query_stride_s
+    q_rotary = tl.load(
+        query + of_query[:, None] + r[None, :],
+        mask=in_tile[:, None] & in_rotary[None, :],
+        other=0.0,
+    )
+    running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    running_sum = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    for n0 in range(low, high, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        live = n < high
+        of_row = cache + (slot_row + n) * (RANK + ROTARY)
+        latent = tl.load(
+            of_row[:, None] + c[None, :], mask=live[:, None] & in_rank[None, :], other=0.0
+        )
+        rotary = tl.load(
+            of_row[:, None] + RANK + r[None, :],
+            mask=live[:, None] & in_rotary[None, :],
+            other=0.0,
+        )
+        acc, running_max, running_sum = _attended(
+            acc,
+            running_max,
+            running_sum,
+            q,
+            q_rotary,
+            latent,
+            rotary,
+            live[None, :],
+            scale,
+            PRECISION,
+        )
+
+    if split == split_of_new:
+        # The new rows come from the call, and go to the cache on the way, once.
+        n = tl.arange(0, BLOCK_S)
+        live = n < QUERY_LEN
+        from_call = new + b * new_stride_b + n * new_stride_s
+        to_cache = cache + (slot_row + start + n) * (RANK + ROTARY)
+        keep = live[:, None] & in_rank[None, :]
+        keep_rotary = live[:, None] & in_rotary[None, :]
+        latent = tl.load(from_call[:, None] + c[None, :], mask=keep, other=0.0)
+        rotary = tl.load(from_call[:, None] + RANK + r[None, :], mask=keep_rotary, other=0.0)
+        if tile == 0:
+            tl.store(to_cache[:, None] + c[None, :], latent, mask=keep)
+            tl.store(to_cache[:, None] + RANK + r[None, :], rotary, mask=keep_rotary)
+        acc, running_max, running_sum = _attended(
+            acc,
+            running_max,
+            running_sum,
+            q,
+            q_rotary,
+            latent,
+            rotary,
+            live[None, :] & (n[None, :] <= s[:, None]),
+            scale,
+            PRECISION,
+        )
+
+    keep = in_tile[:, None] & in_rank[None, :]
+    if IS_WHOLE:
+        whole = (acc / running_sum[:, None]).to(out.dtype.element_ty)
+        tl.store(out + row[:, None] * RANK + c[None, :], whole, mask=keep)
+        return
+    out_row = (b * num_splits + split) * NUM_ROWS + m
+    tl.store(partial_max + out_row, running_max, mask=in_tile)
+    tl.store(partial_sum + out_row, running_sum, mask=in_tile)
+    tl.store(partial_out + out_row.to(tl.int64)[:, None] * RANK + c[None, :], acc, mask=keep)
+
+
+class LatentTile(NamedTuple):
+    """Rows of heads and queries and latents that a program takes at a time, by how many warps, and
+    tiles of latents under way."""
+
+    num_rows: int
+    num_keys: int
+    num_warps: int
+    num_stages: int
+
+
+def latent_tile(num_rows: int, *, is_float32: bool) -> LatentTile:
+    """Return the tile for ``num_rows`` rows a request.
+
+    Not tuned on a device yet: ``scripts/trials/bench_latent.py`` tries others.
+    """
+    rows = min(MAX_ROWS, max(MIN_TILE, triton.next_power_of_2(num_rows)))
+    if is_float32:
+        # Of numbers twice as large.
+        return LatentTile(MIN_TILE, 16, 4, 2)
+    return LatentTile(rows, 64 if rows == MAX_ROWS else 32, 8 if rows == MAX_ROWS else 4, 2)
+
+
+def num_splits_of(num_programs: int, num_keys: int, device: torch.device) -> int:
+    """Return the splits over the keys that give every multiprocessor a program or two.
+
+    ``num_keys``: of a tile. Two of the smaller ones fit on a multiprocessor.
+    """
+    wanted = triton_splits._num_multiprocessors(device) * (1 if num_keys > 32 else 2)
+    return max(1, min(MAX_SPLITS, wanted // num_programs))
+
+
+def can_decode(new: LatentInput) -> bool:
+    """Return whether the kernels take ``new``. What they do not take goes by the definition."""
+    return new.sliding_window is None and triton_heads.can_multiply(new.weights)
+
+
+def decode(
+    latents: Tensor,
+    new: LatentInput,
+    slots: Tensor,
+    positions: Tensor,
+    room: int,
+    tile: LatentTile | None = None,
+) -> Tensor:
+    """Store the new latents, and attend over each slot's rows 0..position.
+
+    As ``latent_attention.decode``, to ``[B, S, H, value_size]``. ``tile`` None is the one that
+    ``latent_tile`` chooses.
+    """
+    query, weights = new.query, new.weights
+    batch, num_heads, query_len, _ = query.shape
+    rank, num_rows = weights.rank, num_heads * query_len
+    assert query.stride(3) == new.latent.stride(3) == 1
+    assert positions.is_contiguous() and latents.is_contiguous()
+    is_float32 = query.dtype == torch.float32
+    tile = tile or latent_tile(num_rows, is_float32=is_float32)
+    num_tiles = triton.cdiv(num_rows, tile.num_rows)
+    num_splits = num_splits_of(batch * num_tiles, tile.num_keys, query.device)
+    absorbed = triton_heads.absorb(new.no_rotary, weights)
+    whole = torch.empty_like(absorbed) if num_splits == 1 else absorbed
+    parts = Parts.empty(batch, num_splits, num_rows, rank, query.device)
+    rotary = new.rotary
+    _split_kernel[(batch * num_tiles, num_splits)](
+        absorbed,
+        rotary,
+        new.latent,
+        latents,
+        slots,
+        positions,
+        whole,
+        *parts,
+        new.scaling * LOG2_E,
+        room,
+        num_splits,
+        *rotary.stride()[:3],
+        new.latent.stride(0),
+        new.latent.stride(2),
+        TILES=num_tiles,
+        NUM_ROWS=num_rows,
+        QUERY_LEN=query_len,
+        RANK=rank,
+        ROTARY=rotary.shape[3],
+        BLOCK_M=tile.num_rows,
+        BLOCK_N=tile.num_keys,
+        BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),
+        BLOCK_C=max(MIN_TILE, triton.next_power_of_2(rank)),
+        BLOCK_R=max(MIN_TILE, triton.next_power_of_2(rotary.shape[3])),
+        PRECISION="ieee" if is_float32 else "tf32",
+        IS_WHOLE=num_splits == 1,
+        EARLY=early(query.device),
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        **launch_keywords(query.device),
+    )
+    if num_splits == 1:
+        return triton_heads.project(whole, weights)
+    return triton_heads.project_parts(parts, positions, weights, query, tile.num_keys)
