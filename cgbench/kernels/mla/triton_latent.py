@@ -1,8 +1,8 @@
 """Decode attention over latents in Triton: 1 to 17 query rows a request, all heads on one key.
 
 Every head reads the same latents, so heads and queries together are the rows of a tile. A program
-takes 64 of them. It loads a tile of latents once, multiplies it as keys, and multiplies the same
-registers' copy in shared memory as values: that reuse is what the absorbed form gains. The keys
+takes 64 of them. It loads a tile of latents into shared memory once, and multiplies it as keys and
+then as values: that reuse is what the absorbed form gains. The keys
 are split over programs until the device is full. Nothing past a request's live length is read.
 
 The rows that a call brings are attended to from its own tensors, and written to the cache on the
@@ -27,6 +27,7 @@ from cgbench.kernels.triton_splits import Parts, division
 # tl.dot wants at least 16 rows.
 MIN_TILE = 16
 MAX_ROWS = 64
+MAX_SWAPPED_ROWS = 32
 MAX_SPLITS = 128
 LOG2_E = 1.4426950408889634
 
@@ -36,20 +37,44 @@ SIZES = ["num_splits", "room"]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attended(
-    acc, running_max, running_sum, q, q_rotary, latent, rotary, seen, scale, PRECISION: tl.constexpr
+    acc,
+    running_max,
+    running_sum,
+    q,
+    q_rotary,
+    latent,
+    rotary,
+    seen,
+    scale,
+    SWAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     """The running softmax after one more tile: ``latent [N, C]`` is key and value, ``rotary
-    [N, R]`` the rest of the key."""
-    scores = tl.dot(q, tl.trans(latent), input_precision=PRECISION)
-    scores = tl.dot(q_rotary, tl.trans(rotary), scores, input_precision=PRECISION) * scale
-    scores = tl.where(seen, scores, float("-inf"))
-    new_max = tl.maximum(running_max, tl.max(scores, 1))
+    [N, R]`` the rest of the key. ``seen [M or 1, N]``. ``acc [M, C]``, or swapped ``[C, M]``."""
+    if SWAPPED:
+        scores = tl.dot(latent, tl.trans(q), input_precision=PRECISION)
+        scores = tl.dot(rotary, tl.trans(q_rotary), scores, input_precision=PRECISION) * scale
+        scores = tl.where(tl.trans(seen), scores, float("-inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, 0))
+    else:
+        scores = tl.dot(q, tl.trans(latent), input_precision=PRECISION)
+        scores = tl.dot(q_rotary, tl.trans(rotary), scores, input_precision=PRECISION) * scale
+        scores = tl.where(seen, scores, float("-inf"))
+        new_max = tl.maximum(running_max, tl.max(scores, 1))
     # A row that has seen no key yet keeps -inf; 0 stands in, to keep NaN out.
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-    p = tl.exp2(scores - shift[:, None])
     decay = tl.exp2(running_max - shift)
-    acc = tl.dot(p.to(latent.dtype), latent, acc * decay[:, None], input_precision=PRECISION)
-    return acc, new_max, running_sum * decay + tl.sum(p, 1)
+    if SWAPPED:
+        p = tl.exp2(scores - shift[None, :])
+        acc *= decay[None, :]
+        acc = tl.dot(tl.trans(latent), p.to(latent.dtype), acc, input_precision=PRECISION)
+        total = tl.sum(p, 0)
+    else:
+        p = tl.exp2(scores - shift[:, None])
+        acc *= decay[:, None]
+        acc = tl.dot(p.to(latent.dtype), latent, acc, input_precision=PRECISION)
+        total = tl.sum(p, 1)
+    return acc, new_max, running_sum * decay + total
 
 
 @triton.jit(do_not_specialize=SIZES)  # type: ignore[untyped-decorator]
@@ -82,6 +107,7 @@ def _split_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    SWAPPED: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     EARLY: tl.constexpr,
@@ -123,7 +149,10 @@ def _split_kernel(
     )
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    if SWAPPED:
+        acc = tl.zeros([BLOCK_C, BLOCK_M], tl.float32)
+    else:
+        acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for n0 in range(low, high, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         live = n < high
@@ -146,6 +175,7 @@ def _split_kernel(
             rotary,
             live[None, :],
             scale,
+            SWAPPED,
             PRECISION,
         )
 
@@ -172,9 +202,12 @@ def _split_kernel(
             rotary,
             live[None, :] & (n[None, :] <= s[:, None]),
             scale,
+            SWAPPED,
             PRECISION,
         )
 
+    if SWAPPED:
+        acc = tl.trans(acc)
     keep = in_tile[:, None] & in_rank[None, :]
     if IS_WHOLE:
         whole = (acc / running_sum[:, None]).to(out.dtype.element_ty)
@@ -188,12 +221,17 @@ def _split_kernel(
 
 class LatentTile(NamedTuple):
     """Rows of heads and queries and latents that a program takes at a time, by how many warps, and
-    tiles of latents under way."""
+    tiles of latents under way.
+
+    ``is_swapped``: latents are the left operand of both products, and the rows their columns. A
+    tensor core multiplies 64 rows at a time, which few heads and queries do not fill.
+    """
 
     num_rows: int
     num_keys: int
     num_warps: int
     num_stages: int
+    is_swapped: bool = False
 
 
 def latent_tile(num_rows: int, *, is_float32: bool) -> LatentTile:
@@ -201,11 +239,14 @@ def latent_tile(num_rows: int, *, is_float32: bool) -> LatentTile:
 
     Not tuned on a device yet: ``scripts/trials/bench_latent.py`` tries others.
     """
-    rows = min(MAX_ROWS, max(MIN_TILE, triton.next_power_of_2(num_rows)))
     if is_float32:
         # Of numbers twice as large.
         return LatentTile(MIN_TILE, 16, 4, 2)
-    return LatentTile(rows, 64 if rows == MAX_ROWS else 32, 8 if rows == MAX_ROWS else 4, 2)
+    if num_rows <= MAX_SWAPPED_ROWS:
+        rows = max(MIN_TILE, triton.next_power_of_2(num_rows))
+        return LatentTile(rows, 64, 8, 2, is_swapped=True)
+    # Of 32 rows the registers spill, and 64 read no more bytes.
+    return LatentTile(MAX_ROWS, 64, 8, 2)
 
 
 def num_splits_of(num_programs: int, num_keys: int, device: torch.device) -> int:
@@ -213,7 +254,7 @@ def num_splits_of(num_programs: int, num_keys: int, device: torch.device) -> int
 
     ``num_keys``: of a tile. Two of the smaller ones fit on a multiprocessor.
     """
-    wanted = triton_splits._num_multiprocessors(device) * (1 if num_keys > 32 else 2)
+    wanted = triton_splits.num_multiprocessors(device) * (1 if num_keys > 32 else 2)
     return max(1, min(MAX_SPLITS, wanted // num_programs))
 
 
@@ -273,6 +314,7 @@ def decode(
         BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),
         BLOCK_C=max(MIN_TILE, triton.next_power_of_2(rank)),
         BLOCK_R=max(MIN_TILE, triton.next_power_of_2(rotary.shape[3])),
+        SWAPPED=tile.is_swapped,
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
         EARLY=early(query.device),

@@ -1,7 +1,11 @@
 """The kernels of latent attention against their definition: in the interpreter here, compiled on a
 GPU."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from unittest import mock
 
 import pytest
 import torch
@@ -9,7 +13,8 @@ import torch
 from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of
 from cgbench.kernels.mla.latent_attention import LatentInput, absorb, decode_by_torch, project
 from cgbench.kernels.mla.latent_weights import LatentWeights
-from tests.support.interpreter import check_interpreted
+from tests.support.interpreter import check_interpreted, run_interpreted
+from tests.support.latent_faults import FAULTS, is_seen
 
 pytest.importorskip("triton")
 
@@ -30,6 +35,8 @@ class Case:
     key_size: int = 16
     value_size: int = 16
     tile: tuple[int, int] | None = None
+    is_swapped: bool = False
+    splits: int | None = None
     block: int | None = None
     """Of FP8 weights."""
 
@@ -45,6 +52,11 @@ CASES = [
     Case(4, num_heads=20, tile=(64, 32)),
     Case(17, num_heads=20, tile=(64, 64)),
     Case(4, num_heads=128, tile=(64, 16)),
+    Case(4, num_heads=5, splits=5, tile=(32, 16)),
+    Case(2, num_heads=3, splits=5, tile=(16, 64)),
+    # Latents as the left operand.
+    Case(1, num_heads=16, tile=(16, 64), is_swapped=True),
+    Case(3, num_heads=9, rank=40, rotary=20, tile=(32, 16), splits=3, is_swapped=True),
     Case(3, num_heads=5, rank=40, rotary=20, key_size=24, value_size=36),
     # So many programs that nothing is split, and nothing merged.
     Case(2, num_heads=16, tile=(16, 64)),
@@ -56,10 +68,16 @@ CASES = [
 ]
 
 
-def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
-    """Largest difference between the kernels and the definition, on rows of unequal length."""
+def max_error(
+    case: Case, device: str, dtype: torch.dtype, kernels: ModuleType | None = None
+) -> float:
+    """Largest difference between the kernels and the definition, on rows of unequal length.
+
+    ``kernels`` stands in for ``triton_latent``.
+    """
     from cgbench.kernels.mla import triton_latent
 
+    kernels = kernels or triton_latent
     torch.manual_seed(case.query_len)
     lengths = torch.tensor([0, 1, 63, ROOM - case.query_len, 7, 7], device=device)
     slots = torch.tensor([2, 0, 3, 1, SLOTS - 1, SLOTS - 1], device=device)
@@ -72,14 +90,21 @@ def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
     # Padding: the same rows twice, as two finished requests are not, but then nobody reads them.
     new = new._replace(latent=torch.cat([new.latent[:5], new.latent[4:5]]))
     expected = decode_by_torch(caches[0], new, slots, positions, ROOM)
-    tile = case.tile and triton_latent.LatentTile(*case.tile, num_warps=4, num_stages=2)
-    got = triton_latent.decode(caches[1], new, slots, positions, ROOM, tile)
+    tile = case.tile and triton_latent.LatentTile(*case.tile, 4, 2, case.is_swapped)
+    with mock.patch.object(kernels, "num_splits_of", splits_of(case, kernels)):
+        got = kernels.decode(caches[1], new, slots, positions, ROOM, tile)
     assert got.shape == expected.shape
     live = ~caches[1].isnan()
     assert torch.equal(caches[0][live], caches[1][live])
     assert live.sum() == (lengths + case.query_len)[:5].sum() * (case.rank + case.rotary)
     assert not got.isnan().any()
     return (expected.float() - got.float()).abs().max().item()
+
+
+def splits_of(case: Case, kernels: ModuleType) -> Callable[..., int]:
+    """The engine's choice, or the case's: five splits of three blocks leave some idle."""
+    own: Callable[..., int] = kernels.num_splits_of
+    return own if case.splits is None else lambda *_: case.splits
 
 
 def random_input(case: Case, batch: int, device: str, dtype: torch.dtype) -> LatentInput:
@@ -110,6 +135,18 @@ def random_weights(case: Case, device: str, dtype: torch.dtype) -> LatentWeights
 
 def test_interpreter_equals_definition() -> None:
     check_interpreted(max_error, CASES, below=2e-5)
+
+
+def seen_faults() -> list[str]:
+    """The names of the planted faults that ``max_error`` sees, in several tiles and splits."""
+    error = partial(max_error, Case(3, num_heads=8, tile=(16, 16), splits=3), "cpu")
+    assert error(torch.float32) < 2e-5
+    return [name for name in FAULTS if is_seen(name, error, below=2e-5)]
+
+
+def test_planted_faults_are_seen() -> None:
+    code = f"from {__name__} import seen_faults\nprint(*seen_faults())"
+    assert run_interpreted(code).split() == [*FAULTS]
 
 
 def test_the_absorbed_form_is_the_expanded_one() -> None:
