@@ -73,7 +73,8 @@ def _number_attention(layer: nn.Module) -> None:
 
 def _compile_layer(layer: nn.Module) -> None:
     """Decode steps run the layer's compiled form, everything else its own."""
-    plain, compiled, call = layer.forward, _compiled(layer.forward), OperatorCall()
+    plain, compiled = layer.forward, _compiled(layer.forward)
+    calls = {keeps: OperatorCall(keeps_latents=keeps) for keeps in (False, True)}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         attention_call = kwargs.get("attention_call")
@@ -81,6 +82,7 @@ def _compile_layer(layer: nn.Module) -> None:
             return plain(*args, **kwargs)
         # Arguments that are None are not given by all callers: they would make two forms of one.
         given = {name: value for name, value in kwargs.items() if value is not None}
+        call = calls[attention_call.keeps_latents]
         with under_way(attention_call):
             return compiled(*args, **given | {"attention_call": call})
 

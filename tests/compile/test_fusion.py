@@ -37,12 +37,13 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Gra
     """Every graph that a compiler is given of a kind of model, which is traced once."""
 
     @cache
-    def trace(kind: str) -> list[GraphModule]:
+    def trace(name: str) -> list[GraphModule]:
+        kind, _, form = name.partition(" ")
         shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
         folder = make_checkpoint(tmp_path_factory.mktemp(kind), kind, **shape)
         torch._dynamo.reset()
         with traced_layers() as graphs:
-            decoded(compiled(folder)[1], 1, 3)
+            decoded(compiled(folder, keeps_latents=form != "expanded")[1], 1, 3)
         return graphs
 
     return trace
@@ -246,9 +247,16 @@ def test_only_what_reads_is_launched_early(function: Callable[..., Any], expecte
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("mimo", True), ("gemma3_text", True), ("deepseek_v3", False)]
+    ("kind", "expected"),
+    [
+        ("mimo", True),
+        ("gemma3_text", True),
+        ("deepseek_v3", True),
+        # Keys are put together in a tensor that is made empty.
+        ("deepseek_v3 expanded", False),
+    ],
 )
-def test_dense_layers_are_launched_early(
+def test_layers_that_read_what_they_write_from_are_launched_early(
     traced: Callable[[str], list[GraphModule]], kind: str, expected: bool
 ) -> None:
     layers = [graph for graph in traced(kind) if has_product(graph)]

@@ -162,6 +162,23 @@ def count_work(
     return {name: gathered((counted(model), held(model))) for name, model in loaded.items()}
 
 
+def count_heads(
+    folders: dict[str, Path], *, ranks: Ranks
+) -> dict[str, list[tuple[set[tuple[int, int]], int]]]:
+    """Query heads and values read a token by the floor's account, and bytes of KV a token as this
+    rank keeps them, of the target and a divided head."""
+    found = {}
+    for name, folder in folders.items():
+        model = load(folder, "divided", ranks)
+        work = rank_work(model)
+        assert work.head is not None
+        attentions = (*work.target.attentions, *work.head.attentions)
+        shapes = {(each.query_heads, each.row_elements) for each in attentions}
+        kept = sum(heads * size for shape in model.kv_shapes.values() for heads, size in shape)
+        found[name] = gathered((shapes, kept))
+    return found
+
+
 def counted(model: LoadedModel) -> Counted:
     work = rank_work(model)
     assert work.head is not None
@@ -263,7 +280,9 @@ def audit_where_rank_1_reads_other_tokens(
 
 def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
     """A checkpoint of each kind; ``OWN`` is MiMo's with matrices of the head's own."""
-    family, form = {"glm4_moe": DEEPSEEK}, HeadForm(own_embedding=True, own_output=True)
+    like_deepseek = ("glm4_moe", "deepseek_v3", "glm4_moe_lite")
+    family = dict.fromkeys(like_deepseek, DEEPSEEK)
+    form = HeadForm(own_embedding=True, own_output=True)
     return {
         kind: make_checkpoint(
             root / kind,

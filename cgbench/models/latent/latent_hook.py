@@ -40,12 +40,17 @@ def hook_latent_layers(module: nn.Module) -> None:
     Layers that expand with a bias are left alone: what the bias adds is in no latent.
     """
     for part in list(module.modules()):
-        if not all(hasattr(part, name) for name in _PARTS) or hasattr(part, "latent_weights"):
-            continue
-        expansion: Any = part.kv_b_proj
-        if expansion.bias is None:
+        if is_latent_attention(part) and not hasattr(part, "latent_weights"):
             kind: Any = type(part)
             part.__class__ = _hooked_class(kind)
+
+
+def is_latent_attention(module: nn.Module) -> bool:
+    """Return whether ``module`` is latent attention whose latents can be handed on."""
+    if not all(hasattr(module, name) for name in _PARTS):
+        return False
+    expansion: Any = module.kv_b_proj
+    return expansion.bias is None
 
 
 @cache
