@@ -42,6 +42,17 @@ def test_two_ranks_are_one_process(
     assert alone[name].kv_heads == {1}
 
 
+def test_compiled_layers_decode_alike(
+    folders: dict[str, Path], alone: dict[str, rank_jobs.Told]
+) -> None:
+    models = (("deepseek_v3", "divided"), ("glm4_moe_lite", "whole"))
+    told = run_on_ranks(2, "cpu", rank_jobs.tell_compiled, folders, models)
+    assert told[0] == told[1]
+    rule = f"{rank_jobs.RULES[0][1]} k=3"
+    for name, decoded in told[0].items():
+        assert decoded == alone[name].tokens[rule][:3] + alone[name].accepted[rule][:3]
+
+
 def test_heads_are_divided_and_latents_whole(folders: dict[str, Path]) -> None:
     alone = rank_jobs.count_heads(folders, ranks=ALONE)
     shared = run_on_ranks(2, "cpu", rank_jobs.count_heads, folders)

@@ -89,12 +89,14 @@ def tell_all(
     return gathered(told)
 
 
-def tell_compiled(folders: dict[str, Path], *, ranks: Ranks) -> list[dict[str, list[list[int]]]]:
+def tell_compiled(
+    folders: dict[str, Path], models: tuple[tuple[str, str], ...] = COMPILED, *, ranks: Ranks
+) -> list[dict[str, list[list[int]]]]:
     """Every rank's tokens of k = 3 through compiled layers, traced and run as traced."""
     torch.set_num_threads(1)
     told = {}
     with traced_layers():
-        for name, head in COMPILED:
+        for name, head in models:
             torch._dynamo.reset()
             model = load(folders[name], head, ranks)
             compile_forwards(model.target, model.head)
