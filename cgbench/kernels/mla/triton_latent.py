@@ -263,31 +263,42 @@ def can_decode(new: LatentInput) -> bool:
     return new.sliding_window is None and triton_heads.can_multiply(new.weights)
 
 
-def decode(
+class Attended(NamedTuple):
+    """What attention left: ``whole [B, H, S, rank]`` of one split, or the ``parts`` of several."""
+
+    whole: Tensor
+    parts: Parts
+    tile: LatentTile
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is one split, and nothing to merge."""
+        return self.parts.maxima.shape[1] == 1
+
+
+def attend(
     latents: Tensor,
+    absorbed: Tensor,
     new: LatentInput,
     slots: Tensor,
     positions: Tensor,
     room: int,
     tile: LatentTile | None = None,
-) -> Tensor:
-    """Store the new latents, and attend over each slot's rows 0..position.
+) -> Attended:
+    """Store the new latents, and attend over each slot's rows 0..position, split over the keys.
 
-    As ``latent_attention.decode``, to ``[B, S, H, value_size]``. ``tile`` None is the one that
-    ``latent_tile`` chooses.
+    ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest as ``decode``.
     """
-    query, weights = new.query, new.weights
-    batch, num_heads, query_len, _ = query.shape
-    rank, num_rows = weights.rank, num_heads * query_len
-    assert query.stride(3) == new.latent.stride(3) == 1
-    assert positions.is_contiguous() and latents.is_contiguous()
-    is_float32 = query.dtype == torch.float32
+    batch, num_heads, query_len, rank = absorbed.shape
+    num_rows = num_heads * query_len
+    assert absorbed.is_contiguous() and latents.is_contiguous() and positions.is_contiguous()
+    assert new.query.stride(3) == new.latent.stride(3) == 1
+    is_float32 = absorbed.dtype == torch.float32
     tile = tile or latent_tile(num_rows, is_float32=is_float32)
     num_tiles = triton.cdiv(num_rows, tile.num_rows)
-    num_splits = num_splits_of(batch * num_tiles, tile.num_keys, query.device)
-    absorbed = triton_heads.absorb(new.no_rotary, weights)
+    num_splits = num_splits_of(batch * num_tiles, tile.num_keys, absorbed.device)
     whole = torch.empty_like(absorbed) if num_splits == 1 else absorbed
-    parts = Parts.empty(batch, num_splits, num_rows, rank, query.device)
+    parts = Parts.empty(batch, num_splits, num_rows, rank, absorbed.device)
     rotary = new.rotary
     _split_kernel[(batch * num_tiles, num_splits)](
         absorbed,
@@ -317,11 +328,30 @@ def decode(
         SWAPPED=tile.is_swapped,
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
-        EARLY=early(query.device),
+        EARLY=early(absorbed.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        **launch_keywords(query.device),
+        **launch_keywords(absorbed.device),
     )
-    if num_splits == 1:
-        return triton_heads.project(whole, weights)
-    return triton_heads.project_parts(parts, positions, weights, query, tile.num_keys)
+    return Attended(whole, parts, tile)
+
+
+def decode(
+    latents: Tensor,
+    new: LatentInput,
+    slots: Tensor,
+    positions: Tensor,
+    room: int,
+    tile: LatentTile | None = None,
+) -> Tensor:
+    """Store the new latents, and attend over each slot's rows 0..position.
+
+    As ``latent_attention.decode``, to ``[B, S, H, value_size]``. ``tile`` None is the one that
+    ``latent_tile`` chooses.
+    """
+    absorbed = triton_heads.absorb(new.no_rotary, new.weights)
+    found = attend(latents, absorbed, new, slots, positions, room, tile)
+    if found.is_whole:
+        return triton_heads.project(found.whole, new.weights)
+    num_keys = found.tile.num_keys
+    return triton_heads.project_parts(found.parts, positions, new.weights, new.query, num_keys)
