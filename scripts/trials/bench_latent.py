@@ -174,22 +174,11 @@ class Layers:
 def attention_way(layers: Layers, tile: Any = None) -> Callable[[], object]:
     """The Triton kernel and its merging."""
     # Imported here: triton is there only beside a CUDA build of torch.
-    from cgbench.kernels import triton_splits
     from cgbench.kernels.mla import triton_latent
-
-    case = layers.case
-    batch, heads, length, rank = layers.absorbed.shape
-    out = layers.absorbed.new_empty(batch, length, heads, rank)
-    heads_of = {"KV_HEADS": 1, "GROUP": heads, "QUERY_LEN": case.query_len, "WINDOW": 0}
 
     def run() -> None:
         for layer in layers.cache.layers.values():
-            found = triton_latent.attend(
-                layer.keys, layers.absorbed, layers.new, *layers.places, tile
-            )
-            if not found.is_whole:
-                sizes = {"BLOCK_N": found.tile.num_keys, "VALUE_DIM": rank, "BLOCK_DV": rank}
-                triton_splits.merge(found.parts, layers.positions, out, heads_of | sizes)
+            triton_latent.attend(layer.keys, layers.absorbed, layers.new, *layers.places, tile)
 
     return run
 

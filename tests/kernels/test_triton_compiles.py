@@ -42,7 +42,7 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
-from cgbench.kernels.mla import triton_heads, triton_latent  # noqa: E402
+from cgbench.kernels.mla import triton_heads, triton_latent, triton_latent_merge  # noqa: E402
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -63,6 +63,7 @@ MODULES = (
     triton_route,
     triton_heads,
     triton_latent,
+    triton_latent_merge,
 )
 
 

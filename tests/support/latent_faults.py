@@ -37,7 +37,7 @@ FAULTS = {
     "w_uv_of_another_head": Fault(
         "triton_heads",
         "rows_of = (h * HEAD_ROWS + FIRST_ROW + n)[None, :]",
-        "rows_of = ((h + 1) % NUM_HEADS * HEAD_ROWS + FIRST_ROW + n)[None, :]",
+        "rows_of = ((h ^ 1) * HEAD_ROWS + FIRST_ROW + n)[None, :]",
     ),
     "w_uk_where_w_uv_belongs": Fault(
         "triton_heads", "FIRST_ROW=weights.key_size if is_value else 0", "FIRST_ROW=0"
@@ -54,7 +54,7 @@ FAULTS = {
     ),
     "row_past_the_length_read": Fault("triton_latent", "live = n < high", "live = n <= high"),
     "last_split_left_out": Fault(
-        "triton_heads", "used = keep & (split <= last)", "used = keep & (split < last)"
+        "triton_latent_merge", "used = split <= division", "used = split < division"
     ),
     "new_rows_in_every_split": Fault(
         "triton_latent", "if split == split_of_new:", "if split <= split_of_new:"
@@ -75,12 +75,13 @@ def is_seen(name: str, error: Callable[..., float], *, below: float) -> bool:
 
 def _faulty(fault: Fault, folder: Path) -> ModuleType:
     """``triton_latent`` with the fault in it, or in the products that it calls."""
-    from cgbench.kernels.mla import triton_heads, triton_latent
+    from cgbench.kernels.mla import triton_heads, triton_latent, triton_latent_merge
 
-    plain = {"triton_heads": triton_heads, "triton_latent": triton_latent}
     latent = _copy(triton_latent, folder, fault if fault.module == "triton_latent" else None)
-    if fault.module != "triton_latent":
-        latent.triton_heads = _copy(plain[fault.module], folder, fault)  # type: ignore[attr-defined]
+    for part in (triton_heads, triton_latent_merge):
+        name = part.__name__.rpartition(".")[2]
+        if fault.module == name:
+            setattr(latent, name, _copy(part, folder, fault))
     return latent
 
 

@@ -2,8 +2,7 @@
 
 A program takes one head, some of the requests' rows and some output columns, so a weight is read
 once for up to 64 rows. Of an FP8 weight the stored bytes are read: a tile is exact in the rows'
-type, and its scale multiplies a float32 partial sum. The product with W_UV can begin with merging
-the splits that attention left.
+type, and its scale multiplies a float32 partial sum.
 """
 
 from typing import NamedTuple
@@ -17,47 +16,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from cgbench.kernels.fp8.block_scales import column_block
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.mla.latent_weights import LatentWeights
-from cgbench.kernels.triton_splits import Parts, division
 
 MIN_TILE = 16
 MAX_ROWS = 64
 MAX_COLUMNS = 64
 MAX_DEPTH = 64
 
-SIZES = ["num_rows", "num_splits"]
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _merged(
-    partial_out,
-    partial_max,
-    row,
-    split_step,
-    top,
-    denominator,
-    last,
-    keep,
-    k,
-    in_depth,
-    num_used,
-    DEPTH: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Columns ``k`` of what attention returned for the rows: all splits, each by its maximum."""
-    x = tl.zeros([BLOCK_T, BLOCK_K], tl.float32)
-    for split in range(num_used):
-        of_split = row + split * split_step
-        used = keep & (split <= last)
-        maxima = tl.load(partial_max + of_split, mask=used, other=float("-inf"))
-        weights = tl.exp2(maxima - top) / denominator
-        part = tl.load(
-            partial_out + of_split.to(tl.int64)[:, None] * DEPTH + k[None, :],
-            mask=used[:, None] & in_depth[None, :],
-            other=0.0,
-        )
-        x += part * weights[:, None]
-    return x
+SIZES = ["num_rows"]
 
 
 @triton.jit(do_not_specialize=SIZES)  # type: ignore[untyped-decorator]
@@ -67,19 +32,13 @@ def _heads_kernel(
     scale,
     row_blocks,
     out,
-    partial_out,
-    partial_max,
-    partial_sum,
-    positions,
     num_rows,
-    num_splits,
     x_stride_b,
     x_stride_h,
     x_stride_s,
     out_stride_b,
     out_stride_h,
     out_stride_s,
-    NUM_HEADS: tl.constexpr,
     QUERY_LEN: tl.constexpr,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -91,11 +50,8 @@ def _heads_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    SPLITS: tl.constexpr,
     IS_VALUE: tl.constexpr,
     IS_SCALED: tl.constexpr,
-    IS_MERGED: tl.constexpr,
     PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
@@ -106,28 +62,11 @@ def _heads_kernel(
     in_columns = n < COLUMNS
     b = t // QUERY_LEN
     s = t % QUERY_LEN
-    if IS_MERGED:
-        # Written at the forward's start, not by the kernel ahead: see ``kernels.gpu``.
-        start = tl.load(positions + b * QUERY_LEN, mask=keep, other=0, cache_modifier=".cg")
-        last = division(start.to(tl.int32), num_splits, 0, BLOCK_KEYS)[2]
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
 
     row = b * x_stride_b + h * x_stride_h + s * x_stride_s
-    if IS_MERGED:
-        split_step = NUM_HEADS * QUERY_LEN
-        row = b * num_splits * split_step + h * QUERY_LEN + s
-        split = tl.arange(0, SPLITS)
-        used = keep[:, None] & (split[None, :] <= last[:, None])
-        of_split = row[:, None] + split[None, :] * split_step
-        maxima = tl.load(partial_max + of_split, mask=used, other=float("-inf"))
-        sums = tl.load(partial_sum + of_split, mask=used, other=0.0)
-        # A row past the last keeps 0, to keep NaN out.
-        top = tl.where(keep, tl.max(maxima, 1), 0.0)
-        denominator = tl.where(keep, tl.sum(sums * tl.exp2(maxima - top[:, None]), 1), 1.0)
-        num_used = tl.max(tl.where(keep, last, 0), 0) + 1
-
     acc = tl.zeros([BLOCK_T, BLOCK_N], tl.float32)
     for k0 in range(0, DEPTH, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
@@ -143,28 +82,9 @@ def _heads_kernel(
             mask=in_depth[:, None] & in_columns[None, :],
             other=0.0,
         )
-        if IS_MERGED:
-            wide = _merged(
-                partial_out,
-                partial_max,
-                row,
-                split_step,
-                top,
-                denominator,
-                last,
-                keep,
-                k,
-                in_depth,
-                num_used,
-                DEPTH,
-                BLOCK_T,
-                BLOCK_K,
-            )
-            rows = wide.to(out.dtype.element_ty)
-        else:
-            rows = tl.load(
-                x + row[:, None] + k[None, :], mask=keep[:, None] & in_depth[None, :], other=0.0
-            )
+        rows = tl.load(
+            x + row[:, None] + k[None, :], mask=keep[:, None] & in_depth[None, :], other=0.0
+        )
         if IS_SCALED:
             # A tile is of one block: see ``_row_tile``.
             if IS_VALUE:
@@ -253,38 +173,14 @@ def project(attended: Tensor, weights: LatentWeights) -> Tensor:
     return out
 
 
-def project_parts(
-    parts: Parts, positions: Tensor, weights: LatentWeights, like: Tensor, num_keys: int
-) -> Tensor:
-    """Merge the splits ``parts`` and multiply them by W_UV, to ``[B, S, H, value_size]``.
-
-    ``positions [B, S]`` and ``num_keys``, the latents a tile, say which splits there are. ``like
-    [B, H, S, ...]`` gives the type.
-    """
-    batch, num_heads, query_len, _ = like.shape
-    out = like.new_empty(batch, query_len, num_heads, weights.value_size)
-    _launch(like, out, weights, is_value=True, by="bsh", splits=(parts, positions, num_keys))
-    return out
-
-
-def _launch(
-    x: Tensor,
-    out: Tensor,
-    weights: LatentWeights,
-    *,
-    is_value: bool,
-    by: str,
-    splits: tuple[Parts, Tensor, int] | None = None,
-) -> None:
+def _launch(x: Tensor, out: Tensor, weights: LatentWeights, *, is_value: bool, by: str) -> None:
+    """``by`` names the first three dimensions of ``out``: b requests, h heads, s rows of each."""
     batch, num_heads, query_len, _ = x.shape
     num_rows = batch * query_len
     product = _product(weights, is_value=is_value)
     block_t = min(MAX_ROWS, max(MIN_TILE, triton.next_power_of_2(num_rows)))
-    scaled = weights.scale is not None
-    parts, positions, num_keys = splits or (None, x, 1)
-    unused = x
-    num_splits = 1 if parts is None else parts.maxima.shape[1]
     strides = dict(zip(by, out.stride(), strict=False))
+    is_scaled = weights.scale is not None
     grid = (
         num_heads,
         triton.cdiv(num_rows, block_t),
@@ -293,16 +189,13 @@ def _launch(
     _heads_kernel[grid](
         x,
         weights.weight,
-        weights.scale if scaled else unused,
-        weights.row_blocks if scaled else unused,
+        # Of plain weights neither is read.
+        weights.scale if is_scaled else x,
+        weights.row_blocks if is_scaled else x,
         out,
-        *((unused, unused, unused) if parts is None else parts),
-        positions,
         num_rows,
-        num_splits,
         *x.stride()[:3],
         *(strides[each] for each in "bhs"),
-        NUM_HEADS=num_heads,
         QUERY_LEN=query_len,
         DEPTH=product.depth,
         COLUMNS=product.columns,
@@ -314,15 +207,12 @@ def _launch(
         BLOCK_T=block_t,
         BLOCK_K=product.block_k,
         BLOCK_N=product.block_n,
-        BLOCK_KEYS=num_keys,
-        SPLITS=triton.next_power_of_2(num_splits),
         IS_VALUE=is_value,
-        IS_SCALED=scaled,
-        IS_MERGED=parts is not None,
+        IS_SCALED=is_scaled,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         EARLY=early(x.device),
         num_warps=4,
-        num_stages=2,
+        num_stages=3,
         **launch_keywords(x.device),
     )
 

@@ -6,11 +6,12 @@ then as values: that reuse is what the absorbed form gains. The keys
 are split over programs until the device is full. Nothing past a request's live length is read.
 
 The rows that a call brings are attended to from its own tensors, and written to the cache on the
-way by the programs of the first tile alone. Merging the splits is a part of the product with W_UV
-(``triton_heads``).
+way by the programs of the first tile alone. A second kernel merges the splits
+(``triton_latent_merge``).
 """
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels import triton_splits
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.mla import triton_heads
+from cgbench.kernels.mla import triton_heads, triton_latent_merge
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.triton_splits import Parts, division
 
@@ -30,6 +31,7 @@ MAX_ROWS = 64
 MAX_SWAPPED_ROWS = 32
 MAX_SPLITS = 128
 LOG2_E = 1.4426950408889634
+HOPPERS_SHARED_BYTES = 232_448
 
 # Sizes that differ between buckets: specialising on them would compile the kernel anew for some.
 SIZES = ["num_splits", "room"]
@@ -234,7 +236,16 @@ class LatentTile(NamedTuple):
     is_swapped: bool = False
 
 
-def latent_tile(num_rows: int, *, is_float32: bool) -> LatentTile:
+@functools.cache
+def shared_bytes(device: torch.device) -> int:
+    """Return the shared memory that a program may have, Hopper's where there is no GPU."""
+    if device.type != "cuda":
+        return HOPPERS_SHARED_BYTES
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.shared_memory_per_block_optin)
+
+
+def latent_tile(num_rows: int, device: torch.device, *, is_float32: bool) -> LatentTile:
     """Return the tile for ``num_rows`` rows a request.
 
     Not tuned on a device yet: ``scripts/trials/bench_latent.py`` tries others.
@@ -242,6 +253,9 @@ def latent_tile(num_rows: int, *, is_float32: bool) -> LatentTile:
     if is_float32:
         # Of numbers twice as large.
         return LatentTile(MIN_TILE, 16, 4, 2)
+    if shared_bytes(device) < HOPPERS_SHARED_BYTES:
+        # 56 kB, which any GPU has that runs bfloat16.
+        return LatentTile(MIN_TILE, 32, 8, 2, is_swapped=True)
     if num_rows <= MAX_SWAPPED_ROWS:
         rows = max(MIN_TILE, triton.next_power_of_2(num_rows))
         return LatentTile(rows, 64, 8, 2, is_swapped=True)
@@ -263,19 +277,6 @@ def can_decode(new: LatentInput) -> bool:
     return new.sliding_window is None and triton_heads.can_multiply(new.weights)
 
 
-class Attended(NamedTuple):
-    """What attention left: ``whole [B, H, S, rank]`` of one split, or the ``parts`` of several."""
-
-    whole: Tensor
-    parts: Parts
-    tile: LatentTile
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether there is one split, and nothing to merge."""
-        return self.parts.maxima.shape[1] == 1
-
-
 def attend(
     latents: Tensor,
     absorbed: Tensor,
@@ -284,8 +285,8 @@ def attend(
     positions: Tensor,
     room: int,
     tile: LatentTile | None = None,
-) -> Attended:
-    """Store the new latents, and attend over each slot's rows 0..position, split over the keys.
+) -> Tensor:
+    """Store the new latents, and attend over each slot's rows 0..position, to ``[B, H, S, rank]``.
 
     ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest as ``decode``.
     """
@@ -294,7 +295,7 @@ def attend(
     assert absorbed.is_contiguous() and latents.is_contiguous() and positions.is_contiguous()
     assert new.query.stride(3) == new.latent.stride(3) == 1
     is_float32 = absorbed.dtype == torch.float32
-    tile = tile or latent_tile(num_rows, is_float32=is_float32)
+    tile = tile or latent_tile(num_rows, absorbed.device, is_float32=is_float32)
     num_tiles = triton.cdiv(num_rows, tile.num_rows)
     num_splits = num_splits_of(batch * num_tiles, tile.num_keys, absorbed.device)
     whole = torch.empty_like(absorbed) if num_splits == 1 else absorbed
@@ -333,7 +334,10 @@ def attend(
         num_stages=tile.num_stages,
         **launch_keywords(absorbed.device),
     )
-    return Attended(whole, parts, tile)
+    if num_splits == 1:
+        return whole
+    merged = triton_latent_merge.merge(parts, positions, tile.num_keys, absorbed.dtype)
+    return merged.view_as(absorbed)
 
 
 def decode(
@@ -350,8 +354,5 @@ def decode(
     ``latent_tile`` chooses.
     """
     absorbed = triton_heads.absorb(new.no_rotary, new.weights)
-    found = attend(latents, absorbed, new, slots, positions, room, tile)
-    if found.is_whole:
-        return triton_heads.project(found.whole, new.weights)
-    num_keys = found.tile.num_keys
-    return triton_heads.project_parts(found.parts, positions, new.weights, new.query, num_keys)
+    attended = attend(latents, absorbed, new, slots, positions, room, tile)
+    return triton_heads.project(attended, new.weights)
