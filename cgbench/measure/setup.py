@@ -16,6 +16,7 @@ from cgbench.measure.rank_facts import parallel_facts
 from cgbench.measure.session import check_prefill, room_for
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.head_wiring import wiring_of
+from cgbench.models.latent.latent_hook import latent_path
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import loading_of, plan_loading
 from cgbench.models.presets import PRESETS, default_golden, golden_for
@@ -227,6 +228,8 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
     )
     if (paths := mixture_paths(model.target, model.head)) is not None:
         record.model["experts_path"], record.model["router_path"] = paths
+    if model.keeps_latents:
+        record.model["latent_path"] = latent_path(model.target.backbone, model.head)
     if model.ranks.size > 1:
         record.model["tensor_parallel"] = parallel_facts(model)
     return record

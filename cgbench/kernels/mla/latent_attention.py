@@ -132,10 +132,22 @@ def decode(
     ``latents [num_slots * room, 1, rank + R]`` is the layer's cache. ``slots [B]`` of ``room``
     rows each, ``positions [B, S]``, consecutive in each row. Returns ``[B, S, H, value_size]``.
     """
-    if runs_kernels(latents.device):
+    if new.sliding_window is None and has_kernels(new.weights):
         # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels.mla import triton_latent
 
-        if triton_latent.can_decode(new):
-            return triton_latent.decode(latents, new, slots, positions, room)
+        return triton_latent.decode(latents, new, slots, positions, room)
     return decode_by_torch(latents, new, slots, positions, room, masks)
+
+
+def has_kernels(weights: LatentWeights) -> bool:
+    """Return whether the kernels multiply by ``weights``, where they lie.
+
+    They read an FP8 weight's stored bytes. Where they cannot, as with a scale for every channel,
+    its values are made anew in each call.
+    """
+    if not runs_kernels(weights.weight.device):
+        return False
+    from cgbench.kernels.mla import triton_heads
+
+    return triton_heads.can_multiply(weights)

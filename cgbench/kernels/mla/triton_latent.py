@@ -272,11 +272,6 @@ def num_splits_of(num_programs: int, num_keys: int, device: torch.device) -> int
     return max(1, min(MAX_SPLITS, wanted // num_programs))
 
 
-def can_decode(new: LatentInput) -> bool:
-    """Return whether the kernels take ``new``. What they do not take goes by the definition."""
-    return new.sliding_window is None and triton_heads.can_multiply(new.weights)
-
-
 def attend(
     latents: Tensor,
     absorbed: Tensor,

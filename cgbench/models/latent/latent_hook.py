@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_attention import LatentInput, has_kernels
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.quantised.scaled_modules import scales_of
@@ -51,6 +51,21 @@ def is_latent_attention(module: nn.Module) -> bool:
         return False
     expansion: Any = module.kv_b_proj
     return expansion.bias is None
+
+
+def latent_path(*modules: nn.Module | None) -> str:
+    """Return what runs the latent attention of ``modules`` in decode steps.
+
+    ``kernels`` or ``torch``, joined by "and" where layers differ.
+    """
+    found = {
+        "kernels" if has_kernels(part.latent_weights()) else "torch"  # type: ignore[operator]
+        for module in modules
+        if module is not None
+        for part in module.modules()
+        if hasattr(part, "latent_weights")
+    }
+    return " and ".join(sorted(found))
 
 
 @cache

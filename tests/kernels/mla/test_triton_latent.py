@@ -120,6 +120,21 @@ def random_input(case: Case, batch: int, device: str, dtype: torch.dtype) -> Lat
     return LatentInput(query.transpose(1, 2), latent, weights, scaling, None)
 
 
+@pytest.mark.parametrize(
+    ("rows", "blocks", "expected"), [(256, 2, True), (256, 1, True), (256, 256, False)]
+)
+def test_a_scale_for_every_channel_is_left_to_the_definition(
+    rows: int, blocks: int, expected: bool
+) -> None:
+    from cgbench.kernels.mla.triton_heads import can_multiply
+
+    weight = torch.zeros(rows, 128, dtype=torch.float8_e4m3fn)
+    weights = LatentWeights(
+        weight, 64, 64, torch.ones(blocks, 1), torch.zeros(rows, dtype=torch.int32)
+    )
+    assert can_multiply(weights) is expected
+
+
 def random_weights(case: Case, device: str, dtype: torch.dtype) -> LatentWeights:
     num_rows = case.num_heads * (case.key_size + case.value_size)
     values = torch.randn(num_rows, case.rank, device=device) * case.rank**-0.5
@@ -183,6 +198,15 @@ def test_absorb_and_project_take_each_heads_own_half() -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_float32_on_the_device(case: Case) -> None:
     assert max_error(case, "cuda", torch.float32) < 2e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("query_len", [1, 4])
+@pytest.mark.parametrize("shape", [DEEPSEEK, GLM], ids=["deepseek", "glm"])
+def test_fp8_weights_on_the_device(query_len: int, shape: dict[str, int]) -> None:
+    """The definition rounds a weight's values to bfloat16, and the kernel does not."""
+    case = Case(query_len, num_heads=16, block=128, **shape)
+    assert max_error(case, "cuda", torch.bfloat16) < 0.06
 
 
 @pytest.mark.gpu
