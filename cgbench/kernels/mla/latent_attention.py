@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cgbench.kernels.attention import Masks, live_mask, slot_view
 from cgbench.kernels.gpu import runs_kernels
+from cgbench.kernels.mla.latent_rows import PairRotary, rotate_pairs
 from cgbench.kernels.mla.latent_weights import LatentWeights
 
 
@@ -28,6 +29,8 @@ class LatentInput(NamedTuple):
     weights: LatentWeights
     scaling: float
     sliding_window: int | None
+    pairs: PairRotary | None = None
+    """What rotates the query's rotary columns, where they are as projected."""
 
     @property
     def no_rotary(self) -> Tensor:
@@ -36,7 +39,13 @@ class LatentInput(NamedTuple):
 
     @property
     def rotary(self) -> Tensor:
-        """The query's rotary part, ``[B, H, S, R]``."""
+        """The query's rotary part, ``[B, H, S, R]``, rotated."""
+        plain = self.plain_rotary
+        return plain if self.pairs is None else rotate_pairs(plain, self.pairs)
+
+    @property
+    def plain_rotary(self) -> Tensor:
+        """The query's rotary part as it came, ``[B, H, S, R]``."""
         return self.query[..., self.weights.key_size :]
 
 

@@ -91,9 +91,13 @@ def _split_kernel(
     partial_out,
     partial_max,
     partial_sum,
+    cos,
+    sin,
     scale,
     room,
     num_splits,
+    cos_stride,
+    sin_stride,
     query_stride_b,
     query_stride_h,
     query_stride_s,
@@ -110,6 +114,7 @@ def _split_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_R: tl.constexpr,
     SWAPPED: tl.constexpr,
+    PAIRED: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     EARLY: tl.constexpr,
@@ -144,11 +149,24 @@ def _split_kernel(
         other=0.0,
     )
     of_query = b * query_stride_b + (m // QUERY_LEN) * query_stride_h + s * query_stride_s
-    q_rotary = tl.load(
-        query + of_query[:, None] + r[None, :],
-        mask=in_tile[:, None] & in_rotary[None, :],
-        other=0.0,
-    )
+    keep_query = in_tile[:, None] & in_rotary[None, :]
+    if PAIRED:
+        # Not rotated yet: see ``latent_rows``.
+        j = r % (ROTARY // 2)
+        is_second = r >= ROTARY // 2
+        of_own = (query + of_query)[:, None] + (2 * j + is_second.to(tl.int32))[None, :]
+        of_other = (query + of_query)[:, None] + (2 * j + 1 - is_second.to(tl.int32))[None, :]
+        own = tl.load(of_own, mask=keep_query, other=0.0).to(tl.float32)
+        other = tl.load(of_other, mask=keep_query, other=0.0).to(tl.float32)
+        place = b * QUERY_LEN + s
+        of_cos = cos + place[:, None] * cos_stride + j[None, :]
+        of_sin = sin + place[:, None] * sin_stride + j[None, :]
+        along = tl.load(of_cos, mask=keep_query, other=0.0).to(tl.float32)
+        across = tl.load(of_sin, mask=keep_query, other=0.0).to(tl.float32)
+        rotated = own * along + tl.where(is_second[None, :], other, -other) * across
+        q_rotary = rotated.to(q.dtype)
+    else:
+        q_rotary = tl.load(query + of_query[:, None] + r[None, :], mask=keep_query, other=0.0)
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
     if SWAPPED:
@@ -295,7 +313,9 @@ def attend(
     num_splits = num_splits_of(batch * num_tiles, tile.num_keys, absorbed.device)
     whole = torch.empty_like(absorbed) if num_splits == 1 else absorbed
     parts = Parts.empty(batch, num_splits, num_rows, rank, absorbed.device)
-    rotary = new.rotary
+    rotary = new.plain_rotary
+    # Of a rotated query neither table is read.
+    cos, sin = (each.flatten(0, 1) for each in new.pairs or (positions, positions))
     _split_kernel[(batch * num_tiles, num_splits)](
         absorbed,
         rotary,
@@ -305,9 +325,13 @@ def attend(
         positions,
         whole,
         *parts,
+        cos,
+        sin,
         new.scaling * LOG2_E,
         room,
         num_splits,
+        cos.stride(0),
+        sin.stride(0),
         *rotary.stride()[:3],
         new.latent.stride(0),
         new.latent.stride(2),
@@ -322,6 +346,7 @@ def attend(
         BLOCK_C=max(MIN_TILE, triton.next_power_of_2(rank)),
         BLOCK_R=max(MIN_TILE, triton.next_power_of_2(rotary.shape[3])),
         SWAPPED=tile.is_swapped,
+        PAIRED=new.pairs is not None,
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
         EARLY=early(absorbed.device),

@@ -12,6 +12,7 @@ import torch
 
 from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of
 from cgbench.kernels.mla.latent_attention import LatentInput, absorb, decode_by_torch, project
+from cgbench.kernels.mla.latent_rows import PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from tests.support.interpreter import check_interpreted, run_interpreted
 from tests.support.latent_faults import FAULTS, is_seen
@@ -37,6 +38,7 @@ class Case:
     tile: tuple[int, int] | None = None
     is_swapped: bool = False
     splits: int | None = None
+    is_paired: bool = False
     block: int | None = None
     """Of FP8 weights."""
 
@@ -54,6 +56,9 @@ CASES = [
     Case(4, num_heads=128, tile=(64, 16)),
     Case(4, num_heads=5, splits=5, tile=(32, 16)),
     Case(2, num_heads=3, splits=5, tile=(16, 64)),
+    # Queries that are rotated as they are loaded.
+    Case(3, num_heads=5, rotary=8, is_paired=True),
+    Case(2, num_heads=9, rotary=20, is_paired=True, tile=(16, 16), splits=2),
     # Latents as the left operand.
     Case(1, num_heads=16, tile=(16, 64), is_swapped=True),
     Case(3, num_heads=9, rank=40, rotary=20, tile=(32, 16), splits=3, is_swapped=True),
@@ -117,7 +122,11 @@ def random_input(case: Case, batch: int, device: str, dtype: torch.dtype) -> Lat
     weights = random_weights(case, device, dtype)
     # Scores of a deviation near one, so that the softmax is neither flat nor a single key.
     scaling = 0.5 * (case.key_size + case.rotary) ** -0.5
-    return LatentInput(query.transpose(1, 2), latent, weights, scaling, None)
+    pairs = None
+    if case.is_paired:
+        angles = torch.rand(batch, case.query_len, case.rotary, device=device) * 6
+        pairs = PairRotary(angles.cos().to(dtype), angles.sin().to(dtype))
+    return LatentInput(query.transpose(1, 2), latent, weights, scaling, None, pairs)
 
 
 @pytest.mark.parametrize(
