@@ -16,6 +16,7 @@ from cgbench.kernels import norm as norms
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
 from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_rows import PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Padding
 from cgbench.models.attention_hook import AttentionCall
@@ -130,11 +131,15 @@ def attend_latent(
     row_blocks: Tensor | None,
     scaling: float,
     sliding_window: int | None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
 ) -> Tensor:
     """``LatentCall.attend_latent`` of the call that is under way, from the fields of
-    ``LatentInput`` and ``LatentWeights``. ``layer_number`` as in ``attend``."""
+    ``LatentInput`` and ``LatentWeights``. ``layer_number`` as in ``attend``. ``cos`` and ``sin``
+    rotate a query that is not rotated yet."""
     weights = LatentWeights(weight, key_size, value_size, scale, row_blocks)
-    new = LatentInput(query, latent, weights, scaling, sliding_window)
+    pairs = None if cos is None or sin is None else PairRotary(cos, sin)
+    new = LatentInput(query, latent, weights, scaling, sliding_window, pairs)
     return _under_way[-1].attend_latent(int(layer_number), new).contiguous()
 
 
@@ -173,6 +178,8 @@ class OperatorCall:
             weights.row_blocks,
             new.scaling,
             new.sliding_window,
+            None,
+            None,
         )
         return out
 
@@ -233,6 +240,7 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 ATTEND = torch.ops.cgbench.attend.default
+ATTEND_LATENT = torch.ops.cgbench.attend_latent.default
 LINEAR = torch.ops.cgbench.linear.default
 GATED_LINEAR = torch.ops.cgbench.gated_linear.default
 LINEAR_ADD = torch.ops.cgbench.linear_add.default

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from cgbench.compile.fusion import can_launch_early, fuse
+from cgbench.compile.latent_fusion import LATENT_ROWS
 from cgbench.compile.operators import (
     ADD_NORM,
     GATED_LINEAR,
@@ -66,8 +67,9 @@ NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
         ("gemma3_text", [NORM, NORM, ADD_NORM, NORM]),
         ("qwen3_moe", [NORM, ADD_NORM]),
         # A shared expert is an MLP, whose last product takes the residual ahead of the experts;
-        # queries and keys of fewer numbers are normed in between.
-        ("deepseek_v3", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
+        # queries and keys of fewer numbers are normed in between, in the expanded form apart.
+        ("deepseek_v3", [NORM, LATENT_ROWS, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
+        ("deepseek_v3 expanded", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
     ],
 )
 def test_what_layers_are_made_of(

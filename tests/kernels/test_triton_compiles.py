@@ -17,6 +17,7 @@ from cgbench.engine.state import DecodeState
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
 from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_rows import LatentNorms, PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
 from cgbench.kernels.moe.router_rule import RouterRule
@@ -42,7 +43,12 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
-from cgbench.kernels.mla import triton_heads, triton_latent, triton_latent_merge  # noqa: E402
+from cgbench.kernels.mla import (  # noqa: E402
+    triton_heads,
+    triton_latent,
+    triton_latent_merge,
+    triton_latent_rows,
+)
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -64,6 +70,7 @@ MODULES = (
     triton_heads,
     triton_latent,
     triton_latent_merge,
+    triton_latent_rows,
 )
 
 
@@ -189,6 +196,10 @@ def latent_kernels() -> None:
         (64, 4, 20, (192, 256)),
     ):
         latent_call(batch, query_len, heads, sizes, torch.bfloat16)
+    table = torch.zeros(2, 4, 64, dtype=torch.bfloat16)
+    x = torch.zeros(2, 4, 1536 + 576, dtype=torch.bfloat16)
+    norms = LatentNorms(x[0, 0, :1536], 1e-6, x[0, 0, :512], 1e-6)
+    triton_latent_rows.latent_rows(x, norms, PairRotary(table, table))
 
 
 def scaled_latent_kernels() -> None:
@@ -214,9 +225,10 @@ def latent_call(
     slots = torch.zeros(batch, dtype=torch.long)
     positions = slots[:, None] + torch.arange(query_len)
     cache = torch.zeros(16, 1, 576, dtype=dtype)
-    triton_latent.decode(
-        cache, LatentInput(query, latent, weights, 0.1, None), slots, positions, 16
-    )
+    table = torch.zeros(batch, query_len, 64, dtype=dtype)
+    for pairs in (None, PairRotary(table, table)):
+        new = LatentInput(query, latent, weights, 0.1, None, pairs)
+        triton_latent.decode(cache, new, slots, positions, 16)
 
 
 def merge_kernels() -> None:
