@@ -50,30 +50,30 @@ def _rows_kernel(
     TYPE: tl.constexpr = query.dtype.element_ty
     if tl.program_id(1) == 0:
         q = tl.arange(0, BLOCK_Q)
-        keep = q < QUERY_RANK
-        gain = tl.load(query_weight + q, mask=keep, other=0.0, cache_modifier=".cg")
+        in_query = q < QUERY_RANK
+        query_gain = tl.load(query_weight + q, mask=in_query, other=0.0, cache_modifier=".cg")
         if EARLY:
             gdc_wait()
-        value = tl.load(from_row + q, mask=keep, other=0.0)
-        value = _normed(value, gain, QUERY_RANK, query_epsilon, TYPE)
-        tl.store(query + row * QUERY_RANK + q, value, mask=keep)
+        plain_query = tl.load(from_row + q, mask=in_query, other=0.0)
+        normed_query = _normed(plain_query, query_gain, QUERY_RANK, query_epsilon, TYPE)
+        tl.store(query + row * QUERY_RANK + q, normed_query, mask=in_query)
     else:
         c = tl.arange(0, BLOCK_C)
-        keep = c < RANK
-        gain = tl.load(latent_weight + c, mask=keep, other=0.0, cache_modifier=".cg")
+        in_rank = c < RANK
+        gain = tl.load(latent_weight + c, mask=in_rank, other=0.0, cache_modifier=".cg")
         if EARLY:
             gdc_wait()
         to_row = latent + row * (RANK + ROTARY)
-        value = tl.load(from_row + QUERY_RANK + c, mask=keep, other=0.0)
-        value = _normed(value, gain, RANK, latent_epsilon, TYPE)
-        tl.store(to_row + c, value, mask=keep)
+        plain = tl.load(from_row + QUERY_RANK + c, mask=in_rank, other=0.0)
+        normed = _normed(plain, gain, RANK, latent_epsilon, TYPE)
+        tl.store(to_row + c, normed, mask=in_rank)
         r = tl.arange(0, BLOCK_R)
         keep = r < ROTARY
         j = r % (ROTARY // 2)
         is_second = r >= ROTARY // 2
-        plain = from_row + QUERY_RANK + RANK + 2 * j
-        own = tl.load(plain + is_second.to(tl.int32), mask=keep, other=0.0).to(tl.float32)
-        other = tl.load(plain + 1 - is_second.to(tl.int32), mask=keep, other=0.0).to(tl.float32)
+        pair = from_row + QUERY_RANK + RANK + 2 * j
+        own = tl.load(pair + is_second.to(tl.int32), mask=keep, other=0.0).to(tl.float32)
+        other = tl.load(pair + 1 - is_second.to(tl.int32), mask=keep, other=0.0).to(tl.float32)
         across = tl.load(sin + row * sin_stride + j, mask=keep, other=0.0).to(tl.float32)
         along = tl.load(cos + row * cos_stride + j, mask=keep, other=0.0).to(tl.float32)
         rotated = own * along + tl.where(is_second, other, -other) * across
