@@ -93,9 +93,9 @@ def fuse_latent(attend: Node) -> None:
     first.replace_all_uses_with(query)
     _, _, *others, _, _ = attend.args
     attend.args = (found.query, latent, *others, found.cos, found.sin)
-    # What had no user before is there for what it does.
+    # What had no user before is there for what it does, and a compiler counts the inputs.
     for node in reversed(nodes):
-        if node in used and not node.users:
+        if node in used and not node.users and node.op != "placeholder":
             graph.erase_node(node)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from cgbench.compile import fusion
 from cgbench.compile.latent_fusion import LATENT_ROWS, fuse_latent, rotated_pairs
 from cgbench.compile.operators import ATTEND_LATENT
 from cgbench.models.heads.families import DEEPSEEK, MIMO
@@ -54,6 +55,39 @@ def test_tokens_are_plain_greedy_decodings(tmp_path: Path, kind: str) -> None:
         (attend,) = calls(graph, ATTEND_LATENT)
         assert (None not in attend.args[-2:]) is FUSED[kind]
         assert bool(calls(graph, torch.cat)) is not FUSED[kind]
+
+
+@pytest.mark.slow
+def test_compiled_tokens_are_plain_greedy_decodings(tmp_path: Path) -> None:
+    """By the compiler itself, which counts what a form is given."""
+    folder = make_checkpoint(tmp_path, "deepseek_v3", seed=3, family=DEEPSEEK)
+    prompts = random_prompts(5)
+    expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
+    torch._dynamo.reset()
+    _, spec = compiled(folder)
+    assert decoded(spec, 2, 5) == expected
+
+
+def test_a_forms_inputs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those too that nothing reads any more: the caller hands all of them over."""
+    folder = make_checkpoint(tmp_path, "deepseek_v3", seed=3, family=DEEPSEEK)
+    counts: list[tuple[int, int]] = []
+
+    def counted(attend: Any) -> None:
+        before = num_inputs(attend.graph)
+        fuse_latent(attend)
+        counts.append((before, num_inputs(attend.graph)))
+
+    monkeypatch.setattr(fusion, "fuse_latent", counted)
+    torch._dynamo.reset()
+    with traced_layers() as graphs:
+        decoded(compiled(folder)[1], 1, 3)
+    assert any(calls(graph, LATENT_ROWS) for graph in graphs)
+    assert counts and all(before == after for before, after in counts)
+
+
+def num_inputs(graph: torch.fx.Graph) -> int:
+    return sum(node.op == "placeholder" for node in graph.nodes)
 
 
 def calls(graph: GraphModule, target: Any) -> list[Any]:
