@@ -113,7 +113,7 @@ def _bring_ahead(value: Any, node: Node) -> bool:
 
 
 def latent_layer(attend: Node) -> LatentLayer | None:
-    """What latent attention's query and latent are made of, or None."""
+    """Return what latent attention's query and latent are made of, or None."""
     if attend.args[-2:] != (None, None):
         return None
     of_query, of_key = _joined(attend.args[0]), _joined(attend.args[1])
@@ -173,7 +173,7 @@ def _whole_of(first: Node, second: Node) -> Node | None:
 
 
 def rotated_pairs(node: Node) -> Rotated | None:
-    """What ``cat((even * cos - odd * sin, odd * cos + even * sin))`` rotates, or None."""
+    """Return what ``cat((even * cos - odd * sin, odd * cos + even * sin))`` rotates, or None."""
     halves = _joined(node)
     if halves is None:
         return None

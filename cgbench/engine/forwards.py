@@ -11,17 +11,20 @@ from cgbench.planning import Bucket
 from cgbench.words import Phase
 
 Forwards = list[tuple[str, int]]
-"""The forwards that a graph holds, in order: target or head, and its tokens."""
+"""These are the forwards that a graph holds, in order: target or head, and its tokens."""
 
 
 def check_forwards(seen: Forwards, planned: Forwards) -> None:
-    """Raises ``CaptureError`` where a graph holds other forwards than planned."""
+    """Check that a graph holds the planned forwards. Raise ``CaptureError`` if it holds others."""
     if seen != planned:
         raise CaptureError(f"a captured graph holds the forwards {seen}, the plan's are {planned}")
 
 
 def planned_forwards(phase: Phase, bucket: Bucket, spec_tokens: int) -> Forwards:
-    """Drafts 2..k work on one token a request, never on the k + 1 that were verified."""
+    """Return the forwards that the graph of ``phase`` should hold for ``bucket``.
+
+    Drafts 2..k work on one token a request, never on the k + 1 that were verified.
+    """
     verify = [("target", bucket.num_tokens)]
     first = [("head", bucket.num_tokens)] if spec_tokens else []
     rest = [("head", bucket.batch_size)] * (spec_tokens - 1)
@@ -35,7 +38,7 @@ def planned_forwards(phase: Phase, bucket: Bucket, spec_tokens: int) -> Forwards
 
 @contextmanager
 def watched_forwards(spec: Speculator) -> Iterator[Forwards]:
-    """Collects the forwards that run meanwhile, to hold a graph to its bucket."""
+    """Collect the forwards that run inside the context, to compare a graph with its bucket."""
     seen: Forwards = []
 
     def target(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:

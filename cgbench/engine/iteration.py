@@ -1,4 +1,4 @@
-"""The speculative iteration: verify, accept, draft 1, drafts 2..k, commit.
+"""One speculative iteration is verify, accept, draft 1, drafts 2..k and commit.
 
 Every shape is fixed by (batch, k), and nothing reads a device value on the host. So the same
 functions run eager, are captured a phase at a time, or are captured whole.
@@ -22,16 +22,17 @@ from cgbench.request.choices import FirstEmbedding
 from cgbench.words import Stage
 
 Mark = Callable[[Stage | None], None]
-"""Called at the end of every stage with it, and with None where the first one begins."""
+"""A mark is called with each stage at its end, and with None at the start of the first one."""
 
 
 def no_mark(_: Stage | None) -> None:
-    """The mark of an iteration that is not taken apart."""
+    """Do nothing at a stage's end. This is the mark of an iteration that is not timed by stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speculator:
-    """What the iteration computes with: fixed while any graph over it is alive."""
+    """A speculator is what the iteration computes with. It is fixed while any graph over it is
+    alive."""
 
     target: Target
     head: DraftHead | None
@@ -39,15 +40,18 @@ class Speculator:
     backend: DecodeBackend
     accept: AcceptanceRule
     runs_compiled: bool = True
-    """Whether layers that have a compiled form run it: what watches a layer's parts cannot."""
+    """Layers that have a compiled form run it if this is true.
+
+    It is false while parts inside a layer are watched, because a compiled form does not call them.
+    """
 
     def decode_call(self, rows: RowState, positions: Tensor) -> Decode:
-        """Attention for tokens at ``positions [b, S]`` of the rows' slots."""
+        """Return the call that serves tokens at ``positions [b, S]`` of the rows' slots."""
         places = Rows(self.cache, rows.slot_of_row, positions)
         return Decode(places, self.backend, self.runs_compiled)
 
     def head_input(self, hidden: HiddenStates) -> Tensor:
-        """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
+        """Return the target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
         assert self.head is not None
         return self.head.to_input(hidden)
 
@@ -60,9 +64,12 @@ class Speculator:
         *,
         from_start: bool = False,
     ) -> Tensor:
-        """The head on ``hidden [B, S, H]`` at ``positions [B, S]``, each row paired with the token
-        after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``. ``from_start``: column 0 is
-        position 0, where some families feed no embedding."""
+        """Run the head on ``hidden [B, S, H]`` at ``positions [B, S]``.
+
+        Returns the output of its block, ``[B, S, H]``. Each row is paired with the token after it,
+        ``tokens [B, S]``. With ``from_start`` column 0 is position 0, where some families feed no
+        embedding.
+        """
         assert self.head is not None
         embeds = self.target.embed(tokens, self.head.embedding)
         if from_start and self.head.family.first_embed == FirstEmbedding.ZEROED:
@@ -71,35 +78,43 @@ class Speculator:
         return self.head(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
 
     def draft_logits(self, block_out: Tensor) -> tuple[Tensor, Tensor]:
-        """``block_out [B, 1, H]`` to the logits ``[B, V]`` of a draft and the chain
-        ``[B, 1, H]`` after it."""
+        """Return a draft's logits ``[B, V]``, and the chain ``[B, 1, H]`` for the next draft step.
+
+        Both come from the head's ``block_out [B, 1, H]``.
+        """
         assert self.head is not None
         normed = self.head.to_logits_input(block_out)
         logits = self.logits(normed[:, 0], self.head.output)
         return logits, self.head.to_chain(block_out, normed)
 
     def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
-        """What the acceptance rule reads after a final norm: the logits ``[..., V]``, or this
-        rank's part of them where it only wants their argmax. ``output`` is a head's own matrix,
-        None for the target's."""
+        """Return the logits that the acceptance rule reads after a final norm.
+
+        They are ``[..., V]``. If the ranks divide the vocabulary and the rule wants the argmax
+        alone, they are this rank's part. ``output`` is a head's own matrix, or None for the
+        target's.
+        """
         if self.accept.draws_tokens:
             return self.target.logits(normed, output)
         return self.target.logits_part(normed, output)
 
     def settled(self, drawn: Tensor) -> Tensor:
-        """What a rule has decided, alike on every rank, in place: parallel sums may round a draw
-        to another token, an argmax never."""
+        """Make what a rule has drawn equal on every rank, in place.
+
+        Parallel sums may round a draw to another token. An argmax is the same on every rank
+        already.
+        """
         return from_first_rank(drawn) if self.accept.draws_tokens else drawn
 
 
 def take_row(hidden: Tensor, index: Tensor) -> Tensor:
-    """Row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
+    """Return row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
     return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
 
 
 @torch.inference_mode()
 def iteration(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """One whole iteration over the first b rows, in place."""
+    """Run one whole iteration over the first b rows, in place."""
     mark(None)
     verify_phase(spec, rows, mark)
     if rows.spec_tokens:
@@ -109,11 +124,11 @@ def iteration(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
 
 @torch.inference_mode()
 def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Verify and accept; with no drafts to make (k = 0), commit too."""
+    """Verify and accept. If there are no drafts to make (k = 0), commit too."""
     logits = verify(spec, rows)
     mark(Stage.VERIFY)
     if spec.accept.is_random:
-        # All of it, whatever the bucket, so that the draws of a request depend on no other.
+        # All of it is filled, whatever the bucket, so that a request's draws depend on no other.
         rows.uniforms.uniform_()
     spec.accept(rows, logits)
     spec.settled(rows.result)
@@ -125,14 +140,14 @@ def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None
 
 @torch.inference_mode()
 def draft_first_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Draft 1: the head over the k + 1 verified rows."""
+    """Make draft 1, by the head over the k + 1 verified rows."""
     draft_first(spec, rows)
     mark(Stage.draft(1))
 
 
 @torch.inference_mode()
 def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Drafts 2..k, one token a request each, and commit."""
+    """Make drafts 2..k, one token a request each, and commit."""
     for step in range(2, rows.spec_tokens + 1):
         draft_next(spec, rows, step)
         mark(Stage.draft(step))
@@ -141,8 +156,10 @@ def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> 
 
 
 def verify(spec: Speculator, rows: RowState) -> Tensor:
-    """The target on ``[last, d1..dk]``: logits ``[b, k + 1, V]``, as ``Speculator.logits`` gives
-    them; hidden states go to ``rows``."""
+    """Run the target on ``[last, d1..dk]`` and return the logits ``[b, k + 1, V]``.
+
+    The logits are those of ``Speculator.logits``. The hidden states go to ``rows``.
+    """
     tokens = torch.cat([rows.last[:, None], rows.drafts], dim=1)
     positions = rows.seq_len[:, None] + rows.offsets
     hidden = spec.target.forward(tokens, positions, spec.decode_call(rows, positions))
@@ -152,10 +169,11 @@ def verify(spec: Speculator, rows: RowState) -> Tensor:
 
 
 def draft_first(spec: Speculator, rows: RowState) -> None:
-    """The head on verify's rows, row j paired with out[j]: writes draft 1 and the chain.
+    """Run the head on verify's rows, and write draft 1 and the chain.
 
-    All k + 1 rows enter the head's KV; those past num_accepted are never read, and the next
-    iteration overwrites them. Only row num_accepted goes on, gathered before norm and lm_head.
+    Row j is paired with out[j]. All k + 1 rows enter the head's KV. Those past num_accepted are
+    never read, and the next iteration overwrites them. Only row num_accepted goes on. It is
+    gathered before norm and lm_head.
     """
     positions = rows.seq_len[:, None] + rows.offsets
     call = spec.decode_call(rows, positions)
@@ -164,7 +182,7 @@ def draft_first(spec: Speculator, rows: RowState) -> None:
 
 
 def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
-    """Draft ``step`` (2..k) from draft step - 1 and the chain, one position further on."""
+    """Make draft ``step`` (2..k) from draft step - 1 and the chain, one position further on."""
     positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - 1)
     call = spec.decode_call(rows, positions)
     block_out = spec.run_head(rows.drafts[:, step - 2 : step - 1], rows.chain, positions, call)
@@ -172,7 +190,7 @@ def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
 
 
 def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
-    """``block_out [b, 1, H]`` to draft ``step`` and the chain of the step after it."""
+    """Write draft ``step`` and the chain of the step after it, from ``block_out [b, 1, H]``."""
     logits, chain = spec.draft_logits(block_out)
     rows.drafts[:, step - 1] = spec.settled(spec.accept.draft(rows, logits, step))
     if step < rows.spec_tokens:

@@ -131,7 +131,7 @@ def test_a_backend_that_is_wrong_at_every_k_is_timed_in_lower_precision_alone(
         ("nowhere_at_all:f", "No module named"),
         ("my_kernels:number", "not a function"),
         (":f", "must be package.module:function"),
-        ("flash", "choose auto"),
+        ("flash", "Choose auto"),
     ],
 )
 def test_one_that_cannot_be_had_is_bad_input(name: str, why: str) -> None:

@@ -34,18 +34,18 @@ class LatentInput(NamedTuple):
 
     @property
     def no_rotary(self) -> Tensor:
-        """The query without its rotary part, ``[B, H, S, key_size]``."""
+        """Return the query without its rotary part, ``[B, H, S, key_size]``."""
         return self.query[..., : self.weights.key_size]
 
     @property
     def rotary(self) -> Tensor:
-        """The query's rotary part, ``[B, H, S, R]``, rotated."""
+        """Return the query's rotary part, ``[B, H, S, R]``, rotated."""
         plain = self.plain_rotary
         return plain if self.pairs is None else rotate_pairs(plain, self.pairs)
 
     @property
     def plain_rotary(self) -> Tensor:
-        """The query's rotary part as it came, ``[B, H, S, R]``."""
+        """Return the query's rotary part as it came, ``[B, H, S, R]``."""
         return self.query[..., self.weights.key_size :]
 
 

@@ -81,7 +81,7 @@ def _rows_kernel(
 
 
 def latent_rows(x: Tensor, norms: LatentNorms, rotary: PairRotary) -> tuple[Tensor, Tensor]:
-    """As ``latent_rows.latent_rows``. Both results are contiguous."""
+    """Compute ``latent_rows.latent_rows``. Both results are contiguous."""
     batch, length, width = x.shape
     query_rank, rank = len(norms.query_weight), len(norms.latent_weight)
     rows = x.reshape(-1, width)

@@ -1,4 +1,5 @@
-"""The MTP draft head: one decoder block fed with the last hidden state and the next token."""
+"""Define the MTP draft head: one decoder block fed with the last hidden state and the next
+token."""
 
 import copy
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HeadForm:
-    """What one checkpoint's head has, where heads of its family differ.
+    """A head form states what one checkpoint's head has, if heads of its family differ.
 
     ``proj_bias``: the projection has a bias. ``own_embedding`` and ``own_output``: it embeds tokens
     and computes logits with matrices of its own, not the target's. ``dense``: its block is dense,
-    or has experts, whatever the target's layers have; None if the config alone decides.
+    or has experts, whatever the target's layers have. It is None if the config alone decides.
     """
 
     proj_bias: bool = False
@@ -35,22 +36,25 @@ class HeadForm:
 
 
 class DraftHead(nn.Module):
-    """The tensors an MTP module owns. It uses the target's embedding and lm_head unless its
-    checkpoint has others.
+    """A draft head is the module that drafts tokens, with the tensors of one MTP module.
 
-    The block is the target's own decoder layer class, numbered one past its last layer, so that
-    its keys and values live in a layer of the same KV cache.
+    It uses the target's embedding and lm_head unless its checkpoint has others. The block is the
+    target's own decoder layer class, numbered one past its last layer. So its keys and values live
+    in a layer of the same KV cache.
     """
 
     def __init__(
         self, family: HeadFamily, target: PreTrainedModel, form: HeadForm | None = None
     ) -> None:
-        """A head of ``family`` for ``target``, on the current default device, not initialised."""
+        """Make a head of ``family`` for ``target``, on the current default device.
+
+        It is not initialised.
+        """
         form = form or HeadForm()
         super().__init__()
         self.family = family
         self.splits: Splits = {}
-        """What the ranks share of it."""
+        """What the ranks share of the head."""
         text_config = target.config.get_text_config()
         self.layer_idx: int = text_config.num_hidden_layers
         config = block_config(text_config, family, dense=form.dense)
@@ -68,11 +72,11 @@ class DraftHead(nn.Module):
             _norm_like(backbone.norm, size) if family.out_norm == OutputNorm.OWN else nn.Identity()
         )
         self.embedding = _like(target.get_input_embeddings()) if form.own_embedding else None
-        """Its own token embedding, None where it reads the target's."""
+        """The head's own token embedding. It is None if the head reads the target's."""
         vocab_size = target.get_output_embeddings().out_features
         self.output = nn.Linear(size, vocab_size, bias=False) if form.own_output else None
-        """Its own output matrix, None where it multiplies with the target's."""
-        # In a tuple, so that the target's norm is not counted among the head's modules.
+        """The head's own output matrix. It is None if the head multiplies with the target's."""
+        # A tuple hides the target's norm from torch, so it is none of the head's modules.
         self._target_norm = (backbone.norm,)
 
     def forward(
@@ -83,11 +87,11 @@ class DraftHead(nn.Module):
         position_ids: Tensor,
         attention_call: AttentionCall,
     ) -> Tensor:
-        """One MTP step.
+        """Run one MTP step, and return the block's output ``[B, S, H]``, before the output norm.
 
-        ``token_embeds [B, S, H]`` of the tokens that follow the rows of ``hidden [B, S, H]``
-        (the target's at draft 1, this head's own chain after), ``position_ids [B, S]`` of those
-        hidden rows. Returns the block's output ``[B, S, H]``, before the output norm.
+        ``token_embeds [B, S, H]`` are those of the tokens that follow the rows of ``hidden [B, S,
+        H]``. ``hidden`` is the target's at draft 1, and this head's own chain afterwards.
+        ``position_ids [B, S]`` are those of the hidden rows.
         """
         embeds = self.embed_norm(token_embeds)
         states = self.hidden_norm(hidden)
@@ -106,13 +110,13 @@ class DraftHead(nn.Module):
         return result
 
     def to_input(self, hidden: "HiddenStates") -> Tensor:
-        """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
+        """Return the target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
         return hidden.post_norm if self.family.hidden_in == NormSide.POST else hidden.pre_norm
 
     def to_logits_input(self, block_output: Tensor) -> Tensor:
-        """What the output matrix reads: the block's output after the output norm."""
+        """Return the input of the output matrix: the block's output after the output norm."""
         if self.family.out_norm == OutputNorm.TARGET:
-            # forward, not a call: the target keeps its own hidden state in a hook on this norm.
+            # forward, not a call, because a hook on this norm keeps the target's hidden state.
             result = self._target_norm[0].forward(block_output)
         else:
             result = self.out_norm(block_output)
@@ -120,15 +124,19 @@ class DraftHead(nn.Module):
         return result
 
     def to_chain(self, block_output: Tensor, normed: Tensor) -> Tensor:
-        """The hidden state that the next draft step is fed: before or after the output norm."""
+        """Return the hidden state that the next draft step is fed.
+
+        It is the one before or after the output norm, as the family states.
+        """
         return normed if self.family.chain == NormSide.POST else block_output
 
     def tensor_name(self, module_name: str) -> str:
-        """The checkpoint's name of one of this head's tensors, without the family's infix."""
+        """Return the checkpoint's name of one of this head's tensors, without the family's
+        infix."""
         return self.family.tensor_name(module_name, self.family.first_number(self.layer_idx))
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over tensors keyed by this module's names; all must be there."""
+        """Take over tensors keyed by this module's names. All must be there."""
         if shift := self._norm_shift():
             tensors = {
                 name: tensor.float() + shift if _is_norm(name) else tensor
@@ -137,18 +145,21 @@ class DraftHead(nn.Module):
         self.load_state_dict(tensors, strict=True, assign=True)
 
     def _norm_shift(self) -> int:
-        """What makes a stored norm weight the weight of the target's norm modules."""
+        """Return what turns a stored norm weight into the weight of the target's norm modules."""
         if self.family.norm_form == NormForm.TARGET:
             return 0
         return (self.family.norm_form == NormForm.ONE_PLUS) - adds_one(self._target_norm[0])
 
 
 def _like(embedding: nn.Module) -> nn.Module:
-    """A module as the target's embedding, scaled as that is, with a matrix of its own."""
+    """Return a module like the target's embedding, with a matrix of its own.
+
+    It is scaled as the target's is.
+    """
     weight = embedding.weight
     assert isinstance(weight, nn.Parameter)
     own = nn.Parameter(torch.empty(tuple(weight.shape)), requires_grad=False)
-    # All but the matrix is copied, such as the scale of Gemma's.
+    # Everything except the matrix is copied, such as the scale of Gemma's.
     return copy.deepcopy(embedding, {id(weight): own})
 
 
@@ -158,14 +169,14 @@ def _is_norm(name: str) -> bool:
 
 
 def _norm_like(norm: nn.Module, size: int) -> nn.Module:
-    """A new norm of the same class and epsilon, over ``size`` features."""
+    """Return a new norm of the same class and epsilon, over ``size`` features."""
     eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     return type(norm)(size, eps=eps)
 
 
 @torch.no_grad()
 def adds_one(norm: nn.Module) -> bool:
-    """Whether a norm scales by 1 + w, as Gemma's and Qwen3-Next's do, and not by w."""
+    """Return whether a norm scales by 1 + w, as Gemma's and Qwen3-Next's do, and not by w."""
     with torch.device("cpu"):
         small = _norm_like(norm, 2).float()
         for weight in small.parameters():
@@ -174,10 +185,11 @@ def adds_one(norm: nn.Module) -> bool:
 
 
 def head_layer_type(config: PretrainedConfig, family: HeadFamily | None = None) -> str | None:
-    """The attention type of the head's block, None where the model's layers are all of one kind.
+    """Return the attention type of the head's block.
 
-    The checkpoint's own word (``mtp_layer_types``), else the family's: as the target's first layer,
-    or full attention where the target has it.
+    It is None if the model's layers are all of one kind. The checkpoint's ``mtp_layer_types`` comes
+    first, and then the family's. That is the type of the target's first layer, or full attention if
+    the target has it, else the type of its last layer.
     """
     stated = getattr(config, "mtp_layer_types", None)
     layer_types = getattr(config, "layer_types", None)
@@ -193,7 +205,7 @@ def head_layer_type(config: PretrainedConfig, family: HeadFamily | None = None) 
 def block_config(
     config: PretrainedConfig, family: HeadFamily | None = None, *, dense: bool | None = None
 ) -> PretrainedConfig:
-    """The target's config with one layer more, for the head's block to read."""
+    """Return the target's config with one layer more, for the head's block to read."""
     extended = copy.deepcopy(config)
     # deepcopy keeps these two only as private fields.
     extended._attn_implementation = config._attn_implementation
@@ -211,7 +223,10 @@ def block_config(
 def _of_head(
     config: PretrainedConfig, name: str, per_layer: list[object], family: HeadFamily | None
 ) -> object:
-    """A per-layer setting's value for the head's block: as its last layer's unless stated."""
+    """Return a per-layer setting's value for the head's block.
+
+    It is that of the last layer unless it is stated.
+    """
     if name == "layer_types":
         return head_layer_type(config, family)
     stated = getattr(config, f"mtp_{name}", None)
@@ -219,8 +234,11 @@ def _of_head(
 
 
 def _choose_mlp(config: PretrainedConfig, layer: int, *, dense: bool) -> None:
-    """Make ``layer`` dense or one of experts. transformers' configs say that in three ways: a type
-    a layer, a list of the dense ones, or how many come first."""
+    """Make ``layer`` dense or one of experts.
+
+    transformers' configs state it in three ways: a type a layer, a list of the dense ones, or how
+    many come first.
+    """
     if types := getattr(config, "mlp_layer_types", None):
         config.mlp_layer_types = [*types[:layer], "dense" if dense else "sparse"]
     if isinstance(getattr(config, "mlp_only_layers", None), list) and dense:

@@ -1,5 +1,6 @@
-"""Find which family's head a checkpoint holds, and under which names, by tensor names and model
-type.
+"""Find which family's head a checkpoint holds, and under which names.
+
+The tensor names and the model type decide.
 """
 
 import re
@@ -15,15 +16,19 @@ from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head_wiring import differences, stated_in
 from cgbench.request.parts import HeadWiring
 
-# The beginning of a layer's name: what a checkpoint's model is called.
+# The beginning of a layer's name is the name of a checkpoint's model.
 _LAYER = re.compile(r"((?:.*?\.)?)layers\.\d+\.")
 _DECLARED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
 
 
 @dataclass(frozen=True, slots=True)
 class HeadFolder:
-    """Where a head is looked for: every tensor's file by its name, the model types that config.json
-    names, and what it states of the head. ``is_apart``: it is another folder than the target's."""
+    """A head folder is a place where a head is looked for.
+
+    ``files`` maps every tensor's name to its file. ``model_types`` are those that config.json
+    names, and ``stated`` is the wiring that it states. ``is_apart``: it is another folder than the
+    target's.
+    """
 
     ref: str
     files: Mapping[str, Path]
@@ -33,15 +38,16 @@ class HeadFolder:
 
     @property
     def prefixes(self) -> list[str]:
-        """What the names of a model's layers begin with here, the usual ones first."""
+        """Return the prefixes of a model's layers in this folder, the usual ones first."""
         found = (match[1] for name in self.files if (match := _LAYER.match(name)))
         return list(dict.fromkeys(["model.", "", *found]))
 
 
 def open_folder(ref: str, target_types: frozenset[str], *, is_apart: bool) -> HeadFolder:
-    """The folder or hub id ``ref``. ``target_types`` count where its config.json names no type.
+    """Return the head folder of the folder or hub id ``ref``.
 
-    Raises ``ModelError``.
+    ``target_types`` count if its config.json names no type. Raise ``ModelError`` if its files
+    cannot be used.
     """
     raw = raw_config(ref)
     types = types_in(raw) or target_types
@@ -49,18 +55,17 @@ def open_folder(ref: str, target_types: frozenset[str], *, is_apart: bool) -> He
 
 
 def types_in(raw: Mapping[str, object]) -> frozenset[str]:
-    """The model types that a config.json names, its own and that of its text side."""
+    """Return the model types that a config.json names: its own and that of its text side."""
     text = raw.get("text_config")
     nested = text.get("model_type") if isinstance(text, dict) else None
     return frozenset(name for name in (raw.get("model_type"), nested) if isinstance(name, str))
 
 
 def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None) -> HeadFamily:
-    """The family of the head that ``folder`` holds, under the names it has there; ``stated`` is the
-    family where it is known.
+    """Return the family of the head that ``folder`` holds, with the names that it has there.
 
-    Raises ``MissingHeadError`` naming what was looked for, or the families to choose from where
-    names alone would be a guess.
+    ``stated`` is the name of the family if it is known. Raise ``MissingHeadError`` with what was
+    looked for. If names alone would be a guess, its message lists the families to choose from.
     """
     num_layers = config.num_hidden_layers
     candidates = [FAMILIES[stated]] if stated else [*FAMILIES.values()]
@@ -70,8 +75,8 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
         looked_for = dict.fromkeys(place.own_names(num_layers)[0] for place in places)
         raise MissingHeadError(
             f"{folder.ref}: {_declared(config)}no MTP head tensors (looked for "
-            f"{', '.join(looked_for)}); "
-            "give --head PATH, or --spec-tokens 0 to measure without speculation"
+            f"{', '.join(looked_for)}). "
+            "Give --head PATH, or --spec-tokens 0 to measure without speculation"
         )
     if stated:
         return found[0]
@@ -79,8 +84,10 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
 
 
 def _places(family: HeadFamily, folder: HeadFolder) -> Iterator[HeadFamily]:
-    """``family`` under its own names, and under each prefix that the checkpoint's layers have.
-    Heads made apart from a target have their own names alone."""
+    """Yield ``family`` under its own names, and under each prefix of the checkpoint's layers.
+
+    Heads made apart from a target have their own names alone.
+    """
     yield family
     if family.model_types is not None:
         seen = family.names
@@ -93,13 +100,16 @@ def _places(family: HeadFamily, folder: HeadFolder) -> Iterator[HeadFamily]:
 def _holds(
     folder: HeadFolder, family: HeadFamily, num_layers: int, how_many: Callable[..., bool]
 ) -> bool:
-    """Whether any, or all, of the tensors that only ``family`` has are in the folder."""
+    """Return whether any, or all, of the tensors that only ``family`` has are in the folder.
+
+    ``how_many`` is ``any`` or ``all``.
+    """
     plain = plain_names(folder.files, family) if family.dropped else folder.files
     return how_many(name in plain for name in family.own_names(num_layers))
 
 
 def plain_names(files: Mapping[str, Path], family: HeadFamily) -> dict[str, str]:
-    """Each tensor's name without the family's infix, and the name in the file."""
+    """Return each tensor's name without the family's infix, with the name in the file."""
     infix = f".{family.dropped}" if family.dropped else "."
     return {name.replace(infix, "."): name for name in files}
 
@@ -117,12 +127,15 @@ def _by_names(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> H
     types = ", ".join(sorted(folder.model_types)) or "none"
     raise MissingHeadError(
         f"{folder.ref}: has {candidates[0].own_names(num_layers)[0]}, but no head family is known "
-        f"for model type {types}; state one with --head-family: {differences(candidates)}"
+        f"for model type {types}. State one with --head-family: {differences(candidates)}"
     )
 
 
 def _declared(config: PretrainedConfig) -> str:
-    """What config.json says of a head that is not there, for re-quantised checkpoints."""
+    """Return what config.json declares of a head that is not there.
+
+    Re-quantised checkpoints often declare one.
+    """
     for field in _DECLARED:
         if number := getattr(config, field, None):
             return f"config.json declares {field} {number}, but the checkpoint ships "

@@ -26,7 +26,7 @@ class LatentCall(Protocol):
 
     @property
     def keeps_latents(self) -> bool:
-        """Whether it wants latents. Otherwise it gets keys and values."""
+        """Return whether it wants latents. Otherwise it gets keys and values."""
         ...
 
     def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:

@@ -178,7 +178,7 @@ def test_a_checkpoint_states_its_heads_wiring(tmp_path: Path) -> None:
     ("field", "words"),
     [
         ("pre", "must be an object"),
-        ({"chained": "pre"}, "has 'chained'; its fields are family, concat"),
+        ({"chained": "pre"}, "has 'chained'. Its fields are family, concat"),
         ({"chain": "before"}, "chain must be one of pre, post, not 'before'"),
         ({"family": ["mimo"]}, r"family must be one of mimo, deepseek, .*not \['mimo'\]"),
     ],
