@@ -263,11 +263,15 @@ def fill_where(subject: Subject, mask: Tensor, value: float) -> None:
 
 
 def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
-    """Return copies of the watched layers' keys and values, ``[num_slots, room, H, D]``."""
+    """Return copies of the watched layers' keys and values, ``[num_slots, room, H, D]``.
+
+    Latents have no values of their own.
+    """
     return {
         (layer_idx, name): by_slot(subject, getattr(layer, name)).clone()
         for layer_idx, layer in watched_layers(subject, k).items()
         for name in ("keys", "values")
+        if getattr(layer, name).numel()
     }
 
 

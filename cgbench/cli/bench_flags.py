@@ -75,7 +75,8 @@ DtypeName = Annotated[
 Attention = Annotated[
     str,
     typer.Option(
-        help="Decode attention: auto, sdpa (reference), triton, or package.module:function.",
+        help="Decode attention: auto, latent (absorbed), sdpa (reference), triton, or "
+        "package.module:function.",
         rich_help_panel=GRAPHS,
     ),
 ]

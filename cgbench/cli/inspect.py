@@ -94,7 +94,7 @@ def _lines(found: "Inspection") -> list[tuple[str, str]]:
     ]
     with_head = ", head included," if found.head else ""
     per_token = f"{found.kv_bytes_per_token:,} bytes a token"
-    lines.append(("KV", f"{per_token}{with_head} in {found.dtype}"))
+    lines.append(("KV", f"{per_token}{with_head} in {found.dtype}{_latent_words(found)}"))
     if state := found.state_bytes_per_request:
         per_row = f"{found.state_bytes_per_verified_row:,} bytes"
         of_rows = f"and {per_row} for each of its k + 1 verified rows"
@@ -113,6 +113,13 @@ def _expert_words(found: "Inspection") -> str:
 def _weight_words(found: "Inspection") -> str:
     kind = found.dtype if found.quantisation is None else f"FP8 and {found.dtype}"
     return f"{_size(found.weight_bytes)} in {kind}"
+
+
+def _latent_words(found: "Inspection") -> str:
+    """What a layer keeps in place of keys and values, if it does."""
+    if found.latent_size is None:
+        return ""
+    return f": latents of {found.latent_size} values a layer, their rotary keys included"
 
 
 def _precision_lines(found: "Inspection") -> list[tuple[str, str]]:

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Graph, GraphModule
 
+from cgbench.compile.latent_fusion import fuse_latent
 from cgbench.compile.mixtures import APPLY_EXPERTS
 from cgbench.compile.operators import (
     ADD_NORM,
     ATTEND,
+    ATTEND_LATENT,
     GATED_LINEAR,
     LINEAR,
     LINEAR_ADD,
@@ -106,6 +108,8 @@ def fuse(graph_module: GraphModule) -> GraphModule:
             _replace(node, GATED_LINEAR, product.args)
         elif node.target is ATTEND:
             _fuse_rotary(node)
+        elif node.target is ATTEND_LATENT:
+            fuse_latent(node)
     for node in graph.output_node().all_input_nodes:
         end = mixture_end(node)
         if end is not None and _reads_the_same(node, _inputs_of(end)):

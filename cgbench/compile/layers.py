@@ -75,7 +75,8 @@ def _number_attention(layer: nn.Module) -> None:
 
 def _compile_layer(layer: nn.Module) -> None:
     """Make decode steps run the layer's compiled form, and everything else its own."""
-    plain, compiled, call = layer.forward, _compiled(layer.forward), OperatorCall()
+    plain, compiled = layer.forward, _compiled(layer.forward)
+    calls = {keeps: OperatorCall(keeps_latents=keeps) for keeps in (False, True)}
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         attention_call = kwargs.get("attention_call")
@@ -83,6 +84,7 @@ def _compile_layer(layer: nn.Module) -> None:
             return plain(*args, **kwargs)
         # Not all callers give the arguments that are None. They would make two forms of one.
         given = {name: value for name, value in kwargs.items() if value is not None}
+        call = calls[attention_call.keeps_latents]
         with under_way(attention_call):
             return compiled(*args, **given | {"attention_call": call})
 

@@ -16,8 +16,12 @@ from cgbench.kernels import linear as products
 from cgbench.kernels import norm as norms
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
+from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_rows import PairRotary
+from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Padding
 from cgbench.models.attention_hook import AttentionCall
+from cgbench.models.latent.latent_hook import LatentCall
 from cgbench.models.projections import PackedFirst
 from cgbench.models.quantised.scaled_modules import ScaledLinear
 from cgbench.models.recurrent_hook import RecurrentCall
@@ -31,8 +35,8 @@ from cgbench.models.shards import (
 from cgbench.parallel.collectives import sum_over_ranks
 
 
-class LayerCall(AttentionCall, RecurrentCall, Protocol):
-    """A layer call answers both attention and recurrence, as a decode step's call does."""
+class LayerCall(AttentionCall, LatentCall, RecurrentCall, Protocol):
+    """A layer call answers attention, over latents too, and recurrence, as a decode step's does."""
 
     @property
     def padding(self) -> Padding:
@@ -121,13 +125,67 @@ def _(mixed: Tensor, rate: Tensor, *rest: Any) -> Tensor:
     return mixed.new_empty(*rate.shape, value_size)
 
 
+@torch.library.custom_op("cgbench::attend_latent", mutates_args=())
+def attend_latent(
+    query: Tensor,
+    latent: Tensor,
+    weight: Tensor,
+    layer_number: Tensor,
+    key_size: int,
+    value_size: int,
+    scale: Tensor | None,
+    row_blocks: Tensor | None,
+    scaling: float,
+    sliding_window: int | None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+) -> Tensor:
+    """``LatentCall.attend_latent`` of the call that is under way, from the fields of
+    ``LatentInput`` and ``LatentWeights``. ``layer_number`` as in ``attend``. ``cos`` and ``sin``
+    rotate a query that is not rotated yet."""
+    weights = LatentWeights(weight, key_size, value_size, scale, row_blocks)
+    pairs = None if cos is None or sin is None else PairRotary(cos, sin)
+    new = LatentInput(query, latent, weights, scaling, sliding_window, pairs)
+    return _under_way[-1].attend_latent(int(layer_number), new).contiguous()
+
+
+@attend_latent.register_fake
+def _(query: Tensor, *rest: Any) -> Tensor:
+    batch, num_heads, query_len, _ = query.shape
+    value_size: int = rest[4]
+    return query.new_empty(batch, query_len, num_heads, value_size)
+
+
 class OperatorCall:
     """A compiler traces this call, so that a layer's attention or recurrence is one operator."""
+
+    def __init__(self, *, keeps_latents: bool = False) -> None:
+        """``keeps_latents``: as the decode step's own call has it."""
+        self.keeps_latents = keeps_latents
 
     def attend(self, layer_idx: Tensor, qkv: AttentionInput) -> Tensor:
         """Compute ``AttentionCall.attend``. The number of the layer is a tensor."""
         out: Tensor = attend(
             qkv.query, qkv.key, qkv.value, layer_idx, qkv.scaling, qkv.sliding_window
+        )
+        return out
+
+    def attend_latent(self, layer_idx: Tensor, new: LatentInput) -> Tensor:
+        """Compute ``LatentCall.attend_latent``. The number of the layer is a tensor."""
+        weights = new.weights
+        out: Tensor = attend_latent(
+            new.query,
+            new.latent,
+            weights.weight,
+            layer_idx,
+            weights.key_size,
+            weights.value_size,
+            weights.scale,
+            weights.row_blocks,
+            new.scaling,
+            new.sliding_window,
+            None,
+            None,
         )
         return out
 
@@ -188,6 +246,7 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 ATTEND = torch.ops.cgbench.attend.default
+ATTEND_LATENT = torch.ops.cgbench.attend_latent.default
 LINEAR = torch.ops.cgbench.linear.default
 GATED_LINEAR = torch.ops.cgbench.gated_linear.default
 LINEAR_ADD = torch.ops.cgbench.linear_add.default

@@ -53,7 +53,8 @@ def prepare(request: DecodeRequest, progress: Progress, ranks: Ranks = ALONE) ->
     check_model_ref(request.model.ref)
     texts = setup.read_texts(request)
     with progress.working(f"load {request.model.ref}"):
-        model = setup.load(request, options, device, ranks)
+        model = setup.load(request, options, device, ranks, attention)
+    attention = attention.of(model)
     notes += link_notes(ranks)
     workload = setup.make_workload(request.workload, options, model, texts)
     deployment = setup.make_deployment(options, model, workload, attention)

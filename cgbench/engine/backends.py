@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from cgbench.engine.calls import DecodeBackend, Rows, store
 from cgbench.errors import BadInputError
 from cgbench.kernels.attention import AttentionInput, LayerKv, sdpa
 from cgbench.kernels.gpu import runs_kernels
+from cgbench.models.loader import LoadedModel
 
 
 def sdpa_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
@@ -39,28 +40,53 @@ def triton_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
 DECODE_BACKENDS: Mapping[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": triton_decode}
 
 
+LATENT = "latent"
+"""The absorbed form of latent attention, by its kernel on CUDA and by torch elsewhere."""
+
+
 class NamedBackend(NamedTuple):
-    """A named backend is a decode backend with the name that records and tables show."""
+    """A named backend is a decode backend with the name that records and tables show.
+
+    ``keeps_latents``: layers of latent attention keep latents and attend in the absorbed form, so
+    they have no use for ``decode``.
+    """
 
     name: str
     decode: DecodeBackend
+    keeps_latents: bool = False
+
+    def of(self, model: LoadedModel) -> Self:
+        """Return what runs for ``model``, under the name that its rows have.
+
+        Raises ``BadInputError`` where latents are asked for and the model has none.
+        """
+        if model.keeps_latents:
+            return self._replace(name=LATENT)
+        if self.name == LATENT:
+            raise BadInputError(
+                f"--attention {LATENT}: {model.label} has no latent attention. Use auto"
+            )
+        return self
 
 
 def resolve_backend(name: str, device: torch.device) -> NamedBackend:
     """Return the backend that ``--attention NAME`` means on ``device``.
 
-    ``auto`` takes the fastest. ``package.module:function`` is a ``DecodeBackend`` of the user's
-    own. It may be in the current folder. Raise ``BadInputError`` if the name is unknown, or if the
-    device cannot run it.
+    ``auto`` takes the fastest, which of latent attention is the absorbed form. ``latent`` is that
+    form by name. Every other name keeps expanded keys and values. ``package.module:function`` is a
+    ``DecodeBackend`` of the user's own. It may be in the current folder. Raise ``BadInputError`` if
+    the name is unknown, or if the device cannot run it.
     """
     if ":" in name:
         return NamedBackend(name, _imported(name))
-    if name == "auto":
-        name = "triton" if runs_kernels(device) else "sdpa"
+    fastest = "triton" if runs_kernels(device) else "sdpa"
+    if name in ("auto", LATENT):
+        own = name if name == LATENT else fastest
+        return NamedBackend(own, DECODE_BACKENDS[fastest], keeps_latents=True)
     if name not in DECODE_BACKENDS:
+        names = ", ".join(sorted({*DECODE_BACKENDS, LATENT}))
         raise BadInputError(
-            f"--attention {name}: unknown. Choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "
-            "or package.module:function"
+            f"--attention {name}: unknown. Choose auto, {names}, or package.module:function"
         )
     if name == "triton" and device.type != "cuda":
         raise BadInputError("--attention triton needs --device cuda. Use --attention sdpa")

@@ -17,6 +17,8 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
 from cgbench.kernels.attention import AttentionInput, LayerKv, Masks
 from cgbench.kernels.delta_rule import DeltaRows
+from cgbench.kernels.mla import latent_attention, latent_prefill
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.moe.expert_products import Padding
 
 
@@ -95,6 +97,16 @@ class Decode:
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         return self.backend(self.rows.cache.layers[layer_idx], self.rows, qkv)
 
+    @property
+    def keeps_latents(self) -> bool:
+        return self.rows.cache.keeps_latents
+
+    def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
+        rows = self.rows
+        latents = rows.cache.layers[layer_idx].keys
+        places = rows.slots, rows.positions, rows.cache.room
+        return latent_attention.decode(latents, new, *places, rows.masks)
+
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         return self.rows.states.delta_rule(layer_idx, rows)
 
@@ -124,6 +136,19 @@ class Prefill:
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         return self.states.delta_rule(layer_idx, rows)
+
+    @property
+    def keeps_latents(self) -> bool:
+        return self.rows.cache.keeps_latents
+
+    def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
+        latents = self.rows.cache.layers[layer_idx].keys
+        latents[self.rows.flat] = new.latent.transpose(1, 2).flatten(0, 1)
+        length, window = new.query.shape[2], new.sliding_window
+        is_windowed = window is not None and window < length
+        return latent_prefill.prefill(
+            new, self._window_mask(length, window) if is_windowed else None
+        )
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         store(self.rows.cache.layers[layer_idx], self.rows, qkv)

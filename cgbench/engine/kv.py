@@ -1,6 +1,7 @@
 """The KV cache has one slot a request, and one tensor a layer for keys and one for values.
 
-The recurrent state of a hybrid's other layers lies beside it, in the same slots.
+A layer that keeps latents has them and their rotary keys for keys, and no values of its own. The
+recurrent state of a hybrid's other layers lies beside it, in the same slots.
 """
 
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import torch
 from cgbench.engine.recurrent import RecurrentCache
 from cgbench.kernels.attention import LayerKv
 from cgbench.kernels.delta_rule import StateShape
-from cgbench.models.attention_hook import KvShape
+from cgbench.models.attention_hook import KvShape, is_latent
 
 
 class KvCache:
@@ -51,6 +52,8 @@ class KvCache:
         self.request_keys = torch.zeros(self.num_slots, dtype=torch.long, device=device)
         """This is the request that each slot belongs to. Balanced routing draws experts by
         request."""
+        self.keeps_latents = any(map(is_latent, shapes.values()))
+        """Whether layers of latent attention keep latents."""
         num_rows = self.num_slots * room
         self.layers = {
             layer_idx: LayerKv(

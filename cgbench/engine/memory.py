@@ -23,10 +23,16 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     weights = (skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)) // num_ranks
     slots = options.max_batch_size + 1
     tokens = slots * (options.context_len + options.to_decode)
-    kv = tokens * skeleton.kv_bytes_per_token(dtype) // num_ranks
+    kv = tokens * skeleton.kv_bytes_per_token(dtype, num_ranks)
     kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
     num_prompts = prompts_at_once(options)
-    prefill = prefill_bytes(skeleton.target, num_prompts, options.context_len) // num_ranks
+    prefill = prefill_bytes(
+        skeleton.target,
+        num_prompts,
+        options.context_len,
+        keeps_latents=skeleton.kv.keeps_latents,
+    )
+    prefill //= num_ranks
     available = available_bytes(plan.request.device, num_ranks)
     needed = weights + kv + prefill
     if needed > available:

@@ -9,6 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from cgbench.kernels.attention import AttentionInput
+from cgbench.kernels.mla import latent_prefill
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.recurrent_hook import RecurrentProbe
 from cgbench.models.target import Target
 
@@ -17,11 +19,23 @@ class _PrefillProbe(RecurrentProbe):
     """This probe allocates what ``calls.Prefill`` allocates for a layer's attention, and no
     more."""
 
+    def __init__(self, *, keeps_latents: bool) -> None:
+        super().__init__()
+        self.keeps_latents = keeps_latents
+
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         qkv.key.transpose(1, 2).flatten(0, 1)
         qkv.value.transpose(1, 2).flatten(0, 1)
         batch, num_heads, length, _ = qkv.query.shape
         return qkv.query.new_empty(batch, length, num_heads, qkv.value.shape[3])
+
+    def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
+        """As ``latent_prefill.prefill``, of the first chunk: the others are no larger."""
+        batch, num_heads, length, _ = new.query.shape
+        out = new.query.new_empty(batch, length, num_heads, new.weights.value_size)
+        weights = new.weights.heads(0, latent_prefill.heads_a_chunk(new))
+        latent_prefill.expand(new.latent, weights)
+        return out
 
 
 class PeakMemory(TorchDispatchMode):
@@ -62,7 +76,9 @@ class PeakMemory(TorchDispatchMode):
 
 
 @torch.no_grad()
-def prefill_bytes(target: Target, batch_size: int, prompt_len: int) -> int:
+def prefill_bytes(
+    target: Target, batch_size: int, prompt_len: int, *, keeps_latents: bool = True
+) -> int:
     """Return the peak bytes of one wave of ``batch_size`` prompts through ``target``.
 
     ``target`` is on the meta device, and its layers run as in a real prefill. The peak is a lower
@@ -71,5 +87,5 @@ def prefill_bytes(target: Target, batch_size: int, prompt_len: int) -> int:
     memory = PeakMemory()
     with memory, torch.device("meta"):
         ids = torch.zeros(batch_size, prompt_len, dtype=torch.long)
-        target.forward(ids, ids, _PrefillProbe())
+        target.forward(ids, ids, _PrefillProbe(keeps_latents=keeps_latents))
     return memory.peak_bytes

@@ -5,10 +5,10 @@ over measured read bandwidth, and operations over measured matrix rate. The floo
 the iteration.
 
 Bytes are those that must come from memory. They are every weight once a forward, and of a mixture
-the experts that were counted. They are also the live keys and values, recurrent state, and the
-embedding rows that are looked up. Activations, norms, biases and the writing of KV and of state are
-left out, because a better engine could keep or fold them. So nothing that reads its weights from
-memory can be faster.
+the experts that were counted. They are also the live keys and values, or the live latents once a
+request. Recurrent state and the embedding rows that are looked up count too. Activations, norms,
+biases and the writing of KV and of state are left out, because a better engine could keep or fold
+them. So nothing that reads its weights from memory can be faster.
 """
 
 from collections import Counter
@@ -124,8 +124,7 @@ class Floor:
             )
         for shape, count in Counter(work.attentions).items():
             keys = context + query_len
-            row = shape.kv_heads * (shape.key_dim + shape.value_dim)
-            live = count * batch_size * row * keys_read(shape, keys, query_len)
+            live = count * batch_size * shape.row_elements * keys_read(shape, keys, query_len)
             flops = count * batch_size * attention_flops(shape, keys, query_len)
             yield self._line(stage, _attention_name(shape), count, live * self.itemsize, flops)
         for state, count in Counter(work.states).items():
@@ -193,4 +192,5 @@ def recurrence_flops(state: StateShape) -> float:
 
 
 def _attention_name(shape: AttentionShape) -> str:
-    return "attention" if shape.window is None else f"attention, window {shape.window}"
+    what = "latent attention" if shape.is_latent else "attention"
+    return what if shape.window is None else f"{what}, window {shape.window}"

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Size, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import StateShape
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import Splits
@@ -77,7 +79,7 @@ class Product:
 class AttentionShape:
     """An attention shape is the size of one layer's attention.
 
-    ``window`` is None if all keys are seen.
+    ``window`` is None if all keys are seen. ``is_latent``: the value is a part of the only key.
     """
 
     query_heads: int
@@ -85,6 +87,12 @@ class AttentionShape:
     key_dim: int
     value_dim: int
     window: int | None
+    is_latent: bool = False
+
+    @property
+    def row_elements(self) -> int:
+        """Values that are read of one token."""
+        return self.kv_heads * (self.key_dim + (0 if self.is_latent else self.value_dim))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +156,8 @@ def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
 
     All of these layers are divided alike.
     """
-    whole = model.skeleton.kv.kv_shapes
-    (count,) = {whole[layer][0][0] // model.kv_shapes[layer][0][0] for layer in layers}
+    whole = model.skeleton.kv.num_query_heads
+    (count,) = {whole[layer] // model.num_query_heads[layer] for layer in layers}
     return count
 
 
@@ -164,7 +172,8 @@ def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int
             replace(
                 each,
                 query_heads=each.query_heads // num_head_parts,
-                kv_heads=each.kv_heads // num_head_parts,
+                # Latents are whole on every rank: all heads read them.
+                kv_heads=1 if each.is_latent else each.kv_heads // num_head_parts,
             )
             for each in work.attentions
         ),
@@ -174,8 +183,8 @@ def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int
 class _WorkProbe(ShapeProbe):
     """This probe notes the shape of each attention."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, keeps_latents: bool) -> None:
+        super().__init__(keeps_latents=keeps_latents)
         self.attentions: list[AttentionShape] = []
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
@@ -185,6 +194,22 @@ class _WorkProbe(ShapeProbe):
             AttentionShape(num_heads, kv_heads, key_dim, value_dim, qkv.sliding_window)
         )
         return super().attend(layer_idx, qkv)
+
+    def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
+        weights = new.weights
+        self.attentions.append(
+            AttentionShape(
+                query_heads=new.query.shape[1],
+                kv_heads=1,
+                key_dim=new.latent.shape[3],
+                value_dim=weights.rank,
+                window=new.sliding_window,
+                is_latent=True,
+            )
+        )
+        # W_UK and W_UV are one weight, and multiply as often absorbed as in expanding a token.
+        F.linear(new.latent[..., : weights.rank], weights.weight)
+        return super().attend_latent(layer_idx, new)
 
 
 class _Recorder(TorchDispatchMode):
@@ -243,14 +268,15 @@ def model_work(skeleton: Skeleton) -> ModelWork:
     """Return the work of one token in the target's layers, in lm_head and in the head."""
     target, head = skeleton.target, skeleton.head
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
-    probe = _WorkProbe()
+    keeps_latents = skeleton.kv.keeps_latents
+    probe = _WorkProbe(keeps_latents=keeps_latents)
     backbone_names = _weight_names(target.backbone)
     stored = _stored_bytes(target.model, skeleton.scaled)
     hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe), stored)
     lm_head = _output_work(target, hidden, None, stored)
     if head is None:
         return ModelWork(work, lm_head, None)
-    head_probe = _WorkProbe()
+    head_probe = _WorkProbe(keeps_latents=keeps_latents)
 
     def step() -> Tensor:
         embeds = target.embed(ids, head.embedding)

@@ -48,12 +48,13 @@ class Parts(NamedTuple):
 
 def splits_of(pairs: int, device: torch.device) -> int:
     """Return how many splits over the keys give every multiprocessor a few programs."""
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * _num_multiprocessors(device)
+    wanted = PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors(device)
     return max(1, min(MAX_SPLITS, wanted // pairs))
 
 
 @functools.cache
-def _num_multiprocessors(device: torch.device) -> int:
+def num_multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors ``device`` has, 8 where it is no GPU."""
     if device.type != "cuda":
         return 8  # the interpreter: enough that the tests' batches are split
     return torch.cuda.get_device_properties(device).multi_processor_count

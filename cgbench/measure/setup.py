@@ -16,6 +16,7 @@ from cgbench.measure.rank_facts import parallel_facts
 from cgbench.measure.session import check_prefill, room_for
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.head_wiring import wiring_of
+from cgbench.models.latent.latent_hook import latent_path
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import loading_of, plan_loading
 from cgbench.models.presets import PRESETS, default_golden, golden_for
@@ -95,16 +96,28 @@ def _golden_of_preset(request: DecodeRequest) -> GoldenLength | None:
 
 
 def load(
-    request: DecodeRequest, options: RunOptions, device: torch.device, ranks: Ranks
+    request: DecodeRequest,
+    options: RunOptions,
+    device: torch.device,
+    ranks: Ranks,
+    attention: NamedBackend,
 ) -> LoadedModel:
     """Load the target, and its head unless only k = 0 is measured.
+
+    ``attention`` decides whether latent attention keeps latents.
 
     Raise ``BadInputError`` for balanced routing without experts, and ``ModelError`` or a kin of it
     for a model that cannot be served. Raise ``OutOfMemoryError`` if the weights do not fit.
     """
     ref, with_head = request.model.ref, options.max_spec_tokens > 0
     loading = loading_of(
-        request.model, request.sharing, device, with_head=with_head, seed=request.seed, ranks=ranks
+        request.model,
+        request.sharing,
+        device,
+        with_head=with_head,
+        seed=request.seed,
+        ranks=ranks,
+        keeps_latents=attention.keeps_latents,
     )
     plan = plan_loading(loading)
     if request.model.routing == Routing.BALANCED and plan.routing is Routing.MODEL:
@@ -228,6 +241,8 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
     )
     if (paths := mixture_paths(model.target, model.head)) is not None:
         record.model["experts_path"], record.model["router_path"] = paths
+    if model.keeps_latents:
+        record.model["latent_path"] = latent_path(model.target.backbone, model.head)
     if model.ranks.size > 1:
         record.model["tensor_parallel"] = parallel_facts(model)
     return record

@@ -14,12 +14,19 @@ from transformers import AttentionInterface
 from cgbench.errors import UnsupportedModelError
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
+from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.recurrent_hook import RecurrentProbe
 
 ATTENTION_NAME = "cgbench"
 
 KvShape = tuple[tuple[int, int], tuple[int, int]]
-"""The KV shape of one layer is ((kv_heads, key size), (kv_heads, value size))."""
+"""The KV shape of one layer is ((kv_heads, key size), (kv_heads, value size)). A layer that keeps
+latents has one head. Its value size is 0, because the value is a part of the key."""
+
+
+def is_latent(shape: KvShape) -> bool:
+    """Return whether a layer of ``shape`` keeps latents."""
+    return shape[1][1] == 0
 
 
 class AttentionCall(Protocol):
@@ -53,6 +60,13 @@ def _dispatch(
     # A compiler is shown the number as a tensor (see compile/operators.py).
     layer_idx: Any = module.layer_number if torch.compiler.is_compiling() else module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if hasattr(module, "latent_weights"):
+        hooked: Any = module
+        if getattr(attention_call, "keeps_latents", False):
+            new = LatentInput(query, key, hooked.latent_weights(), scaling, sliding_window)
+            keeper: Any = attention_call
+            return keeper.attend_latent(layer_idx, new), None
+        key, value = hooked.expanded(key)
     qkv = AttentionInput(query, key, value, scaling, sliding_window)
     return attention_call.attend(layer_idx, qkv), None
 
@@ -67,8 +81,10 @@ class ShapeProbe(RecurrentProbe):
     layer has room for one set of keys.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_latents: bool = True) -> None:
+        """``keeps_latents``: record what layers of latent attention keep in the absorbed form."""
         super().__init__()
+        self.keeps_latents = keeps_latents
         self.expert_shapes: dict[int, ExpertShape] = {}
         """The shape of each mixture of experts, by layer."""
         self.kv_shapes: dict[int, KvShape] = {}
@@ -77,13 +93,25 @@ class ShapeProbe(RecurrentProbe):
         self.windows: dict[int, int | None] = {}
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        _, kv_heads, _, value_dim = qkv.value.shape
+        key_dim = qkv.query.shape[3]
+        shape = (kv_heads, key_dim), (kv_heads, value_dim)
+        return self._noted(layer_idx, qkv.query, shape, value_dim, qkv.sliding_window)
+
+    def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
+        """Record what the layer keeps, and return zeros of its output's shape."""
+        shape = (1, new.latent.shape[3]), (1, 0)
+        return self._noted(layer_idx, new.query, shape, new.weights.value_size, new.sliding_window)
+
+    def _noted(
+        self, layer_idx: int, query: Tensor, shape: KvShape, value_dim: int, window: int | None
+    ) -> Tensor:
         if layer_idx in self.kv_shapes:
             raise UnsupportedModelError(
                 f"layer {layer_idx} attends more than once in a forward, which is not supported"
             )
-        self.windows[layer_idx] = qkv.sliding_window
-        _, kv_heads, _, value_dim = qkv.value.shape
-        batch, num_heads, length, key_dim = qkv.query.shape
-        self.kv_shapes[layer_idx] = ((kv_heads, key_dim), (kv_heads, value_dim))
+        batch, num_heads, length, _ = query.shape
+        self.windows[layer_idx] = window
+        self.kv_shapes[layer_idx] = shape
         self.num_query_heads[layer_idx] = num_heads
-        return qkv.query.new_zeros(batch, length, num_heads, value_dim)
+        return query.new_zeros(batch, length, num_heads, value_dim)

@@ -94,6 +94,7 @@ class Inspection:
     checkpoint: CheckpointFacts | None
     head: HeadFacts | None
     kv_bytes_per_token: int
+    latent_size: int | None
     state_bytes_per_request: int
     state_bytes_per_verified_row: int
     weights_problem: str | None
@@ -154,6 +155,7 @@ def inspect_model(request: Loading) -> Inspection:
         checkpoint=_checkpoint_facts(plan),
         head=_head_facts(plan, tensors),
         kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype),
+        latent_size=skeleton.latent_size,
         state_bytes_per_request=skeleton.state_bytes(dtype),
         state_bytes_per_verified_row=skeleton.state_bytes_per_row(dtype),
         weights_problem=_refusal(check_headers, plan),

@@ -11,7 +11,7 @@ from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
-from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
+from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
@@ -58,8 +58,9 @@ class LoadedModel:
     modules, of which the first is used.
 
     ``kv_shapes`` are those of each attention layer, the head's included, as this rank holds it.
-    ``state_shapes`` are those of each linear-attention layer. ``skeleton`` holds the same modules
-    as their own code has them, whole and without storage. ``ranks`` share the model.
+    ``num_query_heads`` are those of the same layers. ``state_shapes`` are those of each
+    linear-attention layer. ``skeleton`` holds the same modules as their own code has them, whole
+    and without storage. ``ranks`` share the model.
     """
 
     target: Target
@@ -72,11 +73,17 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     num_head_modules: int
     kv_shapes: Mapping[int, KvShape]
+    num_query_heads: Mapping[int, int]
     state_shapes: Mapping[int, StateShape]
     skeleton: Skeleton
     routing: Routing = Routing.MODEL
     quant: Quant = Quant.NONE
     ranks: Ranks = ALONE
+
+    @property
+    def keeps_latents(self) -> bool:
+        """Return whether attention layers keep latents in place of keys and values."""
+        return any(map(is_latent, self.kv_shapes.values()))
 
     @property
     def num_parameters(self) -> int:
@@ -106,7 +113,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
             pack_projections(module)
             _find_plain_mixtures(module)
     tokenizer, problem = read_tokenizer(plan)
-    kv = plan.skeleton.kv if plan.request.ranks.size == 1 else probe_kv_shapes(target, head)
+    kv = plan.skeleton.kv if plan.request.ranks.size == 1 else _probe(plan, target, head)
     if plan.routing is Routing.BALANCED:
         target.routing = BalancedRouting(plan.skeleton.kv.expert_shapes, plan.request.seed)
         target.routing.install(target.backbone, head)
@@ -120,6 +127,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         random_weights=random_weights,
         eos_token_ids=_eos_token_ids(target.model),
         kv_shapes=kv.kv_shapes,
+        num_query_heads=kv.num_query_heads,
         state_shapes=kv.state_shapes,
         skeleton=plan.skeleton,
         routing=plan.routing,
@@ -127,6 +135,11 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         ranks=plan.request.ranks,
         num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
     )
+
+
+def _probe(plan: LoadingPlan, target: Target, head: DraftHead | None) -> ShapeProbe:
+    """The shapes that this rank keeps."""
+    return probe_kv_shapes(target, head, keeps_latents=plan.request.keeps_latents)
 
 
 def _find_plain_mixtures(module: nn.Module) -> None:

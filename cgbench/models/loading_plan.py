@@ -70,6 +70,8 @@ class Loading:
     routing: Routing = Routing.MODEL
     wiring: HeadWiring = field(default_factory=HeadWiring)
     ranks: Ranks = ALONE
+    keeps_latents: bool = True
+    """Whether latent attention keeps latents. Otherwise it keeps every head's keys and values."""
 
     def __post_init__(self) -> None:
         check_family(self.wiring)
@@ -98,6 +100,7 @@ def loading_of(
     with_head: bool,
     seed: int,
     ranks: Ranks = ALONE,
+    keeps_latents: bool = True,
 ) -> Loading:
     """Return the loading that ``model`` asks for on ``device``.
 
@@ -115,6 +118,7 @@ def loading_of(
         divided_head=sharing.head == HeadPlacement.DIVIDED,
         routing=_routing(model),
         ranks=ranks,
+        keeps_latents=keeps_latents,
     )
 
 
@@ -229,7 +233,7 @@ def plan_loading(request: Loading) -> LoadingPlan:
             with_head(target, None, where=where)
             raise
     form = None if found is None else found.form
-    skeleton = with_head(target, family, form, where=where)
+    skeleton = with_head(target, family, form, where=where, keeps_latents=request.keeps_latents)
     if found is not None and skeleton.head is not None:
         check_head(request.head_path, skeleton.head, found)
         skeleton = replace(skeleton, head_scaled=scaled_shapes(skeleton.head, found))
@@ -275,7 +279,7 @@ def _plan_preset(request: Loading, name: str) -> LoadingPlan:
     config = config_from_dict(dict(preset.config))
     own = FAMILIES[preset.head_family]
     family = named(own, request.wiring) if request.with_head else None
-    skeleton = make_skeleton(config, family)
+    skeleton = make_skeleton(config, family, keeps_latents=request.keeps_latents)
     if preset.is_fp8:
         of_head = {} if skeleton.head is None else converted(skeleton.head)
         of_target = converted(skeleton.target.model)

@@ -290,6 +290,39 @@ PRESETS: dict[str, Preset] = {
             },
         ),
         Preset(
+            name="glm-4.7-flash",
+            source="zai-org/GLM-4.7-Flash config.json, as Glm4MoeLiteConfig of transformers has it",
+            head_family="deepseek",
+            config={
+                "model_type": "glm4_moe_lite",
+                "hidden_size": 2048,
+                "intermediate_size": 10240,
+                "moe_intermediate_size": 1536,
+                "n_routed_experts": 64,
+                "n_shared_experts": 1,
+                "num_experts_per_tok": 4,
+                "n_group": 1,
+                "topk_group": 1,
+                "norm_topk_prob": True,
+                "routed_scaling_factor": 1.8,
+                "q_lora_rank": 768,
+                "kv_lora_rank": 512,
+                "qk_nope_head_dim": 192,
+                "qk_rope_head_dim": 64,
+                "v_head_dim": 256,
+                "num_hidden_layers": 47,
+                "num_attention_heads": 20,
+                "num_key_value_heads": 20,
+                "vocab_size": 154880,
+                "max_position_embeddings": 202752,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 10000.0,
+                "tie_word_embeddings": False,
+                "num_nextn_predict_layers": 1,
+                "eos_token_id": 1,
+            },
+        ),
+        Preset(
             name="qwen3.5-0.8b",
             source="Qwen/Qwen3.5-0.8B config.json, its text side",
             head_family="qwen",
@@ -394,6 +427,7 @@ PRESETS: dict[str, Preset] = {
 
 _IN_FP8_TOO = (
     *("mimo-7b", "deepseek-v3-6l", "qwen3.5-35b-a3b", "qwen3-next-80b-a3b", "glm-4.5-air"),
+    "glm-4.7-flash",
 )
 
 PRESETS |= {

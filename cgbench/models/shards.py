@@ -25,6 +25,7 @@ from transformers.distributed import DistributedConfig
 from cgbench.errors import BadInputError, UnsupportedModelError
 from cgbench.kernels import linear as products
 from cgbench.kernels.fp8.block_scales import FP8, column_part
+from cgbench.models.latent.latent_hook import is_latent_attention
 from cgbench.models.quantised.scaled_modules import ScaledLinear, scales_of, set_scales
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.parallel.collectives import joined_over_ranks, stacked_over_ranks, sum_over_ranks
@@ -159,6 +160,7 @@ def planned_splits(config: PretrainedConfig, num_ranks: int) -> Splits:
         if isinstance(parameter, DTensor) and not parameter.placements[0].is_replicate()
         if ".layers." in name
     }
+    splits |= latent_splits(model, num_ranks)
     for name, split in splits.items():
         _check_divides(num_ranks, name, model.get_parameter(name).shape[split.dim], split)
     return splits if vocab_size % num_ranks else {**splits, LM_HEAD: Split(0)}
@@ -194,6 +196,29 @@ def _check_divides(num_ranks: int, name: str, size: int, split: Split) -> None:
             f"--tp {num_ranks}: does not divide the {size // split.num_packed} rows or columns of "
             f"{name}"
         )
+
+
+def latent_splits(model: nn.Module, num_ranks: int) -> Splits:
+    """Return how ``num_ranks`` ranks share the heads of latent attention in ``model``.
+
+    transformers' plan leaves them whole in some models, as in DeepSeek-V3. What makes latents stays
+    whole. Raise ``BadInputError`` if the ranks do not divide the heads.
+    """
+    splits: dict[str, Split] = {}
+    for name, module in model.named_modules():
+        if not is_latent_attention(module):
+            continue
+        attention: Any = module
+        if attention.num_heads % num_ranks:
+            raise BadInputError(
+                f"--tp {num_ranks}: does not divide the {attention.num_heads} attention heads of "
+                f"{type(model).__name__}"
+            )
+        own = {leaf for leaf, part in module.named_children() if part is not None}
+        query = "q_b_proj" if "q_b_proj" in own else "q_proj"
+        splits |= {f"{name}.{leaf}.weight": Split(0) for leaf in (query, "kv_b_proj")}
+        splits[f"{name}.o_proj.weight"] = Split(1)
+    return splits
 
 
 def check_heads(
@@ -267,8 +292,9 @@ def _divide_scales(owner: nn.Module, leaf: str, split: Split, ranks: Ranks) -> N
 
 def _part(parameter: Tensor | None, split: Split, ranks: Ranks) -> Tensor:
     assert parameter is not None
-    if isinstance(parameter, DTensor):
+    if isinstance(parameter, DTensor) and not parameter.placements[0].is_replicate():
         return parameter.to_local()
+    parameter = _whole(parameter)
     return split.part(parameter.detach(), ranks)
 
 

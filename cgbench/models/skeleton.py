@@ -10,7 +10,7 @@ from torch import Size, nn
 from transformers import PretrainedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
-from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe
+from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe, is_latent
 from cgbench.models.config_faults import fault_of
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
@@ -45,11 +45,24 @@ class Skeleton:
         """Return the bytes of the head's own weights, or 0 without a head."""
         return 0 if self.head is None else _num_bytes(self.head, self.head_scaled, dtype)
 
-    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Return the bytes of keys and values that one token keeps, over all layers and the
-        head's."""
-        sizes = (heads * size for shape in self.kv.kv_shapes.values() for heads, size in shape)
+    def kv_bytes_per_token(self, dtype: torch.dtype, num_ranks: int = 1) -> int:
+        """Return the bytes of KV that one token keeps on each of ``num_ranks`` ranks.
+
+        They are those of all layers and of the head. Ranks divide keys and values. Latents are
+        whole on each.
+        """
+        sizes = (
+            sum(heads * size for heads, size in shape) // (1 if is_latent(shape) else num_ranks)
+            for shape in self.kv.kv_shapes.values()
+        )
         return sum(sizes) * dtype.itemsize
+
+    @property
+    def latent_size(self) -> int | None:
+        """Values that a layer of latent attention keeps of a token, its rotary key's included.
+        None where no layer keeps latents."""
+        shapes = self.kv.kv_shapes.values()
+        return next((keys[1] for keys, values in shapes if is_latent((keys, values))), None)
 
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of recurrent state that one request keeps, over all layers.
@@ -72,6 +85,7 @@ def make_skeleton(
     form: HeadForm | None = None,
     *,
     where: str = "MODEL",
+    keeps_latents: bool = True,
 ) -> Skeleton:
     """Return the model of ``config`` and its head of ``family``, on the meta device.
 
@@ -80,7 +94,8 @@ def make_skeleton(
     fails. Raise ``ModelError`` if transformers itself cannot run the model. Then its config, read
     from ``where``, is at fault.
     """
-    return with_head(make_target(config, where), family, form, where=where)
+    target = make_target(config, where)
+    return with_head(target, family, form, where=where, keeps_latents=keeps_latents)
 
 
 def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
@@ -104,6 +119,7 @@ def with_head(
     form: HeadForm | None = None,
     *,
     where: str = "MODEL",
+    keeps_latents: bool = True,
 ) -> Skeleton:
     """Return the skeleton of a target on the meta device and a head of ``family``.
 
@@ -113,7 +129,8 @@ def with_head(
         head = None
         if family is not None:
             head = DraftHead(family, target.model, form).to(torch.bfloat16)
-        return Skeleton(target, head, probe_kv_shapes(target, head))
+        probe = probe_kv_shapes(target, head, keeps_latents=keeps_latents)
+        return Skeleton(target, head, probe)
 
 
 @contextmanager

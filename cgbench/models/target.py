@@ -13,6 +13,7 @@ from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
 from cgbench.models.experts import apply_in_chunks
 from cgbench.models.heads.head import DraftHead, head_layer_type
+from cgbench.models.latent.latent_hook import hook_latent_layers
 from cgbench.models.recurrent_hook import hook_linear_layers
 from cgbench.models.routing import BalancedRouting, mixtures_of, probed_shapes
 from cgbench.models.shards import LM_HEAD, Splits, VocabLinear
@@ -47,6 +48,7 @@ class Target:
         self.model = model.eval()
         self.backbone: nn.Module = model.get_decoder()
         hook_linear_layers(self.backbone)
+        hook_latent_layers(self.backbone)
         apply_in_chunks(self.backbone)
         self.vocab_size: int = model.get_output_embeddings().out_features
         self.config: PretrainedConfig = model.config.get_text_config()
@@ -247,13 +249,16 @@ _LOGIT_SCALES: dict[str, dict[str, str]] = {
 
 
 @torch.no_grad()
-def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
+def probe_kv_shapes(
+    target: Target, head: DraftHead | None, *, keeps_latents: bool = True
+) -> ShapeProbe:
     """Return the probe that has recorded each layer's KV or state shape.
 
-    The shapes are read off one token's forward, so that no config field is trusted. Raise
+    The shapes are read off one token's forward, so that no config field is trusted.
+    ``keeps_latents``: latent attention keeps latents, not keys and values. Raise
     ``UnsupportedModelError`` if a layer has no attention that can be run.
     """
-    probe = ShapeProbe()
+    probe = ShapeProbe(keeps_latents=keeps_latents)
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     with probed_shapes(mixtures_of(target.backbone, head)) as shapes:
         hidden = target.forward(ids, ids, probe)

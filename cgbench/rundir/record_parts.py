@@ -48,6 +48,8 @@ class ModelFacts(TypedDict):
     routing: NotRequired[str]
     experts_path: NotRequired[str]
     router_path: NotRequired[str]
+    latent_path: NotRequired[str]
+    """What ran latent attention in decode steps: ``kernels`` or ``torch``."""
     num_parameters: NotRequired[int]
     head_num_parameters: NotRequired[int]
     weight_bytes: NotRequired[int]

@@ -33,6 +33,7 @@ from tests.support.tiny import (
     random_prompts,
     reference_model,
 )
+from tests.support.tracing import traced_layers
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +224,7 @@ def test_missing_tokens_are_never_forgiven(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled_layers_pass(checkpoint: Path) -> None:
-    deployment = compiled(make_deployment(checkpoint))
-    findings = run_all(subject_of(deployment))
+    with traced_layers():
+        deployment = compiled(make_deployment(checkpoint))
+        findings = run_all(subject_of(deployment))
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]

@@ -52,6 +52,9 @@ def test_a_preset_has_no_files(tmp_path: Path) -> None:
     assert done.stdout.endswith("no tensor of a head is stored\n")
     assert "random weights" in done.stdout
     assert "76,251,348,480 bytes" in done.stdout
+    # Of 7 layers with the head's: 512 values and 64 rotary ones, two bytes each.
+    words = "8,064 bytes a token, head included, in bfloat16: latents of 576 values a layer"
+    assert words in done.stdout
 
 
 def test_a_hybrid_tells_the_bytes_of_its_state(tmp_path: Path) -> None:

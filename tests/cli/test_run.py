@@ -65,7 +65,7 @@ def test_every_cell_is_measured_and_k_0_with_them(finished: Finished) -> None:
     assert set(frame["blocks"]) == {8} and set(frame["discarded_blocks"]) == {0}
     assert (frame["iterations"] % 8 == 0).all() and set(frame["context_len"]) == {12}
     assert set(frame["l2"]) == {"warm"} and (frame["half_width_frac"] > 0).all()
-    assert ((frame["mean_context_len"] - 14.5).abs() <= 2).all()
+    assert ((frame["mean_context_len"] - 13.5).abs() <= 2).all()
     assert (frame["iteration_p50_ms"] > 0).all()
     assert frame["head"].tolist() == ["none", "mimo"] * 2
 
@@ -110,7 +110,7 @@ def test_the_record_says_what_was_asked_and_what_was_measured(
     assert not record.model["random_weights"]
     assert record.warnings[0] == NO_GRAPHS
     assert all("--precision" in line for line in record.warnings[1:])
-    assert record.workload["mean_context_len"] == 14.5
+    assert record.workload["mean_context_len"] == 13.5
     assert record.telemetry == {"blocks": 4 * 8, "discarded": {}}
     assert [plan["spec_tokens"] for plan in record.plans] == [0, 3]
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from cgbench.compile.fusion import can_launch_early, fuse
+from cgbench.compile.latent_fusion import LATENT_ROWS
 from cgbench.compile.operators import (
     ADD_NORM,
     GATED_LINEAR,
@@ -37,12 +38,13 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Gra
     """Every graph that a compiler is given of a kind of model, which is traced once."""
 
     @cache
-    def trace(kind: str) -> list[GraphModule]:
+    def trace(name: str) -> list[GraphModule]:
+        kind, _, form = name.partition(" ")
         shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
         folder = make_checkpoint(tmp_path_factory.mktemp(kind), kind, **shape)
         torch._dynamo.reset()
         with traced_layers() as graphs:
-            decoded(compiled(folder)[1], 1, 3)
+            decoded(compiled(folder, keeps_latents=form != "expanded")[1], 1, 3)
         return graphs
 
     return trace
@@ -65,8 +67,9 @@ NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
         ("gemma3_text", [NORM, NORM, ADD_NORM, NORM]),
         ("qwen3_moe", [NORM, ADD_NORM]),
         # A shared expert is an MLP, whose last product takes the residual ahead of the experts;
-        # queries and keys of fewer numbers are normed in between.
-        ("deepseek_v3", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
+        # queries and keys of fewer numbers are normed in between, in the expanded form apart.
+        ("deepseek_v3", [NORM, LATENT_ROWS, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
+        ("deepseek_v3 expanded", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
     ],
 )
 def test_what_layers_are_made_of(
@@ -246,9 +249,16 @@ def test_only_what_reads_is_launched_early(function: Callable[..., Any], expecte
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("mimo", True), ("gemma3_text", True), ("deepseek_v3", False)]
+    ("kind", "expected"),
+    [
+        ("mimo", True),
+        ("gemma3_text", True),
+        ("deepseek_v3", True),
+        # Keys are put together in a tensor that is made empty.
+        ("deepseek_v3 expanded", False),
+    ],
 )
-def test_dense_layers_are_launched_early(
+def test_layers_that_read_what_they_write_from_are_launched_early(
     traced: Callable[[str], list[GraphModule]], kind: str, expected: bool
 ) -> None:
     layers = [graph for graph in traced(kind) if has_product(graph)]

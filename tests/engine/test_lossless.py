@@ -20,7 +20,7 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS = 16
 NUM_PROMPTS = 8
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 8
 

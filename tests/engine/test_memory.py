@@ -12,6 +12,7 @@ from cgbench.engine.prefill import _waves, prefill_slots
 from cgbench.engine.prefill_memory import PeakMemory, prefill_bytes
 from cgbench.engine.recurrent import RecurrentCache
 from cgbench.errors import OutOfMemoryError
+from cgbench.kernels.mla import latent_prefill
 from cgbench.models import experts
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.request.options import RunOptions
@@ -44,14 +45,17 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
         assert "--max-num-batched-tokens" in str(error.value)
 
 
-def of_deepseek(max_batch_size: int, **changes: Any) -> tuple[LoadingPlan, RunOptions]:
+def of_deepseek(
+    max_batch_size: int, *, keeps_latents: bool = True, context_len: int = 1024, **changes: Any
+) -> tuple[LoadingPlan, RunOptions]:
     where = (torch.device("cpu"), torch.bfloat16)
-    plan = plan_loading(Loading("preset:deepseek-v3-6l", None, True, *where))
+    loading = Loading("preset:deepseek-v3-6l", None, True, *where, keeps_latents=keeps_latents)
+    plan = plan_loading(loading)
     options = make_options(
         spec_tokens=(0, 3),
         batch_sizes=(1, max_batch_size),
         max_batch_size=max_batch_size,
-        context_len=1024,
+        context_len=context_len,
         max_num_batched_tokens=8192,
         **changes,
     )
@@ -74,11 +78,45 @@ def test_deepseeks_prefill_fits_beside_its_weights_and_kv(monkeypatch: pytest.Mo
 
 
 def test_what_the_prefill_does_not_leave_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 requests of 2,048 tokens more than the context."""
-    plan, options = of_deepseek(64, max_new_tokens=2048)
+    """64 requests of 2,048 tokens more than the context, in the expanded form. Their latents take
+    1.6 GB, and fit."""
     monkeypatch.setattr(memory, "available_bytes", lambda *_: H200_BYTES)
+    plan, options = of_deepseek(64, max_new_tokens=2048, keeps_latents=False)
     with pytest.raises(OutOfMemoryError, match=r"KV of 65 slots .*, prefill of 8 prompts "):
         check_memory(plan, options)
+    check_memory(*of_deepseek(64, max_new_tokens=2048))
+
+
+def test_64_requests_of_8192_tokens_keep_under_5_gb_of_latents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seven layers with the head's, 576 values of two bytes in each."""
+    plan, options = of_deepseek(64, context_len=8192)
+    kv = 65 * (8192 + options.reach + 6) * 7 * 576 * 2
+    assert kv < 5_000_000_000
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 0)
+    with pytest.raises(OutOfMemoryError, match=f"KV of 65 slots {kv:,}, prefill of 1 prompts"):
+        check_memory(plan, options)
+
+
+def test_ranks_divide_keys_and_values_and_keep_latents_whole() -> None:
+    one = 7 * 576 * 2
+    latent = of_deepseek(8)[0].skeleton
+    expanded = of_deepseek(8, keeps_latents=False)[0].skeleton
+    per_token = {n: latent.kv_bytes_per_token(torch.bfloat16, n) for n in (1, 8)}
+    assert per_token == {1: one, 8: one}
+    whole = 7 * 128 * (192 + 128) * 2
+    per_token = {n: expanded.kv_bytes_per_token(torch.bfloat16, n) for n in (1, 8)}
+    assert per_token == {1: whole, 8: whole // 8}
+
+
+def test_a_long_prompts_heads_are_expanded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chunks of 128 heads' keys and values, where all of them would take 335 MB more."""
+    plan, _ = of_deepseek(8)
+    monkeypatch.setattr(experts, "TOKENS_A_CHUNK", 64)
+    chunked = prefill_bytes(plan.skeleton.target, 1, 8192)
+    monkeypatch.setattr(latent_prefill, "CHUNK_BYTES", 1 << 40)
+    assert prefill_bytes(plan.skeleton.target, 1, 8192) > chunked
 
 
 @pytest.mark.parametrize(
@@ -96,12 +134,16 @@ def test_waves_are_those_of_a_prefill(batch_size: int, budget: int, expected: in
     assert max(len(wave.prompts) for wave in waves) == expected
 
 
-@pytest.mark.parametrize("kind", ["mimo", "glm4_moe", "qwen3_moe"])
+# Latent attention with values as wide as keys: torch keeps all scores where they are not.
+WIDE_VALUES = {"glm4_moe_lite": {"v_head_dim": 24}}
+
+
+@pytest.mark.parametrize("kind", ["mimo", "glm4_moe", "qwen3_moe", "glm4_moe_lite"])
 def test_what_is_counted_without_storage_is_what_a_prefill_takes(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experts, "TOKENS_A_CHUNK", 64)
-    folder = make_checkpoint(tmp_path, kind)
+    folder = make_checkpoint(tmp_path, kind, **WIDE_VALUES.get(kind, {}))
     model = load_tiny(folder, with_head=False, dtype=torch.bfloat16)
     spec = make_speculator(model, max_batch_size=4, room=80)
     tokens, slots = torch.zeros(4, 64, dtype=torch.long), torch.arange(4)

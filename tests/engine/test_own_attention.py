@@ -13,7 +13,7 @@ from cgbench.errors import BadInputError
 from cgbench.measure.group import measure_group
 from cgbench.words import Status
 from tests.support.audited import make_deployment, make_session, subject_of
-from tests.support.tiny import make_checkpoint
+from tests.support.tiny import load_tiny, make_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -77,7 +77,34 @@ def test_paths_that_a_module_adds_itself_stay(tmp_path: Path) -> None:
 
 
 def test_auto_is_the_reference_on_a_cpu() -> None:
-    assert resolve_backend("auto", CPU) == ("sdpa", DECODE_BACKENDS["sdpa"])
+    found = resolve_backend("auto", CPU)
+    assert found == ("sdpa", DECODE_BACKENDS["sdpa"], True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "runs", "keeps_latents"),
+    [
+        ("auto", "deepseek_v3", "latent", True),
+        ("latent", "deepseek_v3", "latent", True),
+        ("sdpa", "deepseek_v3", "sdpa", False),
+        ("auto", "llama", "sdpa", True),
+        ("sdpa", "llama", "sdpa", False),
+    ],
+)
+def test_latents_are_kept_unless_another_attention_is_asked_for(
+    tmp_path: Path, name: str, kind: str, runs: str, keeps_latents: bool
+) -> None:
+    backend = resolve_backend(name, CPU)
+    assert backend.keeps_latents is keeps_latents
+    model = load_tiny(make_checkpoint(tmp_path, kind), keeps_latents=backend.keeps_latents)
+    assert model.keeps_latents is (runs == "latent")
+    assert backend.of(model).name == runs
+
+
+def test_latents_of_a_model_without_them_are_bad_input(tmp_path: Path) -> None:
+    model = load_tiny(make_checkpoint(tmp_path, "llama"))
+    with pytest.raises(BadInputError, match=r"--attention latent: .* has no latent attention"):
+        resolve_backend("latent", CPU).of(model)
 
 
 def test_a_wrong_backend_is_caught_by_the_audit(tmp_path: Path) -> None:
@@ -104,7 +131,7 @@ def test_a_backend_that_is_wrong_at_every_k_is_timed_in_lower_precision_alone(
         ("nowhere_at_all:f", "No module named"),
         ("my_kernels:number", "not a function"),
         (":f", "must be package.module:function"),
-        ("flash", "choose auto"),
+        ("flash", "Choose auto"),
     ],
 )
 def test_one_that_cannot_be_had_is_bad_input(name: str, why: str) -> None:

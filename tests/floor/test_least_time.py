@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cgbench.floor.account import FloorLine
 from cgbench.floor.device_limits import device_limits, read_bandwidth
 from cgbench.floor.least_time import Batch, Floor, attention_flops, expected_experts, keys_read
 from cgbench.floor.rates import DeviceLimits
@@ -121,6 +122,42 @@ def test_a_hybrid_reads_the_state_of_every_request_once() -> None:
     assert line.num_bytes == 64 * 18 * (4 * matrix + 2 * rows)
     assert line.flops == 64 * 4 * 18 * 6 * matrix
     assert floor.seconds(Batch(64, 3, 1024)) == pytest.approx(sum(each.seconds for each in account))
+
+
+def latent_line(batch: Batch, limits: DeviceLimits) -> FloorLine:
+    floor = preset_floor("deepseek-v3-6l", limits)
+    found = [line for line in floor.account(batch) if line.what == "latent attention"]
+    (line,) = [each for each in found if str(each.stage) == "verify"]
+    return line
+
+
+def test_latents_are_read_once_a_request_whatever_the_heads() -> None:
+    """DeepSeek-V3: 576 values of two bytes a token and layer, 6 layers, 128 heads."""
+    line = latent_line(Batch(8, 3, 1024), DeviceLimits(READ, UNBOUND))
+    assert (line.count, line.bound_by) == (6, "bytes")
+    assert line.num_bytes == 6 * 8 * (1024 + 4) * 576 * 2
+
+
+def test_128_heads_and_four_rows_are_bound_by_operations() -> None:
+    """Each of 512 rows multiplies 576 + 512 columns of a latent that is read once: 967 operations
+    a byte, where the device has 184. Queries see 1025 to 1028 rows."""
+    line = latent_line(Batch(64, 3, 1024), DeviceLimits(READ, 7.9e14))
+    by_hand = 6 * 64 * 2 * 128 * (1025 + 1026 + 1027 + 1028) * (576 + 512)
+    assert line.flops == by_hand
+    assert line.bound_by == "operations"
+    assert line.seconds == pytest.approx(by_hand / 7.9e14)
+    assert line.flops / line.num_bytes == pytest.approx(128 * 4 * 1088 / 576, rel=2e-3)
+    assert latent_line(Batch(64, 0, 1024), DeviceLimits(READ, 7.9e14)).bound_by == "operations"
+
+
+def test_w_uk_and_w_uv_are_read_once_a_forward() -> None:
+    floor = preset_floor("deepseek-v3-6l", DeviceLimits(READ, UNBOUND))
+    lines = {(str(line.stage), line.what): line for line in floor.account(Batch(8, 3, 1024))}
+    one = 128 * (128 + 128) * 512
+    expansion = lines["verify", "self_attn.kv_b_proj"]
+    assert (expansion.count, expansion.num_bytes) == (6, 6 * one * 2)
+    assert expansion.flops == 6 * 2 * 32 * one
+    assert lines["draft_2..3", "self_attn.kv_b_proj"].num_bytes == 2 * one * 2
 
 
 def test_the_limits_of_this_machine_are_measured_once_and_make_sense() -> None:

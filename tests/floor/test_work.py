@@ -71,8 +71,24 @@ def test_attention_is_as_the_layers_call_it() -> None:
         AttentionShape(4, 2, 16, 16, 9),
         AttentionShape(4, 2, 16, 16, None),
     )
-    latent = model_work(make_skeleton(MORE_CONFIGS["deepseek_v3"], MIMO))
-    assert set(latent.target.attentions) == {AttentionShape(4, 4, 24, 16, None)}
+    config = MORE_CONFIGS["deepseek_v3"]
+    expanded = model_work(make_skeleton(config, MIMO, keeps_latents=False))
+    assert set(expanded.target.attentions) == {AttentionShape(4, 4, 24, 16, None)}
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe_lite"])
+def test_latent_attention_reads_one_row_a_token_and_multiplies_the_same_weights(kind: str) -> None:
+    """Of 4 heads: a latent of 16 and a rotary key of 8, the latent again as the value."""
+    latent, expanded = (
+        model_work(make_skeleton(MORE_CONFIGS[kind], MIMO, keeps_latents=keeps))
+        for keeps in (True, False)
+    )
+    shape = AttentionShape(4, 1, 16 + 8, 16, None, is_latent=True)
+    assert latent.head is not None and expanded.head is not None
+    for work, other in ((latent.target, expanded.target), (latent.head, expanded.head)):
+        assert set(work.attentions) == {shape}
+        assert Counter(work.products) == Counter(other.products)
+    assert shape.row_elements == 24
 
 
 def test_a_hybrids_linear_layers_have_a_state_each_and_its_head_none() -> None:

@@ -21,6 +21,7 @@ from cgbench.models.heads.families import (
     HeadFamily,
 )
 from cgbench.models.heads.head import HeadForm
+from cgbench.models.latent.latent_hook import latent_path
 from cgbench.planning import PlanRequest, plan
 from cgbench.words import Scope
 from tests.support.tiny import (
@@ -44,6 +45,10 @@ CASES = [
     (MIMO, "qwen3_moe"),
     (MIMO, "gemma3_text"),
     (DEEPSEEK, "deepseek_v3"),
+    (DEEPSEEK, "glm4_moe_lite"),
+    (DEEPSEEK, "deepseek_v3-yarn"),
+    (MIMO, "minicpm3"),
+    (MIMO, "mistral4"),
     (DEEPSEEK, "glm4_moe"),
     (HY, "hy_v3"),
     (STEP, "step3p7"),
@@ -77,6 +82,8 @@ def test_graphs_decode_what_eager_decodes(
         graphs = capture_plan(spec, state, small, scope)
         assert decode(spec, GraphRunner(spec, state, small, graphs), prompts) == eager
         graphs.release()
+    if kind.startswith("deepseek"):
+        assert latent_path(model.target.backbone, model.head) == "kernels"
     if dtype is torch.float32:
         reference = reference_model(folder).to("cuda")
         assert eager == greedy_reference(reference, prompts, MAX_NEW_TOKENS)

@@ -40,7 +40,7 @@ CASES = [
     # The new rows leave one another's window too.
     Case(9, window=4),
     # So many programs that nothing is split, and nothing merged.
-    Case(2, num_heads=70, kv_heads=70),
+    Case(2, num_heads=20, kv_heads=20),
 ]
 
 

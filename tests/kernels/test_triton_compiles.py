@@ -16,6 +16,9 @@ from cgbench.engine.recurrent import DecodeStates
 from cgbench.engine.state import DecodeState
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.expert_draw import ExpertShape
+from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_rows import LatentNorms, PairRotary
+from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
 from cgbench.kernels.moe.router_rule import RouterRule
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
@@ -40,6 +43,12 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
+from cgbench.kernels.mla import (  # noqa: E402
+    triton_heads,
+    triton_latent,
+    triton_latent_merge,
+    triton_latent_rows,
+)
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -58,6 +67,10 @@ MODULES = (
     triton_winner,
     triton_experts,
     triton_route,
+    triton_heads,
+    triton_latent,
+    triton_latent_merge,
+    triton_latent_rows,
 )
 
 
@@ -95,7 +108,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, triton_cache: Path) -> list[Any]:
         monkeypatch.setattr(module, "early", lambda device: True)
         monkeypatch.setattr(module, "launch_keywords", lambda device: {"launch_pdl": True})
     monkeypatch.setattr(triton_exchange, "_timeout_ns", lambda device: 10**11)
-    monkeypatch.setattr(triton_splits, "_num_multiprocessors", lambda device: 132)
+    monkeypatch.setattr(triton_splits, "num_multiprocessors", lambda device: 132)
     monkeypatch.setattr(triton.runtime.driver, "_active", NoDevice())
     return kernels
 
@@ -170,6 +183,52 @@ def attention_kernels() -> None:
         query = torch.zeros(batch, 32, 4, 128, dtype=dtype)
         qkv = AttentionInput(query, query[:, :8], query[:, :8], 0.1, window)
         triton_attention.decode(cache.layers[0], qkv, rows.slots, rows.positions, rows.cache.room)
+
+
+def latent_kernels() -> None:
+    """Of DeepSeek-V3's shape, whole and as eight ranks share it, and of GLM-4.7-Flash's."""
+    for batch, query_len, heads, sizes in (
+        (1, 4, 128, (128, 128)),
+        (64, 4, 128, (128, 128)),
+        (1, 1, 16, (128, 128)),
+        (64, 4, 16, (128, 128)),
+        (1, 1, 20, (192, 256)),
+        (64, 4, 20, (192, 256)),
+    ):
+        latent_call(batch, query_len, heads, sizes, torch.bfloat16)
+    table = torch.zeros(2, 4, 64, dtype=torch.bfloat16)
+    x = torch.zeros(2, 4, 1536 + 576, dtype=torch.bfloat16)
+    norms = LatentNorms(x[0, 0, :1536], 1e-6, x[0, 0, :512], 1e-6)
+    triton_latent_rows.latent_rows(x, norms, PairRotary(table, table))
+
+
+def scaled_latent_kernels() -> None:
+    latent_call(1, 4, 128, (128, 128), torch.bfloat16, is_scaled=True)
+    latent_call(64, 1, 20, (192, 256), torch.bfloat16, is_scaled=True)
+
+
+def latent_call(
+    batch: int,
+    query_len: int,
+    heads: int,
+    sizes: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    is_scaled: bool = False,
+) -> None:
+    rows = heads * sum(sizes)
+    weight = torch.empty(rows, 512, dtype=torch.float8_e4m3fn if is_scaled else dtype)
+    scales = (torch.ones(rows // 128, 4), torch.zeros(rows, dtype=torch.int32))
+    weights = LatentWeights(weight, *sizes, *(scales if is_scaled else ()))
+    query = torch.zeros(batch, query_len, heads, sizes[0] + 64, dtype=dtype).transpose(1, 2)
+    latent = torch.zeros(batch, 1, query_len, 576, dtype=dtype)
+    slots = torch.zeros(batch, dtype=torch.long)
+    positions = slots[:, None] + torch.arange(query_len)
+    cache = torch.zeros(16, 1, 576, dtype=dtype)
+    table = torch.zeros(batch, query_len, 64, dtype=dtype)
+    for pairs in (None, PairRotary(table, table)):
+        new = LatentInput(query, latent, weights, 0.1, None, pairs)
+        triton_latent.decode(cache, new, slots, positions, 16)
 
 
 def merge_kernels() -> None:
@@ -278,6 +337,9 @@ def read_kernel() -> None:
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
+        # Of one shape's queries that are rotated as they are loaded, a little.
+        (latent_kernels, 16, 1),
+        (scaled_latent_kernels, 4, 1),
         # Of eight ranks, a little.
         (exchange_kernels, 16, 1),
         (winner_kernels, 4, 0),
@@ -314,6 +376,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     linear_kernels()
     attention_kernels()
     merge_kernels()
+    latent_kernels()
     recurrent_kernels()
     exchange_kernels()
     winner_kernels()

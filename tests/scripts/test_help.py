@@ -22,7 +22,14 @@ MODULES = sorted(
 )
 
 # Their signatures are torch's types.
-NEED_TORCH = {"bench_attention", "bench_experts", "bench_fp8", "bench_linear", "bench_sums"}
+NEED_TORCH = {
+    "bench_attention",
+    "bench_experts",
+    "bench_fp8",
+    "bench_latent",
+    "bench_linear",
+    "bench_sums",
+}
 SUBCOMMANDS = re.compile(r"\{([a-z,]+)\} \.\.\.")
 
 HELP_LOADS_TORCH = """

@@ -13,7 +13,7 @@ from cgbench.cli.app import main
 
 # Small enough for a second on one core; --device, so that a machine with a GPU does the same.
 FAST = (
-    *("--device", "cpu", "--batch-sizes", "1,2", "--iterations", "4"),
+    *("--device", "cpu", "--batch-sizes", "1,2", "--iterations", "2"),
     *("--max-time", "0", "--max-new-tokens", "8", "--context-len", "12"),
 )
 

@@ -18,8 +18,8 @@ MAX_NEW_TOKENS = 12
 BATCH_SIZES = (5, 1, 3)
 
 
-def compiled(folder: Path) -> tuple[LoadedModel, Speculator]:
-    model = load_tiny(folder)
+def compiled(folder: Path, *, keeps_latents: bool = True) -> tuple[LoadedModel, Speculator]:
+    model = load_tiny(folder, keeps_latents=keeps_latents)
     compile_forwards(model.target, model.head)
     return model, make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from cgbench.compile.latent_fusion import LATENT_ROWS
 from cgbench.compile.mixtures import APPLY_EXPERTS
 from cgbench.compile.operators import ADD_NORM, GATED_LINEAR, LINEAR_ADD, NORM, ROTATED_LINEAR
 
-FUSED = [ADD_NORM, GATED_LINEAR, LINEAR_ADD, NORM, ROTATED_LINEAR]
+FUSED = [ADD_NORM, GATED_LINEAR, LATENT_ROWS, LINEAR_ADD, NORM, ROTATED_LINEAR]
 
 
 NEITHER: list[Any] = []

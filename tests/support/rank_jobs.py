@@ -89,12 +89,14 @@ def tell_all(
     return gathered(told)
 
 
-def tell_compiled(folders: dict[str, Path], *, ranks: Ranks) -> list[dict[str, list[list[int]]]]:
+def tell_compiled(
+    folders: dict[str, Path], models: tuple[tuple[str, str], ...] = COMPILED, *, ranks: Ranks
+) -> list[dict[str, list[list[int]]]]:
     """Every rank's tokens of k = 3 through compiled layers, traced and run as traced."""
     torch.set_num_threads(1)
     told = {}
     with traced_layers():
-        for name, head in COMPILED:
+        for name, head in models:
             torch._dynamo.reset()
             model = load(folders[name], head, ranks)
             compile_forwards(model.target, model.head)
@@ -160,6 +162,23 @@ def count_work(
     """What the floor counts for a rank, beside what the rank holds."""
     loaded = {f"{n} {head}": load(f, head, ranks) for n, f in folders.items() for head in HEADS}
     return {name: gathered((counted(model), held(model))) for name, model in loaded.items()}
+
+
+def count_heads(
+    folders: dict[str, Path], *, ranks: Ranks
+) -> dict[str, list[tuple[set[tuple[int, int]], int]]]:
+    """Query heads and values read a token by the floor's account, and bytes of KV a token as this
+    rank keeps them, of the target and a divided head."""
+    found = {}
+    for name, folder in folders.items():
+        model = load(folder, "divided", ranks)
+        work = rank_work(model)
+        assert work.head is not None
+        attentions = (*work.target.attentions, *work.head.attentions)
+        shapes = {(each.query_heads, each.row_elements) for each in attentions}
+        kept = sum(heads * size for shape in model.kv_shapes.values() for heads, size in shape)
+        found[name] = gathered((shapes, kept))
+    return found
 
 
 def counted(model: LoadedModel) -> Counted:
@@ -263,7 +282,9 @@ def audit_where_rank_1_reads_other_tokens(
 
 def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
     """A checkpoint of each kind; ``OWN`` is MiMo's with matrices of the head's own."""
-    family, form = {"glm4_moe": DEEPSEEK}, HeadForm(own_embedding=True, own_output=True)
+    like_deepseek = ("glm4_moe", "deepseek_v3", "glm4_moe_lite")
+    family = dict.fromkeys(like_deepseek, DEEPSEEK)
+    form = HeadForm(own_embedding=True, own_output=True)
     return {
         kind: make_checkpoint(
             root / kind,

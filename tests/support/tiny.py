@@ -80,6 +80,14 @@ _LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
 }
+_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "original_max_position_embeddings": 64,
+}
 _NO_RECURRENCE: dict[str, Any] = {"layer_types": ["full_attention"] * 2, "head_dim": 16}
 _HYBRID: dict[str, Any] = {
     "num_hidden_layers": 4,
@@ -111,6 +119,13 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
     "qwen3_moe": _config("qwen3_moe", **_EXPERTS, num_experts=8, head_dim=16),
     "glm4_moe": _config("glm4_moe", **_ROUTED, head_dim=16),
     "deepseek_v3": _config("deepseek_v3", **(_ROUTED | _LATENT)),
+    "glm4_moe_lite": _config(
+        "glm4_moe_lite",
+        **(
+            {name: value for name, value in (_ROUTED | _LATENT).items() if "first_k" not in name}
+            | {"mlp_layer_types": ["dense", "sparse"], "v_head_dim": 20}
+        ),
+    ),
     "ernie4_5_moe": _config(
         "ernie4_5_moe",
         moe_intermediate_size=16,
@@ -201,6 +216,30 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
 }
 """Mixtures of experts, latent attention, (1 + w) norms, windows: targets of the other families."""
 
+LATENT_CONFIGS: dict[str, PretrainedConfig] = {
+    "deepseek_v3-yarn": _config("deepseek_v3", **(_ROUTED | _LATENT), rope_parameters=_YARN),
+    "deepseek_v3-plain-query": _config(
+        "deepseek_v3", **(_ROUTED | _LATENT | {"q_lora_rank": None})
+    ),
+    "deepseek_v2": _config("deepseek_v2", **(_ROUTED | _LATENT), topk_method="greedy"),
+    "axk1": _config("axk1", **(_ROUTED | _LATENT)),
+    "minicpm3": _config("minicpm3", **_LATENT),
+    "mistral4": _config(
+        "mistral4",
+        **(_ROUTED | _LATENT),
+        head_dim=8,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10_000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "youtu": _config("youtu", **_LATENT),
+}
+"""Latent attention as other models have it. ``MORE_CONFIGS`` has DeepSeek-V3's and GLM's."""
+
+
 HYBRID_CONFIGS: dict[str, PretrainedConfig] = {
     "qwen3_next-hybrid": _config("qwen3_next", **(_HYBRID | _SHARED_EXPERT)),
     "qwen3_5": AutoConfig.for_model("qwen3_5", text_config=SHAPE | _HYBRID, vision_config=_VISION),
@@ -227,7 +266,7 @@ def make_checkpoint(
     ``std`` is far above a trained model's, so that greedy decoding does not settle on one token.
     """
     torch.manual_seed(seed)
-    base = (CONFIGS | MORE_CONFIGS | HYBRID_CONFIGS)[kind]
+    base = (CONFIGS | MORE_CONFIGS | HYBRID_CONFIGS | LATENT_CONFIGS)[kind]
     config = type(base).from_dict(base.to_dict() | shape | {"eos_token_id": eos})
     model = whole_class(config).from_config(config, dtype=torch.float32)
     randomise(model, std)
@@ -327,9 +366,13 @@ def load_tiny(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
+    keeps_latents: bool = True,
 ) -> LoadedModel:
     where = torch.device(device), dtype
-    return load_model(Loading(str(folder), None, with_head, *where, ranks=ranks))
+    loading = Loading(
+        str(folder), None, with_head, *where, ranks=ranks, keeps_latents=keeps_latents
+    )
+    return load_model(loading)
 
 
 def make_speculator(

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.experts import apply_in_chunks
 from cgbench.models.heads.families import HeadFamily
+from cgbench.models.latent.latent_hook import hook_latent_layers
 from cgbench.models.shards import Splits
 from cgbench.request.choices import ConcatOrder, NormForm, NormSide, OutputNorm
 
@@ -64,6 +65,7 @@ class DraftHead(nn.Module):
         self.proj = nn.Linear(2 * size, size, bias=form.proj_bias)
         self.block = type(backbone.layers[-1])(config, self.layer_idx)
         apply_in_chunks(self.block)
+        hook_latent_layers(self.block)
         if not family.block_norm:
             self.block.input_layernorm = nn.Identity()
         self.out_norm = (

@@ -1,0 +1,1 @@
+"""Latent attention of transformers' modules: the hook that keeps latents."""

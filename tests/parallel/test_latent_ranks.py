@@ -1,0 +1,87 @@
+"""Two ranks under gloo share latent attention: its heads are divided, its latents whole on both."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from cgbench.errors import BadInputError
+from cgbench.models.shards import latent_splits
+from cgbench.parallel.launch import run_on_ranks
+from cgbench.parallel.ranks import ALONE
+from tests.support import rank_jobs
+from tests.support.tiny import LATENT_CONFIGS, MORE_CONFIGS
+
+KINDS = ("deepseek_v3", "glm4_moe_lite")
+"""transformers' plan divides the second's heads and leaves the first's whole."""
+ALL = [f"{kind} {head}" for kind in KINDS for head in rank_jobs.HEADS]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return rank_jobs.make_folders(tmp_path_factory.mktemp("latent"), KINDS)
+
+
+@pytest.fixture(scope="module")
+def alone(folders: dict[str, Path]) -> dict[str, rank_jobs.Told]:
+    return rank_jobs.tell_all(folders, (), ranks=ALONE)[0]
+
+
+@pytest.fixture(scope="module")
+def ranks(folders: dict[str, Path]) -> list[dict[str, rank_jobs.Told]]:
+    return run_on_ranks(2, "cpu", rank_jobs.tell_all, folders, ())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_two_ranks_are_one_process(
+    name: str, alone: dict[str, rank_jobs.Told], ranks: list[dict[str, rank_jobs.Told]]
+) -> None:
+    """Tokens, acceptance and weights. Each rank keeps one latent a token, as one process does."""
+    assert ranks[0][name] == ranks[1][name] == alone[name]
+    assert alone[name].kv_heads == {1}
+
+
+def test_compiled_layers_decode_alike(
+    folders: dict[str, Path], alone: dict[str, rank_jobs.Told]
+) -> None:
+    models = (("deepseek_v3", "divided"), ("glm4_moe_lite", "whole"))
+    told = run_on_ranks(2, "cpu", rank_jobs.tell_compiled, folders, models)
+    assert told[0] == told[1]
+    rule = f"{rank_jobs.RULES[0][1]} k=3"
+    for name, decoded in told[0].items():
+        assert decoded == alone[name].tokens[rule][:3] + alone[name].accepted[rule][:3]
+
+
+def test_heads_are_divided_and_latents_whole(folders: dict[str, Path]) -> None:
+    alone = rank_jobs.count_heads(folders, ranks=ALONE)
+    shared = run_on_ranks(2, "cpu", rank_jobs.count_heads, folders)
+    for kind in KINDS:
+        assert alone[kind] == [({(4, 24)}, 3 * 24)]
+        assert shared[kind] == 2 * [({(2, 24)}, 3 * 24)]
+
+
+def test_the_floor_counts_what_a_rank_holds(folders: dict[str, Path]) -> None:
+    for told in run_on_ranks(2, "cpu", rank_jobs.count_work, folders).values():
+        for counted, held in told:
+            assert (counted.target, counted.lm_head, counted.head) == (
+                held.target,
+                held.lm_head,
+                held.head,
+            )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MORE_CONFIGS["deepseek_v3"], LATENT_CONFIGS["deepseek_v3-plain-query"]],
+    ids=["low-rank query", "plain query"],
+)
+def test_ranks_that_do_not_divide_the_heads_are_refused(config: PretrainedConfig) -> None:
+    """Eight ranks divide the rows of four heads of 24, and no head may be cut."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(BadInputError, match="--tp 8: does not divide the 4 attention heads"):
+        latent_splits(model, 8)
+    names = {name.partition("self_attn.")[2] for name in latent_splits(model, 2)}
+    query = "q_proj" if config.q_lora_rank is None else "q_b_proj"
+    assert names == {f"{each}.weight" for each in (query, "kv_b_proj", "o_proj")}
