@@ -8,11 +8,13 @@ from cgbench.engine.state import DecodeState
 
 
 def poison_rows(state: DecodeState, padded: slice, last_token: int) -> None:
-    """Padded rows hold the vocabulary's last token, and hidden states that are no numbers."""
+    """Padded rows hold the vocabulary's last token, and hidden states that are no numbers. So does
+    the scratch slot."""
     full = state.full
+    full.carries[:, state.scratch_slot] = nan
     for tokens in (full.last, full.drafts):
         tokens[padded] = last_token
-    for states in (full.hidden, full.chain):
+    for states in (full.hidden, full.chain, full.fed):
         states[padded] = nan
 
 

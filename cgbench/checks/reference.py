@@ -18,7 +18,7 @@ from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.fp8.definition import by_definition
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target, request_keys
-from cgbench.request.choices import FirstEmbedding, NormSide
+from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 
 # Positions at a prompt's end that the noise is measured on: all of them, at a vocabulary of
 # 150,000, would take gigabytes.
@@ -72,7 +72,11 @@ def reference_draft_logits(
     target: Target, head: DraftHead, tokens: Sequence[int], k: int, drafts: Sequence[int] = ()
 ) -> Tensor:
     """Logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet. Each draft
-    follows the one before it: of ``drafts`` as far as they go, then its own likeliest."""
+    follows the one before it: of ``drafts`` as far as they go, then its own likeliest.
+
+    Draft j of a module of its own comes of that module's pass over the whole sequence: row i has
+    token i + j beside the hidden state. A module that runs again goes on by one row at a time.
+    """
     attention = GrowingAttention(target, tokens)
     hidden = head_form(head, reference_states(target, tokens[:-1], attention))
     device, num_rows = target.device, len(tokens) - 1
@@ -80,18 +84,24 @@ def reference_draft_logits(
     positions = torch.arange(num_rows, device=device)[None]
     logits: list[Tensor] = []
     for step in range(k):
-        embeds = (head.embedding or target.model.get_input_embeddings())(following)
-        if step == 0 and head.family.first_embed == FirstEmbedding.ZEROED:
+        module = head.mtp_modules[min(step, head.num_modules - 1)]
+        embeds = (module.embedding or target.model.get_input_embeddings())(following)
+        if step < head.num_modules and head.family.first_embed == FirstEmbedding.ZEROED:
             embeds[:, 0] = 0
-        block_out = head(embeds, hidden, target.rope(embeds, positions), positions, attention)
-        normed = head.to_logits_input(block_out[:, -1:])
-        logits.append(target.logits(normed, head.output)[0, -1])
-        hidden = normed if head.family.chain == NormSide.POST else block_out[:, -1:]
+        rope = target.rope(embeds, positions, module.layer_type)
+        block_out = module(embeds, hidden, rope, positions, attention)
+        normed = module.to_logits_input(block_out)
+        logits.append(target.logits(normed[:, -1:], module.output)[0, -1])
         chosen = logits[-1].argmax(-1)
         if step < len(drafts):
             chosen = torch.full_like(chosen, drafts[step])
-        following = chosen[None, None]
-        positions = torch.full_like(following, num_rows + step)
+        chain = normed if head.family.chain == NormSide.POST else block_out
+        if step + 1 < head.num_modules:
+            following = torch.cat([following[:, 1:], chosen[None, None]], dim=1)
+            hidden = chain if head.family.feed == ModuleFeed.CHAIN else hidden
+        else:
+            following, hidden = chosen[None, None], chain[:, -1:]
+            positions = torch.full_like(following, num_rows + step + 1 - head.num_modules)
     return torch.stack(logits)
 
 

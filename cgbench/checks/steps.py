@@ -1,6 +1,6 @@
 """The checks share this: requests put in rows, steps, and the state between two of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ BUFFERS = (
     "chain",
     "result",
     "eos_ids",
+    "carries",
 )
 
 
@@ -113,11 +114,13 @@ def prefill_prompts(subject: Subject, prompts: Prompts) -> Prefilled:
 
 def first_rows(prefilled: Prefilled, batch_size: int) -> Prefilled:
     """The first requests of a prefill; their KV is where it was, because request i has slot i."""
-    block_out = prefilled.block_out
+    block_out, fed, carries = prefilled.block_out, prefilled.fed, prefilled.carries
     return Prefilled(
         last=prefilled.last[:batch_size],
         seq_len=prefilled.seq_len[:batch_size],
         block_out=None if block_out is None else block_out[:batch_size],
+        fed=None if fed is None else fed[:batch_size],
+        carries=None if carries is None else carries[:, :batch_size],
     )
 
 
@@ -215,14 +218,26 @@ def where_of(
 
 def watched_layers(subject: Subject, k: int) -> dict[int, LayerKv]:
     """The KV layers that are compared: the first, some between, and the last, the head's. With
-    k = 0 the head does not run, and its layer says nothing."""
-    layers, head = subject.spec.cache.layers, subject.spec.head
-    names = sorted(name for name in layers if k or head is None or name != head.layer_idx)
+    k = 0 the head does not run, and its layers say nothing."""
+    layers = subject.spec.cache.layers
+    names = sorted(name for name in layers if k or name not in head_layers(subject))
     if len(names) > WATCHED_LAYERS:
         last = len(names) - 1
         picks = [round(i * last / (WATCHED_LAYERS - 1)) for i in range(WATCHED_LAYERS)]
         names = [names[i] for i in picks]
     return {name: layers[name] for name in names}
+
+
+def head_layers(subject: Subject) -> range:
+    """The numbers of the KV layers of the head's modules."""
+    head = subject.spec.head
+    return range(0) if head is None else head.layer_numbers
+
+
+def rows_remade(subject: Subject, layer_idx: int) -> int:
+    """How many rows below seq_len an iteration computes again in a layer: those of a module past
+    the first that were computed with drafts."""
+    return max(0, layer_idx - subject.spec.target.num_layers)
 
 
 def by_slot(subject: Subject, tensor: Tensor) -> Tensor:
@@ -248,13 +263,16 @@ def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
 
 
 def unequal_kv(
-    subject: Subject, before: dict[tuple[int, str], Tensor], watched: Tensor
+    subject: Subject,
+    before: dict[tuple[int, str], Tensor],
+    watched: Tensor | Callable[[int], Tensor],
 ) -> tuple[int, int, int] | None:
-    """The first (layer, slot, KV row) among ``watched [num_slots, room]`` that is not as in
-    ``before``, bit for bit."""
+    """The first (layer, slot, KV row) among ``watched [num_slots, room]``, of all layers or of each
+    by its number, that is not as in ``before``, bit for bit."""
     for (layer_idx, name), old in before.items():
         new = by_slot(subject, getattr(subject.spec.cache.layers[layer_idx], name))
-        changed = (bits(new) != bits(old)).flatten(2).any(-1) & watched
+        of_layer = watched if isinstance(watched, Tensor) else watched(layer_idx)
+        changed = (bits(new) != bits(old)).flatten(2).any(-1) & of_layer
         if changed.any():
             slot, row = changed.nonzero()[0].tolist()
             return layer_idx, slot, row
@@ -266,18 +284,30 @@ def committed_rows(subject: Subject, rows: RowState) -> Tensor:
     return _rows_between(subject, rows, torch.zeros_like(rows.seq_len), rows.seq_len)
 
 
+def fill_remade(subject: Subject, rows: RowState, value: float) -> None:
+    """The KV rows below seq_len, in the rows' slots, that an iteration computes again."""
+    for layer_idx in head_layers(subject):
+        first = rows.seq_len - rows_remade(subject, layer_idx)
+        mask = _rows_between(subject, rows, first, rows.seq_len)
+        layer = subject.spec.cache.layers[layer_idx]
+        for tensor in (layer.keys, layer.values):
+            by_slot(subject, tensor).masked_fill_(mask[:, :, None, None], value)
+
+
 def rows_past(subject: Subject, rows: RowState) -> Tensor:
     """``[num_slots, room]``: the KV rows at seq_len and above in the rows' slots."""
     room = torch.full_like(rows.seq_len, subject.spec.cache.room)
     return _rows_between(subject, rows, rows.seq_len, room)
 
 
-def write_window(subject: Subject, rows: RowState) -> Tensor:
-    """Return ``[num_slots, room]``: what an iteration may write. In each live row's own slot that
-    is k + 1 verified rows and the draft steps' past them. It is also the whole scratch slot.
+def write_window(subject: Subject, rows: RowState, layer_idx: int = 0) -> Tensor:
+    """Return ``[num_slots, room]``: what an iteration may write in a layer. In each live row's own
+    slot that is k + 1 verified rows, the draft steps' past them, and what ``rows_remade`` says. It
+    is also the whole scratch slot.
     """
     length = max(rows.spec_tokens + 1, 2 * rows.spec_tokens) * rows.active
-    window = _rows_between(subject, rows, rows.seq_len, rows.seq_len + length)
+    first = rows.seq_len - rows_remade(subject, layer_idx) * rows.active
+    window = _rows_between(subject, rows, first, rows.seq_len + length)
     window[subject.spec.cache.scratch_slot] = True
     return window
 

@@ -2,6 +2,12 @@
 
 Every shape is fixed by (batch, k), and nothing reads a device value on the host. So the same
 functions run eager, are captured a phase at a time, or are captured whole.
+
+A head may have several MTP modules. Module j was trained on pairs of a row i's hidden state and
+token i + j, and draft j comes of its row ``seq_len + num_accepted``. An iteration makes tokens
+certain that its last j - 1 rows were computed without. So draft step j computes the rows from
+``seq_len - (j - 1)`` to ``seq_len + k`` again: k + j a request. Every row that a module reads is
+then of tokens that are certain, or of this iteration's drafts.
 """
 
 from collections.abc import Callable
@@ -18,7 +24,7 @@ from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
 from cgbench.parallel.collectives import from_first_rank
-from cgbench.request.choices import FirstEmbedding
+from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 from cgbench.words import Stage
 
 Mark = Callable[[Stage | None], None]
@@ -46,6 +52,16 @@ class Speculator:
         places = Rows(self.cache, rows.slot_of_row, positions)
         return Decode(places, self.backend, self.runs_compiled)
 
+    @property
+    def num_modules(self) -> int:
+        """The head's MTP modules, 1 without a head."""
+        return 1 if self.head is None else self.head.num_modules
+
+    def has_own_module(self, step: int) -> bool:
+        """Whether draft ``step``, past the first, is made by a module that no step before it
+        ran."""
+        return 1 < step <= self.num_modules
+
     def head_input(self, hidden: HiddenStates) -> Tensor:
         """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
         assert self.head is not None
@@ -59,24 +75,42 @@ class Speculator:
         call: AttentionCall,
         *,
         from_start: bool = False,
+        step: int = 1,
     ) -> Tensor:
-        """The head on ``hidden [B, S, H]`` at ``positions [B, S]``, each row paired with the token
-        after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``. ``from_start``: column 0 is
-        position 0, where some families feed no embedding."""
+        """The module of draft ``step`` on ``hidden [B, S, H]`` at ``positions [B, S]``, each row
+        paired with a token after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``.
+        ``from_start``: column 0 is position 0, where some families feed no embedding."""
         assert self.head is not None
-        embeds = self.target.embed(tokens, self.head.embedding)
-        if from_start and self.head.family.first_embed == FirstEmbedding.ZEROED:
-            embeds[:, 0] = 0
-        rope = self.target.rope(embeds, positions)
-        return self.head(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
+        module = self.head.module_of(step)
+        embeds = self.target.embed(tokens, module.embedding)
+        if module.family.first_embed == FirstEmbedding.ZEROED:
+            if from_start:
+                embeds[:, 0] = 0
+            elif self.has_own_module(step):
+                # A window that begins before the newest row may begin at the prompt's first.
+                embeds = embeds.masked_fill((positions == 0)[..., None], 0)
+        rope = self.target.rope(embeds, positions, module.layer_type)
+        return module(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
 
-    def draft_logits(self, block_out: Tensor) -> tuple[Tensor, Tensor]:
-        """``block_out [B, 1, H]`` to the logits ``[B, V]`` of a draft and the chain
+    def draft_logits(self, block_out: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """``block_out [B, 1, H]`` of draft ``step`` to its logits ``[B, V]`` and the chain
         ``[B, 1, H]`` after it."""
         assert self.head is not None
-        normed = self.head.to_logits_input(block_out)
-        logits = self.logits(normed[:, 0], self.head.output)
-        return logits, self.head.to_chain(block_out, normed)
+        module = self.head.module_of(step)
+        normed = module.to_logits_input(block_out)
+        logits = self.logits(normed[:, 0], module.output)
+        return logits, module.to_chain(block_out, normed)
+
+    def fed_next(self, fed: Tensor, block_out: Tensor, step: int) -> Tensor:
+        """What the module after that of draft ``step`` is fed, ``[B, S, H]``: what this one was, or
+        what it made of it, ``block_out``."""
+        assert self.head is not None
+        module = self.head.module_of(step)
+        if module.family.feed == ModuleFeed.TARGET:
+            return fed
+        if module.family.chain == NormSide.PRE:
+            return block_out
+        return module.to_chain(block_out, module.to_logits_input(block_out))
 
     def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
         """What the acceptance rule reads after a final norm: the logits ``[..., V]``, or this
@@ -94,7 +128,12 @@ class Speculator:
 
 def take_row(hidden: Tensor, index: Tensor) -> Tensor:
     """Row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
-    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
+    return take_rows(hidden, index[:, None])
+
+
+def take_rows(hidden: Tensor, index: Tensor) -> Tensor:
+    """Rows ``index [B, R]`` of ``hidden [B, S, H]``, as ``[B, R, H]``."""
+    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 @torch.inference_mode()
@@ -160,20 +199,71 @@ def draft_first(spec: Speculator, rows: RowState) -> None:
     positions = rows.seq_len[:, None] + rows.offsets
     call = spec.decode_call(rows, positions)
     block_out = spec.run_head(rows.out, rows.hidden, positions, call)
+    keep_fed(spec, rows, rows.hidden, block_out, step=1)
     emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
 
 
 def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
-    """Draft ``step`` (2..k) from draft step - 1 and the chain, one position further on."""
-    positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - 1)
+    """Draft ``step`` (2..k): by a module of its own, or from draft step - 1 and the chain, one
+    position further on."""
+    if spec.has_own_module(step):
+        draft_by_own_module(spec, rows, step)
+        return
+    positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - spec.num_modules)
     call = spec.decode_call(rows, positions)
-    block_out = spec.run_head(rows.drafts[:, step - 2 : step - 1], rows.chain, positions, call)
+    token = rows.drafts[:, step - 2 : step - 1]
+    block_out = spec.run_head(token, rows.chain, positions, call, step=step)
     emit_draft(spec, rows, block_out, step)
+
+
+def draft_by_own_module(spec: Speculator, rows: RowState, step: int) -> None:
+    """Draft ``step`` by the module of that step, over the k + step rows that this iteration made
+    certain or new. A window that would begin before position 0 is moved there."""
+    num_rows = rows.spec_tokens + step
+    before, moved = _moved(rows, step - 1), _moved(rows, step)
+    source, carry = rows.fed[:, : num_rows - 1], rows.carries[step - 2]
+    number = torch.arange(num_rows, device=moved.device)
+    with_carry = torch.cat([carry[rows.slot_of_row][:, None], source], dim=1)
+    index = (number + (moved - before)[:, None]).clamp(max=num_rows - 1)
+    hidden = take_rows(with_carry, index)
+    # The next iteration's window begins where this one's newest certain token is.
+    newest = take_row(source, (rows.num_accepted - before).clamp(min=0))
+    carry.index_copy_(0, rows.slot_of_row, newest[:, 0])
+    tokens = _following(rows, number + moved[:, None])
+    positions = (rows.seq_len - (step - 1) + moved)[:, None] + number
+    call = spec.decode_call(rows, positions)
+    block_out = spec.run_head(tokens, hidden, positions, call, step=step)
+    keep_fed(spec, rows, hidden, block_out, step)
+    last = rows.num_accepted + (step - 1) - moved
+    emit_draft(spec, rows, take_row(block_out, last), step)
+
+
+def _moved(rows: RowState, step: int) -> Tensor:
+    """``[b]``: how many rows of the window of draft ``step`` would lie before position 0."""
+    return (step - 1 - rows.seq_len).clamp(min=0)
+
+
+def _following(rows: RowState, index: Tensor) -> Tensor:
+    """The tokens at ``index [b, S]`` of those that follow position ``seq_len``: the accepted
+    drafts, the token after them, then the new drafts. Any valid token past those made."""
+    k, accepted = rows.spec_tokens, rows.num_accepted[:, None]
+    certain = rows.out.gather(1, index.clamp(max=k))
+    drafted = rows.drafts.gather(1, (index - accepted - 1).clamp(0, k - 1))
+    return torch.where(index <= accepted, certain, drafted)
+
+
+def keep_fed(
+    spec: Speculator, rows: RowState, hidden: Tensor, block_out: Tensor, step: int
+) -> None:
+    """Keep what the module of draft ``step + 1`` is fed, if there is one of its own."""
+    if step < rows.spec_tokens and spec.has_own_module(step + 1):
+        fed = spec.fed_next(hidden, block_out, step)
+        rows.fed[:, : fed.shape[1]].copy_(fed)
 
 
 def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
     """``block_out [b, 1, H]`` to draft ``step`` and the chain of the step after it."""
-    logits, chain = spec.draft_logits(block_out)
+    logits, chain = spec.draft_logits(block_out, step)
     rows.drafts[:, step - 1] = spec.settled(spec.accept.draft(rows, logits, step))
     if step < rows.spec_tokens:
         rows.chain.copy_(chain)

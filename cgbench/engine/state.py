@@ -21,11 +21,18 @@ NO_TOKEN = -1
 @dataclass(frozen=True, slots=True)
 class Prefilled:
     """What prefill leaves for the first b rows: ``last [b]``, ``seq_len [b]``, and with a head
-    ``block_out [b, 1, H]``, its block's output, from which draft 1 is made."""
+    ``block_out [b, 1, H]``, its block's output, from which draft 1 is made.
+
+    Of a head with m > 1 modules, ``fed [b, 1, H]`` is what the second one is fed at the prompt's
+    last row, and ``carries [m - 1, b, H]`` what each module past the first is fed at the row that
+    its first window begins with.
+    """
 
     last: Tensor
     seq_len: Tensor
     block_out: Tensor | None
+    fed: Tensor | None = None
+    carries: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -48,9 +55,12 @@ class DecodeState:
         device: torch.device,
         eos_token_ids: tuple[int, ...] = (),
         draft_vocab_size: int = 0,
+        num_modules: int = 1,
     ) -> None:
-        """``draft_vocab_size``: V of ``RowState.draft_probs``; 0 where no rule reads it."""
+        """``draft_vocab_size``: V of ``RowState.draft_probs``; 0 where no rule reads it.
+        ``num_modules``: the head's MTP modules."""
         k, b = spec_tokens, max_batch_size
+        num_drafting = max(1, min(k, num_modules))
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
@@ -76,6 +86,14 @@ class DecodeState:
             draft_probs=torch.zeros(
                 scratch_slot + 1, k + 1, draft_vocab_size if k else 0, device=device
             ),
+            fed=torch.zeros(
+                *(b, k + num_drafting if num_drafting > 1 else 0, hidden_size),
+                dtype=dtype,
+                device=device,
+            ),
+            carries=torch.zeros(
+                num_drafting - 1, scratch_slot + 1, hidden_size, dtype=dtype, device=device
+            ),
         )
         self._rows: dict[int, RowState] = {}
 
@@ -98,6 +116,8 @@ class DecodeState:
                 scratch_slot=full.scratch_slot,
                 uniforms=full.uniforms,
                 draft_probs=full.draft_probs,
+                fed=full.fed[:batch_size],
+                carries=full.carries,
             )
         return self._rows[batch_size]
 
@@ -123,6 +143,9 @@ class DecodeState:
         rows.active.copy_(~ended & (rows.tokens_left > 0))
         slots = torch.arange(prefilled.batch_size, device=rows.last.device)
         rows.slot_of_row.copy_(torch.where(rows.active > 0, slots, rows.scratch_slot))
+        if prefilled.carries is not None:
+            carries = prefilled.carries[: len(rows.carries)]
+            rows.carries[:, : prefilled.batch_size] = carries
 
     def _set_eos(self, ignore_eos: bool) -> None:
         self.full.eos_ids.fill_(NO_TOKEN)

@@ -51,6 +51,12 @@ class RowState:
     else V = 0. Row k stays zero: nothing was drafted there.
 
     By slot, so that re-packing moves none of it; the rule picks rows by index in any case."""
+    fed: Tensor
+    """``[b, k + m, H]``, m the MTP modules that draft, or 0 columns if that is one: the hidden
+    states that the next module is fed, of the rows that the one before it computed."""
+    carries: Tensor
+    """``[m - 1, slots, H]``: of what each module past the first is fed, the row before ``fed``'s
+    first. By slot, as ``draft_probs``."""
 
     @property
     def batch_size(self) -> int:

@@ -16,8 +16,9 @@ from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
-from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
 from cgbench.models.placement import check_headers, check_placed, check_types
+from cgbench.models.presets import PRESETS
 from cgbench.models.projections import pack_projections
 from cgbench.models.quantised.scaled_files import ScaledFiles
 from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
@@ -52,10 +53,10 @@ from cgbench.words import Quant, Routing
 class LoadedModel:
     """``label`` and ``head_label`` are what every output calls them, "random weights" included.
     ``tokenizer`` is None where the checkpoint ships none that can be read (presets never do), and
-    ``tokenizer_problem`` says why. ``num_head_modules``
-    counts the checkpoint's MTP modules, of which the first is used. ``kv_shapes``: each attention
-    layer's, the head's included, as this rank holds it. ``state_shapes``: each linear-attention
-    layer's. ``skeleton``: the same modules as their own code has them, whole and without storage.
+    ``tokenizer_problem`` says why. ``num_head_modules`` counts the checkpoint's MTP modules, of
+    which the head has those that draft. ``kv_shapes``: each attention layer's, the head's
+    included, as this rank holds it. ``state_shapes``: each linear-attention layer's. ``skeleton``:
+    the same modules as their own code has them, whole and without storage.
     ``ranks`` share the model.
     """
 
@@ -122,7 +123,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         routing=plan.routing,
         quant=plan.quant,
         ranks=plan.request.ranks,
-        num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
+        num_head_modules=plan.num_stored,
     )
 
 
@@ -238,7 +239,7 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     if plan.family is None or plan.head_files is None:
         return None
     with torch.device("meta"):
-        head = DraftHead(plan.family, target.model, plan.head_files.form)
+        head = DraftHead(plan.family, target.model, *plan.head_files.forms)
     read_head(head, plan.head_files)
     _divide_head(plan, head, target)
     cast_head(head, target)
@@ -246,12 +247,13 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
-    splits = block_splits(target.splits, head) if plan.request.divided_head else {}
-    divide(head, splits, plan.request.ranks)
-    if head.output is not None and LM_HEAD in target.splits:
-        divide_vocabulary(head.output, plan.request.ranks)
-        splits = {**splits, HEAD_OUTPUT: Split(0)}
-    head.splits = splits
+    for module in head.mtp_modules:
+        splits = block_splits(target.splits, module) if plan.request.divided_head else {}
+        divide(module, splits, plan.request.ranks)
+        if module.output is not None and LM_HEAD in target.splits:
+            divide_vocabulary(module.output, plan.request.ranks)
+            splits = {**splits, HEAD_OUTPUT: Split(0)}
+        module.splits = splits
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
@@ -277,8 +279,10 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     family = plan.family
     if family is None:
         return None
+    assert plan.request.preset is not None
+    forms = preset_forms(PRESETS[plan.request.preset], plan.request.mtp_modules)
     with torch.device("meta"):
-        head = DraftHead(family, target.model)
+        head = DraftHead(family, target.model, *forms)
     cast_head(head.eval(), target)
     draw_head(head, target.model, plan.request.device)
     quantise_parameters(head, plan.skeleton.head_scaled)

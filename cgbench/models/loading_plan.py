@@ -24,11 +24,18 @@ from cgbench.models.checkpoint import (
 )
 from cgbench.models.gguf import find_gguf
 from cgbench.models.heads.families import FAMILIES, HeadFamily
+from cgbench.models.heads.head import HeadForm
 from cgbench.models.heads.head_copies import target_matrices
-from cgbench.models.heads.head_files import HeadFiles, check_head, find_head, scaled_shapes
+from cgbench.models.heads.head_files import (
+    HeadFiles,
+    check_head,
+    find_head,
+    num_used,
+    scaled_shapes,
+)
 from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
 from cgbench.models.heads.head_wiring import check_family, named, wired
-from cgbench.models.presets import PRESETS
+from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.quantised.scaled_files import ScaledFiles, find_scaled
 from cgbench.models.quantised.scaled_loading import placed_scales
 from cgbench.models.quantised.scaled_presets import converted
@@ -56,7 +63,8 @@ class Loading:
     ``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id. ``head_ref`` is a
     folder or hub id whose head replaces the checkpoint's own. ``with_head`` is false for k = 0
     alone. ``divided_head``: the ranks share the head's block as they share the target's layers.
-    ``routing``: how tokens choose their experts, where there are any. ``ranks`` share the model.
+    ``routing``: how tokens choose their experts, where there are any. ``mtp_modules``: the most
+    modules of the head that draft, None all. ``ranks`` share the model.
     Raises ``BadInputError`` for a head's family that is none.
     """
 
@@ -70,6 +78,7 @@ class Loading:
     routing: Routing = Routing.MODEL
     wiring: HeadWiring = field(default_factory=HeadWiring)
     ranks: Ranks = ALONE
+    mtp_modules: int | None = None
 
     def __post_init__(self) -> None:
         check_family(self.wiring)
@@ -112,6 +121,7 @@ def loading_of(
         divided_head=sharing.head == HeadPlacement.DIVIDED,
         routing=_routing(model),
         ranks=ranks,
+        mtp_modules=model.mtp_modules,
     )
 
 
@@ -138,6 +148,8 @@ class LoadingPlan:
     scheme: Fp8Scheme | None = None
     scaled: ScaledFiles | None = None
     """The checkpoint's FP8 weights; None, as ``scheme``, where weights are plain."""
+    num_stored: int = 1
+    """How many modules the head has."""
 
     @property
     def quant(self) -> Quant:
@@ -158,17 +170,27 @@ class LoadingPlan:
 
     @property
     def head_label(self) -> str:
-        """What every output calls the head: its family, where it came from if not MODEL, and that
-        the first of several modules makes every draft."""
+        """What every output calls the head: its family, where it came from if not MODEL, and which
+        of several modules draft."""
         if self.family is None:
             return "none"
-        if self.request.preset:
-            return f"{self.family.name} (random weights)"
-        ref, found = self.request.head_ref, self.head_files
+        ref = self.request.head_ref
         name = self.family.name if ref is None else f"{self.family.name}:{_label(ref)}"
-        if found is None or found.num_modules == 1:
-            return name
-        return f"{name} (module 1 of {found.num_modules})"
+        notes = [] if self.num_stored == 1 else [modules_used(self.num_modules, self.num_stored)]
+        notes += ["random weights"] if self.request.preset else []
+        return f"{name} ({', '.join(notes)})" if notes else name
+
+    @property
+    def num_modules(self) -> int:
+        """How many of the head's modules draft, 0 without a head."""
+        return 0 if self.skeleton.head is None else self.skeleton.head.num_modules
+
+
+def modules_used(count: int, num_stored: int) -> str:
+    """Which of a head's modules draft, in words."""
+    if count == num_stored:
+        return f"{count} modules"
+    return f"module 1 of {num_stored}" if count == 1 else f"modules 1..{count} of {num_stored}"
 
 
 def check_model_ref(ref: str) -> None:
@@ -214,18 +236,23 @@ def plan_loading(request: Loading) -> LoadingPlan:
             # A target that cannot be run is the better thing to say.
             with_head(target, None, where=where)
             raise
-    form = None if found is None else found.form
-    skeleton = with_head(target, family, form, where=where)
+    forms = [] if found is None else found.forms
+    num_stored = 1 if found is None else found.num_stored
+    skeleton = with_head(target, family, forms, where=where)
     if found is not None and skeleton.head is not None:
         check_head(request.head_path, skeleton.head, found)
         skeleton = replace(skeleton, head_scaled=scaled_shapes(skeleton.head, found))
     if scheme is None:
-        return LoadingPlan(request, config, skeleton, family, found, gguf_file)
+        return LoadingPlan(
+            request, config, skeleton, family, found, gguf_file, num_stored=num_stored
+        )
     stored = stored_tensors(tensor_files(request.path))
     files = find_scaled(request.path, stored, scheme)
     scaled = placed_scales(request.path, target.model, files, stored)
     skeleton = replace(skeleton, scaled=scaled)
-    return LoadingPlan(request, config, skeleton, family, found, None, scheme, files)
+    return LoadingPlan(
+        request, config, skeleton, family, found, None, scheme, files, num_stored=num_stored
+    )
 
 
 def _find_head(
@@ -239,7 +266,7 @@ def _find_head(
     flags, stated = request.wiring, folder.stated
     name = flags.family or stated.family
     matrices = target_matrices(target, files)
-    found = find_head(folder, target, matrices, request.dtype, name)
+    found = find_head(folder, target, matrices, request.dtype, name, request.mtp_modules)
     # What a file states of its head is of the family that it states.
     in_force = flags.family in (None, stated.family or found.family.name)
     family = wired(found.family, stated) if in_force else found.family
@@ -261,12 +288,20 @@ def _plan_preset(request: Loading, name: str) -> LoadingPlan:
     config = config_from_dict(dict(preset.config))
     own = FAMILIES[preset.head_family]
     family = named(own, request.wiring) if request.with_head else None
-    skeleton = make_skeleton(config, family)
+    forms = preset_forms(preset, request.mtp_modules)
+    skeleton = make_skeleton(config, family, forms)
     if preset.is_fp8:
         of_head = {} if skeleton.head is None else converted(skeleton.head)
         of_target = converted(skeleton.target.model)
         skeleton = replace(skeleton, scaled=of_target, head_scaled=of_head)
-    return LoadingPlan(request, config, skeleton, family, None, None)
+    num_stored = preset.num_modules
+    return LoadingPlan(request, config, skeleton, family, None, None, num_stored=num_stored)
+
+
+def preset_forms(preset: Preset, most_modules: int | None) -> list[HeadForm]:
+    """The form of each module of a preset's head that is used. Raises as ``num_used``."""
+    form = HeadForm(own_output=preset.has_own_outputs, dense=preset.has_dense_head)
+    return [form] * num_used(preset.num_modules, most_modules)
 
 
 def _label(ref: str) -> str:

@@ -16,9 +16,11 @@ from cgbench.request.acceptance_lengths import GOLDEN, Golden, GoldenLength
 class Preset:
     """``config`` is the public ``config.json``'s content that decides shapes; ``source`` names it.
 
-    The head, one MTP module, has the form of ``head_family``: MiMo's where the public model has
-    none. ``is_fp8``: the weights are converted as the public FP8 checkpoint of the family has them,
-    in blocks of 128 x 128.
+    The head, of ``num_modules`` MTP modules, has the form of ``head_family``: MiMo's where the
+    public model has none. ``has_own_outputs``: each module has an output matrix of its own.
+    ``has_dense_head``: its blocks are dense, or None if the config alone decides. ``is_fp8``:
+    the weights are converted as the public FP8 checkpoint of the family has them, in blocks of
+    128 x 128.
     """
 
     name: str
@@ -26,6 +28,9 @@ class Preset:
     config: Mapping[str, Any]
     head_family: str = "mimo"
     is_fp8: bool = False
+    num_modules: int = 1
+    has_own_outputs: bool = False
+    has_dense_head: bool | None = None
 
 
 _GOLDEN_OF_FAMILY = {

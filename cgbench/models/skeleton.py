@@ -1,7 +1,7 @@
 """A skeleton is a model without its weights. It shows what a model needs and whether it runs."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ class Skeleton:
 def make_skeleton(
     config: PretrainedConfig,
     family: HeadFamily | None,
-    form: HeadForm | None = None,
+    forms: Sequence[HeadForm] = (),
     *,
     where: str = "MODEL",
 ) -> Skeleton:
@@ -65,7 +65,7 @@ def make_skeleton(
     the forward depends on tensor values. Raises ``UnsupportedModelError``, and ``ModelError`` where
     transformers itself cannot run the model: its config, read from ``where``, is at fault.
     """
-    return with_head(make_target(config, where), family, form, where=where)
+    return with_head(make_target(config, where), family, forms, where=where)
 
 
 def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
@@ -83,16 +83,16 @@ def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
 def with_head(
     target: Target,
     family: HeadFamily | None,
-    form: HeadForm | None = None,
+    forms: Sequence[HeadForm] = (),
     *,
     where: str = "MODEL",
 ) -> Skeleton:
-    """A target on the meta device and its head of ``family`` there, one token run through both.
-    Raises as ``make_skeleton``."""
+    """A target on the meta device and its head of ``family`` there, a module for each of ``forms``,
+    one token run through all. Raises as ``make_skeleton``."""
     with _told(target.model.config, where), torch.device("meta"):
         head = None
         if family is not None:
-            head = DraftHead(family, target.model, form).to(torch.bfloat16)
+            head = DraftHead(family, target.model, *forms).to(torch.bfloat16)
         return Skeleton(target, head, probe_kv_shapes(target, head))
 
 

@@ -49,7 +49,7 @@ class Target:
         self.routing: BalancedRouting | None = None
         """What chooses experts in the router's place; None where the router does."""
         self._pre_norm: Tensor | None = None
-        self._rope_kwargs = _rope_kwargs(self.backbone.rotary_emb, self.config)
+        self._has_typed_rope = _has_typed_rope(self.backbone.rotary_emb)
         self._rescale = _logits_rescale(model.config)
         norm = self.backbone.norm
         assert isinstance(norm, nn.Module)
@@ -156,14 +156,19 @@ class Target:
         assert isinstance(result, Tensor)
         return result
 
-    def rope(self, like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The head's rotary cosines and sines for ``position_ids [B, S]``, in ``like``'s dtype."""
+    def rope(
+        self, like: Tensor, position_ids: Tensor, layer_type: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The head's rotary cosines and sines for ``position_ids [B, S]``, in ``like``'s dtype.
+        ``layer_type`` is the block's, None for what a head has unless its family says otherwise."""
         rotary = self.backbone.rotary_emb
         assert isinstance(rotary, nn.Module)
         if hasattr(rotary, "mrope_section"):
             # Multimodal positions (time, height, width), which text has all alike.
             position_ids = position_ids[None].expand(3, -1, -1)
-        cos, sin = rotary(like, position_ids, **self._rope_kwargs)
+        # Some models have a table for each type of layer.
+        kind = {"layer_type": layer_type or head_layer_type(self.config)}
+        cos, sin = rotary(like, position_ids, **(kind if self._has_typed_rope else {}))
         return cos, sin
 
 
@@ -173,11 +178,9 @@ def request_keys(prompts: Sequence[Sequence[int]], device: torch.device) -> Tens
     return torch.tensor([prompt[0] for prompt in prompts], device=device)
 
 
-def _rope_kwargs(rotary: nn.Module, config: PretrainedConfig) -> dict[str, str | None]:
-    """Which of a model's rotary tables the head's block reads, where there are several."""
-    if "layer_type" not in inspect.signature(rotary.forward).parameters:
-        return {}
-    return {"layer_type": head_layer_type(config)}
+def _has_typed_rope(rotary: nn.Module) -> bool:
+    """Whether a model has a rotary table for each type of layer."""
+    return "layer_type" in inspect.signature(rotary.forward).parameters
 
 
 def _logits_rescale(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
@@ -226,9 +229,10 @@ def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     with probed_shapes(mixtures_of(target.backbone, head)) as shapes:
         hidden = target.forward(ids, ids, probe)
-        if head is not None:
+        for module in () if head is None else head.mtp_modules:
             embeds = target.embed(ids)
-            head(embeds, hidden.pre_norm, target.rope(embeds, ids), ids, probe)
+            rope = target.rope(embeds, ids, module.layer_type)
+            module(embeds, hidden.pre_norm, rope, ids, probe)
     probe.expert_shapes = shapes
     check_windows(target.model, probe.windows)
     missing = set(range(target.num_layers)) - set(probe.kv_shapes) - set(probe.state_shapes)

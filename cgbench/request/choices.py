@@ -43,6 +43,13 @@ class FirstEmbedding(StrEnum):
     ZEROED = "zeroed"
 
 
+class ModuleFeed(StrEnum):
+    """A module past a head's first reads the chain of the one before it, or the target's state."""
+
+    CHAIN = "chain"
+    TARGET = "target"
+
+
 class OutputNorm(StrEnum):
     """A head's output matrix follows its own norm, the target's, or none."""
 

@@ -220,6 +220,7 @@ def make_checkpoint(
     std: float = 0.3,
     family: HeadFamily = MIMO,
     form: HeadForm | None = None,
+    num_modules: int = 1,
     **shape: Any,
 ) -> Path:
     """A checkpoint of ``kind`` in ``folder``, its MTP head in ``family``'s names beside the target.
@@ -233,7 +234,7 @@ def make_checkpoint(
     randomise(model, std)
     model.generation_config.eos_token_id = eos
     model.save_pretrained(folder)
-    head = DraftHead(family, model, form)
+    head = DraftHead(family, model, *[form or HeadForm()] * num_modules)
     randomise(head, std)
     add_head(folder, checkpoint_tensors(head))
     if kind == "mimo":
@@ -267,10 +268,11 @@ def checkpoint_tensors(head: DraftHead) -> dict[str, Tensor]:
     """The head as its checkpoint holds it: its family's names, every expert apart, matrices of its
     own under its block."""
     tensors: dict[str, Tensor] = {}
-    block = head.tensor_name("block.")
     own = {"embedding.weight": "embed_tokens.weight", "output.weight": "lm_head.weight"}
     for ours, tensor in head.state_dict().items():
-        theirs = block + own[ours] if ours in own else head.tensor_name(ours)
+        module, inner = head.owner_of(ours)
+        block = head.family.tensor_name("block.", module.number)
+        theirs = block + own[inner] if inner in own else head.tensor_name(ours)
         parts = expert_parts(theirs, tensor.shape)
         if parts is None:
             tensors[theirs] = tensor
@@ -367,6 +369,7 @@ def make_state(
         device=spec.target.device,
         eos_token_ids=tuple(eos),
         draft_vocab_size=spec.target.vocab_size if spec.accept.samples_drafts else 0,
+        num_modules=spec.num_modules,
     )
 
 

@@ -1,4 +1,4 @@
-"""The MTP draft head: one decoder block fed with the last hidden state and the next token."""
+"""The MTP draft head: decoder blocks, each fed with a hidden state and a token that follows."""
 
 import copy
 from dataclasses import dataclass
@@ -33,26 +33,30 @@ class HeadForm:
     dense: bool | None = None
 
 
-class DraftHead(nn.Module):
+class MtpModule(nn.Module):
     """The tensors an MTP module owns. It uses the target's embedding and lm_head unless its
     checkpoint has others.
 
-    The block is the target's own decoder layer class, numbered one past its last layer, so that
+    The block is the target's own decoder layer class, numbered past its last layer, so that
     its keys and values live in a layer of the same KV cache.
     """
 
     def __init__(
-        self, family: HeadFamily, target: PreTrainedModel, form: HeadForm | None = None
+        self, family: HeadFamily, target: PreTrainedModel, form: HeadForm, place: int
     ) -> None:
-        """A head of ``family`` for ``target``, on the current default device, not initialised."""
-        form = form or HeadForm()
+        """Module number ``place``, from 0, of a head of ``family`` for ``target``, on the current
+        default device, not initialised."""
         super().__init__()
         self.family = family
+        self.place = place
         self.splits: Splits = {}
         """What the ranks share of it."""
         text_config = target.config.get_text_config()
-        self.layer_idx: int = text_config.num_hidden_layers
-        config = block_config(text_config, family, dense=form.dense)
+        self.num_layers: int = text_config.num_hidden_layers
+        self.layer_idx: int = self.num_layers + place
+        self.layer_type = head_layer_type(text_config, family, place)
+        """Its attention's type, None where the model's layers are all of one kind."""
+        config = block_config(text_config, family, place, dense=form.dense)
         backbone = target.get_decoder()
         size = config.hidden_size
         self.embed_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
@@ -84,8 +88,8 @@ class DraftHead(nn.Module):
         """One MTP step.
 
         ``token_embeds [B, S, H]`` of the tokens that follow the rows of ``hidden [B, S, H]``
-        (the target's at draft 1, this head's own chain after), ``position_ids [B, S]`` of those
-        hidden rows. Returns the block's output ``[B, S, H]``, before the output norm.
+        (the target's at draft 1, the chain or the target's after), ``position_ids [B, S]`` of
+        those hidden rows. Returns the block's output ``[B, S, H]``, before the output norm.
         """
         embeds = self.embed_norm(token_embeds)
         states = self.hidden_norm(hidden)
@@ -103,10 +107,6 @@ class DraftHead(nn.Module):
         assert isinstance(result, Tensor)
         return result
 
-    def to_input(self, hidden: "HiddenStates") -> Tensor:
-        """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
-        return hidden.post_norm if self.family.hidden_in == NormSide.POST else hidden.pre_norm
-
     def to_logits_input(self, block_output: Tensor) -> Tensor:
         """What the output matrix reads: the block's output after the output norm."""
         if self.family.out_norm == OutputNorm.TARGET:
@@ -121,9 +121,79 @@ class DraftHead(nn.Module):
         """The hidden state that the next draft step is fed: before or after the output norm."""
         return normed if self.family.chain == NormSide.POST else block_output
 
+    @property
+    def number(self) -> int:
+        """The number that a checkpoint gives this module."""
+        return self.family.first_number(self.num_layers) + self.place
+
+    def _norm_shift(self) -> int:
+        """What makes a stored norm weight the weight of the target's norm modules."""
+        if self.family.norm_form == NormForm.TARGET:
+            return 0
+        return (self.family.norm_form == NormForm.ONE_PLUS) - adds_one(self._target_norm[0])
+
+
+class DraftHead(MtpModule):
+    """A draft head: its first MTP module, and the ``later`` ones of a checkpoint that has several.
+
+    Draft step j runs module j. Steps past the last module run the last one again. A head of one
+    module is therefore recurrent from draft 2 on.
+    """
+
+    def __init__(self, family: HeadFamily, target: PreTrainedModel, *forms: HeadForm) -> None:
+        """A head of ``family`` for ``target`` with a module for each of ``forms``, or one of the
+        plain form. It is on the current default device and not initialised."""
+        first, *others = forms or (HeadForm(),)
+        super().__init__(family, target, first, 0)
+        self.later = nn.ModuleList(
+            MtpModule(family, target, form, place) for place, form in enumerate(others, 1)
+        )
+
+    @property
+    def mtp_modules(self) -> tuple[MtpModule, ...]:
+        """Every module, in the order of the draft steps."""
+        return (self, *self._later())
+
+    def _later(self) -> list[MtpModule]:
+        return [each for each in self.later if isinstance(each, MtpModule)]
+
+    @property
+    def num_modules(self) -> int:
+        return 1 + len(self.later)
+
+    @property
+    def layer_numbers(self) -> range:
+        """The numbers of the modules' KV layers."""
+        return range(self.layer_idx, self.layer_idx + self.num_modules)
+
+    @property
+    def all_splits(self) -> Splits:
+        """What the ranks share of every module, by the names that this head has for them."""
+        return {
+            module_prefix(module.place) + name: split
+            for module in self.mtp_modules
+            for name, split in module.splits.items()
+        }
+
+    def module_of(self, step: int) -> MtpModule:
+        """The module that makes draft ``step``, which counts from 1."""
+        return self.mtp_modules[min(step, self.num_modules) - 1]
+
+    def to_input(self, hidden: "HiddenStates") -> Tensor:
+        """The target's hidden states ``[B, S, H]`` in the form that the head is fed."""
+        return hidden.post_norm if self.family.hidden_in == NormSide.POST else hidden.pre_norm
+
+    def owner_of(self, name: str) -> tuple[MtpModule, str]:
+        """The module that has the tensor ``name`` of this head, and the tensor's name in it."""
+        if not name.startswith(_LATER):
+            return self, name
+        place, _, inner = name.removeprefix(_LATER).partition(".")
+        return self._later()[int(place)], inner
+
     def tensor_name(self, module_name: str) -> str:
         """The checkpoint's name of one of this head's tensors, without the family's infix."""
-        return self.family.tensor_name(module_name, self.family.first_number(self.layer_idx))
+        owner, inner = self.owner_of(module_name)
+        return self.family.tensor_name(inner, owner.number)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over tensors keyed by this module's names; all must be there."""
@@ -134,11 +204,14 @@ class DraftHead(nn.Module):
             }
         self.load_state_dict(tensors, strict=True, assign=True)
 
-    def _norm_shift(self) -> int:
-        """What makes a stored norm weight the weight of the target's norm modules."""
-        if self.family.norm_form == NormForm.TARGET:
-            return 0
-        return (self.family.norm_form == NormForm.ONE_PLUS) - adds_one(self._target_norm[0])
+
+# How the names of the later modules' tensors begin, before the number and the name itself.
+_LATER = "later."
+
+
+def module_prefix(place: int) -> str:
+    """What a head's names of the tensors of its module number ``place``, from 0, begin with."""
+    return f"{_LATER}{place - 1}." if place else ""
 
 
 def _like(embedding: nn.Module) -> nn.Module:
@@ -171,49 +244,71 @@ def adds_one(norm: nn.Module) -> bool:
         return bool(small(torch.tensor([[1.0, 2.0]])).any())
 
 
-def head_layer_type(config: PretrainedConfig, family: HeadFamily | None = None) -> str | None:
-    """The attention type of the head's block, None where the model's layers are all of one kind.
+def head_layer_type(
+    config: PretrainedConfig, family: HeadFamily | None = None, place: int = 0
+) -> str | None:
+    """The attention type of the block of module ``place``, None where the model's layers are all
+    of one kind.
 
     The checkpoint's own word (``mtp_layer_types``), else the family's: as the target's first layer,
-    or full attention where the target has it.
+    sliding, or full attention where the target has it.
     """
-    stated = getattr(config, "mtp_layer_types", None)
+    if stated := _stated(config, "layer_types", place):
+        return str(stated)
     layer_types = getattr(config, "layer_types", None)
-    if stated:
-        return str(stated[0])
     if not layer_types:
         return None
+    wanted = "full_attention"
     if family is not None and family.block_attention == "first":
-        return str(layer_types[0])
-    return "full_attention" if "full_attention" in layer_types else str(layer_types[-1])
+        wanted = str(layer_types[0])
+    elif family is not None and family.block_attention == "sliding":
+        wanted = "sliding_attention"
+    return wanted if wanted in layer_types else str(layer_types[-1])
+
+
+def _stated(config: PretrainedConfig, name: str, place: int) -> object:
+    """What config.json states of a per-layer setting for module ``place``, None where it does not.
+    A list that is too short ends in what holds for the rest."""
+    stated = getattr(config, f"mtp_{name}", None)
+    return stated[min(place, len(stated) - 1)] if stated else None
 
 
 def block_config(
-    config: PretrainedConfig, family: HeadFamily | None = None, *, dense: bool | None = None
+    config: PretrainedConfig,
+    family: HeadFamily | None = None,
+    place: int = 0,
+    *,
+    dense: bool | None = None,
 ) -> PretrainedConfig:
-    """The target's config with one layer more, for the head's block to read."""
+    """The target's config with layers more, the last of them the block of module ``place``."""
     extended = copy.deepcopy(config)
     # deepcopy keeps these two only as private fields.
     extended._attn_implementation = config._attn_implementation
     extended._experts_implementation = config._experts_implementation
-    num_layers = config.num_hidden_layers
-    extended.num_hidden_layers = num_layers + 1
+    num_layers, layer = config.num_hidden_layers, config.num_hidden_layers + place
+    extended.num_hidden_layers = layer + 1
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) == num_layers and not name.startswith("_"):
-            setattr(extended, name, [*value, _of_head(config, name, value, family)])
+            own = _of_head(config, name, value, family, place)
+            setattr(extended, name, [*value, *[own] * (place + 1)])
     if dense is not None:
-        _choose_mlp(extended, num_layers, dense=dense)
+        _choose_mlp(extended, layer, dense=dense)
+    _choose_heads(extended, layer)
     return extended
 
 
 def _of_head(
-    config: PretrainedConfig, name: str, per_layer: list[object], family: HeadFamily | None
+    config: PretrainedConfig,
+    name: str,
+    per_layer: list[object],
+    family: HeadFamily | None,
+    place: int,
 ) -> object:
-    """A per-layer setting's value for the head's block: as its last layer's unless stated."""
+    """A per-layer setting's value for a module's block: as the last layer's unless stated."""
     if name == "layer_types":
-        return head_layer_type(config, family)
-    stated = getattr(config, f"mtp_{name}", None)
-    return stated[0] if stated else per_layer[-1]
+        return head_layer_type(config, family, place)
+    stated = _stated(config, name, place)
+    return per_layer[-1] if stated is None else stated
 
 
 def _choose_mlp(config: PretrainedConfig, layer: int, *, dense: bool) -> None:
@@ -225,3 +320,14 @@ def _choose_mlp(config: PretrainedConfig, layer: int, *, dense: bool) -> None:
         config.mlp_only_layers = [*config.mlp_only_layers, layer]
     if isinstance(getattr(config, "first_k_dense_replace", None), int) and dense:
         config.first_k_dense_replace = layer + 1
+
+
+def _choose_heads(config: PretrainedConfig, layer: int) -> None:
+    """Give ``layer`` what a config states apart for the layers of its type, such as the query heads
+    of Step's sliding layers."""
+    if not getattr(config, "is_heterogeneous", False):
+        return
+    stated = config.to_dict().get("per_layer_config") or {}
+    overrides = {int(number): values for number, values in stated.items()}
+    like = config.layer_types.index(config.layer_types[layer])
+    config.per_layer_config = {**overrides, layer: overrides.get(like, {})}

@@ -12,7 +12,14 @@ from typing import Any
 
 from cgbench.errors import BadInputError, ModelError
 from cgbench.models.heads.families import FAMILIES, HeadFamily
-from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
+from cgbench.request.choices import (
+    ConcatOrder,
+    FirstEmbedding,
+    ModuleFeed,
+    NormForm,
+    NormSide,
+    OutputNorm,
+)
 from cgbench.request.parts import HeadWiring
 
 CONFIG_FIELD = "cgbench_head"
@@ -26,6 +33,7 @@ _CHOICES: dict[str, Mapping[str, str]] = {
     "out_norm": {word.value: word for word in OutputNorm},
     "norm_form": {word.value: word for word in NormForm},
     "first_embed": {word.value: word for word in FirstEmbedding},
+    "feed": {word.value: word for word in ModuleFeed},
 }
 WIRING = tuple(name for name in _CHOICES if name != "family")
 """The fields of ``HeadFamily`` that can be stated."""

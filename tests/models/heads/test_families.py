@@ -251,7 +251,9 @@ def test_a_family_stated_by_name_is_looked_for_alone(tmp_path: Path) -> None:
         MissingHeadError, match=r"looked for mtp\.fc\.weight, model\.mtp\.fc\.weight\)"
     ):
         plan(folder, family="qwen")
-    with pytest.raises(BadInputError, match="--head-family gpt: choose one of mimo, deepseek"):
+    with pytest.raises(
+        BadInputError, match="--head-family gpt: choose one of mimo, mimo_v2, deepseek"
+    ):
         plan(folder, family="gpt")
 
 
@@ -347,13 +349,14 @@ def test_a_quantised_head_is_refused_by_name(
         load_tiny(folder)
 
 
-def test_several_modules_are_counted_and_the_first_is_used(tmp_path: Path) -> None:
+def test_several_modules_are_counted_and_used(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "mimo")
     tensors = load_file(folder / "model.safetensors")
     second = {n.replace("layers.0", "layers.1"): t for n, t in tensors.items() if "mtp" in n}
     add_head(folder, second)
     model = load_tiny(folder)
-    assert model.num_head_modules == 2
+    assert model.head is not None
+    assert model.num_head_modules == model.head.num_modules == 2
 
 
 def test_a_sharded_head_is_read_through_the_index(tmp_path: Path) -> None:

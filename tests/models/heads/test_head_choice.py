@@ -180,7 +180,7 @@ def test_a_checkpoint_states_its_heads_wiring(tmp_path: Path) -> None:
         ("pre", "must be an object"),
         ({"chained": "pre"}, "has 'chained'; its fields are family, concat"),
         ({"chain": "before"}, "chain must be one of pre, post, not 'before'"),
-        ({"family": ["mimo"]}, r"family must be one of mimo, deepseek, .*not \['mimo'\]"),
+        ({"family": ["mimo"]}, r"family must be one of mimo, mimo_v2, .*not \['mimo'\]"),
     ],
 )
 def test_what_a_checkpoint_states_wrongly_is_named(
@@ -216,6 +216,7 @@ def test_who_feeds_and_chains_what() -> None:
     }
     assert wiring == {
         "mimo": ("post", "post", "own", "zeroed"),
+        "mimo_v2": ("post", "post", "own", "kept"),
         "deepseek": ("post", "post", "own", "zeroed"),
         "hy": ("post", "post", "own", "zeroed"),
         "step": ("pre", "pre", "own", "kept"),
@@ -235,7 +236,7 @@ def test_no_two_families_claim_one_name_and_type() -> None:
                 assert not (one.model_types or set()) & (other.model_types or set())
 
 
-def test_several_modules_with_the_first_alone_used_are_said_in_the_label(tmp_path: Path) -> None:
+def test_which_of_several_modules_draft_is_said_in_the_label(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tiny", "mimo")
     tensors = read(folder)
     more = {
@@ -245,6 +246,7 @@ def test_several_modules_with_the_first_alone_used_are_said_in_the_label(tmp_pat
         if "mtp" in n
     }
     write(folder, tensors | more)
-    assert load(folder).head_label == "mimo (module 1 of 3)"
+    assert load(folder).head_label == "mimo (3 modules)"
+    assert load(folder, mtp_modules=1).head_label == "mimo (module 1 of 3)"
     target = make_checkpoint(tmp_path / "target", "mimo")
-    assert load(target, folder).head_label == "mimo:tiny (module 1 of 3)"
+    assert load(target, folder).head_label == "mimo:tiny (3 modules)"
