@@ -120,13 +120,13 @@ def _step(subject: Subject, runner: Runner, rows: RowState) -> Iterator[Differen
     state, batch_size = runner.state, rows.batch_size
     before, kv = snapshot(state), copy_watched(subject, state.spec_tokens)
     states = copy_states(subject)
-    windows = {layer: write_window(subject, rows, layer) for layer in subject.spec.cache.layers}
-
-    def forbidden(layer_idx: int) -> torch.Tensor:
-        return ~windows[layer_idx]
-
+    # Of every layer before the step, which changes the lengths that windows are made of.
+    numbers = {0, *subject.spec.cache.layers}
+    forbidden = {number: ~write_window(subject, rows, number) for number in numbers}
     runner.step(batch_size)
-    yield from _changed(subject, runner, batch_size, kv, states, forbidden, "an iteration")
+    yield from _changed(
+        subject, runner, batch_size, kv, states, forbidden.__getitem__, "an iteration"
+    )
     finished = before["active"][:batch_size] == 0
     moved = (rows.num_emitted != 0) | (rows.seq_len != before["seq_len"][:batch_size])
     moved |= rows.active != 0
