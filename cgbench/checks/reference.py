@@ -44,6 +44,13 @@ class GrowingAttention:
         mask = ones.tril(total - new)
         if qkv.sliding_window is not None:
             mask &= ones.triu(total - new - qkv.sliding_window + 1)
+        if qkv.sinks is not None:
+            # One key more, of zeros, to whose score the mask adds the sink.
+            key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+            added = query.new_zeros(query.shape[1], new, total + 1)
+            added[..., :total].masked_fill_(~mask, float("-inf"))
+            added[..., total] = qkv.sinks[:, None]
+            mask = added
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=qkv.scaling, enable_gqa=True
         )

@@ -5,7 +5,8 @@ keys once, for the whole GQA group and all query rows (packed in one tile). The 
 programs until the device is full. Nothing past a request's live length is read. That also keeps
 what lies there, NaN included, out of the result. The rows that a call brings are attended to from
 its own tensors. One program each writes them to the cache on the way, so none waits for another.
-The splits are merged by a second kernel (``triton_splits``).
+That program also begins its softmax with the head's sink, where there is one. The splits are merged
+by a second kernel (``triton_splits``).
 """
 
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from cgbench.kernels.triton_splits import Parts, division, merge, splits_of
 # tl.dot wants at least 16 rows.
 MIN_TILE = 16
 LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(LOG2_E)
 
 # Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
 SIZES = ["num_splits", "room"]
@@ -55,6 +57,7 @@ def _split_kernel(
     partial_out,
     partial_max,
     partial_sum,
+    sinks,
     scaling_log2,
     room,
     num_splits,
@@ -80,6 +83,7 @@ def _split_kernel(
     BLOCK_DV: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     b = tl.program_id(0) // KV_HEADS
@@ -115,6 +119,12 @@ def _split_kernel(
     )
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
+    if HAS_SINKS:
+        if split == split_of_new:
+            # A key without a value, once over all splits: its score is the first maximum.
+            sink = tl.load(sinks + head, mask=in_tile, other=0.0).to(tl.float32)
+            running_max = sink * _LOG2_E
+            running_sum += 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     for n0 in range(low, high, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
@@ -237,6 +247,7 @@ def decode(
         positions,
         out,
         *parts,
+        query if qkv.sinks is None else qkv.sinks,
         qkv.scaling * LOG2_E,
         room,
         num_splits,
@@ -249,6 +260,7 @@ def decode(
         BLOCK_D=max(MIN_TILE, triton.next_power_of_2(key_dim)),
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
+        HAS_SINKS=qkv.sinks is not None,
         EARLY=early(query.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

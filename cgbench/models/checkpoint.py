@@ -29,6 +29,7 @@ from cgbench.models.config_fields import (
     check_fields,
     check_relations,
     check_values,
+    keep_tails,
 )
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -131,7 +132,7 @@ def _find_config(ref: str) -> Path:
 def _config_of(ref: str, raw: JsonObject) -> PretrainedConfig:
     if raw["model_type"] in KNOWN_AS:
         return config_from_dict(raw)
-    return AutoConfig.from_pretrained(ref, trust_remote_code=False)
+    return keep_tails(AutoConfig.from_pretrained(ref, trust_remote_code=False), raw)
 
 
 def config_from_dict(raw: JsonObject) -> PretrainedConfig:
@@ -140,7 +141,7 @@ def config_from_dict(raw: JsonObject) -> PretrainedConfig:
     model_type = raw["model_type"]
     if model_type in KNOWN_AS:
         return KNOWN_AS[model_type](**fields)
-    return AutoConfig.for_model(model_type, **fields)
+    return keep_tails(AutoConfig.for_model(model_type, **fields), raw)
 
 
 def check_generation_config(ref: str, config: PretrainedConfig) -> None:

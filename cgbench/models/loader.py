@@ -13,6 +13,7 @@ from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files, tensor_files
+from cgbench.models.experts import implementation_for
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
@@ -135,17 +136,14 @@ def _find_plain_mixtures(module: nn.Module) -> None:
 
 
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
-    """Which of transformers' implementations the forward uses.
-
-    Experts run as ``grouped_mm``, which reads no tensor on the host and can be captured. On CUDA
-    its kernel knows bfloat16 alone. ``batched_mm`` copies weights for each token, which only small
-    models bear.
-    """
+    """Which of transformers' implementations the forward uses. Mixtures that transformers lets
+    nobody choose for are those of ``dispatch_experts``."""
     chosen = {"attn_implementation": ATTENTION_NAME}
-    if plan.skeleton.target.has_mixtures:
+    target = plan.skeleton.target
+    if target.has_mixtures and type(target.model)._can_set_experts_implementation():
         request = plan.request
-        in_other_dtype = request.device.type == "cuda" and request.dtype != torch.bfloat16
-        chosen["experts_implementation"] = "batched_mm" if in_other_dtype else "grouped_mm"
+        implementation = implementation_for(request.device, request.dtype)
+        chosen["experts_implementation"] = implementation
     return chosen
 
 

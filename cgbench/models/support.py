@@ -11,6 +11,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+import cgbench.models.added.step3p5  # noqa: F401
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.quantised.scheme import read_scheme
@@ -137,8 +138,5 @@ def check_supported(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None):
         raise UnsupportedModelError(f"{kind}: attention soft-capping is not supported")
-    first = model.get_decoder().layers[0]
-    if hasattr(getattr(first, "self_attn", None), "sinks"):
-        raise UnsupportedModelError(f"{kind}: attention sinks are not supported")
     if config._attn_implementation != ATTENTION_NAME:
         raise UnsupportedModelError(f"{kind}: refused the attention implementation 'cgbench'")

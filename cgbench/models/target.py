@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
-from cgbench.models.experts import apply_in_chunks
+from cgbench.models.experts import apply_in_chunks, dispatch_experts, implementation_for
 from cgbench.models.heads.head import DraftHead, head_layer_type
 from cgbench.models.recurrent_hook import hook_linear_layers
 from cgbench.models.routing import BalancedRouting, mixtures_of, probed_shapes
@@ -41,9 +41,11 @@ class Target:
         self.model = model.eval()
         self.backbone: nn.Module = model.get_decoder()
         hook_linear_layers(self.backbone)
+        self.config: PretrainedConfig = model.config.get_text_config()
+        if dispatch_experts(self.backbone, self.config):
+            self.config._experts_implementation = implementation_for(self.device, self.dtype)
         apply_in_chunks(self.backbone)
         self.vocab_size: int = model.get_output_embeddings().out_features
-        self.config: PretrainedConfig = model.config.get_text_config()
         self.hidden_size: int = self.config.hidden_size
         self.num_layers: int = self.config.num_hidden_layers
         self.routing: BalancedRouting | None = None

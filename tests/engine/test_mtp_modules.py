@@ -37,13 +37,14 @@ ROOM = 24 + MAX_NEW_TOKENS + 2 * 5
 OWN = HeadForm(own_output=True, own_embedding=True)
 CASES = [
     (STEP, "step3p7", OWN),
-    (MIMO_V2, "gemma3_text", HeadForm()),
+    (STEP, "step3p5", HeadForm(own_output=True, dense=True)),
+    (MIMO_V2, "mimo_v2_flash", HeadForm(dense=True)),
     (DEEPSEEK, "deepseek_v3", HeadForm()),
     (QWEN, "qwen3_next-hybrid", HeadForm()),
     (MIMO, "mimo", HeadForm(own_output=True)),
 ]
-"""Chained before and after the norm and fed by the target, with windows, latent attention, experts
-and matrices of the modules' own."""
+"""Chained before and after the norm and fed by the target, with windows and sinks, latent
+attention, experts, and matrices of the modules' own."""
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].name}-{case[1]}")

@@ -170,6 +170,21 @@ def attention_kernels() -> None:
         query = torch.zeros(batch, 32, 4, 128, dtype=dtype)
         qkv = AttentionInput(query, query[:, :8], query[:, :8], 0.1, window)
         triton_attention.decode(cache.layers[0], qkv, rows.slots, rows.positions, rows.cache.room)
+    for batch, query_len in ((1, 4), (64, 7)):
+        attention_with_sinks(batch, query_len)
+
+
+def attention_with_sinks(batch: int, query_len: int) -> None:
+    """As MiMo-V2-Flash's sliding layers: keys of 192 and values of 128."""
+    shape, dtype = ((8, 192), (8, 128)), torch.bfloat16
+    cpu = torch.device("cpu")
+    cache = KvCache({0: shape}, max_batch_size=batch, room=16, dtype=dtype, device=cpu)
+    slots = torch.zeros(batch, dtype=torch.long)
+    positions = slots[:, None] + torch.arange(query_len)
+    query = torch.zeros(batch, 64, query_len, 192, dtype=dtype)
+    value = torch.zeros(batch, 8, query_len, 128, dtype=dtype)
+    qkv = AttentionInput(query, query[:, :8], value, 0.1, 129, torch.zeros(64, dtype=dtype))
+    triton_attention.decode(cache.layers[0], qkv, slots, positions, 16)
 
 
 def merge_kernels() -> None:

@@ -30,7 +30,7 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import DecodeState
-from cgbench.models.checkpoint import raw_config
+from cgbench.models.checkpoint import config_from_dict, raw_config
 from cgbench.models.experts import expert_parts
 from cgbench.models.heads.families import MIMO, HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
@@ -176,6 +176,51 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         layer_types=["sliding_attention", "full_attention"],
         tie_word_embeddings=True,
     ),
+    "mimo_v2_flash": _config(
+        "mimo_v2_flash",
+        **_EXPERTS,
+        num_hidden_layers=3,
+        num_key_value_heads=1,
+        n_routed_experts=8,
+        head_dim=24,
+        v_head_dim=16,
+        sliding_window_size=8,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "gpt_oss": _config(
+        "gpt_oss",
+        num_experts_per_tok=2,
+        num_local_experts=4,
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "step3p5": config_from_dict(
+        SHAPE
+        | {
+            "model_type": "step3p5",
+            "num_hidden_layers": 3,
+            "head_dim": 16,
+            "num_attention_groups": 2,
+            "layer_types": ["full_attention", *["sliding_attention"] * 5],
+            "attention_other_setting": {"num_attention_heads": 6},
+            "sliding_window": 9,
+            "rope_theta": [50000.0, *[10000.0] * 5],
+            "partial_rotary_factors": [0.5, *[1.0] * 5],
+            "moe_layers_enum": "1,2",
+            "moe_num_experts": 8,
+            "moe_top_k": 2,
+            "moe_intermediate_size": 16,
+            "share_expert_dim": 16,
+            "moe_router_scaling_factor": 3.0,
+            # Low enough to be met.
+            "swiglu_limits": [0.0, 0.0, 0.4, 0.0, 0.0, 0.0],
+            "swiglu_limits_shared": [0.0, 0.0, 0.6, 0.0, 0.0, 0.0],
+            "num_nextn_predict_layers": 3,
+            "pad_token_id": 0,
+        }
+    ),
     "step3p7": AutoConfig.for_model(
         "step3p7",
         text_config=SHAPE
@@ -199,7 +244,8 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         },
     ),
 }
-"""Mixtures of experts, latent attention, (1 + w) norms, windows: targets of the other families."""
+"""Mixtures of experts, latent attention, (1 + w) norms, windows, sinks, values of another size than
+keys: targets of the other families."""
 
 HYBRID_CONFIGS: dict[str, PretrainedConfig] = {
     "qwen3_next-hybrid": _config("qwen3_next", **(_HYBRID | _SHARED_EXPERT)),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.models.attention_hook import AttentionCall
-from cgbench.models.experts import apply_in_chunks
+from cgbench.models.experts import apply_in_chunks, dispatch_experts
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.shards import Splits
 from cgbench.request.choices import ConcatOrder, NormForm, NormSide, OutputNorm
@@ -63,6 +63,7 @@ class MtpModule(nn.Module):
         self.hidden_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
         self.proj = nn.Linear(2 * size, size, bias=form.proj_bias)
         self.block = type(backbone.layers[-1])(config, self.layer_idx)
+        dispatch_experts(self.block, text_config)
         apply_in_chunks(self.block)
         if not family.block_norm:
             self.block.input_layernorm = nn.Identity()
