@@ -149,6 +149,12 @@ class Plain:
         self._tokens: dict[tuple[int, ...], list[int]] = {}
         self._last_states: dict[tuple[int, ...], Tensor] = {}
 
+    @property
+    def attention(self) -> str:
+        """transformers' attention that decodes. Its ``sdpa`` knows no sinks, and models that have
+        them say so."""
+        return "sdpa" if self.target.model._supports_sdpa else "eager"
+
     def tokens(self, prompt: tuple[int, ...], count: int) -> list[int]:
         """The ``count`` greedy tokens after ``prompt``, no end of sequence heeded."""
         if len(self._tokens.get(prompt, ())) < count:
@@ -158,7 +164,7 @@ class Plain:
     @by_definition()
     def _generate(self, prompt: tuple[int, ...], count: int) -> list[int]:
         ids = torch.tensor([prompt], device=self.target.device)
-        with own_attention(self.target.model, "sdpa"), self.target.as_request(prompt):
+        with own_attention(self.target.model, self.attention), self.target.as_request(prompt):
             out = self.target.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=count
             )
@@ -167,10 +173,11 @@ class Plain:
 
     @torch.inference_mode()
     @by_definition()
-    def states(self, tokens: Sequence[int], attention: str = "sdpa") -> Tensor:
+    def states(self, tokens: Sequence[int], attention: str | None = None) -> Tensor:
         """The last hidden states ``[n, H]`` over ``tokens``, after the final norm."""
         ids = torch.tensor([list(tokens)], device=self.target.device)
-        with own_attention(self.target.model, attention), self.target.as_request(tokens):
+        name = attention or self.attention
+        with own_attention(self.target.model, name), self.target.as_request(tokens):
             out = self.target.backbone(input_ids=ids, use_cache=False)
         states: Tensor = out.last_hidden_state[0]
         return states
@@ -193,7 +200,8 @@ class Plain:
     @property
     def noise(self) -> float:
         """How far this model's forward is from itself: the largest difference of a logit between
-        transformers' two attention implementations over the prompts' last positions."""
+        two implementations of attention over the prompts' last positions. They are transformers'
+        two, or its only one and ``GrowingAttention``."""
         return self._noises[0]
 
     @property
@@ -209,7 +217,11 @@ class Plain:
     @torch.inference_mode()
     @by_definition()
     def _noises_of(self, prompt: Sequence[int]) -> tuple[float, float]:
-        ours, its = (self.states(prompt, name)[-NOISE_POSITIONS:] for name in ("sdpa", "eager"))
+        if self.attention == "eager":
+            other = reference_states(self.target, prompt).post_norm[0]
+        else:
+            other = self.states(prompt, "eager")
+        ours, its = self.states(prompt)[-NOISE_POSITIONS:], other[-NOISE_POSITIONS:]
         our_logits, its_logits = (self.target.logits(states).float() for states in (ours, its))
         noise = (our_logits - its_logits).abs().max().item()
         return noise, max(relative_error(ours, its), relative_error(our_logits, its_logits))
