@@ -34,6 +34,7 @@ from cgbench.models.config_fields import (
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+MTP_FILE = "mtp.safetensors"
 # Bytes of each of two tensors that are compared at once.
 _COMPARED_BYTES = 1 << 26
 # safetensors' names of types, in bits.
@@ -186,14 +187,29 @@ def tensor_files(ref: str) -> dict[str, Path]:
 
 
 def all_tensor_files(ref: str) -> dict[str, Path]:
-    """``tensor_files``, and what a folder's ``*mtp*.safetensors`` hold beside them: heads that were
-    exported anew may lie beside the index and not in it."""
-    files = tensor_files(ref)
-    others = set(Path(ref).glob("*mtp*.safetensors")) if Path(ref).is_dir() else set()
+    """``tensor_files``, and what ``mtp.safetensors`` or another of a folder's ``*mtp*.safetensors``
+    holds beside them: heads that were exported anew may lie beside the index and not in it, or
+    alone.
+
+    Raises ``ModelError`` where there is neither.
+    """
+    others = set(Path(ref).glob("*mtp*.safetensors")) if is_folder(ref) else _hub_mtp_file(ref)
+    files: dict[str, Path] = {}
+    if not others or _has_tensors(ref):
+        files = tensor_files(ref)
     for path in sorted(others - set(files.values())):
         with _opened(path) as file:
             files |= {name: path for name in file.keys() if name not in files}
     return files
+
+
+def _hub_mtp_file(ref: str) -> set[Path]:
+    path = _find_file(ref, MTP_FILE)
+    return set() if path is None else {path}
+
+
+def _has_tensors(ref: str) -> bool:
+    return any(_find_file(ref, name) is not None for name in (INDEX_FILE, SINGLE_FILE))
 
 
 def raw_config(ref: str) -> JsonObject:

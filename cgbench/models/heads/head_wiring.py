@@ -110,7 +110,8 @@ def differences(candidates: list[HeadFamily]) -> str:
         for name in WIRING
         if len(wirings) == 1 or len({wiring[name] for wiring in wirings.values()}) > 1
     ]
-    return "; ".join(
-        f"{name} ({', '.join(f'{point} {wiring[point]}' for point in shown)})"
+    points = {
+        name: ", ".join(f"{point} {wiring[point]}" for point in shown)
         for name, wiring in wirings.items()
-    )
+    }
+    return "; ".join(f"{name} ({said})" if said else name for name, said in points.items())
