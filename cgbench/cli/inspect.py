@@ -150,9 +150,10 @@ def _head_lines(found: "Inspection") -> list[tuple[str, str]]:
 
 def _module_words(head: "HeadFacts") -> str:
     """How many modules draft, of how many, and what the later ones are fed."""
+    if head.modules_stored == 1:
+        return "1"
     if head.modules == 1:
-        stored = "" if head.modules_stored == 1 else f" of {head.modules_stored}"
-        return f"1{stored}, run again for every draft step"
+        return f"1 of {head.modules_stored}, run again for every draft step"
     stored = "" if head.modules_stored == head.modules else f" of {head.modules_stored}"
     fed = {
         ModuleFeed.CHAIN: "the chain of the module before",

@@ -171,14 +171,14 @@ def _chosen(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> Hea
         return as_named[0]
     types = ", ".join(sorted(folder.model_types)) or "none"
     names = candidates[0].own_names(num_layers)
-    name, known = names[0], f"no head family is known for model type {types}"
+    name, known = names[0], f"but no head family is known for model type {types}"
     if typed:
         lacking = set(names) - set(typed[0].own_names(num_layers))
         name = min(lacking, default=name)
-        known = f"heads of model type {types} are of family {typed[0].name}"
+        known = f"but heads of model type {types} are of family {typed[0].name}"
     listed = list({family.name: family for family in [*typed, *candidates]}.values())
     raise MissingHeadError(
-        f"{folder.ref}: has {name}, but {known}; state one with --head-family: "
+        f"{folder.ref}: has {name}, {known}; state one with --head-family: "
         f"{differences(listed)}"
     )
 
