@@ -20,6 +20,7 @@ from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.calls import Decode, DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
 from cgbench.kernels.row_updates import RowState, commit
+from cgbench.kernels.windows.module_window import module_window
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
@@ -128,12 +129,7 @@ class Speculator:
 
 def take_row(hidden: Tensor, index: Tensor) -> Tensor:
     """Row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
-    return take_rows(hidden, index[:, None])
-
-
-def take_rows(hidden: Tensor, index: Tensor) -> Tensor:
-    """Rows ``index [B, R]`` of ``hidden [B, S, H]``, as ``[B, R, H]``."""
-    return hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
 
 
 @torch.inference_mode()
@@ -218,38 +214,12 @@ def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
 
 def draft_by_own_module(spec: Speculator, rows: RowState, step: int) -> None:
     """Draft ``step`` by the module of that step, over the k + step rows that this iteration made
-    certain or new. A window that would begin before position 0 is moved there."""
-    num_rows = rows.spec_tokens + step
-    before, moved = _moved(rows, step - 1), _moved(rows, step)
-    source, carry = rows.fed[:, : num_rows - 1], rows.carries[step - 2]
-    number = torch.arange(num_rows, device=moved.device)
-    with_carry = torch.cat([carry[rows.slot_of_row][:, None], source], dim=1)
-    index = (number + (moved - before)[:, None]).clamp(max=num_rows - 1)
-    hidden = take_rows(with_carry, index)
-    # The next iteration's window begins where this one's newest certain token is.
-    newest = take_row(source, (rows.num_accepted - before).clamp(min=0))
-    carry.index_copy_(0, rows.slot_of_row, newest[:, 0])
-    tokens = _following(rows, number + moved[:, None])
-    positions = (rows.seq_len - (step - 1) + moved)[:, None] + number
-    call = spec.decode_call(rows, positions)
-    block_out = spec.run_head(tokens, hidden, positions, call, step=step)
-    keep_fed(spec, rows, hidden, block_out, step)
-    last = rows.num_accepted + (step - 1) - moved
-    emit_draft(spec, rows, take_row(block_out, last), step)
-
-
-def _moved(rows: RowState, step: int) -> Tensor:
-    """``[b]``: how many rows of the window of draft ``step`` would lie before position 0."""
-    return (step - 1 - rows.seq_len).clamp(min=0)
-
-
-def _following(rows: RowState, index: Tensor) -> Tensor:
-    """The tokens at ``index [b, S]`` of those that follow position ``seq_len``: the accepted
-    drafts, the token after them, then the new drafts. Any valid token past those made."""
-    k, accepted = rows.spec_tokens, rows.num_accepted[:, None]
-    certain = rows.out.gather(1, index.clamp(max=k))
-    drafted = rows.drafts.gather(1, (index - accepted - 1).clamp(0, k - 1))
-    return torch.where(index <= accepted, certain, drafted)
+    certain or new."""
+    window = module_window(rows, step)
+    call = spec.decode_call(rows, window.positions)
+    block_out = spec.run_head(window.tokens, window.hidden, window.positions, call, step=step)
+    keep_fed(spec, rows, window.hidden, block_out, step)
+    emit_draft(spec, rows, take_row(block_out, window.newest), step)
 
 
 def keep_fed(

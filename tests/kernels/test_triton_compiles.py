@@ -41,6 +41,7 @@ from cgbench.kernels import (  # noqa: E402
     triton_winner,
 )
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
+from cgbench.kernels.windows import triton_window  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -58,6 +59,7 @@ MODULES = (
     triton_winner,
     triton_experts,
     triton_route,
+    triton_window,
 )
 
 
@@ -277,6 +279,22 @@ def route_kernels() -> None:
         triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
 
 
+def window_kernels() -> None:
+    """Of three modules at k = 3."""
+    for dtype, batch in ((torch.bfloat16, 1), (torch.bfloat16, 64), (torch.float32, 8)):
+        state = DecodeState(
+            spec_tokens=3,
+            max_batch_size=batch,
+            scratch_slot=batch,
+            hidden_size=4096,
+            dtype=dtype,
+            device=torch.device("cpu"),
+            num_modules=3,
+        )
+        for step in (2, 3):
+            triton_window.module_window(state.full, step)
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
@@ -289,7 +307,7 @@ def read_kernel() -> None:
         (scaled_kernels, 9, 0),
         (scaled_expert_kernels, 8, 0),
         # Float32, whose tiles fill twice the registers.
-        (attention_kernels, 7, 1),
+        (attention_kernels, 9, 1),
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
@@ -299,6 +317,7 @@ def read_kernel() -> None:
         (draw_kernel, 2, 0),
         (expert_kernels, 6, 0),
         (route_kernels, 4, 0),
+        (window_kernels, 4, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -335,6 +354,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     draw_kernel()
     expert_kernels()
     route_kernels()
+    window_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "st.global" not in before and "cp.async" not in before

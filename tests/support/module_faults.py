@@ -8,6 +8,7 @@ from torch import Tensor
 from cgbench.engine import iteration, prefill
 from cgbench.engine.iteration import Speculator
 from cgbench.kernels.row_updates import RowState
+from cgbench.kernels.windows import module_window
 from cgbench.models.heads.head import DraftHead, MtpModule
 from tests.support.mutations import MODULES, Patch, mutation
 
@@ -25,8 +26,10 @@ def first_module_reused(patch: Patch) -> None:
 @mutation("drafts", kind=MODULES)
 def module_fed_the_token_before(patch: Patch) -> None:
     """Module 2 has the token that module 1 had, and so on."""
-    real = iteration._following
-    patch.setattr(iteration, "_following", lambda rows, index: real(rows, (index - 1).clamp(min=0)))
+    real = module_window.following
+    patch.setattr(
+        module_window, "following", lambda rows, index: real(rows, (index - 1).clamp(min=0))
+    )
 
 
 @mutation("drafts", kind=MODULES)

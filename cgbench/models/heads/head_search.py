@@ -178,8 +178,7 @@ def _chosen(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> Hea
         known = f"but heads of model type {types} are of family {typed[0].name}"
     listed = list({family.name: family for family in [*typed, *candidates]}.values())
     raise MissingHeadError(
-        f"{folder.ref}: has {name}, {known}; state one with --head-family: "
-        f"{differences(listed)}"
+        f"{folder.ref}: has {name}, {known}; state one with --head-family: {differences(listed)}"
     )
 
 
