@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 TOKENS_A_CHUNK = 2048
@@ -55,6 +55,17 @@ def implementation_for(device: torch.device, dtype: torch.dtype) -> str:
     """
     in_other_dtype = device.type == "cuda" and dtype != torch.bfloat16
     return "batched_mm" if in_other_dtype else "grouped_mm"
+
+
+def take_over_loops(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """``model``, with ``dispatch_experts`` done to its layers, for weights of ``dtype`` on
+    ``device``. It comes before weights become FP8."""
+    config = model.config.get_text_config()
+    if dispatch_experts(model.get_decoder(), config):
+        config._experts_implementation = implementation_for(device, dtype)
+    return model
 
 
 def dispatch_experts(module: nn.Module, config: PretrainedConfig) -> bool:

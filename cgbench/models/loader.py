@@ -13,7 +13,7 @@ from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape
 from cgbench.models.checkpoint import check_files, tensor_files
-from cgbench.models.experts import implementation_for
+from cgbench.models.experts import implementation_for, take_over_loops
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
@@ -210,6 +210,7 @@ def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=request.dtype, **_implementations(plan)
         )
+    take_over_loops(model, request.device, request.dtype)
     device = torch.device("cpu") if splits else request.device
     scaled = plan.skeleton.scaled
     try:

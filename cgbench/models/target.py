@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
-from cgbench.models.experts import apply_in_chunks, dispatch_experts, implementation_for
+from cgbench.models.experts import apply_in_chunks, take_over_loops
 from cgbench.models.heads.head import DraftHead, head_layer_type
 from cgbench.models.recurrent_hook import hook_linear_layers
 from cgbench.models.routing import BalancedRouting, mixtures_of, probed_shapes
@@ -42,8 +42,7 @@ class Target:
         self.backbone: nn.Module = model.get_decoder()
         hook_linear_layers(self.backbone)
         self.config: PretrainedConfig = model.config.get_text_config()
-        if dispatch_experts(self.backbone, self.config):
-            self.config._experts_implementation = implementation_for(self.device, self.dtype)
+        take_over_loops(model, self.device, self.dtype)
         apply_in_chunks(self.backbone)
         self.vocab_size: int = model.get_output_embeddings().out_features
         self.hidden_size: int = self.config.hidden_size

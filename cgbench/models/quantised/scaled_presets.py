@@ -1,5 +1,6 @@
 """Random weights in FP8: a preset converts what public checkpoints of its kind convert."""
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -15,6 +16,10 @@ from cgbench.models.quantised.scheme import BLOCK
 _PLAIN = ("gate", "shared_expert_gate", "in_proj_a", "in_proj_b", "in_proj_ba")
 
 
+# A parameter of the block of a head's first module, or of a later one.
+_IN_BLOCK = re.compile(r"(later\.\d+\.)?block\.")
+
+
 def converted(module: nn.Module) -> dict[str, Size]:
     """The parameters of ``module``'s decoder layers that are to be FP8, and their scales' shapes.
 
@@ -28,7 +33,7 @@ def converted(module: nn.Module) -> dict[str, Size]:
 
 
 def _is_in_layer(name: str) -> bool:
-    return ".layers." in name or name.startswith("block.")
+    return ".layers." in name or _IN_BLOCK.match(name) is not None
 
 
 def _is_converted(module: nn.Module, name: str) -> bool:
