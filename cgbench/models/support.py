@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-import cgbench.models.added.step3p5  # noqa: F401
 from cgbench.errors import UnsupportedModelError
+from cgbench.models.added.step3p5 import Step3p5ForCausalLM
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.quantised.scheme import read_scheme
 from cgbench.models.recurrent_hook import GATED_DELTA_TYPES, LINEAR_ATTENTION
@@ -23,19 +23,27 @@ _AUTO_CLASSES = (
     (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
 )
 
+_ADDED: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
+    Step3p5ForCausalLM.config_class: Step3p5ForCausalLM
+}
+"""What transformers has a config for and no causal LM."""
+
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 # transformers' rotary types that recompute their frequencies from the largest position.
 HOST_READ_ROPE_TYPES = {"dynamic", "longrope"}
 
 
 def auto_class_for(config: PretrainedConfig) -> Any:
-    """transformers' Auto class that makes this model; of a multimodal one only text is run.
+    """transformers' Auto class that makes this model, or a class of ours that makes it alike. Of a
+    multimodal one only text is run.
 
     Raises ``UnsupportedModelError`` where there is none.
     """
     for mapping, auto_class in _AUTO_CLASSES:
         if type(config) in mapping:
             return auto_class
+    if type(config) in _ADDED:
+        return _ADDED[type(config)]
     raise UnsupportedModelError(
         f"MODEL: {config.model_type} is no decoder-only language model that transformers knows"
     )
@@ -46,7 +54,8 @@ def class_name(config: PretrainedConfig) -> str:
     for mapping, _ in _AUTO_CLASSES:
         if type(config) in mapping:
             return str(mapping[type(config)].__name__)
-    return str(config.model_type)
+    added = _ADDED.get(type(config))
+    return str(config.model_type) if added is None else added.__name__
 
 
 def check_config(config: PretrainedConfig) -> None:

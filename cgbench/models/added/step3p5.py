@@ -1,12 +1,12 @@
 """Step-3.5 is Step-3.7's text side alone, for which transformers has a config and no causal LM.
 
-Importing this module registers the class with transformers, and what its checkpoints' names mean.
+Importing this module tells transformers what its checkpoints' names mean.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, GenerationMixin
+from transformers import GenerationMixin
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -34,6 +34,12 @@ class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):  # type: igno
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @classmethod
+    def from_config(cls, config: Step3p7TextConfig, **choices: Any) -> "Step3p5ForCausalLM":
+        """A model of ``config``, as transformers' Auto classes make one."""
+        made: Step3p5ForCausalLM = cls._from_config(config, **choices)
+        return made
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -48,14 +54,11 @@ class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):  # type: igno
 
 
 def _register() -> None:
-    if Step3p7TextConfig in MODEL_FOR_CAUSAL_LM_MAPPING:
-        # A later transformers has a class of its own.
-        return
-    AutoModelForCausalLM.register(Step3p7TextConfig, Step3p5ForCausalLM, exist_ok=True)
+    """Have transformers rename and fuse what Step-3.7's checkpoints and these call alike."""
     within_layers = (r"moe", r"share_expert")
     mapping = [
         each
-        for each in get_checkpoint_conversion_mapping("step3p7")
+        for each in get_checkpoint_conversion_mapping("step3p7") or ()
         if any(part in pattern for pattern in each.source_patterns for part in within_layers)
     ]
     register_checkpoint_conversion_mapping(Step3p5ForCausalLM.__name__, mapping, overwrite=True)
