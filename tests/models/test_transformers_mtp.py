@@ -13,12 +13,11 @@ from transformers.modeling_layers import MtpModel
 
 from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
-from cgbench.models.heads.families import DEEPSEEK, STEP
+from cgbench.models.heads.families import DEEPSEEK
 from cgbench.models.loader import load_model
 from cgbench.models.loading_plan import Loading
 from cgbench.request.parts import HeadWiring
 from tests.support.tiny import (
-    MORE_CONFIGS,
     make_checkpoint,
     make_speculator,
     make_state,
@@ -90,15 +89,13 @@ def test_drafts_equal_transformers(
         monkeypatch.undo()
 
 
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe"])
 def test_drafts_of_three_modules_equal_transformers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with its own KV of the prompt and of the accepted tokens."""
-    # It reads the limits of the target's first layers for the modules.
-    no_limits = {"swiglu_limits": None, "swiglu_limits_shared": None}
-    text = MORE_CONFIGS["step3p7"].to_dict()["text_config"] | no_limits
-    made = {"family": STEP, "seed": 3, "num_modules": 3, "text_config": text}
-    folder = make_checkpoint(tmp_path, "step3p7", **made)
+    made = {"family": DEEPSEEK, "seed": 3, "num_modules": 3, "num_nextn_predict_layers": 3}
+    folder = make_checkpoint(tmp_path, kind, **made)
     for prompt in random_prompts(4, seed=2):
         model = reference_model(folder)
         expected = theirs(model, prompt, monkeypatch, r"(^|\.)layers\.[234]\.")
