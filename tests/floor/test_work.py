@@ -18,7 +18,11 @@ TARGETS = CONFIGS | MORE_CONFIGS
 def stored(module: nn.Module) -> int:
     """Elements of all matrices; a router's correction of the scores is none."""
     named = module.named_parameters()
-    return sum(p.numel() for name, p in named if p.dim() > 1 and "correction" not in name)
+    # Experts' biases are matrices too, of an expert each row.
+    left_out = ("correction", "bias")
+    return sum(
+        p.numel() for name, p in named if p.dim() > 1 and not any(word in name for word in left_out)
+    )
 
 
 def multiplied(work: ForwardWork) -> int:
