@@ -1,4 +1,4 @@
-"""``python -m cgbench``: the same as the ``cgbench`` console script."""
+"""Run ``python -m cgbench``, which is the same as the ``cgbench`` console script."""
 
 from cgbench.cli import main
 

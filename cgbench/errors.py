@@ -1,7 +1,7 @@
-"""The one exception tree. Every message names the flag or the file that mends it.
+"""Define the one exception tree, and the exit code that each exception leads to.
 
-Exit codes are the command line's contract (see ``ExitCode``). An exception carries the one that it
-leads to, so the command line needs no table of its own.
+Every message names the flag or the file that mends the problem. Exit codes are the command line's
+contract (see ``ExitCode``). An exception carries its own, so the command line needs no table.
 """
 
 from collections.abc import Collection
@@ -9,10 +9,11 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means, everywhere.
+    """An exit code is the exit status of a command, with the same meaning in every command.
 
-    ``FAULT`` and ``READER_GONE`` are no answers. The first is a mistake in cgbench itself, the
-    second a reader that closed the pipe: 70 as in ``sysexits.h``, 141 as a shell reports SIGPIPE.
+    ``FAULT`` and ``READER_GONE`` are no answers. ``FAULT`` is a mistake in cgbench itself: 70, as
+    in ``sysexits.h``. ``READER_GONE`` is a reader that closed the pipe: 141, as a shell reports
+    SIGPIPE.
     """
 
     OK = 0
@@ -24,31 +25,38 @@ class ExitCode(IntEnum):
     READER_GONE = 141
 
 
-# Of several answers the first of these is the one that counts.
+# Of several answers the first in this order counts.
 _PRECEDENCE = (ExitCode.ANSWER_IS_NO, ExitCode.CANNOT, ExitCode.INCONCLUSIVE)
 
 
 def foremost(codes: Collection[ExitCode]) -> ExitCode:
-    """The code of a command that found several: 1 > 3 > 4 > 0."""
+    """Return the exit code of a command that found several answers, in the order 1 > 3 > 4 > 0."""
     return next((code for code in _PRECEDENCE if code in codes), ExitCode.OK)
 
 
 class CgbenchError(Exception):
-    """A user can mend this. The message is one line and is shown as it is."""
+    """This error is the base of all errors that a user can mend.
+
+    The message is one line and is shown as it is.
+    """
 
     exit_code: ExitCode = ExitCode.BAD_INPUT
 
 
 class BadInputError(CgbenchError):
-    """A flag's value or a file cannot be used as given."""
+    """This error means that a flag's value or a file cannot be used as given."""
 
 
 class PlanError(BadInputError):
-    """An engine would refuse the capture sizes, or they do not fit the request."""
+    """This error means that an engine refuses the capture sizes, or that they do not fit the
+    request."""
 
 
 class RefusedPlanError(PlanError):
-    """A policy's engine refuses the request. ``reason`` leaves out the policy's name."""
+    """This error means that the engine of a policy refuses the request.
+
+    ``reason`` leaves out the policy's name.
+    """
 
     def __init__(self, policy: str, reason: str) -> None:
         super().__init__(f"{policy} refuses {reason}")
@@ -56,53 +64,66 @@ class RefusedPlanError(PlanError):
 
 
 class ModelError(BadInputError):
-    """A model reference or a checkpoint cannot be loaded."""
+    """This error means that a model reference or a checkpoint cannot be loaded."""
 
 
 class MissingHeadError(ModelError):
-    """Tensors of the draft head are missing in the checkpoint."""
+    """This error means that a checkpoint holds no draft head that can be used.
+
+    Tensors of the head are missing, or do not fit the target.
+    """
 
 
 class RunDirectoryError(BadInputError):
-    """A run directory exists already, is damaged, or does not fit the arguments."""
+    """This error means that a run directory exists already, is damaged, or does not fit the
+    arguments."""
 
 
 class CannotError(CgbenchError):
-    """The input is sound, and this machine or this build cannot serve it."""
+    """This error means that the input is sound, but this machine or this build cannot serve it."""
 
     exit_code = ExitCode.CANNOT
 
 
 class UnsupportedModelError(CannotError):
-    """The model's forward cannot go through the engine's attention."""
+    """This error means that the model cannot be run as asked, or that its forward cannot be
+    captured."""
 
 
 class DeviceError(CannotError):
-    """The device asked for is not there."""
+    """This error means that the device asked for is not there, or is not the kind that a flag
+    needs."""
 
 
 class OutOfMemoryError(CannotError):
-    """Device memory ran out; the message says where and what to lower."""
+    """This error means that device memory ran out.
+
+    The message states where it ran out and what to lower.
+    """
 
 
 class OutputError(CannotError):
-    """A folder was begun and cannot be written any more."""
+    """This error means that a folder or a file of results cannot be written, or not any more."""
 
 
 class CaptureError(CannotError):
-    """A graph could not be captured, or is not the graph that the plan asked for."""
+    """This error means that a graph could not be captured, or is not the graph that the plan asked
+    for."""
 
 
 class RanksError(CannotError):
-    """A rank of a tensor parallel run does not come along."""
+    """This error means that a rank of a tensor parallel run does not come along."""
 
 
 class RankLostError(RanksError):
-    """A rank ends because another one is gone."""
+    """This error means that a rank ends because another rank is gone."""
 
 
 class ProcessError(CannotError):
-    """A process of this run ended badly. The exit code is the one that it gave."""
+    """This error means that a process of this run ended badly.
+
+    ``exit_code`` is the code with which the process ended.
+    """
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
@@ -110,10 +131,10 @@ class ProcessError(CannotError):
 
 
 class RankFailedError(ProcessError):
-    """A rank failed by itself. The message is its own."""
+    """This error means that a rank failed by itself. The message is the rank's own."""
 
 
-# What the machine or a library for it ends with: no disk, no memory, no package, a device's error.
+# Errors of the machine or of a library for it: no disk, no memory, no package, a device's error.
 _OF_THE_MACHINE = (OSError, MemoryError, ImportError, RuntimeError)
 _DEVICE_LIBRARIES = frozenset({"torch", "triton"})
 # RuntimeErrors by descent that no machine raises.
@@ -121,7 +142,10 @@ _MISTAKES = (RecursionError, NotImplementedError)
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an exception is a mistake in cgbench: neither ours to raise nor the machine's."""
+    """Return whether an exception is a mistake in cgbench.
+
+    It is none if it is of this tree, or comes from the machine or from a device's library.
+    """
     if isinstance(error, _MISTAKES):
         return True
     library = type(error).__module__.partition(".")[0]
@@ -131,14 +155,18 @@ def is_fault(error: BaseException) -> bool:
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """The exit code that an exception leads to."""
+    """Return the exit code that an exception leads to."""
     if isinstance(error, CgbenchError):
         return error.exit_code
     return ExitCode.FAULT if is_fault(error) else ExitCode.CANNOT
 
 
 def one_line(error: Exception) -> str:
-    """An error as it is shown: ours say it all, of any other the type and its first line."""
+    """Return the one line in which an error is shown.
+
+    An error of this tree shows its message. Any other shows its type, the first line of its
+    message, and what to do next.
+    """
     if isinstance(error, CgbenchError):
         return str(error)
     lines = str(error).strip().splitlines() or ["(no message)"]
@@ -149,6 +177,6 @@ def one_line(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """An exception's message on one line, or its type where it has none."""
+    """Return the first line of an exception's message, or its type if it has no message."""
     text = str(error).strip().splitlines()
     return text[0] if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Read what every input shares: numbers within bounds, files of bounded size, and JSON."""
+"""Check what every input shares: numbers within bounds, files of bounded size, and JSON."""
 
 import json
 import re
@@ -11,38 +11,46 @@ from typing import Any, TypeAlias
 from cgbench.errors import BadInputError
 
 JsonObject: TypeAlias = dict[str, Any]
-"""An object of a JSON file that somebody else wrote, or that has yet to be checked."""
+"""This is an object of a JSON file that somebody else wrote, or that has yet to be checked."""
 
 MAX_WHOLE = 2**31 - 1
-"""The most that a flag or field may count: what 32-bit indices of tensors reach."""
+"""A flag or field may count this much at most, because tensors have 32-bit indices."""
 
 MAX_SHOWN = 60
-"""Characters of a bad value that an error line shows."""
+"""An error line shows at most this many characters of a bad value."""
 
 MAX_DEPTH = 32
-"""Lists and objects within each other: far more than anything of ours has."""
+"""Lists and objects of our own files may be nested at most this deep.
+
+That is far more than any of them needs.
+"""
 
 MAX_INTEGER = 2**64
 
-# What XML cannot hold, and what a terminal would obey.
+# XML cannot hold these characters, and a terminal would obey some of them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 _SURROGATES = range(0xD800, 0xE000)
 
 
 def shown(value: object) -> str:
-    """A bad value as an error line shows it: text, or anything else as JSON, on one line, cut if
-    long."""
+    """Return a bad value as an error line shows it.
+
+    Text stays text, and anything else becomes JSON. The result is one line and is cut if it is
+    long.
+    """
     text = shown_whole(value if isinstance(value, str) else json.dumps(value, default=str))
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text):,} characters)"
 
 
 def shown_whole(text: str) -> str:
-    """The name of a file as an error line shows it: uncut, what cannot be printed escaped."""
+    """Return the name of a file as an error line shows it: uncut, with unprintable characters
+    escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_whole(flag: str, value: int, least: int, most: int = MAX_WHOLE) -> None:
-    """Raises ``BadInputError`` where a flag's ``value`` is not ``least`` to ``most``."""
+    """Check that a flag's ``value`` is from ``least`` to ``most``. Raise ``BadInputError`` if it is
+    not."""
     if value < least:
         raise BadInputError(f"{flag} {shown(value)}: must be at least {least}")
     if value > most:
@@ -50,25 +58,25 @@ def check_whole(flag: str, value: int, least: int, most: int = MAX_WHOLE) -> Non
 
 
 def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raises ``BadInputError`` for the first of ``names`` that is not ``known``."""
+    """Check that all ``names`` are ``known``. Raise ``BadInputError`` for the first that is not."""
     if unknown := [name for name in names if name not in known]:
-        raise BadInputError(f"{flag} {unknown[0]}: unknown; choose of {','.join(known)}")
+        raise BadInputError(f"{flag} {unknown[0]}: unknown. Choose of {','.join(known)}")
 
 
 def check_file(
     label: str, file: Path, most_bytes: int, error: type[BadInputError] = BadInputError
 ) -> None:
-    """Refuse what is no regular file of at most ``most_bytes``, before it is opened.
+    """Check that ``file`` is a regular file of at most ``most_bytes``, before it is opened.
 
-    A pipe would wait for its writer, and a huge file would fill the memory. Raises ``error``, whose
-    message starts with ``label``.
+    A pipe would wait for its writer, and a huge file would fill the memory. Raise ``error`` if the
+    check fails. Its message starts with ``label``.
     """
     try:
         status = file.stat()
     except (OSError, ValueError) as problem:
         raise error(f"{label}: {_reason(problem)}") from problem
     if not stat.S_ISREG(status.st_mode):
-        raise error(f"{label}: must be a file; this is {_kind(status.st_mode)}")
+        raise error(f"{label}: must be a file, this is {_kind(status.st_mode)}")
     if status.st_size > most_bytes:
         raise error(f"{label}: {status.st_size:,} bytes, must be at most {most_bytes:,}")
 
@@ -80,7 +88,10 @@ def read_text(
     error: type[BadInputError] = BadInputError,
     encoding: str = "utf-8",
 ) -> str:
-    """The text of a file that ``check_file`` does not refuse. Raises ``error`` as it does."""
+    """Return the text of a file that passes ``check_file``.
+
+    Raise ``error`` if it does not pass, cannot be read, or is not in ``encoding``.
+    """
     check_file(label, file, most_bytes, error)
     try:
         return file.read_text(encoding=encoding)
@@ -88,11 +99,14 @@ def read_text(
         raise error(f"{label}: {_reason(problem)}") from problem
     except UnicodeDecodeError as problem:
         at = f"byte {problem.start} ({problem.object[problem.start]:#04x})"
-        raise error(f"{label}: must be utf-8; {at} is not") from problem
+        raise error(f"{label}: must be utf-8. {at} is not") from problem
 
 
 def _reason(problem: Exception) -> str:
-    """Why a file cannot be read. An ``OSError``'s own text would name the file a second time."""
+    """Return why a file cannot be read.
+
+    An ``OSError``'s own text would name the file a second time.
+    """
     reason = problem.strerror if isinstance(problem, OSError) else None
     return reason or str(problem)
 
@@ -103,13 +117,15 @@ def _kind(mode: int) -> str:
 
 
 class _RepeatedKeyError(ValueError):
-    """An object that has one key twice: which of its values is meant cannot be known."""
+    """This error means that an object has one key twice, so nobody can know which value is
+    meant."""
 
 
 def parse_json(label: str, text: str, error: type[BadInputError] = BadInputError) -> Any:
-    """What JSON text of somebody else holds; numbers may be NaN or infinite.
+    """Return the content of JSON text that somebody else wrote. Numbers may be NaN or infinite.
 
-    Raises ``error``, whose message starts with ``label``.
+    Raise ``error`` if the text is not JSON, is nested too deep or has a key twice. An integer of
+    over 4,300 digits is refused too. The message starts with ``label``.
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -120,16 +136,16 @@ def parse_json(label: str, text: str, error: type[BadInputError] = BadInputError
     except _RepeatedKeyError as problem:
         raise error(f"{label}: {problem}") from problem
     except ValueError as problem:
-        # Python reads no number of more digits; its message is about Python.
+        # Python reads no number of more digits, and its own message is about Python.
         raise error(f"{label} holds a number of over 4,300 digits") from problem
 
 
 def parse_own_json(text: str) -> Any:
-    """What JSON text that cgbench wrote holds.
+    """Return the content of JSON text that cgbench wrote.
 
-    Raises ``ValueError`` with one line if it is not JSON, has a key twice, or more than
-    ``MAX_DEPTH`` levels. Numbers must be finite and within 64 bits. Text has no half of a surrogate
-    pair, and no control character that is no white space.
+    Raise ``ValueError`` with one line if it is not JSON, has a key twice, or more than
+    ``MAX_DEPTH`` levels. Numbers must be finite and within 64 bits. Text must not hold half of a
+    surrogate pair. Control characters are refused, except tab, line feed and carriage return.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
@@ -166,7 +182,7 @@ def _check(value: Any) -> None:
 
 
 def _checked(value: Any) -> Iterable[Any]:
-    """What ``value`` holds, itself looked at."""
+    """Check ``value`` itself, and return the values inside it."""
     match value:
         case dict():
             return [*value, *value.values()]
@@ -191,9 +207,9 @@ def _check_text(text: str) -> None:
 
 
 def lone_surrogate(text: str) -> str | None:
-    """The first half of a surrogate pair that ``text`` holds alone, as JSON escapes it.
+    """Return the first lone surrogate in ``text`` as JSON escapes it, or None if there is none.
 
-    JSON can state one, and nothing can encode it.
+    JSON can state half of a surrogate pair, and nothing can encode it.
     """
     if text.isascii():
         return None

@@ -1,11 +1,14 @@
-"""How a long call reports what it is doing: a protocol, and the silence that is its default."""
+"""Define how a long call reports what it is doing.
+
+``Progress`` is the protocol. ``Silent`` is its default and shows nothing.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
 class Bar(Protocol):
-    """A progress bar that is shown."""
+    """A ``Bar`` controls a progress bar while it is shown."""
 
     def at(self, title: str) -> None:
         """Name the step that begins."""
@@ -17,7 +20,7 @@ class Bar(Protocol):
 
 
 class Progress(Protocol):
-    """Where a call reports what it is doing. Nothing is printed by any other way.
+    """A ``Progress`` is where a call reports what it is doing. Nothing is printed in any other way.
 
     Bars and work without steps do not overlap. With several ranks the object is pickled, and the
     first rank alone reports.
@@ -28,11 +31,11 @@ class Progress(Protocol):
         ...
 
     def log(self, text: str) -> None:
-        """Report a line that a bar or spinner replaces where one is shown."""
+        """Report a line that is left out where a bar or a spinner is shown."""
         ...
 
     def working(self, title: str) -> AbstractContextManager[None]:
-        """Show ``title`` while something without steps is done."""
+        """Show ``title`` while work without steps is done."""
         ...
 
     def bar(self, title: str, total: int) -> AbstractContextManager[Bar]:
@@ -41,7 +44,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """The progress, and the bar, that show nothing."""
+    """A ``Silent`` is a progress and a bar that show nothing."""
 
     def say(self, text: str) -> None:
         pass

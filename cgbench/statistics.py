@@ -1,10 +1,11 @@
 """Compute a time's value and its standard error from blocks or processes.
 
-The stopping rule that ends a run uses it, and so does the comparison that judges it. So a cell is
-measured until it is known as well as the gate will know it. Nothing is drawn.
+The stopping rule that ends a run uses this module, and so does the comparison that judges the run.
+So a cell is measured until it is known as well as the gate will know it. No random numbers are
+drawn.
 
-Iterations inside a block are correlated, and a block's median is one observation. A cell's centre
-is the median of its blocks. Its standard error is the bootstrap's over resampled blocks, in closed
+Iterations inside a block are correlated, so a block's median is one observation. A cell's centre is
+the median of its blocks. Its standard error is the bootstrap's over resampled blocks, in closed
 form. The distribution of a resample's two middle order statistics is known exactly (Maritz and
 Jarrett, JASA 73, 1978, for odd sizes). The even case counts the same way.
 """
@@ -22,32 +23,42 @@ from scipy.special import betainc, gammaln, stdtrit
 Floats: TypeAlias = NDArray[np.float64]
 
 CONFIDENCE = 0.95
-"""Of the half-width that a run reports and stops by."""
+"""This is the confidence of the half-width that a run reports and stops by."""
 
-# More would ask for over nineteen times the blocks; in few blocks it looks like a trend.
+# More would ask for over nineteen times the blocks. In few blocks it looks like a trend.
 MAX_CORRELATION = 0.9
 
 
-# How far from the middle a resample's may lie, in standard deviations of its rank, sqrt(n) / 2.
-# Past it is less than a float64 tells, and n blocks need some 100 n numbers, not n squared.
+# How far from the middle a resample's middle may lie, in standard deviations of its rank,
+# sqrt(n) / 2. The chance of more is below a float64's precision. So n blocks need some 100 n
+# numbers, not n squared.
 REACH = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value, its standard error (infinite where nothing tells it) and degrees of freedom."""
+    """An estimate is a value with its standard error and its degrees of freedom.
+
+    The error is infinite if the data does not determine it, as with a single block.
+    """
 
     value: float
     error: float = 0.0
     freedom: float = inf
 
     def half_width(self, level: float) -> float:
-        """Half the two-sided interval by Student's t; without error 0."""
+        """Return half the width of the two-sided interval at ``level``, by Student's t.
+
+        It is 0 if there is no error.
+        """
         return self.error * float(stdtrit(self.freedom, (1 + level) / 2)) if self.error else 0.0
 
 
 def median_estimate(values: Floats) -> Estimate:
-    """The median of independent ``values [n]``, with its bootstrap standard error."""
+    """Return the median of independent ``values [n]``, with its bootstrap standard error.
+
+    The error is infinite for fewer than two values.
+    """
     n = len(values)
     middle = float(np.median(values))
     if n < 2:
@@ -62,19 +73,20 @@ def median_estimate(values: Floats) -> Estimate:
 
 
 def blocks_estimate(values: Floats) -> Estimate:
-    """The median of ``values [n]``, one a block and in the order measured: as
-    ``median_estimate``, its error widened by what neighbours share."""
+    """Return the median of ``values [n]``, one a block, in the order measured.
+
+    It is ``median_estimate`` with an error that is widened by the correlation of neighbours.
+    """
     plain = median_estimate(values)
     return Estimate(plain.value, plain.error * sqrt(repetition(values)), plain.freedom)
 
 
 def repetition(values: Floats) -> float:
-    """How many of n correlated blocks tell as much as one of independent ones, at least 1; n over
-    it is the effective sample size.
+    """Return how many correlated blocks are worth one independent block, at least 1.
 
-    It is (1 + r) / (1 - r), as of a first-order autoregression. r is the lag-1 autocorrelation
-    without its bias of -(1 + 3r) / n (Marriott and Pope, Biometrika 41, 1954). Below 0 it counts as
-    0.
+    The number of blocks divided by it is the effective sample size. It is (1 + r) / (1 - r), as for
+    a first-order autoregression. r is the lag-1 autocorrelation without its bias of -(1 + 3r) / n
+    (Marriott and Pope, Biometrika 41, 1954). It is held between 0 and ``MAX_CORRELATION``.
     """
     n = len(values)
     away = values - values.mean()
@@ -87,10 +99,11 @@ def repetition(values: Floats) -> float:
 
 
 def processes_estimate(values: Floats) -> Estimate:
-    """The mean of ``values [n]``, one a process: what differs between processes is in its error.
+    """Return the mean of ``values [n]``, one a process, with its standard error.
 
-    It is a mean, because of three to five values the bootstrap's error of a median is far too
-    small.
+    The error holds what differs between processes. It is infinite for one process. The value is a
+    mean and not a median, because the bootstrap's error of a median of three to five values is far
+    too small.
     """
     n = len(values)
     error = float(values.std(ddof=1)) / sqrt(n) if n > 1 else inf
@@ -98,13 +111,15 @@ def processes_estimate(values: Floats) -> Estimate:
 
 
 def log_length_estimate(accepted: Sequence[float], drafted: float) -> Estimate:
-    """The log of the mean acceptance length, from counts per draft position.
+    """Return the log of the mean acceptance length, from counts per draft position.
 
-    A draft is accepted only after all before it, so the counts give every row's ``accepted``:
-    its variance is exact. Half a row is added to each of the k + 1 outcomes for the variance
-    alone (Jeffreys), for rates of 0 or 1 in a few rows are no certainty. Rows count as
-    independent; those of one request are not quite, and prompts are the same in both runs: the
-    first makes the interval too narrow, the second too wide.
+    ``accepted`` counts accepted drafts at each of k positions, over ``drafted`` rows. A draft is
+    accepted only after all before it, so the counts determine the exact variance. Half a row is
+    added to each of the k + 1 outcomes for the variance alone (Jeffreys). A rate of 0 or 1 in a few
+    rows is no certainty.
+
+    Rows count as independent. Those of one request are not quite, which makes the interval too
+    narrow. Prompts are the same in both runs, which makes it too wide.
     """
     k = len(accepted)
     length = 1 + sum(accepted) / drafted
@@ -116,7 +131,7 @@ def log_length_estimate(accepted: Sequence[float], drafted: float) -> Estimate:
 
 
 def difference(left: Estimate, right: Estimate) -> Estimate:
-    """``left - right`` of independent estimates; degrees of freedom after Welch."""
+    """Return ``left - right`` of independent estimates, with degrees of freedom after Welch."""
     error = hypot(left.error, right.error)
     if error in (0, inf):
         return Estimate(left.value - right.value, error, 1)
@@ -125,15 +140,20 @@ def difference(left: Estimate, right: Estimate) -> Estimate:
 
 
 def adjusted_level(confidence: float, num_intervals: int) -> float:
-    """The level of each of ``num_intervals`` that makes ``confidence`` hold for all together."""
+    """Return the level of each of ``num_intervals`` intervals that are to hold together.
+
+    ``confidence`` is that of all of them together (Bonferroni).
+    """
     return 1 - (1 - confidence) / max(num_intervals, 1)
 
 
 @lru_cache(maxsize=64)
 def _middle_pairs(n: int) -> Floats:
-    """Return ``[m, m]``: the chance that order statistics i <= j are the two that a resample of n
-    has in its middle. An odd n has one in its middle, so only the diagonal counts. Of the middle m
-    of n.
+    """Return ``[m, m]``: the chance of each pair of order statistics i <= j.
+
+    The pair is the two that a resample of n has in its middle. An odd n has one in its middle, so
+    only the diagonal counts. Only the m order statistics in the middle of n are looked at
+    (``REACH``).
     """
     lower = (n + 1) // 2
     first = max(lower - ceil(REACH * sqrt(n) / 2), 1)
@@ -142,7 +162,8 @@ def _middle_pairs(n: int) -> Floats:
     is_lower = np.diff(betainc(lower, n - lower + 1, edges))
     if n % 2:
         return np.diag(is_lower)
-    # i < j: half the draws are at most i with one i among them, the others at least j with one j.
+    # For i < j, half the draws are at most i, with one i among them. The others are at least j,
+    # with one j among them.
     ways = gammaln(n + 1) - 2 * gammaln(lower + 1)
     below = lower * np.log(rank / n) + np.log1p(-(((rank - 1) / rank) ** lower))
     is_apart = rank[:, None] < rank

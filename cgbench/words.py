@@ -1,4 +1,7 @@
-"""These words are the vocabulary that every room uses. The standard library alone."""
+"""Define the words that every part of cgbench uses, such as scopes, stages and verdicts.
+
+This module imports the standard library alone.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +9,8 @@ from typing import ClassVar
 
 
 class Scope(StrEnum):
-    """A scope is what was asked for: no graphs, one a phase, or one for the whole iteration."""
+    """A scope is what was asked for: no graphs, a graph for each phase, or one for the whole
+    iteration."""
 
     EAGER = "eager"
     PHASE = "phase"
@@ -21,18 +25,19 @@ class Mode(StrEnum):
 
 
 class Status(StrEnum):
-    """A status says whether a cell's numbers can be trusted, and if not, why."""
+    """A status records whether a cell's numbers can be trusted, and the reason if they cannot."""
 
     OK = "ok"
     AUDIT_FAILED = "audit_failed"
     OOM = "oom"
     DISTURBED = "disturbed"
     FLOOR_BEATEN = "floor_beaten"
-    """Faster than its floor by more than is known of both: the floor is wrong."""
+    """The cell was faster than its floor by more than the uncertainty of both, so the floor is
+    wrong."""
 
 
 class Verdict(StrEnum):
-    """A verdict is what a comparison says about one quantity.
+    """A verdict is the answer of a comparison about one quantity.
 
     ``faster`` and ``improved`` are one answer, for times and for the rest. ``changed`` is a fact
     that differs and is neither good nor bad.
@@ -48,12 +53,13 @@ class Verdict(StrEnum):
 
 
 class Routing(StrEnum):
-    """Routing is how the tokens of a mixture of experts choose theirs."""
+    """A routing is the way in which the tokens of a mixture of experts choose their experts."""
 
     MODEL = "model"
-    """By the model's own router; a dense model's too, which has nothing to choose."""
+    """The model's own router chooses. A dense model has this routing too, with nothing to
+    choose."""
     BALANCED = "balanced"
-    """Drawn evenly, whatever the router says: see ``models.routing``."""
+    """Experts are drawn evenly, and the router's choice is not used. See ``models.routing``."""
 
 
 class Phase(StrEnum):
@@ -66,36 +72,37 @@ class Phase(StrEnum):
 
     @property
     def scope(self) -> Scope:
-        """The scope whose graphs hold this."""
+        """Return the scope whose graphs hold this phase."""
         return Scope.ITERATION if self is Phase.ITERATION else Scope.PHASE
 
 
 class StageKind(StrEnum):
-    """A stage kind is what is timed of an iteration. Each draft step is a stage of its own."""
+    """A stage kind is a kind of work that is timed in an iteration. Each draft step is a stage of
+    its own."""
 
     VERIFY = "verify"
     ACCEPT = "accept"
     DRAFT = "draft"
     COMMIT = "commit"
     ITERATION = "iteration"
-    """All of these, timed as one."""
+    """All of the kinds above are timed as one."""
     COLLECTIVES = "collectives"
-    """What the ranks exchange in an iteration, timed alone."""
+    """The exchange between ranks of an iteration is timed alone."""
     HOST_GAP = "host_gap"
-    """Wall time minus GPU time, in thin samples alone. It may be negative, because a read-back may
-    overlap the next iteration."""
+    """The wall time minus the GPU time, in thin samples alone. It may be negative, because a
+    read-back may overlap the next iteration."""
 
 
 PIECES = (StageKind.VERIFY, StageKind.ACCEPT, StageKind.DRAFT, StageKind.COMMIT)
-"""What an iteration consists of, in order."""
+"""These stage kinds make up an iteration, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A stage is a timed piece of an iteration. ``str`` gives its name in files and profilers.
 
-    ``first`` and ``last`` are draft steps, counted from 1. They are None where the stage is no
-    draft, or all drafts together.
+    ``first`` and ``last`` are draft steps, counted from 1. They are None if the stage is no draft,
+    or if it is all drafts together.
     """
 
     VERIFY: ClassVar["Stage"]
@@ -111,18 +118,18 @@ class Stage:
 
     @classmethod
     def draft(cls, step: int, last: int | None = None) -> "Stage":
-        """Draft ``step``, or the drafts ``step`` to ``last`` together."""
+        """Return the stage of draft ``step``, or of the drafts ``step`` to ``last`` together."""
         return cls(StageKind.DRAFT, step, step if last is None else last)
 
     @classmethod
     def of_iteration(cls, spec_tokens: int) -> "tuple[Stage, ...]":
-        """The stages of one iteration, in order."""
+        """Return the stages of one iteration of ``spec_tokens`` drafts, in order."""
         drafts = map(cls.draft, range(1, spec_tokens + 1))
         return (cls.VERIFY, cls.ACCEPT, *drafts, cls.COMMIT)
 
     @classmethod
     def parse(cls, name: str) -> "Stage":
-        """The stage of that name. Raises ``ValueError`` where there is none."""
+        """Return the stage with the given name. Raise ``ValueError`` if there is none."""
         if name in [*StageKind]:
             return cls(StageKind(name))
         kind, _, steps = name.rpartition("_")
@@ -148,8 +155,10 @@ Stage.HOST_GAP = Stage(StageKind.HOST_GAP)
 
 
 class Quant(StrEnum):
-    """How weights are held and multiplied: plain, or FP8 whose values multiply activations that are
-    not quantised."""
+    """A quant is the way in which weights are held and multiplied.
+
+    ``w8a16`` holds FP8 weights and multiplies them by activations that are not quantised.
+    """
 
     NONE = "none"
     W8A16 = "w8a16"

@@ -11,7 +11,7 @@ find_python() {
             return
         fi
     done
-    echo "error: Python 3.11 or newer is needed; set PYTHON to one" >&2
+    echo "error: Python 3.11 or newer is needed. Set PYTHON to one" >&2
     return 2
 }
 
@@ -22,7 +22,7 @@ setup_venv() {
         echo "making .venv with $("$python" --version)" >&2
         "$python" -m venv "$venv"
     fi
-    # Installed once for each state of the two files; a stamp tells.
+    # Installed once for each state of the two files, which a stamp records.
     stamp=$venv/installed$extras
     want=$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" | cksum)
     if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then

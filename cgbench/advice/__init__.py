@@ -1,4 +1,4 @@
-"""What to choose, from what was measured: which k, which schedule, and why an iteration is slow.
+"""This package advises which k and schedule to choose, and why an iteration is slow.
 
-No torch. Where intervals overlap, nothing here gives advice.
+The advice comes from measured runs. No torch. If intervals overlap, nothing here gives advice.
 """

@@ -1,4 +1,4 @@
-"""Runs to advice: break-even, the best k, and a schedule where the data shows that it gains."""
+"""Turn runs into advice: break-even, the best k, and a schedule if the data shows that it gains."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,9 +29,10 @@ from cgbench.statistics import CONFIDENCE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked of runs. ``acceptance`` is what ``--acceptance`` states, None: the runs' own.
+    """A ``Question`` holds what is asked of runs, and the limits that an answer must meet.
 
-    ``against`` is a fixed k that serves today. ``min_effect`` is the least change that counts.
+    ``acceptance`` is what ``--acceptance`` states. None takes the runs' own. ``against`` is a fixed
+    k that serves today. ``min_effect`` is the least change that counts.
     """
 
     acceptance: str | None = None
@@ -43,12 +44,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextAdvice:
-    """What the data says at one context length.
+    """A ``ContextAdvice`` holds the advice at one context length.
 
-    ``chosen`` are the tiers advised: one where a fixed k is the best, none where the data cannot
-    tell. ``tiers`` are the fewest that contradict no measurement, advised or not. ``unsettled``
-    are the fixed k that no interval tells from the best one. ``gains`` are those of the chosen,
-    else of ``tiers``, over fixed k.
+    ``bests`` are the best k of each batch size. ``tiers`` are the fewest that contradict no
+    measurement, advised or not. ``chosen`` are the tiers advised. There is one if a fixed k is the
+    best, and none if the data does not decide. ``unsettled`` are the fixed k that no interval
+    separates from the best one. ``gains`` are those of the chosen tiers over fixed k, or else of
+    ``tiers``.
     """
 
     context_len: int
@@ -63,12 +65,13 @@ class ContextAdvice:
 
     @property
     def options(self) -> tuple[EngineOption, ...]:
+        """Return the options of engines that serve the chosen tiers, if any of them drafts."""
         return options_for(self.chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """All that ``tune`` says of runs."""
+    """An ``Advice`` holds everything that ``tune`` reports about runs."""
 
     times: MeasuredTimes
     lengths: Lengths
@@ -79,14 +82,21 @@ class Advice:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Inconclusive where lengths are known and nothing could be told anywhere."""
+        """Return ``INCONCLUSIVE`` if lengths are known and no context has advice,
+        otherwise ``OK``.
+        """
         could = self.lengths.is_known
         is_told = any(each.chosen for each in self.contexts)
         return ExitCode.INCONCLUSIVE if could and not is_told else ExitCode.OK
 
 
 def advise(runs: Sequence[RunDirectory], question: Question) -> Advice:
-    """Raises as ``measured_times`` and ``stated_lengths`` do."""
+    """Turn runs into advice on the best k, schedules and slow iterations.
+
+    Raise ``CannotError`` for runs of two models, machines or settings. Raise ``BadInputError`` for
+    runs with a cell twice or without a usable time. Raise it too if ``acceptance`` states no length
+    for the runs' k, or ``against`` was not measured.
+    """
     times = measured_times(runs)
     stated = question.acceptance
     lengths = lengths_of(runs) if stated is None else stated_lengths(stated, times.lengths)
@@ -107,7 +117,7 @@ def advise(runs: Sequence[RunDirectory], question: Question) -> Advice:
 def _check_against(against: int | None, times: MeasuredTimes) -> None:
     if against is not None and against not in times.lengths:
         raise BadInputError(
-            f"--against {against}: not measured; the run has k = "
+            f"--against {against}: not measured. The run has k = "
             f"{', '.join(map(str, times.lengths))}"
         )
 
@@ -149,7 +159,7 @@ class _Decision:
 
 
 def _decide(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> _Decision:
-    """A schedule where it beats the best fixed k, else that k where it beats every other."""
+    """Choose a schedule if it beats the best fixed k, or else that k if it beats every other."""
     if not ground.lengths.is_known:
         return _Decision((), (), (), "no acceptance is known, so no k is advised")
     best = best_fixed(ground)
@@ -168,7 +178,10 @@ def _decide(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> _De
 def _fixed(
     best: int, last: int, ground: Ground, question: Question, scheduled: Gain | None
 ) -> _Decision:
-    """``scheduled`` is what a schedule would gain over the best fixed k."""
+    """Choose the best fixed k if it beats every other, or else nothing.
+
+    ``scheduled`` is what a schedule would gain over the best fixed k.
+    """
     alone = (KTier(1, last, best),)
     gains = _gains(alone, ground, question)
     unsettled = tuple(g.k for g in gains if g.speedup.low <= 1 + question.min_effect)
@@ -184,7 +197,7 @@ def _fixed(
 
 
 def _gains(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> tuple[Gain, ...]:
-    """Over every fixed k but the one that the tiers are."""
+    """Return the gains over every fixed k, without the k that the tiers are."""
     fixed = fixed_lengths(ground)
     itself = tiers[0].k if len(tiers) == 1 else None
     return tuple(
@@ -193,13 +206,13 @@ def _gains(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> tupl
 
 
 def _of(fixed: Sequence[int], best: int) -> str:
-    """Which k it is the best of."""
+    """Return the words that name the k among which the best one was found."""
     among = f"of those measured, {', '.join(map(str, fixed))}"
-    return f"{among}; a larger k was not measured" if best == max(fixed) else among
+    return f"{among}. A larger k was not measured" if best == max(fixed) else among
 
 
 def _of_schedule(gain: Gain | None, question: Question) -> str:
-    """What there is to say of a schedule that is not advised."""
+    """Return the words on a schedule that is not advised, or nothing."""
     if gain is None:
         return ""
     found = gain.speedup
@@ -219,6 +232,6 @@ def _why_not_timed(ground: Ground) -> str:
     if least < first:
         return (
             f"the workload has {least} requests and the smallest measured batch size is {first}: "
-            "no advice; measure it with --batch-sizes"
+            "no advice. Measure it with --batch-sizes"
         )
     return "fewer than two k have a time and a length at every batch size: no advice"

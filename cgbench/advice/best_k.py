@@ -1,4 +1,4 @@
-"""The k with most tokens a second at each batch size, and every k that may be as good."""
+"""Find the k with most tokens a second at each batch size, and every k that may be as good."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,11 +11,11 @@ from cgbench.statistics import Estimate, difference
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """What the data says at one batch size and context.
+    """A ``Best`` names the best k at one batch size and context, and those that may be as good.
 
-    ``k`` has the most tokens a second of those measured. ``tied`` are the others that it is not
-    ahead of by the least effect that counts. ``vs_none`` is its tokens a second over those of
-    k = 0, where that was measured.
+    ``k`` has the most tokens a second of those measured. ``tied`` are the others that it does not
+    lead by the least effect that counts. ``vs_none`` is its tokens a second over those of k = 0, if
+    that was measured.
     """
 
     group: Group
@@ -25,22 +25,24 @@ class Best:
 
     @property
     def good(self) -> frozenset[int]:
-        """Every k that may be the best."""
+        """Return every k that may be the best."""
         return frozenset((self.k, *self.tied))
 
     @property
     def is_told(self) -> bool:
+        """Check that the data separates the best k from every other."""
         return not self.tied
 
 
 def best_of_groups(
     times: MeasuredTimes, lengths: Lengths, confidence: float, min_effect: float
 ) -> list[Best]:
-    """One for each batch size and context where at least two k have a known length.
+    """Return the best k of each batch size and context at which two k or more have a known length.
 
-    A k is told from the best where its loss is over ``min_effect``, all of the interval: blocks of
-    one run do not show what another run would differ by. The intervals of all pairs of k at all
-    batch sizes hold together at ``confidence``, because the best is picked by looking at them.
+    A k is separated from the best if its loss is over ``min_effect``, all of the interval. Another
+    run may differ by a smaller loss, and blocks of one run do not show that. The intervals of all
+    pairs of k at all batch sizes hold together at ``confidence``, because the best is picked by
+    looking at them.
     """
     groups = {group: _known(times, lengths, group) for group in times.groups}
     num_pairs = sum(len([*combinations(cells, 2)]) for cells in groups.values())
@@ -52,7 +54,7 @@ def best_of_groups(
 
 
 def log_gain(better: CellTime, worse: CellTime, lengths: Lengths) -> Estimate:
-    """Of the logarithm of tokens a second of one k over another's."""
+    """Estimate the logarithm of the tokens a second of one k over another's."""
     lengthened = _log_lengthened(better.at.spec_tokens, worse.at.spec_tokens, lengths)
     return difference(lengthened, log_ratio(better, worse))
 

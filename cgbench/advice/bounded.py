@@ -1,4 +1,4 @@
-"""A ratio or a length with its interval, as it is shown."""
+"""Hold a ratio or a length with its interval, as it is shown."""
 
 from dataclasses import dataclass
 from math import exp, inf
@@ -8,7 +8,10 @@ from cgbench.statistics import Estimate, adjusted_level
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A value and the interval that holds it; as wide as can be where nothing tells it."""
+    """A ``Bounded`` is a value with the interval that holds it.
+
+    The interval is as wide as can be if no data bounds it.
+    """
 
     value: float
     low: float
@@ -16,11 +19,12 @@ class Bounded:
 
     @property
     def is_known(self) -> bool:
+        """Check that the data bounds the value from above."""
         return self.high < inf
 
 
 def bounded(log_estimate: Estimate, confidence: float, num_intervals: int = 1) -> Bounded:
-    """The interval of what ``log_estimate`` is the logarithm of.
+    """Return the value whose logarithm is ``log_estimate``, with its interval.
 
     ``confidence`` is that of ``num_intervals`` together (Bonferroni).
     """

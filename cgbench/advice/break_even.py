@@ -1,4 +1,4 @@
-"""The acceptance at which each k pays: its iteration's time over that of k = 0."""
+"""Find the acceptance at which each k pays: its iteration's time over that of k = 0."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,22 +12,23 @@ from cgbench.statistics import Estimate, difference
 
 
 class Pays(StrEnum):
-    """Whether k drafts give more tokens a second than none."""
+    """A ``Pays`` states whether k drafts give more tokens a second than none."""
 
     YES = "pays"
     NO = "costs"
     CANNOT_TELL = "cannot tell"
     OUT_OF_REACH = "out of reach"
-    """Not even if every draft were accepted."""
+    """It does not pay even if every draft is accepted."""
     UNKNOWN = "no acceptance known"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakEven:
-    """What k has to reach at one batch size. ``known`` is the length reckoned with, None: none.
+    """A ``BreakEven`` states what acceptance k has to reach at one batch size to pay.
 
-    ``length`` is a mean acceptance length, 1 + accepted drafts. ``rate`` is the same said as the
-    rate at which each draft must be accepted, given the one before it: None above the reach of k.
+    ``length`` is a mean acceptance length, 1 + accepted drafts. ``rate`` is the same as a rate: how
+    often each draft must be accepted, given the one before it. It is None above the reach of k.
+    ``known`` is the length that is compared with it, and None if there is none.
     """
 
     at: At
@@ -35,12 +36,15 @@ class BreakEven:
     rate: float | None
     known: Bounded | None
     speedup: Bounded | None
-    """Tokens a second over those of k = 0."""
+    """It is the tokens a second over those of k = 0."""
     pays: Pays
 
 
 def break_evens(times: MeasuredTimes, lengths: Lengths, confidence: float) -> list[BreakEven]:
-    """Of every k above 0 whose batch size has k = 0 too; ``confidence`` is of all together."""
+    """Return the break-even of every k above 0 whose batch size has k = 0 too.
+
+    ``confidence`` is that of all intervals together.
+    """
     asked = [
         (group, k)
         for group in times.groups

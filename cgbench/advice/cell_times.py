@@ -1,6 +1,7 @@
-"""What each cell of one or more runs took: wall time of an iteration, by context, batch size and k.
+"""Collect what each cell of one or more runs took, by context, batch size and k.
 
-All k of one batch size are measured in turns, so two of them are compared round by round.
+The time is the wall time of an iteration. All k of one batch size are measured in turns, so two of
+them are compared round by round.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,16 +27,18 @@ from cgbench.statistics import (
 from cgbench.words import Scope, StageKind, Status
 
 ONE_MACHINE = ("gpu", "cpu", "torch", "cgbench_commit")
-"""What runs must have alike, because their times are compared."""
+"""Runs must agree in these fields of their record, because their times are compared."""
 
 MADE_BY_K = ("head", "mtp_modules", "draft_vocab", "acceptance")
-"""Settings that differ between k = 0 and the rest, or that no time depends on."""
+"""These settings differ between k = 0 and the rest, or no time depends on them."""
 
 MIN_PAIRS = 3
 
 
 class At(NamedTuple):
-    """Where a cell stands: KV rows a request when timing starts, requests, drafts."""
+    """An ``At`` names a cell by its KV rows a request when timing starts, its requests and its
+    drafts.
+    """
 
     context_len: int
     batch_size: int
@@ -43,7 +46,7 @@ class At(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The cells that differ in k alone."""
+    """A ``Group`` names the cells of one context and batch size, which differ in k alone."""
 
     context_len: int
     batch_size: int
@@ -51,9 +54,10 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CellTime:
-    """Seconds of one cell, ``blocks`` indexed by process and block.
+    """A ``CellTime`` holds the seconds of one cell, ``blocks`` indexed by process and block.
 
-    ``bucket`` is how many requests its graph holds; the batch size where it ran eager.
+    ``run`` is the number of its run. ``bucket`` is how many requests its graph holds, and the batch
+    size if it ran eager.
     """
 
     at: At
@@ -63,50 +67,54 @@ class CellTime:
 
     @cached_property
     def log_estimate(self) -> Estimate:
-        """Of the logarithm of the seconds."""
+        """Return an estimate of the logarithm of the seconds."""
         return _estimate(_logs(self.blocks))
 
     @property
     def seconds(self) -> float:
+        """Return the seconds of an iteration of this cell."""
         return float(np.exp(self.log_estimate.value))
 
 
 @dataclass(frozen=True)
 class MeasuredTimes:
-    """The cells of runs that can stand in one table, all of one scope."""
+    """A ``MeasuredTimes`` holds the cells of runs that can stand in one table, all of one scope."""
 
     scope: Scope
     cells: dict[At, CellTime]
     left_out: tuple[str, ...]
-    """A line for each cell whose status keeps it out."""
+    """It holds a line for each cell that its status keeps out."""
 
     @property
     def contexts(self) -> list[int]:
+        """Return the context lengths of all cells, ascending."""
         return sorted({at.context_len for at in self.cells})
 
     def batch_sizes(self, context_len: int) -> list[int]:
+        """Return the batch sizes of the cells at one context, ascending."""
         return sorted({at.batch_size for at in self.cells if at.context_len == context_len})
 
     @property
     def groups(self) -> list[Group]:
+        """Return the context and batch size of all cells, each pair once and ascending."""
         return sorted({Group(at.context_len, at.batch_size) for at in self.cells})
 
     @property
     def lengths(self) -> list[int]:
-        """Every k, ascending."""
+        """Return every k of any cell, ascending."""
         return sorted({at.spec_tokens for at in self.cells})
 
     def of_group(self, group: Group) -> dict[int, CellTime]:
-        """Its cells by k, ascending."""
+        """Return the cells of one group by k, ascending."""
         found = ((k, self.cells.get(At(*group, k))) for k in self.lengths)
         return {k: cell for k, cell in found if cell is not None}
 
 
 def measured_times(runs: Sequence[RunDirectory]) -> MeasuredTimes:
-    """The times of ``runs``, in the scope that all of them have and that holds most graphs.
+    """Return the times of ``runs``, in the scope that all of them have and that holds most graphs.
 
-    Raises ``CannotError`` where runs are of two models, machines or settings, and
-    ``BadInputError`` where a cell is in two of them, or where none has a time.
+    Raise ``CannotError`` if runs are of two models, machines or settings. Raise ``BadInputError``
+    if a cell is in two of them, if they share no scope, or if none has a time.
     """
     _check_alike(runs)
     scope = _scope(runs)
@@ -126,7 +134,11 @@ def measured_times(runs: Sequence[RunDirectory]) -> MeasuredTimes:
 
 
 def log_ratio(over: CellTime, under: CellTime) -> Estimate:
-    """Of the logarithm of ``over`` / ``under``: by rounds that both have, else as independent."""
+    """Estimate the logarithm of ``over`` / ``under``.
+
+    The two are compared by the rounds that both have. With fewer than three such rounds they count
+    as independent.
+    """
     if over.run == under.run:
         both = over.blocks.index.intersection(under.blocks.index)
         if len(both) >= MIN_PAIRS:
@@ -135,7 +147,10 @@ def log_ratio(over: CellTime, under: CellTime) -> Estimate:
 
 
 def _estimate(logs: "pd.Series[float]") -> Estimate:
-    """The process is the unit of evidence where there are several."""
+    """Estimate the centre of the logs.
+
+    With several processes, a process is the unit of evidence.
+    """
     if logs.index.get_level_values("process").nunique() > 1:
         return processes_estimate(_floats(logs.groupby("process").median()))
     return blocks_estimate(_floats(logs.sort_index()))
@@ -150,7 +165,7 @@ def _floats(values: "pd.Series[float]") -> Floats:
 
 
 def _scope(runs: Sequence[RunDirectory]) -> Scope:
-    """The iteration's graphs where every run has them, else the phases', else none."""
+    """Return the scope to compare in: iteration if every run has it, else phase, else eager."""
     shared = set.intersection(*(set(run.tables.latency["scope"].tolist()) for run in runs))
     for scope in (Scope.ITERATION, Scope.PHASE, Scope.EAGER):
         if scope.value in shared:
@@ -176,7 +191,10 @@ def _cells(run: RunDirectory, number: int, scope: Scope, left_out: list[str]) ->
 
 
 def _seconds(run: RunDirectory) -> "dict[Any, pd.Series[float]]":
-    """Wall seconds of each block by cell; the device's where each iteration flushed the cache."""
+    """Return the wall seconds of each block by cell.
+
+    If each iteration flushed the cache, they are the device's seconds instead.
+    """
     times = block_times(run.tables.samples)
     seconds = times[WALL].fillna(times[StageKind.ITERATION.value]).dropna()
     by_cell = seconds.groupby(CELL)

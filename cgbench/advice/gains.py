@@ -1,8 +1,8 @@
-"""What a schedule saves over one fixed k, on a workload, with its interval.
+"""Compute what a schedule saves over one fixed k, on a workload, with its interval.
 
-The time compared is that of one token for every running request, averaged over how often each
-number of requests runs. Errors add up in closed form: a cell's share of the time tells how far its
-error carries, and nothing is drawn.
+The time compared is that of one token for every running request. It is averaged over how often each
+number of requests runs. Errors add up in closed form: a cell's share of the time decides how far
+its error carries. Nothing is drawn.
 """
 
 from collections import defaultdict
@@ -22,7 +22,10 @@ from cgbench.statistics import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A schedule against the fixed ``k``. ``speedup`` is tokens a second over those of ``k``."""
+    """A ``Gain`` compares a schedule with the fixed ``k``.
+
+    ``speedup`` is the schedule's tokens a second over those of ``k``.
+    """
 
     k: int
     speedup: Bounded
@@ -30,7 +33,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Work:
-    """How often each batch size runs: ``weights`` sum to 1, and every size can be timed."""
+    """A ``Work`` states how often each batch size runs: ``weights`` sum to 1.
+
+    Every one of these sizes can be timed. ``words`` describe the workload.
+    """
 
     weights: Mapping[int, float]
     words: str
@@ -38,7 +44,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Ground:
-    """What k are compared on: the times of one context, acceptance lengths, and a workload."""
+    """A ``Ground`` holds what k are compared on: the times of one context, lengths, and a
+    workload.
+    """
 
     times: MeasuredTimes
     lengths: Lengths
@@ -46,25 +54,25 @@ class Ground:
     work: Work
 
     def log_length(self, spec_tokens: int) -> Estimate:
-        """Of a k that has one."""
+        """Return the log of the acceptance length of a k that has one."""
         found = self.lengths.log_of(spec_tokens)
         assert found
         return found
 
     def time(self, batch_size: int, spec_tokens: int) -> Mix | None:
-        """None outside of what was measured."""
+        """Return the time of a batch size at a k, or None outside of what was measured."""
         return time_at(self.times, At(self.context_len, batch_size, spec_tokens))
 
 
 @dataclass(frozen=True)
 class _Total:
-    """A mean time and what it is made of, in shares of it."""
+    """A ``_Total`` holds a mean time and what it is made of, in shares of it."""
 
     seconds: float
     by_cell: Mapping[At, float]
     by_k: Mapping[int, float]
     by_size: Mapping[int, tuple[int, float, bool]]
-    """Of each batch size its k, its share, and whether it was measured."""
+    """It holds the k, the share, and whether it was measured, for each batch size."""
 
 
 KAt = Callable[[int], int]
@@ -72,7 +80,10 @@ _Key = TypeVar("_Key")
 
 
 def work_of(times: MeasuredTimes, context_len: int, concurrency: Concurrency | None) -> Work:
-    """The workload over the batch sizes of one context; without one each measured size alike."""
+    """Return the workload over the batch sizes of one context.
+
+    Without a workload each measured size counts alike.
+    """
     sizes = times.batch_sizes(context_len)
     if concurrency is None:
         alike = dict.fromkeys(sizes, 1 / len(sizes))
@@ -84,7 +95,7 @@ def work_of(times: MeasuredTimes, context_len: int, concurrency: Concurrency | N
 
 
 def fixed_lengths(ground: Ground) -> list[int]:
-    """Every k that has a length and a time at each batch size of the workload."""
+    """Return every k that has a length, and a time at each batch size of the workload."""
     return [
         k
         for k in ground.times.lengths
@@ -94,7 +105,7 @@ def fixed_lengths(ground: Ground) -> list[int]:
 
 
 def best_fixed(ground: Ground) -> int | None:
-    """The fixed k that takes least time; None where none can be timed everywhere."""
+    """Return the fixed k that takes least time, or None if none has a time at every batch size."""
 
     def seconds(k: int) -> float:
         return _total(ground, lambda _: k).seconds
@@ -103,15 +114,17 @@ def best_fixed(ground: Ground) -> int | None:
 
 
 def is_timed(tiers: Sequence[KTier], ground: Ground) -> bool:
-    """Whether every batch size of the workload has a time at its tier's k."""
+    """Check that every batch size of the workload has a time at its tier's k."""
     return all(ground.time(n, _k_at(tiers, n)) for n in ground.work.weights)
 
 
 def gain_over(
     k: int, tiers: Sequence[KTier], ground: Ground, confidence: float, num_gains: int = 1
 ) -> Gain:
-    """The schedule's tokens a second over those of the fixed ``k``; ``confidence`` is that of
-    ``num_gains`` together."""
+    """Return the gain of the schedule over the fixed ``k``.
+
+    ``confidence`` is that of ``num_gains`` together.
+    """
     ours = _total(ground, lambda n: _k_at(tiers, n))
     theirs = _total(ground, lambda _: k)
     return Gain(k, bounded(_log_faster(ours, theirs, ground), confidence, num_gains))
@@ -142,7 +155,10 @@ def _total(ground: Ground, k_at: KAt) -> _Total:
 
 
 def _log_faster(ours: _Total, theirs: _Total, ground: Ground) -> Estimate:
-    """Of theirs over ours: every error by how much more of one side's time it carries."""
+    """Estimate the logarithm of theirs over ours.
+
+    Every error counts by how much more of one side's time it carries.
+    """
     cells = [
         (ground.times.cells[at].log_estimate, _apart(theirs.by_cell, ours.by_cell, at))
         for at in {*ours.by_cell, *theirs.by_cell}
@@ -161,7 +177,10 @@ def _log_faster(ours: _Total, theirs: _Total, ground: Ground) -> Estimate:
 
 
 def _blindness(ours: _Total, theirs: _Total, ground: Ground) -> float:
-    """What interpolation may be wrong by, where two k differ; taken to be one for all sizes."""
+    """Return what interpolation may be wrong by, at the sizes where two k differ.
+
+    The error is taken to be one for all sizes.
+    """
     unmeasured = sum(
         share + theirs.by_size[n][1]
         for n, (k, share, is_measured) in ours.by_size.items()

@@ -1,6 +1,7 @@
-"""Times of batch sizes that were not measured: linear between the measured ones of the same k.
+"""Estimate times of batch sizes that were not measured, linear between the measured ones.
 
-How wrong that is, the measured ones tell: each is predicted from its neighbours.
+Neighbours are of the same k. The measured sizes show how wrong that is, because each is predicted
+from its neighbours.
 """
 
 from bisect import bisect_left
@@ -13,21 +14,23 @@ from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """A time as a weighted sum of measured cells. One cell of weight 1 is itself measured."""
+    """A ``Mix`` is a time as a weighted sum of measured cells. One cell of weight 1 is measured."""
 
     parts: tuple[tuple[CellTime, float], ...]
 
     @property
     def seconds(self) -> float:
+        """Return the seconds of the weighted sum."""
         return sum(weight * cell.seconds for cell, weight in self.parts)
 
     @property
     def is_measured(self) -> bool:
+        """Check that the time is one measured cell, and not interpolated."""
         return len(self.parts) == 1
 
 
 def time_at(times: MeasuredTimes, at: At) -> Mix | None:
-    """The time at a batch size; None outside those measured at this k and context."""
+    """Return the time at a batch size, or None outside those measured at this k and context."""
     sizes = _sizes(times, at)
     if not sizes or not sizes[0] <= at.batch_size <= sizes[-1]:
         return None
@@ -38,12 +41,15 @@ def time_at(times: MeasuredTimes, at: At) -> Mix | None:
 
 
 def left_out_errors(times: MeasuredTimes, context_len: int) -> list[float]:
-    """Relative errors (logs) of every inner batch size, predicted from its two neighbours."""
+    """Return the relative errors (logs) of every inner batch size, predicted from its neighbours.
+
+    There are two, one on either side.
+    """
     return [*_errors(times, context_len)]
 
 
 def interpolation_error(times: MeasuredTimes, context_len: int) -> float | None:
-    """Their root mean square; None where no batch size has a neighbour on either side."""
+    """Return the root mean square of ``left_out_errors``, or None if there are none."""
     errors = left_out_errors(times, context_len)
     return sqrt(sum(each**2 for each in errors) / len(errors)) if errors else None
 

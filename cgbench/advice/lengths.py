@@ -1,4 +1,7 @@
-"""Mean acceptance lengths to reckon with, each with where it is from. None is ever assumed."""
+"""Find the mean acceptance lengths to calculate with, and record where each is from.
+
+No length is ever assumed.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,31 +19,34 @@ GREEDY_OR_SAMPLED = ("greedy", "sampled")
 
 @dataclass(frozen=True)
 class Lengths:
-    """The log of the mean acceptance length by k, and in ``source`` whose it is.
+    """A ``Lengths`` holds the log of the mean acceptance length by k.
 
-    A k that is not in ``logs`` has no known length. k = 0 always has one: a token an iteration.
+    ``source`` names where the lengths are from. A k that is not in ``logs`` has no known length. k
+    = 0 always has one: a token an iteration.
     """
 
     source: str
     logs: dict[int, Estimate]
 
     def log_of(self, spec_tokens: int) -> Estimate | None:
+        """Return the log of the length at k, or None if it is not known."""
         return Estimate(0.0) if spec_tokens == 0 else self.logs.get(spec_tokens)
 
     @property
     def is_known(self) -> bool:
+        """Check that the length of at least one k above 0 is known."""
         return bool(self.logs)
 
 
 def stated_lengths(text: str, spec_tokens: Sequence[int]) -> Lengths:
-    """What ``--acceptance`` states: golden:NAME, length:L or synthetic:RATE,..
+    """Return the lengths that ``--acceptance`` states: golden:NAME, length:L or synthetic:RATE,..
 
-    Raises ``BadInputError`` naming the flag.
+    Raise ``BadInputError`` naming the flag, for another rule or if no k has a length.
     """
     drafting = [k for k in spec_tokens if k]
     if text.partition(":")[0] in GREEDY_OR_SAMPLED:
         raise BadInputError(
-            f"--acceptance {text}: only cgbench run measures it; state golden:NAME, length:L or "
+            f"--acceptance {text}: only cgbench run measures it. State golden:NAME, length:L or "
             "synthetic:RATE,RATE,..., or leave it out"
         )
     if length := parse_length(text):
@@ -53,7 +59,9 @@ def stated_lengths(text: str, spec_tokens: Sequence[int]) -> Lengths:
 
 
 def lengths_of(runs: Sequence[RunDirectory]) -> Lengths:
-    """What the runs themselves hold: measured text, or a published table that they state."""
+    """Return the lengths that the runs hold: measured text, or a published table that
+    they state.
+    """
     rules = {rule for run in runs for rule in _rules(run)}
     if len(rules) != 1:
         return Lengths(_nothing("; ".join(sorted(rules)) or "no drafts"), {})
@@ -87,7 +95,7 @@ def _nothing(rule: str) -> str:
 
 def _words(text: str, length: Length | None) -> str:
     if isinstance(length, GoldenLength):
-        other = "; another model than this one" if length.is_borrowed else ""
+        other = ". Another model than this one" if length.is_borrowed else ""
         return (
             f"{text}: {length.row.model} with its own drafter, InferenceX on SPEED-Bench coding, "
             f"one run for each k, so without an interval{other}"
@@ -96,7 +104,7 @@ def _words(text: str, length: Length | None) -> str:
 
 
 def _of_length(length: Length, drafting: Sequence[int]) -> dict[int, Estimate]:
-    """Of each k that has a length, and can reach it."""
+    """Return the log of the length for each k that has one and can reach it."""
     stated = {k: length.at(k) for k in drafting}
     return {k: Estimate(log(at)) for k, at in stated.items() if at and 1 <= at <= k + 1}
 
@@ -106,7 +114,7 @@ def _of_rates(rates: Sequence[float], drafting: Sequence[int]) -> dict[int, Esti
 
 
 def _measured(runs: Sequence[RunDirectory]) -> dict[int, Estimate]:
-    """Of each k, from the one cell that decoded most rows.
+    """Return the measured length of each k, from the one cell that decoded most rows.
 
     Every batch size and scope decodes the same prompts, so adding them up would count them twice.
     """

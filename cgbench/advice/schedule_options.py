@@ -1,4 +1,4 @@
-"""A schedule of k as the options of engines, with the capture list that serves it."""
+"""Write a schedule of k as the options of engines, with the capture list that serves it."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,10 @@ ADAPTIVE_FILE = "adaptive.json"
 
 @dataclass(frozen=True, slots=True)
 class EngineOption:
-    """What to paste into one engine, and what it does not say by itself."""
+    """An ``EngineOption`` is a snippet to paste into one engine's launch line or configuration.
+
+    ``note`` adds what the snippet does not show by itself.
+    """
 
     engine: str
     text: str
@@ -21,17 +24,17 @@ class EngineOption:
 
 
 def options_for(tiers: Sequence[KTier]) -> tuple[EngineOption, ...]:
-    """For vLLM, TensorRT-LLM and SGLang; nothing where no tier drafts."""
+    """Return the options for vLLM, TensorRT-LLM and SGLang, or nothing if no tier drafts."""
     if not any(tier.k for tier in tiers):
         return ()
     return (_vllm(tiers), _tensorrt_llm(tiers), _sglang(tiers))
 
 
 def batch_sizes_of(tier: KTier) -> tuple[int, ...]:
-    """The captured batch sizes that the tier's requests run in.
+    """Return the captured batch sizes that the tier's requests run in.
 
-    The tier's last batch size is one of them. A batch that is padded past it would look for a
-    graph of the next tier's k.
+    The tier's last batch size is one of them. A batch that is padded past it would look for a graph
+    of the next tier's k.
     """
     found = plan(PlanRequest(spec_tokens=tier.k, max_batch_size=tier.last, policy=POLICY))
     buckets = (found.bucket_for(n) for n in range(tier.first, tier.last + 1))
@@ -43,7 +46,9 @@ def _requests(tiers: Sequence[KTier]) -> list[int]:
 
 
 def _tokens(tiers: Sequence[KTier]) -> list[int]:
-    """n * (k + 1) tokens of every tier's sizes, and n, because drafts 2..k run one a request."""
+    """Return n * (k + 1) tokens of every tier's sizes, and n, because drafts 2..k run one a
+    request.
+    """
     sizes = [(size, tier.k) for tier in tiers for size in batch_sizes_of(tier)]
     return sorted({tokens for n, k in sizes for tokens in (n * (k + 1), n)})
 
@@ -61,7 +66,7 @@ def _vllm(tiers: Sequence[KTier]) -> EngineOption:
     return EngineOption(
         "vllm",
         f"--speculative-config '{json.dumps(config)}' --compilation-config '{json.dumps(sizes)}'",
-        f"capture sizes count tokens; batches above {tiers[-1].last} go on with k={tiers[-1].k}",
+        f"capture sizes count tokens. Batches above {tiers[-1].last} go on with k={tiers[-1].k}",
     )
 
 
@@ -77,13 +82,15 @@ def _tensorrt_llm(tiers: Sequence[KTier]) -> EngineOption:
         "  enable_padding: true",
         f"  batch_sizes: {_requests(tiers)}",
     ]
-    above = f"batches above {tiers[-1].last} do not draft" if len(tiers) > 1 else "no schedule"
-    return EngineOption("tensorrt-llm", "\n".join(text), f"batch sizes count requests; {above}")
+    above = (
+        f"Batches above {tiers[-1].last} do not draft" if len(tiers) > 1 else "There is no schedule"
+    )
+    return EngineOption("tensorrt-llm", "\n".join(text), f"batch sizes count requests. {above}")
 
 
 def _sglang(tiers: Sequence[KTier]) -> EngineOption:
     sizes = " ".join(map(str, _requests(tiers)))
-    # It begins with this many drafts, and refuses to begin with none.
+    # SGLang begins with this many drafts, and refuses to begin with none.
     steps = tiers[0].k or _longest(tiers)
     adaptive = f"--speculative-adaptive --speculative-adaptive-config {ADAPTIVE_FILE} "
     text = (
@@ -94,5 +101,5 @@ def _sglang(tiers: Sequence[KTier]) -> EngineOption:
     if len(tiers) == 1:
         return EngineOption("sglang", text, "batch sizes count requests")
     sets = {str(tier.first): {"candidate_steps": [tier.k]} for tier in tiers}
-    note = f"batch sizes count requests; batches above {tiers[-1].last} go on with k={tiers[-1].k}"
+    note = f"batch sizes count requests. Batches above {tiers[-1].last} go on with k={tiers[-1].k}"
     return EngineOption("sglang", f"{text}\n# {ADAPTIVE_FILE}\n{json.dumps(sets)}", note)

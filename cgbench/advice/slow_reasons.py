@@ -1,6 +1,6 @@
-"""Why an iteration is slow: rules over a run's tables, each with its loss and the flag for it.
+"""Explain why an iteration is slow, by rules over a run's tables, each with its loss and its flag.
 
-A rule looks at one cell and names one loss in milliseconds. It is silent where the run does not
+A rule looks at one cell and names one loss in milliseconds. It reports nothing if the run does not
 hold what it needs, so nothing here is a guess.
 """
 
@@ -18,17 +18,17 @@ from cgbench.words import Mode, Scope, Stage, Status
 MAX_SENTENCES = 3
 
 LEAST_SHARE = 0.02
-"""Of an iteration, that a loss is worth a sentence."""
+"""A loss is worth a sentence if it is at least this share of an iteration."""
 
 NODE_S = 0.9e-6
-"""From one graph node to the next, at least, as measured on an H200 with empty kernels."""
+"""A graph node takes at least this many seconds, as measured on an H200 with empty kernels."""
 
 Row = Mapping[Hashable, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one cell loses to one cause. ``share`` is of its iteration."""
+    """A ``Loss`` is what one cell loses to one cause. ``share`` is of its iteration."""
 
     rule: str
     milliseconds: float
@@ -38,28 +38,28 @@ class Loss:
 
 @dataclass(frozen=True)
 class _Run:
-    """What rules look at: rows with a time, and what else the run recorded."""
+    """A ``_Run`` holds what rules look at: rows with a time, and what else the run recorded."""
 
     rows: list[Row]
     nodes: dict[tuple[str, int, int], int]
-    """Of all graphs of an iteration, by scope, k and bucket."""
+    """It counts the nodes of all graphs of an iteration, by scope, k and bucket."""
     accounts: dict[tuple[int, int], Account]
-    """By k and batch size."""
+    """They are kept by k and batch size."""
     read_bytes_per_s: float | None
 
     def rows_like(self, row: Row, *names: str) -> Iterator[Row]:
-        """Rows that agree with ``row`` in the columns ``names``."""
+        """Yield the rows that agree with ``row`` in the columns ``names``."""
         return (each for each in self.rows if all(each[name] == row[name] for name in names))
 
 
 Rule = Callable[[_Run, Row], tuple[float, str] | None]
-"""A cell's loss in milliseconds, and the sentence about it without its place."""
+"""A rule returns a cell's loss in milliseconds, and the sentence about it without its place."""
 
 
 def slow_reasons(run: RunDirectory) -> list[Loss]:
-    """The largest losses, at most three, of the cells that ran as the run's best scope would.
+    """Return the largest losses, three at most, of the cells in the scope with most graphs.
 
-    Of each rule the cell that loses the largest share of its iteration.
+    Each rule reports the cell that loses the largest share of its iteration.
     """
     facts = _facts(run)
     scope = _scope(facts.rows)
@@ -73,7 +73,7 @@ def slow_reasons(run: RunDirectory) -> list[Loss]:
 
 
 def reason_lines(run: RunDirectory) -> list[str]:
-    """The sentences, as they are printed."""
+    """Return the sentences on the largest losses, as they are printed."""
     return [f"slow: {loss.sentence}" for loss in slow_reasons(run)]
 
 
@@ -89,7 +89,7 @@ def _losses(name: str, rule: Rule, facts: _Run, cells: list[Row]) -> Iterator[Lo
 
 
 def _eager_batch(facts: _Run, row: Row) -> tuple[float, str] | None:
-    """A batch above the largest bucket, beside the largest bucket's own time."""
+    """Compare a batch above the largest bucket with the largest bucket's own time."""
     if row["mode"] != Mode.EAGER or row["scope"] == Scope.EAGER:
         return None
     like = facts.rows_like(row, "scope", "spec_tokens")
@@ -104,7 +104,7 @@ def _eager_batch(facts: _Run, row: Row) -> tuple[float, str] | None:
 
 
 def _padding(facts: _Run, row: Row) -> tuple[float, str] | None:
-    """What the bucket takes over a graph of just the batch, by the buckets around it."""
+    """Estimate what the bucket takes over a graph of just the batch, by the buckets around it."""
     if row["mode"] != Mode.GRAPH or row["bucket"] == row["batch_size"]:
         return None
     by_bucket = {
@@ -124,7 +124,7 @@ def _padding(facts: _Run, row: Row) -> tuple[float, str] | None:
 
 
 def _host_gap(facts: _Run, row: Row) -> tuple[float, str] | None:
-    """Where the host makes the GPU wait between iterations, and a wider scope does not."""
+    """Report where the host makes the GPU wait between iterations, and a wider scope does not."""
     gap = row["host_gap_p50_ms"]
     if row["scope"] != Scope.PHASE or not gap > 0:
         return None
@@ -132,8 +132,10 @@ def _host_gap(facts: _Run, row: Row) -> tuple[float, str] | None:
 
 
 def _launches(facts: _Run, row: Row) -> tuple[float, str] | None:
-    """What is above the floor where many small kernels run; without a floor what they take at the
-    least."""
+    """Report what is above the floor if many small kernels run.
+
+    Without a floor, report what the kernels take at the least.
+    """
     nodes = facts.nodes.get(_graph_key(row)) if row["mode"] == Mode.GRAPH else None
     if row["compile"] != "off" or row["device"] != "cuda" or nodes is None:
         return None
@@ -148,7 +150,7 @@ def _launches(facts: _Run, row: Row) -> tuple[float, str] | None:
 
 
 def _experts(facts: _Run, row: Row) -> tuple[float, str] | None:
-    """What the experts that k more tokens a request choose take to read."""
+    """Report what the experts that k more tokens a request choose take to read."""
     ours, none = (facts.accounts.get((k, row["batch_size"])) for k in (row["spec_tokens"], 0))
     if not (row["spec_tokens"] and ours and none):
         return None
@@ -162,7 +164,7 @@ def _experts(facts: _Run, row: Row) -> tuple[float, str] | None:
 
 
 def _arithmetic(facts: _Run, row: Row) -> tuple[float, str] | None:
-    """Where products wait for operations: what they take beyond their bytes."""
+    """Report what products that wait for operations take beyond their bytes."""
     account = facts.accounts.get((row["spec_tokens"], row["batch_size"]))
     if account is None or facts.read_bytes_per_s is None or not row["spec_tokens"]:
         return None
@@ -203,7 +205,7 @@ def _facts(run: RunDirectory) -> _Run:
 
 
 def _scope(rows: list[Row]) -> Scope:
-    """The one that holds most in a graph."""
+    """Return the scope, of those measured, that holds most in a graph."""
     measured = {row["scope"] for row in rows}
     order = (Scope.ITERATION, Scope.PHASE, Scope.EAGER)
     return next((scope for scope in order if scope in measured), Scope.EAGER)
@@ -218,7 +220,7 @@ def _graph_key(row: Row) -> tuple[str, int, int]:
 
 
 def _most_experts(account: Account) -> float | None:
-    """Distinct experts a layer that verify read."""
+    """Return the distinct experts a layer that verify read."""
     counts = [line.experts_read for line in account.lines if line.stage == Stage.VERIFY]
     return max((count for count in counts if count is not None), default=None)
 

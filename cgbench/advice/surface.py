@@ -1,15 +1,15 @@
-"""Iteration time over k, batch size and context: measured on a sparse grid, predicted between.
+"""Predict iteration time over k, batch size and context from cells measured on a sparse grid.
 
-The stages of an iteration add up, so its time is a sum of terms that none can be negative:
+The stages of an iteration add up, so its time is a sum of terms, none of which can be negative:
 
-- verify and draft 1 read k + 1 tokens a request: a rising function of the tokens, linear between
-  knots, and attention over the context. It is flat where weights are waited for, steep where
-  arithmetic is, and it levels off where a mixture has read all its experts.
-- drafting begins at k = 1: a constant, and a part by tokens.
-- drafts 2..k are alike: a constant, a part a request, and attention over the context.
+    - verify and draft 1 read k + 1 tokens a request: a rising function of the tokens, linear
+      between knots, and attention over the context. It is flat where weights are waited for, and
+      steep where arithmetic is. It levels off where a mixture has read all its experts.
+    - drafting begins at k = 1: a constant, and a part by tokens.
+    - drafts 2..k are alike: a constant, a part a request, and attention over the context.
 
-The terms are fitted by non-negative least squares on relative errors. How wrong a prediction is,
-the measured cells tell: each is left out in turn and predicted from the others.
+The terms are fitted by non-negative least squares on relative errors. The measured cells show how
+wrong a prediction is, because each is left out in turn and predicted from the others.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,15 +23,18 @@ from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
 from cgbench.statistics import CONFIDENCE, Estimate, Floats
 
 LEAST_CELLS = 10
-"""Fewer are no more than the terms they are to tell apart."""
+"""Fewer cells are no more than the terms that they must separate."""
 
 KNOT_RATIO = 2
-"""Between neighbouring knots, at the least: closer ones would follow noise."""
+"""Neighbouring knots differ by at least this factor, because closer ones would follow noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class SurfaceCell:
-    """``seconds`` with its interval: of blocks where it is measured, else of the prediction."""
+    """A ``SurfaceCell`` is an iteration time with its interval, measured or predicted.
+
+    The interval is that of blocks if the cell is measured, or else that of the prediction.
+    """
 
     at: At
     seconds: Bounded
@@ -40,7 +43,7 @@ class SurfaceCell:
 
 @dataclass(frozen=True)
 class Surface:
-    """A fit to measured cells of one scope.
+    """A ``Surface`` is a fit of iteration times to measured cells of one scope.
 
     ``left_out`` are the relative errors (logs) of each of them, predicted from the others.
     """
@@ -52,16 +55,19 @@ class Surface:
 
     @property
     def median_error(self) -> float:
+        """Return the median of the absolute relative errors."""
         return float(np.median(np.abs(self.left_out)))
 
     @property
     def worst_error(self) -> float:
+        """Return the largest absolute relative error."""
         return max(map(abs, self.left_out))
 
     def cell(self, at: At) -> SurfaceCell | None:
-        """A cell of the surface; None outside what was measured, because nothing tells it there.
+        """Return a cell of the surface, or None outside what was measured.
 
-        What is predicted is a graph of just this batch size, without padding.
+        No data covers what lies outside. A predicted cell is a graph of just this batch size,
+        without padding.
         """
         measured = self.times.cells.get(at)
         if measured is not None:
@@ -74,7 +80,7 @@ class Surface:
         return SurfaceCell(at, bounded(estimate, CONFIDENCE), False)
 
     def _holds(self, at: At) -> bool:
-        """Whether it lies between measured values in every direction, its tokens too."""
+        """Check that it lies between measured values in every direction, its tokens too."""
         sides = zip(*self.times.cells, strict=True)
         tokens = [_tokens(each, cell.bucket) for each, cell in self.times.cells.items()]
         inside = all(min(side) <= value <= max(side) for side, value in zip(sides, at, strict=True))
@@ -82,7 +88,10 @@ class Surface:
 
 
 def surface_of(times: MeasuredTimes) -> Surface | None:
-    """None where too few cells were measured to leave one out."""
+    """Fit a surface to measured times.
+
+    Return None if too few cells were measured to leave one out.
+    """
     cells = [*times.cells.values()]
     if len(cells) < LEAST_CELLS:
         return None
@@ -91,7 +100,7 @@ def surface_of(times: MeasuredTimes) -> Surface | None:
 
 
 def grid(times: MeasuredTimes) -> list[At]:
-    """Every k and power of two between the measured ones, and the measured batch sizes."""
+    """Return every k and power of two between the measured ones, and the measured batch sizes."""
     lengths = times.lengths
     found = []
     for context in times.contexts:
@@ -109,7 +118,7 @@ def _left_out(cells: Sequence[CellTime]) -> Iterator[float]:
 
 
 def _fit(cells: Sequence[CellTime]) -> tuple[Floats, Floats]:
-    # It takes a tenth of a second to import, which only this needs.
+    # Its import takes a tenth of a second, and only this function needs it.
     from scipy.optimize import nnls
 
     knots = _knots(sorted({_tokens(cell.at, cell.bucket) for cell in cells}))
@@ -122,7 +131,7 @@ def _fit(cells: Sequence[CellTime]) -> tuple[Floats, Floats]:
 
 
 def _knots(tokens: Sequence[int]) -> Floats:
-    """Of the measured numbers of tokens the first, the last, and some that lie apart."""
+    """Return the first and last of the measured numbers of tokens, and some that lie apart."""
     apart = [tokens[0]]
     for each in tokens[1:]:
         if each >= KNOT_RATIO * apart[-1]:
@@ -135,7 +144,10 @@ def _tokens(at: At, requests: int) -> int:
 
 
 def _terms(at: At, requests: int, knots: Floats) -> Floats:
-    """What a cell's time is the weighted sum of. ``requests`` are those of its graph."""
+    """Return the terms that a cell's time is the weighted sum of.
+
+    ``requests`` are those of its graph.
+    """
     context, k = at.context_len, at.spec_tokens
     tokens, drafts, rest = _tokens(at, requests), min(k, 1), max(k - 1, 0)
     low, high = knots[:-1], knots[1:]

@@ -1,4 +1,4 @@
-"""A schedule of k by batch size: the fewest tiers that contradict no measured batch size."""
+"""Build a schedule of k by batch size, with the fewest tiers that contradict no measured size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from cgbench.advice.lengths import Lengths
 
 @dataclass(frozen=True, slots=True)
 class KTier:
-    """Batch sizes ``first`` to ``last`` draft ``k``.
+    """A ``KTier`` is a stretch of batch sizes, ``first`` to ``last``, that all draft ``k``.
 
-    ``tied`` are other k that would do as well as far as the data tells. ``measured_from`` is the
-    first batch size measured in the tier: between it and ``first`` the switch is interpolated.
+    ``tied`` are other k that would do as well as far as the data shows. ``measured_from`` is the
+    first batch size measured in the tier. Between ``first`` and it, the switch is interpolated.
     """
 
     first: int
@@ -25,7 +25,7 @@ class KTier:
 
 
 def tiers_of(bests: Sequence[Best], times: MeasuredTimes, lengths: Lengths) -> tuple[KTier, ...]:
-    """Tiers over 1 to the largest batch size of one context; ``bests`` ascend.
+    """Return tiers over 1 to the largest batch size of one context. ``bests`` ascend.
 
     A tier goes on for as long as one k may be the best of all its batch sizes. Of several such k
     the smallest is taken, which needs the fewest graphs.
@@ -45,7 +45,7 @@ def tiers_of(bests: Sequence[Best], times: MeasuredTimes, lengths: Lengths) -> t
 
 
 def _stretches(bests: Sequence[Best]) -> list[tuple[frozenset[int], list[Best]]]:
-    """Neighbours that share a good k, as far as they go, with the k that they share."""
+    """Return neighbours that share a good k, as far as they go, with the k that they share."""
     found: list[tuple[frozenset[int], list[Best]]] = []
     for best in bests:
         shared = found[-1][0] & best.good if found else frozenset()
@@ -59,7 +59,7 @@ def _stretches(bests: Sequence[Best]) -> list[tuple[frozenset[int], list[Best]]]
 def _switch(
     old: int, new: int, last: int, best: Best, times: MeasuredTimes, lengths: Lengths
 ) -> int:
-    """The first batch size after ``last`` where ``new`` is predicted to be ahead of ``old``."""
+    """Return the first batch size after ``last`` where ``new`` is predicted to beat ``old``."""
     context, until = best.group
     low, high = ((times.cells.get(At(context, n, k)) for k in (old, new)) for n in (last, until))
     ends = [*low, *high]
@@ -76,7 +76,7 @@ def _switch(
 
 
 def _token_time(cell: CellTime, lengths: Lengths) -> float:
-    """Seconds a token of one request."""
+    """Return the seconds a token of one request."""
     log_length = lengths.log_of(cell.at.spec_tokens)
     assert log_length
     return cell.seconds / exp(log_length.value)

@@ -1,4 +1,4 @@
-"""What was advised, measured again: predicted beside measured, cell by cell and as a gain."""
+"""Compare what was advised with a second measurement, cell by cell and as a gain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +14,11 @@ from cgbench.statistics import Estimate
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """A time in seconds, or a gain over the fixed k of ``at``: predicted, and measured again.
+    """An ``Again`` is a time in seconds, or a gain over the fixed k of ``at``, predicted and
+    measured.
 
-    ``agrees``: the intervals meet, each of them wider by the least effect that counts, because two
-    runs of one machine differ by more than the blocks of either show.
+    ``agrees`` states that the intervals meet, each wider by the least effect that counts. They are
+    wider because two runs of one machine differ by more than the blocks of either show.
     """
 
     at: At
@@ -27,20 +28,23 @@ class Again:
 
 
 def to_verify(advice: ContextAdvice) -> tuple[list[int], list[int]]:
-    """The k and batch sizes to measure again: of every tier its ends, of k the fixed ones too."""
+    """Return the k and the batch sizes to measure again.
+
+    The sizes are the ends of every tier. The k are those of the tiers and the fixed ones.
+    """
     lengths = {tier.k for tier in advice.chosen} | {gain.k for gain in advice.gains}
     sizes = {size for tier in advice.chosen for size in (tier.first, tier.last)}
     return sorted(lengths), sorted(sizes)
 
 
 def cells_again(advice: Advice, again: MeasuredTimes) -> list[Again]:
-    """Each cell of ``again`` that the advice's runs measured, or that lies between two of them."""
+    """Return each cell of ``again`` whose time the advice's runs measured or can interpolate."""
     found = (_cell(advice, again, at) for at in sorted(again.cells))
     return [each for each in found if each is not None]
 
 
 def gains_again(advice: Advice, again: MeasuredTimes) -> list[Again]:
-    """Each gain that is advised, over the batch sizes of ``again``, each alike."""
+    """Return each gain that is advised, measured over the batch sizes of ``again``, each alike."""
     found = (
         _gain(advice, again, each, gain.k)
         for each in advice.contexts
@@ -70,7 +74,7 @@ def _cell(advice: Advice, again: MeasuredTimes, at: At) -> Again | None:
 
 
 def _gain(advice: Advice, again: MeasuredTimes, each: ContextAdvice, k: int) -> Again | None:
-    """None where a cell of either side has no time."""
+    """Return a gain predicted and measured, or None if a cell of either side has no time."""
     sizes = again.batch_sizes(each.context_len)
     work = Work(dict.fromkeys(sizes, 1 / len(sizes)), "measured again")
     grounds = [
@@ -91,4 +95,5 @@ def _again(at: At, predicted: Bounded, measured: Bounded, allowed: float) -> Aga
 
 
 def all_agree(found: Sequence[Again]) -> bool:
+    """Check that every prediction agrees with its second measurement."""
     return all(each.agrees for each in found)

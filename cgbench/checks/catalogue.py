@@ -10,7 +10,9 @@ from cgbench.checks.subject import Subject
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """``title`` says in a line what holds where the check does."""
+    """A ``Check`` is one check of the audit. ``title`` is a line that states what holds if the
+    check holds.
+    """
 
     name: str
     title: str

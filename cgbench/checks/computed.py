@@ -7,7 +7,7 @@ from cgbench.engine.state import DecodeState
 from cgbench.kernels.row_updates import ACTIVE, NUM_EMITTED
 
 MARK = -7
-"""No count, and no row of hidden states, is this."""
+"""A value that no count and no hidden state takes."""
 
 
 def mark_rows(state: DecodeState) -> None:
@@ -17,13 +17,13 @@ def mark_rows(state: DecodeState) -> None:
 
 
 def computed_rows(state: DecodeState) -> torch.Tensor:
-    """``[buffers, max_batch]``: rows whose marks are gone, in each of the marked buffers."""
+    """Return ``[buffers, max_batch]``: for each marked buffer, the rows whose marks are gone."""
     return torch.stack([(buffer != MARK).flatten(1).any(1) for buffer in _marked(state)])
 
 
 def bucket_fault(runner: Runner, batch_size: int, bucket: int) -> str | None:
-    """Step once over ``batch_size`` requests, which take a ``bucket``: what is wrong with the rows
-    computed, or None.
+    """Step once over ``batch_size`` requests, which take a ``bucket``, and return what is wrong
+    with the rows computed. Return None if nothing is.
 
     They must be the bucket's, no fewer and no more, in every part of the iteration.
     """
@@ -33,7 +33,9 @@ def bucket_fault(runner: Runner, batch_size: int, bucket: int) -> str | None:
 
 
 def rows_fault(state: DecodeState, batch_size: int, bucket: int) -> str | None:
-    """As ``bucket_fault``, after ``mark_rows`` and a step."""
+    """Return what is wrong with the rows that a step computed, or None. Call ``mark_rows`` before
+    the step. ``bucket_fault`` has the rule.
+    """
     computed = computed_rows(state).cpu()
     planned = torch.arange(computed.shape[1]) < bucket
     wrong = (computed != planned).any(0)

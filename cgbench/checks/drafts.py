@@ -1,7 +1,8 @@
-"""The drafts, after every iteration, are those of the head recomputed from the first token.
+"""Check that the drafts, after every iteration, are those of the head recomputed from the first
+token.
 
-Lossless decoding hides a broken draft: the tokens stay right and only acceptance falls, as it
-would under a head that is merely bad. So the drafts themselves are compared.
+Lossless decoding hides a broken draft: the tokens stay right and only acceptance falls, as it would
+under a head that is merely bad. So the drafts themselves are compared.
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ MAX_REQUESTS = 4
 
 
 def run(subject: Subject) -> Finding:
+    """Recompute the drafts of a few requests after every step, and return the finding."""
     if not any(subject.states):
         return not_run(NAME, "k = 0 has no drafts: see --spec-tokens")
     judge = Judge(subject)
@@ -60,7 +62,9 @@ def _compare(subject: Subject, requests: Trajectory, judge: Judge) -> Iterator[D
 def _row(
     subject: Subject, requests: Trajectory, row: int, sequence: list[int], judge: Judge
 ) -> Difference | None:
-    """The first draft of a row that differs; past a near-tie the chain is another one."""
+    """Return the first draft of a row that differs, or None. Drafts past a near-tie are not
+    compared, because the chain is another one from there.
+    """
     assert subject.spec.head is not None
     judge.compared += 1
     got = requests.rows.drafts[row].tolist()

@@ -1,8 +1,9 @@
-"""Every scope's tokens are plain greedy decoding's, at every batch size and so at every padding.
+"""Check that every scope's tokens are plain greedy decoding's, at every batch size and so at every
+padding.
 
-The one claim that a user cares about. Prompts are ragged and acceptance differs between rows. So
-lengths diverge, rows end at different iterations, and batches are re-packed to smaller buckets on
-the way. If the head seldom drafts well (random weights), hints make acceptance differ.
+This is the one claim that a user cares about. Prompts are ragged and acceptance differs between
+rows. So lengths diverge, rows end at different iterations, and batches are re-packed to smaller
+buckets on the way. If the head seldom drafts well (random weights), hints make acceptance differ.
 """
 
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ TITLE = "tokens are plain greedy decoding's, at every bucket and padding"
 
 
 def run(subject: Subject) -> Finding:
+    """Decode the prompts with every runner at every batch size, and return the finding."""
     judge = Judge(subject)
     difference = _differences(subject, judge)
     finding = conclude(subject, NAME, difference, {})
@@ -49,7 +51,9 @@ def _differences(subject: Subject, judge: Judge) -> Iterator[Difference]:
 
 
 def _runners(subject: Subject, k: int, batch_size: int) -> list[Runner]:
-    """Eager has no padding: where graphs have, each bucket's own size is enough of it."""
+    """Return the runners to try. If there are graphs, eager is tried at each bucket's own size
+    alone, because it has no padding.
+    """
     graphs = graph_runners(subject, k)
     eager = subject.runners[k, Scope.EAGER]
     if not graphs:

@@ -13,7 +13,9 @@ Figure: TypeAlias = str | int | float | list[int] | list[float] | None
 
 
 class DifferenceFacts(TypedDict):
-    """A ``Difference``; of its inputs their shapes."""
+    """These are the values of a ``Difference`` in JSON. ``inputs`` holds the shape of each
+    tensor.
+    """
 
     text: str
     expected: int | None
@@ -25,7 +27,7 @@ class DifferenceFacts(TypedDict):
 
 
 class WhereFacts(TypedDict):
-    """A ``Where``."""
+    """These are the values of a ``Where`` in JSON."""
 
     scope: Scope | None
     spec_tokens: int | None
@@ -36,7 +38,7 @@ class WhereFacts(TypedDict):
 
 
 class FindingFacts(TypedDict):
-    """A ``Finding`` as ``--json`` has it."""
+    """These are the values of a ``Finding`` as ``--json`` prints them."""
 
     check: str
     title: str
@@ -49,8 +51,9 @@ class FindingFacts(TypedDict):
 
 
 def finding_facts(finding: Finding, title: str, seconds: float) -> FindingFacts:
-    """A finding as JSON values. ``details`` is its difference in a line; ``difference`` names the
-    tensors that ``--repro`` writes, without their values."""
+    """Return a finding as JSON values. ``details`` is its difference in a line. ``difference``
+    names the tensors that ``--repro`` writes, without their values.
+    """
     difference = finding.difference
     return {
         "check": finding.check,
@@ -65,7 +68,7 @@ def finding_facts(finding: Finding, title: str, seconds: float) -> FindingFacts:
 
 
 def details(difference: Difference) -> str:
-    """The first thing that was wrong, in a line: where, what, and both tokens and logits."""
+    """Return a line on the first thing that was wrong: where, what, and both tokens and logits."""
     place = ", ".join(_place(difference.where))
     tokens = [
         f"{name} {token}" + ("" if logit is None else f" (logit {logit:.6g})")
@@ -80,13 +83,15 @@ def details(difference: Difference) -> str:
 
 
 def overall(findings: Sequence[Finding]) -> Answer:
-    """Wrong where any check is; what was not run does not decide."""
+    """Return the answer of all checks: wrong if any is wrong, else holds if any holds. Checks that
+    were not run do not decide.
+    """
     answers = {finding.answer for finding in findings}
     return next((each for each in (Answer.WRONG, Answer.HOLDS) if each in answers), Answer.NOT_RUN)
 
 
 def json_value(value: Any) -> Any:
-    """``value`` in JSON's own types; a number that is not finite is its name."""
+    """Return ``value`` in JSON's own types. A number that is not finite becomes its name."""
     if isinstance(value, Mapping):
         return {str(name): json_value(each) for name, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

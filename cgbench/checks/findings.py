@@ -1,4 +1,6 @@
-"""An audit's finding holds an answer a check, its figures, and the first thing that was wrong."""
+"""An audit's finding holds the answer of a check, its figures, and the first thing that was
+wrong.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from cgbench.words import Scope
 
 
 class Answer(StrEnum):
-    """What a check found."""
+    """An ``Answer`` states whether a check holds."""
 
     HOLDS = "holds"
     WRONG = "wrong"
@@ -21,8 +23,9 @@ class Answer(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The place of a difference. None where it has no such place; ``row`` counts from 0,
-    ``position`` is the index in the request's new tokens."""
+    """A ``Where`` is the place of a difference. A field is None if the difference has no such
+    place. ``row`` counts from 0. ``position`` is the index in the request's new tokens.
+    """
 
     scope: Scope | None = None
     spec_tokens: int | None = None
@@ -34,11 +37,12 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first thing that was wrong.
+    """A ``Difference`` describes the first thing that was wrong.
 
-    ``text`` says it in a line. Where tokens differ, ``expected`` and ``got`` are the two token ids
-    and ``expected_logit`` and ``got_logit`` their logits in the reference's forward. ``inputs``
-    is what ``--repro`` writes: device tensors by name, enough to run the failing step again.
+    ``text`` describes it in a line. If tokens differ, ``expected`` and ``got`` are the two token
+    ids. ``expected_logit`` and ``got_logit`` are their logits in the reference's forward.
+    ``inputs`` is what ``--repro`` writes: device tensors by name, enough to run the failing step
+    again.
     """
 
     text: str
@@ -52,8 +56,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's result. ``figures`` are numbers and short texts, by name; ``reason`` says why a
-    check was not run."""
+    """A ``Finding`` is the result of one check. ``figures`` are numbers and short texts, by name.
+    ``reason`` explains why a check was not run.
+    """
 
     check: str
     answer: Answer
@@ -67,10 +72,10 @@ class Finding:
 
 
 def first_of(differences: Iterator[Difference], ranks: Ranks) -> Difference | None:
-    """The first difference, looking no further.
+    """Return the first difference, and look no further. Return None if there is none.
 
-    Where several ``ranks`` share the model every one looks to the end. A rank that stopped at what
-    it alone found would leave the others waiting in a sum.
+    If several ``ranks`` share the model, each rank looks to the end. A rank that stopped at what it
+    alone found would leave the others waiting in a sum.
     """
     first = next(differences, None)
     if ranks.size > 1:
@@ -80,17 +85,19 @@ def first_of(differences: Iterator[Difference], ranks: Ranks) -> Difference | No
 
 
 def holds(check: str, **figures: Any) -> Finding:
-    """A check that found nothing wrong."""
+    """Return the finding of a check that found nothing wrong."""
     return Finding(check, Answer.HOLDS, figures)
 
 
 def wrong(check: str, difference: Difference, **figures: Any) -> Finding:
-    """A check that found something wrong."""
+    """Return the finding of a check that found something wrong."""
     return Finding(check, Answer.WRONG, figures, difference)
 
 
 def over_ranks(finding: Finding) -> Finding:
-    """``finding``, wrong too where it holds here but not on another rank, which then is told."""
+    """Return ``finding``, or a wrong finding if it is wrong on another rank alone. That rank is
+    named. All ranks must call this.
+    """
     text = None if finding.difference is None else finding.difference.text
     failure = first_failure(text)
     if failure is None or finding.difference is not None:
@@ -99,5 +106,5 @@ def over_ranks(finding: Finding) -> Finding:
 
 
 def not_run(check: str, reason: str, **figures: Any) -> Finding:
-    """A check that could not be made here, or not of what it is about."""
+    """Return the finding of a check that was not run, because there was nothing to try it on."""
     return Finding(check, Answer.NOT_RUN, figures, reason=reason)

@@ -34,8 +34,12 @@ MAX_REQUESTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """``wrong_at``: the draft made wrong, from 0, None for none. ``eos_at``: the EOS is the token
-    that row ``eos_row`` has there, counted from its prefill's."""
+    """A ``Case`` is one ending of an iteration.
+
+    ``wrong_at`` is the draft that is made wrong, counted from 0. It is None if no draft is.
+    ``eos_at`` counts tokens from the prefill's. The token that row ``eos_row`` has there is the
+    EOS.
+    """
 
     name: str
     wrong_at: int | None = None
@@ -45,7 +49,7 @@ class Case:
 
 
 def cases_of(k: int, num_requests: int) -> list[Case]:
-    """Every ending of one iteration."""
+    """Return a case for every ending of one iteration."""
     positions = range(k + 2)
     return [
         Case("all drafts accepted"),
@@ -58,7 +62,9 @@ def cases_of(k: int, num_requests: int) -> list[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """``tokens[i]``: the k + 2 tokens after prompt i, its prefill's first."""
+    """A ``Requests`` holds prefilled requests and how they go on. ``tokens[i]`` are the k + 2
+    tokens after prompt i, of which the first is the prefill's.
+    """
 
     prompts: list[list[int]]
     tokens: list[list[int]]
@@ -66,15 +72,18 @@ class Requests:
 
     @property
     def batch_size(self) -> int:
+        """Return the number of requests."""
         return len(self.prompts)
 
     def eos(self, case: Case) -> int | None:
-        """The token that ends requests in ``case``."""
+        """Return the token that ends requests in ``case``, or None if none does."""
         return None if case.eos_at is None else self.tokens[case.eos_row][case.eos_at]
 
 
 def make_requests(subject: Subject, k: int) -> Requests:
-    """In float32 the tokens are transformers' word; in lower precision the engine's own, because
+    """Prefill a few prompts, and find out how they go on.
+
+    In float32 the tokens are transformers'. In lower precision they are the engine's own, because
     near-ties are not what is looked at here.
     """
     prompts = tile(subject.prompts, min(MAX_REQUESTS, subject.largest(k)))
@@ -89,7 +98,9 @@ def make_requests(subject: Subject, k: int) -> Requests:
 def forced_differences(
     subject: Subject, runner: Runner, requests: Requests, case: Case, judge: Judge
 ) -> Iterator[Difference]:
-    """One iteration of ``case``, and every row's tokens and state after it."""
+    """Run one iteration of ``case``, and yield what is wrong in each row's tokens and state after
+    it.
+    """
     _begin(subject, runner.state, requests, case)
     _force_drafts(subject, runner, requests, case.wrong_at)
     before = snapshot(runner.state)
@@ -100,7 +111,7 @@ def forced_differences(
         prefix = [*prompt, requests.tokens[row][0]]
         got = _emitted(runner.state.full, row)
         found = judge.difference(prefix, ending.emitted, got, where)
-        # Past a near-tie nothing is known.
+        # The state is unknown past a near-tie.
         if found is None and got == ending.emitted:
             found = _state_difference(runner.state.full, before, row, ending, where)
         if found is not None:
@@ -109,7 +120,7 @@ def forced_differences(
 
 @dataclass(frozen=True, slots=True)
 class _Ending:
-    """What an iteration must leave of a row."""
+    """This is what an iteration must leave of a row."""
 
     emitted: list[int]
     num_accepted: int
@@ -117,7 +128,7 @@ class _Ending:
 
 
 def _ending(requests: Requests, row: int, case: Case) -> _Ending:
-    """The accepted drafts and one token more, cut at EOS and at the limit."""
+    """Return the accepted drafts and one token more, cut at EOS and at the limit."""
     first, *following = requests.tokens[row]
     eos = requests.eos(case)
     accepted = len(following) - 1 if case.wrong_at is None else case.wrong_at
@@ -136,7 +147,7 @@ def _emitted(rows: RowState, row: int) -> list[int]:
 def _state_difference(
     rows: RowState, before: Snapshot, row: int, ending: _Ending, where: Where
 ) -> Difference | None:
-    """Whether the row's state is what its tokens say."""
+    """Return the first value of the row's state that does not follow from its tokens, or None."""
     count = len(ending.emitted)
     expected = {
         "seq_len": (rows.seq_len, int(before["seq_len"][row]) + count),
@@ -167,7 +178,7 @@ def _begin(subject: Subject, state: DecodeState, requests: Requests, case: Case)
 
 @contextmanager
 def _eos_of(state: DecodeState, eos: int | None) -> Iterator[None]:
-    """The state as a checkpoint has it whose last end of sequence is this one."""
+    """Set the state's end of sequence meanwhile, as a checkpoint with this last EOS would."""
     before = state.eos_token_ids
     if eos is not None:
         state.eos_token_ids = (NO_TOKEN,) * (state.full.eos_ids.shape[0] - 1) + (eos,)
@@ -180,8 +191,11 @@ def _eos_of(state: DecodeState, eos: int | None) -> Iterator[None]:
 def _force_drafts(
     subject: Subject, runner: Runner, requests: Requests, wrong_at: int | None
 ) -> None:
-    """The true continuation as drafts. After a wrong one, what verify itself would say there:
-    drafts that agree must not be counted past a rejection."""
+    """Write the true continuation as drafts.
+
+    After a wrong one, write the tokens that verify itself gives there. They agree with verify, but
+    must not be counted past a rejection.
+    """
     batch_size = requests.batch_size
     rows = runner.state.rows(batch_size)
     k = rows.spec_tokens

@@ -1,7 +1,8 @@
-"""Verify's hidden states and logits are those of a forward without cache, slots or batch.
+"""Check that verify's hidden states and logits are those of a forward without cache, slots or
+batch.
 
-An attention that is a little wrong (a mask one column too wide, a position off by one) can give
-the same argmax for a long time. Its hidden states tell at once.
+An attention may be a little wrong: a mask one column too wide, or a position off by one. It can
+give the same argmax for a long time, but its hidden states differ at once.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ NAME = "hidden"
 TITLE = "verify's hidden states and logits are the reference attention's"
 
 EXACT_ERROR = 1e-4
-# Of transformers' own two attentions against each other, whose rounding the engine's adds to.
+# The allowed error is this many times that of transformers' own two attentions against each other.
+# The engine's rounding adds to theirs.
 MAX_NOISES = 4
 LEAST_ERROR = 1e-3
 
@@ -41,6 +43,7 @@ SAMPLED_ROWS = 4
 
 
 def run(subject: Subject) -> Finding:
+    """Compare hidden states and logits of a few rows at every step, and return the finding."""
     figures: dict[str, float] = {
         "largest_relative_error": 0.0,
         "allowed_relative_error": allowed_error(subject),
@@ -50,7 +53,7 @@ def run(subject: Subject) -> Finding:
 
 
 def allowed_error(subject: Subject) -> float:
-    """The largest relative error that is rounding in this dtype."""
+    """Return the largest relative error that rounding explains in this dtype."""
     if subject.is_exact:
         return EXACT_ERROR
     return MAX_NOISES * subject.plain.relative_noise + LEAST_ERROR
@@ -90,7 +93,9 @@ def _compare(
 
 
 def _reference(subject: Subject, tokens: list[int], query_len: int) -> dict[str, Tensor]:
-    """The last ``query_len`` rows' logits, and hidden states in the form the head is fed."""
+    """Return the logits of the last ``query_len`` rows, and their hidden states in the form the
+    head is fed.
+    """
     spec = subject.spec
     states = reference_states(spec.target, tokens)
     with by_definition():
@@ -106,6 +111,6 @@ def _expected(subject: Subject, states: HiddenStates, query_len: int) -> dict[st
 
 
 def sample(batch_size: int) -> list[int]:
-    """A few rows, the first and the last among them."""
+    """Return a few rows, the first and the last among them."""
     last = batch_size - 1
     return sorted({round(i * last / (SAMPLED_ROWS - 1)) for i in range(SAMPLED_ROWS)})

@@ -1,7 +1,7 @@
 """Write drafts that are partly right, whatever the head would draft.
 
-A head with random weights has next to none of its drafts accepted, and an engine that is wrong
-after an accepted draft would look right. So before each iteration the true continuation is written
+A head with random weights has next to none of its drafts accepted. So an engine that is wrong after
+an accepted draft would look right. Before each iteration the true continuation is therefore written
 over the first drafts of every row. How many is drawn, and often it is none, so rows accept unequal
 numbers.
 """
@@ -18,7 +18,9 @@ from cgbench.words import Mode
 
 
 class Hints:
-    """Hints for one state's rows. Slot i decodes the subject's prompt i, counted around."""
+    """This class writes hints for the rows of one state. Slot i decodes the subject's prompt i.
+    After the last prompt they begin again.
+    """
 
     def __init__(self, subject: Subject, state: DecodeState) -> None:
         self.subject = subject
@@ -44,7 +46,7 @@ class Hints:
 
     @cached_property
     def _tokens(self) -> Tensor:
-        """``[prompts, max_new_tokens]``: plain greedy decoding's."""
+        """Return plain greedy decoding's tokens, ``[prompts, max_new_tokens]``."""
         subject = self.subject
         tokens = [subject.plain.tokens(p, subject.max_new_tokens) for p in subject.prompts]
         return torch.tensor(tokens, device=self._device)
@@ -55,7 +57,7 @@ class Hints:
 
 
 class HintedRunner:
-    """Steps another runner, hinting before each step."""
+    """A ``HintedRunner`` steps another runner, and hints before each step."""
 
     def __init__(self, subject: Subject, runner: Runner) -> None:
         self.runner = runner

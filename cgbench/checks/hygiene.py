@@ -33,7 +33,7 @@ from cgbench.planning import CapturePlan
 from cgbench.words import Phase, Scope
 
 NAME = "hygiene"
-TITLE = "graphs are the plan's, at the addresses captured; replays are quiet and memory stays"
+TITLE = "graphs are the plan's, at the addresses captured. Replays are quiet and memory stays"
 
 # Two stretches of half as many, and more if memory grew in both. What a replay leaves behind grows
 # in every stretch. What another process takes meanwhile does not.
@@ -43,7 +43,7 @@ MOST_STRETCHES = 6
 
 @dataclass(frozen=True, slots=True)
 class _Graphs:
-    """The graphs of one (k, scope), and what they are to be."""
+    """These are the graphs of one (k, scope), and what they must be."""
 
     subject: Subject
     graphs: GraphSet
@@ -55,7 +55,9 @@ class _Graphs:
 
 
 def run(subject: Subject) -> Finding:
-    """The check; CUDA only."""
+    """Check the graphs against the plan, and what a replay does, and return the finding. It is not
+    run without CUDA graphs.
+    """
     if not subject.graph_sets:
         on_cuda = subject.spec.target.device.type == "cuda"
         reason = "no graph was captured: see --scopes" if on_cuda else "graphs need a CUDA device"
@@ -70,7 +72,7 @@ def run(subject: Subject) -> Finding:
 
 
 def _differences(this: _Graphs) -> Iterator[Difference]:
-    """What is read off first, then what is replayed."""
+    """Yield what is wrong in what can be read off, then in what is replayed."""
     yield from _ledger(this)
     yield from _addresses(this)
     yield from _nodes(this)
@@ -89,8 +91,9 @@ def _ledger(this: _Graphs) -> Iterator[Difference]:
 def ledger_fault(
     captured: Sequence[int], costs: Sequence[GraphCost], plan: CapturePlan, scope: Scope
 ) -> str | None:
-    """Return what differs from the plan in the buckets ``captured`` or in their graphs. Every
-    bucket must be there once, from large to small, and each graph must have bucket * (k + 1)
+    """Return what differs from the plan in the buckets ``captured`` or in their graphs, or None.
+
+    Every bucket must be there once, from large to small. Each graph must have bucket * (k + 1)
     tokens.
     """
     planned = tuple(sorted(plan.batch_sizes, reverse=True))
@@ -113,7 +116,7 @@ def _graph(entry: tuple[int, Phase, int]) -> str:
 
 
 def _addresses(this: _Graphs) -> Iterator[Difference]:
-    """State, KV and weights are where the capture found them; the views handed out too."""
+    """Check that state, KV, weights and the views handed out are where the capture found them."""
     captured, state = this.graphs.addresses, this.runner.state
     for name in moved(captured, captured_addresses(this.subject.spec, state)):
         yield Difference(f"{name} was reassigned after the capture: it moved", this.where())
@@ -133,7 +136,7 @@ def _nodes(this: _Graphs) -> Iterator[Difference]:
 
 
 def _buckets(this: _Graphs) -> Iterator[Difference]:
-    """Every batch size replays the bucket that the plan says."""
+    """Check that every batch size replays the bucket of the plan."""
     largest = max(this.graphs.batch_sizes)
     for batch_size in this.subject.batch_sizes(this.graphs.spec_tokens):
         if batch_size > largest:
@@ -145,7 +148,7 @@ def _buckets(this: _Graphs) -> Iterator[Difference]:
 
 
 def _noise(this: _Graphs) -> Iterator[Difference]:
-    """A replay asks the allocator for nothing and waits for nothing."""
+    """Check that a replay asks the allocator for nothing and waits for nothing."""
     for bucket in this.graphs.batch_sizes:
         torch.cuda.synchronize()
         before = _num_allocations()
@@ -162,7 +165,7 @@ def _noise(this: _Graphs) -> Iterator[Difference]:
 @contextmanager
 def _no_syncs() -> Iterator[None]:
     with warnings.catch_warnings():
-        # It warns that it may miss a synchronisation; what it finds is still one.
+        # Torch warns that it may miss a synchronisation. One that it finds is still one.
         warnings.simplefilter("ignore", UserWarning)
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -176,14 +179,14 @@ def _num_allocations() -> int:
 
 
 def _growth(this: _Graphs) -> Iterator[Difference]:
-    """Memory stays as it is while all buckets are replayed in turn."""
+    """Check that memory stays as it is while all buckets are replayed in turn."""
     with open_telemetry(this.subject.spec.target.device) as telemetry:
         seen = [_memory(telemetry)]
         for stretch in range(MOST_STRETCHES):
             for bucket in islice(cycle(this.graphs.batch_sizes), REPLAYS // 2):
                 this.runner.step(bucket)
             seen.append(_memory(telemetry))
-            # Of all ranks, because they replay together.
+            # The growth is that of all ranks, because they replay together.
             growth = max(gathered(steady_growth(seen)))
             if stretch and not growth:
                 return
@@ -193,9 +196,10 @@ def _growth(this: _Graphs) -> Iterator[Difference]:
 
 
 def _memory(telemetry: Telemetry) -> tuple[int, int | None]:
-    """Return the bytes that torch has reserved, and the bytes in use on the whole device. The
-    second is None if other processes are on it, because their memory cannot be told from this
-    one's.
+    """Return the bytes that torch has reserved, and the bytes in use on the whole device.
+
+    The second is None if other processes are on the device, because it would count their memory
+    too.
     """
     torch.cuda.synchronize()
     free, total = torch.cuda.mem_get_info()
@@ -205,8 +209,9 @@ def _memory(telemetry: Telemetry) -> tuple[int, int | None]:
 
 
 def steady_growth(seen: Sequence[tuple[int, int | None]]) -> int:
-    """Bytes by which one of the readings grew from first to last, if it grew at every step; 0
-    where none did. One that is None at times is not looked at."""
+    """Return the bytes by which one of the readings grew from first to last, if it grew at every
+    step. Return 0 if none did. A reading that is None at times is ignored.
+    """
     grown = 0
     for readings in zip(*seen, strict=True):
         known = [each for each in readings if each is not None]
@@ -216,8 +221,9 @@ def steady_growth(seen: Sequence[tuple[int, int | None]]) -> int:
 
 
 def _figures(subject: Subject) -> dict[str, int | str]:
-    """How much was looked at, and nodes of the largest bucket's iteration: its one graph's, or
-    its three's together."""
+    """Return how much was looked at, and the nodes of the largest bucket's iteration. These are its
+    one graph's, or its three's together.
+    """
     graphs = subject.graph_sets.values()
     return {
         "graphs": sum(len(each.costs) for each in graphs),

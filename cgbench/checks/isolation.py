@@ -1,4 +1,5 @@
-"""A request's answer is its own: no neighbour, row, bucket or earlier tenant of its slot shows.
+"""Check that a request's answer is its own: no neighbour, row, bucket or earlier tenant of its slot
+shows.
 
 The reverse is checked too. An iteration writes to its own requests' KV rows past their committed
 length and to the scratch slot, and nowhere else. A finished request emits nothing and keeps its KV.
@@ -38,16 +39,17 @@ from cgbench.kernels.row_updates import RowState
 NAME = "isolation"
 TITLE = "a request's tokens and KV depend on nothing but itself"
 
-# Any value that no forward writes.
+# The value may be any that no forward writes.
 SENTINEL = 0.5
 LACKING = (
-    "no two prompts decode together: see --max-num-seqs and --num-prompts; no earlier tenant of a "
+    "no two prompts decode together: see --max-num-seqs and --num-prompts. No earlier tenant of a "
     "slot shows"
 )
 COMPARED = ("result", "drafts", "last", "seq_len", "hidden", "chain")
 
 
 def run(subject: Subject) -> Finding:
+    """Decode requests among other neighbours, rows and tenants, and return the finding."""
     judge = Judge(subject)
     lacking = None if subject.has_neighbours else LACKING
     finding = conclude(subject, NAME, _differences(subject, judge), {}, lacking)
@@ -63,7 +65,7 @@ def _differences(subject: Subject, judge: Judge) -> Iterator[Difference]:
 
 
 def _neighbours(subject: Subject, runner: Runner, judge: Judge) -> Iterator[Difference]:
-    """The same requests alone, in a batch, in other rows, and in another bucket."""
+    """Decode the same requests alone, in a batch, in other rows, and in another bucket."""
     largest = subject.largest(runner.state.spec_tokens)
     batch = min(largest, len(subject.prompts))
     prompts = tile(subject.prompts, batch)
@@ -78,8 +80,9 @@ def _neighbours(subject: Subject, runner: Runner, judge: Judge) -> Iterator[Diff
 
 
 def _orders(batch: int, largest: int) -> list[list[int]]:
-    """Which request is in which row: as they come, reversed, rotated in half as large a batch,
-    and repeated to fill the largest."""
+    """Return orders that assign requests to rows: as they come, reversed, rotated in half as large
+    a batch, and repeated to fill the largest.
+    """
     half = max(1, batch // 2)
     rotated = [(i + 1) % batch for i in range(half)]
     return [
@@ -95,8 +98,11 @@ def _tokens(subject: Subject, runner: Runner, prompts: Prompts) -> list[list[int
 
 
 def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
-    """Steps of a batch whose rows end one after the other. It was re-packed before: its rows have
-    not their own number's slot, and what was its last row is padding now."""
+    """Step a batch whose rows end one after the other, and check where it writes.
+
+    The batch was re-packed before. So its rows do not have the slots of their own numbers, and its
+    former last row is padding now.
+    """
     k = runner.state.spec_tokens
     batch_size = subject.largest(k)
     fill_cache(subject.spec.cache, SENTINEL)
@@ -157,7 +163,9 @@ def _changed(
 
 
 def _reused_slots(subject: Subject, runner: Runner) -> Iterator[Difference]:
-    """Short requests on a zeroed cache, and again where longer ones were: bit for bit."""
+    """Decode short requests on a zeroed cache, and again in slots of longer ones. They must be
+    equal bit for bit.
+    """
     batch_size = max(1, subject.largest(runner.state.spec_tokens) - 1)
     first = tile(subject.prompts, batch_size)
     second = [prompt[: (len(prompt) + 1) // 2] for prompt in reversed(first)]
@@ -174,7 +182,7 @@ def _reused_slots(subject: Subject, runner: Runner) -> Iterator[Difference]:
 
 
 def _steps(subject: Subject, runner: Runner, prompts: Prompts) -> list[Snapshot]:
-    """The states after each of a few steps."""
+    """Return the states after each of a few steps."""
     begin(subject, runner.state, prefill_prompts(subject, prompts))
     states: list[Snapshot] = []
     for _ in range(STEPS):

@@ -32,6 +32,7 @@ TITLE = "requests end where they must: EOS, length, rejection, longest context"
 
 
 def run(subject: Subject) -> Finding:
+    """Try every ending of a request for every k, and return the finding."""
     judge = Judge(subject)
     figures: dict[str, float | int] = {"cases": 0}
     finding = conclude(subject, NAME, _differences(subject, judge, figures), {})
@@ -54,7 +55,7 @@ def _differences(
 
 
 def _no_requests(subject: Subject, runner: Runner) -> Iterator[Difference]:
-    """A bucket of padding alone emits nothing, and writes to scratch alone."""
+    """Check that a bucket of padding alone emits nothing, and writes to scratch alone."""
     state, cache = runner.state, subject.spec.cache
     live = torch.ones(cache.num_slots, cache.room, dtype=torch.bool, device=state.full.last.device)
     live[cache.scratch_slot] = False
@@ -73,7 +74,7 @@ def _no_requests(subject: Subject, runner: Runner) -> Iterator[Difference]:
 def _greedy(
     subject: Subject, runner: Runner, prompts: Prompts, judge: Judge
 ) -> Iterator[Difference]:
-    """Whole requests, as long as two accepted runs."""
+    """Check whole requests, as long as two accepted runs."""
     count = _num_tokens(runner.state.spec_tokens)
     got = decode(subject, runner, prefill_prompts(subject, prompts), count)
     for row, prompt in enumerate(prompts):
@@ -89,14 +90,16 @@ def _num_tokens(k: int) -> int:
 
 
 def _edge_prompts(subject: Subject, k: int) -> list[list[int]]:
-    """Of the vocabulary's first and last token, some of them one token long."""
+    """Return prompts of the vocabulary's first and last token, some of them one token long."""
     last = subject.spec.target.last_token
     prompts = [[0], [last], [0, last, last, 0], [last, 0, 0]]
     return prompts[: subject.largest(k)]
 
 
 def _longest_prompts(subject: Subject, k: int) -> list[list[int]]:
-    """As long as the KV has room for. They lie in neighbouring slots, so an overrun shows."""
+    """Return prompts as long as the KV has room for. They lie in neighbouring slots, so an overrun
+    shows.
+    """
     length = subject.spec.cache.room - _num_tokens(k) - 2 * k
     tokens = [token for prompt in subject.prompts for token in prompt]
     tokens *= -(-(length + 1) // len(tokens))

@@ -1,7 +1,7 @@
 """Measure how far the reference's own numbers move when they are rounded otherwise.
 
-Experts are chosen by comparing scores: two that are nearly alike change places with the rounding,
-and everything behind them jumps. The largest jump on a few prompts says little about the next.
+Experts are chosen by comparing scores. Two that are nearly alike change places with the rounding,
+and everything behind them jumps. The largest jump on a few prompts predicts little about the next.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +18,9 @@ NOISE_TRIES = 8
 
 
 def picks_when_rounded_otherwise(target: Target, pick: Callable[[], int], token: int) -> bool:
-    """Whether ``pick``, which runs ``target``, returns ``token`` in one of ``TRIES`` runs, in each
-    of which all token embeddings are moved by rounding's size."""
+    """Return whether ``pick``, which runs ``target``, returns ``token`` in one of ``TRIES`` runs.
+    Each run moves all token embeddings by rounding's size.
+    """
     for seed in range(TRIES):
         with moved_embeddings(target, seed):
             if pick() == token:
@@ -30,8 +31,9 @@ def picks_when_rounded_otherwise(target: Target, pick: Callable[[], int], token:
 def noise_when_rounded_otherwise(
     target: Target, head: DraftHead, compute: Callable[[], Tensor], logits: Tensor
 ) -> float:
-    """How far ``compute``, which runs ``target`` and ``head`` and gave ``logits [V]``, is from
-    itself: the largest difference of a logit in ``NOISE_TRIES`` runs with moved embeddings.
+    """Return how far ``compute`` is from itself: the largest difference of a logit in
+    ``NOISE_TRIES`` runs with moved embeddings. ``compute`` runs ``target`` and ``head``, and gave
+    ``logits [V]``.
 
     This is the noise of a chain of drafts. The head is fed what it made of the target's state, a
     pass more for each draft. Each pass adds its rounding to what it amplifies. A random head's
@@ -46,14 +48,15 @@ def noise_when_rounded_otherwise(
 
 @contextmanager
 def moved_embeddings(target: Target, seed: int, head: DraftHead | None = None) -> Iterator[None]:
-    """Each number of an embedding is off by at most a unit in its last place meanwhile, of a
-    ``head`` with an embedding of its own too."""
-    # Seeded: tensor parallel ranks have to move them alike.
+    """Move each number of the target's embeddings meanwhile by at most a unit in its last place. A
+    ``head`` with an embedding of its own has it moved too.
+    """
+    # Draws are seeded, because tensor parallel ranks have to move the embeddings alike.
     draws = torch.Generator(target.device).manual_seed(seed)
 
     def move(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         shares = torch.rand(out.shape, generator=draws, device=out.device) - 0.5
-        # eps is a unit in the last place of 1; of a number just below 2 it is two units.
+        # eps is a unit in the last place of 1. For a number just below 2 it is two units.
         return (out.float() * (1 + torch.finfo(out.dtype).eps * shares)).to(out.dtype)
 
     heads = () if head is None else head.mtp_modules

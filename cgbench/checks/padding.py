@@ -1,10 +1,13 @@
-"""Whatever lies in padded rows, in the scratch slot and past a request's length stays there.
+"""Check that whatever lies in padded rows, in the scratch slot and past a request's length stays
+there.
 
 Padded rows are poisoned with NaN hidden states and the last token of the vocabulary. The scratch
 slot is NaN or huge. Live slots are huge past their committed length. They are finite there, because
-a masked NaN is still NaN in a matrix product. Real rows must not change by a bit; where experts are
-grouped, by no more than rounding. Every iteration starts from the same state twice, clean and
-poisoned: rows past num_accepted are stale by design.
+a masked NaN is still NaN in a matrix product.
+
+Real rows must not change by a bit. If experts are grouped, they must not change by more than
+rounding. Every iteration starts from the same state twice, clean and poisoned, because rows past
+num_accepted are stale by design.
 """
 
 import math
@@ -49,14 +52,14 @@ TITLE = "poison in padded rows, scratch and stale KV reaches no real row"
 
 HUGE = 1e4
 POISONS = {"NaN": math.nan, "1e4": HUGE}
-LACKING = "no batch size is padded: see --capture-sizes; scratch and stale KV reached no real row"
+LACKING = "no batch size is padded: see --capture-sizes. Scratch and stale KV reached no real row"
 TOKENS = ("result", "drafts", "last", "seq_len", "tokens_left", "active")
 COMPARED = (*TOKENS, "hidden", "chain")
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What an iteration left: row state, and the watched KV and recurrent state."""
+    """This is what an iteration left: row state, and the watched KV and recurrent state."""
 
     buffers: Snapshot
     kv: dict[tuple[int, str], Tensor]
@@ -64,6 +67,7 @@ class _Outcome:
 
 
 def run(subject: Subject) -> Finding:
+    """Compare clean and poisoned iterations of every runner that pads, and return the finding."""
     figures = {"iterations": 0, "padded_rows": 0}
     lacking = None if subject.has_padding else LACKING
     try:
@@ -73,7 +77,7 @@ def run(subject: Subject) -> Finding:
 
 
 def _clean(subject: Subject) -> None:
-    """Poison is this check's own: nothing after it must meet any."""
+    """Remove the poison, because nothing after this check may meet any."""
     fill_cache(subject.spec.cache, 0.0)
     for state in subject.states.values():
         state.clear()
@@ -132,7 +136,9 @@ def poison(subject: Subject, runner: Runner, batch_size: int, value: float) -> N
 def _unequal(
     subject: Subject, runner: Runner, batch_size: int, clean: _Outcome
 ) -> tuple[str, int] | None:
-    """What of the real rows is not as in the clean iteration, bit for bit, and in which row."""
+    """Return the part of the real rows that differs from the clean iteration by a bit, and its row.
+    Return None if none does.
+    """
     state = runner.state
     unequal = first_unequal(snapshot(state), clean.buffers, batch_size, COMPARED)
     if unequal is not None:
@@ -151,8 +157,12 @@ def _unequal(
 def _far(
     subject: Subject, runner: Runner, batch_size: int, clean: _Outcome
 ) -> tuple[str, int] | None:
-    """What of the real rows is further from the clean iteration than rounding. Tokens count in
-    float32 alone, and verify's hidden states and KV always: all of it comes of the same tokens."""
+    """Return the part of the real rows that is further from the clean iteration than rounding, and
+    its row. Return None if none is.
+
+    Tokens count in float32 alone. Verify's hidden states and KV always count, because all of it
+    comes from the same tokens.
+    """
     state = runner.state
     if subject.is_exact and (
         unequal := first_unequal(snapshot(state), clean.buffers, batch_size, TOKENS)
@@ -169,8 +179,9 @@ def _far(
 def _verified(
     subject: Subject, runner: Runner, row: int, clean: _Outcome
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Row ``row``'s committed KV and state of the target and, with drafts, hidden states: now, and
-    clean."""
+    """Return pairs of row ``row``, now and clean: committed KV and state of the target and, with
+    drafts, hidden states.
+    """
     rows = runner.state.full
     slot, length = int(rows.slot_of_row[row]), int(rows.seq_len[row])
     pairs = {

@@ -1,8 +1,9 @@
-"""From the same state, a graph's iteration is eager's at the bucket, bit for bit in every dtype.
+"""Check that, from the same state, a graph's iteration is eager's at the bucket, bit for bit in
+every dtype.
 
 Tokens may agree while drafts do not, and a serving engine then ships graphs whose acceptance is a
-fraction of eager's. A graph holds the kernels that eager launches at the bucket's size: nothing
-excuses a difference, so acceptance per position is equal too.
+fraction of eager's. A graph holds the kernels that eager launches at the bucket's size. So nothing
+excuses a difference, and acceptance per position is equal too.
 """
 
 from collections.abc import Iterator
@@ -40,7 +41,10 @@ Accepted = dict[tuple[int, str], list[int]]
 
 
 def run(subject: Subject) -> Finding:
-    """Without graphs and in float32, eager at the bucket is held against eager without padding."""
+    """Compare graphs with eager at the bucket, step by step, and return the finding.
+
+    Without graphs and in float32, eager at the bucket is compared with eager without padding.
+    """
     has_graphs = bool(subject.graph_sets)
     if not has_graphs and not subject.is_exact:
         return not_run(NAME, "there are no graphs, and unpadded eager rounds otherwise than padded")
@@ -73,7 +77,7 @@ def _differences(subject: Subject, figures: dict[str, str]) -> Iterator[Differen
 def _step(
     subject: Subject, state: DecodeState, batch_size: int, accepted: dict[str, list[int]]
 ) -> Iterator[Difference]:
-    """One iteration by every runner from the same state; the state moves on once."""
+    """Run one iteration by every runner from the same state. The state moves on once."""
     k = state.spec_tokens
     before = snapshot(state)
     bucket = BucketRunner(subject, k)
@@ -111,7 +115,7 @@ def _difference(
 
 
 def _per_position(k: int, accepted: dict[str, list[int]]) -> dict[str, str]:
-    """Acceptance rate of each draft position, by k and by what ran."""
+    """Return the acceptance rate of each draft position, by k and by what ran."""
     return {
         f"acceptance_k{k}_{name}": ";".join(
             f"{count / len(kept):.3f}" for count in accepted_per_pos(kept, k)

@@ -8,8 +8,10 @@ from cgbench.engine.state import DecodeState
 
 
 def poison_rows(state: DecodeState, padded: slice, last_token: int) -> None:
-    """Padded rows hold the vocabulary's last token, and hidden states that are no numbers. So does
-    the scratch slot."""
+    """Fill padded rows with the vocabulary's last token, and their hidden states with NaN.
+
+    What the scratch slot's modules are fed is NaN too.
+    """
     full = state.full
     full.carries[:, state.scratch_slot] = nan
     for tokens in (full.last, full.drafts):
@@ -19,7 +21,7 @@ def poison_rows(state: DecodeState, padded: slice, last_token: int) -> None:
 
 
 def fill_cache(cache: KvCache, value: float) -> None:
-    """Every KV row of every layer and slot, and every recurrent state."""
+    """Fill every KV row of every layer and slot, and every recurrent state."""
     fill_states(cache.recurrent, value)
     for layer in cache.layers.values():
         layer.keys.fill_(value)
@@ -27,7 +29,7 @@ def fill_cache(cache: KvCache, value: float) -> None:
 
 
 def fill_scratch(cache: KvCache, value: float) -> None:
-    """Every KV row of the scratch slot, in every layer, and its recurrent state."""
+    """Fill every KV row of the scratch slot, in every layer, and its recurrent state."""
     fill_states(cache.recurrent, value, cache.scratch_slot)
     first = cache.scratch_slot * cache.room
     for layer in cache.layers.values():

@@ -1,8 +1,8 @@
 """The reference that the engine is compared with is slow, plain, and shares no code with it.
 
 ``Plain`` is transformers alone, with its own attention and its own cache. ``GrowingAttention`` and
-``reference_draft_logits`` are the target and its head recomputed from the first token: no cache,
-no slots, no batch. Products of FP8 weights are of their values, by no kernel.
+``reference_draft_logits`` recompute the target and its head from the first token, without cache,
+slots or batch. Products of FP8 weights are products of their values, without a kernel.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,15 @@ from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target, request_keys
 from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 
-# Positions at a prompt's end that the noise is measured on: all of them, at a vocabulary of
+# The noise is measured on this many positions at a prompt's end. All of them, at a vocabulary of
 # 150,000, would take gigabytes.
 NOISE_POSITIONS = 32
 
 
 class GrowingAttention:
-    """An ``AttentionCall`` of one request: causal attention over all keys seen, kept a layer."""
+    """A ``GrowingAttention`` is an ``AttentionCall`` of one request. It attends causally over all
+    keys seen, and keeps them by layer.
+    """
 
     def __init__(self, target: Target, tokens: Sequence[int]) -> None:
         """``tokens`` begin the request's sequence."""
@@ -62,14 +64,14 @@ class GrowingAttention:
 def reference_states(
     target: Target, tokens: Sequence[int], attention: GrowingAttention | None = None
 ) -> HiddenStates:
-    """The target's hidden states ``[1, n, H]`` over ``tokens``, from the first of them."""
+    """Return the target's hidden states ``[1, n, H]`` over ``tokens``, from the first of them."""
     ids = torch.tensor([list(tokens)], device=target.device)
     positions = torch.arange(len(tokens), device=target.device)[None]
     return target.forward(ids, positions, attention or GrowingAttention(target, tokens))
 
 
 def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
-    """The hidden states that the head's family is fed, ``[B, S, H]``."""
+    """Return the hidden states that the head's family is fed, ``[B, S, H]``."""
     return states.post_norm if head.family.hidden_in == NormSide.POST else states.pre_norm
 
 
@@ -78,10 +80,12 @@ def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
 def reference_draft_logits(
     target: Target, head: DraftHead, tokens: Sequence[int], k: int, drafts: Sequence[int] = ()
 ) -> Tensor:
-    """Logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet. Each draft
-    follows the one before it: of ``drafts`` as far as they go, then its own likeliest.
+    """Return the logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet.
 
-    Draft j of a module of its own comes of that module's pass over the whole sequence: row i has
+    Each draft follows the one before it. The first ones follow ``drafts`` as far as these go, and
+    the others follow the likeliest token.
+
+    Draft j of a module of its own comes of that module's pass over the whole sequence. Row i has
     token i + j beside the hidden state. A module that runs again goes on by one row at a time.
     """
     attention = GrowingAttention(target, tokens)
@@ -114,10 +118,11 @@ def reference_draft_logits(
 
 @contextmanager
 def own_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """transformers' attention ``name`` in every part of the model, and what was there after it.
+    """Run every part of the model with transformers' attention ``name``, and restore its own
+    afterwards.
 
-    Greedy decoding is plain meanwhile: a checkpoint's own generation settings may hold an end of
-    sequence or a repetition penalty, which take part even where nothing is sampled.
+    Greedy decoding is plain meanwhile. A checkpoint's own generation settings may hold an end of
+    sequence or a repetition penalty, which act even if nothing is sampled.
     """
     before = [(config, config._attn_implementation) for config in _configs(model)]
     generation = model.generation_config
@@ -128,20 +133,22 @@ def own_attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.generation_config = generation
-        # Parents first, as listed: setting one sets its nested configs too.
+        # Parents come first, as listed, because setting one sets its nested configs too.
         for config, implementation in before:
             config._attn_implementation = implementation
 
 
 def _configs(model: PreTrainedModel) -> list[PretrainedConfig]:
-    """Every config that a part of the model reads, the model's own first, each once."""
+    """Return every config that a part of the model reads, the model's own first, each once."""
     found = [model.config, model.config.get_text_config()]
     found += [part.config for part in model.modules() if hasattr(part, "config")]
     return list({id(config): config for config in found}.values())
 
 
 class Plain:
-    """Plain greedy decoding by transformers on the same weights; the head has no part in it."""
+    """A ``Plain`` decodes greedily by transformers on the same weights. The draft head has no part
+    in it.
+    """
 
     def __init__(self, target: Target, prompts: Sequence[tuple[int, ...]]) -> None:
         self.target = target
@@ -156,7 +163,7 @@ class Plain:
         return "sdpa" if self.target.model._supports_sdpa else "eager"
 
     def tokens(self, prompt: tuple[int, ...], count: int) -> list[int]:
-        """The ``count`` greedy tokens after ``prompt``, no end of sequence heeded."""
+        """Return the ``count`` greedy tokens after ``prompt``. An end of sequence is ignored."""
         if len(self._tokens.get(prompt, ())) < count:
             self._tokens[prompt] = self._generate(prompt, count)
         return self._tokens[prompt][:count]
@@ -174,7 +181,7 @@ class Plain:
     @torch.inference_mode()
     @by_definition()
     def states(self, tokens: Sequence[int], attention: str | None = None) -> Tensor:
-        """The last hidden states ``[n, H]`` over ``tokens``, after the final norm."""
+        """Return the last hidden states ``[n, H]`` over ``tokens``, after the final norm."""
         ids = torch.tensor([list(tokens)], device=self.target.device)
         name = attention or self.attention
         with own_attention(self.target.model, name), self.target.as_request(tokens):
@@ -185,7 +192,7 @@ class Plain:
     @torch.inference_mode()
     @by_definition()
     def next_logits(self, tokens: Sequence[int]) -> Tensor:
-        """Logits ``[V]`` of the token after ``tokens``, in float32."""
+        """Return the logits ``[V]`` of the token after ``tokens``, in float32."""
         # Near-ties come at the same few places of the same few prompts in every batch.
         if (key := tuple(tokens)) not in self._last_states:
             self._last_states[key] = self.states(tokens)[-1].clone()
@@ -194,19 +201,24 @@ class Plain:
     @torch.inference_mode()
     @by_definition()
     def next_token(self, tokens: Sequence[int]) -> int:
-        """The token after ``tokens``, computed anew."""
+        """Return the token after ``tokens``, computed anew."""
         return int(self.target.logits(self.states(tokens)[-1]).argmax())
 
     @property
     def noise(self) -> float:
-        """How far this model's forward is from itself: the largest difference of a logit between
-        two implementations of attention over the prompts' last positions. They are transformers'
-        two, or its only one and ``GrowingAttention``."""
+        """Return how far this model's forward is from itself.
+
+        It is the largest difference of a logit between two implementations of attention, over the
+        prompts' last positions. They are transformers' two, or its only one and
+        ``GrowingAttention``.
+        """
         return self._noises[0]
 
     @property
     def relative_noise(self) -> float:
-        """The same two forwards' relative error, of hidden states or logits, whichever is more."""
+        """Return the same two forwards' relative error, of hidden states or logits, whichever is
+        more.
+        """
         return self._noises[1]
 
     @cached_property
@@ -228,6 +240,6 @@ class Plain:
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of what is expected."""
+    """Return the norm of the difference over the norm of what is expected."""
     difference = (got.float() - expected.float()).norm()
     return float(difference / expected.float().norm())

@@ -31,9 +31,10 @@ def write_repro(
     record: Mapping[str, object],
     command: str,
 ) -> None:
-    """``differences``: each wrong finding's facts, and its difference.
+    """Write the tensors and the facts of every wrong finding to ``path``. ``differences`` holds
+    each wrong finding's facts, and its difference.
 
-    Raises ``OutputError`` where ``path`` cannot be written.
+    Raise ``OutputError`` if ``path`` cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -48,11 +49,13 @@ def write_repro(
 
 
 def read_inputs(path: Path, check: str) -> dict[str, Tensor]:
-    """The tensors of a failing step, on the CPU."""
+    """Return the tensors of a failing step, on the CPU."""
     tensors: dict[str, Tensor] = load_file(path / f"{check}.safetensors")
     return tensors
 
 
 def _on_host(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies: views of one buffer would share memory, which the format has no place for."""
+    """Return copies on the CPU. Views of one buffer would share memory, which the format does not
+    allow.
+    """
     return {name: t.detach().cpu().clone().contiguous() for name, t in inputs.items()}

@@ -1,12 +1,16 @@
 """The short audit: before a cell's latency is shown, does the cell answer right?
 
-Two looks, in a few hundredths of a second each. *Tokens*: in float32 every cell's generated tokens
-are those of plain decoding (k = 0), because speculation and graphs change the speed and not the
-text. The first request's tokens are also those of a prefill over them, in which no decode kernel
-has a part. *Steps*: a graph's iterations are compared with the same iterations launched by the host
-over the same rows, with padding and scratch poisoned. They are equal bit for bit in any dtype,
-drafts too, because both run the same kernels. ``cgbench audit`` looks at everything else: in lower
-precision, at those kernels too.
+It looks twice, in a few hundredths of a second each.
+
+*Tokens*: in float32 every cell's generated tokens are those of plain decoding (k = 0), because
+speculation and graphs change the speed and not the text. The first request's tokens are also those
+of a prefill over them, in which no decode kernel has a part.
+
+*Steps*: a graph's iterations are compared with the same iterations launched by the host over the
+same rows, with padding and scratch poisoned. They are equal bit for bit in any dtype, drafts too,
+because both run the same kernels.
+
+``cgbench audit`` looks at everything else. In lower precision, it looks at those kernels too.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,20 +33,23 @@ from cgbench.parallel.ranks import first_failure, first_unlike
 
 STEPS = 4
 
-# Sums in float32 depend on the number of rows in their last bits: candidates whose logits are
-# closer than this part of the largest logit may change places. No fault lands so near every time.
+# Sums in float32 depend on the number of rows in their last bits. So candidates may change places
+# if their logits differ by less than this part of the largest logit. No fault lands so near every
+# time.
 FLOAT32_TIE = 1e-5
 
-# Tokens held against a prefill: logits of thousands, at a vocabulary of 150,000, take gigabytes.
+# So many tokens are compared with a prefill. Logits of thousands, at a vocabulary of 150,000, take
+# gigabytes.
 MOST_TOKENS = 64
 
 Tokens = Sequence[Sequence[int]]
-"""Token ids, a list a request."""
+"""Token ids, one list per request."""
 
 
 def token_failure(spec: Speculator, prompts: Tokens, expected: Tokens, got: Tokens) -> str | None:
-    """The first token in which ``got`` is not ``expected``, other than by a tie; None if all are
-    the same. Overwrites slot 0."""
+    """Return a line on the first token in which ``got`` is not ``expected``, other than by a tie.
+    Return None if there is none. Slot 0 is overwritten.
+    """
     if parted := first_unlike((expected, got), "its tokens"):
         return parted
     for request, (ours, its) in enumerate(zip(expected, got, strict=True)):
@@ -62,8 +69,9 @@ def _named(token: Sequence[int]) -> str:
 
 
 def prefill_failure(spec: Speculator, prompt: Sequence[int], tokens: Sequence[int]) -> str | None:
-    """Return the first of ``tokens`` that a prefill over ``prompt`` and them does not choose, other
-    than by a tie. It is None if the prefill chooses all that are compared. Overwrites slot 0.
+    """Return a line on the first of ``tokens`` that a prefill over ``prompt`` and them does not
+    choose, other than by a tie. Return None if the prefill chooses all that are compared. Slot 0 is
+    overwritten.
     """
     tokens = tokens[:MOST_TOKENS]
     logits = _prefill_logits(spec, [*prompt, *tokens[:-1]], len(tokens))
@@ -76,7 +84,7 @@ def prefill_failure(spec: Speculator, prompt: Sequence[int], tokens: Sequence[in
 
 @torch.inference_mode()
 def _prefill_logits(spec: Speculator, tokens: Sequence[int], count: int) -> Tensor:
-    """Logits ``[count, V]`` at the last ``count`` of ``tokens``, in slot 0."""
+    """Return the logits ``[count, V]`` at the last ``count`` of ``tokens``, in slot 0."""
     ids = torch.tensor([tokens], device=spec.target.device)
     positions = torch.arange(len(tokens), device=ids.device)[None]
     slot, length = torch.zeros_like(ids[:, 0]), torch.full_like(ids[:, 0], len(tokens))
@@ -92,10 +100,11 @@ def _is_tie(logits: Tensor, one: int, other: int) -> bool:
 
 
 class StepAudit:
-    """The iterations of graph cells against eager ones, from one prefill.
+    """A ``StepAudit`` compares the iterations of graph cells with eager ones, from one prefill.
 
-    ``prefill`` fills the slots: called once here, and again where a fault may have left poison in
-    them. ``seed`` starts the draws of a random acceptance rule, alike for both sides.
+    ``prefill`` fills the slots. It is called once here, and again after a failure, because a fault
+    may have left poison in them. ``seed`` starts the draws of a random acceptance rule, alike for
+    both sides.
     """
 
     def __init__(self, spec: Speculator, prefill: Callable[[], Prefilled], seed: int) -> None:
@@ -107,8 +116,11 @@ class StepAudit:
 
     @torch.inference_mode()
     def failure(self, runner: Runner) -> str | None:
-        """What a replay does that eager does not, or None. Where eager is not equal to itself bit
-        for bit (kernels that add in any order), values cannot be judged, and are not."""
+        """Return a line on what a replay does otherwise than eager, or None.
+
+        Values are not compared if eager is not equal to itself bit for bit, as with kernels that
+        add in any order.
+        """
         state, batch_size = runner.state, self.prefilled.batch_size
         bucket = runner.num_rows(batch_size)
         expected = self._expected(state, bucket)
@@ -123,7 +135,9 @@ class StepAudit:
         return failure
 
     def _expected(self, state: DecodeState, bucket: int) -> list[Tensor] | None:
-        """What eager leaves, computed once for all scopes; None where it differs from itself."""
+        """Return what eager leaves, computed once for all scopes. Return None if eager differs from
+        itself.
+        """
         key = state.spec_tokens, bucket
         if key not in self._eager:
             once, again = self._trace_eager(state, bucket), self._trace_eager(state, bucket)
@@ -139,8 +153,9 @@ class StepAudit:
     def _trace(
         self, state: DecodeState, bucket: int, step: Callable[[], None], trace: list[Tensor]
     ) -> str | None:
-        """Fills ``trace`` with what each step left in the real rows: result and drafts, side by
-        side. Returns what is wrong with the rows that a step computed."""
+        """Fill ``trace`` with what each step left in the real rows: result and drafts, side by
+        side. Return what is wrong with the rows that a step computed.
+        """
         batch_size = self.prefilled.batch_size
         begin_decoding(
             self.spec,
@@ -168,7 +183,9 @@ class StepAudit:
 def first_step_difference(
     expected: Sequence[Tensor], got: Sequence[Tensor], spec_tokens: int
 ) -> str | None:
-    """The first value of the first step in which two traces differ, in words."""
+    """Return, in words, the first value of the first step in which two traces differ. Return None
+    if none does.
+    """
     for number, (ours, its) in enumerate(zip(expected, got, strict=True), start=1):
         if torch.equal(ours, its):
             continue

@@ -8,7 +8,7 @@ from cgbench.engine.recurrent import RecurrentCache
 from cgbench.kernels.delta_rule import LayerState
 from cgbench.kernels.row_updates import RowState
 
-# As many as of the KV layers.
+# As many recurrent layers are watched as KV layers (``steps``).
 WATCHED_LAYERS = 4
 
 States = dict[int, Tensor]
@@ -16,7 +16,7 @@ States = dict[int, Tensor]
 
 
 def fill_states(cache: RecurrentCache | None, value: float, first_slot: int = 0) -> None:
-    """Everything that the slots from ``first_slot`` on hold, the prompts' states too."""
+    """Fill everything that the slots from ``first_slot`` on hold, the prompts' states too."""
     if cache is None:
         return
     tensors = [tensor for layer in cache.layers.values() for tensor in layer.tensors().values()]
@@ -26,7 +26,7 @@ def fill_states(cache: RecurrentCache | None, value: float, first_slot: int = 0)
 
 
 def fill_unread(cache: RecurrentCache | None, rows: RowState, value: float) -> None:
-    """What the rows' slots keep of verified rows that were not accepted."""
+    """Fill what the rows' slots keep of verified rows that were not accepted."""
     if cache is None:
         return
     for layer in cache.layers.values():
@@ -45,14 +45,14 @@ def _fill_kept(cache: RecurrentCache, layer: LayerState, rows: RowState, value: 
 
 
 def _fill_ring(cache: RecurrentCache, layer: LayerState, rows: RowState, value: float) -> None:
-    """The rows of the ring from seq_len on: verify writes there before it reads."""
+    """Fill the ring's rows from seq_len on, because verify writes there before it reads."""
     past = torch.arange(cache.query_len, device=rows.seq_len.device)
     index = (rows.seq_len[:, None] + past) % layer.conv.shape[1]
     layer.conv[rows.slot_of_row[:, None], index] = value
 
 
 def copy_states(subject: Subject) -> States:
-    """The first layers' and the last's."""
+    """Return copies of the first few layers' states and of the last layer's."""
     cache = subject.spec.cache.recurrent
     if cache is None:
         return {}
@@ -62,8 +62,8 @@ def copy_states(subject: Subject) -> States:
 
 
 def unequal_state(subject: Subject, before: States, watched: Tensor) -> tuple[int, int] | None:
-    """Return the first (layer, slot) among ``watched [slots]`` that is not as in ``before``. A NaN,
-    which no state may hold, equals nothing.
+    """Return the first (layer, slot) among ``watched [slots]`` that is not as in ``before``, or
+    None. A NaN, which no state may hold, equals nothing.
     """
     cache = subject.spec.cache.recurrent
     for layer_idx, old in before.items():

@@ -29,11 +29,11 @@ from cgbench.words import Mode, Scope
 
 PREFILL_TOKENS = 2048
 
-# Steps that a check takes from one prefill if it looks at every one of them. It is half of what any
-# run has room for, however many drafts are accepted.
+# A check takes this many steps from one prefill if it looks at every one of them. Any run has room
+# for twice as many, however many drafts are accepted.
 STEPS = 4
 
-# KV layers that are copied and compared: all of a large model's would not fit beside it.
+# This many KV layers are copied and compared. All of a large model's would not fit beside it.
 WATCHED_LAYERS = 4
 
 Prompts = Sequence[Sequence[int]]
@@ -60,8 +60,12 @@ def conclude(
     figures: Mapping[str, Any],
     lacking: str | None = None,
 ) -> Finding:
-    """The check's finding: its first difference if there is one. ``figures`` are read after it.
-    ``lacking``: why what the check is about cannot be tried here, and so cannot be said to hold."""
+    """Return the check's finding: its first difference if there is one. ``figures`` are read after
+    the differences.
+
+    ``lacking`` explains why there is nothing to try the check on here. Then it is not run, unless
+    it found a difference.
+    """
     with torch.inference_mode():
         difference = first_of(differences, subject.ranks)
     if difference is not None:
@@ -70,7 +74,9 @@ def conclude(
 
 
 class BucketRunner:
-    """Eager over a whole bucket, its padded rows included: the very code that a graph captures."""
+    """A ``BucketRunner`` runs eager over a whole bucket, padded rows included. It is the very code
+    that a graph captures.
+    """
 
     scope = Scope.EAGER
 
@@ -89,31 +95,35 @@ class BucketRunner:
 
 
 def graph_runners(subject: Subject, k: int) -> list[Runner]:
-    """The runners that replay graphs, one a scope."""
+    """Return the runners that replay graphs, one a scope."""
     keys = [key for key in subject.graph_sets if key[0] == k]
     return [subject.runners[key] for key in keys]
 
 
 def padded_runners(subject: Subject, k: int) -> list[Runner]:
-    """Every runner that pads: each graph scope, or eager over the bucket where there is none.
+    """Return every runner that pads: each graph scope, or eager over the bucket if there are no
+    graphs.
 
-    Where there are graphs, eager runs without padding, as it is measured; ``parity`` holds eager
-    over the bucket against them.
+    If there are graphs, eager runs without padding, as it is measured. ``parity`` compares them
+    with eager over the bucket.
     """
     return graph_runners(subject, k) or [BucketRunner(subject, k)]
 
 
 def tile(prompts: Prompts, batch_size: int) -> list[list[int]]:
-    """``batch_size`` prompts, repeated in their order."""
+    """Return ``batch_size`` prompts, repeated in their order."""
     return [list(prompts[i % len(prompts)]) for i in range(batch_size)]
 
 
 def prefill_prompts(subject: Subject, prompts: Prompts) -> Prefilled:
+    """Prefill the prompts, request i in slot i."""
     return prefill(subject.spec, [list(prompt) for prompt in prompts], PREFILL_TOKENS)
 
 
 def first_rows(prefilled: Prefilled, batch_size: int) -> Prefilled:
-    """The first requests of a prefill; their KV is where it was, because request i has slot i."""
+    """Return the first requests of a prefill. Their KV is where it was, because request i has slot
+    i.
+    """
     block_out, fed, carries = prefilled.block_out, prefilled.fed, prefilled.carries
     return Prefilled(
         last=prefilled.last[:batch_size],
@@ -132,20 +142,25 @@ def begin(
     tokens_left: int = UNLIMITED_TOKENS,
     ignore_eos: bool = True,
 ) -> None:
+    """Put the prefilled requests in the state's rows, ready for their first iteration."""
     begin_decoding(subject.spec, state, prefilled, tokens_left=tokens_left, ignore_eos=ignore_eos)
 
 
 def decode(
     subject: Subject, runner: Runner, prefilled: Prefilled, max_new_tokens: int
 ) -> list[list[int]]:
-    """Each request's ``max_new_tokens`` tokens, by the loop that serves, re-packing and all."""
+    """Return each request's ``max_new_tokens`` tokens. The loop is the one that serves, with
+    re-packing and all.
+    """
     begin(subject, runner.state, prefilled, tokens_left=max_new_tokens - 1)
     return generate(runner, prefilled.last.tolist()).token_ids
 
 
 @dataclass
 class Trajectory:
-    """Requests decoded step by step; ``sequences[i]`` are row i's tokens, its prompt's first."""
+    """A ``Trajectory`` holds requests that are decoded step by step. ``sequences[i]`` are row i's
+    tokens, its prompt's first.
+    """
 
     runner: Runner
     batch_size: int
@@ -153,10 +168,11 @@ class Trajectory:
 
     @property
     def rows(self) -> RowState:
-        """The requests' rows, without padding."""
+        """Return the requests' rows, without padding."""
         return self.runner.state.rows(self.batch_size)
 
     def step(self) -> None:
+        """Run one iteration, and append the tokens that it emits."""
         self.runner.step(self.batch_size)
         rows = self.rows
         for i, emitted in enumerate(rows.num_emitted.tolist()):
@@ -164,7 +180,9 @@ class Trajectory:
 
 
 def start(subject: Subject, runner: Runner, prompts: Prompts) -> Trajectory:
-    """The subject's ``prompts`` in the runner's rows, hinted, with no limit and no EOS."""
+    """Put ``prompts``, which are the subject's, in the runner's rows, with no limit and no EOS.
+    Their iterations are hinted.
+    """
     prefilled = prefill_prompts(subject, prompts)
     begin(subject, runner.state, prefilled)
     sequences = [[*p, last] for p, last in zip(prompts, prefilled.last.tolist(), strict=True)]
@@ -176,16 +194,18 @@ Snapshot = dict[str, Tensor]
 
 
 def snapshot(state: DecodeState) -> Snapshot:
+    """Return copies of the state's buffers."""
     return {name: getattr(state.full, name).clone() for name in BUFFERS}
 
 
 def restore(state: DecodeState, before: Snapshot) -> None:
+    """Write the copies back to the state's buffers."""
     for name, values in before.items():
         getattr(state.full, name).copy_(values)
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The tensor's bits as integers, so that a NaN equals itself."""
+    """Return the tensor's bits as integers, so that a NaN equals itself."""
     if not tensor.is_floating_point():
         return tensor
     return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
@@ -194,7 +214,9 @@ def bits(tensor: Tensor) -> Tensor:
 def first_unequal(
     got: Snapshot, expected: Snapshot, batch_size: int, names: Iterable[str]
 ) -> tuple[str, int] | None:
-    """The first buffer, and the row in it, that is not the same bit for bit in the real rows."""
+    """Return the first buffer that differs by a bit in a real row, and that row. Return None if
+    none does.
+    """
     for name in names:
         differs = bits(got[name][:batch_size]) != bits(expected[name][:batch_size])
         differs = differs.view(batch_size, -1).any(1)
@@ -206,6 +228,7 @@ def first_unequal(
 def where_of(
     runner: Runner, batch_size: int, row: int | None = None, position: int | None = None
 ) -> Where:
+    """Return the place of a difference in one of a runner's iterations."""
     return Where(
         scope=runner.scope,
         spec_tokens=runner.state.spec_tokens,
@@ -217,8 +240,9 @@ def where_of(
 
 
 def watched_layers(subject: Subject, k: int) -> dict[int, LayerKv]:
-    """The KV layers that are compared: the first, some between, and the last, the head's. With
-    k = 0 the head does not run, and its layers say nothing."""
+    """Return the KV layers that are compared: the first, some between, and the last, which is the
+    head's. At k = 0 the head does not run, so its layers are left out.
+    """
     layers = subject.spec.cache.layers
     names = sorted(name for name in layers if k or name not in head_layers(subject))
     if len(names) > WATCHED_LAYERS:
@@ -229,32 +253,34 @@ def watched_layers(subject: Subject, k: int) -> dict[int, LayerKv]:
 
 
 def head_layers(subject: Subject) -> range:
-    """The numbers of the KV layers of the head's modules."""
+    """Return the numbers of the KV layers of the head's modules."""
     head = subject.spec.head
     return range(0) if head is None else head.layer_numbers
 
 
 def rows_remade(subject: Subject, layer_idx: int) -> int:
-    """How many rows below seq_len an iteration computes again in a layer: those of a module past
-    the first that were computed with drafts."""
+    """Return how many rows below seq_len an iteration computes again in a layer.
+
+    They are those of a module past the first that were computed with drafts.
+    """
     return max(0, layer_idx - subject.spec.target.num_layers)
 
 
 def by_slot(subject: Subject, tensor: Tensor) -> Tensor:
-    """A KV tensor as ``[num_slots, room, H, D]``."""
+    """Return a KV tensor as ``[num_slots, room, H, D]``."""
     cache = subject.spec.cache
     return tensor.view(cache.num_slots, cache.room, *tensor.shape[1:])
 
 
 def fill_where(subject: Subject, mask: Tensor, value: float) -> None:
-    """The KV rows, of every layer, that ``mask [num_slots, room]`` names."""
+    """Fill the KV rows, of every layer, that ``mask [num_slots, room]`` marks."""
     for layer in subject.spec.cache.layers.values():
         for tensor in (layer.keys, layer.values):
             by_slot(subject, tensor).masked_fill_(mask[:, :, None, None], value)
 
 
 def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
-    """Copies of the watched layers' keys and values, ``[num_slots, room, H, D]``."""
+    """Return copies of the watched layers' keys and values, ``[num_slots, room, H, D]``."""
     return {
         (layer_idx, name): by_slot(subject, getattr(layer, name)).clone()
         for layer_idx, layer in watched_layers(subject, k).items()
@@ -267,8 +293,9 @@ def unequal_kv(
     before: dict[tuple[int, str], Tensor],
     watched: Tensor | Callable[[int], Tensor],
 ) -> tuple[int, int, int] | None:
-    """The first (layer, slot, KV row) among ``watched [num_slots, room]``, of all layers or of each
-    by its number, that is not as in ``before``, bit for bit."""
+    """Return the first (layer, slot, KV row) among ``watched [num_slots, room]`` that differs from
+    ``before`` by a bit, or None. ``watched`` is of all layers, or a function of a layer's number.
+    """
     for (layer_idx, name), old in before.items():
         new = by_slot(subject, getattr(subject.spec.cache.layers[layer_idx], name))
         of_layer = watched if isinstance(watched, Tensor) else watched(layer_idx)
@@ -280,12 +307,12 @@ def unequal_kv(
 
 
 def committed_rows(subject: Subject, rows: RowState) -> Tensor:
-    """``[num_slots, room]``: the KV rows below seq_len in the rows' slots."""
+    """Return ``[num_slots, room]``, true at the KV rows below seq_len in the rows' slots."""
     return _rows_between(subject, rows, torch.zeros_like(rows.seq_len), rows.seq_len)
 
 
 def fill_remade(subject: Subject, rows: RowState, value: float) -> None:
-    """The KV rows below seq_len, in the rows' slots, that an iteration computes again."""
+    """Fill the KV rows below seq_len, in the rows' slots, that an iteration computes again."""
     for layer_idx in head_layers(subject):
         first = rows.seq_len - rows_remade(subject, layer_idx)
         mask = _rows_between(subject, rows, first, rows.seq_len)
@@ -295,15 +322,16 @@ def fill_remade(subject: Subject, rows: RowState, value: float) -> None:
 
 
 def rows_past(subject: Subject, rows: RowState) -> Tensor:
-    """``[num_slots, room]``: the KV rows at seq_len and above in the rows' slots."""
+    """Return ``[num_slots, room]``, true at the KV rows at seq_len and above in the rows' slots."""
     room = torch.full_like(rows.seq_len, subject.spec.cache.room)
     return _rows_between(subject, rows, rows.seq_len, room)
 
 
 def write_window(subject: Subject, rows: RowState, layer_idx: int = 0) -> Tensor:
-    """Return ``[num_slots, room]``: what an iteration may write in a layer. In each live row's own
-    slot that is k + 1 verified rows, the draft steps' past them, and what ``rows_remade`` says. It
-    is also the whole scratch slot.
+    """Return ``[num_slots, room]``, true at the KV rows that an iteration may write in a layer.
+
+    In each live row's own slot these are k + 1 verified rows and those that the draft steps write
+    past them, and ``rows_remade`` before them. The whole scratch slot may be written too.
     """
     length = max(rows.spec_tokens + 1, 2 * rows.spec_tokens) * rows.active
     first = rows.seq_len - rows_remade(subject, layer_idx) * rows.active

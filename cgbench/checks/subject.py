@@ -18,23 +18,25 @@ from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CapturePlan
 from cgbench.words import Scope
 
-# Every batch size up to here is tried; above, a sample.
+# Every batch size up to here is tried. Above it, a sample is.
 ALL_SIZES_TO = 64
 EXTRA_SIZES = 8
 
 MAX_PROMPTS = 16
-# Longer contexts are the limits' matter; here they would only cost prefills.
+# Longer contexts are tried by ``limits``. Here they would only cost prefills.
 MAX_PROMPT_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What the checks work on, always with the ``Greedy`` rule, which alone has one right answer.
+    """A ``Subject`` is what the checks work on. It always has the ``Greedy`` rule, which alone has
+    one right answer.
 
-    ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope); there is an
+    ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope). There is an
     eager runner for every k. ``prompts`` are distinct and ragged. ``max_new_tokens`` counts the
-    prefill's token too. ``is_exact``: float32, where nothing may differ. ``only_batch_sizes``:
-    the batch sizes to try, for a short form; empty for all of them. ``ranks`` share the model.
+    prefill's token too. ``is_exact`` means float32, where nothing may differ. ``only_batch_sizes``
+    are the batch sizes to try, for a short form. It is empty for all of them. ``ranks`` share the
+    model.
     """
 
     spec: Speculator
@@ -51,39 +53,46 @@ class Subject:
 
     @cached_property
     def plain(self) -> Plain:
-        """Plain greedy decoding of the same weights, computed once for all checks."""
+        """Return plain greedy decoding of the same weights, computed once for all checks."""
         return Plain(self.spec.target, self.prompts)
 
     @property
     def is_batch_invariant(self) -> bool:
-        """Whether a row's bits depend on no other row. A grouped product of experts has each
-        expert's tokens in one matrix, whose size, and so whose rounding, the whole batch decides.
+        """Return whether a row's bits depend on no other row.
+
+        A grouped product of experts has each expert's tokens in one matrix. The whole batch decides
+        the size of that matrix, and so its rounding.
         """
         return bool(self.spec.target.config._experts_implementation != "grouped_mm")
 
     def bucket_of(self, k: int, batch_size: int) -> int:
-        """Rows that ``batch_size`` requests take: their bucket's, or their own without one."""
+        """Return the rows that ``batch_size`` requests take: their bucket's, or their own without
+        one.
+        """
         bucket = self.plans[k].bucket_for(batch_size)
         return batch_size if bucket is None else bucket.batch_size
 
     @property
     def has_padding(self) -> bool:
-        """Whether any batch size tried takes more rows than it has requests."""
+        """Return whether any batch size tried takes more rows than it has requests."""
         sizes = ((k, size) for k in self.states for size in self.batch_sizes(k))
         return any(self.bucket_of(k, size) > size for k, size in sizes)
 
     @property
     def has_neighbours(self) -> bool:
-        """Whether two requests that are not the same can decode together."""
+        """Return whether two requests that are not the same can decode together."""
         return len(self.prompts) > 1 and any(self.largest(k) > 1 for k in self.states)
 
     def largest(self, k: int) -> int:
-        """The largest batch size tried."""
+        """Return the largest batch size tried."""
         return max(self.batch_sizes(k))
 
     def batch_sizes(self, k: int) -> tuple[int, ...]:
-        """Ascending: all of 1..the largest bucket to 64, and above that every bucket, the size
-        just below it, and a few seeded others."""
+        """Return the batch sizes to try, ascending.
+
+        They are all sizes up to the largest bucket or 64. Above 64 they are every bucket, the size
+        just below it, and a few seeded others.
+        """
         if self.only_batch_sizes:
             return tuple(sorted(self.only_batch_sizes))
         plan = self.plans[k]
@@ -96,12 +105,12 @@ class Subject:
         return tuple(sorted(sizes))
 
     def edge_sizes(self, k: int) -> tuple[int, ...]:
-        """Of ``batch_sizes``, the least and the most padded of each bucket."""
+        """Return the least and the most padded of each bucket's ``batch_sizes``."""
         by_bucket: dict[int, list[int]] = {}
         for size in self.batch_sizes(k):
             by_bucket.setdefault(self.bucket_of(k, size), []).append(size)
         edges = {size for sizes in by_bucket.values() for size in (sizes[0], sizes[-1])}
-        # A bucket that is full has no padding: one size below it stands for the least.
+        # A bucket that is full has no padding, so one size below it is tried as the least padded.
         edges |= {sizes[-2] for sizes in by_bucket.values() if len(sizes) > 2}
         return tuple(sorted(edges))
 
@@ -109,8 +118,8 @@ class Subject:
 def make_subject(
     deployment: Deployment, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, seed: int
 ) -> Subject:
-    """The deployment as the audit sees it. ``seed`` chooses among ``prompts``, and cuts them
-    ragged.
+    """Return the deployment as the audit looks at it. ``seed`` chooses among ``prompts``, and cuts
+    them ragged.
 
     Runners and graphs of another acceptance rule are left out, because their answer is not
     greedy's.
@@ -136,8 +145,9 @@ def make_subject(
 
 
 def choose_prompts(prompts: Sequence[tuple[int, ...]], seed: int) -> tuple[tuple[int, ...], ...]:
-    """Up to 16 of ``prompts``, distinct, their first 256 tokens; cut to seeded lengths where all
-    are of one length."""
+    """Return up to 16 of ``prompts``, distinct, cut to their first 256 tokens. If all are of one
+    length, they are cut to seeded lengths.
+    """
     draw = random.Random(seed)
     distinct = list(dict.fromkeys(prompt[:MAX_PROMPT_TOKENS] for prompt in prompts))
     chosen = draw.sample(distinct, min(MAX_PROMPTS, len(distinct)))

@@ -15,7 +15,9 @@ NEAR_TIE_NOISES = 2
 
 
 def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
-    """The first position at which the two differ; the shorter's end where one begins the other."""
+    """Return the first position at which the two differ, or None. If one begins the other, it is
+    the shorter's end.
+    """
     if expected == got:
         return None
     pairs = zip(expected, got, strict=False)
@@ -25,7 +27,7 @@ def first_difference(expected: Sequence[int], got: Sequence[int]) -> int | None:
 
 @dataclass
 class Judge:
-    """Compares tokens with those expected, in the way that the dtype allows.
+    """A ``Judge`` compares tokens with those expected, in the way that the dtype allows.
 
     In float32 they are the same. In lower precision a batch's sums are rounded otherwise than one
     request's. So the first token that differs must be a near-tie in transformers' own forward. If
@@ -41,6 +43,7 @@ class Judge:
 
     @property
     def figures(self) -> dict[str, float | int]:
+        """Return the counts, margins and noises of what was compared, as a finding's figures."""
         figures = {
             "requests": self.compared,
             "largest_margin": max(self.margins, default=0.0),
@@ -53,7 +56,9 @@ class Judge:
     def difference(
         self, prefix: Sequence[int], expected: list[int], got: list[int], where: Where
     ) -> Difference | None:
-        """The first thing wrong in ``got``, tokens that follow ``prefix``; None if nothing is."""
+        """Return the first thing wrong in ``got``, tokens that follow ``prefix``. Return None if
+        nothing is.
+        """
         self.compared += 1
         parted = first_unlike((list(prefix), expected, got), "its tokens")
         if parted is not None:
@@ -87,9 +92,12 @@ class Judge:
         got: int,
         chain_noise: Callable[[], float] | None = None,
     ) -> bool:
-        """Whether ``got`` may stand in this dtype where the reference, which ``pick`` runs anew,
-        has a token whose logit is ``margin`` higher. ``chain_noise``: of several forwards, each
-        fed by the one before, whose noise is more than one's."""
+        """Return whether ``got`` may stand in this dtype, though the reference's token has a logit
+        that is ``margin`` higher.
+
+        ``pick`` runs the reference anew. ``chain_noise`` returns the noise of several forwards,
+        each fed by the one before. It is more than that of one forward.
+        """
         if self.subject.is_exact:
             return False
         if margin <= NEAR_TIE_NOISES * self.subject.plain.noise:

@@ -1,4 +1,6 @@
-"""The command line. One file a command; heavy imports happen inside the commands."""
+"""This package is the command line, with one file a command. Heavy imports happen inside the
+commands.
+"""
 
 from cgbench.cli.app import main
 

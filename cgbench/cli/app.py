@@ -1,4 +1,4 @@
-"""The Typer app, and what turns an exception into one line and an exit code."""
+"""Gather the commands in one Typer app, and turn an exception into one line and an exit code."""
 
 import os
 import sys
@@ -25,7 +25,8 @@ from cgbench.cli.run import run
 from cgbench.cli.values import check_utf8
 from cgbench.errors import ExitCode, exit_code_of, one_line
 
-# Typer exports what derives from it, and which click it comes from has changed between versions.
+# Typer exports only classes derived from these errors. Versions differ in the click that they come
+# from.
 _USAGE_ERRORS = typer.BadParameter.__bases__
 
 app = typer.Typer(
@@ -65,12 +66,13 @@ app.command()(env)
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
-    """The console script: every failure is one line and a documented exit code.
+    """Run the console script, in which every failure is one line and a documented exit code.
 
-    ``words`` are the command line's, those of the process where they are left out. ``--debug``
-    among them prints the traceback before the line.
+    ``words`` are the command line's. Without them, they are those of the process. ``--debug`` among
+    them prints the traceback before the line.
     """
-    # Libraries' own progress bars do not know that output is piped. Read when tqdm is imported.
+    # Libraries draw their own progress bars even if output is piped. This is read when tqdm is
+    # imported.
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
     replace_unencodable()
@@ -78,7 +80,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         code = _run(sys.argv[1:] if words is None else [*words])
         sys.stdout.flush()
     except (SystemExit, BrokenPipeError):
-        # Only where the reader of the output has gone: typer and rich then end with 1, an answer.
+        # This happens only if the reader of the output has gone. typer and rich then end with 1,
+        # which means an answer.
         _discard_output()
         code = ExitCode.READER_GONE
     sys.exit(code)
@@ -87,14 +90,17 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
 def _run(words: list[str]) -> int:
     try:
         check_utf8(words)
-        # Not standalone, or a usage error would be a box of several lines; answers an Exit's code.
+        # It is not standalone, or else a usage error would be a box of several lines. It returns
+        # the code of an Exit.
         return app(words, prog_name="cgbench", standalone_mode=False) or ExitCode.OK
     except Exception as error:
         return _report(error, with_traceback="--debug" in words)
 
 
 def _discard_output() -> None:
-    """What is still buffered has no reader: Python would print that it cannot be flushed."""
+    """Discard what is still buffered, because it has no reader. Python would print that it cannot
+    be flushed.
+    """
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -111,7 +117,7 @@ def _report(error: Exception, *, with_traceback: bool) -> ExitCode:
 def _report_usage(error: Any) -> ExitCode:
     # Without a command there is no message: the help has been printed.
     message = error.format_message().replace("\n", " ").rstrip(".")
-    # Typer's own validation prefixes what a choice says.
+    # Typer's own validation puts this before the message of a choice.
     message = message.replace("Value error, ", "")
     if message:
         command = error.ctx.command_path if error.ctx else "cgbench"

@@ -1,4 +1,4 @@
-"""``cgbench audit``: does what is timed also answer right?"""
+"""``cgbench audit`` checks whether what is timed also answers right."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

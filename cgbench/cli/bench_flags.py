@@ -1,4 +1,4 @@
-"""The flags that several commands share: what is loaded, captured and decoded."""
+"""Declare the flags that several commands share: what is loaded, captured and decoded."""
 
 from typing import Annotated
 
@@ -118,7 +118,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_he
 
 
 def policy_name(policy: str | None, capture_sizes: str | None) -> str:
-    """The policy asked for: explicit sizes need none to be named."""
+    """Return the policy that is asked for. Explicit sizes need no name."""
     if policy is not None:
         return policy
     return "scaled" if capture_sizes is None else "explicit"

@@ -1,9 +1,11 @@
-"""How results are printed. What is measured is chosen by ``cgbench.request.choices``."""
+"""List how results are printed. What is measured is chosen by ``cgbench.request.choices``."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
+    """A ``Format`` is a form that ``cgbench plan`` prints in."""
+
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
@@ -11,6 +13,8 @@ class Format(StrEnum):
 
 
 class CompareFormat(StrEnum):
+    """A ``CompareFormat`` is a form that ``cgbench compare`` prints in."""
+
     TABLE = "table"
     MARKDOWN = "markdown"
     JSON = "json"

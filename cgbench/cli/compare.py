@@ -1,4 +1,4 @@
-"""``cgbench compare``: the gate."""
+"""``cgbench compare`` is the gate: it judges one run against another."""
 
 import os
 from collections.abc import Iterator
@@ -78,7 +78,7 @@ def compare(
     if new is None and thin_baseline is None:
         raise BadInputError("NEW: give the run directory to judge, or --thin-baseline for BASE's")
     if new is None and (unread := [*_judging(rules, output_format, output)]):
-        raise BadInputError(f"{unread[0]}: without NEW nothing is judged; give it, or drop this")
+        raise BadInputError(f"{unread[0]}: without NEW nothing is judged. Give it, or drop this")
     if thin_baseline is not None:
         _keep(new or base, thin_baseline)
     if new is None:
@@ -89,7 +89,7 @@ def compare(
 
 
 def _judging(rules: "Rules", output_format: CompareFormat, output: Path | None) -> Iterator[str]:
-    """The flags given that say how NEW is judged, and where that goes."""
+    """Yield the flags given that decide how NEW is judged, and where that goes."""
     if output is not None:
         yield "--output"
     if output_format is not CompareFormat.TABLE:
@@ -114,7 +114,7 @@ def _write(found: "Comparison", output_format: CompareFormat, output: Path | Non
         _print(found, output_format)
         return
     try:
-        # A run's name need not be UTF-8; as on stdout, what is not is a "?".
+        # A run's name need not be UTF-8. What is not is a "?", as on stdout.
         output.write_text(_text(found, output_format) + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise BadInputError(f"--output {output}: {error.strerror}") from error
@@ -159,7 +159,9 @@ def _text(found: "Comparison", output_format: CompareFormat) -> str:
 
 
 def _write_step_summary(found: "Comparison") -> None:
-    """Appended to, for other steps of the job write there too."""
+    """Append the comparison to the job's summary, because other steps of the job write
+    there too.
+    """
     from cgbench.tables.comparison import markdown
 
     if file := os.environ.get(STEP_SUMMARY):

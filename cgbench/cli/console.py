@@ -1,4 +1,4 @@
-"""Where text goes: results to stdout, everything said on the way to stderr."""
+"""Send text where it belongs: results to stdout, everything else to stderr."""
 
 import io
 import re
@@ -20,9 +20,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from cgbench.inputs import shown_whole
 from cgbench.progress import Bar
 
-# Wide enough for every table: piped output is read by tools and must not be folded.
+# Piped output is as wide as every table, because tools read it and it must not be folded.
 PIPED_WIDTH = 240
 # Wider than any line.
 UNCUT_WIDTH = 1000
@@ -31,15 +32,20 @@ _LONG_NUMBER = re.compile(r"([0-9]{20})[0-9,]{30,}")
 
 
 def replace_unencodable() -> None:
-    """What stdout's encoding lacks is a "?" there, as stderr escapes it, and ends no command: typer
-    shortens what is too wide for a help with an ellipsis, and a path may hold anything."""
+    """Print a "?" for what stdout's encoding lacks, so that it ends no command.
+
+    typer shortens a long help with an ellipsis, and a path may hold anything. stderr needs no such
+    rule, because it escapes them.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 @cache
 def console(*, stderr: bool = False) -> Console:
-    """Colour and the terminal's width on a terminal; plain and wide when piped."""
+    """Return the console of stdout or stderr. It has colour and the terminal's width on a terminal,
+    and is plain and wide if piped.
+    """
     probe = Console(stderr=stderr)
     if probe.is_terminal:
         return probe
@@ -47,31 +53,38 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_uncut(part: Table | Text) -> None:
-    """A result on stdout: what is too wide for the terminal goes on in its next line. rich would
-    cut the numbers in it."""
+    """Print a result on stdout. What is too wide for the terminal goes on in its next line, because
+    rich would cut the numbers in it.
+    """
     to = console()
     size = to.size
-    # Both, for a dumb terminal is taken for 80 columns where the height is not set too.
+    # Both are set, because rich takes a dumb terminal for 80 columns if the height is not set too.
     to.size = UNCUT_WIDTH, size.height
     to.print(part, soft_wrap=True)
     to.size = size
 
 
 def say(message: str) -> None:
-    """One line on stderr, as it is: no markup."""
-    console(stderr=True).print(Text(message), soft_wrap=True)
+    """Print one line on stderr without markup, with unprintable characters escaped."""
+    console(stderr=True).print(Text(shown_whole(message)), soft_wrap=True)
 
 
 def print_error(message: str) -> None:
-    """One red line on stderr, numbers of absurd length cut."""
-    short = _LONG_NUMBER.sub(lambda found: f"{found[1]}... ({len(found[0])} characters)", message)
+    """Print one red line on stderr, with numbers of absurd length cut.
+
+    Unprintable characters are escaped, because a name in a file may hold one that ends the line.
+    """
+    text = shown_whole(message)
+    short = _LONG_NUMBER.sub(lambda found: f"{found[1]}... ({len(found[0])} characters)", text)
     line = Text.assemble(("error: ", "bold red"), (short, "red"))
     console(stderr=True).print(line, soft_wrap=True)
 
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """A spinner on a terminal while something without steps is done; nothing where piped."""
+    """Show a spinner on a terminal while something without steps is done. Show nothing if stderr is
+    piped.
+    """
     to = console(stderr=True)
     spinner = "line" if to.options.ascii_only else "dots"
     with to.status(what, spinner=spinner) if to.is_terminal else nullcontext():
@@ -79,13 +92,17 @@ def working(what: str) -> Iterator[None]:
 
 
 def say_when_piped(message: str) -> None:
-    """One line for a log, where no progress bar tells the same."""
+    """Print one line for a log if stderr is no terminal. On a terminal a progress bar shows the
+    same.
+    """
     if not console(stderr=True).is_terminal:
         say(message)
 
 
 class TerminalProgress:
-    """The commands' ``Progress``: on stderr, with bars and spinners where that is a terminal."""
+    """This class is the commands' ``Progress``. It prints on stderr, with bars and spinners if that
+    is a terminal.
+    """
 
     say = staticmethod(say)
     log = staticmethod(say_when_piped)

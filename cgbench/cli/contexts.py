@@ -1,4 +1,4 @@
-"""``--context-len 1024,8192``: a run for each context, each in a fresh process.
+"""Measure ``--context-len 1024,8192`` as a run for each context, each in a fresh process.
 
 A run directory holds one context, so each is an ordinary run below ``--output``. ``cgbench tune``
 and ``report`` take them together. This process loads no model.
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def measure_contexts(
     request: RunRequest, contexts: Sequence[int], path: Path, *, resume: bool
 ) -> "list[RunDirectory]":
-    """The finished runs, in the order of ``contexts``.
+    """Measure each of ``contexts``, and return the finished runs in their order.
 
-    Raises ``BadInputError`` for several GPUs, ``RunDirectoryError`` where ``path`` holds anything
-    and is not to be gone on with, and ``ProcessError`` where a process ends badly.
+    Raise ``BadInputError`` for several GPUs, and ``ProcessError`` if a process ends badly. Raise
+    ``RunDirectoryError`` if ``path`` holds anything without ``resume``.
     """
     if request.sharing.num_ranks > 1:
         listed = ",".join(map(str, contexts))
@@ -56,5 +56,5 @@ def _measure(request: RunRequest, part: Path, name: str) -> None:
 def _check_new(path: Path) -> None:
     if path.exists() and any(path.iterdir()):
         raise RunDirectoryError(
-            f"--output {path}: is not empty; choose another, or go on with --resume"
+            f"--output {path}: is not empty. Choose another, or go on with --resume"
         )

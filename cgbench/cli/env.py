@@ -1,4 +1,4 @@
-"""``cgbench env``: the machine as the results will record it."""
+"""``cgbench env`` prints the machine as the results will record it."""
 
 import json
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The flags that say where a draft head is and how it is wired, shared by the commands."""
+"""Declare the flags for where a draft head is and how it is wired, shared by the commands."""
 
 from typing import Annotated
 

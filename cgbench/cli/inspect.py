@@ -1,4 +1,6 @@
-"""``cgbench inspect``: what a checkpoint holds and what would be loaded, without loading it."""
+"""``cgbench inspect`` prints what a checkpoint holds and what would be loaded, without
+loading it.
+"""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,17 +69,19 @@ def inspect(
 def _print(found: "Inspection", *, with_tensors: bool) -> None:
     for name, value in _lines(found):
         console().print(Text(f"{name:<13} {value}"), soft_wrap=True)
-    if with_tensors and found.head_tensors:
+    if with_tensors and not found.head_tensors:
+        console().print("no tensor of a head is stored", soft_wrap=True)
+    elif with_tensors:
         table = Table("head tensor", "dtype", "shape", "file", box=None, padding=(0, 2))
         for tensor in found.head_tensors:
             cells = (tensor.name, tensor.dtype, _shape(tensor.shape), tensor.file)
-            # Text, for rich takes "[...]" in a plain string for markup.
+            # Text, because rich reads "[...]" in a plain string as markup.
             table.add_row(*map(Text, cells))
         print_uncut(table)
 
 
 def _lines(found: "Inspection") -> list[tuple[str, str]]:
-    experts = ", mixture of experts" if found.experts else ""
+    experts = _expert_words(found)
     tied = ", tied embeddings" if found.tied_embeddings else ""
     lines = [
         ("model", found.model),
@@ -104,13 +108,19 @@ def _lines(found: "Inspection") -> list[tuple[str, str]]:
     return lines
 
 
+def _expert_words(found: "Inspection") -> str:
+    if not found.experts:
+        return ""
+    return f", {found.num_experts} experts of which a token takes {found.experts_per_token}"
+
+
 def _weight_words(found: "Inspection") -> str:
     kind = found.dtype if found.quantisation is None else f"FP8 and {found.dtype}"
     return f"{_size(found.weight_bytes)} in {kind}"
 
 
 def _precision_lines(found: "Inspection") -> list[tuple[str, str]]:
-    """Of a quantised checkpoint, what each part is held in; a head's parts are among them."""
+    """Return what each part of a quantised checkpoint is held in. A head's parts are among them."""
     if not any(each.dtype == "float8_e4m3fn" for each in found.precision):
         return []
     lines = [] if found.quantisation is None else [("quantised", found.quantisation)]
@@ -166,7 +176,7 @@ _NORMS = {NormForm.PLAIN: "scale by w", NormForm.ONE_PLUS: "scale by 1 + w"}
 
 
 def _norm_words(head: "HeadFacts") -> str:
-    """The form that norm weights are stored in, and how the target's modules scale."""
+    """Return the form that norm weights are stored in, and how the target's modules scale."""
     target = _NORMS[head.target_norms]
     if head.norm_form == NormForm.TARGET:
         return f"{target}, as the target's"
@@ -174,7 +184,7 @@ def _norm_words(head: "HeadFacts") -> str:
 
 
 def _copy_words(copy: "CopyFacts") -> str:
-    """What is done with a matrix that is stored with the head."""
+    """Return what is done with a matrix that is stored with the head."""
     words = {
         "own": "the head's own: differs from the target's, and is used",
         "equal copy": "an equal copy of the target's, which is used",
@@ -188,7 +198,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _size(num_bytes: int) -> str:
-    """Bytes, and rounded beside them."""
+    """Return bytes, with a rounded number beside them."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= scale:
             return f"{num_bytes:,} bytes ({num_bytes / scale:.1f} {unit})"

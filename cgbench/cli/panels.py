@@ -1,4 +1,4 @@
-"""The panels that ``--help`` sorts flags into."""
+"""Name the panels that ``--help`` sorts flags into."""
 
 MODEL = "Model"
 HEAD = "Draft head"

@@ -1,4 +1,4 @@
-"""``cgbench peers``: this tool's decode beside transformers', in one process on one device."""
+"""``cgbench peers`` times this tool's decode beside transformers', in one process on one device."""
 
 import json
 import shlex
@@ -121,7 +121,9 @@ def peers(
 
 
 def _token_budget(stated: int | None, context_len: int) -> int:
-    """A whole prompt goes through one forward, as in the other engines."""
+    """Return the most tokens of one forward. By default a whole prompt goes through one, as in the
+    other engines.
+    """
     return max(DEFAULT_MAX_BATCHED_TOKENS, context_len) if stated is None else stated
 
 
@@ -133,7 +135,7 @@ def _saying_what_is_kept(output: Path | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if output is not None and (file := json_file(output)).exists():
-            say(f"interrupted; rounds taken are in {file}; the same command goes on")
+            say(f"interrupted. Rounds taken are in {file}. The same command goes on")
         raise
 
 
@@ -148,7 +150,9 @@ def _print(found: "PeerTable", *, as_json: bool) -> None:
 
 
 def exit_code(request: PeersRequest, results: "list[Result]") -> ExitCode:
-    """Of peers that are named each must be measured, of all peers one."""
+    """Return the exit code. Each peer that is named must be measured. If none is named, one is
+    enough.
+    """
     measured = {row.name for row in results if row.rounds and row.reason is None}
     is_good = measured.issuperset(request.peers) if request.peers else bool(measured)
     return ExitCode.OK if is_good else ExitCode.CANNOT

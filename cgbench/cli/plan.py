@@ -1,4 +1,6 @@
-"""``cgbench plan``: capture sizes of a policy, padding, eager holes; no model, no GPU."""
+"""``cgbench plan`` prints capture sizes of a policy, padding and eager holes. It needs no model and
+no GPU.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -246,7 +248,7 @@ def _print(outcomes: list[Outcome], output_format: Format, engine: str | None) -
 
 
 def _print_flags(engine: str, outcomes: list[Outcome]) -> None:
-    """The option alone on stdout, to paste or to pipe; what there is to say on stderr."""
+    """Print the option alone on stdout, to paste or to pipe. Refusals and warnings go to stderr."""
     # All of them before any is printed, because one may be refused.
     options = [
         option_of(engine, outcome.request, outcome.plan) if outcome.plan else None

@@ -1,4 +1,4 @@
-"""``cgbench prompts``: the named prompt sets as files, for machines without network."""
+"""``cgbench prompts`` writes the named prompt sets as files, for machines without network."""
 
 from pathlib import Path
 from typing import Annotated
@@ -36,7 +36,7 @@ def prompts(
 
 
 def _write(prompt_set: PromptSet, texts: list[str], folder: Path) -> str:
-    """``NAME.jsonl`` in ``folder``; returns what to print of it."""
+    """Write ``NAME.jsonl`` in ``folder``, and return what to print of it."""
     file = folder / prompt_set.jsonl
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""``cgbench run``: load, plan, capture, decode, write a run directory."""
+"""``cgbench run`` loads, plans, captures and decodes, and writes a run directory."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -264,7 +264,7 @@ def run(
     }
     request = asked(RunRequest, parameters | given)
     if thin and save_tokens:
-        raise BadInputError("--thin: keeps no tokens; leave out --save-tokens")
+        raise BadInputError("--thin: keeps no tokens. Leave out --save-tokens")
     if resume and output is None:
         raise BadInputError("--resume: needs --output, the run directory to go on with")
     path = output or DEFAULT_OUTPUT / f"{started:%Y%m%dT%H%M%SZ}-{_slug(model)}"
@@ -273,7 +273,7 @@ def run(
             measured = measure_contexts(request, contexts, path, resume=resume)
         else:
             measured = [cgbench.run(request, path, resume=resume, progress=TerminalProgress())]
-        # Of ranks that torchrun started only the first one shows it.
+        # Of the ranks that torchrun started, only the first one shows it.
         whole = [each for each in measured if each.record.complete]
         shown = [show(e, thin=thin, as_json=as_json, explain=explain, wide=wide) for e in whole]
         codes = set().union(*shown)
@@ -281,17 +281,17 @@ def run(
         raise _with_what_is_kept(error, path) from error
     except KeyboardInterrupt:
         if _is_begun(path):
-            say(f"interrupted; {_kept(path)}")
+            say(f"interrupted. {_kept(path)}")
         raise
     raise typer.Exit(foremost(codes))
 
 
 def _with_what_is_kept(error: RankFailedError, path: Path) -> RankFailedError:
-    """The finished batch sizes outlive the ranks."""
+    """Return the error with a word on the finished batch sizes, which outlive the ranks."""
     is_answer = error.exit_code not in (ExitCode.CANNOT, ExitCode.FAULT)
     if is_answer or not (path / "run.json").exists():
         return error
-    return RankFailedError(f"{error}; {_kept(path)}", error.exit_code)
+    return RankFailedError(f"{error}. {_kept(path)}", error.exit_code)
 
 
 def _is_begun(path: Path) -> bool:
@@ -299,9 +299,9 @@ def _is_begun(path: Path) -> bool:
 
 
 def _kept(path: Path) -> str:
-    return f"finished batch sizes are kept: --output {path} --resume goes on"
+    return f"Finished batch sizes are kept: --output {path} --resume goes on"
 
 
 def _slug(model: str) -> str:
-    """A model reference as part of a folder's name."""
+    """Return a model reference as part of a folder's name."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).name)

@@ -1,4 +1,4 @@
-"""What ``cgbench run`` prints of a finished run, and the exit codes of its cells."""
+"""Print what ``cgbench run`` shows of a finished run, and find the exit codes of its cells."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cgbench.rundir.store import RunDirectory
 
 WIDTH_OF_BARS = 50
-"""Columns that a terminal has for the bars, at least."""
+"""The least number of columns that a terminal must have for the bars."""
 
 EXIT_CODES = {
     Status.OK: ExitCode.OK,
@@ -26,7 +26,9 @@ EXIT_CODES = {
 def show(
     directory: "RunDirectory", *, thin: bool, as_json: bool, explain: bool, wide: bool = False
 ) -> set[ExitCode]:
-    """Print a finished run, and return every cell's exit code."""
+    """Print a finished run, and return every cell's exit code. With ``thin``, make it thin
+    afterwards.
+    """
     print_run(directory, as_json=as_json, explain=explain, wide=wide)
     if not as_json:
         say(f"written to {directory.path}")
@@ -37,7 +39,7 @@ def show(
 
 
 def print_run(directory: "RunDirectory", *, as_json: bool, explain: bool, wide: bool) -> None:
-    """The tables of a run, its largest losses, and on a terminal its rates as bars."""
+    """Print the tables of a run, its largest losses, and on a terminal its rates as bars."""
     from cgbench.advice.slow_reasons import reason_lines
     from cgbench.tables.latency import latency_table, to_json
     from cgbench.tables.rate_bars import rate_bars
@@ -63,7 +65,7 @@ def _make_thin(directory: "RunDirectory") -> ExitCode:
     try:
         num_bytes = make_thin(directory)
     except CannotError as error:
-        # Said, not raised: a cell may have something worse to tell.
+        # This is printed and not raised, because a cell may have a worse exit code.
         print_error(str(error))
         return error.exit_code
     say(f"kept as a thin baseline: {num_bytes} bytes")

@@ -1,4 +1,4 @@
-"""What flags say in text, as values: lists, sizes, shares, and whole requests."""
+"""Read what flags state in text as values: lists, sizes, shares, and whole requests."""
 
 import os
 import re
@@ -13,16 +13,17 @@ from cgbench.words import Scope
 
 _R = TypeVar("_R", bound=Recorded)
 
-# Python reads other digits too, underscores between them, and none of 5,000.
+# Python also reads other digits, and underscores between them, but it refuses a number of 5,000
+# digits.
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 _RANGE = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 
 
 def check_utf8(arguments: Sequence[str]) -> None:
-    """Raises ``BadInputError`` for an argument whose bytes are no UTF-8, naming its flag.
+    """Raise ``BadInputError``, which names the flag, for an argument whose bytes are not UTF-8.
 
-    Records, tables and the libraries that read checkpoints know no other names of files.
+    Records, tables and the libraries that read checkpoints accept no other names of files.
     """
     for before, argument in pairwise(["", *arguments]):
         try:
@@ -31,14 +32,14 @@ def check_utf8(arguments: Sequence[str]) -> None:
             flag = before if before.startswith("--") else "argument"
             text = os.fsencode(argument).decode(errors="backslashreplace")
             raise BadInputError(
-                f"{flag} {shown_whole(text)}: is not UTF-8; rename the file or folder"
+                f"{flag} {shown_whole(text)}: is not UTF-8. Rename the file or folder"
             ) from error
 
 
 def parse_ints(flag: str, text: str) -> tuple[int, ...]:
-    """``1,2,4`` to ascending distinct integers.
+    """Return ascending distinct integers from a text such as ``1,2,4``.
 
-    Raises ``BadInputError`` naming the flag.
+    Raise ``BadInputError``, which names the flag, for anything else.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(map(_WHOLE.fullmatch, parts)):
@@ -49,9 +50,10 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
 
 
 def parse_grid(flag: str, text: str) -> tuple[int, ...]:
-    """As ``parse_ints``, and ``1-64`` for a sparse grid: its ends and the powers of two between.
+    """Return ascending distinct integers from a text as ``parse_ints`` reads, or with ranges.
 
-    Raises ``BadInputError`` naming the flag.
+    A range such as ``1-64`` is a sparse grid: its ends and the powers of two between. Raise
+    ``BadInputError``, which names the flag, for anything else.
     """
     parts = [part.strip() for part in text.split(",")]
     ranges = [match for part in parts if (match := _RANGE.fullmatch(part))]
@@ -66,7 +68,7 @@ def parse_grid(flag: str, text: str) -> tuple[int, ...]:
 
 
 def parse_names(text: str) -> list[str]:
-    """``a,b`` to names, in the order given."""
+    """Return the names in a text such as ``a,b``, in the order given."""
     return [part.strip() for part in text.split(",")]
 
 
@@ -74,9 +76,9 @@ _TOO_MANY_BYTES = 1e18
 
 
 def parse_bytes(flag: str, text: str) -> int:
-    """``512MiB``, ``2GB`` or a plain number of bytes.
+    """Return the bytes that ``512MiB``, ``2GB`` or a plain number states.
 
-    Raises ``BadInputError`` naming the flag.
+    Raise ``BadInputError``, which names the flag, for anything else.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?)?B?", text.strip(), re.IGNORECASE)
     if not found:
@@ -91,10 +93,10 @@ def parse_bytes(flag: str, text: str) -> int:
 
 
 def parse_fraction(flag: str, text: str, example: str = "2% or 0.02") -> float:
-    """``2%`` or ``0.02`` to 0.02: above 0 and below 1.
+    """Return the share in a text such as ``2%`` or ``0.02``, as a number above 0 and below 1.
 
-    ``example`` is a good value of the flag, for its refusal. Raises ``BadInputError`` naming the
-    flag.
+    ``example`` is a good value of the flag, which its refusal names. Raise ``BadInputError``, which
+    names the flag, for anything else.
     """
     number, percent, rest = text.strip().partition("%")
     try:
@@ -109,9 +111,9 @@ def parse_fraction(flag: str, text: str, example: str = "2% or 0.02") -> float:
 
 
 def parse_scopes(text: str) -> tuple[Scope, ...]:
-    """``eager,phase`` to scopes, in the order of the enum.
+    """Return the scopes in a text such as ``eager,phase``, in the order of the enum.
 
-    Raises ``BadInputError`` for a name that is none.
+    Raise ``BadInputError`` for an unknown name.
     """
     names = set(parse_names(text))
     check_known("--scopes", sorted(names), [scope.value for scope in Scope])
@@ -124,14 +126,14 @@ _TEXTS: dict[Any, Callable[[str, str], object]] = {
     tuple[Scope, ...]: lambda _, text: parse_scopes(text),
     Share: lambda flag, text: parse_fraction(flag, text, "0.5% or 0.005"),
 }
-"""How each type of value is read that a flag states in text."""
+"""How each type of value is read if a flag states it in text."""
 
 
 def asked(request: type[_R], given: Mapping[str, object]) -> _R:
-    """The request that a command's parameters give, each under its key in records.
+    """Return the request that a command's parameters give, each under its key in records.
 
-    Parameters that are no part of the request are not read. Raises ``BadInputError`` naming the
-    flag whose text states no value.
+    Parameters that are no part of the request are ignored. Raise ``BadInputError``, which names the
+    flag, for a text that states no value.
     """
     values = [value for value in values_of(request) if value.key in given]
     return request.of({value.key: _stated(value, given[value.key]) for value in values})

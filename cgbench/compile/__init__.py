@@ -1,1 +1,1 @@
-"""The decode layers through ``torch.compile``: operators, patterns and fusion."""
+"""This package runs the decode layers through ``torch.compile``: operators, patterns and fusion."""

@@ -1,4 +1,4 @@
-"""A deployment whose decode forwards run through ``torch.compile``."""
+"""Make a deployment run its decode forwards through ``torch.compile``."""
 
 import time
 import warnings
@@ -15,11 +15,11 @@ from cgbench.errors import UnsupportedModelError
 
 @torch.inference_mode()
 def compiled(deployment: Deployment) -> Deployment:
-    """The deployment with its decode forwards compiled, and ``compile_s`` noted: by a step of one
-    request and one of the largest batch at every k. The model itself is changed, so capture the
-    deployment that is returned.
+    """Compile the deployment's decode forwards, and return it with ``compile_s`` set.
 
-    Raises ``UnsupportedModelError`` where torch cannot compile the model's layers.
+    A step of one request and one of the largest batch, at every k, make torch compile. The model
+    itself is changed, so capture the deployment that is returned. Raise ``UnsupportedModelError``
+    if torch cannot compile the model's layers.
     """
     start = time.perf_counter()
     compile_forwards(deployment.spec.target, deployment.spec.head)
@@ -34,7 +34,7 @@ def compiled(deployment: Deployment) -> Deployment:
     except TorchDynamoException as error:
         first_line = str(error).partition("\n")[0]
         raise UnsupportedModelError(
-            f"--compile default: {deployment.model.label} cannot be compiled ({first_line}); "
-            "use --compile off"
+            f"--compile default: {deployment.model.label} cannot be compiled ({first_line}). "
+            "Use --compile off"
         ) from error
     return replace(deployment, compile_s=time.perf_counter() - start)

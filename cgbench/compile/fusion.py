@@ -1,9 +1,12 @@
-"""What stands around products, taken into them, and norms as one operator each.
+"""Fuse a product with the operations around it, and make each norm one operator.
 
-A compiler that is shown products as operators fuses nothing into them. So in the graph that it is
-given a product takes over the rotary embedding of its heads, ``silu(gate) * up`` of its halves, or
-the residual that is added to it at a layer's end; at few rows each is one kernel then. A norm is a
-kernel of ours, with the sum that it is of. What does not match (see ``patterns``) stays as it was.
+A compiler fuses nothing into a product that it sees as an operator. So the graph is changed before
+the compiler gets it. A product takes over one of three things: the rotary embedding of its heads,
+``silu(gate) * up`` of its halves, or the residual at a layer's end. At few rows the product and its
+end are then one kernel.
+
+A norm becomes one kernel too. If it is the norm of a sum, the kernel makes the sum as well. What
+matches no pattern (see ``patterns``) stays as it was.
 """
 
 import operator
@@ -39,7 +42,7 @@ from cgbench.compile.patterns import (
     writes_in_place,
 )
 
-# What patterns are made of: none writes in place.
+# Patterns are made of these. None of them writes in place.
 _IN_PATTERNS = {
     *(LINEAR, F.silu, torch.rsqrt, torch.cat),
     *(operator.getitem, operator.add, operator.mul, operator.neg),
@@ -50,8 +53,9 @@ _IN_PATTERNS = {
 
 
 def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
-    """A backend of ``torch.compile``: inductor, behind ``fuse``."""
-    # Imported here: it takes a second, and asks for the CUDA device, after which nothing can fork.
+    """Compile a layer by inductor, after ``fuse``. This is a backend of ``torch.compile``."""
+    # Imported here, because it takes a second. It also asks for the CUDA device, and after that
+    # nothing can fork.
     from torch._inductor.compile_fx import compile_fx
 
     options = {"triton.enable_pdl": can_launch_early(graph_module)}
@@ -59,17 +63,20 @@ def compile_layer(graph_module: GraphModule, inputs: list[Tensor]) -> Any:
 
 
 def can_launch_early(graph_module: GraphModule) -> bool:
-    """Whether inductor's kernels may begin before the one ahead has ended: see ``kernels.gpu``.
+    """Return whether inductor's kernels may begin before the one ahead has ended.
 
-    Its kernels wait before they read. One that only writes does not wait at all (torch 2.11 to
-    2.13), and who waits for it does not wait for those ahead of it. So: where every tensor is made
-    from another's values, as in a dense layer, and not where a router starts from zeros.
+    ``kernels.gpu`` has the rule. Inductor's kernels wait before they read. A kernel that only
+    writes does not wait at all (torch 2.11 to 2.13). A kernel that waits for such a one therefore
+    does not wait for those ahead of it.
+
+    So the answer is yes if every tensor is made from another's values, as in a dense layer. It is
+    no if a router starts from zeros.
     """
     return not any(_reads_nothing(node) for node in graph_module.graph.nodes)
 
 
 def _reads_nothing(node: Any) -> bool:
-    """Whether ``node`` makes a tensor, or a part of one, from no other's values."""
+    """Return whether ``node`` makes a tensor, or a part of one, from no other's values."""
     if node.op not in ("call_function", "call_method") or not _is_tensor(node):
         return False
     name = node.target if isinstance(node.target, str) else node.target.__name__
@@ -112,7 +119,7 @@ def fuse(graph_module: GraphModule) -> GraphModule:
 
 
 def _fuse_norm(node: Node, norm: Normed) -> None:
-    """Make ``node`` one operator, with the sum that it is the norm of, if it is of one."""
+    """Make ``node`` one operator. If it is the norm of a sum, the operator makes the sum too."""
     operands = summands(norm.x)
     if operands is not None and _fuse_sum_and_norm(node, norm, (*operands, *norm[1:])):
         return
@@ -121,7 +128,7 @@ def _fuse_norm(node: Node, norm: Normed) -> None:
 
 
 def _fuse_sum_and_norm(node: Node, norm: Normed, inputs: tuple[Any, ...]) -> bool:
-    """Whether it can be done: then ``norm.x`` and ``node`` are results of one operator."""
+    """Make ``norm.x`` and ``node`` results of one operator, and return whether that can be done."""
     graph, total = node.graph, norm.x
     if not _reads_the_same(node, inputs) or not _bring_ahead(norm.epsilon, total):
         return False
@@ -137,7 +144,7 @@ def _fuse_sum_and_norm(node: Node, norm: Normed, inputs: tuple[Any, ...]) -> boo
 
 
 def _bring_ahead(number: Node | float, node: Node) -> bool:
-    """Have a module's float ahead of ``node``, if it can be."""
+    """Move a module's float ahead of ``node``, and return whether it can be there."""
     if not isinstance(number, torch.fx.Node) or number in _ahead_of(node):
         return True
     can_stand_there = all(each in _ahead_of(node) for each in number.all_input_nodes)
@@ -152,7 +159,7 @@ def _ahead_of(node: Node) -> set[Node]:
 
 
 def _fuse_rotary(attend: Node) -> None:
-    """Where query and key are rotated parts of one product, leave that to it."""
+    """Leave the rotation to a product, if query and key are rotated parts of it."""
     query, key, *rest = attend.args
     found = rotated_product(query, key)
     if found is None:
@@ -166,15 +173,17 @@ def _fuse_rotary(attend: Node) -> None:
 
 
 def _reads_the_same(node: Node, inputs: tuple[Any, ...]) -> bool:
-    """Whether ``inputs`` are at ``node`` what they were where the pattern first read one: Dynamo's
-    graph writes in place too. Whatever is written counts, for it may be a view of an input."""
+    """Return whether ``inputs`` are unchanged between the pattern's first read and ``node``.
+
+    Dynamo's graph writes in place too. Every write counts, because it may be to a view of an input.
+    """
     nodes = list(node.graph.nodes)
     places = [nodes.index(each) for each in _pattern(node, inputs) if each.op != "placeholder"]
     return not any(writes_in_place(each) for each in nodes[min(places) : nodes.index(node)])
 
 
 def _pattern(node: Node, inputs: tuple[Any, ...]) -> set[Node]:
-    """``node``, and what it is made of from ``inputs``."""
+    """Return ``node`` and the nodes that make it from ``inputs``."""
     pattern, behind = {node}, [node]
     while behind:
         new = [each for each in behind.pop().all_input_nodes if each not in (*inputs, *pattern)]
@@ -211,7 +220,8 @@ def _fuse_mixture_end(node: Node, end: MixtureEnd) -> None:
 def _replace(node: Node, operator_: Any, inputs: tuple[Any, ...]) -> None:
     """Put the operator in ``node``'s place, and take out what is left of the pattern.
 
-    No more than that: Dynamo's graph writes in place too, and nothing uses what that returns.
+    Nothing else is taken out. Dynamo's graph writes in place too, and nothing uses what such a
+    write returns.
     """
     with node.graph.inserting_before(node):
         fused = node.graph.call_function(operator_, inputs)

@@ -1,10 +1,12 @@
-"""The decode forwards through ``torch.compile``, a layer at a time.
+"""Compile the decode forwards with ``torch.compile``, a layer at a time.
 
-Equal layers share one compiled form, so compiling costs seconds whatever their number; sizes of a
-batch are symbols in it, so one form serves all buckets (one request and one row a request are forms
-of their own). What a layer computes beside its products becomes a few kernels: norms with the
-residual before them, and rotary. Attention, a gated delta net's recurrence, and products with their
-activation or residual are operators of ours.
+Equal layers share one compiled form, so compiling costs seconds whatever their number. Sizes of a
+batch are symbols in a form, so one form serves all buckets. There are two exceptions: one request
+is a form of its own, and so is one row a request.
+
+The operations between a layer's products become a few kernels: rotary, and norms with the residual
+before them. Operators of this room hide the rest from the compiler. They are attention, a gated
+delta net's recurrence, and products with their activation or residual.
 """
 
 from collections.abc import Callable
@@ -22,22 +24,22 @@ from cgbench.engine.calls import Decode
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import Target
 
-# Kinds of layer, each for one request and more, for one row a request and more.
+# A kind of layer has four forms: for one request or more, with one row a request or more.
 MOST_FORMS = 64
 
 Forward = Callable[..., Any]
 
 
 def compile_forwards(target: Target, head: DraftHead | None) -> None:
-    """Compile what decode steps run of the target and its head, in place. Prefill, and whatever
-    else calls the model, runs as before.
+    """Compile what decode steps run of the target and its head, in place.
 
-    A form is compiled at the first step that needs it; torch keeps its kernels on disk.
+    Prefill runs as before, and so does everything else that calls the model. A form is compiled at
+    the first step that needs it. torch keeps its kernels on disk.
     """
     config = torch._dynamo.config
     config.recompile_limit = max(MOST_FORMS, config.recompile_limit)
     config.accumulated_recompile_limit = max(4 * MOST_FORMS, config.accumulated_recompile_limit)
-    # Balanced routing is a hook: a form made without it must not serve a model that has it.
+    # Balanced routing is a hook. A form made without it must not serve a model that has it.
     config.skip_nnmodule_hook_guards = False
     # Sizes that happen to be equal at one step are not at the next.
     shape_config.use_duck_shape = False
@@ -72,14 +74,14 @@ def _number_attention(layer: nn.Module) -> None:
 
 
 def _compile_layer(layer: nn.Module) -> None:
-    """Decode steps run the layer's compiled form, everything else its own."""
+    """Make decode steps run the layer's compiled form, and everything else its own."""
     plain, compiled, call = layer.forward, _compiled(layer.forward), OperatorCall()
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         attention_call = kwargs.get("attention_call")
         if not isinstance(attention_call, Decode) or not attention_call.runs_compiled:
             return plain(*args, **kwargs)
-        # Arguments that are None are not given by all callers: they would make two forms of one.
+        # Not all callers give the arguments that are None. They would make two forms of one.
         given = {name: value for name, value in kwargs.items() if value is not None}
         with under_way(attention_call):
             return compiled(*args, **given | {"attention_call": call})
@@ -88,7 +90,7 @@ def _compile_layer(layer: nn.Module) -> None:
 
 
 def _small_modules(target: Target, head: DraftHead | None) -> list[nn.Module]:
-    """What runs between the layers: final norm, rotary tables, the head's own norms."""
+    """Return what runs between the layers: final norm, rotary tables, the head's own norms."""
     modules = [target.backbone.norm, target.backbone.rotary_emb]
     for each in () if head is None else head.mtp_modules:
         modules += [each.embed_norm, each.hidden_norm, each.out_norm]

@@ -1,4 +1,4 @@
-"""Routers and experts as operators, where their modules compute what the kernels do."""
+"""Make routers and experts operators, if their modules compute what the kernels do."""
 
 import functools
 from dataclasses import astuple
@@ -36,7 +36,7 @@ def route(
     scaling: float,
     wide_weights: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``route_by_torch``, from the fields of ``RouterRule``."""
+    """Compute ``route_by_torch``, from the fields of ``RouterRule``."""
     rule = RouterRule(
         top_k,
         is_sigmoid,
@@ -50,7 +50,7 @@ def route(
         wide_weights,
     )
     if runs_kernels(x.device):
-        # Imported here, for triton is there only beside a CUDA build of torch.
+        # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels.moe import triton_route
 
         if triton_route.can_route(weight, rule):
@@ -82,8 +82,10 @@ def apply_experts(
     down_row_blocks: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
-    """``apply_by_torch`` of tokens ``x [T, H]``, for those that are not padding in the call that is
-    under way."""
+    """Compute ``apply_by_torch`` of tokens ``x [T, H]``, except for padding.
+
+    The call that is under way reports the padding.
+    """
     experts = Experts(
         gate_up,
         down,
@@ -110,15 +112,15 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
-"""transformers' names of experts' weights."""
+"""These are transformers' names of experts' weights."""
 
 APPLY_EXPERTS = torch.ops.cgbench.apply_experts.default
-"""As it stands in a traced graph."""
+"""This is the operator as it stands in a traced graph."""
 
 
 @functools.cache
 def _operator_router(kind: Any) -> type[nn.Module]:
-    """A router of class ``kind`` that is one operator where it is compiled."""
+    """Return a subclass of router ``kind`` that is one operator in a compiled form."""
 
     class OperatorRouter(kind):  # type: ignore[misc]
         def forward(self, hidden_states: Tensor) -> Any:
@@ -136,7 +138,7 @@ def _operator_router(kind: Any) -> type[nn.Module]:
 
 @functools.cache
 def _operator_experts(kind: Any) -> type[nn.Module]:
-    """Experts of class ``kind`` that are one operator where they are compiled."""
+    """Return a subclass of experts ``kind`` that is one operator in a compiled form."""
 
     class OperatorExperts(kind):  # type: ignore[misc]
         applies_experts = True
@@ -153,8 +155,10 @@ def _operator_experts(kind: Any) -> type[nn.Module]:
 
 
 def use_mixture_operators(module: nn.Module) -> int:
-    """Make every mixture in ``module`` that can be so two operators, router and experts, in place;
-    returns how many mixtures' experts are. Prefill runs as before."""
+    """Make every suitable mixture in ``module`` two operators, router and experts, in place.
+
+    Returns how many mixtures' experts are operators. Prefill runs as before.
+    """
     found = 0
     for block in list(module.modules()):
         experts = getattr(block, "experts", None)

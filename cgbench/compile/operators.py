@@ -1,7 +1,8 @@
-"""Attention, recurrences, products and sums over ranks as operators: no compiler looks inside.
+"""Hide attention, recurrences, products and sums over ranks from a compiler as operators.
 
-Inlined, FlexAttention has been wrong under ``torch.compile`` (relative error 1.35 where rounding is
-0.06), and a KV write that the compiler sees makes it copy the cache at every layer.
+A compiler does not look into an operator. When FlexAttention was inlined, it has been wrong under
+``torch.compile`` (relative error 1.35, where rounding is 0.06). A KV write that the compiler sees
+makes it copy the cache at every layer.
 """
 
 from collections.abc import Iterator
@@ -31,11 +32,11 @@ from cgbench.parallel.collectives import sum_over_ranks
 
 
 class LayerCall(AttentionCall, RecurrentCall, Protocol):
-    """Both calls in one, as a decode step's is."""
+    """A layer call answers both attention and recurrence, as a decode step's call does."""
 
     @property
     def padding(self) -> Padding:
-        """Which tokens are padding."""
+        """Return which tokens are padding."""
         ...
 
 
@@ -44,7 +45,7 @@ _under_way: list[LayerCall] = []
 
 @contextmanager
 def under_way(call: LayerCall) -> Iterator[None]:
-    """``call`` answers the operators of attention and recurrence that run meanwhile."""
+    """Let ``call`` answer the operators of attention and recurrence that run inside the context."""
     _under_way.append(call)
     try:
         yield
@@ -53,7 +54,7 @@ def under_way(call: LayerCall) -> Iterator[None]:
 
 
 def under_way_call() -> LayerCall:
-    """The call that answers now."""
+    """Return the call that answers the operators now."""
     return _under_way[-1]
 
 
@@ -67,8 +68,11 @@ def attend(
     sliding_window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """``AttentionCall.attend`` of the call that is under way. ``layer_number`` is a tensor on the
-    host: a plain number would be compiled in, and make every layer another form."""
+    """Compute ``AttentionCall.attend`` of the call that is under way.
+
+    ``layer_number`` is a tensor on the host. A plain number would be compiled in, and would make
+    every layer another form.
+    """
     qkv = AttentionInput(query, key, value, scaling, sliding_window, sinks)
     return _under_way[-1].attend(int(layer_number), qkv).contiguous()
 
@@ -103,8 +107,10 @@ def delta_rule(
     key_size: int,
     value_size: int,
 ) -> Tensor:
-    """``RecurrentCall.delta_rule`` of the call that is under way, from the fields of ``DeltaRows``
-    and ``DeltaNet``; ``layer_number`` as in ``attend``."""
+    """Compute ``RecurrentCall.delta_rule`` of the call that is under way.
+
+    It takes the fields of ``DeltaRows`` and ``DeltaNet``. ``layer_number`` is as in ``attend``.
+    """
     sizes = num_key_heads, num_heads, key_size, value_size
     net = DeltaNet(conv_weight, conv_bias, activation, a_log, dt_bias, *sizes)
     rows = DeltaRows(net, mixed, rate, time_step)
@@ -118,10 +124,10 @@ def _(mixed: Tensor, rate: Tensor, *rest: Any) -> Tensor:
 
 
 class OperatorCall:
-    """The call that a compiler traces: each layer's attention or recurrence is one operator."""
+    """A compiler traces this call, so that a layer's attention or recurrence is one operator."""
 
     def attend(self, layer_idx: Tensor, qkv: AttentionInput) -> Tensor:
-        """As ``AttentionCall.attend``, but for the number of the layer, a tensor."""
+        """Compute ``AttentionCall.attend``. The number of the layer is a tensor."""
         out: Tensor = attend(
             *(qkv.query, qkv.key, qkv.value, layer_idx),
             *(qkv.scaling, qkv.sliding_window, qkv.sinks),
@@ -129,7 +135,7 @@ class OperatorCall:
         return out
 
     def delta_rule(self, layer_idx: Tensor, rows: DeltaRows) -> Tensor:
-        """As ``RecurrentCall.delta_rule``, but for the number of the layer, a tensor."""
+        """Compute ``RecurrentCall.delta_rule``. The number of the layer is a tensor."""
         net = rows.net
         out: Tensor = delta_rule(
             rows.mixed,
@@ -159,7 +165,7 @@ rotated_linear = torch.library.custom_op(
 )
 norm = torch.library.custom_op("cgbench::norm", norms.norm, mutates_args=())
 add_norm = torch.library.custom_op("cgbench::add_norm", norms.add_norm, mutates_args=())
-"""As ``cgbench.kernels`` has them, each one operator."""
+"""These six functions of ``cgbench.kernels`` are one operator each."""
 
 
 @linear.register_fake
@@ -191,7 +197,7 @@ LINEAR_ADD = torch.ops.cgbench.linear_add.default
 ROTATED_LINEAR = torch.ops.cgbench.rotated_linear.default
 NORM = torch.ops.cgbench.norm.default
 ADD_NORM = torch.ops.cgbench.add_norm.default
-"""As they stand in a traced graph."""
+"""These are the operators as they stand in a traced graph."""
 
 
 @torch.library.custom_op("cgbench::summed_linear", mutates_args=())
@@ -202,7 +208,7 @@ def summed_linear(
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
 ) -> Tensor:
-    """``SummedLinear``: the ranks' products summed, then the bias."""
+    """Compute ``SummedLinear``: sum the ranks' products, then add the bias."""
     out = sum_over_ranks(linear(x, weight, None, scale, row_blocks))
     return out if bias is None else out + bias
 
@@ -212,7 +218,7 @@ summed_linear.register_fake(_like_product)
 
 @torch.library.custom_op("cgbench::summed", mutates_args=())
 def summed(partial: Tensor) -> Tensor:
-    """``sum_over_ranks``, and ``partial`` stays as it was."""
+    """Compute ``sum_over_ranks``, and leave ``partial`` as it was."""
     return sum_over_ranks(partial.clone())
 
 
@@ -222,7 +228,7 @@ def _(partial: Tensor) -> Tensor:
 
 
 class OperatorLinear(nn.Linear):
-    """A linear layer that is one operator."""
+    """This linear layer is one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = linear(x, self.weight, self.bias)
@@ -230,7 +236,7 @@ class OperatorLinear(nn.Linear):
 
 
 class OperatorScaledLinear(ScaledLinear):
-    """A linear layer of FP8 weights that is one operator."""
+    """This linear layer of FP8 weights is one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
         scales = self.weight_scale, self.weight_row_blocks
@@ -239,7 +245,7 @@ class OperatorScaledLinear(ScaledLinear):
 
 
 class OperatorScaledSummedLinear(ScaledSummedLinear):
-    """As ``OperatorSummedLinear``, of FP8 weights."""
+    """This is an ``OperatorSummedLinear`` of FP8 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         scales = self.weight_scale, self.weight_row_blocks
@@ -248,7 +254,7 @@ class OperatorScaledSummedLinear(ScaledSummedLinear):
 
 
 class OperatorScaledVocabLinear(ScaledVocabLinear):
-    """As ``OperatorVocabLinear``, of FP8 weights."""
+    """This is an ``OperatorVocabLinear`` of FP8 weights."""
 
     def part(self, x: Tensor) -> Tensor:
         scales = self.weight_scale, self.weight_row_blocks
@@ -257,7 +263,7 @@ class OperatorScaledVocabLinear(ScaledVocabLinear):
 
 
 class OperatorSummedLinear(SummedLinear):
-    """A linear layer divided by input that is one operator with its sum over the ranks."""
+    """This linear layer is divided by input. With its sum over the ranks it is one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = summed_linear(x, self.weight, self.bias)
@@ -265,7 +271,7 @@ class OperatorSummedLinear(SummedLinear):
 
 
 class OperatorVocabLinear(VocabLinear):
-    """An lm_head divided by vocabulary whose part is one operator."""
+    """This lm_head is divided by vocabulary. One operator computes its rank's part."""
 
     def part(self, x: Tensor) -> Tensor:
         out: Tensor = linear(x, self.weight, self.bias)
@@ -283,8 +289,10 @@ _OPERATOR_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use_linear_operator(module: nn.Module) -> None:
-    """Make every linear layer in ``module`` one operator, and every sum over the ranks, in place;
-    weights stay where they are."""
+    """Make every linear layer in ``module`` one operator, and every sum over the ranks, in place.
+
+    Weights stay where they are.
+    """
     for part in module.modules():
         if type(part) in _OPERATOR_CLASSES:
             part.__class__ = _OPERATOR_CLASSES[type(part)]

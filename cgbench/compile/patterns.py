@@ -1,5 +1,8 @@
-"""What stands around products and attention in a decoder layer, as Dynamo traces transformers'
-modules: one function a pattern. A node that is used elsewhere too is in none of them."""
+"""Find what stands around products and attention in a decoder layer, one function a pattern.
+
+The graphs are those that Dynamo traces from transformers' modules. A pattern holds no node that is
+used elsewhere too.
+"""
 
 import operator
 from collections.abc import Iterator
@@ -16,12 +19,12 @@ Node = Any
 
 
 def is_call(node: Node, *targets: Any) -> bool:
-    """Whether ``node`` calls one of ``targets``, functions or names of methods."""
+    """Return whether ``node`` calls one of ``targets``, functions or names of methods."""
     return getattr(node, "op", "") in ("call_function", "call_method") and node.target in targets
 
 
 def is_call_once(node: Node, *targets: Any) -> bool:
-    """Whether it does, for one user alone."""
+    """Return whether ``node`` calls one of ``targets``, and one node alone uses the result."""
     return is_call(node, *targets) and len(node.users) == 1
 
 
@@ -31,7 +34,7 @@ _WRITES = {
 
 
 def writes_in_place(node: Node) -> bool:
-    """Whether ``node`` changes one of its inputs."""
+    """Return whether ``node`` changes one of its inputs."""
     if node.op not in ("call_function", "call_method"):
         return False
     if isinstance(node.target, torch._ops.OpOverload):
@@ -42,14 +45,17 @@ def writes_in_place(node: Node) -> bool:
 
 
 def _operands(node: Node, target: Any) -> Iterator[tuple[Node, Node]]:
-    """Both orders of a commutative operation's operands; none of another node."""
+    """Yield both orders of the operands, if ``node`` is the commutative operation ``target``."""
     if is_call(node, target) and len(node.args) == 2:
         yield node.args[0], node.args[1]
         yield node.args[1], node.args[0]
 
 
 def gated_product(node: Node) -> Node:
-    """The product of whose halves ``node`` is ``silu(gate) * up``, or None."""
+    """Return the product that ``node`` gates, or None.
+
+    ``node`` must be ``silu(gate) * up`` of the product's halves.
+    """
     for activated, up in _operands(node, operator.mul):
         if is_call_once(activated, F.silu) and not activated.kwargs:
             return _halved(activated.args[0], up)
@@ -57,8 +63,10 @@ def gated_product(node: Node) -> Node:
 
 
 def _halved(gate: Node, up: Node) -> Node:
-    """The product that was split in two equal parts, ``gate`` and ``up`` in this order, used
-    nowhere else, or None."""
+    """Return the product that was split in two equal parts, or None.
+
+    The parts are ``gate`` and ``up``, in this order, and the product is used nowhere else.
+    """
     if not (is_call_once(gate, operator.getitem) and is_call_once(up, operator.getitem)):
         return None
     split = gate.args[0]
@@ -75,7 +83,7 @@ def _halved(gate: Node, up: Node) -> Node:
 
 
 def residual_and_product(node: Node) -> tuple[Node, Node]:
-    """The operands of ``residual + linear(...)``, in either order, or None twice."""
+    """Return the operands of ``residual + linear(...)``, in either order, or None twice."""
     for residual, product in _operands(node, operator.add):
         if is_call_once(product, LINEAR) and residual is not product and _alike(residual, product):
             return residual, product
@@ -83,13 +91,19 @@ def residual_and_product(node: Node) -> tuple[Node, Node]:
 
 
 def with_end(product: Node, *end: Any) -> tuple[Any, ...]:
-    """What the operator of ``product`` with an end reads: a product's input, weight and bias, what
-    the end reads, and the scales of an FP8 weight."""
+    """Return what the operator of ``product`` with an end reads.
+
+    This is the product's input, weight and bias, what the end reads, and the scales of an FP8
+    weight.
+    """
     return (*product.args[:3], *end, *product.args[3:])
 
 
 class MixtureEnd(NamedTuple):
-    """The end of a layer: ``residual`` plus ``experts``, and ``shared`` where there is one."""
+    """A mixture end is the sum at the end of a layer with experts.
+
+    It is ``residual`` plus ``experts``, plus ``shared`` if there is a shared expert.
+    """
 
     residual: Node
     shared: Node | None
@@ -97,7 +111,7 @@ class MixtureEnd(NamedTuple):
 
 
 def mixture_end(node: Node) -> MixtureEnd | None:
-    """What ``node`` is the sum of, in either order of each sum, or None."""
+    """Return the mixture end that ``node`` is the sum of, in either order of each sum, or None."""
     for residual, rest in _operands(node, operator.add):
         inner = _behind_views(rest)
         if is_call_once(inner, APPLY_EXPERTS):
@@ -112,14 +126,14 @@ def mixture_end(node: Node) -> MixtureEnd | None:
 
 
 def _behind_views(node: Node) -> Node:
-    """What ``node`` is another shape of."""
+    """Return the node that ``node`` is another shape of."""
     while is_call_once(node, "view", "reshape", "to") and _type(node) == _type(node.args[0]):
         node = node.args[0]
     return node
 
 
 def _alike(residual: Node, product: Node) -> bool:
-    """Whether they have one shape and type: their sum is no wider than they are."""
+    """Return whether both have one shape and type, so that their sum is no wider than they are."""
     if not isinstance(residual, torch.fx.Node):
         return False
     one, other = residual.meta["example_value"], product.meta["example_value"]
@@ -127,7 +141,7 @@ def _alike(residual: Node, product: Node) -> bool:
 
 
 class Normed(NamedTuple):
-    """A root-mean-square norm: of ``x``, by ``weight + offset``."""
+    """A ``Normed`` is a root-mean-square norm of ``x``, multiplied by ``weight + offset``."""
 
     x: Node
     weight: Node
@@ -136,10 +150,10 @@ class Normed(NamedTuple):
 
 
 def norm_of(node: Node) -> Normed | None:
-    """The norm that ``node`` is the result of, in transformers' two ways to write it, or None.
+    """Return the norm that ``node`` is the result of, or None.
 
-    ``weight * normed.to(type)`` as in Llama, or ``(normed * (1.0 + weight.float())).type_as(x)``
-    as in Gemma; ``normed`` is of float32 values.
+    transformers has two ways to write it. Llama has ``weight * normed.to(type)``. Gemma has
+    ``(normed * (1.0 + weight.float())).type_as(x)``. In both ``normed`` is of float32 values.
     """
     if is_call(node, "type_as"):
         return _norm_as_in_gemma(*node.args)
@@ -171,12 +185,12 @@ def _is_weight(node: Node) -> bool:
 
 
 def _is_gain(weight: Node, x: Node) -> bool:
-    """Whether ``weight`` has one number for each column of ``x``."""
+    """Return whether ``weight`` has one number for each column of ``x``."""
     return _shape(weight) == _shape(x)[-1:]
 
 
 def _one_more_than(node: Node) -> Node | None:
-    """The weight of ``1.0 + weight.float()``, or None."""
+    """Return the weight of ``1.0 + weight.float()``, or None."""
     for one, wide in _operands(node, operator.add):
         if one == 1.0 and is_call_once(wide, "float") and _is_weight(wide.args[0]):
             return wide.args[0]
@@ -184,8 +198,11 @@ def _one_more_than(node: Node) -> Node | None:
 
 
 def _root_mean_square(node: Node) -> tuple[Node, Node] | None:
-    """``x`` and ``epsilon`` of ``wide * rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)`` where
-    ``wide`` is ``x`` in float32 and ``epsilon`` a number, or None."""
+    """Return ``x`` and ``epsilon`` of a root-mean-square norm without gain, or None.
+
+    The pattern is ``wide * rsqrt(wide.pow(2).mean(-1, keepdim=True) +
+    epsilon)``. There ``wide`` is ``x`` in float32, and ``epsilon`` is a number.
+    """
     for wide, root in _operands(node, operator.mul):
         if not (is_call_once(root, torch.rsqrt) and _is_widened(wide)):
             continue
@@ -197,7 +214,10 @@ def _root_mean_square(node: Node) -> tuple[Node, Node] | None:
 
 
 def _is_number(node: Node) -> bool:
-    """Whether ``node`` is a number: a symbol, where Dynamo took a module's float for an input."""
+    """Return whether ``node`` is a number.
+
+    Dynamo takes a module's float for an input, and then the number is a symbol.
+    """
     is_node = isinstance(node, torch.fx.Node)
     return not is_node or not isinstance(node.meta["example_value"], Tensor)
 
@@ -224,7 +244,7 @@ def _shape(node: Node) -> torch.Size:
 
 
 def summands(node: Node) -> tuple[Node, Node] | None:
-    """The two of one shape and type whose sum ``node`` is, or None."""
+    """Return the two nodes of one shape and type whose sum ``node`` is, or None."""
     for one, other in _operands(node, operator.add):
         if isinstance(other, torch.fx.Node) and _alike(one, other):
             return one, other
@@ -232,7 +252,7 @@ def summands(node: Node) -> tuple[Node, Node] | None:
 
 
 class Rotated(NamedTuple):
-    """``x [B, H, S, D]`` rotated by ``cos`` and ``sin [B, S, D]``."""
+    """A ``Rotated`` is ``x [B, H, S, D]``, rotated by ``cos`` and ``sin [B, S, D]``."""
 
     x: Node
     cos: Node
@@ -240,8 +260,10 @@ class Rotated(NamedTuple):
 
 
 def rotated(node: Node) -> Rotated | None:
-    """What ``node`` is the rotation of, halves against each other as ``x * cos + cat((-high, low))
-    * sin``, or None."""
+    """Return what ``node`` is the rotation of, or None.
+
+    The halves turn against each other, as ``x * cos + cat((-high, low)) * sin``.
+    """
     if not is_call_once(node, operator.add):
         return None
     for straight, across in _operands(node, operator.add):
@@ -257,7 +279,7 @@ def rotated(node: Node) -> Rotated | None:
 
 
 def _is_across(node: Node, x: Node) -> bool:
-    """Whether it is ``cat((-high, low), dim=-1)`` of the halves of ``x``."""
+    """Return whether ``node`` is ``cat((-high, low), dim=-1)`` of the halves of ``x``."""
     if not is_call_once(node, torch.cat) or node.kwargs != {"dim": -1} or len(node.args[0]) != 2:
         return False
     negated, low = node.args[0]
@@ -272,7 +294,7 @@ def _is_across(node: Node, x: Node) -> bool:
 
 
 def _tables(cos: Node, sin: Node) -> tuple[Node, Node] | None:
-    """``cos`` and ``sin [B, S, R]`` before they were given a dimension of heads."""
+    """Return ``cos`` and ``sin [B, S, R]`` before they were given a dimension of heads, or None."""
     for each in (cos, sin):
         if not is_call(each, "unsqueeze") or each.args[1:] != (1,) or each.kwargs:
             return None
@@ -282,8 +304,11 @@ def _tables(cos: Node, sin: Node) -> tuple[Node, Node] | None:
 
 
 class RotatedProduct(NamedTuple):
-    """A product that is cut into heads, ``query`` and ``key [B, H, S, D]`` first, and these rotated
-    by ``cos`` and ``sin [B, S, D]``: its first ``num_columns``."""
+    """A rotated product is cut into heads, of which query and key are rotated.
+
+    ``query`` and ``key [B, H, S, D]`` are its first ``num_columns`` columns, before they are
+    rotated by ``cos`` and ``sin [B, S, D]``.
+    """
 
     product: Node
     cos: Node
@@ -294,7 +319,7 @@ class RotatedProduct(NamedTuple):
 
 
 def rotated_product(query: Node, key: Node) -> RotatedProduct | None:
-    """The product from which attention's ``query`` and ``key`` are, or None."""
+    """Return the product that attention's ``query`` and ``key`` are made from, or None."""
     of_query, of_key = rotated(query), rotated(key)
     if of_query is None or of_key is None or of_query[1:] != of_key[1:]:
         return None
@@ -305,7 +330,7 @@ def rotated_product(query: Node, key: Node) -> RotatedProduct | None:
     cos, sin = of_query.cos, of_query.sin
     are_first = (one.part, other.part) == (0, 1)
     are_heads = all(size % one.size == 0 for size in sizes)
-    # Made elsewhere, they are there when the product is.
+    # Placeholders are made elsewhere, so they are there when the product is.
     are_given = all(each.op == "placeholder" for each in (cos, sin))
     if not (are_first and are_heads and are_given):
         return None
@@ -313,7 +338,7 @@ def rotated_product(query: Node, key: Node) -> RotatedProduct | None:
 
 
 class _Heads(NamedTuple):
-    """Which part of which split product, in heads of which size."""
+    """Heads are one part of a split product, cut into pieces of one size."""
 
     split: Node
     part: int
@@ -321,7 +346,7 @@ class _Heads(NamedTuple):
 
 
 def _heads_of(node: Node) -> _Heads | None:
-    """Of ``part.view(B, S, -1, D).transpose(1, 2)``."""
+    """Return the heads that ``part.view(B, S, -1, D).transpose(1, 2)`` cuts, or None."""
     if not is_call(node, "transpose") or node.args[1:] != (1, 2):
         return None
     view = node.args[0]

@@ -1,5 +1,5 @@
-"""What ``import cgbench`` offers: a module for each call that loads a model.
+"""This package holds what ``import cgbench`` offers: a module for each call that loads a model.
 
-They import torch when they are called. ``cgbench.plan`` and ``cgbench.compare`` need none, and lie
-in ``planning`` and ``gate``.
+They import torch when they are called. ``cgbench.plan`` and ``cgbench.compare`` need no torch, and
+lie in ``planning`` and ``gate``.
 """

@@ -1,4 +1,4 @@
-"""``cgbench.audit``: does what is timed also answer right?"""
+"""``cgbench.audit`` checks whether what is timed also answers right."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     Result = tuple[Finding, FindingFacts]
 
-# On a GPU every bucket of a usual deployment, and every batch size in it; on a CPU, seconds.
+# On a GPU this covers every bucket of a usual deployment, and every batch size in it. On a CPU the
+# audit then takes seconds.
 DEFAULT_MAX_NUM_SEQS = {"cuda": 64, "cpu": 8}
 
 
@@ -42,7 +43,7 @@ def audit(
     A wrong answer is a finding of the result, and raises nothing. ``repro`` is a new folder for
     what wrong findings were found on.
 
-    Raises any of ``cgbench.errors``.
+    Raise any of ``cgbench.errors``.
     """
     use_passive_threads()
     request, folder = with_ranks(request), None if repro is None else Path(repro)
@@ -62,7 +63,7 @@ def judge(
 
     progress = progress if ranks.is_first else SILENT
     if repro is not None:
-        check_new_folder("--repro", repro, "choose a new or an empty folder")
+        check_new_folder("--repro", repro, "Choose a new or an empty folder")
     chosen = _chosen(request.checks)
     start = time.perf_counter()
     setup = prepare(_with_batch_size(request), progress, ranks)
@@ -78,14 +79,16 @@ def judge(
     seconds = time.perf_counter() - start
     record = make_record(request, setup)
     verdict = overall([finding for finding, _ in results])
-    # Of several ranks the first one's, which has no tensors of what another rank alone found.
+    # Of several ranks, the first one writes. It has no tensors of what another rank alone found.
     if repro is not None and ranks.is_first:
         _write_repro(repro, results, record, progress)
     return AuditResult(record, verdict, seconds, tuple(facts for _, facts in results))
 
 
 def _chosen(names: Sequence[str]) -> "list[Check]":
-    """Raises ``BadInputError`` for a name that no check has."""
+    """Return the checks of these names, or all for no names. Raise ``BadInputError`` for a name
+    that no check has.
+    """
     from cgbench.checks.catalogue import CHECKS
 
     check_known("--checks", names, [check.name for check in CHECKS])
@@ -93,9 +96,10 @@ def _chosen(names: Sequence[str]) -> "list[Check]":
 
 
 def _with_batch_size(request: AuditRequest) -> AuditRequest:
-    """``request`` with the one batch size that is decoded, which its default leaves to the device.
+    """Return ``request`` with the one batch size that is decoded, which its default leaves to the
+    device.
 
-    Raises ``BadInputError`` or ``DeviceError``.
+    Raise ``BadInputError`` or ``DeviceError``.
     """
     from cgbench.measure.setup import choose_device
 
@@ -114,7 +118,7 @@ def _with_batch_size(request: AuditRequest) -> AuditRequest:
 
 
 def _results(subject: "Subject", checks: "list[Check]", progress: Progress) -> "Iterator[Result]":
-    """Each check's finding, and the same as plain values, as they come."""
+    """Yield each check's finding, and the same as plain values, as they come."""
     from cgbench.checks.finding_facts import finding_facts
     from cgbench.checks.findings import over_ranks
 
@@ -141,5 +145,5 @@ def _write_repro(
         write_repro(path, found, audited(record), command_line("audit", record.arguments))
         progress.say(f"what was wrong is in {path}")
     except OutputError as error:
-        # Said, not raised: the audit has something worse to tell.
+        # This is printed and not raised, because the findings matter more.
         progress.say(f"error: {error}")

@@ -1,4 +1,6 @@
-"""``cgbench.inspect``: what a checkpoint holds and what would be loaded, without loading it."""
+"""``cgbench.inspect`` describes what a checkpoint holds and what would be loaded, without loading
+it.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -12,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def inspect(request: InspectRequest, *, progress: Progress = SILENT) -> "Inspection":
-    """What would be loaded of a checkpoint, and whether its graphs can be captured.
+    """Return what would be loaded of a checkpoint, and whether its graphs can be captured.
 
     No weight is loaded. What is wrong with the checkpoint is a part of the answer: see
     ``Inspection.is_usable``.
 
-    Raises any of ``cgbench.errors``.
+    Raise any of ``cgbench.errors``.
     """
     use_passive_threads()
     from cgbench.measure.setup import choose_device

@@ -1,4 +1,4 @@
-"""``cgbench.peers``: this tool's decode beside transformers', in one process on one device."""
+"""``cgbench.peers`` times this tool's decode beside transformers', in one process on one device."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,10 +28,10 @@ def peers(
     """Decode the same prompts with the same weights here and by transformers, in turns.
 
     ``output`` NAME keeps NAME.md and NAME.json after every round, and adds to the rounds that are
-    there. ``command`` is what those files name as their origin. A peer that cannot be measured is
-    a row with its reason, and raises nothing.
+    there. ``command`` is what those files name as their origin. A peer that cannot be measured is a
+    row with its reason, and raises nothing.
 
-    Raises any of ``cgbench.errors``.
+    Raise any of ``cgbench.errors``.
     """
     from cgbench.engines import peer_files
     from cgbench.engines.peer_rows import PEERS, PeerTable
@@ -55,7 +55,7 @@ def peers(
 
 
 def _engines(setup: "Setup", request: PeersRequest) -> "list[Engine]":
-    """This tool and transformers, with the same weights and prompts."""
+    """Return this tool and transformers, with the same weights and prompts."""
     from cgbench.engines.iterations import OwnEngine
     from cgbench.engines.transformers_decode import TransformersEngine
     from cgbench.models.loading_plan import loading_of, plan_loading

@@ -1,4 +1,6 @@
-"""What ``run``, ``audit`` and ``peers`` do before anything is measured: load, plan, capture."""
+"""Do what ``run``, ``audit`` and ``peers`` need before anything is measured: load, plan and
+capture.
+"""
 
 import os
 from dataclasses import replace
@@ -18,25 +20,27 @@ _R = TypeVar("_R", RunRequest, AuditRequest)
 
 
 def use_passive_threads() -> None:
-    """Spinning threads make small operators many times slower wherever anything else wants the
-    cores. Before torch is imported, for OpenMP reads it when torch loads it."""
+    """Make threads that wait sleep, unless the environment states otherwise.
+
+    Spinning threads make small operators many times slower wherever anything else wants the cores.
+    Call this before torch is imported, because OpenMP reads the setting when torch loads it.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def with_ranks(request: _R) -> _R:
-    """``request`` with the ranks that torchrun has started, where it states none.
+    """Return ``request`` with the ranks that torchrun has started, if it states none.
 
-    Raises ``BadInputError`` where it states others.
+    Raise ``BadInputError`` if it states others.
     """
     sharing = request.sharing
     return replace(request, sharing=replace(sharing, tp=ranks_asked(sharing.tp)))
 
 
 def prepare(request: DecodeRequest, progress: Progress, ranks: Ranks = ALONE) -> "Setup":
-    """The deployment that is asked for, nothing captured yet, and what goes with it.
+    """Return the deployment that is asked for, and what goes with it. Nothing is captured yet.
 
-    ``ranks`` share the model.
-    Raises any of ``cgbench.errors``.
+    ``ranks`` share the model. Raise any of ``cgbench.errors``.
     """
     from cgbench.engine.backends import resolve_backend
     from cgbench.measure import setup
@@ -61,7 +65,7 @@ def prepare(request: DecodeRequest, progress: Progress, ranks: Ranks = ALONE) ->
 def compile_layers(deployment: "Deployment", progress: Progress) -> "Deployment":
     """Compile what decode steps run, and report what that took.
 
-    Raises ``UnsupportedModelError`` where it cannot be.
+    Raise ``UnsupportedModelError`` if it cannot be compiled.
     """
     from cgbench.compile.decode import compiled
 
@@ -74,8 +78,10 @@ def compile_layers(deployment: "Deployment", progress: Progress) -> "Deployment"
 def capture_graphs(
     deployment: "Deployment", progress: Progress
 ) -> "tuple[Deployment, DummyRun | None]":
-    """The deployment with every graph captured, after its largest step; None where there is
-    nothing to capture. Raises ``CaptureError`` or ``OutOfMemoryError``."""
+    """Run the largest step once, capture every graph, and return the deployment and that step.
+
+    The step is None if there is nothing to capture. Raise ``CaptureError`` or ``OutOfMemoryError``.
+    """
     from cgbench.engine.deployment import capture, dummy_run, num_graph_buckets
 
     total = num_graph_buckets(deployment)

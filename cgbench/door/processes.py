@@ -1,6 +1,6 @@
-"""``--processes N``: the measurement in N fresh processes, one after another, and one run of them.
+"""``--processes N`` measures in N fresh processes, one after another, and makes one run of them.
 
-Each is an ordinary run in a directory of its own below ``--output``, so a kill or a failure loses
+Each is an ordinary run in a directory of its own below ``--output``. So a kill or a failure loses
 none that is finished, and ``--resume`` goes on in the middle of one. This process loads no model.
 """
 
@@ -29,9 +29,9 @@ PARTS = "processes"
 def measure_in_processes(
     request: RunRequest, path: Path, progress: Progress, *, resume: bool
 ) -> "RunDirectory":
-    """Run what is missing, then merge; returns the finished run.
+    """Run the processes that are missing, merge all of them, and return the finished run.
 
-    Raises ``RunDirectoryError`` as ``run`` does, ``ProcessError`` where a process ends badly.
+    Raise ``RunDirectoryError`` as ``run`` does, and ``ProcessError`` if a process ends badly.
     """
     from cgbench.rundir.merge import merge_runs
     from cgbench.rundir.store import RunDirectory
@@ -62,13 +62,14 @@ def _check(path: Path, *, resume: bool) -> None:
     if not resume or (path / "run.json").exists():
         RunDirectory.check(path, resume=resume)
     elif not (path / PARTS).is_dir():
-        raise RunDirectoryError(f"--resume: {path / PARTS}: missing; nothing was begun there")
+        raise RunDirectoryError(f"--resume: {path / PARTS}: missing. Nothing was begun there")
 
 
 def is_finished(part: Path, request: RunRequest) -> bool:
-    """Whether ``part`` is a complete run; one that has not written its record holds nothing yet.
+    """Return whether ``part`` is a complete run. A part without a record holds nothing yet, so it
+    is removed.
 
-    Raises ``RunDirectoryError`` where it was asked for otherwise.
+    Raise ``RunDirectoryError`` if it was begun with another request.
     """
     from cgbench.rundir.differences import differing_flags
     from cgbench.rundir.store import RunDirectory
@@ -80,16 +81,16 @@ def is_finished(part: Path, request: RunRequest) -> bool:
     begun = RunRequest.from_record(record.arguments, f"{file}: arguments")
     if flags := differing_flags(begun.to_record(), request.to_record()):
         raise RunDirectoryError(
-            f"--resume: {file} was begun with another {', '.join(flags)}; "
-            "give the same, or choose another --output"
+            f"--resume: {file} was begun with another {', '.join(flags)}. "
+            "Give the same, or choose another --output"
         )
     return record.complete
 
 
 def run_apart(request: RunRequest, part: Path, name: str, progress: Progress) -> None:
-    """One run in a fresh process, begun or gone on with.
+    """Begin a run in a fresh process, or go on with it.
 
-    Raises ``ProcessError``, beginning with ``name``, where it ends badly.
+    Raise ``ProcessError``, beginning with ``name``, if it ends badly.
     """
     job = {"request": request.to_record(), "path": str(part), "resume": part.exists()}
     with subprocess.Popen(
@@ -107,14 +108,14 @@ def run_apart(request: RunRequest, part: Path, name: str, progress: Progress) ->
             raise
     if process.returncode == 0:
         return
-    kept = "--resume keeps what is measured and goes on"
+    kept = "Here --resume keeps what is measured and goes on"
     is_known = reason and process.returncode in {*map(int, ExitCode)}
     code = ExitCode(process.returncode) if is_known else ExitCode.CANNOT
     reason = reason or f"ended with status {process.returncode}"
-    raise ProcessError(f"{name}: {reason}; {kept}", code)
+    raise ProcessError(f"{name}: {reason}. {kept}", code)
 
 
 def _hand_over(job: object, stdin: IO[str]) -> None:
-    """A process that has ended already says so by its exit status."""
+    """Write the job to the process. One that has ended already reports that by its exit status."""
     with suppress(BrokenPipeError), stdin:
         json.dump(job, stdin)

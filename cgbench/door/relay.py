@@ -1,4 +1,4 @@
-"""Progress of another process: each call is a line of JSON that is replayed here."""
+"""Show the progress of another process here. Each call is a line of JSON that is replayed."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from cgbench.progress import SILENT, Bar, Progress
 
 @dataclass(frozen=True, slots=True)
 class Relay:
-    """The progress, and the bar, that write to a process which replays them."""
+    """A ``Relay`` is a progress, and a bar, for a process whose progress another one shows. It
+    writes each call to ``to``.
+    """
 
     to: TextIO
 
@@ -48,9 +50,9 @@ class Relay:
 
 
 def replay(lines: Iterator[str], progress: Progress, bar: Bar = SILENT) -> str | None:
-    """Make the calls of ``lines`` until they end, or what was begun does.
+    """Make the calls of ``lines`` until they end, or until what was begun ends.
 
-    Returns the reason where the other process has failed.
+    Return the reason if the other process has failed, else None.
     """
     reason = None
     for line in lines:

@@ -1,4 +1,4 @@
-"""``cgbench.run``: load, capture and measure on every rank, and write the run directory."""
+"""``cgbench.run`` loads, captures and measures on every rank, and writes the run directory."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,17 +32,17 @@ def run(
 ) -> "RunDirectory":
     """Measure what ``request`` asks for, write it to the folder ``output``, and return it.
 
-    Each batch size is on disk before the next one begins, so ``resume`` goes on with a run that
-    was stopped. A cell that failed is a row with its status, and raises nothing. Under torchrun
-    the first rank returns the run. The others return one without rows that is not ``complete``.
+    Each batch size is on disk before the next one begins, so ``resume`` goes on with a run that was
+    stopped. A cell that failed is a row with its status, and raises nothing. Under torchrun the
+    first rank returns the run. The others return one without rows that is not ``complete``.
 
-    Raises any of ``cgbench.errors``.
+    Raise any of ``cgbench.errors``.
     """
     use_passive_threads()
     request, path = with_ranks(request), Path(output)
     num_ranks, processes = request.sharing.num_ranks, request.timing.processes
     if processes > 1 and num_ranks > 1:
-        raise BadInputError(f"--processes {processes}: not with --tp {num_ranks}; drop one")
+        raise BadInputError(f"--processes {processes}: not with --tp {num_ranks}. Drop one")
     if processes > 1:
         return measure_in_processes(request, path, progress, resume=resume)
     device = request.device
@@ -53,7 +53,7 @@ def measure(
     request: RunRequest, path: Path, progress: Progress, *, resume: bool, ranks: Ranks
 ) -> "RunDirectory":
     """Measure as one of ``ranks``. The first one alone writes and reports."""
-    # It begins before torch is loaded.
+    # The clock begins before torch is loaded.
     clock = Clock()
     from cgbench.measure.group import measure_group, num_steps
     from cgbench.measure.setup import make_record
@@ -80,7 +80,7 @@ def measure(
                 group = measure_group(session, batch_size, bar.advance)
                 if writer:
                     writer.group(batch_size, group, clock)
-                # No rank goes on to what may end it before this batch size is on disk.
+                # What follows may end a rank. So none goes on before this batch size is on disk.
                 barrier(f"what follows batch size {batch_size}")
         if writer:
             writer.finish()
@@ -108,7 +108,7 @@ def _session(
     from cgbench.measure.session import Session
 
     deployment = setup.deployment
-    # Before the graphs take their memory, and while nothing else runs.
+    # This comes before the graphs take their memory, and while nothing else runs.
     with progress.working("measure read bandwidth and matrix rate"):
         limits = device_limits(deployment.device, deployment.spec.target.dtype)
     if writer:
@@ -126,7 +126,7 @@ def _session(
 
 
 def _unfinished(session: "Session", writer: "RunWriter | None") -> list[tuple[str, int]]:
-    """The batch sizes that are not on disk, each with the title of its bar."""
+    """Return the batch sizes that are not on disk, each with the title of its bar."""
     finished = agreed(writer.directory.finished_batch_sizes if writer else set())
     sizes = session.options.batch_sizes
     return [

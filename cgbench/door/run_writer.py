@@ -1,4 +1,4 @@
-"""What the first rank of a run does with the results: write them, and report what is wrong."""
+"""Write the results of a run on its first rank, and report what is wrong with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunWriter:
-    """The run directory that is written, and where each result is reported.
+    """A ``RunWriter`` writes each result to the run directory and reports it.
 
-    Raises ``OutputError`` where the disk is full or gone, which loses no finished batch size.
+    Raise ``OutputError`` if the disk is full or gone. No finished batch size is lost then.
     """
 
     directory: RunDirectory
@@ -39,7 +39,7 @@ class RunWriter:
             )
 
     def group(self, batch_size: int, group: "Group", clock: "Clock") -> None:
-        """Write one batch size, and report what is to be said of it."""
+        """Write one batch size, and report what is wrong with it and what its collectives take."""
         record = self.directory.record
         record.set_seconds(run=clock.run_s, audit=clock.audit_s)
         record.keep_accounts(batch_size, group.accounts)
@@ -75,10 +75,10 @@ class RunWriter:
             yield
         except OSError as error:
             raise OutputError(
-                f"{self.directory.path} cannot be written: {error.strerror or error}; finished "
+                f"{self.directory.path} cannot be written: {error.strerror or error}. Finished "
                 "batch sizes are kept, --resume goes on"
             ) from error
 
 
 def _failed(failure: str) -> str:
-    return f"audit failed: {failure}; `cgbench audit` with the same flags says more"
+    return f"audit failed: {failure}. `cgbench audit` with the same flags says more"

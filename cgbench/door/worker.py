@@ -1,4 +1,6 @@
-"""One process of ``--processes``: a job on stdin, and on stdout progress and why it failed."""
+"""Run one process of ``--processes``. A job comes on stdin. Progress and a failure's reason go to
+stdout.
+"""
 
 import json
 import os
@@ -12,26 +14,28 @@ from cgbench.errors import ExitCode, exit_code_of, one_line
 from cgbench.parallel.ranks import ALONE
 from cgbench.request.run_request import RunRequest
 
-# What typer ends the command itself with: 128 and the signal's number, as shells have it.
+# Typer ends the command itself with this status: 128 and the signal's number, as shells have it.
 INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """Work for the process that started this one."""
-    # What a library prints is no progress, so it goes to stderr, even where it is written in C.
+    """Do the job on stdin and exit with its status."""
+    # What a library prints is no progress, so it goes to stderr, even if it is written in C.
     stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     sys.exit(work(sys.stdin, Relay(stdout)))
 
 
 def work(stdin: IO[str], relay: Relay) -> int:
-    """Measure into the job's directory. Cells that failed are in it, and no failure of this."""
+    """Measure into the job's directory, and return the exit status. A cell that failed is in the
+    directory, and is no failure of this process.
+    """
     job = json.load(stdin)
     try:
         request = RunRequest.from_record(job["request"])
         measure(request, Path(job["path"]), relay, resume=job["resume"], ranks=ALONE)
     except KeyboardInterrupt:
-        # The command that started this process is interrupted too, and says what there is to say.
+        # The command that started this process is interrupted too, and reports it.
         return INTERRUPTED
     except Exception as error:
         relay.fail(" ".join(one_line(error).split()))

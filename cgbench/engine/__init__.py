@@ -1,4 +1,4 @@
-"""The decode engine: device state, KV slots, attention, the speculative iteration, graphs.
+"""The engine decodes: it holds device state, KV slots, attention, the iteration and its graphs.
 
-``iteration.py`` reads as the algorithm; everything else serves it.
+``iteration.py`` reads as the algorithm. Everything else serves it.
 """

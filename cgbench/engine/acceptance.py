@@ -21,49 +21,64 @@ from cgbench.request.acceptance_setting import AcceptanceSetting
 from cgbench.request.choices import AcceptanceKind, Drafts
 
 Argmax = Callable[[Tensor], Tensor]
-"""Logits ``[..., V]``, or where ranks share the vocabulary a rank's part of them, to ``[...]``."""
+"""An argmax picks the index of the largest logit: ``[..., V]`` to ``[...]``.
+
+If ranks share the vocabulary, it takes a rank's part of the logits.
+"""
 
 
 class AcceptanceRule(Protocol):
-    """Decides an iteration from the drafts, the target's logits, and perhaps random draws."""
+    """An acceptance rule decides an iteration from the drafts and the target's logits.
+
+    Some rules use random draws too.
+    """
 
     @property
     def is_random(self) -> bool:
-        """Whether ``uniforms`` must be filled before each call."""
+        """Return whether ``uniforms`` must be filled before each call."""
         ...
 
     @property
     def draws_tokens(self) -> bool:
-        """Whether tokens are drawn from whole distributions. Where ranks share the vocabulary,
-        such a rule is given whole logits, and rank 0's draws count; another its argmax alone."""
+        """Return whether the rule draws tokens from whole distributions.
+
+        If ranks share the vocabulary, such a rule is given whole logits, and rank 0's draws count.
+        Any other rule is given its rank's part, because it needs the argmax alone.
+        """
         ...
 
     @property
     def samples_drafts(self) -> bool:
-        """Whether drafts are drawn too: from ``uniforms``, their distributions kept in
-        ``draft_probs``."""
+        """Return whether the rule draws the drafts too.
+
+        It draws them by ``uniforms`` and keeps their distributions in ``draft_probs``.
+        """
         ...
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """The token ``[B]`` that plain decoding takes after the target's ``logits [B, V]``;
-        ``uniforms [B]`` in [0, 1) are for this choice alone."""
+        """Return the token ``[B]`` that plain decoding takes after the target's ``logits [B, V]``.
+
+        ``uniforms [B]`` are in [0, 1), and serve this choice alone.
+        """
         ...
 
     def draft(self, rows: RowState, logits: Tensor, step: int) -> Tensor:
-        """Draft ``step`` (1..k), ``[b]``, from the head's ``logits [b, V]``."""
+        """Return draft ``step`` (1..k), ``[b]``, from the head's ``logits [b, V]``."""
         ...
 
     def __call__(self, rows: RowState, logits: Tensor) -> None:
-        """The target's ``logits [b, k + 1, V]`` and ``rows.drafts`` decide ``rows.num_accepted`` in
-        0..k and ``rows.out``, in place. out[j] is draft j + 1 for j < num_accepted, then the bonus
-        or recovered token, then any valid id.
+        """Decide which drafts are kept, from the target's ``logits [b, k + 1, V]``.
+
+        Writes ``rows.num_accepted`` in 0..k and ``rows.out``, in place. out[j] is draft j + 1 for
+        every j below num_accepted. After them comes the bonus or recovered token, and then any
+        valid id.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Argmax:
-    """Tokens and drafts of the rules that draw neither."""
+    """The rules that draw no token take the argmax, for tokens and for drafts."""
 
     argmax: Argmax = field(default=row_updates.argmax, compare=False, repr=False)
 
@@ -79,9 +94,10 @@ class _Argmax:
 
 @dataclass(frozen=True, slots=True)
 class Greedy(_Argmax):
-    """Keep the leading drafts that equal the target's argmax; the argmax follows them.
+    """This rule keeps the leading drafts that equal the target's argmax.
 
-    Lossless: the tokens emitted are those of plain greedy decoding.
+    The argmax follows them. The rule is lossless: the tokens emitted are those of plain greedy
+    decoding.
     """
 
     is_random = False
@@ -92,10 +108,11 @@ class Greedy(_Argmax):
 
 @dataclass(frozen=True, slots=True)
 class Synthetic(_Argmax):
-    """Keep drafts at given rates, drawn per request and per position, whatever they say.
+    """This rule keeps drafts at given rates, whatever the drafts are.
 
-    ``rates[j]`` is the unconditional rate of draft j + 1. The logits are computed and read as
-    under ``Greedy``, so that an iteration costs the same; the text means nothing.
+    It draws per request and per position. ``rates[j]`` is the unconditional rate of draft j + 1.
+    The logits are computed and read as under ``Greedy``, so that an iteration costs the same. The
+    text means nothing.
     """
 
     rates: tuple[float, ...]
@@ -106,7 +123,7 @@ class Synthetic(_Argmax):
         row_updates.accept(rows, self.argmax(logits), self._conditional(rows.spec_tokens))
 
     def _conditional(self, k: int) -> tuple[float, ...]:
-        """Each draft's rate given that the one before it was kept."""
+        """Return each draft's rate, given that the one before it was kept."""
         before = (1.0, *self.rates)
         return tuple(
             rate / last if last else 0.0 for last, rate in zip(before, self.rates[:k], strict=False)
@@ -115,10 +132,10 @@ class Synthetic(_Argmax):
 
 @dataclass(frozen=True, slots=True)
 class AtLength(_Argmax):
-    """Keep drafts so that the mean acceptance length is the stated one at every k.
+    """This rule keeps drafts so that the mean acceptance length is the stated one at every k.
 
-    Each draft is kept at one rate, given that the one before it was, whatever it says. Otherwise as
-    ``Synthetic``.
+    Each draft is kept at one rate, given that the one before it was, whatever the draft is.
+    Everything else is as in ``Synthetic``.
     """
 
     length: Length
@@ -138,14 +155,18 @@ class AtLength(_Argmax):
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Speculative sampling keeps draft x with probability min(1, p(x) / q(x)). The token after the
-    drafts kept is drawn from max(p - q, 0) after a rejection, and from p after k drafts.
+    """Speculative sampling keeps draft x with probability min(1, p(x) / q(x)).
 
-    Lossless: whatever the head drafts, the tokens emitted are distributed as plain sampling from
-    the target's p. ``drafts`` says what the head's q is: its own distribution, drawn from under
-    the same settings, or one-hot at its argmax, which needs no ``[slots, k + 1, V]`` buffer.
+    The token after the drafts kept is drawn from max(p - q, 0) after a rejection, and from p after
+    k drafts.
 
-    Sources: Leviathan et al. 2023, arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.
+    The rule is lossless. Whatever the head drafts, the tokens emitted are distributed as plain
+    sampling from the target's p.
+
+    ``drafts`` chooses the head's q. It is the head's own distribution, drawn from under the same
+    settings. Or it is one-hot at the head's argmax, which needs no ``[slots, k + 1, V]`` buffer.
+
+    Sources: Leviathan et al. 2023, arXiv:2211.17192, and Chen et al. 2023, arXiv:2302.01318.
     """
 
     temperature: float = 1.0
@@ -193,7 +214,10 @@ class Sampled:
         )
 
     def _kept(self, rows: RowState, probs: Tensor, draws: Tensor) -> Tensor:
-        """Which drafts pass on their own, ``[b, k]``: u < p(x) / q(x), without the division."""
+        """Return which drafts pass on their own, ``[b, k]``.
+
+        The test is u < p(x) / q(x), without the division.
+        """
         of_target = probs.gather(2, rows.drafts[..., None])[..., 0]
         if not self.samples_drafts:
             return draws < of_target
@@ -201,8 +225,10 @@ class Sampled:
         return draws * rows.draft_probs[slots, rows.offsets[:-1], rows.drafts] < of_target
 
     def _residual(self, rows: RowState, probs: Tensor) -> Tensor:
-        """max(p - q, 0) at row num_accepted, ``[b, V]``, not normalised; p at row k, where
-        nothing was drafted. May write to ``probs [b, k + 1, V]``."""
+        """Return max(p - q, 0) at row num_accepted, ``[b, V]``, not normalised.
+
+        At row k it is p, because nothing was drafted there. May write to ``probs [b, k + 1, V]``.
+        """
         if not self.samples_drafts:
             probs[:, :-1].scatter_(2, rows.drafts[..., None], 0.0)
         target = probs.take_along_dim(rows.num_accepted[:, None, None], 1)[:, 0]
@@ -212,7 +238,7 @@ class Sampled:
 
 
 def rule_of(setting: AcceptanceSetting) -> AcceptanceRule:
-    """The rule that ``--acceptance`` asks for."""
+    """Return the rule that ``--acceptance`` asks for."""
     match setting.kind:
         case AcceptanceKind.GREEDY:
             return Greedy()
@@ -226,7 +252,7 @@ def rule_of(setting: AcceptanceSetting) -> AcceptanceRule:
 
 
 def shared_rule(rule: AcceptanceRule, target: Target) -> AcceptanceRule:
-    """``rule`` as a target whose vocabulary may be divided wants it."""
+    """Return ``rule`` in the form for a target whose vocabulary the ranks may divide."""
     if not isinstance(rule, _Argmax) or not target.divides_vocabulary:
         return rule
     return replace(rule, argmax=partial(target.argmax, argmax=row_updates.argmax))

@@ -6,15 +6,19 @@ NGRAM = 8
 
 
 def accepted_per_pos(accepted: Sequence[int], spec_tokens: int) -> tuple[int, ...]:
-    """How many of the iterations kept draft 1, 2, .. k; unconditional, so never rising."""
+    """Count the iterations that kept draft 1, 2, .. k.
+
+    The counts are unconditional, so they never rise from one draft to the next.
+    """
     return tuple(sum(a > position for a in accepted) for position in range(spec_tokens))
 
 
 def before_repeat(token_ids: Sequence[int], accepted: Sequence[int]) -> list[int]:
-    """The iterations that begin before the request's first repeated 8-gram.
+    """Return the drafts kept by the iterations before the request's first repeated 8-gram.
 
-    ``token_ids`` are a request's output, its prefill's token first; ``accepted`` the drafts that
-    each iteration kept. A model that loops is easy to draft for: what follows is no skill.
+    ``token_ids`` are a request's output, its prefill's token first. ``accepted`` are the drafts
+    that each iteration kept. A model that loops is easy to draft for, so later iterations show no
+    skill.
     """
     end = _first_repeat(token_ids)
     kept: list[int] = []
@@ -28,7 +32,7 @@ def before_repeat(token_ids: Sequence[int], accepted: Sequence[int]) -> list[int
 
 
 def _first_repeat(token_ids: Sequence[int]) -> int:
-    """Where the first 8-gram that occurred before begins; the length where none does."""
+    """Return where the first 8-gram that occurred before begins, or the length if none repeats."""
     seen: set[tuple[int, ...]] = set()
     for end in range(NGRAM, len(token_ids) + 1):
         ngram = tuple(token_ids[end - NGRAM : end])

@@ -1,7 +1,7 @@
 """Note where tensors are, because a graph keeps to the addresses that it was captured with.
 
-A tensor that is reassigned instead of copied into leaves the graph on the old memory: it replays
-without an error, on stale values. Addresses noted at the capture tell.
+If a tensor is reassigned instead of copied into, the graph stays on the old memory. It replays
+without an error, on stale values. Comparing with the addresses noted at the capture reveals that.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,25 +14,30 @@ from cgbench.engine.state import DecodeState
 from cgbench.kernels.row_updates import RowState
 
 Addresses = Mapping[str, int]
-"""Device address by name: row state, KV and recurrent state, weights and buffers of target and
-head."""
+"""This maps a name to a device address.
+
+It covers row state, KV and recurrent state, and the weights and buffers of target and head.
+"""
 
 
 def captured_addresses(spec: Speculator, state: DecodeState) -> Addresses:
-    """Every tensor that a graph over ``spec`` and ``state`` reads or writes in place."""
+    """Return the address of every tensor that a graph over ``spec`` and ``state`` uses in place."""
     caches = _kv_addresses(spec) | _recurrent_addresses(spec)
     return state_addresses(state.full) | caches | _model_addresses(spec)
 
 
 def state_addresses(rows: RowState) -> dict[str, int]:
-    """The row state's buffers. Views of the first rows begin where the whole buffer does; a buffer
-    of no elements (the drafts of k = 0) has no address."""
+    """Return the addresses of the row state's buffers.
+
+    Views of the first rows begin where the whole buffer does. A buffer of no elements (the drafts
+    of k = 0) has no address.
+    """
     buffers = {field.name: getattr(rows, field.name) for field in fields(rows)}
     return {f"state.{name}": t.data_ptr() for name, t in buffers.items() if t.numel()}
 
 
 def moved(captured: Addresses, now: Addresses) -> list[str]:
-    """Names in ``captured`` that are elsewhere ``now``, or gone."""
+    """Return the names in ``captured`` that are elsewhere ``now``, or gone."""
     return [name for name, address in captured.items() if now.get(name) != address]
 
 
@@ -61,6 +66,7 @@ def _model_addresses(spec: Speculator) -> dict[str, int]:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, such as rotary frequencies, which no state dict holds."""
+    """Yield parameters and buffers. Some buffers, such as rotary frequencies, are in no state
+    dict."""
     yield from module.named_parameters()
     yield from module.named_buffers()

@@ -17,13 +17,19 @@ from cgbench.kernels.gpu import runs_kernels
 
 
 def sdpa_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
-    """The reference: every slot's whole room, masked, through torch's own attention."""
+    """Attend by torch's own attention over every slot's whole room, masked.
+
+    This backend is the reference.
+    """
     store(kv, rows, qkv)
     return sdpa(kv, qkv, rows.slots, rows.positions, rows.cache.room, rows.masks)
 
 
 def triton_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
-    """Only live rows are read, the GQA group packed in one tile and split over the keys."""
+    """Attend by the Triton kernel, which reads live rows only.
+
+    It packs the heads of a GQA group in one tile, and splits the keys over programs.
+    """
     # Imported here, because triton is there only beside a CUDA build of torch.
     from cgbench.kernels import triton_attention
 
@@ -34,18 +40,18 @@ DECODE_BACKENDS: Mapping[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": t
 
 
 class NamedBackend(NamedTuple):
-    """A decode backend, and the name that records and tables have for it."""
+    """A named backend is a decode backend with the name that records and tables show."""
 
     name: str
     decode: DecodeBackend
 
 
 def resolve_backend(name: str, device: torch.device) -> NamedBackend:
-    """The backend that ``--attention NAME`` means on ``device``.
+    """Return the backend that ``--attention NAME`` means on ``device``.
 
     ``auto`` takes the fastest. ``package.module:function`` is a ``DecodeBackend`` of the user's
-    own, looked for in the current folder too.
-    Raises ``BadInputError`` for an unknown name, or one that the device cannot run.
+    own. It may be in the current folder. Raise ``BadInputError`` if the name is unknown, or if the
+    device cannot run it.
     """
     if ":" in name:
         return NamedBackend(name, _imported(name))
@@ -53,16 +59,16 @@ def resolve_backend(name: str, device: torch.device) -> NamedBackend:
         name = "triton" if runs_kernels(device) else "sdpa"
     if name not in DECODE_BACKENDS:
         raise BadInputError(
-            f"--attention {name}: unknown; choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "
+            f"--attention {name}: unknown. Choose auto, {', '.join(sorted(DECODE_BACKENDS))}, "
             "or package.module:function"
         )
     if name == "triton" and device.type != "cuda":
-        raise BadInputError("--attention triton needs --device cuda; use --attention sdpa")
+        raise BadInputError("--attention triton needs --device cuda. Use --attention sdpa")
     return NamedBackend(name, DECODE_BACKENDS[name])
 
 
 def _imported(name: str) -> DecodeBackend:
-    """The function that ``package.module:function`` names."""
+    """Return the function that ``package.module:function`` names."""
     module, _, function = name.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), function)):
         raise BadInputError(f"--attention {name}: must be package.module:function")
@@ -81,9 +87,9 @@ def _imported(name: str) -> DecodeBackend:
 
 @contextmanager
 def _current_folder_importable() -> Iterator[None]:
-    """Imports look in the current folder first meanwhile, unless ``sys.path`` has it already.
+    """Let imports look in the current folder first, unless ``sys.path`` has it already.
 
-    What the user's module adds to ``sys.path`` itself stays.
+    The user's module may add to ``sys.path`` itself, and that stays.
     """
     here = os.getcwd()
     is_new = here not in sys.path

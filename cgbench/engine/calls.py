@@ -1,8 +1,8 @@
-"""These calls answer a forward's layers: attention and recurrence over the engine's slots.
+"""These calls serve a forward's layers: attention and recurrence over the engine's slots.
 
 ``Prefill`` computes a prompt's own causal attention and stores its keys and values. ``Decode``
-stores 1 to 9 new rows a request and attends over each request's live rows, whose number is known
-on the device only. It does so by a decode backend, which is one function (``engine.backends``).
+stores 1 to 9 new rows a request and attends over each request's live rows. Their number exists on
+the device only. ``Decode`` uses a decode backend, which is one function (``engine.backends``).
 """
 
 from collections.abc import Callable
@@ -22,10 +22,11 @@ from cgbench.kernels.moe.expert_products import Padding
 
 @dataclass
 class Rows:
-    """Where one forward's tokens live: computed once a forward, used by every layer.
+    """These rows are where one forward's tokens live in the cache.
 
-    ``slots [B]`` and ``positions [B, S]``, consecutive in each row. ``masks`` holds what the
-    reference backend builds once a forward.
+    They are computed once a forward and used by every layer. ``slots [B]`` and ``positions [B, S]``
+    place them. Positions are consecutive in each row. ``masks`` holds what the reference backend
+    builds once a forward.
     """
 
     cache: KvCache
@@ -35,49 +36,59 @@ class Rows:
 
     @cached_property
     def flat(self) -> Tensor:
-        """The tokens' rows in the KV tensors, ``[B * S]``; a kernel computes them itself."""
+        """Return the tokens' rows in the KV tensors, ``[B * S]``. The Triton kernel computes its
+        own."""
         return (self.slots[:, None] * self.cache.room + self.positions).view(-1)
 
     @cached_property
     def request_keys(self) -> Tensor:
-        """The rows' requests, as balanced routing knows them: ``[B]``."""
+        """Return the request that each row belongs to, ``[B]``. Balanced routing draws by it."""
         return self.cache.request_keys[self.slots]
 
     @cached_property
     def states(self) -> DecodeStates:
-        """The rows in the recurrent state, made when a linear-attention layer first asks: a draft
-        head has none, and must not move it."""
+        """Return the rows in the recurrent state.
+
+        It is made when a linear-attention layer first asks. A draft head has no such layer, and
+        must not move the state.
+        """
         assert self.cache.recurrent is not None
         return DecodeStates(self.cache.recurrent, self.slots, self.positions)
 
 
 def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> None:
-    """Write keys and values to the rows' places."""
+    """Write keys and values to the rows' places in the layer's KV."""
     kv.keys[rows.flat] = qkv.key.transpose(1, 2).flatten(0, 1)
     kv.values[rows.flat] = qkv.value.transpose(1, 2).flatten(0, 1)
 
 
 DecodeBackend = Callable[[LayerKv, Rows, AttentionInput], Tensor]
-"""Stores the new keys and values in the layer's KV, then attends over each row's live ones:
-``[B, S, Hq, Dv]``."""
+"""A decode backend stores the new keys and values in the layer's KV, then attends.
+
+It attends over each row's live keys and returns ``[B, S, Hq, Dv]``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """An ``AttentionCall`` and ``RecurrentCall`` for verify and draft steps in the rows' slots."""
+    """This call serves verify and draft steps in the rows' slots.
+
+    It is an ``AttentionCall`` and a ``RecurrentCall``.
+    """
 
     rows: Rows
     backend: DecodeBackend
     runs_compiled: bool = True
-    """Whether layers that have a compiled form run it."""
+    """Layers that have a compiled form run it if this is true."""
 
     @property
     def request_keys(self) -> Tensor:
+        """Return the request that each row belongs to, ``[B]``."""
         return self.rows.request_keys
 
     @property
     def padding(self) -> Padding:
-        """Rows of the scratch slot, which are there to fill a bucket."""
+        """Return which rows are padding: those of the scratch slot, which fill a bucket."""
         rows = self.rows
         return Padding(rows.slots, rows.cache.scratch_slot, rows.positions.shape[1])
 
@@ -90,11 +101,11 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """An ``AttentionCall`` and ``RecurrentCall`` for whole prompts from position 0, padded on the
-    right.
+    """This call serves whole prompts from position 0, padded on the right.
 
-    Keys past a prompt's end are stored too: they are never read, and decode overwrites them. The
-    recurrent state is that at the end, which ``lengths [B]`` says.
+    It is an ``AttentionCall`` and a ``RecurrentCall``. Keys past a prompt's end are stored too.
+    They are never read, and decode overwrites them. The recurrent state is that at each prompt's
+    end, ``lengths [B]``.
     """
 
     rows: Rows
@@ -102,10 +113,12 @@ class Prefill:
 
     @property
     def request_keys(self) -> Tensor:
+        """Return the request that each row belongs to, ``[B]``."""
         return self.rows.request_keys
 
     @property
     def states(self) -> PrefillStates:
+        """Return the prompts' rows in the recurrent state."""
         assert self.rows.cache.recurrent is not None
         return PrefillStates(self.rows.cache.recurrent, self.rows.slots, self.lengths)
 

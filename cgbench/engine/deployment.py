@@ -1,4 +1,4 @@
-"""A deployment is a model made ready to decode: KV slots, row state a k, runners a scope."""
+"""A deployment is a model made ready to decode, with KV slots, row states and runners."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -27,10 +27,10 @@ from cgbench.words import Scope
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A model and everything that decoding it takes.
+    """A deployment is a model and everything that decoding it takes.
 
     ``deploy`` makes one that runs eager. ``capture`` returns it with its graphs, and nothing
-    changes it after that. ``plans`` and ``states`` are by k, ``runners`` and ``graph_sets`` by
+    changes it after that. ``plans`` and ``states`` are by k. ``runners`` and ``graph_sets`` are by
     (k, scope).
     """
 
@@ -43,18 +43,23 @@ class Deployment:
     runners: Mapping[CellKey, Runner]
     graph_sets: Mapping[CellKey, GraphSet]
     compile_s: float | None = None
-    """What compiling took. None where nothing was compiled."""
+    """This is the time that compiling took. None if nothing was compiled."""
 
     @property
     def device(self) -> torch.device:
+        """Return the device that the target is on."""
         return self.spec.target.device
 
     def marked(self, name: str) -> AbstractContextManager[None]:
-        """A range for profilers around what is not timed. Nothing without ``--nvtx``."""
+        """Return a profiler range for work that is not timed. Without ``--nvtx`` it does
+        nothing."""
         return named_range(name) if self.options.nvtx else nullcontext()
 
     def release(self) -> None:
-        """Free every graph: before the process ends, and before any process group does."""
+        """Free every graph.
+
+        Call it before the process ends, and before any process group does.
+        """
         for graph_set in self.graph_sets.values():
             graph_set.release()
 
@@ -124,7 +129,8 @@ def _eager_runners(
 
 @dataclass(frozen=True, slots=True)
 class DummyRun:
-    """What the dummy run took: its steps in tokens, and the peak of the device's memory."""
+    """This record holds what the deployment's largest step took: time, memory and its size in
+    tokens."""
 
     role: Role
     prefill_tokens: int
@@ -135,11 +141,13 @@ class DummyRun:
 
 @torch.inference_mode()
 def dummy_run(deployment: Deployment) -> DummyRun:
-    """The deployment's largest step, before any capture, so that workspaces and the memory peak
-    are real. ``mixed``: a prefill of max_num_batched_tokens; both roles: a decode step of
-    max_batch_size requests at the largest k.
+    """Run the deployment's largest step before any capture.
 
-    Raises ``OutOfMemoryError`` where that step does not fit: no deployment of this size would.
+    Workspaces and the memory peak are real after it. Both roles run a decode step of max_batch_size
+    requests at the largest k. Role ``mixed`` runs a prefill of at least max_num_batched_tokens
+    before it.
+
+    Raise ``OutOfMemoryError`` if that step does not fit, because no deployment of this size would.
     """
     role = deployment.options.role
     torch.cuda.reset_peak_memory_stats(deployment.device)
@@ -182,7 +190,7 @@ def _dummy_decode(deployment: Deployment) -> int:
 
 
 def num_graph_buckets(deployment: Deployment) -> int:
-    """Buckets that ``capture`` will capture, over all k and graph scopes."""
+    """Return how many buckets ``capture`` will capture, over all k and graph scopes."""
     return sum(len(deployment.plans[k].buckets) for k, _ in _graph_keys(deployment))
 
 
@@ -192,11 +200,12 @@ def _graph_keys(deployment: Deployment) -> list[CellKey]:
 
 
 def capture(deployment: Deployment, on_bucket: Callable[[], None]) -> Deployment:
-    """The deployment with every plan captured for every graph scope asked for. Each (k, scope)
-    has its own pool, because each is a deployment of its own.
+    """Capture every plan for every graph scope asked for, and return the deployment with its
+    graphs.
 
-    ``release`` the one that is returned. Raises ``CaptureError`` or ``OutOfMemoryError``, and
-    leaves no graph behind then.
+    Each (k, scope) has its own pool, because each is a deployment of its own. Call ``release`` on
+    the one that is returned. Raise ``CaptureError`` or ``OutOfMemoryError`` on failure, which
+    leaves no graph behind.
     """
     runner = NvtxGraphRunner if deployment.options.nvtx else GraphRunner
     graph_sets: dict[CellKey, GraphSet] = {}

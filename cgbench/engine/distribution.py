@@ -1,6 +1,7 @@
 """Make distributions over the vocabulary and draw from them, in shapes that a graph can capture.
 
-Nothing here reads a device value on the host: no ``multinomial``, no boolean indexing.
+Nothing here reads a device value on the host. So there is no ``multinomial`` and no boolean
+indexing.
 """
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 def distribution(
     logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
 ) -> Tensor:
-    """``logits [..., V]`` to the probabilities that are sampled from, float32, ``[..., V]``.
+    """Return the probabilities ``[..., V]`` to sample from, in float32, of ``logits [..., V]``.
 
-    Temperature, then top-k, then top-p, as transformers' logits warpers take them: tokens that tie
-    with the k-th are kept, and top-p keeps one at least. Sorts only where top-p asks for it.
+    Temperature applies first, then top-k, then top-p, as in transformers' logits warpers. Tokens
+    that tie with the k-th are kept, and top-p keeps one at least. Logits are sorted only if top-p
+    is below 1.
     """
     scaled = logits.float()
     if temperature != 1.0:
@@ -27,8 +29,11 @@ def distribution(
 
 
 def _outside_top_p(scaled: Tensor, top_p: float) -> Tensor:
-    """Which tokens the likeliest ones of mass ``top_p`` leave out, ``[..., V]``. Token by token
-    and not by a threshold: logits of 16 bits tie often, and a tie would be kept whole."""
+    """Return which tokens the likeliest ones of mass ``top_p`` leave out, ``[..., V]``.
+
+    It goes token by token and not by a threshold. Logits of 16 bits tie often, and a threshold
+    would keep a tie whole.
+    """
     ascending, order = scaled.sort(dim=-1, stable=True)
     dropped = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
     dropped[..., -1] = False
@@ -36,13 +41,15 @@ def _outside_top_p(scaled: Tensor, top_p: float) -> Tensor:
 
 
 def draw(weights: Tensor, uniforms: Tensor, likeliest: Tensor) -> Tensor:
-    """A token ``[B]`` a row by inverse CDF: ``weights [B, V]``, not negative, of any sum, and
-    ``uniforms [B]`` in [0, 1).
+    """Draw a token ``[B]`` a row by inverse CDF.
 
-    A token of weight zero never comes out. A parallel sum rounds by its order, which CUDA does not
-    promise to repeat: in float64, so that neither eager nor a graph draws another token for it. It
-    can still step up, or end, where there is no weight. A residual may also be all zero by
-    rounding. There the token is ``likeliest [B]``.
+    ``weights [B, V]`` are not negative and have any sum. ``uniforms [B]`` are in [0, 1). A token of
+    weight zero never comes out.
+
+    A parallel sum rounds by its order, which CUDA does not promise to repeat. So the sum is in
+    float64, and neither eager nor a graph draws another token because of it. The sum can still step
+    up, or end, at a token without weight. Rounding may also leave a residual all zero. In both
+    cases the token is ``likeliest [B]``.
     """
     cdf = weights.cumsum(-1, dtype=torch.float64)
     found = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True)

@@ -14,9 +14,11 @@ from cgbench.words import Stage
 
 @dataclass
 class ExpertCounter:
-    """Counts the distinct experts of each mixture that runs inside ``counting``. ``mark`` is the
-    iteration's: it says which stage the forwards before it were. Nothing waits for the device
-    before ``means`` is asked for."""
+    """An expert counter counts the distinct experts of each mixture that runs inside ``counting``.
+
+    ``mark`` serves as the iteration's mark and assigns the forwards before it to a stage. Nothing
+    waits for the device before ``means`` is called.
+    """
 
     spec: Speculator
     _distinct: dict[Stage, Tensor] = field(default_factory=dict)
@@ -24,7 +26,10 @@ class ExpertCounter:
     _pending: list[Tensor] = field(default_factory=list)
 
     def mark(self, stage: Stage | None) -> None:
-        """Ends ``stage``, or with None what ran before an iteration."""
+        """End ``stage``, and add the counts since the last mark to it.
+
+        With None the counts are dropped, because they ran before an iteration.
+        """
         if self._pending and stage is not None:
             together = torch.stack(self._pending).sum()
             self._distinct[stage] = self._distinct.get(stage, 0) + together
@@ -32,7 +37,7 @@ class ExpertCounter:
         self._pending.clear()
 
     def counting(self) -> AbstractContextManager[None]:
-        """Every mixture of the target and its head is watched meanwhile."""
+        """Return a context in which every mixture of the target and its head is watched."""
         mixtures = mixtures_of(self.spec.target.backbone, self.spec.head)
         return watched_choices(mixtures, self._note)
 
@@ -41,7 +46,7 @@ class ExpertCounter:
         self._pending.append(seen.index_fill_(0, chosen.flatten(), 1).sum())
 
     def means(self) -> dict[Stage, float]:
-        """By stage, the mean distinct experts of one mixture in one forward."""
+        """Return, by stage, the mean distinct experts of one mixture in one forward."""
         return {
             stage: float(total) / self._mixtures[stage] for stage, total in self._distinct.items()
         }

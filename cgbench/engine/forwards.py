@@ -11,11 +11,11 @@ from cgbench.planning import Bucket
 from cgbench.words import Phase
 
 Forwards = list[tuple[str, int]]
-"""The forwards that a graph holds, in order: target or head, and its tokens."""
+"""These are the forwards that a graph holds, in order: target or head, and its tokens."""
 
 
 def check_forwards(seen: Forwards, planned: Forwards) -> None:
-    """Raises ``CaptureError`` where a graph holds other forwards than planned."""
+    """Check that a graph holds the planned forwards. Raise ``CaptureError`` if it holds others."""
     if seen != planned:
         raise CaptureError(f"a captured graph holds the forwards {seen}, the plan's are {planned}")
 
@@ -23,8 +23,11 @@ def check_forwards(seen: Forwards, planned: Forwards) -> None:
 def planned_forwards(
     phase: Phase, bucket: Bucket, spec_tokens: int, num_modules: int = 1
 ) -> Forwards:
-    """Drafts 2..k work on one token a request, never on the k + 1 that were verified. The first
-    step of a module past the head's first works on k + step rows."""
+    """Return the forwards that the graph of ``phase`` should hold for ``bucket``.
+
+    Drafts 2..k work on one token a request, never on the k + 1 that were verified. The first step
+    of a module past the head's first works on k + step rows.
+    """
     verify = [("target", bucket.num_tokens)]
     first = [("head", bucket.num_tokens)] if spec_tokens else []
     steps = range(2, spec_tokens + 1)
@@ -40,7 +43,7 @@ def planned_forwards(
 
 @contextmanager
 def watched_forwards(spec: Speculator) -> Iterator[Forwards]:
-    """Collects the forwards that run meanwhile, to hold a graph to its bucket."""
+    """Collect the forwards that run inside the context, to compare a graph with its bucket."""
     seen: Forwards = []
 
     def target(_: object, args: tuple[object, ...], kwargs: dict[str, torch.Tensor]) -> None:

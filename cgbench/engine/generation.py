@@ -16,11 +16,11 @@ from cgbench.kernels.row_updates import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT
 
 @dataclass
 class Generated:
-    """What a wave produced, a list entry a request.
+    """This is what a wave of requests produced, a list entry a request.
 
-    ``token_ids[i]``: request i's tokens, its prefill's first. ``accepted[i]``: drafts kept by each
-    of its iterations, before any cut at EOS or at the length limit. ``num_rows``: rows computed
-    by each iteration of the wave, padding included.
+    ``token_ids[i]`` are request i's tokens, its prefill's first. ``accepted[i]`` are the drafts
+    kept by each of its iterations, before any cut at EOS or at the length limit. ``num_rows`` are
+    the rows computed by each iteration of the wave, padding included.
     """
 
     token_ids: list[list[int]]
@@ -30,7 +30,8 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class _InFlight:
-    """An iteration launched but not yet read: ``requests[row]`` is the row's request."""
+    """An iteration in flight is launched but not yet read. ``requests[row]`` is the row's
+    request."""
 
     ticket: Ticket
     requests: Sequence[int]
@@ -39,11 +40,11 @@ class _InFlight:
 def generate(runner: Runner, first_tokens: Sequence[int]) -> Generated:
     """Decode the requests that ``begin_decoding`` put in the runner's state, to their end.
 
-    ``first_tokens`` are what prefill emitted, one a request.
+    ``first_tokens`` are the tokens that prefill emitted, one a request.
     """
     state = runner.state
     out = Generated([[token] for token in first_tokens], [[] for _ in first_tokens])
-    # The one wait before the loop: a request whose first token ends it never becomes a row.
+    # The one wait before the loop. A request that its first token ends never becomes a row.
     active = state.full.active[: len(first_tokens)].tolist()
     requests = [request for request, is_active in enumerate(active) if is_active]
     if 0 < len(requests) < len(first_tokens):
@@ -65,7 +66,7 @@ def generate(runner: Runner, first_tokens: Sequence[int]) -> Generated:
 
 
 def _absorb(out: Generated, finished: _InFlight) -> set[int]:
-    """Take over one iteration's result; returns the requests that it ended."""
+    """Take over one iteration's result, and return the requests that it ended."""
     result: torch.Tensor = finished.ticket.wait()
     ended: set[int] = set()
     for request, row in zip(finished.requests, result.tolist(), strict=True):
@@ -79,7 +80,7 @@ def _absorb(out: Generated, finished: _InFlight) -> set[int]:
 
 
 def _repack(runner: Runner, requests: list[int], live: set[int]) -> list[int]:
-    """Move the live rows together where that lets a smaller bucket serve them."""
+    """Move the live rows together if a smaller bucket can then serve them."""
     if not live or runner.num_rows(len(live)) >= runner.num_rows(len(requests)):
         return requests
     keep = [row for row, request in enumerate(requests) if request in live]

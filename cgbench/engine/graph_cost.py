@@ -7,7 +7,8 @@ from cgbench.words import Phase
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GraphCost:
-    """What one captured graph cost, in seconds and bytes: a row of ``capture.csv``."""
+    """A graph cost is what one captured graph took, in seconds and bytes: a row of
+    ``capture.csv``."""
 
     phase: Phase
     spec_tokens: int

@@ -1,5 +1,6 @@
-"""Capture CUDA graphs of the iteration, large to small in one pool, and check them against the
-plan.
+"""Capture CUDA graphs of the iteration, and check them against the plan.
+
+The graphs of a plan share one pool, so the largest is captured first.
 """
 
 import gc
@@ -38,9 +39,9 @@ PhaseFunction = Callable[[Speculator, RowState, Mark], None]
 
 
 def phases_of(scope: Scope, spec_tokens: int) -> dict[Phase, PhaseFunction]:
-    """The graphs that make up one iteration of a scope, in replay order.
+    """Return the functions whose graphs make up one iteration of a scope, in replay order.
 
-    With k = 0 there is nothing to draft: verify alone, which then commits too.
+    With k = 0 there is nothing to draft. Then verify is alone, and it commits too.
     """
     if scope is Scope.ITERATION:
         return {Phase.ITERATION: iteration}
@@ -55,14 +56,14 @@ def phases_of(scope: Scope, spec_tokens: int) -> dict[Phase, PhaseFunction]:
 
 @dataclass(frozen=True, slots=True)
 class CapturedGraph:
-    """One instantiated graph; ``replay`` runs it on the current stream."""
+    """A captured graph is one CUDA graph, ready to replay, with what its capture cost."""
 
     graph: torch.cuda.CUDAGraph
     cost: GraphCost
 
 
 class GraphSet:
-    """All graphs of one (k, scope): what a deployment with that setting would hold.
+    """A graph set holds all graphs of one (k, scope), as a deployment with that setting would.
 
     Use ``capture_plan`` to make one, ``replay(bucket)`` to run an iteration, and ``release`` to
     free the graphs and their pool.
@@ -72,39 +73,40 @@ class GraphSet:
         self.scope = scope
         self.spec_tokens = spec_tokens
         self.addresses = addresses
-        """Where everything that the graphs read or write was when they were captured."""
+        """These are the addresses, at the capture, of everything that the graphs read or write."""
         self._graphs: dict[int, list[CapturedGraph]] = {}
 
     def replay(self, batch_size: int) -> None:
-        """One iteration over the first ``batch_size`` rows, which must be a captured bucket."""
+        """Run one iteration over the first ``batch_size`` rows, which must be a captured bucket."""
         for captured in self._graphs[batch_size]:
             captured.graph.replay()
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Captured batch sizes, in the order they were captured."""
+        """Return the captured batch sizes, in the order they were captured."""
         return tuple(self._graphs)
 
     def captured(self, batch_size: int) -> Sequence[CapturedGraph]:
-        """The graphs of one bucket, in replay order."""
+        """Return the graphs of one bucket, in replay order."""
         return tuple(self._graphs[batch_size])
 
     @property
     def costs(self) -> list[GraphCost]:
-        """The ledger: one entry a graph, in capture order."""
+        """Return the cost of every graph, in capture order."""
         return [captured.cost for graphs in self._graphs.values() for captured in graphs]
 
     @property
     def num_bytes(self) -> int:
-        """Device bytes that the graphs hold, in their pool and beside it."""
+        """Return the device bytes that the graphs hold, in their pool and beside it."""
         return sum(cost.pool_bytes + cost.driver_bytes for cost in self.costs)
 
     def add(self, batch_size: int, graphs: list[CapturedGraph]) -> None:
+        """Add the graphs of a new bucket."""
         assert batch_size not in self._graphs
         self._graphs[batch_size] = graphs
 
     def release(self) -> None:
-        """Destroy the graphs. Their buffers outlive them; nothing may be replayed after."""
+        """Destroy the graphs. Their buffers outlive them. Nothing may be replayed after this."""
         for graphs in self._graphs.values():
             for captured in graphs:
                 captured.graph.reset()
@@ -121,7 +123,7 @@ def capture_plan(
 ) -> GraphSet:
     """Capture every bucket of the plan, large to small, in one pool.
 
-    Raises ``CaptureError`` where a graph is not the plan's, and ``OutOfMemoryError`` naming the
+    Raise ``CaptureError`` if a graph is not the plan's. Raise ``OutOfMemoryError`` naming the
     bucket that did not fit.
     """
     graph_set = GraphSet(scope, plan.spec_tokens, captured_addresses(spec, state))
@@ -137,9 +139,9 @@ def capture_plan(
 def capture_instrumented(
     spec: Speculator, state: DecodeState, batch_size: int, mark: Mark
 ) -> CapturedGraph:
-    """One iteration with ``mark`` called inside the capture at each stage's end, in its own pool.
+    """Capture one iteration that calls ``mark`` at the end of each stage, in a pool of its own.
 
-    For stage times only: the marks' event nodes would disturb a graph that is timed.
+    It serves stage times only, because the marks' event nodes would disturb a graph that is timed.
     """
     bucket = Bucket(batch_size, batch_size * (state.spec_tokens + 1))
     with _capturing(spec.target.device) as capturer:
@@ -163,7 +165,7 @@ def _capture_bucket(
     except RuntimeError as error:
         raise CaptureError(
             f"MODEL: the {scope} graph of {bucket.batch_size} requests cannot be captured "
-            f"({str(error).partition(chr(10))[0]}); --scopes eager runs without graphs"
+            f"({str(error).partition(chr(10))[0]}). --scopes eager runs without graphs"
         ) from error
 
 
@@ -176,7 +178,7 @@ def _check_against_plan(graph_set: GraphSet, plan: CapturePlan) -> None:
 
 
 class _Capturer:
-    """Captures functions on one side stream into one pool, and keeps the ledger."""
+    """A capturer captures functions on one side stream into one pool, and times each step."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -255,14 +257,15 @@ class _Capturer:
         return time.perf_counter() - start
 
     def _memory(self) -> tuple[int, int]:
-        """Bytes that torch has reserved, and bytes in use on the whole device."""
+        """Return the bytes that torch has reserved, and the bytes in use on the whole device."""
         free, total = torch.cuda.mem_get_info(self.device)
         return torch.cuda.memory_reserved(self.device), total - free
 
 
 @contextmanager
 def _capturing(device: torch.device) -> Iterator[_Capturer]:
-    """A capturer, with garbage collection held off: freeing a CUDA object breaks a capture."""
+    """Yield a capturer while garbage collection is off, because freeing a CUDA object breaks a
+    capture."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -273,7 +276,7 @@ def _capturing(device: torch.device) -> Iterator[_Capturer]:
 
 
 def num_nodes(graph: torch.cuda.CUDAGraph) -> int | None:
-    """Nodes of the graph, or None where cuda-bindings is not installed."""
+    """Return how many nodes the graph has, or None if cuda-bindings cannot count them."""
     try:
         from cuda.bindings import runtime
     except ImportError:

@@ -1,4 +1,4 @@
-"""The speculative iteration: verify, accept, draft 1, drafts 2..k, commit.
+"""One speculative iteration is verify, accept, draft 1, drafts 2..k and commit.
 
 Every shape is fixed by (batch, k), and nothing reads a device value on the host. So the same
 functions run eager, are captured a phase at a time, or are captured whole.
@@ -29,16 +29,17 @@ from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 from cgbench.words import Stage
 
 Mark = Callable[[Stage | None], None]
-"""Called at the end of every stage with it, and with None where the first one begins."""
+"""A mark is called with each stage at its end, and with None at the start of the first one."""
 
 
 def no_mark(_: Stage | None) -> None:
-    """The mark of an iteration that is not taken apart."""
+    """Do nothing at a stage's end. This is the mark of an iteration that is not timed by stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speculator:
-    """What the iteration computes with: fixed while any graph over it is alive."""
+    """A speculator is what the iteration computes with. It is fixed while any graph over it is
+    alive."""
 
     target: Target
     head: DraftHead | None
@@ -46,25 +47,29 @@ class Speculator:
     backend: DecodeBackend
     accept: AcceptanceRule
     runs_compiled: bool = True
-    """Whether layers that have a compiled form run it: what watches a layer's parts cannot."""
+    """Layers that have a compiled form run it if this is true.
+
+    It is false while parts inside a layer are watched, because a compiled form does not call them.
+    """
 
     def decode_call(self, rows: RowState, positions: Tensor) -> Decode:
-        """Attention for tokens at ``positions [b, S]`` of the rows' slots."""
+        """Return the call that serves tokens at ``positions [b, S]`` of the rows' slots."""
         places = Rows(self.cache, rows.slot_of_row, positions)
         return Decode(places, self.backend, self.runs_compiled)
 
     @property
     def num_modules(self) -> int:
-        """The head's MTP modules, 1 without a head."""
+        """Return the number of the head's MTP modules, which is 1 without a head."""
         return 1 if self.head is None else self.head.num_modules
 
     def has_own_module(self, step: int) -> bool:
-        """Whether draft ``step``, past the first, is made by a module that no step before it
-        ran."""
+        """Return whether draft ``step`` is past the first and of a module that no step before it
+        ran.
+        """
         return 1 < step <= self.num_modules
 
     def head_input(self, hidden: HiddenStates) -> Tensor:
-        """The target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
+        """Return the target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
         assert self.head is not None
         return self.head.to_input(hidden)
 
@@ -78,9 +83,12 @@ class Speculator:
         from_start: bool = False,
         step: int = 1,
     ) -> Tensor:
-        """The module of draft ``step`` on ``hidden [B, S, H]`` at ``positions [B, S]``, each row
-        paired with a token after it, ``tokens [B, S]``: the block's output, ``[B, S, H]``.
-        ``from_start``: column 0 is position 0, where some families feed no embedding."""
+        """Run the module of draft ``step`` on ``hidden [B, S, H]`` at ``positions [B, S]``.
+
+        Returns the output of its block, ``[B, S, H]``. Each row is paired with a token after it,
+        ``tokens [B, S]``. With ``from_start`` column 0 is position 0, where some families feed no
+        embedding.
+        """
         assert self.head is not None
         module = self.head.module_of(step)
         embeds = self.target.embed(tokens, module.embedding)
@@ -94,8 +102,10 @@ class Speculator:
         return module(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
 
     def draft_logits(self, block_out: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """``block_out [B, 1, H]`` of draft ``step`` to its logits ``[B, V]`` and the chain
-        ``[B, 1, H]`` after it."""
+        """Return the logits ``[B, V]`` of draft ``step``, and the chain ``[B, 1, H]`` after it.
+
+        Both come from the module's ``block_out [B, 1, H]``.
+        """
         assert self.head is not None
         module = self.head.module_of(step)
         normed = module.to_logits_input(block_out)
@@ -103,8 +113,10 @@ class Speculator:
         return logits, module.to_chain(block_out, normed)
 
     def fed_next(self, fed: Tensor, block_out: Tensor, step: int) -> Tensor:
-        """What the module after that of draft ``step`` is fed, ``[B, S, H]``: what this one was, or
-        what it made of it, ``block_out``."""
+        """Return what the module after that of draft ``step`` is fed, ``[B, S, H]``.
+
+        That is what this one was ``fed``, or what it made of it, ``block_out``.
+        """
         assert self.head is not None
         module = self.head.module_of(step)
         if module.family.feed == ModuleFeed.TARGET:
@@ -114,27 +126,33 @@ class Speculator:
         return module.to_chain(block_out, module.to_logits_input(block_out))
 
     def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
-        """What the acceptance rule reads after a final norm: the logits ``[..., V]``, or this
-        rank's part of them where it only wants their argmax. ``output`` is a head's own matrix,
-        None for the target's."""
+        """Return the logits that the acceptance rule reads after a final norm.
+
+        They are ``[..., V]``. If the ranks divide the vocabulary and the rule wants the argmax
+        alone, they are this rank's part. ``output`` is a head's own matrix, or None for the
+        target's.
+        """
         if self.accept.draws_tokens:
             return self.target.logits(normed, output)
         return self.target.logits_part(normed, output)
 
     def settled(self, drawn: Tensor) -> Tensor:
-        """What a rule has decided, alike on every rank, in place: parallel sums may round a draw
-        to another token, an argmax never."""
+        """Make what a rule has drawn equal on every rank, in place.
+
+        Parallel sums may round a draw to another token. An argmax is the same on every rank
+        already.
+        """
         return from_first_rank(drawn) if self.accept.draws_tokens else drawn
 
 
 def take_row(hidden: Tensor, index: Tensor) -> Tensor:
-    """Row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
+    """Return row ``index [B]`` of ``hidden [B, S, H]``, as ``[B, 1, H]``."""
     return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[-1]))
 
 
 @torch.inference_mode()
 def iteration(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """One whole iteration over the first b rows, in place."""
+    """Run one whole iteration over the first b rows, in place."""
     mark(None)
     verify_phase(spec, rows, mark)
     if rows.spec_tokens:
@@ -144,11 +162,11 @@ def iteration(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
 
 @torch.inference_mode()
 def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Verify and accept; with no drafts to make (k = 0), commit too."""
+    """Verify and accept. If there are no drafts to make (k = 0), commit too."""
     logits = verify(spec, rows)
     mark(Stage.VERIFY)
     if spec.accept.is_random:
-        # All of it, whatever the bucket, so that the draws of a request depend on no other.
+        # All of it is filled, whatever the bucket, so that a request's draws depend on no other.
         rows.uniforms.uniform_()
     spec.accept(rows, logits)
     spec.settled(rows.result)
@@ -160,14 +178,14 @@ def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None
 
 @torch.inference_mode()
 def draft_first_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Draft 1: the head over the k + 1 verified rows."""
+    """Make draft 1, by the head over the k + 1 verified rows."""
     draft_first(spec, rows)
     mark(Stage.draft(1))
 
 
 @torch.inference_mode()
 def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Drafts 2..k, one token a request each, and commit."""
+    """Make drafts 2..k, one token a request each, and commit."""
     for step in range(2, rows.spec_tokens + 1):
         draft_next(spec, rows, step)
         mark(Stage.draft(step))
@@ -176,8 +194,10 @@ def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> 
 
 
 def verify(spec: Speculator, rows: RowState) -> Tensor:
-    """The target on ``[last, d1..dk]``: logits ``[b, k + 1, V]``, as ``Speculator.logits`` gives
-    them; hidden states go to ``rows``."""
+    """Run the target on ``[last, d1..dk]`` and return the logits ``[b, k + 1, V]``.
+
+    The logits are those of ``Speculator.logits``. The hidden states go to ``rows``.
+    """
     tokens = torch.cat([rows.last[:, None], rows.drafts], dim=1)
     positions = rows.seq_len[:, None] + rows.offsets
     hidden = spec.target.forward(tokens, positions, spec.decode_call(rows, positions))
@@ -187,10 +207,11 @@ def verify(spec: Speculator, rows: RowState) -> Tensor:
 
 
 def draft_first(spec: Speculator, rows: RowState) -> None:
-    """The head on verify's rows, row j paired with out[j]: writes draft 1 and the chain.
+    """Run the head on verify's rows, and write draft 1 and the chain.
 
-    All k + 1 rows enter the head's KV; those past num_accepted are never read, and the next
-    iteration overwrites them. Only row num_accepted goes on, gathered before norm and lm_head.
+    Row j is paired with out[j]. All k + 1 rows enter the head's KV. Those past num_accepted are
+    never read, and the next iteration overwrites them. Only row num_accepted goes on. It is
+    gathered before norm and lm_head.
     """
     positions = rows.seq_len[:, None] + rows.offsets
     call = spec.decode_call(rows, positions)
@@ -200,8 +221,10 @@ def draft_first(spec: Speculator, rows: RowState) -> None:
 
 
 def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
-    """Draft ``step`` (2..k): by a module of its own, or from draft step - 1 and the chain, one
-    position further on."""
+    """Make draft ``step`` (2..k) by a module of its own, or by the last module again.
+
+    The last module goes on from draft step - 1 and the chain, one position further on.
+    """
     if spec.has_own_module(step):
         draft_by_own_module(spec, rows, step)
         return
@@ -213,8 +236,10 @@ def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
 
 
 def draft_by_own_module(spec: Speculator, rows: RowState, step: int) -> None:
-    """Draft ``step`` by the module of that step, over the k + step rows that this iteration made
-    certain or new."""
+    """Make draft ``step`` by the module of that step.
+
+    It runs over the k + step rows that this iteration made certain or new.
+    """
     window = module_window(rows, step)
     call = spec.decode_call(rows, window.positions)
     block_out = spec.run_head(window.tokens, window.hidden, window.positions, call, step=step)
@@ -232,7 +257,7 @@ def keep_fed(
 
 
 def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
-    """``block_out [b, 1, H]`` to draft ``step`` and the chain of the step after it."""
+    """Write draft ``step`` and the chain of the step after it, from ``block_out [b, 1, H]``."""
     logits, chain = spec.draft_logits(block_out, step)
     rows.drafts[:, step - 1] = spec.settled(spec.accept.draft(rows, logits, step))
     if step < rows.spec_tokens:

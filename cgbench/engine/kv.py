@@ -1,5 +1,6 @@
-"""The KV cache has one slot a request, and one tensor a layer for keys and one for values. Beside
-it lies the recurrent state of a hybrid's other layers, in the same slots.
+"""The KV cache has one slot a request, and one tensor a layer for keys and one for values.
+
+The recurrent state of a hybrid's other layers lies beside it, in the same slots.
 """
 
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ from cgbench.models.attention_hook import KvShape
 
 
 class KvCache:
-    """Slots of ``room`` rows each; the last slot is scratch, for padded rows to write to.
+    """A KV cache holds slots of ``room`` rows each.
 
-    One tensor a layer: an in-place write on a view of one large tensor makes Inductor copy the
-    whole of it at every layer.
+    The last slot is scratch, where padded rows write. Each layer has tensors of its own. An
+    in-place write on a view of one large tensor makes Inductor copy all of it at every layer.
     """
 
     def __init__(
@@ -30,8 +31,11 @@ class KvCache:
         state_shapes: Mapping[int, StateShape] | None = None,
         query_len: int = 1,
     ) -> None:
-        """``state_shapes``: the linear-attention layers'; ``query_len``: the most rows that one of
-        their verifies has."""
+        """Allocate the slots, all zero.
+
+        ``state_shapes`` are those of the linear-attention layers. ``query_len`` is the most rows
+        that one of their verifies has.
+        """
         self.recurrent: RecurrentCache | None = None
         if state_shapes:
             self.recurrent = RecurrentCache(
@@ -45,7 +49,8 @@ class KvCache:
         self.num_slots = max_batch_size + 1
         self.scratch_slot = max_batch_size
         self.request_keys = torch.zeros(self.num_slots, dtype=torch.long, device=device)
-        """Which request each slot's is, for what is drawn by request: balanced routing."""
+        """This is the request that each slot belongs to. Balanced routing draws experts by
+        request."""
         num_rows = self.num_slots * room
         self.layers = {
             layer_idx: LayerKv(
@@ -57,5 +62,5 @@ class KvCache:
 
     @property
     def num_bytes(self) -> int:
-        """Keys and values of all slots, the scratch slot among them."""
+        """Return the bytes of keys and values of all slots, the scratch slot among them."""
         return sum(kv.keys.nbytes + kv.values.nbytes for kv in self.layers.values())

@@ -12,11 +12,11 @@ from cgbench.request.options import RunOptions
 
 
 def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
-    """Refuse a model whose weights, KV, recurrent state and prefill are over the device's memory.
+    """Check that weights, KV, recurrent state and prefill fit the device's memory.
 
-    A lower bound: graphs, workspaces and prompts longer than ``--context-len`` come on top, and of
-    tensor parallel runs what each rank holds whole (the embedding, norms, hidden states).
-    Raises ``OutOfMemoryError`` with the bytes needed and there.
+    This is a lower bound. Graphs, workspaces and prompts longer than ``--context-len`` come on top.
+    So does what each rank of a tensor parallel run holds whole: the embedding, norms and hidden
+    states. Raise ``OutOfMemoryError`` with the bytes needed and available.
     """
     dtype, skeleton = plan.request.dtype, plan.skeleton
     num_ranks = plan.request.ranks.size
@@ -36,20 +36,25 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
         raise OutOfMemoryError(
             f"MODEL {plan.request.ref}: {whose} needs at least {needed:,} bytes (weights "
             f"{weights:,}, KV of {slots} slots {kv:,}, prefill of {num_prompts} prompts "
-            f"{prefill:,}), but there are {available:,}; "
-            f"give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
+            f"{prefill:,}), but there are {available:,}. "
+            f"Give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
         )
 
 
 def prompts_at_once(options: RunOptions) -> int:
-    """Prompts of ``--context-len`` in the largest wave of a prefill: see ``engine.prefill``."""
+    """Return how many prompts of ``--context-len`` the largest wave of a prefill holds.
+
+    ``engine.prefill`` forms the waves.
+    """
     within = options.max_num_batched_tokens // options.context_len
     return max(1, min(max(options.batch_sizes), within))
 
 
 def available_bytes(device: torch.device, num_ranks: int) -> int:
-    """Free memory of a CUDA device; for the CPU a rank's share of the machine's memory, of
-    ``num_ranks`` ranks."""
+    """Return the free memory of a CUDA device.
+
+    For a CPU it is the share of one of ``num_ranks`` ranks in the machine's whole memory.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)

@@ -1,8 +1,8 @@
 """Mark NVTX ranges for profilers: one a stage that the host launches, one a graph that it replays.
 
 The host sees a replay as one call, so nothing inside a graph has a range of its own. A profiler
-names its kernels (``nsys profile --cuda-graph-trace=node``), and scope eager shows the stages. Off,
-none of this exists: the plain runners have no branch for it.
+names its kernels (``nsys profile --cuda-graph-trace=node``), and scope eager shows the stages.
+Without ``--nvtx`` none of this exists, because the plain runners have no branch for it.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from cgbench.words import Stage
 
 @contextmanager
 def named_range(name: str) -> Iterator[None]:
-    """A range around what the host does meanwhile."""
+    """Mark a range around what the host does inside the context."""
     nvtx.range_push(name)
     try:
         yield
@@ -29,7 +29,10 @@ def named_range(name: str) -> Iterator[None]:
 
 
 class StageRanges:
-    """A ``Mark`` that turns the ends of stages into ranges. The order of stages is fixed."""
+    """A ``StageRanges`` is a ``Mark`` that turns the ends of stages into ranges.
+
+    It relies on the fixed order of stages.
+    """
 
     def __init__(self, spec_tokens: int) -> None:
         stages = Stage.of_iteration(spec_tokens)
@@ -43,7 +46,7 @@ class StageRanges:
 
 
 class NvtxEagerRunner(EagerRunner):
-    """An eager runner with a range a stage."""
+    """This eager runner marks a range for each stage."""
 
     def __init__(self, spec: Speculator, state: DecodeState) -> None:
         super().__init__(spec, state)
@@ -54,7 +57,7 @@ class NvtxEagerRunner(EagerRunner):
 
 
 class NvtxGraphRunner(GraphRunner):
-    """A graph runner with a range around every replay: its phase, its bucket, its tokens."""
+    """This graph runner marks a range around every replay, with its phase, bucket and tokens."""
 
     def __init__(
         self, spec: Speculator, state: DecodeState, plan: CapturePlan, graphs: GraphSet

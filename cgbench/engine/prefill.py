@@ -23,13 +23,15 @@ def prefill(
     *,
     distinct: bool = False,
 ) -> Prefilled:
-    """The target over every prompt, then each of the head's modules over the same rows.
+    """Run the target over every prompt, and then each of the head's modules over the same rows.
 
-    Prompts are token ids, none empty. They run in waves of at most ``max_num_tokens`` tokens (one
-    prompt at least), padded to each wave's longest. The head's row i pairs hidden i with token i +
-    1; at the last row that is the target's first new token. ``seed`` is for a rule that draws that
-    token: one draw a request, whatever the waves. ``distinct``: balanced routing takes equal
-    prompts for different requests, as they are where a batch is timed.
+    Prompts are token ids, and none is empty. They run in waves of at most ``max_num_tokens``
+    tokens, padded to each wave's longest. A wave has at least one prompt.
+
+    The head's row i pairs hidden i with token i + 1. At the last row that is the target's first new
+    token. ``seed`` is for a rule that draws that token: one draw a request, whatever the waves.
+    With ``distinct`` balanced routing takes equal prompts for different requests, as they are in a
+    timed batch.
     """
     keys = request_keys(prompts, spec.target.device)
     if distinct:
@@ -53,8 +55,11 @@ def _joined(parts: Sequence[Tensor | None], dim: int = 0) -> Tensor | None:
 
 
 def _uniforms(count: int, seed: int) -> list[float]:
-    """Multiples of 2^-24 below 1, so exact in float32. Drawn apart from torch's generator, which
-    ``begin_decoding`` may start from the same seed: no draw of an iteration is one of these."""
+    """Return multiples of 2^-24 below 1, which are exact in float32.
+
+    They are drawn apart from torch's generator, which ``begin_decoding`` may start from the same
+    seed. So no draw of an iteration is one of these.
+    """
     source = random.Random(f"prefill {seed}")
     return [source.getrandbits(24) / (1 << 24) for _ in range(count)]
 
@@ -71,8 +76,8 @@ def begin_decoding(
 ) -> None:
     """Fill the state's rows from a prefill and make the drafts, so that the next step is verify.
 
-    ``seed`` starts the draws of a random acceptance rule: the same seed, the same draws, in every
-    scope.
+    ``seed`` starts the draws of a random acceptance rule. The same seed gives the same draws in
+    every scope.
     """
     if spec.accept.is_random:
         torch.manual_seed(seed)
@@ -84,12 +89,12 @@ def begin_decoding(
 
 
 def _draft(spec: Speculator, rows: RowState, prefilled: Prefilled) -> None:
-    """All k drafts after a prefill."""
+    """Make all k drafts after a prefill."""
     if spec.accept.samples_drafts:
         rows.uniforms.uniform_()
     assert prefilled.block_out is not None
     emit_draft(spec, rows, prefilled.block_out, step=1)
-    # The head's newest row is the prompt's last: as after an iteration that kept no draft there.
+    # The head's newest row is the prompt's last, as after an iteration that kept no draft there.
     rows.seq_len.sub_(1)
     rows.num_accepted.zero_()
     rows.out[:, 0] = rows.last
@@ -136,8 +141,11 @@ def _prefill_wave(spec: Speculator, wave: _Wave, uniforms: list[float]) -> Prefi
 def prefill_slots(
     spec: Speculator, tokens: Tensor, lengths: Tensor, slots: Tensor, uniforms: Tensor
 ) -> Prefilled:
-    """``tokens [B, S]``, right-padded, of ``lengths [B]``, into ``slots [B]``; ``uniforms [B]``
-    choose the first new tokens. The cache's ``request_keys`` say which requests they are."""
+    """Prefill ``tokens [B, S]``, right-padded, into ``slots [B]``.
+
+    ``lengths [B]`` are the prompts' own. ``uniforms [B]`` choose the first new tokens. The cache's
+    ``request_keys`` must already name the requests.
+    """
     batch, longest = tokens.shape
     positions = torch.arange(longest, device=tokens.device).expand(batch, -1)
     call = Prefill(Rows(spec.cache, slots, positions), lengths)

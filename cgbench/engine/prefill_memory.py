@@ -1,4 +1,4 @@
-"""The least memory that a prefill takes beside weights and KV, counted on the meta device."""
+"""Count the least memory that a prefill takes beside weights and KV, on the meta device."""
 
 import weakref
 from typing import Any
@@ -14,7 +14,8 @@ from cgbench.models.target import Target
 
 
 class _PrefillProbe(RecurrentProbe):
-    """Makes what ``calls.Prefill`` makes of a layer's queries, keys and values, and no more."""
+    """This probe allocates what ``calls.Prefill`` allocates for a layer's attention, and no
+    more."""
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         qkv.key.transpose(1, 2).flatten(0, 1)
@@ -24,7 +25,7 @@ class _PrefillProbe(RecurrentProbe):
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make meanwhile, and their most at a time."""
+    """This context counts the bytes of tensors that operations make inside it, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -62,10 +63,10 @@ class PeakMemory(TorchDispatchMode):
 
 @torch.no_grad()
 def prefill_bytes(target: Target, batch_size: int, prompt_len: int) -> int:
-    """The peak of one wave of ``batch_size`` prompts through a ``target`` on the meta device, as
-    its layers are run.
+    """Return the peak bytes of one wave of ``batch_size`` prompts through ``target``.
 
-    A lower bound: a kernel's own workspace is not counted, and a skeleton is in bfloat16.
+    ``target`` is on the meta device, and its layers run as in a real prefill. The peak is a lower
+    bound. A kernel's own workspace is not counted, and a skeleton is in bfloat16.
     """
     memory = PeakMemory()
     with memory, torch.device("meta"):

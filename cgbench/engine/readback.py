@@ -10,20 +10,29 @@ from cgbench.kernels.row_updates import RowState
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A copy under way; ``wait`` returns it. Valid until the reader's second push after it."""
+    """A ticket stands for a copy under way. ``wait`` returns the copy.
+
+    It is valid until the reader's second push after it.
+    """
 
     host: Tensor
     done: torch.cuda.Event | None
 
     def wait(self) -> Tensor:
-        """``[b, k + 4]`` as ``RowState.result``; blocks until this iteration's copy has landed."""
+        """Return ``RowState.result [b, k + 4]`` of the ticket's iteration.
+
+        Blocks until that iteration's copy has landed.
+        """
         if self.done is not None:
             self.done.synchronize()
         return self.host
 
 
 class Reader:
-    """Two pinned buffers in turn, so that one iteration's result lands while the next one runs."""
+    """A reader copies results to the host while the next iteration runs.
+
+    It uses two buffers in turn, pinned if the device is a GPU.
+    """
 
     def __init__(self, like: RowState) -> None:
         self._on_cuda = like.result.is_cuda
@@ -34,7 +43,7 @@ class Reader:
         self._turn = 0
 
     def push(self, rows: RowState) -> Ticket:
-        """Start copying the rows' result; the copy is ordered before the next iteration."""
+        """Start copying the rows' result. The copy is ordered before the next iteration."""
         self._turn = 1 - self._turn
         host = self._buffers[self._turn][: rows.batch_size]
         host.copy_(rows.result, non_blocking=True)

@@ -1,18 +1,20 @@
 """Linear-attention layers keep their state in one slot a request, rolled back by length alone.
 
-A key written past the accepted row is harmless: nothing reads it, and the next iteration overwrites
+A key written past the accepted row is harmless. Nothing reads it, and the next iteration overwrites
 it. A recurrent state has no rows to leave unread. Here it gets them. Verify leaves the state at the
 committed length that it began from. For each of its k + 1 rows it keeps what the row adds to the
-state. The next verify, which knows how many rows were accepted, adds those first, with weight zero
-for the others. So the state is a function of (slot, seq_len), as KV is: verify may be run twice
-from one length, and re-packing moves nothing. Keeping the state after every row instead would take
-(k + 1) times its bytes. A row's part of it is smaller by about half the head's size.
+state. The next verify has the number of rows that were accepted. It adds those first, with weight
+zero for the others.
+
+So the state is a function of (slot, seq_len), as KV is. Verify may be run twice from one length,
+and re-packing moves nothing. Keeping the state after every row instead would take (k + 1) times its
+bytes. A row's part of it is smaller by about half the head's size.
 
 Per head the gated delta rule is S_t = d_t S_(t-1) + k_t u_t with u_t = beta_t (v_t - k_t d_t
 S_(t-1)). The output is q_t S_t (Yang et al., Gated Delta Networks, 2024, and transformers'
 ``torch_recurrent_gated_delta_rule``). Let S be the state before the rows, and D_t the product of
 the decays up to row t. Then S_t = D_t S + sum over j <= t of (D_t / D_j) k_j u_j. S is read once
-for all rows, and (k_j, u_j, log D_j) are what is kept of row j.
+for all rows. The parts (k_j, u_j, log D_j) are kept of row j.
 """
 
 from collections.abc import Mapping
@@ -32,11 +34,11 @@ from cgbench.kernels.delta_rule import (
 
 
 class RecurrentCache:
-    """The state of every linear-attention layer; the last slot is scratch, as in the KV cache.
+    """A recurrent cache holds the state of every linear-attention layer.
 
-    ``length [slots]``: committed tokens that the matrices hold. ``prompt`` is a second matrix and
-    ring a layer, with the state after the prompt, so that decoding can begin there again. A server
-    would not hold it.
+    The last slot is scratch, as in the KV cache. ``length [slots]`` counts the committed tokens
+    that the matrices hold. ``prompt`` is a second matrix and ring a layer, with the state after the
+    prompt, so that decoding can begin there again. A server would not hold it.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class RecurrentCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """``query_len``: k + 1 of the largest k."""
+        """Allocate the state, all zero. ``query_len`` is k + 1 of the largest k."""
         num_slots = max_batch_size + 1
         self.scratch_slot = max_batch_size
         self.query_len = query_len
@@ -72,7 +74,7 @@ class RecurrentCache:
             layer.conv[:batch_size] = conv[:batch_size]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every buffer that decoding reads or writes, by a name that tells layer and part."""
+        """Return every buffer that decoding reads or writes, named by layer and part."""
         named = {
             f"{layer_idx}.{name}": tensor
             for layer_idx, layer in self.layers.items()
@@ -84,7 +86,7 @@ class RecurrentCache:
 def cache_bytes(
     shapes: Mapping[int, StateShape], num_slots: int, query_len: int, dtype: torch.dtype
 ) -> int:
-    """Bytes that a ``RecurrentCache`` takes, but for its lengths."""
+    """Return the bytes that a ``RecurrentCache`` takes, without its lengths."""
     return num_slots * sum(
         2 * shape.num_bytes(dtype.itemsize)
         + query_len * (shape.row_bytes(dtype) + shape.conv_channels * dtype.itemsize)
@@ -93,10 +95,10 @@ def cache_bytes(
 
 
 class DecodeStates:
-    """One verify's rows in the cache: ``slots [B]``, ``positions [B, S]``, consecutive.
+    """These are one verify's rows in the cache, at ``slots [B]`` and ``positions [B, S]``.
 
-    Made once a forward. Every layer's matrix is brought to ``positions[:, 0]`` as the layer is
-    met, by the rows that the verify before it left and that were accepted since.
+    Positions are consecutive, and the rows are made once a forward. At each layer its matrix is
+    brought to ``positions[:, 0]``, by the rows of the verify before it that were accepted since.
     """
 
     def __init__(self, cache: RecurrentCache, slots: Tensor, positions: Tensor) -> None:
@@ -106,39 +108,52 @@ class DecodeStates:
         cache.length[slots] = begin
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        """What ``rows`` read, ``[B, S, H, Dv]``; leaves the state before them, and their parts."""
+        """Return what ``rows`` read of the state, ``[B, S, H, Dv]``.
+
+        Leaves the state before them, and keeps what each row adds.
+        """
         layer = self.cache.layers[layer_idx]
         return delta_rule(layer, rows, self.slots, self.positions, self.num_pending)
 
 
 def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:
-    """``[B]``: how many of the rows that the last verify left lie before position ``begin [B]``.
+    """Count the rows of the last verify that lie before position ``begin [B]``, ``[B]``.
 
-    A padded row has the scratch slot, whose length means nothing: it is held inside the buffers.
+    A padded row has the scratch slot, whose length means nothing. So the count is held inside the
+    buffers.
     """
     return (begin - cache.length[slots]).clamp(0, cache.query_len)
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillStates:
-    """Whole prompts into the cache's prompt state: ``slots [B]``, ``lengths [B]``, right-padded."""
+    """These are whole prompts on their way into the cache's prompt state.
+
+    They have ``slots [B]`` and ``lengths [B]``, and are right-padded.
+    """
 
     cache: RecurrentCache
     slots: Tensor
     lengths: Tensor
 
     def conv_inputs(self, layer_idx: int, rows: Tensor, num_before: int) -> Tensor:
-        """``rows [B, S, C]`` behind zeros; those before each prompt's end enter the ring."""
+        """Return ``rows [B, S, C]`` behind zeros, as the convolution reads them.
+
+        The newest rows before each prompt's end enter the ring.
+        """
         ring = self.cache.prompt[layer_idx][1]
         inputs = torch.nn.functional.pad(rows, (0, 0, num_before, 0))
-        # Of ``inputs``, row p + num_before is position p: one before the prompt is zero.
+        # Row p + num_before of ``inputs`` is position p. A row before the prompt is zero.
         newest = self.lengths[:, None] + torch.arange(num_before, device=rows.device)
         tail = inputs.gather(1, newest[..., None].expand(-1, -1, rows.shape[2]))
         ring[self.slots[:, None], (newest - num_before) % ring.shape[1]] = tail
         return inputs
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        """What the prompts' rows read, ``[B, S, H, Dv]``; padding leaves the state as it is."""
+        """Return what the prompts' rows read of the state, ``[B, S, H, Dv]``.
+
+        Padding leaves the state as it is.
+        """
         inputs = self.conv_inputs(layer_idx, rows.mixed, rows.net.state_shape.conv_rows)
         heads = head_rows(rows, inputs)
         positions = torch.arange(rows.mixed.shape[1], device=self.slots.device)
@@ -151,8 +166,10 @@ class PrefillStates:
 
 
 def chunked_delta_rule(rows: HeadRows) -> tuple[Tensor, Tensor]:
-    """transformers' own gated delta rule over whole sequences from an empty state: the output
-    ``[B, S, heads, Dv]`` and the last state ``[B, heads, Dk, Dv]`` in float32."""
+    """Run transformers' own gated delta rule over whole sequences from an empty state.
+
+    Returns the output ``[B, S, heads, Dv]`` and the last state ``[B, heads, Dk, Dv]`` in float32.
+    """
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
     out, state = torch_chunk_gated_delta_rule(

@@ -9,30 +9,34 @@ from cgbench.planning import CapturePlan
 from cgbench.words import Mode, Scope
 
 CellKey = tuple[int, Scope]
-"""(spec_tokens, scope)."""
+"""A cell key is (spec_tokens, scope)."""
 
 
 class Runner(Protocol):
-    """Advances a ``DecodeState`` by one iteration. A scope is what was asked, a mode what runs."""
+    """A runner advances a ``DecodeState`` by one iteration.
+
+    A scope is what was asked for, and a mode is what runs.
+    """
 
     scope: Scope
     state: DecodeState
 
     def num_rows(self, batch_size: int) -> int:
-        """Rows that an iteration of ``batch_size`` requests computes, its padding included."""
+        """Return the rows that an iteration of ``batch_size`` requests computes, its padding
+        included."""
         ...
 
     def mode(self, batch_size: int) -> Mode:
-        """What runs for ``batch_size`` requests."""
+        """Return the mode that runs for ``batch_size`` requests."""
         ...
 
     def step(self, batch_size: int) -> None:
-        """One iteration over the requests in the first ``batch_size`` rows, without a sync."""
+        """Run one iteration over the requests in the first ``batch_size`` rows, without a sync."""
         ...
 
 
 class EagerRunner:
-    """Launches every kernel from the host, over exactly the requests there are."""
+    """An eager runner launches every kernel from the host, over exactly the requests there are."""
 
     scope = Scope.EAGER
 
@@ -51,7 +55,10 @@ class EagerRunner:
 
 
 class GraphRunner:
-    """Replays the smallest bucket that holds the batch; above the largest bucket, eager."""
+    """A graph runner replays the smallest bucket that holds the batch.
+
+    Above the largest bucket it runs eager.
+    """
 
     def __init__(
         self, spec: Speculator, state: DecodeState, plan: CapturePlan, graphs: GraphSet

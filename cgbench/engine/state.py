@@ -1,7 +1,7 @@
 """Row state is static device buffers of a decoding batch, allocated once for the largest batch.
 
-A batch of b requests works on the first b rows. Rows past the requests are padding: inactive,
-of length 0, and writing to the scratch slot, so that one code path serves every bucket.
+A batch of b requests works on the first b rows. Rows past the requests are padding. They are
+inactive, have length 0, and write to the scratch slot. So one code path serves every bucket.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,22 @@ from torch import Tensor
 from cgbench.kernels.row_updates import OUT, RowState
 
 UNLIMITED_TOKENS = 1 << 40
-"""As ``tokens_left``: a request that no length limit ends."""
+"""This value of ``tokens_left`` means that no length limit ends the request."""
 
 NO_TOKEN = -1
-"""An end-of-sequence id that no token equals: fills ``eos_ids`` where EOS is ignored."""
+"""This end-of-sequence id equals no token. It fills ``eos_ids`` if EOS is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
-    """What prefill leaves for the first b rows: ``last [b]``, ``seq_len [b]``, and with a head
-    ``block_out [b, 1, H]``, its block's output, from which draft 1 is made.
+    """A ``Prefilled`` holds what prefill leaves for the first b rows.
 
-    Of a head with m > 1 modules, ``fed [b, 1, H]`` is what the second one is fed at the prompt's
-    last row, and ``carries [m - 1, b, H]`` what each module past the first is fed at the row that
-    its first window begins with.
+    It has ``last [b]`` and ``seq_len [b]``. With a head there is also ``block_out [b, 1, H]``, its
+    block's output, from which draft 1 is made.
+
+    A head with m > 1 modules leaves two more. ``fed [b, 1, H]`` is what the second one is fed at
+    the prompt's last row. ``carries [m - 1, b, H]`` is what each module past the first is fed at
+    the row that its first window begins with.
     """
 
     last: Tensor
@@ -36,11 +38,12 @@ class Prefilled:
 
     @property
     def batch_size(self) -> int:
+        """Return the number of requests."""
         return self.last.shape[0]
 
 
 class DecodeState:
-    """The buffers for one k, and the few operations on them that happen between iterations."""
+    """A decode state holds the buffers for one k, and offers what happens between iterations."""
 
     _PER_REQUEST = ("last", "drafts", "seq_len", "slot_of_row", "active", "tokens_left")
 
@@ -57,8 +60,11 @@ class DecodeState:
         draft_vocab_size: int = 0,
         num_modules: int = 1,
     ) -> None:
-        """``draft_vocab_size``: V of ``RowState.draft_probs``; 0 where no rule reads it.
-        ``num_modules``: the head's MTP modules."""
+        """Allocate the buffers. Every row is padding at first.
+
+        ``draft_vocab_size`` is V of ``RowState.draft_probs``. It is 0 if no rule reads it.
+        ``num_modules`` counts the head's MTP modules.
+        """
         k, b = spec_tokens, max_batch_size
         num_drafting = max(1, min(k, num_modules))
 
@@ -99,10 +105,12 @@ class DecodeState:
 
     @property
     def spec_tokens(self) -> int:
+        """Return k."""
         return self.full.spec_tokens
 
     def rows(self, batch_size: int) -> RowState:
-        """Views of the first ``batch_size`` rows; the same buffers at every call."""
+        """Return views of the first ``batch_size`` rows. They view the same buffers at every
+        call."""
         if batch_size not in self._rows:
             assert batch_size <= self.full.batch_size
             full = self.full
@@ -130,8 +138,8 @@ class DecodeState:
     def begin(self, prefilled: Prefilled, *, tokens_left: int, ignore_eos: bool) -> None:
         """Put the prefilled requests in the first rows, request i in row i and slot i.
 
-        ``tokens_left`` counts what a request may still emit, its prefill's token not included.
-        The drafts are the caller's to make.
+        ``tokens_left`` counts the tokens that a request may still emit, its prefill's token not
+        included. The caller makes the drafts.
         """
         self.clear()
         rows = self.rows(prefilled.batch_size)
@@ -155,7 +163,7 @@ class DecodeState:
     def repack(self, keep: list[int]) -> None:
         """Move the rows ``keep`` to the front, in that order, and make the rest padding.
 
-        Row state moves, KV never does: ``slot_of_row`` moves with its row.
+        Row state moves. KV never does, because ``slot_of_row`` moves with its row.
         """
         index = torch.tensor(keep, device=self.full.last.device)
         moved = {name: getattr(self.full, name)[index] for name in self._PER_REQUEST}

@@ -1,4 +1,4 @@
-"""This tool's own rows: scopes phase, iteration and eager, and verify alone."""
+"""Make the peers of this tool: scopes phase, iteration and eager, and verify alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ NO_GRAPHS = "CUDA graphs need a CUDA device"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A deployment with its graphs captured and the prompts' KV in its slots. ``reach``: tokens
-    that a request may decode."""
+    """A ``Prepared`` holds a deployment with its graphs captured and the prompts' KV in its slots.
+    ``reach`` is the number of tokens that a request may decode.
+    """
 
     deployment: Deployment
     prefilled: Prefilled
@@ -29,10 +30,11 @@ class Prepared:
 
     @property
     def batch_size(self) -> int:
+        """Return the number of requests."""
         return self.prefilled.batch_size
 
     def begin(self, spec_tokens: int, seed: int) -> None:
-        """Back to the state after prefill."""
+        """Go back to the state after prefill."""
         begin_decoding(
             self.deployment.spec,
             self.deployment.states[spec_tokens],
@@ -44,7 +46,9 @@ class Prepared:
 
 
 class Iterations:
-    """Iterations of one scope and k, read back every time: timed as ``cgbench run`` does."""
+    """This peer runs iterations of one scope and k, and reads each one back. They are timed as
+    ``cgbench run`` times them. Raise ``PeerError`` if that scope has no graphs here.
+    """
 
     def __init__(self, prepared: Prepared, spec_tokens: int, scope: Scope) -> None:
         key = (spec_tokens, scope)
@@ -53,7 +57,8 @@ class Iterations:
         self._prepared = prepared
         self._runner = prepared.deployment.runners[key]
         self._k = spec_tokens
-        # Untimed iterations come before and after, and none may leave the room that KV has.
+        # Untimed iterations come before and after. Even these must stay within the room of the KV
+        # cache.
         self._untimed = num_untimed(prepared.deployment.device)
         self._count = prepared.reach // (spec_tokens + 1) - self._untimed
 
@@ -69,13 +74,15 @@ class Iterations:
 
 
 def wall_seconds(iteration: IterationTime) -> float:
-    """An iteration's wall time, which it has because L2 is not flushed here."""
+    """Return an iteration's wall time. It has one, because L2 is not flushed here."""
     assert iteration.wall_s is not None
     return iteration.wall_s
 
 
 class Verify:
-    """Verify (and accept, which is in the same graph) of k + 1 tokens a request."""
+    """This peer runs verify of k + 1 tokens a request. Accept is included, because it is in the
+    same graph. Raise ``PeerError`` if no graph holds the batch.
+    """
 
     def __init__(self, prepared: Prepared, spec_tokens: int, calls: int) -> None:
         self._prepared = prepared
@@ -102,7 +109,9 @@ class Verify:
 
 
 class OwnEngine:
-    """This tool, its graphs captured: every scope with ``k`` drafts and with none."""
+    """This engine is this tool with its graphs captured: every scope with ``k`` drafts and with
+    none.
+    """
 
     def __init__(
         self, deployment: Deployment, options: RunOptions, prompts: list[list[int]], k: int

@@ -1,4 +1,6 @@
-"""What a comparison leaves on disk: written after every round, continued by the next command."""
+"""Keep a comparison of peers on disk. It is written after every round, and the next command
+continues it.
+"""
 
 import json
 import os
@@ -17,45 +19,50 @@ OF_A_COMMAND = frozenset({"command", "notes"})
 
 MAX_FILE_BYTES = 64 << 20
 
-ANOTHER_OUTPUT = "choose another --output"
+ANOTHER_OUTPUT = "Choose another --output"
 
 
 @dataclass(frozen=True)
 class Found:
-    """What earlier commands left: the shared facts as the file has them, and the rows."""
+    """A ``Found`` holds what earlier commands left: the shared facts as the file has them, and the
+    rows.
+    """
 
     file: Path
     facts: Mapping[str, Any]
     results: list[Result]
 
     def results_of(self, facts: SharedFacts) -> list[Result]:
-        """The rows, if they are of what ``facts`` say.
+        """Return the rows, if they were measured under these ``facts``.
 
-        Raises ``BadInputError`` where they are of another model, machine or setting.
+        Raise ``BadInputError`` if they are of another model, machine or setting.
         """
-        # As they would come back from a file.
+        # The facts are compared as they would come back from a file.
         asked = json.loads(json.dumps(asdict(facts)))
         names = (self.facts.keys() | asked.keys()) - OF_A_COMMAND
         others = sorted(name for name in names if self.facts.get(name) != asked.get(name))
         if self.facts and others:
-            raise BadInputError(f"{self.file} is of another {', '.join(others)}; {ANOTHER_OUTPUT}")
+            raise BadInputError(f"{self.file} is of another {', '.join(others)}. {ANOTHER_OUTPUT}")
         return self.results
 
 
 def json_file(output: Path) -> Path:
-    """The rounds of the comparison ``output``, which names files without their ending."""
+    """Return the file that keeps the rounds of the comparison ``output``. ``output`` names files
+    without their ending.
+    """
     return output.with_name(f"{output.name}.json")
 
 
 def markdown_file(output: Path) -> Path:
-    """The tables of the comparison ``output``."""
+    """Return the file that keeps the tables of the comparison ``output``."""
     return output.with_name(f"{output.name}.md")
 
 
 def open_output(output: Path) -> Found:
-    """The rows that earlier commands left, none where there was none; makes the folder.
+    """Return the rows that earlier commands left, none if there was no earlier command. The folder
+    is made.
 
-    Raises ``BadInputError`` where the files cannot be written, or hold something else.
+    Raise ``BadInputError`` if the files cannot be written, or hold something else.
     """
     if not output.name:
         raise BadInputError(f"--output {output}: must end in a name, as in results/peers")
@@ -75,11 +82,13 @@ def _read(file: Path) -> Found:
         rows = found.pop("peers")
         return Found(file, found, [_result(row) for row in rows])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadInputError(f"{file} holds no comparison of peers; {ANOTHER_OUTPUT}") from error
+        raise BadInputError(f"{file} holds no comparison of peers. {ANOTHER_OUTPUT}") from error
 
 
 def _result(row: Any) -> Result:
-    """Raises ``ValueError`` or another of its kind for what no comparison writes."""
+    """Return a row as it was written. Raise ``ValueError``, or another error that ``_read``
+    catches, for what no comparison writes.
+    """
     made = Result(**{**row, "rounds": [Round(**each) for each in row["rounds"]]})
     is_known = made.name in PEERS and isinstance(made.reason, str | None)
     if not is_known or type(made.calls) is not int or not all(map(_is_sound, made.rounds)):
@@ -92,9 +101,9 @@ def _is_sound(each: Round) -> bool:
 
 
 def write(output: Path, facts: SharedFacts, results: Sequence[Result], tables: str) -> None:
-    """``NAME.md``, the tables, and ``NAME.json``, every round as it was timed.
+    """Write the tables to ``NAME.md``, and every round as it was timed to ``NAME.json``.
 
-    Raises ``OutputError``: the files of the round before stay.
+    Raise ``OutputError`` if that fails. The files of the round before stay.
     """
     rows = [asdict(result) for result in results]
     try:
@@ -102,12 +111,12 @@ def write(output: Path, facts: SharedFacts, results: Sequence[Result], tables: s
         _replace(markdown_file(output), tables)
     except OSError as error:
         raise OutputError(
-            f"--output {output}: cannot be written: {error.strerror}; the rounds before are kept"
+            f"--output {output}: cannot be written: {error.strerror}. The rounds before are kept"
         ) from error
 
 
 def _replace(file: Path, text: str) -> None:
-    """Aside, then renamed into place: a kill leaves the one before."""
+    """Write the file aside, then rename it into place. A kill leaves the one before."""
     aside = file.with_name(f"{file.name}.tmp")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, file)

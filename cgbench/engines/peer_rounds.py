@@ -1,4 +1,6 @@
-"""Interleaved rounds: every peer in turn, again and again, so that drift hits all alike."""
+"""Time peers in interleaved rounds: every peer in turn, again and again, so that drift hits all
+alike.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,31 +16,38 @@ WARMUP_ROUNDS = 3
 MIN_ROUNDS = 3
 
 VERIFY_CALLS = 20
-"""Forwards of one round of a row of forwards."""
+"""The number of forwards in one round of a peer that runs forwards."""
 
 
 class PeerError(Exception):
-    """Why a peer cannot be measured here: one line, the text of its row."""
+    """This error explains in one line why a peer cannot be measured here. The line is the text of
+    its row.
+    """
 
 
 class Peer(Protocol):
-    """Something that decodes: its prompts are prefilled by it, or when it is made."""
+    """A ``Peer`` decodes its prompts in one way. They are prefilled in each round, or when the peer
+    is made.
+    """
 
     def round(self, seed: int) -> Round:
-        """Decode once, by steps that are timed. ``seed`` is for its draws, if it has any."""
+        """Decode once, by steps that are timed. ``seed`` is for the peer's draws, if it has any."""
         ...
 
 
 class Engine(Protocol):
-    """One engine with its weights, and the ways in which it can decode."""
+    """An ``Engine`` is one engine with its weights, and the ways in which it can decode."""
 
     def peers(self) -> dict[str, Callable[[], Peer]]:
-        """Each way by the name of its row. Calling one starts what it needs, and raises
-        ``PeerError`` where this machine or this model has no such way."""
+        """Return each way of decoding by the name of its row.
+
+        Calling one starts what it needs. The call raises ``PeerError`` if this machine or this
+        model has no such way.
+        """
         ...
 
     def stop(self) -> None:
-        """Free its graphs: they go before the process does."""
+        """Free the engine's graphs, because they must go before the process does."""
         ...
 
 
@@ -54,11 +63,13 @@ def measure(
     keep: Keep = lambda results: None,
     progress: Progress = SILENT,
 ) -> list[Result]:
-    """Make and warm every peer that lacks rounds, then take rounds in turn until ``seconds`` are
-    used up, three rounds at least. A peer that fails is a row that says why, and the others go on.
+    """Make and warm every peer that lacks rounds, then take rounds in turn, and return all rows.
 
-    ``earlier`` rows, of commands before this one, are added to: to ``max_rounds`` in all. ``keep``
-    gets all rows after each round, and when a peer fails to get ready.
+    Rounds end when ``seconds`` are used up or ``max_rounds`` are taken, but at least three are
+    taken. A peer that fails leaves its reason in its row, and the others go on.
+
+    ``earlier`` rows, from commands before this one, are added to until they have ``max_rounds``.
+    ``keep`` gets all rows after each round, and after each peer is warm or has failed to get ready.
     """
     found = {result.name: result for result in earlier}
     results = {**{name: Result(name) for name in makers}, **found}
@@ -98,7 +109,7 @@ def _ready(result: Result, make: Callable[[], Peer], progress: Progress) -> Peer
         peer = make()
         for number in range(WARMUP_ROUNDS):
             peer.round(number)
-    # Whatever a library of another version raises, the row says it.
+    # A library of another version may raise anything, and the row reports it.
     except Exception as error:
         _fail(result, error, progress)
         return None

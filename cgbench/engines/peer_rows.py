@@ -1,4 +1,6 @@
-"""What a comparison of peers consists of: the rows, and what all rows share. No torch here."""
+"""Hold what a comparison of peers consists of: the rows, and what all rows share. There is no torch
+here.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +24,9 @@ PEERS = (*DECODING, *FORWARDS)
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """``seconds`` of wall time for ``steps`` decode steps (or forwards), which gave ``tokens``."""
+    """A ``Round`` is ``seconds`` of wall time for ``steps`` decode steps (or forwards), which gave
+    ``tokens``.
+    """
 
     seconds: float
     steps: int
@@ -31,7 +35,9 @@ class Round:
 
 @dataclass
 class Result:
-    """One peer's row: its rounds, and the reason that there are none, or no more."""
+    """A ``Result`` is one peer's row. It holds its rounds, and the reason if there are none, or no
+    more.
+    """
 
     name: str
     rounds: list[Round] = field(default_factory=list)
@@ -40,28 +46,33 @@ class Result:
     """The number of commands that took its rounds."""
 
     def step_ms(self) -> tuple[float, float]:
-        """Median milliseconds a step, and half the width of its interval."""
+        """Return the median of milliseconds per step, and half the width of its interval."""
         return _median([each.seconds / each.steps * 1e3 for each in self.rounds])
 
     def tokens_per_s(self) -> tuple[float, float]:
-        """Median tokens a second, and half the width of its interval."""
+        """Return the median of tokens per second, and half the width of its interval."""
         return _median([each.tokens / each.seconds for each in self.rounds])
 
     def tokens_per_step(self) -> float:
+        """Return the mean of tokens per step, over all rounds."""
         return sum(r.tokens for r in self.rounds) / sum(r.steps for r in self.rounds)
 
 
 def _median(values: list[float]) -> tuple[float, float]:
-    """As the gate has it: the bootstrap's standard error of a median, widened by what neighbouring
-    rounds share, and Student's t."""
+    """Return the median and half the width of its interval, computed as the gate does.
+
+    The error is the bootstrap's standard error of a median, widened by what neighbouring rounds
+    share. The interval uses Student's t.
+    """
     estimate = blocks_estimate(np.array(values))
     return estimate.value, estimate.half_width(CONFIDENCE)
 
 
 @dataclass(frozen=True)
 class SharedFacts:
-    """What every row shares, in the order of the file. ``environment`` is the machine as a run
-    records it. ``context_len`` and ``new_tokens`` are tokens per request."""
+    """A ``SharedFacts`` holds what every row shares, in the order of the file. ``environment`` is
+    the machine as a run records it. ``context_len`` and ``new_tokens`` are tokens per request.
+    """
 
     command: str
     model: str
@@ -80,7 +91,9 @@ class SharedFacts:
 
 @dataclass(frozen=True, slots=True)
 class PeerTable:
-    """What a comparison of peers found: a row a peer, measured or not."""
+    """A ``PeerTable`` is the result of a comparison of peers. It has a row for each peer, measured
+    or not.
+    """
 
     facts: SharedFacts
     rows: list[Result]

@@ -1,4 +1,4 @@
-"""transformers' ways to decode the same prompts with the same weights."""
+"""Decode the same prompts with the same weights in transformers' own ways."""
 
 import logging
 import time
@@ -26,16 +26,22 @@ from cgbench.models.random_weights import random_target
 from cgbench.models.support import auto_class_for
 from cgbench.words import Quant
 
-# generate_batch warns of what is meant here: its manager is kept for the same requests.
+# ``generate_batch`` warns that its manager is kept. Here that is intended, because the requests
+# stay the same.
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.ERROR)
 
 NEEDS_CUDA = "reduce-overhead is CUDA graphs: it needs a CUDA device"
-# Of what is free: the weights of two or three models and this tool's KV are there already.
+# This is a share of what is free. The weights of two or three models and this tool's KV are there
+# already.
 CACHE_SHARE = 0.3
 
 
 def load_peer(plan: LoadingPlan) -> PreTrainedModel:
-    """The plan's weights in an unchanged transformers model; a preset's are drawn again."""
+    """Load the plan's weights into an unchanged transformers model. A preset's weights are drawn
+    again.
+
+    Raise ``PeerError`` for a GGUF file or FP8 weights.
+    """
     request = plan.request
     if plan.gguf_file is not None:
         raise PeerError("a GGUF file: give a folder of safetensors")
@@ -57,7 +63,7 @@ def load_peer(plan: LoadingPlan) -> PreTrainedModel:
 
 
 def check_same_weights(peer: PreTrainedModel, ours: PreTrainedModel) -> None:
-    """Raises ``PeerError`` where the shared embedding, lm_head or last norm differ."""
+    """Raise ``PeerError`` if the shared embedding, lm_head or last norm differ."""
     pairs = (
         (peer.get_input_embeddings(), ours.get_input_embeddings()),
         (peer.get_output_embeddings(), ours.get_output_embeddings()),
@@ -68,7 +74,7 @@ def check_same_weights(peer: PreTrainedModel, ours: PreTrainedModel) -> None:
 
 
 class StepClock(StoppingCriteria):  # type: ignore[misc]  # transformers is not followed.
-    """Counts decode steps; its clock starts when the prefill's token is there."""
+    """A ``StepClock`` counts decode steps. Its clock starts when the prefill's token is there."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -89,7 +95,9 @@ class StepClock(StoppingCriteria):  # type: ignore[misc]  # transformers is not 
 
 
 class Generate:
-    """``generate``, greedy, to ``new_tokens`` tokens, timed from the first to the last of them."""
+    """This peer calls ``generate``, greedy, to ``new_tokens`` tokens. The time runs from the first
+    of them to the last.
+    """
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, **how: Any
@@ -122,7 +130,9 @@ class Generate:
 def make_static(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
 ) -> Generate:
-    """``generate`` with a static cache, which it compiles by itself on CUDA."""
+    """Return a peer that calls ``generate`` with a static cache, which it compiles by itself on
+    CUDA. Raise ``PeerError`` without CUDA.
+    """
     if model.device.type != "cuda":
         raise PeerError(NEEDS_CUDA)
     return Generate(
@@ -135,9 +145,14 @@ def make_static(
 
 
 def make_mtp(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> Generate:
-    """``generate(use_mtp=True)``: as many drafts as the checkpoint has MTP modules."""
+    """Return a peer that calls ``generate(use_mtp=True)``, with as many drafts as the checkpoint
+    has MTP modules.
+
+    Raise ``PeerError`` for more than one request, for a model without such a head, and for a
+    preset.
+    """
     if len(prompts) != 1:
-        raise PeerError("use_mtp decodes one request; give --batch-size 1")
+        raise PeerError("use_mtp decodes one request. Give --batch-size 1")
     if getattr(model.config.get_text_config(), "num_mtp_layers", None) is None:
         raise PeerError(f"transformers knows no MTP head for {type(model).__name__}")
     if not model.name_or_path:
@@ -146,7 +161,9 @@ def make_mtp(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_token
 
 
 class ContinuousBatching:
-    """``generate_batch``, its manager kept from round to round; by the tokens' own timestamps."""
+    """This peer calls ``generate_batch`` and keeps its manager from round to round. Times are the
+    tokens' own timestamps.
+    """
 
     def __init__(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int
@@ -176,7 +193,7 @@ class ContinuousBatching:
             if len(output.generated_tokens) != self._config.max_new_tokens:
                 raise PeerError(f"generate_batch made {len(output.generated_tokens)} tokens")
         steps = self._config.max_new_tokens - 1
-        # From when every request has its first token to when every one has its last.
+        # The time runs from when every request has its first token to when every one has its last.
         start = max(output.timestamps[0] for output in outputs)
         end = max(output.timestamps[-1] for output in outputs)
         return Round(end - start, steps, steps * len(outputs))
@@ -191,7 +208,10 @@ def _batching_config() -> Any:
 
 
 class StaticVerify:
-    """A forward of ``query_len`` tokens a request over a static cache that holds the prompts."""
+    """This peer runs a forward of ``query_len`` tokens a request over a static cache that holds the
+    prompts. Raise ``PeerError`` for a cache with sliding windows, and for ``compiled`` without
+    CUDA.
+    """
 
     def __init__(
         self,
@@ -208,7 +228,7 @@ class StaticVerify:
         self._model = model
         self._context = ids.shape[1]
         self._calls = calls
-        # No room to spare: masked attention reads all of it.
+        # There is no room to spare, because masked attention reads all of it.
         room = self._context + calls * query_len
         self._cache = StaticCache(config=model.config, max_cache_len=room)
         if any(layer.is_sliding for layer in self._cache.layers):
@@ -219,7 +239,8 @@ class StaticVerify:
             model(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self._call = self._forward
         if compiled:
-            # A function of its own: what dynamo learns of generate's shapes does not come in here.
+            # It is compiled apart, so that what dynamo learns of generate's shapes is not used
+            # here.
             forward = torch.compile(self._forward, mode="reduce-overhead", dynamic=False)
             self._call = lambda: _next_step(forward)
 
@@ -230,7 +251,7 @@ class StaticVerify:
 
     def round(self, seed: int) -> Round:
         for layer in self._cache.layers:
-            # In place: the compiled forward knows this tensor by its address.
+            # It is set in place, because the compiled forward reads this tensor at its address.
             layer.cumulative_length.fill_(self._context)
         with torch.no_grad():
             seconds = timed(self._call, self._calls, self._device)
@@ -238,16 +259,16 @@ class StaticVerify:
 
 
 def _next_step(forward: Callable[[], Tensor]) -> Tensor:
-    """A replay of its own: the outputs of the one before may be overwritten."""
+    """Begin a new replay and run it. Then the outputs of the one before may be overwritten."""
     torch.compiler.cudagraph_mark_step_begin()
     return forward()
 
 
 class TransformersEngine:
-    """transformers with the plan's weights, which must be those of ``reference``.
+    """This engine is transformers with the plan's weights, which must be those of ``reference``.
 
-    A model is loaded when a peer first asks for it: one for ``generate`` and the forwards, and one
-    for ``generate_batch``, whose manager takes its model's attention over while it lives.
+    A model is loaded when a peer first asks for it. One model serves ``generate`` and the forwards.
+    Another serves ``generate_batch``, whose manager replaces its model's attention while it lives.
     """
 
     def __init__(
@@ -267,10 +288,12 @@ class TransformersEngine:
 
     @cached_property
     def model(self) -> PreTrainedModel:
+        """Return the model for ``generate`` and the forwards, loaded at first use."""
         return self._load()
 
     @cached_property
     def batch_model(self) -> PreTrainedModel:
+        """Return the model for ``generate_batch``, loaded at first use."""
         return self._load()
 
     def _load(self) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""The wall time of work whose results stay on the device."""
+"""Measure the wall time of work whose results stay on the device."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def timed(work: Callable[[], object], count: int, device: torch.device) -> float:
-    """Seconds of ``count`` calls, one after another, the device idle before and after."""
+    """Return the seconds of ``count`` calls, one after another. The device is idle before and
+    after.
+    """
     synchronize(device)
     start = time.perf_counter()
     for _ in range(count):

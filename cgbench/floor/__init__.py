@@ -1,1 +1,2 @@
-"""The floor: the work of an iteration, the device's limits, and the account of both."""
+"""The floor is the least time of an iteration: its work, the device's limits, and an account of
+both."""

@@ -8,7 +8,7 @@ from cgbench.words import Scope, Stage, StageKind
 
 
 class LineFacts(TypedDict):
-    """A ``FloorLine`` in ``run.json``."""
+    """Line facts are a ``FloorLine`` in ``run.json``."""
 
     stage: str
     what: str
@@ -22,7 +22,7 @@ class LineFacts(TypedDict):
 
 
 class AccountFacts(TypedDict):
-    """An ``Account`` in ``run.json``."""
+    """Account facts are an ``Account`` in ``run.json``."""
 
     scope: str
     spec_tokens: int
@@ -33,12 +33,14 @@ class AccountFacts(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloorLine:
-    """One line of a floor's account: ``count`` products or attentions of one kind in one stage.
+    """A floor line is one line of a floor's account.
 
-    ``seconds`` is the larger of its bytes and its operations over what the device was measured
-    to do; ``bound_by`` says which: bytes or operations. ``experts_read``: of a mixture, the mean
-    distinct experts a layer that were counted, None where nothing was; ``experts_expected``: what
-    uniform choice would read.
+    It stands for ``count`` operations of one kind in one stage, such as products or attentions.
+    ``seconds`` is the larger of two times: its bytes, and its operations, over the device's
+    measured rates. ``bound_by`` names the larger one, bytes or operations.
+
+    For a mixture ``experts_read`` is the mean distinct experts a layer that were counted, or None
+    if none were. ``experts_expected`` is the number that uniform choice would read.
     """
 
     stage: Stage
@@ -52,7 +54,7 @@ class FloorLine:
     experts_expected: float | None = None
 
     def to_dict(self) -> LineFacts:
-        """As ``run.json`` keeps it."""
+        """Return the line as ``run.json`` keeps it."""
         return LineFacts(
             stage=str(self.stage),
             what=self.what,
@@ -67,11 +69,18 @@ class FloorLine:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
-        """A line as ``run.json`` keeps it. Raises as ``Account.from_dict``."""
+        """Return a line from what ``run.json`` keeps.
+
+        Raise ``TypeError``, ``KeyError`` or ``ValueError`` if it is none.
+        """
         return cls(**{**raw, "stage": Stage.parse(str(raw["stage"]))})
 
     def plus(self, other: Self) -> Self:
-        """Both together: another step of the same work."""
+        """Return one line for both, as for another step of the same work.
+
+        Counts, bytes, operations and seconds add up. Experts are averaged. The line with more
+        seconds decides ``bound_by``.
+        """
         larger = self if self.seconds >= other.seconds else other
         return type(self)(
             stage=self.stage,
@@ -93,8 +102,11 @@ class FloorLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What the floor of one k and batch size is made of. ``context_len``: the mean of the timed
-    iterations of ``scope``, whose stages stand beside the lines."""
+    """An account lists what the floor of one k and batch size is made of.
+
+    ``context_len`` is the mean of the timed iterations of ``scope``, whose stages stand beside the
+    lines.
+    """
 
     scope: Scope
     spec_tokens: int
@@ -103,7 +115,7 @@ class Account:
     lines: tuple[FloorLine, ...]
 
     def to_dict(self) -> AccountFacts:
-        """As ``run.json`` keeps it."""
+        """Return the account as ``run.json`` keeps it."""
         return AccountFacts(
             scope=self.scope.value,
             spec_tokens=self.spec_tokens,
@@ -114,16 +126,19 @@ class Account:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
-        """An account as ``run.json`` keeps it.
+        """Return an account from what ``run.json`` keeps.
 
-        Raises ``TypeError``, ``KeyError`` or ``ValueError`` where it is none.
+        Raise ``TypeError``, ``KeyError`` or ``ValueError`` if it is none.
         """
         lines = tuple(FloorLine.from_dict(line) for line in raw["lines"])
         return cls(**{**raw, "scope": Scope(raw["scope"]), "lines": lines})
 
 
 def account_stage(stage: Stage, spec_tokens: int) -> Stage:
-    """Where an account has a stage of the samples: drafts 2..k are one there."""
+    """Return the stage of an account that holds a stage of the samples.
+
+    Drafts 2..k are one stage in an account.
+    """
     if stage.kind is not StageKind.DRAFT or stage.first in (None, 1):
         return stage
     return Stage.draft(2, spec_tokens)

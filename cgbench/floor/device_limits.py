@@ -19,9 +19,9 @@ from cgbench.kernels.gpu import runs_kernels
 
 Work = Callable[[], object]
 
-# Far above any cache; fewer bytes where that much is not free.
+# Far above any cache. If that much is not free, the next size is tried.
 READ_BYTES = {"cuda": (4 << 30, 1 << 30, 1 << 28), "cpu": (1 << 28, 1 << 26)}
-# (m, n, k): square, and long in k, which is kindest to the writing of the result.
+# (m, n, k): square, and long in k, because then writing the result costs least.
 MATRICES = {
     "cuda": ((8192, 8192, 8192), (4096, 8192, 16384), (8192, 4096, 8192)),
     "cpu": ((1024, 1024, 1024), (512, 1024, 2048)),
@@ -34,7 +34,7 @@ CPU_CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
 @functools.cache
 def device_limits(device: torch.device, dtype: torch.dtype) -> DeviceLimits:
-    """Both rates of ``device``; measured once a process, in about a second."""
+    """Measure both rates of ``device``, once a process, in about a second."""
     limits = DeviceLimits(
         read_bandwidth(device),
         matrix_rate(device, dtype),
@@ -47,7 +47,10 @@ def device_limits(device: torch.device, dtype: torch.dtype) -> DeviceLimits:
 
 
 def read_bandwidth(device: torch.device) -> float:
-    """Bytes read from memory a second, the best of several reductions of a large tensor."""
+    """Return the bytes read from memory a second.
+
+    It is the best of several reductions of a large tensor, and on CUDA of a kernel that only reads.
+    """
     return _read_rate(device).bytes_per_s
 
 
@@ -66,7 +69,10 @@ def _read_rate(device: torch.device) -> _ReadRate:
 
 
 def last_cache_bytes(device: torch.device) -> int | None:
-    """Bytes of a GPU's L2, or of a CPU's last level as Linux states it."""
+    """Return the bytes of a GPU's L2, or of a CPU's last cache.
+
+    The CPU's is what Linux states. It is None if Linux states none.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     sizes = [_kernel_size(file) for file in Path(CPU_CACHES).glob("index*/size")]
@@ -74,12 +80,12 @@ def last_cache_bytes(device: torch.device) -> int | None:
 
 
 def _kernel_size(file: Path) -> int:
-    """Bytes of a size such as ``32768K``."""
+    """Return the bytes of a size such as ``32768K``."""
     return int(file.read_text().strip().removesuffix("K")) * 1024
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the fastest of several products of matrices of ``dtype``."""
+    """Return the operations a second of the fastest of several matrix products in ``dtype``."""
     return max(_rate(shape, device, dtype) for shape in MATRICES[device.type])
 
 
@@ -108,21 +114,24 @@ def _reads(data: Tensor) -> Iterator[Work]:
 
 def _rate(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> float:
     m, n, k = shape
-    # Numbers like a model's: on zeros a device draws less power and clocks higher.
+    # Numbers like a model's, because on zeros a device draws less power and clocks higher.
     a = torch.randn(m, k, device=device, dtype=torch.float32).to(dtype)
-    # As a layer keeps its weight: [out, in].
+    # [out, in], as a layer keeps its weight.
     weight = torch.randn(n, k, device=device, dtype=torch.float32).to(dtype)
     out = torch.empty(m, n, device=device, dtype=dtype)
     return 2.0 * m * n * k / _best_seconds(lambda: torch.mm(a, weight.t(), out=out), device)
 
 
 def _best_seconds(work: Work, device: torch.device) -> float:
-    """The fastest repetition."""
+    """Return the seconds of the fastest repetition."""
     return min(_seconds(work, device))
 
 
 def _seconds(work: Work, device: torch.device) -> list[float]:
-    """Of the repetitions that fit in the time, two at least, after one that warms."""
+    """Return the seconds of the repetitions that fit in the time.
+
+    There are two at least, after one that warms up.
+    """
     work()
     timed = _cuda_seconds if device.type == "cuda" else _cpu_seconds
     end = time.perf_counter() + SECONDS_A_KERNEL

@@ -1,11 +1,14 @@
-"""The floor: the least time one iteration can take on this device, and the account behind it.
+"""Compute the floor: the least time one iteration can take on this device, and its account.
 
-For each matrix product, each attention and each recurrence the larger of bytes over measured read
-bandwidth and operations over measured matrix rate, summed over the iteration. Bytes are what must
-come from memory. That is every weight once a forward, of a mixture the experts that were counted.
-It is also the live keys and values, recurrent state, and the embedding rows that are looked up.
-Activations, norms, biases and the writing of KV and of state are left out: a better engine could
-keep or fold them. So nothing that reads its weights from memory can be faster.
+Each matrix product, each attention and each recurrence has a least time. It is the larger of bytes
+over measured read bandwidth, and operations over measured matrix rate. The floor is their sum over
+the iteration.
+
+Bytes are those that must come from memory. They are every weight once a forward, and of a mixture
+the experts that were counted. They are also the live keys and values, recurrent state, and the
+embedding rows that are looked up. Activations, norms, biases and the writing of KV and of state are
+left out, because a better engine could keep or fold them. So nothing that reads its weights from
+memory can be faster.
 """
 
 from collections import Counter
@@ -22,11 +25,15 @@ from cgbench.words import Scope, Stage
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one iteration works on: requests, drafts of each, and the mean of their committed KV
-    rows when it starts. Padding is no part of it: a floor is of the work that was asked for.
+    """A batch is what one iteration works on.
 
-    ``experts_read`` is, by stage, the mean distinct experts that an expert layer of its forward was
-    counted to read. A stage that is not there is expected to read what uniform choice would."""
+    It has requests, drafts of each, and the mean of their committed KV rows at the start. Padding
+    is no part of it, because a floor is of the work that was asked for.
+
+    ``experts_read`` is by stage. It is the mean distinct experts that an expert layer of the
+    stage's forward was counted to read. A stage without an entry is expected to read what uniform
+    choice would.
+    """
 
     batch_size: int
     spec_tokens: int
@@ -36,19 +43,21 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The floors of one model on one device. ``itemsize``: bytes of a KV value, and of a weight
-    that is not FP8."""
+    """A floor computes the least times of one model on one device.
+
+    ``itemsize`` is the bytes of a KV value, and of a weight that is not FP8.
+    """
 
     work: ModelWork
     limits: DeviceLimits
     itemsize: int
 
     def seconds(self, batch: Batch) -> float:
-        """The floor of one whole iteration."""
+        """Return the floor of one whole iteration, in seconds."""
         return sum(line.seconds for line in self.account(batch))
 
     def account_of(self, scope: Scope, batch: Batch) -> Account:
-        """The account as the record keeps it, beside the scope that ran."""
+        """Return the account as the record keeps it, beside the scope that ran."""
         return Account(
             scope=scope,
             spec_tokens=batch.spec_tokens,
@@ -58,7 +67,7 @@ class Floor:
         )
 
     def account(self, batch: Batch) -> list[FloorLine]:
-        """The iteration's lines, stage after stage; drafts 2..k are one stage."""
+        """Return the iteration's lines, stage after stage. Drafts 2..k are one stage."""
         merged: dict[tuple[Stage, str], FloorLine] = {}
         for line in self._lines(batch):
             key = (line.stage, line.what)
@@ -81,8 +90,11 @@ class Floor:
             yield from self._forward(stage, module.output, b, 1, context)
 
     def _draft_rows(self, step: int, query_len: int, context: float) -> tuple[int, float]:
-        """The rows a request of draft ``step``, and the KV rows below them. Drafts that were kept
-        lengthen a step of one row by up to k rows more, which a floor may leave out."""
+        """Return the rows a request of draft ``step``, and the KV rows below them.
+
+        Kept drafts lengthen the context of a step of one row by up to k rows more, which a floor
+        may leave out.
+        """
         num_modules = len(self.work.modules)
         if step <= num_modules:
             # A module past the first computes the rows again that it had of drafts alone.
@@ -98,8 +110,11 @@ class Floor:
         context: float,
         experts_read: float | None = None,
     ) -> Iterator[FloorLine]:
-        """A forward of ``query_len`` tokens a request, over KV of ``context`` rows and these.
-        ``experts_read``: of each expert layer, counted."""
+        """Yield the lines of a forward of ``query_len`` tokens a request.
+
+        Its KV is ``context`` rows and these tokens'. ``experts_read`` was counted for each expert
+        layer.
+        """
         num_tokens = batch_size * query_len
         if work.embedding_elements:
             num_bytes = num_tokens * work.embedding_elements * self.itemsize
@@ -144,28 +159,33 @@ class Floor:
 
 
 def floor_of(model: LoadedModel, limits: DeviceLimits) -> Floor:
-    """The floors of what this rank holds of ``model``, on a device of these ``limits``."""
+    """Return the floors of what this rank holds of ``model``, on a device of these ``limits``."""
     return Floor(rank_work(model), limits, model.target.dtype.itemsize)
 
 
 def expected_experts(product: Product, num_tokens: int) -> float:
-    """How many of the experts ``num_tokens`` tokens touch, were each token's choice uniform and
-    its own: E (1 - (1 - r/E)^T). A trained router's choices are alike from token to token, so it
-    touches fewer; 1 for a dense layer."""
+    """Return how many experts ``num_tokens`` tokens touch if each chooses uniformly by itself.
+
+    That is E (1 - (1 - r/E)^T), and 1 for a dense layer. A trained router's choices are alike from
+    token to token, so it touches fewer.
+    """
     share = product.num_rows / product.num_experts
     return product.num_experts * (1.0 - (1.0 - share) ** num_tokens)
 
 
 def keys_read(shape: AttentionShape, keys: float, query_len: int) -> float:
-    """KV rows that ``query_len`` consecutive queries read between them, the last one seeing
-    ``keys`` rows or its window of them."""
+    """Return the KV rows that ``query_len`` consecutive queries read between them.
+
+    The last one sees ``keys`` rows, or its window of them.
+    """
     return keys if shape.window is None else min(keys, shape.window + query_len - 1)
 
 
 def attention_flops(shape: AttentionShape, keys: float, query_len: int) -> float:
-    """Return the operations of ``query_len`` consecutive queries: the product with the keys and the
-    one with the values. The last query works on ``keys`` rows, each before it on one fewer, or on
-    its window of them.
+    """Return the operations of ``query_len`` consecutive queries of attention.
+
+    They are the product with the keys and the one with the values. The last query works on ``keys``
+    rows, each before it on one fewer, or on its window of them.
     """
     window = keys if shape.window is None else shape.window
     seen = sum(min(keys - back, window) for back in range(query_len))
@@ -173,8 +193,11 @@ def attention_flops(shape: AttentionShape, keys: float, query_len: int) -> float
 
 
 def recurrence_flops(state: StateShape) -> float:
-    """Operations of one token: the matrix times its key, the update by an outer product, and the
-    matrix times its query."""
+    """Return the operations of one token in a recurrence.
+
+    They are the matrix times its key, the update by an outer product, and the matrix times its
+    query.
+    """
     return 3 * 2.0 * state.matrix_elements
 
 

@@ -1,17 +1,22 @@
-"""These are a device's best rates, as a record keeps them. No torch here."""
+"""Hold a device's best rates, as a record keeps them. No torch here."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
-    """The best rates seen: bytes read a second, and operations a second of a matrix product in
-    the run's dtype (a multiply and an add are two)."""
+    """Device limits are the best rates that were measured on a device.
+
+    They are bytes read a second, and operations a second of a matrix product in the run's dtype. A
+    multiply and an add are two operations.
+    """
 
     read_bytes_per_s: float
     flops_per_s: float
     read_spread_frac: float = 0.0
-    """How much slower the median repetition of the fastest read was than its best."""
+    """The median repetition of the fastest read was slower than its best by this fraction."""
     cache_bytes: int | None = None
-    """What the device's last cache holds: weights that fit need not come from memory. None where
-    the system does not tell."""
+    """The device's last cache holds this many bytes. Weights that fit need not come from memory.
+
+    None if the system does not state it.
+    """

@@ -1,7 +1,7 @@
 """Read what the GPU did while a block ran, from NVML, between blocks and never inside one.
 
-A CPU has none: its clocks, its load and its other processes change too fast for a reading between
-blocks to say what happened inside one.
+A CPU has no telemetry. Its clocks, its load and its other processes change too fast for a reading
+between blocks to describe a block.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,8 +14,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A GPU at one moment. ``reasons`` hold its clocks back; ``processes`` are ids, as the driver
-    counts them. What the GPU does not tell is None, or nothing."""
+    """A reading is the state of a GPU at one moment.
+
+    ``reasons`` are what holds its clocks back. ``processes`` are ids, as the driver counts them.
+    What the GPU does not report is None, or empty.
+    """
 
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -40,23 +43,26 @@ REASONS = {
 
 
 class Telemetry(Protocol):
-    """Reads the device that is measured on."""
+    """Telemetry reads the device that is measured on."""
 
     def read(self) -> Reading | None:
-        """The device as it is now; None where nothing can tell. Takes milliseconds."""
+        """Return the device's state now, or None if nothing reports it. Takes milliseconds."""
         ...
 
 
 class NoTelemetry:
-    """A CPU, or a machine without NVML: every block is taken as it is."""
+    """This telemetry serves a CPU, or a machine without NVML. Every block is taken as it is."""
 
     def read(self) -> None:
         return None
 
 
 class Watch:
-    """Telemetry over a run: ``latest`` reading, and the processes ``at_start``, which were on the
-    GPU when the run began to measure, this one among them."""
+    """A watch is telemetry over a run.
+
+    It keeps the ``latest`` reading. ``at_start`` are the processes that were on the GPU when the
+    run began to measure, this one among them.
+    """
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -64,14 +70,17 @@ class Watch:
         self.at_start: frozenset[int] = self.latest.processes if self.latest else frozenset()
 
     def read(self) -> Reading | None:
-        """A new reading, which is the ``latest`` from now on."""
+        """Take a new reading, which is the ``latest`` from now on."""
         self.latest = self._telemetry.read()
         return self.latest
 
 
 @dataclass(frozen=True, slots=True)
 class NvmlTelemetry:
-    """One GPU by its NVML handle. What this GPU or driver does not tell is None in a reading."""
+    """This telemetry reads one GPU by its NVML handle.
+
+    What this GPU or driver does not report is None in a reading.
+    """
 
     nvml: Any
     handle: Any
@@ -110,7 +119,7 @@ def _names(mask: int) -> Iterator[str]:
 
 @contextmanager
 def open_telemetry(device: torch.device) -> Iterator[Telemetry]:
-    """The telemetry of ``device`` while the context lasts."""
+    """Open the telemetry of ``device`` for as long as the context lasts."""
     if device.type != "cuda":
         yield NoTelemetry()
         return
@@ -128,7 +137,10 @@ def open_telemetry(device: torch.device) -> Iterator[Telemetry]:
 
 
 def _of_device(nvml: Any, device: torch.device) -> Telemetry:
-    """By UUID, because CUDA_VISIBLE_DEVICES numbers GPUs otherwise than NVML does."""
+    """Return a GPU's telemetry by UUID.
+
+    CUDA_VISIBLE_DEVICES numbers GPUs differently from NVML.
+    """
     uuid = torch.cuda.get_device_properties(device).uuid
     try:
         return NvmlTelemetry(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))

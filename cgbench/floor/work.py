@@ -1,11 +1,10 @@
-"""Find what a forward must read and multiply, from the skeleton: weights, embeddings, attention and
-recurrent state.
+"""Find what a forward must read and multiply, from a model without weights.
 
-One token is run through the modules on the meta device and every matrix product with a stored
-weight is noted, whatever module or function makes it. So no formula of a family is written down
-twice, and experts, latent attention and shared experts are counted as the model's own code uses
-them. Products that an engine fuses (q, k and v; gate and up) stay apart here: they read the same
-bytes.
+That is weights, embeddings, attention and recurrent state. One token is run through the modules on
+the meta device. Every matrix product with a stored weight is noted, whatever module or function
+makes it. So no formula of a family is written down twice. Experts, latent attention and shared
+experts are counted as the model's own code uses them. Products that an engine fuses (q, k and v, or
+gate and up) stay apart here, because they read the same bytes.
 """
 
 import re
@@ -35,17 +34,17 @@ _PRODUCTS = frozenset(
 )
 _EMBEDDING = "aten::embedding"
 OWN_OUTPUT = "output"
-"""What a head's own output matrix is called, in the account too."""
-# A weight in another dtype is the same weight: routers multiply in float32.
+"""This is the name of a head's own output matrix, in the account too."""
+# A cast weight counts as the same weight, because routers cast theirs to multiply in float32.
 _CAST = "aten::_to_copy"
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One product with a stored weight of ``num_experts`` matrices of ``num_elements`` each.
+    """A product is one matrix product with a stored weight.
 
-    ``num_rows``: rows that one token brings to it, 1 for a dense layer, the experts a token
-    chooses for a mixture.
+    The weight has ``num_experts`` matrices of ``num_elements`` each. ``num_rows`` is the rows that
+    one token brings to it: 1 for a dense layer, and for a mixture the experts that a token chooses.
     """
 
     name: str
@@ -53,15 +52,20 @@ class Product:
     num_experts: int
     num_rows: int
     stored_bytes: float | None = None
-    """Of one matrix as it is held, its scales included; None where it is of the model's dtype."""
+    """One matrix takes this many bytes as it is held, its scales included.
+
+    None if it is of the model's dtype.
+    """
 
     def bytes_read(self, itemsize: int) -> float:
-        """Bytes of one matrix; ``itemsize`` is of the model's dtype."""
+        """Return the bytes of one matrix. ``itemsize`` is of the model's dtype."""
         return self.num_elements * itemsize if self.stored_bytes is None else self.stored_bytes
 
     def part(self, num_ranks: int) -> "Product":
-        """Of a weight that ``num_ranks`` share, each rank's part. Of scales too: a block that two
-        ranks share is a thousandth of a part."""
+        """Return each rank's part of a weight that ``num_ranks`` share.
+
+        Scales are divided too, because a block that two ranks share is a thousandth of a part.
+        """
         stored = self.stored_bytes
         return replace(
             self,
@@ -72,7 +76,10 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """One layer's attention; ``window`` is None where all keys are seen."""
+    """An attention shape is the size of one layer's attention.
+
+    ``window`` is None if all keys are seen.
+    """
 
     query_heads: int
     kv_heads: int
@@ -83,8 +90,11 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True)
 class ForwardWork:
-    """One forward's work. ``states`` are its linear-attention layers', ``embedding_elements`` of
-    the embedding rows that one token reads."""
+    """A forward work is what one forward reads and multiplies for one token.
+
+    ``states`` are those of its linear-attention layers. ``embedding_elements`` counts the numbers
+    in the embedding rows that the token reads.
+    """
 
     products: tuple[Product, ...] = ()
     attentions: tuple[AttentionShape, ...] = ()
@@ -103,20 +113,22 @@ class ModuleWork:
 
 @dataclass(frozen=True, slots=True)
 class ModelWork:
-    """The forwards of an iteration. ``modules`` are the head's, none without a head."""
+    """A model work is the work of the forwards of an iteration. ``modules`` are the head's."""
 
     target: ForwardWork
     lm_head: ForwardWork
     modules: tuple[ModuleWork, ...] = ()
 
     def module_of(self, step: int) -> ModuleWork:
-        """The module that makes draft ``step``, which counts from 1."""
+        """Return the work of the module that makes draft ``step``, which counts from 1."""
         return self.modules[min(step, len(self.modules)) - 1]
 
 
 def rank_work(model: LoadedModel) -> ModelWork:
-    """The work of one token on each of the ranks that share ``model``: of divided weights and of
-    attention heads their part. What the ranks tell each other is left out."""
+    """Return the work of one token on each of the ranks that share ``model``.
+
+    Divided weights and attention heads count by their part. What the ranks exchange is left out.
+    """
     work = model_work(model.skeleton)
     num_ranks = model.ranks.size
     if num_ranks == 1:
@@ -143,7 +155,10 @@ def rank_work(model: LoadedModel) -> ModelWork:
 
 
 def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
-    """Into how many parts the attention heads of ``layers`` are divided, of all of them alike."""
+    """Return into how many parts the attention heads of ``layers`` are divided.
+
+    All of these layers are divided alike.
+    """
     whole = model.skeleton.kv.kv_shapes
     (count,) = {whole[layer][0][0] // model.kv_shapes[layer][0][0] for layer in layers}
     return count
@@ -168,7 +183,7 @@ def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int
 
 
 class _WorkProbe(ShapeProbe):
-    """Notes each attention it stands for."""
+    """This probe notes the shape of each attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,10 +199,10 @@ class _WorkProbe(ShapeProbe):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every product with, and every lookup in, one of the named weights."""
+    """A recorder notes every product with one of the named weights, and every lookup in one."""
 
     def __init__(self, names: dict[int, str], stored: Mapping[int, int]) -> None:
-        """Both by storage: a weight's name, and the bytes of one that is FP8."""
+        """Take names by a weight's storage, and by storage the bytes of a weight that is FP8."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = dict(names)
         self._stored = stored
@@ -209,7 +224,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
     def _is_weight(self, value: object) -> bool:
-        # At least a matrix: an addmm's bias is a weight too.
+        # It must be a matrix at least, because an addmm's bias is a weight too.
         return isinstance(value, Tensor) and value.dim() > 1 and _storage(value) in self._names
 
     def _note(self, operation: str, weight: Tensor, out: Tensor) -> None:
@@ -230,13 +245,13 @@ class _Recorder(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    """What a weight and its views have in common."""
+    """Return an id that a weight and its views have in common."""
     return int(tensor.untyped_storage()._cdata)
 
 
 @torch.no_grad()
 def model_work(skeleton: Skeleton) -> ModelWork:
-    """The work of one token in the target's layers, in lm_head and in the head."""
+    """Return the work of one token in the target's layers, in lm_head and in the head."""
     target, head = skeleton.target, skeleton.head
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     probe = _WorkProbe()
@@ -275,7 +290,7 @@ def _module_work(
 
 
 def _stored_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> dict[int, int]:
-    """Bytes of the module's FP8 weights, scales included, by storage."""
+    """Return the bytes of the module's FP8 weights by storage, scales included."""
     weights = {name: module.get_parameter(name) for name in scaled}
     return {_storage(w): stored_bytes(w.shape, scaled[name]) for name, w in weights.items()}
 
@@ -283,7 +298,7 @@ def _stored_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> dict[int, in
 def _output_work(
     target: Target, hidden: HiddenStates, own: nn.Linear | None, stored: Mapping[int, int]
 ) -> ForwardWork:
-    """The product with the lm_head, or with a head's ``own`` output matrix."""
+    """Return the product with the lm_head, or with a head's ``own`` output matrix."""
     module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
     _, work = _recorded(
         {_storage(module.weight): name}, None, lambda: target.logits(hidden.post_norm, own), stored
@@ -314,7 +329,7 @@ def _recorded(
 
 
 def _weight_names(module: nn.Module) -> dict[int, str]:
-    """Storages of the module's matrices, by a name that is alike in every layer."""
+    """Return the names of the module's matrices by storage. A name is alike in every layer."""
     return {
         _storage(parameter): _short(name)
         for name, parameter in module.named_parameters()
@@ -323,6 +338,9 @@ def _weight_names(module: nn.Module) -> dict[int, str]:
 
 
 def _short(name: str) -> str:
-    """``layers.7.self_attn.q_proj.weight`` and ``block.self_attn.q_proj.weight``, both as
-    ``self_attn.q_proj``."""
+    """Return a weight's name without its layer and suffix.
+
+    ``layers.7.self_attn.q_proj.weight`` and ``block.self_attn.q_proj.weight`` are both
+    ``self_attn.q_proj``.
+    """
     return re.sub(r"^(.*layers\.\d+|block)\.", "", name).removesuffix(".weight")

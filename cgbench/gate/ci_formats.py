@@ -23,7 +23,9 @@ SMALLER_IS_BETTER = frozenset(metric.title for metric in (ITERATION, TPOT, MEMOR
 
 
 def to_json(comparison: Comparison) -> str:
-    """Everything: rules, counts, differences, and every line, gated or not."""
+    """Return all of a comparison as JSON. It has the rules, counts and differences, and every line,
+    gated or not.
+    """
     rules = comparison.rules
     content = {
         "base": str(comparison.base),
@@ -43,13 +45,17 @@ def to_json(comparison: Comparison) -> str:
 
 
 def github(comparison: Comparison) -> str:
-    """Workflow commands: errors and warnings for gated lines, notices for what changed."""
+    """Return workflow commands for GitHub: errors and warnings for gated lines, notices for what
+    changed.
+    """
     annotations = [text for line in comparison.lines for text in _annotation(line)]
     return "\n".join([*annotations, summary(comparison)])
 
 
 def _annotation(line: Line) -> Iterator[str]:
-    """None for what is as before; a line that decides nothing is at most a notice."""
+    """Yield a line's annotation. There is none for what is as before. A line that decides nothing
+    is at most a notice.
+    """
     level = LEVELS.get(line.verdict)
     if level is None or (not line.gated and level == "warning"):
         return
@@ -59,13 +65,16 @@ def _annotation(line: Line) -> Iterator[str]:
 
 
 def _escaped(text: str) -> str:
-    """As the runner's own toolkit escapes a command's data."""
+    """Escape a command's data as the runner's own toolkit does."""
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def junit(comparison: Comparison) -> str:
-    """A test case a gated line: a failure where it regressed, an error where nothing could be
-    decided, so that neither looks green."""
+    """Return JUnit XML with a test case for each gated line.
+
+    It is a failure if the line regressed, and an error if nothing could be decided. So neither
+    looks green.
+    """
     verdicts = [line.verdict for line in comparison.gated]
     undecided = {Verdict.NOT_COMPARABLE, Verdict.INCONCLUSIVE}
     suite = Element(
@@ -88,19 +97,23 @@ def junit(comparison: Comparison) -> str:
 
 
 def benchmark_json(comparison: Comparison) -> str:
-    """NEW's numbers for github-action-benchmark's ``customSmallerIsBetter``: latency, TPOT and
-    memory of the gated cells. Acceptance, where more is better, is in TPOT."""
+    """Return NEW's numbers for github-action-benchmark's ``customSmallerIsBetter``.
+
+    They are latency, TPOT and memory of the gated cells. Acceptance is not among them, because more
+    of it is better. It shows in TPOT.
+    """
     rows = [_benchmark(comparison, line) for line in _benchmarked(comparison)]
     return json.dumps(rows, indent=2, allow_nan=False)
 
 
 def why_empty(comparison: Comparison) -> str | None:
-    """One line where ``benchmark_json`` has no number, which its reader refuses without a reason;
-    None where it has some."""
+    """Return a line that explains why ``benchmark_json`` has no number, or None if it has some. Its
+    reader refuses an empty list without a reason.
+    """
     if any(_benchmarked(comparison)):
         return None
     missing = "no latency, TPOT or memory of NEW is gated"
-    return f"--format benchmark-json is empty: {missing}; {summary(comparison)}"
+    return f"--format benchmark-json is empty: {missing}. {summary(comparison)}"
 
 
 def _benchmarked(comparison: Comparison) -> Iterator[Line]:

@@ -1,4 +1,6 @@
-"""Turn two runs into lines. Questions come first, as their number sets the intervals' level."""
+"""Turn two runs into lines. Questions come first, because their number sets the intervals'
+level.
+"""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -31,13 +33,18 @@ from cgbench.gate.verdicts import (
 from cgbench.statistics import adjusted_level
 from cgbench.words import Status, Verdict
 
-# Blocks that count for fewer than this share of their number follow each other.
+# Times drift if the blocks of a side are worth fewer independent ones than this share of their
+# number.
 DRIFTING = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the user decides. ``min_effect`` and ``confidence`` are fractions."""
+    """A ``Rules`` holds what the user decides about a comparison. ``min_effect`` and ``confidence``
+    are fractions.
+
+    Raise ``BadInputError`` if one is not above 0 and below 1.
+    """
 
     min_effect: float = 0.02
     confidence: float = 0.95
@@ -55,7 +62,9 @@ DEFAULT_RULES = Rules()
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every line, gated ones first, and what the runs differ in. ``level`` is each interval's."""
+    """A ``Comparison`` holds every line, gated ones first, and what the runs differ in. ``level``
+    is the level of each interval.
+    """
 
     base: Path
     new: Path
@@ -67,17 +76,17 @@ class Comparison:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0, 1, 3 or 4."""
+        """Return the exit code: 0, 1, 3 or 4."""
         return exit_code(self.lines)
 
     @property
     def gated(self) -> tuple[Line, ...]:
-        """The lines that decide."""
+        """Return the lines that decide."""
         return tuple(line for line in self.lines if line.gated)
 
     @property
     def counts(self) -> dict[Verdict, int]:
-        """Gated lines by verdict, worst first."""
+        """Return the number of gated lines by verdict, worst first."""
         found = Counter(line.verdict for line in self.gated)
         return {verdict: found[verdict] for verdict in Verdict if found[verdict]}
 
@@ -87,14 +96,14 @@ def compare(
 ) -> Comparison:
     """Judge the run in the folder ``new`` against that in ``base``. No torch is imported.
 
-    Raises ``RunDirectoryError``, naming the file, where one of them is missing or damaged.
+    Raise ``RunDirectoryError``, which names the file, if one of them is missing or damaged.
     """
     evidence = Evidence.read("BASE", Path(base)), Evidence.read("NEW", Path(new))
     return judge(*evidence, rules)
 
 
 def judge(base: Evidence, new: Evidence, rules: Rules) -> Comparison:
-    """Judge ``new`` against ``base``."""
+    """Judge ``new`` against ``base`` by ``rules``, and return the comparison."""
     level, lines = rules.confidence, [_blocked(reason) for reason in blockers(base, new)]
     if not lines:
         level, lines = _judge(base, new, rules)
@@ -114,7 +123,7 @@ def _blocked(reason: str) -> Line:
 
 
 def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Line]]:
-    """The level of every interval, and the lines of runs that can be compared."""
+    """Return the level of every interval, and the lines of runs that can be compared."""
     cells = pairs(base, new)
     questions = [*_questions(cells, base, new), *capture_questions(base, new)]
     tests = [each for each in questions if each.is_test and _is_gated(each, rules.gate)]
@@ -156,7 +165,7 @@ def _status_verdict(pair: Pair) -> Verdict | None:
 
 
 def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
-    """What a pair says without any number: that it is none, its statuses, its facts."""
+    """Yield the lines of a pair that need no interval: a missing cell, its statuses, its facts."""
     where = pair.place.where
     if pair.base is None or pair.new is None:
         yield Line(
@@ -172,7 +181,7 @@ def _pair_lines(pair: Pair, rules: Rules) -> Iterator[Line]:
         yield Line(
             what="status",
             verdict=verdict,
-            # A cell without a sound number is left out: it says nothing of what changed.
+            # A cell without a sound number is left out, because it is no evidence of what changed.
             gated=Status.FLOOR_BEATEN not in statuses,
             base=statuses[0],
             new=statuses[1],
@@ -224,7 +233,7 @@ def _answer(question: Question, rules: Rules, level: float) -> Line:
 
 
 def _why(question: Question, verdict: Verdict) -> str:
-    """Why nothing could be decided, where that can be said."""
+    """Return why nothing could be decided, or nothing if something was."""
     if verdict is not Verdict.INCONCLUSIVE:
         return ""
     blocks = question.blocks
@@ -246,12 +255,12 @@ def _shown(value: float | None, metric: Metric) -> float | None:
 
 
 def _relative(value: float, metric: Metric) -> float | None:
-    """As a line gives it; None for what is not finite."""
+    """Return the value as a line gives it, or None if it is not finite."""
     if not isfinite(value):
         return None
     return value if metric.is_rate else _ratio_minus_one(value)
 
 
 def _ratio_minus_one(log_ratio: float) -> float | None:
-    # Wider than any real ratio; expm1 of more would overflow.
+    # More is wider than any real ratio, and expm1 of it would overflow.
     return expm1(log_ratio) if log_ratio < 100 else None

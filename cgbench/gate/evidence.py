@@ -1,4 +1,4 @@
-"""Reduce a run directory to what a comparison rests on: one row a cell and block."""
+"""Reduce a run directory to what a comparison rests on: one row for each cell and block."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ Key: TypeAlias = tuple[Any, ...]
 
 
 class LinePlace(TypedDict, total=False):
-    """What a line or a question is about: a cell, a graph, or a k; nothing for the whole run."""
+    """A ``LinePlace`` names what a line or a question is about: a cell, a graph, or a k. It is
+    empty for the whole run.
+    """
 
     scope: str
     spec_tokens: int
@@ -30,7 +32,7 @@ class LinePlace(TypedDict, total=False):
 
 
 class Place(NamedTuple):
-    """A cell within its run."""
+    """A ``Place`` names a cell within its run."""
 
     scope: str
     spec_tokens: int
@@ -38,12 +40,15 @@ class Place(NamedTuple):
 
     @property
     def where(self) -> LinePlace:
+        """Return the place of the cell's lines."""
         return LinePlace(scope=self.scope, spec_tokens=self.spec_tokens, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCell:
-    """A row of ``latency.csv``, but for the times, which are ``observed``."""
+    """A ``MeasuredCell`` holds a row of ``latency.csv``, except the times, which
+    ``Evidence.observed`` holds.
+    """
 
     key: Key
     place: Place
@@ -58,7 +63,9 @@ class MeasuredCell:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """It holds one quantity of a cell: seconds ``values [n]``, one a block in the order measured.
+    """An ``Observed`` holds one quantity of a cell: seconds ``values [n]``, one a block in the
+    order measured.
+
     If a run has several processes, it holds one a process, because no block shows what differs
     between them.
     """
@@ -67,23 +74,25 @@ class Observed:
     by_process: bool = False
 
     def log_estimate(self) -> Estimate:
-        """Of the logarithm, for ratios; values are above 0."""
+        """Return an estimate of the logarithm, for ratios. Values are above 0."""
         logs = np.log(self.values)
         return processes_estimate(logs) if self.by_process else blocks_estimate(logs)
 
     @property
     def effective(self) -> float:
-        """How many independent values tell as much: fewer than n where blocks drift, at least 1."""
+        """Return how many independent values these are worth. It is fewer than n if blocks drift,
+        and at least 1.
+        """
         n = len(self.values)
         return n if self.by_process else max(n / repetition(np.log(self.values)), 1.0)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One side of a comparison. ``name`` is BASE or NEW.
+    """An ``Evidence`` is one side of a comparison. ``name`` is BASE or NEW.
 
-    ``observed`` is by place and column of ``block_times``, with nothing empty;
-    ``counts`` holds (accepted, drafted) by place, a draft position each.
+    ``observed`` is by place and column of ``block_times``, with nothing empty. ``counts`` holds
+    (accepted, drafted) by place, a draft position each.
     """
 
     name: str
@@ -96,15 +105,15 @@ class Evidence:
 
     @classmethod
     def read(cls, name: str, path: Path) -> Self:
-        """The run in ``path``, full or thin.
+        """Return the evidence of the run in ``path``, full or thin.
 
-        Raises ``RunDirectoryError``, naming the file, where one is missing or damaged.
+        Raise ``RunDirectoryError``, which names the file, if one is missing or damaged.
         """
         return cls.of(name, RunDirectory.open(path))
 
     @classmethod
     def of(cls, name: str, run: RunDirectory) -> Self:
-        """A run that has been opened."""
+        """Return the evidence of a run that has been opened."""
         tables = run.tables
         cells = _cells(tables.latency)
         return cls(
@@ -119,7 +128,9 @@ class Evidence:
 
 
 def _by_cell(blocks: pd.DataFrame) -> dict[tuple[Place, str], Observed]:
-    """``blocks`` apart by cell and column, drawn together by process where there are several."""
+    """Return ``blocks`` by cell and column. If there are several processes, each contributes the
+    median of its blocks.
+    """
     by_process = blocks.index.get_level_values("process").nunique() > 1
     if by_process:
         blocks = blocks.groupby([*CELL, "process"]).median()
@@ -141,7 +152,7 @@ def _counts(acceptance: pd.DataFrame) -> dict[Place, list[tuple[int, int]]]:
 
 
 def _place(key: Any) -> Place:
-    """A group's key as pandas gives it."""
+    """Return the place of a group, from its key as pandas gives it."""
     return Place(*key)
 
 
@@ -160,5 +171,5 @@ def _cells(latency: pd.DataFrame) -> Iterator[MeasuredCell]:
 
 
 def _whole(value: Any) -> int | None:
-    """None for an empty cell."""
+    """Return the value as an integer, or None for an empty cell."""
     return None if pd.isna(value) else int(value)

@@ -12,12 +12,12 @@ from cgbench.gate.verdicts import FACTS, Gate, Line
 from cgbench.rundir.record_parts import PlanFacts
 from cgbench.words import Phase, Verdict
 
-# The driver's own bytes come in its pages and may differ between two runs of one build.
+# The driver's own bytes come in its pages. They may differ between two runs of one build.
 GRAPH_FACTS = {"nodes": True, "pool_bytes": True, "driver_bytes": False}
 
 
 def plan_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
-    """The buckets of each k that either run planned, and how many there are in all."""
+    """Compare the buckets of each k that either run planned, and the number of all buckets."""
     old, now = ({plan["spec_tokens"]: plan for plan in run.record.plans} for run in (base, new))
     for k in sorted(old.keys() | now.keys()):
         values = _buckets(old.get(k)), _buckets(now.get(k))
@@ -26,7 +26,9 @@ def plan_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
 
 
 def size_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
-    """Bytes of weights and KV, which any device allocates; not of runs that did not record them."""
+    """Compare the bytes of weights and KV, which any device allocates. Runs that did not record
+    them give no line.
+    """
     for name, what in (("weight_bytes", "weight bytes"), ("kv_bytes", "KV bytes")):
         values = base.record.model.get(name), new.record.model.get(name)
         if None not in values:
@@ -34,7 +36,7 @@ def size_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
 
 
 def graph_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
-    """How many graphs, and of each its nodes and bytes."""
+    """Compare the number of graphs, and the nodes and bytes of each."""
     old, now = _graphs(base.capture), _graphs(new.capture)
     if old or now:
         yield _fact("graphs", (len(old), len(now)), gate)
@@ -45,7 +47,7 @@ def graph_facts(base: Evidence, new: Evidence, gate: Gate) -> Iterator[Line]:
 
 
 def cell_facts(pair: Pair, gate: Gate, *, allow_token_change: bool) -> Iterator[Line]:
-    """What a cell ran as, and the tokens that it generated."""
+    """Compare the mode and the bucket of a cell, and the tokens that it generated."""
     base, new = pair.base, pair.new
     assert base and new
     where = pair.place.where
@@ -57,19 +59,20 @@ def cell_facts(pair: Pair, gate: Gate, *, allow_token_change: bool) -> Iterator[
 def _tokens(
     base: MeasuredCell, new: MeasuredCell, where: LinePlace, *, allow_token_change: bool
 ) -> Line:
-    """In float32 greedy decoding has one right answer, in every scope; rounding alone may change
-    it in lower precision."""
+    """Compare the tokens of a cell. In float32 greedy decoding has one right answer, in every
+    scope. In lower precision, rounding alone may change it.
+    """
     is_exact = base.settings["dtype"] == "float32" and base.settings["acceptance"] == "greedy"
     hashes = base.tokens_sha256, new.tokens_sha256
     line = replace(_fact("tokens", hashes, None, **where), gated=is_exact)
     if line.verdict is Verdict.SAME or not is_exact or allow_token_change:
         return line
-    reason = "float32 greedy tokens differ; --allow-token-change accepts them"
+    reason = "float32 greedy tokens differ. --allow-token-change accepts them"
     return replace(line, verdict=Verdict.REGRESSED, reason=reason)
 
 
 def _fact(what: str, values: tuple[Any, Any], gate: Gate | None, **where: Any) -> Line:
-    """``gate`` None: reported whatever is gated."""
+    """Return the line of one fact. It is never gated if ``gate`` is None."""
     base, new = values
     gated = gate is not None and FACTS in gate.metrics
     line = Line(what=what, verdict=Verdict.SAME, gated=gated, base=base, new=new, **where)

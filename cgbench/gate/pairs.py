@@ -11,7 +11,8 @@ from cgbench.rundir.record import resumed_words
 from cgbench.rundir.record_parts import TelemetryFacts, Told
 from cgbench.rundir.schema import LATENCY_KEY
 
-# These say where in a run a cell stands; the rest of the key is a setting of the whole run.
+# The fields of a place locate a cell within its run. The rest of the key is a setting of the whole
+# run.
 SETTINGS = tuple(name for name in LATENCY_KEY if name not in Place._fields)
 
 WORKLOAD = ("version", "sha256", "context_band_tokens")
@@ -20,32 +21,33 @@ WORKLOAD_FLAGS = ("max_new_tokens", "ignore_eos", "seed")
 
 CLOCKS: tuple[Told, ...] = ("sm_clock_mhz", "memory_clock_mhz")
 
-# As far apart as blocks of one run may be before they are discarded.
+# Blocks of one run may be this far apart before they are discarded.
 CLOCK_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A cell in each run; None where that run lacks it."""
+    """A ``Pair`` joins the cells of both runs at one key. A cell is None if its run lacks it."""
 
     base: MeasuredCell | None
     new: MeasuredCell | None
 
     @property
     def cells(self) -> tuple[MeasuredCell, ...]:
-        """Those that are there."""
+        """Return the cells that are there, one or two."""
         return tuple(cell for cell in (self.base, self.new) if cell)
 
     @property
     def place(self) -> Place:
+        """Return the place that both cells share."""
         return self.cells[0].place
 
 
 def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
-    """One line for each thing that keeps the runs from being compared."""
+    """Yield a line for each thing that keeps the runs from being compared."""
     for run in (base, new):
         if not run.record.complete:
-            yield f"{run.name} is not finished; go on with cgbench run --resume --output {run.path}"
+            yield f"{run.name} is not finished. Go on with cgbench run --resume --output {run.path}"
     a, b = base.record, new.record
     yield from _differing("GPU", a.environment.get("gpu"), b.environment.get("gpu"))
     yield from _disjoint("device", _settings(base, "device"), _settings(new, "device"))
@@ -61,8 +63,11 @@ def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
 
 
 def differences(base: Evidence, new: Evidence) -> Iterator[str]:
-    """Driver, versions, commit, plan, policy and every other argument that differs: these are
-    what is under test and never block."""
+    """Yield a line for each difference that never blocks, because it is what is under test.
+
+    These are the environment, such as driver, versions and commit, the arguments, and the clocks. A
+    resumed run gives a line too.
+    """
     a, b = base.record, new.record
     yield from _each_differing(a.environment, b.environment, lambda name: name)
     yield from _each_differing(a.arguments, b.arguments, flag_name)
@@ -77,19 +82,21 @@ def differences(base: Evidence, new: Evidence) -> Iterator[str]:
 
 
 def other_processor(base: Evidence, new: Evidence) -> bool:
-    """Whether the runs, on CPUs, had CPUs of two names: their times say nothing about the code."""
+    """Return whether the runs, on CPUs, had CPUs of two names. Then their times are no evidence
+    about the code.
+    """
     names = {run.record.environment.get("cpu") for run in (base, new)}
     return _settings(base, "device") == {"cpu"} and len(names) > 1
 
 
 def pairs(base: Evidence, new: Evidence) -> list[Pair]:
-    """Every cell of either run, BASE's order first."""
+    """Return a pair for every cell of either run, in BASE's order first."""
     keys: dict[Key, None] = dict.fromkeys([*base.cells, *new.cells])
     return [Pair(base.cells.get(key), new.cells.get(key)) for key in keys]
 
 
 def _settings(run: Evidence, name: str) -> set[str]:
-    """The distinct values of one column."""
+    """Return the distinct values of one column."""
     return {cell.settings[name] for cell in run.cells.values()}
 
 
@@ -99,7 +106,9 @@ def _differing(what: str, base: Any, new: Any) -> Iterator[str]:
 
 
 def _disjoint(what: str, base: set[str], new: set[str]) -> Iterator[str]:
-    """Runs that share a value may still share cells: what they do not share is missing cells."""
+    """Yield a difference if the runs share no value. If they share one, cells that one run lacks
+    are reported as missing.
+    """
     if base.isdisjoint(new):
         yield from _differing(what, *("/".join(sorted(values)) for values in (base, new)))
 

@@ -33,7 +33,7 @@ NO_EFFECT = Estimate(0.0)
 UNKNOWN = Estimate(nan, inf, 1)
 
 TIMES = (StageKind.ITERATION.value, WALL, StageKind.HOST_GAP.value, *(s.name for s in STAGES))
-"""What evidence holds of a cell's times, where it was measured."""
+"""The columns of times that evidence holds for a cell, if they were measured."""
 
 GRAPH = ["phase", "spec_tokens", "bucket"]
 
@@ -44,11 +44,11 @@ Counts: TypeAlias = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One quantity in both runs.
+    """A ``Question`` holds one quantity in both runs.
 
     ``base`` and ``new`` are in seconds, bytes, tokens or a rate. ``effect`` is their log ratio, or
     the difference of two rates. It has no error if both are the very same measurement or are exact.
-    It is None if ``reason`` says what is missing. ``blocks`` counts what it rests on.
+    It is None if ``reason`` states what is missing. ``blocks`` counts what it rests on.
     """
 
     metric: Metric
@@ -60,16 +60,16 @@ class Question:
     reason: str = ""
     is_disturbed: bool = field(default=False, kw_only=True)
     effective: tuple[float, float] | None = field(default=None, kw_only=True)
-    """How many independent blocks those are worth."""
+    """The number of independent blocks that ``blocks`` are worth."""
 
     @property
     def is_test(self) -> bool:
-        """Whether its answer rests on an interval, which can be wrong."""
+        """Return whether its answer rests on an interval, which can be wrong."""
         return self.effect is not None and self.effect.error > 0
 
 
 def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Question]:
-    """Everything measured of one cell that both runs have numbers for."""
+    """Yield a question for everything measured of one cell that both runs have numbers for."""
     assert pair.base and pair.new
     place = pair.place
     is_one = _is_one(place, base, new)
@@ -91,9 +91,10 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
 
 
 def _copies(pair: Pair, run: Evidence) -> float:
-    """How often a batch decodes each prompt, because it repeats them where it has more rows. Greedy
-    gives the same tokens each time, which is no more evidence than once; draws are a request's own.
-    Both runs have the same prompts.
+    """Return how often a batch decodes each prompt, because it repeats prompts if it has more rows.
+
+    Greedy decoding gives the same tokens each time, which is no more evidence than once. Under any
+    other rule each request has its own draws, so the result is 1. Both runs have the same prompts.
     """
     assert pair.base
     num_prompts: int | None = run.record.workload.get("num_prompts")
@@ -103,13 +104,17 @@ def _copies(pair: Pair, run: Evidence) -> float:
 
 
 def _once(counts: Counts, copies: float) -> Counts:
-    """Counts as of each prompt decoded once: the same rates, of as many rows as tell."""
+    """Return counts as if each prompt was decoded once: the same rates, from as many rows as are
+    independent.
+    """
     return [(accepted / copies, drafted / copies) for accepted, drafted in counts]
 
 
 def _is_one(place: Place, base: Evidence, new: Evidence) -> bool:
-    """Whether both sides are one measurement of the cell: alike in every time. One alone may be so
-    by chance, because a device's events have ticks and a stage has one block.
+    """Return whether both sides are one measurement of the cell, which is alike in every time.
+
+    One time alone may be alike by chance, because a device's events have ticks and a stage has one
+    block.
     """
     return _times(place, base) == _times(place, new)
 
@@ -120,7 +125,7 @@ def _times(place: Place, run: Evidence) -> list[list[float]]:
 
 
 def is_disturbed(pair: Pair) -> bool:
-    """Whether either run's cell is."""
+    """Return whether the cell is disturbed in either run."""
     return any(cell.status is Status.DISTURBED for cell in pair.cells)
 
 
@@ -147,7 +152,7 @@ def _asked(
     lengths: Sequence[Estimate],
     is_one: bool,
 ) -> Question:
-    """A ratio of times; with ``lengths``, divided by those."""
+    """Return the question of a ratio of times. With ``lengths``, the times are divided by those."""
     sides = [side.log_estimate() for side in (base, new)]
     effect = NO_EFFECT if is_one else difference(sides[1], sides[0])
     values = [side.value for side in sides]
@@ -181,8 +186,11 @@ def _tpot(
 
 
 def _lengths(base: Counts, new: Counts, stated: float | None) -> list[Estimate]:
-    """Logs of the two mean acceptance lengths. The same prompts that gave the same counts are one
-    measurement: no error. A length that the rule states has none either."""
+    """Return the logarithms of the two mean acceptance lengths.
+
+    Equal counts from the same prompts are one measurement, so they have no error. A length that the
+    rule states has none either.
+    """
     if stated is not None:
         return [Estimate(log(stated))] * 2
     sides = [_length(counts) for counts in (base, new)]
@@ -202,7 +210,7 @@ def _is_whole(counts: Counts, spec_tokens: int) -> bool:
 def _acceptance(
     place: Place, base: Counts, new: Counts, stated: float | None
 ) -> Iterator[Question]:
-    """The mean acceptance length, and the rate of each draft position."""
+    """Yield the mean acceptance length, and the rate of each draft position."""
     there = [_is_whole(counts, place.spec_tokens) for counts in (base, new)]
     if not all(there):
         yield _missing(ACCEPTANCE, place, *there)
@@ -220,8 +228,11 @@ def _acceptance(
 def _without_ratio(
     metric: Metric, place: Place, base: Observed, new: Observed, is_one: bool
 ) -> Question:
-    """A stage may take no tick of the clock, and a gap may be negative, where a read-back overlaps
-    the next iteration."""
+    """Return a question about times that are not all above zero.
+
+    A stage may take no tick of the clock. A gap may be negative if a read-back overlaps the next
+    iteration.
+    """
     sides = (base.values, new.values)
     medians = (float(np.median(sides[0])), float(np.median(sides[1])))
     effect = NO_EFFECT if is_one else UNKNOWN
@@ -231,15 +242,20 @@ def _without_ratio(
 
 
 def _memory(place: Place, base: int | None, new: int | None) -> Question:
-    """One figure that the allocator counts: compared as it is."""
+    """Return the question of peak memory. It is one figure that the allocator counts, so it is
+    compared as it is.
+    """
     if base is None or new is None:
         return _missing(MEMORY, place, base is not None, new is not None)
     return Question(MEMORY, place.where, float(base), float(new), Estimate(log(new) - log(base)))
 
 
 def capture_questions(base: Evidence, new: Evidence) -> Iterator[Question]:
-    """Seconds to warm up, capture and instantiate, per scope and k. A graph is captured once in a
-    run, so the observations are the ratios of the graphs that both runs have."""
+    """Yield a question about the seconds to warm up, capture and instantiate, per scope and k.
+
+    A graph is captured once in a run. So the observations are the ratios of the graphs that both
+    runs have.
+    """
     sides = [_capture_seconds(run.capture) for run in (base, new)]
     both = pd.concat(sides, axis=1, join="inner", keys=["base", "new"])
     for key, graphs in both.groupby(["scope", "spec_tokens"]):

@@ -10,8 +10,11 @@ from cgbench.words import PIECES, Scope, StageKind, Status, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A measured quantity of a cell. ``shown_per_unit`` turns what is kept (seconds, bytes, a
-    length or a rate) into the unit that a person reads."""
+    """A ``Metric`` is a measured quantity of a cell.
+
+    ``shown_per_unit`` turns what is kept (seconds, bytes, a length or a rate) into the unit that a
+    person reads.
+    """
 
     name: str
     title: str
@@ -20,7 +23,7 @@ class Metric:
     larger_is_worse: bool = True
     is_time: bool = True
     is_rate: bool = False
-    """A proportion: its effect is a difference, not a ratio."""
+    """The metric is a proportion, so its effect is a difference and not a ratio."""
 
 
 def _time(name: str, title: str) -> Metric:
@@ -50,7 +53,9 @@ GATE_WORDS = (
 
 
 def acceptance_rate(position: int) -> Metric:
-    """The unconditional acceptance rate of one draft position, counted from 1."""
+    """Return the metric of one draft position's unconditional acceptance rate. Positions count from
+    1.
+    """
     title = f"acceptance rate, draft {position}"
     return Metric(
         f"acceptance-{position}", title, "", larger_is_worse=False, is_time=False, is_rate=True
@@ -59,29 +64,32 @@ def acceptance_rate(position: int) -> Metric:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """Which metrics decide the exit code, and whether eager cells do; the others are reported."""
+    """A ``Gate`` decides which metrics set the exit code, and whether eager cells do. The others
+    are only reported.
+    """
 
     metrics: frozenset[str] = frozenset(GATED_BY_DEFAULT)
     with_eager: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """``--gate``: names of metrics; ``eager`` adds the eager cells.
+        """Return the gate of a ``--gate`` value: names of metrics, and ``eager`` to add the eager
+        cells.
 
-        Raises ``BadInputError`` for a name that is none.
+        Raise ``BadInputError`` for an unknown name.
         """
         words = {word.strip() for word in text.split(",")}
         if unknown := sorted(words - set(GATE_WORDS)):
-            raise BadInputError(f"--gate {unknown[0]}: unknown; choose of {','.join(GATE_WORDS)}")
+            raise BadInputError(f"--gate {unknown[0]}: unknown. Choose of {','.join(GATE_WORDS)}")
         metrics = frozenset(words - {Scope.EAGER.value})
         return cls(metrics or frozenset(GATED_BY_DEFAULT), Scope.EAGER.value in words)
 
     def holds(self, metric: str, scope: str) -> bool:
-        """Whether ``metric`` of a cell of ``scope`` decides."""
+        """Return whether ``metric`` of a cell of ``scope`` decides."""
         return metric in self.metrics and self.holds_scope(scope)
 
     def holds_scope(self, scope: str) -> bool:
-        """Whether cells of ``scope`` decide anything."""
+        """Return whether cells of ``scope`` decide anything."""
         return self.with_eager or scope != Scope.EAGER
 
 
@@ -90,7 +98,9 @@ DEFAULT_GATE = Gate()
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An effect of NEW against BASE: a log ratio, or a difference of two rates."""
+    """An ``Interval`` bounds an effect of NEW against BASE, which is a log ratio or a difference of
+    two rates.
+    """
 
     estimate: float
     low: float
@@ -102,11 +112,11 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One verdict with its evidence.
+    """A ``Line`` is one verdict with its evidence.
 
     ``base`` and ``new`` are in ``unit``. ``effect``, ``low`` and ``high`` are NEW / BASE - 1, or
     NEW - BASE for a rate. They are None if there is no finite number. ``base_blocks`` and
-    ``new_blocks`` count what the interval rests on. ``place`` says the rest of where: a graph.
+    ``new_blocks`` count what the interval rests on. ``place`` is the rest of where: a graph.
     """
 
     what: str
@@ -129,9 +139,12 @@ class Line:
 
 
 def decide(effect: Interval, threshold: float, metric: Metric) -> Verdict:
-    """Regressed: the interval excludes 0 and the estimate is at least ``threshold`` worse; faster
-    or improved is its mirror. Same: the whole interval lies within ``threshold`` of 0. Else
-    inconclusive. ``threshold`` is on the effect's scale."""
+    """Return the verdict of an effect. ``threshold`` is on the effect's scale.
+
+    Regressed: the interval excludes 0 and the estimate is at least ``threshold`` worse. Faster or
+    improved is its mirror. Same: the whole interval lies within ``threshold`` of 0. The rest is
+    inconclusive.
+    """
     harm = effect if metric.larger_is_worse else -effect
     if harm.low > 0 and harm.estimate >= threshold:
         return Verdict.REGRESSED
@@ -143,7 +156,9 @@ def decide(effect: Interval, threshold: float, metric: Metric) -> Verdict:
 
 
 def doubted(verdict: Verdict, metric: Metric) -> Verdict:
-    """``verdict`` in a disturbed cell: no time can be decided there, and nothing is ``same``."""
+    """Return what is left of ``verdict`` in a disturbed cell. No time can be decided there, and
+    nothing is ``same``.
+    """
     return Verdict.INCONCLUSIVE if metric.is_time or verdict is Verdict.SAME else verdict
 
 
@@ -151,10 +166,10 @@ MEASURED = frozenset({Status.OK, Status.DISTURBED})
 
 
 def decide_status(base: Status, new: Status) -> Verdict | None:
-    """What the two statuses decide alone; None where both cells have numbers to compare.
+    """Return what the two statuses decide alone, or None if both cells have numbers to compare.
 
-    What failed its audit in BASE too has no sound number on either side, and what is faster than
-    its floor was not measured as it was thought to be.
+    A cell that failed its audit in BASE too has no sound number on either side. A cell that is
+    faster than its floor was not measured as it was thought to be.
     """
     if Status.FLOOR_BEATEN in (base, new):
         return Verdict.NOT_COMPARABLE
@@ -173,5 +188,5 @@ EXIT_CODES = {
 
 
 def exit_code(lines: Iterable[Line]) -> ExitCode:
-    """What the gated lines come to."""
+    """Return the exit code that the gated lines come to."""
     return foremost([EXIT_CODES.get(line.verdict, ExitCode.OK) for line in lines if line.gated])

@@ -1,4 +1,4 @@
-"""A comparison's lines in words: the table and the CI formats share them."""
+"""Put a comparison's lines in words, which the table and the CI formats share."""
 
 from cgbench.gate.comparison import Comparison
 from cgbench.gate.verdicts import Line
@@ -7,19 +7,21 @@ SHA256_DIGITS = 64
 
 
 def has_interval(line: Line) -> bool:
-    """Whether both ends are finite, and there is something between them."""
+    """Return whether both ends are finite, and there is something between them."""
     return line.low is not None and line.high is not None and line.low < line.high
 
 
 def change(line: Line, value: float | None) -> str:
-    """``+3.00 %``; ``points`` where it is the difference of two rates."""
+    """Return a change such as ``+3.00 %``. The difference of two rates has ``points`` for ``%``."""
     if value is None:
         return ""
     return f"{100 * value:+.2f} {'points' if line.is_rate else '%'}"
 
 
 def evidence(line: Line) -> str:
-    """One line's evidence in words: reason, values, change, interval, what it rests on."""
+    """Return one line's evidence in words: its reason, values, change and interval, and what it
+    rests on.
+    """
     unit = f" {line.unit}" if line.unit else ""
     parts = [line.reason]
     if line.base is not None or line.new is not None:
@@ -34,7 +36,7 @@ def evidence(line: Line) -> str:
 
 
 def subject(line: Line) -> str:
-    """What a line is about: ``iteration latency, scope phase, k 3, batch 8``."""
+    """Return what a line is about, as in ``iteration latency, scope phase, k 3, batch 8``."""
     parts = [line.what, f"scope {line.scope}" if line.scope else "", line.place]
     parts += ["" if line.spec_tokens is None else f"k {line.spec_tokens}"]
     parts += ["" if line.batch_size is None else f"batch {line.batch_size}"]
@@ -42,14 +44,16 @@ def subject(line: Line) -> str:
 
 
 def summary(comparison: Comparison) -> str:
-    """The outcome in one line."""
+    """Return the outcome in one line."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in comparison.counts.items())
     gated = counts or "nothing is gated: --gate ...,eager gates eager cells too"
-    return f"{gated}; exit code {int(comparison.exit_code)}"
+    return f"{gated}, exit code {int(comparison.exit_code)}"
 
 
 def value_text(value: float | str | None) -> str:
-    """Five digits, and whole numbers whole; of a hash its beginning."""
+    """Return a value with five digits, or whole if it is a whole number. A hash is cut to its
+    beginning.
+    """
     if isinstance(value, str) and len(value) == SHA256_DIGITS:
         return value[:12]
     if isinstance(value, float):

@@ -1,1 +1,1 @@
-"""Kernels: those in Triton, and beside them what each computes, in torch. They take tensors."""
+"""Kernels compute on tensors: each has a definition in torch, and some have a form in Triton."""

@@ -1,4 +1,7 @@
-"""This is what decode attention takes, and its definition in torch, beside ``triton_attention``."""
+"""Define decode attention in torch, and the tensors that it takes.
+
+The Triton form is ``triton_attention``.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,24 +11,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Masks = dict[int | None, Tensor]
-"""The mask of each sliding window that a forward's layers have."""
+"""These are the masks of a forward, by the sliding window of the layers that share one."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerKv:
-    """``keys [num_slots * room, kv_heads, D]`` and ``values [num_slots * room, kv_heads, Dv]``."""
+    """A ``LayerKv`` holds one layer's keys and values of all slots.
+
+    They are ``keys [num_slots * room, kv_heads, D]`` and
+    ``values [num_slots * room, kv_heads, Dv]``.
+    """
 
     keys: Tensor
     values: Tensor
 
 
 class AttentionInput(NamedTuple):
-    """What one layer's attention is computed from, rotary applied.
+    """An attention input is what one layer's attention is computed from, with rotary applied.
 
-    ``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]``, ``value [B, Hkv, S, Dv]``. ``scaling``
-    multiplies the scores; ``sliding_window`` counts the keys seen, the query's own included.
-    ``sinks [Hq]`` are scores of keys without a value, one a head, which every query sees: they take
-    part of the weight. None in most models.
+    It has ``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]`` and ``value [B, Hkv, S, Dv]``.
+    ``scaling`` multiplies the scores. ``sliding_window`` counts the keys seen, the query's own
+    included. None means all. ``sinks [Hq]`` are scores of keys without a value, one a head. Every
+    query sees its head's, and it takes a part of the weight. Most models have none.
     """
 
     query: Tensor
@@ -37,7 +44,7 @@ class AttentionInput(NamedTuple):
 
     @property
     def is_grouped(self) -> bool:
-        """Whether query heads share key and value heads."""
+        """Return whether query heads share key and value heads."""
         return self.query.shape[1] != self.key.shape[1]
 
 
@@ -49,10 +56,11 @@ def sdpa(
     room: int,
     masks: Masks | None = None,
 ) -> Tensor:
-    """The queries over each slot's rows 0..position, to ``[B, S, Hq, Dv]``, by torch's attention.
+    """Attend over each slot's rows 0..position by torch's attention, to ``[B, S, Hq, Dv]``.
 
-    ``slots [B]`` of ``room`` rows each, ``positions [B, S]``. The whole room is read, masked. The
-    new rows are in ``kv`` already. Layers of one forward may share ``masks``, made once then.
+    ``slots [B]`` have ``room`` rows each, and the queries are at ``positions [B, S]``. The whole
+    room is read, masked. The new rows must be in ``kv`` already. The layers of one forward may
+    share ``masks``, so that each is made once.
     """
     masks = {} if masks is None else masks
     window = qkv.sliding_window
@@ -74,11 +82,11 @@ def sdpa(
 
 
 def sink_attention(qkv: AttentionInput, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """The queries of ``qkv`` over ``keys [B, Hkv, K, D]`` and ``values [B, Hkv, K, Dv]`` where
-    ``mask``, ``[B or 1, 1, S, K]``, lets them see: ``[B, Hq, S, Dv]``.
+    """Attend with sinks: return ``[B, Hq, S, Dv]`` for the queries of ``qkv``.
 
-    The softmax has one score more, the head's sink, whose weight is then left out. Sums are in
-    float32. Source: gpt-oss and MiMo-V2-Flash in transformers.
+    They see ``keys [B, Hkv, K, D]`` and ``values [B, Hkv, K, Dv]`` where ``mask``, of ``[B or 1, 1,
+    S, K]``, is true. The softmax has one score more, the head's sink, whose weight is then left
+    out. Sums are in float32. Source: gpt-oss and MiMo-V2-Flash in transformers.
     """
     assert qkv.sinks is not None
     batch, num_heads, length, _ = qkv.query.shape
@@ -94,12 +102,13 @@ def sink_attention(qkv: AttentionInput, keys: Tensor, values: Tensor, mask: Tens
 
 
 def slot_view(tensor: Tensor, slots: Tensor, room: int) -> Tensor:
-    """``[num_slots * room, H, D]`` to ``slots``, ``[B, H, room, D]``."""
+    """Return the rows of ``slots`` in a KV tensor ``[num_slots * room, H, D]``, as
+    ``[B, H, room, D]``."""
     return tensor.view(-1, room, *tensor.shape[1:])[slots].transpose(1, 2)
 
 
 def live_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
-    """``[B, 1, S, room]``: keys at or before the query, and inside its window."""
+    """Return a mask ``[B, 1, S, room]`` of the keys at or before the query, inside its window."""
     key_positions = torch.arange(room, device=positions.device)
     query_positions = positions[:, None, :, None]
     mask = key_positions <= query_positions

@@ -1,6 +1,6 @@
-"""One verify of a gated delta net over slots: its definition in torch, and the choice between that
-and ``triton_recurrent``. Beside it stands what the recurrence takes, as in transformers.
+"""Define one verify of a gated delta net over slots in torch, and choose its kernel.
 
+The kernel is ``triton_recurrent``. What the recurrence takes stands here too, as in transformers.
 ``engine.recurrent`` has the derivation.
 """
 
@@ -16,10 +16,11 @@ from cgbench.kernels.gpu import runs_kernels
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """What one linear-attention layer keeps of a request, however long it is.
+    """A state shape is the size of what one linear-attention layer keeps of a request.
 
-    A ``[num_heads, key_size, value_size]`` matrix, float32 as transformers keeps it, and the
-    ``conv_rows`` newest of the convolution's inputs, of ``conv_channels`` each.
+    It does not grow with the request. There is a ``[num_heads, key_size, value_size]`` matrix, in
+    float32 as transformers keeps it. There are also the ``conv_rows`` newest of the convolution's
+    inputs, of ``conv_channels`` each.
     """
 
     num_heads: int
@@ -30,27 +31,27 @@ class StateShape:
 
     @property
     def matrix_elements(self) -> int:
-        """Numbers in the matrices of all heads."""
+        """Return how many numbers the matrices of all heads hold."""
         return self.num_heads * self.key_size * self.value_size
 
     def num_bytes(self, itemsize: int) -> int:
-        """Bytes of a request's state; ``itemsize`` is of the model's dtype."""
+        """Return the bytes of a request's state. ``itemsize`` is of the model's dtype."""
         matrix = self.matrix_elements * torch.float32.itemsize
         return matrix + self.conv_rows * self.conv_channels * itemsize
 
     def row_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes kept of each verified row, from which the state after it is made."""
+        """Return the bytes kept of each verified row, from which the state after it is made."""
         matrix = self.num_heads * (self.key_size + self.value_size + 1) * torch.float32.itemsize
         return matrix + self.conv_channels * dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaNet:
-    """Sizes and weights of a gated delta net that its recurrence takes.
+    """A delta net holds the sizes and weights that the recurrence of a gated delta net takes.
 
-    ``conv_weight [C, conv_rows + 1]`` and ``conv_bias [C]``, where C holds the query and key of
-    ``num_key_heads`` and the value of ``num_heads``; ``a_log [num_heads]`` and
-    ``dt_bias [num_heads]``, of the decay. Each key head serves a group of value heads.
+    ``conv_weight [C, conv_rows + 1]`` and ``conv_bias [C]`` are the convolution's. C holds the
+    query and key of ``num_key_heads`` and the value of ``num_heads``. ``a_log [num_heads]`` and
+    ``dt_bias [num_heads]`` make the decay. Each key head serves a group of value heads.
     """
 
     conv_weight: Tensor
@@ -65,14 +66,18 @@ class DeltaNet:
 
     @property
     def state_shape(self) -> StateShape:
+        """Return the shape of the state that such a layer keeps of a request."""
         channels, taps = self.conv_weight.shape
         return StateShape(self.num_heads, self.key_size, self.value_size, channels, taps - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaRows:
-    """Rows as a gated delta net projects them: ``mixed [B, S, C]``, the convolution's input, and
-    ``rate`` and ``time_step [B, S, num_heads]``, from which beta and the decay are made."""
+    """Delta rows are tokens as a gated delta net projects them.
+
+    ``mixed [B, S, C]`` is the convolution's input. ``rate`` and ``time_step [B, S, num_heads]``
+    make beta and the decay.
+    """
 
     net: DeltaNet
     mixed: Tensor
@@ -82,8 +87,11 @@ class DeltaRows:
 
 @dataclass(frozen=True, slots=True)
 class HeadRows:
-    """Rows for the gated delta rule, ``[B, S, heads, ...]``: ``query`` and ``key`` not normed yet,
-    ``log_decay`` at most 0, ``beta`` how much of a row enters the state."""
+    """Head rows are what the gated delta rule takes of each token, ``[B, S, heads, ...]``.
+
+    ``query`` and ``key`` are not normed yet. ``log_decay`` is at most 0. ``beta`` is how much of a
+    row enters the state.
+    """
 
     query: Tensor
     key: Tensor
@@ -94,13 +102,15 @@ class HeadRows:
 
 @dataclass(frozen=True, slots=True)
 class LayerState:
-    """One layer's buffers, by slot.
+    """A layer state holds one linear-attention layer's buffers, by slot.
 
-    ``matrix [slots, H, Dk, Dv]`` float32, at the length that the cache's ``length`` says. ``conv
-    [slots, ring, C]`` holds the convolution's newest inputs, that of position p in row p modulo
-    ring. The ring has k + 1 rows more than the kernel sees, so no row that may still be read is
-    written over. ``keys [slots, H, k + 1, Dk]``, ``updates [slots, H, k + 1, Dv]`` and ``log_decays
-    [slots, H, k + 1]`` float32: what verify's rows add to the matrix.
+    ``matrix [slots, H, Dk, Dv]`` is in float32, at the length in the cache's ``length``.
+    ``conv [slots, ring, C]`` holds the convolution's newest inputs, that of position p in row p
+    modulo ring. The ring has k + 1 rows more than the kernel sees, so no row that may still be read
+    is written over.
+
+    ``keys [slots, H, k + 1, Dk]``, ``updates [slots, H, k + 1, Dv]`` and
+    ``log_decays [slots, H, k + 1]`` are in float32. They are what verify's rows add to the matrix.
     """
 
     matrix: Tensor
@@ -118,6 +128,10 @@ class LayerState:
         dtype: torch.dtype,
         device: torch.device,
     ) -> Self:
+        """Return zeroed buffers of ``num_slots`` slots.
+
+        ``query_len`` is the most rows of one verify.
+        """
         heads, ring = (num_slots, shape.num_heads), shape.conv_rows + query_len
         return cls(
             matrix=torch.zeros(*heads, shape.key_size, shape.value_size, device=device),
@@ -128,16 +142,18 @@ class LayerState:
         )
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the buffers by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def delta_rule(
     layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
-    """What ``rows`` read, ``[B, S, H, Dv]``, in ``slots [B]`` at ``positions [B, S]``.
+    """Return what ``rows`` read of the state, ``[B, S, H, Dv]``.
 
-    They read after the ``num_pending [B]`` kept rows, which the matrices take up first. The layer
-    keeps the matrices before ``rows``, and what each row adds to them.
+    They are in ``slots [B]`` at ``positions [B, S]``. They read after the ``num_pending [B]`` kept
+    rows, which the matrices take up first. The layer keeps the matrices before ``rows``, and what
+    each row adds to them.
     """
     if _has_kernel(rows):
         # Imported here, because triton is there only beside a CUDA build of torch.
@@ -148,14 +164,15 @@ def delta_rule(
 
 
 def _has_kernel(rows: DeltaRows) -> bool:
-    """``triton_recurrent`` knows the activation of the published models, and no other."""
+    """Return whether ``triton_recurrent`` has these rows' activation, that of the published
+    models."""
     return runs_kernels(rows.mixed.device) and rows.net.activation == "silu"
 
 
 def delta_rule_by_torch(
     layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
-    """``delta_rule``, as it is defined."""
+    """Compute ``delta_rule`` in torch's operations, which define it."""
     num_before = rows.net.state_shape.conv_rows
     inputs = conv_inputs(layer.conv, rows.mixed, slots, positions, num_before)
     return head_rule(layer, head_rows(rows, inputs), slots, positions, num_pending)
@@ -164,7 +181,8 @@ def delta_rule_by_torch(
 def conv_inputs(
     ring: Tensor, rows: Tensor, slots: Tensor, positions: Tensor, num_before: int
 ) -> Tensor:
-    """``rows [B, S, C]`` behind the ring's ``num_before`` newest; they enter the ring."""
+    """Return ``rows [B, S, C]`` behind the ring's ``num_before`` newest, and store them in the
+    ring."""
     newest = positions[:, :1] + torch.arange(-num_before, 0, device=rows.device)
     of_slot = slots[:, None]
     before = ring[of_slot, newest % ring.shape[1]].masked_fill((newest < 0)[..., None], 0)
@@ -175,7 +193,7 @@ def conv_inputs(
 def head_rule(
     layer: LayerState, rows: HeadRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
-    """``delta_rule`` behind the convolution."""
+    """Apply the gated delta rule to rows that the convolution has passed. See ``delta_rule``."""
     matrix = advanced(layer, slots, num_pending, positions[:, 0] == 0)
     layer.matrix[slots] = matrix
     out, keys, updates, log_decays = delta_rows(matrix, rows)
@@ -187,17 +205,17 @@ def head_rule(
 
 
 def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) -> Tensor:
-    """The matrices ``[B, H, Dk, Dv]`` of ``slots`` after the first ``count [B]`` kept rows.
+    """Return the matrices ``[B, H, Dk, Dv]`` of ``slots`` after the first ``count [B]`` kept rows.
 
-    A row past ``count`` has weight 0, and where count is 0 the old matrix weight 1: exactly. Where
-    ``is_first [B]`` nothing came before: a padded row, which must compute the same whatever scratch
-    holds, because it may share an expert's matrix product with a request.
+    A row past ``count`` has weight 0 exactly. If count is 0, the old matrix has weight 1 exactly.
+    At ``is_first [B]`` nothing came before. So a padded row computes the same whatever scratch
+    holds. It must, because it may share an expert's matrix product with a request.
     """
     log_decays = layer.log_decays[slots]
     last = (count - 1).clamp(min=0)[:, None, None].expand(-1, log_decays.shape[1], 1)
     total = log_decays.gather(2, last) * (count > 0)[:, None, None]
     is_past = torch.arange(log_decays.shape[2], device=slots.device) >= count[:, None]
-    # Masked before exp: past ``count`` the difference is positive, and may overflow.
+    # Masked before exp, because past ``count`` the difference is positive and may overflow.
     weights = (total - log_decays).masked_fill(is_past[:, None], float("-inf")).exp()
     weighted = layer.keys[slots] * weights[..., None]
     weight = total.exp().masked_fill(is_first[:, None, None], 0)
@@ -208,7 +226,7 @@ def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) 
 
 
 def delta_rows(matrix: Tensor, rows: HeadRows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gated delta rule over a few rows from ``matrix [B, H, Dk, Dv]``, all in float32.
+    """Apply the gated delta rule to a few rows from ``matrix [B, H, Dk, Dv]``, all in float32.
 
     Returns the output ``[B, H, S, Dv]`` and what the rows add: keys ``[B, H, S, Dk]``, updates
     ``[B, H, S, Dv]`` and log decays ``[B, H, S]`` since the matrix.
@@ -219,7 +237,7 @@ def delta_rows(matrix: Tensor, rows: HeadRows) -> tuple[Tensor, Tensor, Tensor, 
     query, key = _unit(query) * size**-0.5, _unit(key)
     log_decays = log_decay.cumsum(2)
     decays, beta = log_decays.exp()[..., None], beta[..., None]
-    # Keys and queries read together: the matrix is large and they are few.
+    # Keys and queries read together, because the matrix is large and they are few.
     both = torch.cat([key, query], dim=2)
     from_key, from_query = (both @ matrix).split(length, dim=2)
     key_key, query_key = (both @ key.transpose(2, 3)).split(length, dim=2)
@@ -229,17 +247,17 @@ def delta_rows(matrix: Tensor, rows: HeadRows) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def _by_head(*rows: Tensor) -> list[Tensor]:
-    """``[B, S, H, ...]`` as ``[B, H, S, ...]`` in float32."""
+    """Return ``[B, S, H, ...]`` as ``[B, H, S, ...]`` in float32."""
     return [each.transpose(1, 2).float() for each in rows]
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Rows of length one, with transformers' guard against zero."""
+    """Return rows of length one, with transformers' guard against zero."""
     return rows * torch.rsqrt((rows * rows).sum(-1, keepdim=True) + 1e-6)
 
 
 def _pair_decays(log_decays: Tensor) -> Tensor:
-    """``[..., i, j]``: the decay from row j to row i, 0 where j comes after i."""
+    """Return the decay from row j to row i, ``[..., i, j]``. It is 0 if j comes after i."""
     difference = log_decays[..., :, None] - log_decays[..., None, :]
     length = log_decays.shape[-1]
     is_later = torch.ones(length, length, dtype=torch.bool, device=log_decays.device).triu(1)
@@ -247,8 +265,10 @@ def _pair_decays(log_decays: Tensor) -> Tensor:
 
 
 def _solve(coupling: Tensor, right: Tensor) -> Tensor:
-    """u with u_i = right_i - sum over j < i of coupling_ij u_j, row by row. In a loop: a library's
-    triangular solve is made for matrices that are larger and fewer."""
+    """Return u with u_i = right_i - sum over j < i of coupling_ij u_j, row by row.
+
+    It is a loop, because a library's triangular solve is made for larger and fewer matrices.
+    """
     rows = [right[..., :1, :]]
     for i in range(1, right.shape[-2]):
         before = torch.cat(rows, dim=-2)
@@ -257,8 +277,10 @@ def _solve(coupling: Tensor, right: Tensor) -> Tensor:
 
 
 def head_rows(rows: DeltaRows, inputs: Tensor) -> HeadRows:
-    """``rows`` convolved and cut into heads; ``inputs [B, before + S, C]`` are ``rows.mixed``
-    behind what the convolution sees before them."""
+    """Convolve ``rows`` and cut them into heads.
+
+    ``inputs [B, before + S, C]`` are ``rows.mixed`` behind what the convolution sees before them.
+    """
     net = rows.net
     mixed = _convolve(net, inputs)[:, inputs.shape[1] - rows.mixed.shape[1] :]
     key_dim = net.num_key_heads * net.key_size
@@ -272,14 +294,14 @@ def head_rows(rows: DeltaRows, inputs: Tensor) -> HeadRows:
         query=query,
         key=key,
         value=value.unflatten(-1, (net.num_heads, net.value_size)),
-        # In float32: in half precision the exponent of A_log may overflow.
+        # In float32, because in half precision the exponent of A_log may overflow.
         log_decay=-net.a_log.float().exp() * F.softplus(rows.time_step.float() + net.dt_bias),
         beta=rows.rate.sigmoid(),
     )
 
 
 def _convolve(net: DeltaNet, rows: Tensor) -> Tensor:
-    """The causal convolution and its activation over ``rows [B, S, C]``."""
+    """Apply the causal convolution and its activation to ``rows [B, S, C]``."""
     # Imported here, because only these models need it.
     from transformers.models.qwen3_next.modeling_qwen3_next import causal_conv1d_fn
 

@@ -1,18 +1,19 @@
-"""Experts drawn evenly, in torch: the definition of ``triton_draw``."""
+"""Draw experts evenly, in torch. This is the definition of ``triton_draw``."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
 MASK = (1 << 32) - 1
-"""Hashes are 32 bits wide, kept in int64."""
+"""Hashes are 32 bits wide, and are kept in int64."""
 STEP = 0x9E3779B1
-"""Spreads consecutive numbers over the hash; odd, from the golden ratio."""
+"""This odd number, from the golden ratio, spreads consecutive numbers over the hash."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertShape:
-    """One layer's mixture: each token chooses ``top_k`` of ``num_experts``."""
+    """An expert shape is the size of one layer's mixture: a token chooses ``top_k`` of
+    ``num_experts``."""
 
     num_experts: int
     top_k: int
@@ -21,10 +22,11 @@ class ExpertShape:
 def draw_by_torch(
     keys: Tensor, positions: Tensor, layers: Tensor, start: int, shape: ExpertShape, out: Tensor
 ) -> None:
-    """``draw_experts`` into ``out [L, B * S, top_k]``, as it is defined.
+    """Draw the experts of every layer and token into ``out [L, B * S, top_k]``.
 
-    Slot j takes a free expert by its rank, of E - j free ones. The rank-th free number is the least
-    x that equals the rank plus how many taken numbers are at most x.
+    This defines ``draw_experts`` in torch's operations. Slot j takes a free expert by its rank, of
+    E - j free ones. The rank-th free number is the least x that equals the rank plus how many taken
+    numbers are at most x.
     """
     tokens = mixed_bits((mixed_bits(keys & MASK)[:, None] + positions * STEP) & MASK).flatten()
     by_layer = mixed_bits((start + layers * STEP) & MASK)
@@ -39,7 +41,10 @@ def draw_by_torch(
 
 
 def mixed_bits(x: Tensor) -> Tensor:
-    """MurmurHash3's finaliser on 32 bits: each bit of the input moves half of the output's."""
+    """Return MurmurHash3's finaliser on 32 bits.
+
+    Each bit of the input moves half of the output's.
+    """
     x = ((x ^ (x >> 16)) * 0x85EBCA6B) & MASK
     x = ((x ^ (x >> 13)) * 0xC2B2AE35) & MASK
     return x ^ (x >> 16)

@@ -1,16 +1,18 @@
-"""Decide where Triton kernels run. On Hopper and later they start before the kernel ahead has
-ended.
+"""Decide where Triton kernels run, and whether they start before the kernel ahead has ended.
 
-Programmatic dependent launch hides a launch behind the end of the kernel ahead. The rule that keeps
-it right: a kernel that is launched so waits (``gdc_wait``) before it touches memory that those
-ahead write. The wait is for the one ahead, which has itself waited, so for all of them.
+They do so on Hopper and later. Programmatic dependent launch hides a launch behind the end of the
+kernel ahead. One rule keeps it right. A kernel that is launched so waits (``gdc_wait``) before it
+touches memory that those ahead write. It waits for the one ahead, which has itself waited, so for
+all of them.
 
 When it lets its successor begin (``gdc_launch_dependents``) is a matter of speed (docs/engine.md).
 Most kernels do so once they have waited themselves. Then, when a kernel begins, those before the
 one ahead have ended. What they wrote may be read before the wait. It must be read past L1
-(``.cg``), which may hold older values. Attention reads its places so. Norms, sums over ranks and
-attention's merging let the next one begin at once: what comes after them reads nothing but weights
-before it waits. A kernel that is not launched early begins at the end of the one ahead, as ever.
+(``.cg``), which may hold older values. Attention reads its places so.
+
+Norms, sums over ranks and attention's merging let the next kernel begin at once. That kernel reads
+nothing but weights before it waits. A kernel that is not launched early begins at the end of the
+one ahead.
 """
 
 import functools
@@ -24,16 +26,16 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Whether Triton kernels run on ``device``."""
+    """Return whether Triton kernels run on ``device``."""
     return device.type == "cuda" and HAS_TRITON
 
 
 @functools.cache
 def early(device: torch.device) -> bool:
-    """Whether kernels on ``device`` may begin before the one ahead has ended."""
+    """Return whether kernels on ``device`` may begin before the one ahead has ended."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER
 
 
 def launch_keywords(device: torch.device) -> dict[str, bool]:
-    """What a launch is told on ``device``."""
+    """Return the keywords that a kernel's launch takes on ``device``."""
     return {"launch_pdl": True} if early(device) else {}

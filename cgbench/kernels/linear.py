@@ -1,5 +1,4 @@
-"""Linear layers do what follows their product too. Here is the definition in torch, and the choice
-of kernel.
+"""Compute linear layers together with what follows their product, and choose the kernel.
 
 Torch's operations here are the definition. On CUDA a product of few rows of half precision is one
 kernel, with its end (``triton_linear``). Of more rows the product is torch's, and the end is a
@@ -27,7 +26,10 @@ def linear(
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
 ) -> Tensor:
-    """``F.linear``; of few rows of half precision on CUDA by the kernel made for them."""
+    """Compute ``F.linear``, also of an FP8 weight.
+
+    On CUDA, few rows of half precision go through the kernel made for them.
+    """
     streamed = _streamed(x, weight, bias, scale, row_blocks)
     return _product(x, weight, bias, scale, row_blocks) if streamed is None else streamed
 
@@ -52,7 +54,7 @@ def _streamed(
     row_blocks: Tensor | None,
     **end: Any,
 ) -> Tensor | None:
-    """The product by a kernel, or None where torch's operations make it."""
+    """Return the product by a kernel, or None if torch's operations must make it."""
     if scale is not None and is_by_definition():
         return None
     return _by_kernel(x, weight, bias, scale, row_blocks, **end)
@@ -66,7 +68,7 @@ def _by_kernel(
     row_blocks: Tensor | None,
     **end: Any,
 ) -> Tensor | None:
-    """``triton_linear.linear``, or None where that does not take these."""
+    """Return ``triton_linear.linear``, or None if it does not take these tensors."""
     if runs_kernels(x.device):
         # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels import triton_linear
@@ -86,7 +88,10 @@ def gated_linear(
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
 ) -> Tensor:
-    """``silu(gate) * up`` of the two halves of ``linear``. Rounded after each, as apart."""
+    """Return ``silu(gate) * up`` of the two halves of ``linear``.
+
+    It is rounded after each operation, as if they were apart.
+    """
     streamed = _streamed(x, weight, bias, scale, row_blocks, is_gated=True)
     if streamed is not None:
         return streamed
@@ -107,7 +112,7 @@ def linear_add(
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
 ) -> Tensor:
-    """``residual + linear``. Rounded after each, as apart."""
+    """Return ``residual + linear``. It is rounded after each operation, as if they were apart."""
     streamed = _streamed(x, weight, bias, scale, row_blocks, residual=residual)
     if streamed is not None:
         return streamed
@@ -124,9 +129,12 @@ def rotated_linear(
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
 ) -> Tensor:
-    """``linear`` of ``x [B, S, K]``, whose first ``num_rotated`` columns are then rotated as heads
-    by ``cos`` and ``sin [B, S, D]``, halves against each other. Rounded after each operation on a
-    CPU, as apart, and after the product and at the end on CUDA."""
+    """Return ``linear`` of ``x [B, S, K]`` with its first ``num_rotated`` columns rotated.
+
+    They are rotated as heads, by ``cos`` and ``sin [B, S, D]``, halves against each other. On a CPU
+    it is rounded after each operation, as if they were apart. On CUDA it is rounded after the
+    product and at the end.
+    """
     cos, sin = (each.expand(*x.shape[:-1], -1).contiguous() for each in (cos, sin))
     if runs_kernels(x.device):
         from cgbench.kernels import triton_rotary
@@ -140,7 +148,7 @@ def rotated_linear(
 
 
 def _rotated(product: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:
-    """``triton_rotary.rotate``, as it is defined: in place."""
+    """Rotate in place, which defines ``triton_rotary.rotate``."""
     heads = product[..., :num_rotated].unflatten(-1, (-1, cos.shape[-1]))
     low, high = heads.chunk(2, dim=-1)
     across = torch.cat((-high, low), dim=-1)

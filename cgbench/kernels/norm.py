@@ -1,4 +1,4 @@
-"""The root-mean-square norm: its definition in torch, and the choice of ``triton_norm``."""
+"""Define the root-mean-square norm in torch, and choose ``triton_norm`` on a GPU."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from cgbench.kernels.gpu import runs_kernels
 
 
 def norm(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-    """The root-mean-square norm of ``x [..., K]`` by ``weight + offset``."""
+    """Return the root-mean-square norm of ``x [..., K]``, multiplied by ``weight + offset``."""
     if runs_kernels(x.device):
         # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels import triton_norm
@@ -19,7 +19,7 @@ def norm(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
 def add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, epsilon: float, offset: float
 ) -> tuple[Tensor, Tensor]:
-    """``x + residual``, and ``norm`` of that."""
+    """Return ``x + residual``, and ``norm`` of that sum."""
     if runs_kernels(x.device):
         from cgbench.kernels import triton_norm
 
@@ -29,7 +29,10 @@ def add_norm(
 
 
 def normed(x: Tensor, weight: Tensor, epsilon: float, offset: float) -> Tensor:
-    """``norm``, as it is defined: rounded where transformers' modules of either kind round."""
+    """Compute ``norm`` in torch's operations, which define it.
+
+    It rounds where transformers' modules do: as Llama's without an offset, as Gemma's with one.
+    """
     wide = x.float()
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
     if offset:

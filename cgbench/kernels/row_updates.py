@@ -1,7 +1,8 @@
-"""An iteration updates the rows of a batch between its forwards. Here is what it does, in torch.
+"""Update the rows of a batch between an iteration's forwards.
 
-It picks tokens, accepts drafts and steps on. Torch's operations here are the definition, and what
-runs on a CPU. On CUDA each is one kernel (``triton_rows``), where these would be ten to twenty.
+An iteration picks tokens, accepts drafts and steps on. Torch's operations here are the definition,
+and they run on a CPU. On CUDA each update is one kernel (``triton_rows``), where these would be ten
+to twenty.
 """
 
 from dataclasses import dataclass
@@ -17,15 +18,20 @@ NUM_EMITTED, NUM_ACCEPTED, ACTIVE, OUT = 0, 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class RowState:
-    """Buffers of the first b rows. Integers are int64, as embedding and indexing want them.
+    """A row state is the buffers of the first b rows of a batch.
 
-    ``last [b]``: the newest token, whose KV is not yet written. ``drafts [b, k]``.
-    ``seq_len [b]``: committed KV rows, target and head alike. ``slot_of_row [b]``: the request's,
-    or the scratch slot once it has ended.
-    ``active [b]``: 1 while the request decodes. ``tokens_left [b]``: still to emit.
-    ``hidden [b, k + 1, H]``: verify's, in the form the head wants. ``chain [b, 1, H]``: the
-    head's own, for the next draft step. ``result [b, k + 4]``: what the host reads, in one copy:
-    num_emitted, num_accepted, active after, and the k + 1 tokens of ``out``.
+    Integers are int64, as embedding and indexing take them. The buffers are:
+
+    - ``last [b]``: the newest token, whose KV is not yet written.
+    - ``drafts [b, k]``: the drafts that the next verify reads.
+    - ``seq_len [b]``: committed KV rows, of target and head alike.
+    - ``slot_of_row [b]``: the request's slot, or the scratch slot once it has ended.
+    - ``active [b]``: 1 while the request decodes.
+    - ``tokens_left [b]``: tokens still to emit.
+    - ``hidden [b, k + 1, H]``: verify's hidden states, in the form that the head takes.
+    - ``chain [b, 1, H]``: the head's own hidden state, for the next draft step.
+    - ``result [b, k + 4]``: all that the host reads, in one copy. Its columns are num_emitted,
+      num_accepted, active after, and the k + 1 tokens of ``out``.
     """
 
     last: Tensor
@@ -39,51 +45,59 @@ class RowState:
     result: Tensor
     eos_ids: Tensor
     offsets: Tensor
-    """0..k, shared by all rows, as are ``eos_ids``."""
+    """These are 0..k. All rows share them, as they do ``eos_ids``."""
     scratch_slot: Tensor
-    """``[]``: the slot that padded and finished rows write to; shared."""
+    """This is the slot that padded and finished rows write to, ``[]``. All rows share it."""
     uniforms: Tensor
-    """``[slots, 2k + 1]`` in [0, 1), for the acceptance rule; shared, for a slot is a request.
+    """These random numbers in [0, 1) are for the acceptance rule, ``[slots, 2k + 1]``.
 
-    k for the tests of the drafts, one for the token after them, k for drawing drafts."""
+    A request has k for the tests of the drafts, one for the token after them, and k for drawing
+    drafts. All rows share the tensor, because a slot is a request.
+    """
     draft_probs: Tensor
-    """``[slots, k + 1, V]`` float32: what draft j + 1 was drawn from, where the rule draws drafts;
-    else V = 0. Row k stays zero: nothing was drafted there.
+    """Draft j + 1 was drawn from row j of these, ``[slots, k + 1, V]`` in float32.
 
-    By slot, so that re-packing moves none of it; the rule picks rows by index in any case."""
+    If the rule draws no drafts, V is 0. Row k stays zero, because nothing was drafted there. It is
+    by slot, so that re-packing moves none of it. The rule picks rows by index in any case.
+    """
     fed: Tensor
-    """``[b, k + m, H]``, m the MTP modules that draft, or 0 columns if that is one: the hidden
-    states that the next module is fed, of the rows that the one before it computed."""
+    """``[b, k + m, H]``: the hidden states that the next module is fed, of the rows that the one
+    before it computed. m counts the MTP modules that draft. If that is one, there are no columns.
+    """
     carries: Tensor
     """``[m - 1, slots, H]``: of what each module past the first is fed, the row before ``fed``'s
-    first. By slot, as ``draft_probs``."""
+    first. It is by slot, as ``draft_probs`` is.
+    """
 
     @property
     def batch_size(self) -> int:
+        """Return the number of rows, padding included."""
         return self.last.shape[0]
 
     @property
     def spec_tokens(self) -> int:
+        """Return k."""
         return self.drafts.shape[1]
 
     @property
     def out(self) -> Tensor:
-        """``[b, k + 1]``: the accepted drafts, then the bonus or recovered token."""
+        """Return the accepted drafts, and after them the bonus or recovered token,
+        ``[b, k + 1]``."""
         return self.result[:, OUT:]
 
     @property
     def num_accepted(self) -> Tensor:
-        """``[b]``: drafts kept, 0..k."""
+        """Return how many drafts were kept, 0..k, ``[b]``."""
         return self.result[:, NUM_ACCEPTED]
 
     @property
     def num_emitted(self) -> Tensor:
-        """``[b]``: tokens that this iteration added, 0..k + 1."""
+        """Return how many tokens this iteration added, 0..k + 1, ``[b]``."""
         return self.result[:, NUM_EMITTED]
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """The index of the largest of ``logits [..., V]``, of equals the first: ``[...]``."""
+    """Return the index ``[...]`` of the largest of ``logits [..., V]``, the first of equals."""
     if runs_kernels(logits.device):
         from cgbench.kernels import triton_rows
 
@@ -92,12 +106,11 @@ def argmax(logits: Tensor) -> Tensor:
 
 
 def accept(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None = None) -> None:
-    """Fill ``rows.out`` and ``rows.num_accepted`` from the tokens ``chosen [b, k + 1]`` that the
-    target prefers.
+    """Fill ``rows.out`` and ``rows.num_accepted`` from the target's tokens ``chosen [b, k + 1]``.
 
-    The leading drafts that equal them are kept. With ``rates`` the drafts themselves do not matter:
-    draft j + 1 is kept if its uniform number is below rate j of k, the rate given that draft j was
-    kept.
+    The leading drafts that equal them are kept. With ``rates`` the tokens of the drafts do not
+    matter. Then draft j + 1 is kept if its uniform number is below ``rates[j]``, the rate given
+    that draft j was kept.
     """
     if runs_kernels(chosen.device):
         from cgbench.kernels import triton_rows
@@ -108,7 +121,7 @@ def accept(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None = Non
 
 
 def accept_by_torch(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None) -> None:
-    """``accept``, as it is defined."""
+    """Compute ``accept`` in torch's operations, which define it."""
     k = rows.spec_tokens
     rows.out.copy_(chosen)
     if not k:
@@ -137,7 +150,7 @@ def commit(rows: RowState) -> None:
 
 
 def commit_by_torch(rows: RowState) -> None:
-    """``commit``, as it is defined."""
+    """Compute ``commit`` in torch's operations, which define it."""
     emitted_by_accept = rows.num_accepted + 1
     is_eos = (rows.out[:, :, None] == rows.eos_ids).any(-1)
     end = rows.spec_tokens + 1
@@ -150,7 +163,7 @@ def commit_by_torch(rows: RowState) -> None:
     rows.tokens_left.sub_(num_emitted)
     goes_on = (first_eos >= num_emitted) & (rows.tokens_left > 0) & (rows.active > 0)
     rows.active.copy_(goes_on)
-    # The host learns of the end one iteration later: until then the row must not write to a slot
-    # that may be another request's by now.
+    # The host sees the end one iteration later. Until then the row must not write to a slot that
+    # may be another request's by now.
     rows.slot_of_row.copy_(torch.where(goes_on, rows.slot_of_row, rows.scratch_slot))
     rows.result[:, ACTIVE].copy_(rows.active)

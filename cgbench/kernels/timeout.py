@@ -1,4 +1,4 @@
-"""This is how long ranks wait for each other."""
+"""This module holds how long ranks wait for each other."""
 
 COLLECTIVE_TIMEOUT_S = 300
-"""After which a collective that some rank never joined ends the rank that waits in it."""
+"""After this time a rank ends if it waits in a collective that some rank never joined."""

@@ -1,12 +1,13 @@
-"""Split-KV attention for 1 to 9 query rows a request, in Triton.
+"""Attend with 1 to 9 query rows a request by split-KV attention, in Triton.
 
 Decode attention is bound by the bytes of live keys and values. So each program reads one KV head's
 keys once, for the whole GQA group and all query rows (packed in one tile). The keys are split over
 programs until the device is full. Nothing past a request's live length is read. That also keeps
-what lies there, NaN included, out of the result. The rows that a call brings are attended to from
-its own tensors. One program each writes them to the cache on the way, so none waits for another.
-That program also begins its softmax with the head's sink, where there is one. The splits are merged
-by a second kernel (``triton_splits``).
+what lies there, NaN included, out of the result.
+
+The new rows that a call brings are read from its own tensors. One program each writes them to the
+cache on the way, so no program waits for another. That program also begins its softmax with the
+head's sink, if there is one. A second kernel merges the splits (``triton_splits``).
 """
 
 from typing import NamedTuple
@@ -26,17 +27,18 @@ MIN_TILE = 16
 LOG2_E = 1.4426950408889634
 _LOG2_E = tl.constexpr(LOG2_E)
 
-# Sizes that differ between buckets: specialising on them would compile the kernels anew for some.
+# These sizes differ between buckets. Specialising on them would compile the kernels anew for some.
 SIZES = ["num_splits", "room"]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _attended(acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION: tl.constexpr):
-    """The running softmax after one more tile of keys ``k [D, N]`` and values ``v [N, Dv]``."""
+    """Return the running softmax after one more tile of keys ``k [D, N]`` and values
+    ``v [N, Dv]``."""
     scores = tl.dot(q, k, input_precision=PRECISION) * scaling_log2
     scores = tl.where(seen, scores, float("-inf"))
     new_max = tl.maximum(running_max, tl.max(scores, 1))
-    # A row that has seen no key yet keeps -inf; 0 stands in, to keep NaN out.
+    # A row that has seen no key yet keeps -inf. Then 0 stands in, to keep NaN out.
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     p = tl.exp2(scores - shift[:, None])
     decay = tl.exp2(running_max - shift)
@@ -186,7 +188,10 @@ def _split_kernel(
 
 
 class KeyTile(NamedTuple):
-    """Keys that a program reads at a time, by how many warps, and tiles of them under way."""
+    """A key tile is how a program reads keys.
+
+    It reads ``num_keys`` at a time, by ``num_warps`` warps, with ``num_stages`` tiles under way.
+    """
 
     num_keys: int
     num_warps: int
@@ -194,11 +199,14 @@ class KeyTile(NamedTuple):
 
 
 def key_tile(block_m: int, *, is_float32: bool) -> KeyTile:
-    """The best of those tried on an H200, or within 3 % of it, at every batch size and context of
-    results/h200/attention-tiles.md. Small tiles: three or more programs fit on a multiprocessor,
-    and 64 requests are read in one round where two would be two."""
+    """Return the best tile of those tried on an H200, or one within 3 % of it.
+
+    That holds at every batch size and context of results/h200/attention-tiles.md. The tiles are
+    small, so that three or more programs fit on a multiprocessor. Then 64 requests are read in one
+    round. With two programs on each they would take two rounds.
+    """
     if is_float32:
-        # Of numbers twice as large.
+        # The numbers are twice as large.
         return KeyTile(32, 4, 3)
     return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
 
@@ -211,9 +219,11 @@ def decode(
     room: int,
     tile: KeyTile | None = None,
 ) -> Tensor:
-    """The new rows into the cache, and the queries over each slot's rows 0..position, to
-    ``[B, S, Hq, Dv]``. ``slots [B]`` of ``room`` rows each, ``positions [B, S]``. ``tile`` None is
-    the one that ``key_tile`` chooses."""
+    """Store the new rows in the cache, and attend over each slot's rows 0..position.
+
+    Returns ``[B, S, Hq, Dv]``. ``slots [B]`` have ``room`` rows each, and the queries are at
+    ``positions [B, S]``. If ``tile`` is None, ``key_tile`` chooses it.
+    """
     query, key, value = qkv.query, qkv.key, qkv.value
     batch, num_heads, query_len, key_dim = query.shape
     kv_heads, value_dim = kv.values.shape[1:]

@@ -1,7 +1,8 @@
-"""The short convolution of a gated delta net over a verify's rows, in Triton.
+"""Compute the short convolution of a gated delta net over a verify's rows, in Triton.
 
-Everything between the projections and the delta rule: the ring's newest inputs in front of the
-rows, the rows into the ring, the convolution and its activation. See ``engine.recurrent``.
+The kernel does everything between the projections and the delta rule. It puts the ring's newest
+inputs in front of the rows, and the rows into the ring. Then it applies the convolution and its
+activation. See ``engine.recurrent``.
 """
 
 import torch
@@ -53,7 +54,7 @@ def _convolve_kernel(
     for tap in tl.static_range(TAPS - 1):
         row = s + tap - (TAPS - 1)
         new = tl.load(from_rows + row * mixed_stride, mask=keep & (row >= 0), other=0.0)
-        # The ring has room for the new rows beside those read here: no program waits for another.
+        # The ring has room for the new rows beside those read here, so no program waits.
         position = begin + row
         is_old = (row < 0) & (position >= 0)
         old = tl.load(of_ring + position % RING * CHANNELS, mask=keep & is_old, other=0.0)
@@ -68,7 +69,10 @@ def _convolve_kernel(
 
 
 def convolved(layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor) -> Tensor:
-    """``rows.mixed [B, S, C]`` through the convolution and its activation; they enter the ring."""
+    """Return ``rows.mixed [B, S, C]`` after the convolution and its activation.
+
+    The rows enter the ring.
+    """
     weight, bias = rows.net.conv_weight, rows.net.conv_bias
     batch, query_len, channels = rows.mixed.shape
     # Rows of a packed projection are parts of wider ones.

@@ -1,4 +1,4 @@
-"""Balanced routing's experts of all layers in one Triton kernel: see ``expert_draw``."""
+"""Draw balanced routing's experts of all layers in one Triton kernel. See ``expert_draw``."""
 
 import triton
 import triton.language as tl
@@ -64,7 +64,7 @@ def _draw_kernel(
 def draw(
     keys: Tensor, positions: Tensor, layers: Tensor, start: int, shape: ExpertShape, out: Tensor
 ) -> None:
-    """As ``expert_draw.draw_by_torch``."""
+    """Draw experts as ``expert_draw.draw_by_torch`` does, in one kernel."""
     num_tokens = positions.numel()
     device = positions.device
     _draw_kernel[(triton.cdiv(num_tokens, TOKENS_A_PROGRAM), len(layers))](

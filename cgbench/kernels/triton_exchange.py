@@ -5,11 +5,12 @@ for theirs in its own. It adds up in the order of ranks, so all hold the same bi
 ways, those of NCCL's protocols LL and Simple.
 
 Few numbers go as words. Four bytes of data travel with four that number the exchange, as one word
-of eight. It arrives at once, so nothing is fenced. A word with the number has the data. NCCL takes
-10 to 11 us for the 8 to 32 kB of a decode step at batch 1, most of it to begin and to end.
+of eight. The word arrives at once, so nothing is fenced. If a word has the number, it has the data.
+NCCL takes 10 to 11 us for the 8 to 32 kB of a decode step at batch 1. Most of that is spent to
+begin and to end.
 
-Many go as pieces: a program writes nothing but data, and then, released, a flag with the number.
-That is half the bytes and one trip more.
+Many numbers go as pieces. A program writes nothing but data. Then it releases a flag with the
+number. That is half the bytes and one trip more.
 
 The memory is double-buffered: exchange n + 2 reuses the half of exchange n. That is safe, because a
 rank starts n + 2 only after it has received every rank's data of n + 1, and a rank sends n + 1 only
@@ -28,59 +29,72 @@ from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.timeout import COLLECTIVE_TIMEOUT_S
 
 FEW_BYTES = 1 << 19
-"""That a rank sends as words, to all others together: as many as two ranks are not slower with
-(results/h200/sums.md)."""
+"""A rank sends at most this many bytes as words, to all others together.
+
+Up to here words are not slower than pieces with two ranks (results/h200/sums.md).
+"""
 
 WORD_BYTES = 4
 WORDS_A_PROGRAM = 512
 WORD_PROGRAMS = FEW_BYTES // (WORDS_A_PROGRAM * WORD_BYTES)
 
 MAX_BYTES = 1 << 23
-"""That a rank sends in one exchange, to all others together. Of two ranks it takes two thirds of
-NCCL's time, and a third at 2 MiB (results/h200/sums.md); more were not measured."""
+"""A rank sends at most this many bytes in one exchange, to all others together.
+
+With two ranks that takes two thirds of NCCL's time, and 2 MiB take a third (results/h200/sums.md).
+More bytes were not measured.
+"""
 
 PIECE_PROGRAMS = 132
-"""That send many numbers, however many: one on each multiprocessor of an H200. A program waits for
-those of its own number alone, and they begin in the order of numbers: a smaller GPU, which does not
-run all at once, gets through them in turn."""
+"""This many programs send pieces, whatever the amount: one on each multiprocessor of an H200.
+
+A program waits only for the programs of its own number on other ranks, and they begin in the order
+of numbers. So a smaller GPU, which does not run all at once, gets through them in turn.
+"""
 
 TILE_BYTES = 1 << 14
 FLAG_WORDS = 32
-"""From one flag to the next, so that no two are in one line of 128 bytes."""
+"""This is the distance from one flag to the next. No two are in one line of 128 bytes."""
 
 NUM_COUNTS = WORD_PROGRAMS + PIECE_PROGRAMS
 _ALIGNMENT = 16
 
 TIMEOUT_S = COLLECTIVE_TIMEOUT_S
-"""After which a rank that waits for another's numbers ends, as in NCCL: by a trap, which the host
-sees as a CUDA error."""
+"""After this time a rank that waits for another's numbers ends, as in NCCL.
+
+It ends by a trap, which the host sees as a CUDA error.
+"""
 
 _DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Inboxes(NamedTuple):
-    """Memory that ranks write to each other.
+    """Inboxes are memory that ranks write to each other.
 
-    ``addresses [N]``: where every rank's is, ``inbox_words(N)`` words of eight bytes that were zero
-    at first. ``counts [NUM_COUNTS]``: the exchanges that each of this rank's programs has made, by
-    words and then by pieces. All ranks make the same exchanges in the same order, one after
-    another: unlike NCCL's, those of two streams at once are not put in one.
+    ``addresses [N]`` are where every rank's memory is. Each has ``inbox_words(N)`` words of eight
+    bytes, which were zero at first. ``counts [NUM_COUNTS]`` are the exchanges that each of this
+    rank's programs has made, by words and then by pieces.
+
+    All ranks make the same exchanges in the same order, one after another. Unlike NCCL's, the
+    exchanges of two streams at once are not put in one order.
     """
 
     addresses: Tensor
     counts: Tensor
     rank: int
     few_bytes: int = FEW_BYTES
-    """That go as words; all ranks have the same."""
+    """At most this many bytes go as words. All ranks have the same limit."""
 
     @property
     def max_bytes(self) -> int:
-        """Of one exchange."""
+        """Return the most bytes that a rank's part of one exchange may have."""
         return _max_bytes(len(self.addresses))
 
     def take(self, part: Tensor) -> bool:
-        """Whether ``part`` may be exchanged: whole words of numbers that can be added, and not so
-        many that they would run over a rank's place."""
+        """Return whether ``part`` may be exchanged.
+
+        It must be whole words of numbers that can be added, and must fit in a rank's place.
+        """
         return (
             part.dtype in _DTYPES
             and part.is_contiguous()
@@ -89,15 +103,15 @@ class Inboxes(NamedTuple):
         )
 
     def by_words(self, part: Tensor) -> bool:
-        """Whether ``part`` goes as words, else as pieces."""
+        """Return whether ``part`` goes as words. If not, it goes as pieces."""
         return part.nbytes * (len(self.addresses) - 1) <= self.few_bytes
 
     def add_up(self, partial: Tensor) -> None:
-        """Every rank's ``partial`` summed, in place: in float32, rounded once."""
+        """Sum every rank's ``partial``, in place. The sum is in float32 and rounded once."""
         _exchange(self, partial, partial, adds=True)
 
     def gather(self, part: Tensor) -> Tensor:
-        """``[N, *part.shape]``: every rank's ``part``, in the order of ranks."""
+        """Return every rank's ``part``, in the order of ranks, ``[N, *part.shape]``."""
         out = part.new_empty(len(self.addresses), *part.shape)
         _exchange(self, part, out, adds=False)
         return out
@@ -112,8 +126,11 @@ def _trap():
 
 @triton.jit
 def _release(flag, number):
-    """One thread's store. An atomic operation on another GPU's memory, which is how Triton would do
-    it, is not to be had over every link."""
+    """Store the flag from one thread.
+
+    Triton would store it by an atomic operation on another GPU's memory, which not every link
+    offers.
+    """
     tl.inline_asm_elementwise(
         """{
         .reg .u32 thread;
@@ -132,7 +149,10 @@ def _release(flag, number):
 
 
 def inbox_words(num_ranks: int) -> int:
-    """Of eight bytes: two halves of each way, in each a place for every rank's numbers."""
+    """Return how many words of eight bytes a rank's inbox has.
+
+    It has two halves for each way. A half has a place for every rank's numbers.
+    """
     flag_bytes = 2 * num_ranks * PIECE_PROGRAMS * FLAG_WORDS * 4
     return (_flags_begin(num_ranks) + flag_bytes) // 8
 
@@ -142,7 +162,7 @@ def _max_bytes(num_ranks: int) -> int:
 
 
 def _pieces_begin(num_ranks: int) -> int:
-    """Bytes before the places of pieces: those of words."""
+    """Return the bytes before the places of pieces, which are those of words."""
     return 2 * num_ranks * WORD_PROGRAMS * WORDS_A_PROGRAM * 8
 
 
@@ -211,7 +231,8 @@ def _word_kernel(
             total = low.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
             total |= high.to(DTYPE).to(tl.int16, bitcast=True).to(tl.int32) << 16
         tl.store(out + word, total, mask=keep)
-    # Last: the waiting above holds a program's warps together, and all of them have read it.
+    # This is last, because the waiting above holds a program's warps together, and all of them
+    # have read it by now.
     tl.store(counts + program, number)
 
 
@@ -279,7 +300,7 @@ def _piece_kernel(
             if rank == RANK:
                 part = tl.load(own + at, mask=keep)
             else:
-                # Past L1, which may hold what was here before.
+                # Read past L1, which may hold what was here before.
                 part = tl.load(mine + rank * PLACE + at, mask=keep, cache_modifier=".cg")
             if ADDS:
                 total += part.to(tl.float32)
@@ -351,5 +372,5 @@ def _by_pieces(inboxes: Inboxes, own: Tensor, out: Tensor, *, adds: bool) -> Non
 
 
 def _timeout_ns(device: torch.device) -> int:
-    """0 where there is no clock to read: in the interpreter."""
+    """Return the timeout, or 0 if there is no clock to read, as in the interpreter."""
     return int(TIMEOUT_S * 1e9) if device.type == "cuda" else 0

@@ -1,5 +1,7 @@
-"""The activation of a gated MLP, in Triton. It is a part of the product that it follows. For more
-rows than the product streams it is a kernel of its own.
+"""Compute the activation of a gated MLP, in Triton.
+
+It is a part of the product that it follows. For more rows than the product streams it is a kernel
+of its own.
 """
 
 import torch
@@ -15,7 +17,7 @@ COLUMNS_A_PROGRAM = 1024
 
 @triton.jit
 def gated_product(gate, up):
-    """``silu(gate) * up``, rounded where torch's operations round."""
+    """Return ``silu(gate) * up``, rounded where torch's operations round."""
     wide = gate.to(tl.float32)
     activated = (wide / (1.0 + tl.exp(-wide))).to(gate.dtype)
     return (activated.to(tl.float32) * up.to(tl.float32)).to(gate.dtype)
@@ -35,7 +37,7 @@ def _gated_kernel(x, out, num_columns, BLOCK: tl.constexpr, EARLY: tl.constexpr)
 
 
 def gated(x: Tensor) -> Tensor:
-    """``silu(gate) * up`` of the halves of ``x [..., 2 K]``: ``[..., K]``."""
+    """Return ``silu(gate) * up`` of the halves of ``x [..., 2 K]``, as ``[..., K]``."""
     num_columns = x.shape[-1] // 2
     assert x.is_contiguous()
     out = torch.empty(*x.shape[:-1], num_columns, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Linear layers of few rows, in Triton: bound by reading the weights once, and close to it.
+"""Compute linear layers of few rows, in Triton, bound by reading the weights once.
 
 A verify step of one request multiplies k + 1 rows by every weight. cuBLAS leaves a quarter of the
 read bandwidth there. Here each program streams a tile of the weights. The rows are the narrow side
@@ -28,25 +28,32 @@ from cgbench.kernels.triton_gate import gated_product
 from cgbench.kernels.triton_rotary import Rotary, load_tables, turned
 
 MAX_ROWS = 32
-"""Above it cuBLAS is no slower."""
+"""A product takes at most this many rows, because above it cuBLAS is no slower."""
 
 MAX_SCALED_ROWS = 256
-"""Of FP8 weights: above it their values are made first, which reads and writes five times their
-bytes, and the library multiplies them."""
+"""A product of FP8 weights takes at most this many rows.
+
+Above it the library multiplies the weights' values. Making them first reads and writes five times
+the bytes of the weights.
+"""
 ROWS_A_TILE = 64
 LEAST_COLUMN_BLOCK = 16
 
 # More outputs than any vocabulary has, in the narrowest tiles.
 MAX_TILES = 1 << 14
 MAX_SPLITS = 8
-# An H200's: the tilings were found there, and depend on how much is under way at once.
+# This is an H200's number. The tilings were found there, and depend on how much is under way at
+# once.
 MULTIPROCESSORS = 132
 ALIGNMENT = 16
 LEAST_WEIGHTS = 1 << 18
 
 
 class Tiling(NamedTuple):
-    """How one product is cut up: ``block_n`` outputs by ``block_k`` inputs, K in ``splits``."""
+    """A tiling is how one product is cut up.
+
+    A tile is ``block_n`` outputs by ``block_k`` inputs, and K is cut in ``splits``.
+    """
 
     block_n: int
     block_k: int
@@ -56,7 +63,11 @@ class Tiling(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """Of FP8 weights: ``scale [R, C]`` in float32, and ``row_blocks [N]``, each row's of them."""
+    """Scales are the numbers that FP8 weights are multiplied by.
+
+    ``scale [R, C]`` is in float32. ``row_blocks [N]`` is the row of ``scale`` that each row of
+    weights reads.
+    """
 
     scale: Tensor
     row_blocks: Tensor
@@ -64,11 +75,15 @@ class Scales(NamedTuple):
 
 LINE_BYTES = 128
 ASKED_BYTES = 4 << 20
-"""Of the weights, asked into L2 before the wait: what arrives while a small kernel ahead ends."""
+"""This many bytes of the weights are asked into L2 before the wait.
+
+They arrive while a small kernel ahead ends.
+"""
 
 
 @triton.jit
 def ask_into_l2(pointers):
+    """Prefetch the lines at ``pointers`` into L2."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
         "=r,l",
@@ -115,13 +130,14 @@ def _linear_kernel(
     LINES_ASKED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    # Tiles of rows are next to each other: what one reads of the weights, L2 has for the others.
+    # Tiles of rows are next to each other, so that L2 has for one what another reads of the
+    # weights.
     tile = tl.program_id(0) // ROW_TILES
     split = tl.program_id(1)
     m = tl.program_id(0) % ROW_TILES * BLOCK_M + tl.arange(0, BLOCK_M)
     EVICTION: tl.constexpr = "evict_first" if ROW_TILES == 1 else ""
-    # What is combined at the end, gate with up or a head's halves, lies so many columns apart. A
-    # tile is half the ones, half the others.
+    # Gate and up, or a head's halves, are combined at the end. They lie ``apart`` columns apart. So
+    # half a tile is of the ones, and half of the others.
     IN_PAIRS: tl.constexpr = IS_GATED or HAS_ROTARY
     COLUMNS: tl.constexpr = BLOCK_N // 2 if IN_PAIRS else BLOCK_N
     num_columns = num_outputs // 2 if IN_PAIRS else num_outputs
@@ -155,7 +171,7 @@ def _linear_kernel(
             # The layer's last product comes next. One program of it fits on a multiprocessor, so it
             # can only spread, and it asks for its weights while the last tiles here are read.
             gdc_launch_dependents()
-    # What the end takes is asked for at the start.
+    # The end's inputs are asked for at the start.
     if HAS_RESIDUAL:
         added = tl.load(residual + to_partial, mask=keep, other=0.0)
     if HAS_ROTARY:
@@ -187,7 +203,7 @@ def _linear_kernel(
             acc = tl.dot(w, rows, acc)
 
     if EARLY and not IS_GATED:
-        # Not before: see docs/engine.md.
+        # It is not done before: see docs/engine.md.
         gdc_launch_dependents()
     is_last = True
     if SPLITS > 1:
@@ -228,9 +244,11 @@ def _linear_kernel(
 
 
 def can_stream(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> bool:
-    """Whether ``linear`` takes these: few rows, half precision, aligned, and weights enough for
-    their reading to be what counts. FP8 weights may be few, and have more rows: what else there is
-    for them reads far more."""
+    """Return whether ``linear`` takes these tensors.
+
+    It takes few aligned rows of half precision, with enough weights that reading them dominates.
+    FP8 weights may be few and have more rows, because any other way reads far more.
+    """
     if scale is not None:
         return (
             x.is_cuda
@@ -251,9 +269,11 @@ def can_stream(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> bool:
 
 
 def tiling_of(num_outputs: int) -> Tiling:
-    """The best, or nearly, of those tried on an H200 with 4 and 32 rows over the shapes of a 7B
-    model. Up to two programs a multiprocessor go deep; more would rather leave room for one
-    another and for the next kernel's. Source: results/h200/linear.md.
+    """Return the best tiling, or nearly the best, of those tried on an H200.
+
+    It was tried with 4 and 32 rows over the shapes of a 7B model. Up to two programs a
+    multiprocessor go deep. If there are more, they leave room for one another and for the next
+    kernel's. Source: results/h200/linear.md.
 
     If there is no more than one a multiprocessor, it takes more than half of the shared memory (six
     stages). Otherwise two programs, launched while the kernel ahead still runs, would share the
@@ -271,8 +291,11 @@ def _power_of_2_to(number: int) -> int:
 
 
 def _fitted(tiling: Tiling, num_rows: int, columns_a_scale: int | None) -> Tiling:
-    """``tiling`` for FP8 weights: a tile of them is of one scale's columns, and many rows leave
-    shared memory for fewer stages, and need no splits."""
+    """Return ``tiling`` fitted to FP8 weights and to many rows.
+
+    A tile of FP8 weights is of one scale's columns. Many rows leave shared memory for fewer stages,
+    and need no splits.
+    """
     if columns_a_scale is not None:
         tiling = tiling._replace(block_k=min(tiling.block_k, columns_a_scale))
     if num_rows > MAX_ROWS:
@@ -281,7 +304,7 @@ def _fitted(tiling: Tiling, num_rows: int, columns_a_scale: int | None) -> Tilin
 
 
 def _lines_asked(tiling: Tiling, tiles: int, row_bytes: int) -> int:
-    """Lines of each row of weights that a program asks for: a power of 2, or none."""
+    """Return how many lines of each row of weights a program asks for: a power of 2, or none."""
     share = ASKED_BYTES // (tiles * tiling.splits * tiling.block_n * LINE_BYTES)
     has = row_bytes // (tiling.splits * LINE_BYTES)
     return _power_of_2_to(min(share, has)) if share and has else 0
@@ -298,10 +321,15 @@ def linear(
     scales: Scales | None = None,
     tiling: Tiling | None = None,
 ) -> Tensor:
-    """``x [..., K]`` of at most ``MAX_ROWS`` rows times ``weight [N, K]``: ``[..., N]``, in the
-    default ``tiling`` of its size. Either ``residual [..., N]`` is added, or its first heads are
-    rotated by ``rotary``, or, where ``is_gated``, ``silu(gate) * up`` of the product's halves is
-    returned, ``[..., N / 2]``. A weight with ``scales`` is FP8, and takes ``MAX_SCALED_ROWS``."""
+    """Multiply ``x [..., K]`` of at most ``MAX_ROWS`` rows by ``weight [N, K]``, to ``[..., N]``.
+
+    At most one of three ends follows. ``residual [..., N]`` is added. Or the product's first heads
+    are rotated by ``rotary``. Or, with ``is_gated``, ``silu(gate) * up`` of the product's halves is
+    returned, ``[..., N / 2]``.
+
+    A weight with ``scales`` is FP8, and takes ``MAX_SCALED_ROWS``. If ``tiling`` is None,
+    ``tiling_of`` chooses it.
+    """
     rows = x.reshape(-1, x.shape[-1])
     num_rows, num_inputs = rows.shape
     num_outputs = weight.shape[0]

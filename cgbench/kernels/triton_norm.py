@@ -1,5 +1,6 @@
-"""The root-mean-square norm of hidden states, with the residual's sum ahead of it, in Triton. A row
-is read once. Its gains are read before the kernel ahead has ended.
+"""Compute the root-mean-square norm of hidden states in Triton, with a residual's sum ahead of it.
+
+A row is read once. Its gains are read before the kernel ahead has ended.
 """
 
 from typing import NamedTuple
@@ -14,7 +15,10 @@ from cgbench.kernels.gpu import early, launch_keywords
 
 
 class Norm(NamedTuple):
-    """``x / sqrt(mean(x ** 2) + epsilon) * (weight + offset)`` over the last dimension of ``x``."""
+    """A norm is ``x / sqrt(mean(x ** 2) + epsilon) * (weight + offset)``.
+
+    The mean is over the last dimension of ``x``.
+    """
 
     weight: Tensor
     epsilon: float
@@ -38,12 +42,12 @@ def _norm_kernel(
     EARLY: tl.constexpr,
 ) -> None:
     if EARLY:
-        # The next one is a product: it asks for its weights meanwhile.
+        # The next kernel is a product, which asks for its weights meanwhile.
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     keep = column < num_columns
-    # Nothing writes it: it may be read before the wait.
+    # Nothing writes it, so it may be read before the wait.
     gain = tl.load(weight + column, mask=keep, other=0.0, cache_modifier=".cg")
     if EARLY:
         gdc_wait()
@@ -62,12 +66,12 @@ def _norm_kernel(
 
 
 def norm(x: Tensor, how: Norm) -> Tensor:
-    """``x [..., K]``, normed: contiguous."""
+    """Return the norm of ``x [..., K]``, contiguous."""
     return _launch(x, None, how)[1]
 
 
 def add_norm(x: Tensor, residual: Tensor, how: Norm) -> tuple[Tensor, Tensor]:
-    """``x + residual``, both ``[..., K]``, and that normed: contiguous."""
+    """Return ``x + residual``, both ``[..., K]``, and the norm of that sum. Both are contiguous."""
     return _launch(x, residual, how)
 
 

@@ -1,4 +1,4 @@
-"""This kernel only reads, to measure read bandwidth."""
+"""Read memory and do nothing else, to measure read bandwidth."""
 
 import torch
 import triton
@@ -23,7 +23,10 @@ def _read_kernel(source, sums, BLOCK: tl.constexpr, STEPS: tl.constexpr) -> None
 
 
 def read(words: Tensor) -> Tensor:
-    """Read ``words``, int32 and a multiple of 32,768 of them; returns a sum for each 32,768."""
+    """Read all of ``words``, and return a sum for each 32,768 of them.
+
+    ``words`` are int32, and a multiple of 32,768.
+    """
     assert words.dtype == torch.int32 and words.numel() % (BLOCK * STEPS) == 0
     sums = torch.empty(words.numel() // (BLOCK * STEPS), dtype=torch.int32, device=words.device)
     _read_kernel[(len(sums),)](words, sums, BLOCK=BLOCK, STEPS=STEPS, num_warps=NUM_WARPS)

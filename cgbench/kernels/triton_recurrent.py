@@ -1,9 +1,11 @@
-"""One verify of a gated delta net's recurrence, in two Triton kernels a layer: the convolution,
-and here the delta rule.
+"""Compute one verify of a gated delta net's recurrence, in two Triton kernels a layer.
 
-Its floor is one read and one write of the matrices. In torch's operations it is some fifty kernels
-of a microsecond or two each. See ``engine.recurrent`` for what is computed, and
-for what is kept of a row: here the rule runs row by row, over a matrix that stays in registers.
+The first is the convolution. The delta rule is the second, and stands here. Its floor is one read
+and one write of the matrices. In torch's operations it is some fifty kernels of a microsecond or
+two each.
+
+``engine.recurrent`` describes what is computed, and what is kept of a row. Here the rule runs row
+by row, over a matrix that stays in registers.
 """
 
 import torch
@@ -18,21 +20,24 @@ from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_convolution import convolved
 
 VALUES_A_PROGRAM = 16
-"""Columns of a head's matrix: with one warp, and so no waiting of one for another."""
+"""A program takes this many columns of a head's matrix, with one warp.
+
+So no warp waits for another.
+"""
 
 MAX_HEADS = 1 << 18
-"""In one call: value heads of every request."""
+"""One call takes at most this many value heads, of all requests together."""
 
-# torch's softplus is the identity above it.
+# Above this torch's softplus is the identity.
 _SOFTPLUS_LIMIT = tl.constexpr(20.0)
-# Against zero, as transformers has it.
+# It guards against zero, as in transformers.
 _EPSILON = tl.constexpr(1e-6)
 
 
 @triton.jit
 def _softplus(x):
     y = tl.exp(tl.minimum(x, _SOFTPLUS_LIMIT))
-    # log(1 + y) keeps of a small y what 1 + y kept: scaled back to all of y (Kahan).
+    # 1 + y loses low bits of a small y. The scaling brings them back (Kahan).
     above = 1.0 + y
     scaled = tl.where(above == 1.0, y, tl.log(above) * (y / (above - 1.0)))
     return tl.where(x > _SOFTPLUS_LIMIT, x, scaled)
@@ -51,7 +56,7 @@ def _accept_pending(
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
 ):
-    # ``delta_rule.advanced``: a row past ``count`` is not read, whatever lies there.
+    # As ``delta_rule.advanced``. A row past ``count`` is not read, whatever lies there.
     total = tl.load(log_decays + count - 1, mask=count > 0, other=0.0)
     state *= tl.exp(total)
     for j in tl.static_range(KEPT):
@@ -114,7 +119,8 @@ def _delta_kernel(
 
     matrix += (of_head * KEY_DIM + d[:, None]) * VALUE_DIM + v[None, :]
     in_matrix = in_key[:, None] & in_value[None, :]
-    # Nothing came before a request's first row: a padded row computes the same whatever lies here.
+    # Nothing came before a request's first row. So a padded row computes the same whatever lies
+    # here.
     is_first = tl.load(positions + b * QUERY_LEN) == 0
     state = tl.load(matrix, mask=in_matrix & (is_first == 0), other=0.0)
 
@@ -159,7 +165,7 @@ def _delta_kernel(
         u = tl.sum(tl.where(here[:, None], value, 0.0), 0)
         state *= tl.exp(tl.sum(tl.where(here, log_decay, 0.0), 0))
         u = (u - tl.sum(state * k, 0)) * tl.sum(tl.where(here, beta, 0.0), 0)
-        # Of the state before the update, so that one reduction does not wait for the other.
+        # It is of the state before the update, so that one reduction does not wait for the other.
         o = tl.sum(state * q, 0) + u * tl.sum(tl.where(here, query_key, 0.0), 0)
         state += k * u[None, :]
         read = tl.where(here[:, None], o[None, :], read)
@@ -169,7 +175,7 @@ def _delta_kernel(
     tl.store(to_out, read.to(out.dtype.element_ty), mask=in_values)
     tl.store(updates + s[:, None] * VALUE_DIM + v[None, :], added, mask=in_values)
     if is_last:
-        # All programs of the head read these: written when the last one has.
+        # All programs of the head read these, so they are written when the last one has.
         tl.store(keys + s[:, None] * KEY_DIM + d[None, :], key, mask=in_keys)
         tl.store(log_decays + s, tl.cumsum(log_decay, 0), mask=in_rows)
         if TILES > 1:
@@ -179,9 +185,10 @@ def _delta_kernel(
 def delta_rule(
     layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
-    """Return what ``rows`` read, ``[B, S, H, Dv]``, in ``slots [B]`` at ``positions [B, S]``. They
-    come after the ``num_pending [B]`` rows that the state has yet to take up. The state is left
-    before them.
+    """Return what ``rows`` read of the state, ``[B, S, H, Dv]``.
+
+    They are in ``slots [B]`` at ``positions [B, S]``. They come after the ``num_pending [B]`` rows
+    that the state has yet to take up. The state is left before them.
     """
     net, device = rows.net, rows.mixed.device
     batch, query_len, _ = rows.mixed.shape
@@ -229,7 +236,9 @@ def delta_rule(
 
 
 def _heads_together(each: Tensor) -> Tensor:
-    """``each [B, S, num_heads]`` as ``[B * S, num_heads]``, a row's heads one behind the other: a
-    copy only of what Qwen3-Next projects where every key head serves one value head."""
+    """Return ``each [B, S, num_heads]`` as ``[B * S, num_heads]``, a row's heads side by side.
+
+    It copies only if every key head serves one value head, as Qwen3-Next projects then.
+    """
     rows = each.flatten(0, 1)
     return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -1,5 +1,7 @@
-"""Rotary embedding of a product's heads, in Triton. It is a part of the product. For more rows than
-the product streams, a kernel of its own rotates queries and keys where they lie.
+"""Rotate a product's heads by rotary embedding, in Triton.
+
+It is a part of the product. For more rows than the product streams, a kernel of its own rotates
+queries and keys where they lie.
 """
 
 from typing import NamedTuple
@@ -15,8 +17,11 @@ PAIRS_A_PROGRAM = 512
 
 
 class Rotary(NamedTuple):
-    """How the first ``num_columns`` columns of each row are rotated: as heads whose halves turn
-    against each other, by ``cos`` and ``sin [..., D]``, contiguous, a row a row."""
+    """A rotary rotates the first ``num_columns`` columns of each row.
+
+    They are heads whose halves turn against each other. ``cos`` and ``sin [..., D]`` are
+    contiguous, with one row for each row of the product.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -24,13 +29,13 @@ class Rotary(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of a head."""
+        """Return the size of a head, D."""
         return self.cos.shape[-1]
 
 
 @triton.jit
 def load_tables(cos, sin, tables, apart, keep):
-    """Cosines and sines of both halves; of what is not rotated those of no angle."""
+    """Load the cosines and sines of both halves. Columns that are not rotated get angle 0."""
     cos_low = tl.load(cos + tables, mask=keep, other=1.0)
     cos_high = tl.load(cos + tables + apart, mask=keep, other=1.0)
     sin_low = tl.load(sin + tables, mask=keep, other=0.0)
@@ -40,7 +45,7 @@ def load_tables(cos, sin, tables, apart, keep):
 
 @triton.jit
 def turned(low, high, cos_low, cos_high, sin_low, sin_high):
-    """``low`` and ``high`` against each other, rounded once."""
+    """Return ``low`` and ``high`` turned against each other, rounded once."""
     a, b = low.to(tl.float32), high.to(tl.float32)
     turned_low = a * cos_low.to(tl.float32) - b * sin_low.to(tl.float32)
     turned_high = b * cos_high.to(tl.float32) + a * sin_high.to(tl.float32)
@@ -68,7 +73,7 @@ def _rotate_kernel(
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """``x [..., N]``, contiguous, rotated in place."""
+    """Rotate ``x [..., N]``, contiguous, in place, and return it."""
     rows = x.view(-1, x.shape[-1])
     pairs = rotary.num_columns // 2
     _rotate_kernel[(len(rows), triton.cdiv(pairs, PAIRS_A_PROGRAM))](

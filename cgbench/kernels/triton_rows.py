@@ -1,8 +1,7 @@
-"""Argmax, acceptance and commit, which come between an iteration's forwards, are a Triton kernel
-each.
+"""Pick tokens, accept and commit between an iteration's forwards, in one Triton kernel each.
 
-Written with torch's operations, picking tokens, counting accepted drafts and stepping on are forty
-kernels of a microsecond or two each, whatever the batch. See ``row_updates`` for what they compute.
+In torch's operations these steps are forty kernels of a microsecond or two each, whatever the
+batch. ``row_updates`` defines what they compute.
 """
 
 import functools
@@ -18,15 +17,20 @@ from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.row_updates import ACTIVE, NUM_ACCEPTED, NUM_EMITTED, OUT, RowState
 
 COLUMNS_A_STEP = 2048
-"""Logits that a program reads at a time, and the fewest it is started for."""
+"""A program reads this many logits at a time, and is started for no fewer."""
 
 PROGRAMS = 1024
-"""Eight a multiprocessor of an H200: with 4 KiB under way in each, as much as its memory wants."""
+"""Rows of logits are split until about this many programs read them.
+
+These are eight a multiprocessor of an H200. With 4 KiB under way in each, that is as much as its
+memory wants.
+"""
 
 MAX_ROWS = 1 << 14
-"""Of logits, in one call: k + 1 of every request."""
+"""A call that splits rows takes at most this many rows of logits: k + 1 of every request."""
 
-# An end-of-sequence id that a masked token equals none of: ``NO_TOKEN`` fills unused ids.
+# It stands for a masked token. No end-of-sequence id equals it, because ``NO_TOKEN`` fills unused
+# ids.
 _NOT_A_TOKEN = tl.constexpr(-2)
 _NUM_EMITTED = tl.constexpr(NUM_EMITTED)
 _NUM_ACCEPTED = tl.constexpr(NUM_ACCEPTED)
@@ -64,7 +68,7 @@ def _argmax_kernel(
         column = first + lane
         value = tl.load(from_row + column, mask=column < high, other=float("-inf"))
         value = value.to(tl.float32)
-        # As torch: a NaN is larger than any number.
+        # As in torch, a NaN is larger than any number.
         value = tl.where(value != value, float("inf"), value)
         is_better = value > best
         where = tl.where(is_better, column, where)
@@ -76,13 +80,13 @@ def _argmax_kernel(
         return
     tl.store(part_value + row * PARTS + part, value)
     tl.store(part_index + row * PARTS + part, index)
-    # Both before this program's arrival is counted.
+    # Both are stored before this program's arrival is counted.
     tl.debug_barrier()
     if tl.atomic_add(arrived + row, 1, sem="acq_rel") == PARTS - 1:
         each = tl.arange(0, PARTS)
         values = tl.load(part_value + row * PARTS + each, cache_modifier=".cg")
         indices = tl.load(part_index + row * PARTS + each, cache_modifier=".cg")
-        # Of equals the first, as the parts are in order.
+        # The lowest index is the first of equals, because the parts are in order.
         index = tl.min(tl.where(values == tl.max(values, 0), indices, _FAR), 0)
         tl.store(out + row, index.to(tl.int64))
         tl.store(arrived + row, 0)
@@ -119,7 +123,7 @@ def _accept_kernel(
         keeps = drawn < tl.load(rates + j, mask=is_draft, other=0.0)
     else:
         keeps = draft == out
-    # The first one that is not kept; the column after the drafts never is.
+    # The first draft that is not kept ends them. The column after the drafts is never kept.
     num_accepted = tl.min(tl.where(keeps & is_draft, _FAR, tl.minimum(j, SPEC_TOKENS)), 0)
     if BY_RATES:
         out = tl.where(j < num_accepted, draft, out)
@@ -173,7 +177,7 @@ def _commit_kernel(
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """The index of the largest of ``logits [..., V]``, of equals the first: ``[...]``."""
+    """Return the index ``[...]`` of the largest of ``logits [..., V]``, the first of equals."""
     rows = logits.reshape(-1, logits.shape[-1])
     num_rows, num_columns = rows.shape
     parts = _num_parts(num_rows, num_columns)
@@ -200,7 +204,7 @@ def argmax(logits: Tensor) -> Tensor:
 
 
 def accept(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None) -> None:
-    """``row_updates.accept``."""
+    """Compute ``row_updates.accept`` in one kernel."""
     k = rows.spec_tokens
     chosen = chosen.contiguous()
     device = chosen.device
@@ -224,7 +228,7 @@ def accept(rows: RowState, chosen: Tensor, rates: tuple[float, ...] | None) -> N
 
 
 def commit(rows: RowState) -> None:
-    """``row_updates.commit``."""
+    """Compute ``row_updates.commit`` in one kernel."""
     num_out, num_eos = rows.spec_tokens + 1, rows.eos_ids.shape[0]
     device = rows.last.device
     _commit_kernel[(rows.batch_size,)](
@@ -248,12 +252,15 @@ def commit(rows: RowState) -> None:
 
 
 def _num_parts(num_rows: int, num_columns: int) -> int:
-    """It is a power of two, because one program reads the best of all parts in one go."""
+    """Return a power of two, because one program reads the best of all parts in one go."""
     wanted = min(PROGRAMS // num_rows, num_columns // COLUMNS_A_STEP)
     return 1 << (max(1, wanted).bit_length() - 1)
 
 
 @functools.cache
 def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """On the device once and for ever, as ``arrivals``: made before a capture, by its warm-up."""
+    """Put ``values`` on the device once and for ever, as ``arrivals`` does.
+
+    A capture's warm-up makes them, before the capture.
+    """
     return torch.tensor(values, dtype=torch.float32, device=device)

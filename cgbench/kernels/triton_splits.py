@@ -20,13 +20,16 @@ from cgbench.kernels.gpu import early, launch_keywords
 MAX_SPLITS = 32
 PROGRAMS_PER_MULTIPROCESSOR = 2
 ELEMENTS_A_WARP = 4096
-"""128 float32 a thread: 32 splits of values of 128."""
+"""A warp merges this many elements: 128 float32 a thread, or 32 splits of values of 128."""
 
 
 class Parts(NamedTuple):
-    """What the splits leave, in float32, of P pairs of request and KV head and their M query rows:
-    ``out [P, splits, M, Dv]``, ``maxima`` and ``sums [P, splits, M]``. Empty of one split, which
-    is the whole and goes straight to the output."""
+    """Parts are what the splits leave, in float32.
+
+    P is the pairs of request and KV head, and M the query rows of each. ``out`` is
+    ``[P, splits, M, Dv]``. ``maxima`` and ``sums`` are ``[P, splits, M]``. They are empty if there
+    is one split, because it is the whole and goes straight to the output.
+    """
 
     out: Tensor
     maxima: Tensor
@@ -36,6 +39,7 @@ class Parts(NamedTuple):
     def empty(
         cls, pairs: int, num_splits: int, num_rows: int, value_dim: int, device: torch.device
     ) -> Self:
+        """Allocate parts that the splits have yet to fill."""
         shape = (0 if num_splits == 1 else pairs, num_splits, num_rows)
         maxima = torch.empty(shape, dtype=torch.float32, device=device)
         out = torch.empty((*shape, value_dim), dtype=torch.float32, device=device)
@@ -43,7 +47,7 @@ class Parts(NamedTuple):
 
 
 def splits_of(pairs: int, device: torch.device) -> int:
-    """Splits over the keys that give every multiprocessor a few programs."""
+    """Return how many splits over the keys give every multiprocessor a few programs."""
     wanted = PROGRAMS_PER_MULTIPROCESSOR * _num_multiprocessors(device)
     return max(1, min(MAX_SPLITS, wanted // pairs))
 
@@ -57,8 +61,10 @@ def _num_multiprocessors(device: torch.device) -> int:
 
 @triton.jit  # type: ignore[untyped-decorator]
 def division(start, num_splits, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return how the cached keys below position ``start`` are divided: the first of them, the keys
-    a split, and the split that has the new rows too. That is an idle one if there is one.
+    """Return how the cached keys below position ``start`` are divided.
+
+    Returns the first key, the keys a split, and the split that has the new rows too. That is an
+    idle one if there is one.
     """
     first = start * 0
     if WINDOW > 0:
@@ -88,7 +94,7 @@ def _merge_kernel(
     EARLY: tl.constexpr,
 ) -> None:
     if EARLY:
-        # The next one is a product: it asks for its weights meanwhile.
+        # The next kernel is a product, which asks for its weights meanwhile.
         gdc_launch_dependents()
     b = tl.program_id(0) // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS
@@ -116,8 +122,10 @@ def _merge_kernel(
 
 
 def merge(parts: Parts, positions: Tensor, out: Tensor, shape: Mapping[str, int]) -> None:
-    """Fill ``out [B, S, Hq, Dv]`` from all splits' ``parts``; ``shape`` is the constants that the
-    splits were made with."""
+    """Fill ``out [B, S, Hq, Dv]`` from all splits' ``parts``.
+
+    ``shape`` is the constants that the splits were made with.
+    """
     pairs, num_splits, num_rows = parts.maxima.shape
     splits = triton.next_power_of_2(num_splits)
     _merge_kernel[(pairs, num_rows)](
@@ -134,5 +142,8 @@ def merge(parts: Parts, positions: Tensor, out: Tensor, shape: Mapping[str, int]
 
 
 def _merging_warps(num_elements: int) -> int:
-    """As few as hold a row of all splits in their registers: more only wait for each other."""
+    """Return as few warps as hold a row of all splits in their registers.
+
+    More would only wait for each other.
+    """
     return min(4, max(1, num_elements // ELEMENTS_A_WARP))

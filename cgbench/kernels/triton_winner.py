@@ -1,7 +1,8 @@
-"""The largest of what the ranks found each, in Triton: two kernels, where torch's are eight.
+"""Find the largest of what each rank found, in two Triton kernels, where torch's are eight.
 
-They are those on either side of the exchange in ``collectives.argmax_over_ranks``. Their definition
-in torch's operations is there, but for a NaN beside an infinity, which here are equals.
+They stand on either side of the exchange in ``collectives.argmax_over_ranks``. ``winner`` defines
+them in torch's operations. A NaN beside an infinity is the one exception, because here they are
+equals.
 """
 
 import torch
@@ -37,7 +38,7 @@ def _winner_kernel(packed, out, num_rows, RANKS: tl.constexpr, EARLY: tl.constex
         from_rank = packed + 2 * (rank * num_rows + row)
         value = tl.load(from_rank)
         index = tl.load(from_rank + 1)
-        # As in the argmax of a part: a NaN is as large as infinity.
+        # As in the argmax of a part, a NaN is as large as infinity.
         value = tl.where(value != value, float("inf"), value)
         winner = tl.where(value > best, index, winner)
         best = tl.maximum(value, best)
@@ -45,8 +46,10 @@ def _winner_kernel(packed, out, num_rows, RANKS: tl.constexpr, EARLY: tl.constex
 
 
 def pack(part: Tensor, indices: Tensor, first: int) -> Tensor:
-    """``[..., 2]``: the numbers of ``part [..., n]`` at ``indices [...]``, and these counted from
-    ``first``, as float32."""
+    """Return the numbers of ``part [..., n]`` at ``indices [...]``, each beside its index.
+
+    The result is ``[..., 2]`` in float32. Indices are counted from ``first``.
+    """
     rows = part.flatten(0, -2)
     assert rows.stride(1) == 1
     out = torch.empty(*indices.shape, 2, dtype=torch.float32, device=part.device)
@@ -64,8 +67,10 @@ def pack(part: Tensor, indices: Tensor, first: int) -> Tensor:
 
 
 def winner(packed: Tensor) -> Tensor:
-    """``[...]``: the index beside the largest number of ``packed [N, ..., 2]``, of equals that of
-    the lowest rank."""
+    """Return the index beside the largest number of ``packed [N, ..., 2]``, as ``[...]``.
+
+    Of equal numbers, that of the lowest rank wins.
+    """
     num_ranks, *shape, _ = packed.shape
     out = torch.empty(shape, dtype=torch.long, device=packed.device)
     _winner_kernel[(out.numel(),)](

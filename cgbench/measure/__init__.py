@@ -1,1 +1,3 @@
-"""Measurement: the two passes over a cell, the clock, the rule that stops, the machine's state."""
+"""Measure the cells of a run: the passes over a cell, the clock, the stopping rule and the state of
+the machine.
+"""

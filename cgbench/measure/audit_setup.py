@@ -1,4 +1,4 @@
-"""The record of an audit: a run's, without what only a run measures."""
+"""Keep the record of an audit, which is a run's record without what only a run measures."""
 
 import json
 from collections.abc import Mapping
@@ -22,8 +22,9 @@ RECORD = (
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """What an audit was of, and what it found. ``record`` is that of a run which measures
-    nothing."""
+    """An ``AuditResult`` holds what was audited, and what the checks found. ``record`` is the
+    record of a run that measures nothing. ``seconds`` is the time that the audit took.
+    """
 
     record: RunRecord = field(repr=False)
     verdict: Answer
@@ -32,19 +33,21 @@ class AuditResult:
 
     @property
     def title(self) -> str:
-        """What was audited, as every table names it."""
+        """Return the line that names what was audited: model, head, routing and mixture."""
         model = self.record.model
         mixture = self.record.mixture_words
         words = "" if mixture is None else f", {mixture}"
         return f"{model['label']}, head {model['head']}, routing {model['routing']}{words}"
 
     def to_json(self) -> str:
-        """All of it as one JSON object."""
+        """Return the record, the verdict and the findings as one JSON object."""
         found = {"verdict": self.verdict, "seconds": self.seconds, "findings": self.findings}
         return json.dumps({**audited(self.record), **found}, indent=2)
 
 
 def audited(record: RunRecord) -> Mapping[str, object]:
-    """What a record says of an audit: everything but its findings."""
+    """Return the fields of a run's record that describe an audit, and the workload's source, size
+    and hash.
+    """
     workload = {name: record.workload[name] for name in ("source", "num_prompts", "sha256")}
     return {**{name: getattr(record, name) for name in RECORD}, "workload": workload}

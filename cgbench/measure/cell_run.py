@@ -1,4 +1,4 @@
-"""One cell while it is measured: its tokens, acceptance, samples and memory peak."""
+"""Hold one cell while it is measured: its tokens, acceptance, samples and memory peak."""
 
 import resource
 from collections import Counter
@@ -22,8 +22,9 @@ from cgbench.words import Mode, Stage, Status
 
 @dataclass(frozen=True, slots=True)
 class TimedBlock:
-    """One block of one cell. ``number`` is its round's; ``mean_context_len`` the mean KV rows a
-    request had over its timed iterations."""
+    """A ``TimedBlock`` holds the times of one block of one cell. ``number`` is the number of its
+    round. ``mean_context_len`` is the mean of KV rows per request over the timed iterations.
+    """
 
     number: int
     times: list[IterationTime]
@@ -32,13 +33,17 @@ class TimedBlock:
 
     @property
     def median_s(self) -> float:
-        """The median GPU time of its iterations (wall time on CPU)."""
+        """Return the median GPU time of the block's iterations, in seconds. On a CPU it is wall
+        time.
+        """
         return median(each.gpu_s for each in self.times)
 
 
 @dataclass
 class CellRun:
-    """One cell while it is measured; ``samples`` are rows of the samples file."""
+    """A ``CellRun`` collects what one cell gives while it is measured. ``samples`` are rows of the
+    samples file.
+    """
 
     runner: Runner
     batch_size: int
@@ -49,52 +54,57 @@ class CellRun:
     samples: list[Sample] = field(default_factory=list)
     status: Status = Status.OK
     failure: str | None = None
-    """What the short audit found wrong."""
+    """The difference that the short audit found, if it found one."""
     block_iterations: int = 0
     """Timed iterations of each block."""
     blocks: list[TimedBlock] = field(default_factory=list)
     experts_read: dict[Stage, float] = field(default_factory=dict)
-    """By stage, the mean distinct experts per expert layer in one forward; nothing of a dense
-    model."""
+    """By stage, the mean number of distinct experts per expert layer in one forward. It is empty
+    for a dense model.
+    """
     discarded: list[str] = field(default_factory=list)
-    """Why each block does not count; empty where it does."""
+    """The reason why each block does not count. It is empty for a block that counts."""
     stretches: int = 0
     """Stretches of the timed pass so far."""
     _num_samples: Counter[Stage] = field(default_factory=Counter)
 
     @property
     def spec_tokens(self) -> int:
+        """Return k, the draft tokens proposed per request and iteration."""
         return self.runner.state.spec_tokens
 
     @property
     def name(self) -> str:
-        """The cell among those of its batch size."""
+        """Return the cell's name among those of its batch size, from its scope and k."""
         return f"{self.runner.scope} k={self.spec_tokens}"
 
     @property
     def mode(self) -> Mode:
+        """Return whether the cell replays graphs or runs eager."""
         return self.runner.mode(self.batch_size)
 
     def absorb(self, generated: Generated) -> None:
-        """Add one wave's tokens and acceptance."""
+        """Add the tokens and the acceptance of one wave."""
         self.token_ids += generated.token_ids
         self.accepted += [count for counts in generated.accepted for count in counts]
 
     @property
     def kept(self) -> list[TimedBlock]:
-        """The blocks that count."""
+        """Return the blocks that count."""
         pairs = zip(self.blocks, self.discarded, strict=True)
         return [block for block, reason in pairs if not reason]
 
     @property
     def mean_context_len(self) -> float | None:
-        """KV rows a request had on average over the blocks that count; None before any did."""
+        """Return the mean of KV rows per request over the blocks that count. It is None if no block
+        counts yet.
+        """
         lengths = [block.mean_context_len for block in self.kept]
         return fmean(lengths) if lengths else None
 
     @property
     def timed_batch(self) -> Batch | None:
-        """What a timed iteration worked on, on average; None before any was timed."""
+        """Return the average work of a timed iteration. It is None if no block counts yet."""
         length = self.mean_context_len
         if length is None:
             return None
@@ -102,7 +112,7 @@ class CellRun:
 
     @property
     def medians(self) -> list[float]:
-        """Of the blocks that count, in seconds."""
+        """Return the medians of the blocks that count, in seconds."""
         return [block.median_s for block in self.kept]
 
     def keep_samples(self) -> None:
@@ -112,7 +122,9 @@ class CellRun:
                 self.add_sample(block.number, Stage.ITERATION, times.gpu_s, times.wall_s)
 
     def add_sample(self, block: int, stage: Stage, gpu_s: float, wall_s: float | None) -> None:
-        """``iteration`` counts the samples of a stage, over all blocks."""
+        """Add one sample of a stage. The sample's ``iteration`` counts the samples of that stage
+        over all blocks.
+        """
         self.samples.append(
             Sample(
                 scope=self.runner.scope,
@@ -129,15 +141,18 @@ class CellRun:
         self._num_samples[stage] += 1
 
     def next_stretch(self) -> int:
-        """Numbers the stretches of the timed pass, alike in every cell: seeds of their draws."""
+        """Return the number of the next stretch of the timed pass. Every cell counts alike, so the
+        numbers serve as seeds of their draws.
+        """
         self.stretches += 1
         return self.stretches - 1
 
     @contextmanager
     def watched(self, device: torch.device, ranks: Ranks) -> Iterator[None]:
-        """Keep the peak of device memory, and turn running out of it into a status.
+        """Keep the peak of device memory, and turn running out of memory into a status.
 
-        Raises ``OutOfMemoryError`` where ``ranks`` share the model: the others wait for this one.
+        Raise ``OutOfMemoryError`` instead if several ``ranks`` share the model, because the others
+        wait for this one.
         """
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -154,7 +169,7 @@ class CellRun:
         self.peak_memory_bytes = max(self.peak_memory_bytes, _peak_memory_bytes(device))
 
     def fail_audit(self, failure: str) -> None:
-        """The cell answers wrongly: none of its numbers is shown."""
+        """Mark the cell as wrong and drop its numbers, so that none is shown."""
         self.failure = failure
         self._drop(Status.AUDIT_FAILED)
 
@@ -167,7 +182,7 @@ class CellRun:
 
 
 def alive(runs: Iterable[CellRun]) -> list[CellRun]:
-    """Those that go on: neither out of memory, nor found wrong."""
+    """Return the cells that go on: those that neither ran out of memory nor failed the audit."""
     return [run for run in runs if run.status is Status.OK]
 
 

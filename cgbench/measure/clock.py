@@ -1,7 +1,7 @@
-"""Timing one iteration: by device events and by wall clock, whole and by stage.
+"""Time an iteration by device events and by wall clock, as a whole and by stage.
 
-The whole is timed as an engine runs: results are read back every iteration, one behind. Stages
-are timed in a pass of their own, whose events never disturb the timed one.
+The whole is timed as an engine runs: the host reads results back every iteration, one behind.
+Stages are timed in a pass of their own, so that their events never disturb the timed one.
 """
 
 import time
@@ -22,39 +22,45 @@ from cgbench.words import Stage
 
 @dataclass(frozen=True, slots=True)
 class IterationTime:
-    """``gpu_s``: from the iteration's first kernel to its last, by events. ``wall_s``: from one
-    iteration's result on the host to the next one's; None where something untimed lies between.
-    On a CPU the two are the same."""
+    """An ``IterationTime`` holds the two times of one iteration, in seconds.
+
+    ``gpu_s`` runs from the iteration's first kernel to its last, by device events. ``wall_s`` runs
+    from one iteration's result on the host to the next one's. It is None if something untimed lies
+    between. On a CPU the two are the same.
+    """
 
     gpu_s: float
     wall_s: float | None
 
 
 Flush: TypeAlias = Callable[[], object]
-"""Queues work that leaves nothing of an iteration's in the L2 cache."""
+"""A flush queues work that leaves nothing of an iteration in the L2 cache."""
 
 
 def l2_flush(device: torch.device) -> Flush:
-    """Writes twice the bytes that the device's L2 holds."""
+    """Return a flush that writes twice the bytes that the device's L2 holds."""
     num_bytes = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     return torch.empty(num_bytes, dtype=torch.uint8, device=device).zero_
 
 
 def num_untimed(device: torch.device) -> int:
-    """Iterations that ``time_iterations`` runs besides: one before the timed ones, and on CUDA one
-    after them."""
+    """Return the number of untimed iterations that ``time_iterations`` runs. One runs before the
+    timed ones, and on CUDA one more after them.
+    """
     return 2 if device.type == "cuda" else 1
 
 
 def time_iterations(
     runner: Runner, batch_size: int, count: int, flush: Flush | None = None
 ) -> list[IterationTime]:
-    """``count`` consecutive iterations. One more, before them, fills the pipeline untimed; another,
-    after them, is launched before the last result is read, as every one is before the result ahead
-    of it: else a host that is slower than the device would read the last result at once.
+    """Run ``count`` consecutive iterations and return their times.
 
-    ``flush`` runs before each iteration's first event: GPU times are without it, and there are no
-    wall times, which would be with it.
+    One untimed iteration runs first and fills the pipeline. On CUDA one more is launched at the
+    end, before the last timed result is read. So every result is read while the next iteration is
+    already queued. Without it, a host slower than the device would read the last result too early.
+
+    ``flush`` runs before the first event of each iteration, so GPU times do not include it. Wall
+    times would include it, so they are None.
     """
     if not runner.state.full.last.is_cuda:
         return _time_on_cpu(runner, batch_size, count)
@@ -65,7 +71,8 @@ def time_iterations(
     rows = runner.state.rows(batch_size)
     reader = Reader(rows)
     previous = None
-    # Not in a function of its own: a profiler's stack is to be short where a graph is replayed.
+    # This loop is not a function of its own, because a profiler's stack should be short where a
+    # graph is replayed.
     for start, end in zip(starts, ends, strict=True):
         if flush is not None:
             flush()
@@ -99,20 +106,22 @@ def _time_on_cpu(runner: Runner, batch_size: int, count: int) -> list[IterationT
 
 
 class StageTimer(Protocol):
-    """Runs one iteration and says how long each of its stages took, in seconds."""
+    """A ``StageTimer`` runs one iteration and measures each of its stages."""
 
-    def time_stages(self) -> dict[Stage, float]: ...
+    def time_stages(self) -> dict[Stage, float]:
+        """Run one iteration and return the time of each stage, in seconds."""
+        ...
 
 
 def _gaps(marks: Iterable[tuple[Stage | None, float]]) -> Iterator[tuple[Stage, float]]:
-    """Each stage and the time from the mark before it to its own."""
+    """Yield each stage, and the time from the mark before it to its own."""
     for (_, start), (stage, end) in pairwise(marks):
         if stage is not None:
             yield stage, end - start
 
 
 class CpuStages:
-    """Stages of an eager iteration on the CPU, by the wall clock."""
+    """A ``CpuStages`` times the stages of an eager iteration on the CPU, by the wall clock."""
 
     def __init__(self, spec: Speculator, state: DecodeState, batch_size: int) -> None:
         self._run: Callable[[Mark], None] = lambda mark: iteration(
@@ -126,7 +135,9 @@ class CpuStages:
 
 
 class EventStages:
-    """Stages by device events, which ``run`` records: from the host, or inside a graph."""
+    """An ``EventStages`` times stages by device events. ``run`` records them from the host or
+    inside a graph.
+    """
 
     def __init__(self, run: Callable[[Mark], None], external: bool) -> None:
         self._run = run
@@ -151,7 +162,7 @@ class EventStages:
 
 
 def eager_stages(spec: Speculator, state: DecodeState, batch_size: int) -> StageTimer:
-    """Stage times of the eager iteration."""
+    """Return a timer for the stages of the eager iteration."""
     if not state.full.last.is_cuda:
         return CpuStages(spec, state, batch_size)
 
@@ -159,7 +170,7 @@ def eager_stages(spec: Speculator, state: DecodeState, batch_size: int) -> Stage
 
 
 def graph_stages(spec: Speculator, state: DecodeState, num_rows: int) -> StageTimer:
-    """Stage times inside a captured iteration, from an instrumented capture made for them."""
+    """Capture an instrumented graph, and return a timer for the stages of its iteration."""
     captured: list[CapturedGraph] = []
     timer = EventStages(lambda _: captured[0].graph.replay(), external=True)
     captured.append(capture_instrumented(spec, state, num_rows, timer.mark))

@@ -1,9 +1,10 @@
-"""What an iteration's collectives take: the same calls, on the same shapes, and nothing else.
+"""Measure what an iteration's collectives take: the same calls, on the same shapes, and nothing
+else.
 
-They are noted while one iteration runs eager, then made again back to back: on CUDA captured in
-one graph, so that no launch is timed. That is their cost where all ranks arrive together. Waiting
-for a later rank is not in it, nor is what overlaps with kernels: the share is of work, not of a
-critical path.
+They are noted while one iteration runs eager, then made again back to back. On CUDA they are
+captured in one graph, so that no launch is timed. The result is their cost if all ranks arrive
+together. It excludes waiting for a later rank, and ignores that collectives may overlap with
+kernels. So the share is one of work, not of a critical path.
 """
 
 import time
@@ -31,7 +32,9 @@ _CALLS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def collectives_of(spec: Speculator, state: DecodeState, num_rows: int) -> list[Collective]:
-    """What one iteration over ``num_rows`` rows calls, in order. Clears the state."""
+    """Return the collectives that one iteration over ``num_rows`` rows calls, in order. The state
+    is cleared.
+    """
     state.clear()
     with watched_collectives() as seen:
         iteration(spec, state.rows(num_rows))
@@ -39,7 +42,9 @@ def collectives_of(spec: Speculator, state: DecodeState, num_rows: int) -> list[
 
 
 class CollectivesAlone:
-    """The calls of ``collectives_of``, ready to be timed. Release it before the process group."""
+    """A ``CollectivesAlone`` repeats the calls of ``collectives_of``, to time them. Release it
+    before the process group.
+    """
 
     def __init__(self, calls: Sequence[Collective], device: torch.device) -> None:
         self._calls = [
@@ -55,7 +60,7 @@ class CollectivesAlone:
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         stream = torch.cuda.Stream(self._device)
-        # Exchanges of two streams at once would take each other's numbers.
+        # Exchanges of two streams at once would read each other's numbers.
         stream.wait_stream(torch.cuda.current_stream(self._device))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(stream):
@@ -68,7 +73,9 @@ class CollectivesAlone:
         return graph
 
     def seconds(self) -> float:
-        """One time through all calls: device time on CUDA, wall time on the CPU."""
+        """Make all calls once and return their time in seconds: device time on CUDA, wall time on
+        the CPU.
+        """
         if self._graph is None:
             start = time.perf_counter()
             self._run()
@@ -81,5 +88,6 @@ class CollectivesAlone:
         return float(begin.elapsed_time(end)) / 1e3
 
     def release(self) -> None:
+        """Free the captured graph, if there is one."""
         if self._graph is not None:
             self._graph.reset()

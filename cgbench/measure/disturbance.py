@@ -1,6 +1,6 @@
-"""Which blocks do not count, by what telemetry saw around them: rules as data, no torch.
+"""Decide which blocks do not count, from what telemetry saw around them. There is no torch here.
 
-Judged anew after each round, for the clock that a block departs from is known only then.
+Every block is judged again after each round, because the cell's median clock is known only then.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,43 +9,54 @@ from statistics import median
 
 from cgbench.floor.telemetry import Reading
 
-# The GPU was held back by heat or by its supply: it would be faster on another day. Not among
-# them: sw_power_cap, for a busy GPU runs at its power limit by design, in BASE as in NEW; gpu_idle,
-# which a reading between two blocks may well see; clocks that somebody set.
+# Heat or the power supply held the GPU back, so it would be faster on another day. Three other
+# reasons are left out. ``sw_power_cap``: a busy GPU runs at its power limit by design, in BASE as
+# in NEW. ``gpu_idle``: a reading between two blocks may well see it. The third is a clock that
+# somebody set.
 THROTTLED = ("hw_thermal", "sw_thermal", "power_brake", "hw_slowdown")
 
 POWER_LIMIT = "sw_power_cap"
 
 MAX_CLOCK_DEPARTURE = 0.03
-"""Of the SM clock, from the cell's median: a regression that must be caught is as large."""
+"""The largest departure of a block's SM clock from the cell's median, as a fraction. It is as large
+as a regression that must be caught.
+"""
 
 MAX_DISCARDED_FRAC = 0.25
-"""A cell that lost more of its blocks is disturbed: what remains is no chance selection."""
+"""A cell that lost a larger fraction of its blocks is disturbed, because the rest is no chance
+selection.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What telemetry saw before and after one block; None where nothing can tell."""
+    """A ``Watched`` holds the telemetry readings before and after one block. A reading is None if
+    the device has no telemetry.
+    """
 
     before: Reading | None
     after: Reading | None
 
     @property
     def readings(self) -> list[Reading]:
+        """Return the readings that there are: none, one or two."""
         return [each for each in (self.before, self.after) if each is not None]
 
     @property
     def sm_clock_mhz(self) -> int | None:
-        """The clock after the block: before it the GPU may have been waiting."""
+        """Return the SM clock after the block, because before the block the GPU may have been
+        waiting.
+        """
         return None if self.after is None else self.after.sm_clock_mhz
 
 
 def reasons_to_discard(blocks: Sequence[Watched], at_start: frozenset[int]) -> list[str]:
-    """For each block of one cell why it does not count; empty where it does.
+    """Return, for each block of one cell, the reason why it does not count. The reason is empty for
+    a block that counts.
 
-    ``at_start`` are the processes on the GPU when the run began, ours among them under whatever
-    number the driver's namespace has for it: those that were there all along disturb every block
-    alike.
+    ``at_start`` holds the processes that were on the GPU when the run began. They disturb every
+    block alike, so they discard none. Our own process is among them, under the number that the
+    driver's namespace gives it.
     """
     typical_mhz = None if is_power_limited(blocks) else _typical_clock(blocks)
     return [
@@ -55,9 +66,9 @@ def reasons_to_discard(blocks: Sequence[Watched], at_start: frozenset[int]) -> l
 
 
 def is_power_limited(blocks: Sequence[Watched]) -> bool:
-    """Whether most of one cell's blocks end at the GPU's power limit.
+    """Return whether most of one cell's blocks end at the GPU's power limit.
 
-    Its regulator then moves the SM clock within a block, up and down, so the clock read at one
+    The GPU's regulator then moves the SM clock up and down within a block. So the clock read at one
     moment need not be the block's. Over the eight blocks of a recorded cell, clock and time
     correlate by anything from -0.90 to -0.03. Source: results/h200/tp, qwen3-32b at batch size 64
     (docs/measurement.md).
@@ -67,8 +78,9 @@ def is_power_limited(blocks: Sequence[Watched]) -> bool:
 
 
 def power_limit(blocks: Mapping[str, Sequence[Watched]]) -> str | None:
-    """One line where cells ran at the power limit; None where none did. ``blocks`` by the cell's
-    name."""
+    """Return a line that names the cells that ran at the power limit, or None if none did. The keys
+    of ``blocks`` are the cells' names.
+    """
     limited = {name: watched for name, watched in blocks.items() if is_power_limited(watched)}
     if not limited:
         return None
@@ -108,5 +120,5 @@ def _other_clock(block: Watched, typical_mhz: float | None) -> str:
 
 
 def is_disturbed(reasons: Sequence[str]) -> bool:
-    """Whether too many of a cell's blocks were discarded for the others to be trusted."""
+    """Return whether too many of a cell's blocks were discarded for the others to be trusted."""
     return sum(map(bool, reasons)) > MAX_DISCARDED_FRAC * len(reasons)

@@ -1,8 +1,8 @@
-"""Measuring one batch size: all its scopes and k, interleaved, so that drift hits all alike.
+"""Measure one batch size: all its scopes and k, interleaved, so that drift hits all alike.
 
-Two passes over the one iteration function. *Generate* decodes the prompts to their end and gives
-tokens and acceptance. *Time* (``rounds``) runs a full batch around a stated mean context, EOS
-ignored, going back to the state after prefill for every block.
+There are two passes over the one iteration function. *Generate* decodes the prompts to their end
+and gives tokens and acceptance. *Time* (``rounds``) runs a full batch around a stated mean context
+and ignores EOS. It goes back to the state after prefill for every block.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,22 +44,24 @@ STAGE_ITERATIONS = 20
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What one batch size gave: the unit that is written and resumed."""
+    """A ``Group`` holds what one batch size gave. It is the unit that is written and resumed."""
 
     cells: list[Cell]
     samples: list[Sample]
     tokens: list[TokenRow]
     accounts: list[Account]
-    """What each k's floor is made of."""
+    """The lines that each k's floor is the sum of."""
     failures: list[str]
     """A line for each cell whose short audit failed: which cell, and what differed."""
     blocks: list[Block]
     doubts: list[str]
-    """Lines on what its times are worth: too noisy a machine, a GPU at its power limit."""
+    """Lines that qualify the times: the machine was too noisy, or a GPU ran at its power limit."""
 
 
 def measure_group(session: Session, batch_size: int, on_step: Callable[[], None]) -> Group:
-    """Measure every (k, scope) at ``batch_size``; ``on_step`` is called ``num_steps`` times."""
+    """Measure every (k, scope) at ``batch_size`` and return the group. ``on_step`` is called
+    ``num_steps`` times.
+    """
     runs = {key: CellRun(runner, batch_size) for key, runner in session.deployment.runners.items()}
     waves = session.workload.waves(batch_size)
     for number, wave in enumerate(waves):
@@ -86,7 +88,9 @@ def measure_group(session: Session, batch_size: int, on_step: Callable[[], None]
 
 
 def num_steps(session: Session, batch_size: int) -> int:
-    """Steps of a group's progress: its waves, the rounds it has at least, the stage pass."""
+    """Return the steps of a group's progress: its waves, its least number of rounds and the stage
+    pass.
+    """
     return len(session.workload.waves(batch_size)) + MIN_BLOCKS + 1
 
 
@@ -122,7 +126,9 @@ def _prefill(
 
 @contextmanager
 def _memory_for(what: str) -> Iterator[None]:
-    """Raises ``OutOfMemoryError`` naming it, and the flags to lower."""
+    """Raise ``OutOfMemoryError`` instead of torch's error. It names ``what``, and the flags to
+    lower.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -133,8 +139,11 @@ def _memory_for(what: str) -> Iterator[None]:
 
 
 def _audit_tokens(session: Session, runs: dict[CellKey, CellRun], prompts: list[list[int]]) -> None:
-    """Fail the cells whose tokens are not plain decoding's, or not a prefill's; in lower precision
-    sums of other shapes are rounded otherwise, and tokens may differ without a fault."""
+    """Fail the cells whose tokens differ from plain decoding's or from a prefill's.
+
+    Only float32 is audited. In lower precision sums of other shapes are rounded otherwise, and
+    tokens may differ without a fault.
+    """
     if session.spec.target.dtype != torch.float32:
         return
     for key, run in runs.items():
@@ -152,8 +161,11 @@ def _audit_tokens(session: Session, runs: dict[CellKey, CellRun], prompts: list[
 def _audit_against_prefill(
     session: Session, runs: dict[CellKey, CellRun], prompt: list[int]
 ) -> None:
-    """Fail the cells whose first request a prefill would not decode so. Not a hybrid's: its prefill
-    goes by another rule than its decode, and parts from it by more than a tie in float32."""
+    """Fail the cells whose first request a prefill would decode otherwise.
+
+    A hybrid model is left out. Its prefill follows another rule than its decode, and the two differ
+    by more than a tie in float32.
+    """
     if not session.options.acceptance.is_greedy or session.spec.cache.recurrent is not None:
         return
     told: dict[tuple[int, ...], str | None] = {}
@@ -168,8 +180,11 @@ def _audit_against_prefill(
 
 
 def _plain_run(session: Session, runs: dict[CellKey, CellRun], key: CellKey) -> CellRun | None:
-    """The run that ``key`` must give the tokens of: plain decoding, eager where it is measured;
-    under a rule that is not lossless, eager of the same k."""
+    """Return the run whose tokens the run of ``key`` must give, or None if there is none.
+
+    It is plain decoding, eager if that is measured. Under a rule that is not lossless it is eager
+    decoding at the same k.
+    """
     k, scope = key
     is_lossless = session.options.acceptance.is_greedy
     keys = [(0, Scope.EAGER), (0, scope)] if is_lossless else [(k, Scope.EAGER)]
@@ -178,8 +193,9 @@ def _plain_run(session: Session, runs: dict[CellKey, CellRun], key: CellKey) -> 
 
 
 def _audit_steps(session: Session, runs: dict[CellKey, CellRun], batch_size: int) -> Prefilled:
-    """Fail the cells whose graphs do not do what eager does; returns the prefill that lies in the
-    slots, of the contexts that timing begins at."""
+    """Fail the cells whose graphs do otherwise than eager. Return the prefill that lies in the
+    slots, whose contexts are those that timing begins at.
+    """
     contexts = session.workload.contexts(batch_size, session.options.context_len)
     seed = session.options.seed
     audit = StepAudit(session.spec, lambda: _prefill(session, contexts, seed, distinct=True), seed)
@@ -200,7 +216,9 @@ def _failure(run: CellRun) -> str:
 def _instrumented_passes(
     session: Session, runs: dict[CellKey, CellRun], prefilled: Prefilled, flush: Flush | None
 ) -> None:
-    """What the timed pass leaves out: stages, experts that were read, collectives alone."""
+    """Measure what the timed pass leaves out: stages, experts that were read, and collectives
+    alone.
+    """
     _stage_pass(session, runs, prefilled, flush)
     if session.spec.target.has_mixtures:
         with _memory_for("the count of experts"):
@@ -215,7 +233,7 @@ def _rule(session: Session) -> UntilPrecise:
 
 
 def _doubts(session: Session, runs: dict[CellKey, CellRun]) -> list[str]:
-    """What is to be known of the times of the cells that decide."""
+    """Return the lines that qualify the times of the cells that decide."""
     cells = deciding([*runs.values()])
     line = doubt(_rule(session), {run.name: run.medians for run in cells})
     limited = power_limit({run.name: [block.watched for block in run.blocks] for run in cells})
@@ -227,10 +245,11 @@ def _stage_pass(
 ) -> None:
     timers: dict[tuple[int, Mode], StageTimer] = {}
     for run in alive(runs.values()):
-        # The instrumented graph needs memory of its own. Without it the stages stay empty; what
-        # has been timed stands.
+        # The instrumented graph needs memory of its own. If there is none, the stages stay empty,
+        # and what has been timed stands.
         with suppress(*([torch.OutOfMemoryError] if session.ranks.size == 1 else [])):
-            # Phase and iteration graphs hold the same kernels: one instrumented capture serves.
+            # Phase and iteration graphs hold the same kernels, so one instrumented capture serves
+            # both.
             key = (run.spec_tokens, run.mode)
             if key not in timers:
                 timers[key] = _stage_timer(session, run)
@@ -238,7 +257,9 @@ def _stage_pass(
 
 
 def _collective_pass(session: Session, runs: dict[CellKey, CellRun]) -> None:
-    """What the collectives take of each iteration; scopes over the same rows make the same ones."""
+    """Measure the collectives of each iteration. Scopes over the same rows make the same calls, so
+    these are timed once.
+    """
     by_rows: dict[tuple[int, int], list[CellRun]] = {}
     for run in alive(runs.values()):
         key = run.spec_tokens, run.runner.num_rows(run.batch_size)
@@ -325,7 +346,9 @@ def _num_modules(head: DraftHead | None, spec_tokens: int) -> int:
 
 
 def _accounts(session: Session, runs: dict[CellKey, CellRun]) -> list[Account]:
-    """An account for every k: of its last sound scope, the one nearest to the floor."""
+    """Return an account for every k. It is the account of the last sound scope, which is the
+    nearest to the floor.
+    """
     last = {run.spec_tokens: run for run in alive(runs.values())}
     return [
         session.floor.account_of(run.runner.scope, batch)

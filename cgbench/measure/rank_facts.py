@@ -1,4 +1,4 @@
-"""What a tensor parallel run says of itself: what is divided, and what joins its GPUs."""
+"""Describe a tensor parallel run for its record: what is divided, and what joins its GPUs."""
 
 from itertools import combinations
 
@@ -16,7 +16,7 @@ NO_NVLINK = "no NVLink between the {} GPUs: collectives go over PCIe, and their 
 
 
 def parallel_facts(model: LoadedModel) -> ParallelFacts:
-    """How the ranks share the model, for the record."""
+    """Return how the ranks share the model, as the record keeps it."""
     is_divided = model.head is not None and any(name != HEAD_OUTPUT for name in model.head.splits)
     return {
         "tp_size": model.ranks.size,
@@ -31,20 +31,23 @@ def parallel_facts(model: LoadedModel) -> ParallelFacts:
 
 
 def few_numbers() -> str:
-    """By what the ranks exchange few numbers, as a decode step's are."""
+    """Return what carries the small exchanges between ranks, such as those of a decode step."""
     if (inboxes := opened_inboxes()) is None:
         return f"{dist.get_backend()}: {why_no_inboxes()}"
     return f"a kernel of cgbench's own, up to {inboxes.max_bytes:,} bytes"
 
 
 def link_notes(ranks: Ranks) -> list[str]:
-    """What to tell the user of the links: nothing where they are as they should be."""
+    """Return a note for the user if the GPUs are joined by PCIe alone, else nothing."""
     return [NO_NVLINK.format(ranks.size)] if links(ranks) == "pcie" else []
 
 
 def links(ranks: Ranks) -> str:
-    """``none`` where no GPU has to reach another, ``nvlink`` where every pair of this machine's
-    ranks has one, else ``pcie``; ``unknown`` where NVML does not tell."""
+    """Return what joins the GPUs of this machine's ranks.
+
+    ``none``: no GPU has to reach another. ``nvlink``: every pair has an NVLink. ``pcie``: some pair
+    has none. ``unknown``: NVML gave no answer.
+    """
     if ranks.size == 1 or dist.get_backend() != "nccl":
         return "none"
     try:

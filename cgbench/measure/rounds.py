@@ -1,10 +1,11 @@
-"""The timed pass: round after round, a block of every cell, until they are known well enough.
+"""The timed pass runs rounds of blocks until every cell's time is known well enough.
 
 A block is one stretch of iterations from the state after prefill on. It spans the same band of
 context lengths at every k: as many iterations as bring the mean context to the band's middle.
-A round holds one block of every cell of the batch size, in an order drawn anew for each, so that a
-drift of the machine and the trace that a cell leaves for its follower hit all alike. Cells that
-are settled stay in: rounds in which some are missing would be rounds of another machine.
+
+A round holds one block of every cell of the batch size, in an order drawn anew for each round. So a
+drift of the machine hits all cells alike. So does the trace that one cell leaves for the next.
+Cells that are settled stay in, because rounds without them would be rounds of another machine.
 """
 
 import random
@@ -41,7 +42,10 @@ def time_rounds(
     flush: Flush | None,
     on_step: Callable[[], None],
 ) -> None:
-    """Fill the runs' ``blocks`` and ``samples``; ``on_step`` is called ``MIN_BLOCKS`` times."""
+    """Time rounds until ``rule`` ends them, and fill the runs' ``blocks`` and ``samples``.
+
+    ``on_step`` is called ``MIN_BLOCKS`` times.
+    """
     for run in alive(runs):
         with run.watched(session.device, session.ranks):
             run.block_iterations = _count_iterations(session, run, prefilled)
@@ -57,7 +61,8 @@ def time_rounds(
         if number < MIN_BLOCKS:
             on_step()
         medians = [run.medians for run in deciding(runs)]
-        # By one clock: ranks that part here would wait for each other for ever.
+        # Every rank takes the first rank's answer. If their answers differed, they would wait for
+        # each other for ever.
         if agreed(not medians or rule.is_over(number + 1, time.perf_counter() - start, medians)):
             break
     for _ in range(number + 1, MIN_BLOCKS):
@@ -67,15 +72,17 @@ def time_rounds(
 
 
 def deciding(runs: Sequence[CellRun]) -> list[CellRun]:
-    """The cells that must be settled: those that replay graphs, which the gate judges; where there
-    are none, all."""
+    """Return the cells that must be settled. They are those that replay graphs, because the gate
+    judges them. If no cell replays graphs, they are all.
+    """
     left = alive(runs)
     return [run for run in left if run.mode is Mode.GRAPH] or left
 
 
 def _count_iterations(session: Session, run: CellRun, prefilled: Prefilled) -> int:
-    """Iterations of a block, by going through one: those whose mean context is nearest to the
-    band's middle. Warms up too."""
+    """Return the number of iterations of a block, by going through one. Their mean context is the
+    nearest to the band's middle. This also warms up.
+    """
     seq_len = run.runner.state.rows(run.batch_size).seq_len
     begin_timed(session, run, prefilled)
     total = 0.0
@@ -92,8 +99,9 @@ def _count_iterations(session: Session, run: CellRun, prefilled: Prefilled) -> i
 
 
 def begin_timed(session: Session, run: CellRun, prefilled: Prefilled) -> None:
-    """Back to the state after prefill. A request that would leave its KV rows stops, and is
-    computed with the others all the same."""
+    """Go back to the state after prefill. A request that would leave its KV rows stops, but is
+    still computed with the others.
+    """
     _begin_stretch(session, run.runner.state, prefilled, run.next_stretch())
 
 
@@ -112,9 +120,12 @@ def _begin_stretch(
 
 @torch.inference_mode()
 def count_experts(session: Session, runs: Sequence[CellRun], prefilled: Prefilled) -> None:
-    """Fill the runs' ``experts_read``, by doing the timed iterations of block 0 once more, launched
-    by the host: counting in them would disturb what they time. Padding is left out. Scopes choose
-    the same experts, so each k is counted once."""
+    """Fill the runs' ``experts_read`` by repeating the timed iterations of block 0, launched by the
+    host.
+
+    Counting inside the timed iterations would disturb their times. Padding is left out. Scopes
+    choose the same experts, so each k is counted once.
+    """
     counted: dict[int, dict[Stage, float]] = {}
     for run in alive(runs):
         k = run.spec_tokens
@@ -144,7 +155,7 @@ def _block(
     times = time_iterations(run.runner, run.batch_size, run.block_iterations, flush)
     after = session.watch.read()
     end = float(run.runner.state.rows(run.batch_size).seq_len.double().mean())
-    # Context grows evenly, by as much an iteration; the first timed one begins after one.
+    # Context grows by the same amount in every iteration. The first timed one begins after one.
     count = run.block_iterations
     growth = (end - session.options.context_len) / (count + num_untimed(session.device))
     mean_context_len = session.options.context_len + growth * (count + 1) / 2
@@ -152,8 +163,9 @@ def _block(
 
 
 def _judge(runs: Sequence[CellRun], watch: Watch) -> None:
-    """Say anew of every block whether it counts: it does not where it was disturbed on any rank,
-    for the others waited in it."""
+    """Decide again for every block whether it counts. It does not if it was disturbed on any rank,
+    because the other ranks waited in it.
+    """
     own = [_reasons(run, watch) for run in runs]
     for run, of_ranks in zip(runs, zip(*gathered(own), strict=True), strict=True):
         run.discarded = [next(filter(None, each), "") for each in zip(*of_ranks, strict=True)]
@@ -164,7 +176,7 @@ def _reasons(run: CellRun, watch: Watch) -> list[str]:
 
 
 def block_rows(run: CellRun, watch: Watch) -> list[Block]:
-    """The cell's rows of ``blocks.csv``."""
+    """Return the cell's rows of ``blocks.csv``."""
     pairs = zip(run.blocks, run.discarded, strict=True)
     return [_block_row(run, block, reason, watch) for block, reason in pairs]
 

@@ -1,4 +1,6 @@
-"""What a run's time goes to. No torch here: the clock starts before torch is loaded."""
+"""Count the seconds of a run, and those of its audits. The clock starts before torch is loaded, so
+there is no torch here.
+"""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds of a run, counted from when the clock is made."""
+    """A ``Clock`` counts the seconds of a run from its own creation on."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -15,7 +17,7 @@ class Clock:
 
     @property
     def run_s(self) -> float:
-        """Everything so far, audits included."""
+        """Return the seconds of the run so far, audits included."""
         return time.perf_counter() - self._start
 
     @contextmanager

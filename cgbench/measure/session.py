@@ -1,4 +1,4 @@
-"""A session: one deployment, what it decodes, and what it is measured by."""
+"""A session joins one deployment with the work that it decodes and the means to measure it."""
 
 from dataclasses import dataclass
 
@@ -17,8 +17,9 @@ from cgbench.workload.load import Workload
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Everything that ``measure_group`` works with. ``deployment`` has its graphs captured, and
-    ``floor`` was measured before they took their memory."""
+    """A ``Session`` holds everything that ``measure_group`` works with. The graphs of
+    ``deployment`` are captured. ``floor`` was measured before they took their memory.
+    """
 
     deployment: Deployment
     options: RunOptions
@@ -29,36 +30,42 @@ class Session:
 
     @property
     def spec(self) -> Speculator:
+        """Return what an iteration computes with: target, head, KV cache, attention and acceptance
+        rule.
+        """
         return self.deployment.spec
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the deployment."""
         return self.deployment.device
 
     @property
     def ranks(self) -> Ranks:
-        """Those that share the model."""
+        """Return the ranks that share the model."""
         return self.deployment.model.ranks
 
 
 def room_for(options: RunOptions, workload: Workload, max_positions: int) -> int:
-    """KV rows a slot needs, in tokens: the longest context, what is decoded past it, and 2k rows
-    that drafts past the last emitted token may write.
+    """Return the KV rows that a slot needs. They are the longest context, the tokens decoded past
+    it, and 2k rows that drafts past the last emitted token may write.
 
-    Raises ``BadInputError`` where the model's positions do not reach that far.
+    Raise ``BadInputError`` if the model's positions do not reach that far.
     """
     room = max(workload.longest, options.context_len) + options.to_decode
     if room > max_positions:
         raise BadInputError(
             f"{_longest_words(options, workload)}: with {options.to_decode} tokens to decode it is "
-            f"over the model's {max_positions} positions; shorten it, or lower "
+            f"over the model's {max_positions} positions. Shorten it, or lower "
             f"{' or '.join(options.reach_flags)}"
         )
     return room
 
 
 def check_prefill(options: RunOptions, workload: Workload) -> None:
-    """Raises ``BadInputError`` where a prompt is over ``--max-num-batched-tokens``."""
+    """Raise ``BadInputError`` if a prompt or ``--context-len`` is over
+    ``--max-num-batched-tokens``.
+    """
     if max(workload.longest, options.context_len) > options.max_num_batched_tokens:
         raise BadInputError(
             f"--max-num-batched-tokens {options.max_num_batched_tokens}: too few for "
@@ -67,7 +74,7 @@ def check_prefill(options: RunOptions, workload: Workload) -> None:
 
 
 def _longest_words(options: RunOptions, workload: Workload) -> str:
-    """The longest prefill as an error line names it: by its flag, and which prompt it is."""
+    """Return the longest prefill as an error line names it: its flag, and which prompt it is."""
     if options.context_len >= workload.longest:
         return f"--context-len {options.context_len}"
     number = workload.longest_number

@@ -1,4 +1,4 @@
-"""From a request to what is measured: device, model, workload, deployment, record."""
+"""Turn a request into what is measured: device, model, workload, deployment and record."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,8 +47,9 @@ from cgbench.workload.prompts import RANDOM, read_named
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a session needs, but for what is measured of the device; and ``notes``, which are to
-    be told to the user."""
+    """A ``Setup`` holds what a session needs, except what is measured of the device. ``notes`` are
+    lines to print for the user.
+    """
 
     deployment: Deployment
     options: RunOptions
@@ -57,9 +58,11 @@ class Setup:
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is a device. Raises ``DeviceError`` for CUDA without one."""
+    """Return the device that ``name`` asks for. ``auto`` is CUDA if there is a device. Raise
+    ``DeviceError`` if CUDA is asked for and there is none.
+    """
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: no CUDA device is available; use --device cpu")
+        raise DeviceError("--device cuda: no CUDA device is available. Use --device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
@@ -68,14 +71,19 @@ def choose_device(name: str) -> torch.device:
 def make_options(
     request: DecodeRequest, device: torch.device, ranks: Ranks
 ) -> tuple[RunOptions, list[str]]:
-    """``resolve`` for this device, its ranks and the model's own golden length."""
+    """Return the request's options and notes, resolved for this device, its ranks and the model's
+    own golden length.
+    """
     golden = _golden_of_preset(request)
     return resolve(request, device_type=device.type, tp_size=ranks.size, golden=golden)
 
 
 def _golden_of_preset(request: DecodeRequest) -> GoldenLength | None:
-    """The golden length of a preset's drafts: its family's by default, or the one that is asked
-    for; marked as borrowed where it is another model's. None for any other rule or model."""
+    """Return the golden length of a preset's drafts, or None for any other rule or model.
+
+    It is the one that is asked for, or by default that of the preset's family. It is marked as
+    borrowed if it is another model's.
+    """
     name, acceptance = preset_name(request.model.ref), request.workload.acceptance
     preset = PRESETS.get(name) if name else None
     if preset is None or not max(request.capture.spec_tokens):
@@ -89,9 +97,10 @@ def _golden_of_preset(request: DecodeRequest) -> GoldenLength | None:
 def load(
     request: DecodeRequest, options: RunOptions, device: torch.device, ranks: Ranks
 ) -> LoadedModel:
-    """The target, and its head unless only k = 0 is measured.
+    """Load the target, and its head unless only k = 0 is measured.
 
-    Raises ``ModelError`` and its kin, ``OutOfMemoryError`` where the weights do not fit.
+    Raise ``BadInputError`` for balanced routing without experts, and ``ModelError`` or a kin of it
+    for a model that cannot be served. Raise ``OutOfMemoryError`` if the weights do not fit.
     """
     ref, with_head = request.model.ref, options.max_spec_tokens > 0
     loading = loading_of(
@@ -99,7 +108,7 @@ def load(
     )
     plan = plan_loading(loading)
     if request.model.routing == Routing.BALANCED and plan.routing is Routing.MODEL:
-        raise BadInputError(f"--routing balanced: {ref} has no experts; drop the flag")
+        raise BadInputError(f"--routing balanced: {ref} has no experts. Drop the flag")
     if set(options.scopes) - {Scope.EAGER}:
         check_capturable(plan.config)
     check_memory(plan, options)
@@ -107,15 +116,16 @@ def load(
         return load_model(plan)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"out of memory loading {ref}: its weights do not fit the device; "
-            "try --dtype bfloat16 or a smaller MODEL"
+            f"out of memory loading {ref}: its weights do not fit the device. "
+            "Try --dtype bfloat16 or a smaller MODEL"
         ) from error
 
 
 def read_texts(request: DecodeRequest) -> PromptTexts | None:
-    """The prompts' texts, from ``--prompts`` or the shipped ones; None for random tokens.
+    """Return the prompts' texts, from ``--prompts`` or the shipped ones. Return None for random
+    tokens.
 
-    Raises ``BadInputError`` where they cannot be read, or where MODEL could not read them.
+    Raise ``BadInputError`` if they cannot be read, or if MODEL has no tokenizer to read them.
     """
     model, workload = request.model.ref, request.workload
     name, num_prompts = workload.prompts, workload.num_prompts
@@ -123,7 +133,7 @@ def read_texts(request: DecodeRequest) -> PromptTexts | None:
         check_whole("--num-prompts", num_prompts, 1)
     is_preset = preset_name(model) is not None
     if is_preset and name not in (None, RANDOM):
-        raise BadInputError(f"--prompts {name}: {model} has no tokenizer; use random")
+        raise BadInputError(f"--prompts {name}: {model} has no tokenizer. Use random")
     if not is_preset and name != RANDOM:
         return read_named(name, num_prompts)
     if workload.chat_template == ChatTemplate.ON:
@@ -134,9 +144,10 @@ def read_texts(request: DecodeRequest) -> PromptTexts | None:
 def make_workload(
     asked: WorkloadRequest, options: RunOptions, model: LoadedModel, texts: PromptTexts | None
 ) -> Workload:
-    """The texts as tokens; without texts random tokens, ``--context-len`` a prompt.
+    """Return the workload: the texts as tokens, or without texts random tokens, ``--context-len`` a
+    prompt.
 
-    Raises ``BadInputError`` where there is no tokenizer, or one that cannot read a prompt.
+    Raise ``BadInputError`` if there is no tokenizer, or if it cannot read a prompt.
     """
     if texts is None:
         batch_size = max(options.batch_sizes)
@@ -153,10 +164,11 @@ def make_workload(
 def make_deployment(
     options: RunOptions, model: LoadedModel, workload: Workload, attention: NamedBackend
 ) -> Deployment:
-    """Buffers for everything that will be measured. The device must be able to run ``attention``.
+    """Allocate the buffers for everything that will be measured. The device must be able to run
+    ``attention``.
 
-    Raises ``BadInputError`` for lengths that do not fit, and ``OutOfMemoryError`` where the KV
-    cache does not.
+    Raise ``BadInputError`` for lengths that do not fit, and ``OutOfMemoryError`` if the KV cache
+    does not fit.
     """
     check_prefill(options, workload)
     plans = options.plans()
@@ -174,7 +186,7 @@ def make_deployment(
 
 
 def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
-    """``run.json`` as it stands before the first measurement."""
+    """Return ``run.json`` as it stands before the first measurement."""
     deployment, options, workload = setup.deployment, setup.options, setup.workload
     model = deployment.model
     record = RunRecord(
@@ -232,7 +244,7 @@ def _module_facts(model: LoadedModel) -> str | None:
 
 
 def _weight_bytes(module: torch.nn.Module | None) -> int:
-    """Of parameters, and of the scales of FP8 ones."""
+    """Return the bytes of parameters, and of the scales of FP8 ones."""
     if module is None:
         return 0
     scales = [each for name, each in module.state_dict().items() if name.endswith("_scale")]

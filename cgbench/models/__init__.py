@@ -1,4 +1,4 @@
-"""Target models and draft heads: loading, checkpoint families and shape presets.
+"""Load target models and draft heads, and find out what a checkpoint or a preset holds.
 
-Importing this package imports torch; ``cgbench.models.presets`` alone does not.
+Importing this package imports torch. ``cgbench.models.presets`` alone does not.
 """

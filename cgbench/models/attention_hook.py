@@ -1,4 +1,4 @@
-"""Every attention call of transformers' layers goes through this hook, to whoever computes it.
+"""Hand every attention call of transformers' layers to an object that computes it.
 
 Importing this module registers the attention implementation ``cgbench`` with transformers. A
 forward passes ``attention_call=...`` down to every attention layer, which calls it instead of a
@@ -19,14 +19,17 @@ from cgbench.models.recurrent_hook import RecurrentProbe
 ATTENTION_NAME = "cgbench"
 
 KvShape = tuple[tuple[int, int], tuple[int, int]]
-"""((kv_heads, key size), (kv_heads, value size)) of one layer."""
+"""The KV shape of one layer is ((kv_heads, key size), (kv_heads, value size))."""
 
 
 class AttentionCall(Protocol):
-    """Computes one layer's attention, keeping whatever keys and values it wants to keep."""
+    """An ``AttentionCall`` computes the attention of each layer in a forward.
+
+    It keeps whatever keys and values it wants to keep.
+    """
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
-        """``[B, S, Hq, Dv]``."""
+        """Return the attention output ``[B, S, Hq, Dv]`` of layer ``layer_idx``."""
         ...
 
 
@@ -44,7 +47,7 @@ def _dispatch(
     **_: Any,
 ) -> tuple[Tensor, None]:
     if attention_mask is not None:
-        # transformers makes none for this implementation: the model has one of its own.
+        # transformers makes no mask for this implementation, so the model has made its own.
         raise UnsupportedModelError(
             f"{type(module).__name__}: makes an attention mask of its own, which is not supported"
         )
@@ -52,7 +55,7 @@ def _dispatch(
         raise UnsupportedModelError(
             f"{type(module).__name__}: does not tell its attention of its sinks"
         )
-    # A compiler is shown the number as a tensor: see compile/operators.py.
+    # A compiler is shown the number as a tensor (see compile/operators.py).
     layer_idx: Any = module.layer_number if torch.compiler.is_compiling() else module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     qkv = AttentionInput(query, key, value, scaling, sliding_window, s_aux)
@@ -63,17 +66,18 @@ AttentionInterface.register(ATTENTION_NAME, _dispatch)
 
 
 class ShapeProbe(RecurrentProbe):
-    """An ``AttentionCall`` that computes nothing and records each layer's KV or state shape.
+    """A ``ShapeProbe`` is an ``AttentionCall`` that records each layer's KV or state shape.
 
-    Raises ``UnsupportedModelError`` where a layer attends twice: it has room for one set of keys.
+    It computes nothing. It raises ``UnsupportedModelError`` if a layer attends twice, because a
+    layer has room for one set of keys.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.expert_shapes: dict[int, ExpertShape] = {}
-        """Each mixture of experts, by layer."""
+        """The shape of each mixture of experts, by layer."""
         self.kv_shapes: dict[int, KvShape] = {}
-        """By layer_idx."""
+        """The shape of each attention layer's keys and values, by layer_idx."""
         self.num_query_heads: dict[int, int] = {}
         self.windows: dict[int, int | None] = {}
 

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's config and its head's tensors, from a folder or a model hub."""
+"""Read a checkpoint's config and its tensors, from a folder or a model hub."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -35,35 +35,35 @@ from cgbench.models.config_fields import (
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MTP_FILE = "mtp.safetensors"
-# Bytes of each of two tensors that are compared at once.
+# So many bytes of each of two tensors are compared at once.
 _COMPARED_BYTES = 1 << 26
-# safetensors' names of types, in bits.
+# The bits of a number, by safetensors' name of its type.
 _BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16,
     "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8,
     "F4": 4,
 }  # fmt: skip
-# What the hub takes: an owner and a name.
+# The hub takes an owner and a name.
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 
 MAX_CONFIG_BYTES = 16 << 20
-"""A hundred times the longest public ``config.json``."""
+"""A config may have at most this many bytes, a hundred times the longest public ``config.json``."""
 
 MAX_INDEX_BYTES = 256 << 20
-"""Two million tensors' names."""
+"""An index may have at most this many bytes, which name two million tensors."""
 
-# Layouts that transformers has no config class for, and the architecture that they really are.
+# Layouts that transformers has no config class for, and the class that fits them.
 KNOWN_AS = {"mimo": Qwen2Config}
 
 
 def check_ref(flag: str, ref: str) -> None:
-    """Tell a mistyped folder from a hub id.
+    """Check that ``ref`` is a folder or a GGUF file, or looks like a hub id.
 
-    Raises ``ModelError`` naming the flag where ``ref`` is neither a folder, nor a GGUF file, nor
-    like a hub id.
+    So a mistyped folder is not taken for a hub id. Raise ``ModelError`` with the flag if it is none
+    of them.
     """
     if is_folder(ref) or HUB_ID.fullmatch(ref):
         return
@@ -74,9 +74,10 @@ def check_ref(flag: str, ref: str) -> None:
 
 
 def is_folder(ref: str) -> bool:
-    """Whether ``ref`` is a folder; an empty path, which Python takes for the current one, is not.
+    """Return whether ``ref`` is a folder.
 
-    A name that is too long for one is no folder either.
+    An empty path is none, although Python takes it for the current folder. A name that is too long
+    is none either.
     """
     try:
         return bool(ref) and Path(ref).is_dir()
@@ -85,10 +86,10 @@ def is_folder(ref: str) -> bool:
 
 
 def read_config(ref: str, gguf_file: Path | None = None) -> PretrainedConfig:
-    """The config of a folder, GGUF file or hub id; ``mimo`` becomes the Qwen2 config it really is.
+    """Return the config of a folder, a GGUF file or a hub id.
 
-    Raises ``ModelError`` naming the file and the field where it is none, and where transformers
-    does not know its type.
+    ``mimo`` becomes the Qwen2 config that it really is. Raise ``ModelError`` with the file and the
+    field if the config is bad, or if transformers does not know its type.
     """
     where = f"MODEL {gguf_file}" if gguf_file is not None else f"MODEL {Path(ref, CONFIG_FILE)}"
     raw = {} if gguf_file is not None else _read_fields(ref, where)
@@ -97,7 +98,7 @@ def read_config(ref: str, gguf_file: Path | None = None) -> PretrainedConfig:
             config = AutoConfig.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
         else:
             config = _config_of(ref, raw)
-    # Whatever transformers raises of a file, the file is at fault.
+    # The file is at fault, whatever transformers raises.
     except Exception as error:
         raise ModelError(f"{where}: {fault_of(error, raw)}") from error
     check_relations(where, config, raw)
@@ -112,7 +113,7 @@ def _read_fields(ref: str, where: str) -> JsonObject:
     if model_type not in KNOWN_AS and model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"{where}: model_type {shown(model_type)}: transformers {transformers.__version__} "
-            "does not know it; code in a checkpoint is never run"
+            "does not know it. Code in a checkpoint is never run"
         )
     return raw
 
@@ -137,7 +138,7 @@ def _config_of(ref: str, raw: JsonObject) -> PretrainedConfig:
 
 
 def config_from_dict(raw: JsonObject) -> PretrainedConfig:
-    """A transformers config for ``config.json``'s content, ``mimo`` included."""
+    """Return a transformers config for the content of a ``config.json``, ``mimo`` included."""
     fields = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
     model_type = raw["model_type"]
     if model_type in KNOWN_AS:
@@ -146,10 +147,10 @@ def config_from_dict(raw: JsonObject) -> PretrainedConfig:
 
 
 def check_generation_config(ref: str, config: PretrainedConfig) -> None:
-    """Refuse a ``generation_config.json`` that transformers cannot read, or whose end tokens the
-    model lacks. Nothing else of it is used. A checkpoint need not have one.
+    """Check the ``generation_config.json`` of a checkpoint, if it has one.
 
-    Raises ``ModelError``.
+    transformers must be able to read it, and the model must have its end tokens. Nothing else of it
+    is used. Raise ``ModelError`` if the check fails.
     """
     file = _find_file(ref, GENERATION_FILE)
     if file is None:
@@ -162,15 +163,16 @@ def check_generation_config(ref: str, config: PretrainedConfig) -> None:
     check_end_tokens(where, raw.get("eos_token_id"), config.get_text_config())
     try:
         GenerationConfig.from_dict(dict(raw))
-    # As for config.json.
+    # The file is at fault here too, as for config.json.
     except Exception as error:
         raise ModelError(f"{where}: {fault_of(error, raw)}") from error
 
 
 def tensor_files(ref: str) -> dict[str, Path]:
-    """Every tensor name of a checkpoint and the file that holds it, through its index file.
+    """Return the file that holds each tensor of a checkpoint, by the tensor's name.
 
-    Raises ``ModelError`` where the checkpoint has no safetensors files.
+    The names are those of the index file, or of the one safetensors file. Raise ``ModelError`` if
+    neither file is there, or if the index names a file that is missing.
     """
     index = _find_file(ref, INDEX_FILE)
     if index is not None:
@@ -187,11 +189,11 @@ def tensor_files(ref: str) -> dict[str, Path]:
 
 
 def all_tensor_files(ref: str) -> dict[str, Path]:
-    """``tensor_files``, and what ``mtp.safetensors`` or another of a folder's ``*mtp*.safetensors``
-    holds beside them: heads that were exported anew may lie beside the index and not in it, or
-    alone.
+    """Return ``tensor_files`` and the tensors of ``mtp.safetensors`` beside them.
 
-    Raises ``ModelError`` where there is neither.
+    Other files of a folder named ``*mtp*.safetensors`` are read too. A head that was exported anew
+    may lie beside the index and not be named in it, or alone. Raise ``ModelError`` if there are
+    neither.
     """
     others = set(Path(ref).glob("*mtp*.safetensors")) if is_folder(ref) else _hub_mtp_file(ref)
     files: dict[str, Path] = {}
@@ -213,9 +215,9 @@ def _has_tensors(ref: str) -> bool:
 
 
 def raw_config(ref: str) -> JsonObject:
-    """``config.json`` as it is written; empty where there is none.
+    """Return the content of ``config.json`` as it is written, or an empty dict without one.
 
-    Raises ``ModelError`` where it cannot be read as an object.
+    Raise ``ModelError`` if it cannot be read as an object.
     """
     path = _find_file(ref, CONFIG_FILE)
     if path is None:
@@ -228,7 +230,8 @@ def raw_config(ref: str) -> JsonObject:
 
 
 def check_files(ref: str) -> None:
-    """Open every file of a checkpoint. Raises ``ModelError`` naming the first damaged one."""
+    """Open every file of a checkpoint. Raise ``ModelError`` with the name of the first damaged
+    one."""
     for path in sorted(set(tensor_files(ref).values())):
         with _opened(path):
             pass
@@ -259,7 +262,10 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _is_shard(file: object) -> bool:
-    """A name of a file below the index's folder, so that no checkpoint names files elsewhere."""
+    """Return whether ``file`` names a file below the index's folder.
+
+    So no checkpoint can name files elsewhere.
+    """
     if not isinstance(file, str) or not file.endswith(".safetensors") or not file.isprintable():
         return False
     return not Path(file).is_absolute() and ".." not in Path(file).parts
@@ -280,7 +286,7 @@ def _find_file(ref: str, name: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor as a safetensors file's header states it."""
+    """A ``StoredTensor`` describes a tensor as the header of a safetensors file states it."""
 
     name: str
     dtype: str
@@ -289,11 +295,15 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
+        """Return the bytes of the tensor in the file, or 0 for an unknown type."""
         return prod(self.shape) * _BITS.get(self.dtype, 0) // 8
 
 
 def stored_tensors(files: Mapping[str, Path]) -> dict[str, StoredTensor]:
-    """The headers' word on each tensor of ``files``, in that order."""
+    """Return the headers of the tensors in ``files``, in that order.
+
+    ``files`` maps each tensor's name to its file.
+    """
     by_file: dict[Path, list[str]] = {}
     for name, file in files.items():
         by_file.setdefault(file, []).append(name)
@@ -308,16 +318,17 @@ def stored_tensors(files: Mapping[str, Path]) -> dict[str, StoredTensor]:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file. Raises ``ModelError`` where the file is damaged."""
+    """Return one tensor of a safetensors file. Raise ``ModelError`` if the file is damaged."""
     with _opened(path) as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor
 
 
 def equal_values(one: tuple[Path, str], other: tuple[Path, str], dtype: torch.dtype) -> bool:
-    """Whether two stored tensors, each a file and a name, are the same in ``dtype``.
+    """Return whether two stored tensors have the same values in ``dtype``.
 
-    They are read a few rows at a time, up to the first difference, so neither is ever in memory.
+    Each is a file and a name. They are read a few rows at a time, up to the first difference, so
+    neither is ever whole in memory.
     """
     with _opened(one[0]) as first, _opened(other[0]) as second:
         mine, its = first.get_slice(one[1]), second.get_slice(other[1])

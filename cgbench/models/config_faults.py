@@ -12,10 +12,10 @@ _OF_LAYERS = ("_types", "_limits", "_limits_shared", "_pattern", "_freq", "_fact
 
 
 def fault_of(error: Exception, raw: JsonObject) -> str:
-    """What transformers found wrong with ``raw``, a config's content, naming the field if it can.
+    """Return in one line what transformers found wrong with ``raw``, a config's content.
 
-    Its checks of types have the useful part in their second line. A ``KeyError`` is a word that one
-    of its tables lacks.
+    The line names the field if it can. transformers' checks of types have the useful part in their
+    second line. A ``KeyError`` is a word that one of its tables lacks.
     """
     if isinstance(error, StrictDataclassError):
         return _of_check(error)

@@ -1,8 +1,8 @@
 """Check each field of ``config.json`` that is used against what it must be.
 
 Fields are checked before transformers sees them, because its own errors name no file. Some values,
-such as a billion layers, would keep it busy for hours. Relations between fields are checked after,
-because a field that is left out has its class's default.
+such as a billion layers, would keep it busy for hours. Relations between fields are checked
+afterwards, because a field that is left out has its class's default.
 """
 
 import math
@@ -17,17 +17,26 @@ from cgbench.errors import ModelError
 from cgbench.inputs import MAX_WHOLE, JsonObject, lone_surrogate, shown
 
 MAX_LAYERS = 256
-"""Twice the deepest public model. So many take about two seconds to make without storage."""
+"""A model may have at most this many layers, twice the number of the deepest public one.
+
+So many take about two seconds to make without storage.
+"""
 
 MAX_EXPERTS = 16_384
-"""What Doge has, whose experts are rows of a matrix. Others have 512 at most, each with a name in
-the checkpoint."""
+"""A layer may have at most this many experts, which is Doge's number.
+
+Doge's experts are rows of a matrix. Other models have 512 at most, each with a name in the
+checkpoint.
+"""
 
 MAX_SIZE = 2**24
-"""A width or a vocabulary: a matrix of two such sizes is still addressed by 64 bits."""
+"""A width or a vocabulary may be at most this large.
+
+A matrix of two such sizes is still addressed by 64 bits.
+"""
 
 MAX_DEPTH = 32
-"""Objects and lists within one another."""
+"""Objects and lists of a config may be nested at most this deep."""
 
 # The largest whole number that a float holds exactly.
 _MAX_NUMBER = 2**53
@@ -38,7 +47,7 @@ _MAY_BE_INFINITE = "time_step_limit"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a field must be, in words and as a test of a value."""
+    """A kind is a rule for a field's value: in words for the error message, and as a test."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -71,7 +80,7 @@ def _list_of(kind: Kind) -> Kind:
 
 
 def _or_list_of(kind: Kind) -> Kind:
-    """A value for all layers, or one for each."""
+    """Return the kind of a value for all layers, or of a list with one for each."""
     each = _list_of(kind)
     return Kind(kind.words, lambda value: kind.holds(value) or each.holds(value))
 
@@ -139,12 +148,15 @@ FIELDS: dict[str, Kind] = {
     **_fields(_TOKENS, "eos_token_id"),
     **_fields(_DTYPE, "dtype torch_dtype"),
 }
-"""By the names that transformers uses; a class's own names for them are looked up in it."""
+"""These fields are checked, under the names that transformers uses.
+
+A config class's own names for them are looked up in the class.
+"""
 
 # Objects within config.json whose fields mean what they mean outside.
 _SAME_FIELDS = ("text_config", "rope_parameters", "rope_scaling")
 
-# Parts of the names of fields that count what is made one by one.
+# The most that a field may count, by a part of its name. What it counts is made one by one.
 _MANY = {"layers": 1024, "depth": 1024, "experts": MAX_EXPERTS, "num_labels": 65_536}
 
 # A field, and the field that it must divide.
@@ -167,10 +179,11 @@ _AT_MOST = (
 
 
 def check_fields(where: str, raw: object) -> JsonObject:
-    """``config.json``'s content, each of its fields being what it must be.
+    """Check each known field of ``config.json``, and return its content.
 
-    ``null`` is as good as left out: the class's default, or an error of its own. Raises
-    ``ModelError``, its message starting with ``where``.
+    ``null`` counts as left out, so the field gets its class's default, or causes an error of the
+    class. Raise ``ModelError`` if a field is not what it must be. The message starts with
+    ``where``.
     """
     if not isinstance(raw, dict):
         raise ModelError(f"{where}: must be an object, not {shown(raw)}")
@@ -182,7 +195,8 @@ def check_fields(where: str, raw: object) -> JsonObject:
 
 
 def _fields_of(model_type: str) -> dict[str, Kind]:
-    """``FIELDS``, under the names that this type's config has for them too."""
+    """Return ``FIELDS``, and the same kinds under the names that this type's config has for
+    them."""
     known = model_type in CONFIG_MAPPING
     names = CONFIG_MAPPING[model_type].attribute_map if known else {}
     own = {theirs: FIELDS[ours] for ours, theirs in names.items() if ours in FIELDS}
@@ -190,7 +204,10 @@ def _fields_of(model_type: str) -> dict[str, Kind]:
 
 
 def check_values(where: str, value: object, path: str = "", depth: int = 1) -> None:
-    """Refuse what no field of any config may be, at any depth. Raises ``ModelError``."""
+    """Check each value of a config for what no field may be, at any depth.
+
+    Raise ``ModelError`` with the path of the first bad value.
+    """
     if depth > MAX_DEPTH:
         raise ModelError(f"{where}: nested too deep: over {MAX_DEPTH} levels")
     if isinstance(value, dict):
@@ -204,7 +221,7 @@ def check_values(where: str, value: object, path: str = "", depth: int = 1) -> N
 
 
 def _must_be(path: str, value: object) -> str | None:
-    """What a value of any field must be, None where it is that."""
+    """Return what the value of a field must be, or None if it is that."""
     name = path.rpartition(".")[2]
     if isinstance(value, str):
         return "text without lone surrogates" if lone_surrogate(value) else None
@@ -249,19 +266,19 @@ def keep_tails(config: PretrainedConfig, raw: JsonObject) -> PretrainedConfig:
 
 
 def check_relations(where: str, config: PretrainedConfig, raw: JsonObject) -> None:
-    """Refuse fields of ``config``, made of ``raw``, that are good alone and not together.
+    """Check the fields of ``config``, made from ``raw``, that must fit together.
 
-    Raises ``ModelError``.
+    Raise ``ModelError`` if fields are good alone and not together.
     """
     try:
         text = config.get_text_config()
     except ValueError:
-        # Of several text parts none is the model's: not refused here, because no field is wrong.
+        # None of several text parts is the model's. No field is wrong, so nothing is refused here.
         return
     prefix = "" if text is config else "text_config."
     for name, must in _broken_relations(text):
         raise ModelError(f"{where}: {prefix}{name} {shown(getattr(text, name))}: must {must}")
-    # Not the default: some classes' is another size's.
+    # Not the default, because in some classes it is that of another size.
     for stated in (raw, raw.get("text_config") or {}):
         check_end_tokens(where, stated.get("eos_token_id"), text)
 
@@ -278,13 +295,16 @@ def _broken_relations(text: PretrainedConfig) -> Iterator[tuple[str, str]]:
 
 
 def _head_divisors(text: PretrainedConfig) -> tuple[tuple[str, str], ...]:
-    """Without a size of its own a head is an even part of the hidden size."""
+    """Return the fields that must divide each other if a head has no size of its own.
+
+    Such a head is an even part of the hidden size.
+    """
     has_size = any(_whole_of(text, name) for name in vars(text) if name.endswith(_HEAD_SIZES))
     return () if has_size else (("num_attention_heads", "hidden_size"),)
 
 
 def _whole_of(text: PretrainedConfig, name: str) -> int | None:
-    """A field's value for all layers, None where it differs by layer or is not there."""
+    """Return a field's value for all layers, or None if it differs by layer or is not there."""
     if getattr(text, "is_heterogeneous", False):
         return None
     value = getattr(text, name, None)
@@ -292,7 +312,7 @@ def _whole_of(text: PretrainedConfig, name: str) -> int | None:
 
 
 def check_end_tokens(where: str, eos: object, text: PretrainedConfig) -> None:
-    """Refuse end tokens that the target can never emit. Raises ``ModelError``."""
+    """Check that the target can emit the end tokens. Raise ``ModelError`` if it cannot."""
     kind = _whole(0, (_whole_of(text, "vocab_size") or MAX_SIZE) - 1)
     for token in eos if isinstance(eos, list | tuple) else [eos]:
         if token is not None and not kind.holds(token):

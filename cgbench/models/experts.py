@@ -1,5 +1,8 @@
-"""Mixtures of experts as transformers has them: weights that are fused, where checkpoints have an
-expert apart, and forwards over no more tokens at once than memory bears."""
+"""Fit transformers' mixtures of experts to checkpoints and to memory.
+
+transformers fuses the weights of experts, where checkpoints have each expert apart. Forwards take
+no more tokens at once than memory allows.
+"""
 
 import functools
 from typing import Any
@@ -10,7 +13,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 TOKENS_A_CHUNK = 2048
-"""Of one call of transformers' experts, which keeps several rows for every expert of a token."""
+"""One call of transformers' experts takes at most this many tokens.
+
+The experts keep several rows for every expert of a token.
+"""
 
 # transformers' fused parameter -> the checkpoint's projections of each expert, in fusing order.
 # Source: transformers' conversion mapping of qwen2_moe, which DeepSeek-V3, GLM-4 and Qwen3 share.
@@ -18,9 +24,10 @@ _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def expert_parts(name: str, shape: Size) -> dict[str, Size] | None:
-    """The per-expert tensors that make the fused ``name`` of ``shape [E, out, in]``, in order.
+    """Return the per-expert tensors that make the fused ``name`` of ``shape [E, out, in]``.
 
-    None where ``name`` is no fused expert weight.
+    The result maps each tensor's name to its shape, in order. It is None if ``name`` is no fused
+    expert weight.
     """
     prefix, _, leaf = name.rpartition(".")
     if not prefix.endswith(".experts") or leaf not in _PARTS:
@@ -36,19 +43,22 @@ def expert_parts(name: str, shape: Size) -> dict[str, Size] | None:
 
 
 def num_fused(name: str) -> int:
-    """How many projections the fused parameter ``name`` of experts has one above another, 1 for
-    every other parameter."""
+    """Return how many projections are stacked in the fused parameter ``name`` of experts.
+
+    It is 1 for every other parameter.
+    """
     prefix, _, leaf = name.rpartition(".")
     return len(_PARTS[leaf]) if prefix.endswith(".experts") and leaf in _PARTS else 1
 
 
 def fuse(tensors: list[Tensor], shape: Size) -> Tensor:
-    """``tensors`` as ``expert_parts`` orders them, as one of ``shape [E, out, in]``."""
+    """Return ``tensors``, in the order of ``expert_parts``, as one tensor of ``shape [E, out,
+    in]``."""
     return torch.cat(tensors).reshape(shape)
 
 
 def implementation_for(device: torch.device, dtype: torch.dtype) -> str:
-    """Which of transformers' implementations applies experts.
+    """Return which of transformers' implementations applies experts.
 
     ``grouped_mm`` reads no tensor on the host and can be captured. On CUDA its kernel knows
     bfloat16 alone. ``batched_mm`` copies weights for each token, which only small models bear.
@@ -60,8 +70,10 @@ def implementation_for(device: torch.device, dtype: torch.dtype) -> str:
 def take_over_loops(
     model: PreTrainedModel, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """``model``, with ``dispatch_experts`` done to its layers, for weights of ``dtype`` on
-    ``device``. It comes before weights become FP8."""
+    """Do ``dispatch_experts`` to the layers of ``model``, and return it.
+
+    Its weights are of ``dtype`` on ``device``. They must not be FP8 yet.
+    """
     config = model.config.get_text_config()
     if dispatch_experts(model.get_decoder(), config):
         config._experts_implementation = implementation_for(device, dtype)
@@ -102,10 +114,12 @@ def _dispatched(kind: Any) -> type[nn.Module]:
 
 
 def apply_in_chunks(module: nn.Module) -> None:
-    """Have the mixtures in ``module`` take long prompts ``TOKENS_A_CHUNK`` tokens at a time, in
-    place. A token's experts are its own, so that the sums stay what they are."""
+    """Make the mixtures in ``module`` take long prompts in chunks of ``TOKENS_A_CHUNK``, in place.
+
+    Each token has its own experts, so the sums stay what they are.
+    """
     for part in list(module.modules()):
-        # What transformers' decorator of expert classes gives each of them.
+        # transformers' decorator of expert classes gives each of them this attribute.
         if hasattr(part, "is_transposed") and not hasattr(part, "takes_chunks"):
             kind: Any = type(part)
             part.__class__ = _chunked(kind)
@@ -117,7 +131,8 @@ def _chunked(kind: Any) -> type[nn.Module]:
         takes_chunks = True
 
         def forward(self, hidden: Tensor, *choice: Tensor, **others: Any) -> Any:
-            """``choice``: the experts and weights of each token, in the model's own order."""
+            """Apply the experts. ``choice`` holds each token's experts and weights, in the model's
+            order."""
             if torch.compiler.is_compiling() or others or len(hidden) <= TOKENS_A_CHUNK:
                 return super().forward(hidden, *choice, **others)
             out = torch.empty_like(hidden)

@@ -1,4 +1,4 @@
-"""A fingerprint is a digest of a model. Equal models have equal fingerprints."""
+"""Compute a digest of a model, its fingerprint. Equal models have equal fingerprints."""
 
 import hashlib
 import json
@@ -16,11 +16,12 @@ from cgbench.models.target import Target
 
 @torch.no_grad()
 def fingerprint(target: Target, head: DraftHead | None) -> str:
-    """A digest of the config and of all weights: equal models, equal fingerprint, whatever the
-    ranks share; all of them call this.
+    """Return a digest of the config and of all weights of a target and its head.
+
+    Equal models have equal fingerprints, however the ranks share them. All ranks call this.
 
     A tensor enters as the sums of its raw integers along rows and along columns, taken on the
-    device. A changed weight changes them, and so does another order of either.
+    device. A changed weight changes the sums, and so does another order of rows or columns.
     """
     digest = hashlib.sha256(_config_text(target).encode())
     parts: list[tuple[nn.Module, Splits]] = [(target.model, target.splits)]
@@ -38,8 +39,10 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
 
 
 def _in_order(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return each tensor's name as every rank tells it, and its name here. Scales of FP8 weights
-    come last and sorted, because a module holds them in the order they were loaded and divided.
+    """Return each tensor's name as every rank has it, and its name here.
+
+    Scales of FP8 weights come last and sorted, because a module holds them in the order in which
+    they were loaded and divided.
     """
     told = [(name.replace(WHOLE_SCALE, "_scale"), name) for name in names]
     scales = sorted(pair for pair in told if pair[0].endswith("_scale"))
@@ -47,9 +50,10 @@ def _in_order(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sums of the raw integers over the rows and over the columns. They are taken a slice of
-    rows at a time. On the way the sums are eight bytes an element, and all experts at once would
-    not fit.
+    """Return the sums of the raw integers over the rows and over the columns.
+
+    They are taken a slice of rows at a time. The sums need eight bytes an element on the way, and
+    all experts at once would not fit.
     """
     raw = tensor.contiguous().view(_INTEGER_OF_SIZE[tensor.element_size()])
     matrix = raw.reshape(-1, raw.shape[-1] if raw.dim() else 1)
@@ -60,7 +64,7 @@ def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _config_text(target: Target) -> str:
-    """The config without where it was found and what wrote it."""
+    """Return the config without where it was found and what wrote it."""
     config = target.model.config.to_dict()
     kept = {key: config[key] for key in sorted(config.keys() - _NOT_THE_MODEL)}
     return json.dumps(kept, default=str)

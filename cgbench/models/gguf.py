@@ -1,4 +1,7 @@
-"""GGUF targets: transformers reads them and dequantises; what it leaves to mend is mended here."""
+"""Find GGUF targets and load their tokenizers.
+
+transformers reads and dequantises the files. What it leaves to mend is mended here.
+"""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +18,10 @@ _DIGIT_BY_DIGIT = {"smollm"}
 
 
 def find_gguf(ref: str) -> Path | None:
-    """The GGUF file that ``ref`` is, or the only one in a folder without safetensors.
+    """Return the GGUF file that ``ref`` is, or the only one in a folder without safetensors.
 
-    Raises ``ModelError`` where there are several, or where the packages to read it are missing.
+    Return None if there is none. Raise ``ModelError`` if there are several, or if the packages to
+    read it are missing.
     """
     path = Path(ref)
     if path.suffix == ".gguf" and path.is_file():
@@ -27,7 +31,7 @@ def find_gguf(ref: str) -> Path | None:
     files = sorted(path.glob("*.gguf"))
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
-        raise ModelError(f"MODEL {ref}: holds several GGUF files ({names}); give one of them")
+        raise ModelError(f"MODEL {ref}: holds several GGUF files ({names}). Give one of them")
     return _readable(files[0]) if files else None
 
 
@@ -41,24 +45,24 @@ def _readable(file: Path) -> Path:
 
 
 class GgufKeywords(TypedDict, total=False):
-    """Keywords of ``from_pretrained``."""
+    """This class types the keywords that ``from_pretrained`` takes for a GGUF file."""
 
     gguf_file: str
     quantization_config: GgufConfig
 
 
 def gguf_keywords(file: Path | None) -> GgufKeywords:
-    """What ``from_pretrained`` needs for a GGUF file; nothing without one."""
+    """Return the keywords that ``from_pretrained`` needs for a GGUF file, or none without a
+    file."""
     if file is None:
         return {}
     return {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the file if there is one, else the one inside it, mended.
+    """Return the tokenizer beside the file if there is one, else the one inside it, mended.
 
-    transformers drops the end token's id and the splitting of digits, both of which the file
-    states.
+    transformers drops the end token's id and the splitting of digits, which the file states.
     """
     if (file.parent / "tokenizer.json").is_file():
         return AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False)
@@ -79,7 +83,7 @@ def load_gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
 
 
 def _stated(file: Path) -> JsonObject:
-    """The file's own words on its tokenizer."""
+    """Return the fields of the file that describe its tokenizer."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)

@@ -32,8 +32,11 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """The target's files by name with their bytes, and how many tensors are stored in each type.
-    None of them are counted in a GGUF file."""
+    """This class holds what a target's files contain.
+
+    ``files`` maps each file's name to its bytes. ``dtypes`` counts the tensors of each stored type.
+    In a GGUF file they are not counted.
+    """
 
     files: Mapping[str, int]
     dtypes: Mapping[str, int | None]
@@ -41,7 +44,7 @@ class CheckpointFacts:
 
 @dataclass(frozen=True, slots=True)
 class CopyFacts:
-    """A matrix that is stored with a head, and what is done with it."""
+    """This class names a matrix that is stored with a head, and what is done with it."""
 
     what: str
     name: str
@@ -50,7 +53,10 @@ class CopyFacts:
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """The head that would be loaded. ``origin`` is where from, None where it is made."""
+    """This class describes the head that would be loaded.
+
+    ``origin`` is where it would be loaded from. It is None if the head would be made.
+    """
 
     family: str
     label: str
@@ -73,9 +79,11 @@ class HeadFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What would be loaded. ``head_tensors`` are those that would be loaded into the head.
+    """An inspection describes a model as it would be loaded, and what stands in the way.
 
-    A problem is None where there is none. ``checkpoint`` is None for a preset.
+    ``head_tensors`` are those that would be loaded into the head. Each problem is None if there is
+    none. ``checkpoint`` is None for a preset. The counts of experts are one mixture's, None if no
+    layer is a mixture. Shared experts are not among them.
     """
 
     model: str
@@ -85,6 +93,8 @@ class Inspection:
     vocab_size: int
     max_positions: int
     experts: bool
+    num_experts: int | None
+    experts_per_token: int | None
     tied_embeddings: bool
     dtype: str
     weight_bytes: int
@@ -102,16 +112,16 @@ class Inspection:
 
     @property
     def is_usable(self) -> bool:
-        """Whether all weights are there, with a head, and its graphs can be captured."""
+        """Return whether all weights and a head are there, and graphs can be captured."""
         return self.weights_problem is self.head_problem is self.capture_problem is None
 
     def to_json(self) -> str:
-        """All of it as one JSON object."""
+        """Return the whole inspection as one JSON object."""
         return json.dumps(asdict(self, dict_factory=_as_json), indent=2)
 
 
 _NAMES = {"class_name": "class", "origin": "from"}
-"""What JSON calls the fields whose names Python keeps for itself."""
+"""JSON has these names for fields whose names Python keeps for itself."""
 
 
 def _as_json(values: list[tuple[str, object]]) -> dict[str, object]:
@@ -119,12 +129,11 @@ def _as_json(values: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def inspect_model(request: Loading) -> Inspection:
-    """Everything that ``cgbench run`` would find out before it spends memory.
+    """Return what ``cgbench run`` would find out before it spends memory.
 
-    Weights or a head that are not there, or a forward that cannot be captured, are findings and
-    not errors.
-    Raises ``ModelError`` where there is no model to speak of, ``UnsupportedModelError`` for one
-    that cannot be run.
+    Missing weights, a missing head, or a forward that cannot be captured are findings and not
+    errors. Raise ``ModelError`` if there is no model to describe, and ``UnsupportedModelError`` if
+    it cannot be run.
     """
     head_problem = None
     try:
@@ -135,6 +144,7 @@ def inspect_model(request: Loading) -> Inspection:
     tensors = _head_tensors(plan)
     skeleton, dtype = plan.skeleton, request.dtype
     target = skeleton.target
+    mixture = next(iter(skeleton.kv.expert_shapes.values()), None)
     return Inspection(
         model=plan.label,
         class_name=class_name(plan.config),
@@ -143,6 +153,8 @@ def inspect_model(request: Loading) -> Inspection:
         vocab_size=target.vocab_size,
         max_positions=target.max_positions,
         experts=target.has_mixtures,
+        num_experts=None if mixture is None else mixture.num_experts,
+        experts_per_token=None if mixture is None else mixture.top_k,
         tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=skeleton.weight_bytes(dtype),
@@ -173,7 +185,7 @@ def _without_head(request: Loading) -> Loading:
 
 
 def _checkpoint_facts(plan: LoadingPlan) -> CheckpointFacts | None:
-    """The target's files; None for a preset, which has none."""
+    """Return what the target's files contain, or None for a preset, which has none."""
     if plan.request.preset is not None:
         return None
     if plan.gguf_file is not None:
@@ -225,7 +237,7 @@ def _norm_form(target: Target) -> NormForm:
 
 
 def _head_tensors(plan: LoadingPlan) -> tuple[StoredTensor, ...]:
-    """What would be loaded into the head, in the head's own order."""
+    """Return the tensors that would be loaded into the head, in the head's own order."""
     head, found = plan.skeleton.head, plan.head_files
     if head is None or found is None:
         return ()

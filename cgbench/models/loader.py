@@ -1,4 +1,4 @@
-"""Load the target, its head and its tokenizer, or make them for a preset."""
+"""Load the target, its draft head and its tokenizer, or make them for a preset."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,13 +52,16 @@ from cgbench.words import Quant, Routing
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """``label`` and ``head_label`` are what every output calls them, "random weights" included.
-    ``tokenizer`` is None where the checkpoint ships none that can be read (presets never do), and
-    ``tokenizer_problem`` says why. ``num_head_modules`` counts the checkpoint's MTP modules, of
-    which the head has those that draft. ``kv_shapes``: each attention layer's, the head's
-    included, as this rank holds it. ``state_shapes``: each linear-attention layer's. ``skeleton``:
-    the same modules as their own code has them, whole and without storage.
-    ``ranks`` share the model.
+    """A loaded model holds the target, its draft head and its tokenizer, ready to run.
+
+    ``label`` and ``head_label`` are their names in every output, "random weights" included.
+    ``tokenizer`` is None if the checkpoint ships none that can be read, as presets never do. Then
+    ``tokenizer_problem`` holds the reason. ``num_head_modules`` counts the checkpoint's MTP
+    modules, of which the head has those that draft.
+
+    ``kv_shapes`` are those of each attention layer, the head's included, as this rank holds it.
+    ``state_shapes`` are those of each linear-attention layer. ``skeleton`` holds the same modules
+    as their own code has them, whole and without storage. ``ranks`` share the model.
     """
 
     target: Target
@@ -79,19 +82,19 @@ class LoadedModel:
 
     @property
     def num_parameters(self) -> int:
-        """Of the whole target, a tied embedding once."""
+        """Return the number of parameters of the whole target. A tied embedding counts once."""
         return _num_elements(self.skeleton.target.model)
 
     @property
     def head_num_parameters(self) -> int:
-        """Of the head's own, 0 without a head."""
+        """Return the number of the head's own parameters, or 0 without a head."""
         return 0 if self.skeleton.head is None else _num_elements(self.skeleton.head)
 
 
 def load_model(what: Loading | LoadingPlan) -> LoadedModel:
-    """Load, or for a preset make, the target and its head on the device asked for.
+    """Load the target and its head on the device asked for, or make them for a preset.
 
-    Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
+    Raise ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
     """
     plan = plan_loading(what) if isinstance(what, Loading) else what
     random_weights = plan.request.preset is not None
@@ -129,15 +132,17 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
 
 
 def _find_plain_mixtures(module: nn.Module) -> None:
-    """Have FP8 experts that the kernel can apply be applied by it."""
+    """Mark the FP8 experts that the kernel can apply, so that it applies them."""
     for part in module.modules():
         if getattr(part, "holds_scales", False):
             part.__dict__["is_plain"] = is_plain_mixture(part)
 
 
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
-    """Which of transformers' implementations the forward uses. Mixtures that transformers lets
-    nobody choose for are those of ``dispatch_experts``."""
+    """Return which of transformers' implementations the forward uses.
+
+    Mixtures that transformers lets nobody choose for are those of ``dispatch_experts``.
+    """
     chosen = {"attn_implementation": ATTENTION_NAME}
     target = plan.skeleton.target
     if target.has_mixtures and type(target.model)._can_set_experts_implementation():
@@ -148,7 +153,7 @@ def _implementations(plan: LoadingPlan) -> dict[str, str]:
 
 
 def _splits(plan: LoadingPlan) -> Splits:
-    """What the ranks share of the target; nothing where there is one rank."""
+    """Return what the ranks share of the target: nothing with one rank."""
     num_ranks = plan.request.ranks.size
     if num_ranks == 1:
         return {}
@@ -161,7 +166,7 @@ def _splits(plan: LoadingPlan) -> Splits:
     if probe.state_shapes:
         raise UnsupportedModelError(
             f"--tp {num_ranks}: the linear-attention layers of {class_name(plan.config)} cannot be "
-            "divided here; drop --tp"
+            "divided here. Drop --tp"
         )
     kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
     check_heads(plan.config, num_ranks, probe.num_query_heads, kv_heads)
@@ -180,7 +185,7 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
             config=plan.config,
             dtype=request.dtype,
             output_loading_info=True,
-            # So that a tensor of another shape is reported by name, below.
+            # A tensor of another shape is reported by name, below.
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
             **_implementations(plan),
@@ -191,7 +196,7 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
         check_files(ref)
         raise ModelError(f"MODEL {ref}: {first_line(error)}") from error
     except RuntimeError:
-        # Of experts that do not fit together transformers does not say which.
+        # transformers does not report which experts do not fit together.
         check_headers(plan)
         raise
     unfit = {name for name, *_ in info["mismatched_keys"]}
@@ -204,7 +209,10 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
 
 
 def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -> PreTrainedModel:
-    """A target of FP8 weights. Where ranks share it, each reads it whole and keeps its part."""
+    """Load a target of FP8 weights.
+
+    Each of several ranks reads it whole and keeps its part.
+    """
     request, ref = plan.request, plan.request.path
     with torch.device("meta"):
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
@@ -258,7 +266,7 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     ranks = plan.request.ranks
 
-    # Scales are of whole weights, so FP8 ones are divided once they are quantised.
+    # Scales belong to whole weights, so FP8 weights are divided after they are quantised.
     late = {name: split for name, split in splits.items() if name in plan.skeleton.scaled}
 
     def keep(name: str, whole: Tensor) -> Tensor:
@@ -290,8 +298,12 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 
 def cast_head(head: DraftHead, target: Target) -> None:
-    """To the target's dtype, in place, but for what transformers keeps in float32 in the target's
-    own layers: a router's correction added in bfloat16 chooses other experts."""
+    """Cast the head to the target's dtype, in place.
+
+    What transformers keeps in float32 in the target's own layers stays so in the head. For example,
+    a router's correction added in bfloat16 chooses other experts. FP8 weights and their scales stay
+    too.
+    """
     kept = sorted(target.model._keep_in_fp32_modules_strict or ())
     for module_name, module in head.named_modules():
         for own in (module._parameters, module._buffers):

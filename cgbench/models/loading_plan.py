@@ -58,14 +58,14 @@ DEFAULT_DTYPE = {"cuda": torch.bfloat16, "cpu": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """What is to be loaded where, with nothing left to default.
+    """A loading states what is to be loaded where, with nothing left to default.
 
     ``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id. ``head_ref`` is a
     folder or hub id whose head replaces the checkpoint's own. ``with_head`` is false for k = 0
     alone. ``divided_head``: the ranks share the head's block as they share the target's layers.
-    ``routing``: how tokens choose their experts, where there are any. ``mtp_modules``: the most
-    modules of the head that draft, None all. ``ranks`` share the model.
-    Raises ``BadInputError`` for a head's family that is none.
+    ``routing``: how tokens choose their experts, if there are any. ``mtp_modules``: the most
+    modules of the head that draft, None for all. ``ranks`` share the model. Raise
+    ``BadInputError`` for a head's family that is unknown.
     """
 
     ref: str
@@ -85,17 +85,17 @@ class Loading:
 
     @property
     def preset(self) -> str | None:
-        """The preset's name, None for a checkpoint."""
+        """Return the preset's name, or None for a checkpoint."""
         return preset_name(self.ref)
 
     @property
     def path(self) -> str:
-        """The folder, file or hub id that the target is read from."""
+        """Return the folder, file or hub id that the target is read from."""
         return str(DEFAULT_MODEL_DIR) if self.ref == DEFAULT_MODEL else self.ref
 
     @property
     def head_path(self) -> str:
-        """The folder or hub id that the head is read from."""
+        """Return the folder or hub id that the head is read from."""
         return self.head_ref or self.path
 
 
@@ -108,7 +108,10 @@ def loading_of(
     seed: int,
     ranks: Ranks = ALONE,
 ) -> Loading:
-    """What ``model`` asks to load on ``device``; ``seed`` makes random weights."""
+    """Return the loading that ``model`` asks for on ``device``.
+
+    ``seed`` makes random weights.
+    """
     is_auto = model.dtype == Dtype.AUTO
     return Loading(
         ref=model.ref,
@@ -126,8 +129,11 @@ def loading_of(
 
 
 def _routing(model: ModelRequest) -> Routing:
-    """The router of random weights chooses like none in service, so a preset's experts are drawn
-    evenly unless ``--routing`` says otherwise."""
+    """Return the routing that was asked for, or the model's default.
+
+    The router of random weights chooses like none in service. So a preset's experts are drawn
+    evenly unless ``--routing`` states otherwise.
+    """
     if model.routing is not None:
         return model.routing
     return Routing.MODEL if preset_name(model.ref) is None else Routing.BALANCED
@@ -135,8 +141,10 @@ def _routing(model: ModelRequest) -> Routing:
 
 @dataclass(frozen=True, slots=True)
 class LoadingPlan:
-    """What would be loaded from where. ``family`` has the overrides applied. ``head_files`` is None
-    without a head, and for presets, which make their own. ``gguf_file`` is set for a GGUF target.
+    """A loading plan states what would be loaded from where, as the files show it.
+
+    ``family`` has the overrides applied. ``head_files`` is None without a head, and for presets,
+    which make their own. ``gguf_file`` is set for a GGUF target.
     """
 
     request: Loading
@@ -147,31 +155,37 @@ class LoadingPlan:
     gguf_file: Path | None
     scheme: Fp8Scheme | None = None
     scaled: ScaledFiles | None = None
-    """The checkpoint's FP8 weights; None, as ``scheme``, where weights are plain."""
+    """The checkpoint's FP8 weights. They are None, as ``scheme`` is, if weights are plain."""
     num_stored: int = 1
     """How many modules the head has."""
 
     @property
     def quant(self) -> Quant:
-        """The numeric mode of the weights, as a row's key has it."""
+        """Return the numeric mode of the weights, as a row's key has it."""
         is_quantised = self.skeleton.scaled or self.skeleton.head_scaled
         return Quant.W8A16 if is_quantised else Quant.NONE
 
     @property
     def routing(self) -> Routing:
-        """How tokens choose their experts. A dense model has none, whatever is asked."""
+        """Return how tokens choose their experts.
+
+        It is the model's own routing for a dense model, whatever is asked.
+        """
         return self.request.routing if self.skeleton.kv.expert_shapes else Routing.MODEL
 
     @property
     def label(self) -> str:
-        """What every output calls the model."""
+        """Return the name of the model in every output."""
         ref = self.request.ref
         return f"{ref} (random weights)" if self.request.preset else _label(ref)
 
     @property
     def head_label(self) -> str:
-        """What every output calls the head: its family, where it came from if not MODEL, and which
-        of several modules draft."""
+        """Return the name of the head in every output.
+
+        It has the head's family, and its origin if that is not MODEL. Of several modules it states
+        which of them draft.
+        """
         if self.family is None:
             return "none"
         ref = self.request.head_ref
@@ -182,21 +196,21 @@ class LoadingPlan:
 
     @property
     def num_modules(self) -> int:
-        """How many of the head's modules draft, 0 without a head."""
+        """Return how many of the head's modules draft, which is 0 without a head."""
         return 0 if self.skeleton.head is None else self.skeleton.head.num_modules
 
 
 def modules_used(count: int, num_stored: int) -> str:
-    """Which of a head's modules draft, in words."""
+    """Return in words which of a head's modules draft."""
     if count == num_stored:
         return f"{count} modules"
     return f"module 1 of {num_stored}" if count == 1 else f"modules 1..{count} of {num_stored}"
 
 
 def check_model_ref(ref: str) -> None:
-    """Refuse early what no loading could find: an unknown preset, a folder that is not there.
+    """Check early that a model reference is a known preset or a checkpoint that may be there.
 
-    Raises ``ModelError``.
+    Raise ``ModelError`` for an unknown preset or a folder that is not there.
     """
     if ref == DEFAULT_MODEL:
         return
@@ -205,13 +219,13 @@ def check_model_ref(ref: str) -> None:
         check_ref("MODEL", ref)
     elif preset not in PRESETS:
         known = ", ".join(sorted(PRESETS))
-        raise ModelError(f"MODEL {ref}: unknown preset; choose one of {known}")
+        raise ModelError(f"MODEL {ref}: unknown preset. Choose one of {known}")
 
 
 def plan_loading(request: Loading) -> LoadingPlan:
     """Read the config and the lists of tensors, and build the modules without storage.
 
-    Raises ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
+    Raise ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
     """
     _quiet_transformers()
     check_model_ref(request.ref)
@@ -233,7 +247,7 @@ def plan_loading(request: Loading) -> LoadingPlan:
         try:
             found, family = _find_head(request, target, gguf_file)
         except MissingHeadError:
-            # A target that cannot be run is the better thing to say.
+            # If the target cannot be run either, that is the better error.
             with_head(target, None, where=where)
             raise
     forms = [] if found is None else found.forms
@@ -258,16 +272,16 @@ def plan_loading(request: Loading) -> LoadingPlan:
 def _find_head(
     request: Loading, target: Target, gguf_file: Path | None
 ) -> tuple[HeadFiles, HeadFamily]:
-    """The head's files, and its family wired as config.json and the flags state."""
+    """Return the head's files, and its family wired as config.json and the flags state."""
     if gguf_file is not None and request.head_ref is None:
-        raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head; give --head PATH")
+        raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head. Give --head PATH")
     folder = _head_folder(request, target.config, gguf_file)
     files = None if gguf_file is not None else tensor_files(request.path)
     flags, stated = request.wiring, folder.stated
     name = flags.family or stated.family
     matrices = target_matrices(target, files)
     found = find_head(folder, target, matrices, request.dtype, name, request.mtp_modules)
-    # What a file states of its head is of the family that it states.
+    # A file's wiring holds for the family that the file states, and for no other.
     in_force = flags.family in (None, stated.family or found.family.name)
     family = wired(found.family, stated) if in_force else found.family
     return found, named(family, flags)
@@ -283,7 +297,7 @@ def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | N
 def _plan_preset(request: Loading, name: str) -> LoadingPlan:
     for flag, value in (("--head", request.head_ref), ("--head-family", request.wiring.family)):
         if value is not None:
-            raise ModelError(f"{flag}: {request.ref} makes its own head; drop the flag")
+            raise ModelError(f"{flag}: {request.ref} makes its own head. Drop the flag")
     preset = PRESETS[name]
     config = config_from_dict(dict(preset.config))
     own = FAMILIES[preset.head_family]
@@ -299,7 +313,7 @@ def _plan_preset(request: Loading, name: str) -> LoadingPlan:
 
 
 def preset_forms(preset: Preset, most_modules: int | None) -> list[HeadForm]:
-    """The form of each module of a preset's head that is used. Raises as ``num_used``."""
+    """Return the form of each module of a preset's head that is used. Raise as ``num_used``."""
     form = HeadForm(own_output=preset.has_own_outputs, dense=preset.has_dense_head)
     return [form] * num_used(preset.num_modules, most_modules)
 

@@ -1,5 +1,6 @@
-"""Check that all of the target's tensors are there and that each has a place, for what was loaded
-or for what the files' headers state.
+"""Check that the target's tensors are all there and that each has a place in the model.
+
+The check is made of what was loaded, or of what the files' headers state.
 """
 
 import copy
@@ -16,19 +17,20 @@ from cgbench.models.loading_plan import LoadingPlan
 from cgbench.models.quantised.scaled_files import E4M3
 from cgbench.models.quantised.scaled_loading import convert
 
-# What older checkpoints store and transformers computes.
+# Older checkpoints store these, and transformers computes them.
 _DERIVED = (".inv_freq", ".masked_bias", ".attn.bias")
 
 
-# What weights are stored in where no scale belongs to them.
+# The types of weights that have no scales.
 _PLAIN_TYPES = {"F64", "F32", "F16", "BF16"}
 
 
 def check_headers(plan: LoadingPlan) -> None:
-    """Have transformers place the target's tensors without storage, as it does when it loads them.
+    """Check the target's tensors by their headers, before any weight is loaded.
 
-    Nothing is said of a preset, which has no files, nor of a GGUF file, whose tensors have other
-    names. Raises ``ModelError`` as loading does.
+    transformers places the tensors without storage, as it does when it loads them. Presets are not
+    checked, because they have no files. GGUF files are not, because their tensors have other names.
+    Raise ``ModelError`` as loading does.
     """
     if not _has_headers(plan):
         return
@@ -40,13 +42,13 @@ def check_headers(plan: LoadingPlan) -> None:
 
 
 def check_types(plan: LoadingPlan) -> None:
-    """Refuse weights of the target that are stored as integers or in 8 bits, by name.
+    """Check that no weight of the target is stored as integers or in 8 bits without a scale.
 
-    Without a scale they are other numbers, and transformers would cast them in silence. The target
+    Such weights would be other numbers, and transformers would cast them in silence. The target
     needs those that it lacks when it is placed without them. So tensors of a head or a tower are
     left alone, and so are integers that stay integers.
 
-    Raises ``ModelError``.
+    Raise ``ModelError`` with the first such weight.
     """
     if not _has_headers(plan):
         return
@@ -66,7 +68,10 @@ def check_types(plan: LoadingPlan) -> None:
 
 
 def _first_of(odd: list[StoredTensor], lacked: Collection[str]) -> StoredTensor:
-    """The first that has a lacked tensor's name; experts have others before they are fused."""
+    """Return the first tensor that has the name of a lacked one, else the first.
+
+    Experts have other names before they are fused.
+    """
     named = (each for each in odd if any(each.name.endswith(name) for name in lacked))
     return next(named, odd[0])
 
@@ -76,21 +81,24 @@ def _has_headers(plan: LoadingPlan) -> bool:
 
 
 def _stored(plan: LoadingPlan) -> list[StoredTensor]:
-    """The target's tensors, without the scales of FP8 ones."""
+    """Return the target's stored tensors, without the scales of FP8 weights."""
     stored = stored_tensors(tensor_files(plan.request.path))
     names = stored if plan.scaled is None else plan.scaled.rest(stored)
     return [stored[name] for name in names]
 
 
 def _lacked_floats(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> set[str]:
-    """The target's floating tensors that ``stored`` ones do not make."""
+    """Return the target's floating tensors that the ``stored`` ones do not make."""
     model, info = _place(plan, stored)
     tensors = model.state_dict()
     return {name for name in info.missing_keys if tensors[name].is_floating_point()}
 
 
 def _place(plan: LoadingPlan, stored: Iterable[StoredTensor]) -> tuple[PreTrainedModel, Any]:
-    """The target on the meta device with tensors in place, and what transformers says of them."""
+    """Place the target's tensors on the meta device.
+
+    Return the model, and transformers' report on them.
+    """
     dtype = plan.request.dtype
     model = copy.deepcopy(plan.skeleton.target.model)
     tensors = {each.name: torch.empty(each.shape, dtype=dtype, device="meta") for each in stored}
@@ -107,11 +115,14 @@ def check_placed(
     unfit: Collection[str],
     unexpected: Collection[str],
 ) -> None:
-    """Refuse a target that lacks some of its tensors, or has ``unfit`` ones of another shape.
-    Tensors that belong to its own modules and have no place there are refused too, such as a bias
-    that config.json denies or the scales of weights in fewer bits. Others are of a head or a tower.
+    """Check that a target has all its tensors, in the right shapes, and no stray ones.
 
-    Raises ``ModelError``.
+    ``missing`` tensors are not there, and ``unfit`` ones have another shape. ``unexpected`` tensors
+    are refused if they belong to the target's own modules and have no place there. Examples are a
+    bias that config.json denies, and the scales of weights in fewer bits. Other unexpected tensors
+    belong to a head or a tower.
+
+    Raise ``ModelError`` if the check fails.
     """
     modules = {name for name, _ in model.named_modules()}
     unplaced = [

@@ -1,4 +1,4 @@
-"""What each part of a model is stored in, and its bytes."""
+"""Count the bytes of each part of a model, by the type that its weights are stored in."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cgbench.models.skeleton import Skeleton, stored_bytes
 
 FP8_NAME = "float8_e4m3fn"
 
-# The first that is found in a parameter's name is its part.
+# A parameter belongs to the first part whose pattern is found in its name.
 _REST = "norms, routers and the rest"
 _PARTS = (
     (_REST, r"norm"),
@@ -26,8 +26,10 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class PartPrecision:
-    """Weights of one part that are of one type, their scales included. ``part`` begins with
-    ``head`` where it is of the draft head."""
+    """This class counts the weights of one part of a model that have one type.
+
+    Their scales are included. ``part`` begins with ``head`` for parts of the draft head.
+    """
 
     part: str
     dtype: str
@@ -35,7 +37,10 @@ class PartPrecision:
 
 
 def precision_by_part(skeleton: Skeleton, dtype: torch.dtype) -> tuple[PartPrecision, ...]:
-    """Of the target's parts, then of the head's; tied weights count once."""
+    """Return the bytes of each of the target's parts and types, then of the head's.
+
+    Tied weights count once.
+    """
     target = _by_part(skeleton.target.model, skeleton.scaled, dtype)
     head = {}
     if skeleton.head is not None:
@@ -62,5 +67,5 @@ def _by_part(
 
 
 def part_of(name: str) -> str:
-    """The part of a model that the parameter ``name`` is of."""
+    """Return the part of a model that the parameter ``name`` belongs to."""
     return next((part for part, pattern in _PARTS if re.search(pattern, name)), _REST)

@@ -1,8 +1,8 @@
-"""Shape presets: public models' configurations, to be filled with random weights. No torch here.
+"""Define shape presets: public models' configurations, to be filled with random weights.
 
-A preset measures a shape, never a model's quality; every output labels it "random weights".
-To add one, add an entry: the config as the public checkpoint states it. The file is a table, and as
-long as there are presets.
+A preset measures a shape, never a model's quality, and every output labels it "random weights". To
+add one, add an entry with the config as the public checkpoint states it. The file is a table, and
+grows with the presets. It imports no torch.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from cgbench.request.acceptance_lengths import GOLDEN, Golden, GoldenLength
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """``config`` is the public ``config.json``'s content that decides shapes; ``source`` names it.
+    """A preset is a public model's shape, without its weights.
 
-    The head, of ``num_modules`` MTP modules, has the form of ``head_family``: MiMo's where the
+    ``config`` is the part of the public ``config.json`` that decides shapes. ``source`` names the
+    model. The head, of ``num_modules`` MTP modules, has the form of ``head_family``: MiMo's if the
     public model has none. ``has_own_outputs``: each module has an output matrix of its own.
-    ``has_dense_head``: its blocks are dense, or None if the config alone decides. ``is_fp8``:
-    the weights are converted as the public FP8 checkpoint of the family has them, in blocks of
-    128 x 128.
+    ``has_dense_head``: its blocks are dense, or None if the config alone decides. ``is_fp8``: the
+    weights are converted as in the public FP8 checkpoint of the family, in blocks of 128 x 128.
     """
 
     name: str
@@ -38,18 +38,21 @@ _GOLDEN_OF_FAMILY = {
     "glm": "glm-5.2-on",
     "qwen": "qwen3.5-397b-on",
 }
-"""The row of the golden table (``request.acceptance_lengths``) by how a model type begins."""
+"""The row of the golden table (``request.acceptance_lengths``), by the start of a model type."""
 
 _MIDDLE_GOLDEN = "glm-5.2-on"
-"""Of the rows with thinking on, the one between the other two at every k: what a family without a
-row borrows, because it overstates and understates least."""
+"""A family without a row borrows this one.
+
+Of the rows with thinking on, it lies between the other two at every k. So it overstates and
+understates least.
+"""
 
 
 def default_golden(preset: Preset) -> GoldenLength:
-    """The acceptance of a preset's drafts unless ``--acceptance`` says otherwise.
+    """Return the acceptance of a preset's drafts if ``--acceptance`` is not given.
 
-    Random weights would accept none, and tokens a second would say nothing about the shape. The
-    length is that of the model's family.
+    The length is that of the model's family. Random weights would accept no draft, and tokens a
+    second would show nothing about the shape.
     """
     model_type = preset.config["model_type"]
     names = (row for family, row in _GOLDEN_OF_FAMILY.items() if model_type.startswith(family))
@@ -57,7 +60,7 @@ def default_golden(preset: Preset) -> GoldenLength:
 
 
 def golden_for(preset: Preset, row: Golden) -> GoldenLength:
-    """A golden row's lengths, marked as borrowed where it was measured on another model."""
+    """Return a golden row's lengths, marked as borrowed if another model was measured."""
     measured_on = row.name.rpartition("-")[0]
     return GoldenLength(row, is_borrowed=not preset.name.startswith(measured_on))
 
@@ -79,7 +82,7 @@ _QWEN3 = {
     "rope_theta": 1000000.0,
     "eos_token_id": 151645,
 }
-"""What the transformers of that generation share, dense or with experts."""
+"""The transformers of that generation share these fields, dense or with experts."""
 
 _QWEN3_5 = {
     "num_key_value_heads": 2,
@@ -101,7 +104,7 @@ _QWEN3_5 = {
     },
     "eos_token_id": 248044,
 }
-"""What the hybrids of one generation share: every fourth layer is full attention."""
+"""The hybrids of one generation share these fields. Every fourth layer is full attention."""
 
 _STEP_ROPE = {
     "rope_type": "llama3",
@@ -446,7 +449,7 @@ PRESETS: dict[str, Preset] = {
         ),
         Preset(
             name="glm-4.5-air",
-            source="zai-org/GLM-4.5-Air config.json; 213 GB in bfloat16, for two 141 GB GPUs",
+            source="zai-org/GLM-4.5-Air config.json. 213 GB in bfloat16, for two 141 GB GPUs",
             head_family="deepseek",
             config={
                 "model_type": "glm4_moe",
@@ -487,4 +490,4 @@ _IN_FP8_TOO = (
 PRESETS |= {
     f"{name}-fp8": replace(PRESETS[name], name=f"{name}-fp8", is_fp8=True) for name in _IN_FP8_TOO
 }
-"""The same shapes with FP8 weights."""
+"""These presets have the same shapes with FP8 weights."""

@@ -1,9 +1,9 @@
-"""Projections of one input, packed into one product.
+"""Pack projections of one input into one product, which reads weights faster.
 
-Query, key and value, or gate and up, or all that a gated delta net is fed, read the same hidden
-states. One product of all of them reads its weights at a higher bandwidth than each apart, most of
-all key's and value's small ones. transformers' code stays as it is: the first projection computes
-them all, the others hand out their part.
+Query, key and value read the same hidden states. So do gate and up, and all inputs of a gated delta
+net. One product of them all reads its weights at a higher bandwidth than separate products. The
+small ones of key and value gain most. transformers' code stays as it is: the first projection
+computes them all, and the others hand out their part.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +22,20 @@ PACKS = (
     ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
     ("in_proj_qkvz", "in_proj_ba"),
 )
-"""Names of sibling projections of one input, in the order in which transformers calls them."""
+"""These are names of sibling projections of one input.
+
+They are in the order in which transformers calls them.
+"""
 
 
 @torch.no_grad()
 def pack_projections(module: nn.Module) -> int:
-    """Pack every set of ``PACKS`` found in ``module``, in place; returns how many.
+    """Pack every set of ``PACKS`` found in ``module``, in place, and return how many there were.
 
     Weights keep their names and values, and become views of the packed ones. No more memory is held
-    than before, and at most one set more while it is packed. Projections that are not plain linear
-    layers of one dtype, all FP8 or none, are left alone. Those summed over ranks are too.
+    than before, and at most one set more while it is packed. A set must be plain linear layers of
+    one dtype, all FP8 or none. Other projections are left alone, and so are those summed over
+    ranks.
     """
     found = [
         (parent, names)
@@ -60,14 +64,18 @@ def _can_pack(projections: Sequence[object]) -> bool:
 
 
 def _of_one_type(linears: Sequence[nn.Linear]) -> bool:
-    """Whether plain weights and biases are: they are joined in one product."""
+    """Return whether plain weights and biases have one type, because they are joined in one
+    product."""
     if isinstance(linears[0], ScaledLinear):
         return True
     return len({p.dtype for each in linears for p in each.parameters()}) == 1
 
 
 def pack(linears: Sequence[nn.Linear]) -> list["Projection"]:
-    """``linears`` of one input as one product; their parameters are emptied on the way."""
+    """Return ``linears`` of one input as projections that are one product.
+
+    The parameters of ``linears`` are emptied on the way.
+    """
     # Where ranks share a projection, its weight is a part of its ``out_features``.
     sizes = [each.weight.shape[0] for each in linears]
     weight = _packed([each.weight for each in linears])
@@ -84,7 +92,10 @@ def pack(linears: Sequence[nn.Linear]) -> list["Projection"]:
 def _pack_scales(
     first: "PackedFirst", others: Sequence["HandedOut"], scaled: Sequence[ScaledLinear]
 ) -> None:
-    """One above another, as the weights; each projection's own are a view, and saved with it."""
+    """Stack the scales as the weights are.
+
+    Each projection's own scales are a view, and are saved with it.
+    """
     sizes = [each.weight_scale.shape[0] for each in scaled]
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
     scale = torch.cat([each.weight_scale for each in scaled])
@@ -112,7 +123,8 @@ def _views(
 
 
 class Projection(nn.Module):
-    """One of the packed projections: its own weight and bias, as a checkpoint names them."""
+    """A projection is one of a packed set, with its own weight and bias, named as in a
+    checkpoint."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -121,20 +133,22 @@ class Projection(nn.Module):
 
     @property
     def in_features(self) -> int:
+        """Return the number of inputs."""
         return self.weight.shape[1]
 
     @property
     def out_features(self) -> int:
+        """Return the number of outputs."""
         return self.weight.shape[0]
 
 
 class HandedOut(Projection):
-    """A projection that the first of its set has computed already."""
+    """A ``HandedOut`` is a projection that the first of its set has computed already."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight, bias)
         self.computed: tuple[Tensor, Tensor] | None = None
-        """The input, and this projection of it."""
+        """The input and its projection, until they are handed out."""
 
     def forward(self, x: Tensor) -> Tensor:
         computed, self.computed = self.computed, None
@@ -143,7 +157,7 @@ class HandedOut(Projection):
 
 
 class PackedFirst(Projection):
-    """The projection that is called first, and computes its whole set."""
+    """A ``PackedFirst`` is the projection that is called first and computes its whole set."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None, sizes: list[int], others: list[HandedOut]
@@ -152,7 +166,7 @@ class PackedFirst(Projection):
         self.packed_weight: Tensor
         self.packed_bias: Tensor | None
         self.sizes = sizes
-        # In a tuple, so that they are modules of their parent's alone.
+        # A tuple hides them from torch, so they are modules of their parent alone.
         self.others = (*others,)
         self.packed_scale: Tensor | None
         self.packed_row_blocks: Tensor | None

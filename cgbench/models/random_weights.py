@@ -1,4 +1,4 @@
-"""Random weights for a preset: transformers' own initialisation, a layer at a time."""
+"""Draw the random weights of a preset by transformers' own initialisation, a layer at a time."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,13 +13,13 @@ from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.support import auto_class_for
 
 Keep = Callable[[str, Tensor], Tensor]
-"""Called with a parameter's name and the whole of it; returns what stays."""
+"""A ``Keep`` is called with a parameter's name and its whole tensor, and returns what is kept."""
 
 DEFAULT_DEVIATION = 0.02
-"""What transformers takes where a config states none."""
+"""transformers draws with this standard deviation if a config states none."""
 
 Unit = list[tuple[str, nn.Module]]
-"""Modules by name, children before their parents, that get their storage together."""
+"""A unit is a list of modules by name that get their storage together, children before parents."""
 
 
 def _whole(_: str, tensor: Tensor) -> Tensor:
@@ -29,11 +29,12 @@ def _whole(_: str, tensor: Tensor) -> Tensor:
 def random_target(
     plan: LoadingPlan, keep: Keep = _whole, **implementations: str
 ) -> PreTrainedModel:
-    """The target of a preset's plan, with the same weights whatever implementation runs it.
+    """Return the target of a preset's plan, with random weights.
 
-    Every parameter is drawn whole and handed to ``keep``. So the ranks of a divided model hold
-    parts of the very weights that one process would hold, and never more at once than one layer.
-    FP8 weights are quantised when their layer is drawn, so that no whole copy is ever there.
+    The weights do not depend on the implementation that runs them. Every parameter is drawn whole
+    and handed to ``keep``. So the ranks of a divided model hold parts of the same weights as one
+    process. They never hold more than one layer whole at once. FP8 weights are quantised when their
+    layer is drawn, so no whole copy is ever there.
     """
     request = plan.request
     torch.manual_seed(request.seed)
@@ -52,13 +53,15 @@ def random_target(
 
 
 def draw_head(head: nn.Module, target: PreTrainedModel, device: torch.device) -> None:
-    """Give a draft ``head`` on the meta device its storage and weights, as ``target`` draws its
-    own modules."""
+    """Give a draft ``head`` on the meta device its storage and weights.
+
+    The weights are drawn as ``target`` draws those of its own modules.
+    """
     _draw(_children_first("", head), target, device, _whole)
 
 
 def _units(model: PreTrainedModel) -> Iterator[Unit]:
-    """Each decoder layer, then all the rest."""
+    """Yield each decoder layer, then all the rest."""
     layers = model.get_decoder().layers
     names = {id(module): name for name, module in model.named_modules()}
     inside = {id(part) for layer in layers for part in layer.modules()}
@@ -68,7 +71,10 @@ def _units(model: PreTrainedModel) -> Iterator[Unit]:
 
 
 def _children_first(prefix: str, module: nn.Module) -> Unit:
-    """transformers' own order: what a parent makes of its children's tensors is the last word."""
+    """Return the modules in transformers' own order.
+
+    A parent may overwrite its children's tensors, so it comes after them.
+    """
     return [*reversed([*module.named_modules(prefix=prefix)])]
 
 
@@ -87,7 +93,10 @@ def _draw(unit: Unit, model: PreTrainedModel, device: torch.device, keep: Keep) 
 
 
 def _allocate(module: nn.Module, device: torch.device) -> None:
-    """Storage for the module's own tensors, poisoned to show those that nobody writes."""
+    """Give the module's own tensors storage.
+
+    It is filled with NaN, to show the tensors that nobody writes.
+    """
     for tensors in (module._parameters, module._buffers):
         for leaf, tensor in tensors.items():
             if tensor is None:
@@ -103,8 +112,11 @@ def _like(tensor: Tensor, empty: Tensor) -> Any:
 
 
 def _draw_unwritten(module: nn.Module, deviation: float) -> None:
-    """Draw what no module of the model initialises, as ERNIE's router in transformers 5.17:
-    matrices normal, biases zero, other vectors one."""
+    """Draw the tensors that no module of the model initialises.
+
+    ERNIE's router in transformers 5.17 has some. Matrices become normal, biases zero, other vectors
+    one.
+    """
     for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is None or not tensor.is_floating_point() or _is_written(tensor):
             continue
@@ -115,7 +127,7 @@ def _draw_unwritten(module: nn.Module, deviation: float) -> None:
 
 
 def _is_written(tensor: Tensor) -> bool:
-    # A sum is NaN where a number is, and needs no second tensor of that size.
+    # A sum is NaN if any number is, and needs no second tensor of that size.
     return not tensor.sum(dtype=torch.float32).isnan()
 
 

@@ -1,11 +1,10 @@
-"""Every call of transformers' linear-attention layers goes through this hook, to whoever keeps
-their state.
+"""Hand the state of transformers' linear-attention layers to an object that keeps it.
 
-A gated delta net carries two states over the tokens: the newest inputs of a short convolution,
-and per head a matrix that decays and is corrected by each token. ``hook_linear_layers`` has a
-layer compute everything else with its own modules, and ask the forward's ``attention_call`` for
-what depends on earlier tokens. A call that is no ``RecurrentCall``, or none at all, leaves the
-layer transformers' own.
+A gated delta net carries two states over the tokens. One is the newest inputs of a short
+convolution. The other is a matrix per head that decays and is corrected by each token.
+``hook_linear_layers`` makes a layer compute everything else with its own modules. For what depends
+on earlier tokens the layer asks the forward's ``attention_call``. If that is no ``RecurrentCall``,
+the layer runs as in transformers.
 """
 
 from functools import cache
@@ -18,24 +17,30 @@ from cgbench.kernels.delta_rule import DeltaNet, DeltaRows, StateShape
 
 LINEAR_ATTENTION = "linear_attention"
 GATED_DELTA_TYPES = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
-"""Text models whose linear attention is the gated delta net that is hooked here."""
+"""These text models have gated delta nets as linear attention, which are hooked here."""
 
 
 class RecurrentCall(Protocol):
-    """Computes what of a linear-attention layer depends on the tokens before the forward's."""
+    """A ``RecurrentCall`` computes the part of linear attention that depends on earlier tokens.
+
+    These are the tokens before those of the forward.
+    """
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        """What the rows, convolved with those before them, read from the state, each after its own
-        update: ``[B, S, heads, Dv]``."""
+        """Return what the rows read from the state of layer ``layer_idx``: ``[B, S, heads, Dv]``.
+
+        The rows are first convolved with those before them. Each reads after its own update.
+        """
         ...
 
 
 class RecurrentProbe:
-    """A ``RecurrentCall`` that computes nothing and records each layer's state shape."""
+    """A ``RecurrentProbe`` is a ``RecurrentCall`` that computes nothing and records each layer's
+    state shape."""
 
     def __init__(self) -> None:
         self.state_shapes: dict[int, StateShape] = {}
-        """By layer_idx."""
+        """The shape of each recurrent layer's state, by layer_idx."""
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         shape = self.state_shapes[layer_idx] = rows.net.state_shape
@@ -52,8 +57,11 @@ def hook_linear_layers(backbone: nn.Module) -> None:
 
 @cache
 def _hooked_class(plain: type[nn.Module]) -> type[nn.Module]:
-    """``plain`` with its state behind the call. One class for all layers, not a function set on
-    each: a compiler would take each such layer for another."""
+    """Return ``plain`` with its state behind the call.
+
+    It is one class for all layers, and not a function set on each. A compiler would take each such
+    layer for another.
+    """
 
     class Hooked(plain):  # type: ignore[valid-type, misc]
         plain_class = plain
@@ -74,7 +82,7 @@ def _forward(net: Any, hidden_states: Tensor, attention_call: Any) -> Tensor:
     batch, length, _ = hidden_states.shape
     mixed, gate, rate, time_step = _project(net, hidden_states)
     rows = DeltaRows(_delta_net(net), mixed, rate, time_step)
-    # A compiler is shown the number as a tensor: see compile/operators.py.
+    # A compiler is shown the number as a tensor (see compile/operators.py).
     layer_idx = net.layer_number if torch.compiler.is_compiling() else net.layer_idx
     out = attention_call.delta_rule(layer_idx, rows)
     # The norm takes heads one by one, as rows.
@@ -84,8 +92,11 @@ def _forward(net: Any, hidden_states: Tensor, attention_call: Any) -> Tensor:
 
 
 def _project(net: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The convolution's input ``[B, S, C]``, the output's gate, and each head's beta and time step
-    before their activations. Qwen3-Next keeps two packed projections, Qwen3.5 four plain ones."""
+    """Return the layer's projections of ``hidden_states``.
+
+    They are the convolution's input ``[B, S, C]``, the output's gate, and each head's beta and time
+    step before their activations. Qwen3-Next keeps two packed projections, Qwen3.5 four plain ones.
+    """
     if hasattr(net, "in_proj_qkvz"):
         *qkv, gate, rate, time_step = net.fix_query_key_value_ordering(
             net.in_proj_qkvz(hidden_states), net.in_proj_ba(hidden_states)

@@ -1,7 +1,8 @@
-"""What a transformers router computes, as a ``RouterRule``, found by trying it.
+"""Find the rule of a transformers router by trying it, so that a kernel can compute it.
 
 transformers writes the same router under many class names, and models that share a name may differ.
-So a rule is made of the module's attributes, and held against the module's own forward.
+So a ``RouterRule`` is made from the module's attributes, and compared with the module's own
+forward.
 """
 
 from collections.abc import Iterator
@@ -20,42 +21,48 @@ from cgbench.models.target import Target
 PROBES = 64
 TOLERANCE = 1e-5
 MOST = 0.8
-"""Of tokens in bfloat16, where logits tie and each side breaks the tie its own way."""
+"""At least this share of tokens must agree in bfloat16.
+
+There logits tie, and each side breaks the tie its own way.
+"""
 
 OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
 
 RULE_VALUES = "rule_values"
-"""The attribute of a router that is an operator: the fields of its rule."""
+"""A router that is an operator has this attribute, which holds the fields of its rule."""
 
 APPLIES_EXPERTS = "applies_experts"
-"""The attribute of experts that are an operator."""
+"""Experts that are an operator have this attribute."""
 
 CORRECTION = "e_score_correction_bias"
 
 
 def correction_bias(router: nn.Module) -> Tensor | None:
-    """What is added to the scores for the choice alone, ``[E]``, or None."""
+    """Return the router's correction ``[E]``, or None if it has none.
+
+    It is added to the scores for the choice of experts alone.
+    """
     holder = getattr(router, "moe_statics", router)
     bias = getattr(holder, CORRECTION, None)
     return None if bias is None else bias.reshape(-1)
 
 
 def router_rule(router: nn.Module) -> RouterRule | None:
-    """The rule of ``router``, a module with ``weight [E, H]`` and ``top_k``; None where its forward
-    does something else.
+    """Return the rule of ``router``, or None if its forward does something else.
 
-    Its own weights are not used: they may all be alike, and then every rule would fit.
+    ``router`` is a module with ``weight [E, H]`` and ``top_k``. Its own weights are not used,
+    because they may all be alike, and then every rule would fit.
     """
     wide, narrow = _Probe(router, torch.float32), _Probe(router, torch.bfloat16)
     try:
         wide_answer, narrow_answer = wide.answer(router), narrow.answer(router)
-    except Exception:  # Whatever another module's forward may raise of these.
+    except Exception:  # Another module's forward may raise anything.
         return None
     for rule in _candidates(router):
         if wide.agreement(wide_answer, rule) < 1:
             continue
         wide_weights = narrow_answer[0].dtype == torch.float32
-        # A router's logits are no evidence: some return other ones than they choose by.
+        # A router's logits are no evidence, because some return other ones than they choose by.
         rules = [
             replace(rule, wide_logits=is_wide, wide_weights=wide_weights)
             for is_wide in (False, True)
@@ -67,7 +74,7 @@ def router_rule(router: nn.Module) -> RouterRule | None:
 
 
 class _Probe:
-    """Drawn tensors in the place of a router's own, and tokens to route by them."""
+    """A probe holds drawn tensors in the place of a router's own, and tokens to route by them."""
 
     def __init__(self, router: nn.Module, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -84,32 +91,35 @@ class _Probe:
         self.bias = biases[0].reshape(-1) if biases else None
 
     def answer(self, router: nn.Module) -> tuple[Tensor, Tensor]:
-        """The weights and experts ``[T, K]`` that ``router`` gives."""
+        """Return the weights and experts ``[T, K]`` that ``router`` gives."""
         _, weights, chosen = functional_call(router, self.tensors, (self.x,))
         return weights, chosen
 
     def agreement(self, answer: tuple[Tensor, Tensor], rule: RouterRule) -> float:
-        """The share of tokens for which ``rule`` gives ``answer``."""
+        """Return the share of tokens for which ``rule`` gives ``answer``."""
         got = self._by_expert(*route_by_torch(self.x, self.weight, self.bias, rule))
         is_alike = (got - self._by_expert(*answer)).abs().amax(1) < TOLERANCE
         return float(is_alike.float().mean())
 
     def _by_expert(self, weights: Tensor, chosen: Tensor) -> Tensor:
-        """Each token's weights where its experts are, ``[T, E]``: in whatever order they were
-        found."""
+        """Return each token's weights at its experts' places, ``[T, E]``, whatever the order of the
+        choice."""
         nothing = torch.zeros(PROBES, len(self.weight))
         return nothing.scatter_(1, chosen, weights.float())
 
 
 def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """A matrix of unit variance. A bias is of the size of differences between scores, so that both
-    count."""
+    """Return a drawn tensor of the same shape.
+
+    A matrix has unit variance. A bias has the size of differences between scores, so that both
+    count.
+    """
     drawn = torch.randn(tensor.shape, generator=generator)
     return drawn if tensor.dim() == 2 and tensor.shape[0] > 1 else drawn / 10
 
 
 def _candidates(router: nn.Module) -> Iterator[RouterRule]:
-    """What the attributes of ``router`` may mean."""
+    """Yield the rules that the attributes of ``router`` may mean."""
     num_groups = getattr(router, "num_group", None) or getattr(router, "n_group", None) or 1
     top_groups = getattr(router, "topk_group", None) or 1
     scaling = getattr(router, "routed_scaling_factor", None) or 1.0
@@ -128,8 +138,10 @@ def _candidates(router: nn.Module) -> Iterator[RouterRule]:
 
 
 def is_plain_mixture(experts: nn.Module) -> bool:
-    """Whether ``experts`` are what ``Experts`` are: gated by silu, without bias, stored as
-    ``[E, 2 * I, H]`` and ``[E, H, I]``."""
+    """Return whether ``experts`` compute what ``Experts`` define.
+
+    They must be gated by silu, have no bias, and be stored as ``[E, 2 * I, H]`` and ``[E, H, I]``.
+    """
     gate_up, down = (getattr(experts, name, None) for name in ("gate_up_proj", "down_proj"))
     if not isinstance(gate_up, Tensor) or not isinstance(down, Tensor):
         return False
@@ -153,15 +165,21 @@ def _is_gated_by_silu(experts: nn.Module) -> bool:
 
 
 class MixturePaths(NamedTuple):
-    """What runs mixtures in decode steps: ``cgbench``, or for experts transformers' implementation
-    by name, and for routers ``transformers``. Joined by "and" where layers differ."""
+    """This class names what runs the mixtures of experts in decode steps.
+
+    The name is ``cgbench`` for kernels of ours. Otherwise it is transformers' implementation for
+    experts, and ``transformers`` for routers. Names are joined by "and" if layers differ.
+    """
 
     experts: str
     router: str
 
 
 def mixture_paths(target: Target, head: DraftHead | None) -> MixturePaths | None:
-    """Those of a target and its head, as they are by now. None of a dense model."""
+    """Return what runs the mixtures of a target and its head now.
+
+    It is None for a dense model.
+    """
     backbone: nn.Module = target.backbone
     modules = [backbone] if head is None else [backbone, head]
     blocks = [

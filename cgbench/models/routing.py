@@ -1,10 +1,10 @@
-"""Balanced routing draws experts evenly, because random weights choose unlike trained ones.
+"""Draw experts evenly, because the router of random weights chooses unlike a trained one.
 
-The router of random weights sends like tokens to the same experts, so a preset would read fewer
-experts than its model does in service. Here a token's experts are a pure function of (seed, layer,
-request, position, slot), drawn uniformly without replacement. So k, scope, bucket, neighbours,
-re-packing, ranks and replays do not change them. The router's own arithmetic still runs, and its
-weights are used. Groups of experts are ignored, as by vLLM's ``uniform_random`` routing simulation.
+That router sends like tokens to the same experts. So a preset would read fewer experts than its
+model does in service. Here a token's experts are a pure function of (seed, layer, request,
+position, slot), drawn uniformly without replacement. So k, scope, bucket, neighbours, re-packing,
+ranks and replays do not change them. The router's own arithmetic still runs, and its weights are
+used. Groups of experts are ignored, as by vLLM's ``uniform_random`` routing simulation.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 
 def mixtures_of(backbone: nn.Module, head: "DraftHead | None") -> dict[int, nn.Module]:
-    """The modules that transformers calls with ``(hidden [T, H], experts [T, top_k], weights
-    [T, top_k])``, by the number of their layer. The head's blocks follow the last."""
+    """Return the mixtures of experts of a target and its head, by the number of their layer.
+
+    The head's blocks follow the last layer. transformers calls the modules with ``(hidden [T,
+    H], experts [T, top_k], weights [T, top_k])``.
+    """
     layers = dict(enumerate(backbone.layers))  # type: ignore[arg-type]
     for module in () if head is None else head.mtp_modules:
         layers[module.layer_idx] = module.block
@@ -33,7 +36,7 @@ def mixtures_of(backbone: nn.Module, head: "DraftHead | None") -> dict[int, nn.M
 
 
 def _mixture_in(layer: nn.Module) -> nn.Module | None:
-    # What transformers' decorator of expert classes gives each of them.
+    # transformers' decorator of expert classes gives each of them this attribute.
     return next((part for part in layer.modules() if hasattr(part, "is_transposed")), None)
 
 
@@ -41,8 +44,10 @@ def _mixture_in(layer: nn.Module) -> nn.Module | None:
 def watched_choices(
     mixtures: Mapping[int, nn.Module], note: Callable[[int, int, Tensor], None]
 ) -> Iterator[None]:
-    """Calls ``note`` for each mixture that runs meanwhile, with the number of its layer, how many
-    experts it has, and those chosen, ``[T, top_k]``."""
+    """Call ``note`` for each mixture that runs meanwhile.
+
+    Its arguments are the layer's number, the number of experts, and the chosen ones ``[T, top_k]``.
+    """
 
     def noting(number: int) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -61,7 +66,7 @@ def watched_choices(
 
 @contextmanager
 def probed_shapes(mixtures: Mapping[int, nn.Module]) -> Iterator[dict[int, ExpertShape]]:
-    """Collects the shape of each mixture that runs meanwhile."""
+    """Yield a dict that collects the shape of each mixture that runs meanwhile, by layer."""
     shapes: dict[int, ExpertShape] = {}
 
     def note(number: int, num_experts: int, chosen: Tensor) -> None:
@@ -73,35 +78,37 @@ def probed_shapes(mixtures: Mapping[int, nn.Module]) -> Iterator[dict[int, Exper
 
 @runtime_checkable
 class OfRequests(Protocol):
-    """An ``attention_call`` that says which requests a forward's rows are."""
+    """An ``OfRequests`` is an ``attention_call`` that has the requests of a forward's rows."""
 
     @property
     def request_keys(self) -> Tensor:
-        """``[B]``: equal numbers are the same request."""
+        """Return a number for each row's request, ``[B]``. Equal numbers are the same request."""
         ...
 
 
 class BalancedRouting:
-    """Hands the mixtures of a target and its head the experts that ``draw_experts`` gives.
+    """This class gives the mixtures of a target and its head the experts of ``draw_experts``.
 
-    The experts of all layers are drawn when a forward enters its first one: one kernel, where one
-    a layer would be a share of what is measured.
+    The experts of all layers are drawn when a forward enters its first layer. That is one kernel.
+    One a layer would be a share of what is measured.
     """
 
     def __init__(self, shapes: Mapping[int, ExpertShape], seed: int) -> None:
-        """``shapes``: by layer, as ``probed_shapes`` has them. Raises ``UnsupportedModelError``
-        where layers differ."""
+        """Take the shapes of mixtures by layer, as ``probed_shapes`` collects them.
+
+        Raise ``UnsupportedModelError`` if layers differ.
+        """
         if len(set(shapes.values())) > 1:
             raise UnsupportedModelError(
                 "--routing balanced: the model's layers choose among different numbers of "
-                "experts; use --routing model"
+                "experts. Use --routing model"
             )
         self.shape = next(iter(shapes.values()))
         self.start = seed_hash(seed)
         self._request_keys: Tensor | None = None
 
     def install(self, backbone: nn.Module, head: "DraftHead | None") -> None:
-        """Take over the choice of experts, for as long as the modules live."""
+        """Take over the choice of experts for as long as the modules live."""
         mixtures = mixtures_of(backbone, head)
         of_head = () if head is None else head.mtp_modules
         heads = {module.layer_idx: module for module in of_head}
@@ -120,7 +127,7 @@ class BalancedRouting:
             call = kwargs.get("attention_call")
             keys = call.request_keys if isinstance(call, OfRequests) else self._request_keys
             assert keys is not None, "a forward of no request: see Target.as_request"
-            # Some models rotate by several rows of positions; text has them all alike.
+            # Some models rotate by several rows of positions, which are all alike for text.
             positions = kwargs["position_ids"]
             positions = positions.reshape(-1, *positions.shape[-2:])[0]
             drawn = draw_experts(keys, positions, numbers, self.start, self.shape)
@@ -133,7 +140,10 @@ class BalancedRouting:
 
     @contextmanager
     def as_request(self, request_keys: Tensor) -> Iterator[None]:
-        """Forwards without an ``attention_call``, transformers' own, are of these requests."""
+        """Route meanwhile for the requests ``request_keys [B]``.
+
+        It is for forwards without an ``attention_call``, by transformers' own code.
+        """
         before, self._request_keys = self._request_keys, request_keys
         try:
             yield
@@ -150,12 +160,13 @@ def _choose_drawn(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, 
 def draw_experts(
     keys: Tensor, positions: Tensor, layers: Tensor, start: int, shape: ExpertShape
 ) -> Tensor:
-    """The experts of tokens at ``positions [B, S]`` of the requests ``keys [B]`` in ``layers [L]``:
-    ``[L, B * S, top_k]``, each a view that does not begin its storage. ``start`` is the hash of
+    """Return the experts of tokens in ``layers [L]``: ``[L, B * S, top_k]``.
+
+    The tokens are at ``positions [B, S]`` of the requests ``keys [B]``. ``start`` is the hash of
     the seed.
 
-    A compiler makes another form of a layer whose input begins its storage, which the first one's
-    would.
+    Each layer's experts are a view that does not begin its storage. A compiler makes another form
+    of a layer whose input does, and the first layer's would.
     """
     num_tokens = positions.numel()
     out = torch.empty(
@@ -172,5 +183,5 @@ def draw_experts(
 
 
 def seed_hash(seed: int) -> int:
-    """What the draws of one seed begin with."""
+    """Return the hash with which the draws of one seed begin."""
     return int(mixed_bits(torch.tensor(seed & MASK)))

@@ -1,14 +1,13 @@
 """Divide a model over the ranks, by transformers' own tensor parallel plan.
 
-What is divided, and along which dimension, is read off the placeholders that transformers'
-``DistributedConfig`` puts into a model without storage. The parts are then plain tensors, and the
-forwards plain products followed by one sum over the ranks. DTensors would cost the host more than
-the kernels cost the device (12.9 against 7.3 ms an eager step). Packing and compiling need plain
-weights too.
+transformers' ``DistributedConfig`` puts placeholders into a model without storage. They show what
+is divided, and along which dimension. The parts are then plain tensors, and the forwards are plain
+products followed by one sum over the ranks. DTensors would cost the host more than the kernels cost
+the device (12.9 against 7.3 ms an eager step). Packing and compiling need plain weights too.
 
-Two weights go another way than the plan. The embedding stays whole: a lookup reads one row, and a
-divided one would add a collective to every draft. The lm_head is divided by vocabulary, tied or
-not, but its parts are never put together for an argmax.
+Two weights do not follow the plan. The embedding stays whole: a lookup reads one row, and a divided
+one would add a collective to every draft. The lm_head is divided by vocabulary, tied or not, but
+its parts are never put together for an argmax.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,7 +31,7 @@ from cgbench.parallel.collectives import joined_over_ranks, stacked_over_ranks, 
 from cgbench.parallel.ranks import Ranks
 
 # Styles of transformers' plans whose forward is one of ours. The last three divide nothing, or
-# only something for training.
+# divide only for training.
 _STYLES = {
     "colwise", "rowwise", "packed_colwise", "moe_tp_experts", "colwise_gather_output",
     "embedding_rowwise", "replicated_with_grad_allreduce", "mla_kv_a_proj", "replicate",
@@ -40,38 +39,45 @@ _STYLES = {
 
 LM_HEAD = "lm_head.weight"
 HEAD_OUTPUT = "output.weight"
-"""A head's own output matrix, which is divided as the target's lm_head is."""
+"""This is the name of a head's own output matrix. It is divided as the target's lm_head is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """How a tensor is divided: along ``dim``, each of ``num_packed`` blocks there for itself."""
+    """A split is the way in which a tensor is divided over the ranks, along ``dim``.
+
+    ``num_packed`` blocks lie one after another along that dimension. Each is divided for itself.
+    """
 
     dim: int
     num_packed: int = 1
 
     def part(self, whole: Tensor, ranks: Ranks) -> Tensor:
-        """This rank's part, in storage of its own."""
+        """Return this rank's part of ``whole``, in storage of its own."""
         blocks = whole.chunk(self.num_packed, self.dim)
         return torch.cat(
             [block.chunk(ranks.size, self.dim)[ranks.rank] for block in blocks], self.dim
         )
 
     def joined(self, part: Tensor) -> Tensor:
-        """The whole tensor, from every rank's part."""
+        """Return the whole tensor, made of every rank's ``part``."""
         if part.dtype == FP8:
-            # Collectives know no such type.
+            # Collectives do not take this type.
             return self.joined(part.view(torch.uint8)).view(FP8)
         pieces = [each.chunk(self.num_packed, self.dim) for each in stacked_over_ranks(part)]
         return torch.cat([p[i] for i in range(self.num_packed) for p in pieces], self.dim)
 
 
 Splits = Mapping[str, Split]
-"""By parameter name; what is not there is whole on every rank."""
+"""``Splits`` maps parameter names to their splits. A name that is not there is whole on every
+rank."""
 
 
 class SummedLinear(nn.Linear):
-    """Divided by input: each rank multiplies what it has, the products are summed."""
+    """A ``SummedLinear`` is a linear layer that is divided by input.
+
+    Each rank multiplies its part, and the products are summed.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         out = sum_over_ranks(F.linear(x, self.weight))
@@ -79,10 +85,13 @@ class SummedLinear(nn.Linear):
 
 
 class VocabLinear(nn.Linear):
-    """An lm_head divided by vocabulary. A call gives whole logits, ``part`` this rank's."""
+    """A ``VocabLinear`` is an lm_head that is divided by vocabulary.
+
+    A call returns whole logits, and ``part`` returns this rank's.
+    """
 
     def part(self, x: Tensor) -> Tensor:
-        """``[..., H]`` to ``[..., V / N]``."""
+        """Return this rank's logits ``[..., V / N]`` of ``x [..., H]``."""
         return F.linear(x, self.weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,7 +99,7 @@ class VocabLinear(nn.Linear):
 
 
 class ScaledSummedLinear(ScaledLinear):
-    """A ``SummedLinear`` of FP8 weights."""
+    """A ``ScaledSummedLinear`` is a ``SummedLinear`` of FP8 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         scales = self.weight_scale, self.weight_row_blocks
@@ -99,7 +108,7 @@ class ScaledSummedLinear(ScaledLinear):
 
 
 class ScaledVocabLinear(VocabLinear):
-    """A ``VocabLinear`` of FP8 weights."""
+    """A ``ScaledVocabLinear`` is a ``VocabLinear`` of FP8 weights."""
 
     weight_scale: Tensor
     weight_row_blocks: Tensor
@@ -120,7 +129,7 @@ _BY_VOCABULARY: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class SumOutput:
-    """A forward hook: the module's output, summed over the ranks."""
+    """A ``SumOutput`` is a forward hook that sums a module's output over the ranks."""
 
     def __init__(self) -> None:
         self.sum: Callable[[Tensor], Tensor] = sum_over_ranks
@@ -130,15 +139,15 @@ class SumOutput:
 
 
 def planned_splits(config: PretrainedConfig, num_ranks: int) -> Splits:
-    """What ``num_ranks`` ranks share of the model of ``config``.
+    """Return what ``num_ranks`` ranks share of the model of ``config``.
 
-    Raises ``UnsupportedModelError`` if transformers has no plan for it, or one with a style that
-    the forwards here do not know. Raises ``BadInputError`` for sizes that the ranks do not divide.
+    Raise ``UnsupportedModelError`` if transformers has no plan for it, or a plan with a style that
+    the forwards here do not have. Raise ``BadInputError`` for sizes that the ranks do not divide.
     """
     with torch.device("meta"):
         model = auto_class_for(config).from_config(_untied(config), dtype=torch.bfloat16)
     _check_plan(model)
-    # Divided here, where the vocabulary allows; transformers 5.17 refuses another.
+    # The lm_head is divided here, if the vocabulary allows. transformers 5.17 refuses others.
     model.tp_plan.pop("lm_head", None)
     asked = DistributedConfig(tp_size=num_ranks)
     asked, _, mesh = model.prepare_distribute_model(asked, device_map=None)
@@ -156,7 +165,8 @@ def planned_splits(config: PretrainedConfig, num_ranks: int) -> Splits:
 
 
 def _untied(config: PretrainedConfig) -> PretrainedConfig:
-    """A copy for the placeholders, of which each is to be divided for itself."""
+    """Return a copy whose output matrix is not tied, so that each placeholder is divided for
+    itself."""
     copy = deepcopy(config)
     for each in (copy, copy.get_text_config()):
         each.tie_word_embeddings = False
@@ -192,9 +202,9 @@ def check_heads(
     num_query_heads: Mapping[int, int],
     num_kv_heads: Mapping[int, int],
 ) -> None:
-    """Heads are divided whole. Both mappings are by layer.
+    """Check that the ranks divide the heads, because a head is never cut.
 
-    Raises ``BadInputError`` where the ranks do not divide them.
+    Both mappings are by layer. Raise ``BadInputError`` if the ranks do not divide them.
     """
     plan = config.get_text_config().base_model_tp_plan or {}
     if "layers.*.self_attn.k_proj" not in plan:
@@ -209,7 +219,10 @@ def check_heads(
 
 
 def block_splits(splits: Splits, module: nn.Module) -> Splits:
-    """``splits`` of the target's layers for a head's ``block``, of the same class as they."""
+    """Return the ``splits`` of a head's ``block``, taken from the target's layers.
+
+    The block is of the same class as they are.
+    """
     of_layer = {name.partition(".layers.")[2].partition(".")[2]: s for name, s in splits.items()}
     names = (name for name, _ in module.named_parameters())
     return {
@@ -220,7 +233,7 @@ def block_splits(splits: Splits, module: nn.Module) -> Splits:
 
 
 def divide(module: nn.Module, splits: Splits, ranks: Ranks) -> None:
-    """Keep this rank's part of every parameter in ``splits``, and have the forwards sum up.
+    """Keep this rank's part of every parameter in ``splits``, and make the forwards sum up.
 
     A parameter that is a part already, as a DTensor, becomes a plain one.
     """
@@ -264,9 +277,10 @@ def _as_parameter(tensor: Tensor) -> nn.Parameter:
 
 
 def install_forwards(module: nn.Module, splits: Splits) -> None:
-    """Make the modules that hold a part of a sum add it up over the ranks. What is divided by rows
-    needs nothing. What is divided by columns is summed, and of experts the whole module's output at
-    once.
+    """Make the modules that hold a part of a sum add it up over the ranks.
+
+    A weight that is divided by rows needs nothing. A weight that is divided by columns is summed.
+    For experts the whole module's output is summed at once.
     """
     for name, split in splits.items():
         owner_name, _, leaf = name.rpartition(".")
@@ -278,7 +292,10 @@ def install_forwards(module: nn.Module, splits: Splits) -> None:
 
 
 def divide_lm_head(model: PreTrainedModel, ranks: Ranks) -> None:
-    """Divide the lm_head by vocabulary; a tied one gets a part of its own beside the embedding."""
+    """Divide the lm_head by vocabulary.
+
+    A tied one gets a part of its own beside the embedding.
+    """
     divide_vocabulary(model.get_output_embeddings(), ranks)
 
 
@@ -294,8 +311,10 @@ def divide_vocabulary(output: nn.Module, ranks: Ranks) -> None:
 
 
 def without_dtensors(model: PreTrainedModel, splits: Splits) -> None:
-    """Undo what transformers' loading leaves besides the parts: its forwards, and DTensors of
-    weights that stay whole here."""
+    """Undo what transformers' loading leaves besides the parts.
+
+    That is its forwards, and DTensors of weights that stay whole here.
+    """
     for module in model.modules():
         module.__dict__.pop("forward", None)
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight

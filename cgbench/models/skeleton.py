@@ -1,4 +1,4 @@
-"""A skeleton is a model without its weights. It shows what a model needs and whether it runs."""
+"""Build a model without its weights, to find out what it needs and whether it runs."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,35 +20,49 @@ from cgbench.models.target import Target, probe_kv_shapes
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """The modules on torch's meta device: shapes without storage."""
+    """A skeleton is a target and its head on torch's meta device: shapes without storage.
+
+    ``kv`` holds the shapes that one token's forward has shown.
+    """
 
     target: Target
     head: DraftHead | None
     kv: ShapeProbe
     scaled: Mapping[str, Size] = field(default_factory=dict)
-    """The target's FP8 parameters, which have no such type here, and their scales' shapes."""
+    """The target's FP8 parameters and their scales' shapes. The parameters have another type
+    here."""
     head_scaled: Mapping[str, Size] = field(default_factory=dict)
-    """The head's."""
+    """The head's FP8 parameters and their scales' shapes."""
 
     def weight_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the target's weights as they are held, scales included; tied ones count once."""
+        """Return the bytes of the target's weights as they are held, scales included.
+
+        Tied weights count once.
+        """
         return _num_bytes(self.target.model, self.scaled, dtype)
 
     def head_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the head's own weights, 0 without a head."""
+        """Return the bytes of the head's own weights, or 0 without a head."""
         return 0 if self.head is None else _num_bytes(self.head, self.head_scaled, dtype)
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of keys and values that one token keeps, over all layers and the head's."""
+        """Return the bytes of keys and values that one token keeps, over all layers and the
+        head's."""
         sizes = (heads * size for shape in self.kv.kv_shapes.values() for heads, size in shape)
         return sum(sizes) * dtype.itemsize
 
     def state_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of recurrent state that one request keeps, of any length, over all layers."""
+        """Return the bytes of recurrent state that one request keeps, over all layers.
+
+        They do not depend on its length.
+        """
         return sum(shape.num_bytes(dtype.itemsize) for shape in self.kv.state_shapes.values())
 
     def state_bytes_per_row(self, dtype: torch.dtype) -> int:
-        """Bytes kept of each verified row, to make the state after it, over all layers."""
+        """Return the bytes kept of each verified row, over all layers.
+
+        The state after the row is made from them.
+        """
         return sum(shape.row_bytes(dtype) for shape in self.kv.state_shapes.values())
 
 
@@ -59,19 +73,23 @@ def make_skeleton(
     *,
     where: str = "MODEL",
 ) -> Skeleton:
-    """The model of ``config`` and its head of ``family`` on the meta device, one token run through.
+    """Return the model of ``config`` and its head of ``family``, on the meta device.
 
-    Running it is what proves that every layer's attention can be taken over and that nothing in
-    the forward depends on tensor values. Raises ``UnsupportedModelError``, and ``ModelError`` where
-    transformers itself cannot run the model: its config, read from ``where``, is at fault.
+    One token is run through them. That proves that every layer's attention can be taken over, and
+    that nothing in the forward depends on tensor values. Raise ``UnsupportedModelError`` if it
+    fails. Raise ``ModelError`` if transformers itself cannot run the model. Then its config, read
+    from ``where``, is at fault.
     """
     return with_head(make_target(config, where), family, forms, where=where)
 
 
 def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
-    """The model of ``config`` on the meta device, nothing run. Raises as ``make_skeleton``."""
+    """Return the model of ``config`` on the meta device. Nothing is run.
+
+    Raise the errors of ``make_skeleton``.
+    """
     with _told(config, where), torch.device("meta"):
-        # Experts in grouped_mm want bfloat16, on the meta device too.
+        # Experts in grouped_mm need bfloat16, on the meta device too.
         model = auto_class_for(config).from_config(
             _without_host_read_rope(config),
             dtype=torch.bfloat16,
@@ -87,8 +105,11 @@ def with_head(
     *,
     where: str = "MODEL",
 ) -> Skeleton:
-    """A target on the meta device and its head of ``family`` there, a module for each of ``forms``,
-    one token run through all. Raises as ``make_skeleton``."""
+    """Return the skeleton of a target on the meta device and a head of ``family``.
+
+    The head has a module for each of ``forms``. One token is run through all. Raise the errors of
+    ``make_skeleton``.
+    """
     with _told(target.model.config, where), torch.device("meta"):
         head = None
         if family is not None:
@@ -98,7 +119,10 @@ def with_head(
 
 @contextmanager
 def _told(config: PretrainedConfig, where: str) -> Iterator[None]:
-    """Whatever a model that nobody has tried here raises, it means the same to the user."""
+    """Turn any error of a model that nobody has tried here into one of ours.
+
+    All such errors mean the same to the user.
+    """
     try:
         yield
     except UnsupportedModelError:
@@ -116,9 +140,9 @@ def _told(config: PretrainedConfig, where: str) -> Iterator[None]:
 
 @torch.no_grad()
 def _config_fault(config: PretrainedConfig) -> str | None:
-    """What fails where transformers makes and runs the model alone; None where that works.
+    """Return what fails if transformers makes and runs the model alone, or None.
 
-    That there are no values on the meta device is no fault of a config.
+    Missing values on the meta device are no fault of a config.
     """
     try:
         with torch.device("meta"):
@@ -126,7 +150,7 @@ def _config_fault(config: PretrainedConfig) -> str | None:
                 _without_host_read_rope(config), dtype=torch.bfloat16, attn_implementation="eager"
             )
             ids = torch.zeros(1, 1, dtype=torch.long)
-            # A finished mask, because transformers reads values to make one.
+            # The mask is finished, because transformers reads values to make one.
             mask = torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)
             model.eval()(input_ids=ids, attention_mask=mask, use_cache=False)
     except Exception as error:
@@ -139,8 +163,10 @@ def _is_of_meta(error: Exception) -> bool:
 
 
 def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:
-    """A copy whose rotary types do not read positions: they change no shape, and eager scopes may
-    run them all the same."""
+    """Return a copy whose rotary types do not read positions.
+
+    They change no shape, and eager scopes may run them all the same.
+    """
     plain = copy.deepcopy(config)
     parameters = getattr(plain.get_text_config(), "rope_parameters", None) or {}
     for each in [parameters, *(v for v in parameters.values() if isinstance(v, dict))]:
@@ -150,7 +176,7 @@ def _without_host_read_rope(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def stored_bytes(weight: Size, scale: Size) -> int:
-    """Bytes of an FP8 weight and of its scales."""
+    """Return the bytes of an FP8 weight and of its scales."""
     return weight.numel() + scale.numel() * torch.float32.itemsize
 
 
@@ -161,7 +187,10 @@ def _scaled_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> int:
 
 
 def _num_bytes(module: nn.Module, scaled: Mapping[str, Size], dtype: torch.dtype) -> int:
-    """Of parameters and stored buffers; a tied one is one object under two names."""
+    """Return the bytes of parameters and stored buffers.
+
+    A tied one is one object under two names, and counts once.
+    """
     tensors = module.state_dict(keep_vars=True)
     others = {id(tensor): tensor for name, tensor in tensors.items() if name not in scaled}
     plain: int = sum(tensor.numel() for tensor in others.values()) * dtype.itemsize

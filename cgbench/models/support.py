@@ -1,4 +1,4 @@
-"""Refuse what cannot run or cannot be captured, by name, before any weight is loaded."""
+"""Refuse models that cannot run or cannot be captured, before any weight is loaded."""
 
 from typing import Any
 
@@ -29,15 +29,15 @@ _ADDED: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
 """What transformers has a config for and no causal LM."""
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
-# transformers' rotary types that recompute their frequencies from the largest position.
+# These rotary types of transformers recompute their frequencies from the largest position.
 HOST_READ_ROPE_TYPES = {"dynamic", "longrope"}
 
 
 def auto_class_for(config: PretrainedConfig) -> Any:
-    """transformers' Auto class that makes this model, or a class of ours that makes it alike. Of a
-    multimodal one only text is run.
+    """Return transformers' Auto class that makes this model, or a class of ours that does.
 
-    Raises ``UnsupportedModelError`` where there is none.
+    Only the text part of a multimodal model is run. Raise ``UnsupportedModelError`` if there is no
+    such class.
     """
     for mapping, auto_class in _AUTO_CLASSES:
         if type(config) in mapping:
@@ -50,7 +50,10 @@ def auto_class_for(config: PretrainedConfig) -> Any:
 
 
 def class_name(config: PretrainedConfig) -> str:
-    """The model class that ``auto_class_for`` makes of a config."""
+    """Return the name of the model class that ``auto_class_for`` makes of a config.
+
+    It is the model type if there is no such class.
+    """
     for mapping, _ in _AUTO_CLASSES:
         if type(config) in mapping:
             return str(mapping[type(config)].__name__)
@@ -59,9 +62,9 @@ def class_name(config: PretrainedConfig) -> str:
 
 
 def check_config(config: PretrainedConfig) -> None:
-    """Refuse, by name, what can be told from the config alone.
+    """Check from the config alone that the model can be run.
 
-    Raises ``UnsupportedModelError``.
+    Raise ``UnsupportedModelError`` with what is not supported.
     """
     auto_class_for(config)
     kind = class_name(config)
@@ -77,14 +80,17 @@ def check_config(config: PretrainedConfig) -> None:
         )
     if other := _other_layer_types(config.get_text_config()):
         raise UnsupportedModelError(
-            f"MODEL: {kind} has layers of type {', '.join(other)}; only full and sliding attention "
-            "can be run, and of recurrent hybrids Qwen3-Next and Qwen3.5; preset:mimo-7b is a "
+            f"MODEL: {kind} has layers of type {', '.join(other)}. Only full and sliding attention "
+            "can be run, and of recurrent hybrids Qwen3-Next and Qwen3.5. preset:mimo-7b is a "
             "model that works"
         )
 
 
 def _other_layer_types(config: PretrainedConfig) -> list[str]:
-    """The layer types that cannot be run. Linear attention has many forms under one name."""
+    """Return the layer types that cannot be run.
+
+    Linear attention has many forms under one name.
+    """
     known = set(ATTENTION_TYPES)
     if config.model_type in GATED_DELTA_TYPES:
         known.add(LINEAR_ATTENTION)
@@ -92,29 +98,33 @@ def _other_layer_types(config: PretrainedConfig) -> list[str]:
 
 
 def check_capturable(config: PretrainedConfig) -> None:
-    """Refuse, by name, what reads a device value on the host in its forward.
+    """Check that the model's forward reads no device value on the host.
 
-    Raises ``UnsupportedModelError``. Source: transformers' rotary types ``dynamic`` and
-    ``longrope`` recompute their frequencies from the largest position.
+    transformers' rotary types ``dynamic`` and ``longrope`` do, because they recompute their
+    frequencies from the largest position. Raise ``UnsupportedModelError`` for them.
     """
     if found := sorted(rope_types(config) & HOST_READ_ROPE_TYPES):
         raise UnsupportedModelError(
-            f"MODEL: {class_name(config)} has rotary type '{found[0]}', which cannot be captured; "
+            f"MODEL: {class_name(config)} has rotary type '{found[0]}', which cannot be captured. "
             "--scopes eager runs without graphs"
         )
 
 
 def rope_types(config: PretrainedConfig) -> set[str]:
-    """The config's rotary types; some models have one for each type of layer."""
+    """Return the config's rotary types.
+
+    Some models have one for each type of layer.
+    """
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     return {str(each.get("rope_type", "default")) for each in [parameters, *nested]}
 
 
 def check_windows(model: PreTrainedModel, windows: dict[int, int | None]) -> None:
-    """Refuse a model that keeps its sliding window to its own masks, so that attention is not told.
+    """Check that the model passes its sliding window to its attention.
 
-    ``windows``: what each layer's attention was told. Raises ``UnsupportedModelError``.
+    Some models only put it into masks of their own. ``windows`` holds the window that each layer's
+    attention was given. Raise ``UnsupportedModelError`` if one is missing.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -131,18 +141,21 @@ def check_windows(model: PreTrainedModel, windows: dict[int, int | None]) -> Non
     if is_lost:
         raise UnsupportedModelError(
             f"{type(model).__name__}: does not tell its attention of its sliding window of "
-            f"{window} tokens; it can be run only where config.json has none"
+            f"{window} tokens. It can be run only where config.json has none"
         )
 
 
 def check_supported(model: PreTrainedModel) -> None:
-    """Refuse, by name, a model whose parts the engine cannot work with."""
+    """Check that the engine can work with the parts of a model.
+
+    Raise ``UnsupportedModelError`` with the part if it cannot.
+    """
     kind = type(model).__name__
     for part in ("layers", "norm", "rotary_emb"):
         if not hasattr(model.get_decoder(), part):
             raise UnsupportedModelError(
-                f"{kind}: its backbone has no '{part}'; "
-                "only decoder-only models with rotary positions can be run"
+                f"{kind}: its backbone has no '{part}'. "
+                "Only decoder-only models with rotary positions can be run"
             )
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None):

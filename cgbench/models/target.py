@@ -1,4 +1,4 @@
-"""The target: a transformers causal LM whose attention the engine computes."""
+"""Wrap the target: a transformers causal LM whose attention the engine computes."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -22,19 +22,25 @@ from cgbench.parallel.collectives import argmax_over_ranks, joined_over_ranks
 
 @dataclass(frozen=True, slots=True)
 class HiddenStates:
-    """The target's last hidden states, ``[B, S, H]`` each, around its final norm."""
+    """This class holds the target's last hidden states, before and after its final norm.
+
+    Each is ``[B, S, H]``.
+    """
 
     pre_norm: Tensor
     post_norm: Tensor
 
 
 class Target:
-    """Tensors in, tensors out: a decoder-only model without its KV cache and its masks."""
+    """A target is a decoder-only model without its KV cache and its masks.
+
+    Its methods take tensors and return tensors.
+    """
 
     def __init__(self, model: PreTrainedModel, splits: Splits | None = None) -> None:
-        """``splits``: what the ranks share of it.
+        """Take over the model's attention. ``splits`` is what the ranks share of it.
 
-        Raises ``UnsupportedModelError`` where the model's attention cannot be taken over.
+        Raise ``UnsupportedModelError`` if the attention cannot be taken over.
         """
         check_supported(model)
         self.splits: Splits = splits or {}
@@ -48,7 +54,7 @@ class Target:
         self.hidden_size: int = self.config.hidden_size
         self.num_layers: int = self.config.num_hidden_layers
         self.routing: BalancedRouting | None = None
-        """What chooses experts in the router's place; None where the router does."""
+        """This chooses experts in the router's place. It is None if the router chooses."""
         self._pre_norm: Tensor | None = None
         self._has_typed_rope = _has_typed_rope(self.backbone.rotary_emb)
         self._rescale = _logits_rescale(model.config)
@@ -61,37 +67,41 @@ class Target:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the model."""
         device: torch.device = self.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Return the type of the model's weights."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
     def as_request(self, tokens: Sequence[int]) -> AbstractContextManager[None]:
-        """Forwards by transformers' own code meanwhile are of the request that begins with
-        ``tokens``."""
+        """Return a context in which transformers' own forwards belong to one request.
+
+        The request begins with ``tokens``. Balanced routing needs it.
+        """
         if self.routing is None:
             return nullcontext()
         return self.routing.as_request(request_keys([tokens], self.device))
 
     @property
     def has_mixtures(self) -> bool:
-        """Whether a layer is a mixture of experts."""
+        """Return whether any layer is a mixture of experts."""
         return bool(mixtures_of(self.backbone, None))
 
     @property
     def last_token(self) -> int:
-        """The vocabulary's last token that has an embedding."""
+        """Return the vocabulary's last token that has an embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0]) - 1
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence that it decodes as the checkpoint was made for, in tokens.
+        """Return the longest sequence that the checkpoint was made for, in tokens.
 
-        Of rotary type ``longrope`` the original one: past it transformers takes other frequencies,
-        for a whole batch at once, and drops the keys made with those before.
+        For rotary type ``longrope`` it is the original length. Beyond that transformers uses other
+        frequencies for a whole batch at once. It drops the keys that were made before.
         """
         value = self.config.max_position_embeddings
         parameters = getattr(self.config, "rope_parameters", None) or {}
@@ -103,7 +113,10 @@ class Target:
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, attention_call: AttentionCall
     ) -> HiddenStates:
-        """``input_ids`` and ``position_ids [B, S]`` through every layer and the final norm."""
+        """Run ``input_ids`` and ``position_ids [B, S]`` through every layer and the final norm.
+
+        Return the hidden states before and after the norm.
+        """
         out = self.backbone(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -116,14 +129,16 @@ class Target:
         return HiddenStates(pre_norm, out.last_hidden_state)
 
     def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
-        """``[..., H]`` after a final norm to ``[..., vocab]``, by the lm_head, or by ``output``, a
-        head's own."""
+        """Return the logits ``[..., vocab]`` of hidden states ``[..., H]`` after a final norm.
+
+        They are computed by the lm_head, or by ``output``, which is a head's own.
+        """
         result = self._output(output)(normed)
         assert isinstance(result, Tensor)
         return self._rescale(result)
 
     def logits_part(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
-        """This rank's part of ``logits``, all of them where the vocabulary is not divided."""
+        """Return this rank's part of ``logits``, or all if the vocabulary is not divided."""
         matrix = self._output(output)
         if not isinstance(matrix, VocabLinear):
             return self.logits(normed, output)
@@ -136,22 +151,27 @@ class Target:
 
     @property
     def divides_vocabulary(self) -> bool:
-        """Whether each rank computes the logits of a part of the vocabulary."""
+        """Return whether each rank computes the logits of a part of the vocabulary."""
         return LM_HEAD in self.splits
 
     def argmax(self, logits_part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tensor:
-        """The likeliest tokens ``[...]`` of ``logits_part [..., V / N]``, without whole logits;
-        ``argmax`` is that of one part."""
+        """Return the likeliest tokens ``[...]`` of ``logits_part [..., V / N]``.
+
+        Whole logits are never made. ``argmax`` is the argmax of one part.
+        """
         if self.divides_vocabulary:
             return argmax_over_ranks(logits_part, argmax)
         return argmax(logits_part)
 
     def whole_logits(self, logits_part: Tensor) -> Tensor:
-        """``logits_part`` of all ranks, ``[..., V]``."""
+        """Return the logits ``[..., V]`` of which every rank has a ``logits_part``."""
         return joined_over_ranks(logits_part) if self.divides_vocabulary else logits_part
 
     def embed(self, token_ids: Tensor, embedding: nn.Module | None = None) -> Tensor:
-        """``[...]`` to ``[..., H]`` by the token embedding, or by ``embedding``, a head's own."""
+        """Return the embeddings ``[..., H]`` of ``token_ids [...]``.
+
+        They are the target's, or those of ``embedding``, which is a head's own.
+        """
         module = self.model.get_input_embeddings() if embedding is None else embedding
         result = module(token_ids)
         assert isinstance(result, Tensor)
@@ -160,12 +180,15 @@ class Target:
     def rope(
         self, like: Tensor, position_ids: Tensor, layer_type: str | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The head's rotary cosines and sines for ``position_ids [B, S]``, in ``like``'s dtype.
-        ``layer_type`` is the block's, None for what a head has unless its family says otherwise."""
+        """Return the head's rotary cosines and sines for ``position_ids [B, S]``.
+
+        They have the dtype of ``like``. ``layer_type`` is the block's. None is what a head has
+        unless its family says otherwise.
+        """
         rotary = self.backbone.rotary_emb
         assert isinstance(rotary, nn.Module)
         if hasattr(rotary, "mrope_section"):
-            # Multimodal positions (time, height, width), which text has all alike.
+            # Multimodal positions (time, height, width) are all alike for text.
             position_ids = position_ids[None].expand(3, -1, -1)
         # Some models have a table for each type of layer.
         kind = {"layer_type": layer_type or head_layer_type(self.config)}
@@ -174,21 +197,26 @@ class Target:
 
 
 def request_keys(prompts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """What balanced routing knows requests by, ``[B]``: their first tokens. So whoever decodes a
-    sequence anew, the audit's references too, routes it alike."""
+    """Return the numbers ``[B]`` by which balanced routing distinguishes requests.
+
+    They are the first tokens of the prompts. So a sequence that is decoded anew is routed alike, by
+    the audit's references too.
+    """
     return torch.tensor([prompt[0] for prompt in prompts], device=device)
 
 
 def _has_typed_rope(rotary: nn.Module) -> bool:
-    """Whether a model has a rotary table for each type of layer."""
+    """Return whether a model has a rotary table for each type of layer."""
     return "layer_type" in inspect.signature(rotary.forward).parameters
 
 
 def _logits_rescale(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
-    """What some models do to the logits after lm_head: greedy decoding does not see it, sampling
-    does. Source: transformers' modules; one field is a divisor in some and a factor in others.
+    """Return what some models do to the logits after lm_head.
 
-    Raises ``UnsupportedModelError`` for a field whose meaning in this model is not known.
+    Greedy decoding does not depend on it, and sampling does. Source: transformers' modules. One
+    field is a divisor in some models and a factor in others.
+
+    Raise ``UnsupportedModelError`` for a field whose meaning in this model is unknown.
     """
     text = config.get_text_config()
     scales = {name: getattr(text, name, None) for name in _LOGIT_SCALES}
@@ -219,13 +247,16 @@ _LOGIT_SCALES: dict[str, dict[str, str]] = {
     "logit_scale": dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), "multiplies"),
     "output_multiplier": {},
 }
-"""By the config's field, what models of each type do with it."""
+"""What models of each type do with a field of the config, by field and type."""
 
 
 @torch.no_grad()
 def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
-    """Each layer's KV or state shape, read off one token's forward, so that no config field is
-    trusted."""
+    """Return the probe that has recorded each layer's KV or state shape.
+
+    The shapes are read off one token's forward, so that no config field is trusted. Raise
+    ``UnsupportedModelError`` if a layer has no attention that can be run.
+    """
     probe = ShapeProbe()
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     with probed_shapes(mixtures_of(target.backbone, head)) as shapes:
@@ -240,6 +271,6 @@ def probe_kv_shapes(target: Target, head: DraftHead | None) -> ShapeProbe:
     if missing:
         raise UnsupportedModelError(
             f"{type(target.model).__name__}: layers {sorted(missing)} have no attention of the "
-            "usual kind, nor a gated delta net; other recurrent targets are not supported"
+            "usual kind, nor a gated delta net. Other recurrent targets are not supported"
         )
     return probe

@@ -1,4 +1,4 @@
-"""Load a checkpoint's tokenizer, or say why there is none."""
+"""Load a checkpoint's tokenizer, or find the reason why there is none."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +12,12 @@ from cgbench.models.gguf import load_gguf_tokenizer
 from cgbench.models.loading_plan import LoadingPlan
 
 MAX_TOKENIZER_BYTES = 256 << 20
-"""Ten times the largest public ``tokenizer.json``."""
+"""A tokenizer's file may have at most this many bytes.
 
-# What tokenizers' files are called, in JSON and otherwise.
+That is ten times the largest public ``tokenizer.json``.
+"""
+
+# The names of tokenizers' files, in JSON and otherwise.
 _JSON_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json"),
@@ -23,10 +26,10 @@ _OTHER_FILES = ("tokenizer.model", "spiece.model", "vocab.txt", "merges.txt", "*
 
 
 def read_tokenizer(plan: LoadingPlan) -> tuple[PreTrainedTokenizerBase | None, str]:
-    """The tokenizer, or None and why there is none: in one line, with the file.
+    """Return the tokenizer and an empty text, or None and the reason why there is none.
 
-    It is for the caller to refuse it, because random prompts need none. Code that a checkpoint
-    ships is never run.
+    The reason is one line with the file. The caller decides whether to refuse it, because random
+    prompts need no tokenizer. Code that a checkpoint ships is never run.
     """
     request = plan.request
     if request.preset is not None:
@@ -39,7 +42,7 @@ def read_tokenizer(plan: LoadingPlan) -> tuple[PreTrainedTokenizerBase | None, s
         return _read(plan), ""
     except ModelError as error:
         return None, str(error)
-    # Whatever the tokenizer's own library raises of a file, the file is at fault.
+    # The file is at fault, whatever the tokenizer's own library raises.
     except Exception as error:
         named = f" ({files})" if files else ""
         return None, f"MODEL {request.ref}: its files{named} make no tokenizer: {first_line(error)}"
@@ -52,7 +55,10 @@ def _read(plan: LoadingPlan) -> PreTrainedTokenizerBase:
 
 
 def _tokenizer_files(ref: str) -> Iterator[str]:
-    """A folder's files of a tokenizer. Raises ``ModelError`` for one that should be JSON."""
+    """Yield the names of a folder's tokenizer files.
+
+    Raise ``ModelError`` for one that should be a JSON object and is none.
+    """
     folder = Path(ref) if is_folder(ref) else None
     for file in sorted(folder.iterdir()) if folder else ():
         if file.name in _JSON_FILES:

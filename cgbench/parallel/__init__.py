@@ -1,4 +1,4 @@
 """Start the ranks of a tensor parallel run, tell them apart, and exchange what they share.
 
-Below ``models``: nothing here knows what a model is.
+This room is below ``models``, so nothing here depends on what a model is.
 """

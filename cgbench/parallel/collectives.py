@@ -1,8 +1,9 @@
-"""The ranks' collectives on device tensors are no-ops where there is one rank.
+"""Exchange device tensors between the ranks. With one rank nothing is exchanged.
 
-Every rank calls the same ones in the same order. They may be captured: none reads a device value
-on the host. What they give is bit for bit the same on every rank. What the ranks' inboxes take goes
-through them, where they have some, the rest through torch's process group.
+Every rank calls the same collectives in the same order. They may be captured, because none reads a
+device value on the host. Their results are the same on every rank, bit for bit. A tensor goes
+through the ranks' inboxes if there are some that take it. The rest goes through torch's process
+group.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """One call: ``kind`` is all_reduce, all_gather or broadcast, ``shape`` what a rank puts in."""
+    """A ``Collective`` is the record of one collective call.
+
+    ``kind`` is all_reduce, all_gather or broadcast. ``shape`` is that of the tensor that a rank
+    puts in.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -40,7 +45,7 @@ _watchers: list[list[Collective]] = []
 
 @contextmanager
 def watched_collectives() -> Iterator[list[Collective]]:
-    """Collects the collectives called meanwhile, in order."""
+    """Yield a list that collects the collectives called meanwhile, in order."""
     seen: list[Collective] = []
     _watchers.append(seen)
     try:
@@ -55,7 +60,7 @@ def _note(kind: str, tensor: Tensor) -> None:
 
 
 def sum_over_ranks(partial: Tensor) -> Tensor:
-    """Every rank's ``partial`` summed, in place."""
+    """Sum every rank's ``partial`` in place, and return it."""
     if joined().size > 1:
         _note("all_reduce", partial)
         inboxes = _inboxes_for(partial)
@@ -67,13 +72,13 @@ def sum_over_ranks(partial: Tensor) -> Tensor:
 
 
 def _inboxes_for(part: Tensor) -> "Inboxes | None":
-    """The ranks' inboxes, where they have some that take ``part``."""
+    """Return the ranks' inboxes if there are some that take ``part``, else None."""
     inboxes = opened_inboxes()
     return inboxes if inboxes is not None and inboxes.take(part) else None
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
-    """Rank 0's ``tensor`` on every rank, in place; it is contiguous."""
+    """Overwrite ``tensor`` with rank 0's, in place, and return it. It must be contiguous."""
     if joined().size > 1:
         _note("broadcast", tensor)
         dist.broadcast(tensor, src=0)
@@ -81,14 +86,14 @@ def from_first_rank(tensor: Tensor) -> Tensor:
 
 
 def stacked_over_ranks(part: Tensor) -> Tensor:
-    """``[N, *part.shape]``: every rank's part, in the order of ranks."""
+    """Return every rank's ``part`` as ``[N, *part.shape]``, in the order of ranks."""
     if joined().size == 1:
         return part[None]
     _note("all_gather", part)
     part = part.contiguous()
     if (inboxes := _inboxes_for(part)) is not None:
         return inboxes.gather(part)
-    # Gloo, unlike NCCL, knows the output only as the parts one after the other.
+    # Gloo, unlike NCCL, takes the output only as the parts one after the other.
     num_ranks = joined().size
     flat = torch.empty(num_ranks * part.numel(), dtype=part.dtype, device=part.device)
     _all_gather(flat, part.view(-1))
@@ -96,18 +101,18 @@ def stacked_over_ranks(part: Tensor) -> Tensor:
 
 
 def joined_over_ranks(part: Tensor) -> Tensor:
-    """``[..., n]`` to ``[..., N * n]``: the ranks' parts side by side."""
+    """Return the ranks' parts ``[..., n]`` side by side, as ``[..., N * n]``."""
     if joined().size == 1:
         return part
     return stacked_over_ranks(part).movedim(0, -2).flatten(-2)
 
 
 def argmax_over_ranks(part: Tensor, argmax: Callable[[Tensor], Tensor]) -> Tensor:
-    """The argmax ``[...]`` of logits whose last dimension the ranks hold a part each of.
+    """Return the argmax ``[...]`` of logits whose last dimension is divided over the ranks.
 
-    Only each rank's largest value and its index travel, as two float32: exact, because logits are
-    float32 at most and no vocabulary reaches 2^24. Among equals the lowest index wins, as far as it
-    does in ``argmax``, which is that of one part.
+    Only each rank's largest value and its index travel, as two float32. That is exact, because
+    logits are float32 at most and no vocabulary reaches 2^24. ``argmax`` is the argmax of one part.
+    Among equals the lowest index wins, as far as it does in ``argmax``.
     """
     ranks = joined()
     assert part.dtype != torch.float64 and part.shape[-1] * ranks.size < 1 << 24

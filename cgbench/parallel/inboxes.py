@@ -1,7 +1,7 @@
-"""Memory of every rank's GPU that the other ranks write to, where the machine lets them.
+"""Open memory on every rank's GPU that the other ranks write to, if the machine allows it.
 
-It is torch's symmetric memory, mapped into each rank's address space, without multicast. What is
-written there, and how it is read, is ``triton_exchange``'s.
+The memory is torch's symmetric memory, mapped into each rank's address space, without multicast.
+``triton_exchange`` defines what is written there, and how it is read.
 """
 
 import os
@@ -25,7 +25,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """``inboxes``, and what keeps their memory mapped: this rank's own, and torch's handle."""
+    """This holds open inboxes, and what keeps their memory mapped.
+
+    That is this rank's own memory, and torch's handle.
+    """
 
     inboxes: "Inboxes"
     memory: Tensor
@@ -40,11 +43,11 @@ _state: _Opened | str = _NOT_OPENED
 
 @contextmanager
 def open_inboxes(ranks: Ranks) -> Iterator[None]:
-    """Let ``ranks`` on CUDA exchange numbers without NCCL meanwhile, where all of them can.
+    """Let ``ranks`` on CUDA exchange numbers without NCCL meanwhile, if all of them can.
 
     All ranks enter it together. Graphs that exchange must be released inside. After an exception
-    they are left as they are. To unmap them torch waits for the device, which may wait for a rank
-    that is gone. If the device does not answer, torch ends the process.
+    the inboxes are left as they are. To unmap them torch waits for the device, which may wait for a
+    rank that is gone. If the device does not answer, torch ends the process.
     """
     global _state
     _state = _opened_by_all(ranks)
@@ -53,18 +56,20 @@ def open_inboxes(ranks: Ranks) -> Iterator[None]:
 
 
 def opened_inboxes() -> "Inboxes | None":
-    """The inboxes, None where ranks have none."""
+    """Return the inboxes through which ranks exchange, or None if there are none."""
     return None if isinstance(_state, str) else _state.inboxes
 
 
 def why_no_inboxes() -> str | None:
-    """Why ranks have no inboxes, None where they have."""
+    """Return the reason why ranks have no inboxes, or None if they have some."""
     return _state if isinstance(_state, str) else None
 
 
 def mapped_memory(num_elements: int, dtype: torch.dtype) -> tuple[Tensor, Any]:
-    """Zeros on this rank's GPU that all ranks reach, and torch's handle, which has the addresses
-    and keeps them mapped. All ranks call it together."""
+    """Return zeros on this rank's GPU that all ranks reach, and torch's handle of them.
+
+    The handle has the addresses and keeps them mapped. All ranks call this together.
+    """
     memory = _reachable_zeros(num_elements, dtype)
     return memory, _mapped(memory)
 
@@ -79,7 +84,7 @@ def _reachable_zeros(num_elements: int, dtype: torch.dtype) -> Tensor:
 
 
 def _mapped(memory: Tensor) -> Any:
-    """All ranks wait in it for each other."""
+    """Map the memory on all ranks, which wait in it for each other."""
     from torch.distributed import _symmetric_memory as symmetric_memory
 
     group = dist.group.WORLD
@@ -88,23 +93,23 @@ def _mapped(memory: Tensor) -> Any:
 
 
 def _opened_by_all(ranks: Ranks) -> _Opened | str:
-    """Inboxes on every rank, or on none and why."""
+    """Return inboxes on every rank, or on none and the reason."""
     obstacle = first_failure(_obstacle(ranks))
     if obstacle is not None:
         return obstacle
-    # All have some, or no rank waits for the others to map what one of them has not.
+    # All ranks have memory before any maps it. Or else the others would wait for one without.
     memory = _on_all(lambda: _inbox_memory(ranks))
     if isinstance(memory, str):
         return memory
-    # When all have opened theirs, everybody's memory is zero, and may be written.
+    # Once all have opened theirs, every rank's memory is zero and may be written.
     return _on_all(lambda: _open(memory, ranks))
 
 
 def _on_all(step: Callable[[], _T]) -> _T | str:
-    """What ``step`` gives on every rank, or why one of them has nothing."""
+    """Return the result of ``step`` if it worked on every rank, or why it failed on one of them."""
     try:
         given: _T | str = step()
-    # Whatever a driver, a container or another version of torch raises, NCCL is there.
+    # A driver, a container or another version of torch may raise anything, and NCCL is there.
     except Exception as error:
         given = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     failure = first_failure(given if isinstance(given, str) else None)
@@ -127,7 +132,7 @@ def _open(memory: Tensor, ranks: Ranks) -> _Opened:
 
 
 def _obstacle(ranks: Ranks) -> str | None:
-    """What is in the way of this rank, known before ranks try together."""
+    """Return what is in the way of this rank, known before the ranks try together."""
     if not dist.is_initialized() or dist.get_backend() != "nccl":
         return "ranks are on a CPU"
     if not HAS_TRITON:

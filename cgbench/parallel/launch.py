@@ -1,8 +1,8 @@
 """Start the ranks of a tensor parallel run, and report in one line why one of them ended.
 
-The ranks are torch's elastic launcher's: it gives them their environment, and when one ends
-badly it stops the others. Under ``torchrun`` they are there already. torch is imported only
-where ranks are really started.
+torch's elastic launcher starts the ranks and gives them their environment. When one ends badly, it
+stops the others. Under ``torchrun`` the ranks are there already. torch is imported only where ranks
+are really started.
 """
 
 import json
@@ -36,37 +36,43 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 GRACE_S = 10
-"""A rank that has lost another waits so long before it ends, for the other one's end to be seen
-first: that is the one to tell of. The launcher, or torchrun, ends it meanwhile."""
+"""A rank that has lost another rank waits this many seconds before it ends.
+
+So the other rank's end is seen first, which is the one to report. Meanwhile the launcher or
+torchrun ends the rank that waits.
+"""
 
 StartMethod: TypeAlias = Literal["spawn", "forkserver"]
 
 START_METHOD: StartMethod = "spawn"
-"""How the launcher starts ranks. Spawned ones share no state with whoever starts them."""
+"""The launcher starts ranks in this way. Spawned ranks share no state with their parent."""
 
-# Those that the launcher catches.
+# The signals that the launcher catches.
 _CAUGHT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
-# What a broken connection looks like from the rank that is left: torch's own errors have a class,
-# gloo's do not.
+# What a broken connection looks like from the rank that is left. torch's own errors have a class,
+# and gloo's do not.
 _LOST_WORDS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 
 
 def ranks_asked(tp: int | None) -> int:
-    """How many ranks ``--tp`` and torchrun's environment ask for.
+    """Return how many ranks ``--tp`` and torchrun's environment ask for.
 
-    Raises ``BadInputError`` where the two differ, or where the environment names no number.
+    Raise ``BadInputError`` if the two differ, or if the environment names no number.
     """
     if tp is not None and tp < 1:
         raise BadInputError(f"--tp {tp}: must be at least 1")
     started = _ranks_started()
     if started > 1 and tp not in (None, started):
-        raise BadInputError(f"--tp {tp}: torchrun has started {started} ranks; drop --tp")
+        raise BadInputError(f"--tp {tp}: torchrun has started {started} ranks. Drop --tp")
     return started if tp is None else tp
 
 
 def _ranks_started() -> int:
-    """By torchrun, or whatever sets its variables; 1 where a job's environment names one rank."""
+    """Return the number of ranks that torchrun, or whatever sets its variables, has started.
+
+    It is 1 if the environment names no rank.
+    """
     if "RANK" not in os.environ:
         return 1
     size = os.environ.get("WORLD_SIZE", "1")
@@ -83,12 +89,15 @@ def run_on_ranks(
     start_method: StartMethod | None = None,
     **kwargs: Any,
 ) -> _T:
-    """``job`` on every one of ``tp`` ranks; rank 0's answer.
+    """Run ``job`` on each of ``tp`` ranks, and return the answer of rank 0.
 
     ``job`` is a module's function, because the ranks import it. It takes its own ``Ranks`` as the
-    keyword ``ranks``. ``device`` is cpu, cuda or auto. ``start_method`` None is ``START_METHOD``.
-    Ranks but the first are silent. Raises whatever ``job`` raises where there is one rank or
-    torchrun has started them, else ``RankFailedError``, and ``DeviceError`` before any starts.
+    keyword ``ranks``. ``device`` is cpu, cuda or auto. ``start_method`` None means
+    ``START_METHOD``. Only the first rank prints.
+
+    With one rank, or with ranks started by torchrun, the errors are those of ``job``. With ranks
+    started here, raise ``RankFailedError`` if one fails. Raise ``DeviceError`` before any starts if
+    there are too many.
     """
     if tp == 1:
         return job(*args, ranks=ALONE, **kwargs)
@@ -119,7 +128,10 @@ def _as_rank(
 
 @dataclass(frozen=True, slots=True)
 class _Report:
-    """What a rank leaves of its end. ``lost``: it only noticed that another one was gone."""
+    """A report is what a rank leaves about its end.
+
+    ``lost`` means that it only noticed that another rank was gone.
+    """
 
     rank: int
     line: str
@@ -164,7 +176,7 @@ def _launched(
         except SignalException as signalled:
             stopped_by = signalled.sigval
     if stopped_by is not None:
-        # The launcher caught it to stop the ranks. Now it does what it does to one process.
+        # The launcher caught the signal to stop the ranks. Now it does what it does to one process.
         signal.raise_signal(stopped_by)
         raise RankFailedError(f"{stopped_by.name} stopped the ranks", ExitCode.CANNOT)
     answer: _T = answers[0]
@@ -173,7 +185,7 @@ def _launched(
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """The launcher's signal handlers stay no longer than it does."""
+    """Put back this process's signal handlers when the launcher is done."""
     before = {number: signal.getsignal(number) for number in _CAUGHT_SIGNALS}
     try:
         yield
@@ -185,7 +197,10 @@ def _own_signals() -> Iterator[None]:
 
 @contextmanager
 def _quiet_elastic() -> Iterator[None]:
-    """The launcher logs every failure in many lines, of which ours is the one that counts."""
+    """Silence the launcher's log.
+
+    It logs every failure in many lines, and the one line that counts is ours.
+    """
     if "--debug" not in sys.argv:
         logging.disable()
     try:
@@ -197,8 +212,8 @@ def _quiet_elastic() -> Iterator[None]:
 def _rank_main(
     reports: Path, device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: Any
 ) -> _T:
-    # It is what comes when the launcher is interrupted, or gone. Python's own handler waits for the
-    # device, which may wait for a rank that has ended.
+    # This signal comes when the launcher is interrupted, or gone. Python's own handler waits for
+    # the device, which may wait for a rank that has ended.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return _as_rank(device_type, job, args, kwargs)
@@ -207,7 +222,10 @@ def _rank_main(
 
 
 def _end(reports: Path, error: Exception) -> NoReturn:
-    """Leave a report and go at once: a process group's orderly end would wait for the others."""
+    """Leave a report and end at once.
+
+    The orderly end of a process group would wait for the other ranks.
+    """
     rank, lost = int(os.environ["RANK"]), is_lost(error)
     code = exit_code_of(error)
     report = _Report(rank, one_line(error), int(code), lost)
@@ -221,14 +239,20 @@ def _end(reports: Path, error: Exception) -> NoReturn:
 
 
 def _leave(report: _Report, reports: Path) -> None:
-    """Whole or not at all: the launcher may stop this rank while it writes."""
+    """Write the report whole or not at all.
+
+    The launcher may stop this rank while it writes.
+    """
     aside = reports / f"rank{report.rank}.part"
     aside.write_text(json.dumps(asdict(report)))
     os.replace(aside, reports / f"rank{report.rank}.json")
 
 
 def is_lost(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is that another rank does not answer any more."""
+    """Return whether an error means that another rank does not answer any more.
+
+    The errors that caused it count too.
+    """
     from torch.distributed import DistError
 
     if error is None:
@@ -240,7 +264,10 @@ def is_lost(error: BaseException | None) -> bool:
 
 
 def _failure(failed: "ChildFailedError", reports: Path) -> RankFailedError:
-    """The end that began all others: a rank's own error, or its death, before a lost neighbour."""
+    """Return the end that began all others.
+
+    A rank's own error comes before a rank's death, and both come before a lost neighbour.
+    """
     files = sorted(reports.glob("rank*.json"))
     told = {r.rank: r for r in (_Report(**json.loads(file.read_text())) for file in files)}
     own = [report for report in told.values() if not report.lost]
@@ -251,12 +278,12 @@ def _failure(failed: "ChildFailedError", reports: Path) -> RankFailedError:
         ended = failed.failures[dead[0]]
         how = ended.signal_name() if ended.exitcode < 0 else f"exit status {ended.exitcode}"
         return RankFailedError(
-            f"rank {dead[0]} died ({how}); the other ranks were stopped", ExitCode.CANNOT
+            f"rank {dead[0]} died ({how}). The other ranks were stopped", ExitCode.CANNOT
         )
     return _told(next(iter(told.values())), alone=True)
 
 
 def _told(report: _Report, *, alone: bool) -> RankFailedError:
-    """Where only one rank failed, its number is a part of the story."""
+    """Return the error of a report. It names the rank if only that one failed."""
     line = f"rank {report.rank}: {report.line}" if alone else report.line
     return RankFailedError(line, ExitCode(report.exit_code))

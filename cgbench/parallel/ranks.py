@@ -1,8 +1,8 @@
 """Find which rank this process is, and exchange values between ranks on the host.
 
-``Ranks`` is handed to whoever divides by it. Device tensors travel by ``collectives``. What travels
-here is control: it goes through a gloo group of its own, so that waiting for a rank never waits on
-a device. Alone, everything is its own answer.
+``Ranks`` is handed to whoever divides by it. Device tensors travel by ``collectives``, and control
+values travel here. They have a gloo group of their own, so that waiting for a rank never waits on a
+device. With one rank, every function returns its own value.
 
 torch is imported only where ranks are really started.
 """
@@ -27,17 +27,23 @@ _T = TypeVar("_T")
 
 
 BARRIER_TIMEOUT_S = 120
-"""After which a barrier names the ranks that are missing. Ranks part by a compiler's run."""
+"""After this many seconds a barrier names the ranks that are missing.
+
+Ranks may be apart by the time of a compiler's run.
+"""
 
 MAX_RANKS_ANY_CPU = 8
-"""That may share a CPU of fewer cores: slow, but enough to try a model's parts."""
+"""This many ranks may share any CPU, even one of fewer cores.
+
+That is slow, but enough to try a model's parts.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """The ranks that share a model, and which of them this process is.
+    """This class names the ranks that share a model, and which of them this process is.
 
-    Rank 0 is the one that measures, prints and writes.
+    Rank 0 measures, prints and writes.
     """
 
     rank: int
@@ -45,11 +51,12 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
+        """Return whether this process is rank 0."""
         return self.rank == 0
 
 
 ALONE = Ranks(rank=0, size=1)
-"""A process that shares its model with no other."""
+"""This is a process that shares its model with no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +68,23 @@ class _Joined:
 
 
 _joined: _Joined | None = None
-"""As ``torch.distributed`` keeps its groups: one a process."""
+"""There is one a process, as ``torch.distributed`` keeps its groups."""
 
 
 def joined() -> Ranks:
-    """The ranks whose process group this process is in.
+    """Return the ranks whose process group this process is in.
 
-    Only collectives ask for them. They are called from within a model's forward, which hands down
-    nothing of ours.
+    Only collectives ask for them, because they are called from within a model's forward. The
+    forward hands down nothing of ours.
     """
     return ALONE if _joined is None else _joined.ranks
 
 
 def agreed(value: _T) -> _T:
-    """Rank 0's ``value``, on every rank: for decisions that hang on a clock or a file."""
+    """Return rank 0's ``value`` on every rank.
+
+    It is for decisions that depend on a clock or a file.
+    """
     if _joined is None:
         return value
     import torch.distributed as dist
@@ -85,7 +95,7 @@ def agreed(value: _T) -> _T:
 
 
 def gathered(value: _T) -> list[_T]:
-    """Every rank's ``value``, in the order of ranks."""
+    """Return every rank's ``value``, in the order of ranks."""
     if _joined is None:
         return [value]
     import torch.distributed as dist
@@ -96,7 +106,11 @@ def gathered(value: _T) -> list[_T]:
 
 
 def first_failure(failure: str | None) -> str | None:
-    """What any rank found wrong, so that all act on it alike; None where none did."""
+    """Return the first failure of any rank, or None if no rank has one.
+
+    Every rank passes its own failure or None. All get the same failure, so that all act alike. The
+    text begins with the number of the rank, except for rank 0's own on rank 0.
+    """
     found = gathered(failure)
     if _joined is None or (failure is not None and _joined.ranks.is_first):
         return failure
@@ -104,8 +118,10 @@ def first_failure(failure: str | None) -> str | None:
 
 
 def first_unlike(value: object, what: str) -> str | None:
-    """Which rank's ``value`` is not rank 0's, in words; None where all are the same. Before what
-    hangs on a value, and which all ranks do together or none."""
+    """Return in words which rank's ``value`` is not rank 0's, or None if all are the same.
+
+    Call it before a step that depends on the value and that all ranks take together or not at all.
+    """
     first, *others = gathered(value)
     return next(
         (f"rank {i}: {what} are not rank 0's" for i, its in enumerate(others, 1) if its != first),
@@ -116,7 +132,8 @@ def first_unlike(value: object, what: str) -> str | None:
 def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
     """Wait for all ranks before ``what``.
 
-    Raises ``RanksError`` naming it after the timeout, ``RankLostError`` where a rank has gone.
+    Raise ``RanksError`` with ``what`` and the missing ranks after the timeout. Raise
+    ``RankLostError`` if a rank has gone.
     """
     if _joined is None:
         return
@@ -126,7 +143,7 @@ def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
     try:
         dist.monitored_barrier(_joined.control, timedelta(seconds=timeout_s), wait_all_ranks=True)
     except RuntimeError as error:
-        # Either way gloo words it as a timeout.
+        # In both cases gloo words it as a timeout.
         waited_s = time.monotonic() - start
         if waited_s < 0.9 * timeout_s:
             raise RankLostError(f"rank {rank} lost another one before {what}") from error
@@ -140,9 +157,9 @@ def barrier(what: str, timeout_s: float = BARRIER_TIMEOUT_S) -> None:
 def process_group(device_type: str) -> Iterator[Ranks]:
     """Join the group that the environment names (``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``..).
 
-    ``device_type``: cuda takes NCCL and the device of the local rank, cpu gloo. Graphs must be
-    released inside. After an exception the group is left as it is: its end would wait for ranks
-    that may be gone. Raises ``DeviceError`` where there are more ranks than devices.
+    ``device_type`` cuda uses NCCL and the device of the local rank, and cpu uses gloo. Graphs must
+    be released inside. After an exception the group is left as it is, because its end would wait
+    for ranks that may be gone. Raise ``DeviceError`` if there are more ranks than CUDA devices.
     """
     import torch
     import torch.distributed as dist
@@ -166,7 +183,10 @@ def process_group(device_type: str) -> Iterator[Ranks]:
 
 
 def _own_device(device_type: str) -> "torch.device | None":
-    """This rank's GPU, made current; None on the CPU, whose cores the ranks share out."""
+    """Return this rank's GPU, made current, or None on the CPU.
+
+    On the CPU the ranks share out the cores.
+    """
     import torch
 
     local_rank, num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -185,8 +205,11 @@ def _own_device(device_type: str) -> "torch.device | None":
 
 
 def check_num_ranks(num_ranks: int, device_type: str) -> None:
-    """Raises ``DeviceError`` for more ranks than CUDA devices, and on the CPU for more processes
-    than it has cores, or eight."""
+    """Raise ``DeviceError`` if the machine cannot hold ``num_ranks`` ranks.
+
+    There may be as many as CUDA devices. On the CPU there may be as many as cores, and at least
+    eight.
+    """
     if device_type == "cpu":
         cores = os.cpu_count() or 1
         most, why = max(MAX_RANKS_ANY_CPU, cores), f"{cores} CPU cores"

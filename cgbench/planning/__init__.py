@@ -1,7 +1,8 @@
-"""Which batch sizes get a graph: pure functions from a request to a plan, with no torch.
+"""This package chooses the batch sizes that get a CUDA graph.
 
-``plan(PlanRequest(spec_tokens=3, max_batch_size=64))`` is the whole interface; a request may
-carry a workload (``Concurrency``) and measured costs (``Costs``) for the policy ``optimal``.
+It holds pure functions from a request to a plan, with no torch. ``plan(PlanRequest(spec_tokens=3,
+max_batch_size=64))`` is the whole interface. A request may carry a workload (``Concurrency``) and
+measured costs (``Costs``) for the policy ``optimal``.
 """
 
 from cgbench.planning.concurrency import Concurrency

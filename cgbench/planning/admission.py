@@ -1,9 +1,11 @@
-"""Continuous batching over a plan's buckets: what a stream of requests does to the batch size.
+"""Simulate continuous batching over a plan's graphs: which batch sizes a stream of requests causes.
 
-A request is admitted when it has arrived and fewer than max_num_seqs run. Then it takes part in
-every iteration until its tokens are out. An iteration takes what its bucket takes, or what eager
-takes. Prefill is not timed. Between two events every iteration is alike, so the simulation goes
-from event to event, in whole nanoseconds. That equals going iteration by iteration, exactly.
+A request is admitted when it has arrived and fewer than max_num_seqs run. It then takes part in
+every iteration until its tokens are out. An iteration takes the time of its bucket, or the eager
+time. Prefill is not timed.
+
+All iterations between two events are alike. So the simulation goes from event to event, in whole
+nanoseconds. The result equals that of going iteration by iteration, exactly.
 """
 
 from collections import Counter
@@ -26,9 +28,11 @@ _TENTHS = 10
 
 @dataclass(frozen=True, slots=True)
 class Absorbing:
-    """Batches above ``above`` run eager, and even the fastest of them slower than tokens arrive.
+    """An ``Absorbing`` describes an overload from which the batch size does not come back.
 
-    So the queue grows there, and the batch does not come back. Rates are tokens a second.
+    Batches above ``above`` requests run eager. Even the fastest of them serves tokens more slowly
+    than they arrive, so the queue grows. ``arriving``, ``eager`` and ``in_graphs`` are rates in
+    tokens a second. The last two are the best rates above and up to ``above``.
     """
 
     above: int
@@ -39,12 +43,15 @@ class Absorbing:
 
 @dataclass(frozen=True)
 class Admission:
-    """What the requests met. Times are in milliseconds, shares over iterations.
+    """An ``Admission`` holds the result of replaying a request trace over a plan.
 
-    ``iterations`` counts them by batch size. ``padding_ms`` is all the time that padded rows took:
-    a bucket's time over that of a bucket of just the batch's size. ``num_events`` is how often the
-    batch size changed, which is the work of the replay. ``tenths`` are mean batch sizes in each
-    tenth of the time.
+    Times are in milliseconds, and shares are over iterations. ``iterations`` holds pairs of a batch
+    size and how many iterations ran at it. ``padding_ms`` is the time of padded rows: a bucket's
+    time minus that of a bucket of just the batch's size. ``total_ms`` is the time of all
+    iterations, without idle time. ``num_events`` is the number of stretches of alike iterations,
+    which is the work of the replay. ``tpot_ms`` ascends and holds a time per output token for each
+    request that decodes. ``tenths`` are the mean batch sizes in each tenth of the time.
+    ``absorbing`` is None if the batch size cannot get stuck.
     """
 
     iterations: tuple[tuple[int, int], ...]
@@ -58,29 +65,35 @@ class Admission:
 
     @property
     def num_iterations(self) -> int:
+        """Return how many decode iterations ran, over all batch sizes."""
         return sum(count for _, count in self.iterations)
 
     @property
     def mean_batch_size(self) -> float:
+        """Return the mean number of requests of an iteration, with every iteration counted once."""
         return sum(size * count for size, count in self.iterations) / max(self.num_iterations, 1)
 
     def tpot_percentile(self, percent: float) -> float:
-        """Time per output token of the request at this rank, the nearest above; ascending."""
+        """Return the time per output token, in milliseconds, at this percentile of requests.
+
+        The rank is the nearest one above, and requests ascend in time.
+        """
         rank = max(ceil(percent / 100 * len(self.tpot_ms)), 1)
         return self.tpot_ms[rank - 1]
 
     def workload(self, name: str) -> Concurrency:
-        """How often each batch size ran."""
+        """Return how often each batch size ran, as a workload of this name for the planner."""
         return Concurrency.of(((size, float(count)) for size, count in self.iterations), name)
 
 
 def admit(
     request: PlanRequest, found: PhasePlan, trace: RequestTrace, acceptance_length: float
 ) -> Admission:
-    """Replay ``trace`` over the plan, each request getting ``acceptance_length`` tokens an
-    iteration.
+    """Replay ``trace`` over the plan, and return what its requests met.
 
-    Raises ``PlanError`` where no iteration was measured in time, or none would run.
+    Each request gets ``acceptance_length`` tokens an iteration. Raise ``PlanError`` if the costs
+    are not in milliseconds or ``acceptance_length`` is not 1 to k + 1. Raise it too if no request
+    needs an iteration.
     """
     if request.costs is None or request.costs.unit != "ms":
         raise PlanError("--concurrency: a request trace needs --costs RUN_DIR, for times")
@@ -100,7 +113,7 @@ def admit(
 
 
 def _iterations(output_tokens: int, acceptance_length: float) -> int:
-    """Decode iterations of a request; prefill gives its first token."""
+    """Return the decode iterations of a request. Prefill gives its first token."""
     return ceil((output_tokens - 1) / acceptance_length)
 
 
@@ -109,12 +122,12 @@ def _whole_ns(milliseconds: float) -> int:
 
 
 class _Replay:
-    """The state of the simulation, and what it has counted."""
+    """A ``_Replay`` holds the state of the simulation, and what it has counted."""
 
     def __init__(self, duration_ns: Sequence[int], max_batch_size: int) -> None:
         self._duration, self._most = duration_ns, max_batch_size
         self._now = self._iteration = self._running = 0
-        # Iteration after which a request ends, when it was admitted, and its number.
+        # Each entry holds a request's last iteration, its admission time and its number.
         self._ends: list[tuple[int, int, int]] = []
         self.counts: Counter[int] = Counter()
         self.decode_ns: dict[int, int] = {}
@@ -130,7 +143,10 @@ class _Replay:
                 self._go_on(arrival_ns[first] if first < total else None)
 
     def _admit(self, first: int, arrival_ns: Sequence[int], iterations: Sequence[int]) -> int:
-        """Let in who has arrived while there is room; the next that has to wait."""
+        """Admit the requests that have arrived while there is room.
+
+        Return the next that has to wait.
+        """
         while (
             first < len(arrival_ns)
             and self._running < self._most
@@ -143,7 +159,7 @@ class _Replay:
         return first
 
     def _go_on(self, next_arrival: int | None) -> None:
-        """Iterations that are alike: up to the next end, or the next arrival that has room."""
+        """Run iterations that are alike, up to the next end or the next arrival that has room."""
         running, each = self._running, self._duration[self._running]
         count = self._ends[0][0] - self._iteration
         if next_arrival is not None and running < self._most:
@@ -191,7 +207,7 @@ def _summed(
 
 
 def _exact(request: PlanRequest, found: PhasePlan) -> PhasePlan:
-    """The same phases with a bucket at every batch size."""
+    """Return the same phases with a bucket at every batch size."""
     sizes = range(1, request.max_batch_size + 1)
     phases = (
         replace(each, buckets=tuple(Bucket(size, size * each.query_len) for size in sizes))
@@ -201,7 +217,7 @@ def _exact(request: PlanRequest, found: PhasePlan) -> PhasePlan:
 
 
 def _tenths(steps: Sequence[tuple[int, int, int]]) -> Iterator[float]:
-    """Mean batch size in each tenth of the time from the first iteration to the last."""
+    """Yield the mean batch size in each tenth of the time from the first iteration to the last."""
     begin, end = steps[0][0], steps[-1][0] + steps[-1][2]
     edges = [begin + (end - begin) * part / _TENTHS for part in range(_TENTHS + 1)]
     sums, index = [0.0] * _TENTHS, 0
@@ -224,7 +240,10 @@ def _absorbing(
     acceptance_length: float,
     cost: Callable[[int], float],
 ) -> Absorbing | None:
-    """Whether the batch can rise to where it stays: graphs keep up, and eager above does not."""
+    """Return the overload in which the batch stays, or None if there is none.
+
+    The batch can rise to it if graphs keep up with the arrivals and eager iterations above do not.
+    """
     most, eager = request.max_batch_size, {*found.eager_batch_sizes}
     above = most
     while above in eager:

@@ -1,15 +1,15 @@
-"""The best buckets under budgets of graphs, memory and capture time together, exactly.
+"""Find the best buckets under budgets of graphs, memory and capture time together, exactly.
 
-Label-setting dynamic programming: a label is a choice of buckets up to b, with its cost and what
-it takes of each budget. Of two labels at the same b, one that costs no less and takes no less of
-anything is dropped. So is one that cannot beat the best whole choice known: for prices p >= 0 on
-the budgets,
+The method is label-setting dynamic programming. A label is a choice of buckets up to b. It holds
+its cost and what it takes of each budget. A label is dropped if another one at the same b costs no
+more and takes no more of anything. It is also dropped if it cannot beat the best whole choice
+known. A bound decides that. Prices p >= 0 on the budgets give it by weak duality:
 
     cost to finish >= (least cost to finish with p added per unit taken) - p * (what is left)
 
-which holds for any prices (weak duality). Good prices only make the search short: what is
-returned is the optimum whatever they are. In the worst case the labels are exponentially many, so
-the work is limited: a search over the limit is refused.
+The bound holds for any prices. They decide only how long the search is, and never what it returns.
+In the worst case there are exponentially many labels, so the work is limited. A search over the
+limit is refused.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,21 +27,21 @@ _ROUNDS = 100
 _PATIENCE = 6
 _KEPT_PRICES = 8
 _WIDTHS = (16, 128, 1024)
-# How many times the width is looked at for labels that others make useless.
+# This many times the width is searched for labels that others make useless.
 _SPARE = 8
 # Passes over the prices take the square of the batch sizes: ten seconds for so many.
 _MAX_REQUESTS = 2_048
 # Labels looked at, over all batch sizes: ten seconds for so many.
 _MAX_WORK = 20_000_000
-# Sums are exact to about this share: a limit is kept, and a cost beaten, up to it.
+# Sums are exact to about this share, so limits and costs are compared up to it.
 _ROUNDING = 1e-12
 
 
 @dataclass
 class _Search:
-    """The problem as arrays over 0..S, and the best whole choice found so far.
+    """A ``_Search`` holds the problem as arrays over 0..S, and the best whole choice found so far.
 
-    ``taken_by[r, b]`` is what bucket b takes of budget r, ``limits[r]`` how much there is.
+    ``taken_by[r, b]`` is what bucket b takes of budget r. ``limits[r]`` is how much of it there is.
     """
 
     cumulative: Array
@@ -53,12 +53,12 @@ class _Search:
     best_sizes: tuple[int, ...] = ()
 
     def allows(self, taken: Array) -> NDArray[np.bool_]:
-        """Which columns of ``taken`` keep within every limit."""
+        """Return a mask of the columns of ``taken`` that keep within every limit."""
         fits = taken <= self.limits[:, None] * (1 + _ROUNDING)
         return np.asarray(np.all(fits, axis=0))
 
     def taken(self, sizes: tuple[int, ...]) -> Array:
-        """What buckets of these sizes take together of each budget."""
+        """Return what buckets of these sizes take together of each budget."""
         taken: Array = self.taken_by[:, list(sizes)].sum(axis=1)
         return taken
 
@@ -70,14 +70,17 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Priced:
-    """Least costs to finish from each b under one set of prices, and the buckets that do it."""
+    """A ``_Priced`` holds the least costs to finish from each b under one set of prices.
+
+    ``following`` holds the buckets that reach them.
+    """
 
     prices: Array
     to_finish: Array
     following: NDArray[np.int64]
 
     def bound(self, limits: Array) -> float:
-        """No choice within ``limits`` costs less."""
+        """Return a cost that no choice within ``limits`` goes below."""
         return float(self.to_finish[0] - self.prices @ limits)
 
     def sizes(self) -> tuple[int, ...]:
@@ -92,7 +95,10 @@ class _Priced:
 
 @dataclass
 class _Labels:
-    """All labels kept so far; row i of each array is one of them. The first is the empty choice."""
+    """A ``_Labels`` holds all labels kept so far, one in each row of its arrays.
+
+    The first label is the empty choice.
+    """
 
     cost: Array
     taken: Array
@@ -116,26 +122,27 @@ class _Labels:
 def solve_within(
     problem: Problem, resources: Sequence[tuple[Sequence[float], float]]
 ) -> tuple[int, ...]:
-    """The best buckets, ascending, that keep within every resource.
+    """Return the best buckets that keep within every resource, ascending.
 
-    A resource is what a bucket of each batch size takes of it, and how much of it there is. Raises
-    ``PlanError`` where that takes too long to prove.
+    A resource is a pair. Its first part is what a bucket of each batch size takes, and its second
+    is how much there is. Raise ``PlanError`` for more batch sizes than can be planned, or if the
+    proof would take too long.
     """
     if problem.size > _MAX_REQUESTS:
         raise PlanError(
-            f"--max-memory, --max-capture-seconds: planned for at most {_MAX_REQUESTS} requests; "
-            "lower --max-num-seqs, or give --max-graphs alone"
+            f"--max-memory, --max-capture-seconds: planned for at most {_MAX_REQUESTS} requests. "
+            "Lower --max-num-seqs, or give --max-graphs alone"
         )
     resources = [each for each in resources if sum(each[0]) > each[1]]
     most = min((_most_that_fit(*each) for each in resources), default=problem.size)
-    # How many buckets fit at all is a budget of its own: its price is what tightens the bounds.
+    # How many buckets fit at all is one more budget, because its price tightens the bounds.
     search = _begin(problem, [*resources, ([1.0] * problem.size, most)])
     unlimited = solve(problem, most)
     if search.allows(search.taken(unlimited)[:, None])[0]:
         return unlimited
     prices = np.zeros(len(search.limits))
-    # A narrow search finds a good choice soon, which keeps the next, wider one short; one that
-    # leaves out nothing proves its best.
+    # A narrow search finds a good choice soon, and that keeps the next, wider search short.
+    # A search that leaves out nothing proves its best.
     for width in _WIDTHS:
         priced = _good_prices(search, prices)
         prices = priced[0].prices
@@ -143,14 +150,14 @@ def solve_within(
             return search.best_sizes
     raise PlanError(
         "--max-memory, --max-capture-seconds: too many choices come close to the best to prove "
-        "one; give --max-graphs too, or a lower --max-num-seqs"
+        "one. Give --max-graphs too, or a lower --max-num-seqs"
     )
 
 
 def _search_within(search: _Search, priced: list[_Priced], width: int) -> bool:
-    """Go through b = 1..S with at most ``width`` labels each; True where no more were needed.
+    """Go through b = 1..S with at most ``width`` labels each. Return True if no more were needed.
 
-    It ends early where there would be too much work.
+    The search ends early, with False, if there would be too much work.
     """
     empty = np.zeros((len(search.limits), 1))
     labels = _Labels(np.zeros(1), empty, np.zeros(1, dtype=np.int64))
@@ -164,7 +171,7 @@ def _search_within(search: _Search, priced: list[_Priced], width: int) -> bool:
 
 
 def _most_that_fit(taken: Sequence[float], limit: float) -> int:
-    """How many buckets fit a budget, were they the ones that take least of it."""
+    """Return how many buckets fit a budget if they are the ones that take least of it."""
     total = np.cumsum(np.sort(np.array(taken)))
     return int((total <= limit * (1 + _ROUNDING)).sum())
 
@@ -182,9 +189,9 @@ def _begin(problem: Problem, resources: Sequence[tuple[Sequence[float], float]])
 
 
 def _extend(search: _Search, labels: _Labels, priced: list[_Priced], b: int, width: int) -> bool:
-    """Add the labels that end at b: every earlier one with bucket b after it, the useful ones.
+    """Extend every earlier label by bucket b, and keep the useful results.
 
-    False where more than ``width`` were useful: the ones with the lowest bounds are added.
+    Return False if more than ``width`` were useful. Then those with the lowest bounds are kept.
     """
     rows = search.cumulative[b] - search.cumulative[labels.end]
     cost = labels.cost + search.graph[b] * rows
@@ -194,7 +201,7 @@ def _extend(search: _Search, labels: _Labels, priced: list[_Priced], b: int, wid
     if not len(useful):
         return True
     nearest = useful[np.argsort(whole[useful])[: _SPARE * width]]
-    # The last budget follows from the others: it is there for its price.
+    # The last budget follows from the others. It is there only for its price.
     rivals = nearest[_undominated(cost[nearest], taken[:-1, nearest])]
     kept = rivals[np.argsort(whole[rivals])[:width]]
     first = len(labels.cost)
@@ -205,7 +212,7 @@ def _extend(search: _Search, labels: _Labels, priced: list[_Priced], b: int, wid
 
 
 def _to_finish(search: _Search, priced: list[_Priced], taken: Array, b: int) -> Array:
-    """No label that ends at b, having taken this much, finishes for less."""
+    """Return, for each label that ends at b, a cost that no way to finish goes below."""
     prices = np.array([each.prices for each in priced])
     base = np.array([each.to_finish[b] for each in priced]) - prices @ search.limits
     bounds: Array = (base[:, None] + prices @ taken).max(axis=0)
@@ -213,7 +220,7 @@ def _to_finish(search: _Search, priced: list[_Priced], taken: Array, b: int) -> 
 
 
 def _undominated(cost: Array, taken: Array) -> NDArray[np.int64]:
-    """The columns that no other one matches or beats in cost and in everything taken."""
+    """Return the columns that no other one matches or beats in cost and in everything taken."""
     order = np.lexsort((*taken, cost))
     if len(taken) == 1:
         # By rising cost, only what takes less than all before it is of use.
@@ -227,9 +234,9 @@ def _undominated(cost: Array, taken: Array) -> NDArray[np.int64]:
 
 
 def _good_prices(search: _Search, start: Array) -> list[_Priced]:
-    """Prices whose bounds are high, best first; by subgradient steps on the dual from ``start``.
+    """Return prices with high bounds, best first, found by subgradient steps from ``start``.
 
-    Where a few steps in a row gain nothing, they go on from the best prices, half as long.
+    After a few steps in a row without gain, the steps go on from the best prices, half as long.
     """
     latest = best = _finish_under(search, start)
     found, factor, without_gain = [latest], 1.0, 0
@@ -246,7 +253,10 @@ def _good_prices(search: _Search, start: Array) -> list[_Priced]:
 
 
 def _step(search: _Search, priced: _Priced) -> Array | None:
-    """The way to higher bounds, as far as the best choice found allows (Polyak); None: no way."""
+    """Return the step to higher bounds, scaled by the best choice found (Polyak).
+
+    Return None if there is no way up.
+    """
     scale = np.where(search.limits > 0, search.limits, 1.0)
     over = (search.taken(priced.sizes()) - search.limits) / scale
     gap = search.best - priced.bound(search.limits)
@@ -256,7 +266,10 @@ def _step(search: _Search, priced: _Priced) -> Array | None:
 
 
 def _finish_under(search: _Search, prices: Array) -> _Priced:
-    """Backward over b: eager from here on, or the next bucket with its price."""
+    """Return the least costs to finish under these prices, computed backward over b.
+
+    Each b goes on eager, or with the next bucket and its price.
+    """
     last = len(search.tails) - 1
     price_of = prices @ search.taken_by
     to_finish, following = search.tails.copy(), np.zeros(last + 1, dtype=np.int64)

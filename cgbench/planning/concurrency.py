@@ -1,6 +1,6 @@
-"""A workload: how often each number of requests decodes together.
+"""Describe a workload: how often each number of requests decodes together.
 
-No more than max_num_seqs requests run at once, the others wait; so what a histogram holds above
+No more than max_num_seqs requests run at once, and the others wait. So a histogram's weight above
 max_num_seqs counts as max_num_seqs. Iterations with no request running are left out.
 """
 
@@ -29,17 +29,21 @@ _JSON_FORM = "must be an object of batch size -> weight, or an array of batch si
 
 @dataclass(frozen=True)
 class Concurrency:
-    """Relative weights of batch sizes, ascending, every weight above 0. They need not sum to 1."""
+    """A ``Concurrency`` is a workload: a relative weight for each batch size.
+
+    Batch sizes ascend, and every weight is above 0. Weights need not sum to 1. ``name`` is what
+    messages and tables call the workload.
+    """
 
     weights: tuple[tuple[int, float], ...]
     name: str = ""
 
     @classmethod
     def of(cls, weights: Iterable[tuple[int, float]], name: str = "") -> Self:
-        """Add up repeated batch sizes and leave out 0.
+        """Build a workload from pairs, adding up repeated batch sizes and leaving out batch size 0.
 
-        Raises ``BadInputError``, beginning with ``name``, for a batch size or a weight below 0. It
-        also raises it if weights sum to no number, or if nothing is left.
+        Raise ``BadInputError``, beginning with ``name``, for a batch size or a weight below 0.
+        Raise it too if the weights sum to no number, or if nothing is left.
         """
         total: Counter[int] = Counter()
         for size, weight in weights:
@@ -52,19 +56,23 @@ class Concurrency:
         if not kept:
             raise BadInputError(f"{name}: no batch size has a weight")
         if not isfinite(sum(weight for _, weight in kept)):
-            raise BadInputError(f"{name}: the weights sum to no number; make them smaller")
+            raise BadInputError(f"{name}: the weights sum to no number. Make them smaller")
         return cls(tuple(kept), name)
 
     @classmethod
     def uniform(cls, first: int, last: int) -> Self:
+        """Return the workload in which all batch sizes from ``first`` to ``last`` are equally
+        frequent.
+        """
         return cls(tuple((size, 1) for size in range(first, last + 1)), f"uniform:{first}-{last}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """A named distribution, or the file of that name.
+        """Return the workload that ``--concurrency`` states: a named distribution, or a file's.
 
-        A file holds a JSON object or a CSV of batch_size -> weight, or running-request counts,
-        one a line or as a JSON array. Raises ``BadInputError`` naming the flag or the file.
+        A file holds a JSON object or a CSV of batch_size -> weight. It may also hold counts of
+        running requests, one a line or as a JSON array. Raise ``BadInputError`` naming the flag or
+        the file.
         """
         kind, colon, value = text.partition(":")
         if colon and kind in _NAMED_KINDS:
@@ -73,19 +81,25 @@ class Concurrency:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """The histogram or the log in ``file``; see ``parse``."""
+        """Return the workload in ``file``, which holds a histogram or a log as ``parse`` describes.
+
+        Raise ``BadInputError`` naming the file.
+        """
         name = f"--concurrency {_printable(file)}"
         if _printable(file) != str(file):
             raise BadInputError(f"{name}: the file's name must be UTF-8")
         if not os.path.isfile(file):
-            raise BadInputError(f"{name}: cannot be read; give a file, or {NAMED}")
+            raise BadInputError(f"{name}: cannot be read. Give a file, or {NAMED}")
         text = read_text(name, file, _MAX_BYTES, encoding="utf-8-sig")
         is_json = text.lstrip().startswith(("{", "["))
         weights = _from_json(text, name) if is_json else _from_lines(text, name)
         return replace(cls.of(weights, name), name=str(file))
 
     def over(self, max_batch_size: int) -> list[float]:
-        """Weights of 1..max_batch_size, summing to 1; those above it count as the last."""
+        """Return the weights of 1..max_batch_size, scaled to sum to 1.
+
+        The weights above max_batch_size count as those of max_batch_size.
+        """
         found = [0.0] * max_batch_size
         for size, weight in self.weights:
             found[min(size, max_batch_size) - 1] += weight
@@ -94,7 +108,9 @@ class Concurrency:
 
 
 def _geometric(value: str, flag: str) -> list[tuple[int, float]]:
-    """Weight (1 - 1/mean)^(n - 1) for n = 1, 2, ...: each request goes on with equal odds."""
+    """Return weight (1 - 1/mean)^(n - 1) for n = 1, 2, .., because each request goes on with equal
+    odds.
+    """
     try:
         mean = float(value)
     except ValueError:
@@ -129,7 +145,7 @@ _NAMED_KINDS = {"geometric": _geometric, "uniform": _uniform, "constant": _const
 
 
 def _printable(file: Path) -> str:
-    """The path as a message can show it, whatever bytes it is made of."""
+    """Return the path in a form that a message can show, whatever bytes it is made of."""
     return str(file).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -155,7 +171,7 @@ def _from_lines(text: str, name: str) -> list[tuple[int, float]]:
 
 
 def _is_heading(row: list[str]) -> bool:
-    """Whether a first row names its columns, as ``batch_size,weight`` does."""
+    """Check that a first row names its columns, as ``batch_size,weight`` does."""
     return all(cell.strip().isidentifier() for cell in row)
 
 
@@ -171,7 +187,10 @@ def _pair(row: list[str], name: str) -> tuple[int, float]:
 
 
 def _whole(value: Any) -> int:
-    """A batch size from ``8``, ``8.0`` or ``"8"``. Raises ``ValueError`` for any other value."""
+    """Return a batch size from ``8``, ``8.0`` or ``"8"``.
+
+    Raise ``ValueError`` for any other value.
+    """
     number = _number(value)
     if not number.is_integer():
         raise ValueError(f"{_shown(value)} is not a whole number")
@@ -188,6 +207,6 @@ def _number(value: Any) -> float:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: on one line, and cut where it is long."""
+    """Return a value for a message: on one line, and cut if it is long."""
     text = ascii(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}.."

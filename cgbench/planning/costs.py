@@ -1,8 +1,8 @@
-"""What an iteration costs, in a graph and without one, and what a graph costs to have.
+"""Describe what an iteration costs, in a graph and without one, and what a graph costs to have.
 
 Measured costs come from a run directory (``cgbench.rundir.run_costs``). Without a measurement an
-iteration costs its tokens, padding included: right where the device is busy, too steep where it
-waits for memory; and eager costs ``EAGER_PENALTY`` times as much.
+iteration costs its tokens, padding included. That is right if the device is busy, and too steep if
+it waits for memory. Eager then costs ``EAGER_PENALTY`` times as much.
 """
 
 from bisect import bisect_right
@@ -12,23 +12,26 @@ from itertools import pairwise
 from cgbench.errors import PlanError
 
 EAGER_PENALTY = 5.0
-"""Eager over captured, in the default costs. Reports of decode that fell out of its graphs:
-25.3 instead of 133.3 tokens/s, 5.3 times (vLLM issue 54933), and 7.5 times (vllm-ascend pull
-request 16623); ours is the round number below them."""
+"""An eager iteration takes this many times a captured one, in the default costs. Users reported
+decode that fell out of its graphs. It gave 25.3 instead of 133.3 tokens/s, 5.3 times slower (vLLM
+issue 54933). Another report is 7.5 times (vllm-ascend pull request 16623). This is the round number
+below them."""
 
 _PENALTIES = (1e-6, 1e6)
 
 DRAFT_SHARE = 0.07
-"""A token of a draft step over a token of verify, where nothing was measured: one layer and lm_head
-over a whole model. On MiMo-7B's shape draft 1 took 0.66 ms where verify took 9.4 ms (one H200)."""
+"""A token of a draft step costs this share of a verify token, if nothing was measured. It stands
+for one layer and lm_head over a whole model. On MiMo-7B's shape draft 1 took 0.66 ms and verify
+took 9.4 ms (one H200)."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A cost by batch size: linear between measured points, ascending in batch size.
+    """A ``Curve`` gives a cost for every batch size, linear between measured points.
 
-    Below the first point it is flat, for small batches wait for the weights. Above the last it
-    goes on with the last two points' slope, and with one point, or a falling slope, flat.
+    Points ascend in batch size. Below the first point the curve is flat, because small batches wait
+    for the weights. Above the last it goes on with the slope of the last two points. It stays flat
+    there if there is one point or the slope falls.
     """
 
     points: tuple[tuple[int, float], ...]
@@ -54,7 +57,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Drafts:
-    """What all draft steps of an iteration cost together, as ``Costs`` counts them."""
+    """A ``Drafts`` holds what all draft steps of an iteration cost together, as ``Costs`` counts
+    them.
+    """
 
     graph: Curve
     eager: Curve
@@ -62,12 +67,13 @@ class Drafts:
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs by batch size at one k; ``unit`` names what an iteration's are counted in.
+    """A ``Costs`` holds the costs of iterations and graphs by batch size, at one k.
 
-    ``graph`` is by the bucket's size and ``eager`` by the batch's own. ``memory_bytes`` and
-    ``capture_s`` are those of capturing one bucket, all its graphs together; None: not known.
-    ``drafts`` is the part of an iteration that its draft steps take together; None: not measured.
-    ``acceptance_length`` is the mean number of tokens that a request gets in an iteration.
+    ``unit`` names what the costs of an iteration are counted in. ``graph`` goes by the bucket's
+    size and ``eager`` by the batch's own. ``memory_bytes`` and ``capture_s`` are those of capturing
+    one bucket, all its graphs together. They are None if they are not known. ``drafts`` is the part
+    of an iteration that its draft steps take, None if it was not measured. ``acceptance_length`` is
+    the mean number of tokens that a request gets in an iteration.
     """
 
     unit: str
@@ -80,9 +86,10 @@ class Costs:
 
     @classmethod
     def in_tokens(cls, query_len: int, eager_penalty: float = EAGER_PENALTY) -> "Costs":
-        """The default: an iteration costs its tokens, and ``eager_penalty`` times that eager.
+        """Return the default costs: an iteration costs its tokens, and ``eager_penalty`` times that
+        eager.
 
-        Raises ``PlanError`` for a penalty that is not above 0, or that sums would overflow on.
+        Raise ``PlanError`` for a penalty below 1e-6 or above 1e6.
         """
         least, most = _PENALTIES
         if not least <= eager_penalty <= most:

@@ -1,7 +1,7 @@
-"""Draft lengths that depend on the batch size, in the three forms that engines read.
+"""Describe draft lengths that depend on the batch size, in the three forms that engines read.
 
-vLLM reads ranges, TensorRT-LLM thresholds, and SGLang sets of lengths to choose from. Each becomes
-tiers: neighbouring batch sizes that draft alike.
+These are vLLM's ranges, TensorRT-LLM's thresholds, and SGLang's sets of lengths to choose from.
+Each becomes tiers: neighbouring batch sizes that draft alike.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,12 +13,15 @@ from cgbench.errors import BadInputError
 from cgbench.planning.plan_request import MAX_BATCH_SIZE, MAX_PLANNED_SPEC_TOKENS
 
 ADAPTIVE: dict[int, tuple[int, ...]] = {1: (1, 3, 5, 7), 8: (0, 1, 3), 32: (0, 1), 64: (0,)}
-"""SGLang's own adaptive sets: from each batch size on, the draft lengths to choose from."""
+"""SGLang uses these adaptive sets if it is given no file. Each key is the first batch size of a
+tier, and its value holds the draft lengths to choose from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Batch sizes ``first``..``last`` and the draft lengths they may run, ascending."""
+    """A ``Tier`` holds the draft lengths, ascending, that batch sizes ``first``..``last``
+    may run.
+    """
 
     first: int
     last: int
@@ -27,10 +30,11 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class DraftSchedule:
-    """Tiers over 1..max_batch_size, ascending, without a gap.
+    """A ``DraftSchedule`` gives every batch size of 1..max_batch_size its draft lengths, as tiers.
 
-    ``longest`` is the most drafts that the engine is configured for, which no tier need run.
-    ``first_length`` is what an engine that adapts begins with; None: it does not adapt.
+    Tiers ascend without a gap. ``longest`` is the most drafts that the engine is configured for,
+    and no tier needs to reach it. ``first_length`` is the draft length that an adaptive engine
+    begins with. It is None for an engine that does not adapt.
     """
 
     tiers: tuple[Tier, ...]
@@ -43,24 +47,25 @@ class DraftSchedule:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Every draft length of any tier, ascending."""
+        """Return every draft length of any tier, ascending."""
         return tuple(sorted({length for tier in self.tiers for length in tier.lengths}))
 
     def at(self, batch_size: int) -> tuple[int, ...]:
-        """The draft lengths that ``batch_size`` requests may run."""
+        """Return the draft lengths that ``batch_size`` requests may run."""
         last = self.tiers[-1]
         return next((t.lengths for t in self.tiers if batch_size <= t.last), last.lengths)
 
     def widest(self, length: int) -> int:
-        """The largest batch size that may run this draft length."""
+        """Return the largest batch size that may run this draft length."""
         return max(tier.last for tier in self.tiers if length in tier.lengths)
 
 
 def from_ranges(label: str, value: object, max_batch_size: int, most: int) -> DraftSchedule:
-    """vLLM's ``num_speculative_tokens_per_batch_size``: [[first, last, k], ..].
+    """Read vLLM's ``num_speculative_tokens_per_batch_size``, which is [[first, last, k], ..].
 
-    A gap and the batch sizes above the last range go on with the length before them, and no length
-    is above ``most``, which is num_speculative_tokens. Raises ``BadInputError``.
+    A gap goes on with the length before it, and so do the batch sizes above the last range. No
+    length is above ``most``, which is num_speculative_tokens. Raise ``BadInputError``, beginning
+    with ``label``, for ranges that the engine would not read.
     """
     if not (isinstance(value, list) and value and all(_is_range(entry) for entry in value)):
         raise BadInputError(f"{label}: must be [[first, last, k], ..], such as [[1, 8, 3]]")
@@ -75,9 +80,10 @@ def from_ranges(label: str, value: object, max_batch_size: int, most: int) -> Dr
 
 
 def from_thresholds(label: str, value: object, max_batch_size: int) -> DraftSchedule:
-    """TensorRT-LLM's ``draft_len_schedule``: {largest batch size: k}; above the last none drafts.
+    """Read TensorRT-LLM's ``draft_len_schedule``, which is {largest batch size: k}.
 
-    Raises ``BadInputError``.
+    Batches above the last threshold do not draft. Raise ``BadInputError``, beginning with
+    ``label``, for any other value.
     """
     if not (isinstance(value, Mapping) and value):
         raise BadInputError(f"{label}: must be batch sizes and draft lengths, such as {{4: 3}}")
@@ -90,10 +96,12 @@ def from_thresholds(label: str, value: object, max_batch_size: int) -> DraftSche
 def from_sets(
     label: str, value: object, max_batch_size: int, first_length: int | None = None
 ) -> DraftSchedule:
-    """SGLang's adaptive sets: {first batch size: {"candidate_steps": [k, ..]}}; other keys tune.
+    """Read SGLang's adaptive sets, which are {first batch size: {"candidate_steps": [k, ..]}}.
 
-    ``first_length`` is --speculative-num-steps; without it the engine begins in the middle of all
-    lengths. Raises ``BadInputError``.
+    Keys that are no batch size are ignored, because they tune how the engine adapts.
+    ``first_length`` is --speculative-num-steps. Without it the engine begins in the middle of all
+    lengths. Raise ``BadInputError`` for a value that is no such object, or a ``first_length`` that
+    is in no set.
     """
     if not isinstance(value, Mapping):
         raise BadInputError(f"{label}: must be a JSON object")
@@ -116,13 +124,13 @@ def from_sets(
 
 
 def adaptive(max_batch_size: int, first_length: int | None = None) -> DraftSchedule:
-    """SGLang's adaptive drafts without a file of one's own."""
+    """Return the schedule that SGLang adapts by if no file of sets is given."""
     sets = {str(size): {"candidate_steps": [*steps]} for size, steps in ADAPTIVE.items()}
     return from_sets("--speculative-adaptive", sets, max_batch_size, first_length)
 
 
 def _between(starts: Sequence[tuple[int, tuple[int, ...]]], max_batch_size: int) -> DraftSchedule:
-    """Tiers from where each begins; neighbours that draft alike become one."""
+    """Return tiers from where each begins, with alike neighbours joined."""
     ends = [first - 1 for first, _ in starts[1:]] + [max(max_batch_size, starts[-1][0])]
     tiers = (
         Tier(first, min(end, max_batch_size), lengths)

@@ -1,7 +1,7 @@
-"""What each engine takes where a launch line is silent: ceilings, budgets, padding.
+"""Fill in what each engine takes if a launch line leaves it out: ceilings, budgets, padding.
 
 A policy alone plans what it is asked for. These are the engine's own values, so a plan made with
-them has the holes that a user of the engine has.
+them has the same gaps that a user of the engine meets.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -25,7 +25,8 @@ _VLLM_SMALL_TOKENS = 2_048
 _VLLM_SMALL_REQUESTS = 256
 
 Given = Collection[str]
-"""Fields of ``PlanRequest`` that the user gave. The others take the engine's default."""
+"""These are names of fields of ``PlanRequest`` that the user gave. The others take the engine's
+default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,10 @@ class _Asked:
 
 @dataclass(frozen=True, slots=True)
 class Defaulted:
-    """A request with the engine's defaults in it, and a line on each that the plan depends on."""
+    """A ``Defaulted`` is a request with the engine's defaults in it.
+
+    ``notes`` holds a line on each default that the plan depends on.
+    """
 
     request: PlanRequest
     notes: tuple[str, ...] = ()
@@ -48,11 +52,11 @@ class Defaulted:
 def with_defaults(
     request: PlanRequest, gpu: Gpu | None, given: Given, num_gpus: int = 1, factor: int = 1
 ) -> Defaulted:
-    """The engine's own values where ``given`` does not name the field.
+    """Return the request with the engine's own value for each field that ``given`` does not name.
 
-    ``num_gpus`` share the model, which SGLang's maximum follows. ``factor`` multiplies vLLM's
-    default budgets, which its throughput mode doubles. A policy that is no engine's is
-    left as it is. Raises ``RefusedPlanError`` for what the engine refuses at its start.
+    ``num_gpus`` share the model, and SGLang's maximum follows their number. ``factor`` multiplies
+    vLLM's default budgets, because its throughput mode doubles them. A policy that belongs to no
+    engine keeps its request. Raise ``RefusedPlanError`` for what the engine refuses at its start.
     """
     for prefix, rule in _RULES.items():
         if request.policy.startswith(prefix):
@@ -62,19 +66,19 @@ def with_defaults(
 
 
 def raise_hint(request: PlanRequest) -> Iterator[str]:
-    """The flag that would put the batches above the engine's maximum into a graph."""
+    """Yield the flag that would put the batches above the engine's maximum into a graph."""
     most = request.max_batch_size
     is_cut = request.graph_maximum is not None and request.graph_maximum < most
     for prefix, flag in _RAISES.items():
         if is_cut and request.policy.startswith(prefix):
             yield (
-                f"batches above {request.graph_maximum} requests run eager; raise it with "
+                f"batches above {request.graph_maximum} requests run eager. Raise it with "
                 f"{flag.format(most)}"
             )
 
 
 def _vllm(asked: _Asked) -> Defaulted:
-    """``EngineArgs.get_batch_defaults`` for the API server."""
+    """Apply ``EngineArgs.get_batch_defaults`` for the API server."""
     request, gpu, given, notes = asked.request, asked.gpu, asked.given, []
     if "max_num_batched_tokens" not in given:
         request = replace(request, max_num_batched_tokens=_vllm_budget(gpu) * asked.factor)
@@ -90,7 +94,7 @@ def _vllm(asked: _Asked) -> Defaulted:
         raise RefusedPlanError(
             request.policy,
             f"max_num_seqs {request.max_batch_size} above max_num_batched_tokens "
-            f"{request.max_num_batched_tokens}; lower one or raise the other",
+            f"{request.max_num_batched_tokens}. Lower one or raise the other",
         )
     return Defaulted(request, tuple(notes))
 
@@ -104,12 +108,12 @@ def _vllm_budget(gpu: Gpu | None) -> int:
 
 
 def _is_usual(gpu: Gpu) -> bool:
-    """Whether vLLM gives the GPU the defaults of an H100 or more."""
+    """Check that vLLM gives the GPU the defaults of an H100 or more."""
     return gpu.memory_gib >= _VLLM_USUAL_GIB and not gpu.name.lower().startswith("a100")
 
 
 def _vllm_ascend(asked: _Asked) -> Defaulted:
-    """vLLM's defaults where the device is no large GPU."""
+    """Apply vLLM's defaults for a device that is no large GPU."""
     request, notes = asked.request, tuple[str, ...]()
     if "max_num_batched_tokens" not in asked.given:
         request = replace(request, max_num_batched_tokens=_VLLM_SMALL_TOKENS)
@@ -120,7 +124,7 @@ def _vllm_ascend(asked: _Asked) -> Defaulted:
 
 
 def _sglang(asked: _Asked) -> Defaulted:
-    """``handle_gpu_memory_settings`` and, with drafts, ``_handle_eagle_family``."""
+    """Apply ``handle_gpu_memory_settings`` and, with drafts, ``_handle_eagle_family``."""
     request, gpu, given, notes = asked.request, asked.gpu, asked.given, []
     has_list = bool(request.graph_sizes)
     if "graph_maximum" not in given and not has_list:
@@ -136,7 +140,7 @@ def _sglang(asked: _Asked) -> Defaulted:
         notes.append(
             f"max_running_requests {most}, the default with drafts"
             if request.spec_tokens
-            else f"max_running_requests follows the memory for KV; planned up to {most}"
+            else f"max_running_requests follows the memory for KV, planned up to {most}"
         )
     return Defaulted(request, tuple(notes))
 

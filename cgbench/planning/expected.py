@@ -1,4 +1,4 @@
-"""What a plan means for a workload: padding, eager share and expected cost of an iteration."""
+"""Compute what a plan means for a workload: padding, eager share and expected cost."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,12 @@ from cgbench.planning.plan_request import PlanRequest
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Means over the workload: ``share`` of it, ``eager_share`` with no graph, ``padding``.
+    """An ``Expected`` holds the means of a plan, or of one row of its table, over a workload.
 
-    ``padding`` is over what has a graph; 0 where nothing has. ``worst_padding`` is over the batch
-    sizes served, whether or not the workload holds them.
+    ``share`` is the part of the workload that it covers, and ``eager_share`` the part without a
+    graph. ``padding`` is the mean padding of what has a graph, 0 if nothing has one.
+    ``worst_padding`` is the largest over all batch sizes served, even those that the workload does
+    not hold.
     """
 
     share: float
@@ -23,32 +25,38 @@ class Expected:
 
 
 def weights_of(request: PlanRequest) -> list[float]:
-    """The request's workload over 1..max_batch_size, summing to 1."""
+    """Return the request's workload over 1..max_batch_size, summing to 1.
+
+    Without a workload every batch size has the same weight.
+    """
     workload = request.concurrency or Concurrency.uniform(1, request.max_batch_size)
     return workload.over(request.max_batch_size)
 
 
 def costs_of(request: PlanRequest) -> Costs:
-    """The request's costs: measured ones where it has them, else tokens."""
+    """Return the request's measured costs, or costs in tokens if it has none."""
     return request.costs or Costs.in_tokens(request.query_len)
 
 
 def expected_of_span(span: Span, weights: list[float]) -> Expected:
-    """One row of a bucket table. ``padding`` is the plain mean where nothing has a weight."""
+    """Return the expected values of one span, which is one row of a bucket table.
+
+    ``padding`` is the plain mean if the workload has no weight in the span.
+    """
     sizes = range(span.first, span.last + 1)
     inside = weights[span.first - 1 : span.last]
     share = sum(inside)
     if span.bucket is None:
         return Expected(share, share, 0.0, 0.0)
     shares = [span.bucket.padding_frac(size) for size in sizes]
-    # Over equal weights where the workload has none here: the padding it would get.
+    # Equal weights give the padding that a workload here would get.
     by = inside if share else [1.0] * len(inside)
     mean = sum(w * p for w, p in zip(by, shares, strict=True)) / sum(by)
     return Expected(share, 0.0, mean, max(shares))
 
 
 def expected(plan: Coverage, weights: list[float]) -> Expected:
-    """The whole plan's row in a comparison, or one phase's."""
+    """Return the expected values of a whole plan, or of one phase."""
     rows = [expected_of_span(span, weights) for span in plan.spans]
     eager = sum(row.eager_share for row in rows)
     in_graphs = sum(row.share for row in rows if not row.eager_share)
@@ -58,7 +66,7 @@ def expected(plan: Coverage, weights: list[float]) -> Expected:
 
 
 def expected_cost(plan: CapturePlan, weights: list[float], costs: Costs) -> float:
-    """Mean cost of an iteration over the workload, in the unit of ``costs``."""
+    """Return the mean cost of an iteration over the workload, in the unit of ``costs``."""
     total = 0.0
     for span in plan.spans:
         for size in range(span.first, span.last + 1):

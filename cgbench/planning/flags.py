@@ -1,4 +1,4 @@
-"""A plan's sizes as the option of an engine, in that engine's unit, to paste."""
+"""Write a plan's sizes as the option of an engine, in that engine's unit, to paste."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ FlagText = Callable[[CapturePlan], str]
 
 
 def check_engine(engine: str) -> None:
-    """Raises ``BadInputError`` for an engine whose option is not known."""
+    """Check that the option of this engine is known. Raise ``BadInputError`` if it is not."""
     if engine not in ENGINES:
-        raise BadInputError(f"--flags {engine}: unknown; choose one of {', '.join(ENGINES)}")
+        raise BadInputError(f"--flags {engine}: unknown. Choose one of {', '.join(ENGINES)}")
 
 
 def flags_for(engine: str, plan: CapturePlan) -> str:
-    """The option text of ``engine`` (see ``ENGINES``) for the plan's buckets.
+    """Return the option text of ``engine`` (see ``ENGINES``) for the plan's buckets.
 
-    ``fastdeploy`` counts requests, as every version from 2.5 on does, but tokens for a plan of
-    the policy fastdeploy-2.4. Raises ``BadInputError`` for an unknown engine, and for a plan with
-    no bucket.
+    ``fastdeploy`` counts requests, as every version from 2.5 on does. For a plan of the policy
+    fastdeploy-2.4 it counts tokens. Raise ``BadInputError`` for an unknown engine, and for a plan
+    with no bucket.
     """
     check_engine(engine)
     if not plan.buckets:
@@ -36,9 +36,9 @@ def flags_for(engine: str, plan: CapturePlan) -> str:
 
 
 def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Iterator[str]:
-    """Which of the plan's buckets ``engine`` would not capture from the option's sizes.
+    """Yield a warning that names the plan's buckets that ``engine`` would not capture.
 
-    Only vLLM drops any: its list is planned back with the rules of 0.33.
+    Only vLLM drops any. Its list is planned back with the rules of 0.33.
     """
     if engine != "vllm":
         return
@@ -46,24 +46,24 @@ def flag_warnings(engine: str, request: PlanRequest, plan: CapturePlan) -> Itera
     if dropped := sorted(set(plan.batch_sizes) - set(captured)):
         yield (
             f"vLLM drops sizes over --max-num-batched-tokens {request.max_num_batched_tokens}: "
-            f"no graph for {', '.join(map(str, dropped))} requests; raise it"
+            f"no graph for {', '.join(map(str, dropped))} requests. Raise it"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An engine's option to paste, and what is to be said about it."""
+    """An ``Option`` is text to paste into an engine's launch line, with the warnings about it."""
 
     text: str
     warnings: tuple[str, ...]
 
 
 def option_of(engine: str, request: PlanRequest, plan: CapturePlan) -> Option:
-    """The option of ``engine`` for a request's plan.
+    """Return the option of ``engine`` for a request's plan.
 
-    vLLM's one list may serve each phase with buckets of its own, so ``optimal`` chooses them by
-    phase there: as many graphs as the plan has buckets in every phase. Raises ``BadInputError`` as
-    ``flags_for`` does.
+    vLLM's one list may serve each phase with buckets of its own. So ``optimal`` chooses them by
+    phase there, with as many graphs in all as the plan has buckets in every phase. Raise
+    ``BadInputError`` for an unknown engine, and for a plan with no bucket.
     """
     text = flags_for(engine, plan)
     if engine != "vllm" or not by_phase(request):
@@ -73,18 +73,25 @@ def option_of(engine: str, request: PlanRequest, plan: CapturePlan) -> Option:
 
 
 def by_phase(request: PlanRequest) -> bool:
-    """Whether the best list may differ by phase: with drafts, and with no budget but of graphs."""
+    """Check that the best list may differ by phase.
+
+    That needs the policy ``optimal``, drafts, and no budget of memory or time.
+    """
     unlimited = request.max_memory_bytes is None and request.max_capture_s is None
     return request.policy == "optimal" and request.spec_tokens > 0 and unlimited
 
 
 def union_for_vllm(phases: Iterable[PhaseGraphs]) -> str:
-    """vLLM's option from lists that differ by phase: one list of tokens that serves them all."""
+    """Return vLLM's option from lists that differ by phase: one list of tokens for them all."""
     return _vllm_option(_union(phases))
 
 
 def union_warnings(request: PlanRequest, phases: Iterable[PhaseGraphs]) -> Iterator[str]:
-    """Which buckets of a phase vLLM would not capture from the union. It is planned back."""
+    """Yield a warning that names the buckets of a phase that vLLM would not capture from the union.
+
+    The union is planned back with vLLM's rules. Only the first phase with a dropped bucket is
+    named.
+    """
     phases = tuple(phases)
     captured = decode_graphs(request, _union(phases))
     for phase in phases:
@@ -93,7 +100,7 @@ def union_warnings(request: PlanRequest, phases: Iterable[PhaseGraphs]) -> Itera
         if dropped := sorted(set(phase.batch_sizes) - set(kept)):
             yield (
                 f"vLLM drops sizes over --max-num-batched-tokens {request.max_num_batched_tokens}: "
-                f"no graph of {phase.phase} for {', '.join(map(str, dropped))} requests; raise it"
+                f"no graph of {phase.phase} for {', '.join(map(str, dropped))} requests. Raise it"
             )
             return
 
@@ -103,17 +110,22 @@ def _union(phases: Iterable[PhaseGraphs]) -> tuple[int, ...]:
 
 
 def _fastdeploy(plan: CapturePlan) -> str:
-    """FastDeploy 2.5 and later (pull request 7215): requests, scaled by the engine."""
+    """Write the option for FastDeploy 2.5 and later in requests, which the engine scales (pull
+    request 7215).
+    """
     return _graph_optimization(plan.batch_sizes)
 
 
 def _fastdeploy_2_4(plan: CapturePlan) -> str:
-    """FastDeploy 2.4: tokens, taken as they are; the engine drops those over its cap of 512."""
+    """Write the option for FastDeploy 2.4 in tokens, taken as they are.
+
+    The engine drops sizes over its cap of 512.
+    """
     return _graph_optimization(_tokens(plan))
 
 
 def _vllm(plan: CapturePlan) -> str:
-    """vLLM: tokens, the sizes of verify and those of drafts 2..k in one list."""
+    """Write the option for vLLM in tokens: the sizes of verify and of drafts 2..k in one list."""
     return _vllm_option(_vllm_tokens(plan))
 
 
@@ -122,19 +134,26 @@ def _vllm_option(tokens: tuple[int, ...]) -> str:
 
 
 def _vllm_tokens(plan: CapturePlan) -> tuple[int, ...]:
-    """n * (k + 1) tokens for verify and draft 1. With drafts also n, because drafts 2..k run one
-    token a request and look for their graphs in the same list."""
+    """Return n * (k + 1) tokens for verify and draft 1, and with drafts n too.
+
+    Drafts 2..k run one token a request and look for their graphs in the same list.
+    """
     later_drafts = plan.batch_sizes if plan.spec_tokens else ()
     return tuple(sorted({*_tokens(plan), *later_drafts}))
 
 
 def _sglang(plan: CapturePlan) -> str:
-    """SGLang: requests. 0.5.23 refuses the older --cuda-graph-bs as ambiguous."""
+    """Write the option for SGLang in requests.
+
+    0.5.23 refuses the older --cuda-graph-bs as ambiguous.
+    """
     return f"--cuda-graph-bs-decode {' '.join(map(str, plan.batch_sizes))}"
 
 
 def _tensorrt_llm(plan: CapturePlan) -> str:
-    """TensorRT-LLM: requests, as YAML for ``--config`` (``extra_llm_api_options``)."""
+    """Write the option for TensorRT-LLM in requests, as YAML for ``--config``
+    (``extra_llm_api_options``).
+    """
     return (
         "cuda_graph_config:\n"
         f"  enable_padding: {'true' if plan.pads else 'false'}\n"

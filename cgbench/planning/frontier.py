@@ -1,8 +1,8 @@
-"""Least costs by number of graphs, without a layer for every number.
+"""Find the least cost for each number of graphs, without a layer for every number.
 
-A price on each graph turns "at most n graphs" into one pass: ``cheapest(problem, price)`` is the
-best choice where every bucket costs that much more. Its priced cost bounds what any n graphs can
-reach (Lagrange's weak duality):
+A price on each graph turns "at most n graphs" into one pass. ``cheapest(problem, price)`` is the
+best choice if every bucket costs that much more. Its priced cost bounds what any n graphs can reach
+(Lagrange's weak duality):
 
     cost of any n graphs >= priced cost of the best choice - price * n
 
@@ -11,7 +11,7 @@ hull is proved to be the best of its number, whatever the costs are. Between two
 made of both: the small buckets of one, the large buckets of the other. If graphs cost more the
 larger they are, that choice lies on the hull too, because the costs are Monge. The source is
 Aggarwal, Schieber and Tokuyama 1994, "Finding a minimum-weight k-link path in graphs with the
-concave Monge property". Where no choice is on the hull, the layers of ``optimal`` decide.
+concave Monge property". If no choice is on the hull, the layers of ``optimal`` decide.
 """
 
 from bisect import bisect_left, insort
@@ -35,18 +35,22 @@ _MAX_LAYER_STEPS = 12_000_000
 
 @dataclass(frozen=True)
 class Choice:
-    """Buckets, ascending, and their cost with everything above them eager."""
+    """A ``Choice`` is a set of buckets, ascending, with its cost.
+
+    Everything above them runs eager.
+    """
 
     sizes: tuple[int, ...]
     cost: float
 
     @property
     def num_graphs(self) -> int:
+        """Return how many graphs the choice captures."""
         return len(self.sizes)
 
 
 class Frontier:
-    """The best choice of each number of graphs, found when it is asked for."""
+    """A ``Frontier`` gives the best choice of each number of graphs, found when it is asked for."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -57,9 +61,9 @@ class Frontier:
         self._layered: dict[int, Choice] = {}
 
     def best(self, max_graphs: int) -> Choice:
-        """The best choice of at most ``max_graphs``.
+        """Return the best choice of at most ``max_graphs``.
 
-        Raises ``PlanError`` where it cannot be told from its rivals in reasonable time.
+        Raise ``PlanError`` if proving one choice the best would take too long.
         """
         if max_graphs >= self._corners[-1].num_graphs:
             return self._corners[-1]
@@ -72,19 +76,22 @@ class Frontier:
         return between if is_proved else self._by_layers(max_graphs)
 
     def fewest(self, cost: float) -> int | None:
-        """The fewest graphs whose best choice costs at most ``cost``; None: no number does."""
+        """Return the fewest graphs whose best choice costs at most ``cost``, or None.
+
+        None means that no number of graphs is cheap enough. Raise ``PlanError`` as ``best`` does.
+        """
         if self._corners[0].cost <= cost:
             return 0
         if self._corners[-1].cost > cost:
             return None
         left, right = self._edge(lambda corner: corner.cost > cost)
-        # No number below this one can: the hull itself is above the cost there.
+        # Below this number the hull itself is above the cost.
         first = left.num_graphs + ceil((left.cost - cost) / _price(left, right) - _ROUNDING)
         numbers = range(max(first, left.num_graphs + 1), right.num_graphs)
         return next((n for n in numbers if self.best(n).cost <= cost), right.num_graphs)
 
     def _edge(self, is_left: Callable[[Choice], bool]) -> tuple[Choice, Choice]:
-        """The neighbouring corners of which the first alone ``is_left``."""
+        """Return the neighbouring corners of which only the first one ``is_left``."""
         index = bisect_left(self._corners, True, key=lambda corner: not is_left(corner))
         left, right = self._corners[index - 1], self._corners[index]
         while left.num_graphs not in self._edges:
@@ -98,7 +105,10 @@ class Frontier:
         return left, right
 
     def _corner_between(self, left: Choice, right: Choice) -> Choice | None:
-        """A corner of the hull below the line through two others; None: the line is its edge."""
+        """Return a corner of the hull below the line through two others.
+
+        Return None if the line is an edge of the hull.
+        """
         price = _price(left, right)
         found = self._choice(cheapest(self._problem, price))
         if not left.num_graphs < found.num_graphs < right.num_graphs:
@@ -110,8 +120,10 @@ class Frontier:
         return found
 
     def _between(self, left: Choice, right: Choice, num_graphs: int) -> Choice:
-        """The best of ``num_graphs`` that begins with buckets of ``right`` and goes on with
-        buckets of ``left``."""
+        """Return the best choice of ``num_graphs`` that joins the two corners.
+
+        It begins with buckets of ``right`` and goes on with buckets of ``left``.
+        """
         more = num_graphs - left.num_graphs
         before, after = self._costs_before(right.sizes), self._costs_before(left.sizes)
         best: tuple[float, int] | None = None
@@ -126,14 +138,14 @@ class Frontier:
         return self._choice((*right.sizes[: kept + more], *left.sizes[kept:]))
 
     def _cost_of_rest(self, choice: Choice, before: list[float], kept: int, last: int) -> float:
-        """Cost of all above ``last`` in the choice's buckets from number ``kept`` on."""
+        """Return the cost of all above ``last`` in the choice's buckets from number ``kept`` on."""
         if kept == choice.num_graphs:
             return self._tails[last]
         rest = choice.cost - before[kept + 1]
         return self._cost(last, choice.sizes[kept]) + rest
 
     def _costs_before(self, sizes: tuple[int, ...]) -> list[float]:
-        """What the first 0, 1, .. of the buckets cost together."""
+        """Return what the first 0, 1, .. of the buckets cost together."""
         pairs = zip((0, *sizes), sizes, strict=False)
         return [0.0, *accumulate(self._cost(below, size) for below, size in pairs)]
 
@@ -147,7 +159,7 @@ class Frontier:
     def _by_layers(self, max_graphs: int) -> Choice:
         if max_graphs * self._problem.size > _MAX_LAYER_STEPS:
             raise PlanError(
-                "--policy optimal: too many choices come close to the best to prove one; lower "
+                "--policy optimal: too many choices come close to the best to prove one. Lower "
                 "--max-graphs or --max-num-seqs"
             )
         if max_graphs not in self._layered:
@@ -156,5 +168,5 @@ class Frontier:
 
 
 def _price(left: Choice, right: Choice) -> float:
-    """The price of a graph at which two corners cost the same."""
+    """Return the price of a graph at which two corners cost the same."""
     return (left.cost - right.cost) / (right.num_graphs - left.num_graphs)

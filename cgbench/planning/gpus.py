@@ -1,4 +1,4 @@
-"""The memory of GPUs by name, because engines take their defaults from it."""
+"""List the memory of GPUs by name, because engines take their defaults from it."""
 
 import re
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ _MOST_BYTES = 10**13
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU: its name, its memory as its driver reports it, and whether it is Blackwell's
-    data-centre part (compute capability 10)."""
+    """A ``Gpu`` is one GPU, described by its name and the memory in bytes that its driver reports.
+
+    ``is_blackwell`` marks Blackwell's data-centre parts (compute capability 10).
+    """
 
     name: str
     memory_bytes: int
@@ -23,6 +25,7 @@ class Gpu:
 
     @property
     def memory_gib(self) -> float:
+        """Return the memory in GiB."""
         return self.memory_bytes / _GIB
 
 
@@ -59,9 +62,9 @@ GPUS: dict[str, Gpu] = {
 
 
 def parse_gpu(text: str) -> Gpu:
-    """``h200``, or the memory of another GPU: ``80GiB`` or a plain number of bytes.
+    """Return the GPU that ``--gpu`` names: ``h200``, or a memory such as ``80GiB`` or plain bytes.
 
-    Raises ``BadInputError`` naming the flag.
+    Raise ``BadInputError`` naming the flag.
     """
     if found := GPUS.get(text.strip().lower()):
         return found

@@ -1,8 +1,8 @@
-"""What a plan's graphs will take of the GPU's memory, before anything is captured.
+"""Estimate what a plan's graphs will take of the GPU's memory, before anything is captured.
 
-All graphs share one pool, and are captured from the largest on. So the pool holds what the largest
-graph needs, and it grows with that graph's tokens: mostly with the logits. Every graph takes memory
-of the driver besides, which grows with its kernels.
+All graphs share one pool, and the largest is captured first. So the pool holds what the largest
+graph needs. It grows with that graph's tokens, mostly because of the logits. Every graph also takes
+memory of the driver, which grows with its kernels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ _DRAFTS = (Phase.DRAFT_FIRST, Phase.DRAFT_REST)
 
 @dataclass(frozen=True, slots=True)
 class LedgerRow:
-    """One captured graph as a run recorded it."""
+    """A ``LedgerRow`` is one captured graph with its memory in bytes, as a run recorded it."""
 
     phase: Phase
     spec_tokens: int
@@ -29,8 +29,12 @@ class LedgerRow:
 
 @dataclass(frozen=True, slots=True)
 class GraphMemory:
-    """Bytes of the shared pool at no token, of each token of the largest graph, and of one graph of
-    the target and of one of a draft step. ``source`` says where they are from."""
+    """A ``GraphMemory`` is a linear model of the memory that graphs take, in bytes.
+
+    ``pool_bytes`` is the shared pool at no token, and ``bytes_per_token`` is what each token of the
+    largest graph adds. The other two are the driver's memory for one graph of the target and for
+    one of a draft step. ``source`` names where the numbers are from.
+    """
 
     pool_bytes: float
     bytes_per_token: float
@@ -39,8 +43,10 @@ class GraphMemory:
     source: str
 
     def of(self, *found: PhasePlan) -> float:
-        """All graphs of a plan, or of a plan a draft length. A graph of mixed batches counts as
-        one of the target, and serves every draft length."""
+        """Return the bytes of all graphs of a plan, or of one plan for each draft length.
+
+        A graph of mixed batches counts as one of the target, and serves every draft length.
+        """
         phases = [phase for each in found for phase in each.phases]
         mixed = {tokens for each in found for tokens in each.mixed_tokens}
         drafts = sum(each.num_graphs for each in phases if each.phase in _DRAFTS)
@@ -60,14 +66,16 @@ STATED = GraphMemory(
     draft_graph_bytes=0.5 * _MIB,
     source="stated model",
 )
-"""Where nothing was measured. 22 MiB are the library's workspaces. 0.3 MiB are a row of logits of
-150,000 words in bfloat16. 5 MiB are some 1,600 kernels of a model that is not compiled."""
+"""This model holds if nothing was measured. 22 MiB are the library's workspaces. 0.3 MiB are a row
+of logits of 150,000 words in bfloat16. 5 MiB are some 1,600 kernels of a model that is not
+compiled."""
 
 
 def fitted(rows: Sequence[LedgerRow], source: str) -> GraphMemory:
-    """The same model with a run's own numbers.
+    """Return the same model with the numbers of a run's graphs.
 
-    Runs of two largest sizes give the pool's line. With one the stated start of it holds.
+    Two pools with different largest graphs give the pool's line. With one pool, the line begins at
+    the stated ``pool_bytes``.
     """
     pools = sorted({_pool(alike) for alike in _sets(rows)})
     start, slope = _line(pools)
@@ -83,12 +91,12 @@ def fitted(rows: Sequence[LedgerRow], source: str) -> GraphMemory:
 
 
 def measured_bytes(rows: Iterable[LedgerRow]) -> float:
-    """What a run's graphs took together."""
+    """Return the bytes that a run's graphs took together."""
     return sum(row.pool_bytes + row.driver_bytes for row in rows)
 
 
 def _sets(rows: Sequence[LedgerRow]) -> list[list[LedgerRow]]:
-    """Graphs that shared a pool: one draft length, in phases or whole."""
+    """Return the graphs that shared a pool: one draft length, in phases or whole."""
     sets: dict[tuple[int, bool], list[LedgerRow]] = {}
     for row in rows:
         sets.setdefault((row.spec_tokens, row.phase is Phase.ITERATION), []).append(row)

@@ -1,4 +1,4 @@
-"""The best buckets of every phase, each phase with a list of its own.
+"""Find the best buckets of every phase, each phase with a list of its own.
 
 An engine that captures phases apart may give each its own buckets. The expected cost of an
 iteration is then a sum over phases, and the number of graphs couples them. The least cost of phase
@@ -28,31 +28,35 @@ _MAX_STEPS = 12_000_000
 
 @dataclass(frozen=True)
 class PhaseOptimum:
-    """The best buckets by phase, ascending, and the expected cost of an iteration with them."""
+    """A ``PhaseOptimum`` holds the best graphs of each phase, buckets ascending.
+
+    ``cost`` is the expected cost of an iteration with them.
+    """
 
     phases: tuple[PhaseGraphs, ...]
     cost: float
 
     @property
     def num_graphs(self) -> int:
+        """Return the number of graphs of all phases together."""
         return sum(each.num_graphs for each in self.phases)
 
 
 def phases_at(spec_tokens: int) -> tuple[Phase, ...]:
-    """The phases of an iteration with k drafts."""
+    """Return the phases of an iteration with k drafts."""
     return (Phase.VERIFY, Phase.DRAFT_FIRST, Phase.DRAFT_REST)[: min(spec_tokens, 2) + 1]
 
 
 def phase_optimum(request: PlanRequest, num_graphs: int) -> PhaseOptimum:
-    """The buckets of least expected cost with at most ``num_graphs`` graphs of all phases together.
+    """Return the buckets of least expected cost, with at most ``num_graphs`` graphs in all phases.
 
-    Raises ``PlanError`` where that is too much work.
+    Raise ``PlanError`` if that is too much work.
     """
     phases = phases_at(request.spec_tokens)
     problems = [phase_problem(request, phase) for phase in phases]
     most = min(num_graphs, request.max_batch_size)
     if most * request.max_batch_size * len(phases) > _MAX_STEPS:
-        raise PlanError("--policy optimal: too many graphs by phase; lower --max-num-seqs")
+        raise PlanError("--policy optimal: too many graphs by phase. Lower --max-num-seqs")
     counts, cost = _divide([least_costs(problem, most) for problem in problems], num_graphs)
     found = (
         _chosen(request, phase, problem, count)
@@ -62,25 +66,28 @@ def phase_optimum(request: PlanRequest, num_graphs: int) -> PhaseOptimum:
 
 
 def phase_problem(request: PlanRequest, phase: Phase) -> Problem:
-    """The workload, and what one phase costs at each batch size, in a graph and eager."""
+    """Return one phase's problem: the workload, and the phase's cost at each batch size."""
     sizes = range(1, request.max_batch_size + 1)
     in_graph, eager = curves_of(request, phase)
     return Problem(weights_of(request), [*map(in_graph, sizes)], [*map(eager, sizes)])
 
 
 def phase_cost(request: PlanRequest, found: PhasePlan) -> float:
-    """The expected cost of an iteration with the graphs of ``found``, summed over phases."""
+    """Return the expected cost of an iteration with the graphs of ``found``, summed over phases."""
     at = cost_by_batch_size(request, found)
     return sum(weight * at(n) for n, weight in enumerate(weights_of(request), start=1))
 
 
 def cost_at(request: PlanRequest, found: PhasePlan, batch_size: int) -> float:
-    """What an iteration of so many requests costs, summed over phases."""
+    """Return the cost of an iteration of so many requests, summed over phases."""
     return cost_by_batch_size(request, found)(batch_size)
 
 
 def cost_by_batch_size(request: PlanRequest, found: PhasePlan) -> PhaseCurve:
-    """What an iteration costs by its batch size: each phase in its bucket, or eager."""
+    """Return a function from a batch size to the cost of its iteration.
+
+    Each phase runs in its bucket, or eager if it has none.
+    """
     if whole := found.of(Phase.ITERATION):
         parts = [(whole, phase) for phase in phases_at(request.spec_tokens)]
     else:
@@ -98,7 +105,11 @@ def cost_by_batch_size(request: PlanRequest, found: PhasePlan) -> PhaseCurve:
 
 
 def curves_of(request: PlanRequest, phase: Phase) -> tuple[PhaseCurve, PhaseCurve]:
-    """What one phase costs by bucket in a graph, and by batch size eager."""
+    """Return two cost curves of one phase: by bucket in a graph, and by batch size eager.
+
+    Costs without measured drafts are divided by tokens. Measured drafts are divided evenly over the
+    steps.
+    """
     costs, k, q = costs_of(request), request.spec_tokens, request.query_len
     if costs.drafts is None or not k:
         share = _share_of_tokens(phase, k, q)
@@ -109,7 +120,10 @@ def curves_of(request: PlanRequest, phase: Phase) -> tuple[PhaseCurve, PhaseCurv
 
 
 def _share_of_tokens(phase: Phase, k: int, q: int) -> float:
-    """Of a cost a token of verify: draft 1 runs q tokens a request, each later draft one."""
+    """Return the phase's share of a cost that counts tokens of verify.
+
+    Draft 1 runs q tokens a request, and each later draft runs one.
+    """
     match phase:
         case Phase.DRAFT_FIRST:
             return DRAFT_SHARE
@@ -123,7 +137,10 @@ def _scaled(curve: Curve, share: float) -> PhaseCurve:
 
 
 def _measured(whole: Curve, drafts: Curve, phase: Phase, k: int) -> PhaseCurve:
-    """Measured drafts are divided evenly over the steps. Verify is what is left."""
+    """Return the part of a phase in measured costs.
+
+    Measured drafts are divided evenly over the steps. Verify is what is left.
+    """
     if phase is Phase.VERIFY:
         return lambda size: whole(size) - drafts(size)
     steps = 1 if phase is Phase.DRAFT_FIRST else k - 1
@@ -131,7 +148,10 @@ def _measured(whole: Curve, drafts: Curve, phase: Phase, k: int) -> PhaseCurve:
 
 
 def _divide(costs: Sequence[Sequence[float]], num_graphs: int) -> tuple[list[int], float]:
-    """How many graphs each phase gets, and the least sum. One that gains nothing is left out."""
+    """Return how many graphs each phase gets, and the least sum.
+
+    A graph that gains nothing is left out.
+    """
     best, taken = [0.0] * (num_graphs + 1), list[list[int]]()
     for column in costs:
         choices = [

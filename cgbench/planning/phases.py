@@ -1,8 +1,8 @@
-"""The graphs of every phase of an iteration: verify, draft 1, drafts 2..k.
+"""Work out the graphs of every phase of an iteration: verify, draft 1, drafts 2..k.
 
-An engine that captures the target and the draft model apart has graphs of each. A batch size may
-verify in a graph and draft without one. ``plan`` answers the verify phase, and ``phases_of``
-answers all of them.
+An engine that captures the target and the draft model apart has graphs of each. So a batch size may
+verify in a graph and draft without one. ``plan`` answers for the verify phase, and ``phases_of``
+answers for all of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +19,7 @@ ONE_GRAPH = "one graph holds the target's forward and every draft"
 FIRST_STEP_ALONE = "the engine captures the draft model's first step only"
 NO_DRAFT_GRAPHS = "the engine captures no graph of such a draft model"
 A_GRAPH_A_MODULE = "a graph for each MTP module, k + 1 tokens a request each"
-RUNNER_V2 = "as runner V2 captures; runner V1 drafts without full graphs"
+RUNNER_V2 = "as runner V2 captures. Runner V1 drafts without full graphs"
 
 # Runner V2 is the default for every model on NVIDIA's GPUs from 0.30 on, and for some before.
 _RUNNER_V1 = ("vllm-0.18", "vllm-0.26", "vllm-0.28")
@@ -27,10 +27,10 @@ _RUNNER_V1 = ("vllm-0.18", "vllm-0.26", "vllm-0.28")
 
 @dataclass(frozen=True)
 class PhaseGraphs(Coverage):
-    """The graphs of one phase.
+    """A ``PhaseGraphs`` holds the graphs of one phase, and the batch sizes that they serve.
 
-    ``query_len`` is what a request runs in it, in tokens. ``graphs_per_bucket`` is above 1 where
-    each draft has a graph of its own. ``note`` says what is particular, in words.
+    ``query_len`` is how many tokens a request runs in the phase. ``graphs_per_bucket`` is above 1
+    if each draft has a graph of its own. ``note`` is a line on what is particular about the phase.
     """
 
     phase: Phase
@@ -43,15 +43,16 @@ class PhaseGraphs(Coverage):
 
     @property
     def num_graphs(self) -> int:
+        """Return how many graphs the engine captures for this phase."""
         return len(self.buckets) * self.graphs_per_bucket
 
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """Every phase's graphs of one plan.
+    """A ``PhasePlan`` holds a plan together with the graphs of each of its phases.
 
-    ``mixed_tokens`` are the token counts of graphs for batches that hold a prefill: whole or in
-    pieces, as the engine has them.
+    ``mixed_tokens`` are the token counts of graphs for batches that hold a prefill. These graphs
+    are whole or in pieces, as the engine has them.
     """
 
     plan: CapturePlan
@@ -60,12 +61,15 @@ class PhasePlan:
 
     @property
     def num_graphs(self) -> int:
-        """Decode graphs of all phases together; those of mixed batches are left out."""
+        """Return the number of decode graphs of all phases.
+
+        Graphs of mixed batches are left out.
+        """
         return sum(each.num_graphs for each in self.phases)
 
     @cached_property
     def eager_batch_sizes(self) -> tuple[int, ...]:
-        """Batch sizes of 1..max_batch_size of which any phase has no graph."""
+        """Return the batch sizes of 1..max_batch_size for which at least one phase has no graph."""
         holes = (
             size
             for phase in self.phases
@@ -75,20 +79,21 @@ class PhasePlan:
         return tuple(sorted(set(holes)))
 
     def of(self, phase: Phase) -> PhaseGraphs | None:
-        """The graphs of one phase; None where the plan has no such phase."""
+        """Return the graphs of one phase, or None if the plan has no such phase."""
         return next((each for each in self.phases if each.phase is phase), None)
 
 
 def phases_of(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
-    """All phases of ``plan``, which is the request's, by the rule of the request's policy.
+    """Return all phases of ``plan``, which is the request's, by the rule of the request's policy.
 
-    A policy that is no engine's serves every phase with its own buckets, as ``cgbench run`` does.
+    A policy that belongs to no engine serves every phase with its own buckets, as ``cgbench run``
+    does.
     """
     return left_by_mode(request, _RULES.get(request.policy, _shared)(request, plan))
 
 
 def left_by_mode(request: PlanRequest, found: PhasePlan) -> PhasePlan:
-    """The graphs of ``found`` that the request's capture mode has."""
+    """Return ``found`` with only the graphs that the request's capture mode has."""
     match request.capture_mode:
         case CaptureMode.NONE:
             return replace(found, phases=_emptied(found), mixed_tokens=())
@@ -104,7 +109,9 @@ def _emptied(found: PhasePlan) -> tuple[PhaseGraphs, ...]:
 
 
 def ranges(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Neighbouring numbers together: 1, 2, 3, 7 are (1, 3) and (7, 7)."""
+    """Yield the first and last of each run of neighbouring numbers: 1, 2, 3, 7 are (1, 3) and (7,
+    7).
+    """
     for _, group in groupby(enumerate(sizes), lambda pair: pair[1] - pair[0]):
         numbers = [number for _, number in group]
         yield numbers[0], numbers[-1]
@@ -113,7 +120,7 @@ def ranges(sizes: Iterable[int]) -> Iterator[tuple[int, int]]:
 def graphs_at(
     phase: Phase, request: PlanRequest, query_len: int, sizes: Iterable[int], note: str = ""
 ) -> PhaseGraphs:
-    """One phase with a bucket at each of ``sizes``."""
+    """Return the graphs of one phase, with a bucket at each of ``sizes``."""
     buckets = tuple(Bucket(size, size * query_len) for size in sorted(set(sizes)))
     return PhaseGraphs(
         phase, query_len, request.max_batch_size, buckets, pads=request.pad, note=note
@@ -127,7 +134,11 @@ def in_phases(
     rest: Iterable[int],
     note: str = "",
 ) -> tuple[PhaseGraphs, ...]:
-    """The phases that k drafts have: no draft at k = 0, and one step alone at k = 1."""
+    """Return the graphs of the phases that k drafts have.
+
+    There is no draft at k = 0, and only draft 1 at k = 1. A way of drafting without a chain has
+    fewer phases.
+    """
     q, k, drafting = request.query_len, request.spec_tokens, request.drafting
     found = [graphs_at(Phase.VERIFY, request, q, verify, note)]
     without = NO_DRAFT_GRAPHS if drafting is Drafting.WITHOUT_GRAPHS else ""
@@ -144,7 +155,7 @@ def _shared(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
 
 
 def _whole(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
-    """TensorRT-LLM's MTP: the drafts run inside the target's graph."""
+    """Return TensorRT-LLM's phases for MTP, whose drafts run inside the target's graph."""
     phase = Phase.ITERATION if request.spec_tokens else Phase.VERIFY
     note = ONE_GRAPH if request.spec_tokens else ""
     found = graphs_at(phase, request, request.query_len, plan.batch_sizes, note)
@@ -152,7 +163,7 @@ def _whole(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
 
 
 def _vllm(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
-    """Every phase finds its graphs in one list of tokens."""
+    """Return vLLM's phases, which all find their graphs in one list of tokens."""
     tokens, sizes = vllm.token_list(request), plan.batch_sizes
     rest = vllm.uniform_graphs(tokens, 1, request.max_batch_size)
     note = RUNNER_V2 if request.policy in _RUNNER_V1 else ""
@@ -167,7 +178,10 @@ def _vllm_ascend(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
 
 
 def _sglang(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
-    """Draft 1 is the extend after verify, drafts 2..k are one graph of k - 1 steps."""
+    """Return SGLang's phases.
+
+    Draft 1 is the extend after verify, and drafts 2..k share one graph.
+    """
     drafts = sglang.captured(request, 1)
     found = in_phases(request, plan.batch_sizes, drafts, drafts)
     if request.module_per_draft and request.spec_tokens > 1:
@@ -176,7 +190,10 @@ def _sglang(request: PlanRequest, plan: CapturePlan) -> PhasePlan:
 
 
 def _extends(request: PlanRequest, sizes: Iterable[int]) -> PhaseGraphs:
-    """Multi-layer mode: every later module extends over the verified positions again."""
+    """Return the later drafts of multi-layer mode.
+
+    Every later module extends over the verified positions again.
+    """
     q = request.query_len
     return PhaseGraphs(
         Phase.DRAFT_REST,

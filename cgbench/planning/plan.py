@@ -1,4 +1,4 @@
-"""The planner's answer: the buckets to capture and what they leave uncovered."""
+"""Define a plan, the planner's answer: the buckets to capture and what they leave uncovered."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -9,19 +9,26 @@ from itertools import pairwise
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """One captured batch size. ``num_tokens == batch_size * query_len``, always."""
+    """A ``Bucket`` is one captured batch size, in requests and in tokens.
+
+    ``num_tokens == batch_size * query_len``, always.
+    """
 
     batch_size: int
     num_tokens: int
 
     def padding_frac(self, batch_size: int) -> float:
-        """Share of the bucket's rows that ``batch_size`` requests leave empty, 0 to below 1."""
+        """Return the empty share of the bucket's rows with ``batch_size`` requests, 0 to
+        below 1.
+        """
         return (self.batch_size - batch_size) / self.batch_size
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Neighbouring batch sizes ``first``..``last`` that run alike: in ``bucket``, or eager."""
+    """A ``Span`` is a stretch of batch sizes ``first``..``last`` that share ``bucket``, or run
+    eager.
+    """
 
     first: int
     last: int
@@ -29,9 +36,9 @@ class Span:
 
 
 class Coverage:
-    """Which bucket serves each batch size of 1..max_batch_size, and which have none.
+    """A ``Coverage`` maps each batch size of 1..max_batch_size to its bucket, or to none.
 
-    ``pads`` is false where the engine replays a graph at its own batch size alone.
+    ``pads`` is false if the engine replays a graph at its own batch size alone.
     """
 
     buckets: tuple[Bucket, ...]
@@ -40,18 +47,22 @@ class Coverage:
 
     @cached_property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Requests, ascending: the batch sizes that have a decode graph of their own."""
+        """Return the batch sizes, in requests and ascending, that have a decode graph."""
         return tuple(bucket.batch_size for bucket in self.buckets)
 
     @property
     def eager_above(self) -> int:
-        """The largest captured batch size; more requests than this run eager. 0: none captured."""
+        """Return the largest captured batch size, above which everything runs eager.
+
+        0 means no graph.
+        """
         return self.batch_sizes[-1] if self.buckets else 0
 
     def bucket_for(self, batch_size: int) -> Bucket | None:
-        """The bucket that runs ``batch_size`` requests, or None: they run eager.
+        """Return the bucket that runs ``batch_size`` requests, or None if they run eager.
 
-        The smallest that holds them; where the plan does not pad, the one of just that size.
+        It is the smallest bucket that holds them. In a plan that does not pad, it is the bucket of
+        just that size.
         """
         index = bisect_left(self.batch_sizes, batch_size)
         bucket = self.buckets[index] if index < len(self.buckets) else None
@@ -59,11 +70,14 @@ class Coverage:
 
     @cached_property
     def spans(self) -> tuple[Span, ...]:
-        """1..max_batch_size, cut wherever another graph, or none, takes over."""
+        """Return 1..max_batch_size in pieces, cut wherever another graph, or none, takes over."""
         return tuple(self._spans())
 
     def _spans(self) -> Iterator[Span]:
-        """From bucket to bucket: each serves what the one below does not hold."""
+        """Yield spans from bucket to bucket.
+
+        Each bucket serves what the one below does not hold.
+        """
         served, most = 0, self.max_batch_size
         for bucket in self.buckets:
             first, last = served + 1, min(bucket.batch_size, most)
@@ -81,17 +95,17 @@ class Coverage:
 
     @property
     def eager_spans(self) -> tuple[Span, ...]:
-        """The holes: batch sizes up to max_batch_size that have no graph."""
+        """Return the holes: spans of batch sizes up to max_batch_size that have no graph."""
         return tuple(span for span in self.spans if span.bucket is None)
 
     @property
     def eager_batch_sizes(self) -> int:
-        """How many of the batch sizes 1..max_batch_size have no graph."""
+        """Return how many of the batch sizes 1..max_batch_size have no graph."""
         return sum(span.last - span.first + 1 for span in self.eager_spans)
 
     @property
     def mean_padding(self) -> float:
-        """Mean padding_frac over those of 1..max_batch_size that have a graph; 0 where none has."""
+        """Return the mean padding_frac over the batch sizes that have a graph, or 0 if none has."""
         shares = [
             span.bucket.padding_frac(size)
             for span in self.spans
@@ -103,12 +117,12 @@ class Coverage:
 
 @dataclass(frozen=True)
 class CapturePlan(Coverage):
-    """Decode graphs for one k.
+    """A ``CapturePlan`` holds the decode graphs that a policy captures for one k.
 
-    ``buckets`` ascend in batch size. ``capture_tokens`` is the list in tokens, in the order and
-    with the sizes that the engine itself would state, ``indivisible`` those of them that k + 1
-    does not divide. ``warnings`` say in words what the policy gets wrong. ``pads`` is false where
-    the engine replays a graph at its own batch size alone.
+    ``buckets`` ascend in batch size. ``capture_tokens`` is the engine's own list in tokens, in its
+    order and with its sizes. ``indivisible`` are the sizes among them that k + 1 does not divide.
+    ``warnings`` are sentences on what the policy gets wrong. ``pads`` is false if the engine
+    replays a graph at its own batch size alone.
     """
 
     policy: str
@@ -128,5 +142,5 @@ class CapturePlan(Coverage):
 
     @property
     def query_len(self) -> int:
-        """Positions verified per request: k + 1."""
+        """Return the positions verified per request, k + 1."""
         return self.spec_tokens + 1

@@ -1,4 +1,4 @@
-"""What ``cgbench plan`` is asked, with an engine's defaults or a launch line behind it."""
+"""Gather what ``cgbench plan`` is asked, with an engine's defaults or a launch line behind it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,11 @@ from cgbench.planning.tier_plans import deployment_of
 
 @dataclass(frozen=True)
 class Asked:
-    """One request, what it took from elsewhere, and the error where the engine refuses it."""
+    """An ``Asked`` is one question to the planner: a request and what surrounds it.
+
+    ``notes`` and ``warnings`` describe what the request took from elsewhere. ``error`` is set if
+    the engine refuses it. ``costs`` are the measured costs by draft length.
+    """
 
     request: PlanRequest
     notes: tuple[str, ...] = ()
@@ -31,26 +35,26 @@ class Asked:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """The draft lengths whose costs count: of a schedule all of them."""
+        """Return the draft lengths whose costs count: the request's and those of its schedule."""
         schedule = self.request.schedule
         return tuple({self.request.spec_tokens, *(schedule.lengths if schedule else ())})
 
     def with_costs(self, known: Mapping[int, Costs]) -> "Asked":
-        """The same with the costs of its draft lengths."""
+        """Return the same question with the costs of its draft lengths."""
         request = replace(self.request, costs=known[self.request.spec_tokens])
         return replace(self, request=request, costs=known)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What ``optimal`` may capture."""
+    """A ``Budget`` limits what the policy ``optimal`` may capture. None sets no limit."""
 
     max_graphs: int | None = None
     max_memory_bytes: int | None = None
     max_capture_s: float | None = None
 
     def of(self, request: PlanRequest) -> PlanRequest:
-        """The request with this budget."""
+        """Return the request with this budget."""
         return replace(
             request,
             max_graphs=self.max_graphs,
@@ -60,7 +64,7 @@ class Budget:
 
 
 NO_ENGINES = ("exact", "optimal", "scaled")
-"""Policies that may stand beside a launch line: they need nothing but its k and its requests."""
+"""These policies may stand beside a launch line. They need nothing but its k and its requests."""
 
 
 def asked_of_line(
@@ -70,15 +74,15 @@ def asked_of_line(
     policies: Sequence[str],
     budget: Budget,
 ) -> list[Asked]:
-    """What a launch line asks, and beside it the policies that are no engine's.
+    """Return a launch line's question, and beside it those of policies that belong to no engine.
 
-    One of ``policies`` may be another release of the line's engine. Raises ``BadInputError``, and
-    ``PlanError`` for what the engine refuses.
+    One of ``policies`` may be another release of the line's engine. Raise ``BadInputError`` for a
+    line or policies that cannot be used, and ``PlanError`` for what the engine refuses.
     """
     releases = [name for name in policies if name not in NO_ENGINES]
     beside = [name for name in policies if name in NO_ENGINES]
     if len(releases) > 1:
-        raise BadInputError(f"--policy {releases[1]}: --from starts one engine; drop it")
+        raise BadInputError(f"--policy {releases[1]}: --from starts one engine. Drop it")
     launch = read_launch(line, config, gpu, releases[0] if releases else None)
     own = Asked(launch.request, launch.notes, launch.warnings)
     k, most = launch.request.spec_tokens, launch.request.max_batch_size
@@ -91,7 +95,10 @@ def asked_of_line(
 
 
 def defaulted(request: PlanRequest, gpu: Gpu | None, given: Given) -> Asked:
-    """A request with the engine's defaults for ``gpu``; as it is where no GPU is named."""
+    """Return the request with the engine's defaults for ``gpu``. Without a GPU it stays as it is.
+
+    A refusal by the engine is kept in the result's ``error``.
+    """
     if gpu is None:
         return Asked(request)
     try:
@@ -107,7 +114,11 @@ def study_asked(
     acceptance_length: float | None,
     memory: GraphMemory = STATED,
 ) -> list[Outcome]:
-    """Every question's plan, in order. Raises the first refusal where every one is refused."""
+    """Return the outcome of every question, in order.
+
+    Raise the first refusal if every question is refused. Raise ``BadInputError`` for an acceptance
+    length without a request trace.
+    """
     if acceptance_length is not None and not isinstance(workload, RequestTrace):
         raise BadInputError("--acceptance-length: goes with a request trace in --concurrency")
     found = (_outcome(each, workload, acceptance_length) for each in asked)
@@ -144,7 +155,10 @@ def _outcome(asked: Asked, workload: Workload | None, acceptance_length: float |
 
 
 def _unreplayed(request: PlanRequest, admission: Admission | None) -> Iterator[str]:
-    """A draft schedule, whose lengths accept differently, which a run's one mean does not say."""
+    """Yield a warning if a request with a draft schedule was replayed.
+
+    Its lengths accept differently, and a run's one mean does not show that.
+    """
     if admission and request.schedule:
         yield f"the replay drafts {request.spec_tokens} at every batch size, not by the schedule"
 
@@ -152,9 +166,10 @@ def _unreplayed(request: PlanRequest, admission: Admission | None) -> Iterator[s
 def _admitted(
     request: PlanRequest, trace: RequestTrace, acceptance_length: float | None
 ) -> tuple[PlanRequest, Admission | None]:
-    """The request with the batch sizes that the trace makes on its own plan, and the replay.
+    """Return the request with the batch sizes that the trace makes on its own plan, and the replay.
 
-    ``optimal`` has no plan before its workload is known: it takes that of a graph at every size.
+    ``optimal`` has no plan before its workload is known. So it takes the workload of a plan with a
+    graph at every size.
     """
     costs = request.costs
     measured = costs.acceptance_length if costs else None

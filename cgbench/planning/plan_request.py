@@ -1,4 +1,4 @@
-"""What a caller asks of the planner."""
+"""Define what a caller asks of the planner, and the limits of what can be planned."""
 
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 class CaptureUnit(StrEnum):
-    """What sizes to capture count."""
+    """A ``CaptureUnit`` states whether sizes to capture count requests or tokens."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
 
 
 class CaptureMode(StrEnum):
-    """Which graphs there are: whole ones for decode and pieces for mixed batches, the first or the
-    second alone, or none."""
+    """A ``CaptureMode`` states which graphs there are.
+
+    FULL means whole graphs for decode and pieces for mixed batches. DECODE_ONLY and PIECES are the
+    first or the second alone. NONE means no graphs.
+    """
 
     FULL = "full"
     DECODE_ONLY = "decode only"
@@ -31,8 +34,11 @@ class CaptureMode(StrEnum):
 
 
 class Drafting(StrEnum):
-    """How drafts come about: a step each, all in one forward, a step each of a model that the
-    engine captures no graph of, or looked up in the text."""
+    """A ``Drafting`` states how drafts come about.
+
+    CHAIN makes them a step each, and PARALLEL all in one forward. WITHOUT_GRAPHS is a step each of
+    a model that the engine captures no graph of. WITHOUT_MODEL looks them up in the text.
+    """
 
     CHAIN = "chain"
     PARALLEL = "parallel"
@@ -41,46 +47,54 @@ class Drafting(StrEnum):
 
 
 MAX_SPEC_TOKENS = 8
-"""Verify reads query_len = 9 positions at k = 8, the widest the attention kernels are built for."""
+"""Runs draft at most this many tokens. At k = 8 verify reads query_len = 9 positions, the widest
+that the attention kernels are built for."""
 
 MAX_PLANNED_SPEC_TOKENS = 32
-"""A plan needs no kernel. Drafters in use reach 15 to 24 drafts (DFlash, suffix decoding)."""
+"""Plans take a larger k than runs, because a plan needs no kernel. Drafters in use reach 15 to 24
+drafts (DFlash, suffix decoding)."""
 
 MAX_BATCH_SIZE = 65_536
-"""Requests, a hundred times what engines run at once. A plan goes through every batch size, and
-holds each in memory: up to half a GB for this many."""
+"""Plans hold at most this many requests, a hundred times what engines run at once. A plan goes
+through every batch size and holds each in memory. That is up to half a GB for this many."""
 
 DEFAULT_MAX_BATCHED_TOKENS = 8192
-"""vLLM's default for serving on data-centre GPUs, TensorRT-LLM's max_num_tokens, and ours."""
+"""This is the default token budget of a forward here and in TensorRT-LLM (max_num_tokens). It is
+vLLM's too for serving on data-centre GPUs such as the H100."""
 
 
 def check_batch_size(flag: str, batch_size: int) -> None:
-    """Raises ``PlanError`` where so many requests are none, or too many to plan for."""
+    """Check that this batch size can be planned for.
+
+    Raise ``PlanError`` if it is not 1 to 65,536.
+    """
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise PlanError(f"{flag} {batch_size}: must be 1 to {MAX_BATCH_SIZE}")
 
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """Everything a capture policy may look at; hashable, so that equal requests mean equal plans.
+    """A ``PlanRequest`` holds everything that a capture policy may look at.
 
-    ``spec_tokens`` is k; each request verifies query_len = k + 1 positions an iteration.
-    ``max_batch_size`` is the most requests that decode together (engines: max_num_seqs).
-    ``capture_sizes`` are explicit sizes, in ``capture_unit``, for the policy ``explicit`` alone.
+    It is hashable, so that equal requests mean equal plans. ``spec_tokens`` is k. Each request
+    verifies query_len = k + 1 positions an iteration. ``max_batch_size`` is the most requests that
+    decode together (engines: max_num_seqs). ``capture_sizes`` are explicit sizes, in
+    ``capture_unit``, for the policy ``explicit`` alone.
 
-    Then what only some policies read: ``max_num_batched_tokens``, the most tokens in one forward;
-    ``blackwell``, a data-centre Blackwell GPU; ``pad``, off where the engine's graph padding is
-    switched off; ``tp_size``, for divisibility rules. The next five are for ``optimal``: the
-    workload (None: every batch size alike), its costs (None: tokens), and the budget.
+    Only some policies read the next fields. ``max_num_batched_tokens`` is the most tokens in one
+    forward. ``blackwell`` marks a data-centre Blackwell GPU. ``pad`` is off if the engine's graph
+    padding is switched off. ``tp_size`` is for divisibility rules. The next five are for
+    ``optimal``. ``concurrency`` is the workload (None: every batch size alike) and ``costs`` its
+    costs (None: tokens). The other three are the budget.
 
-    The last are what a user gave the engine: ``graph_sizes``, a list in the engine's own unit, and
-    ``graph_maximum``, a ceiling in that unit. Both go through the engine's rule. ``interactivity``
-    is vLLM's performance mode, ``module_per_draft`` SGLang's multi-layer mode. ``capture_mode``
-    is which graphs there are at all, ``drafting`` whether a draft model runs k steps, one, or none.
-    ``schedule`` is the deployment's draft
-    lengths by batch size, because vLLM's own list depends on all of them.
+    The last fields are what a user gave the engine. ``graph_sizes`` is a list in the engine's own
+    unit, and ``graph_maximum`` is a ceiling in that unit. Both go through the engine's rule.
+    ``interactivity`` is vLLM's performance mode, and ``module_per_draft`` is SGLang's multi-layer
+    mode. ``capture_mode`` and ``drafting`` state which graphs there are and how drafts come about.
+    ``schedule`` holds the deployment's draft lengths by batch size, because vLLM's own list depends
+    on all of them.
 
-    Raises ``PlanError`` where a value can serve no policy.
+    Raise ``PlanError`` if a value can serve no policy.
     """
 
     spec_tokens: int
@@ -136,5 +150,5 @@ class PlanRequest:
 
     @property
     def query_len(self) -> int:
-        """Positions verified per request: the newest token and k drafts."""
+        """Return the positions verified per request: the newest token and k drafts."""
         return self.spec_tokens + 1

@@ -1,4 +1,4 @@
-"""Requests that arrived at a server, and logs of what one ran: files for ``--concurrency``."""
+"""Read the files that ``--concurrency`` takes: traces of requests, and logs of a server."""
 
 import csv
 import json
@@ -21,8 +21,9 @@ _MAX_TOKENS = 10_000_000
 _NS_PER_S = 1_000_000_000
 _LONGEST_NS = 10 * 365 * 24 * 3600 * _NS_PER_S
 
-# The columns of public traces: Azure's (two spellings), BurstGPT's, Mooncake's, and plain ones.
-# Of several names the first that is there counts. Mooncake counts milliseconds.
+# These are the columns of public traces: Azure's (two spellings), BurstGPT's and Mooncake's.
+# Plain names follow. If a file has several of them, the first one counts. Mooncake counts
+# milliseconds.
 _ARRIVALS = ("timestamp", "arrival", "arrival_time", "arrival_s", "arrived_at", "time")
 _INPUTS: tuple[str, ...] = (
     *("contexttokens", "request_tokens", "input_length", "input_tokens", "input_len"),
@@ -42,7 +43,10 @@ _TABLE_HEAD = re.compile(r"\|\s*Unpadded Tokens\s*\|")
 
 @dataclass(frozen=True)
 class RequestTrace:
-    """Requests by arrival, ascending from 0, in nanoseconds, with their lengths in tokens."""
+    """A ``RequestTrace`` is a recorded stream of requests, with their arrivals and lengths.
+
+    Arrivals are in nanoseconds, ascending from 0. Lengths are in tokens.
+    """
 
     name: str
     arrival_ns: tuple[int, ...]
@@ -51,23 +55,29 @@ class RequestTrace:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Output tokens that arrive a second; None where all come at once."""
+        """Return the output tokens that arrive per second, or None if all requests arrive
+        at once.
+        """
         span = self.arrival_ns[-1]
         return sum(self.output_tokens) / span * _NS_PER_S if span else None
 
 
 @dataclass(frozen=True)
 class StepLog:
-    """What vLLM's --cudagraph-metrics counted: steps by tokens before padding, and their mode."""
+    """A ``StepLog`` holds what vLLM's --cudagraph-metrics counted.
+
+    Each step is its tokens before padding, its mode and how often it ran.
+    """
 
     name: str
     steps: tuple[tuple[int, str, int], ...]
 
     def at(self, query_len: int, max_batch_size: int) -> Concurrency:
-        """Steps as decode batches of ``query_len`` tokens a request.
+        """Return the steps as a workload of decode batches with ``query_len`` tokens a request.
 
-        A step in pieces, or whose tokens are no whole number of requests that may run, held a
-        prefill. It is left out. Raises ``BadInputError`` where no other is there.
+        A step is left out if it ran in pieces, because it held a prefill. So is a step whose tokens
+        are no whole number of requests up to ``max_batch_size``. Raise ``BadInputError`` if no step
+        is left.
         """
         decode = Counter[int]()
         for tokens, mode, count in self.steps:
@@ -77,7 +87,7 @@ class StepLog:
         if not decode:
             raise BadInputError(
                 f"{FLAG} {self.name}: no step of the log is a decode batch of {query_len} tokens a "
-                "request; give the --spec-tokens that it ran with"
+                "request. Give the --spec-tokens that it ran with"
             )
         return Concurrency.of(((n, float(count)) for n, count in decode.items()), self.name)
 
@@ -86,9 +96,10 @@ Workload = Concurrency | RequestTrace | StepLog
 
 
 def read_workload(text: str) -> Workload:
-    """A named distribution, or the file of that name: a histogram, a log or a request trace.
+    """Return the workload that ``--concurrency`` names: a distribution, or a file's contents.
 
-    Raises ``BadInputError`` naming the flag or the file.
+    The file is a histogram, a log or a request trace. Raise ``BadInputError`` naming the flag or
+    the file.
     """
     if re.fullmatch(r"(geometric|uniform|constant):.*", text, re.DOTALL):
         return Concurrency.parse(text)
@@ -101,7 +112,9 @@ def read_workload(text: str) -> Workload:
 
 
 def _found(name: str, file: Path) -> Workload | None:
-    """A log of steps or a trace, by its first lines; None: another kind of file."""
+    """Return a file's log of steps or trace, or None if its first lines show another kind
+    of file.
+    """
     with file.open(encoding="utf-8", errors="replace") as lines:
         head = "".join(line for _, line in zip(range(50), lines, strict=False))[:1_000_000]
     first = next((line for line in head.splitlines() if line.strip()), "")
@@ -187,7 +200,10 @@ def _rows(name: str, text: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _time_ns(label: str, text: str, scale: int) -> int:
-    """Seconds, or a date with a time, in nanoseconds."""
+    """Return a time in nanoseconds from a number, or from a date with a time.
+
+    A number counts in units of ``scale`` nanoseconds.
+    """
     try:
         number = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Several policies for several k: plans side by side, and what the best list would save."""
+"""Plan several policies for several k side by side, and compute what the best list would save."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from cgbench.planning.policies import POLICIES, plan
 from cgbench.planning.tier_plans import Deployment
 
 DEFAULT_MAX_GRAPHS = 32
-"""What ``optimal`` may capture where no budget is given: about as many as engines list."""
+"""``optimal`` may capture this many graphs if no budget is given: about as many as engines list."""
 
 # Two costs closer than this share are the same but for rounding.
 _ROUNDING = 1e-9
@@ -27,12 +27,12 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Outcome:
-    """One policy's answer to one request: a plan, or the error that says why there is none.
+    """An ``Outcome`` is one policy's answer to one request: a plan, or the error that refuses it.
 
-    ``notes`` say what the request took from the engine's defaults or from a launch line.
-    ``admission`` is a replay of a request trace, ``deployment`` all graphs of a draft schedule,
-    whose lengths may have measured ``costs_by_length``.
-    ``memory`` is the model that the graphs' bytes are counted by.
+    ``notes`` are lines on what the request took from the engine's defaults or from a launch line.
+    ``admission`` is a replay of a request trace. ``deployment`` holds all graphs of a draft
+    schedule, and ``costs_by_length`` the measured costs of its lengths. ``memory`` is the model
+    that the graphs' bytes are counted by.
     """
 
     request: PlanRequest
@@ -46,65 +46,72 @@ class Outcome:
 
     @property
     def refusal(self) -> str:
-        """Why there is no plan, the policy's name included. Empty where there is one."""
+        """Return why there is no plan, with the policy's name. It is empty if there is one."""
         return str(self.error or "")
 
     @property
     def reason(self) -> str:
-        """The same, to be shown beside the policy's name."""
+        """Return why there is no plan, to be shown beside the policy's name."""
         return self.error.reason if isinstance(self.error, RefusedPlanError) else self.refusal
 
     @cached_property
     def weights(self) -> list[float]:
+        """Return the workload's weights of 1..max_batch_size, summing to 1."""
         return weights_of(self.request)
 
     @cached_property
     def expected(self) -> Expected | None:
+        """Return the plan's padding and eager share over the workload, or None without a plan."""
         return expected(self.plan, self.weights) if self.plan else None
 
     @cached_property
     def phases(self) -> PhasePlan | None:
-        """The graphs of every phase."""
+        """Return the graphs of every phase, or None without a plan."""
         return phases_of(self.request, self.plan) if self.plan else None
 
     @property
     def memory_bytes(self) -> float | None:
-        """What all graphs take together, by estimate."""
+        """Return the estimated bytes of all graphs together, or None without a plan."""
         if self.deployment:
             return self.memory.of(*(each.phases for each in self.deployment.lengths))
         return self.memory.of(self.phases) if self.phases else None
 
     @property
     def num_graphs(self) -> int | None:
-        """Decode graphs of all phases, and of all draft lengths of a schedule."""
+        """Return the decode graphs of all phases and draft lengths, or None without a plan."""
         counted = self.deployment or self.phases
         return counted.num_graphs if counted else None
 
     @property
     def any_phase_eager(self) -> tuple[int, ...]:
-        """Batch sizes of which any phase has no graph, at a draft length that they may run."""
+        """Return the batch sizes without a graph in some phase, at a draft length that they may
+        run.
+        """
         counted = self.deployment or self.phases
         return counted.eager_batch_sizes if counted else ()
 
     @cached_property
     def cost(self) -> float | None:
-        """Expected cost of an iteration, in ``unit``."""
+        """Return the expected cost of an iteration, in ``unit``, or None without a plan."""
         if self.plan is None:
             return None
         return expected_cost(self.plan, self.weights, costs_of(self.request))
 
     @property
     def unit(self) -> str:
+        """Return the unit that costs are counted in, which is ``ms`` or ``tokens``."""
         return costs_of(self.request).unit
 
 
 @dataclass(frozen=True, slots=True)
 class Saving:
-    """The plan ``optimal`` against one policy's, under the same workload and costs.
+    """A ``Saving`` compares the plan of ``optimal`` with one policy's, under equal workload and
+    costs.
 
-    ``time_frac`` is the share of that policy's expected time that it saves, ``graphs`` how many
-    graphs fewer it captures (below 0: more). The last two compare at equal terms: the time saved
-    with as many graphs as that policy has, and the fewest graphs that are no slower than it.
+    ``time_frac`` is the share of that policy's expected time that ``optimal`` saves. ``graphs`` is
+    how many graphs fewer it captures, and more if below 0. The last two compare at equal terms.
+    ``time_frac_at_same_graphs`` is the time saved with as many graphs as that policy has.
+    ``graphs_at_same_time`` is the fewest graphs that are no slower than it.
     """
 
     policy: str
@@ -116,14 +123,17 @@ class Saving:
 
 
 def study(requests: Iterable[PlanRequest]) -> list[Outcome]:
-    """Every request's plan, in order. Raises the first refusal where every request is refused."""
+    """Return every request's outcome, in order.
+
+    Raise the first refusal if every request is refused.
+    """
     outcomes = [outcome_of(request) for request in requests]
     raise_if_all_refused(outcomes)
     return outcomes
 
 
 def raise_if_all_refused(outcomes: Sequence[Outcome]) -> None:
-    """Raises the first refusal where no request has a plan."""
+    """Raise the first refusal if no request has a plan."""
     if (error := outcomes[0].error) and not any(outcome.plan for outcome in outcomes):
         raise error
 
@@ -131,11 +141,11 @@ def raise_if_all_refused(outcomes: Sequence[Outcome]) -> None:
 def requests_for(
     base: PlanRequest, policies: Sequence[str], spec_tokens: Iterable[int]
 ) -> list[PlanRequest]:
-    """One request a k and policy, otherwise like ``base``, whose sizes go to ``explicit`` alone.
+    """Return one request for each k and policy, otherwise like ``base``.
 
-    ``policies`` are names, of which ``all`` stands for every one, but leaves ``explicit`` out where
-    no sizes are given. Raises ``PlanError`` for an unknown name, ``BadInputError`` for sizes or a
-    budget that none of the names reads.
+    The sizes of ``base`` go to ``explicit`` alone. The name ``all`` stands for every policy,
+    without ``explicit`` if no sizes are given. Raise ``BadInputError`` for sizes or a budget that
+    none of the names reads.
     """
     names = _names(policies, bool(base.capture_sizes))
     _check_budget(base, names)
@@ -143,9 +153,9 @@ def requests_for(
 
 
 def savings(outcomes: list[Outcome]) -> list[Saving]:
-    """What each ``optimal`` among the outcomes saves against each other policy at its k.
+    """Return what each ``optimal`` among the outcomes saves against each other policy at its k.
 
-    Where ``optimal`` stands alone, against every engine's list.
+    If ``optimal`` stands alone, it is compared with every engine's list.
     """
     return [
         saving
@@ -175,7 +185,7 @@ def _check_budget(base: PlanRequest, names: list[str]) -> None:
     }
     given = [flag for flag, value in budgets.items() if value is not None]
     if given and "optimal" not in names:
-        raise BadInputError(f"{given[0]}: a budget of --policy optimal; add it, or leave this out")
+        raise BadInputError(f"{given[0]}: a budget of --policy optimal. Add it, or leave this out")
 
 
 def _request(base: PlanRequest, policy: str, spec_tokens: int) -> PlanRequest:
@@ -196,7 +206,7 @@ def _is_unlimited(base: PlanRequest) -> bool:
 
 
 def outcome_of(request: PlanRequest) -> Outcome:
-    """One request's plan, or its refusal. Raises ``PlanError`` for an unknown policy."""
+    """Return one request's plan or its refusal. Raise ``PlanError`` for an unknown policy."""
     if request.policy not in POLICIES:
         plan(request)
     try:
@@ -214,12 +224,12 @@ def _savings(best: Outcome, outcomes: list[Outcome]) -> Iterator[Saving]:
         yield _saving(best, other, graphs, frontier)
 
 
-# `exact` is no engine's list, and nothing can be saved on it.
+# `exact` belongs to no engine, and nothing can be saved on it.
 _NO_RIVALS = ("optimal", "exact")
 
 
 def _rivals(best: Outcome, outcomes: list[Outcome]) -> list[Outcome]:
-    """The other policies that were asked for at this k; where none was, every engine's."""
+    """Return the other policies that were asked for at this k, or every engine's if none was."""
     asked = [each for each in outcomes if each.request.spec_tokens == best.request.spec_tokens]
     rivals = [each for each in asked if each.request.policy not in _NO_RIVALS]
     if rivals:

@@ -1,4 +1,4 @@
-"""One deployment whose draft length follows the batch size: all its graphs, counted and costed."""
+"""Count and cost all graphs of one deployment whose draft length follows the batch size."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from cgbench.planning.policies.build import from_requests
 
 @dataclass(frozen=True, slots=True)
 class LengthGraphs:
-    """The graphs of one draft length, and the batch sizes that may run it."""
+    """A ``LengthGraphs`` holds the graphs of one draft length, and which batch sizes may run it."""
 
     spec_tokens: int
     phases: PhasePlan
@@ -25,31 +25,32 @@ class LengthGraphs:
 
     @property
     def eager_batch_sizes(self) -> tuple[int, ...]:
-        """Of the batch sizes that run this length, those of which any phase has no graph."""
+        """Return the batch sizes that run this length but have no graph in some phase."""
         return tuple(sorted({*self.phases.eager_batch_sizes} & {*self.runs}))
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A schedule's graphs, a set a draft length."""
+    """A ``Deployment`` holds a draft schedule and its graphs, one set for each draft length."""
 
     schedule: DraftSchedule
     lengths: tuple[LengthGraphs, ...]
 
     @property
     def num_graphs(self) -> int:
+        """Return the number of decode graphs of all draft lengths."""
         return sum(each.phases.num_graphs for each in self.lengths)
 
     @property
     def eager_batch_sizes(self) -> tuple[int, ...]:
-        """Batch sizes that run eager in some phase at some length of theirs."""
+        """Return the batch sizes that run eager in some phase at some length of theirs."""
         return tuple(sorted({n for each in self.lengths for n in each.eager_batch_sizes}))
 
 
 def deployment_of(request: PlanRequest, schedule: DraftSchedule) -> Deployment:
-    """All graphs of a deployment with this schedule, by the rule of the request's policy.
+    """Return all graphs of a deployment with this schedule, by the rule of the request's policy.
 
-    Where a batch size may run several lengths, each has its graphs.
+    A batch size that may run several lengths has graphs of each.
     """
     found = []
     for k in schedule.lengths:
@@ -62,9 +63,10 @@ def deployment_of(request: PlanRequest, schedule: DraftSchedule) -> Deployment:
 def expected_cost(
     request: PlanRequest, found: Deployment, costs: Mapping[int, Costs] | None = None
 ) -> float:
-    """Mean cost of an iteration over the workload. A batch size's lengths count alike.
+    """Return the mean cost of an iteration over the workload.
 
-    ``costs`` are those of each draft length. Without them an iteration costs its tokens.
+    The lengths that a batch size may run count alike. ``costs`` are those of each draft length.
+    Without them an iteration costs its tokens.
     """
     weights, total = weights_of(request), 0.0
     for each in found.lengths:
@@ -82,7 +84,10 @@ def expected_cost(
 
 
 def _lengths_at(request: PlanRequest, batch_size: int) -> tuple[int, ...]:
-    """The lengths that so many requests may run. SGLang pads to its list before it chooses."""
+    """Return the lengths that so many requests may run.
+
+    SGLang pads to its list before it chooses.
+    """
     assert request.schedule
     if request.policy.startswith("sglang"):
         bucket = _padded(request).bucket_for(batch_size)
@@ -107,9 +112,9 @@ def _graphs(request: PlanRequest, schedule: DraftSchedule) -> PhasePlan:
 
 
 def _of_one_list(request: PlanRequest) -> PhasePlan:
-    """vLLM: every length looks for its graphs in the whole list.
+    """Return vLLM's graphs of one length, which every length looks for in the whole list.
 
-    The first draft's graphs exist at each length, at k = 0 too, where nothing runs them.
+    The first draft's graphs exist at each length. They exist at k = 0 too, where nothing runs them.
     """
     tokens = vllm.token_list(request)
     verify = vllm.uniform_graphs(tokens, request.query_len, request.max_batch_size)
@@ -122,7 +127,7 @@ def _of_one_list(request: PlanRequest) -> PhasePlan:
 def _exact_sizes(
     request: PlanRequest, schedule: DraftSchedule, found: CapturePlan
 ) -> tuple[int, ...]:
-    """TensorRT-LLM: each batch size of the list is captured at its own draft length alone."""
+    """Return TensorRT-LLM's sizes: each batch size is captured at its own draft length alone."""
     k = request.spec_tokens
     return tuple(size for size in found.batch_sizes if schedule.at(size) == (k,))
 
@@ -130,7 +135,9 @@ def _exact_sizes(
 def _sizes_of_the_set(
     request: PlanRequest, schedule: DraftSchedule, found: CapturePlan
 ) -> tuple[int, ...]:
-    """SGLang: at each length the batch sizes whose set has it, and all at the first length."""
+    """Return SGLang's sizes: the batch sizes whose set has this length, or all at the
+    first length.
+    """
     k = request.spec_tokens
     if k == schedule.first_length:
         return found.batch_sizes

@@ -1,4 +1,4 @@
-"""What is asked: typed, checked and recorded. No torch here.
+"""This package holds what a command is asked: typed, checked and recorded. No torch here.
 
 The requests and their parts are importable from here. Each value has the default of its flag.
 """

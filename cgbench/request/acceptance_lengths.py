@@ -1,6 +1,7 @@
-"""Mean acceptance lengths that are stated, not measured: one for every k, or a published table's.
+"""Hold mean acceptance lengths that are stated, not measured: for every k, or from a table.
 
-Written without torch: what reads a run directory tells a stated length from a measured one by it.
+No torch is imported here. Readers of a run directory use this file to distinguish a stated length
+from a measured one.
 """
 
 from dataclasses import dataclass
@@ -11,26 +12,33 @@ from typing import Protocol
 from cgbench.errors import BadInputError
 
 BORROWED = " (borrowed)"
-"""What follows a golden length's name where the model it was measured on is another."""
+"""This text follows a golden length's name if it was measured on another model."""
 
 
 class Length(Protocol):
-    """A mean acceptance length by k. ``str`` is what ``--acceptance`` reads."""
+    """A ``Length`` gives a mean acceptance length for each k.
+
+    ``str`` is what ``--acceptance`` reads.
+    """
 
     def at(self, spec_tokens: int) -> float | None:
-        """The length at k drafts, 1 to k + 1. None: there is none for this k."""
+        """Return the length at k drafts, 1 to k + 1, or None if there is none for this k."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """A row of the golden table: what one model's own drafter reached at k = 1, 2, .."""
+    """A ``Golden`` is a row of the golden table: what one model's own drafter reached at each k.
+
+    ``lengths`` begins at k = 1.
+    """
 
     name: str
     model: str
     lengths: tuple[float, ...]
 
     def at(self, spec_tokens: int) -> float | None:
+        """Return the row's length at k drafts, or None beyond the end of the row."""
         return self.lengths[spec_tokens - 1] if spec_tokens <= len(self.lengths) else None
 
 
@@ -64,14 +72,14 @@ GOLDEN: dict[str, Golden] = {
         ),
     )
 }
-"""Golden acceptance lengths of InferenceX (Apache-2.0): each model with its own MTP drafter, on the
-coding prompts of SPEED-Bench, one run for each k from 1 to 8. Serving engines pin synthetic
-acceptance to them, so that their throughputs can be compared."""
+"""These are the golden acceptance lengths of InferenceX (Apache-2.0). Each model has its own MTP
+drafter, and the prompts are SPEED-Bench's for coding. There is one run for each k from 1 to 8.
+Serving engines pin synthetic acceptance to them, so that their throughputs can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatedLength:
-    """The same length at every k."""
+    """A ``StatedLength`` is one mean acceptance length, which holds at every k."""
 
     value: float
 
@@ -84,7 +92,10 @@ class StatedLength:
 
 @dataclass(frozen=True, slots=True)
 class GoldenLength:
-    """A golden row's length at each k; ``is_borrowed`` where another model is measured with it."""
+    """A ``GoldenLength`` gives a golden row's length at each k.
+
+    ``is_borrowed`` marks a row of another model than the one measured with it.
+    """
 
     row: Golden
     is_borrowed: bool = False
@@ -97,9 +108,9 @@ class GoldenLength:
 
 
 def parse_length(text: str) -> Length | None:
-    """``length:2.5`` or ``golden:glm-5.2-on``; None where ``text`` is another rule.
+    """Return the length that ``length:2.5`` or ``golden:glm-5.2-on`` states.
 
-    Raises ``BadInputError`` naming the flag.
+    It is None for another rule. Raise ``BadInputError`` naming the flag.
     """
     kind, _, value = text.partition(":")
     match kind:
@@ -111,13 +122,16 @@ def parse_length(text: str) -> Length | None:
 
 
 def stated_length(acceptance: str, spec_tokens: int) -> float | None:
-    """The mean acceptance length that the rule of a row states; None where it is measured."""
+    """Return the mean acceptance length that a row's rule states, or None if it is measured."""
     length = parse_length(acceptance) if spec_tokens else None
     return length.at(spec_tokens) if length else None
 
 
 def checked_length(text: str, length: Length, spec_tokens: int) -> float:
-    """The length at k. Raises ``BadInputError`` where k drafts cannot reach it, or it has none."""
+    """Return the length at k.
+
+    Raise ``BadInputError`` if k drafts cannot reach it, or there is none.
+    """
     found = length.at(spec_tokens)
     if found is None:
         raise BadInputError(f"--acceptance {text}: has no row for --spec-tokens {spec_tokens}")
@@ -131,11 +145,12 @@ def checked_length(text: str, length: Length, spec_tokens: int) -> float:
 
 @cache
 def conditional_rate(length: float, spec_tokens: int) -> float:
-    """Return the rate p at which each draft must be kept, given that the one before it was kept,
-    for a mean acceptance length of ``length``. It is the root of 1 + p + .. + p^k = length in [0,
-    1].
+    """Return the rate p of each draft that gives a mean acceptance length of ``length``.
+
+    It is the rate at which a draft must be kept, given that the one before it was kept. So p is the
+    root of 1 + p + .. + p^k = length in [0, 1].
     """
-    # It takes a tenth of a second to import, which only this needs.
+    # Its import takes a tenth of a second, and only this function needs it.
     from scipy.optimize import brentq
 
     def too_long(rate: float) -> float:
@@ -158,6 +173,6 @@ def _golden(text: str, value: str) -> GoldenLength:
     name = value.removesuffix(BORROWED)
     if name not in GOLDEN:
         raise BadInputError(
-            f"--acceptance {text}: unknown; choose golden: and one of {', '.join(GOLDEN)}"
+            f"--acceptance {text}: unknown. Choose golden: and one of {', '.join(GOLDEN)}"
         )
     return GoldenLength(GOLDEN[name], is_borrowed=name != value)

@@ -1,4 +1,4 @@
-"""``--acceptance`` as a value. ``engine.acceptance`` makes the rule of it.
+"""Hold ``--acceptance`` as a value. ``engine.acceptance`` turns it into the rule.
 
 No torch here, so that a request can be checked and recorded without it.
 """
@@ -14,12 +14,15 @@ from cgbench.request.acceptance_lengths import Length, checked_length, parse_len
 from cgbench.request.choices import AcceptanceKind, Drafts
 
 MIN_TEMPERATURE = 1e-6
-"""Below it, float32 logits divided by the temperature may overflow."""
+"""A lower temperature is refused, because float32 logits divided by it may overflow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """The settings of sampled acceptance, after the names that ``--acceptance`` has for them."""
+    """A ``Sampling`` holds the settings of sampled acceptance.
+
+    Fields are named as in ``--acceptance``.
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -37,11 +40,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceSetting:
-    """How many drafts are kept. ``str`` is what ``--acceptance`` reads, one spelling for equal
-    settings.
+    """An ``AcceptanceSetting`` states how many drafts are kept: the value of ``--acceptance``.
 
-    ``sampling`` belongs to the kind sampled. ``rates`` belong to synthetic: ``rates[j]`` is the
-    unconditional rate of draft j + 1. ``length`` belongs to length and golden.
+    ``str`` is what the flag reads, with one spelling for equal settings. ``sampling`` belongs to
+    the kind sampled. ``rates`` belong to synthetic: ``rates[j]`` is the unconditional rate of draft
+    j + 1. ``length`` belongs to length and golden.
     """
 
     kind: AcceptanceKind
@@ -51,15 +54,17 @@ class AcceptanceSetting:
 
     @property
     def is_greedy(self) -> bool:
+        """Check that the setting is ``greedy``."""
         return self.kind is AcceptanceKind.GREEDY
 
     @classmethod
     def parse(cls, text: str, spec_tokens: Sequence[int]) -> "AcceptanceSetting":
-        """The forms are ``greedy``, ``sampled``, and ``sampled:temperature=0.8,top-p=0.95`` with
-        settings. ``length:2.5`` and ``golden:glm-5.2-on`` give a mean acceptance length for each k.
-        ``synthetic:0.8,0.6,0.4`` has a rate for each draft of the largest k.
+        """Return the setting that ``--acceptance`` states.
 
-        Raises ``BadInputError`` naming the flag.
+        The forms are ``greedy``, ``sampled``, and ``sampled:temperature=0.8,top-p=0.95`` with
+        settings. ``length:2.5`` and ``golden:glm-5.2-on`` give a mean acceptance length for each k.
+        ``synthetic:0.8,0.6,0.4`` has a rate for each draft of the largest k. Raise
+        ``BadInputError`` naming the flag.
         """
         name, colon, rest = text.partition(":")
         if text == "greedy":
@@ -93,12 +98,12 @@ class AcceptanceSetting:
 
 
 def _setting_name(name: str) -> str:
-    """A field of ``Sampling`` as ``--acceptance`` spells it."""
+    """Return a field of ``Sampling`` as ``--acceptance`` spells it."""
     return name.replace("_", "-")
 
 
 def _number(value: object) -> str:
-    """1 and 1.0 alike."""
+    """Return a number as text, 1 and 1.0 alike."""
     return str(value).removesuffix(".0")
 
 
@@ -125,14 +130,14 @@ def _check_rates(text: str, rates: tuple[float, ...], spec_tokens: int) -> None:
 
 
 def _sampling(text: str, rest: str) -> Sampling:
-    """The settings ``temperature=0.8,top-p=0.95``."""
+    """Return the settings of a text such as ``temperature=0.8,top-p=0.95``."""
     names = {_setting_name(each.name): each.name for each in fields(Sampling)}
     found, given = Sampling(), set[str]()
     for part in rest.split(","):
         name, _, value = part.strip().partition("=")
         if name not in names:
             raise BadInputError(
-                f"--acceptance {text}: unknown setting '{name}'; choose {', '.join(names)}"
+                f"--acceptance {text}: unknown setting '{name}'. Choose {', '.join(names)}"
             )
         if name in given:
             raise BadInputError(f"--acceptance {text}: {name} is given twice")
@@ -175,7 +180,7 @@ def _top_p(value: str) -> float:
 _READERS: dict[str, tuple[Callable[[str], object], str]] = {
     "temperature": (
         _temperature,
-        f"a finite number of at least {MIN_TEMPERATURE:g}; for temperature 0 choose greedy",
+        f"a finite number of at least {MIN_TEMPERATURE:g}, for temperature 0 choose greedy",
     ),
     "top-k": (_top_k, f"a whole number from 1 to {MAX_WHOLE:,}"),
     "top-p": (_top_p, "above 0 and at most 1"),

@@ -1,4 +1,4 @@
-"""Values that are one of a few words are declared here alone.
+"""Declare every value that is one of a few words, and no other value.
 
 ``words.Routing`` and ``planning.CaptureUnit`` are two more. Other rooms need those first.
 """
@@ -7,12 +7,19 @@ from enum import StrEnum
 
 
 class Device(StrEnum):
+    """A ``Device`` states where to run. AUTO takes a GPU if there is one."""
+
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
 
 
 class Dtype(StrEnum):
+    """A ``Dtype`` states the number format of weights and KV.
+
+    AUTO is bfloat16 on CUDA and float32 on CPU.
+    """
+
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -20,25 +27,29 @@ class Dtype(StrEnum):
 
 
 class Compile(StrEnum):
+    """A ``Compile`` states whether the decode layers go through ``torch.compile``."""
+
     OFF = "off"
     DEFAULT = "default"
 
 
 class NormSide(StrEnum):
-    """The hidden state is taken before a norm, or after it."""
+    """A ``NormSide`` states whether the hidden state is taken before a norm or after it."""
 
     PRE = "pre"
     POST = "post"
 
 
 class ConcatOrder(StrEnum):
-    """A head's projection reads embedding E and hidden state H in one of two orders."""
+    """A ``ConcatOrder`` is the order of embedding E and hidden state H in a head's projection."""
 
     EH = "EH"
     HE = "HE"
 
 
 class FirstEmbedding(StrEnum):
+    """A ``FirstEmbedding`` states whether a head's embedding at position 0 is zeroed."""
+
     KEPT = "kept"
     ZEROED = "zeroed"
 
@@ -51,7 +62,9 @@ class ModuleFeed(StrEnum):
 
 
 class OutputNorm(StrEnum):
-    """A head's output matrix follows its own norm, the target's, or none."""
+    """An ``OutputNorm`` names the norm before a head's output matrix: its own, the target's, or
+    none.
+    """
 
     OWN = "own"
     TARGET = "target"
@@ -59,7 +72,9 @@ class OutputNorm(StrEnum):
 
 
 class NormForm(StrEnum):
-    """Stored norm weights scale as the target's modules do, by w, or by 1 + w."""
+    """A ``NormForm`` states how stored norm weights scale: as the target's do, by w, or
+    by 1 + w.
+    """
 
     TARGET = "target"
     PLAIN = "plain"
@@ -67,27 +82,32 @@ class NormForm(StrEnum):
 
 
 class HeadPlacement(StrEnum):
-    """Whether ranks divide the head's block, or each holds all of it."""
+    """A ``HeadPlacement`` states whether ranks divide the head's block, or each holds all of it."""
 
     DIVIDED = "divided"
     WHOLE = "whole"
 
 
 class Role(StrEnum):
-    """What a deployment serves: prefill and decode, or decode alone."""
+    """A ``Role`` states what a deployment serves: prefill and decode, or decode alone."""
 
     MIXED = "mixed"
     DECODE = "decode"
 
 
 class ChatTemplate(StrEnum):
+    """A ``ChatTemplate`` states whether prompts go through the model's chat template."""
+
     AUTO = "auto"
     ON = "on"
     OFF = "off"
 
 
 class AcceptanceKind(StrEnum):
-    """How an acceptance rule decides: see ``AcceptanceSetting``."""
+    """An ``AcceptanceKind`` names how an acceptance rule decides.
+
+    ``AcceptanceSetting`` explains each.
+    """
 
     GREEDY = "greedy"
     SAMPLED = "sampled"
@@ -97,7 +117,7 @@ class AcceptanceKind(StrEnum):
 
 
 class Drafts(StrEnum):
-    """How drafts are chosen under sampled acceptance."""
+    """A ``Drafts`` states how drafts are chosen under sampled acceptance."""
 
     SAMPLED = "sampled"
     GREEDY = "greedy"

@@ -11,18 +11,18 @@ FLAGS = {value.key: value.flag for value in values_of(RunRequest)}
 
 
 def flag_name(argument: str) -> str:
-    """The command line's name of a recorded argument: ``spec_tokens`` is ``--spec-tokens``."""
+    """Return the flag of a recorded argument: ``spec_tokens`` is ``--spec-tokens``."""
     return FLAGS.get(argument) or "--" + argument.replace("_", "-")
 
 
 def command_line(command: str, arguments: Mapping[str, Any]) -> str:
-    """``cgbench COMMAND`` with ``arguments`` under the names that a record keeps them by."""
+    """Return ``cgbench COMMAND`` with ``arguments``, which are named as in a record."""
     words = [_words(name, value) for name, value in arguments.items()]
     return " ".join([f"cgbench {command}", *filter(None, words)])
 
 
 def _words(name: str, value: Any) -> str:
-    """One argument as typed; empty where it was left out."""
+    """Return one argument as typed, or nothing if it was left out."""
     if value is None or value is False or value == []:
         return ""
     if value is True:

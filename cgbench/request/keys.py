@@ -1,4 +1,4 @@
-"""Requests and the flat keys that records keep them by.
+"""Map requests to the flat keys that records keep them by, and back.
 
 A request is a frozen dataclass of parts, which are frozen dataclasses of values. A value's key is
 its field's name, unless the field's type states another ``Key``. So a new field is recorded, read
@@ -18,17 +18,17 @@ from cgbench.inputs import shown
 from cgbench.words import Scope
 
 Setting: TypeAlias = "str | int | float | bool | list[str] | list[int] | None"
-"""A value of a record."""
+"""A record holds values of these types."""
 
 Share = Annotated[float, "share"]
-"""A number above 0 and below 1, which a flag may state in percent."""
+"""A share is a number above 0 and below 1, which a flag may state in percent."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a record calls a field, where that is not the field's name, and the field's flag."""
+    """A ``Key`` gives a field another name in records, and optionally its flag."""
 
     name: str
     flag: str = ""
@@ -36,7 +36,11 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of a request. ``kind`` is its type, without the None of one that may be that."""
+    """A ``Value`` describes one value of a request.
+
+    ``kind`` is its type, without the None of an optional value. ``may_be_none`` marks an optional
+    one.
+    """
 
     key: str
     flag: str
@@ -45,10 +49,11 @@ class Value:
 
 
 class Typed:
-    """A part of a request whose values are of their types, however Python states them.
+    """A ``Typed`` part converts its values to the types of its fields, however Python states them.
 
-    A list becomes a tuple, a word its enum. Numbers and scopes are sets, so they are put in order.
-    A list may be empty if its default is. Raises ``BadInputError``, naming the flag.
+    A list becomes a tuple, and a word its enum. Numbers and scopes are sets, so they are put in
+    order. A list may be empty if its default is. Raise ``BadInputError``, naming the flag, for any
+    other value.
     """
 
     __slots__ = ()
@@ -62,41 +67,44 @@ class Typed:
             wanted = _value(key, hint)
             value = _in_order(read(wanted, _as_json(found), wanted.flag))
             if value == () != _default(self, name):
-                raise BadInputError(f"{wanted.flag}: is empty; give at least one")
+                raise BadInputError(f"{wanted.flag}: is empty. Give at least one")
             object.__setattr__(self, name, value)
 
 
 class Recorded(Typed):
-    """A request that is kept as one flat object, as ``run.json`` has it."""
+    """A ``Recorded`` request is kept as one flat object, as ``run.json`` has it."""
 
     __slots__ = ()
 
     def to_record(self) -> dict[str, Setting]:
-        """Every value under its key, as JSON has it, in the order that records have."""
+        """Return every value under its key, as JSON has it, in the order that records have."""
         values = dict(_flat(self))
         return {name: values[name] for name in sorted(values, key=_place)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], where: str = "arguments") -> Self:
-        """The request that was recorded. What an older record lacks is its default.
+        """Return the request that was recorded. A key that an older record lacks gets its default.
 
-        Raises ``BadInputError``, beginning with ``where``, for a key that no request has and for
-        a value that is not of its key's type.
+        Raise ``BadInputError``, beginning with ``where``, for a key that no request has. Raise it
+        too for a value that is not of its key's type.
         """
         known = {value.key: value for value in values_of(cls)}
         if unknown := sorted(record.keys() - known.keys() - UNMEASURED):
-            raise BadInputError(f"{where}.{unknown[0]}: is unknown; a newer cgbench may read it")
+            raise BadInputError(f"{where}.{unknown[0]}: is unknown. A newer cgbench may read it")
         held = {name: found for name, found in record.items() if name in known}
         return cls.of({name: read(known[name], held[name], f"{where}.{name}") for name in held})
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> Self:
-        """The request of ``values`` by key, each of its key's type already, over the defaults."""
+        """Return the request of ``values`` by key, over the defaults.
+
+        Each value has its key's type already.
+        """
         return _changed(cls(), values)
 
 
 UNMEASURED = frozenset({"output", "resume", "thin", "json", "explain", "debug"})
-"""Flags that say where results go. Records that hold them are read without them."""
+"""These flags state where results go. A record that holds them is read without them."""
 
 ORDER = (
     *("model", "spec_tokens", "batch_sizes", "max_num_seqs", "scopes"),
@@ -109,7 +117,7 @@ ORDER = (
     *("tp", "tp_head", "routing", "role", "max_num_batched_tokens", "nvtx", "save_tokens"),
     "checks",
 )
-"""The order that records were first written in. Newer keys follow, in the order of the fields."""
+"""Records were first written in this order. Newer keys follow, in the order of the fields."""
 
 
 def _place(name: str) -> int:
@@ -117,7 +125,7 @@ def _place(name: str) -> int:
 
 
 def values_of(request: type[Any]) -> tuple[Value, ...]:
-    """Every value of a class of requests, part by part."""
+    """Return every value of a class of requests, part by part."""
     return tuple(_values(request))
 
 
@@ -137,11 +145,11 @@ def _value(key: Key, hint: Any) -> Value:
 
 
 def _fields(part: Any) -> tuple[tuple[str, Key, Any], ...]:
-    """Name, key and type of each field of a part."""
+    """Return the name, key and type of each field of a part."""
     return _kept_fields(part)
 
 
-# Apart, because to mypy a class is not hashable.
+# This is a separate function, because mypy does not take a class as hashable.
 @cache
 def _kept_fields(part: Any) -> tuple[tuple[str, Key, Any], ...]:
     hints = get_type_hints(part, include_extras=True)
@@ -163,14 +171,14 @@ def _check_part(name: str, wanted: Any, found: object) -> None:
 
 
 def _as_json(found: object) -> object:
-    """What Python may state in other types than JSON has."""
+    """Convert what Python may state in types that JSON lacks."""
     if isinstance(found, tuple | range):
         return [*found]
     return fspath(found) if isinstance(found, PathLike) else found
 
 
 def _in_order(value: object) -> object:
-    """Distinct numbers that ascend, and scopes as the enum has them."""
+    """Return distinct numbers in ascending order, and scopes in the order of the enum."""
     if not isinstance(value, tuple):
         return value
     if all(isinstance(each, int) for each in value):
@@ -189,7 +197,7 @@ def _flat(part: object) -> Iterator[tuple[str, Setting]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Return a value as JSON has it."""
     if isinstance(value, tuple):
         return [*map(_plain, value)]
     return value.value if isinstance(value, StrEnum) else value
@@ -207,9 +215,9 @@ def _changed(part: _T, values: Mapping[str, object]) -> _T:
 
 
 def read(wanted: Value, found: object, label: str) -> object:
-    """A value of JSON as a request has it: a list as a tuple, a word as its enum.
+    """Convert a JSON value to the type that a request has: a list to a tuple, a word to its enum.
 
-    Raises ``BadInputError``, beginning with ``label``, for a value of another type.
+    Raise ``BadInputError``, beginning with ``label``, for a value of another type.
     """
     if found is None and wanted.may_be_none:
         return None

@@ -1,4 +1,4 @@
-"""What MODEL may name: the shipped model, a preset, a folder or a hub id."""
+"""Define what MODEL may name: the shipped model, a preset, a folder or a hub id."""
 
 from pathlib import Path
 
@@ -8,5 +8,5 @@ DEFAULT_MODEL_DIR = Path(__file__).parents[1] / "models" / "default"
 
 
 def preset_name(ref: str) -> str | None:
-    """The preset that a model reference names, None for a checkpoint."""
+    """Return the preset that a model reference names, or None for a checkpoint."""
     return ref.removeprefix(PRESET_PREFIX) if ref.startswith(PRESET_PREFIX) else None

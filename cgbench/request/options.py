@@ -1,4 +1,4 @@
-"""What one run is asked to do, checked before anything is loaded. No torch here."""
+"""Hold what one run is asked to do, checked before anything is loaded. No torch here."""
 
 from dataclasses import dataclass
 
@@ -22,16 +22,19 @@ from cgbench.words import Scope
 MIN_REACH_ITERATIONS = 8
 
 MAX_TIME_S = 7 * 24 * 3600
-"""Of timing a batch size; no end is not one."""
+"""Timing a batch size takes at most this many seconds, a week. A run without an end is refused."""
 
 MAX_SEED = 2**32 - 1
-"""What every generator takes: torch's, Python's, NumPy's."""
+"""Every generator takes seeds up to this one: torch's, Python's and NumPy's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentOptions:
-    """What a deployment is made for: the scopes that it runs, and the largest steps that it
-    serves. ``role`` decode has no prefill among them."""
+    """A ``DeploymentOptions`` states what a deployment is made for.
+
+    It holds the scopes that it runs, and the largest steps that it serves. With ``role`` decode
+    there is no prefill among them.
+    """
 
     scopes: tuple[Scope, ...]
     max_batch_size: int
@@ -42,10 +45,10 @@ class DeploymentOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """A request with nothing left to default: see ``resolution.resolve``.
+    """A ``RunOptions`` is a request with no default left: ``resolution.resolve`` makes it.
 
-    Lengths are in tokens. ``spec_tokens`` ascends and always holds 0. Raises ``BadInputError``,
-    naming the flag, where a value cannot be used.
+    Lengths are in tokens. ``spec_tokens`` ascends and always holds 0. Raise ``BadInputError``,
+    naming the flag, if a value cannot be used.
     """
 
     spec_tokens: tuple[int, ...]
@@ -102,7 +105,7 @@ class RunOptions:
 
     @property
     def deployment(self) -> DeploymentOptions:
-        """The part that the engine is told, beside the plans."""
+        """Return the part that the engine reads, beside the plans."""
         return DeploymentOptions(
             scopes=self.scopes,
             max_batch_size=self.max_batch_size,
@@ -113,26 +116,31 @@ class RunOptions:
 
     @property
     def max_spec_tokens(self) -> int:
+        """Return the largest k of the run."""
         return max(self.spec_tokens)
 
     @property
     def band(self) -> int:
-        """Tokens past ``context_len`` that a timed block spans, for every scope and k: at k = 0 one
-        an iteration."""
+        """Return the tokens past ``context_len`` that a timed block spans, for every scope and k.
+
+        The band is as many tokens as there are iterations, because k = 0 makes one an iteration.
+        """
         return self.iterations
 
     @property
     def mean_context_len(self) -> float:
-        """Return the KV rows per request that a timed block has in the mean, at every scope and k.
+        """Return the mean KV rows per request of a timed block, equal at every scope and k.
+
         It is the middle of the band, which the first timed iteration enters by a token.
         """
         return self.context_len + (self.band + 1) / 2
 
     @property
     def reach(self) -> int:
-        """Most tokens that a request decodes past its context. In the timed pass it may be twice as
-        fast as the mean of its batch, because the mean is what stays in the band. The audit steps a
-        few times with every draft kept.
+        """Return the most tokens that a request decodes past its context.
+
+        In the timed pass a request may be twice as fast as the mean of its batch, because only the
+        mean stays in the band. The audit steps a few times with every draft kept.
         """
         query_len = self.max_spec_tokens + 1
         return max(self.max_new_tokens, self._timed_reach, MIN_REACH_ITERATIONS * query_len)
@@ -143,22 +151,24 @@ class RunOptions:
 
     @property
     def reach_flags(self) -> tuple[str, ...]:
-        """The flags that ``reach`` hangs on."""
+        """Return the flags that decide ``reach``."""
         by_reach = {self._timed_reach: "--iterations", self.max_new_tokens: "--max-new-tokens"}
         own = by_reach.get(self.reach)
         return ("--spec-tokens",) if own is None else (own, "--spec-tokens")
 
     @property
     def to_decode(self) -> int:
-        """KV rows past the context, in tokens: the reach, and 2k that drafts past the last emitted
-        token may write."""
+        """Return the KV rows past the context, in tokens.
+
+        They are the reach, and 2k more that drafts past the last emitted token may write.
+        """
         return self.reach + 2 * self.max_spec_tokens
 
     def plans(self) -> dict[int, CapturePlan]:
-        """One capture plan a k. Raises ``PlanError`` where the policy refuses one.
+        """Return a capture plan for each k. Raise ``PlanError`` if the policy refuses one.
 
-        Explicit sizes are the caller's for speculation. k = 0 is there for comparison and takes the
-        same batch sizes, because a size in tokens means another batch size at another k.
+        Explicit sizes are the caller's for speculation. The baseline k = 0 takes the same batch
+        sizes, because a size in tokens means another batch size at another k.
         """
         speculating = [k for k in self.spec_tokens if k or not self.max_spec_tokens]
         plans = {k: plan(self._plan_request(k)) for k in speculating}
@@ -179,7 +189,7 @@ class RunOptions:
         )
 
     def _token_budget(self) -> int:
-        """The prefill budget, for engines whose list depends on it; no matter to the others."""
+        """Return the prefill budget if the engine's list depends on it, and else the default."""
         if reads(self.policy, "max_num_batched_tokens"):
             return self.max_num_batched_tokens
         return DEFAULT_MAX_BATCHED_TOKENS

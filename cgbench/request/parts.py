@@ -1,8 +1,8 @@
-"""The parts of a request: each is what one layer of the tool wants to be told.
+"""Define the parts of a request, each of which holds what one layer of the tool needs.
 
 Fields are named as their flags are. A list does for a tuple, and a word for its enum. A default is
-the value that ``cgbench run`` takes where the flag is left out. None is settled later, when the
-device and the model are known.
+the value that ``cgbench run`` takes if the flag is left out. None is settled later, when the device
+and the model are known.
 """
 
 from dataclasses import dataclass, field
@@ -33,9 +33,10 @@ MAX_PROCESSES = 1000
 
 @dataclass(frozen=True, slots=True)
 class HeadWiring(Typed):
-    """What is stated about a draft head over what its family does. None leaves it.
+    """A ``HeadWiring`` overrides what a draft head's family does.
 
-    ``family`` is a name in ``models.heads.families.FAMILIES``.
+    None leaves a value as the family has it. ``family`` is a name in
+    ``models.heads.families.FAMILIES``.
     """
 
     family: Annotated[str | None, Key("head_family")] = None
@@ -50,11 +51,12 @@ class HeadWiring(Typed):
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest(Typed):
-    """What is loaded: ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id.
+    """A ``ModelRequest`` states which model and head are loaded, and how.
 
-    ``head`` is a folder or hub id whose head replaces the model's own. ``routing`` None draws the
-    experts of a preset evenly and leaves those of any other model to its router. ``mtp_modules``
-    are the most modules of the head that draft, None all.
+    ``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id. ``head`` is a folder
+    or hub id whose head replaces the model's own. ``routing`` None draws the experts of a preset
+    evenly. It leaves those of any other model to its router. ``mtp_modules`` is the most modules of
+    the head that draft. None is all.
     """
 
     ref: Annotated[str, Key("model", "MODEL")] = DEFAULT_MODEL
@@ -72,7 +74,7 @@ class ModelRequest(Typed):
 
 @dataclass(frozen=True, slots=True)
 class CaptureRequest(Typed):
-    """The deployment: what is captured, for which k, and what its largest step is.
+    """A ``CaptureRequest`` states what a deployment captures, for which k, and its largest step.
 
     ``max_num_seqs`` None is the largest batch size. ``max_num_batched_tokens`` are the most tokens
     of one prefill forward.
@@ -92,10 +94,11 @@ class CaptureRequest(Typed):
 
 @dataclass(frozen=True, slots=True)
 class WorkloadRequest(Typed):
-    """What is decoded: prompts, how many together, how far, and how drafts are kept.
+    """A ``WorkloadRequest`` states what is decoded: prompts, how many together, and how far.
 
     Lengths are in tokens. ``prompts`` None are the shipped ones, or for a preset random tokens.
-    ``acceptance`` None is greedy, or for a preset the golden length of its family.
+    ``acceptance`` states how drafts are kept. None is greedy, or for a preset the golden length of
+    its family.
     """
 
     prompts: str | None = None
@@ -110,7 +113,10 @@ class WorkloadRequest(Typed):
 
 @dataclass(frozen=True, slots=True)
 class TimingRequest(Typed):
-    """How it is timed, and when that is enough. None is the default of the device."""
+    """A ``TimingRequest`` states how a run is timed, and when that is enough.
+
+    None is the device's default.
+    """
 
     iterations: int | None = None
     precision: Share | None = 0.005
@@ -127,7 +133,10 @@ class TimingRequest(Typed):
 
 @dataclass(frozen=True, slots=True)
 class SharingRequest(Typed):
-    """How GPUs share the model. One GPU shares nothing, so both are None then."""
+    """A ``SharingRequest`` states how GPUs share the model.
+
+    One GPU shares nothing, so both are None then.
+    """
 
     tp: int | None = None
     head: Annotated[HeadPlacement | None, Key("tp_head")] = None
@@ -143,4 +152,5 @@ class SharingRequest(Typed):
 
     @property
     def num_ranks(self) -> int:
+        """Return how many ranks run the model, 1 without sharing."""
         return self.tp or 1

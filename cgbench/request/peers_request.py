@@ -1,4 +1,7 @@
-"""What a comparison of peers is asked to do, checked before anything is loaded. No torch here."""
+"""Hold what a comparison of peers is asked to do, checked before anything is loaded.
+
+No torch here.
+"""
 
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -17,10 +20,12 @@ MAX_ROUNDS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class PeersRequest(Recorded):
-    """What ``cgbench peers`` compares: one k and one batch size, for ``seconds`` or ``rounds``.
+    """A ``PeersRequest`` states what ``cgbench peers`` compares: one k and one batch size.
 
-    No ``peers`` are all of them. This tool captures what is decoded and nothing else. Experts are
-    chosen by the model's router, because other engines have no other. Raises ``BadInputError``.
+    The comparison ends after ``seconds``, or earlier if each peer has ``rounds``. Empty ``peers``
+    stand for all of them. This tool captures what is decoded and nothing else. Experts are chosen
+    by the model's router, because other engines have no other. Raise ``BadInputError`` if a value
+    cannot be used.
     """
 
     model: ModelRequest = field(default_factory=ModelRequest)
@@ -56,16 +61,20 @@ class PeersRequest(Recorded):
 
     @property
     def spec_tokens(self) -> int:
+        """Return k. Raise ``BadInputError`` if there is not exactly one."""
         return _only("--spec-tokens", self.capture.spec_tokens)
 
     @property
     def batch_size(self) -> int:
+        """Return the batch size. Raise ``BadInputError`` if there is not exactly one."""
         return _only("--batch-size", self.workload.batch_sizes)
 
     @property
     def run(self) -> RunRequest:
-        """How this tool is made ready. A round spans ``max_new_tokens``, whatever the block of a
-        run would span."""
+        """Return the run request that makes this tool ready for the comparison.
+
+        A round spans ``max_new_tokens``, whatever the block of a run would span.
+        """
         timing = TimingRequest(iterations=1)
         return RunRequest(
             self.model, self.capture, self.workload, timing, device=self.device, seed=self.seed

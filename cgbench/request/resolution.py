@@ -25,20 +25,20 @@ GOLDEN_BY_DEFAULT = (
 def resolve(
     request: DecodeRequest, *, device_type: str, tp_size: int, golden: GoldenLength | None
 ) -> tuple[RunOptions, list[str]]:
-    """Checked options and what to tell the user about them. Plans are checked here too, so that a
-    bad size costs no loading.
+    """Return checked options, and lines about them for the user.
 
-    ``device_type`` is cpu or cuda. ``golden`` is the length that a preset's drafts are kept at.
-    Raises ``BadInputError``, ``DeviceError`` or ``PlanError``.
+    Plans are checked here too, so that a bad size costs no loading. ``device_type`` is cpu or cuda.
+    ``golden`` is the length that a preset's drafts are kept at. Raise ``BadInputError``,
+    ``DeviceError`` or ``PlanError`` for what cannot be run.
     """
     options = _options(request, device_type, tp_size, golden)
     on_cpu = device_type == "cpu"
     if on_cpu and options.cold_l2:
-        raise DeviceError("--cold-l2: flushes a GPU's cache; there is none with --device cpu")
+        raise DeviceError("--cold-l2: flushes a GPU's cache. There is none with --device cpu")
     if on_cpu and options.nvtx:
-        raise DeviceError("--nvtx: ranges need --device cuda; on a CPU profile with torch's own")
+        raise DeviceError("--nvtx: ranges need --device cuda. On a CPU profile with torch's own")
     if request.model.head is not None and not options.max_spec_tokens:
-        raise BadInputError("--head: --spec-tokens 0 runs no head; drop one of the two")
+        raise BadInputError("--head: --spec-tokens 0 runs no head. Drop one of the two")
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     notes = [NO_GRAPHS_ON_CPU] if on_cpu else warnings
     if request.workload.acceptance is None and golden:

@@ -1,4 +1,4 @@
-"""What a command is asked to do, parsed once and recorded once. No torch here."""
+"""Hold what a command is asked to do, parsed once and recorded once. No torch here."""
 
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +15,7 @@ from cgbench.request.parts import (
 
 @dataclass(frozen=True, slots=True)
 class RunRequest(Recorded):
-    """What ``cgbench run`` measures. Where its results go is not a part of it."""
+    """A ``RunRequest`` states what ``cgbench run`` measures, but not where its results go."""
 
     model: ModelRequest = field(default_factory=ModelRequest)
     capture: CaptureRequest = field(default_factory=CaptureRequest)
@@ -29,10 +29,11 @@ class RunRequest(Recorded):
 
 @dataclass(frozen=True, slots=True)
 class AuditRequest(Recorded):
-    """What ``cgbench audit`` judges: no ``checks`` are all of them.
+    """An ``AuditRequest`` states what ``cgbench audit`` judges.
 
-    Answers are judged, so nothing is left to chance: acceptance is greedy, text ends at its EOS,
-    and the deployment decodes alone. One batch size is decoded, ``capture.max_num_seqs``.
+    Empty ``checks`` stand for all of them. Answers are judged, so nothing is left to chance.
+    Acceptance is greedy, text ends at its EOS, and the deployment decodes alone. One batch size is
+    decoded, ``capture.max_num_seqs``.
     """
 
     model: ModelRequest = field(default_factory=ModelRequest)
@@ -53,7 +54,10 @@ class AuditRequest(Recorded):
 
     @property
     def timing(self) -> TimingRequest:
-        """Nothing is timed. Graphs have the room that a run's have."""
+        """Return the default timing.
+
+        Nothing is timed, but graphs need the room that a run's have.
+        """
         return TimingRequest()
 
     def to_record(self) -> dict[str, Setting]:
@@ -62,15 +66,15 @@ class AuditRequest(Recorded):
 
 
 DECIDED_BY_AUDIT = frozenset({"role", "acceptance", "ignore_eos", "batch_sizes"})
-"""Values that an audit has no flag for."""
+"""An audit has no flags for these values."""
 
 DecodeRequest = RunRequest | AuditRequest
-"""What loads a model and decodes with it."""
+"""These requests load a model and decode with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class InspectRequest(Recorded):
-    """What ``cgbench inspect`` looks at, with its head."""
+    """An ``InspectRequest`` states which model ``cgbench inspect`` looks at, with its head."""
 
     model: ModelRequest = field(default_factory=ModelRequest)
     device: Device = Device.AUTO

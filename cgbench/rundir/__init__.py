@@ -1,1 +1,3 @@
-"""A run directory: its columns, its record and its files. No torch, so that it opens at once."""
+"""A run directory keeps a run on disk: its columns, its record and its files. There is no torch
+here, so that it opens at once.
+"""

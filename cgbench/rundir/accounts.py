@@ -1,4 +1,6 @@
-"""Find what is wrong with the floors' accounts in ``run.json``. No torch, no pandas."""
+"""Find what is wrong with the floors' accounts in ``run.json``. There is no torch and no pandas
+here.
+"""
 
 from collections.abc import Iterator
 from dataclasses import fields
@@ -10,7 +12,9 @@ from cgbench.rundir.schema import LARGEST
 
 
 def account_faults(floor: JsonObject) -> Iterator[str]:
-    """Accounts in a record's ``floor`` that cannot be read, or that no tables can be made of."""
+    """Yield what is wrong with the accounts in a record's ``floor``: those that cannot be read, or
+    that no tables can be made of.
+    """
     accounts = floor.get("accounts", [])
     if accounts and "limits" not in floor:
         yield "field floor.limits is missing"
@@ -24,7 +28,7 @@ def account_faults(floor: JsonObject) -> Iterator[str]:
 
 
 def _wrong_parts(account: Account) -> Iterator[str]:
-    """Names of parts that are of another type or sign than their class declares."""
+    """Yield the names of parts that are of another type or sign than their class declares."""
     parts: list[Account | FloorLine] = [account, *account.lines]
     for part in parts:
         for each in fields(part):

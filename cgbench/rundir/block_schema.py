@@ -1,6 +1,6 @@
-"""What is kept of a timed block: columns of ``blocks.csv``, and what telemetry reads.
+"""Declare what is kept of a timed block: the columns of ``blocks.csv``, and what telemetry reads.
 
-Written against the standard library alone, as ``schema``.
+Written against the standard library alone, as ``schema`` is.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ BLOCKS = (
     Column("batch_size", "int64", "requests", within=REQUESTS),
     Column("process", "int64", "which of --processes"),
     Column("block", "int64", "interleaved round of the measurement"),
-    Column("discarded", "string", "why it does not count; empty where it does"),
+    Column("discarded", "string", "why it does not count, empty where it does"),
     Column("iterations", "int64", "timed iterations", within=FROM_ONE),
     Column(
         "iteration_p50_s",
@@ -33,14 +33,16 @@ BLOCKS = (
     Column(
         "experts_read",
         "float64",
-        "mean distinct experts per expert layer in one verify of the block; counted for block 0",
+        "mean distinct experts per expert layer in one verify of the block. Counted for block 0",
         added=True,
     ),
 )
 
 
 class Block(NamedTuple):
-    """One row of ``blocks.csv``: one timed block of one cell, whether it counts or not."""
+    """A ``Block`` is one row of ``blocks.csv``: one timed block of one cell, whether it counts or
+    not.
+    """
 
     scope: Scope
     spec_tokens: int

@@ -12,13 +12,16 @@ WALL = "wall"
 
 
 def block_times(samples: pd.DataFrame) -> pd.DataFrame:
-    """Seconds, indexed by scope, spec_tokens, batch_size, process and block.
+    """Return the times of every block in seconds, indexed by scope, spec_tokens, batch_size,
+    process and block.
 
     ``iteration`` is the median GPU time. ``wall`` is the mean wall time, because TPOT is a mean.
     ``host_gap`` is the median of wall minus GPU time. The others are medians of a stage of the
-    instrumented pass, with the draft steps of one iteration summed. NaN where a block has none. A
-    thin directory's samples, one a block with the gap as a stage of its own, come out as they went
-    in.
+    instrumented pass, with the draft steps of one iteration summed. A time is NaN if a block has
+    none.
+
+    A thin directory's samples are one a block, with the gap as a stage of its own. They come out as
+    they went in.
     """
     timed = of_stage(samples, Stage.ITERATION)
     by_block = timed.assign(gap_s=timed["wall_s"] - timed["gpu_s"]).groupby(BLOCKS)

@@ -1,4 +1,6 @@
-"""The share of an iteration that a tensor parallel run's collectives take, from raw samples."""
+"""Compute the share of an iteration that a tensor parallel run's collectives take, from raw
+samples.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,9 @@ CellId = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class CollectiveShare:
-    """Medians of one cell: its collectives alone, back to back, and its whole iteration."""
+    """A ``CollectiveShare`` holds two medians of one cell: its collectives alone, back to back, and
+    its whole iteration.
+    """
 
     scope: str
     spec_tokens: int
@@ -23,11 +27,14 @@ class CollectiveShare:
 
     @property
     def frac(self) -> float:
-        """Of the iteration; the collectives are timed apart, so noise may take it past 1."""
+        """Return the collectives' share of the iteration. They are timed apart, so noise may take
+        it past 1.
+        """
         return self.collectives_p50_ms / self.iteration_p50_ms
 
     @property
     def facts(self) -> CollectiveFacts:
+        """Return the share as ``run.json`` keeps it."""
         return CollectiveFacts(
             scope=self.scope,
             spec_tokens=self.spec_tokens,
@@ -39,6 +46,7 @@ class CollectiveShare:
 
     @property
     def text(self) -> str:
+        """Return the share in a line for the user."""
         return (
             f"collectives: {self.collectives_p50_ms:.3f} of {self.iteration_p50_ms:.3f} ms "
             f"({self.frac:.0%}) in {self.scope} k={self.spec_tokens}, batch size {self.batch_size}"
@@ -46,11 +54,13 @@ class CollectiveShare:
 
 
 def collective_shares(samples: Sequence[Sample]) -> Iterator[CollectiveShare]:
-    """One for each cell that has collectives and a timed iteration, in the order of the samples."""
+    """Yield a share for each cell that has collectives and a timed iteration, in the order of the
+    samples.
+    """
     collectives = _medians(samples, Stage.COLLECTIVES)
     iterations = _medians(samples, Stage.ITERATION)
     for cell, milliseconds in collectives.items():
-        # Where every block was discarded there is nothing to be a share of.
+        # If every block was discarded, there is nothing to be a share of.
         if cell in iterations:
             yield CollectiveShare(*cell, milliseconds, iterations[cell])
 

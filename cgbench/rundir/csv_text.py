@@ -1,8 +1,8 @@
-"""A CSV file as ``RunDirectory`` writes it, to a typed frame; nothing in it is guessed.
+"""Read a CSV file as ``RunDirectory`` writes it, to a typed frame. Nothing in it is guessed.
 
-pandas' own reader accepts too much. It takes a row that is too short for one with empty cells,
-``nan`` and ``inf`` for numbers, and a quote that is never closed for text. Here each of them is an
-error.
+pandas' own reader accepts too much. It reads a row that is too short as one with empty cells. It
+reads ``nan`` and ``inf`` as numbers, and a quote that is never closed as text. Here each of them is
+an error.
 """
 
 import csv
@@ -15,25 +15,24 @@ import pandas as pd
 
 from cgbench.rundir.schema import Column
 
-# A whole number may end in .0: so pandas writes a column of them that has an empty cell.
+# A whole number may end in .0, because pandas writes it so in a column with an empty cell.
 NUMBERS = {
     "float64": re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
     "int64": re.compile(r"-?[0-9]{1,18}(\.0)?"),
 }
 
 Texts = Sequence[str | None]
-"""A column's cells; None is an empty one."""
+"""A column's cells. None is an empty one."""
 
 
 def parse_csv(text: str, columns: Sequence[Column]) -> pd.DataFrame:
-    """The table in ``text``: those of ``columns`` that it has, in their own dtypes.
+    """Return the table in ``text``: those of ``columns`` that it has, in their own dtypes.
 
-    Raises ``ValueError`` with one line if it is cut short, or has a row of another length or a
-    quote left open. A column that is missing or unknown raises it too, and so does a number that is
-    none.
+    Raise ``ValueError`` with one line if it is cut short, or has a row of another length or a quote
+    left open. A column that is missing or unknown raises it too, and so does a number that is none.
     """
     if not text.endswith("\n"):
-        # Else the values cut off would be read as empty cells.
+        # A value that was cut off would be read as an empty cell.
         raise ValueError("cut short, its last line has no end")
     if text.count('"') % 2:
         raise ValueError("a quote is left open")
@@ -55,8 +54,9 @@ def parse_csv(text: str, columns: Sequence[Column]) -> pd.DataFrame:
 
 
 def _values(texts: Texts, column: Column) -> "pd.Series[Any]":
-    """A column's cells as what they say. An empty one is missing; where none may be, the check of
-    the whole table names it."""
+    """Return a column's cells as values of its dtype. An empty one is missing. Where no cell may be
+    empty, ``ValueError`` names its row.
+    """
     if column.is_text:
         return pd.Series([*texts], dtype="string")
     is_whole = column.dtype != "float64"
@@ -64,7 +64,7 @@ def _values(texts: Texts, column: Column) -> "pd.Series[Any]":
     for row, text in enumerate(texts, start=1):
         if text is not None and not number.fullmatch(text):
             kind = "whole number" if is_whole else "number"
-            raise ValueError(f"{column.name} is {text[:40]!a} in row {row}; must be a {kind}")
+            raise ValueError(f"{column.name} is {text[:40]!a} in row {row}, must be a {kind}")
         if text is None and column.is_never_empty:
             raise ValueError(f"{column.name} is empty in row {row}")
     if is_whole:

@@ -6,12 +6,14 @@ from typing import Any
 from cgbench.request.command_line import flag_name
 from cgbench.rundir.record import RunRecord
 
-# A run's groups come from one machine and one build: their ratios are compared.
+# A run's groups come from one machine and one build, because their ratios are compared.
 ONE_RUN = ("gpu", "cpu", "driver", "torch", "transformers", "cgbench_commit")
 
 
 def differing(begun: RunRecord, asked: RunRecord) -> list[str]:
-    """Each thing that two records do not have alike and a resumed run must, by its name."""
+    """Return the name of each thing that a resumed run must have like the run it resumes, but does
+    not.
+    """
     old, new = begun.arguments, asked.arguments
     return [
         *differing_flags(old, new),
@@ -22,6 +24,6 @@ def differing(begun: RunRecord, asked: RunRecord) -> list[str]:
 
 
 def differing_flags(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The flags that two records' arguments do not have alike."""
+    """Return the flags that two records' arguments do not have alike."""
     names = dict.fromkeys([*old, *new])
     return [flag_name(name) for name in names if old.get(name) != new.get(name)]

@@ -1,4 +1,4 @@
-"""The machine and the software, as the results record them."""
+"""Describe the machine and the software, as the results record them."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "triton", "pandas")
 
 
 def environment() -> dict[str, Scalar]:
-    """Versions, CPU and GPU; a field that this machine does not have is None."""
+    """Return versions, CPU and GPU. A field that this machine does not have is None."""
     return {
         "cgbench": cgbench.__version__,
         "cgbench_commit": _commit(),
@@ -36,9 +36,10 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """``CGBENCH_COMMIT`` from the environment, for CI that copies files.
+    """Return ``CGBENCH_COMMIT`` from the environment, for CI that copies files.
 
-    Else the checkout's commit, with ``+dirty`` where files differ."""
+    Without it, return the checkout's commit, with ``+dirty`` if files differ.
+    """
     if stated := os.environ.get("CGBENCH_COMMIT"):
         return stated
     root = Path(cgbench.__file__).parent.parent
@@ -68,7 +69,9 @@ def _cpu_name() -> str | None:
 
 
 def _gpu() -> dict[str, Scalar]:
-    """The GPUs that torch sees, and what NVML says of the first one."""
+    """Return the number of GPUs that torch finds, and the properties and limits of the
+    first one.
+    """
     import torch
 
     count = torch.cuda.device_count()
@@ -85,7 +88,9 @@ def _gpu() -> dict[str, Scalar]:
 
 
 def _limits(uuid: str | None) -> dict[str, Scalar]:
-    """The driver, and what bounds the GPU's clocks: what they are is telemetry's."""
+    """Return the driver, and what bounds the GPU's clocks. Telemetry reads the clocks
+    themselves.
+    """
     import pynvml as nvml
 
     asked: dict[str, Callable[[Any], Any]] = {
@@ -99,7 +104,7 @@ def _limits(uuid: str | None) -> dict[str, Scalar]:
     found: dict[str, Scalar] = dict.fromkeys(asked)
     if uuid is None:
         return found
-    # NVML may be missing, or not tell one of them.
+    # NVML may be missing, or not give one of them.
     with suppress(nvml.NVMLError):
         nvml.nvmlInit()
         gpu = nvml.nvmlDeviceGetHandleByUUID(uuid)

@@ -1,4 +1,4 @@
-"""The files of a run directory, read once and only where they are whole.
+"""Read the files of a run directory, once and only if they are whole.
 
 ``read_run`` is the one way in. What it gives has been checked whole: every type, sign, range and
 key, and that the files agree with each other.
@@ -35,7 +35,9 @@ MARKDOWN_FILE = "latency.md"
 MAX_RECORD_BYTES = 16_000_000
 MAX_TABLE_BYTES = 256_000_000
 MAX_BYTES = 4_000_000_000
-"""Of samples and tokens. A larger file is not one of ours, and reading it would not end."""
+"""The most bytes of samples and of tokens. A larger file is not one of ours, and reading it would
+not end.
+"""
 
 _T = TypeVar("_T")
 
@@ -46,9 +48,10 @@ def _no_rows(columns: Sequence[Column]) -> Callable[[], pd.DataFrame]:
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The tables of a run, rows of finished groups alone; not to be written to.
+    """A ``Tables`` holds the tables of a run, with rows of finished groups alone. They must not be
+    written to.
 
-    ``tokens`` are the lines of ``tokens.jsonl``, none where tokens were not saved.
+    ``tokens`` are the lines of ``tokens.jsonl``, none if tokens were not saved.
     """
 
     latency: pd.DataFrame = field(default_factory=_no_rows(LATENCY))
@@ -60,10 +63,10 @@ class Tables:
 
     @classmethod
     def read(cls, path: Path, record: RunRecord) -> Self:
-        """The tables of the run in ``path``, whose ``run.json`` is ``record``.
+        """Return the tables of the run in ``path``, whose ``run.json`` is ``record``.
 
-        Raises ``RunDirectoryError``, naming the file, where one is missing, damaged or says
-        something that no run does.
+        Raise ``RunDirectoryError``, which names the file, if one is missing or damaged, or holds
+        what no run writes.
         """
         latency = _csv(path / LATENCY_FILE, LATENCY)
         _check_label(path / LATENCY_FILE, latency, record)
@@ -87,10 +90,10 @@ class Tables:
 
 
 def read_run(path: Path) -> tuple[RunRecord, Tables]:
-    """The run in ``path``: its record and its tables, each file read once.
+    """Return the record and the tables of the run in ``path``. Each file is read once.
 
-    Raises ``RunDirectoryError``, naming the file, where one is missing, damaged or says something
-    that no run does.
+    Raise ``RunDirectoryError``, which names the file, if one is missing or damaged, or holds what
+    no run writes.
     """
     record = _record(path / RECORD_FILE)
     return record, Tables.read(path, record)
@@ -99,7 +102,7 @@ def read_run(path: Path) -> tuple[RunRecord, Tables]:
 def check_is_file(file: Path) -> None:
     """Refuse what is no regular file, which might never end, and what is too large to be ours.
 
-    Raises ``RunDirectoryError``.
+    Raise ``RunDirectoryError``.
     """
     check_file(_damaged(file), file, MAX_BYTES, RunDirectoryError)
 
@@ -113,7 +116,7 @@ def _text(file: Path, most_bytes: int) -> str:
 
 
 def _damaged(file: Path) -> str:
-    """How an error line about a file that cannot be read begins."""
+    """Return the beginning of an error line about a file that cannot be read."""
     return f"{file}: missing or damaged"
 
 
@@ -153,7 +156,9 @@ def _checked(file: Path, frame: pd.DataFrame, columns: Sequence[Column]) -> pd.D
 
 
 def _blocks(file: Path) -> pd.DataFrame:
-    """None in a thin directory, and in one from before there was telemetry."""
+    """Return the blocks. There are none in a thin directory, and in one from before there was
+    telemetry.
+    """
     return _csv(file, BLOCKS) if os.path.lexists(file) else typed_frame([], BLOCKS)
 
 

@@ -1,4 +1,4 @@
-"""Whether the floors of a run hold: none may be beaten by more than is known of it."""
+"""Judge whether the floors of a run hold: none may be beaten by more than its uncertainty."""
 
 from collections.abc import Iterator
 
@@ -12,12 +12,14 @@ MEASURED = (Status.OK.value, Status.DISTURBED.value)
 
 
 def with_floor_verdicts(latency: pd.DataFrame, record: RunRecord) -> pd.DataFrame:
-    """``latency`` with every share of the floor at most 1.
+    """Return ``latency`` with every share of the floor at most 1.
 
-    A row that is faster than its floor by more than its interval and the bandwidth's own spread has
-    status ``floor_beaten`` and no share: its floor is wrong. Within that its share is 1. Where the
-    weights fit the device's cache the floor, which reads them from memory, bounds nothing: such a
-    row has no share either.
+    A row is beaten if it is faster than its floor by more than its interval and the bandwidth's own
+    spread. It gets status ``floor_beaten`` and no share, because its floor is wrong. Within that
+    its share is 1.
+
+    If the weights fit the device's cache, the floor bounds nothing, because it reads them from
+    memory. A row that is faster than its floor then has no share either.
     """
     share = _share(latency)
     is_over = share > 1
@@ -35,7 +37,7 @@ def with_floor_verdicts(latency: pd.DataFrame, record: RunRecord) -> pd.DataFram
 
 
 def floor_lines(latency: pd.DataFrame, record: RunRecord) -> Iterator[str]:
-    """A line for each row whose floor is beaten, or one where the weights fit the cache."""
+    """Yield a line for each row whose floor is beaten, or one line if the weights fit the cache."""
     share = _share(latency)
     beaten = latency.assign(share=share)[latency["status"] == Status.FLOOR_BEATEN.value]
     for row in beaten.to_dict("records"):
@@ -52,18 +54,18 @@ def floor_lines(latency: pd.DataFrame, record: RunRecord) -> Iterator[str]:
 
 
 def _share(latency: pd.DataFrame) -> "pd.Series[float]":
-    """Of the floor, as measured: over 1 where it is beaten."""
+    """Return the share of the floor, as measured. It is over 1 if the floor is beaten."""
     return latency["floor_ms"] / latency["iteration_p50_ms"]
 
 
 def _cache_bytes(record: RunRecord) -> int:
-    """0 where it is not known."""
+    """Return the bytes of the device's cache, or 0 if they are unknown."""
     limits = record.limits
     return 0 if limits is None else limits.cache_bytes or 0
 
 
 def _fits_cache(latency: pd.DataFrame, record: RunRecord) -> bool:
-    """Whether the weights may stay in the cache from one iteration to the next."""
+    """Return whether the weights may stay in the cache from one iteration to the next."""
     cache, weights = _cache_bytes(record), record.model.get("weight_bytes")
     is_flushed = (latency["l2"] == COLD).any()
     return bool(cache and weights and weights <= cache and not is_flushed)

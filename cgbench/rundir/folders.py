@@ -8,15 +8,15 @@ from cgbench.errors import RunDirectoryError
 
 
 def is_free(path: Path) -> bool:
-    """Whether a folder may be written there: nothing is, or an empty one."""
+    """Return whether a folder may be written there: nothing is there, or an empty folder."""
     return not _is_there(path) or (path.is_dir() and not any(path.iterdir()))
 
 
 def check_new_folder(flag: str, path: Path, hint: str) -> None:
     """Refuse a folder that holds something, cannot be made or cannot be written to, before any work
-    is done for it. ``hint`` says what to do instead. Makes nothing.
+    is done for it.
 
-    Raises ``RunDirectoryError``.
+    ``hint`` is what to do instead. No folder is made. Raise ``RunDirectoryError``.
     """
     try:
         is_taken = not is_free(path)
@@ -24,13 +24,15 @@ def check_new_folder(flag: str, path: Path, hint: str) -> None:
     except OSError as error:
         raise RunDirectoryError(f"{flag} {path}: {error.strerror}") from error
     if is_taken:
-        raise RunDirectoryError(f"{flag} {path}: exists already; {hint}")
+        raise RunDirectoryError(f"{flag} {path}: exists already. {hint}")
     if problem is not None:
         raise RunDirectoryError(f"{flag} {path}: {os.strerror(problem)}")
 
 
 def _problem(path: Path) -> int | None:
-    """What keeps a folder from being made there, or files in it, by errno; None if nothing does."""
+    """Return, by errno, what keeps a folder or files in it from being made. Return None if nothing
+    does.
+    """
     there = next(each for each in (path, *path.parents) if _is_there(each))
     if not there.is_dir():
         return errno.ENOTDIR
@@ -38,5 +40,5 @@ def _problem(path: Path) -> int | None:
 
 
 def _is_there(path: Path) -> bool:
-    """Also a link to nowhere."""
+    """Return whether something is there, also a link to nowhere."""
     return path.is_symlink() or path.exists()

@@ -13,7 +13,8 @@ from cgbench.rundir.store import RunDirectory, ToMarkdown
 from cgbench.rundir.summary import CELL, with_timings
 from cgbench.words import Status
 
-# Worst first. What failed once is not sound, whatever the other processes say.
+# The worst status comes first. A cell that failed once is not sound, however the other processes
+# ended.
 SEVERITY = (
     Status.AUDIT_FAILED,
     Status.OOM,
@@ -24,7 +25,9 @@ SEVERITY = (
 FAILED = (Status.AUDIT_FAILED, Status.OOM)
 
 OF_THE_FIRST = ("tokens_sha256", "mean_acceptance_length", "acceptance_rate_per_pos")
-"""What a row says of the generate pass, as the acceptance and the tokens kept are."""
+"""The columns of a row that come from the generate pass, as the acceptance and the kept
+tokens do.
+"""
 
 
 def merge_runs(
@@ -34,10 +37,10 @@ def merge_runs(
     resumed: Sequence[Resumed] = (),
 ) -> RunDirectory:
     """Write ``parts``, complete runs with the same arguments, to ``path`` as one finished run.
-    ``resumed`` is what its record says of that, before what the parts' records say.
 
-    Tokens, acceptance and capture costs are the first's: they are the same work done again. Where
-    tokens differ, a warning says so.
+    ``resumed`` is put into its record, before the entries of the parts' records. Tokens, acceptance
+    and capture costs are the first's, because they are the same work done again. A warning names
+    the cells whose tokens differ.
     """
     rows = pd.concat([part.latency() for part in parts], ignore_index=True)
     facts = _worst_rows(rows)
@@ -75,8 +78,10 @@ def merge_runs(
 
 
 def _worst_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return a row a cell, in the first run's order. It is the row of the worst status, with the
-    most memory and the discarded blocks of all. Tokens and acceptance are the first run's.
+    """Return a row a cell, in the first run's order.
+
+    It is the row of the worst status, with the most memory and the discarded blocks of all. Tokens
+    and acceptance are the first run's.
     """
     by_cell = rows.groupby(CELL, sort=False)
     together = by_cell.agg(

@@ -1,4 +1,4 @@
-"""What ``run.json`` of an older schema version says in this one: a step a version."""
+"""Bring a ``run.json`` of an older schema version to this one, one version a step."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +13,11 @@ _THIN_WARNING = "thin: samples.parquet holds one median a block, not every itera
 
 
 def _from_1(raw: JsonObject) -> JsonObject:
-    """Version 2 has fields for a thin directory, until then a warning, and for ``--resume``,
-    which version 1 did not record."""
+    """Bring version 1 to version 2.
+
+    Version 2 has a field for a thin directory, which was a warning until then. It also has one for
+    ``--resume``, which version 1 did not record.
+    """
     added = {"thin": False, "resumed": []}
     warnings = raw.get("warnings")
     if not isinstance(warnings, list) or _THIN_WARNING not in warnings:
@@ -24,19 +27,22 @@ def _from_1(raw: JsonObject) -> JsonObject:
 
 
 def _from_2(raw: JsonObject) -> JsonObject:
-    """Version 3 adds columns to ``latency.csv``: engine, quant, kv_dtype, mtp_modules, draft_vocab.
-    They are part of a row's key, so a cgbench that does not know them must not read it."""
+    """Bring version 2 to version 3, which changes nothing in the record.
+
+    Version 3 adds columns to ``latency.csv``: engine, quant, kv_dtype, mtp_modules and draft_vocab.
+    They are part of a row's key, so a cgbench without them must not read it.
+    """
     return raw
 
 
 STEPS: dict[int, Callable[[JsonObject], JsonObject]] = {1: _from_1, 2: _from_2}
-"""From each version that is still read to the next one."""
+"""From each older version that is still read, the step to the next one."""
 
 
 def migrated(raw: JsonObject, file: Path) -> JsonObject:
-    """``raw``, the content of ``file``, as ``SCHEMA_VERSION`` says it.
+    """Return ``raw``, the content of ``file``, in the form of ``SCHEMA_VERSION``.
 
-    Raises ``RunDirectoryError``, naming ``file`` and its version, where that is none or newer.
+    Raise ``RunDirectoryError``, which names ``file`` and its version, if that is none or newer.
     """
     found = raw.get("schema_version")
     version = found if type(found) is int else None
@@ -46,6 +52,6 @@ def migrated(raw: JsonObject, file: Path) -> JsonObject:
     if version == SCHEMA_VERSION:
         return raw
     read = ", ".join(map(str, [*STEPS, SCHEMA_VERSION]))
-    cure = "; a newer cgbench may" if version is not None and version > SCHEMA_VERSION else ""
+    cure = ". A newer cgbench may" if version is not None and version > SCHEMA_VERSION else ""
     shown = " ".join(str(found)[:40].split())
-    raise RunDirectoryError(f"{file}: schema_version {shown}; this cgbench reads {read}{cure}")
+    raise RunDirectoryError(f"{file}: schema_version {shown}. This cgbench reads {read}{cure}")

@@ -1,6 +1,6 @@
-"""A Parquet file of a run directory: written, and read back to a typed frame.
+"""Write a Parquet file of a run directory, and read it back to a typed frame.
 
-Files are opened here, because a name that is not UTF-8 is none for Arrow.
+Files are opened here, because Arrow refuses a name that is not UTF-8.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     import pyarrow
 
 MAX_ROWS = 50_000_000
-"""A file of a few bytes can hold any number of equal rows."""
+"""The most rows that are read, because a file of a few bytes can hold any number of equal rows."""
 
 TYPES = {"float64": ("double",), "int64": ("int64",), "string": ("string", "large_string")}
-"""How Arrow calls what a column of a dtype holds."""
+"""Arrow's names for what a column of each dtype holds."""
 
 
 def parse_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
-    """The table in ``file``: those of ``columns`` that it has, in their own dtypes.
+    """Return the table in ``file``: those of ``columns`` that it has, in their own dtypes.
 
-    What pandas noted in it of indices and types is not read. Raises ``OSError`` if it cannot be
-    read. Raises ``ValueError`` with one line if it is no Parquet file, lacks a column, or has one
+    The notes of pandas in it on indices and types are not read. Raise ``OSError`` if it cannot be
+    read. Raise ``ValueError`` with one line if it is no Parquet file, lacks a column, or has one
     that is unknown or of another type. An empty cell where none may be raises it too.
     """
     import pyarrow
@@ -48,13 +48,13 @@ def parse_parquet(file: Path, columns: Sequence[Column]) -> pd.DataFrame:
 
 
 def write_parquet(frame: pd.DataFrame, file: Path) -> None:
-    """``frame`` without its index."""
+    """Write ``frame`` without its index."""
     with open(file, "wb") as opened:
         frame.to_parquet(opened, index=False)
 
 
 def _held(schema: "pyarrow.Schema", columns: Sequence[Column]) -> list[Column]:
-    """Those of ``columns`` that are in ``schema``, in the order declared."""
+    """Return those of ``columns`` that are in ``schema``, in the order declared."""
     if len(set(schema.names)) < len(schema.names) or set(schema.names) - {c.name for c in columns}:
         raise ValueError("not the columns of this schema version")
     held = [column for column in columns if column.name in schema.names]

@@ -1,7 +1,7 @@
 """``run.json`` holds what a run was, without its numbers. It is read only if it is whole and
 understood.
 
-Written against the standard library alone, as ``schema``.
+Written against the standard library alone, as ``schema`` is.
 """
 
 import json
@@ -31,13 +31,14 @@ from cgbench.rundir.record_parts import (
 )
 from cgbench.rundir.record_schema import part_faults
 
-# Fields that runs of this schema version may lack: they came after the first ones were kept.
+# Runs of this schema version may lack these fields, because they came after the first ones were
+# kept.
 ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
 
 
 @dataclass(kw_only=True)
 class RunRecord:
-    """``run.json``: everything about a run but its numbers.
+    """A ``RunRecord`` is the content of ``run.json``: everything about a run but its numbers.
 
     ``arguments`` are what was asked, as ``RunRequest.to_record`` writes it. ``model["label"]`` is
     the name that every table shows. ``complete`` turns true last.
@@ -61,18 +62,25 @@ class RunRecord:
     telemetry: TelemetryFacts = field(default_factory=TelemetryFacts)
     floor: FloorFacts = field(default_factory=FloorFacts)
     seconds: dict[str, float] = field(default_factory=dict)
-    """``run``: from the start to the newest group's end; ``audit``: the short audits' part."""
+    """``run`` is from the start to the newest group's end. ``audit`` is the short audits' part of
+    it.
+    """
 
     @property
     def mixture_words(self) -> str | None:
-        """What ran a mixture's experts and its router in decode steps. None of a dense model, and
-        of a run that did not record it: those ran transformers' own."""
+        """Return what ran a mixture's experts and its router in decode steps.
+
+        It is None for a dense model. It is also None for a run that did not record it, whose
+        experts ran transformers' own code.
+        """
         experts, router = self.model.get("experts_path"), self.model.get("router_path")
         return None if experts is None else f"experts by {experts}, router by {router}"
 
     @property
     def limits(self) -> DeviceLimits | None:
-        """The device's, as measured in this run; None before they were."""
+        """Return the device's limits, as measured in this run. They are None before they were
+        measured.
+        """
         limits = self.floor.get("limits")
         if limits is None:
             return None
@@ -85,10 +93,11 @@ class RunRecord:
 
     @property
     def accounts(self) -> list[Account]:
-        """The floors' accounts, in the order of their batch sizes' measurement."""
+        """Return the floors' accounts, in the order in which their batch sizes were measured."""
         return [Account.from_dict(raw) for raw in self.floor.get("accounts", [])]
 
     def set_limits(self, limits: DeviceLimits) -> None:
+        """Put in the device's limits."""
         self.floor["limits"] = LimitFacts(
             read_bytes_per_s=limits.read_bytes_per_s,
             flops_per_s=limits.flops_per_s,
@@ -97,41 +106,47 @@ class RunRecord:
         )
 
     def keep_accounts(self, batch_size: int, accounts: Sequence[Account]) -> None:
-        """Put in those of one batch size, in place of an earlier, unfinished try's."""
+        """Put in the accounts of one batch size, in place of those of an earlier,
+        unfinished try.
+        """
         others = [each for each in self.accounts if each.batch_size != batch_size]
         self.floor["accounts"] = [each.to_dict() for each in (*others, *accounts)]
 
     def add_collectives(self, shares: Iterable[CollectiveShare]) -> None:
-        """Of a run whose ranks share the model; another has none."""
+        """Put in the collectives' shares of a run whose ranks share the model. ``shares`` is empty
+        for any other run.
+        """
         for share in shares:
             self.model["tensor_parallel"]["collectives"].append(share.facts)
 
     def add_capture(self, facts: Mapping[str, Scalar]) -> None:
-        """What a step before the measurement took, by the name that ``capture`` has for it."""
+        """Put in what a step before the measurement took, under its names in ``capture``."""
         self.capture.update(facts)
 
     def add_warnings(self, lines: Iterable[str]) -> None:
-        """Those that are not there yet."""
+        """Put in the lines that are not there yet."""
         self.warnings += [line for line in lines if line not in self.warnings]
 
     def add_resumed(self, entry: Resumed) -> None:
+        """Put in one ``--resume``."""
         self.resumed.append(entry)
 
     def set_seconds(self, *, run: float, audit: float) -> None:
-        """``run``: from the start until now; ``audit``: the short audits' part."""
+        """Put in the seconds of the run from its start until now, and the short audits' part of
+        them.
+        """
         self.seconds = {"run": run, "audit": audit}
 
     def to_json(self) -> str:
-        """The text of ``run.json``."""
+        """Return the text of ``run.json``."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, file: Path) -> Self:
-        """Read ``text``, the content of ``file``; of an older schema version what it says in
-        this one.
+        """Read ``text``, the content of ``file``. An older schema version is brought to this one.
 
-        Raises ``RunDirectoryError`` with the name ``file`` if the text is not JSON or comes from a
-        schema version that is not read. It also raises it, with the field's name, if a field at any
+        Raise ``RunDirectoryError`` with the name ``file`` if the text is not JSON or comes from a
+        schema version that is not read. It is also raised, with the field's name, if a field at any
         depth is unknown, missing, of another type or out of range.
         """
         raw = migrated(_object(text, file), file)
@@ -139,7 +154,7 @@ class RunRecord:
         values = {name: _checked(raw, name, kind, file) for name, kind in held}
         if unknown := sorted(raw.keys() - values.keys()):
             raise RunDirectoryError(
-                f"{file}: field {unknown[0]} is unknown; a newer cgbench may read it"
+                f"{file}: field {unknown[0]} is unknown. A newer cgbench may read it"
             )
         for fault in chain(part_faults(raw), account_faults(raw.get("floor", {}))):
             raise RunDirectoryError(f"{file}: {fault}")
@@ -157,7 +172,7 @@ def _object(text: str, file: Path) -> JsonObject:
 
 
 def _kinds(record: type[RunRecord]) -> list[tuple[str, type]]:
-    """Field names and the classes JSON reads them as: ``list`` for ``list[str]``."""
+    """Return field names and the classes JSON reads them as: ``list`` for ``list[str]``."""
     return [(f.name, _kind(f.type)) for f in fields(record)]
 
 
@@ -172,7 +187,7 @@ def _checked(raw: JsonObject, name: str, kind: type, file: Path) -> Any:
 
 
 def resumed_words(entry: Resumed) -> str:
-    """One of a record's ``resumed`` in words: when, and what was kept."""
+    """Return one entry of a record's ``resumed`` in words: when it was, and what was kept."""
     finished = {
         "batch sizes": entry.get("kept_batch_sizes"),
         "processes": entry.get("kept_processes"),

@@ -1,4 +1,5 @@
-"""What stands inside the fields of ``run.json``, as types. ``record_schema`` says what is checked.
+"""Declare as types what stands inside the fields of ``run.json``. ``record_schema`` states what is
+checked.
 
 A part that older runs lack may be missing.
 """
@@ -12,7 +13,7 @@ Scalar: TypeAlias = str | int | float | bool | None
 
 
 class CollectiveFacts(TypedDict):
-    """A cell's collectives beside its iteration: see ``rundir.collective_share``."""
+    """This is a cell's collectives beside its iteration: see ``rundir.collective_share``."""
 
     scope: str
     spec_tokens: int
@@ -23,7 +24,7 @@ class CollectiveFacts(TypedDict):
 
 
 class ParallelFacts(TypedDict):
-    """How ranks share the model."""
+    """This describes how ranks share the model."""
 
     tp_size: int
     backend: str
@@ -36,8 +37,9 @@ class ParallelFacts(TypedDict):
 
 
 class ModelFacts(TypedDict):
-    """``label`` is the name that every table shows. ``experts_path`` and ``router_path`` say what
-    ran a mixture's experts and its router in decode steps."""
+    """This describes the model. ``label`` is the name that every table shows. ``experts_path`` and
+    ``router_path`` name what ran a mixture's experts and its router in decode steps.
+    """
 
     label: str
     fingerprint: str
@@ -56,7 +58,7 @@ class ModelFacts(TypedDict):
 
 
 class WorkloadFacts(TypedDict):
-    """What was decoded, and how long cells were timed."""
+    """This describes what was decoded, and how long cells were timed."""
 
     version: int
     sha256: str
@@ -74,7 +76,7 @@ class WorkloadFacts(TypedDict):
 
 
 class PlanFacts(TypedDict):
-    """The capture plan of one k."""
+    """This is the capture plan of one k."""
 
     spec_tokens: int
     batch_sizes: Sequence[int]
@@ -88,7 +90,9 @@ class PlanFacts(TypedDict):
 
 
 class Resumed(TypedDict):
-    """A ``--resume``: when, and what was finished by then; of a merged run by which process."""
+    """This is one ``--resume``: when it was, and what was finished by then. In a merged run
+    ``process`` is the process that was resumed.
+    """
 
     utc: str
     kept_batch_sizes: NotRequired[list[int]]
@@ -97,7 +101,7 @@ class Resumed(TypedDict):
 
 
 class Spread(TypedDict):
-    """A quantity over all timed blocks."""
+    """This is the spread of a quantity over all timed blocks."""
 
     min: float
     median: float
@@ -105,11 +109,11 @@ class Spread(TypedDict):
 
 
 Told: TypeAlias = Literal["sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w"]
-"""What a GPU says of itself in numbers."""
+"""The numbers that a GPU reports of itself."""
 
 
 class TelemetryFacts(TypedDict, total=False):
-    """What the GPU said of itself. What nothing told is left out."""
+    """This is what the GPU reported of itself. What it did not report is left out."""
 
     sm_clock_mhz: Spread
     memory_clock_mhz: Spread
@@ -122,7 +126,7 @@ class TelemetryFacts(TypedDict, total=False):
 
 
 class LimitFacts(TypedDict):
-    """``floor.rates.DeviceLimits``."""
+    """This is a ``floor.rates.DeviceLimits`` in ``run.json``."""
 
     read_bytes_per_s: float
     flops_per_s: float
@@ -131,7 +135,9 @@ class LimitFacts(TypedDict):
 
 
 class FloorFacts(TypedDict, total=False):
-    """The device's limits, as measured in this run, and accounts: see ``floor.account``."""
+    """This holds the device's limits, as measured in this run, and accounts: see
+    ``floor.account``.
+    """
 
     limits: LimitFacts
     accounts: list[AccountFacts]

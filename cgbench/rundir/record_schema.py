@@ -1,7 +1,7 @@
-"""What stands inside the fields of ``run.json``, each part declared once.
+"""Declare once what each part inside the fields of ``run.json`` must be.
 
-What tables and comparisons read must be there. Everything else must be of its type where it is
-there. Written against the standard library alone, as ``schema``.
+What tables and comparisons read must be there. Everything else may be missing, but must be of its
+type. Written against the standard library alone, as ``schema`` is.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,15 +12,18 @@ from cgbench.rundir.schema import DRAFTS, LARGEST, MAX_TEXT, REQUESTS, Range
 
 
 class Kind(NamedTuple):
-    """What a JSON value may be: in words, and whether one is."""
+    """A ``Kind`` is what a JSON value may be. ``meaning`` states it in words, and ``holds`` decides
+    whether a value is one.
+    """
 
     meaning: str
     holds: Callable[[Any], bool]
 
 
 class Part(NamedTuple):
-    """A part of the record. ``path`` has ``[]`` for every element of a list, and ``*`` for every
-    key of an object. A part that is ``needed`` must be there where what holds it is."""
+    """A ``Part`` is a part of the record. ``path`` has ``[]`` for every element of a list, and
+    ``*`` for every key of an object. A part that is ``needed`` must be there if what holds it is.
+    """
 
     path: str
     kind: Kind
@@ -58,7 +61,7 @@ def _list_of(kind: Kind) -> Kind:
 
 
 def _once(kind: Kind) -> Kind:
-    """A list without repetitions."""
+    """Return ``kind`` limited to lists without repetitions."""
     return Kind(
         f"{kind.meaning}, each once",
         lambda value: kind.holds(value) and len(set(value)) == len(value),
@@ -156,14 +159,14 @@ PARTS = (
 
 
 class _Missing:
-    """What is not there."""
+    """This class stands for what is not there."""
 
 
 _MISSING = _Missing()
 
 
 def part_faults(raw: JsonObject) -> Iterator[str]:
-    """What is wrong within the fields of a record, whose own types have been checked."""
+    """Yield what is wrong within the fields of a record, whose own types have been checked."""
     for part in PARTS:
         for name, value in _found(raw, part.path):
             is_there = value is not _MISSING
@@ -175,7 +178,9 @@ def part_faults(raw: JsonObject) -> Iterator[str]:
 
 
 def _found(raw: JsonObject, path: str) -> Iterator[tuple[str, Any]]:
-    """Each value at ``path`` with its own name; ``_MISSING`` where what would hold it lacks it."""
+    """Yield each value at ``path`` with its own name. It is ``_MISSING`` if what would hold it
+    lacks it.
+    """
     found: list[tuple[str, Any]] = [("", raw)]
     for step in path.split("."):
         name, is_every = step.removesuffix("[]"), step.endswith("[]")

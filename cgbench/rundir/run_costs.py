@@ -1,4 +1,6 @@
-"""Costs for the planner out of a run directory: what was measured, by bucket and by batch size."""
+"""Read costs for the planner out of a run directory: what was measured, by bucket and by batch
+size.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,19 +18,22 @@ _SIZES = (1, MAX_BATCH_SIZE)
 _ITERATION_MS = (1e-6, 1e9)
 _CAPTURE_S = (0, 1e9)
 _BYTES = (-1e15, 1e15)
-"""What a measurement may give: far more than any does, and nothing that sums would overflow on."""
+"""These ranges are what a measurement may give. They are far wider than any measurement needs, but
+sums within them do not overflow.
+"""
 
 MILLISECONDS = ("warmup_ms", "capture_ms", "instantiate_ms", "first_replay_ms")
 
 
 def read_costs(path: Path, spec_tokens: int) -> Costs:
-    """Iteration times, graph bytes and capture seconds of the run in ``path`` at one k.
+    """Return iteration times, graph bytes and capture seconds of the run in ``path`` at one k.
 
-    The whole iteration's graphs where the run has them, else the three of a phase, taken together.
-    A bucket's time is the median over the batch sizes measured in it, because the graph does the
-    same work whatever it holds. Raises ``RunDirectoryError``, naming the file, where k was not
-    measured, captured or eager, where a file is missing or damaged, and where a number in it is
-    none that a measurement gives.
+    They are those of the whole iteration's graphs if the run has them. If not, they are those of
+    the three phase graphs, taken together. A bucket's time is the median over the batch sizes
+    measured in it, because the graph does the same work whatever it holds.
+
+    Raise ``RunDirectoryError`` unless k was measured both captured and eager. Raise it too, with
+    the file's name, if a file is missing or damaged, or has a number that no measurement gives.
     """
     from cgbench.rundir.files import CAPTURE_FILE, LATENCY_FILE
     from cgbench.rundir.store import RunDirectory
@@ -44,7 +49,7 @@ def read_costs(path: Path, spec_tokens: int) -> Costs:
         if found.empty:
             raise RunDirectoryError(
                 f"--costs {path}: latency.csv has no {what} iteration at --spec-tokens "
-                f"{spec_tokens}; measure it with cgbench run"
+                f"{spec_tokens}. Measure it with cgbench run"
             )
     file = path / LATENCY_FILE
     _check(file, graphs, "bucket", _SIZES)
@@ -71,8 +76,9 @@ def _acceptance_length(graphs: "pd.DataFrame") -> float | None:
 
 
 def _drafts(graphs: "pd.DataFrame", eager: "pd.DataFrame") -> Drafts | None:
-    """The draft steps' part, where every row has it. It is from another pass than the iteration,
-    so it is taken as a share of verify and drafts together."""
+    """Return the draft steps' part, if every row has it. It is from another pass than the
+    iteration, so it is taken as a share of verify and drafts together.
+    """
     parts = []
     for rows, by in ((graphs, "bucket"), (eager, "batch_size")):
         stages = rows[["verify_p50_ms", "draft_p50_ms"]].astype("float64")
@@ -84,17 +90,17 @@ def _drafts(graphs: "pd.DataFrame", eager: "pd.DataFrame") -> Drafts | None:
 
 
 def read_graph_memory(path: Path) -> GraphMemory:
-    """The memory of the run's own graphs, as a model for other lists.
+    """Return the memory of the run's own graphs, as a model for other lists.
 
-    The stated model where the run captured nothing. Raises ``RunDirectoryError`` where its ledger
-    is damaged.
+    It is the stated model if the run captured nothing. Raise ``RunDirectoryError`` if its ledger is
+    damaged.
     """
     rows = read_ledger(path)
     return fitted(rows, f"measured in {path}") if rows else STATED
 
 
 def read_ledger(path: Path) -> list[LedgerRow]:
-    """Every captured graph of the run with what it took."""
+    """Return every captured graph of the run with what it took."""
     from cgbench.rundir.files import CAPTURE_FILE
     from cgbench.rundir.store import RunDirectory
 
@@ -110,12 +116,12 @@ def read_ledger(path: Path) -> list[LedgerRow]:
 
 
 def _check(file: Path, rows: "pd.DataFrame", column: str, limits: tuple[float, float]) -> None:
-    """Raises ``RunDirectoryError`` where a value is not a number within ``limits``."""
+    """Raise ``RunDirectoryError`` if a value is not a number within ``limits``."""
     least, most = limits
     values = rows[column].astype("float64")
     for value in values[~values.between(least, most)]:
         raise RunDirectoryError(
-            f"{file}: damaged: {column} is {value:g}; must be a number from {least:g} to {most:g}"
+            f"{file}: damaged: {column} is {value:g}, must be a number from {least:g} to {most:g}"
         )
 
 
@@ -125,12 +131,12 @@ def _scope(graphs: "pd.DataFrame") -> Scope:
 
 
 def _captured(capture: "pd.DataFrame", scope: Scope, spec_tokens: int) -> "pd.DataFrame":
-    """Bytes and seconds of each bucket, all its graphs together."""
+    """Return the bytes and seconds of each bucket, all its graphs together."""
     is_whole = capture["phase"] == Phase.ITERATION
     of_scope = is_whole if scope is Scope.ITERATION else ~is_whole
     rows = capture[of_scope & (capture["spec_tokens"] == spec_tokens)]
     costs = rows.assign(
-        # As floats, because whole numbers of 64 bits wrap where they are too large.
+        # These are floats, because whole numbers of 64 bits wrap if they are too large.
         bytes=(rows["pool_bytes"].astype("float64") + rows["driver_bytes"]).clip(lower=0),
         seconds=rows[list(MILLISECONDS)].sum(axis=1, skipna=False) / 1e3,
     )
@@ -138,7 +144,7 @@ def _captured(capture: "pd.DataFrame", scope: Scope, spec_tokens: int) -> "pd.Da
 
 
 def _whole_sum(values: "pd.Series[float]") -> float:
-    """The sum, which is no number where one of them is none."""
+    """Return the sum, which is NaN if one of the values is."""
     return float(values.sum(skipna=False))
 
 

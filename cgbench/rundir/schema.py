@@ -1,8 +1,8 @@
-"""Columns, dtypes and units of every file in a run directory, each declared once.
+"""Declare the columns, dtypes and units of every file in a run directory, each once.
 
-Written against the standard library alone: the measuring side and the light commands import it
-and must not pay for pandas. Times are seconds in the records and in ``samples.parquet``, and
-milliseconds in the tables that a person reads.
+Written against the standard library alone, because the measuring side and the light commands import
+it and must not pay for pandas. Times are seconds in the records and in ``samples.parquet``. They
+are milliseconds in the tables that a person reads.
 """
 
 import re
@@ -15,7 +15,9 @@ from cgbench.words import Mode, Phase, Quant, Routing, Scope, Stage, Status
 
 
 class Range(NamedTuple):
-    """What a number may be, both ends included; never infinite, and never not a number."""
+    """A ``Range`` is what a number may be, both ends included. It is never infinite, and
+    never NaN.
+    """
 
     least: float
     most: float
@@ -24,7 +26,7 @@ class Range(NamedTuple):
         return f"{self.least:.16g} to {self.most:.16g}"
 
 
-# Past it a float does not hold every whole number.
+# Past this number a float does not hold every whole number.
 LARGEST = 2.0**53
 
 COUNT = Range(0, LARGEST)
@@ -34,12 +36,12 @@ SHARE = Range(0, 1)
 DRAFTS = Range(0, 1024)
 REQUESTS = Range(1, 2**20)
 ROWS = Range(0, 1e12)
-"""Rows that a generate pass decodes: more would leave a rate's error to rounding."""
+"""Rows that a generate pass decodes. More would leave a rate's error to rounding."""
 SECONDS = Range(1e-12, 1e9)
 MILLISECONDS = Range(1e-9, 1e12)
 
 MAX_TEXT = 4096
-"""Characters of a text: as many as a path may have."""
+"""The most characters of a text, as many as a path may have."""
 
 
 def _is_any(_: str) -> bool:
@@ -47,13 +49,13 @@ def _is_any(_: str) -> bool:
 
 
 class Column(NamedTuple):
-    """One column of a table: its name, its pandas dtype, and what it means.
+    """A ``Column`` declares one column of a table: its name, its pandas dtype, and what it means.
 
     An empty cell is NaN in a ``float64`` and NA in an ``Int64`` or ``string``. An ``int64`` column
     has no empty cell, and neither has one that is ``filled``. A column that is ``added`` is not in
     every run directory of this schema version. If it is missing, each row is read as ``default``. A
-    column with ``words`` holds one of them in every row. Numbers lie ``within`` a range; of every
-    text ``is_right`` says whether it can be one.
+    column with ``words`` holds one of them in every row. Numbers lie ``within`` a range.
+    ``is_right`` decides whether a text is one that the column can hold.
     """
 
     name: str
@@ -68,11 +70,12 @@ class Column(NamedTuple):
 
     @property
     def is_text(self) -> bool:
+        """Return whether the column holds texts."""
         return self.dtype == "string"
 
     @property
     def is_never_empty(self) -> bool:
-        """Whether no cell may be empty."""
+        """Return whether no cell may be empty."""
         return self.filled or bool(self.words) or self.dtype == "int64"
 
 
@@ -81,7 +84,7 @@ def _added(name: str, dtype: str, meaning: str, default: str | int | None = None
 
 
 def _label(name: str, meaning: str) -> Column:
-    """A text that every row has."""
+    """Declare a text that every row has."""
     return Column(name, "string", meaning, filled=True)
 
 
@@ -102,7 +105,7 @@ def _are_rates(text: str) -> bool:
 
 
 def _is_sampled(name: str) -> bool:
-    """Whether samples have a stage of that name: drafts one at a time, or all of them."""
+    """Return whether samples have a stage of that name: drafts one at a time, or all of them."""
     try:
         stage = Stage.parse(name)
     except ValueError:
@@ -114,12 +117,15 @@ WARM, COLD = "warm", "cold"
 """The L2 cache before a timed iteration: as the last one left it, or flushed."""
 
 OWN_ENGINE, UNQUANTISED, SAME, TARGETS = "cgbench", str(Quant.NONE), "same", "target"
-"""What rows say, and what older rows are read as: this tool decoded, with weights as
-``dtype`` has them, keys and values of the same type, and drafts out of the target's vocabulary."""
+"""What rows hold by default, and what older rows are read as.
+
+This tool decoded. Weights are as ``dtype`` has them, and keys and values are of the same type.
+Drafts are out of the target's vocabulary.
+"""
 
 LATENCY = (
-    _label("model", "model label; says so where the weights are random"),
-    _label("head", "draft head label; none where k = 0"),
+    _label("model", "model label, says so where the weights are random"),
+    _label("head", "draft head label, none where k = 0"),
     Column("device", "string", "cpu or cuda", words=("cpu", "cuda")),
     _label("dtype", "weights and KV"),
     _label("attention", "attention backend"),
@@ -131,7 +137,7 @@ LATENCY = (
     Column("spec_tokens", "int64", "k, drafts per request per iteration", within=DRAFTS),
     Column("batch_size", "int64", "requests", within=REQUESTS),
     Column(
-        "bucket", "Int64", "requests the graph holds; empty where it ran eager", within=REQUESTS
+        "bucket", "Int64", "requests the graph holds, empty where it ran eager", within=REQUESTS
     ),
     Column("padding_frac", "float64", "(bucket - batch_size) / bucket", within=SHARE),
     Column("context_len", "int64", "committed KV rows per request when timing starts"),
@@ -148,7 +154,7 @@ LATENCY = (
     Column(
         "mean_acceptance_length",
         "float64",
-        "1 + accepted per iteration, 1 to k + 1; under length and golden the stated one",
+        "1 + accepted per iteration, 1 to k + 1, under length and golden the stated one",
         within=FROM_ONE,
     ),
     Column(
@@ -166,7 +172,7 @@ LATENCY = (
     Column(
         "peak_memory_bytes",
         "Int64",
-        "most device memory in use; on a CPU the process's peak",
+        "most device memory in use. On a CPU the process's peak",
         within=FROM_ONE,
     ),
     Column("tokens_sha256", "string", "hash of the tokens that the generate pass gave"),
@@ -175,7 +181,7 @@ LATENCY = (
     ),
     _added("mean_context_len", "float64", "mean KV rows per request over the timed iterations"),
     _added("blocks", "Int64", "timed blocks that count, of all processes"),
-    _added("discarded_blocks", "Int64", "timed blocks that do not; blocks.csv says why"),
+    _added("discarded_blocks", "Int64", "timed blocks that do not. blocks.csv says why"),
     _added("half_width_frac", "float64", "of the 95 % interval of the median, relative to it"),
     _added(
         "routing", "string", "how experts are chosen: model or balanced", Routing.MODEL.value
@@ -222,7 +228,7 @@ CAPTURE = (
     _graph_ms("first_replay_ms", "first replay, upload included"),
     Column("pool_bytes", "int64", "growth of the graphs' memory pool"),
     Column("driver_bytes", "int64", "device memory that went outside the pool", within=SIGNED),
-    Column("nodes", "Int64", "nodes of the graph; empty where the driver does not tell"),
+    Column("nodes", "Int64", "nodes of the graph, empty where the driver does not tell"),
     Column("break_even_replays", "float64", "iterations that pay back all graphs of the bucket"),
 )
 
@@ -232,15 +238,15 @@ SAMPLES = (
     Column("batch_size", "int64", "requests", within=REQUESTS),
     _word("mode", Mode, "what ran"),
     Column("block", "int64", "interleaved round of the measurement"),
-    Column("iteration", "int64", "count over all blocks; the stages of one iteration share it"),
+    Column("iteration", "int64", "count over all blocks. The stages of one iteration share it"),
     Column(
         "stage",
         "string",
-        "iteration (timed pass); verify, accept, draft_1.., commit; collectives (alone, tp > 1)",
+        "iteration (timed pass), verify, accept, draft_1.., commit, or collectives (alone, tp > 1)",
         filled=True,
         is_right=_is_sampled,
     ),
-    Column("gpu_s", "float64", "by GPU events; wall time on CPU", within=SIGNED, filled=True),
+    Column("gpu_s", "float64", "by GPU events, wall time on CPU", within=SIGNED, filled=True),
     Column(
         "wall_s",
         "float64",
@@ -261,7 +267,9 @@ ACCEPTANCE = (
 
 
 class Sample(NamedTuple):
-    """One row of ``samples.parquet``: one timed iteration, or one stage of an instrumented one."""
+    """A ``Sample`` is one row of ``samples.parquet``: one timed iteration, or one stage of an
+    instrumented one.
+    """
 
     scope: Scope
     spec_tokens: int
@@ -276,7 +284,9 @@ class Sample(NamedTuple):
 
 
 class TokenRow(NamedTuple):
-    """One line of ``tokens.jsonl``: what one request of the generate pass was given and gave."""
+    """A ``TokenRow`` is one line of ``tokens.jsonl``: the prompt and the tokens of one request of
+    the generate pass.
+    """
 
     scope: Scope
     mode: Mode
@@ -289,11 +299,12 @@ class TokenRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One measured cell but for its timings: a row of ``latency.csv`` before the statistics.
+    """A ``Cell`` is one measured cell without its timings: a row of ``latency.csv`` before the
+    statistics.
 
-    ``num_accepted_per_pos`` counts, for each of the k draft positions, the active rows of the
-    generate pass that accepted it, of ``num_drafted`` such rows. A cell that ran out of memory
-    has zeros there.
+    ``num_drafted`` counts the active rows of the generate pass. ``num_accepted_per_pos`` counts
+    those that accepted a draft, at each of the k positions. A cell that ran out of memory has zeros
+    there.
     """
 
     model: str

@@ -1,8 +1,8 @@
 """Refuse what no measurement gives: wrong words, signs and ranges, rows twice, tables that
 disagree.
 
-Each check yields what is wrong, in words that follow a file's name. Statistics trip over such
-tables, or worse, do not.
+Each check yields what is wrong, in words that follow a file's name. Statistics fail on such tables,
+or worse, do not.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ ROW_KEYS: dict[Sequence[Column], list[str]] = {
     SAMPLES: [*CELL, *BLOCK, "iteration", "stage"],
     BLOCKS: [*CELL, *BLOCK],
 }
-"""What tells the rows of a table from each other."""
+"""The columns in which no two rows of a table are the same."""
 
 # Numbers are kept to six digits.
 ROUNDING = 1e-5
@@ -42,7 +42,7 @@ Rows = Callable[[pd.DataFrame], "pd.Series[bool]"]
 
 
 def _differs(left: "pd.Series[float]", right: "pd.Series[float]") -> "pd.Series[bool]":
-    """Where both have a value, and not the same."""
+    """Return the rows that have both values, but not the same."""
     return (left - right).abs() > ROUNDING * right.abs()
 
 
@@ -77,7 +77,9 @@ def _is_no_time(rows: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _are_not_leading_drafts(rows: pd.DataFrame) -> "pd.Series[bool]":
-    """A draft is accepted only after all before it, and every position sees the same rows."""
+    """Return the rows whose counts cannot be. A draft is accepted only after all before it, and
+    every position has the same rows.
+    """
     ordered = rows.sort_values("position")
     by_cell = ordered.groupby(CELL)
     is_wrong = (
@@ -111,11 +113,11 @@ IMPOSSIBLE: dict[Sequence[Column], dict[str, Rows]] = {
     },
     BLOCKS: {},
 }
-"""Which rows no measurement gives, by what is wrong with them."""
+"""The rows that no measurement gives, by what is wrong with them."""
 
 
 def table_faults(frame: pd.DataFrame, columns: Sequence[Column]) -> Iterator[str]:
-    """What is wrong within a table that has ``columns``, in their dtypes."""
+    """Yield what is wrong within a table that has ``columns``, in their dtypes."""
     for column in columns:
         yield from _column_faults(frame[column.name], column)
     key = ROW_KEYS[columns]
@@ -138,16 +140,16 @@ def _column_faults(values: "pd.Series[float]", column: Column) -> Iterator[str]:
     # An empty cell is NaN, and neither below nor above.
     numbers = values.to_numpy("float64", na_value=nan)
     for row in np.flatnonzero((numbers < column.within.least) | (numbers > column.within.most)):
-        yield f"{column.name} is {values.iloc[row]} in row {row + 1}; must be {column.within}"
+        yield f"{column.name} is {values.iloc[row]} in row {row + 1}, must be {column.within}"
 
 
 def _why_not(text: str, column: Column) -> str:
-    """Why a column cannot hold ``text``; empty where it can."""
+    """Return why a column cannot hold ``text``, or nothing if it can."""
     if column.words and text not in column.words:
-        return f"; must be {' or '.join(column.words)}"
+        return f", must be {' or '.join(column.words)}"
     if len(text) > MAX_TEXT or not text.isprintable():
-        return f"...; must be printable, of at most {MAX_TEXT} characters"
-    return "" if column.is_right(text) else "; must be as this schema version has it"
+        return f"..., must be printable, of at most {MAX_TEXT} characters"
+    return "" if column.is_right(text) else ", must be as this schema version has it"
 
 
 def _in_a_row(are_wrong: "pd.Series[bool]", fault: str) -> Iterator[str]:
@@ -156,8 +158,7 @@ def _in_a_row(are_wrong: "pd.Series[bool]", fault: str) -> Iterator[str]:
 
 
 def cell_faults(rows: pd.DataFrame, latency: pd.DataFrame) -> Iterator[str]:
-    """What a table says of cells against ``latency``: those it lacks, or that ran in another
-    mode."""
+    """Yield the cells of a table that ``latency`` lacks, or has in another mode."""
     names = [*CELL, *(["mode"] if "mode" in rows else [])]
     known = set(latency[names].itertuples(index=False, name=None))
     for cell in rows[names].drop_duplicates().itertuples(index=False, name=None):
@@ -166,8 +167,9 @@ def cell_faults(rows: pd.DataFrame, latency: pd.DataFrame) -> Iterator[str]:
 
 
 def length_faults(acceptance: pd.DataFrame, latency: pd.DataFrame) -> Iterator[str]:
-    """Mean acceptance lengths in ``latency`` that are neither what its rule states nor what was
-    counted."""
+    """Yield the mean acceptance lengths in ``latency`` that are neither stated by their rule nor
+    counted.
+    """
     counts = acceptance.groupby(CELL).agg(
         accepted=("accepted", "sum"), drafted=("drafted", "first")
     )

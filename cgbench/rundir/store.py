@@ -1,4 +1,4 @@
-"""The run directory: written a batch size at a time, so that a kill loses no finished group.
+"""Write a run directory a batch size at a time, so that a kill loses no finished group.
 
 Every file is written aside and renamed into place. ``latency.csv`` goes last and decides what is
 finished. Other files may hold rows of a batch size that it lacks. They are left over from a kill,
@@ -51,16 +51,16 @@ from cgbench.rundir.token_file import SavedTokens
 SIGNIFICANT_DIGITS = "%.6g"
 
 ToMarkdown: TypeAlias = Callable[[pd.DataFrame, RunRecord], str]
-"""From the latency table and the record to the text of ``latency.md``."""
+"""A function from the latency table and the record to the text of ``latency.md``."""
 
 
 @dataclass
 class RunDirectory:
-    """A run on disk: make one with ``create``, ``resume`` or ``open``.
+    """A ``RunDirectory`` is a run on disk. Make one with ``create``, ``resume`` or ``open``.
 
-    ``record`` is what ``finish`` writes to ``run.json``; add to it while the run goes on.
-    ``tables`` are what the files held when they were opened or last written: every one of them was
-    checked whole, once, and nobody reads them again.
+    ``record`` is what ``finish`` writes to ``run.json``. It may be added to while the run goes on.
+    ``tables`` are what the files held when they were opened or last written. Every one was checked
+    whole, once, and is not read again.
     """
 
     path: Path
@@ -71,19 +71,19 @@ class RunDirectory:
     def check(cls, path: Path, *, resume: bool) -> None:
         """Refuse early, before a model is loaded, what ``create`` or ``resume`` would refuse.
 
-        Raises ``RunDirectoryError``.
+        Raise ``RunDirectoryError``.
         """
         if resume and cls.open(path).record.complete:
-            raise RunDirectoryError(f"--resume: {path} is complete; nothing is left to measure")
+            raise RunDirectoryError(f"--resume: {path} is complete. Nothing is left to measure")
         if not resume:
-            hint = "choose another, or go on with an unfinished run with --resume"
+            hint = "Choose another, or go on with an unfinished run with --resume"
             check_new_folder("--output", path, hint)
 
     @classmethod
     def create(cls, path: Path, record: RunRecord) -> Self:
-        """A run with nothing measured yet.
+        """Create a run with nothing measured yet.
 
-        Raises ``RunDirectoryError`` where ``path`` holds anything or cannot be written, or where
+        Raise ``RunDirectoryError`` if ``path`` holds anything or cannot be written, or if
         ``record`` could not be read back.
         """
         cls.check(path, resume=False)
@@ -98,18 +98,18 @@ class RunDirectory:
 
     @classmethod
     def resume(cls, path: Path, record: RunRecord) -> Self:
-        """The unfinished run in ``path``, which keeps the record it began with and adds when it
-        was gone on with, and what was finished by then.
+        """Open the unfinished run in ``path`` to go on with it.
 
-        Raises ``RunDirectoryError`` where its arguments, its machine or its model are not those
-        of ``record``, naming what differs, and where a file is missing or damaged.
+        It keeps the record it began with. The time of this resume is added, and what was finished
+        by then. Raise ``RunDirectoryError``, which names what differs, if its arguments, machine or
+        model are not those of ``record``. Raise it too if a file is missing or damaged.
         """
         directory = cls.open(path)
         asked = RunRecord.from_json(record.to_json(), path)
         if others := differing(directory.record, asked):
             raise RunDirectoryError(
-                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}; "
-                "give the same, or choose another --output"
+                f"--resume: {path / RECORD_FILE} was begun with another {', '.join(others)}. "
+                "Give the same, or choose another --output"
             )
         kept = sorted(directory.finished_batch_sizes)
         directory.record.add_resumed({"utc": record.created_utc, "kept_batch_sizes": kept})
@@ -118,33 +118,33 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The run in ``path``, finished or not, with all its files read and checked, once.
+        """Open the run in ``path``, finished or not. All its files are read and checked, once.
 
-        Raises ``RunDirectoryError``, naming the file, where one is missing or damaged, or says
-        what no run does.
+        Raise ``RunDirectoryError``, which names the file, if one is missing or damaged, or holds
+        what no run writes.
         """
         record, tables = read_run(path)
         return cls(path, record, tables)
 
     @property
     def finished_batch_sizes(self) -> set[int]:
-        """Batch sizes whose group is on disk."""
+        """Return the batch sizes whose group is on disk."""
         return set(self.tables.latency["batch_size"].tolist())
 
     def latency(self) -> pd.DataFrame:
-        """One row a measured cell, in the order measured (``LATENCY``)."""
+        """Return one row a measured cell, in the order measured (``LATENCY``)."""
         return self.tables.latency.copy()
 
     def capture(self) -> pd.DataFrame:
-        """One row a captured graph (``CAPTURE``)."""
+        """Return one row a captured graph (``CAPTURE``)."""
         return self.tables.capture.copy()
 
     def acceptance(self) -> pd.DataFrame:
-        """Raw acceptance counts of the finished groups (``ACCEPTANCE``)."""
+        """Return the raw acceptance counts of the finished groups (``ACCEPTANCE``)."""
         return self.tables.acceptance.copy()
 
     def samples(self) -> pd.DataFrame:
-        """Raw samples of the finished groups, in seconds (``SAMPLES``)."""
+        """Return the raw samples of the finished groups, in seconds (``SAMPLES``)."""
         return self.tables.samples.copy()
 
     def blocks(self) -> pd.DataFrame:
@@ -154,7 +154,9 @@ class RunDirectory:
         return self.tables.blocks.copy()
 
     def tokens(self) -> list[SavedTokens]:
-        """Lines of the finished groups' ``tokens.jsonl``; empty where tokens were not saved."""
+        """Return the lines of the finished groups' ``tokens.jsonl``, none if tokens were
+        not saved.
+        """
         return [*self.tables.tokens]
 
     def write_group(
@@ -164,8 +166,9 @@ class RunDirectory:
         tokens: Sequence[TokenRow] = (),
         blocks: Sequence[Block] = (),
     ) -> pd.DataFrame:
-        """Add one batch size: all its scopes and k. ``latency.csv``, last, makes it finished.
-        Returns its rows there."""
+        """Add one batch size, with all its scopes and k, and return its rows of ``latency.csv``.
+        That file is written last and makes it finished.
+        """
         new_samples = samples_frame(samples)
         new = with_floor_verdicts(latency_frame(cells, new_samples), self.record)
         assert new["batch_size"].nunique() == 1
@@ -184,7 +187,7 @@ class RunDirectory:
         return new
 
     def write_capture(self, costs: Sequence[GraphCost]) -> None:
-        """Replace ``capture.csv`` and write the record, which by now tells of the dummy run.
+        """Replace ``capture.csv`` and write the record, which by now holds the dummy run.
 
         Each group written later fills in what its buckets gain.
         """
@@ -193,7 +196,9 @@ class RunDirectory:
         self._reread()
 
     def write_merged(self, tables: Tables) -> None:
-        """Every group at once, as ``merge_runs`` has them; again, where it was killed before."""
+        """Write every group at once, as ``merge_runs`` has them. A second call after a kill writes
+        them again.
+        """
         self._write_samples(tables.samples)
         self._write_csv(ACCEPTANCE_FILE, tables.acceptance)
         self._write_csv(BLOCKS_FILE, tables.blocks)
@@ -204,7 +209,7 @@ class RunDirectory:
         self._reread()
 
     def finish(self, to_markdown: ToMarkdown) -> pd.DataFrame:
-        """Write ``latency.md`` and then a ``run.json`` that says complete; returns ``latency``."""
+        """Write ``latency.md`` and then a ``run.json`` that is complete, and return ``latency``."""
         latency = self.latency()
         self.record.telemetry = telemetry_summary(self.tables.blocks)
         self._write_text(MARKDOWN_FILE, to_markdown(latency, self.record))
@@ -213,7 +218,7 @@ class RunDirectory:
         return latency
 
     def _write_empty(self) -> None:
-        """Every file with no rows, so that one that is missing later is known to be lost."""
+        """Write every file with no rows, so that one that is missing later must have been lost."""
         self._write_samples(typed_frame([], SAMPLES))
         self._write_csv(ACCEPTANCE_FILE, typed_frame([], ACCEPTANCE))
         self._write_csv(BLOCKS_FILE, typed_frame([], BLOCKS))
@@ -222,7 +227,7 @@ class RunDirectory:
         self._write_record()
 
     def _reread(self) -> None:
-        """What was written, as the next one to open it has it: rounded, and checked."""
+        """Read back what was written, rounded and checked, as the next one to open it does."""
         self.tables = Tables.read(self.path, self.record)
 
     def _write_record(self) -> None:
@@ -250,13 +255,14 @@ class RunDirectory:
 
 @contextmanager
 def sole_writer(path: Path) -> Iterator[None]:
-    """Nothing else goes on with the run in ``path`` meanwhile; a process that is killed lets go.
+    """Keep other processes from going on with the run in ``path`` meanwhile. A process that is
+    killed lets go.
 
-    Raises ``RunDirectoryError`` where another process is at it.
+    Raise ``RunDirectoryError`` if another process is writing it.
     """
     folder = os.open(path, os.O_RDONLY)
     try:
-        # A file system that knows no such locks is taken as it is.
+        # A file system without such locks is used without one.
         with suppress(OSError):
             _lock(folder, path)
         yield
@@ -269,7 +275,7 @@ def _lock(folder: int, path: Path) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise RunDirectoryError(
-            f"--output {path}: another process is writing it; wait for it, or end it"
+            f"--output {path}: another process is writing it. Wait for it, or end it"
         ) from error
 
 

@@ -25,13 +25,15 @@ GRAPHS = ["scope", "spec_tokens", "bucket"]
 
 
 def typed_frame(rows: Iterable[Any] | pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
-    """Rows (tuples, or mappings that may lack columns) as a frame of the declared dtypes."""
+    """Return rows (tuples, or mappings that may lack columns) as a frame of the declared dtypes."""
     frame = pd.DataFrame(rows, columns=[column.name for column in columns])
     return frame.astype({column.name: column.dtype for column in columns})
 
 
 def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFrame:
-    """``frame`` with the columns that it was written without, each row at the column's default."""
+    """Return ``frame`` with the columns that it was written without, each row at the column's
+    default.
+    """
     for column in missing:
         value = pd.NA if column.default is None and column.dtype != "float64" else column.default
         frame[column.name] = pd.Series(value, index=frame.index, dtype=column.dtype)
@@ -39,17 +41,17 @@ def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFram
 
 
 def samples_frame(samples: Sequence[Sample]) -> pd.DataFrame:
-    """Raw samples, in seconds, with the ``SAMPLES`` columns."""
+    """Return raw samples, in seconds, with the ``SAMPLES`` columns."""
     return typed_frame([{**each._asdict(), "stage": str(each.stage)} for each in samples], SAMPLES)
 
 
 def of_stage(samples: pd.DataFrame, stage: Stage) -> pd.DataFrame:
-    """The samples of one stage."""
+    """Return the samples of one stage."""
     return samples[samples["stage"] == str(stage)]
 
 
 def acceptance_frame(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Raw acceptance counts, one row a draft position, with the ``ACCEPTANCE`` columns."""
+    """Return raw acceptance counts, one row a draft position, with the ``ACCEPTANCE`` columns."""
     rows = [
         (cell.scope, cell.spec_tokens, cell.batch_size, position, cell.num_drafted, accepted)
         for cell in cells
@@ -59,7 +61,7 @@ def acceptance_frame(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, in the order given, with the ``LATENCY`` columns.
+    """Return one row a cell, in the order given, with the ``LATENCY`` columns.
 
     ``cells`` must hold every scope and k of their batch sizes, because the speed-ups are ratios
     between rows. A cell without samples keeps its facts and has no timings.
@@ -68,8 +70,11 @@ def latency_frame(cells: Sequence[Cell], samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_timings(facts: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """``facts``, a row a cell with what no sample tells, with all that samples tell put in; as
-    ``latency_frame``."""
+    """Return ``facts`` with all the columns that are computed from samples, as ``latency_frame``
+    does.
+
+    ``facts`` has a row a cell, with the columns that no sample gives.
+    """
     timings = [_iteration_times(samples), _stage_medians(samples)]
     stale = [name for timing in timings for name in timing if name in facts]
     frame = facts.drop(columns=stale)
@@ -85,7 +90,7 @@ def with_timings(facts: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _facts(cells: Sequence[Cell]) -> pd.DataFrame:
-    """What the latency table shows of cells without their samples."""
+    """Return what the latency table shows of cells without their samples."""
     lengths = pd.Series([_mean_length(cell) for cell in cells], dtype="float64")
     return pd.DataFrame([asdict(cell) for cell in cells]).assign(
         scope=[cell.scope.value for cell in cells],
@@ -101,8 +106,10 @@ def _rates(cell: Cell) -> str | None:
 
 
 def _mean_length(cell: Cell) -> float | None:
-    """Return the length that the rule states, if it states one. The draws of a short run scatter
-    around it, and times a token are wanted at the length itself. Otherwise the measured one.
+    """Return the length that the rule states, if it states one, and otherwise the measured one.
+
+    The draws of a short run scatter around the stated length, and times a token are wanted at the
+    length itself.
     """
     if not cell.num_drafted:
         return None
@@ -111,7 +118,7 @@ def _mean_length(cell: Cell) -> float | None:
 
 
 def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
-    """Statistics of the timed pass, one row a cell; of the blocks that count."""
+    """Return statistics of the timed pass, one row a cell, from the blocks that count."""
     timed = of_stage(samples, Stage.ITERATION)
     gap_s = timed["wall_s"] - timed["gpu_s"]
     by_cell = timed.assign(gap_s=gap_s).groupby(CELL)
@@ -132,8 +139,11 @@ def _iteration_times(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _half_widths(log_medians: pd.Series) -> pd.Series:
-    """Of each cell, from one value a block. The process is the unit of evidence where the run has
-    several, of a cell too that only one of them timed."""
+    """Return the half-width of each cell, from one value a block.
+
+    If the run has several processes, the process is the unit of evidence. This holds for a cell too
+    that only one of them timed.
+    """
     by_process = log_medians.index.get_level_values("process").nunique() > 1
     if by_process:
         log_medians = log_medians.groupby([*CELL, "process"]).median()
@@ -147,13 +157,15 @@ def _half_width(estimate: Estimate) -> float:
 
 
 def _stage_medians(samples: pd.DataFrame) -> pd.DataFrame:
-    """Median of each stage of the instrumented pass, one row a cell."""
+    """Return the median of each stage of the instrumented pass, one row a cell."""
     return (stage_seconds(samples, CELL) * 1e3).rename(columns="{}_p50_ms".format)
 
 
 def stage_seconds(samples: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Return the median seconds of each stage of the instrumented pass, a column each, by the
-    columns ``by``. ``CELL`` is among them. The draft steps of one iteration are summed.
+    columns ``by``.
+
+    ``CELL`` is among them. The draft steps of one iteration are summed.
     """
     staged = samples[samples["stage"] != str(Stage.ITERATION)]
     kinds = {name: Stage.parse(name).kind.value for name in staged["stage"].unique()}
@@ -175,12 +187,14 @@ def _vs_no_spec(frame: pd.DataFrame) -> pd.Series:
 
 
 def _looked_up(frame: pd.DataFrame, base: pd.DataFrame, column: str, on: list[str]) -> pd.Series:
-    """For each row of ``frame``, ``column`` of the row of ``base`` that agrees in ``on``."""
+    """Return a value of ``column`` for each row of ``frame``, from the row of ``base`` that agrees
+    in ``on``.
+    """
     return frame[on].join(base.set_index(on)[column], on=on)[column]
 
 
 def capture_frame(costs: Sequence[GraphCost], latency: pd.DataFrame) -> pd.DataFrame:
-    """One row a graph, with the ``CAPTURE`` columns."""
+    """Return one row a graph, with the ``CAPTURE`` columns."""
     rows = pd.DataFrame(costs, columns=[each.name for each in fields(GraphCost)])
     for step in ("warmup", "capture", "instantiate", "first_replay"):
         rows[f"{step}_ms"] = rows[f"{step}_s"] * 1e3
@@ -188,12 +202,14 @@ def capture_frame(costs: Sequence[GraphCost], latency: pd.DataFrame) -> pd.DataF
 
 
 def with_break_even(capture: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFrame:
-    """``capture`` with ``break_even_replays`` worked out again from ``latency``.
+    """Return ``capture`` with ``break_even_replays`` worked out again from ``latency``.
 
-    It is the warm-up, capture and instantiation of all graphs that make up one iteration of a
-    (scope, k, bucket), over what one iteration through them gains against eager (medians). So the
-    three graphs of a phase-scope iteration carry one number. The gain is that of the largest batch
-    size measured in the bucket. Empty where none was, or where nothing is gained.
+    The cost is the warm-up, capture and instantiation of all graphs that make up one iteration of a
+    (scope, k, bucket). It is divided by what one iteration through them gains against eager
+    (medians). So the three graphs of a phase-scope iteration carry one number.
+
+    The gain is that of the largest batch size measured in the bucket. The result is empty if none
+    was measured, or if nothing is gained.
     """
     graphs = with_costs(capture)
     cost_ms = graphs.groupby(GRAPHS)["cost_ms"].transform("sum")
@@ -202,7 +218,9 @@ def with_break_even(capture: pd.DataFrame, latency: pd.DataFrame) -> pd.DataFram
 
 
 def with_costs(capture: pd.DataFrame) -> pd.DataFrame:
-    """``capture`` with each graph's scope, and ``cost_ms``: warm-up, capture and instantiation."""
+    """Return ``capture`` with each graph's scope, and ``cost_ms``: warm-up, capture and
+    instantiation.
+    """
     scopes = {phase.value: phase.scope.value for phase in Phase}
     return capture.assign(
         scope=capture["phase"].map(scopes).astype("string"),
@@ -211,7 +229,7 @@ def with_costs(capture: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gains(latency: pd.DataFrame) -> pd.Series:
-    """Milliseconds an iteration gains over eager, by scope, k and bucket."""
+    """Return the milliseconds that an iteration gains over eager, by scope, k and bucket."""
     replayed = latency[latency["mode"] == Mode.GRAPH.value].sort_values("batch_size")
     p50_ms = replayed["iteration_p50_ms"]
     gain_ms = p50_ms * replayed["speedup_vs_eager"] - p50_ms
@@ -219,9 +237,10 @@ def _gains(latency: pd.DataFrame) -> pd.Series:
 
 
 def telemetry_summary(blocks: pd.DataFrame) -> TelemetryFacts:
-    """Return what ``run.json`` holds of the GPU over all timed blocks. It has min, median and max
-    of clocks, temperature and power, what held the clocks back, and the discarded blocks by reason.
-    A part that nothing told is left out.
+    """Return what ``run.json`` holds of the GPU over all timed blocks.
+
+    It has min, median and max of clocks, temperature and power. It also has what held the clocks
+    back, and the discarded blocks by reason. A part that the GPU did not report is left out.
     """
     facts = TelemetryFacts()
     told: tuple[Told, ...] = ("sm_clock_mhz", "memory_clock_mhz", "temperature_c", "power_w")

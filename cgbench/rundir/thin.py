@@ -1,6 +1,6 @@
 """A thin run directory holds all that ``compare`` needs of a run, and is small enough to commit.
 
-It is a run directory like any other; its samples are one a block and stage instead of one an
+It is a run directory like any other. Its samples are one a block and stage instead of one an
 iteration. Comparing with it gives the verdicts that the full one gives.
 """
 
@@ -42,15 +42,18 @@ DROPPED_FILES = (BLOCKS_FILE, TOKENS_FILE)
 
 
 def write_thin(source: Path, path: Path) -> int:
-    """Write the run in ``source`` to ``path``, which must not exist or be empty; returns bytes.
+    """Write the run in ``source`` to ``path``, which must not exist or be empty, and return its
+    bytes.
 
-    Raises ``RunDirectoryError`` where ``source`` is damaged or not finished, or ``path`` cannot be
-    written; ``CannotError`` where the run is too large.
+    Raise ``RunDirectoryError`` if ``source`` is damaged or not finished, or if ``path`` cannot be
+    written. Raise ``CannotError`` if the run is too large.
     """
     run = RunDirectory.open(source)
     if not run.record.complete:
-        raise RunDirectoryError(f"--thin-baseline: {source} is not finished; cgbench run --resume")
-    check_new_folder("--thin-baseline", path, "remove it first")
+        raise RunDirectoryError(
+            f"--thin-baseline: {source} is not finished. Go on with cgbench run --resume"
+        )
+    check_new_folder("--thin-baseline", path, "Remove it first")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
@@ -64,14 +67,14 @@ def write_thin(source: Path, path: Path) -> int:
 
 
 def make_thin(run: RunDirectory) -> int:
-    """Make a finished run thin where it is; returns bytes.
+    """Make a finished run thin where it is, and return its bytes.
 
-    Raises ``CannotError`` where it would still be too large; then it stays as it is.
+    Raise ``CannotError`` if it would still be too large. Then it stays as it is.
     """
     with tempfile.TemporaryDirectory(dir=run.path) as aside:
         made = Path(aside)
         num_bytes = _write(run, made, f"--thin: {run.path} is kept whole")
-        # A kill in between leaves more than it says, never less.
+        # A kill in between leaves more than the record states, never less.
         for name in (RECORD_FILE, SAMPLES_FILE):
             os.replace(made / name, run.path / name)
     for name in DROPPED_FILES:
@@ -81,7 +84,7 @@ def make_thin(run: RunDirectory) -> int:
 
 
 def _write(run: RunDirectory, made: Path, refusal: str) -> int:
-    """All files of a thin directory; returns their bytes."""
+    """Write all files of a thin directory, and return their bytes."""
     for name in KEPT_FILES:
         check_is_file(run.path / name)
         shutil.copyfile(run.path / name, made / name)
@@ -90,14 +93,16 @@ def _write(run: RunDirectory, made: Path, refusal: str) -> int:
     num_bytes = sum(file.stat().st_size for file in made.iterdir())
     if num_bytes > MAX_BYTES:
         raise CannotError(
-            f"{refusal}: {num_bytes} bytes, over the {MAX_BYTES} of a baseline; "
-            "measure fewer --batch-sizes, --scopes or --spec-tokens"
+            f"{refusal}: {num_bytes} bytes, over the {MAX_BYTES} of a baseline. "
+            "Measure fewer --batch-sizes, --scopes or --spec-tokens"
         )
     return num_bytes
 
 
 def thin_record(record: RunRecord) -> RunRecord:
-    """Marked as thin; without what floors are made of, which is not compared and is most of it."""
+    """Return the record marked as thin. The floors' accounts are left out, because they are not
+    compared and are most of it.
+    """
     limits = record.floor.get("limits")
     floor = FloorFacts() if limits is None else FloorFacts(limits=limits)
     return replace(record, thin=True, floor=floor)

@@ -1,4 +1,6 @@
-"""``tokens.jsonl``: what each request of the generate pass was given and gave."""
+"""Read ``tokens.jsonl``, which holds the prompt and the tokens of each request of the generate
+pass.
+"""
 
 from collections.abc import Iterator
 from typing import Any, TypedDict, cast
@@ -11,7 +13,7 @@ MAX_TOKEN_ID = 2**31 - 1
 
 
 class SavedTokens(TypedDict):
-    """One line: a ``TokenRow`` as it is written."""
+    """A ``SavedTokens`` is one line: a ``TokenRow`` as it is written."""
 
     scope: str
     mode: str
@@ -26,10 +28,10 @@ FIELDS = tuple(SavedTokens.__annotations__)
 
 
 def parse_tokens(text: str) -> list[SavedTokens]:
-    """The lines of ``text``.
+    """Return the lines of ``text``.
 
-    Raises ``ValueError``, with the line's number, where one is cut short, is not JSON or has
-    something else in a field.
+    Raise ``ValueError``, with the line's number, if one is cut short, is not JSON or has something
+    else in a field.
     """
     if text and not text.endswith("\n"):
         raise ValueError("cut short, its last line has no end")

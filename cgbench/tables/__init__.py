@@ -1,1 +1,1 @@
-"""What people read: tables for the terminal and Markdown. No torch here."""
+"""The tables write results for people: in the terminal, as Markdown, as JSON, and as a page."""

@@ -15,7 +15,9 @@ STYLES = {"holds": "green", "wrong": "bold red", "not run": "yellow"}
 
 
 def checklist(findings: "Sequence[FindingFacts]", title: str) -> Table:
-    """The terminal's table, a row a check; under a wrong one, what was wrong first."""
+    """Return the terminal's table of an audit, a row a check. A wrong check has what was wrong
+    first under its figures.
+    """
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("check", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -29,7 +31,7 @@ def checklist(findings: "Sequence[FindingFacts]", title: str) -> Table:
 
 
 def summary(findings: "Sequence[FindingFacts]", seconds: float) -> str:
-    """One line: how many hold, are wrong, were not run."""
+    """Return a line that counts the checks that hold, are wrong, and were not run."""
     counts = Counter(finding["verdict"] for finding in findings)
     return (
         f"{len(findings)} checks in {seconds:.1f} s: {counts['holds']} hold, "
@@ -38,13 +40,15 @@ def summary(findings: "Sequence[FindingFacts]", seconds: float) -> str:
 
 
 def _told(finding: "FindingFacts") -> str:
-    """What a check measured; where it is wrong, what was wrong first; where not run, why."""
+    """Return what a check measured. If it is wrong, what was wrong first follows. If it was not
+    run, the reason follows.
+    """
     figures = ", ".join(f"{name} {figure(value)}" for name, value in finding["figures"].items())
     return "\n".join(filter(None, (figures, finding["details"], finding["reason"])))
 
 
 def figure(value: Any) -> str:
-    """A figure in few characters."""
+    """Return a figure in few characters."""
     if isinstance(value, float):
         return f"{value:.3g}"
     if isinstance(value, list | tuple):

@@ -27,7 +27,7 @@ HEADINGS = (
 )
 LEFT = frozenset({"verdict", "what", "scope"})
 
-# A reported line says something where it is neither as before nor undecided.
+# A reported line is shown if it is neither as before nor undecided.
 TOLD = frozenset(Verdict) - {Verdict.SAME, Verdict.INCONCLUSIVE}
 
 
@@ -41,7 +41,7 @@ STYLES = {
 
 
 def row(line: Line) -> tuple[str, ...]:
-    """The texts under ``HEADINGS``."""
+    """Return the texts of a line under ``HEADINGS``."""
     place = f" ({line.place})" if line.place else ""
     unit = f" [{line.unit}]" if line.unit else ""
     return (
@@ -58,15 +58,15 @@ def row(line: Line) -> tuple[str, ...]:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """What stands below the table."""
+    """Yield the lines that stand below the table."""
     hidden = len(comparison.lines) - len(shown(comparison))
     if hidden:
         yield f"{hidden} reported lines are same or inconclusive (--format json has them)"
     yield from (f"differs: {difference}" for difference in comparison.differences)
     rules = comparison.rules
     yield (
-        f"minimum effect {100 * rules.min_effect:g} %; each interval at "
-        f"{100 * comparison.level:.6g} %, for {100 * rules.confidence:g} % over all gated ones; "
+        f"minimum effect {100 * rules.min_effect:g} %. Each interval at "
+        f"{100 * comparison.level:.6g} %, for {100 * rules.confidence:g} % over all gated ones. "
         "n: blocks, or processes of several (rows for acceptance, graphs for capture time) of "
         "BASE/NEW"
     )
@@ -74,13 +74,13 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 
 def shown(comparison: Comparison) -> Sequence[Line]:
-    """Every gated line, and of the others what has changed."""
+    """Return every gated line, and of the others those that have changed."""
     return [line for line in comparison.lines if line.gated or line.verdict in TOLD]
 
 
 def terminal(comparison: Comparison) -> Iterator[Table | Text]:
-    """The table and its notes."""
-    # Text, because rich takes "[req]" in a plain string for markup and drops it.
+    """Yield the table and its notes for a terminal."""
+    # Text, because rich reads "[req]" in a plain string as markup and drops it.
     table = Table(
         title=Text(_title(comparison)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False
     )
@@ -94,8 +94,9 @@ def terminal(comparison: Comparison) -> Iterator[Table | Text]:
 
 
 def plain(comparison: Comparison) -> str:
-    """``terminal`` as bare text: rich takes a third of a second for 500 rows that nobody sees in
-    colour."""
+    """Return the table and its notes as bare text, because rich takes a third of a second for 500
+    rows without colour.
+    """
     rows = [HEADINGS, *(row(_with_reason(line)) for line in shown(comparison))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     heading, *texts = ["  ".join(_aligned(cells, widths)).rstrip() for cells in rows]
@@ -112,13 +113,13 @@ def _title(comparison: Comparison) -> str:
 
 
 def _with_reason(line: Line) -> Line:
-    """A reason stands beside what it is about."""
+    """Return the line with its reason beside its place."""
     place = ", ".join(filter(None, (line.place, line.reason)))
     return replace(line, place=place)
 
 
 def markdown(comparison: Comparison) -> str:
-    """The same as Markdown; also the step summary of a GitHub job."""
+    """Return the same as Markdown, which is also the step summary of a GitHub job."""
     title = f"### cgbench compare: {comparison.model}\n\n{summary(comparison)}"
     rows = [row(_with_reason(line)) for line in shown(comparison)]
     table = markdown_table(HEADINGS, rows, left=LEFT)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 GAP = 3
-"""Characters between two columns, where there is room; one fewer where there is none."""
+"""Characters between two columns. In a table that is too wide there is one fewer."""
 
 
 def fitted_table(
@@ -20,14 +20,15 @@ def fitted_table(
     names: Collection[str],
     gap: int = GAP,
 ) -> Table:
-    """The columns of a table that ``rows`` are to be added to; those in ``names`` stand left.
+    """Return the columns of a table that ``rows`` are to be added to. Those in ``names`` are
+    aligned left.
 
-    Where the table is wider than ``width``, a terminal's in characters, headings take a line a
-    word and columns stand closer. Cells are never folded: what is still too wide is for the
-    terminal to go on with in its next line.
+    ``width`` is a terminal's, in characters. If the table is wider, headings take a line a word and
+    columns stand closer. Cells are never folded. A row that is still too wide goes on in the
+    terminal's next line.
     """
     is_folded = _width(headings, rows, gap) > width
-    # Text, because rich takes "[req]" in a plain string for markup and drops it.
+    # Text, because rich reads "[req]" in a plain string as markup and drops it.
     table = Table(
         title=Text(title),
         title_justify="left",
@@ -45,7 +46,7 @@ def fitted_table(
 def fits(
     headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, gap: int = GAP
 ) -> bool:
-    """Whether ``fitted_table`` can be as narrow as ``width``."""
+    """Return whether ``fitted_table`` can be as narrow as ``width``."""
     return _width([*map(_folded, headings)], rows, gap - 1) <= width
 
 
@@ -54,12 +55,12 @@ def _folded(heading: str) -> str:
 
 
 def _padding(gap: int) -> tuple[int, int, int, int]:
-    """Of a cell: the box has one character of the gap."""
+    """Return the padding of a cell. The box has one character of the gap."""
     return (0, gap // 2, 0, (gap - 1) // 2)
 
 
 def _width(headings: Sequence[str], rows: Sequence[Sequence[str]], gap: int) -> int:
-    """Characters of the whole table, with one at either edge."""
+    """Return the characters of the whole table, with one at either edge."""
     lines = [heading.split("\n") for heading in headings]
     columns = zip(lines, *rows, strict=True)
     return 2 - gap + sum(gap + max(map(len, (*heading, *cells))) for heading, *cells in columns)

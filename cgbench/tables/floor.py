@@ -1,4 +1,6 @@
-"""``cgbench run --explain``: what each floor is made of, and what was measured beside it."""
+"""Show what each floor is made of, and what was measured beside it, for ``cgbench run
+--explain``.
+"""
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -22,14 +24,15 @@ COLUMNS = (
 TEXTS = ("stage", "what", "bound by")
 
 CAPTION = (
-    "read {read:,.1f} GB/s, matrices {rate:,.1f} GFLOP/s, measured in this run; "
+    "read {read:,.1f} GB/s, matrices {rate:,.1f} GFLOP/s, measured in this run, "
     "{context:.1f} tokens of KV a request"
 )
 
 
 def account_tables(record: RunRecord, samples: pd.DataFrame, width: int) -> Iterator[Table]:
-    """A table for each k and batch size, from a run's record and its raw samples, for ``width``
-    characters."""
+    """Yield a table for each k and batch size, from a run's record and its raw samples, for
+    ``width`` characters.
+    """
     for account in record.accounts:
         assert record.limits is not None
         yield account_table(account, record.limits, samples, width)
@@ -38,7 +41,9 @@ def account_tables(record: RunRecord, samples: pd.DataFrame, width: int) -> Iter
 def account_table(
     account: Account, limits: DeviceLimits, samples: pd.DataFrame, width: int
 ) -> Table:
-    """A line a product or attention, then the stage's sum beside its measured time."""
+    """Return a table with a line for each product or attention, then the stage's sum beside its
+    measured time.
+    """
     title = f"floor: k {account.spec_tokens}, batch size {account.batch_size}, {account.scope}"
     caption = CAPTION.format(
         read=limits.read_bytes_per_s / 1e9,
@@ -57,6 +62,7 @@ def account_table(
 
 def measured_seconds(account: Account, samples: pd.DataFrame) -> dict[Stage, float]:
     """Return the median seconds of the account's stages, drafts 2..k summed, and of the iteration.
+
     The iteration is the timed pass's, so the stages need not add up to it.
     """
     is_cell = (
@@ -101,7 +107,9 @@ def _line_row(line: FloorLine) -> tuple[str, ...]:
 def _sum_row(
     stage: Stage, lines: list[FloorLine], measured: Mapping[Stage, float]
 ) -> tuple[str, ...]:
-    """A stage's sums; accept and commit have no product and no attention, so no floor."""
+    """Return a stage's sums. Accept and commit have no product and no attention, so they have no
+    floor.
+    """
     measured_s = measured.get(stage)
     taken = "" if measured_s is None else _milliseconds(measured_s)
     if not lines:

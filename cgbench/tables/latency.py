@@ -1,6 +1,6 @@
-"""Write the latency table for people and programs: terminal, Markdown, JSON.
+"""Write the latency table for people and programs: terminal, Markdown and JSON.
 
-One frame feeds all of them, and one list of columns the two that people read.
+One frame feeds all of them, and one list of columns feeds the two that people read.
 """
 
 import json
@@ -59,7 +59,7 @@ medians (p50) unless headed p99.
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A column that people read: where it comes from, and how a value is written."""
+    """A ``Shown`` is a column that people read: where it comes from, and how a value is written."""
 
     heading: str
     column: str
@@ -67,9 +67,11 @@ class Shown:
 
     @property
     def is_number(self) -> bool:
+        """Return whether the column holds numbers."""
         return self.column not in ("scope", "status")
 
     def text(self, row: Row) -> str:
+        """Return the row's value as text. It is empty if there is no value."""
         value = row[self.column]
         return "" if pd.isna(value) else self.pattern.format(value)
 
@@ -129,11 +131,11 @@ AN_ITERATION = (
 )
 
 GAP = 2
-"""Characters between two columns, of which there are many."""
+"""Characters between two columns. They are few, because there are many columns."""
 
 
 def latency_table(frame: pd.DataFrame, title: str, width: int, *, is_wide: bool = False) -> Table:
-    """The terminal's table, a section a batch size. ``title`` holds the model label.
+    """Return the terminal's table, a section a batch size. ``title`` holds the model label.
 
     It has the columns ``FIRST``, and with ``is_wide`` all that have a value. ``width`` is the
     terminal's, in characters. If the table does not fit, headings take a line a word. If it still
@@ -157,7 +159,7 @@ def latency_table(frame: pd.DataFrame, title: str, width: int, *, is_wide: bool 
 
 
 def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
-    """``latency.md``: model, machine, command, the table, and what its columns mean."""
+    """Return ``latency.md``: model, machine, command, the table, and what its columns mean."""
     known = {name: value for name, value in record.environment.items() if value is not None}
     facts = [f"- {name}: {value}" for name, value in known.items()]
     words = record.mixture_words
@@ -175,13 +177,15 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
 
 
 def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
-    """The record, ``path`` and every latency row in one JSON object; an empty cell is null."""
+    """Return the record, ``path`` and every latency row in one JSON object. An empty cell
+    is null.
+    """
     rows = json.loads(frame.to_json(orient="records"))
     return json.dumps({"path": str(path), **asdict(record), "latency": rows}, indent=2)
 
 
 def _setting(frame: pd.DataFrame) -> str:
-    """The settings that all rows share, as one line."""
+    """Return the settings that all rows share, as one line."""
     names = [*SETTING, *(name for name in LATENCY_KEY if _is_told(frame, name))]
     drafting = frame[frame["spec_tokens"] > 0]
     # Rows of k = 0 have no head, and so neither modules nor a vocabulary of its own.
@@ -198,30 +202,32 @@ OF_HEAD = ("head", "mtp_modules", "draft_vocab")
 
 
 def _is_told(frame: pd.DataFrame, name: str) -> bool:
-    """Whether a setting that most runs have alike is another one here."""
+    """Return whether a setting that most runs have alike is another one here."""
     default = DEFAULTS.get(name)
     return name not in SETTING and default is not None and bool((frame[name] != default).any())
 
 
 def _caption(frame: pd.DataFrame, offered: Sequence[Shown], shown: Sequence[Shown]) -> str:
-    """The setting of all rows, the columns that the width has no room for, and how to see more."""
+    """Return the setting of all rows, the columns that the width has no room for, and how to show
+    more.
+    """
     spared = ", ".join(each.heading for each in offered if each not in shown)
     hidden = len(_with_values(frame)) - len(offered)
     lines = [
         _setting(frame),
-        f"left out at this width: {spared}; latency.md has them" if spared else "",
-        f"--wide shows {hidden} more columns; latency.md explains them all" if hidden else "",
+        f"left out at this width: {spared}. latency.md has them" if spared else "",
+        f"--wide shows {hidden} more columns. latency.md explains them all" if hidden else "",
     ]
     return "\n".join(line for line in lines if line)
 
 
 def _with_values(frame: pd.DataFrame) -> list[Shown]:
-    """What is shown of ``frame``: a column without a value in any row would say nothing."""
+    """Return the columns to show of ``frame``. A column without a value in any row is left out."""
     return [each for each in SHOWN if frame[each.column].notna().any()]
 
 
 def _groups(frame: pd.DataFrame, shown: Sequence[Shown]) -> Iterator[list[list[str]]]:
-    """Texts of the rows of each batch size, ascending."""
+    """Yield the texts of the rows of each batch size, ascending."""
     for _, group in frame.groupby("batch_size"):
         rows = group.astype(object).to_dict("records")
         yield [[each.text(row) for each in shown] for row in map(_with_mode, rows)]
@@ -232,7 +238,7 @@ def _rows(frame: pd.DataFrame, shown: Sequence[Shown]) -> list[list[str]]:
 
 
 def _with_mode(row: Row) -> Row:
-    """``row`` with the mode said beside a scope that did not run as a graph."""
+    """Return ``row`` with the mode beside a scope that did not run as a graph."""
     if row["mode"] == "graph" or row["scope"] == "eager":
         return row
     return {**row, "scope": f"{row['scope']} ({row['mode']})"}
@@ -248,5 +254,5 @@ def _headings(shown: Sequence[Shown]) -> list[str]:
 
 
 def _names(shown: Sequence[Shown]) -> list[str]:
-    """Headings of the columns that are no numbers."""
+    """Return the headings of the columns that are no numbers."""
     return [each.heading for each in shown if not each.is_number]

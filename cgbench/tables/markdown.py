@@ -1,4 +1,4 @@
-"""Tables as Markdown has them."""
+"""Write tables as Markdown has them."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 def markdown_table(
     headings: Sequence[str], rows: Iterable[Sequence[str]], *, left: Collection[str]
 ) -> str:
-    """``rows`` under ``headings``, of which those in ``left`` stand left, the others right."""
+    """Return ``rows`` under ``headings``. Those in ``left`` are aligned left, the others right."""
     rule = ["---" if heading in left else "---:" for heading in headings]
     return "\n".join(_lines([headings, rule, *rows]))
 

@@ -1,4 +1,4 @@
-"""A table before it is laid out: for the terminal, for Markdown, for a page."""
+"""Hold a table before it is laid out for the terminal, for Markdown or for a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,9 @@ Row = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``left`` are the headings of columns that hold names, not numbers."""
+    """A ``Part`` is a titled table. ``left`` are the headings of columns that hold names, not
+    numbers.
+    """
 
     title: str
     headings: tuple[str, ...]
@@ -21,13 +23,13 @@ class Part:
     left: tuple[str, ...] = ()
 
     def terminal(self, width: int) -> Table:
-        """For a terminal of ``width`` characters."""
+        """Return the table for a terminal of ``width`` characters."""
         table = fitted_table(self.title, self.headings, self.rows, width, names=self.left)
         for cells in self.rows:
             table.add_row(*cells)
         return table
 
     def markdown(self) -> str:
-        """Under a heading of its own."""
+        """Return the table as Markdown, under a heading of its own."""
         table = markdown_table(self.headings, self.rows, left=self.left)
         return f"### {self.title}\n\n{table}"

@@ -1,4 +1,4 @@
-"""The rows of a comparison of peers, as Markdown and as plain values."""
+"""Write the rows of a comparison of peers as Markdown and as plain values."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -19,7 +19,7 @@ WHAT: dict[str, str] = {
     "static": "transformers `generate`, static cache, `reduce-overhead`",
     "mtp": "transformers `generate(use_mtp=True)`",
     "batch": "transformers `generate_batch`",
-    Phase.VERIFY: "cgbench, verify graph (accept in it); without graphs, eager",
+    Phase.VERIFY: "cgbench, verify graph (accept in it), without graphs, eager",
     "verify-static": "transformers forward, static cache",
     "verify-compiled": "transformers forward, static cache, `reduce-overhead`",
 }
@@ -32,13 +32,13 @@ STATISTICS = (
 )
 
 SYNTHETIC = (
-    "Acceptance is synthetic: tokens a second of rows with drafts say what such rates would bring; "
-    "milliseconds a step are measured."
+    "Acceptance is synthetic: tokens a second of rows with drafts say what such rates would bring. "
+    "Milliseconds a step are measured."
 )
 
 
 def markdown(facts: SharedFacts, results: Sequence[Result]) -> str:
-    """Both tables, with what they share and the command above them."""
+    """Return both tables, with what they share and the command above them."""
     ordered = sorted(results, key=lambda result: [*WHAT].index(result.name))
     decoding = [result for result in ordered if result.name not in FORWARDS]
     forwards = [result for result in ordered if result.name in FORWARDS]
@@ -90,7 +90,9 @@ def _decoding_row(result: Result, facts: SharedFacts, best: Result | None) -> Se
 
 
 def _rounds(result: Result) -> str:
-    """How many; of calls that did not take turns with each other, of how many calls."""
+    """Return the number of rounds. If several commands took them, add how many, because these did
+    not take turns with each other.
+    """
     calls = f" in {result.calls} calls" if result.calls > 1 else ""
     return f"{len(result.rounds)}{calls}" + (f", then {result.reason}" if result.reason else "")
 
@@ -122,8 +124,11 @@ def _with_interval(value: tuple[float, float], digits: int) -> str:
 
 
 def row_facts(result: Result) -> dict[str, object]:
-    """A row as plain values: its rounds, their medians, and half the widths of their intervals.
-    None stands for a median without rounds, and for an interval of a single round."""
+    """Return a row as plain values: its rounds, their medians, and half the widths of their
+    intervals.
+
+    None stands for a median without rounds, and for an interval of a single round.
+    """
     facts = asdict(result)
     if not result.rounds:
         return {**facts, **dict.fromkeys(STATISTICS)}

@@ -1,4 +1,4 @@
-"""``cgbench plan`` for people: the same sections on a terminal and in Markdown."""
+"""Write ``cgbench plan`` for people: the same sections on a terminal and in Markdown."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -9,21 +9,22 @@ from rich.text import Text
 from cgbench.planning.study import Outcome, Saving
 from cgbench.tables.fit import fitted_table
 from cgbench.tables.markdown import markdown_table
-from cgbench.tables.plan_cells import Section, cost, number, percent, span_of, workload
+from cgbench.tables.plan_cells import Section, cost, number, percent, setting, span_of
 from cgbench.tables.plan_phases import by_length_section, by_phase_section, replay_section
 from cgbench.tables.plan_rows import BucketRow, PolicyRow, bucket_rows, policy_row
 
 DEFINITIONS = """\
-A batch is padded up to the next bucket; padding is (bucket - batch) / bucket, its mean over the \
-workload. Eager: no graph. Any phase eager: batch sizes of which verify or a draft has none. \
-Expected is the mean cost of one iteration over the workload."""
+A batch is padded up to the next bucket. Padding is (bucket - batch) / bucket, its mean over the \
+workload. Eager: no graph. In all and any phase eager: batch sizes that lack a graph in some \
+phase. Expected is the mean cost of one iteration over the workload."""
 
 
 def terminal(
     outcomes: Sequence[Outcome], savings: Sequence[Saving], width: int
 ) -> Iterator[Table | Text]:
-    """All sections in order: tables, for ``width`` characters, and lines of text, which are not to
-    be folded where piped."""
+    """Yield all sections in order: tables, for ``width`` characters, and lines of text. The lines
+    are not to be folded where they are piped.
+    """
     for section in sections(outcomes, savings):
         if section.rows:
             yield _table(section, width)
@@ -35,17 +36,21 @@ def terminal(
 
 
 def markdown(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> str:
-    """All sections as Markdown tables."""
+    """Return all sections as Markdown tables."""
     return "\n\n".join([*map(_markdown, sections(outcomes, savings)), DEFINITIONS])
 
 
 def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator[Section]:
-    """For each k a plan's buckets, or several plans side by side, and what ``optimal`` saves."""
+    """Yield, for each k, a plan's buckets or several plans side by side, and what ``optimal``
+    saves.
+
+    Sections by phase, by draft length and of a replay follow if the outcome has them.
+    """
     for k, group in groupby(outcomes, key=lambda each: each.request.spec_tokens):
         same_k = list(group)
-        yield _buckets(same_k[0]) if len(same_k) == 1 else _side_by_side(same_k)
         if k and len(same_k) == 1 and same_k[0].phases:
             yield by_phase_section(same_k[0], same_k[0].phases)
+        yield _buckets(same_k[0]) if len(same_k) == 1 else _side_by_side(same_k)
         yield from (by_length_section(each, each.deployment) for each in same_k if each.deployment)
         if replayed := [each for each in same_k if each.admission]:
             yield replay_section(replayed)
@@ -54,9 +59,11 @@ def sections(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Iterator
 
 
 def _buckets(outcome: Outcome) -> Section:
-    title = f"{outcome.request.policy}, {_setting(outcome)}"
+    title = f"{outcome.request.policy}, {setting(outcome)}"
     if outcome.plan is None:
         return Section(title, (), (), (f"refused: {outcome.reason}",))
+    if outcome.request.spec_tokens and outcome.phases:
+        title = f"Buckets of verify, {title}"
     headings = ("bucket [req]", "tokens", "serves [req]", "worst padding", "mean padding", "share")
     rows = tuple(map(_bucket_texts, bucket_rows(outcome)))
     notes = (*outcome.notes, *_of_schedule(outcome), _totals(outcome))
@@ -67,7 +74,7 @@ def _buckets(outcome: Outcome) -> Section:
 def _of_schedule(outcome: Outcome) -> Iterator[str]:
     if outcome.deployment:
         yield (
-            f"this table is that of k = {outcome.request.spec_tokens} throughout; the graphs by "
+            f"this table is that of k = {outcome.request.spec_tokens} throughout, the graphs by "
             "draft length are below"
         )
 
@@ -86,9 +93,9 @@ def _bucket_texts(row: BucketRow) -> tuple[str, ...]:
 def _totals(outcome: Outcome) -> str:
     row = policy_row(outcome)
     return (
-        f"{number(row.graphs)} graphs; mean padding {percent(row.mean_padding_frac)}; "
+        f"{number(row.graphs)} graphs, mean padding {percent(row.mean_padding_frac)}, "
         f"{row.eager_batch_sizes} batch sizes eager, {percent(row.eager_share)} of the "
-        f"workload; expected {cost(row.expected_cost)} {row.cost_unit}"
+        f"workload, expected {cost(row.expected_cost)} {row.cost_unit}"
     )
 
 
@@ -116,11 +123,11 @@ def _side_by_side(outcomes: Sequence[Outcome]) -> Section:
         if outcome.plan is None
     ]
     rows = tuple(_policy_texts(policy_row(outcome)) for outcome in outcomes)
-    return Section(_setting(outcomes[0]), headings, rows, (*refused, *said, *notes))
+    return Section(setting(outcomes[0]), headings, rows, (*refused, *said, *notes))
 
 
 def _about(policy: str, warning: str) -> str:
-    """``warning`` with the policy's name before it, once."""
+    """Return ``warning`` with the policy's name before it, once."""
     return warning if warning.startswith(policy) else f"{policy}: {warning}"
 
 
@@ -162,11 +169,6 @@ def _saved(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Section:
     sizes = ", ".join(map(str, best.plan.batch_sizes)) or "none"
     title = f"What optimal saves, k = {best.request.spec_tokens}, {len(best.plan.buckets)} graphs"
     return Section(title, headings, rows, (f"optimal buckets [req]: {sizes}",))
-
-
-def _setting(outcome: Outcome) -> str:
-    request = outcome.request
-    return f"k = {request.spec_tokens}, max_num_seqs {request.max_batch_size}, {workload(outcome)}"
 
 
 def _warned(notes: Sequence[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""``cgbench plan`` by phase, by draft length, and over a request trace."""
+"""Show ``cgbench plan`` by phase, by draft length, and over a request trace."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,13 +8,13 @@ from cgbench.planning.phase_optimum import phase_cost, phase_optimum
 from cgbench.planning.phases import PhasePlan, ranges
 from cgbench.planning.study import Outcome
 from cgbench.planning.tier_plans import Deployment, expected_cost
-from cgbench.tables.plan_cells import Section, cost, percent, span_of, workload
+from cgbench.tables.plan_cells import Section, cost, percent, setting, span_of, workload
 from cgbench.tables.plan_rows import PhaseRow, length_rows, phase_rows
 from cgbench.words import Phase
 
 
 def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
-    """Which graphs each phase has, and in the last row what no phase may lack."""
+    """Return which graphs each phase has, and in the last row what no phase may lack."""
     headings = (
         "phase",
         "tokens a request",
@@ -25,7 +25,7 @@ def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
     )
     eager = found.eager_batch_sizes
     share = sum(outcome.weights[size - 1] for size in eager)
-    last = ("any phase", "", str(found.num_graphs), _ranges(eager), percent(share), "")
+    last = ("in all", "", str(found.num_graphs), _ranges(eager), percent(share), "")
     rows = (*map(_phase_row, phase_rows(outcome)), last)
     notes = [f"{_name_of(each.phase)}: {each.note}" for each in found.phases if each.note]
     if mixed := found.mixed_tokens:
@@ -35,12 +35,12 @@ def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
     if outcome.memory_bytes:
         mib = outcome.memory_bytes / 1024**2
         notes.append(f"memory of all graphs: about {mib:.0f} MiB, {outcome.memory.source}")
-    title = f"Graphs by phase, {outcome.request.policy}, k = {outcome.request.spec_tokens}"
+    title = f"Graphs by phase, {outcome.request.policy}, {setting(outcome)}"
     return Section(title, headings, rows, (*notes, *_lists_by_phase(outcome)))
 
 
 def by_length_section(outcome: Outcome, found: Deployment) -> Section:
-    """A draft schedule's graphs: a row a draft length."""
+    """Return a draft schedule's graphs, a row a draft length."""
     headings = ("draft length", "requests", "graphs", "eager [req]")
     rows = [
         (f"k = {row.spec_tokens}", _shown(row.requests), str(row.graphs), _shown(row.eager))
@@ -54,7 +54,7 @@ def by_length_section(outcome: Outcome, found: Deployment) -> Section:
 
 
 def replay_section(outcomes: Sequence[Outcome]) -> Section:
-    """A request trace replayed over each plan."""
+    """Return what a request trace gives when it is replayed over each plan."""
     headings = (
         "policy",
         "iterations",
@@ -90,7 +90,7 @@ def replay_section(outcomes: Sequence[Outcome]) -> Section:
 def _absorbing(state: Absorbing) -> str:
     return (
         f"absorbing: above {state.above} requests decode runs eager, at most "
-        f"{state.eager:.0f} tokens/s where {state.arriving:.0f} arrive; the batch does not come "
+        f"{state.eager:.0f} tokens/s where {state.arriving:.0f} arrive. The batch does not come "
         f"back to its graphs, which reach {state.in_graphs:.0f}"
     )
 
@@ -114,7 +114,9 @@ def _phase_row(row: PhaseRow) -> tuple[str, ...]:
 
 
 def _lists_by_phase(outcome: Outcome) -> Iterator[str]:
-    """What ``optimal`` would choose for an engine with a list for each phase, as many graphs."""
+    """Yield what ``optimal`` would choose for an engine with a list for each phase, with as many
+    graphs.
+    """
     request, shared = outcome.request, outcome.phases
     if shared is None or not by_phase(request):
         return
@@ -125,7 +127,7 @@ def _lists_by_phase(outcome: Outcome) -> Iterator[str]:
         for each in best.phases
     )
     saved = percent(1 - best.cost / shared_cost)
-    yield f"a list for each phase, as many graphs: {lists}; saves {saved}"
+    yield f"a list for each phase, as many graphs: {lists}, saves {saved}"
 
 
 _MAX_RANGES = 4
@@ -136,7 +138,9 @@ def _ranges(sizes: Sequence[int]) -> str:
 
 
 def _shown(found: Sequence[tuple[int, int]]) -> str:
-    """Neighbouring sizes together: 17-20, 33. A long row of them is cut."""
+    """Return ranges as text, with neighbouring sizes together: 17-20, 33. A long row of them is
+    cut.
+    """
     text = ", ".join(span_of(first, last) for first, last in found[:_MAX_RANGES])
     if len(found) <= _MAX_RANGES:
         return text

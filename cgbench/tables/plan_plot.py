@@ -1,4 +1,4 @@
-"""Padding by batch size, a line a policy, with the holes where decode runs eager.
+"""Draw padding by batch size, a line a policy, with the holes where decode runs eager.
 
 matplotlib is the extra ``plot`` and is imported here alone, when a picture is asked for.
 """
@@ -20,7 +20,7 @@ FORMATS = (".png", ".svg", ".html")
 
 
 def check_plot(file: Path) -> None:
-    """Refuse early what ``write_plot`` could not write. Raises ``BadInputError``."""
+    """Refuse early what ``write_plot`` could not write. Raise ``BadInputError``."""
     if file.suffix not in FORMATS:
         raise BadInputError(f"--plot {file}: must end in {', '.join(FORMATS)}")
     if not file.absolute().parent.is_dir():
@@ -32,9 +32,9 @@ def check_plot(file: Path) -> None:
 
 
 def write_plot(outcomes: Sequence[Outcome], file: Path) -> None:
-    """Write the picture; HTML holds it as SVG, in one file.
+    """Write the picture. HTML holds it as SVG, in one file.
 
-    Raises ``BadInputError`` where the file cannot be written.
+    Raise ``BadInputError`` if the file cannot be written.
     """
     figure = draw([each.plan for each in outcomes if each.plan])
     try:
@@ -47,7 +47,7 @@ def write_plot(outcomes: Sequence[Outcome], file: Path) -> None:
 
 
 def draw(plans: Sequence[CapturePlan]) -> "Figure":
-    """A panel a plan: padding as steps, eager batch sizes shaded."""
+    """Return a figure with a panel a plan: padding as steps, eager batch sizes shaded."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 1 + 1.3 * len(plans)), layout="constrained")
@@ -62,12 +62,14 @@ def draw(plans: Sequence[CapturePlan]) -> "Figure":
         axes.set_xlim(0.5, plan.max_batch_size + 0.5)
     # One scale for all panels, set once every line is drawn.
     panels[0].set_ylim(bottom=0, top=100)
-    panels[-1].set_xlabel("batch size [requests]; red: no graph, eager")
+    panels[-1].set_xlabel("batch size [requests], red: no graph, eager")
     return figure
 
 
 def _padding(plan: CapturePlan, batch_size: int) -> float:
-    """In per cent; not a number where there is no graph, which leaves a gap in the line."""
+    """Return the padding in per cent. It is NaN if there is no graph, which leaves a gap in the
+    line.
+    """
     bucket = plan.bucket_for(batch_size)
     return 100 * bucket.padding_frac(batch_size) if bucket else nan
 

@@ -1,6 +1,6 @@
-"""What ``cgbench plan`` found, as plain rows: the one source of its tables, CSV and JSON.
+"""Turn what ``cgbench plan`` found into plain rows, the one source of its tables, CSV and JSON.
 
-Plain, for importing pandas alone would take longer than planning does.
+They are plain because importing pandas alone would take longer than planning does.
 """
 
 import csv
@@ -26,9 +26,10 @@ Values: TypeAlias = "dict[str, Value]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BucketRow:
-    """A bucket, an eager hole (``mode`` says which), or a policy that was refused.
+    """A ``BucketRow`` is a bucket, an eager hole or a policy that was refused. ``mode`` names
+    which.
 
-    ``batch_size`` and ``num_tokens`` are the bucket's, None where there is none.
+    ``batch_size`` and ``num_tokens`` are the bucket's, and None if there is none.
     """
 
     policy: str
@@ -49,7 +50,9 @@ BUCKET_COLUMNS = tuple(each.name for each in fields(BucketRow))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRow:
-    """One policy beside the others; means are over the workload. None: refused."""
+    """A ``PolicyRow`` is one policy beside the others. Means are over the workload. None stands for
+    a refused policy.
+    """
 
     policy: str
     spec_tokens: int
@@ -67,7 +70,9 @@ class PolicyRow:
 
 
 def bucket_rows(outcome: Outcome) -> Iterator[BucketRow]:
-    """A row a bucket or eager hole, ascending; one row with the reason where it was refused."""
+    """Yield a row a bucket or eager hole, ascending. A refused policy has one row with the
+    reason.
+    """
     policy, spec_tokens = outcome.request.policy, outcome.request.spec_tokens
     if outcome.plan is None:
         yield BucketRow(
@@ -106,7 +111,7 @@ def _span_row(outcome: Outcome, span: Span) -> BucketRow:
 
 
 def policy_row(outcome: Outcome) -> PolicyRow:
-    """``outcome`` as a row beside those of other policies."""
+    """Return ``outcome`` as a row beside those of other policies."""
     plan, means = outcome.plan, outcome.expected
     return PolicyRow(
         policy=outcome.request.policy,
@@ -127,7 +132,9 @@ def policy_row(outcome: Outcome) -> PolicyRow:
 
 @dataclass(frozen=True, slots=True)
 class PhaseRow:
-    """One phase of a plan: its graphs, and the ranges of batch sizes that have none."""
+    """A ``PhaseRow`` is one phase of a plan: its graphs, and the ranges of batch sizes that have
+    none.
+    """
 
     phase: str
     tokens_per_request: int
@@ -141,7 +148,9 @@ class PhaseRow:
 
 @dataclass(frozen=True, slots=True)
 class LengthRow:
-    """One draft length of a schedule, with the ranges of batch sizes that run it."""
+    """A ``LengthRow`` is one draft length of a schedule, with the ranges of batch sizes that run
+    it.
+    """
 
     spec_tokens: int
     requests: tuple[tuple[int, int], ...]
@@ -152,8 +161,9 @@ class LengthRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRow:
-    """What the replay of a request trace came to. ``batch_sizes`` counts iterations by batch size,
-    ``tenths`` are mean batch sizes in each tenth of the time."""
+    """A ``ReplayRow`` is the result of replaying a request trace. ``batch_sizes`` counts iterations
+    by batch size. ``tenths`` are mean batch sizes in each tenth of the time.
+    """
 
     iterations: int
     in_graph_share: float
@@ -169,7 +179,7 @@ class ReplayRow:
 
 
 def phase_rows(outcome: Outcome) -> Iterator[PhaseRow]:
-    """A row a phase; means are over the workload."""
+    """Yield a row a phase. Means are over the workload."""
     for phase in outcome.phases.phases if outcome.phases else ():
         means = expected(phase, outcome.weights)
         yield PhaseRow(
@@ -185,7 +195,7 @@ def phase_rows(outcome: Outcome) -> Iterator[PhaseRow]:
 
 
 def length_rows(found: Deployment) -> Iterator[LengthRow]:
-    """A row a draft length."""
+    """Yield a row a draft length."""
     for each in found.lengths:
         yield LengthRow(
             spec_tokens=each.spec_tokens,
@@ -197,7 +207,7 @@ def length_rows(found: Deployment) -> Iterator[LengthRow]:
 
 
 def plan_csv(outcomes: Sequence[Outcome]) -> str:
-    """Every bucket and hole of every outcome; an empty cell has no value."""
+    """Return every bucket and hole of every outcome as CSV. An empty cell has no value."""
     text = io.StringIO()
     writer = csv.DictWriter(text, BUCKET_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -209,10 +219,11 @@ def plan_csv(outcomes: Sequence[Outcome]) -> str:
 def plan_json(
     outcomes: Sequence[Outcome], savings: Sequence[Saving], engine: str | None = None
 ) -> str:
-    """Every outcome with its buckets, the engine's own list and its warnings, and the savings.
+    """Return every outcome as JSON with its buckets, the engine's own list and its warnings, and
+    the savings.
 
-    With ``engine`` also its option's text (see ``flags_for``, which may raise ``BadInputError``);
-    None where there is no plan.
+    With ``engine``, each outcome also has the text of the engine's option, or null if there is no
+    plan. ``option_of`` may raise ``BadInputError``.
     """
     plans = [_plan_object(outcome) | _flags(outcome, engine) for outcome in outcomes]
     saved = [_rounded(saving) for saving in savings]
@@ -266,8 +277,11 @@ def _flags(outcome: Outcome, engine: str | None) -> Values:
 
 
 def without_noise(value: float) -> float:
-    """As it is shown: what sums differ by, taken in another order, would show in a value that lies
-    between two of fewer digits."""
+    """Return the value as it is shown.
+
+    Sums that are taken in another order differ in their last digits. That would show in a value
+    that lies between two of fewer digits.
+    """
     return round(value, 6)
 
 

@@ -1,4 +1,4 @@
-"""Tokens a second as bars in the terminal: the shape of a run at a glance."""
+"""Draw tokens a second as bars in the terminal: the shape of a run at a glance."""
 
 import pandas as pd
 from rich.bar import Bar
@@ -9,13 +9,15 @@ from rich.text import Text
 from cgbench.words import Scope, Status
 
 MAX_BARS = 24
-"""More are a table's, not a glance's."""
+"""The most bars that are drawn. More of them belong in a table."""
 
 BAR_WIDTH = 40
 
 
 def rate_bars(frame: pd.DataFrame) -> Table | None:
-    """A bar for each batch size and k of the best scope; None without rows or with too many."""
+    """Return a bar for each batch size and k of the best scope. Return None without rows or with
+    too many.
+    """
     rows = frame[frame["output_tok_per_s"].notna() & (frame["status"] == Status.OK.value)]
     measured = set(rows["scope"].tolist())
     order = (Scope.ITERATION, Scope.PHASE, Scope.EAGER)

@@ -1,4 +1,4 @@
-"""The surface of iteration times: what was measured, and what is predicted between."""
+"""Show the surface of iteration times: what was measured, and what is predicted between."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ HEADINGS = ("context [tok]", "batch [req]", "k", "iteration, wall [ms]", "interv
 
 
 def surface_part(surface: Surface, places: Sequence[At]) -> Part:
-    """A row a place that the surface holds."""
+    """Return a table with a row for each place that the surface holds."""
     return Part(
         f"Iteration time, scope {surface.times.scope}",
         HEADINGS,
@@ -21,7 +21,7 @@ def surface_part(surface: Surface, places: Sequence[At]) -> Part:
 
 
 def error_line(surface: Surface) -> str:
-    """How well the measured cells are predicted from each other."""
+    """Return a line on how well the measured cells are predicted from each other."""
     return (
         f"each of {len(surface.left_out)} measured cells, left out and predicted from the others: "
         f"off by {surface.median_error:.1%} (median) and {surface.worst_error:.1%} (worst)"
@@ -29,7 +29,7 @@ def error_line(surface: Surface) -> str:
 
 
 def surface_facts(surface: Surface, places: Sequence[At]) -> dict[str, Any]:
-    """For JSON, in milliseconds."""
+    """Return the surface for JSON, in milliseconds."""
     return {
         "left_out_median_error": surface.median_error,
         "left_out_worst_error": surface.worst_error,

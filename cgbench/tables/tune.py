@@ -1,4 +1,4 @@
-"""Advice as people and programs read it: terminal, Markdown, JSON."""
+"""Write advice for people and programs: terminal, Markdown and JSON."""
 
 import json
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ it. Times are wall times of cgbench's own iteration, not of another engine. Inte
 
 
 def terminal(advice: Advice, width: int) -> Iterator[Table | Text]:
-    """Every table, then what is concluded."""
+    """Yield every table, then what is concluded."""
     for part in parts(advice):
         yield part.terminal(width)
     yield Text("\n".join(conclusions(advice)))
 
 
 def markdown(advice: Advice) -> str:
-    """The same as Markdown."""
+    """Return the same as Markdown, with the options for each engine."""
     tables = [part.markdown() for part in parts(advice)]
     said = "\n".join(f"- {line}" for line in conclusions(advice))
     options = [
@@ -44,13 +44,14 @@ def markdown(advice: Advice) -> str:
 
 
 def to_json(advice: Advice, *, with_surface: bool = False) -> str:
-    """The advice as one JSON object; what is not known is null."""
+    """Return the advice as one JSON object. What is unknown is null."""
     fitted = surface_of(advice.times) if with_surface else None
     surface = {} if fitted is None else {"surface": surface_facts(fitted, grid(advice.times))}
     return json.dumps({**facts(advice), **surface}, indent=2)
 
 
 def facts(advice: Advice) -> dict[str, Any]:
+    """Return the advice as plain values."""
     return {
         "scope": advice.times.scope.value,
         "acceptance": advice.lengths.source,
@@ -64,7 +65,7 @@ def facts(advice: Advice) -> dict[str, Any]:
 
 
 def parts(advice: Advice) -> Iterator[Part]:
-    """The tables: break-even always, the best k where a length is known."""
+    """Yield the tables: break-even always, the best k if a length is known."""
     if advice.break_evens:
         yield Part(
             f"Break-even acceptance, scope {advice.times.scope}",
@@ -100,7 +101,7 @@ def parts(advice: Advice) -> Iterator[Part]:
     gains = [(each, gain) for each in advice.contexts for gain in each.gains]
     if gains:
         yield Part(
-            "Gain of what is advised over a fixed k; of the best fixed k where nothing is",
+            "Gain of what is advised over a fixed k, of the best fixed k where nothing is",
             ("context [tok]", "over k", "tok/s", "interval", "workload"),
             tuple(
                 (str(each.context_len), str(gain.k), *_ratio(gain.speedup), each.work.words)
@@ -111,7 +112,7 @@ def parts(advice: Advice) -> Iterator[Part]:
 
 
 def conclusions(advice: Advice) -> Iterator[str]:
-    """What is said in words."""
+    """Yield the conclusions in words."""
     yield f"acceptance: {advice.lengths.source}"
     yield from advice.times.left_out
     for each in advice.contexts:
@@ -121,7 +122,7 @@ def conclusions(advice: Advice) -> Iterator[str]:
 
 
 def options_text(advice: Advice, engine: str) -> Iterator[str]:
-    """The option of one engine for each context that has one."""
+    """Yield the option of one engine for each context that has one."""
     for each in advice.contexts:
         for option in each.options:
             if option.engine == engine:
@@ -133,7 +134,7 @@ def _interpolated(each: ContextAdvice) -> Iterator[str]:
         if tier.measured_from > tier.first:
             yield (
                 f"context {each.context_len}: the switch from k = {before.k} to {tier.k} at "
-                f"{tier.first} requests is interpolated; {tier.measured_from} was measured"
+                f"{tier.first} requests is interpolated. {tier.measured_from} was measured"
             )
     if each.interpolation_error is not None:
         yield (

@@ -1,4 +1,4 @@
-"""Predicted beside measured again, as tables."""
+"""Show what was predicted beside what was measured again, as tables."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from cgbench.tables.part import Part
 
 
 def cells_part(found: Sequence[Again]) -> Part:
-    """Times of cells in milliseconds."""
+    """Return a table of the times of cells, in milliseconds."""
     return Part(
         "Measured again",
         (
@@ -21,7 +21,7 @@ def cells_part(found: Sequence[Again]) -> Part:
 
 
 def gains_part(found: Sequence[Again]) -> Part:
-    """Tokens a second over those of a fixed k."""
+    """Return a table of tokens a second over those of a fixed k."""
     return Part(
         "Gains measured again",
         ("context [tok]", "over k", "predicted", "interval", "measured", "interval ", "verdict"),

@@ -1,1 +1,1 @@
-"""What is decoded: prompts, their files and sets, chat templates, random tokens."""
+"""Make what a run decodes: prompts, their files and sets, chat templates, random tokens."""

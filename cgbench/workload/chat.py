@@ -13,9 +13,9 @@ from cgbench.workload.prompt_files import Prompt, PromptTexts
 def uses_template(
     tokenizer: PreTrainedTokenizerBase, texts: PromptTexts, mode: ChatTemplate
 ) -> bool:
-    """Whether prompts go through the chat template: ``auto`` is on where there is one.
+    """Return whether prompts go through the chat template. ``auto`` means yes if there is one.
 
-    Raises ``BadInputError`` for ``on`` without a template, and for chats that none is used for.
+    Raise ``BadInputError`` for ``on`` without a template, and for chats if no template is used.
     """
     has_template = tokenizer.chat_template is not None
     if mode == ChatTemplate.ON and not has_template:
@@ -31,7 +31,7 @@ def uses_template(
 def make_encode(
     tokenizer: PreTrainedTokenizerBase, texts: PromptTexts, *, chat_template: bool
 ) -> Callable[[Prompt], list[int]]:
-    """The function from a prompt to its token ids, special tokens included."""
+    """Return a function from a prompt to its token ids, special tokens included."""
     if chat_template:
         return partial(_encode_chat, tokenizer, texts)
     return partial(_encode_text, tokenizer, texts)
@@ -42,7 +42,7 @@ def _encode_text(
 ) -> list[int]:
     try:
         return [int(token) for token in tokenizer(prompt)["input_ids"]]
-    # Tokenizers in Rust raise what has no class of its own.
+    # Tokenizers in Rust raise errors that have no class of their own.
     except Exception as error:
         raise _refused("MODEL's tokenizer", texts, prompt, error) from error
 
@@ -50,15 +50,18 @@ def _encode_text(
 def _encode_chat(
     tokenizer: PreTrainedTokenizerBase, texts: PromptTexts, prompt: Prompt
 ) -> list[int]:
-    """A text is one message of the user's. The template writes the special tokens, a leading one
-    included, so that the tokenizer must add none: ``tokenize=True`` sees to that."""
+    """Return the token ids of a chat. A text becomes one message of the user's.
+
+    The template writes the special tokens, a leading one included. ``tokenize=True`` keeps the
+    tokenizer from adding them again.
+    """
     text = texts.instruction + prompt if isinstance(prompt, str) else None
     messages = prompt if text is None else [{"role": "user", "content": text}]
     try:
         tokens = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    # A template is the checkpoint's own program: it may fail in any way.
+    # A template is the checkpoint's own program, so it may fail in any way.
     except Exception as error:
         raise _refused("the chat template", texts, prompt, error) from error
     return [int(token) for token in tokens]

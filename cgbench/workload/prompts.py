@@ -13,9 +13,10 @@ RANDOM = "random"
 
 
 def read_named(value: str | None, num_prompts: int | None) -> PromptTexts:
-    """The first ``num_prompts`` (None: all) of what ``value`` names; None names the shipped ones.
+    """Return the first ``num_prompts`` of the prompts that ``value`` names, or all for None.
 
-    Raises ``BadInputError`` where it names nothing, or what it names cannot be read.
+    ``value`` is the name of a set or a file. None means the prompts that ship. Raise
+    ``BadInputError`` if it names nothing, or if the prompts cannot be read.
     """
     texts = _read(value)
     return replace(texts, prompts=texts.prompts[:num_prompts])

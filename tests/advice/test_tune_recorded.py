@@ -50,7 +50,7 @@ def test_synthetic_acceptance_of_a_run_is_never_taken_for_a_measured_one() -> No
 def test_random_weights_have_no_measured_acceptance() -> None:
     assert not advice_of("default-k3").lengths.source.startswith("none")
     assert "golden:" in advice_of("qwen3-30b-a3b-k3").lengths.source
-    assert "another model than this one" in advice_of("qwen3-30b-a3b-k3").lengths.source
+    assert "Another model than this one" in advice_of("qwen3-30b-a3b-k3").lengths.source
 
 
 def test_measured_acceptance_comes_with_its_interval() -> None:
@@ -96,7 +96,7 @@ def test_two_batch_sizes_tell_nothing_of_those_between() -> None:
 
 def test_the_largest_measured_k_is_not_said_to_be_the_best_of_all() -> None:
     (high,) = advice_of(MANY_K, acceptance="synthetic:0.8,0.6,0.4").contexts
-    assert "of those measured, 0, 1, 2, 3; a larger k was not measured" in high.conclusion
+    assert "of those measured, 0, 1, 2, 3. A larger k was not measured" in high.conclusion
     (none,) = advice_of(MANY_K, acceptance="synthetic:0,0,0").contexts
     assert "a larger k" not in none.conclusion
 

@@ -93,9 +93,19 @@ def test_any_value_of_any_field_of_a_config(
     config = good_config(folder)
     path = data.draw(st.sampled_from([*paths(config)]))
     changed = with_value(config, path, data.draw(VALUES))
-    (folder / "config.json").write_text(json.dumps(changed))
-    good_or_named(inspect(folder), folder / "config.json")
-    (folder / "config.json").write_text(json.dumps(config))
+    try:
+        (folder / "config.json").write_text(json.dumps(changed))
+        good_or_named(inspect(folder), folder / "config.json")
+    finally:
+        (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028", "\x1b[31m"])
+def test_a_name_that_ends_a_line_stays_in_the_one_line(tmp_path: Path, end: str) -> None:
+    folder = make_checkpoint(tmp_path, "mimo")
+    edit_config(folder, rope_parameters={f"a{end}b": 10**18})
+    done = inspect(folder)
+    done.refused(2, str(folder / "config.json"), f"a{repr(end)[1:-1]}b")
 
 
 @settings(NO_RESET, max_examples=20)

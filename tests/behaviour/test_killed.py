@@ -61,7 +61,7 @@ def test_killed_at_a_moment(runs: Runs, seconds: float, moment: float) -> None:
         assert kept == BATCH_SIZES
         return
     done = cgbench("compare", path, path)
-    assert done.code == 3 and "is not finished; go on with cgbench run --resume" in done.stdout
+    assert done.code == 3 and "is not finished. Go on with cgbench run --resume" in done.stdout
     runs.whole(name, "--resume")
     after = RunDirectory.open(path)
     assert after.record.complete and sorted(after.finished_batch_sizes) == BATCH_SIZES

@@ -211,7 +211,7 @@ def test_an_interrupted_run_says_where_it_lies_and_how_to_go_on(
 
     monkeypatch.setattr("cgbench.door.run.run", interrupted)
     done = cgbench("run", tiny, *FAST, "--output", path)
-    line = f"interrupted; finished batch sizes are kept: --output {path} --resume goes on\n"
+    line = f"interrupted. Finished batch sizes are kept: --output {path} --resume goes on\n"
     assert (done.code, done.stdout, done.stderr) == (130, "", line)
 
 

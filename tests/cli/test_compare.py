@@ -51,13 +51,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("new", "code", "summary"),
     [
-        ("base", 0, "28 same; exit code 0"),
-        ("again", 0, "28 same; exit code 0"),
-        ("slow", 1, "16 regressed, 12 same; exit code 1"),
-        ("noisy", 4, "16 inconclusive, 12 same; exit code 4"),
-        ("other", 3, "1 not comparable; exit code 3"),
-        ("lacking", 3, "2 not comparable, 21 same; exit code 3"),
-        ("tokens", 0, "28 same; exit code 0"),
+        ("base", 0, "28 same, exit code 0"),
+        ("again", 0, "28 same, exit code 0"),
+        ("slow", 1, "16 regressed, 12 same, exit code 1"),
+        ("noisy", 4, "16 inconclusive, 12 same, exit code 4"),
+        ("other", 3, "1 not comparable, exit code 3"),
+        ("lacking", 3, "2 not comparable, 21 same, exit code 3"),
+        ("tokens", 0, "28 same, exit code 0"),
     ],
 )
 def test_exit_codes_and_the_last_line(runs: Path, new: str, code: int, summary: str) -> None:
@@ -88,16 +88,16 @@ def test_reported_lines_are_shown_where_something_changed(runs: Path) -> None:
 MARKDOWN = """\
 ### cgbench compare: tiny (random weights)
 
-1 not comparable; exit code 3
+1 not comparable, exit code 3
 
 | verdict | what | scope | k | batch [req] | BASE | NEW | change | interval | n |
 | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | not comparable | run (GPU: NVIDIA H200 in BASE, NVIDIA B200 in NEW) |  |  |  |  |  |  |  |  |
 
 - differs: gpu: NVIDIA H200 in BASE, NVIDIA B200 in NEW
-- minimum effect 2 %; each interval at 95 %, for 95 % over all gated ones; n: blocks, or \
+- minimum effect 2 %. Each interval at 95 %, for 95 % over all gated ones. n: blocks, or \
 processes of several (rows for acceptance, graphs for capture time) of BASE/NEW
-- 1 not comparable; exit code 3
+- 1 not comparable, exit code 3
 """
 
 
@@ -133,7 +133,7 @@ def test_github_annotates_and_writes_the_step_summary(
     assert done.stdout.splitlines() == [
         f"::error title=not comparable%3A cell%2C scope phase%2C k {k}%2C batch 8::missing in NEW"
         for k in (0, 2)
-    ] + ["2 not comparable, 21 same; exit code 3"]
+    ] + ["2 not comparable, 21 same, exit code 3"]
     summary = file.read_text()
     assert summary.startswith("before\n### cgbench compare: tiny (random weights)\n")
     assert "| not comparable | cell (missing in NEW) | phase | 0 | 8 |" in summary
@@ -199,12 +199,12 @@ def test_an_empty_benchmark_json_says_why(runs: Path, tmp_path: Path, to_file: b
     """github-action-benchmark refuses it without a reason."""
     file = tmp_path / "benchmark.json"
     words = ["--format", "benchmark-json", *(["--output", file] if to_file else [])]
-    line = "--format benchmark-json is empty: no latency, TPOT or memory of NEW is gated; "
+    line = "--format benchmark-json is empty: no latency, TPOT or memory of NEW is gated. "
     eager = cgbench("compare", runs / "base", runs / "again", "--gate", "acceptance", *words)
     other = cgbench("compare", runs / "base", runs / "other", *words)
     for done, code, summary in (
-        (eager, 0, "4 same; exit code 0"),
-        (other, 3, "1 not comparable; exit code 3"),
+        (eager, 0, "4 same, exit code 0"),
+        (other, 3, "1 not comparable, exit code 3"),
     ):
         assert (done.code, done.stderr) == (code, f"{line}{summary}\n")
         assert done.stdout == ("" if to_file else "[]\n")
@@ -266,7 +266,7 @@ def test_the_thin_baseline_of_a_comparison_is_new(runs: Path, tmp_path: Path) ->
         ([], "NEW: give the run directory to judge"),
         (["base", "--min-effect", "2"], "--min-effect 2: must be a share such as 2% or 0.02"),
         (["base", "--confidence", "100%"], "--confidence 100%: must be a share"),
-        (["base", "--gate", "speed"], "--gate speed: unknown; choose of iteration,"),
+        (["base", "--gate", "speed"], "--gate speed: unknown. Choose of iteration,"),
         (["nowhere"], "nowhere/run.json: missing or damaged"),
         (["base", "--thin-baseline", "base"], "exists already"),
         (["base", "--output", "nowhere/file"], "--output nowhere/file: "),

@@ -31,6 +31,7 @@ def test_facts_of_a_checkpoint(tmp_path: Path) -> None:
     facts = json.loads(done.stdout)
     assert facts["class"] == "Glm4MoeForCausalLM"
     assert facts["experts"] and not facts["tied_embeddings"]
+    assert (facts["num_experts"], facts["experts_per_token"]) == (8, 2)
     assert facts["num_layers"] == 2 and facts["vocab_size"] == 64
     head = facts["head"]
     assert (head["family"], head["modules"], head["chain"]) == ("deepseek", 1, "post")
@@ -66,8 +67,11 @@ def test_modules_that_draft_are_told_with_what_feeds_them(tmp_path: Path) -> Non
 
 
 def test_a_preset_has_no_files(tmp_path: Path) -> None:
-    done = cgbench("inspect", "preset:deepseek-v3-6l", "--dtype", "bfloat16", "--device", "cpu")
+    where = ("--dtype", "bfloat16", "--device", "cpu")
+    done = cgbench("inspect", "preset:deepseek-v3-6l", "--tensors", *where)
     assert done.code == 0
+    assert "256 experts of which a token takes 8" in done.stdout
+    assert done.stdout.endswith("no tensor of a head is stored\n")
     assert "random weights" in done.stdout
     assert "76,251,348,480 bytes" in done.stdout
 
@@ -190,7 +194,7 @@ def test_a_type_that_no_family_knows_is_a_finding(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "llama", family=QWEN)
     edit_config(folder, cgbench_head={})
     done = cgbench("inspect", folder, "--device", "cpu")
-    assert done.code == 1 and "known for model type llama; state one with" in done.stdout
+    assert done.code == 1 and "known for model type llama. State one with" in done.stdout
     flags = ("--head-family", "exaone", "--head-norm-form", "one_plus", "--head-out-norm", "target")
     facts = json.loads(cgbench("inspect", folder, *flags, "--device", "cpu", "--json").stdout)
     assert facts["head"]["family"] == "exaone[out_norm=target,norm_form=one_plus]"

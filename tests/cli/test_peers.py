@@ -122,7 +122,7 @@ def test_an_interruption_says_what_is_kept(
     monkeypatch.setattr("cgbench.engines.peer_rounds.measure", interrupt)
     done = peers(tiny, "eager", "--output", tmp_path / "x")
     assert done.code == 130
-    line = f"interrupted; rounds taken are in {tmp_path / 'x.json'}; the same command goes on"
+    line = f"interrupted. Rounds taken are in {tmp_path / 'x.json'}. The same command goes on"
     assert (line in done.stderr) == bool(rounds)
 
 

@@ -64,8 +64,9 @@ def test_all_policies_with_sizes_of_ones_own(plan) -> None:
 
 def test_a_table_a_k(plan) -> None:
     found = plan("--spec-tokens", "1,3,5", "--max-num-seqs", "8", "--format", "markdown")
-    assert [line for line in found.out.splitlines() if line.startswith("### scaled")] == [
-        f"### scaled, k = {k}, max_num_seqs 8, every batch size alike" for k in (1, 3, 5)
+    assert [line for line in found.out.splitlines() if line.startswith("### Buckets")] == [
+        f"### Buckets of verify, scaled, k = {k}, max_num_seqs 8, every batch size alike"
+        for k in (1, 3, 5)
     ]
 
 
@@ -198,10 +199,10 @@ def test_a_refusal_leaves_no_plot(plan, tmp_path: Path, words: tuple[str, ...]) 
 
 
 MISTAKES = {
-    "--policy best": "--policy best: unknown; choose one of",
-    "--policy scaled,best": "--policy best: unknown; choose one of",
-    "--policy scaled,": "--policy : unknown; choose one of",
-    "--policy=": "--policy : unknown; choose one of",
+    "--policy best": "--policy best: unknown. Choose one of",
+    "--policy scaled,best": "--policy best: unknown. Choose one of",
+    "--policy scaled,": "--policy : unknown. Choose one of",
+    "--policy=": "--policy : unknown. Choose one of",
     "--spec-tokens 33": "--spec-tokens 33: must be 0 to 32",
     "--spec-tokens three": "--spec-tokens three: must be whole numbers",
     "--max-num-seqs 0": "--max-num-seqs 0: must be 1 to 65536",
@@ -215,13 +216,13 @@ MISTAKES = {
     "--capture-sizes 4 --policy scaled": "--capture-sizes goes with --policy explicit",
     "--policy explicit": "--policy explicit needs --capture-sizes",
     "--concurrency nowhere.csv": "--concurrency nowhere.csv: cannot be read",
-    "--concurrency=": "--concurrency .: cannot be read; give a file, or geometric:MEAN",
+    "--concurrency=": "--concurrency .: cannot be read. Give a file, or geometric:MEAN",
     "--concurrency geometric:0": "--concurrency geometric:0: the mean must be",
-    "--max-graphs 4": "--max-graphs: a budget of --policy optimal; add it",
+    "--max-graphs 4": "--max-graphs: a budget of --policy optimal. Add it",
     "--policy scaled,exact --max-capture-seconds 4": "--max-capture-seconds: a budget of",
     "--costs run --eager-penalty 3": "--eager-penalty: not with --costs",
     "--flags vllm --format csv": "--format csv: holds no --flags",
-    "--flags paddle --format json": "--flags paddle: unknown; choose one of fastdeploy",
+    "--flags paddle --format json": "--flags paddle: unknown. Choose one of fastdeploy",
     "--flags vllm --policy all --format json": "--flags vllm: goes with one --policy",
     "--policy optimal --max-memory 1GB": "--max-memory needs --costs RUN_DIR",
     "--policy optimal --max-memory=": "--max-memory : must be a size",
@@ -233,8 +234,8 @@ MISTAKES = {
     "--policy optimal --max-capture-seconds nan": "--max-capture-seconds nan: must be above 0",
     "--eager-penalty 0": "--eager-penalty 0.0: must be a number above 0",
     "--costs nowhere": "nowhere/run.json: missing or damaged: No such file or directory\n",
-    "--flags=": "--flags : unknown; choose one of fastdeploy",
-    "--flags paddle": "--flags paddle: unknown; choose one of fastdeploy",
+    "--flags=": "--flags : unknown. Choose one of fastdeploy",
+    "--flags paddle": "--flags paddle: unknown. Choose one of fastdeploy",
     "--flags vllm --policy all": "--flags vllm: goes with one --policy",
     "--plot chart.pdf": "--plot chart.pdf: must end in .png, .svg, .html",
     "--plot nowhere/chart.png": "--plot nowhere/chart.png: no such folder",

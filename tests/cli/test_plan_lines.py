@@ -45,9 +45,9 @@ def planned(found: Result) -> list[dict]:
 
 def test_a_line_shows_every_phase(plan) -> None:
     found = plan("--from", LINE, "--gpu", "h200", "--format", "markdown")
-    assert "### vllm-0.33, k = 2, max_num_seqs 20" in found.out
+    assert "### Graphs by phase, vllm-0.33, k = 2, max_num_seqs 20" in found.out
     assert "| drafts 2..k | 1 | 8 | 17-20 | 20.0 % | 7.3 % |" in found.out
-    assert "| any phase |  | 30 | 17-20 | 20.0 % |  |" in found.out
+    assert "| in all |  | 30 | 17-20 | 20.0 % |  |" in found.out
     assert "- max_num_batched_tokens 8192, the default on h200 (140 GiB)" in found.out
     assert "- batches that hold a prefill: 22 graphs, 1 to 120 tokens" in found.out
 
@@ -119,7 +119,7 @@ def test_a_schedules_graphs_and_memory_are_those_of_all_its_lengths(plan) -> Non
     assert one["graphs_of_all_phases"] == sum(graphs) > alone["graphs_of_all_phases"]
     assert one["graph_memory_bytes"] > alone["graph_memory_bytes"]
     shown = plan("--from", SCHEDULED).out
-    assert "this table is that of k = 3 throughout; the graphs by draft length are below" in shown
+    assert "this table is that of k = 3 throughout, the graphs by draft length are below" in shown
 
 
 def test_a_schedule_is_costed_by_a_run_that_measured_its_lengths(plan) -> None:
@@ -133,14 +133,14 @@ def test_a_schedule_is_costed_by_a_run_that_measured_its_lengths(plan) -> None:
     assert "ms an iteration, drafts included" in found.out
     # The other run measured k = 0 and 3 alone.
     refused = plan("--from", line % 1, "--costs", str(RUN))
-    assert refused.exit_code == 2 and "at --spec-tokens 1; measure it" in refused.err
+    assert refused.exit_code == 2 and "at --spec-tokens 1. Measure it" in refused.err
 
 
 def test_a_gpu_gives_the_engines_own_defaults(plan) -> None:
     words = ("--gpu", "l40", "--max-num-seqs", "64", "--format", "json")
     [sglang] = planned(plan("--policy", "sglang-0.5.23", *words))
     assert sglang["largest_batch_size"] == 32
-    assert any("raise it with --cuda-graph-max-bs-decode 64" in note for note in sglang["notes"])
+    assert any("Raise it with --cuda-graph-max-bs-decode 64" in note for note in sglang["notes"])
     [trt] = planned(plan("--policy", "tensorrt-llm-1.3", *words))
     assert 33 not in trt["batch_sizes"] and any("enable_padding" in note for note in trt["notes"])
 
@@ -218,7 +218,7 @@ MISTAKES = {
     ("--from", LINE, "--capture-unit", "tokens"): "--capture-unit: not beside --from or --config",
     ("--from", LINE, "--tp", "2"): "--tp: not beside --from or --config",
     ("--from", LINE, "--policy", "sglang-0.5.23"): "--policy sglang-0.5.23: --from starts vLLM",
-    ("--from", LINE, "--policy", "vllm-0.30,vllm-0.31"): "--from starts one engine; drop it",
+    ("--from", LINE, "--policy", "vllm-0.30,vllm-0.31"): "--from starts one engine. Drop it",
     ("--from", LINE, "--max-graphs", "3"): "of optimal alone",
     ("--config", "nowhere.yaml"): "--config nowhere.yaml: No such file",
     ("--gpu", "gtx"): "--gpu gtx: must be one of t4,",

@@ -38,6 +38,6 @@ def test_messages_are_found() -> None:
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_is_in_the_code(message: str) -> None:
-    for part in re.split(r"\.\.\.|; ", message):
-        words = part.strip(" :,;")
+    for part in re.split(r"\.\.\.|\. ", message):
+        words = part.strip(" :,.")
         assert words in SOURCE, words

@@ -1,6 +1,6 @@
 """Speculative sampling, the rule alone: what it emits is distributed as the target says.
 
-Fixed logits of target and head, many requests; drafts are drawn by the rule itself. Rules with a
+Fixed logits of target and head, many requests. Drafts are drawn by the rule itself. Rules with a
 planted mistake go through the same test, and must fail it by far.
 """
 
@@ -170,7 +170,7 @@ def test_without_drafts_it_is_plain_sampling(rule: Sampled) -> None:
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
 @pytest.mark.parametrize("rule", [RIGHT[4], GREEDY_DRAFTS[4]], ids=str)
 def test_no_impossible_token_at_the_ends_of_the_uniforms(rule: Sampled, uniform: float) -> None:
-    """Random logits, many requests; every draw is the smallest, or the largest, there is."""
+    """Random logits, many requests. Every draw is the smallest, or the largest, there is."""
     rows = make_rows(K, 2000)
     target = 3 * torch.randn(2000, K + 1, VOCAB, generator=torch.Generator().manual_seed(8))
     rows.uniforms.fill_(uniform)

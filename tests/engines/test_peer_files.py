@@ -56,7 +56,7 @@ def test_rows_of_another_setting_are_refused(tmp_path: Path) -> None:
     peer_files.write(tmp_path / "x", FACTS, ROWS, "")
     found = peer_files.open_output(tmp_path / "x")
     assert found.results_of(FACTS) == ROWS
-    with pytest.raises(BadInputError, match=r"x\.json is of another batch_size; choose another"):
+    with pytest.raises(BadInputError, match=r"x\.json is of another batch_size. Choose another"):
         found.results_of(replace(FACTS, batch_size=3))
 
 
@@ -109,7 +109,7 @@ def test_a_damaged_file_is_one_line_that_names_it(
     file.write_text(json.dumps(made))
     with pytest.raises(BadInputError) as error:
         peer_files.open_output(tmp_path / "x")
-    assert str(error.value) == f"{file} holds no comparison of peers; choose another --output"
+    assert str(error.value) == f"{file} holds no comparison of peers. Choose another --output"
 
 
 @pytest.mark.parametrize("text", ["", "[", "[]", "{}", '"text"', "null"])

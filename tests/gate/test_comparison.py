@@ -267,7 +267,7 @@ def test_settings_of_the_key_keep_runs_apart(
 
 def test_an_unfinished_run_is_not_comparable(base: Path, tmp_path: Path) -> None:
     found = against(base, Made(finish=False), tmp_path)
-    assert "NEW is not finished; go on with cgbench run --resume" in found.lines[0].reason
+    assert "NEW is not finished. Go on with cgbench run --resume" in found.lines[0].reason
     assert found.exit_code == 3
 
 

@@ -177,7 +177,7 @@ def test_a_baseline_of_another_gpu(tmp_path: Path) -> None:
         (lambda path: (path / "samples.parquet").unlink(), "samples.parquet: missing or damaged: "),
         (lambda path: (path / "run.json").write_text("[]"), "run.json: not a JSON object"),
         (edit_record(plans=None), "run.json: field plans is missing or is not a list"),
-        (edit_record(schema_version=99), "run.json: schema_version 99; this cgbench reads "),
+        (edit_record(schema_version=99), "run.json: schema_version 99. This cgbench reads "),
         (
             edit_latency(lambda frame, _: frame.rename(columns={"iteration_p50_ms": "p50_ms"})),
             "latency.csv: damaged: not the columns of this schema version",

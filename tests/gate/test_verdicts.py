@@ -114,5 +114,5 @@ def test_a_gate_may_have_blanks_between_as_other_lists_may() -> None:
 
 
 def test_an_unknown_gate_is_named() -> None:
-    with pytest.raises(BadInputError, match="--gate latency: unknown; choose of iteration,tpot"):
+    with pytest.raises(BadInputError, match=r"--gate latency: unknown. Choose of iteration,tpot"):
         Gate.parse("tpot,latency")

@@ -112,7 +112,7 @@ def test_the_tokenizer_gets_back_its_end_token_and_its_digits(folder: Path) -> N
 
 def test_a_gguf_file_has_no_head(folder: Path) -> None:
     where = (torch.device("cpu"), torch.float32)
-    with pytest.raises(ModelError, match="GGUF files hold no MTP head; give --head"):
+    with pytest.raises(ModelError, match=r"GGUF files hold no MTP head. Give --head"):
         plan_loading(Loading(str(folder), None, True, *where))
 
 

@@ -99,7 +99,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     """Opening a pipe would wait for a writer."""
     os.mkfifo(tmp_path / "pipe")
     for name in ("pipe", "", "none.csv", "x" * 5000):
-        with pytest.raises(BadInputError, match=r"cannot be read; give a file, or "):
+        with pytest.raises(BadInputError, match=r"cannot be read. Give a file, or "):
             Concurrency.parse(str(tmp_path / name))
 
 
@@ -123,7 +123,7 @@ def test_a_name_of_other_bytes_is_refused_in_words_that_can_be_printed(tmp_path:
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "latin.csv"
     file.write_bytes(b"\xe9,1\n")
-    with pytest.raises(BadInputError, match=r"latin.csv: must be utf-8; byte 0"):
+    with pytest.raises(BadInputError, match=r"latin.csv: must be utf-8. byte 0"):
         Concurrency.parse(str(file))
 
 

@@ -29,7 +29,7 @@ def test_the_blackwell_ceiling_is_twice_as_high_from_vllm_0_33() -> None:
 def test_off_stride() -> None:
     assert planned("vllm-0.18", 0, 100).warnings == (
         "off-stride: --max-num-seqs 100 (100 tokens) falls between two listed sizes, "
-        "the largest decode graph holds 96; list it yourself",
+        "the largest decode graph holds 96. List it yourself",
         "batch sizes 97 to 100 (4 of 100) have no graph: eager",
     )
 

@@ -59,7 +59,7 @@ def test_a_plan_of_fastdeploy_2_4_is_stated_in_that_versions_tokens() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(BadInputError, match="--flags x: unknown; choose one of fastdeploy"):
+    with pytest.raises(BadInputError, match=r"--flags x: unknown. Choose one of fastdeploy"):
         flags_for("x", planned())
 
 
@@ -102,7 +102,7 @@ def test_sizes_over_the_token_budget_are_named() -> None:
     request = PlanRequest(3, 4096, "explicit", (1, 2048, 4096))
     [warning] = flag_warnings("vllm", request, plan(request))
     assert warning == (
-        "vLLM drops sizes over --max-num-batched-tokens 8192: no graph for 4096 requests; raise it"
+        "vLLM drops sizes over --max-num-batched-tokens 8192: no graph for 4096 requests. Raise it"
     )
     assert [*flag_warnings("sglang", request, plan(request))] == []
 

@@ -118,7 +118,7 @@ LINES = {
     "the user's own list: doubles and sizes over the budget dropped": Case(
         """vllm serve M --max-num-seqs 200 --max-num-batched-tokens 1k --spec-tokens 3 """
         "--spec-method mtp --cudagraph-capture-sizes 8 8 16 800 2000",
-        # 800 tokens are 200 requests; 8 and 16 are drafts' sizes, 800 is above 200 requests.
+        # 800 tokens are 200 requests. 8 and 16 are drafts' sizes, 800 is above 200 requests.
         *(3, 200, (2, 4, 200), (8, 16)),
     ),
     "a ceiling alone turns the decode sizes off": Case(
@@ -176,7 +176,7 @@ LINES = {
         "--speculative-algorithm EAGLE --speculative-num-steps 2 --speculative-eagle-topk 1 "
         "--speculative-num-draft-tokens 3 --max-running-requests 32 --enable-multi-layer-eagle "
         """--cuda-graph-config '{"decode": {"max_bs": 6}}'""",
-        # A group of 2 ranks holds 8 requests; the sizes' tokens are even.
+        # A group of 2 ranks holds 8 requests. The sizes' tokens are even.
         *(2, 8, (2, 4, 6), (2, 4, 6)),
         warns=("attention data parallelism",),
     ),
@@ -378,7 +378,7 @@ def test_another_release_of_the_same_engine() -> None:
 def test_sglangs_maximum_follows_the_gpu(gpu: str, maximum: int) -> None:
     found = read("python -m sglang.launch_server --max-running-requests 600", gpu)
     assert found.request.graph_maximum == maximum
-    hint = f"batches above {maximum} requests run eager; raise it with --cuda-graph-max-bs-decode"
+    hint = f"batches above {maximum} requests run eager. Raise it with --cuda-graph-max-bs-decode"
     assert any(hint in note for note in found.notes)
 
 
@@ -405,7 +405,7 @@ def test_one_rank_or_stage_is_none() -> None:
     ):
         assert read(line).warnings == ()
     assert read("vllm serve M -pp 2").warnings == (
-        "-pp 2: not planned; each stage has graphs of its own",
+        "-pp 2: not planned (each stage has graphs of its own)",
     )
 
 
@@ -416,8 +416,8 @@ def test_what_of_a_file_is_not_planned_is_named(tmp_path: Path) -> None:
     )
     assert read("trtllm-serve M --config odd.yaml").warnings == (
         "speculative_config.made_up: not understood",
-        "speculative_config.eagle3_one_model false: not planned; drafts have graphs of their own",
-        "--backend _autodeploy: not planned; the plan is pytorch's",
+        "speculative_config.eagle3_one_model false: not planned (drafts have graphs of their own)",
+        "--backend _autodeploy: not planned (the plan is pytorch's)",
     )
 
 
@@ -434,7 +434,7 @@ def test_what_of_fastdeploys_drafts_is_not_understood_is_listed() -> None:
     found = read(FASTDEPLOY + """'{"method": "made_up", "num_speculative_tokens": 1, "x": 1}'""")
     assert found.warnings == (
         "--speculative-config x: not understood",
-        "--speculative-config method made_up: not understood; planned as mtp",
+        "--speculative-config method made_up: not understood, planned as mtp",
     )
 
 

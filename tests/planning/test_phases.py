@@ -224,4 +224,4 @@ def test_a_bucket_that_vllm_would_drop_is_named() -> None:
     request, found, _ = union_of(3, 40, 40)
     small = replace(request, max_num_batched_tokens=64)
     [said] = union_warnings(small, found.phases)
-    assert "no graph of verify for" in said and said.endswith("raise it")
+    assert "no graph of verify for" in said and said.endswith("Raise it")

@@ -97,7 +97,7 @@ def test_fastdeploy_reports_the_size_it_truncates() -> None:
 
 
 def test_fastdeploy_refuses_an_odd_token_count() -> None:
-    with pytest.raises(PlanError, match=r"--max-num-seqs 9 times 3 is 27; make --max-num-seqs"):
+    with pytest.raises(PlanError, match=r"--max-num-seqs 9 times 3 is 27. Make --max-num-seqs"):
         planned("fastdeploy-2.4", 2, 9)
 
 
@@ -129,19 +129,19 @@ REFUSED = [
     (
         (6,),
         "tokens",
-        "--capture-sizes: 6 tokens are not a multiple of 4 (--spec-tokens 3 plus 1); use 4 or 8",
+        "--capture-sizes: 6 tokens are not a multiple of 4 (--spec-tokens 3 plus 1). Use 4 or 8",
     ),
     (
         (8, 16),
         "requests",
-        "--capture-sizes: 16 requests (64 tokens) are over the KV room, 8 requests; "
-        "raise --max-num-seqs or drop that size",
+        "--capture-sizes: 16 requests (64 tokens) are over the KV room, 8 requests. "
+        "Raise --max-num-seqs or drop that size",
     ),
     (
         (64,),
         "tokens",
-        "--capture-sizes: 16 requests (64 tokens) are over the KV room, 8 requests; "
-        "raise --max-num-seqs or drop that size",
+        "--capture-sizes: 16 requests (64 tokens) are over the KV room, 8 requests. "
+        "Raise --max-num-seqs or drop that size",
     ),
     ((0, 4), "requests", "--capture-sizes: every size must be at least 1"),
     ((-4,), "tokens", "--capture-sizes: every size must be at least 1"),
@@ -160,7 +160,7 @@ def test_unknown_policy_names_the_known_ones() -> None:
     with pytest.raises(PlanError) as caught:
         planned("best", 3, 8)
     known = ", ".join(sorted(POLICIES))
-    assert str(caught.value) == f"--policy best: unknown; choose one of {known}"
+    assert str(caught.value) == f"--policy best: unknown. Choose one of {known}"
 
 
 @pytest.mark.parametrize(

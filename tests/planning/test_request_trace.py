@@ -69,7 +69,7 @@ def test_a_log_of_steps_counts_decode_batches(tmp_path: Path) -> None:
 def test_a_log_without_a_decode_step_names_what_to_change(tmp_path: Path) -> None:
     found = read_workload(written(tmp_path, "serve.log", LOG))
     assert isinstance(found, StepLog)
-    with pytest.raises(BadInputError, match="give the --spec-tokens that it ran with"):
+    with pytest.raises(BadInputError, match="Give the --spec-tokens that it ran with"):
         found.at(7, 64)
 
 

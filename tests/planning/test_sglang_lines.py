@@ -29,7 +29,7 @@ SGLANG = "python -m sglang.launch_server --model-path M --max-running-requests 8
         ("DSPARK --speculative-dspark-block-size 7", 7, 2, None),
         ("DSPARK", 15, 2, "--speculative-num-draft-tokens: taken as 16"),
         ("STANDALONE --speculative-num-steps 2", 2, 3, None),
-        ("MADE_UP --speculative-num-steps 2", 2, 3, "MADE_UP: not understood; planned as EAGLE"),
+        ("MADE_UP --speculative-num-steps 2", 2, 3, "MADE_UP: not understood, planned as EAGLE"),
     ],
 )
 def test_sglangs_algorithms(words: str, k: int, phases_planned: int, warning: str | None) -> None:

@@ -58,7 +58,7 @@ def test_variables_are_those_of_a_command_and_of_export() -> None:
 @pytest.mark.parametrize("dash", ["\u2013", "\u2014", "\u2212", "\u2011"])
 @pytest.mark.parametrize("line", ["vllm serve M {}max-num-seqs 8", "vllm serve M --port 1 {}tp 2"])
 def test_a_dash_of_a_word_processor_is_refused(dash: str, line: str) -> None:
-    with pytest.raises(BadInputError, match=r"begins with .; type a plain - there"):
+    with pytest.raises(BadInputError, match=r"begins with .. Type a plain - there"):
         read_launch(line.format(dash), None, None)
 
 
@@ -147,7 +147,7 @@ def test_fastdeploy_reads_a_file_too_which_names_it() -> None:
 
 
 BROKEN = {
-    "vllm serve M --config=list.yaml": "reads no file from it; write --config FILE",
+    "vllm serve M --config=list.yaml": "reads no file from it. Write --config FILE",
     "vllm serve M --config list.yaml --config ends.yaml": "--config: is given twice",
     "vllm serve M --config --port 1": "--config: needs a value",
     "vllm serve M --config serve.json": "a file that ends in .yaml or .yml",
@@ -168,5 +168,5 @@ def test_a_broken_file_is_refused_in_one_line(line: str) -> None:
 
 def test_a_file_is_named_once() -> None:
     for line in ("vllm serve M --config list.yaml", "trtllm-serve M --config trt.yaml"):
-        with pytest.raises(BadInputError, match=r"--from names .* too; drop one"):
+        with pytest.raises(BadInputError, match=r"--from names .* too. Drop one"):
             read_launch(line, Path("list.yaml"), None)

@@ -153,15 +153,15 @@ def test_a_draft_model_of_its_own_runs_without_graphs() -> None:
 
 def test_what_of_the_drafts_is_not_understood_is_listed() -> None:
     assert drafts("made_up").warnings == (
-        "--speculative-config method made_up: not understood; planned as mtp",
+        "--speculative-config method made_up: not understood, planned as mtp",
     )
     assert drafts("mtp", ', "num_drafts": 3, "enable_adaptive_verification": true').warnings == (
         "--speculative-config num_drafts: not understood",
-        "--speculative-config enable_adaptive_verification: not planned; verify has graphs for "
-        "any number of drafts up to k",
+        "--speculative-config enable_adaptive_verification: not planned (verify has graphs for "
+        "any number of drafts up to k)",
     )
     [warning] = read("-sc.model=org/model -sc.num_speculative_tokens=2").warnings
-    assert warning.startswith("--speculative-config method: is missing; planned as a head")
+    assert warning.startswith("--speculative-config method: is missing, planned as a head")
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_what_of_the_drafts_is_not_understood_is_listed() -> None:
 )
 def test_an_option_that_may_change_the_graphs_is_named(words: str) -> None:
     [warning] = read(words).warnings
-    assert warning.startswith(words.partition(" ")[0]) and ": not planned; " in warning
+    assert warning.startswith(words.partition(" ")[0]) and ": not planned (" in warning
 
 
 def test_an_option_that_is_switched_off_is_read_in_silence() -> None:
@@ -217,7 +217,7 @@ def test_throughput_doubles_the_defaults(words: str, budget: int, most: int) -> 
 )
 def test_variables_that_change_the_graphs_are_named(assigned: str, warning: str | None) -> None:
     found = read_launch(f"{assigned} vllm serve M", None, None).warnings
-    assert found == ((f"{assigned}: not planned; {warning}",) if warning else ())
+    assert found == ((f"{assigned}: not planned ({warning})",) if warning else ())
 
 
 def test_a_schedule_is_ignored_with_data_parallelism_as_the_engine_does() -> None:
@@ -227,7 +227,7 @@ def test_a_schedule_is_ignored_with_data_parallelism_as_the_engine_does() -> Non
     found = read(f"-dp 2 -sc '{{{words}}}'")
     assert found.schedule is None
     assert found.warnings == (
-        "--data-parallel-size 2: not planned; a rank pads to the largest batch of all ranks",
+        "--data-parallel-size 2: not planned (a rank pads to the largest batch of all ranks)",
         "--speculative-config num_speculative_tokens_per_batch_size: the engine ignores it with "
         "data parallelism",
     )

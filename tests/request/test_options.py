@@ -81,8 +81,8 @@ def test_room_up_to_the_last_position_is_used_and_no_further() -> None:
     with pytest.raises(BadInputError) as error:
         room(10, max_positions=325)
     assert str(error.value) == (
-        "--context-len 256: with 70 tokens to decode it is over the model's 325 positions; "
-        "shorten it, or lower --max-new-tokens or --spec-tokens"
+        "--context-len 256: with 70 tokens to decode it is over the model's 325 positions. "
+        "Shorten it, or lower --max-new-tokens or --spec-tokens"
     )
     assert error.value.exit_code is ExitCode.BAD_INPUT
 
@@ -109,7 +109,7 @@ def test_a_prompt_too_long_is_named_by_its_number() -> None:
         room_for(make_options(), workload, 369)
     assert str(error.value) == (
         "--prompts mine.jsonl, prompt 2 of 300 tokens: with 70 tokens to decode it is over the "
-        "model's 369 positions; shorten it, or lower --max-new-tokens or --spec-tokens"
+        "model's 369 positions. Shorten it, or lower --max-new-tokens or --spec-tokens"
     )
 
 

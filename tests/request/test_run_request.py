@@ -115,7 +115,7 @@ def test_flags_that_measure_nothing_are_dropped() -> None:
         ({"device": []}, "arguments.device []: choose of auto,cpu,cuda"),
         ({"head_chain": "none"}, "arguments.head_chain none: choose of pre,post"),
         ({"routing": 1}, "arguments.routing 1: choose of model,balanced"),
-        ({"of_later": 1}, "arguments.of_later: is unknown; a newer cgbench may read it"),
+        ({"of_later": 1}, "arguments.of_later: is unknown. A newer cgbench may read it"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

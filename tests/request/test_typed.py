@@ -48,9 +48,9 @@ def test_a_path_and_a_whole_number_do_for_text_and_a_number() -> None:
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: WorkloadRequest(batch_sizes=()), "--batch-sizes: is empty; give at least one"),
-        (lambda: CaptureRequest(spec_tokens=anything([])), "--spec-tokens: is empty; give at"),
-        (lambda: CaptureRequest(scopes=()), "--scopes: is empty; give at least one"),
+        (lambda: WorkloadRequest(batch_sizes=()), "--batch-sizes: is empty. Give at least one"),
+        (lambda: CaptureRequest(spec_tokens=anything([])), "--spec-tokens: is empty. Give at"),
+        (lambda: CaptureRequest(scopes=()), "--scopes: is empty. Give at least one"),
         (lambda: WorkloadRequest(batch_sizes=anything(4)), "--batch-sizes 4: must be a list"),
         (lambda: WorkloadRequest(batch_sizes=anything([True])), "--batch-sizes true: must be a"),
         (lambda: CaptureRequest(spec_tokens=anything("3")), "--spec-tokens 3: must be a list"),

@@ -29,7 +29,7 @@ def test_a_folder_that_cannot_be_written_to(
 
 def test_a_link_to_nowhere_is_taken_already(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(RunDirectoryError, match=r"link: exists already; mend"):
+    with pytest.raises(RunDirectoryError, match=r"link: exists already. mend"):
         check_new_folder("--output", tmp_path / "link", "mend")
     with pytest.raises(RunDirectoryError, match=r"link/new: Not a directory"):
         check_new_folder("--output", tmp_path / "link" / "new", "mend")

@@ -33,12 +33,12 @@ def test_scopes_are_written_as_words() -> None:
         ("[1, 2]", "not a JSON object"),
         (
             '{"schema_version": 4}',
-            "schema_version 4; this cgbench reads 1, 2, 3; a newer cgbench may$",
+            "schema_version 4. This cgbench reads 1, 2, 3. A newer cgbench may$",
         ),
-        ('{"schema_version": 0}', "schema_version 0; this cgbench reads 1, 2, 3$"),
-        ('{"schema_version": "2"}', "schema_version 2; this cgbench reads 1, 2, 3$"),
-        ('{"schema_version": true}', "schema_version True; this cgbench reads 1, 2, 3$"),
-        ("{}", "schema_version None; this cgbench reads 1, 2, 3$"),
+        ('{"schema_version": 0}', "schema_version 0. This cgbench reads 1, 2, 3$"),
+        ('{"schema_version": "2"}', "schema_version 2. This cgbench reads 1, 2, 3$"),
+        ('{"schema_version": true}', "schema_version True. This cgbench reads 1, 2, 3$"),
+        ("{}", "schema_version None. This cgbench reads 1, 2, 3$"),
         ('{"schema_version": 1}', "field cgbench_version is missing or is not a str"),
         ('{"schema_version": 2}', "field cgbench_version is missing or is not a str"),
     ],
@@ -91,7 +91,7 @@ def test_a_run_from_before_floors_were_kept_can_be_read() -> None:
             r"field plans\[0\].spec_tokens is missing or is not an",
         ),
         ({"warnings": [5]}, "field warnings is missing or is not a list of str"),
-        ({"thick": True}, "field thick is unknown; a newer cgbench may read it"),
+        ({"thick": True}, "field thick is unknown. A newer cgbench may read it"),
     ],
 )
 def test_what_is_wrong_inside_a_field_is_named(change: dict[str, object], complaint: str) -> None:

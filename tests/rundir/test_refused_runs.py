@@ -120,18 +120,18 @@ RECORD = "run.json: "
         *(
             (
                 cell("latency.csv", "iteration_p50_ms", value),
-                f"{LATENCY}iteration_p50_ms is '{value}' in row 1; must be a number",
+                f"{LATENCY}iteration_p50_ms is '{value}' in row 1, must be a number",
             )
             for value in ("nan", "inf", "-inf", "True", "1_0", " 1")
         ),
         (cell("latency.csv", "iteration_p50_ms", ""), f"{LATENCY}p50, p90 and p99 do not ascend"),
-        (cell("latency.csv", "tpot_ms", "1e300"), f"{LATENCY}tpot_ms is 1e+300 in row 1; must be"),
-        (cell("latency.csv", "bucket", "0", row=3), f"{LATENCY}bucket is 0 in row 3; must be 1 to"),
-        (cell("latency.csv", "bucket", "-4", row=3), f"{LATENCY}bucket is -4 in row 3; must be"),
+        (cell("latency.csv", "tpot_ms", "1e300"), f"{LATENCY}tpot_ms is 1e+300 in row 1, must be"),
+        (cell("latency.csv", "bucket", "0", row=3), f"{LATENCY}bucket is 0 in row 3, must be 1 to"),
+        (cell("latency.csv", "bucket", "-4", row=3), f"{LATENCY}bucket is -4 in row 3, must be"),
         (cell("latency.csv", "bucket", "1", row=3), f"{LATENCY}bucket and padding_frac are not"),
         (cell("latency.csv", "bucket", "4"), f"{LATENCY}bucket and padding_frac are not"),
         (cell("latency.csv", "dtype", ""), f"{LATENCY}dtype is empty in row 1"),
-        (cell("latency.csv", "device", "tpu"), f"{LATENCY}device is 'tpu'; must be cpu or cuda"),
+        (cell("latency.csv", "device", "tpu"), f"{LATENCY}device is 'tpu', must be cpu or cuda"),
         (cell("latency.csv", "head", "x" * 200_000), f"{LATENCY}field larger than field limit"),
         (cell("latency.csv", "head", "x" * 5000), "must be printable, of at most 4096 characters"),
         (cell("latency.csv", "head", "a\nb"), "must be printable, of at most 4096 characters"),

@@ -179,12 +179,12 @@ def test_check_refuses_early(tmp_path: Path, finished: RunDirectory) -> None:
 
 def test_resume_names_the_flags_that_differ(finished: RunDirectory) -> None:
     other = make_record(spec_tokens=[0, 3], max_new_tokens=8)
-    with pytest.raises(RunDirectoryError, match=r"another --spec-tokens, --max-new-tokens;"):
+    with pytest.raises(RunDirectoryError, match=r"another --spec-tokens, --max-new-tokens\."):
         RunDirectory.resume(finished.path, other)
 
 
 def test_resume_names_the_model(finished: RunDirectory) -> None:
-    with pytest.raises(RunDirectoryError, match=r"another MODEL;"):
+    with pytest.raises(RunDirectoryError, match=r"another MODEL\."):
         RunDirectory.resume(finished.path, make_record(model="default"))
 
 
@@ -194,7 +194,7 @@ def test_resume_names_another_machine_and_other_weights(finished: RunDirectory) 
     other.environment["gpu"] = "another"
     other.environment["cgbench_commit"] = "another"
     other.model["fingerprint"] = "another"
-    with pytest.raises(RunDirectoryError, match=r"another gpu, cgbench_commit, model;"):
+    with pytest.raises(RunDirectoryError, match=r"another gpu, cgbench_commit, model\."):
         RunDirectory.resume(finished.path, other)
 
 
@@ -309,9 +309,9 @@ def test_a_table_cut_short_within_its_last_line_is_named(finished: RunDirectory)
 @pytest.mark.parametrize(
     ("name", "good", "bad", "complaint"),
     [
-        ("latency.csv", ",ok,", ",okay,", "status is 'okay'; must be ok or audit_failed or oom"),
+        ("latency.csv", ",ok,", ",okay,", "status is 'okay', must be ok or audit_failed or oom"),
         ("latency.csv", ",iteration,", ",,", "scope is empty in row 3"),
-        ("capture.csv", "verify,", "verfy,", "phase is 'verfy'; must be verify or"),
+        ("capture.csv", "verify,", "verfy,", "phase is 'verfy', must be verify or"),
     ],
 )
 def test_a_word_that_no_cell_may_hold_is_named(
@@ -327,18 +327,18 @@ def test_a_word_that_no_cell_may_hold_is_named(
     ("name", "column", "value", "complaint"),
     [
         ("acceptance.csv", "accepted", 101, "accepted is not 0 to drafted"),
-        ("acceptance.csv", "accepted", -1, "accepted is -1 in row 1; must be 0 to "),
-        ("acceptance.csv", "drafted", -1, "drafted is -1 in row 1; must be 0 to "),
-        ("latency.csv", "peak_memory_bytes", 0, "peak_memory_bytes is 0 in row 1; must be 1 to "),
+        ("acceptance.csv", "accepted", -1, "accepted is -1 in row 1, must be 0 to "),
+        ("acceptance.csv", "drafted", -1, "drafted is -1 in row 1, must be 0 to "),
+        ("latency.csv", "peak_memory_bytes", 0, "peak_memory_bytes is 0 in row 1, must be 1 to "),
         (
             "latency.csv",
             "peak_memory_bytes",
             float("inf"),
-            "peak_memory_bytes is 'inf' in row 1; must be a whole",
+            "peak_memory_bytes is 'inf' in row 1, must be a whole",
         ),
-        ("capture.csv", "capture_ms", 0.0, "capture_ms is 0.0 in row 1; must be 1e-09 to "),
+        ("capture.csv", "capture_ms", 0.0, "capture_ms is 0.0 in row 1, must be 1e-09 to "),
         ("samples.parquet", "gpu_s", 0.0, "gpu_s is not above 0 and finite in row 1"),
-        ("samples.parquet", "wall_s", float("inf"), "wall_s is inf in row 1; must be 1e-12 to "),
+        ("samples.parquet", "wall_s", float("inf"), "wall_s is inf in row 1, must be 1e-12 to "),
     ],
 )
 def test_a_number_that_no_measurement_gives_is_named(

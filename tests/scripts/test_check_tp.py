@@ -26,7 +26,7 @@ def test_an_unknown_name_is_refused_before_anything_runs(
 ) -> None:
     done = check_tp("--output", tmp_path / "tp", "--parts", "table", flag, "mimo-7b-tp3")
     assert done.returncode == 2
-    assert f"error: {flag} mimo-7b-tp3: unknown; choose of {known}" in done.stderr
+    assert f"error: {flag} mimo-7b-tp3: unknown. Choose of {known}" in done.stderr
     assert not (tmp_path / "tp").exists()
 
 

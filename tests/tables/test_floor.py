@@ -77,7 +77,7 @@ def test_every_line_and_every_stage_beside_its_measured_time(width: int) -> None
 
 def test_the_limits_and_the_mean_context_stand_below() -> None:
     assert (
-        "read 4,456.7 GB/s, matrices 790,000.0 GFLOP/s, measured in this run; "
+        "read 4,456.7 GB/s, matrices 790,000.0 GFLOP/s, measured in this run, "
         "260.2 tokens of KV a request"
     ) in printed(ACCOUNT)
 

@@ -134,7 +134,7 @@ def test_a_narrow_terminal_folds_headings_and_keeps_every_column() -> None:
 
 def test_a_narrower_one_goes_without_columns_and_says_so() -> None:
     text = rendered(full_frame(), "tiny", 100)
-    assert "left out at this width: p99 [ms], host gap [ms], discarded; latency.md has them" in text
+    assert "left out at this width: p99 [ms], host gap [ms], discarded. latency.md has them" in text
     assert "discarded" not in text.split("left out")[0]
     assert "11.960" not in text
     assert "11.000" in text
@@ -169,7 +169,7 @@ def test_the_first_screen_says_what_an_iteration_is_and_has_ten_columns() -> Non
     text = rendered(full_frame(), "tiny", 120, is_wide=False)
     lines = [line.rstrip() for line in text.splitlines()]
     assert "\n".join(lines[:4]) + "\n" == FIRST_SCREEN
-    assert lines[-1].strip() == "--wide shows 8 more columns; latency.md explains them all"
+    assert lines[-1].strip() == "--wide shows 8 more columns. latency.md explains them all"
 
 
 def test_every_column_is_shown_where_it_is_asked_for() -> None:

@@ -25,7 +25,18 @@ def studied(policies: str, most: int = 6, k: int = 3, **fields: object) -> list[
 
 
 ONE = f"""\
-### scaled, k = 3, max_num_seqs 6, constant:3
+### Graphs by phase, scaled, k = 3, max_num_seqs 6, constant:3
+
+| phase | tokens a request | graphs | eager [req] | eager share | mean padding |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| verify | 4 | 4 |  | 0.0 % | 25.0 % |
+| draft 1 | 4 | 4 |  | 0.0 % | 25.0 % |
+| drafts 2..k | 1 | 4 |  | 0.0 % | 25.0 % |
+| in all |  | 12 |  | 0.0 % |  |
+
+- memory of all graphs: about 53 MiB, stated model
+
+### Buckets of verify, scaled, k = 3, max_num_seqs 6, constant:3
 
 | bucket [req] | tokens | serves [req] | worst padding | mean padding | share |
 | --- | ---: | ---: | ---: | ---: | ---: |
@@ -34,18 +45,7 @@ ONE = f"""\
 | 4 | 16 | 3-4 | 25.0 % | 25.0 % | 100.0 % |
 | 6 | 24 | 5-6 | 16.7 % | 8.3 % | 0.0 % |
 
-- 4 graphs; mean padding 25.0 %; 0 batch sizes eager, 0.0 % of the workload; expected 16 tokens
-
-### Graphs by phase, scaled, k = 3
-
-| phase | tokens a request | graphs | eager [req] | eager share | mean padding |
-| --- | ---: | ---: | ---: | ---: | ---: |
-| verify | 4 | 4 |  | 0.0 % | 25.0 % |
-| draft 1 | 4 | 4 |  | 0.0 % | 25.0 % |
-| drafts 2..k | 1 | 4 |  | 0.0 % | 25.0 % |
-| any phase |  | 12 |  | 0.0 % |  |
-
-- memory of all graphs: about 53 MiB, stated model
+- 4 graphs, mean padding 25.0 %, 0 batch sizes eager, 0.0 % of the workload, expected 16 tokens
 
 {DEFINITIONS}"""
 
@@ -155,8 +155,8 @@ def test_costs_that_were_not_measured(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError) as caught:
         read_costs(path, 3)
     assert str(caught.value) == (
-        f"--costs {path}: latency.csv has no captured iteration at --spec-tokens 3; "
-        "measure it with cgbench run"
+        f"--costs {path}: latency.csv has no captured iteration at --spec-tokens 3. "
+        "Measure it with cgbench run"
     )
 
 

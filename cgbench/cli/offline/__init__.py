@@ -1,1 +1,1 @@
-"""Commands that read run directories and load no model themselves."""
+"""These commands read run directories and load no model themselves."""

@@ -1,4 +1,4 @@
-"""``cgbench report``: runs as one page for colleagues, that opens offline."""
+"""``cgbench report`` writes runs as one page for colleagues, which opens offline."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``cgbench show``: a run's tables again."""
+"""``cgbench show`` prints a run's tables again."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""``cgbench tune``: which k, and at which batch size."""
+"""``cgbench tune`` finds which k pays, and at which batch size."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -85,7 +85,7 @@ def tune(
     if flags is not None:
         check_known("--flags", [flags], ENGINES)
     if verify is not None and (as_json or flags is not None):
-        raise BadInputError(f"--verify {verify}: not with --json or --flags; drop one")
+        raise BadInputError(f"--verify {verify}: not with --json or --flags. Drop one")
     question = Question(
         acceptance=acceptance,
         concurrency=None if concurrency is None else Concurrency.parse(concurrency),
@@ -111,7 +111,7 @@ def tune(
 def _say_unfinished(runs: "list[RunDirectory]") -> None:
     for run in runs:
         if not run.record.complete:
-            say(f"warning: {run.path} is not finished; only its finished batch sizes are read")
+            say(f"warning: {run.path} is not finished. Only its finished batch sizes are read")
 
 
 def _print_option(found: "Advice", engine: str) -> None:
@@ -140,7 +140,7 @@ def _print_surface(found: "Advice") -> None:
     if fitted is None:
         raise CannotError(
             f"--surface: {len(found.times.cells)} cells are too few to predict others and to tell "
-            f"how well; measure {LEAST_CELLS}, such as cgbench run --spec-tokens 0-8 "
+            f"how well. Measure {LEAST_CELLS}, such as cgbench run --spec-tokens 0-8 "
             "--batch-sizes 1-64"
         )
     print_uncut(surface_part(fitted, grid(found.times)).terminal(console().width))

@@ -1,4 +1,4 @@
-"""``cgbench tune --verify``: what is advised, measured again on this machine."""
+"""``cgbench tune --verify`` measures again on this machine what is advised."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 
 def verify(found: "Advice", runs: "list[RunDirectory]", output: Path) -> ExitCode:
-    """Measure the advised k at the ends of their tiers, with the flags of the run that told it.
+    """Measure the advised k at the ends of their tiers, with the flags of the run behind the
+    advice.
 
-    1 where a time or a gain differs from what was predicted. Raises ``CannotError`` where nothing
-    is advised, ``RunDirectoryError`` where ``output`` holds anything, and ``ProcessError`` where
-    the measurement ends badly.
+    Return exit code 1 if a time or a gain differs from what was predicted, else 0. Raise
+    ``CannotError`` if nothing is advised, ``RunDirectoryError`` if ``output`` holds anything, and
+    ``ProcessError`` if the measurement ends badly.
     """
     from cgbench.advice.cell_times import measured_times
     from cgbench.advice.verification import all_agree, cells_again, gains_again
@@ -31,7 +32,7 @@ def verify(found: "Advice", runs: "list[RunDirectory]", output: Path) -> ExitCod
     if not advised:
         raise CannotError("--verify: nothing is advised, so there is nothing to measure")
     if output.exists() and any(output.iterdir()):
-        raise RunDirectoryError(f"--verify {output}: is not empty; choose another folder")
+        raise RunDirectoryError(f"--verify {output}: is not empty. Choose another folder")
     opened = []
     for each in advised:
         part = output / f"context-{each.context_len}"
@@ -47,7 +48,7 @@ def verify(found: "Advice", runs: "list[RunDirectory]", output: Path) -> ExitCod
 
 
 def _request(each: "ContextAdvice", runs: "list[RunDirectory]", found: "Advice") -> RunRequest:
-    """The run's own request, for fewer cells."""
+    """Return the run's own request, for fewer cells."""
     from cgbench.advice.verification import to_verify
 
     at = next(at for at in found.times.cells if at.context_len == each.context_len)

@@ -1,1 +1,1 @@
-"""Weights of eight bits: their scales, and products with them."""
+"""This package holds weights of eight bits: their scales, and products with them."""

@@ -1,4 +1,4 @@
-"""FP8 weights (e4m3) and their scales: the definition of what a stored weight is worth.
+"""Define the values of FP8 weights (e4m3), which have scales.
 
 A weight ``[..., N, K]`` has scales ``[..., R, C]`` in float32. Row ``n`` reads their row
 ``row_blocks[n]``. Column ``k`` reads column ``k // column_block(K, C)``. One form serves scales of
@@ -17,13 +17,16 @@ from cgbench.kernels.fp8.definition import is_by_definition
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 
-# Elements that are in float32 at once.
+# At most this many elements are in float32 at once.
 _MOST_ELEMENTS = 1 << 25
 
 
 def column_block(num_inputs: int, num_blocks: int) -> int:
-    """How many columns one of ``num_blocks`` scales is for: the power of two that makes as many
-    blocks of ``num_inputs`` columns, the last of them perhaps a part."""
+    """Return how many columns one of ``num_blocks`` scales is for.
+
+    It is the power of two that makes as many blocks of ``num_inputs`` columns. The last block may
+    be a part.
+    """
     block = 1
     while -(-num_inputs // block) > num_blocks:
         block *= 2
@@ -31,7 +34,10 @@ def column_block(num_inputs: int, num_blocks: int) -> int:
 
 
 def row_blocks_of(num_rows: int, num_blocks: int, num_parts: int = 1) -> Tensor:
-    """``[num_rows]``: the scales' row of each row, of ``num_parts`` weights one above another."""
+    """Return the row of scales that each row of weights reads, ``[num_rows]``.
+
+    The weights are ``num_parts`` matrices one above another.
+    """
     rows, blocks = num_rows // num_parts, num_blocks // num_parts
     first = torch.arange(num_parts, dtype=torch.int32)[:, None] * blocks
     of_part = torch.arange(rows, dtype=torch.int32) // column_block(rows, blocks)
@@ -39,7 +45,8 @@ def row_blocks_of(num_rows: int, num_blocks: int, num_parts: int = 1) -> Tensor:
 
 
 def dequantised(weight: Tensor, scale: Tensor, row_blocks: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values of ``weight [..., N, K]``, made in float32 and then rounded to ``dtype``."""
+    """Return the values of ``weight [..., N, K]``, made in float32 and then rounded to
+    ``dtype``."""
     num_rows, num_inputs = weight.shape[-2:]
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     matrices = zip(
@@ -68,12 +75,12 @@ def _slices(num_rows: int, num_inputs: int) -> Iterator[slice]:
 def scaled_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, row_blocks: Tensor
 ) -> Tensor:
-    """``F.linear`` of ``x [..., K]`` and the values of ``weight [N, K]``, a slice of rows at a
-    time: no whole copy of a large weight is ever made.
+    """Compute ``F.linear`` of ``x [..., K]`` and the values of ``weight [N, K]``.
 
-    On a CPU, and where ``by_definition``, the values and the sums are float32, rounded to ``x``'s
-    dtype once. On CUDA the values are otherwise rounded to ``x``'s dtype first, because the library
-    multiplies those many times faster.
+    It takes a slice of rows at a time, so that no whole copy of a large weight is ever made. On a
+    CPU, and inside ``by_definition``, values and sums are float32, rounded to ``x``'s dtype once.
+    On CUDA the values are otherwise rounded to ``x``'s dtype first, because the library multiplies
+    those many times faster.
     """
     is_rounded = x.is_cuda and not is_by_definition()
     dtype = x.dtype if is_rounded else torch.float32
@@ -90,10 +97,11 @@ def scaled_linear(
 
 
 def column_part(scale: Tensor, num_inputs: int, first: int, size: int) -> Tensor:
-    """The scales of columns ``first`` to ``first + size`` of a weight of ``num_inputs`` columns.
+    """Return the scales of columns ``first`` to ``first + size`` of a weight.
 
-    Where that cuts a block, the scales are repeated for blocks of half the size, a quarter, until
-    no block is cut: each part keeps the scale of the block that it is of.
+    The weight has ``num_inputs`` columns. If the cut goes through a block, the scales are repeated
+    for blocks of half the size, or a quarter, until it goes through none. So each part keeps the
+    scale of its block.
     """
     block = column_block(num_inputs, scale.shape[-1])
     if scale.shape[-1] == 1:
@@ -106,8 +114,10 @@ def column_part(scale: Tensor, num_inputs: int, first: int, size: int) -> Tensor
 
 
 def quantised(values: Tensor, block: int = 128) -> tuple[Tensor, Tensor]:
-    """``values [..., N, K]`` in FP8, and the scales of its blocks: each block's largest value is
-    FP8's largest. A block of zeros has scale 1."""
+    """Return ``values [..., N, K]`` in FP8, and the scales of its blocks.
+
+    Each block's largest value becomes FP8's largest. A block of zeros has scale 1.
+    """
     num_rows, num_inputs = values.shape[-2:]
     padded = F.pad(values.float(), (0, -num_inputs % block, 0, -num_rows % block))
     blocks = padded.unflatten(-1, (-1, block)).unflatten(-3, (-1, block))

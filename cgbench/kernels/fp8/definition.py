@@ -1,4 +1,5 @@
-"""Products of FP8 weights by their definition, kernels or none: what an audit holds kernels to."""
+"""Switch products of FP8 weights to their definition, so that an audit can check kernels against
+it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,8 +9,10 @@ _depth = 0
 
 @contextmanager
 def by_definition() -> Iterator[None]:
-    """Products of FP8 weights are float32 sums of float32 values meanwhile, on every device. Slow:
-    each makes the values anew."""
+    """Make products of FP8 weights float32 sums of float32 values inside the context.
+
+    That holds on every device. It is slow, because each product makes the values anew.
+    """
     global _depth
     _depth += 1
     try:
@@ -19,5 +22,5 @@ def by_definition() -> Iterator[None]:
 
 
 def is_by_definition() -> bool:
-    """Whether that is asked for now."""
+    """Return whether the caller is inside ``by_definition``."""
     return _depth > 0

@@ -1,1 +1,1 @@
-"""Mixtures of experts at few tokens: routing, and the experts' products."""
+"""This package computes mixtures of experts at few tokens: routing, and the experts' products."""

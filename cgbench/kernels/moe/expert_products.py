@@ -1,4 +1,4 @@
-"""The experts of a mixture applied to tokens, in torch: the definition of ``triton_experts``."""
+"""Apply the experts of a mixture to tokens, in torch. This defines ``triton_experts``."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,8 +11,11 @@ from cgbench.kernels.fp8.block_scales import dequantised, scaled_linear
 
 
 class ExpertScales(NamedTuple):
-    """Of FP8 weights ``[E, N, K]``: ``scale [E, R, C]`` in float32, and ``row_blocks [N]``, each
-    row's of them, as ``kernels.fp8.block_scales`` has them."""
+    """Expert scales are the numbers that FP8 weights ``[E, N, K]`` are multiplied by.
+
+    ``scale [E, R, C]`` is in float32. ``row_blocks [N]`` is the row of ``scale`` that each row of
+    weights reads, as in ``kernels.fp8.block_scales``.
+    """
 
     scale: Tensor
     row_blocks: Tensor
@@ -20,8 +23,10 @@ class ExpertScales(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """One layer's weights: ``gate_up [E, 2 * I, H]`` and ``down [E, H, I]``, both contiguous, and
-    their scales where they are FP8."""
+    """An ``Experts`` holds the weights of one layer's experts.
+
+    ``gate_up [E, 2 * I, H]`` and ``down [E, H, I]`` are contiguous. FP8 weights have scales.
+    """
 
     gate_up: Tensor
     down: Tensor
@@ -29,7 +34,7 @@ class Experts:
     down_scales: ExpertScales | None = None
 
     def values(self, dtype: torch.dtype) -> "Experts":
-        """The same with plain weights: FP8 ones are replaced by what they are worth."""
+        """Return the same experts with FP8 weights replaced by their values in ``dtype``."""
         pairs = (self.gate_up, self.gate_up_scales), (self.down, self.down_scales)
         gate_up, down = (
             weight if scales is None else dequantised(weight, *scales, dtype)
@@ -39,31 +44,38 @@ class Experts:
 
     @property
     def num_experts(self) -> int:
+        """Return the number of experts, E."""
         return self.gate_up.shape[0]
 
     @property
     def intermediate_size(self) -> int:
+        """Return the size of an expert's inner activation, I."""
         return self.down.shape[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Which tokens are padding: those of a row whose ``slots [B]`` is the ``scratch_slot``. A row
-    is ``query_len`` tokens."""
+    """A padding shows which tokens are padding: those of a row in the scratch slot.
+
+    ``slots [B]`` are the rows' slots. A row is ``query_len`` tokens.
+    """
 
     slots: Tensor
     scratch_slot: int
     query_len: int
 
     def is_padding(self) -> Tensor:
-        """Of each token, ``[B * query_len]``."""
+        """Return whether each token is padding, ``[B * query_len]``."""
         return (self.slots == self.scratch_slot).repeat_interleave(self.query_len)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What tokens are sent to: ``chosen [T, K]`` numbers of experts, distinct in a token, by
-    ``weights [T, K]``, both contiguous. For a padded token no expert is read."""
+    """A choice is which experts each token is sent to, and with which weights.
+
+    ``chosen [T, K]`` are numbers of experts, distinct in a token. It and ``weights [T, K]`` are
+    contiguous. For a padded token no expert is read.
+    """
 
     chosen: Tensor
     weights: Tensor
@@ -71,12 +83,12 @@ class Choice:
 
     @property
     def num_pairs(self) -> int:
-        """Of a token and one of its experts."""
+        """Return the number of pairs of a token and one of its experts."""
         return self.chosen.numel()
 
 
 def apply_by_torch(experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None) -> Tensor:
-    """``residual`` plus the sum of each token's experts by their weights, ``[T, H]``, of ``x``.
+    """Return ``residual`` plus the weighted sum of each token's experts of ``x``, ``[T, H]``.
 
     A padded token's sum is 0. The activation is rounded as torch's operations round. Everything
     after it is float32, in the order of the slots, rounded once.
@@ -103,7 +115,7 @@ def apply_by_torch(experts: Experts, x: Tensor, choice: Choice, residual: Tensor
 
 
 def _of_expert(x: Tensor, weight: Tensor, scales: ExpertScales | None, expert: int) -> Tensor:
-    """The product of ``x`` and one expert's weights, in the type of ``x``."""
+    """Return the product of ``x`` and one expert's weights, in the type of ``x``."""
     if scales is None:
         return F.linear(x, weight[expert].to(x.dtype))
     return scaled_linear(x, weight[expert], None, scales.scale[expert], scales.row_blocks)

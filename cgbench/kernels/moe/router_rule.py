@@ -1,4 +1,4 @@
-"""How a router chooses experts, in torch: the definition of ``triton_route``."""
+"""Choose experts as a router does, in torch. This defines ``triton_route``."""
 
 from dataclasses import dataclass
 
@@ -9,31 +9,34 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RouterRule:
-    """One router's arithmetic. Sources: the routers of qwen3_moe, qwen3_5_moe, qwen3_next,
-    glm4_moe, deepseek_v3 and ernie4_5_moe in transformers 5.17."""
+    """A router rule is one router's arithmetic.
+
+    Sources: the routers of qwen3_moe, qwen3_5_moe, qwen3_next, glm4_moe, deepseek_v3 and
+    ernie4_5_moe in transformers 5.17.
+    """
 
     top_k: int
     is_sigmoid: bool = False
-    """Of each logit alone, where the others are softmax's."""
+    """A score is the sigmoid of its own logit. If not, scores are a softmax of all logits."""
     wide_logits: bool = False
-    """Products in float32; otherwise they are rounded to the hidden state's type."""
+    """Products are in float32. If not, they are rounded to the hidden state's type."""
     num_groups: int = 1
-    """Groups of consecutive experts, ranked by the sum of their two best."""
+    """These groups of consecutive experts are ranked by the sum of their two best."""
     top_groups: int = 1
-    """Only experts of so many groups are chosen among."""
+    """Only experts of this many groups can be chosen."""
     renormalises: bool = False
     """Weights are divided by their sum."""
     least_sum: float = 0.0
     added_to_sum: float = 0.0
     scaling: float = 1.0
     wide_weights: bool = False
-    """Weights stay float32; otherwise they are rounded to the hidden state's type."""
+    """Weights stay float32. If not, they are rounded to the hidden state's type."""
 
 
 def route_by_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, rule: RouterRule
 ) -> tuple[Tensor, Tensor]:
-    """The weights ``[T, K]`` and experts ``[T, K]`` of ``x [T, H]``, the best first.
+    """Return the weights ``[T, K]`` and experts ``[T, K]`` of ``x [T, H]``, the best first.
 
     ``weight [E, H]`` makes the logits. ``bias [E]`` counts for the choice, and not for the weights.
     Of equal scores the lowest index is chosen.
@@ -55,7 +58,7 @@ def route_by_torch(
 
 
 def _in_best_groups(choice: Tensor, rule: RouterRule) -> Tensor:
-    """Whether each expert is in one of the ``top_groups``, ``[T, E]``."""
+    """Return whether each expert is in one of the ``top_groups``, ``[T, E]``."""
     by_group = choice.unflatten(-1, (rule.num_groups, -1))
     group_scores = by_group.topk(2, dim=-1).values.sum(-1)
     order = group_scores.sort(dim=-1, descending=True, stable=True).indices

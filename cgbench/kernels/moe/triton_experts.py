@@ -1,10 +1,10 @@
-"""The experts' products of few tokens, in Triton: each chosen expert's weights are read once.
+"""Multiply few tokens by their experts, in Triton: each chosen expert's weights are read once.
 
 Weights are the tall side of the tensor cores' product and tokens the narrow one, as in
-``triton_linear``. Two forms share the kernels. Where few experts are chosen twice, a program takes
-one chosen pair of token and expert, and nothing is sorted. Otherwise a small kernel first lists
-each expert's pairs, and a program takes one expert. Grids depend on sizes alone, so routing may
-change between the replays of a graph.
+``triton_linear``. Two forms share the kernels. If few experts are chosen twice, a program takes one
+chosen pair of token and expert, and nothing is sorted. If many are, a small kernel first lists each
+expert's pairs, and a program takes one expert. Grids depend on sizes alone, so routing may change
+between the replays of a graph.
 
 A token's sums run over K and over its slots in one order, whatever other tokens choose.
 """
@@ -26,12 +26,14 @@ from cgbench.kernels.triton_gate import gated_product
 
 PAIRS_A_STEP, PAIRS_A_WARP = 1024, 256
 LEAST_COLUMN_BLOCK = 16
-"""Of FP8 weights: fewer columns with one scale are no tile."""
+"""A scale of FP8 weights must be for at least this many columns. Fewer are no tile."""
 
 
 class Tiling(NamedTuple):
-    """How one product is cut up: ``block_n`` weights' rows by ``block_k`` columns, and ``block_m``
-    tokens at a time."""
+    """A tiling is how one product is cut up.
+
+    A tile is ``block_n`` rows of weights by ``block_k`` columns, for ``block_m`` tokens at a time.
+    """
 
     block_n: int
     block_k: int
@@ -52,7 +54,7 @@ def _chosen_by(
     NUM_EXPERTS: tl.constexpr,
     HAS_PADDING: tl.constexpr,
 ):
-    """The expert of each ``pair``, ``NUM_EXPERTS`` where its token is padding."""
+    """Return the expert of each ``pair``, or ``NUM_EXPERTS`` if its token is padding."""
     number = tl.load(chosen + pair, mask=is_pair, other=NUM_EXPERTS).to(tl.int32)
     if HAS_PADDING:
         slot = tl.load(slots + pair // TOP_K // query_len, mask=is_pair, other=0)
@@ -76,7 +78,7 @@ def _list_kernel(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """Each expert's pairs, in ascending order."""
+    """List each expert's pairs, in ascending order."""
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -104,7 +106,7 @@ def _list_kernel(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def part_of_weights(weight, n, num_rows, k, num_columns, IS_EVEN: tl.constexpr):
-    """A tile ``[N, K]``: rows ``n`` of ``num_rows``, columns ``k``."""
+    """Load a tile of weights, ``[N, K]``: rows ``n`` of ``num_rows``, columns ``k``."""
     places = weight + n.to(tl.int64)[:, None] * num_columns + k[None, :]
     if IS_EVEN:
         return tl.load(places, eviction_policy="evict_first")
@@ -116,8 +118,10 @@ def part_of_weights(weight, n, num_rows, k, num_columns, IS_EVEN: tl.constexpr):
 def scales_of_rows(
     scale, row_blocks, expert, n, num_rows, SCALE_ROWS: tl.constexpr, SCALE_COLUMNS: tl.constexpr
 ):
-    """Where the scales of an expert's rows ``n`` begin. Each expert has ``SCALE_ROWS`` by
-    ``SCALE_COLUMNS``."""
+    """Return where the scales of an expert's rows ``n`` begin.
+
+    Each expert has ``SCALE_ROWS`` by ``SCALE_COLUMNS``.
+    """
     block = tl.load(row_blocks + n, mask=n < num_rows, other=0)
     return scale + expert.to(tl.int64) * (SCALE_ROWS * SCALE_COLUMNS) + block * SCALE_COLUMNS
 
@@ -126,8 +130,10 @@ def scales_of_rows(
 def part_of_product(
     w, rows, acc, worths, k0, COLUMNS_A_SCALE: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """``acc`` and the product of a tile. A scale of FP8 weights multiplies the float32 sum of its
-    own columns, so no value is rounded."""
+    """Return ``acc`` plus the product of a tile.
+
+    A scale of FP8 weights multiplies the float32 sum of its own columns, so no value is rounded.
+    """
     if COLUMNS_A_SCALE > 0:
         product = tl.dot(w.to(rows.dtype), rows, input_precision=PRECISION)
         acc += product * tl.load(worths + k0 // COLUMNS_A_SCALE)[:, None]
@@ -168,7 +174,7 @@ def _gate_up_kernel(
 ) -> None:
     COLUMNS: tl.constexpr = BLOCK_N // 2
     i = tl.arange(0, BLOCK_N)
-    # Half a tile is of gate's rows, half of up's, that lie num_columns further.
+    # Half a tile is of gate's rows, and half of up's, which lie num_columns further.
     column = tl.program_id(0) * COLUMNS + i % COLUMNS
     is_row = column < num_columns
     n = tl.where(is_row, column, 0) + i // COLUMNS * num_columns
@@ -257,9 +263,11 @@ def _down_kernel(
     COLUMNS_A_SCALE: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """A program is a tile of outputs of one pair, or of one expert for its pairs. Of lists, it
-    leaves the sum over a token's slots to ``_sum_kernel``. Of pairs, who brings a token's last part
-    makes it."""
+    """Multiply a tile of outputs of one pair, or of one expert for its pairs.
+
+    With lists, ``_sum_kernel`` makes the sum over a token's slots. Without them, the program that
+    brings a token's last part makes it.
+    """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     is_output = n < num_outputs
@@ -343,7 +351,7 @@ def sum_of_slots(
     HAS_PADDING: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ):
-    """A token's outputs ``n``, from its parts in the order of the slots."""
+    """Sum a token's outputs ``n`` from its parts, in the order of the slots."""
     first = token.to(tl.int64) * TOP_K
     is_output = n < num_outputs
     total = tl.zeros(n.shape, tl.float32)
@@ -408,7 +416,10 @@ def _sum_kernel(
 
 
 class Plan(NamedTuple):
-    """How the experts of one call are applied: whether by lists, and both products' tilings."""
+    """A plan is how the experts of one call are applied.
+
+    It has lists or none, and a tiling for each of the two products.
+    """
 
     has_lists: bool
     gate_up: Tiling
@@ -416,11 +427,14 @@ class Plan(NamedTuple):
 
 
 EXPERTS_A_PAIR = 8
-"""Of experts there are at least so many for each pair, where none is listed."""
+"""If there are at least this many experts for each pair, none is listed."""
 
 
 def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
-    """The best, or nearly, of those tried on an H200. Source: results/h200/experts.md."""
+    """Return the best plan, or nearly the best, of those tried on an H200.
+
+    Source: results/h200/experts.md.
+    """
     pairs = num_tokens * top_k
     if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
         deep = Tiling(64, 128, 16, 4, 4)
@@ -435,7 +449,10 @@ def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
 def apply(
     experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None, plan: Plan | None = None
 ) -> Tensor:
-    """As ``expert_products.apply_by_torch``, but that parts are rounded to the type of ``x``."""
+    """Compute ``expert_products.apply_by_torch``, with parts rounded to the type of ``x``.
+
+    If ``plan`` is None, ``plan_of`` chooses it.
+    """
     plan = _fitted(plan or plan_of(experts, *choice.chosen.shape), experts)
     call = _Call(experts, choice, plan, early(x.device))
     lists = _listed(call) if plan.has_lists else _no_lists(x.device)
@@ -450,7 +467,10 @@ def apply(
 
 
 def can_apply(experts: Experts) -> bool:
-    """Whether ``apply`` takes these: of FP8 weights, columns enough have one scale."""
+    """Return whether ``apply`` takes these experts.
+
+    A scale of FP8 weights must be for enough columns.
+    """
     return all(
         columns is None or columns >= LEAST_COLUMN_BLOCK
         for columns in (
@@ -465,7 +485,7 @@ def _columns_a_scale(weight: Tensor, scales: ExpertScales | None) -> int | None:
 
 
 def _fitted(plan: Plan, experts: Experts) -> Plan:
-    """``plan`` for FP8 weights: a tile of them is of one scale's columns."""
+    """Return ``plan`` for FP8 weights, with tiles of one scale's columns."""
     gate_up = _columns_a_scale(experts.gate_up, experts.gate_up_scales)
     down = _columns_a_scale(experts.down, experts.down_scales)
     return plan._replace(gate_up=_narrowed(plan.gate_up, gate_up), down=_narrowed(plan.down, down))
@@ -476,7 +496,7 @@ def _narrowed(tiling: Tiling, columns: int | None) -> Tiling:
 
 
 class _Lists(NamedTuple):
-    """``pairs [E, T]``, of which each expert has the first ``counts [E]``."""
+    """Lists hold ``pairs [E, T]``, of which each expert has the first ``counts [E]``."""
 
     pairs: Tensor
     counts: Tensor
@@ -489,7 +509,7 @@ def _no_lists(device: torch.device) -> _Lists:
 
 
 class _Call(NamedTuple):
-    """What all kernels of one call are told."""
+    """A call holds the arguments that all its kernels share."""
 
     experts: Experts
     choice: Choice
@@ -498,7 +518,7 @@ class _Call(NamedTuple):
 
     @property
     def routing(self) -> tuple[Tensor, Tensor, int, int]:
-        """The arguments of ``_chosen_by``."""
+        """Return the arguments of ``_chosen_by``."""
         chosen, padding = self.choice.chosen, self.choice.padding
         if padding is None:
             return chosen, chosen, -1, 1
@@ -506,12 +526,12 @@ class _Call(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """Programs a tile of weights: experts, or pairs."""
+        """Return the programs a tile of weights: one an expert, or one a pair."""
         return self.experts.num_experts if self.plan.has_lists else self.choice.num_pairs
 
     @property
     def constants(self) -> dict[str, Any]:
-        """Keywords of every kernel."""
+        """Return the keywords of every kernel."""
         return {
             "TOP_K": self.choice.chosen.shape[1],
             "NUM_EXPERTS": self.experts.num_experts,
@@ -529,7 +549,7 @@ class _Call(NamedTuple):
         *,
         is_even: bool,
     ) -> dict[str, Any]:
-        """Keywords of a product's kernel. ``dtype`` is the tokens'."""
+        """Return the keywords of a product's kernel. ``dtype`` is the tokens'."""
         grid = (0, 0) if scales is None else tuple(scales.scale.shape[1:])
         columns = 0 if scales is None else column_block(weight.shape[2], grid[1])
         return {
@@ -541,7 +561,7 @@ class _Call(NamedTuple):
             "BLOCK_N": tiling.block_n,
             "BLOCK_K": tiling.block_k,
             "BLOCK_M": tiling.block_m,
-            # Of float32: torch's own products round no operand.
+            # Torch's own products of float32 round no operand.
             "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
             "num_warps": tiling.num_warps,
             "num_stages": tiling.num_stages,
@@ -554,7 +574,7 @@ def _listed(call: _Call) -> _Lists:
     device = call.choice.chosen.device
     pairs = torch.empty(num_experts, num_tokens, dtype=torch.int32, device=device)
     counts = torch.empty(num_experts, dtype=torch.int32, device=device)
-    # A step waits for the one before it, so there are few.
+    # A step waits for the one before it, so few are taken.
     step = min(PAIRS_A_STEP, triton.next_power_of_2(call.choice.num_pairs))
     _list_kernel[(num_experts,)](
         *call.routing,
@@ -570,7 +590,7 @@ def _listed(call: _Call) -> _Lists:
 
 
 def _gate_up(call: _Call, x: Tensor, lists: _Lists) -> Tensor:
-    """``silu(gate) * up`` of every pair, ``[T * K, I]``."""
+    """Return ``silu(gate) * up`` of every pair, ``[T * K, I]``."""
     weight, tiling = call.experts.gate_up, call.plan.gate_up
     num_columns = call.experts.intermediate_size
     activated = x.new_empty(call.choice.num_pairs, num_columns)
@@ -599,7 +619,10 @@ def _down(
     residual: Tensor | None,
     out: Tensor,
 ) -> None:
-    """Every pair's part into ``parts [T * K, H]``. Without lists, their sums into ``out`` too."""
+    """Write every pair's part into ``parts [T * K, H]``.
+
+    Without lists, write their sums into ``out``.
+    """
     weight, tiling = call.experts.down, call.plan.down
     num_tokens, num_outputs = out.shape
     tiles = triton.cdiv(num_outputs, tiling.block_n)

@@ -1,7 +1,7 @@
-"""A router in one Triton kernel: logits, scores, the choice of experts and their weights.
+"""Route tokens in one Triton kernel: logits, scores, the choice of experts and their weights.
 
-Programs divide the logits among them. The last one to arrive at a tile of tokens chooses for it, by
-as many rounds of the largest score as a token takes experts. See ``router_rule``.
+Programs divide the logits among them. The last one to arrive at a tile of tokens chooses for it. It
+takes as many rounds of the largest score as a token takes experts. See ``router_rule``.
 """
 
 import torch
@@ -25,7 +25,7 @@ MOST_LINES = 16
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _best(choice, number, EXPERTS: tl.constexpr):
-    """The number of each row's largest, the lowest where several are."""
+    """Return the number of each row's largest, or the lowest number of several."""
     is_best = choice == tl.max(choice, 1, keep_dims=True)
     return tl.min(tl.where(is_best, number, EXPERTS), 1, keep_dims=True)
 
@@ -34,7 +34,7 @@ def _best(choice, number, EXPERTS: tl.constexpr):
 def _without_worse_groups(
     choice, TOKENS: tl.constexpr, EXPERTS: tl.constexpr, GROUPS: tl.constexpr, BEST: tl.constexpr
 ):
-    """``choice [T, E]`` with minus infinity outside of the ``BEST`` groups."""
+    """Return ``choice [T, E]`` with minus infinity outside of the ``BEST`` groups."""
     SIZE: tl.constexpr = EXPERTS // GROUPS
     by_group = tl.reshape(choice, [TOKENS * GROUPS, SIZE])
     number = tl.arange(0, SIZE)[None, :]
@@ -172,7 +172,11 @@ def _route_kernel(
 
 
 def can_route(weight: Tensor, rule: RouterRule) -> bool:
-    """Whether ``route`` takes these: groups are halves of halves, so that a tile divides."""
+    """Return whether ``route`` takes this rule and its ``weight [E, H]``.
+
+    With groups, it takes powers of two of groups and experts alone, so that a tile divides into
+    groups.
+    """
     num_experts = weight.shape[0]
     is_power = num_experts & (num_experts - 1) == 0 and rule.num_groups & (rule.num_groups - 1) == 0
     return rule.num_groups == 1 or is_power
@@ -181,7 +185,7 @@ def can_route(weight: Tensor, rule: RouterRule) -> bool:
 def route(
     x: Tensor, weight: Tensor, bias: Tensor | None, rule: RouterRule
 ) -> tuple[Tensor, Tensor]:
-    """As ``router_rule.route_by_torch``."""
+    """Compute ``router_rule.route_by_torch`` in one kernel."""
     x = x.contiguous()
     num_tokens, num_inputs = x.shape
     num_experts = weight.shape[0]

@@ -14,8 +14,11 @@ from cgbench.kernels.row_updates import RowState
 
 
 class ModuleWindow(NamedTuple):
-    """R = k + step rows a request: ``tokens`` and ``positions [b, R]``, ``hidden [b, R, H]``.
-    ``newest [b]`` is the row that the draft comes of."""
+    """A window holds R = k + step rows a request, and what a module is fed there.
+
+    It has ``tokens`` and ``positions [b, R]`` and ``hidden [b, R, H]``. ``newest [b]`` is the row
+    that the draft comes of.
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -24,12 +27,12 @@ class ModuleWindow(NamedTuple):
 
 
 def module_window(rows: RowState, step: int) -> ModuleWindow:
-    """What the module of draft ``step`` is fed, which begins at 2.
+    """Return what the module of draft ``step`` is fed, and renew its carry. Steps begin at 2.
 
     Its rows go from ``seq_len - (step - 1)`` to ``seq_len + k``, and are moved up to position 0
     where they would begin before it. Row i has token i + step. Its hidden state is of
-    ``rows.fed``, and of the module's carry for the row before those. The carry is renewed for the
-    next iteration, which begins behind this one's newest certain token.
+    ``rows.fed``, and of the module's carry for the row before those. The next iteration begins
+    behind this one's newest certain token, and so does the new carry.
     """
     if runs_kernels(rows.last.device):
         from cgbench.kernels.windows import triton_window
@@ -39,7 +42,7 @@ def module_window(rows: RowState, step: int) -> ModuleWindow:
 
 
 def module_window_by_torch(rows: RowState, step: int) -> ModuleWindow:
-    """``module_window``, as it is defined."""
+    """Compute ``module_window``, as it is defined."""
     num_rows = rows.spec_tokens + step
     before, moved = num_moved(rows.seq_len, step - 1), num_moved(rows.seq_len, step)
     source, carry = rows.fed[:, : num_rows - 1], rows.carries[step - 2]
@@ -57,13 +60,16 @@ def module_window_by_torch(rows: RowState, step: int) -> ModuleWindow:
 
 
 def num_moved(seq_len: Tensor, step: int) -> Tensor:
-    """How many rows of the window of draft ``step`` would lie before position 0."""
+    """Return how many rows of the window of draft ``step`` would lie before position 0."""
     return (step - 1 - seq_len).clamp(min=0)
 
 
 def following(rows: RowState, index: Tensor) -> Tensor:
-    """The tokens at ``index [b, R]`` of those that follow position ``seq_len``: the accepted
-    drafts, the token after them, then the new drafts. Any valid token past those made."""
+    """Return the tokens at ``index [b, R]`` of those that follow position ``seq_len``.
+
+    They are the accepted drafts, the token after them, and then the new drafts. Past those made
+    any valid token stands.
+    """
     k, accepted = rows.spec_tokens, rows.num_accepted[:, None]
     certain = rows.out.gather(1, index.clamp(max=k))
     drafted = rows.drafts.gather(1, (index - accepted - 1).clamp(0, k - 1))

@@ -78,7 +78,7 @@ def _window_kernel(
 
 
 def module_window(rows: RowState, step: int) -> ModuleWindow:
-    """``module_window.module_window``."""
+    """Compute ``module_window.module_window``."""
     batch, num_rows, size = rows.batch_size, rows.spec_tokens + step, rows.fed.shape[2]
     device = rows.last.device
     tokens = torch.empty(batch, num_rows, dtype=torch.long, device=device)

@@ -20,7 +20,7 @@ from transformers.models.step3p7.modeling_step3p7 import (
 
 
 class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Step-3.7's text model with an lm_head, under the names of Step-3.5's checkpoints."""
+    """This class is Step-3.7's text model with an lm_head, under Step-3.5's names."""
 
     config: Step3p7TextConfig
     config_class = Step3p7TextConfig
@@ -36,7 +36,7 @@ class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):  # type: igno
 
     @classmethod
     def from_config(cls, config: Step3p7TextConfig, **choices: Any) -> "Step3p5ForCausalLM":
-        """A model of ``config``, as transformers' Auto classes make one."""
+        """Make a model of ``config``, as transformers' Auto classes do."""
         made: Step3p5ForCausalLM = cls._from_config(config, **choices)
         return made
 
@@ -46,7 +46,7 @@ class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):  # type: igno
         logits_to_keep: int | Tensor = 0,
         **others: Any,
     ) -> CausalLMOutputWithPast:
-        """The logits ``[B, S, V]`` of the last ``logits_to_keep`` positions, 0 for all."""
+        """Compute the logits ``[B, S, V]`` of the last ``logits_to_keep`` positions, 0 for all."""
         out = self.model(input_ids=input_ids, **others)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(out.last_hidden_state[:, kept])

@@ -1,1 +1,1 @@
-"""Draft heads: their families, wiring, names in files, and the module itself."""
+"""Define draft heads: their families, their wiring, their names in files, and the module itself."""

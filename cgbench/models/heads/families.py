@@ -1,8 +1,8 @@
-"""Draft head families as data: where a checkpoint keeps its MTP head and how the head is wired.
+"""Define draft head families as data: where a checkpoint keeps its MTP head, and its wiring.
 
 A mistake in this table never changes the output of lossless decoding. It only lowers acceptance. So
-what differs between families is data here, the disputed points can be overridden, and acceptance is
-reported per position.
+the differences between families are data here, the disputed points can be overridden, and
+acceptance is reported per position.
 """
 
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from cgbench.request.choices import (
 
 @dataclass(frozen=True, slots=True)
 class HeadFamily:
-    """One checkpoint layout.
+    """A head family is the layout that some checkpoints share, and the wiring of their heads.
 
     ``names`` maps each module of ``DraftHead`` to its name in the checkpoint. ``{i}`` is the
     module's number. It counts on from the target's last layer if ``counts_on``, and from 0
     otherwise. ``source`` names the rule's origin. ``model_types`` are the types in config.json that
-    the layout ships with; None if its heads are made apart from any target. A layout is chosen by
-    its names and its type together, because Qwen's names mean one thing in Qwen3.5 and another in
-    EXAONE.
+    the layout ships with. It is None if its heads are made apart from any target. A layout is
+    chosen by its names and its type together, because Qwen's names mean one thing in Qwen3.5 and
+    another in EXAONE.
 
     ``concat`` is the order of the projection's input, E the token embedding and H the hidden state.
     ``hidden_in`` is the hidden state fed at draft 1, the target's before or after its final norm.
@@ -67,28 +67,38 @@ class HeadFamily:
     has_one_module: bool = False
 
     def first_number(self, num_layers: int) -> int:
-        """The number that a checkpoint gives the head's first module, behind ``num_layers``."""
+        """Return the number that a checkpoint gives the head's first module.
+
+        ``num_layers`` is that of the target.
+        """
         return num_layers if self.counts_on else 0
 
     def prefixes(self, number: int) -> dict[str, str]:
-        """``names`` for module ``number``: each module's prefix in the checkpoint."""
+        """Return the prefix of each module in the checkpoint: ``names`` for module ``number``."""
         return {ours: theirs.format(i=number) for ours, theirs in self.names.items()}
 
     def under(self, prefix: str) -> "HeadFamily":
-        """The same layout where the checkpoint's model begins with ``prefix``, not ``model.``."""
+        """Return the same layout for a checkpoint whose model begins with ``prefix`` and not
+        ``model.``."""
         moved = {
             ours: prefix + theirs.removeprefix("model.") for ours, theirs in self.names.items()
         }
         return replace(self, names=moved)
 
     def own_names(self, num_layers: int) -> list[str]:
-        """The tensors that only this layout has, those outside the block, projection first."""
+        """Return the names of the tensors that only this layout has.
+
+        Those are the tensors outside the block, the projection first.
+        """
         prefixes = self.prefixes(self.first_number(num_layers))
         own = ["proj", *(name for name in prefixes if name not in ("proj", "block"))]
         return [f"{prefixes[name]}.weight" for name in own]
 
     def tensor_name(self, module_name: str, number: int = 0) -> str:
-        """The checkpoint's name of a ``DraftHead`` tensor, such as ``block.mlp.up_proj.weight``."""
+        """Return the checkpoint's name of a ``DraftHead`` tensor.
+
+        ``module_name`` is ours, such as ``block.mlp.up_proj.weight``.
+        """
         ours, _, rest = module_name.partition(".")
         return f"{self.prefixes(number)[ours]}.{rest}"
 
@@ -123,7 +133,7 @@ MIMO = HeadFamily(
     model_types=frozenset({"mimo"}),
     concat=ConcatOrder.HE,
     first_embed=FirstEmbedding.ZEROED,
-    source="XiaomiMiMo/MiMo-7B checkpoints; vLLM 0.33.0 and SGLang 0.5.23 feed and chain the "
+    source="XiaomiMiMo/MiMo-7B checkpoints. vLLM 0.33.0 and SGLang 0.5.23 feed and chain the "
     "state after the norm",
 )
 MIMO_V2 = HeadFamily(
@@ -153,7 +163,7 @@ DEEPSEEK = HeadFamily(
     ),
     first_embed=FirstEmbedding.ZEROED,
     counts_on=True,
-    source="deepseek-ai/DeepSeek-V3 README_WEIGHTS, zai-org/GLM-4.5; vLLM 0.33.0 chains after the "
+    source="deepseek-ai/DeepSeek-V3 README_WEIGHTS, zai-org/GLM-4.5. vLLM 0.33.0 chains after the "
     "norm and zeroes the embedding at position 0, transformers' MtpModel keeps it",
 )
 HY = HeadFamily(
@@ -191,7 +201,7 @@ EXAONE = HeadFamily(
     model_types=frozenset({"exaone4_5", "exaone4_5_text", "exaone4", "exaone_moe"}),
     norm_form=NormForm.PLAIN,
     block_attention="first",
-    source="LGAI-EXAONE/EXAONE-4.5 and K-EXAONE: Qwen's names, plain norms; vLLM's exaone4_5_mtp "
+    source="LGAI-EXAONE/EXAONE-4.5 and K-EXAONE: Qwen's names, plain norms, vLLM's exaone4_5_mtp "
     "and exaone_moe_mtp",
 )
 MELLUM = HeadFamily(
@@ -214,7 +224,7 @@ ERNIE = HeadFamily(
     chain=NormSide.PRE,
     out_norm=OutputNorm.TARGET,
     first_embed=FirstEmbedding.ZEROED,
-    source="baidu/ERNIE-4.5-21B-A3B-PT checkpoint, FastDeploy's ernie4_5_mtp; vLLM and SGLang: "
+    source="baidu/ERNIE-4.5-21B-A3B-PT checkpoint, FastDeploy's ernie4_5_mtp, vLLM and SGLang: "
     "--head-hidden post --chain-norm post --head-out-norm none",
 )
 SPECULATORS = HeadFamily(

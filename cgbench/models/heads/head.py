@@ -1,4 +1,4 @@
-"""The MTP draft head: decoder blocks, each fed with a hidden state and a token that follows."""
+"""Define the MTP draft head: decoder blocks, each fed with a hidden state and a token after it."""
 
 import copy
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class HeadForm:
-    """What one checkpoint's head has, where heads of its family differ.
+    """A head form states what one checkpoint's head has, if heads of its family differ.
 
     ``proj_bias``: the projection has a bias. ``own_embedding`` and ``own_output``: it embeds tokens
     and computes logits with matrices of its own, not the target's. ``dense``: its block is dense,
-    or has experts, whatever the target's layers have; None if the config alone decides.
+    or has experts, whatever the target's layers have. It is None if the config alone decides.
     """
 
     proj_bias: bool = False
@@ -34,23 +34,25 @@ class HeadForm:
 
 
 class MtpModule(nn.Module):
-    """The tensors an MTP module owns. It uses the target's embedding and lm_head unless its
-    checkpoint has others.
+    """An MTP module predicts one draft, with the tensors that it owns.
 
-    The block is the target's own decoder layer class, numbered past its last layer, so that
-    its keys and values live in a layer of the same KV cache.
+    It uses the target's embedding and lm_head unless its checkpoint has others. The block is the
+    target's own decoder layer class, numbered past its last layer. So its keys and values live in a
+    layer of the same KV cache.
     """
 
     def __init__(
         self, family: HeadFamily, target: PreTrainedModel, form: HeadForm, place: int
     ) -> None:
-        """Module number ``place``, from 0, of a head of ``family`` for ``target``, on the current
-        default device, not initialised."""
+        """Make module ``place`` of a head of ``family`` for ``target``. Places count from 0.
+
+        It is on the current default device and not initialised.
+        """
         super().__init__()
         self.family = family
         self.place = place
         self.splits: Splits = {}
-        """What the ranks share of it."""
+        """What the ranks share of the head."""
         text_config = target.config.get_text_config()
         self.num_layers: int = text_config.num_hidden_layers
         self.layer_idx: int = self.num_layers + place
@@ -71,11 +73,11 @@ class MtpModule(nn.Module):
             _norm_like(backbone.norm, size) if family.out_norm == OutputNorm.OWN else nn.Identity()
         )
         self.embedding = _like(target.get_input_embeddings()) if form.own_embedding else None
-        """Its own token embedding, None where it reads the target's."""
+        """The head's own token embedding. It is None if the head reads the target's."""
         vocab_size = target.get_output_embeddings().out_features
         self.output = nn.Linear(size, vocab_size, bias=False) if form.own_output else None
-        """Its own output matrix, None where it multiplies with the target's."""
-        # In a tuple, so that the target's norm is not counted among the head's modules.
+        """The head's own output matrix. It is None if the head multiplies with the target's."""
+        # A tuple hides the target's norm from torch, so it is none of the head's modules.
         self._target_norm = (backbone.norm,)
 
     def forward(
@@ -86,11 +88,11 @@ class MtpModule(nn.Module):
         position_ids: Tensor,
         attention_call: AttentionCall,
     ) -> Tensor:
-        """One MTP step.
+        """Run one MTP step, and return the block's output ``[B, S, H]``, before the output norm.
 
-        ``token_embeds [B, S, H]`` of the tokens that follow the rows of ``hidden [B, S, H]``
-        (the target's at draft 1, the chain or the target's after), ``position_ids [B, S]`` of
-        those hidden rows. Returns the block's output ``[B, S, H]``, before the output norm.
+        ``token_embeds [B, S, H]`` are those of the tokens that follow the rows of ``hidden [B, S,
+        H]``. ``hidden`` is the target's at draft 1, and the chain or the target's afterwards.
+        ``position_ids [B, S]`` are those of the hidden rows.
         """
         embeds = self.embed_norm(token_embeds)
         states = self.hidden_norm(hidden)
@@ -109,9 +111,9 @@ class MtpModule(nn.Module):
         return result
 
     def to_logits_input(self, block_output: Tensor) -> Tensor:
-        """What the output matrix reads: the block's output after the output norm."""
+        """Return the input of the output matrix: the block's output after the output norm."""
         if self.family.out_norm == OutputNorm.TARGET:
-            # forward, not a call: the target keeps its own hidden state in a hook on this norm.
+            # forward, not a call, because a hook on this norm keeps the target's hidden state.
             result = self._target_norm[0].forward(block_output)
         else:
             result = self.out_norm(block_output)
@@ -119,12 +121,15 @@ class MtpModule(nn.Module):
         return result
 
     def to_chain(self, block_output: Tensor, normed: Tensor) -> Tensor:
-        """The hidden state that the next draft step is fed: before or after the output norm."""
+        """Return the hidden state that the next draft step is fed.
+
+        It is the one before or after the output norm, as the family states.
+        """
         return normed if self.family.chain == NormSide.POST else block_output
 
     @property
     def number(self) -> int:
-        """The number that a checkpoint gives this module."""
+        """Return the number that a checkpoint gives this module."""
         return self.family.first_number(self.num_layers) + self.place
 
     def _norm_shift(self) -> int:
@@ -135,15 +140,18 @@ class MtpModule(nn.Module):
 
 
 class DraftHead(MtpModule):
-    """A draft head: its first MTP module, and the ``later`` ones of a checkpoint that has several.
+    """A draft head is its first MTP module, and has the ``later`` ones if there are several.
 
     Draft step j runs module j. Steps past the last module run the last one again. A head of one
     module is therefore recurrent from draft 2 on.
     """
 
     def __init__(self, family: HeadFamily, target: PreTrainedModel, *forms: HeadForm) -> None:
-        """A head of ``family`` for ``target`` with a module for each of ``forms``, or one of the
-        plain form. It is on the current default device and not initialised."""
+        """Make a head of ``family`` for ``target`` with a module for each of ``forms``.
+
+        Without forms it has one module of the plain form. It is on the current default device and
+        not initialised.
+        """
         first, *others = forms or (HeadForm(),)
         super().__init__(family, target, first, 0)
         self.later = nn.ModuleList(
@@ -152,7 +160,7 @@ class DraftHead(MtpModule):
 
     @property
     def mtp_modules(self) -> tuple[MtpModule, ...]:
-        """Every module, in the order of the draft steps."""
+        """Return every module, in the order of the draft steps."""
         return (self, *self._later())
 
     def _later(self) -> list[MtpModule]:
@@ -164,12 +172,12 @@ class DraftHead(MtpModule):
 
     @property
     def layer_numbers(self) -> range:
-        """The numbers of the modules' KV layers."""
+        """Return the numbers of the modules' KV layers."""
         return range(self.layer_idx, self.layer_idx + self.num_modules)
 
     @property
     def all_splits(self) -> Splits:
-        """What the ranks share of every module, by the names that this head has for them."""
+        """Return what the ranks share of every module, by this head's names."""
         return {
             module_prefix(module.place) + name: split
             for module in self.mtp_modules
@@ -177,27 +185,28 @@ class DraftHead(MtpModule):
         }
 
     def module_of(self, step: int) -> MtpModule:
-        """The module that makes draft ``step``, which counts from 1."""
+        """Return the module that makes draft ``step``, which counts from 1."""
         return self.mtp_modules[min(step, self.num_modules) - 1]
 
     def to_input(self, hidden: "HiddenStates") -> Tensor:
-        """The target's hidden states ``[B, S, H]`` in the form that the head is fed."""
+        """Return the target's hidden states ``[B, S, H]`` in the form that the head is fed."""
         return hidden.post_norm if self.family.hidden_in == NormSide.POST else hidden.pre_norm
 
     def owner_of(self, name: str) -> tuple[MtpModule, str]:
-        """The module that has the tensor ``name`` of this head, and the tensor's name in it."""
+        """Return the module that has the tensor ``name`` of this head, and its name there."""
         if not name.startswith(_LATER):
             return self, name
         place, _, inner = name.removeprefix(_LATER).partition(".")
         return self._later()[int(place)], inner
 
     def tensor_name(self, module_name: str) -> str:
-        """The checkpoint's name of one of this head's tensors, without the family's infix."""
+        """Return the checkpoint's name of one of this head's tensors, without the family's
+        infix."""
         owner, inner = self.owner_of(module_name)
         return self.family.tensor_name(inner, owner.number)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take over tensors keyed by this module's names; all must be there."""
+        """Take over tensors keyed by this module's names. All must be there."""
         if shift := self._norm_shift():
             tensors = {
                 name: tensor.float() + shift if _is_norm(name) else tensor
@@ -211,16 +220,19 @@ _LATER = "later."
 
 
 def module_prefix(place: int) -> str:
-    """What a head's names of the tensors of its module number ``place``, from 0, begin with."""
+    """Return how a head's names of the tensors of module ``place`` begin. Places count from 0."""
     return f"{_LATER}{place - 1}." if place else ""
 
 
 def _like(embedding: nn.Module) -> nn.Module:
-    """A module as the target's embedding, scaled as that is, with a matrix of its own."""
+    """Return a module like the target's embedding, with a matrix of its own.
+
+    It is scaled as the target's is.
+    """
     weight = embedding.weight
     assert isinstance(weight, nn.Parameter)
     own = nn.Parameter(torch.empty(tuple(weight.shape)), requires_grad=False)
-    # All but the matrix is copied, such as the scale of Gemma's.
+    # Everything except the matrix is copied, such as the scale of Gemma's.
     return copy.deepcopy(embedding, {id(weight): own})
 
 
@@ -230,14 +242,14 @@ def _is_norm(name: str) -> bool:
 
 
 def _norm_like(norm: nn.Module, size: int) -> nn.Module:
-    """A new norm of the same class and epsilon, over ``size`` features."""
+    """Return a new norm of the same class and epsilon, over ``size`` features."""
     eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     return type(norm)(size, eps=eps)
 
 
 @torch.no_grad()
 def adds_one(norm: nn.Module) -> bool:
-    """Whether a norm scales by 1 + w, as Gemma's and Qwen3-Next's do, and not by w."""
+    """Return whether a norm scales by 1 + w, as Gemma's and Qwen3-Next's do, and not by w."""
     with torch.device("cpu"):
         small = _norm_like(norm, 2).float()
         for weight in small.parameters():
@@ -248,11 +260,11 @@ def adds_one(norm: nn.Module) -> bool:
 def head_layer_type(
     config: PretrainedConfig, family: HeadFamily | None = None, place: int = 0
 ) -> str | None:
-    """The attention type of the block of module ``place``, None where the model's layers are all
-    of one kind.
+    """Return the attention type of the block of module ``place``, which counts from 0.
 
-    The checkpoint's own word (``mtp_layer_types``), else the family's: as the target's first layer,
-    sliding, or full attention where the target has it.
+    It is None if the model's layers are all of one kind. The checkpoint's ``mtp_layer_types`` comes
+    first, and then the family's. That is the type of the target's first layer, sliding, or full
+    attention. If the target has no such layers, it is the type of its last layer.
     """
     if stated := _stated(config, "layer_types", place):
         return str(stated)
@@ -281,7 +293,7 @@ def block_config(
     *,
     dense: bool | None = None,
 ) -> PretrainedConfig:
-    """The target's config with layers more, the last of them the block of module ``place``."""
+    """Return the target's config with layers more, of which the last is module ``place``'s."""
     extended = copy.deepcopy(config)
     # deepcopy keeps these two only as private fields.
     extended._attn_implementation = config._attn_implementation
@@ -305,7 +317,10 @@ def _of_head(
     family: HeadFamily | None,
     place: int,
 ) -> object:
-    """A per-layer setting's value for a module's block: as the last layer's unless stated."""
+    """Return a per-layer setting's value for a module's block.
+
+    It is that of the last layer unless it is stated.
+    """
     if name == "layer_types":
         return head_layer_type(config, family, place)
     stated = _stated(config, name, place)
@@ -313,8 +328,11 @@ def _of_head(
 
 
 def _choose_mlp(config: PretrainedConfig, layer: int, *, dense: bool) -> None:
-    """Make ``layer`` dense or one of experts. transformers' configs say that in three ways: a type
-    a layer, a list of the dense ones, or how many come first."""
+    """Make ``layer`` dense or one of experts.
+
+    transformers' configs state it in three ways: a type a layer, a list of the dense ones, or how
+    many come first.
+    """
     if types := getattr(config, "mlp_layer_types", None):
         config.mlp_layer_types = [*types[:layer], "dense" if dense else "sparse"]
     if isinstance(getattr(config, "mlp_only_layers", None), list) and dense:

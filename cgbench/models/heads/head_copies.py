@@ -1,8 +1,8 @@
-"""The embedding and the output matrix that a checkpoint stores with its head.
+"""Find the embedding and the output matrix that a checkpoint stores with its head.
 
 Most are copies of the target's. Step-3.x and some EAGLE heads have trained ones of their own, and
 drafts made with the target's are then worth nothing. So each is compared with the target's, and
-used where it differs.
+used if it differs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ _FLOATS = ("F32", "F16", "BF16")
 
 
 class CopyUse(StrEnum):
-    """What is done with a matrix that a checkpoint stores with its head."""
+    """A copy use is what is done with a matrix that a checkpoint stores with its head."""
 
     OWN = "own"
     EQUAL = "equal copy"
@@ -41,7 +41,10 @@ class CopyUse(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HeadCopy:
-    """One such matrix: the module of ``DraftHead`` that it is for, and its name in the file."""
+    """A head copy is an embedding or an output matrix that is stored with a head.
+
+    ``module`` is the module of ``DraftHead`` that it is for. ``name`` is its name in the file.
+    """
 
     module: str
     name: str
@@ -49,20 +52,27 @@ class HeadCopy:
 
     @property
     def what(self) -> str:
+        """Return the kind of matrix in words: embedding or output matrix."""
         return _WORDS[self.module]
 
 
 @dataclass(frozen=True, slots=True)
 class TargetMatrices:
-    """Where the target's embedding and output matrix are stored, by module of ``DraftHead``: a file
-    and a name each. Empty for a GGUF file, whose matrices are only there once they are decoded."""
+    """This class holds where the target's embedding and output matrix are stored, and their shapes.
+
+    Both are by module of ``DraftHead``. ``stored`` has a file and a name each. It is empty for a
+    GGUF file, whose matrices are only there after they are decoded.
+    """
 
     stored: Mapping[str, tuple[Path, str]]
     shapes: Mapping[str, tuple[int, ...]]
 
 
 def target_matrices(target: Target, files: Mapping[str, Path] | None) -> TargetMatrices:
-    """Those of ``target``, which ``files`` hold; None for a GGUF file."""
+    """Return where the embedding and output matrix of ``target`` are stored.
+
+    ``files`` maps the checkpoint's tensors to their files. It is None for a GGUF file.
+    """
     model = target.model
     modules = {"embedding": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     shapes = {ours: tuple(module.weight.shape) for ours, module in modules.items()}
@@ -86,10 +96,12 @@ def find_copies(
     dtype: torch.dtype,
     number: int,
 ) -> list[HeadCopy]:
-    """Return every embedding and output matrix stored with module ``number`` of the head, compared
-    with the target's in ``dtype``. ``plain`` gives each tensor's name in the file.
+    """Return every embedding and output matrix stored with module ``number`` of the head.
 
-    Raises ``MissingHeadError`` naming one of another shape, or two that differ.
+    Each is compared with the target's in ``dtype``. ``plain`` gives each tensor's name in the file.
+
+    Raise ``MissingHeadError`` for one of another shape or an unknown type, or for two of a kind
+    that differ from the target's.
     """
     names = {
         module: [plain[name] for name in _stored_with(folder, family, number, module, plain)]
@@ -125,8 +137,10 @@ def _stored_with(
 
 
 def _places(folder: HeadFolder, family: HeadFamily, number: int) -> list[str]:
-    """Return what the names of the head's own matrices begin with: its block and what its
-    projection is in. In a folder that holds no target it is also the model itself.
+    """Return the prefixes of the names of the head's own matrices.
+
+    They are those of its block and of what its projection is in. In a folder that holds no target
+    it is also that of the model itself.
     """
     prefixes = family.prefixes(number)
     parents = [f"{prefixes['block']}.", prefixes["proj"].rpartition(".")[0] + "."]
@@ -136,7 +150,10 @@ def _places(folder: HeadFolder, family: HeadFamily, number: int) -> list[str]:
 
 
 def _holds_target(folder: HeadFolder, block: str) -> bool:
-    """Whether there are layers besides the head's, whose embedding and lm_head they then are."""
+    """Return whether there are layers besides the head's.
+
+    The embedding and lm_head are then theirs.
+    """
     return any(
         f"{prefix}layers.0." != f"{block}."
         and any(name.startswith(f"{prefix}layers.0.") for name in folder.files)
@@ -162,8 +179,8 @@ def _compared(
         )
     if stored.dtype not in _FLOATS:
         raise MissingHeadError(
-            f"{folder.ref}: the MTP head is stored as {stored.dtype} ({stored.name}); "
-            "give --head with a bfloat16 or float16 head"
+            f"{folder.ref}: the MTP head is stored as {stored.dtype} ({stored.name}). "
+            "Give --head with a bfloat16 or float16 head"
         )
     its = target.stored.get(module)
     is_equal = its is not None and equal_values(

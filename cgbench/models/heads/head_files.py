@@ -1,4 +1,4 @@
-"""Finding a draft head in a checkpoint's files and reading its tensors, one by one."""
+"""Find a draft head in a checkpoint's files, check it, and read its tensors."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,10 +35,10 @@ from cgbench.models.quantised.scheme import FIELD, scheme_of
 from cgbench.models.target import Target
 from cgbench.request.choices import OutputNorm
 
-# What quantised weights are stored beside, and the types they are stored in.
+# What is stored beside quantised weights, and the types of plain ones.
 _SCALES = re.compile(r"(weight_scale(_inv)?|qweight|qzeros|scales|weight_packed|g_idx)$")
 _FLOATS = ("F32", "F16", "BF16")
-# What older checkpoints store and transformers computes.
+# Older checkpoints store this, and transformers computes it.
 _DERIVED = "rotary_emb.inv_freq"
 
 # How many names an error spells out before it counts the rest.
@@ -47,13 +47,12 @@ _MOST_NAMES = 6
 
 @dataclass(frozen=True, slots=True)
 class HeadFiles:
-    """A head found in a checkpoint: its family, under the names that it has there, its tensors'
-    files, and its modules.
+    """This class describes a head that was found in a checkpoint, and where its tensors are.
 
-    ``files`` is keyed by the names that transformers would give the tensors, without the family's
-    infix. ``stored_as`` gives the name in the file. ``copies`` are the embeddings and output
-    matrices stored with each of the modules that are used. ``num_stored`` counts all modules that
-    the checkpoint has.
+    ``family`` has the names that the head has there. ``files`` is keyed by the names that
+    transformers would give the tensors, without the family's infix. ``stored_as`` gives the name in
+    the file. ``num_stored`` counts the checkpoint's MTP modules. ``copies`` are the embeddings and
+    output matrices stored with each of the modules that are used.
     """
 
     family: HeadFamily
@@ -65,12 +64,12 @@ class HeadFiles:
 
     @property
     def num_modules(self) -> int:
-        """How many modules are used."""
+        """Return how many modules are used."""
         return len(self.copies)
 
     @property
     def forms(self) -> list[HeadForm]:
-        """What each module of this head has and others of its family may not."""
+        """Return what each module of this head has and others of its family may not have."""
         return [self._form(place) for place in range(self.num_modules)]
 
     def _form(self, place: int) -> HeadForm:
@@ -86,7 +85,7 @@ class HeadFiles:
 
     @property
     def scales(self) -> dict[str, str]:
-        """The names of weights that are stored with scales, and their scales' names."""
+        """Return the names of weights that are stored with scales, and their scales' names."""
         return {
             name: scale
             for name in self.files
@@ -96,8 +95,10 @@ class HeadFiles:
 
     @property
     def own(self) -> dict[str, str]:
-        """The matrices of its own in the place of the target's: tensors of ``DraftHead``, and their
-        names in ``files``."""
+        """Return the head's own matrices that replace the target's.
+
+        The keys are tensors of ``DraftHead``, and the values their names in ``files``.
+        """
         return {
             module_prefix(place) + ours: name
             for place in range(self.num_modules)
@@ -121,11 +122,11 @@ def find_head(
     family: str | None = None,
     most_modules: int | None = None,
 ) -> HeadFiles:
-    """The head for ``target`` that ``folder`` holds, ``family`` naming it where it is stated.
-    ``matrices``, which its own are compared with in ``dtype``, are the target's. At most
-    ``most_modules`` of its modules are used.
+    """Return the head for ``target`` that ``folder`` holds.
 
-    Raises ``MissingHeadError`` naming what was looked for, or what does not fit.
+    ``family`` is the name of its family if that is stated. Its own matrices are compared with the
+    target's ``matrices``, in ``dtype``. At most ``most_modules`` of its modules are used.
+    Raise ``MissingHeadError`` with what was looked for, or with what does not fit.
     """
     found = find_family(folder, target.config, family)
     stored_as = plain_names(folder.files, found)
@@ -143,8 +144,9 @@ def find_head(
 
 
 def num_used(num_stored: int, most: int | None) -> int:
-    """How many of a head's modules draft. Raises ``BadInputError`` if it has fewer than ``most``,
-    which ``--mtp-modules`` states.
+    """Return how many of a head's ``num_stored`` modules draft.
+
+    ``most`` is what ``--mtp-modules`` states. Raise ``BadInputError`` if the head has fewer.
     """
     if most is not None and most > num_stored:
         modules = "1 module" if num_stored == 1 else f"{num_stored} modules"
@@ -171,7 +173,7 @@ def _num_modules(
 
 
 def _layer_prefix(folder: HeadFolder, block: str) -> str:
-    """What the names of the target's layers begin with."""
+    """Return the prefix of the names of the target's layers."""
     for prefix in folder.prefixes:
         layer = f"{prefix}layers.0."
         if layer != block and any(name.startswith(layer) for name in folder.files):
@@ -188,9 +190,9 @@ def _renamed(name: str, blocks: Iterable[str], rename: Callable[[str], str]) -> 
 
 
 def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]]:
-    """Each of the head's tensors, and the checkpoint's tensors that make it, with their shapes.
+    """Return the checkpoint's tensors that make each of the head's tensors, with their shapes.
 
-    Fused experts are taken as they are where the checkpoint fuses them too.
+    Fused experts are taken as they are if the checkpoint fuses them too.
     """
     parts: dict[str, dict[str, Size]] = {}
     for ours, tensor in head.state_dict().items():
@@ -201,10 +203,10 @@ def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]
 
 
 def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
-    """Hold the files' names and headers against what ``head`` needs, one by one; no weight is read.
+    """Check the files' names and headers against the needs of ``head``. No weight is read.
 
-    Raises ``MissingHeadError`` naming the tensors that are missing, quantised, of another shape,
-    or of another target.
+    Raise ``MissingHeadError`` with the tensors that are missing, quantised, of another shape, or of
+    another target. ``ref`` is where the head was found.
     """
     stated = raw_config(ref).get(FIELD)
     scheme = None if stated is None else scheme_of(stated, "the MTP head")
@@ -226,21 +228,21 @@ def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
 
 
 def _headers(found: HeadFiles, names: Iterable[str]) -> dict[str, StoredTensor]:
-    """The headers of tensors, by the names that ``found`` has them under."""
+    """Return the headers of tensors, by their names in ``found``."""
     names = [*names]
     stored = stored_tensors({found.stored_as[name]: found.files[name] for name in names})
     return {name: stored[found.stored_as[name]] for name in names}
 
 
 def _scaled(found: HeadFiles, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """The FP8 weights among ``stored``, and their scales' names."""
+    """Return the FP8 weights among ``stored``, and their scales' names."""
     scales = found.scales
     is_scaled = (name for name, each in stored.items() if each.dtype == E4M3)
     return {name: scales[name] for name in is_scaled if name in scales}
 
 
 def scaled_shapes(head: DraftHead, found: HeadFiles) -> dict[str, Size]:
-    """The head's FP8 parameters, and their scales' shapes."""
+    """Return the head's FP8 parameters and their scales' shapes."""
     shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
     found_shapes: dict[str, Size] = {}
     for ours, parts in head_tensors(head, found).items():
@@ -261,7 +263,10 @@ def scaled_shapes(head: DraftHead, found: HeadFiles) -> dict[str, Size]:
 
 
 def read_head(head: DraftHead, found: HeadFiles) -> None:
-    """Fill ``head`` from files that ``check_head`` has passed; FP8 weights stay as they are."""
+    """Fill ``head`` from files that have passed ``check_head``.
+
+    FP8 weights stay as they are.
+    """
     shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
     scaled = scaled_shapes(head, found)
     tensors: dict[str, Tensor] = {}
@@ -281,7 +286,7 @@ def read_head(head: DraftHead, found: HeadFiles) -> None:
 def _read_scales(
     found: HeadFiles, parts: Mapping[str, Size], weight: Size, shape: Size, num_parts: int
 ) -> tuple[Tensor, Tensor]:
-    """The scales of one of the head's parameters, and each row's of them."""
+    """Return the scales of one of the head's parameters, and the scale of each row."""
     names = {name: found.scales[name] for name in parts}
     read = [
         read_scale(found.files[scale], found.stored_as[scale], tuple(parts[name]))
@@ -304,15 +309,15 @@ def _check_names(
         present = {name for name in present - scales if not name.endswith(UNUSED)}
     if quantised := sorted(name for name in present if _SCALES.search(name)):
         raise MissingHeadError(
-            f"{ref}: the MTP head is quantised ({_listed(quantised)}); "
-            "give --head with a bfloat16 or float16 head"
+            f"{ref}: the MTP head is quantised ({_listed(quantised)}). "
+            "Give --head with a bfloat16 or float16 head"
         )
     if missing := sorted(expected - set(found.files)):
         raise MissingHeadError(f"{ref}: the MTP head lacks {_listed(missing)}")
     if unused := sorted(present - expected):
         raise MissingHeadError(
-            f"{ref}: the MTP head has {_listed(unused)}, which its target's layers do not have; "
-            "it was made for another target"
+            f"{ref}: the MTP head has {_listed(unused)}, which its target's layers do not have. "
+            "It was made for another target"
         )
 
 
@@ -320,8 +325,8 @@ def _check_headers(ref: str, stored: Mapping[str, StoredTensor]) -> None:
     if odd := sorted(name for name, tensor in stored.items() if tensor.dtype not in _FLOATS):
         kinds = ", ".join(sorted({stored[name].dtype for name in odd}))
         raise MissingHeadError(
-            f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}); "
-            "give --head with a bfloat16 or float16 head"
+            f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}). "
+            "Give --head with a bfloat16 or float16 head"
         )
 
 
@@ -338,8 +343,11 @@ def _check_sizes(
 
 
 def _names_of(head: DraftHead, found: HeadFiles) -> Iterator[str]:
-    """The head's tensors in the files, without the matrices that are compared with the target's,
-    and without the output norm where another one is stated."""
+    """Yield the names of the head's tensors in the files.
+
+    The matrices that are compared with the target's are left out. So is the output norm if another
+    one is stated.
+    """
     family = head.family
     names = [family.prefixes(module.number) for module in head.mtp_modules]
     prefixes = tuple(f"{prefix}." for modules in names for prefix in modules.values())

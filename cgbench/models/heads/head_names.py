@@ -1,4 +1,7 @@
-"""transformers' renaming of stored tensors, for the target's own and for the head's block."""
+"""Apply transformers' renaming of stored tensors.
+
+It is needed for the target's own tensors and for the head's block.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -7,14 +10,16 @@ from transformers import PreTrainedModel
 
 
 def stored_as_parameter(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """The names of ``model``'s parameters outside its layers, and the stored names that
-    transformers loads into them."""
+    """Return the stored name of each of ``model``'s parameters outside its layers.
+
+    transformers loads the stored tensor into that parameter.
+    """
     rename = _renaming(model)
     return {rename(name): name for name in names if "layers." not in name}
 
 
 def parameter_name(model: PreTrainedModel, module: nn.Module) -> str:
-    """The name of ``module``'s weight in ``model``, the module being one of its own."""
+    """Return the name of the weight of ``module``, one of ``model``'s own modules."""
     (name,) = (name for name, part in model.named_modules() if part is module)
     return f"{name}.weight"
 
@@ -22,9 +27,12 @@ def parameter_name(model: PreTrainedModel, module: nn.Module) -> str:
 def block_renaming(
     model: PreTrainedModel, prefix: str, own: Mapping[str, str]
 ) -> Callable[[str], str]:
-    """How transformers would rename a tensor of one more layer of ``model``: a function from what
-    follows the layer's number to what follows it in the module. ``prefix`` is what the stored names
-    of the layers begin with. ``own`` are names in the block that the layers have under others."""
+    """Return how transformers would rename a tensor of one more layer of ``model``.
+
+    It is a function from what follows the layer's number to what follows it in the module.
+    ``prefix`` is what the stored names of the layers begin with. ``own`` are names in the block
+    that the layers have under others.
+    """
     rename = _renaming(model)
     layer = f"layers.{model.config.get_text_config().num_hidden_layers}."
 
@@ -37,7 +45,7 @@ def block_renaming(
 
 
 def _renaming(model: PreTrainedModel) -> Callable[[str], str]:
-    # Here, because they are inner parts of transformers.
+    # Imported here, because they are inner parts of transformers.
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 

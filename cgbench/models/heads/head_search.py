@@ -1,5 +1,6 @@
-"""Find which family's head a checkpoint holds, and under which names, by tensor names, shapes and
-model type together.
+"""Find which family's head a checkpoint holds, and under which names.
+
+The tensor names, their shapes and the model type decide together.
 """
 
 import re
@@ -20,7 +21,7 @@ from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head_wiring import differences, stated_in
 from cgbench.request.parts import HeadWiring
 
-# The beginning of a layer's name: what a checkpoint's model is called.
+# The beginning of a layer's name is the name of a checkpoint's model.
 _LAYER = re.compile(r"((?:.*?\.)?)layers\.\d+\.")
 # What EAGLE-3 alone has: a map between vocabularies, a middle layer, a norm of the target's state.
 _EAGLE3 = re.compile(r"(d2t|t2d|midlayer\..*|(model\.)?layers\.0\.hidden_norm\.weight)")
@@ -34,8 +35,12 @@ _DECLARED = (
 
 @dataclass(frozen=True, slots=True)
 class HeadFolder:
-    """Where a head is looked for: every tensor's file by its name, the model types that config.json
-    names, and what it states of the head. ``is_apart``: it is another folder than the target's."""
+    """A head folder is a place where a head is looked for.
+
+    ``files`` maps every tensor's name to its file. ``model_types`` are those that config.json
+    names, and ``stated`` is the wiring that it states. ``is_apart``: it is another folder than the
+    target's.
+    """
 
     ref: str
     files: Mapping[str, Path]
@@ -45,15 +50,16 @@ class HeadFolder:
 
     @property
     def prefixes(self) -> list[str]:
-        """What the names of a model's layers begin with here, the usual ones first."""
+        """Return the prefixes of a model's layers in this folder, the usual ones first."""
         found = (match[1] for name in self.files if (match := _LAYER.match(name)))
         return list(dict.fromkeys(["model.", "", *found]))
 
 
 def open_folder(ref: str, target_types: frozenset[str], *, is_apart: bool) -> HeadFolder:
-    """The folder or hub id ``ref``. ``target_types`` count where its config.json names no type.
+    """Return the head folder of the folder or hub id ``ref``.
 
-    Raises ``ModelError``.
+    ``target_types`` count if its config.json names no type. Raise ``ModelError`` if its files
+    cannot be used.
     """
     raw = raw_config(ref)
     types = types_in(raw) or target_types
@@ -61,18 +67,17 @@ def open_folder(ref: str, target_types: frozenset[str], *, is_apart: bool) -> He
 
 
 def types_in(raw: Mapping[str, object]) -> frozenset[str]:
-    """The model types that a config.json names, its own and that of its text side."""
+    """Return the model types that a config.json names: its own and that of its text side."""
     text = raw.get("text_config")
     nested = text.get("model_type") if isinstance(text, dict) else None
     return frozenset(name for name in (raw.get("model_type"), nested) if isinstance(name, str))
 
 
 def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None) -> HeadFamily:
-    """The family of the head that ``folder`` holds, under the names it has there; ``stated`` is the
-    family where it is known.
+    """Return the family of the head that ``folder`` holds, with the names that it has there.
 
-    Raises ``MissingHeadError`` naming what was looked for, or the families to choose from where
-    names alone would be a guess.
+    ``stated`` is the name of the family if it is known. Raise ``MissingHeadError`` with what was
+    looked for. If names alone would be a guess, its message lists the families to choose from.
     """
     num_layers = config.num_hidden_layers
     candidates = [FAMILIES[stated]] if stated else [*FAMILIES.values()]
@@ -80,15 +85,15 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
     found = [place for place in places if _holds(folder, place, num_layers, any)]
     if other := other_drafter(folder.files):
         raise MissingHeadError(
-            f"{folder.ref}: holds {other}, which cannot be run here; give --head with MTP modules "
+            f"{folder.ref}: holds {other}, which cannot be run here. Give --head with MTP modules "
             "or an EAGLE-1 head, or --spec-tokens 0 to measure without speculation"
         )
     if not found:
         looked_for = dict.fromkeys(place.own_names(num_layers)[0] for place in places)
         raise MissingHeadError(
             f"{folder.ref}: {_declared(config)}no MTP head tensors (looked for "
-            f"{', '.join(looked_for)}); "
-            "give --head PATH, or --spec-tokens 0 to measure without speculation"
+            f"{', '.join(looked_for)}). "
+            "Give --head PATH, or --spec-tokens 0 to measure without speculation"
         )
     fitting = _fitting(folder, found, config)
     return fitting[0] if stated else _chosen(folder, fitting, num_layers)
@@ -129,8 +134,10 @@ def _projection(
 
 
 def _places(family: HeadFamily, folder: HeadFolder) -> Iterator[HeadFamily]:
-    """``family`` under its own names, and under each prefix that the checkpoint's layers have.
-    Heads made apart from a target have their own names alone."""
+    """Yield ``family`` under its own names, and under each prefix of the checkpoint's layers.
+
+    Heads made apart from a target have their own names alone.
+    """
     yield family
     if family.model_types is not None:
         seen = family.names
@@ -143,13 +150,16 @@ def _places(family: HeadFamily, folder: HeadFolder) -> Iterator[HeadFamily]:
 def _holds(
     folder: HeadFolder, family: HeadFamily, num_layers: int, how_many: Callable[..., bool]
 ) -> bool:
-    """Whether any, or all, of the tensors that only ``family`` has are in the folder."""
+    """Return whether any, or all, of the tensors that only ``family`` has are in the folder.
+
+    ``how_many`` is ``any`` or ``all``.
+    """
     plain = plain_names(folder.files, family) if family.dropped else folder.files
     return how_many(name in plain for name in family.own_names(num_layers))
 
 
 def plain_names(files: Mapping[str, Path], family: HeadFamily) -> dict[str, str]:
-    """Each tensor's name without the family's infix, and the name in the file."""
+    """Return each tensor's name without the family's infix, with the name in the file."""
     infix = f".{family.dropped}" if family.dropped else "."
     return {name.replace(infix, "."): name for name in files}
 
@@ -178,13 +188,14 @@ def _chosen(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> Hea
         known = f"but heads of model type {types} are of family {typed[0].name}"
     listed = list({family.name: family for family in [*typed, *candidates]}.values())
     raise MissingHeadError(
-        f"{folder.ref}: has {name}, {known}; state one with --head-family: {differences(listed)}"
+        f"{folder.ref}: has {name}, {known}. State one with --head-family: {differences(listed)}"
     )
 
 
 def other_drafter(names: Iterable[str]) -> str | None:
-    """What kind of draft head its tensors' names say this is that is no MTP module, in words with
-    the names; None where they say nothing.
+    """Return what kind of draft head this is that is no MTP module, in words, or None.
+
+    Its tensors' names tell, and are in the words.
 
     Source: SafeAILab/EAGLE's and vLLM's EAGLE-3 checkpoints.
     """
@@ -193,7 +204,10 @@ def other_drafter(names: Iterable[str]) -> str | None:
 
 
 def _declared(config: PretrainedConfig) -> str:
-    """What config.json says of a head that is not there, for re-quantised checkpoints."""
+    """Return what config.json declares of a head that is not there.
+
+    Re-quantised checkpoints often declare one.
+    """
     for field in _DECLARED:
         if number := getattr(config, field, None):
             said = "true" if number is True else number

@@ -1,8 +1,8 @@
-"""Apply what flags, or a head's own config.json, state over what its family does.
+"""Apply the wiring of a head that flags or the head's own config.json state.
 
 A checkpoint may state its head's wiring under ``cgbench_head`` in config.json, for example
 ``{"family": "mimo", "hidden_in": "pre"}``. The shipped default model does, because it was trained
-with another wiring than MiMo's engines use. A flag goes before the file, the file before the
+with another wiring than MiMo's engines use. A flag goes before the file, and the file before the
 family.
 """
 
@@ -23,7 +23,7 @@ from cgbench.request.choices import (
 from cgbench.request.parts import HeadWiring
 
 CONFIG_FIELD = "cgbench_head"
-"""The field of config.json that states a head's family and wiring."""
+"""This field of config.json states a head's family and wiring."""
 
 _CHOICES: dict[str, Mapping[str, str]] = {
     "family": {name: name for name in FAMILIES},
@@ -36,26 +36,26 @@ _CHOICES: dict[str, Mapping[str, str]] = {
     "feed": {word.value: word for word in ModuleFeed},
 }
 WIRING = tuple(name for name in _CHOICES if name != "family")
-"""The fields of ``HeadFamily`` that can be stated."""
+"""These are the fields of ``HeadFamily`` that can be stated."""
 
 
 def check_family(wiring: HeadWiring) -> None:
-    """Raises ``BadInputError`` for a family that is not in ``FAMILIES``."""
+    """Raise ``BadInputError`` if the stated family is not in ``FAMILIES``."""
     if wiring.family is not None and wiring.family not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise BadInputError(f"--head-family {wiring.family}: choose one of {known}")
 
 
 def stated_points(wiring: HeadWiring) -> dict[str, str]:
-    """The points that are stated, without the family."""
+    """Return the points of a wiring that are stated, without the family."""
     values = {name: getattr(wiring, name) for name in WIRING}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
-    """``family`` with the stated wiring, under its own name.
+    """Return ``family`` with the stated wiring, under its own name.
 
-    Raises ``BadInputError`` for an output norm that the family's heads do not have.
+    Raise ``BadInputError`` for an output norm that the family's heads do not have.
     """
     if wiring.out_norm == OutputNorm.OWN and "out_norm" not in family.names:
         raise BadInputError(
@@ -69,7 +69,10 @@ def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
 
 
 def named(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
-    """``family`` with the stated wiring, which its name shows, so that no two are confused."""
+    """Return ``family`` with the stated wiring, and a name that shows it.
+
+    So no two wirings are confused.
+    """
     points = stated_points(wiring)
     if not points:
         return family
@@ -78,9 +81,9 @@ def named(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
 
 
 def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
-    """What a head's own config.json, read as ``config``, states.
+    """Return the wiring that a head's own config.json, read as ``config``, states.
 
-    Raises ``ModelError`` naming the field and what it must be.
+    Raise ``ModelError`` with the field and what it must be.
     """
     stated = config.get(CONFIG_FIELD, {})
     where = f"{ref}: config.json: {CONFIG_FIELD}"
@@ -88,7 +91,7 @@ def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
         raise ModelError(f"{where} must be an object with the fields {', '.join(_CHOICES)}")
     for name, value in stated.items():
         if name not in _CHOICES:
-            raise ModelError(f"{where} has '{name}'; its fields are {', '.join(_CHOICES)}")
+            raise ModelError(f"{where} has '{name}'. Its fields are {', '.join(_CHOICES)}")
         if not isinstance(value, str) or value not in _CHOICES[name]:
             choices = ", ".join(_CHOICES[name])
             raise ModelError(f"{where}: {name} must be one of {choices}, not {value!r}")
@@ -97,13 +100,15 @@ def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
 
 
 def wiring_of(family: HeadFamily) -> dict[str, str]:
-    """Every disputed point of a head and what it is, as the record keeps it."""
+    """Return every disputed point of a head with its value, as the record keeps it."""
     return {name: getattr(family, name) for name in WIRING}
 
 
 def differences(candidates: list[HeadFamily]) -> str:
-    """What a user needs to know to choose one of ``candidates``: where they differ, or for one
-    alone all of its wiring."""
+    """Return in words how ``candidates`` differ, for a user who must choose one.
+
+    For a single candidate it is all of its wiring.
+    """
     wirings = {family.name: wiring_of(family) for family in candidates}
     shown = [
         name

@@ -1,1 +1,1 @@
-"""Checkpoints of FP8 weights: what their configs state and their files hold, and the modules."""
+"""Handle FP8 checkpoints: what their configs state, what their files hold, and the modules."""

@@ -1,4 +1,4 @@
-"""The FP8 weights that a checkpoint's files hold, and the scales stored beside them."""
+"""Find the FP8 weights in a checkpoint's files, and read the scales stored beside them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,39 +13,42 @@ from cgbench.models.quantised.scheme import BLOCK, Fp8Scheme
 
 E4M3 = "F8_E4M3"
 SCALE_ENDINGS = ("_scale_inv", "_scale")
-"""What follows a weight's name in its scales' name."""
+"""The name of a weight's scales is the weight's name with one of these endings."""
 _SCALE_TYPES = {"F32", "BF16", "F16", "F8_E8M0"}
 
-# Scales of activations and of keys and values: weight-only products have no use for them.
+# Scales of activations and of keys and values. Weight-only products have no use for them.
 UNUSED = (".input_scale", ".activation_scale", ".q_scale", ".k_scale", ".v_scale", ".output_scale")
 
 
 @dataclass(frozen=True, slots=True)
 class ScaledFiles:
-    """``scales``: by the name of an FP8 weight, its scales as they are stored. ``unused``: what is
-    stored for quantised activations."""
+    """This class holds the FP8 weights of a checkpoint, and their scales as stored.
+
+    ``scales`` is by the name of the weight. ``unused`` are the tensors stored for quantised
+    activations.
+    """
 
     scales: Mapping[str, StoredTensor]
     weight_shapes: Mapping[str, tuple[int, ...]]
     unused: frozenset[str]
 
     def rest(self, names: Iterable[str]) -> list[str]:
-        """``names`` without scales."""
+        """Return those of ``names`` that are no scales."""
         taken = {each.name for each in self.scales.values()} | self.unused
         return [name for name in names if name not in taken]
 
 
 def find_scaled(where: str, stored: Mapping[str, StoredTensor], scheme: Fp8Scheme) -> ScaledFiles:
-    """The FP8 weights among ``stored`` tensors of the checkpoint ``where``.
+    """Return the FP8 weights among the ``stored`` tensors of the checkpoint ``where``.
 
-    Raises ``ModelError`` naming a weight without scales, or one with scales of another shape, and
-    where there is no FP8 weight at all.
+    Raise ``ModelError`` for a weight without scales, with scales of another shape, or with scales
+    and another type. Raise it too if there is no FP8 weight at all.
     """
     weights = {name for name, each in stored.items() if each.dtype == E4M3}
     if not weights:
         raise ModelError(
             f"MODEL {where}: config.json declares FP8 weights ({scheme.method}), but no tensor is "
-            f"stored as {E4M3}; take quantization_config out of it if they are plain"
+            f"stored as {E4M3}. Take quantization_config out of it if they are plain"
         )
     scales = {name: _scale_of(where, name, stored) for name in sorted(weights)}
     for name, scale in scales.items():
@@ -63,7 +66,7 @@ def find_scaled(where: str, stored: Mapping[str, StoredTensor], scheme: Fp8Schem
 
 
 def weight_of(name: str) -> str | None:
-    """The weight whose scales ``name`` would be, None for other names."""
+    """Return the weight whose scales ``name`` would be, or None for other names."""
     if name.endswith(UNUSED):
         return None
     for ending in SCALE_ENDINGS:
@@ -85,6 +88,11 @@ def _scale_of(where: str, name: str, stored: Mapping[str, StoredTensor]) -> Stor
 
 
 def check_scale(where: str, weight: StoredTensor, scale: StoredTensor, scheme: Fp8Scheme) -> None:
+    """Check that a weight is a matrix, and that its scales have the shape of the scheme.
+
+    Raise ``ModelError`` with the tensor if not. Scales of a scheme with blocks have one number a
+    block. Other scales have one a row, or one for the whole matrix.
+    """
     block = scheme.block or (BLOCK, BLOCK)
     if len(weight.shape) < 2:
         raise ModelError(f"MODEL {where}: {weight.name} of {weight.shape} is FP8: must be a matrix")
@@ -103,9 +111,9 @@ def check_scale(where: str, weight: StoredTensor, scale: StoredTensor, scheme: F
 
 
 def read_scale(path: Path, name: str, weight_shape: tuple[int, ...]) -> Tensor:
-    """Stored scales as ``[..., R, C]`` in float32, of a weight ``[..., N, K]``.
+    """Return stored scales as ``[..., R, C]`` in float32, of a weight ``[..., N, K]``.
 
-    Raises ``ModelError`` naming one that is not a number above zero.
+    Raise ``ModelError`` if one is not a finite number above zero.
     """
     scale = read_tensor(path, name).to(torch.float32)
     bad = scale[~(torch.isfinite(scale) & (scale > 0))]
@@ -117,5 +125,8 @@ def read_scale(path: Path, name: str, weight_shape: tuple[int, ...]) -> Tensor:
 
 
 def normal_shape(scale: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
-    """Scales of channels or of a tensor with as many dimensions as their weight."""
+    """Return the shape of scales with as many dimensions as their weight has.
+
+    Scales of channels or of a whole tensor are stored with fewer.
+    """
     return (*scale, *[1] * (len(weight) - len(scale)))

@@ -1,7 +1,8 @@
-"""FP8 weights into transformers' modules, as they are stored, by transformers' own conversions.
+"""Load FP8 weights into transformers' modules as they are stored.
 
-A weight and its scales go the same way: renamed, and of experts stacked and joined. So scales take
-the weights' names, and a model without storage whose parameters have the scales' shapes.
+transformers' own conversions rename weights, and stack and join those of experts. Scales must go
+the same way. So they take the weights' names, and are loaded into a model without storage whose
+parameters have the scales' shapes.
 """
 
 import copy
@@ -26,8 +27,8 @@ from cgbench.models.quantised.scaled_modules import set_scales
 def convert(
     model: PreTrainedModel, tensors: Mapping[str, Any], dtype: torch.dtype, device: str = "meta"
 ) -> Any:
-    """Have transformers place ``tensors`` by their stored names; returns what it says of them."""
-    # Here, for they are inner parts of transformers, and other loading does without them.
+    """Make transformers place ``tensors`` by their stored names, and return its report on them."""
+    # Imported here, because they are inner parts of transformers that only this path needs.
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig
@@ -49,9 +50,9 @@ def placed_scales(
     files: ScaledFiles,
     stored: Mapping[str, StoredTensor],
 ) -> dict[str, Size]:
-    """The parameters of ``model``, on the meta device, that are FP8, and their scales' shapes.
+    """Return the parameters of ``model`` that are FP8, and their scales' shapes.
 
-    Raises ``ModelError`` where experts of one layer are FP8 in part.
+    ``model`` is on the meta device. Raise ``ModelError`` if experts of one layer are FP8 in part.
     """
     shapes = {
         name: normal_shape(scale.shape, stored[name].shape) for name, scale in files.scales.items()
@@ -77,7 +78,7 @@ def _check_parts(where: str, name: str, weight: Size, scale: Size, files: Scaled
 
 
 def num_parts(name: str, files: ScaledFiles) -> int:
-    """How many stored weights the parameter ``name`` has one above another."""
+    """Return how many stored weights are stacked in the parameter ``name``."""
     leaf = name.rpartition(".")[2]
     is_stored_fused = any(each.endswith(f".{leaf}") for each in files.scales)
     return 1 if is_stored_fused else num_fused(name)
@@ -91,9 +92,10 @@ def load_scaled(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Any:
-    """Fill ``model``, which is on the meta device, from ``paths``, FP8 weights as they are.
+    """Fill ``model``, which is on the meta device, from ``paths``. FP8 weights stay as they are.
 
-    Nothing is held twice but the tensor under way. Returns what transformers says of the tensors.
+    Nothing is held twice except the tensor that is being placed. Return transformers' report on the
+    tensors.
     """
     scales = _read_scales(model, scaled, files, paths, device)
     for name in scaled:
@@ -132,7 +134,7 @@ def _read_scales(
 
 @contextmanager
 def _slices(paths: Mapping[str, Path], names: list[str]) -> Iterator[dict[str, Any]]:
-    """Tensors by name, each read when it is placed."""
+    """Yield tensors by name. Each is read when it is placed."""
     with ExitStack() as stack:
         opened = {
             path: stack.enter_context(safe_open(path, framework="pt"))
@@ -152,7 +154,7 @@ def _set_parameter(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def _make_buffers(model: PreTrainedModel, device: torch.device) -> None:
-    """What no checkpoint stores: rotary frequencies, an embedding's scale."""
+    """Make what no checkpoint stores: rotary frequencies, an embedding's scale."""
     for module in model.modules():
         buffers = {leaf: each for leaf, each in module._buffers.items() if each is not None}
         lacking = {leaf: each for leaf, each in buffers.items() if each.is_meta}

@@ -1,4 +1,7 @@
-"""Modules whose weights are FP8: they keep their class's names, and hold scales beside them."""
+"""Define modules whose weights are FP8.
+
+They keep their class's names, and hold scales beside the weights.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -16,8 +19,11 @@ from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, a
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer of FP8 weights ``[N, K]``: ``weight_scale [R, C]`` and ``weight_row_blocks
-    [N]`` are theirs, as ``kernels.fp8.block_scales`` has them."""
+    """A ``ScaledLinear`` is a linear layer of FP8 weights ``[N, K]``.
+
+    Its scales are ``weight_scale [R, C]`` and ``weight_row_blocks [N]``, as in
+    ``kernels.fp8.block_scales``.
+    """
 
     weight_scale: Tensor
     weight_row_blocks: Tensor
@@ -27,14 +33,18 @@ class ScaledLinear(nn.Linear):
 
 
 def scales_of(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor] | None:
-    """The scales and the row blocks of a module's parameter ``leaf``, None where it has none."""
+    """Return the scales and the row blocks of a module's parameter ``leaf``, or None without
+    them."""
     scale = module._buffers.get(f"{leaf}_scale")
     row_blocks = module._buffers.get(f"{leaf}_row_blocks")
     return None if scale is None or row_blocks is None else (scale, row_blocks)
 
 
 WHOLE_SCALE = "_whole_scale"
-"""What follows a weight's name in the name of its whole scales, where a rank reads a part."""
+"""The name of a weight's whole scales is the weight's name with this ending.
+
+They are kept if a rank reads a part of them.
+"""
 
 
 def set_scales(
@@ -45,9 +55,11 @@ def set_scales(
     *,
     whole: Tensor | None = None,
 ) -> None:
-    """Give a module's parameter ``leaf``, which is FP8, its scales, and the module the class that
-    reads them. Row blocks go to the scales' device. ``whole``: the scales that ``scale`` is a part
-    of; they are what a model's fingerprint is made of."""
+    """Give a module's FP8 parameter ``leaf`` its scales, and the module a class that reads them.
+
+    Row blocks go to the scales' device. ``whole`` are the scales that ``scale`` is a part of. A
+    model's fingerprint is made of them.
+    """
     module.register_buffer(f"{leaf}_scale", scale, persistent=whole is None)
     if whole is not None:
         module.register_buffer(f"{leaf}{WHOLE_SCALE}", whole)
@@ -61,14 +73,16 @@ def set_scales(
 
 @functools.cache
 def _scaled_experts(kind: Any) -> type[nn.Module]:
-    """Experts of class ``kind`` whose fused weights are FP8. Few tokens on CUDA go to the kernel
-    that reads chosen experts alone. Of more, the class's own forward runs on the weights' values,
-    which live for that call."""
+    """Return a class of experts like ``kind`` whose fused weights are FP8.
+
+    Few tokens on CUDA go to the kernel that reads chosen experts alone. For more, the class's own
+    forward runs on the weights' values, which live for that call.
+    """
 
     class ScaledExperts(kind):  # type: ignore[misc]
         holds_scales = True
         is_plain = False
-        """Whether the kernel computes what the class does; found once the model is loaded."""
+        """True if the kernel computes what the class does. It is set after the model is loaded."""
 
         def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Any:
             choice = top_k_index, top_k_weights
@@ -83,11 +97,14 @@ def _scaled_experts(kind: Any) -> type[nn.Module]:
 
 
 MAX_STREAMED_TOKENS = 256
-"""Above it nearly all experts are chosen, and products are bound by arithmetic."""
+"""The kernel of chosen experts takes at most this many tokens.
+
+Above it nearly all experts are chosen, and products are bound by arithmetic.
+"""
 
 
 def _apart(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
-    """The chosen experts' sum without the values of them all, or None."""
+    """Return the chosen experts' sum without the values of all experts, or None."""
     if not getattr(module, "is_plain", False):
         return None
     if is_by_definition():
@@ -96,7 +113,7 @@ def _apart(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -
 
 
 def _streamed(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
-    """The experts' kernel, or None where it does not take these."""
+    """Return the result of the experts' kernel, or None if it does not take these."""
     if not runs_kernels(hidden.device) or hidden.dtype == torch.float32:
         return None
     if len(hidden) > MAX_STREAMED_TOKENS:
@@ -112,7 +129,7 @@ def _streamed(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor
 
 
 def experts_in(module: nn.Module) -> Experts:
-    """The weights of a plain mixture, and their scales."""
+    """Return the weights of a plain mixture, and their scales."""
     weights = [module._parameters[leaf] for leaf in ("gate_up_proj", "down_proj")]
     scales = [scales_of(module, leaf) for leaf in ("gate_up_proj", "down_proj")]
     assert weights[0] is not None and weights[1] is not None
@@ -122,7 +139,7 @@ def experts_in(module: nn.Module) -> Experts:
 
 @contextmanager
 def _values_in_place(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """What the module's FP8 parameters are worth, under their names, meanwhile."""
+    """Put the values of the module's FP8 parameters in their place meanwhile, under their names."""
     own = {leaf: scales_of(module, leaf) for leaf in module._parameters}
     found = {leaf: scales for leaf, scales in own.items() if scales is not None}
     for leaf, scales in found.items():
@@ -138,6 +155,6 @@ def _values_in_place(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 def is_quantised(module: nn.Module, name: str) -> bool:
-    """Whether ``name`` is a module's FP8 parameter, or the scales of one."""
+    """Return whether ``name`` is a module's FP8 parameter, or the scales of one."""
     weight = module._parameters.get(name.removesuffix("_scale"))
     return weight is not None and weight.dtype == FP8

@@ -1,4 +1,7 @@
-"""Random weights in FP8: a preset converts what public checkpoints of its kind convert."""
+"""Convert the random weights of a preset to FP8.
+
+The same weights are converted as in public checkpoints of its kind.
+"""
 
 import re
 from collections.abc import Iterable
@@ -11,8 +14,8 @@ from cgbench.models.experts import num_fused
 from cgbench.models.quantised.scaled_modules import set_scales
 from cgbench.models.quantised.scheme import BLOCK
 
-# Linear layers of a decoder layer that public checkpoints leave as they are: gates of a mixture and
-# of its shared expert, and the small projections of gated delta nets.
+# Public checkpoints leave these linear layers of a decoder layer as they are. They are the gates of
+# a mixture and of its shared expert, and the small projections of gated delta nets.
 _PLAIN = ("gate", "shared_expert_gate", "in_proj_a", "in_proj_b", "in_proj_ba")
 
 
@@ -21,9 +24,10 @@ _IN_BLOCK = re.compile(r"(later\.\d+\.)?block\.")
 
 
 def converted(module: nn.Module) -> dict[str, Size]:
-    """The parameters of ``module``'s decoder layers that are to be FP8, and their scales' shapes.
+    """Return the parameters of ``module``'s decoder layers that are to be FP8.
 
-    Embeddings, lm_head, norms, routers and a head's projection stay as they are.
+    The result maps their names to their scales' shapes. Embeddings, lm_head, norms, routers and a
+    head's projection stay as they are.
     """
     return {
         name: _grid(parameter.shape, num_fused(name))

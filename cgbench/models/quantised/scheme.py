@@ -1,4 +1,4 @@
-"""What a config says of quantised weights: a scheme that can be run, or a refusal by name."""
+"""Read how a config's weights are quantised, and refuse by name what cannot be run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from cgbench.errors import UnsupportedModelError
 
 FIELD = "quantization_config"
 BLOCK = 128
-"""Rows and columns of a block where a config states none."""
+"""A block has this many rows and columns if a config states none."""
 
 WORKS = (
-    "give a bfloat16, float16 or GGUF checkpoint, or one of FP8 (e4m3, with scales of blocks, "
+    "Give a bfloat16, float16 or GGUF checkpoint, or one of FP8 (e4m3, with scales of blocks, "
     "channels or tensors)"
 )
 
-# What formats are called where people speak of them.
+# The names that people use for formats.
 _NAMES = {
     "awq": "AWQ (integers of four bits)",
     "gptq": "GPTQ (integers of four bits)",
@@ -36,9 +36,11 @@ _FLOAT_FORMATS = {"float-quantized", "naive-quantized"}
 
 @dataclass(frozen=True, slots=True)
 class Fp8Scheme:
-    """FP8 weights as a config declares them. ``block``: rows and columns of one scale, where scales
-    are of blocks. ``activations``: how the checkpoint's activations were meant to be quantised,
-    which weight-only products leave alone."""
+    """A scheme describes FP8 weights as a config declares them.
+
+    ``block`` is the rows and columns of one scale, if scales are of blocks. ``activations`` is how
+    the checkpoint's activations were meant to be quantised. Weight-only products leave them alone.
+    """
 
     method: str
     block: tuple[int, int] | None
@@ -46,20 +48,21 @@ class Fp8Scheme:
 
     @property
     def words(self) -> str:
-        """What ``inspect`` says of it."""
+        """Return the scheme in words, as ``inspect`` prints it."""
         scales = "channels or tensors"
         if self.block is not None:
             scales = f"blocks of {self.block[0]} x {self.block[1]}"
         return (
-            f"{self.method}, e4m3 with scales of {scales}; declares {self.activations} "
-            "activation quantisation; run as w8a16 (activations are not quantised)"
+            f"{self.method}, e4m3 with scales of {scales}. Declares {self.activations} "
+            "activation quantisation. Run as w8a16 (activations are not quantised)"
         )
 
 
 def read_scheme(config: PretrainedConfig, kind: str) -> Fp8Scheme | None:
-    """The FP8 scheme that ``config`` declares, None for plain weights; ``kind`` names the model.
+    """Return the FP8 scheme that ``config`` declares, or None for plain weights.
 
-    Raises ``UnsupportedModelError`` for any other quantisation, by its name.
+    ``kind`` is the name of the model. Raise ``UnsupportedModelError`` for any other quantisation,
+    by its name.
     """
     stated = next(filter(None, (getattr(each, FIELD, None) for each in _parts(config))), None)
     if stated is None:
@@ -70,7 +73,10 @@ def read_scheme(config: PretrainedConfig, kind: str) -> Fp8Scheme | None:
 
 
 def forget_scheme(config: PretrainedConfig) -> None:
-    """Take it out of ``config``: transformers is to make plain modules."""
+    """Take the quantisation out of ``config``, in place.
+
+    So transformers makes plain modules.
+    """
     for each in _parts(config):
         if hasattr(each, FIELD):
             delattr(each, FIELD)
@@ -81,7 +87,10 @@ def _parts(config: PretrainedConfig) -> tuple[PretrainedConfig, ...]:
 
 
 def scheme_of(stated: Mapping[str, Any], kind: str) -> Fp8Scheme:
-    """The scheme of a ``quantization_config``. Raises ``UnsupportedModelError``."""
+    """Return the FP8 scheme of a ``quantization_config``.
+
+    Raise ``UnsupportedModelError`` for any other quantisation.
+    """
     method = str(stated.get("quant_method", "unknown"))
     if method == "fp8":
         return _fine_grained(stated, kind)
@@ -94,7 +103,7 @@ def scheme_of(stated: Mapping[str, Any], kind: str) -> Fp8Scheme:
 def _refuse(kind: str, method: str, name: str | None) -> NoReturn:
     called = "" if name is None else f": {name}"
     raise UnsupportedModelError(
-        f"MODEL: {kind} is quantised (quant_method {method}){called}; {WORKS}"
+        f"MODEL: {kind} is quantised (quant_method {method}){called}. {WORKS}"
     )
 
 

@@ -1,4 +1,4 @@
-"""An engine's configuration file: YAML, or JSON, which is YAML too."""
+"""Read an engine's configuration file: YAML, or JSON, which is YAML too."""
 
 import json
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ _MAX_VALUES = 100_000
 
 
 def read_config(label: str, file: Path) -> JsonObject:
-    """The file's keys and values. Raises ``BadInputError``, beginning with ``label``."""
-    # It takes a tenth of a second to import, which only this needs.
+    """Return the file's keys and values. Raise ``BadInputError``, beginning with ``label``."""
+    # Its import takes a tenth of a second, and only this function needs it.
     import yaml
 
     text = read_text(f"{label} {file}", file, _MAX_BYTES)
@@ -32,7 +32,7 @@ def read_config(label: str, file: Path) -> JsonObject:
 
 
 def _inner(value: object) -> Iterator[object]:
-    """Every value in a value, an alias counted wherever it stands."""
+    """Yield every value in a value. An alias counts wherever it stands."""
     yield value
     if isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
@@ -40,9 +40,10 @@ def _inner(value: object) -> Iterator[object]:
 
 
 def as_words(found: JsonObject, *, negates: bool) -> list[str]:
-    """The file's values as words of a command line, as vLLM and SGLang read theirs.
+    """Return the file's values as words of a command line, as vLLM and SGLang read theirs.
 
-    ``negates``: a false value is the option's negative. Without it such a value says nothing.
+    With ``negates`` a false value becomes the option's negative. Without it such a value is left
+    out.
     """
     words = list[str]()
     for key, value in found.items():

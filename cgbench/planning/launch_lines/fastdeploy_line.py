@@ -1,5 +1,7 @@
-"""FastDeploy's line: ``python -m fastdeploy.entrypoints.openai.api_server``
-(``fastdeploy/engine/args_utils.py``)."""
+"""Read FastDeploy's launch line: ``python -m fastdeploy.entrypoints.openai.api_server``.
+
+Its options are in ``fastdeploy/engine/args_utils.py``.
+"""
 
 from collections.abc import Iterator
 
@@ -58,7 +60,7 @@ _DRAFT_KEYS = {
 
 
 def read_fastdeploy(words: list[str]) -> Reading:
-    """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
+    """Read what the line asks of the planner. Raise ``BadInputError`` naming the option."""
     named = [_dashed(word) for word in words]
     options = read(named, SPECS, FASTDEPLOY)
     graphs, speculative = options.json(GRAPHS), options.json(SPECULATIVE)
@@ -108,7 +110,7 @@ def _said(graphs: JsonObject, speculative: JsonObject) -> Iterator[str]:
         yield f"{SPECULATIVE} {key}: not understood"
     method = speculative.get("method")
     if method is not None and str(method).lower() not in _HEADS | _WITHOUT_MODEL:
-        yield f"{SPECULATIVE} method {shown(str(method))}: not understood; planned as mtp"
+        yield f"{SPECULATIVE} method {shown(str(method))}: not understood, planned as mtp"
     if graphs.get("full_cuda_graph") is False:
         prefill = graphs.get("cudagraph_capture_sizes_prefill") or [*PREFILL_TOKENS]
         yield f"{GRAPHS} full_cuda_graph false: prefills have graphs too, at {prefill} tokens"

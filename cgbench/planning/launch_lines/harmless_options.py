@@ -1,4 +1,4 @@
-"""Options of each engine that change no graph, so a launch line is read over them in silence.
+"""List the options of each engine that change no graph, so that a launch line is read over them.
 
 An option that is not here and has no rule is listed with the plan.
 """

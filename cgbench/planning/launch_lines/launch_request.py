@@ -1,4 +1,4 @@
-"""A launch line, or an engine's configuration file, as a request to the planner."""
+"""Read a launch line, or an engine's configuration file, as a request to the planner."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,10 +23,10 @@ FROM = "--from"
 
 @dataclass(frozen=True)
 class Launch:
-    """What a line asks of the planner: a request with the engine's defaults in it.
+    """A ``Launch`` is what a launch line asks of the planner, with the engine's defaults in it.
 
     ``notes`` are the defaults that the plan depends on. ``warnings`` name what the plan does not
-    follow. ``schedule`` is set where the draft length follows the batch size.
+    follow. ``schedule`` is set if the draft length follows the batch size.
     """
 
     engine: str
@@ -38,9 +38,9 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class _Engine:
-    """How an engine is started, and what reads its words.
+    """An ``_Engine`` describes how an engine is started, and what reads its words.
 
-    ``file_options`` name its configuration file. ``joins_file``: with an equals sign too.
+    ``file_options`` name its configuration file. ``joins_file`` allows an equals sign there too.
     """
 
     module: ModuleType
@@ -93,9 +93,9 @@ _IMAGES = {"vllm/vllm-openai": "vllm"}
 def read_launch(
     line: str | None, config: Path | None, gpu: Gpu | None, policy: str | None = None
 ) -> Launch:
-    """The request of a launch line, of a configuration file, or of both.
+    """Return the request of a launch line, of a configuration file, or of both.
 
-    ``policy`` names another release of the line's engine. Raises ``BadInputError`` for a line that
+    ``policy`` names another release of the line's engine. Raise ``BadInputError`` for a line that
     the engine would not read, and ``PlanError`` for what it refuses.
     """
     words, name = _words(line, config)
@@ -107,7 +107,7 @@ def read_launch(
 
 
 def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
-    """The engine's own words, its file's included, and its name."""
+    """Return the engine's own words, with those of its file, and its name."""
     if line is None:
         assert config is not None
         found = read_config("--config", config)
@@ -116,22 +116,22 @@ def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
     name, own = _engine_of(line)
     own, given = _file_in(own, _ENGINES[name])
     if given is not None and config is not None:
-        raise BadInputError(f"--config {config}: {FROM} names {given} too; drop one")
+        raise BadInputError(f"--config {config}: {FROM} names {given} too. Drop one")
     file = config or given
     return (_with_file(own, name, file) if file else own), name
 
 
 def _file_in(words: list[str], engine: _Engine) -> tuple[list[str], Path | None]:
-    """The words without the option that names a file, and that file."""
+    """Return the words without the option that names a file, and that file."""
     for word in words:
         if word.startswith("--config=") and not engine.joins_file:
-            raise BadInputError(f"{word}: the engine reads no file from it; write --config FILE")
+            raise BadInputError(f"{word}: the engine reads no file from it. Write --config FILE")
     split_words = [part for word in words for part in _parted(word, engine.file_options)]
     at = [i for i, word in enumerate(split_words) if word in engine.file_options]
     if not at:
         return words, None
     if len(at) > 1:
-        raise BadInputError(f"{split_words[at[1]]}: is given twice; drop one")
+        raise BadInputError(f"{split_words[at[1]]}: is given twice. Drop one")
     before, after = split_words[: at[0]], split_words[at[0] + 1 :]
     if not after or is_option(after[0]):
         raise BadInputError(f"{split_words[at[0]]}: needs a value")
@@ -144,7 +144,10 @@ def _parted(word: str, names: Sequence[str]) -> Sequence[str]:
 
 
 def _with_file(words: list[str], name: str, file: Path) -> list[str]:
-    """A file's values are words before the others, after the model. TensorRT-LLM reads its own."""
+    """Return the words with a file's values before the others and after the model.
+
+    TensorRT-LLM reads its own file.
+    """
     if name == "tensorrt-llm":
         return [*words, "--config", str(file)]
     if name in ("vllm", "sglang") and file.suffix.lower() not in (".yaml", ".yml"):
@@ -163,7 +166,7 @@ def _engine_of(line: str) -> tuple[str, list[str]]:
                 if (engine := started(words[at:])) is not None:
                     return engine
     raise BadInputError(
-        f"{FROM} {shown(line)}: starts no known engine; it must hold vllm serve, "
+        f"{FROM} {shown(line)}: starts no known engine. It must hold vllm serve, "
         "python -m sglang.launch_server, trtllm-serve or "
         "python -m fastdeploy.entrypoints.openai.api_server"
     )
@@ -190,17 +193,17 @@ def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
     scores = {name: len(dashed & {*engine.keys}) for name, engine in _ENGINES.items()}
     best = max(scores, key=lambda name: scores[name])
     if not scores[best]:
-        raise BadInputError(f"--config {config}: names no key of a known engine; give {FROM} too")
+        raise BadInputError(f"--config {config}: names no key of a known engine. Give {FROM} too")
     return best
 
 
 def _of_environment(engine: _Engine, line: str) -> Iterator[str]:
-    """Variables that change the graphs, unless they have their usual value."""
+    """Yield warnings of variables that change the graphs, unless they have their usual value."""
     known: Mapping[str, tuple[str, str]] = engine.module.ENVIRONMENT
     for name, value in assignments(commands(FROM, line)).items():
         usual, reason = known.get(name, (value, ""))
         if value != usual:
-            yield f"{name}={value}: not planned; {reason}"
+            yield f"{name}={value}: not planned ({reason})"
 
 
 def _policy(reading: Reading, policy: str | None) -> str:
@@ -209,7 +212,7 @@ def _policy(reading: Reading, policy: str | None) -> str:
         return own
     family = own.rpartition("-")[0]
     if not policy.startswith(family):
-        raise BadInputError(f"--policy {policy}: {FROM} starts {reading.engine}; give {family}-..")
+        raise BadInputError(f"--policy {policy}: {FROM} starts {reading.engine}. Give {family}-..")
     return policy
 
 

@@ -1,4 +1,4 @@
-"""Words of a command line to options, as ``argparse`` and its users read them."""
+"""Turn the words of a command line into options, as ``argparse`` and its users read them."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from cgbench.inputs import MAX_WHOLE, JsonObject, check_whole, shown
 
 _NUMBER = re.compile(r"-[0-9.]+")
 
-# What a word processor makes of a dash.
+# A word processor turns a dash into one of these.
 _OTHER_DASHES = tuple("\u2010\u2011\u2012\u2013\u2014\u2015\u2212")
 
 # Options of any engine that take several words and change no graph. Others take one at most.
@@ -19,7 +19,7 @@ _TAKES_LISTS = {"--served-model-name", "--allowed-origins", "--lora-target-modul
 
 
 class Kind(StrEnum):
-    """How many words an option takes."""
+    """A ``Kind`` states how many words an option takes."""
 
     FLAG = "no value"
     VALUE = "one value"
@@ -28,7 +28,11 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """An option that the plan depends on: its dashed names, the first of which it is kept by."""
+    """A ``Spec`` describes an option that the plan depends on.
+
+    ``names`` are its dashed names, and values are kept under the first of them. ``has_negative``
+    allows its ``--no-`` form.
+    """
 
     names: tuple[str, ...]
     kind: Kind = Kind.VALUE
@@ -37,7 +41,10 @@ class Spec:
 
 @dataclass
 class Options:
-    """What a line holds: values by an option's first name, and the words that no rule covers."""
+    """An ``Options`` holds what a line gives: values by an option's first name, and other words.
+
+    ``positional`` holds the model, and ``unknown`` the words that no rule covers.
+    """
 
     values: dict[str, str | bool | list[str]] = field(default_factory=dict)
     positional: list[str] = field(default_factory=list)
@@ -47,15 +54,16 @@ class Options:
         return name in self.values
 
     def add_word(self, word: str) -> None:
-        """A word that no option takes: the first is the model, and the engine reads no second."""
+        """Keep a word that no option takes. The first is the model, and later ones are unknown."""
         (self.unknown if self.positional else self.positional).append(word)
 
     def drop(self, values: Collection[str]) -> None:
-        """Forget the options that have one of these values, which mean the default."""
+        """Remove the options that have one of these values, which mean the default."""
         kept = self.values.items()
         self.values = {k: v for k, v in kept if not (isinstance(v, str) and v in values)}
 
     def text(self, name: str) -> str | None:
+        """Return the option's value as text, or None if it was not given."""
         value = self.values.get(name)
         return None if value is None else str(value)
 
@@ -66,39 +74,49 @@ class Options:
         parse: Callable[[str], int] | None = None,
         most: int = MAX_WHOLE,
     ) -> int | None:
-        """A whole number from ``least`` to ``most``; None where it was not given."""
+        """Return a whole number from ``least`` to ``most``, or None if the option was not given.
+
+        Raise ``BadInputError`` naming the option for any other value.
+        """
         value = self.values.get(name)
         return None if value is None else whole(name, value, least, parse, most)
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers above 0; empty where it was not given."""
+        """Return a list of whole numbers above 0, which is empty if the option was not given.
+
+        Raise ``BadInputError`` naming the option for any other value.
+        """
         values = self.values.get(name, [])
         assert isinstance(values, list)
         return tuple(whole(name, value) for value in values)
 
     def is_on(self, name: str) -> bool:
+        """Check that a flag was given, and not its negative."""
         return bool(self.values.get(name, False))
 
     def json(self, name: str) -> JsonObject:
-        """A JSON object; empty where it was not given."""
+        """Return a JSON object, which is empty if the option was not given.
+
+        Raise ``BadInputError`` naming the option for any other value.
+        """
         value = self.values.get(name)
         return {} if value is None else json_object(name, value)
 
 
 def read(words: Sequence[str], specs: Sequence[Spec], harmless: frozenset[str]) -> Options:
-    """Options by their specification. A word with a dash that none names is unknown, with the
-    values after it, unless it is ``harmless``. So is every word without a dash after the first,
-    which is the model.
+    """Read the words of a line into options by their specification.
 
-    A unique beginning of a long name stands for it. Raises ``BadInputError`` for a value that is
-    missing, and for one that a flag does not take.
+    A word with a dash that no specification names is unknown, with the values after it. It is
+    dropped if it is ``harmless``. The first word without a dash is the model, and all later ones
+    are unknown. A long name may be cut to a unique beginning. Raise ``BadInputError`` for a missing
+    value, and for a value that a flag does not take.
     """
     by_name = {name: spec for spec in specs for name in spec.names}
     found, rest = Options(), list(words)
     while rest:
         word = rest.pop(0)
         if word.startswith(_OTHER_DASHES):
-            raise BadInputError(f"{shown(word)}: begins with {word[0]}; type a plain - there")
+            raise BadInputError(f"{shown(word)}: begins with {word[0]}. Type a plain - there")
         if not is_option(word):
             found.add_word(word)
             continue
@@ -124,7 +142,7 @@ def _is_harmless(name: str, harmless: frozenset[str]) -> bool:
 
 
 def _spec(name: str, by_name: Mapping[str, Spec]) -> tuple[Spec | None, bool]:
-    """The option that a word names, and whether it is its negative."""
+    """Return the option that a word names, and whether it is its negative."""
     if name in by_name:
         return by_name[name], False
     positive = by_name.get("--" + name.removeprefix("--no-"))
@@ -162,7 +180,7 @@ def _values(rest: list[str]) -> list[str]:
 
 
 def is_option(word: str) -> bool:
-    """Whether a word of a line names an option: it begins with a dash and is no number."""
+    """Check that a word of a line names an option: it begins with a dash and is no number."""
     return word.startswith("-") and len(word) > 1 and not _NUMBER.fullmatch(word)
 
 
@@ -173,7 +191,10 @@ def whole(
     parse: Callable[[str], int] | None = None,
     most: int = MAX_WHOLE,
 ) -> int:
-    """A whole number from ``least`` to ``most``. Raises ``BadInputError`` naming the option."""
+    """Return a whole number from ``least`` to ``most``.
+
+    Raise ``BadInputError`` naming the option.
+    """
     text = str(value).strip()
     try:
         number = (parse or int)(text)
@@ -186,7 +207,10 @@ def whole(
 
 
 def json_object(name: str, value: object) -> JsonObject:
-    """A JSON object, from its text or as a file had it. Raises ``BadInputError``."""
+    """Return a JSON object, from its text or as a file had it.
+
+    Raise ``BadInputError`` naming the option.
+    """
     if isinstance(value, dict):
         return value
     try:
@@ -200,7 +224,10 @@ def json_object(name: str, value: object) -> JsonObject:
 
 
 def number_list(name: str, value: object) -> tuple[int, ...]:
-    """A list of whole numbers above 0 in a JSON object or a file. Raises ``BadInputError``."""
+    """Return the whole numbers above 0 of a list in a JSON object or a file.
+
+    Raise ``BadInputError`` naming the option for any other value.
+    """
     if not (isinstance(value, list) and value):
         raise BadInputError(f"{name}: must be a list of whole numbers, such as [1, 2, 4]")
     return tuple(whole(name, each) for each in value)

@@ -1,4 +1,4 @@
-"""What one engine's reader found in a line, before the engine's defaults are added."""
+"""Hold what one engine's reader found in a line, before the engine's defaults are added."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,7 +10,10 @@ from cgbench.planning.plan_request import PlanRequest
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Fields of ``PlanRequest`` that a line may give; None where the engine's default holds."""
+    """A ``Given`` holds fields of ``PlanRequest`` that a line gave, and None for all others.
+
+    The engine's default holds for a field that is None.
+    """
 
     max_batch_size: int | None = None
     max_num_batched_tokens: int | None = None
@@ -20,21 +23,21 @@ class Given:
     pad: bool | None = None
 
     def names(self) -> frozenset[str]:
-        """The fields that were given."""
+        """Return the names of the fields that were given."""
         return frozenset(each.name for each in fields(self) if getattr(self, each.name) is not None)
 
     def applied(self, base: PlanRequest) -> PlanRequest:
-        """``base`` with what was given."""
+        """Return ``base`` with the given fields in it."""
         return replace(base, **{name: getattr(self, name) for name in self.names()})
 
 
 @dataclass
 class Reading:
-    """A request with what the line says, and the fields that it gives.
+    """A ``Reading`` holds the request that a line asks for, and the fields that the line gives.
 
-    ``warnings`` name options that the plan does not follow. ``schedule`` makes the draft lengths
-    by batch size once the most requests are known. ``num_gpus`` is how many share the model, where
-    a default follows it, ``default_factor`` what the engine multiplies its default budgets by.
+    ``warnings`` name options that the plan does not follow. ``num_gpus`` is how many GPUs share the
+    model, if a default follows it. ``default_factor`` is what the engine multiplies its default
+    budgets by. ``schedule`` makes the draft lengths by batch size once the most requests are known.
     ``prefill`` describes the graphs of prefills on a GPU.
     """
 
@@ -48,11 +51,14 @@ class Reading:
     prefill: Callable[[Gpu | None], Iterable[str]] | None = None
 
     def add_unknown(self, unknown: Sequence[str], unplanned: Mapping[str, str]) -> None:
-        """Warn of what changes the plan and has no rule, and of what is not understood."""
+        """Add a warning for each option that changes the plan without a rule, or is not understood.
+
+        The value 1 gets no warning, because one rank or one stage is none at all.
+        """
         for text in unknown:
             name, _, value = text.partition(" ")
             if reason := unplanned.get(name):
-                # One rank or one stage is none at all.
-                self.warnings += [f"{text}: not planned; {reason}"] * (value != "1")
+                # One rank or one stage changes nothing.
+                self.warnings += [f"{text}: not planned ({reason})"] * (value != "1")
             else:
                 self.warnings.append(f"{text}: not understood")

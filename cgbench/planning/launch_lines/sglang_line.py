@@ -1,4 +1,7 @@
-"""SGLang's line: ``python -m sglang.launch_server``, or ``sglang serve`` (``srt/arg_groups``)."""
+"""Read SGLang's launch line: ``python -m sglang.launch_server``, or ``sglang serve``.
+
+Its options are in ``srt/arg_groups``.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,7 +92,7 @@ _LENGTHS = (
     "--speculative-adaptive",
 )
 
-# Steps, top-k and draft tokens where none is given: most architectures, and Llama's and Grok's.
+# The steps, top-k and draft tokens that most architectures get if none is given.
 _AUTO = (3, 1, 4)
 
 _WITHOUT_MODEL = {"NGRAM"}
@@ -101,7 +104,7 @@ _BLOCK_TOKENS = 16
 
 
 def read_sglang(words: list[str]) -> Reading:
-    """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
+    """Read what the line asks of the planner. Raise ``BadInputError`` naming the option."""
     options = read(words, SPECS, SGLANG)
     decode, prefill = _phase(options, "decode"), _phase(options, "prefill")
     q, warnings = _verified(options)
@@ -132,7 +135,7 @@ def read_sglang(words: list[str]) -> Reading:
 
 
 def _phase(options: Options, name: str) -> JsonObject:
-    """What the JSON says of decode or of prefill; it counts before the single options."""
+    """Return what the JSON gives for decode or for prefill. It counts before the single options."""
     found = options.json(CONFIG)
     if unknown := found.keys() - _KEYS.keys():
         raise BadInputError(f"{CONFIG} {min(unknown)}: must be decode or prefill")
@@ -148,7 +151,7 @@ def _phase(options: Options, name: str) -> JsonObject:
 
 
 def _prefill(options: Options, phase: JsonObject, gpu: Gpu | None) -> Iterator[str]:
-    """The graphs of prefills, which follow the chunk where nothing else is given."""
+    """Yield a line on the graphs of prefills, which follow the chunk if nothing else is given."""
     backend = phase.get("backend", options.text("--cuda-graph-backend-prefill"))
     off = options.is_on("--disable-cuda-graph") or options.is_on("--disable-prefill-cuda-graph")
     off = off or options.text("--disaggregation-mode") == "decode"
@@ -174,7 +177,7 @@ def _prefill(options: Options, phase: JsonObject, gpu: Gpu | None) -> Iterator[s
 
 
 def _verified(options: Options) -> tuple[int, list[str]]:
-    """Positions verified per request, and what is to be said about them."""
+    """Return the positions verified per request, and warnings about them."""
     algorithm = (options.text(ALGORITHM) or "").upper()
     if not algorithm:
         lengths = [name for name in _LENGTHS if name in options]
@@ -189,7 +192,7 @@ def _verified(options: Options) -> tuple[int, list[str]]:
         return _of_a_block(options, algorithm, tokens)
     warnings = []
     if algorithm not in _CHAINS:
-        warnings.append(f"{ALGORITHM} {shown(algorithm)}: not understood; planned as EAGLE")
+        warnings.append(f"{ALGORITHM} {shown(algorithm)}: not understood, planned as EAGLE")
     if steps is None:
         if topk or tokens:
             raise BadInputError("--speculative-num-steps: give it with the two other lengths")
@@ -202,13 +205,13 @@ def _verified(options: Options) -> tuple[int, list[str]]:
     if tokens is None:
         raise BadInputError("--speculative-num-draft-tokens: needed with --speculative-eagle-topk")
     warnings.append(
-        f"--speculative-eagle-topk {topk}: a tree; a draft step runs {topk} tokens a request"
+        f"--speculative-eagle-topk {topk}: a tree. A draft step runs {topk} tokens a request"
     )
     return tokens, warnings
 
 
 def _of_a_block(options: Options, algorithm: str, tokens: int | None) -> tuple[int, list[str]]:
-    """The same where all drafts are made at once: the newest token is one of the block."""
+    """Return the same if all drafts are made at once. The newest token is one of the block."""
     drafts = options.whole("--speculative-dspark-block-size", most=MAX_PLANNED_SPEC_TOKENS)
     if algorithm == "DSPARK" and drafts:
         return drafts + 1, []
@@ -219,8 +222,10 @@ def _of_a_block(options: Options, algorithm: str, tokens: int | None) -> tuple[i
 
 
 def _attention_ranks(options: Options) -> tuple[int | None, int]:
-    """The ranks that share a request's attention where batches are gathered, and how many groups
-    of them divide the running requests."""
+    """Return the ranks that share a request's attention, if batches are gathered.
+
+    The second value is how many groups of them divide the running requests.
+    """
     tp = options.whole("--tp-size") or 1
     groups = options.whole("--attn-dp-size")
     if groups is None and options.is_on("--enable-dp-attention"):
@@ -251,14 +256,14 @@ def _mode(options: Options, decode: JsonObject) -> CaptureMode:
             f"--cuda-graph-backend-decode {backend}: must be full, breakable or disabled"
         )
     off = options.is_on("--disable-cuda-graph") or options.is_on("--disable-decode-cuda-graph")
-    # A backend that is named comes before the switches, but not before what cannot be captured.
+    # A named backend overrides the switches, but not the options that capture nothing.
     off = off or options.text("--disaggregation-mode") == "prefill"
     is_off = backend == "disabled" or (off and backend is None) or _is_eager(options)
     return CaptureMode.NONE if is_off else CaptureMode.FULL
 
 
 def _is_eager(options: Options) -> bool:
-    """Options with which the engine captures nothing."""
+    """Check that an option is given with which the engine captures nothing."""
     return (
         options.text("--attention-backend") in ("torch_native", "flex_attention")
         or options.text("--deepep-mode") == "normal"

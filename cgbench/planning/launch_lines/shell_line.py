@@ -1,4 +1,4 @@
-"""A shell's line to the words of its commands."""
+"""Split a shell's line into the words of its commands."""
 
 import re
 import shlex
@@ -17,10 +17,10 @@ _MAX_NESTED = 4
 
 
 def commands(label: str, line: str, depth: int = 0) -> list[list[str]]:
-    """The words of each command of a line, redirections left out.
+    """Return the words of each command of a line, without redirections.
 
-    A command that is an argument of a shell (``bash -c '..'``) comes after the shell's own.
-    Raises ``BadInputError`` naming ``label``.
+    A command that is an argument of a shell (``bash -c '..'``) comes after the shell's own. Raise
+    ``BadInputError`` naming ``label``.
     """
     found = list[list[str]]()
     for words in _split(_words(label, line)):
@@ -30,19 +30,19 @@ def commands(label: str, line: str, depth: int = 0) -> list[list[str]]:
         if nested is not None and depth < _MAX_NESTED:
             found += commands(label, nested, depth + 1)
     if not found and not depth:
-        raise BadInputError(f"{label}: is empty; give the line that starts the engine")
+        raise BadInputError(f"{label}: is empty. Give the line that starts the engine")
     return found
 
 
 def assignments(found: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Environment variables that a line sets, before a command or by ``export``."""
+    """Return the environment variables that a line sets, before a command or by ``export``."""
     words = [word for command in found for word in command if _ASSIGNMENT.fullmatch(word)]
     pairs = (word.partition("=") for word in words)
     return {name: value for name, _, value in pairs}
 
 
 def _words(label: str, line: str) -> list[str]:
-    """Words and operators. A line's end is a blank, and ends a comment."""
+    """Return words and operators. A line's end is a blank, and ends a comment."""
     one_line = re.sub(r"\\\r?\n", " ", _TO_A_NUMBER.sub("", line).replace("&>", ">"))
     lexer = shlex.shlex(one_line, posix=True, punctuation_chars=_OPERATORS)
     lexer.whitespace_split = True
@@ -75,7 +75,7 @@ def _without_redirects(words: Sequence[str]) -> Iterator[str]:
 
 
 def _nested(words: Sequence[str]) -> str | None:
-    """What a shell among the words is told to run."""
+    """Return the command that a shell among the words is given to run, or None."""
     names = [Path(word).name for word in words]
     if not _SHELLS & {*names}:
         return None

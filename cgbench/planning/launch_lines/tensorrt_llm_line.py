@@ -1,4 +1,4 @@
-"""TensorRT-LLM's line: ``trtllm-serve MODEL --config FILE`` (``llmapi/llm_args.py``).
+"""Read TensorRT-LLM's launch line: ``trtllm-serve MODEL --config FILE`` (``llmapi/llm_args.py``).
 
 The file's values replace the words'.
 """
@@ -77,7 +77,10 @@ _LENGTHS = ("max_draft_len", "num_nextn_predict_layers")
 
 
 def read_tensorrt_llm(words: list[str]) -> Reading:
-    """What the line and its file ask of the planner. Raises ``BadInputError``."""
+    """Read what the line and its file ask of the planner.
+
+    Raise ``BadInputError`` naming the option.
+    """
     options = read(words, SPECS, TENSORRT_LLM)
     name = options.text("--config")
     found = read_config("--config", Path(name)) if name else {}
@@ -98,7 +101,7 @@ def read_tensorrt_llm(words: list[str]) -> Reading:
     reading.add_unknown(options.unknown, UNPLANNED)
     backend = found.get("backend") or options.text("--backend") or _BACKEND
     if backend != _BACKEND:
-        reading.warnings.append(f"--backend {backend}: not planned; the plan is {_BACKEND}'s")
+        reading.warnings.append(f"--backend {backend}: not planned (the plan is {_BACKEND}'s)")
     schedule = (speculative or {}).get("draft_len_schedule")
     if schedule is not None:
         label = f"{SPECULATIVE}.draft_len_schedule"
@@ -107,7 +110,10 @@ def read_tensorrt_llm(words: list[str]) -> Reading:
 
 
 def _objects(found: JsonObject) -> tuple[JsonObject | None, JsonObject | None]:
-    """The graphs' part, None where it is null, which switches them off; and the drafts' part."""
+    """Return the file's part on graphs and its part on drafts.
+
+    Null for graphs switches them off, and gives None.
+    """
     graphs, speculative = found.get(GRAPHS, {}), found.get(SPECULATIVE)
     for name, value in ((GRAPHS, graphs), (SPECULATIVE, speculative)):
         if value is not None and not isinstance(value, dict):
@@ -121,7 +127,7 @@ def _number(options: Options, found: JsonObject, name: str) -> int | None:
 
 
 def _of_graphs(graphs: JsonObject) -> Given:
-    """The fields that ``cuda_graph_config`` gives; a maximum of 0 is none."""
+    """Return the fields that ``cuda_graph_config`` gives. A maximum of 0 counts as none."""
     for key in graphs.keys() - {"batch_sizes", "max_batch_size", "enable_padding", "mode"}:
         raise BadInputError(f"{GRAPHS}.{key}: the engine knows no such key")
     padding = graphs.get("enable_padding")
@@ -152,7 +158,7 @@ def _drafting(speculative: JsonObject | None) -> Drafting:
 def _said(found: JsonObject) -> Iterator[str]:
     for key, value in found.items():
         if key in _UNPLANNED_KEYS and value not in (None, False, 1):
-            yield f"{key}: not planned; {_UNPLANNED_KEYS[key]}"
+            yield f"{key}: not planned ({_UNPLANNED_KEYS[key]})"
         elif key not in _KEYS and key not in _UNPLANNED_KEYS:
             yield f"{key}: not understood"
     speculative = found.get(SPECULATIVE) or {}
@@ -160,9 +166,9 @@ def _said(found: JsonObject) -> Iterator[str]:
         yield f"{SPECULATIVE}.{key}: not understood"
     for key in ("eagle3_one_model", "mtp_eagle_one_model"):
         if speculative.get(key) is False:
-            yield f"{SPECULATIVE}.{key} false: not planned; drafts have graphs of their own"
+            yield f"{SPECULATIVE}.{key} false: not planned (drafts have graphs of their own)"
     kind = str(speculative.get("decoding_type", "MTP")).upper()
     if speculative and kind not in _MTP | _WITHOUT_MODEL:
         yield f"{SPECULATIVE}.decoding_type {kind}: planned as one graph for target and drafts"
     if limit := speculative.get("max_concurrency"):
-        yield f"{SPECULATIVE}.max_concurrency {limit}: above it no draft is made; not planned"
+        yield f"{SPECULATIVE}.max_concurrency {limit}: above it no draft is made, not planned"

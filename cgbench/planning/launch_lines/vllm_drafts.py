@@ -1,4 +1,4 @@
-"""vLLM's ``--speculative-config``: how many drafts, and how they come about."""
+"""Read vLLM's ``--speculative-config``: how many drafts, and how they come about."""
 
 from collections.abc import Iterator
 
@@ -40,20 +40,23 @@ _UNPLANNED_DRAFT_KEYS = {
 
 
 def spec_tokens(speculative: JsonObject) -> int:
-    """k. Raises ``BadInputError`` where the line leaves it to the draft model's own files."""
+    """Return k, which is 0 without a configuration.
+
+    Raise ``BadInputError`` if the line leaves it to the draft model's own files.
+    """
     if not speculative:
         return 0
     tokens = speculative.get("num_speculative_tokens")
     if tokens is None:
         raise BadInputError(
-            f"{SPECULATIVE}: num_speculative_tokens is missing; the engine takes it from the draft "
+            f"{SPECULATIVE}: num_speculative_tokens is missing. The engine takes it from the draft "
             "model, which is not read here"
         )
     return whole(f"{SPECULATIVE} num_speculative_tokens", tokens, most=MAX_PLANNED_SPEC_TOKENS)
 
 
 def drafting(speculative: JsonObject) -> Drafting:
-    """How the method drafts, in runner V2 or in V1 where that does not know it."""
+    """Return how the method drafts, in runner V2 or in V1 for a method that V2 lacks."""
     method, model = _text(speculative, "method").lower(), _text(speculative, "model")
     if method in _LOOKED_UP or model in _LOOKED_UP:
         return Drafting.WITHOUT_MODEL
@@ -65,10 +68,10 @@ def drafting(speculative: JsonObject) -> Drafting:
 
 
 def said_of_drafts(speculative: JsonObject) -> Iterator[str]:
-    """What the plan does not follow."""
+    """Yield a warning for each setting that the plan does not follow."""
     for key, value in speculative.items():
         if key in _UNPLANNED_DRAFT_KEYS and value not in (None, False):
-            yield f"{SPECULATIVE} {key}: not planned; {_UNPLANNED_DRAFT_KEYS[key]}"
+            yield f"{SPECULATIVE} {key}: not planned ({_UNPLANNED_DRAFT_KEYS[key]})"
         elif key not in _DRAFT_KEYS | _UNPLANNED_DRAFT_KEYS.keys():
             yield f"{SPECULATIVE} {key}: not understood"
     method, model = _text(speculative, "method"), _text(speculative, "model")
@@ -77,15 +80,15 @@ def said_of_drafts(speculative: JsonObject) -> Iterator[str]:
         return
     if not method:
         yield (
-            f"{SPECULATIVE} method: is missing; planned as a head (mtp, eagle), but a draft model "
+            f"{SPECULATIVE} method: is missing, planned as a head (mtp, eagle), but a draft model "
             "of its own has no graphs"
         )
     elif method not in known and not method.endswith("_mtp"):
-        yield f"{SPECULATIVE} method {shown(method)}: not understood; planned as mtp"
+        yield f"{SPECULATIVE} method {shown(method)}: not understood, planned as mtp"
 
 
 def _text(speculative: JsonObject, key: str) -> str:
-    """A name in the object; empty where it is not given."""
+    """Return a name in the object, which is empty if it is not given."""
     value = speculative.get(key)
     if not isinstance(value, str | None):
         raise BadInputError(f"{SPECULATIVE} {key} {shown(value)}: must be a name")
@@ -93,9 +96,10 @@ def _text(speculative: JsonObject, key: str) -> str:
 
 
 def scheduled(reading: Reading, speculative: JsonObject, ranks: int) -> Reading:
-    """``reading`` with the draft lengths by batch size, where the line gives them.
+    """Return ``reading`` with the draft lengths by batch size, if the line gives them.
 
-    The engine leaves them out where several data-parallel ranks could choose different ones.
+    The engine ignores them with data parallelism, because several ranks could choose different
+    ones.
     """
     label = f"{SPECULATIVE} {_BY_BATCH_SIZE}"
     ranges, longest = speculative.get(_BY_BATCH_SIZE), reading.request.spec_tokens

@@ -1,4 +1,4 @@
-"""Which graphs vLLM's line leaves there: its eager switch, optimization level and modes."""
+"""Work out which graphs vLLM's line leaves: its eager switch, optimization level and modes."""
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import JsonObject, shown
@@ -20,7 +20,10 @@ _COMPILATION_MODES = ("NONE", "STOCK_TORCH_COMPILE", "DYNAMO_TRACE_ONCE", "VLLM_
 
 
 def graph_mode(options: Options, compilation: JsonObject) -> CaptureMode:
-    """The graphs that are left of what is asked for. Raises ``BadInputError``."""
+    """Return the graphs that are left of what the line asks for.
+
+    Raise ``BadInputError`` for a level or a mode that the planner does not know.
+    """
     level = _level(options)
     if options.is_on("--enforce-eager"):
         return CaptureMode.NONE
@@ -30,7 +33,7 @@ def graph_mode(options: Options, compilation: JsonObject) -> CaptureMode:
 
 
 def _level(options: Options) -> int:
-    """-O0 to -O3, of which 2 is the default."""
+    """Return the optimization level, -O0 to -O3. The default is 2."""
     text = options.text("--optimization-level") or "2"
     if text.lower() not in _LEVELS:
         raise BadInputError(f"--optimization-level {shown(text)}: must be 0, 1, 2 or 3")
@@ -49,7 +52,10 @@ def _compiled(value: object) -> str:
 
 
 def _as_compiled(mode: str, asked: CaptureMode) -> CaptureMode:
-    """Pieces need vLLM's own compilation, and torch's alone has no graphs."""
+    """Return the graphs that the compilation mode allows.
+
+    Pieces need vLLM's own compilation, and torch's alone has no graphs.
+    """
     if mode == "STOCK_TORCH_COMPILE":
         return CaptureMode.NONE
     if mode == "VLLM_COMPILE":
@@ -59,13 +65,13 @@ def _as_compiled(mode: str, asked: CaptureMode) -> CaptureMode:
 
 
 def _asked(given: object, level: int) -> CaptureMode:
-    """What is asked for; else what the optimization level sets."""
+    """Return the mode that is asked for, or the one that the optimization level sets."""
     if given is None:
         return (CaptureMode.NONE, CaptureMode.PIECES, CaptureMode.FULL, CaptureMode.FULL)[level]
     name = str(given).upper()
     if name not in _MODES:
         raise BadInputError(
-            f"{COMPILATION} cudagraph_mode {shown(str(given))}: is not planned; it must be one of "
+            f"{COMPILATION} cudagraph_mode {shown(str(given))}: is not planned. It must be one of "
             f"{', '.join(_MODES)}"
         )
     return _MODES[name]

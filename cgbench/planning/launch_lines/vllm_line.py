@@ -1,7 +1,8 @@
-"""vLLM's line: ``vllm serve``, or the API server's module (``vllm/utils/argparse_utils.py``).
+"""Read vLLM's launch line: ``vllm serve``, or the API server's module.
 
-Underscores count as dashes. Dotted forms (``-cc.cudagraph_mode=NONE``) are gathered to one object,
-which comes after the words and so replaces an object that was given whole.
+The parser is ``vllm/utils/argparse_utils.py``. Underscores count as dashes. Dotted forms
+(``-cc.cudagraph_mode=NONE``) are gathered into one object. It comes after the words, and so
+replaces an object that was given whole.
 """
 
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ SPECS = (
     Spec(("--enforce-eager",), Kind.FLAG, has_negative=True),
 )
 
-# What changes the graphs and has no rule here, with what it changes.
+# These options change the graphs and have no rule here. Each has a line on what it changes.
 UNPLANNED = {
     "--enable-lora": "each graph is captured with LoRA and without",
     "--enable-dbo": "batches are split in two",
@@ -88,7 +89,7 @@ _OTHER_KEYS = {
 
 
 def read_vllm(words: list[str]) -> Reading:
-    """What the line asks of the planner. Raises ``BadInputError`` naming the option."""
+    """Read what the line asks of the planner. Raise ``BadInputError`` naming the option."""
     options = read([*normal(words)], SPECS, VLLM)
     options.drop(("", "None"))
     compilation, speculative = _objects(options)
@@ -112,7 +113,7 @@ def read_vllm(words: list[str]) -> Reading:
     ranks = options.whole(DATA_PARALLEL) or 1
     if ranks > 1:
         reading.warnings.append(
-            f"{DATA_PARALLEL} {ranks}: not planned; a rank pads to the largest batch of all ranks"
+            f"{DATA_PARALLEL} {ranks}: not planned (a rank pads to the largest batch of all ranks)"
         )
     if options.text("--performance-mode") == "throughput":
         reading.default_factor = 2
@@ -125,7 +126,7 @@ def _objects(options: Options) -> tuple[JsonObject, JsonObject]:
     for option, key in (("--spec-tokens", "num_speculative_tokens"), ("--spec-method", "method")):
         if option in options:
             if key in speculative:
-                raise BadInputError(f"{option}: {key} is in {SPECULATIVE} too; drop one")
+                raise BadInputError(f"{option}: {key} is in {SPECULATIVE} too. Drop one")
             speculative[key] = options.text(option)
     return compilation, speculative
 
@@ -136,7 +137,7 @@ def _sizes(options: Options, compilation: JsonObject) -> tuple[int, ...] | None:
     if inside is None:
         return options.numbers(option) or None
     if option in options:
-        raise BadInputError(f"{option}: {key} is in {COMPILATION} too; drop one")
+        raise BadInputError(f"{option}: {key} is in {COMPILATION} too. Drop one")
     return number_list(f"{COMPILATION} {key}", inside)
 
 
@@ -146,12 +147,12 @@ def _maximum(options: Options, compilation: JsonObject) -> int | None:
     if inside is None:
         return options.whole(option)
     if option in options:
-        raise BadInputError(f"{option}: {key} is in {COMPILATION} too; drop one")
+        raise BadInputError(f"{option}: {key} is in {COMPILATION} too. Drop one")
     return whole(f"{COMPILATION} {key}", inside)
 
 
 def _tp_size(options: Options, compilation: JsonObject) -> int | None:
-    """Tensor parallelism has a rule with the sequence-parallelism pass alone."""
+    """Return the ranks only with the sequence-parallelism pass, which alone has a rule for them."""
     passes = compilation.get("pass_config") or {}
     is_on = isinstance(passes, dict) and bool(passes.get("enable_sp"))
     return options.whole("--tensor-parallel-size") if is_on else None

@@ -1,4 +1,4 @@
-"""Words of vLLM's line as its own parser arranges them (``vllm/utils/argparse_utils.py``)."""
+"""Arrange the words of vLLM's line as its own parser does (``vllm/utils/argparse_utils.py``)."""
 
 import json
 import re
@@ -13,7 +13,10 @@ _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12} | {
 
 
 def normal(words: list[str]) -> Iterator[str]:
-    """Dashes for underscores, the forms of -O, and dotted forms as one object at the end."""
+    """Yield the words with dashes for underscores, and with other forms of options resolved.
+
+    The forms of -O become --optimization-level. Dotted forms become one object each at the end.
+    """
     dotted: dict[str, JsonObject] = {}
     rest = iter(words)
     for word in rest:
@@ -36,7 +39,11 @@ def normal(words: list[str]) -> Iterator[str]:
 
 
 def human_readable(text: str) -> int:
-    """``1k`` is 1,000 and ``1K`` 1,024, as the engine reads a token budget."""
+    """Return the number that ``1k`` (1,000) or ``1K`` (1,024) means, as the engine reads a token
+    budget.
+
+    Raise ``ValueError`` for any other text that is no whole number.
+    """
     found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([kKmMgGtT])", text)
     if not found:
         return int(text)

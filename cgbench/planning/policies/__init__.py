@@ -1,8 +1,8 @@
-"""Capture policies: each is one small pure function from a ``PlanRequest`` to a ``CapturePlan``.
+"""This package holds the capture policies, small pure functions from a ``PlanRequest`` to a plan.
 
-A policy named after an engine keeps that engine's faults and says so in ``warnings``; what the
-engine would refuse raises ``PlanError``. To add one, write the function and decorate it with
-``@policy("name")`` in a module that is imported here.
+A policy named after an engine keeps that engine's faults and reports them in ``warnings``. It
+raises ``PlanError`` for what the engine would refuse. To add a policy, write the function and
+decorate it with ``@policy("name")`` in a module that is imported here.
 """
 
 from cgbench.planning.policies import (

@@ -1,4 +1,4 @@
-"""From an engine's list of sizes to a plan, with the warnings that every engine shares."""
+"""Turn an engine's list of sizes into a plan, with the warnings that every engine shares."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,10 +10,10 @@ from cgbench.planning.plan_request import PlanRequest
 def from_tokens(
     request: PlanRequest, tokens: Iterable[int], warnings: Iterable[str] = ()
 ) -> CapturePlan:
-    """A plan for sizes stated in tokens, in the engine's order.
+    """Return a plan for sizes stated in tokens, in the engine's order.
 
-    A size that k + 1 does not divide is captured with the whole requests it holds; one that holds
-    none has no bucket.
+    A size that k + 1 does not divide is captured with the whole requests that it holds. A size that
+    holds none has no bucket.
     """
     tokens = tuple(tokens)
     q = request.query_len
@@ -23,7 +23,10 @@ def from_tokens(
 def from_exact_tokens(
     request: PlanRequest, tokens: Iterable[int], warnings: Iterable[str] = ()
 ) -> CapturePlan:
-    """As ``from_tokens``, where only a whole number of requests up to max_batch_size decodes."""
+    """Return a plan for sizes stated in tokens, of which only some decode.
+
+    Decode needs a whole number of requests up to max_batch_size.
+    """
     tokens = tuple(tokens)
     q = request.query_len
     sizes = {size // q for size in tokens if not size % q}
@@ -34,14 +37,17 @@ def from_exact_tokens(
 def from_requests(
     request: PlanRequest, sizes: Iterable[int], warnings: Iterable[str] = (), *, pads: bool = True
 ) -> CapturePlan:
-    """A plan for sizes stated in requests, in the engine's order."""
+    """Return a plan for sizes stated in requests, in the engine's order."""
     sizes = tuple(sizes)
     tokens = tuple(size * request.query_len for size in sizes)
     return _finished(request, tokens, set(sizes), warnings, pads=pads)
 
 
 def truncated(request: PlanRequest, ceiling_tokens: int, flag: str = "") -> Iterator[str]:
-    """The warning of a list that stops below what a full batch needs. ``flag`` raises its end."""
+    """Yield a warning if the list stops below the tokens of a full batch.
+
+    ``flag`` raises its end.
+    """
     need = request.max_batch_size * request.query_len
     if need > ceiling_tokens:
         mend = f". {flag} {need} raises it" if flag else ""
@@ -51,7 +57,7 @@ def truncated(request: PlanRequest, ceiling_tokens: int, flag: str = "") -> Iter
 
 
 def over_token_budget(request: PlanRequest) -> Iterator[str]:
-    """The warning of a full batch that the engine's scheduler can never run at once."""
+    """Yield a warning if a full batch has more tokens than the engine's scheduler runs at once."""
     budget = request.max_num_batched_tokens
     need = request.max_batch_size * request.query_len
     if need > budget:
@@ -62,15 +68,15 @@ def over_token_budget(request: PlanRequest) -> Iterator[str]:
 
 
 def off_stride(request: PlanRequest, sizes: Iterable[int], ceiling: int) -> Iterator[str]:
-    """The warning of a max_num_seqs between two sizes of a list that does not append it.
+    """Yield a warning if max_num_seqs lies between two sizes of a list that does not append it.
 
-    ``sizes`` are the requests that have a graph, ``ceiling`` the most that the list reaches for.
+    ``sizes`` are the requests that have a graph. ``ceiling`` is the most that the list reaches for.
     """
     most, top = request.max_batch_size, max(sizes, default=0)
     if top < most <= ceiling:
         yield (
             f"off-stride: --max-num-seqs {most} ({most * request.query_len} tokens) falls between "
-            f"two listed sizes, the largest decode graph holds {top}; list it yourself"
+            f"two listed sizes, the largest decode graph holds {top}. List it yourself"
         )
 
 

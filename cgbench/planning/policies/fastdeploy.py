@@ -1,8 +1,9 @@
-"""FastDeploy (PaddlePaddle/FastDeploy, ``fastdeploy/config.py``).
+"""Plan as FastDeploy does (PaddlePaddle/FastDeploy, ``fastdeploy/config.py``).
 
-``--tp``: with sequence-parallel MoE the engine keeps the sizes, in tokens, that tp divides, and
-switches that mode off where max_num_seqs is below tp (``GraphOptimizationConfig.
-filter_capture_size``); without it tp has no rule. Here ``tp_size`` above 1 means it is on.
+``--tp`` matters with sequence-parallel MoE alone. There the engine keeps the sizes, in tokens, that
+tp divides. It switches that mode off if max_num_seqs is below tp
+(``GraphOptimizationConfig.filter_capture_size``). Here ``tp_size`` above 1 means that the mode is
+on.
 """
 
 from collections.abc import Iterable
@@ -21,27 +22,28 @@ CANDIDATES: tuple[int, ...] = (
     *range(144, 257, 16),
     *range(288, 1025, 32),
 )
-"""Batch sizes that FastDeploy starts from, before it scales them by k + 1."""
+"""FastDeploy starts from these batch sizes, before it scales them by k + 1."""
 
 TP_MODE = "sequence-parallel MoE"
 
 MAX_CAPTURE = 512
-"""The cap on a capture size: tokens in 2.4, requests from 2.5."""
+"""No capture size is above this cap, which counts tokens in 2.4 and requests from 2.5."""
 
 MAX_REQUESTS = 256
 """The engine refuses a larger max_num_seqs. A plan does not, so that its rule can be seen."""
 
 PREFILL_TOKENS = (1, 2, 4, 8)
-"""Token counts of the prefill graphs, which there are where the static graph is split."""
+"""The prefill graphs hold these token counts. They exist if the static graph is split."""
 
 
 @policy("fastdeploy-2.4", tp_mode=TP_MODE, release="2.4")
 def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
-    """FastDeploy 2.4's list, faults included (pull requests 5624 and 5670).
+    """Plan FastDeploy 2.4's list, faults included (pull requests 5624 and 5670).
 
-    Candidates times k + 1; min(512, max_num_seqs * (k + 1)) tokens appended unscaled; larger
-    ones dropped; descending. A listed size that k + 1 does not divide is captured as
-    size // (k + 1) requests. With MTP that engine asserts that max_num_seqs * (k + 1) is even.
+    The list holds the candidates times k + 1, and then min(512, max_num_seqs * (k + 1)) tokens
+    unscaled. Larger sizes are dropped, and the list descends. A listed size that k + 1 does not
+    divide is captured as size // (k + 1) requests. Raise ``RefusedPlanError`` if max_num_seqs * (k
+    + 1) is odd with drafts, because that engine asserts that it is even.
     """
     q = request.query_len
     step_tokens = request.max_batch_size * q
@@ -49,22 +51,22 @@ def fastdeploy_2_4(request: PlanRequest) -> CapturePlan:
         raise RefusedPlanError(
             request.policy,
             f"an odd token count: --max-num-seqs {request.max_batch_size} times {q} is "
-            f"{step_tokens}; make --max-num-seqs even",
+            f"{step_tokens}. Make --max-num-seqs even",
         )
     cap = min(MAX_CAPTURE, step_tokens)
     listed = request.graph_sizes or (*(size * q for size in CANDIDATES), cap)
     tokens = _up_to(request, listed, cap, "tokens")
-    # Where k + 1 does not divide the cap, that warning tells of the cut already.
+    # If k + 1 does not divide the cap, the warning about that covers the cut already.
     warnings = () if cap % q else truncated(request, cap)
     return from_tokens(request, _descending(request, tokens), warnings)
 
 
 @policy("fastdeploy-2.5", tp_mode=TP_MODE, release="2.5")
 def fastdeploy_2_5(request: PlanRequest) -> CapturePlan:
-    """FastDeploy 2.5's list (pull request 7215): candidates and cap in requests, then scaled.
+    """Plan FastDeploy 2.5's list, which counts candidates and cap in requests (pull request 7215).
 
-    The cap is min(512, max_num_seqs) requests and is appended; larger candidates are dropped;
-    every size times k + 1; descending. So each size is a whole number of requests.
+    The cap is min(512, max_num_seqs) requests and is appended. Larger candidates are dropped, every
+    size is multiplied by k + 1, and the list descends. So each size is a whole number of requests.
     """
     q = request.query_len
     cap = min(MAX_CAPTURE, request.max_batch_size)
@@ -78,7 +80,7 @@ def _up_to(request: PlanRequest, listed: Iterable[int], cap: int, unit: str) -> 
     if not kept:
         raise RefusedPlanError(
             request.policy,
-            f"cudagraph_capture_sizes that are all above {cap} {unit}; list a smaller one",
+            f"cudagraph_capture_sizes that are all above {cap} {unit}. List a smaller one",
         )
     return kept
 

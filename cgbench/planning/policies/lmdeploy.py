@@ -1,7 +1,8 @@
-"""lmdeploy (InternLM/lmdeploy, ``lmdeploy/pytorch/backends/cuda/graph_runner/runner.py``).
+"""Plan as lmdeploy does (InternLM/lmdeploy,
+``lmdeploy/pytorch/backends/cuda/graph_runner/runner.py``).
 
-Sizes are requests. A graph is captured when its batch size is first needed, for each number of
-tokens a request apart. Tensor parallelism has no rule here.
+Sizes are requests. A graph is captured when its batch size is first needed, separately for each
+number of tokens per request. Tensor parallelism has no rule here.
 """
 
 from cgbench.errors import RefusedPlanError
@@ -15,10 +16,10 @@ STEP = 256
 
 @policy("lmdeploy-0.18", release="0.18.0")
 def lmdeploy_0_18(request: PlanRequest) -> CapturePlan:
-    """lmdeploy 0.18: powers of two to 256, then 512 and by 256, the maximum appended.
+    """Plan lmdeploy 0.18's list: powers of two to 256, then by 256, with the maximum appended.
 
-    A user's own ``cudagraph_capture_batch_sizes`` above max_batch_size are dropped, and that is
-    appended.
+    A user's own ``cudagraph_capture_batch_sizes`` above max_batch_size are dropped, and
+    max_batch_size is appended. Raise ``RefusedPlanError`` if all of them are above it.
     """
     most = request.max_batch_size
     listed = request.graph_sizes or (1, 2, 4, 8, 16, 32, 64, 128, *range(STEP, most + 1, STEP))
@@ -26,7 +27,7 @@ def lmdeploy_0_18(request: PlanRequest) -> CapturePlan:
     if not kept:
         raise RefusedPlanError(
             request.policy,
-            f"cudagraph_capture_batch_sizes that are all above max_batch_size {most}; list a "
+            f"cudagraph_capture_batch_sizes that are all above max_batch_size {most}. List a "
             "smaller one",
         )
     return from_requests(request, sorted(kept | {most}))

@@ -1,7 +1,7 @@
-"""nano-vllm (GeeeekExplorer/nano-vllm, ``nanovllm/engine/model_runner.py``). Sizes are requests.
+"""Plan as nano-vllm does (GeeeekExplorer/nano-vllm, ``nanovllm/engine/model_runner.py``).
 
-Tensor parallelism has no rule here. It has no speculative decoding: with k above 0 the rule is
-applied to requests all the same, and the plan says so.
+Sizes are requests. Tensor parallelism has no rule here. The engine has no speculative decoding.
+With k above 0 its rule is applied to requests all the same, and the plan warns of that.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,11 @@ MAX_REQUESTS = 512
 
 @policy("nano-vllm", release="0.2.0")
 def nano_vllm(request: PlanRequest) -> CapturePlan:
-    """nano-vllm's list (``capture_cudagraph``): 1, 2, 4, 8, then by 16 to min(max_num_seqs, 512).
+    """Plan nano-vllm's list: 1, 2, 4, 8, then by 16 to min(max_num_seqs, 512).
 
-    max_num_seqs is not appended. 1, 2, 4 and 8 are always listed, over buffers of max_num_seqs
-    rows, so below 8 requests the graphs too large for them hold max_num_seqs.
+    The source is ``capture_cudagraph``. max_num_seqs is not appended. 1, 2, 4 and 8 are always
+    listed, over buffers of max_num_seqs rows. So below 8 requests the graphs too large for the
+    buffers hold max_num_seqs.
     """
     most = min(request.max_batch_size, MAX_REQUESTS)
     sizes = {min(size, most) for size in (1, 2, 4, 8, *range(16, most + 1, 16))}

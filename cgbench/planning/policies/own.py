@@ -1,6 +1,6 @@
-"""Policies that are no engine's: this project's default, every size, the caller's, and the best.
+"""Plan by rules that belong to no engine: the default, every size, the caller's, and the best.
 
-They serve any engine whose sizes can be set by hand (see ``cgbench.planning.flags``); tensor
+They serve any engine whose sizes can be set by hand (see ``cgbench.planning.flags``). Tensor
 parallelism has no rule here.
 """
 
@@ -15,11 +15,11 @@ from cgbench.planning.policies.registry import policy
 
 @policy("scaled")
 def scaled(request: PlanRequest) -> CapturePlan:
-    """FastDeploy's candidates times k + 1, under a token cap that k + 1 always divides.
+    """Plan FastDeploy's candidates times k + 1, under a token cap that k + 1 always divides.
 
-    The cap is min(512, max_batch_size * (k + 1)) tokens, rounded down to a multiple of k + 1, and
-    it is appended. So every listed size is a whole number of requests, and the largest batch that
-    fits has a graph of its own. The rule is this project's mending of ``fastdeploy-2.4``.
+    The cap is min(512, max_batch_size * (k + 1)) tokens, rounded down to a multiple of k + 1. It is
+    appended. So every listed size is a whole number of requests, and the largest batch that fits
+    has a graph of its own. The rule mends the faults of ``fastdeploy-2.4``.
     """
     q = request.query_len
     cap = min(MAX_CAPTURE, request.max_batch_size * q) // q * q
@@ -29,31 +29,31 @@ def scaled(request: PlanRequest) -> CapturePlan:
 
 @policy("exact")
 def exact(request: PlanRequest) -> CapturePlan:
-    """A graph for every batch size, 1..max_batch_size: nothing padded, nothing eager.
+    """Plan a graph for every batch size, 1..max_batch_size: nothing padded, nothing eager.
 
-    The lower bound on padding, and the most graphs; no engine's rule but SGLang's with padding
-    disabled.
+    This is the lower bound on padding, with the most graphs. Only SGLang with padding disabled has
+    this rule.
     """
     return from_requests(request, range(1, request.max_batch_size + 1))
 
 
 @policy("optimal")
 def optimal(request: PlanRequest) -> CapturePlan:
-    """The buckets of least expected iteration time under the request's workload and budget.
+    """Plan the buckets of least expected iteration time under the request's workload and budget.
 
-    Exact, by dynamic programming (``cgbench.planning.optimal``); with no budget it is a graph for
-    every batch size that the workload holds. Raises ``PlanError`` for a budget of memory or time
-    without costs that were measured.
+    The plan is exact, by dynamic programming (``cgbench.planning.optimal``). Without a budget it
+    has a graph for every batch size that the workload holds. Raise ``PlanError`` for a budget of
+    memory or time without measured costs.
     """
     return from_requests(request, best_batch_sizes(request))
 
 
 @policy("explicit")
 def explicit(request: PlanRequest) -> CapturePlan:
-    """The caller's own sizes, in requests or in tokens, each checked.
+    """Plan the caller's own sizes, in requests or in tokens, each checked.
 
-    Raises ``PlanError`` for a size that k + 1 does not divide (tokens), or that is below one
-    request or above max_batch_size. A graph over the KV room could never be replayed.
+    Raise ``PlanError`` for a size in tokens that k + 1 does not divide. Raise it too for one below
+    one request or above max_batch_size, because a graph over the KV room could never be replayed.
     """
     q = request.query_len
     if not request.capture_sizes:
@@ -73,11 +73,11 @@ def _check_explicit(request: PlanRequest, num_tokens: int) -> None:
         below, above = num_tokens // q * q, (num_tokens // q + 1) * q
         raise PlanError(
             f"--capture-sizes: {num_tokens} tokens are not a multiple of {q} "
-            f"(--spec-tokens {request.spec_tokens} plus 1); "
-            f"use {f'{below} or {above}' if below else above}"
+            f"(--spec-tokens {request.spec_tokens} plus 1). "
+            f"Use {f'{below} or {above}' if below else above}"
         )
     if num_tokens // q > request.max_batch_size:
         raise PlanError(
             f"--capture-sizes: {num_tokens // q} requests ({num_tokens} tokens) are over the KV "
-            f"room, {request.max_batch_size} requests; raise --max-num-seqs or drop that size"
+            f"room, {request.max_batch_size} requests. Raise --max-num-seqs or drop that size"
         )

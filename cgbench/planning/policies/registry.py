@@ -1,4 +1,4 @@
-"""The policies by name, and the one way to apply them."""
+"""Keep the policies by name, and apply the one that a request names."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,9 +16,10 @@ _READS: dict[str, frozenset[str]] = {}
 _TP_MODES: dict[str, str] = {}
 
 RELEASES: dict[str, str] = {}
-"""The release of the engine that each of its policies was last checked against."""
+"""Each policy of an engine was last checked against this release of it."""
 
-# Fields that only some engines have a rule for: their flag, and the value that asks for nothing.
+# Only some engines have a rule for these fields. Each has its flag, and the value that asks for
+# nothing.
 _SPECIAL = {
     "tp_size": ("--tp", 1),
     "pad": ("--no-padding", True),
@@ -43,10 +44,10 @@ def policy(
     """Register the decorated function as the policy ``name``.
 
     ``reads`` names, with spaces between, the fields of ``PlanRequest`` from ``_SPECIAL`` that the
-    engine has a rule for, ``tp_mode`` the mode of the engine in which it has one for tp_size.
-    Given for another engine, they change nothing, and the plan says so; above 1, tp_size means
-    that the mode is on, and the plan says that too. ``release`` is the engine's release that the
-    rule was last checked against.
+    engine has a rule for. ``tp_mode`` is the mode of the engine in which it has a rule for tp_size.
+    A field without a rule changes nothing, and the plan warns of it. If tp_size is above 1, that
+    mode is on, and the plan warns of that too. ``release`` is the engine's release that the rule
+    was last checked against.
     """
 
     def register(function: Policy) -> Policy:
@@ -62,13 +63,13 @@ def policy(
 
 
 def plan(request: PlanRequest) -> CapturePlan:
-    """Apply the request's policy.
+    """Apply the request's policy, and return its plan.
 
-    Raises ``PlanError`` for an unknown policy, and for whatever the policy refuses.
+    Raise ``PlanError`` for an unknown policy, and for whatever the policy refuses.
     """
     if request.policy not in POLICIES:
         known = ", ".join(sorted(POLICIES))
-        raise PlanError(f"--policy {request.policy}: unknown; choose one of {known}")
+        raise PlanError(f"--policy {request.policy}: unknown. Choose one of {known}")
     found = POLICIES[request.policy](request)
     if request.capture_mode in _WITHOUT_DECODE_GRAPHS:
         return replace(found, buckets=(), warnings=(_WITHOUT_DECODE_GRAPHS[request.capture_mode],))
@@ -76,7 +77,7 @@ def plan(request: PlanRequest) -> CapturePlan:
 
 
 def reads(name: str, field: str) -> bool:
-    """Whether the policy ``name`` has a rule for this field of ``PlanRequest``."""
+    """Check that the policy ``name`` has a rule for this field of ``PlanRequest``."""
     return field in _READS.get(name, frozenset())
 
 
@@ -89,6 +90,6 @@ def _unread(request: PlanRequest) -> Iterator[str]:
 def _tp_mode(request: PlanRequest) -> Iterator[str]:
     if request.tp_size > 1 and request.policy in _TP_MODES:
         yield (
-            f"--tp {request.tp_size}: as with {_TP_MODES[request.policy]} on; where it is off, "
+            f"--tp {request.tp_size}: as with {_TP_MODES[request.policy]} on. Where it is off, "
             f"{request.policy} has no rule for it, and its plan is that of --tp 1"
         )

@@ -1,10 +1,9 @@
-"""SGLang (sgl-project/sglang, ``python/sglang/srt``).
+"""Plan as SGLang does (sgl-project/sglang, ``python/sglang/srt``). Sizes are requests.
 
-Sizes are requests. ``--tp``: where the engine gathers across attention ranks (attention data
-parallelism, some MoE modes) it keeps the batch sizes whose tokens the attention TP size divides,
-and counts the requests up to a multiple of it (``get_batch_sizes_to_capture`` in
-``model_executor/runner/base_cuda_graph_runner.py``); otherwise tp has no rule. Here ``tp_size``
-above 1 means that it gathers.
+``--tp`` has a rule if the engine gathers across attention ranks (attention data parallelism, some
+MoE modes). Then it keeps the batch sizes whose tokens the attention TP size divides. It counts the
+requests up to a multiple of that size. The source is ``get_batch_sizes_to_capture`` in
+``model_executor/runner/base_cuda_graph_runner.py``. Here ``tp_size`` above 1 means that it gathers.
 """
 
 from collections.abc import Iterator
@@ -15,13 +14,13 @@ from cgbench.planning.policies.build import from_requests
 from cgbench.planning.policies.registry import policy
 
 DEFAULT_MAX_REQUESTS = 256
-"""The default maximum of a GPU with 60 to 160 GB. Smaller GPUs have less, down to 8."""
+"""This is the default maximum of a GPU with 60 to 160 GiB. Smaller GPUs have less, down to 8."""
 
 DEFAULT_MAX_REQUESTS_TP_4 = 512
-"""The same from four GPUs on, and the most that any GPU has by default."""
+"""This is the default maximum from four GPUs on, and the most that any GPU has by default."""
 
-# Memory below so many GiB: the maximum below four GPUs, and from four on
-# (``handle_gpu_memory_settings`` in ``arg_groups/memory_hook.py``).
+# Each row is a memory in GiB, then two maxima for GPUs below it: with fewer than four GPUs, and
+# from four on. The source is ``handle_gpu_memory_settings`` in ``arg_groups/memory_hook.py``.
 _MAXIMUM_BY_GIB = (
     (20, 8, 8),
     (35, 48, 160),
@@ -29,7 +28,8 @@ _MAXIMUM_BY_GIB = (
     (160, DEFAULT_MAX_REQUESTS, DEFAULT_MAX_REQUESTS_TP_4),
 )
 
-# Memory below so many GiB: the tokens of a prefill chunk, which end the prefill graphs.
+# Each row is a memory in GiB, then the tokens of a prefill chunk below it. They end the list of
+# prefill graphs.
 _PREFILL_BY_GIB = ((20, 2_048), (60, 4_096), (160, 8_192))
 _PREFILL_MOST = 16_384
 
@@ -41,20 +41,19 @@ _PREFILL_MOST = 16_384
     release="0.5.23",
 )
 def sglang_0_5_23(request: PlanRequest) -> CapturePlan:
-    """SGLang 0.5.23's list (``arg_groups/cuda_graph_hook.py``), denser with speculation, maximum
-    appended.
+    """Plan SGLang 0.5.23's list (``arg_groups/cuda_graph_hook.py``), which is denser with drafts.
 
-    With drafts 1..8, by 2 to 32, by 4 from 40 to 64, by 8 from 72 to 256, then by 16; without,
-    1, 2, 4, 8, 12, by 8 from 16 to 256, by 16 from 272 to 496, then by 32. With padding disabled
-    every batch size gets a graph of its own. Where no maximum is given, max_num_seqs stands for
-    ``--cuda-graph-max-bs-decode``.
+    With drafts it is 1..8, by 2 to 32, by 4 from 40 to 64, by 8 from 72 to 256, then by 16.
+    Without, it is 1, 2, 4, 8, 12, by 8 from 16 to 256, by 16 from 272 to 496, then by 32. The
+    maximum is appended. With padding disabled every batch size gets a graph of its own. If no
+    maximum is given, max_num_seqs stands for ``--cuda-graph-max-bs-decode``.
     """
     sizes = captured(request, request.query_len)
     return from_requests(request, sizes, _default_maximum(request), pads=request.pad)
 
 
 def captured(request: PlanRequest, width: int) -> list[int]:
-    """Batch sizes that a runner captures, where it runs ``width`` tokens a request.
+    """Return the batch sizes that a runner captures if it runs ``width`` tokens a request.
 
     A list that reaches above the running requests is cut there, and their number is appended.
     Verify is aligned by its tokens. The runners of the draft model are aligned by requests.
@@ -67,7 +66,7 @@ def captured(request: PlanRequest, width: int) -> list[int]:
 
 
 def default_maximum(memory_gib: float, tp_size: int) -> int:
-    """The largest batch that SGLang captures on this GPU where no maximum is given."""
+    """Return the largest batch that SGLang captures on this GPU if no maximum is given."""
     for below_gib, maximum, from_tp_4 in _MAXIMUM_BY_GIB:
         if memory_gib < below_gib:
             return from_tp_4 if tp_size >= 4 else maximum
@@ -75,13 +74,18 @@ def default_maximum(memory_gib: float, tp_size: int) -> int:
 
 
 def default_prefill_tokens(memory_gib: float) -> int:
-    """The largest prefill graph on this GPU, in tokens: the default of --chunked-prefill-size."""
+    """Return the tokens of the largest prefill graph on this GPU.
+
+    They are the default of --chunked-prefill-size.
+    """
     found = (tokens for below_gib, tokens in _PREFILL_BY_GIB if memory_gib < below_gib)
     return next(found, _PREFILL_MOST)
 
 
 def prefill_tokens(most: int) -> list[int]:
-    """Token counts of the prefill graphs (``generate_prefill_cuda_graph_batch_sizes``)."""
+    """Return the token counts of the prefill graphs
+    (``generate_prefill_cuda_graph_batch_sizes``).
+    """
     steps = (
         *range(4, 33, 4),
         *range(48, 257, 16),
@@ -109,7 +113,7 @@ def _default_maximum(request: PlanRequest) -> Iterator[str]:
     if not given and most > (DEFAULT_MAX_REQUESTS_TP_4 if from_tp_4 else DEFAULT_MAX_REQUESTS):
         yield (
             f"SGLang's default maximum follows GPU memory: {DEFAULT_MAX_REQUESTS} requests at 60 "
-            f"to 160 GB, {DEFAULT_MAX_REQUESTS_TP_4} above or from --tp 4, less below; this plan "
+            f"to 160 GB, {DEFAULT_MAX_REQUESTS_TP_4} above or from --tp 4, less below. This plan "
             f"is that of --cuda-graph-max-bs-decode {most}"
         )
 

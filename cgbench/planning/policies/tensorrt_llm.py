@@ -1,6 +1,7 @@
-"""TensorRT-LLM (NVIDIA/TensorRT-LLM, ``tensorrt_llm/llmapi/llm_args.py``). Sizes are requests.
+"""Plan as TensorRT-LLM does (NVIDIA/TensorRT-LLM, ``tensorrt_llm/llmapi/llm_args.py``).
 
-Tensor parallelism has no rule here: any batch size is captured on every rank.
+Sizes are requests. Tensor parallelism has no rule here, because any batch size is captured on every
+rank.
 """
 
 from collections.abc import Iterator
@@ -12,19 +13,19 @@ from cgbench.planning.policies.build import from_requests, over_token_budget
 from cgbench.planning.policies.registry import policy
 
 DEFAULT_MAX_REQUESTS = 128
-"""Where ``cuda_graph_config`` gives neither batch sizes nor a maximum, the list ends here."""
+"""The list ends here if ``cuda_graph_config`` gives neither batch sizes nor a maximum."""
 
 
 @policy("tensorrt-llm-1.3", reads="pad max_num_batched_tokens", release="1.3.0rc")
 def tensorrt_llm_1_3(request: PlanRequest) -> CapturePlan:
-    """TensorRT-LLM 1.3's list, with ``enable_padding`` or without.
+    """Plan TensorRT-LLM 1.3's list, with ``enable_padding`` or without.
 
-    Padded: 1, 2, 4, by 8 to 128, then by 64. Not padded: 1..32, 64, 128, then powers of two; a
-    batch size that is not on this list runs eager, so there are holes below the largest graph.
-    Either way the maximum is appended (``_generate_cuda_graph_batch_sizes``). A graph that would
-    not fit max_batch_size or max_num_tokens is dropped; padded, the largest batch that fits takes
-    its place (``_filter_cuda_graph_batch_sizes`` in ``_torch/pyexecutor/model_engine.py``). Where
-    no maximum is given, max_num_seqs stands for it.
+    Padded, it is 1, 2, 4, by 8 to 128, then by 64. Not padded, it is 1..32, 64, 128, then powers of
+    two. Then a batch size that is not on the list runs eager, so there are holes below the largest
+    graph. Either way the maximum is appended (``_generate_cuda_graph_batch_sizes``). A graph that
+    would not fit max_batch_size or max_num_tokens is dropped. Padded, the largest batch that fits
+    takes its place (``_filter_cuda_graph_batch_sizes`` in ``_torch/pyexecutor/model_engine.py``).
+    If no maximum is given, max_num_seqs stands for it.
     """
     fits = min(request.max_batch_size, request.max_num_batched_tokens // request.query_len)
     listed = _listed(request)
@@ -48,7 +49,7 @@ def _of_the_user(request: PlanRequest) -> list[int]:
         raise RefusedPlanError(
             request.policy,
             f"cuda_graph_config.max_batch_size {request.graph_maximum} beside batch_sizes that end "
-            f"at {listed[-1]}; give one of them",
+            f"at {listed[-1]}. Give one of them",
         )
     return listed
 
@@ -58,7 +59,7 @@ def _default_maximum(request: PlanRequest) -> Iterator[str]:
     if most > DEFAULT_MAX_REQUESTS and not (request.graph_maximum or request.graph_sizes):
         yield (
             f"TensorRT-LLM's default list ends at {DEFAULT_MAX_REQUESTS} requests, whatever "
-            f"max_batch_size is; this plan is that of cuda_graph_config.max_batch_size {most}"
+            f"max_batch_size is. This plan is that of cuda_graph_config.max_batch_size {most}"
         )
 
 

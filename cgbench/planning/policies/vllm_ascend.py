@@ -1,7 +1,7 @@
-"""vLLM's plug-in for Ascend NPUs (vllm-project/vllm-ascend). Sizes are tokens.
+"""Plan as vLLM's plug-in for Ascend NPUs does (vllm-project/vllm-ascend). Sizes are tokens.
 
-``--tp``: with sequence parallelism the plug-in keeps the sizes that tp divides. ``tp_size`` above 1
-means that it is on.
+``--tp`` has a rule with sequence parallelism alone, where the plug-in keeps the sizes that tp
+divides. ``tp_size`` above 1 means that it is on.
 """
 
 from cgbench.planning.plan import CapturePlan
@@ -18,11 +18,11 @@ from cgbench.planning.policies.vllm import CEILING_TOKENS, TP_MODE, grid
     release="0.30",
 )
 def vllm_ascend_0_30(request: PlanRequest) -> CapturePlan:
-    """vllm-ascend 0.30: vLLM's grid under min(max_num_seqs * (k + 1), 512) tokens.
+    """Plan vllm-ascend 0.30's list: vLLM's grid under min(max_num_seqs * (k + 1), 512) tokens.
 
     The ceiling has no factor 2, and the decode batches' own sizes are not added. So a size is
-    rounded up to a multiple of k + 1 only where that is within the grid, and a max_num_seqs off
-    the grid runs eager. A report measured that 7.5 times slower (pull request 16623).
+    rounded up to a multiple of k + 1 only if that is within the grid. A max_num_seqs off the grid
+    runs eager. A report measured that 7.5 times slower (pull request 16623).
     """
     tokens = token_list(request)
     q = request.query_len
@@ -38,7 +38,7 @@ def vllm_ascend_0_30(request: PlanRequest) -> CapturePlan:
 
 
 def token_list(request: PlanRequest) -> list[int]:
-    """The sizes in tokens, ascending: the engine's grid, or a user's list."""
+    """Return the sizes in tokens, ascending: the engine's grid, or a user's list."""
     listed = request.graph_sizes or grid(_ceiling(request))
     kept = {size for size in listed if size <= request.max_num_batched_tokens}
     return sorted(size for size in kept if size % request.tp_size == 0)

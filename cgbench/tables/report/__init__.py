@@ -1,1 +1,1 @@
-"""``cgbench report``: runs as one page that opens offline, and the same as Markdown."""
+"""``cgbench report`` shows runs as one page that opens offline, and the same as Markdown."""

@@ -1,7 +1,7 @@
-"""The report's charts, drawn by matplotlib and inlined as SVG.
+"""Draw the report's charts with matplotlib, inlined as SVG.
 
-Text stays text, in the page's own font, and takes the page's colour: so one drawing serves a light
-and a dark page, and a reader can select it. matplotlib is the extra ``plot``.
+Text stays text, in the page's own font, and takes the page's colour. So one drawing serves a light
+and a dark page, and a reader can select its text. matplotlib is the extra ``plot``.
 """
 
 import io
@@ -27,21 +27,25 @@ if TYPE_CHECKING:
 Draw = Callable[["Axes"], None]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933", "#882255")
-"""Okabe and Ito's, which readers with any colour vision tell apart, and two of Tol's."""
+"""Okabe and Ito's colours, which readers with any colour vision can distinguish, and two of
+Tol's.
+"""
 
 MARKERS = "osD^vP*X"
 
 INK = "#010203"
-"""A colour that nothing else has; the page puts its own in its place."""
+"""A colour that nothing else has. The page puts its own in its place."""
 
 MAX_BARS = 32
-"""Of a chart of horizontal bars."""
+"""The most bars of a chart of horizontal bars."""
 
 WIDTH_IN, HEIGHT_IN = 7.5, 3.6
 
 
 def svg_of(draw: Draw, title: str, prefix: str, height_in: float = HEIGHT_IN) -> str:
-    """The drawing as an SVG element. ``prefix`` keeps its ids apart from another drawing's."""
+    """Return the drawing as an SVG element. ``prefix`` keeps its ids apart from another
+    drawing's.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -64,7 +68,9 @@ def svg_of(draw: Draw, title: str, prefix: str, height_in: float = HEIGHT_IN) ->
 
 
 def _inline(text: str, title: str, prefix: str) -> str:
-    """Only the element, named for a screen reader, with ids of its own and the page's ink."""
+    """Return only the element, named for a screen reader, with ids of its own and the
+    page's ink.
+    """
     svg = text[text.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
@@ -74,7 +80,9 @@ def _inline(text: str, title: str, prefix: str) -> str:
 
 
 def latency_chart(runs: ReportRuns) -> Draw:
-    """Iteration latency by batch size at each run's largest k, a line a scope."""
+    """Return a chart of iteration latency by batch size, with a line a scope. It has each run's
+    largest k.
+    """
 
     def draw(axes: "Axes") -> None:
         from matplotlib.ticker import LogLocator
@@ -100,7 +108,9 @@ def latency_chart(runs: ReportRuns) -> Draw:
 
 
 def k_chart(runs: ReportRuns) -> Draw:
-    """Iteration latency by batch size, a line a k, in each run's best scope."""
+    """Return a chart of iteration latency by batch size, with a line a k. It has each run's best
+    scope.
+    """
 
     def draw(axes: "Axes") -> None:
         style = count()
@@ -117,7 +127,9 @@ def k_chart(runs: ReportRuns) -> Draw:
 
 
 def anatomy_chart(runs: ReportRuns) -> Draw:
-    """Stages of an iteration one after another, on a time line, a bar a batch size."""
+    """Return a chart of the stages of an iteration one after another, on a time line. It has a bar
+    a batch size.
+    """
 
     def draw(axes: "Axes") -> None:
         rows = anatomy_rows(runs)
@@ -139,14 +151,16 @@ def anatomy_chart(runs: ReportRuns) -> Draw:
 
 
 def anatomy_rows(runs: ReportRuns) -> pd.DataFrame:
-    """The largest k of each run's best scope, where stages were timed."""
+    """Return the rows of the largest k of each run's best scope, if stages were timed."""
     rows = runs.best
     largest = rows.groupby("run")["spec_tokens"].transform("max")
     return _few(rows[(rows["spec_tokens"] == largest) & rows["verify_p50_ms"].notna()])
 
 
 def _few(rows: pd.DataFrame) -> pd.DataFrame:
-    """At most as many bars as a chart can show: else each run's smallest and largest batch."""
+    """Return at most as many rows as a chart has room for bars. More are cut to each run's smallest
+    and largest batch.
+    """
     if len(rows) <= MAX_BARS:
         return rows
     ends = rows.groupby("run")["batch_size"]
@@ -154,7 +168,7 @@ def _few(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def floor_chart(runs: ReportRuns) -> Draw:
-    """The floor, and what the iteration takes above it."""
+    """Return a chart of the floor, and of what the iteration takes above it."""
 
     def draw(axes: "Axes") -> None:
         rows = floor_rows(runs)
@@ -174,7 +188,7 @@ def floor_chart(runs: ReportRuns) -> Draw:
 
 
 def floor_rows(runs: ReportRuns) -> pd.DataFrame:
-    """k = 0 and the largest k of each run's best scope, where there is a floor."""
+    """Return the rows of k = 0 and the largest k of each run's best scope, if there is a floor."""
     rows = runs.best
     largest = rows.groupby("run")["spec_tokens"].transform("max")
     is_end = (rows["spec_tokens"] == largest) | (rows["spec_tokens"] == 0)
@@ -182,7 +196,7 @@ def floor_rows(runs: ReportRuns) -> pd.DataFrame:
 
 
 def break_even_chart(runs: ReportRuns, found: Sequence[tuple[str, "BreakEven"]]) -> Draw:
-    """The mean acceptance length that each k has to reach, with its interval."""
+    """Return a chart of the mean acceptance length that each k has to reach, with its interval."""
 
     def draw(axes: "Axes") -> None:
         lines: dict[str, list[BreakEven]] = {}
@@ -204,7 +218,9 @@ def break_even_chart(runs: ReportRuns, found: Sequence[tuple[str, "BreakEven"]])
 
 
 def padding_chart(runs: ReportRuns) -> Draw:
-    """The bucket that each batch size runs in: a staircase above the line of no padding."""
+    """Return a chart of the bucket that each batch size runs in: a staircase above the line of no
+    padding.
+    """
 
     def draw(axes: "Axes") -> None:
         largest = 1
@@ -228,7 +244,7 @@ def padding_chart(runs: ReportRuns) -> Draw:
 
 
 def acceptance_chart(runs: ReportRuns) -> Draw:
-    """Acceptance of each draft position, unconditional, with its interval."""
+    """Return a chart of the acceptance of each draft position, unconditional, with its interval."""
 
     def draw(axes: "Axes") -> None:
         for style, (name, counts) in enumerate(acceptance_counts(runs)):
@@ -251,7 +267,7 @@ def acceptance_chart(runs: ReportRuns) -> Draw:
 
 
 def acceptance_counts(runs: ReportRuns) -> list[tuple[str, pd.DataFrame]]:
-    """Of each run the cell of the largest k that decoded most rows."""
+    """Return, for each run, the counts of the cell of the largest k that decoded most rows."""
     found = []
     for name, run in runs:
         counts = run.tables.acceptance
@@ -300,7 +316,7 @@ def _bars(
 
 
 def _legend(axes: "Axes", columns: int = 3) -> None:
-    """Above the drawing, where it covers no line."""
+    """Put the legend above the drawing, where it covers no line."""
     figure = axes.get_figure()
     assert figure
     figure.legend(loc="outside upper left", fontsize=8, frameon=False, ncols=columns)

@@ -1,4 +1,4 @@
-"""A report's sections as one HTML page that loads nothing, and as Markdown."""
+"""Write a report's sections as one HTML page that loads nothing, and as Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ TEMPLATE = "page.html.j2"
 
 @dataclass(frozen=True, slots=True)
 class DrawnSection:
-    """A section with its charts drawn, as the template takes it."""
+    """A ``DrawnSection`` is a section with its charts drawn, as the template takes it."""
 
     title: str
     words: Sequence[str]
@@ -24,7 +24,9 @@ class DrawnSection:
 
 
 def html_report(runs: Sequence[RunDirectory]) -> str:
-    """The whole page: styles, script and charts are in it, and its policy forbids any request."""
+    """Return the whole page. Styles, script and charts are in it, and its policy forbids any
+    request.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     shown = ReportRuns.of(runs)
@@ -35,7 +37,7 @@ def html_report(runs: Sequence[RunDirectory]) -> str:
 
 
 def markdown_report(runs: Sequence[RunDirectory]) -> str:
-    """The same words and tables, without charts."""
+    """Return the same words and tables, without charts."""
     shown = ReportRuns.of(runs)
     texts = [text for section in sections_of(shown) for text in _markdown(section)]
     return "\n\n".join([f"# {_title(shown)}", *texts]) + "\n"
@@ -51,7 +53,7 @@ def _drawn(section: Section, number: int) -> DrawnSection:
 
     from cgbench.tables.report.report_charts import svg_of
 
-    # What a label holds, matplotlib escapes.
+    # matplotlib escapes what a label holds.
     svgs = [
         Markup(svg_of(chart.draw, chart.title, f"c{number}{letter}", chart.height_in))
         for letter, chart in zip(ascii_lowercase, section.charts, strict=False)

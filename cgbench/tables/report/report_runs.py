@@ -1,4 +1,4 @@
-"""Runs as a report shows them: each with a short name, and their rows in one frame."""
+"""Hold runs as a report shows them: each with a short name, and their rows in one frame."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,16 @@ SHOWN = (Status.OK.value, Status.DISTURBED.value)
 
 @dataclass(frozen=True)
 class ReportRuns:
-    """``names`` are those of the folders; of folders that share one, the whole path."""
+    """A ``ReportRuns`` holds runs and their names. ``names`` are those of the folders. Folders that
+    share a name have the whole path.
+    """
 
     runs: tuple[RunDirectory, ...]
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, runs: Sequence[RunDirectory]) -> "ReportRuns":
+        """Name the runs after their folders."""
         last = [run.path.resolve().name for run in runs]
         seen = Counter(last)
         names = [
@@ -35,30 +38,31 @@ class ReportRuns:
 
     @property
     def is_one(self) -> bool:
+        """Return whether there is only one run."""
         return len(self.runs) == 1
 
     @cached_property
     def latency(self) -> pd.DataFrame:
-        """Every row, with the run's name in column ``run``."""
+        """Return every row, with the run's name in column ``run``."""
         frames = [run.tables.latency.assign(run=name) for name, run in self]
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
     def drawn(self) -> pd.DataFrame:
-        """The rows whose times can be drawn, ascending in k and batch size."""
+        """Return the rows whose times can be drawn, ascending in k and batch size."""
         rows = self.latency
         has_time = rows["iteration_p50_ms"].notna() & rows["status"].isin(SHOWN)
         return rows[has_time].sort_values(["spec_tokens", "batch_size"], kind="stable")
 
     def best_scope(self, name: str) -> str:
-        """The scope of a run that holds most in a graph."""
+        """Return the scope of a run that holds most in a graph."""
         measured = set(self.drawn[self.drawn["run"] == name]["scope"])
         order = (Scope.ITERATION, Scope.PHASE, Scope.EAGER)
         return next((scope.value for scope in order if scope.value in measured), "eager")
 
     @cached_property
     def best(self) -> pd.DataFrame:
-        """The drawn rows of each run's best scope."""
+        """Return the drawn rows of each run's best scope."""
         parts = [
             self.drawn[(self.drawn["run"] == name) & (self.drawn["scope"] == self.best_scope(name))]
             for name in self.names
@@ -66,12 +70,12 @@ class ReportRuns:
         return pd.concat(parts, ignore_index=True)
 
     def label(self, name: str, text: str) -> str:
-        """What a line is called: without the run's name where there is one run."""
+        """Return the name of a line. It has the run's name only if there are several runs."""
         return text if self.is_one else f"{name}, {text}"
 
 
 def marks(run: RunDirectory) -> Iterator[str]:
-    """What a reader has to know before the numbers: what is random, stated or drawn."""
+    """Yield what a reader has to know before the numbers: what is random, stated or drawn."""
     if run.record.model.get("random_weights"):
         yield "random weights"
     rules = run.tables.latency["acceptance"].unique().tolist()
@@ -84,5 +88,5 @@ def marks(run: RunDirectory) -> Iterator[str]:
 
 
 def ran_eager(rows: pd.DataFrame) -> pd.Series:
-    """Rows of a graph scope that ran without a graph."""
+    """Return which rows of a graph scope ran without a graph."""
     return (rows["mode"] == Mode.EAGER.value) & (rows["scope"] != Scope.EAGER.value)

@@ -1,4 +1,4 @@
-"""What a report says, section by section: words, a chart, and the table behind it."""
+"""Write a report section by section: words, a chart, and the table behind it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from cgbench.tables.tune import conclusions, parts
 from cgbench.words import PIECES
 
 BAR_IN = 0.28
-"""Height of a horizontal bar."""
+"""Height of a horizontal bar, in inches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """``title`` is what a screen reader says of it."""
+    """A ``Chart`` is a drawing of a section. ``title`` is what a screen reader reads out for it."""
 
     title: str
     draw: charts.Draw
@@ -35,7 +35,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """``charts`` are drawn by whoever shows them, because Markdown shows none."""
+    """A ``Section`` is one section of a report. Its ``charts`` are drawn by the code that shows
+    them, because Markdown shows none.
+    """
 
     title: str
     words: tuple[str, ...] = ()
@@ -45,7 +47,7 @@ class Section:
 
 
 def sections_of(runs: ReportRuns) -> list[Section]:
-    """In the order of a page. One that has nothing to show is left out."""
+    """Return the sections in the order of a page. One that has nothing to show is left out."""
     advised = [(name, _advice(run)) for name, run in runs]
     advice = [(name, one) for name, one in advised if one is not None]
     found = [
@@ -67,7 +69,9 @@ def _bars_in(rows: pd.DataFrame) -> float:
 
 
 def _advice(run: RunDirectory) -> Advice | None:
-    """None of a run that has nothing to compare: the other sections are still worth showing."""
+    """Return the advice on a run, or None if it has nothing to compare. The other sections are
+    still worth showing.
+    """
     try:
         return advise([run], Question())
     except CgbenchError:
@@ -102,7 +106,7 @@ def _ends(sizes: "pd.Series[int]") -> list[int]:
 
 
 def _of_batch(rows: pd.DataFrame) -> Iterator[str]:
-    """The largest k of one batch size in a sentence."""
+    """Yield a sentence on the largest k of one batch size."""
     row = rows.sort_values("spec_tokens").iloc[-1].to_dict()
     share = row["floor_frac"]
     floor = "" if pd.isna(share) else f", at {share:.0%} of what the device could do"
@@ -192,7 +196,7 @@ def _which_k(runs: ReportRuns, advice: Sequence[tuple[str, Advice]]) -> Section 
     ]
     return Section(
         "Which k",
-        ("Above its line a k pays; below it, it costs. cgbench tune says more.", *words),
+        ("Above its line a k pays. Below it, it costs. cgbench tune says more.", *words),
         tuple(tables),
         (
             Chart("Iteration latency of every k by batch size", charts.k_chart(runs)),
@@ -204,7 +208,7 @@ def _which_k(runs: ReportRuns, advice: Sequence[tuple[str, Advice]]) -> Section 
 
 
 def _concluded(advice: Advice) -> Iterator[str]:
-    """Without the losses, which the summary has."""
+    """Return the conclusions without the losses, which the summary has."""
     return (line for line in conclusions(advice) if not line.startswith("slow: "))
 
 
@@ -336,7 +340,7 @@ LEDGER_HEADINGS = {"spec_tokens": "k", "bucket": "bucket [req]", "num_tokens": "
 
 
 def _heading(name: str) -> str:
-    """``warmup_ms`` as ``warmup [ms]``."""
+    """Return ``warmup_ms`` as ``warmup [ms]``."""
     for unit in ("ms", "bytes", "replays"):
         if name.endswith(f"_{unit}"):
             return f"{name.removesuffix(f'_{unit}').replace('_', ' ')} [{unit}]"

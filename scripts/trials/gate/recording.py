@@ -119,7 +119,7 @@ def _summary(job: Job, recording: Recording) -> str:
     counts = ", ".join(
         f"{len(recording.names(kind))} of {job.num_runs} {kind} runs" for kind in (PLAIN, PLANTED)
     )
-    return f"{counts} in {job.path}; the same command goes on where it ended"
+    return f"{counts} in {job.path}. The same command goes on where it ended"
 
 
 def _in_turn(num_runs: int) -> list[tuple[str, int]]:

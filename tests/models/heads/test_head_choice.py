@@ -78,7 +78,7 @@ def test_a_type_that_no_family_knows_is_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(MissingHeadError) as error:
         load_tiny(folder)
     assert str(error.value) == (
-        f"{folder}: has mtp.fc.weight, but no head family is known for model type llama; state one "
+        f"{folder}: has mtp.fc.weight, but no head family is known for model type llama. State one "
         "with --head-family: qwen (norm_form one_plus); exaone (norm_form plain); mellum "
         "(norm_form plain)"
     )
@@ -90,7 +90,7 @@ def test_a_type_that_no_family_knows_is_not_guessed(tmp_path: Path) -> None:
 def test_a_sole_candidate_is_not_guessed_either(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "qwen3", family=MIMO)
     edit_config(folder, **{CONFIG_FIELD: {}})
-    words = r"model type qwen3; .*: mimo \(concat HE, hidden_in post, chain post, out_norm own"
+    words = r"model type qwen3. .*: mimo \(concat HE, hidden_in post, chain post, out_norm own"
     with pytest.raises(MissingHeadError, match=words):
         load_tiny(folder)
 
@@ -181,7 +181,7 @@ def test_a_checkpoint_states_its_heads_wiring(tmp_path: Path) -> None:
     ("field", "words"),
     [
         ("pre", "must be an object"),
-        ({"chained": "pre"}, "has 'chained'; its fields are family, concat"),
+        ({"chained": "pre"}, "has 'chained'. Its fields are family, concat"),
         ({"chain": "before"}, "chain must be one of pre, post, not 'before'"),
         ({"family": ["mimo"]}, r"family must be one of mimo, mimo_v2, .*not \['mimo'\]"),
     ],
@@ -269,7 +269,7 @@ def test_a_type_of_one_family_with_the_names_of_another_lists_both(tmp_path: Pat
         load_tiny(folder)
     assert str(error.value) == (
         f"{folder}: has model.layers.2.final_layernorm.weight, but heads of model type glm4_moe "
-        "are of family deepseek; state one with --head-family: deepseek; hy"
+        "are of family deepseek. State one with --head-family: deepseek; hy"
     )
     head = load(folder, family="hy").head
     assert head is not None and head.family == HY

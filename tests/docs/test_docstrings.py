@@ -1,0 +1,88 @@
+"""Public names are explained by full sentences: functions by what they do, classes by what they
+are."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODULES = {
+    str(path.relative_to(ROOT)): ast.parse(path.read_text())
+    for path in sorted((ROOT / "cgbench").rglob("*.py"))
+}
+
+# These words begin a noun phrase or a clause, and never an imperative.
+NO_VERB = re.compile(
+    r"(?:Of|The|A|An|What|Whether|None|Every|Each|All|As|How|Where|When|Which|Who|Its|Their|In|On|"
+    r"At|By|For|From|To|With|Without|If|No|One|Both|Only|It|This|That|These|\w+ing)\b"
+)
+VERB = re.compile(
+    r"\b(?:is|are|was|can|may|must|has|have|does|do|stands?|holds?|[a-z]{2,}s|did|answer|give|run|"
+    r"say|read|print|raise|keep)\b"
+)
+
+Named = tuple[str, ast.ClassDef | ast.FunctionDef]
+
+
+def public(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[Named]:
+    """Yield the public classes and functions of a module, and their methods, by name."""
+    for child in node.body:
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef) or child.name.startswith("_"):
+            continue
+        yield f"{prefix}{child.name}", child
+        if isinstance(child, ast.ClassDef):
+            yield from public(child, f"{prefix}{child.name}.")
+
+
+def first_sentence(node: ast.ClassDef | ast.FunctionDef) -> str | None:
+    text = ast.get_docstring(node)
+    return text and re.split(r"(?<=[.:?])\s", " ".join(text.split()))[0]
+
+
+EXPLAINED_METHODS = {
+    name.rsplit(".", 1)[1]
+    for module in MODULES.values()
+    for name, node in public(module, "")
+    if "." in name and ast.get_docstring(node)
+} | {"forward"}
+"""What a protocol or a base class explains, each class that implements it need not."""
+
+
+def faults_of(name: str, node: ast.ClassDef | ast.FunctionDef) -> str | None:
+    """Return what is wrong with a docstring."""
+    sentence = first_sentence(node)
+    if sentence is None:
+        method = name.rsplit(".", 1)
+        return None if len(method) == 2 and method[1] in EXPLAINED_METHODS else "no docstring"
+    if isinstance(node, ast.FunctionDef):
+        return f"begins without a verb: {sentence}" if NO_VERB.match(sentence) else None
+    return None if VERB.search(sentence) else f"no verb: {sentence}"
+
+
+def test_public_names_have_full_sentences() -> None:
+    found = {
+        f"{module} {name}": fault
+        for module, tree in MODULES.items()
+        for name, node in public(tree, "")
+        if (fault := faults_of(name, node))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("def f(): ...", "no docstring"),
+        ("def f():\n    'Whether it fits.'", "begins without a verb: Whether it fits."),
+        ("def f():\n    'Return the seconds.'", None),
+        ("class C:\n    'A time of one cell.'", "no verb: A time of one cell."),
+        ("class C:\n    'A ``C`` is a time.'", None),
+    ],
+)
+def test_the_rule_finds_a_fragment(code: str, fault: str | None) -> None:
+    node = ast.parse(code).body[0]
+    assert isinstance(node, ast.ClassDef | ast.FunctionDef)
+    assert faults_of("f", node) == fault
