@@ -5,7 +5,7 @@ The reverse is checked too. An iteration writes to its own requests' KV rows pas
 length and to the scratch slot, and nowhere else. A finished request emits nothing and keeps its KV.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -111,7 +111,7 @@ def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
     others = torch.ones_like(write_window(subject, runner.state.rows(batch_size)))
     others[:batch_size] = False
     others[subject.spec.cache.scratch_slot] = False
-    yield from _changed(subject, runner, batch_size, untouched, states, others, "prefill")
+    yield from _changed(subject, runner, batch_size, untouched, states, lambda _: others, "prefill")
     batch_size = max(1, batch_size - 1)
     runner.state.repack(list(reversed(range(batch_size))))
     rows = runner.state.rows(batch_size)
@@ -126,9 +126,13 @@ def _step(subject: Subject, runner: Runner, rows: RowState) -> Iterator[Differen
     state, batch_size = runner.state, rows.batch_size
     before, kv = snapshot(state), copy_watched(subject, state.spec_tokens)
     states = copy_states(subject)
-    forbidden = ~write_window(subject, rows)
+    # Of every layer before the step, which changes the lengths that windows are made of.
+    numbers = {0, *subject.spec.cache.layers}
+    forbidden = {number: ~write_window(subject, rows, number) for number in numbers}
     runner.step(batch_size)
-    yield from _changed(subject, runner, batch_size, kv, states, forbidden, "an iteration")
+    yield from _changed(
+        subject, runner, batch_size, kv, states, forbidden.__getitem__, "an iteration"
+    )
     finished = before["active"][:batch_size] == 0
     moved = (rows.num_emitted != 0) | (rows.seq_len != before["seq_len"][:batch_size])
     moved |= rows.active != 0
@@ -144,7 +148,7 @@ def _changed(
     batch_size: int,
     kv: dict[tuple[int, str], torch.Tensor],
     states: States,
-    forbidden: torch.Tensor,
+    forbidden: Callable[[int], torch.Tensor],
     who: str,
 ) -> Iterator[Difference]:
     found = unequal_kv(subject, kv, forbidden)
@@ -152,7 +156,7 @@ def _changed(
         layer_idx, slot, position = found
         text = f"{who} wrote to KV slot {slot} at position {position}, layer {layer_idx}"
         yield Difference(text, where_of(runner, batch_size), inputs=snapshot(runner.state))
-    recurrent = unequal_state(subject, states, forbidden.all(1))
+    recurrent = unequal_state(subject, states, forbidden(0).all(1))
     if recurrent is not None:
         text = f"{who} wrote to the recurrent state of slot {recurrent[1]}, layer {recurrent[0]}"
         yield Difference(text, where_of(runner, batch_size), inputs=snapshot(runner.state))

@@ -59,8 +59,9 @@ def moved_embeddings(target: Target, seed: int, head: DraftHead | None = None) -
         # eps is a unit in the last place of 1. For a number just below 2 it is two units.
         return (out.float() * (1 + torch.finfo(out.dtype).eps * shares)).to(out.dtype)
 
-    own = None if head is None else head.embedding
-    modules = [target.model.get_input_embeddings(), *([] if own is None else [own])]
+    heads = () if head is None else head.mtp_modules
+    own = [each.embedding for each in heads if each.embedding is not None]
+    modules = [target.model.get_input_embeddings(), *own]
     handles = [module.register_forward_hook(move) for module in modules]
     try:
         yield

@@ -30,9 +30,11 @@ from cgbench.checks.steps import (
     committed_rows,
     conclude,
     copy_watched,
+    fill_remade,
     fill_where,
     first_rows,
     first_unequal,
+    head_layers,
     padded_runners,
     prefill_prompts,
     restore,
@@ -81,6 +83,8 @@ def _clean(subject: Subject) -> None:
         state.clear()
         state.full.hidden.zero_()
         state.full.chain.zero_()
+        state.full.fed.zero_()
+        state.full.carries.zero_()
 
 
 def _differences(subject: Subject, figures: dict[str, int]) -> Iterator[Difference]:
@@ -124,6 +128,7 @@ def poison(subject: Subject, runner: Runner, batch_size: int, value: float) -> N
     padded = slice(batch_size, runner.num_rows(batch_size))
     poison_rows(state, padded, subject.spec.target.last_token)
     fill_where(subject, rows_past(subject, state.rows(batch_size)), HUGE)
+    fill_remade(subject, state.rows(batch_size), HUGE)
     fill_unread(subject.spec.cache.recurrent, state.rows(batch_size), HUGE)
     fill_scratch(subject.spec.cache, value)
 
@@ -179,14 +184,13 @@ def _verified(
     """
     rows = runner.state.full
     slot, length = int(rows.slot_of_row[row]), int(rows.seq_len[row])
-    head = subject.spec.head
     pairs = {
         f"KV of layer {layer}": (
             by_slot(subject, getattr(subject.spec.cache.layers[layer], kind))[slot, :length],
             old[slot, :length],
         )
         for (layer, kind), old in clean.kv.items()
-        if head is None or layer != head.layer_idx
+        if layer not in head_layers(subject)
     }
     if (recurrent := subject.spec.cache.recurrent) is not None:
         pairs |= {

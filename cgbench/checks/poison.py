@@ -8,11 +8,15 @@ from cgbench.engine.state import DecodeState
 
 
 def poison_rows(state: DecodeState, padded: slice, last_token: int) -> None:
-    """Fill padded rows with the vocabulary's last token, and their hidden states with NaN."""
+    """Fill padded rows with the vocabulary's last token, and their hidden states with NaN.
+
+    What the scratch slot's modules are fed is NaN too.
+    """
     full = state.full
+    full.carries[:, state.scratch_slot] = nan
     for tokens in (full.last, full.drafts):
         tokens[padded] = last_token
-    for states in (full.hidden, full.chain):
+    for states in (full.hidden, full.chain, full.fed):
         states[padded] = nan
 
 

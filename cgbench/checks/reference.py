@@ -18,7 +18,7 @@ from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.fp8.definition import by_definition
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target, request_keys
-from cgbench.request.choices import FirstEmbedding, NormSide
+from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 
 # The noise is measured on this many positions at a prompt's end. All of them, at a vocabulary of
 # 150,000, would take gigabytes.
@@ -46,6 +46,13 @@ class GrowingAttention:
         mask = ones.tril(total - new)
         if qkv.sliding_window is not None:
             mask &= ones.triu(total - new - qkv.sliding_window + 1)
+        if qkv.sinks is not None:
+            # One key more, of zeros, to whose score the mask adds the sink.
+            key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+            added = query.new_zeros(query.shape[1], new, total + 1)
+            added[..., :total].masked_fill_(~mask, float("-inf"))
+            added[..., total] = qkv.sinks[:, None]
+            mask = added
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=qkv.scaling, enable_gqa=True
         )
@@ -77,6 +84,9 @@ def reference_draft_logits(
 
     Each draft follows the one before it. The first ones follow ``drafts`` as far as these go, and
     the others follow the likeliest token.
+
+    Draft j of a module of its own comes of that module's pass over the whole sequence. Row i has
+    token i + j beside the hidden state. A module that runs again goes on by one row at a time.
     """
     attention = GrowingAttention(target, tokens)
     hidden = head_form(head, reference_states(target, tokens[:-1], attention))
@@ -85,18 +95,24 @@ def reference_draft_logits(
     positions = torch.arange(num_rows, device=device)[None]
     logits: list[Tensor] = []
     for step in range(k):
-        embeds = (head.embedding or target.model.get_input_embeddings())(following)
-        if step == 0 and head.family.first_embed == FirstEmbedding.ZEROED:
+        module = head.mtp_modules[min(step, head.num_modules - 1)]
+        embeds = (module.embedding or target.model.get_input_embeddings())(following)
+        if step < head.num_modules and head.family.first_embed == FirstEmbedding.ZEROED:
             embeds[:, 0] = 0
-        block_out = head(embeds, hidden, target.rope(embeds, positions), positions, attention)
-        normed = head.to_logits_input(block_out[:, -1:])
-        logits.append(target.logits(normed, head.output)[0, -1])
-        hidden = normed if head.family.chain == NormSide.POST else block_out[:, -1:]
+        rope = target.rope(embeds, positions, module.layer_type)
+        block_out = module(embeds, hidden, rope, positions, attention)
+        normed = module.to_logits_input(block_out)
+        logits.append(target.logits(normed[:, -1:], module.output)[0, -1])
         chosen = logits[-1].argmax(-1)
         if step < len(drafts):
             chosen = torch.full_like(chosen, drafts[step])
-        following = chosen[None, None]
-        positions = torch.full_like(following, num_rows + step)
+        chain = normed if head.family.chain == NormSide.POST else block_out
+        if step + 1 < head.num_modules:
+            following = torch.cat([following[:, 1:], chosen[None, None]], dim=1)
+            hidden = chain if head.family.feed == ModuleFeed.CHAIN else hidden
+        else:
+            following, hidden = chosen[None, None], chain[:, -1:]
+            positions = torch.full_like(following, num_rows + step + 1 - head.num_modules)
     return torch.stack(logits)
 
 
@@ -140,6 +156,12 @@ class Plain:
         self._tokens: dict[tuple[int, ...], list[int]] = {}
         self._last_states: dict[tuple[int, ...], Tensor] = {}
 
+    @property
+    def attention(self) -> str:
+        """transformers' attention that decodes. Its ``sdpa`` knows no sinks, and models that have
+        them say so."""
+        return "sdpa" if self.target.model._supports_sdpa else "eager"
+
     def tokens(self, prompt: tuple[int, ...], count: int) -> list[int]:
         """Return the ``count`` greedy tokens after ``prompt``. An end of sequence is ignored."""
         if len(self._tokens.get(prompt, ())) < count:
@@ -149,7 +171,7 @@ class Plain:
     @by_definition()
     def _generate(self, prompt: tuple[int, ...], count: int) -> list[int]:
         ids = torch.tensor([prompt], device=self.target.device)
-        with own_attention(self.target.model, "sdpa"), self.target.as_request(prompt):
+        with own_attention(self.target.model, self.attention), self.target.as_request(prompt):
             out = self.target.model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=count
             )
@@ -158,10 +180,11 @@ class Plain:
 
     @torch.inference_mode()
     @by_definition()
-    def states(self, tokens: Sequence[int], attention: str = "sdpa") -> Tensor:
+    def states(self, tokens: Sequence[int], attention: str | None = None) -> Tensor:
         """Return the last hidden states ``[n, H]`` over ``tokens``, after the final norm."""
         ids = torch.tensor([list(tokens)], device=self.target.device)
-        with own_attention(self.target.model, attention), self.target.as_request(tokens):
+        name = attention or self.attention
+        with own_attention(self.target.model, name), self.target.as_request(tokens):
             out = self.target.backbone(input_ids=ids, use_cache=False)
         states: Tensor = out.last_hidden_state[0]
         return states
@@ -183,8 +206,11 @@ class Plain:
 
     @property
     def noise(self) -> float:
-        """Return how far this model's forward is from itself. It is the largest difference of a
-        logit between transformers' two attention implementations, over the prompts' last positions.
+        """Return how far this model's forward is from itself.
+
+        It is the largest difference of a logit between two implementations of attention, over the
+        prompts' last positions. They are transformers' two, or its only one and
+        ``GrowingAttention``.
         """
         return self._noises[0]
 
@@ -203,7 +229,11 @@ class Plain:
     @torch.inference_mode()
     @by_definition()
     def _noises_of(self, prompt: Sequence[int]) -> tuple[float, float]:
-        ours, its = (self.states(prompt, name)[-NOISE_POSITIONS:] for name in ("sdpa", "eager"))
+        if self.attention == "eager":
+            other = reference_states(self.target, prompt).post_norm[0]
+        else:
+            other = self.states(prompt, "eager")
+        ours, its = self.states(prompt)[-NOISE_POSITIONS:], other[-NOISE_POSITIONS:]
         our_logits, its_logits = (self.target.logits(states).float() for states in (ours, its))
         noise = (our_logits - its_logits).abs().max().item()
         return noise, max(relative_error(ours, its), relative_error(our_logits, its_logits))

@@ -1,6 +1,6 @@
 """The checks share this: requests put in rows, steps, and the state between two of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,7 @@ BUFFERS = (
     "chain",
     "result",
     "eos_ids",
+    "carries",
 )
 
 
@@ -123,11 +124,13 @@ def first_rows(prefilled: Prefilled, batch_size: int) -> Prefilled:
     """Return the first requests of a prefill. Their KV is where it was, because request i has slot
     i.
     """
-    block_out = prefilled.block_out
+    block_out, fed, carries = prefilled.block_out, prefilled.fed, prefilled.carries
     return Prefilled(
         last=prefilled.last[:batch_size],
         seq_len=prefilled.seq_len[:batch_size],
         block_out=None if block_out is None else block_out[:batch_size],
+        fed=None if fed is None else fed[:batch_size],
+        carries=None if carries is None else carries[:, :batch_size],
     )
 
 
@@ -238,15 +241,29 @@ def where_of(
 
 def watched_layers(subject: Subject, k: int) -> dict[int, LayerKv]:
     """Return the KV layers that are compared: the first, some between, and the last, which is the
-    head's. At k = 0 the head does not run, so its layer is left out.
+    head's. At k = 0 the head does not run, so its layers are left out.
     """
-    layers, head = subject.spec.cache.layers, subject.spec.head
-    names = sorted(name for name in layers if k or head is None or name != head.layer_idx)
+    layers = subject.spec.cache.layers
+    names = sorted(name for name in layers if k or name not in head_layers(subject))
     if len(names) > WATCHED_LAYERS:
         last = len(names) - 1
         picks = [round(i * last / (WATCHED_LAYERS - 1)) for i in range(WATCHED_LAYERS)]
         names = [names[i] for i in picks]
     return {name: layers[name] for name in names}
+
+
+def head_layers(subject: Subject) -> range:
+    """Return the numbers of the KV layers of the head's modules."""
+    head = subject.spec.head
+    return range(0) if head is None else head.layer_numbers
+
+
+def rows_remade(subject: Subject, layer_idx: int) -> int:
+    """Return how many rows below seq_len an iteration computes again in a layer.
+
+    They are those of a module past the first that were computed with drafts.
+    """
+    return max(0, layer_idx - subject.spec.target.num_layers)
 
 
 def by_slot(subject: Subject, tensor: Tensor) -> Tensor:
@@ -276,14 +293,17 @@ def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
 
 
 def unequal_kv(
-    subject: Subject, before: dict[tuple[int, str], Tensor], watched: Tensor
+    subject: Subject,
+    before: dict[tuple[int, str], Tensor],
+    watched: Tensor | Callable[[int], Tensor],
 ) -> tuple[int, int, int] | None:
     """Return the first (layer, slot, KV row) among ``watched [num_slots, room]`` that differs from
-    ``before`` by a bit, or None.
+    ``before`` by a bit, or None. ``watched`` is of all layers, or a function of a layer's number.
     """
     for (layer_idx, name), old in before.items():
         new = by_slot(subject, getattr(subject.spec.cache.layers[layer_idx], name))
-        changed = (bits(new) != bits(old)).flatten(2).any(-1) & watched
+        of_layer = watched if isinstance(watched, Tensor) else watched(layer_idx)
+        changed = (bits(new) != bits(old)).flatten(2).any(-1) & of_layer
         if changed.any():
             slot, row = changed.nonzero()[0].tolist()
             return layer_idx, slot, row
@@ -295,20 +315,31 @@ def committed_rows(subject: Subject, rows: RowState) -> Tensor:
     return _rows_between(subject, rows, torch.zeros_like(rows.seq_len), rows.seq_len)
 
 
+def fill_remade(subject: Subject, rows: RowState, value: float) -> None:
+    """Fill the KV rows below seq_len, in the rows' slots, that an iteration computes again."""
+    for layer_idx in head_layers(subject):
+        first = rows.seq_len - rows_remade(subject, layer_idx)
+        mask = _rows_between(subject, rows, first, rows.seq_len)
+        layer = subject.spec.cache.layers[layer_idx]
+        for tensor in (layer.keys, layer.values):
+            by_slot(subject, tensor).masked_fill_(mask[:, :, None, None], value)
+
+
 def rows_past(subject: Subject, rows: RowState) -> Tensor:
     """Return ``[num_slots, room]``, true at the KV rows at seq_len and above in the rows' slots."""
     room = torch.full_like(rows.seq_len, subject.spec.cache.room)
     return _rows_between(subject, rows, rows.seq_len, room)
 
 
-def write_window(subject: Subject, rows: RowState) -> Tensor:
-    """Return ``[num_slots, room]``, true at the KV rows that an iteration may write.
+def write_window(subject: Subject, rows: RowState, layer_idx: int = 0) -> Tensor:
+    """Return ``[num_slots, room]``, true at the KV rows that an iteration may write in a layer.
 
     In each live row's own slot these are k + 1 verified rows and those that the draft steps write
-    past them. The whole scratch slot may be written too.
+    past them, and ``rows_remade`` before them. The whole scratch slot may be written too.
     """
     length = max(rows.spec_tokens + 1, 2 * rows.spec_tokens) * rows.active
-    window = _rows_between(subject, rows, rows.seq_len, rows.seq_len + length)
+    first = rows.seq_len - rows_remade(subject, layer_idx) * rows.active
+    window = _rows_between(subject, rows, first, rows.seq_len + length)
     window[subject.spec.cache.scratch_slot] = True
     return window
 

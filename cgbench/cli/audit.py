@@ -46,11 +46,13 @@ from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
     HeadFamilyName,
+    HeadFeed,
     HeadFirstEmbed,
     HeadHidden,
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
+    MtpModules,
 )
 from cgbench.cli.panels import GRAPHS, OUTPUT, WORKLOAD
 from cgbench.cli.values import asked
@@ -102,6 +104,8 @@ def audit(
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
+    head_feed: HeadFeed = None,
+    mtp_modules: MtpModules = None,
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,

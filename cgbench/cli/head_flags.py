@@ -8,6 +8,7 @@ from cgbench.cli.panels import HEAD
 from cgbench.request.choices import (
     ConcatOrder,
     FirstEmbedding,
+    ModuleFeed,
     NormForm,
     NormSide,
     OutputNorm,
@@ -24,8 +25,8 @@ HeadRef = Annotated[
 HeadFamilyName = Annotated[
     str | None,
     typer.Option(
-        help="The head's layout, where names and model type do not tell: mimo, deepseek, hy, step, "
-        "qwen, exaone, mellum, ernie, speculators or eagle.",
+        help="The head's layout, where names and model type do not tell: mimo, mimo_v2, deepseek, "
+        "hy, step, qwen, exaone, mellum, ernie, speculators or eagle.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -69,4 +70,20 @@ HeadNormForm = Annotated[
 HeadFirstEmbed = Annotated[
     FirstEmbedding | None,
     typer.Option(help="The head's embedding at position 0.", rich_help_panel=_PANEL),
+]
+HeadFeed = Annotated[
+    ModuleFeed | None,
+    typer.Option(
+        help="What modules past the first read: the chain of the one before, or the target's "
+        "hidden state.",
+        rich_help_panel=_PANEL,
+    ),
+]
+MtpModules = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Use at most so many of the head's MTP modules; 1 reuses the first. Default: all.",
+        rich_help_panel=_PANEL,
+    ),
 ]

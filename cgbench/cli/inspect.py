@@ -15,15 +15,17 @@ from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
     HeadFamilyName,
+    HeadFeed,
     HeadFirstEmbed,
     HeadHidden,
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
+    MtpModules,
 )
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
-from cgbench.request.choices import Device, Dtype, NormForm
+from cgbench.request.choices import Device, Dtype, ModuleFeed, NormForm
 from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ def inspect(
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
+    head_feed: HeadFeed = None,
+    mtp_modules: MtpModules = None,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     tensors: Annotated[
@@ -145,10 +149,9 @@ def _head_lines(found: "Inspection") -> list[tuple[str, str]]:
     if head is None:
         return [("head", found.head_problem or "none")]
     where = f"{head.num_tensors} tensors from {head.origin}" if head.origin else "made too"
-    reused = "" if head.modules == 1 else ". The first is used for every draft step"
     return [
         ("head", f"{head.label}, {where}"),
-        ("modules", f"{head.modules}{reused}"),
+        ("modules", _module_words(head)),
         ("head weights", f"{_size(head.weight_bytes)}"),
         (
             "wiring",
@@ -160,6 +163,20 @@ def _head_lines(found: "Inspection") -> list[tuple[str, str]]:
         *((each.what, _copy_words(each)) for each in head.copies),
         ("rule from", head.source),
     ]
+
+
+def _module_words(head: "HeadFacts") -> str:
+    """How many modules draft, of how many, and what the later ones are fed."""
+    if head.modules_stored == 1:
+        return "1"
+    if head.modules == 1:
+        return f"1 of {head.modules_stored}, run again for every draft step"
+    stored = "" if head.modules_stored == head.modules else f" of {head.modules_stored}"
+    fed = {
+        ModuleFeed.CHAIN: "the chain of the module before",
+        ModuleFeed.TARGET: "the target's hidden state",
+    }
+    return f"{head.modules}{stored}, one a draft step, each fed {fed[head.feed]}"
 
 
 _NORMS = {NormForm.PLAIN: "scale by w", NormForm.ONE_PLUS: "scale by 1 + w"}

@@ -28,11 +28,13 @@ from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
     HeadFamilyName,
+    HeadFeed,
     HeadFirstEmbed,
     HeadHidden,
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
+    MtpModules,
 )
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
@@ -68,6 +70,8 @@ def peers(
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
+    head_feed: HeadFeed = None,
+    mtp_modules: MtpModules = None,
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,

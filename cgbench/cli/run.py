@@ -34,11 +34,13 @@ from cgbench.cli.head_flags import (
     ChainNorm,
     HeadConcat,
     HeadFamilyName,
+    HeadFeed,
     HeadFirstEmbed,
     HeadHidden,
     HeadNormForm,
     HeadOutNorm,
     HeadRef,
+    MtpModules,
 )
 from cgbench.cli.panels import GRAPHS, OUTPUT, TIMING, WORKLOAD
 from cgbench.cli.run_output import show
@@ -85,6 +87,8 @@ def run(
     head_out_norm: HeadOutNorm = None,
     head_norm_form: HeadNormForm = None,
     head_first_embed: HeadFirstEmbed = None,
+    head_feed: HeadFeed = None,
+    mtp_modules: MtpModules = None,
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,

@@ -58,7 +58,7 @@ def compile_forwards(target: Target, head: DraftHead | None) -> None:
 def _layers(target: Target, head: DraftHead | None) -> list[nn.Module]:
     layers = target.backbone.layers
     assert isinstance(layers, nn.ModuleList)
-    return [*layers, *([] if head is None else [head.block])]
+    return [*layers, *([] if head is None else [module.block for module in head.mtp_modules])]
 
 
 def _compiled(function: Forward) -> Forward:
@@ -94,8 +94,8 @@ def _compile_layer(layer: nn.Module) -> None:
 def _small_modules(target: Target, head: DraftHead | None) -> list[nn.Module]:
     """Return what runs between the layers: final norm, rotary tables, the head's own norms."""
     modules = [target.backbone.norm, target.backbone.rotary_emb]
-    if head is not None:
-        modules += [head.embed_norm, head.hidden_norm, head.out_norm]
+    for each in () if head is None else head.mtp_modules:
+        modules += [each.embed_norm, each.hidden_norm, each.out_norm]
     return [
         module
         for module in modules

@@ -70,13 +70,14 @@ def attend(
     layer_number: Tensor,
     scaling: float,
     sliding_window: int | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """Compute ``AttentionCall.attend`` of the call that is under way.
 
     ``layer_number`` is a tensor on the host. A plain number would be compiled in, and would make
     every layer another form.
     """
-    qkv = AttentionInput(query, key, value, scaling, sliding_window)
+    qkv = AttentionInput(query, key, value, scaling, sliding_window, sinks)
     return _under_way[-1].attend(int(layer_number), qkv).contiguous()
 
 
@@ -88,6 +89,7 @@ def _(
     layer_number: Tensor,
     scaling: float,
     sliding_window: int | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     batch, num_heads, query_len, _ = query.shape
     return query.new_empty(batch, query_len, num_heads, value.shape[3])
@@ -166,7 +168,8 @@ class OperatorCall:
     def attend(self, layer_idx: Tensor, qkv: AttentionInput) -> Tensor:
         """Compute ``AttentionCall.attend``. The number of the layer is a tensor."""
         out: Tensor = attend(
-            qkv.query, qkv.key, qkv.value, layer_idx, qkv.scaling, qkv.sliding_window
+            *(qkv.query, qkv.key, qkv.value, layer_idx),
+            *(qkv.scaling, qkv.sliding_window, qkv.sinks),
         )
         return out
 

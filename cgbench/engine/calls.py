@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
-from cgbench.kernels.attention import AttentionInput, LayerKv, Masks
+from cgbench.kernels.attention import AttentionInput, LayerKv, Masks, sink_attention
 from cgbench.kernels.delta_rule import DeltaRows
 from cgbench.kernels.mla import latent_attention, latent_prefill
 from cgbench.kernels.mla.latent_attention import LatentInput
@@ -152,6 +152,8 @@ class Prefill:
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         store(self.rows.cache.layers[layer_idx], self.rows, qkv)
+        if qkv.sinks is not None:
+            return prefill_with_sinks(qkv).transpose(1, 2)
         length, window = qkv.query.shape[2], qkv.sliding_window
         is_windowed = window is not None and window < length
         out = F.scaled_dot_product_attention(
@@ -171,3 +173,27 @@ class Prefill:
             ones = torch.ones(length, length, dtype=torch.bool, device=self.rows.slots.device)
             self.rows.masks[sliding_window] = ones.tril() & ones.triu(1 - sliding_window)
         return self.rows.masks[sliding_window]
+
+
+SCORES_AT_ONCE = 1 << 26
+"""Of one prefill with sinks, in float32: a quarter of a gigabyte."""
+
+
+def prefill_with_sinks(qkv: AttentionInput) -> Tensor:
+    """Causal attention with sinks over whole prompts, ``[B, Hq, S, Dv]``, some queries at a time:
+    torch's own attention knows no sinks, and all scores at once would not fit."""
+    batch, num_heads, length, _ = qkv.query.shape
+    step = max(1, SCORES_AT_ONCE // (batch * num_heads * length))
+    parts = []
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        first = 0 if qkv.sliding_window is None else max(0, start - qkv.sliding_window + 1)
+        queries = torch.arange(start, end, device=qkv.query.device)[:, None]
+        keys = torch.arange(first, end, device=qkv.query.device)
+        mask = keys <= queries
+        if qkv.sliding_window is not None:
+            mask &= keys > queries - qkv.sliding_window
+        part = qkv._replace(query=qkv.query[:, :, start:end])
+        seen = qkv.key[:, :, first:end], qkv.value[:, :, first:end]
+        parts.append(sink_attention(part, *seen, mask[None, None]))
+    return torch.cat(parts, dim=2)

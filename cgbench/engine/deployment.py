@@ -114,6 +114,7 @@ def _make_state(
         device=model.target.device,
         eos_token_ids=model.eos_token_ids,
         draft_vocab_size=model.target.vocab_size if spec.accept.samples_drafts else 0,
+        num_modules=spec.num_modules,
     )
 
 

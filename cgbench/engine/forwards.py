@@ -20,14 +20,19 @@ def check_forwards(seen: Forwards, planned: Forwards) -> None:
         raise CaptureError(f"a captured graph holds the forwards {seen}, the plan's are {planned}")
 
 
-def planned_forwards(phase: Phase, bucket: Bucket, spec_tokens: int) -> Forwards:
+def planned_forwards(
+    phase: Phase, bucket: Bucket, spec_tokens: int, num_modules: int = 1
+) -> Forwards:
     """Return the forwards that the graph of ``phase`` should hold for ``bucket``.
 
-    Drafts 2..k work on one token a request, never on the k + 1 that were verified.
+    Drafts 2..k work on one token a request, never on the k + 1 that were verified. The first step
+    of a module past the head's first works on k + step rows.
     """
     verify = [("target", bucket.num_tokens)]
     first = [("head", bucket.num_tokens)] if spec_tokens else []
-    rest = [("head", bucket.batch_size)] * (spec_tokens - 1)
+    steps = range(2, spec_tokens + 1)
+    lengths = (spec_tokens + step if step <= num_modules else 1 for step in steps)
+    rest = [("head", bucket.batch_size * length) for length in lengths]
     return {
         Phase.VERIFY: verify,
         Phase.DRAFT_FIRST: first,
@@ -49,7 +54,7 @@ def watched_forwards(spec: Speculator) -> Iterator[Forwards]:
 
     handles = [spec.target.backbone.register_forward_pre_hook(target, with_kwargs=True)]
     if spec.head is not None:
-        handles.append(spec.head.register_forward_pre_hook(head))
+        handles += [each.register_forward_pre_hook(head) for each in spec.head.mtp_modules]
     try:
         yield seen
     finally:

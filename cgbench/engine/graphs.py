@@ -207,7 +207,8 @@ class _Capturer:
             capture_s = self._timed(
                 lambda: forwards.extend(self._record(graph, function, spec, rows, mark))
             )
-            check_forwards(forwards, planned_forwards(phase, bucket, state.spec_tokens))
+            planned = planned_forwards(phase, bucket, state.spec_tokens, spec.num_modules)
+            check_forwards(forwards, planned)
             barrier(f"the first replay of the {phase} graph of {bucket.batch_size} requests")
             instantiate_s = self._timed(graph.instantiate)
             first_replay_s = self._timed(graph.replay)

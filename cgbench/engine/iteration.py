@@ -2,6 +2,12 @@
 
 Every shape is fixed by (batch, k), and nothing reads a device value on the host. So the same
 functions run eager, are captured a phase at a time, or are captured whole.
+
+A head may have several MTP modules. Module j was trained on pairs of a row i's hidden state and
+token i + j, and draft j comes of its row ``seq_len + num_accepted``. An iteration makes tokens
+certain that its last j - 1 rows were computed without. So draft step j computes the rows from
+``seq_len - (j - 1)`` to ``seq_len + k`` again: k + j a request. Every row that a module reads is
+then of tokens that are certain, or of this iteration's drafts.
 """
 
 from collections.abc import Callable
@@ -14,11 +20,12 @@ from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.calls import Decode, DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
 from cgbench.kernels.row_updates import RowState, commit
+from cgbench.kernels.windows.module_window import module_window
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.target import HiddenStates, Target
 from cgbench.parallel.collectives import from_first_rank
-from cgbench.request.choices import FirstEmbedding
+from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 from cgbench.words import Stage
 
 Mark = Callable[[Stage | None], None]
@@ -50,6 +57,17 @@ class Speculator:
         places = Rows(self.cache, rows.slot_of_row, positions)
         return Decode(places, self.backend, self.runs_compiled)
 
+    @property
+    def num_modules(self) -> int:
+        """Return the number of the head's MTP modules, which is 1 without a head."""
+        return 1 if self.head is None else self.head.num_modules
+
+    def has_own_module(self, step: int) -> bool:
+        """Return whether draft ``step`` is past the first and of a module that no step before it
+        ran.
+        """
+        return 1 < step <= self.num_modules
+
     def head_input(self, hidden: HiddenStates) -> Tensor:
         """Return the target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
         assert self.head is not None
@@ -63,29 +81,49 @@ class Speculator:
         call: AttentionCall,
         *,
         from_start: bool = False,
+        step: int = 1,
     ) -> Tensor:
-        """Run the head on ``hidden [B, S, H]`` at ``positions [B, S]``.
+        """Run the module of draft ``step`` on ``hidden [B, S, H]`` at ``positions [B, S]``.
 
-        Returns the output of its block, ``[B, S, H]``. Each row is paired with the token after it,
+        Returns the output of its block, ``[B, S, H]``. Each row is paired with a token after it,
         ``tokens [B, S]``. With ``from_start`` column 0 is position 0, where some families feed no
         embedding.
         """
         assert self.head is not None
-        embeds = self.target.embed(tokens, self.head.embedding)
-        if from_start and self.head.family.first_embed == FirstEmbedding.ZEROED:
-            embeds[:, 0] = 0
-        rope = self.target.rope(embeds, positions)
-        return self.head(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
+        module = self.head.module_of(step)
+        embeds = self.target.embed(tokens, module.embedding)
+        if module.family.first_embed == FirstEmbedding.ZEROED:
+            if from_start:
+                embeds[:, 0] = 0
+            elif self.has_own_module(step):
+                # A window that begins before the newest row may begin at the prompt's first.
+                embeds = embeds.masked_fill((positions == 0)[..., None], 0)
+        rope = self.target.rope(embeds, positions, module.layer_type)
+        return module(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
 
-    def draft_logits(self, block_out: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a draft's logits ``[B, V]``, and the chain ``[B, 1, H]`` for the next draft step.
+    def draft_logits(self, block_out: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return the logits ``[B, V]`` of draft ``step``, and the chain ``[B, 1, H]`` after it.
 
-        Both come from the head's ``block_out [B, 1, H]``.
+        Both come from the module's ``block_out [B, 1, H]``.
         """
         assert self.head is not None
-        normed = self.head.to_logits_input(block_out)
-        logits = self.logits(normed[:, 0], self.head.output)
-        return logits, self.head.to_chain(block_out, normed)
+        module = self.head.module_of(step)
+        normed = module.to_logits_input(block_out)
+        logits = self.logits(normed[:, 0], module.output)
+        return logits, module.to_chain(block_out, normed)
+
+    def fed_next(self, fed: Tensor, block_out: Tensor, step: int) -> Tensor:
+        """Return what the module after that of draft ``step`` is fed, ``[B, S, H]``.
+
+        That is what this one was ``fed``, or what it made of it, ``block_out``.
+        """
+        assert self.head is not None
+        module = self.head.module_of(step)
+        if module.family.feed == ModuleFeed.TARGET:
+            return fed
+        if module.family.chain == NormSide.PRE:
+            return block_out
+        return module.to_chain(block_out, module.to_logits_input(block_out))
 
     def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
         """Return the logits that the acceptance rule reads after a final norm.
@@ -178,20 +216,49 @@ def draft_first(spec: Speculator, rows: RowState) -> None:
     positions = rows.seq_len[:, None] + rows.offsets
     call = spec.decode_call(rows, positions)
     block_out = spec.run_head(rows.out, rows.hidden, positions, call)
+    keep_fed(spec, rows, rows.hidden, block_out, step=1)
     emit_draft(spec, rows, take_row(block_out, rows.num_accepted), step=1)
 
 
 def draft_next(spec: Speculator, rows: RowState, step: int) -> None:
-    """Make draft ``step`` (2..k) from draft step - 1 and the chain, one position further on."""
-    positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - 1)
+    """Make draft ``step`` (2..k) by a module of its own, or by the last module again.
+
+    The last module goes on from draft step - 1 and the chain, one position further on.
+    """
+    if spec.has_own_module(step):
+        draft_by_own_module(spec, rows, step)
+        return
+    positions = (rows.seq_len + rows.num_accepted)[:, None] + (step - spec.num_modules)
     call = spec.decode_call(rows, positions)
-    block_out = spec.run_head(rows.drafts[:, step - 2 : step - 1], rows.chain, positions, call)
+    token = rows.drafts[:, step - 2 : step - 1]
+    block_out = spec.run_head(token, rows.chain, positions, call, step=step)
     emit_draft(spec, rows, block_out, step)
+
+
+def draft_by_own_module(spec: Speculator, rows: RowState, step: int) -> None:
+    """Make draft ``step`` by the module of that step.
+
+    It runs over the k + step rows that this iteration made certain or new.
+    """
+    window = module_window(rows, step)
+    call = spec.decode_call(rows, window.positions)
+    block_out = spec.run_head(window.tokens, window.hidden, window.positions, call, step=step)
+    keep_fed(spec, rows, window.hidden, block_out, step)
+    emit_draft(spec, rows, take_row(block_out, window.newest), step)
+
+
+def keep_fed(
+    spec: Speculator, rows: RowState, hidden: Tensor, block_out: Tensor, step: int
+) -> None:
+    """Keep what the module of draft ``step + 1`` is fed, if there is one of its own."""
+    if step < rows.spec_tokens and spec.has_own_module(step + 1):
+        fed = spec.fed_next(hidden, block_out, step)
+        rows.fed[:, : fed.shape[1]].copy_(fed)
 
 
 def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
     """Write draft ``step`` and the chain of the step after it, from ``block_out [b, 1, H]``."""
-    logits, chain = spec.draft_logits(block_out)
+    logits, chain = spec.draft_logits(block_out, step)
     rows.drafts[:, step - 1] = spec.settled(spec.accept.draft(rows, logits, step))
     if step < rows.spec_tokens:
         rows.chain.copy_(chain)

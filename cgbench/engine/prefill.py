@@ -1,7 +1,8 @@
 """Prefill writes prompts into KV slots, eager and untimed. Request i goes to slot i."""
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def prefill(
     *,
     distinct: bool = False,
 ) -> Prefilled:
-    """Run the target over every prompt, and then the head over the same rows.
+    """Run the target over every prompt, and then each of the head's modules over the same rows.
 
     Prompts are token ids, and none is empty. They run in waves of at most ``max_num_tokens``
     tokens, padded to each wave's longest. A wave has at least one prompt.
@@ -38,12 +39,19 @@ def prefill(
     spec.cache.request_keys[: len(prompts)] = keys
     uniforms = _uniforms(len(prompts), seed)
     parts = [_prefill_wave(spec, wave, uniforms) for wave in _waves(prompts, max_num_tokens)]
-    blocks = [part.block_out for part in parts if part.block_out is not None]
     return Prefilled(
         last=torch.cat([part.last for part in parts]),
         seq_len=torch.cat([part.seq_len for part in parts]),
-        block_out=torch.cat(blocks) if blocks else None,
+        block_out=_joined([part.block_out for part in parts]),
+        fed=_joined([part.fed for part in parts]),
+        carries=_joined([part.carries for part in parts], dim=1),
     )
+
+
+def _joined(parts: Sequence[Tensor | None], dim: int = 0) -> Tensor | None:
+    """The parts along the dimension of the requests; None if the head has none of it."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim) if there else None
 
 
 def _uniforms(count: int, seed: int) -> list[float]:
@@ -89,6 +97,9 @@ def _draft(spec: Speculator, rows: RowState, prefilled: Prefilled) -> None:
     # The head's newest row is the prompt's last, as after an iteration that kept no draft there.
     rows.seq_len.sub_(1)
     rows.num_accepted.zero_()
+    rows.out[:, 0] = rows.last
+    if prefilled.fed is not None and rows.fed.numel():
+        rows.fed[:, :1] = prefilled.fed
     for step in range(2, rows.spec_tokens + 1):
         draft_next(spec, rows, step)
     rows.seq_len.add_(1)
@@ -143,7 +154,23 @@ def prefill_slots(
     last = spec.settled(spec.accept.choose(spec.logits(newest[:, 0]), uniforms))
     if spec.head is None:
         return Prefilled(last, lengths, None)
-    following = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], dim=1)
-    following = following.scatter(1, lengths[:, None] - 1, last[:, None])
-    block_out = spec.run_head(following, spec.head_input(hidden), positions, call, from_start=True)
-    return Prefilled(last, lengths, take_row(block_out, lengths - 1))
+    following = _shifted(tokens).scatter(1, lengths[:, None] - 1, last[:, None])
+    fed = spec.head_input(hidden)
+    block_out = spec.run_head(following, fed, positions, call, from_start=True)
+    first = Prefilled(last, lengths, take_row(block_out, lengths - 1))
+    if spec.num_modules == 1:
+        return first
+    carries: list[Tensor] = []
+    second = take_row(spec.fed_next(fed, block_out, 1), lengths - 1)
+    for step in range(2, spec.num_modules + 1):
+        fed = spec.fed_next(fed, block_out, step - 1)
+        carries.append(take_row(fed, (lengths - step).clamp(min=0))[:, 0])
+        # The newest rows want tokens that are yet to be drafted: the first drafts make them anew.
+        following = _shifted(following)
+        block_out = spec.run_head(following, fed, positions, call, from_start=True, step=step)
+    return replace(first, fed=second, carries=torch.stack(carries))
+
+
+def _shifted(tokens: Tensor) -> Tensor:
+    """``tokens [B, S]``, each row one further on, behind which any token stands."""
+    return torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], dim=1)

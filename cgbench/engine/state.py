@@ -24,11 +24,17 @@ class Prefilled:
 
     It has ``last [b]`` and ``seq_len [b]``. With a head there is also ``block_out [b, 1, H]``, its
     block's output, from which draft 1 is made.
+
+    A head with m > 1 modules leaves two more. ``fed [b, 1, H]`` is what the second one is fed at
+    the prompt's last row. ``carries [m - 1, b, H]`` is what each module past the first is fed at
+    the row that its first window begins with.
     """
 
     last: Tensor
     seq_len: Tensor
     block_out: Tensor | None
+    fed: Tensor | None = None
+    carries: Tensor | None = None
 
     @property
     def batch_size(self) -> int:
@@ -52,12 +58,15 @@ class DecodeState:
         device: torch.device,
         eos_token_ids: tuple[int, ...] = (),
         draft_vocab_size: int = 0,
+        num_modules: int = 1,
     ) -> None:
         """Allocate the buffers. Every row is padding at first.
 
         ``draft_vocab_size`` is V of ``RowState.draft_probs``. It is 0 if no rule reads it.
+        ``num_modules`` counts the head's MTP modules.
         """
         k, b = spec_tokens, max_batch_size
+        num_drafting = max(1, min(k, num_modules))
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.long, device=device)
@@ -83,6 +92,14 @@ class DecodeState:
             draft_probs=torch.zeros(
                 scratch_slot + 1, k + 1, draft_vocab_size if k else 0, device=device
             ),
+            fed=torch.zeros(
+                *(b, k + num_drafting if num_drafting > 1 else 0, hidden_size),
+                dtype=dtype,
+                device=device,
+            ),
+            carries=torch.zeros(
+                num_drafting - 1, scratch_slot + 1, hidden_size, dtype=dtype, device=device
+            ),
         )
         self._rows: dict[int, RowState] = {}
 
@@ -107,6 +124,8 @@ class DecodeState:
                 scratch_slot=full.scratch_slot,
                 uniforms=full.uniforms,
                 draft_probs=full.draft_probs,
+                fed=full.fed[:batch_size],
+                carries=full.carries,
             )
         return self._rows[batch_size]
 
@@ -132,6 +151,9 @@ class DecodeState:
         rows.active.copy_(~ended & (rows.tokens_left > 0))
         slots = torch.arange(prefilled.batch_size, device=rows.last.device)
         rows.slot_of_row.copy_(torch.where(rows.active > 0, slots, rows.scratch_slot))
+        if prefilled.carries is not None:
+            carries = prefilled.carries[: len(rows.carries)]
+            rows.carries[:, : prefilled.batch_size] = carries
 
     def _set_eos(self, ignore_eos: bool) -> None:
         self.full.eos_ids.fill_(NO_TOKEN)

@@ -83,14 +83,23 @@ class Floor:
         yield from self._forward(verify, target, b, query_len, context, read.get(verify))
         yield from self._forward(verify, lm_head, b, query_len, context)
         for step in range(1, k + 1):
-            assert self.work.head is not None
-            draft = Stage.draft(step)
+            module, draft = self.work.module_of(step), Stage.draft(step)
             stage = account_stage(draft, k)
-            rows = query_len if step == 1 else 1
-            # Kept drafts lengthen the context by up to k rows more, which a floor may leave out.
-            start = context if step == 1 else context + step - 1
-            yield from self._forward(stage, self.work.head, b, rows, start, read.get(draft))
-            yield from self._forward(stage, self.work.draft_output, b, 1, context)
+            rows, start = self._draft_rows(step, query_len, context)
+            yield from self._forward(stage, module.forward, b, rows, start, read.get(draft))
+            yield from self._forward(stage, module.output, b, 1, context)
+
+    def _draft_rows(self, step: int, query_len: int, context: float) -> tuple[int, float]:
+        """Return the rows a request of draft ``step``, and the KV rows below them.
+
+        Kept drafts lengthen the context of a step of one row by up to k rows more, which a floor
+        may leave out.
+        """
+        num_modules = len(self.work.modules)
+        if step <= num_modules:
+            # A module past the first computes the rows again that it had of drafts alone.
+            return query_len + step - 1, max(0.0, context - (step - 1))
+        return 1, context + step - num_modules
 
     def _forward(
         self,

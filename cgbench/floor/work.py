@@ -21,6 +21,7 @@ from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe
+from cgbench.models.heads.head import MtpModule
 from cgbench.models.loader import LoadedModel
 from cgbench.models.shards import Splits
 from cgbench.models.skeleton import Skeleton, stored_bytes
@@ -110,22 +111,25 @@ class ForwardWork:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelWork:
-    """A model work is the work of the forwards of an iteration.
+class ModuleWork:
+    """The forward of one of the head's modules, with the embedding of the token it is fed.
+    ``output`` is the product that makes a draft's logits."""
 
-    ``head`` includes the embedding of the token that it is fed. ``head_output`` is the product that
-    makes a draft's logits, or None if that is ``lm_head``.
-    """
+    forward: ForwardWork
+    output: ForwardWork
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWork:
+    """A model work is the work of the forwards of an iteration. ``modules`` are the head's."""
 
     target: ForwardWork
     lm_head: ForwardWork
-    head: ForwardWork | None
-    head_output: ForwardWork | None = None
+    modules: tuple[ModuleWork, ...] = ()
 
-    @property
-    def draft_output(self) -> ForwardWork:
-        """Return the product that makes a draft's logits."""
-        return self.lm_head if self.head_output is None else self.head_output
+    def module_of(self, step: int) -> ModuleWork:
+        """Return the work of the module that makes draft ``step``, which counts from 1."""
+        return self.modules[min(step, len(self.modules)) - 1]
 
 
 def rank_work(model: LoadedModel) -> ModelWork:
@@ -137,17 +141,24 @@ def rank_work(model: LoadedModel) -> ModelWork:
     num_ranks = model.ranks.size
     if num_ranks == 1:
         return work
-    target, head = model.target, model.head
+    target = model.target
     heads = _num_parts(model, range(target.num_layers))
+    lm_head = _part(work.lm_head, target.splits, num_ranks, 1)
+    modules = () if model.head is None else model.head.mtp_modules
     return ModelWork(
         target=_part(work.target, target.splits, num_ranks, heads),
-        lm_head=_part(work.lm_head, target.splits, num_ranks, 1),
-        head=None
-        if work.head is None or head is None
-        else _part(work.head, head.splits, num_ranks, _num_parts(model, [head.layer_idx])),
-        head_output=None
-        if work.head_output is None or head is None
-        else _part(work.head_output, head.splits, num_ranks, 1),
+        lm_head=lm_head,
+        modules=tuple(
+            ModuleWork(
+                forward=_part(
+                    each.forward, own.splits, num_ranks, _num_parts(model, [own.layer_idx])
+                ),
+                output=lm_head
+                if own.output is None
+                else _part(each.output, own.splits, num_ranks, 1),
+            )
+            for each, own in zip(work.modules, modules, strict=True)
+        ),
     )
 
 
@@ -275,19 +286,37 @@ def model_work(skeleton: Skeleton) -> ModelWork:
     hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe), stored)
     lm_head = _output_work(target, hidden, None, stored)
     if head is None:
-        return ModelWork(work, lm_head, None)
-    head_probe = _WorkProbe(keeps_latents=keeps_latents)
+        return ModelWork(work, lm_head)
+    of_head = _stored_bytes(head, skeleton.head_scaled)
+    fed = head.to_input(hidden)
+
+    def module_work(module: MtpModule) -> ModuleWork:
+        own = module.output
+        output = lm_head if own is None else _output_work(target, hidden, own, of_head)
+        probe = _WorkProbe(keeps_latents=keeps_latents)
+        return ModuleWork(_module_work(target, module, fed, probe, of_head), output)
+
+    return ModelWork(work, lm_head, tuple(map(module_work, head.mtp_modules)))
+
+
+def _module_work(
+    target: Target,
+    module: MtpModule,
+    fed: Tensor,
+    probe: _WorkProbe,
+    stored: Mapping[int, int],
+) -> ForwardWork:
+    """Return the work of one module's forward of one token, fed hidden states ``[1, 1, H]``."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
 
     def step() -> Tensor:
-        embeds = target.embed(ids, head.embedding)
-        rope = target.rope(embeds, ids)
-        return head(embeds, head.to_input(hidden), rope, ids, head_probe)  # type: ignore[no-any-return]
+        embeds = target.embed(ids, module.embedding)
+        rope = target.rope(embeds, ids, module.layer_type)
+        return module(embeds, fed, rope, ids, probe)  # type: ignore[no-any-return]
 
-    head_names = _weight_names(head) | _weight_names(target.model.get_input_embeddings())
-    stored = _stored_bytes(head, skeleton.head_scaled)
-    _, head_work = _recorded(head_names, head_probe, step, stored)
-    output = None if head.output is None else _output_work(target, hidden, head.output, stored)
-    return ModelWork(work, lm_head, head_work, output)
+    names = _weight_names(module) | _weight_names(target.model.get_input_embeddings())
+    _, work = _recorded(names, probe, step, stored)
+    return work
 
 
 def _stored_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> dict[int, int]:

@@ -31,7 +31,8 @@ class AttentionInput(NamedTuple):
 
     It has ``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]`` and ``value [B, Hkv, S, Dv]``.
     ``scaling`` multiplies the scores. ``sliding_window`` counts the keys seen, the query's own
-    included. None means all.
+    included. None means all. ``sinks [Hq]`` are scores of keys without a value, one a head. Every
+    query sees its head's, and it takes a part of the weight. Most models have none.
     """
 
     query: Tensor
@@ -39,6 +40,7 @@ class AttentionInput(NamedTuple):
     value: Tensor
     scaling: float
     sliding_window: int | None
+    sinks: Tensor | None = None
 
     @property
     def is_grouped(self) -> bool:
@@ -64,15 +66,39 @@ def sdpa(
     window = qkv.sliding_window
     if window not in masks:
         masks[window] = live_mask(positions, room, window)
-    out = F.scaled_dot_product_attention(
-        qkv.query,
-        slot_view(kv.keys, slots, room),
-        slot_view(kv.values, slots, room),
-        attn_mask=masks[window],
-        scale=qkv.scaling,
-        enable_gqa=qkv.is_grouped,
-    )
+    keys, values = slot_view(kv.keys, slots, room), slot_view(kv.values, slots, room)
+    if qkv.sinks is not None:
+        out = sink_attention(qkv, keys, values, masks[window])
+    else:
+        out = F.scaled_dot_product_attention(
+            qkv.query,
+            keys,
+            values,
+            attn_mask=masks[window],
+            scale=qkv.scaling,
+            enable_gqa=qkv.is_grouped,
+        )
     return out.transpose(1, 2)
+
+
+def sink_attention(qkv: AttentionInput, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attend with sinks: return ``[B, Hq, S, Dv]`` for the queries of ``qkv``.
+
+    They see ``keys [B, Hkv, K, D]`` and ``values [B, Hkv, K, Dv]`` where ``mask``, of ``[B or 1, 1,
+    S, K]``, is true. The softmax has one score more, the head's sink, whose weight is then left
+    out. Sums are in float32. Source: gpt-oss and MiMo-V2-Flash in transformers.
+    """
+    assert qkv.sinks is not None
+    batch, num_heads, length, _ = qkv.query.shape
+    kv_heads = keys.shape[1]
+    # [B, Hkv, group, S, K]: query heads that share keys are neighbours.
+    queries = qkv.query.float().unflatten(1, (kv_heads, num_heads // kv_heads))
+    scores = queries @ keys.float()[:, :, None].transpose(-1, -2) * qkv.scaling
+    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    sinks = qkv.sinks.float().view(1, kv_heads, -1, 1, 1).expand(batch, -1, -1, length, 1)
+    weights = torch.cat([scores, sinks], dim=-1).softmax(-1)[..., :-1]
+    out = weights @ values.float()[:, :, None]
+    return out.flatten(1, 2).to(values.dtype)
 
 
 def slot_view(tensor: Tensor, slots: Tensor, room: int) -> Tensor:

@@ -60,6 +60,14 @@ class RowState:
     If the rule draws no drafts, V is 0. Row k stays zero, because nothing was drafted there. It is
     by slot, so that re-packing moves none of it. The rule picks rows by index in any case.
     """
+    fed: Tensor
+    """``[b, k + m, H]``: the hidden states that the next module is fed, of the rows that the one
+    before it computed. m counts the MTP modules that draft. If that is one, there are no columns.
+    """
+    carries: Tensor
+    """``[m - 1, slots, H]``: of what each module past the first is fed, the row before ``fed``'s
+    first. It is by slot, as ``draft_probs`` is.
+    """
 
     @property
     def batch_size(self) -> int:

@@ -6,8 +6,8 @@ programs until the device is full. Nothing past a request's live length is read.
 what lies there, NaN included, out of the result.
 
 The new rows that a call brings are read from its own tensors. One program each writes them to the
-cache on the way, so no program waits for another. A second kernel merges the splits
-(``triton_splits``).
+cache on the way, so no program waits for another. That program also begins its softmax with the
+head's sink, if there is one. A second kernel merges the splits (``triton_splits``).
 """
 
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from cgbench.kernels.triton_splits import Parts, division, merge, splits_of
 # tl.dot wants at least 16 rows.
 MIN_TILE = 16
 LOG2_E = 1.4426950408889634
+_LOG2_E = tl.constexpr(LOG2_E)
 
 # These sizes differ between buckets. Specialising on them would compile the kernels anew for some.
 SIZES = ["num_splits", "room"]
@@ -58,6 +59,7 @@ def _split_kernel(
     partial_out,
     partial_max,
     partial_sum,
+    sinks,
     scaling_log2,
     room,
     num_splits,
@@ -83,6 +85,7 @@ def _split_kernel(
     BLOCK_DV: tl.constexpr,
     PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     b = tl.program_id(0) // KV_HEADS
@@ -118,6 +121,12 @@ def _split_kernel(
     )
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
+    if HAS_SINKS:
+        if split == split_of_new:
+            # A key without a value, once over all splits: its score is the first maximum.
+            sink = tl.load(sinks + head, mask=in_tile, other=0.0).to(tl.float32)
+            running_max = sink * _LOG2_E
+            running_sum += 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     for n0 in range(low, high, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
@@ -248,6 +257,7 @@ def decode(
         positions,
         out,
         *parts,
+        query if qkv.sinks is None else qkv.sinks,
         qkv.scaling * LOG2_E,
         room,
         num_splits,
@@ -260,6 +270,7 @@ def decode(
         BLOCK_D=max(MIN_TILE, triton.next_power_of_2(key_dim)),
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
+        HAS_SINKS=qkv.sinks is not None,
         EARLY=early(query.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

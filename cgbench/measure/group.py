@@ -32,6 +32,7 @@ from cgbench.measure.rounds import (
 )
 from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS, UntilPrecise, doubt
+from cgbench.models.heads.head import DraftHead
 from cgbench.parallel.ranks import first_failure, first_unlike
 from cgbench.rundir.block_schema import Block
 from cgbench.rundir.schema import COLD, WARM, Cell, Sample, TokenRow
@@ -334,8 +335,14 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
         discarded_blocks=sum(map(bool, run.discarded)) if measured else None,
         routing=deployment.model.routing,
         quant=deployment.model.quant,
+        mtp_modules=_num_modules(deployment.model.head, spec_tokens),
         experts_read=run.experts_read.get(Stage.VERIFY),
     )
+
+
+def _num_modules(head: DraftHead | None, spec_tokens: int) -> int:
+    """The modules that draft, whatever k is. A row without drafts has the column's default."""
+    return head.num_modules if head is not None and spec_tokens else 1
 
 
 def _accounts(session: Session, runs: dict[CellKey, CellRun]) -> list[Account]:

@@ -18,7 +18,7 @@ from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.head_wiring import wiring_of
 from cgbench.models.latent.latent_hook import latent_path
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import loading_of, plan_loading
+from cgbench.models.loading_plan import loading_of, modules_used, plan_loading
 from cgbench.models.presets import PRESETS, default_golden, golden_for
 from cgbench.models.router_rules import mixture_paths
 from cgbench.models.support import check_capturable
@@ -251,7 +251,11 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
 def _module_facts(model: LoadedModel) -> str | None:
     if model.head is None:
         return None
-    return f"module 1 of {model.num_head_modules}, reused for every draft step"
+    used = model.head.num_modules
+    if used == 1:
+        return f"module 1 of {model.num_head_modules}, reused for every draft step"
+    reused = "the last reused for the steps past it"
+    return f"{modules_used(used, model.num_head_modules)}, one a draft step, {reused}"
 
 
 def _weight_bytes(module: torch.nn.Module | None) -> int:

@@ -50,6 +50,7 @@ def _dispatch(
     attention_call: AttentionCall,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     if attention_mask is not None:
@@ -57,17 +58,25 @@ def _dispatch(
         raise UnsupportedModelError(
             f"{type(module).__name__}: makes an attention mask of its own, which is not supported"
         )
+    if s_aux is None and getattr(module, "sinks", None) is not None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: does not tell its attention of its sinks"
+        )
     # A compiler is shown the number as a tensor (see compile/operators.py).
     layer_idx: Any = module.layer_number if torch.compiler.is_compiling() else module.layer_idx
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if hasattr(module, "latent_weights"):
+        if s_aux is not None:
+            raise UnsupportedModelError(
+                f"{type(module).__name__}: latent attention with sinks is not supported"
+            )
         hooked: Any = module
         if getattr(attention_call, "keeps_latents", False):
             new = LatentInput(query, key, hooked.latent_weights(), scaling, sliding_window)
             keeper: Any = attention_call
             return keeper.attend_latent(layer_idx, new), None
         key, value = hooked.expanded(key)
-    qkv = AttentionInput(query, key, value, scaling, sliding_window)
+    qkv = AttentionInput(query, key, value, scaling, sliding_window, s_aux)
     return attention_call.attend(layer_idx, qkv), None
 
 

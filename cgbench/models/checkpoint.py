@@ -29,10 +29,12 @@ from cgbench.models.config_fields import (
     check_fields,
     check_relations,
     check_values,
+    keep_tails,
 )
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+MTP_FILE = "mtp.safetensors"
 # So many bytes of each of two tensors are compared at once.
 _COMPARED_BYTES = 1 << 26
 # The bits of a number, by safetensors' name of its type.
@@ -132,7 +134,7 @@ def _find_config(ref: str) -> Path:
 def _config_of(ref: str, raw: JsonObject) -> PretrainedConfig:
     if raw["model_type"] in KNOWN_AS:
         return config_from_dict(raw)
-    return AutoConfig.from_pretrained(ref, trust_remote_code=False)
+    return keep_tails(AutoConfig.from_pretrained(ref, trust_remote_code=False), raw)
 
 
 def config_from_dict(raw: JsonObject) -> PretrainedConfig:
@@ -141,7 +143,7 @@ def config_from_dict(raw: JsonObject) -> PretrainedConfig:
     model_type = raw["model_type"]
     if model_type in KNOWN_AS:
         return KNOWN_AS[model_type](**fields)
-    return AutoConfig.for_model(model_type, **fields)
+    return keep_tails(AutoConfig.for_model(model_type, **fields), raw)
 
 
 def check_generation_config(ref: str, config: PretrainedConfig) -> None:
@@ -187,16 +189,29 @@ def tensor_files(ref: str) -> dict[str, Path]:
 
 
 def all_tensor_files(ref: str) -> dict[str, Path]:
-    """Return ``tensor_files`` and the tensors of a folder's other ``*mtp*.safetensors``.
+    """Return ``tensor_files`` and the tensors of ``mtp.safetensors`` beside them.
 
-    A head that was exported anew may lie beside the index and not be named in it.
+    Other files of a folder named ``*mtp*.safetensors`` are read too. A head that was exported anew
+    may lie beside the index and not be named in it, or alone. Raise ``ModelError`` if there are
+    neither.
     """
-    files = tensor_files(ref)
-    others = set(Path(ref).glob("*mtp*.safetensors")) if Path(ref).is_dir() else set()
+    others = set(Path(ref).glob("*mtp*.safetensors")) if is_folder(ref) else _hub_mtp_file(ref)
+    files: dict[str, Path] = {}
+    if not others or _has_tensors(ref):
+        files = tensor_files(ref)
     for path in sorted(others - set(files.values())):
         with _opened(path) as file:
             files |= {name: path for name in file.keys() if name not in files}
     return files
+
+
+def _hub_mtp_file(ref: str) -> set[Path]:
+    path = _find_file(ref, MTP_FILE)
+    return set() if path is None else {path}
+
+
+def _has_tensors(ref: str) -> bool:
+    return any(_find_file(ref, name) is not None for name in (INDEX_FILE, SINGLE_FILE))
 
 
 def raw_config(ref: str) -> JsonObject:

@@ -245,6 +245,26 @@ def _check_object(where: str, prefix: str, raw: JsonObject, fields: dict[str, Ki
             _check_object(where, f"{prefix}{name}.", value, fields)
 
 
+def keep_tails(config: PretrainedConfig, raw: JsonObject) -> PretrainedConfig:
+    """Give ``config``, made of ``raw``, what the ends of per-layer lists state of a head's modules.
+
+    Step's lists have an entry more for each module. transformers cuts them off, and keeps those of
+    a few lists as ``mtp_...``. Here the others are kept so too.
+    """
+    try:
+        text = config.get_text_config()
+    except ValueError:
+        # Of several text parts none is the model's, which is refused elsewhere.
+        return config
+    count = getattr(text, "num_hidden_layers", None)
+    for name, stated in (raw.get("text_config") or raw).items():
+        kept = vars(text).get(name)
+        is_cut = isinstance(stated, list) and isinstance(kept, list) and len(kept) == count
+        if is_cut and len(stated) > len(kept) and f"mtp_{name}" not in vars(text):
+            setattr(text, f"mtp_{name}", stated[len(kept) :])
+    return config
+
+
 def check_relations(where: str, config: PretrainedConfig, raw: JsonObject) -> None:
     """Check the fields of ``config``, made from ``raw``, that must fit together.
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 TOKENS_A_CHUNK = 2048
 """One call of transformers' experts takes at most this many tokens.
@@ -53,6 +55,62 @@ def fuse(tensors: list[Tensor], shape: Size) -> Tensor:
     """Return ``tensors``, in the order of ``expert_parts``, as one tensor of ``shape [E, out,
     in]``."""
     return torch.cat(tensors).reshape(shape)
+
+
+def implementation_for(device: torch.device, dtype: torch.dtype) -> str:
+    """Return which of transformers' implementations applies experts.
+
+    ``grouped_mm`` reads no tensor on the host and can be captured. On CUDA its kernel knows
+    bfloat16 alone. ``batched_mm`` copies weights for each token, which only small models bear.
+    """
+    in_other_dtype = device.type == "cuda" and dtype != torch.bfloat16
+    return "batched_mm" if in_other_dtype else "grouped_mm"
+
+
+def take_over_loops(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Do ``dispatch_experts`` to the layers of ``model``, and return it.
+
+    Its weights are of ``dtype`` on ``device``. They must not be FP8 yet.
+    """
+    config = model.config.get_text_config()
+    if dispatch_experts(model.get_decoder(), config):
+        config._experts_implementation = implementation_for(device, dtype)
+    return model
+
+
+def dispatch_experts(module: nn.Module, config: PretrainedConfig) -> bool:
+    """Have the mixtures in ``module`` that transformers applies in a loop over experts be applied
+    by the implementation that ``config`` names, in place. The loop reads tensors on the host.
+    Returns whether there are any.
+    """
+    found = [part for part in module.modules() if type(part).__name__ in _LOOPED]
+    for part in found:
+        kind: Any = type(part)
+        part.__class__ = _dispatched(kind)
+        part.__dict__["config"] = config
+    return bool(found)
+
+
+# Mixtures stored as those of qwen2_moe are, that transformers' decorator of expert classes is not
+# on, as of 5.23.
+_LOOPED = frozenset({"Step3p7Experts"})
+
+
+@functools.cache
+def _dispatched(kind: Any) -> type[nn.Module]:
+    class DispatchedExperts(kind):  # type: ignore[misc]
+        """What transformers' decorator gives an expert class."""
+
+        has_gate = is_concatenated = True
+        has_bias = has_post_expert_norm = is_transposed = _is_expert_parallel = False
+
+        def forward(self, *choice: Tensor) -> Any:
+            """``choice``: hidden states, and the experts and weights of each token."""
+            return ALL_EXPERTS_FUNCTIONS[self.config._experts_implementation](self, *choice)
+
+    return DispatchedExperts
 
 
 def apply_in_chunks(module: nn.Module) -> None:

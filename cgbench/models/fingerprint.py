@@ -26,7 +26,7 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
     digest = hashlib.sha256(_config_text(target).encode())
     parts: list[tuple[nn.Module, Splits]] = [(target.model, target.splits)]
     if head is not None:
-        parts.append((head, head.splits))
+        parts.append((head, head.all_splits))
     for module, splits in parts:
         state = module.state_dict()
         for told, name in _in_order(state):

@@ -12,13 +12,20 @@ from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
 from cgbench.models.heads.head import adds_one
 from cgbench.models.heads.head_copies import CopyUse
-from cgbench.models.heads.head_files import head_tensors
+from cgbench.models.heads.head_files import HeadFiles, head_tensors
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers
 from cgbench.models.precision import PartPrecision, precision_by_part
 from cgbench.models.support import check_capturable, class_name
 from cgbench.models.target import Target
-from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
+from cgbench.request.choices import (
+    ConcatOrder,
+    FirstEmbedding,
+    ModuleFeed,
+    NormForm,
+    NormSide,
+    OutputNorm,
+)
 
 _T = TypeVar("_T")
 
@@ -55,12 +62,14 @@ class HeadFacts:
     label: str
     source: str
     modules: int
+    modules_stored: int
     concat: ConcatOrder
     hidden_in: NormSide
     chain: NormSide
     out_norm: OutputNorm
     norm_form: NormForm
     first_embed: FirstEmbedding
+    feed: ModuleFeed
     target_norms: NormForm
     copies: tuple[CopyFacts, ...]
     num_tensors: int
@@ -201,19 +210,26 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFac
         family=family.name,
         label=plan.head_label,
         source=family.source,
-        modules=1 if found is None else found.num_modules,
+        modules=plan.num_modules,
+        modules_stored=plan.num_stored,
         concat=family.concat,
         hidden_in=family.hidden_in,
         chain=family.chain,
         out_norm=family.out_norm,
         norm_form=family.norm_form,
         first_embed=family.first_embed,
+        feed=family.feed,
         target_norms=_norm_form(plan.skeleton.target),
-        copies=tuple(CopyFacts(c.what, c.name, c.use) for c in found.copies) if found else (),
+        copies=_copy_facts(found),
         num_tensors=len(tensors),
         weight_bytes=plan.skeleton.head_bytes(plan.request.dtype),
         origin=None if found is None else plan.request.head_ref or plan.request.ref,
     )
+
+
+def _copy_facts(found: HeadFiles | None) -> tuple[CopyFacts, ...]:
+    copies = () if found is None else found.copies
+    return tuple(CopyFacts(c.what, c.name, c.use) for each in copies for c in each)
 
 
 def _norm_form(target: Target) -> NormForm:

@@ -13,11 +13,13 @@ from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
+from cgbench.models.experts import implementation_for, take_over_loops
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
-from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
+from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
 from cgbench.models.placement import check_headers, check_placed, check_types
+from cgbench.models.presets import PRESETS
 from cgbench.models.projections import pack_projections
 from cgbench.models.quantised.scaled_files import ScaledFiles
 from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
@@ -55,7 +57,7 @@ class LoadedModel:
     ``label`` and ``head_label`` are their names in every output, "random weights" included.
     ``tokenizer`` is None if the checkpoint ships none that can be read, as presets never do. Then
     ``tokenizer_problem`` holds the reason. ``num_head_modules`` counts the checkpoint's MTP
-    modules, of which the first is used.
+    modules, of which the head has those that draft.
 
     ``kv_shapes`` are those of each attention layer, the head's included, as this rank holds it.
     ``num_query_heads`` are those of the same layers. ``state_shapes`` are those of each
@@ -133,7 +135,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         routing=plan.routing,
         quant=plan.quant,
         ranks=plan.request.ranks,
-        num_head_modules=1 if plan.head_files is None else plan.head_files.num_modules,
+        num_head_modules=plan.num_stored,
     )
 
 
@@ -152,15 +154,14 @@ def _find_plain_mixtures(module: nn.Module) -> None:
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
     """Return which of transformers' implementations the forward uses.
 
-    Experts run as ``grouped_mm``, which reads no tensor on the host and can be captured. On CUDA
-    its kernel takes bfloat16 alone. ``batched_mm`` copies weights for each token, which only small
-    models bear.
+    Mixtures that transformers lets nobody choose for are those of ``dispatch_experts``.
     """
     chosen = {"attn_implementation": ATTENTION_NAME}
-    if plan.skeleton.target.has_mixtures:
+    target = plan.skeleton.target
+    if target.has_mixtures and type(target.model)._can_set_experts_implementation():
         request = plan.request
-        in_other_dtype = request.device.type == "cuda" and request.dtype != torch.bfloat16
-        chosen["experts_implementation"] = "batched_mm" if in_other_dtype else "grouped_mm"
+        implementation = implementation_for(request.device, request.dtype)
+        chosen["experts_implementation"] = implementation
     return chosen
 
 
@@ -230,6 +231,7 @@ def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=request.dtype, **_implementations(plan)
         )
+    take_over_loops(model, request.device, request.dtype)
     device = torch.device("cpu") if splits else request.device
     scaled = plan.skeleton.scaled
     try:
@@ -257,7 +259,7 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     if plan.family is None or plan.head_files is None:
         return None
     with torch.device("meta"):
-        head = DraftHead(plan.family, target.model, plan.head_files.form)
+        head = DraftHead(plan.family, target.model, *plan.head_files.forms)
     read_head(head, plan.head_files)
     _divide_head(plan, head, target)
     cast_head(head, target)
@@ -265,12 +267,13 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
-    splits = block_splits(target.splits, head) if plan.request.divided_head else {}
-    divide(head, splits, plan.request.ranks)
-    if head.output is not None and LM_HEAD in target.splits:
-        divide_vocabulary(head.output, plan.request.ranks)
-        splits = {**splits, HEAD_OUTPUT: Split(0)}
-    head.splits = splits
+    for module in head.mtp_modules:
+        splits = block_splits(target.splits, module) if plan.request.divided_head else {}
+        divide(module, splits, plan.request.ranks)
+        if module.output is not None and LM_HEAD in target.splits:
+            divide_vocabulary(module.output, plan.request.ranks)
+            splits = {**splits, HEAD_OUTPUT: Split(0)}
+        module.splits = splits
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
@@ -296,8 +299,10 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     family = plan.family
     if family is None:
         return None
+    assert plan.request.preset is not None
+    forms = preset_forms(PRESETS[plan.request.preset], plan.request.mtp_modules)
     with torch.device("meta"):
-        head = DraftHead(family, target.model)
+        head = DraftHead(family, target.model, *forms)
     cast_head(head.eval(), target)
     draw_head(head, target.model, plan.request.device)
     quantise_parameters(head, plan.skeleton.head_scaled)

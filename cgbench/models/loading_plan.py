@@ -24,11 +24,18 @@ from cgbench.models.checkpoint import (
 )
 from cgbench.models.gguf import find_gguf
 from cgbench.models.heads.families import FAMILIES, HeadFamily
+from cgbench.models.heads.head import HeadForm
 from cgbench.models.heads.head_copies import target_matrices
-from cgbench.models.heads.head_files import HeadFiles, check_head, find_head, scaled_shapes
+from cgbench.models.heads.head_files import (
+    HeadFiles,
+    check_head,
+    find_head,
+    num_used,
+    scaled_shapes,
+)
 from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
 from cgbench.models.heads.head_wiring import check_family, named, wired
-from cgbench.models.presets import PRESETS
+from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.quantised.scaled_files import ScaledFiles, find_scaled
 from cgbench.models.quantised.scaled_loading import placed_scales
 from cgbench.models.quantised.scaled_presets import converted
@@ -56,7 +63,8 @@ class Loading:
     ``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id. ``head_ref`` is a
     folder or hub id whose head replaces the checkpoint's own. ``with_head`` is false for k = 0
     alone. ``divided_head``: the ranks share the head's block as they share the target's layers.
-    ``routing``: how tokens choose their experts, if there are any. ``ranks`` share the model. Raise
+    ``routing``: how tokens choose their experts, if there are any. ``mtp_modules``: the most
+    modules of the head that draft, None for all. ``ranks`` share the model. Raise
     ``BadInputError`` for a head's family that is unknown.
     """
 
@@ -72,6 +80,7 @@ class Loading:
     ranks: Ranks = ALONE
     keeps_latents: bool = True
     """Whether latent attention keeps latents. Otherwise it keeps every head's keys and values."""
+    mtp_modules: int | None = None
 
     def __post_init__(self) -> None:
         check_family(self.wiring)
@@ -119,6 +128,7 @@ def loading_of(
         routing=_routing(model),
         ranks=ranks,
         keeps_latents=keeps_latents,
+        mtp_modules=model.mtp_modules,
     )
 
 
@@ -150,6 +160,8 @@ class LoadingPlan:
     scheme: Fp8Scheme | None = None
     scaled: ScaledFiles | None = None
     """The checkpoint's FP8 weights. They are None, as ``scheme`` is, if weights are plain."""
+    num_stored: int = 1
+    """How many modules the head has."""
 
     @property
     def quant(self) -> Quant:
@@ -176,17 +188,27 @@ class LoadingPlan:
         """Return the name of the head in every output.
 
         It has the head's family, and its origin if that is not MODEL. Of several modules it states
-        that the first makes every draft.
+        which of them draft.
         """
         if self.family is None:
             return "none"
-        if self.request.preset:
-            return f"{self.family.name} (random weights)"
-        ref, found = self.request.head_ref, self.head_files
+        ref = self.request.head_ref
         name = self.family.name if ref is None else f"{self.family.name}:{_label(ref)}"
-        if found is None or found.num_modules == 1:
-            return name
-        return f"{name} (module 1 of {found.num_modules})"
+        notes = [] if self.num_stored == 1 else [modules_used(self.num_modules, self.num_stored)]
+        notes += ["random weights"] if self.request.preset else []
+        return f"{name} ({', '.join(notes)})" if notes else name
+
+    @property
+    def num_modules(self) -> int:
+        """Return how many of the head's modules draft, which is 0 without a head."""
+        return 0 if self.skeleton.head is None else self.skeleton.head.num_modules
+
+
+def modules_used(count: int, num_stored: int) -> str:
+    """Return in words which of a head's modules draft."""
+    if count == num_stored:
+        return f"{count} modules"
+    return f"module 1 of {num_stored}" if count == 1 else f"modules 1..{count} of {num_stored}"
 
 
 def check_model_ref(ref: str) -> None:
@@ -232,18 +254,23 @@ def plan_loading(request: Loading) -> LoadingPlan:
             # If the target cannot be run either, that is the better error.
             with_head(target, None, where=where)
             raise
-    form = None if found is None else found.form
-    skeleton = with_head(target, family, form, where=where, keeps_latents=request.keeps_latents)
+    forms = [] if found is None else found.forms
+    num_stored = 1 if found is None else found.num_stored
+    skeleton = with_head(target, family, forms, where=where, keeps_latents=request.keeps_latents)
     if found is not None and skeleton.head is not None:
         check_head(request.head_path, skeleton.head, found)
         skeleton = replace(skeleton, head_scaled=scaled_shapes(skeleton.head, found))
     if scheme is None:
-        return LoadingPlan(request, config, skeleton, family, found, gguf_file)
+        return LoadingPlan(
+            request, config, skeleton, family, found, gguf_file, num_stored=num_stored
+        )
     stored = stored_tensors(tensor_files(request.path))
     files = find_scaled(request.path, stored, scheme)
     scaled = placed_scales(request.path, target.model, files, stored)
     skeleton = replace(skeleton, scaled=scaled)
-    return LoadingPlan(request, config, skeleton, family, found, None, scheme, files)
+    return LoadingPlan(
+        request, config, skeleton, family, found, None, scheme, files, num_stored=num_stored
+    )
 
 
 def _find_head(
@@ -257,7 +284,7 @@ def _find_head(
     flags, stated = request.wiring, folder.stated
     name = flags.family or stated.family
     matrices = target_matrices(target, files)
-    found = find_head(folder, target, matrices, request.dtype, name)
+    found = find_head(folder, target, matrices, request.dtype, name, request.mtp_modules)
     # A file's wiring holds for the family that the file states, and for no other.
     in_force = flags.family in (None, stated.family or found.family.name)
     family = wired(found.family, stated) if in_force else found.family
@@ -279,12 +306,20 @@ def _plan_preset(request: Loading, name: str) -> LoadingPlan:
     config = config_from_dict(dict(preset.config))
     own = FAMILIES[preset.head_family]
     family = named(own, request.wiring) if request.with_head else None
-    skeleton = make_skeleton(config, family, keeps_latents=request.keeps_latents)
+    forms = preset_forms(preset, request.mtp_modules)
+    skeleton = make_skeleton(config, family, forms, keeps_latents=request.keeps_latents)
     if preset.is_fp8:
         of_head = {} if skeleton.head is None else converted(skeleton.head)
         of_target = converted(skeleton.target.model)
         skeleton = replace(skeleton, scaled=of_target, head_scaled=of_head)
-    return LoadingPlan(request, config, skeleton, family, None, None)
+    num_stored = preset.num_modules
+    return LoadingPlan(request, config, skeleton, family, None, None, num_stored=num_stored)
+
+
+def preset_forms(preset: Preset, most_modules: int | None) -> list[HeadForm]:
+    """Return the form of each module of a preset's head that is used. Raise as ``num_used``."""
+    form = HeadForm(own_output=preset.has_own_outputs, dense=preset.has_dense_head)
+    return [form] * num_used(preset.num_modules, most_modules)
 
 
 def _label(ref: str) -> str:

@@ -19,8 +19,8 @@ _PARTS = (
     ("attention", r"(self_attn|linear_attn|attention)\."),
     ("dense and shared experts", r"(mlp|shared_expert|feed_forward|block_sparse_moe).*_proj"),
     ("embedding", r"embed"),
-    ("lm_head", r"lm_head|^output\."),
-    ("MTP projection", r"^proj\."),
+    ("lm_head", r"lm_head|^(later\.\d+\.)?output\."),
+    ("MTP projection", r"^(later\.\d+\.)?proj\."),
 )
 
 

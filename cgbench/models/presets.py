@@ -17,9 +17,10 @@ class Preset:
     """A preset is a public model's shape, without its weights.
 
     ``config`` is the part of the public ``config.json`` that decides shapes. ``source`` names the
-    model. The head, one MTP module, has the form of ``head_family``: MiMo's if the public model has
-    none. ``is_fp8``: the weights are converted as in the public FP8 checkpoint of the family, in
-    blocks of 128 x 128.
+    model. The head, of ``num_modules`` MTP modules, has the form of ``head_family``: MiMo's if the
+    public model has none. ``has_own_outputs``: each module has an output matrix of its own.
+    ``has_dense_head``: its blocks are dense, or None if the config alone decides. ``is_fp8``: the
+    weights are converted as in the public FP8 checkpoint of the family, in blocks of 128 x 128.
     """
 
     name: str
@@ -27,6 +28,9 @@ class Preset:
     config: Mapping[str, Any]
     head_family: str = "mimo"
     is_fp8: bool = False
+    num_modules: int = 1
+    has_own_outputs: bool = False
+    has_dense_head: bool | None = None
 
 
 _GOLDEN_OF_FAMILY = {
@@ -101,6 +105,22 @@ _QWEN3_5 = {
     "eos_token_id": 248044,
 }
 """The hybrids of one generation share these fields. Every fourth layer is full attention."""
+
+_STEP_ROPE = {
+    "rope_type": "llama3",
+    "factor": 2.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 32.0,
+    "original_max_position_embeddings": 131072,
+}
+"""Of the full layers alone."""
+
+
+def _step_layers(full: Any, sliding: Any) -> list[Any]:
+    """A setting of each of Step-3.5's first 14 layers, every fourth of which is full, and of its
+    modules."""
+    return [full if layer % 4 == 0 else sliding for layer in range(14)] + [sliding] * 3
+
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
@@ -320,6 +340,77 @@ PRESETS: dict[str, Preset] = {
                 "tie_word_embeddings": False,
                 "num_nextn_predict_layers": 1,
                 "eos_token_id": 1,
+            },
+        ),
+        Preset(
+            name="mimo-v2-flash-9l",
+            source="XiaomiMiMo/MiMo-V2-Flash config.json, its first 9 of 48 layers (one is dense)",
+            head_family="mimo_v2",
+            num_modules=3,
+            has_dense_head=True,
+            config={
+                "model_type": "mimo_v2_flash",
+                "hidden_size": 4096,
+                "intermediate_size": 16384,
+                "moe_intermediate_size": 2048,
+                "n_routed_experts": 256,
+                "num_experts_per_tok": 8,
+                "n_group": 1,
+                "topk_group": 1,
+                "norm_topk_prob": True,
+                "routed_scaling_factor": None,
+                "num_hidden_layers": 9,
+                "num_attention_heads": 64,
+                "num_key_value_heads": 4,
+                "head_dim": 192,
+                "v_head_dim": 128,
+                "attention_value_scale": 0.707,
+                "sliding_window_size": 128,
+                "vocab_size": 152576,
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-5,
+                "tie_word_embeddings": False,
+                "eos_token_id": 151645,
+            },
+        ),
+        Preset(
+            name="step-3.5-flash-14l",
+            source="stepfun-ai/Step-3.5-Flash config.json, its first 14 of 45 layers (3 are dense)",
+            head_family="step",
+            num_modules=3,
+            has_own_outputs=True,
+            has_dense_head=True,
+            config={
+                "model_type": "step3p5",
+                "hidden_size": 4096,
+                "intermediate_size": 11264,
+                "moe_intermediate_size": 1280,
+                "share_expert_dim": 1280,
+                "moe_num_experts": 288,
+                "moe_top_k": 8,
+                "moe_router_scaling_factor": 3.0,
+                "moe_layers_enum": "3,4,5,6,7,8,9,10,11,12,13",
+                "num_hidden_layers": 14,
+                "num_nextn_predict_layers": 3,
+                "num_attention_heads": 64,
+                "num_attention_groups": 8,
+                "head_dim": 128,
+                "attention_other_setting": {
+                    "attention_type": "sliding_attention",
+                    "num_attention_heads": 96,
+                    "num_attention_groups": 8,
+                    "head_dim": 128,
+                },
+                "layer_types": _step_layers("full_attention", "sliding_attention"),
+                "sliding_window": 512,
+                "rope_theta": _step_layers(5000000.0, 10000.0),
+                "partial_rotary_factors": _step_layers(0.5, 1.0),
+                "rope_scaling": _STEP_ROPE,
+                "vocab_size": 128896,
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-5,
+                "tie_word_embeddings": False,
+                "eos_token_id": [1, 2, 128007],
             },
         ),
         Preset(

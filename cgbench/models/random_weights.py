@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from cgbench.models.experts import take_over_loops
 from cgbench.models.loading_plan import LoadingPlan
 from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.support import auto_class_for
@@ -41,6 +42,7 @@ def random_target(
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=request.dtype, **implementations
         )
+    take_over_loops(model, request.device, request.dtype)
     scaled = plan.skeleton.scaled
     for unit in _units(model):
         _draw(unit, model, request.device, keep)

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def mixtures_of(backbone: nn.Module, head: "DraftHead | None") -> dict[int, nn.Module]:
     """Return the mixtures of experts of a target and its head, by the number of their layer.
 
-    The head's block is one past the last layer. transformers calls the modules with ``(hidden [T,
+    The head's blocks follow the last layer. transformers calls the modules with ``(hidden [T,
     H], experts [T, top_k], weights [T, top_k])``.
     """
     layers = dict(enumerate(backbone.layers))  # type: ignore[arg-type]
-    if head is not None:
-        layers[head.layer_idx] = head.block
+    for module in () if head is None else head.mtp_modules:
+        layers[module.layer_idx] = module.block
     found = {number: _mixture_in(layer) for number, layer in layers.items()}
     return {number: mixture for number, mixture in found.items() if mixture is not None}
 
@@ -110,12 +110,14 @@ class BalancedRouting:
     def install(self, backbone: nn.Module, head: "DraftHead | None") -> None:
         """Take over the choice of experts for as long as the modules live."""
         mixtures = mixtures_of(backbone, head)
-        own = {n: each for n, each in mixtures.items() if head is None or n != head.layer_idx}
+        of_head = () if head is None else head.mtp_modules
+        heads = {module.layer_idx: module for module in of_head}
+        own = {n: each for n, each in mixtures.items() if n not in heads}
         layers = backbone.layers
         assert isinstance(layers, nn.ModuleList)
         self._install(layers[0], own)
-        if head is not None and head.layer_idx in mixtures:
-            self._install(head.block, {head.layer_idx: mixtures[head.layer_idx]})
+        for number in heads.keys() & mixtures.keys():
+            self._install(heads[number].block, {number: mixtures[number]})
 
     def _install(self, entry: nn.Module, mixtures: Mapping[int, nn.Module]) -> None:
         device = next(entry.parameters()).device

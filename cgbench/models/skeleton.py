@@ -1,7 +1,7 @@
 """Build a model without its weights, to find out what it needs and whether it runs."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -82,7 +82,7 @@ class Skeleton:
 def make_skeleton(
     config: PretrainedConfig,
     family: HeadFamily | None,
-    form: HeadForm | None = None,
+    forms: Sequence[HeadForm] = (),
     *,
     where: str = "MODEL",
     keeps_latents: bool = True,
@@ -95,7 +95,7 @@ def make_skeleton(
     from ``where``, is at fault.
     """
     target = make_target(config, where)
-    return with_head(target, family, form, where=where, keeps_latents=keeps_latents)
+    return with_head(target, family, forms, where=where, keeps_latents=keeps_latents)
 
 
 def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
@@ -116,19 +116,20 @@ def make_target(config: PretrainedConfig, where: str = "MODEL") -> Target:
 def with_head(
     target: Target,
     family: HeadFamily | None,
-    form: HeadForm | None = None,
+    forms: Sequence[HeadForm] = (),
     *,
     where: str = "MODEL",
     keeps_latents: bool = True,
 ) -> Skeleton:
     """Return the skeleton of a target on the meta device and a head of ``family``.
 
-    One token is run through both. Raise the errors of ``make_skeleton``.
+    The head has a module for each of ``forms``. One token is run through all. Raise the errors of
+    ``make_skeleton``.
     """
     with _told(target.model.config, where), torch.device("meta"):
         head = None
         if family is not None:
-            head = DraftHead(family, target.model, form).to(torch.bfloat16)
+            head = DraftHead(family, target.model, *forms).to(torch.bfloat16)
         probe = probe_kv_shapes(target, head, keeps_latents=keeps_latents)
         return Skeleton(target, head, probe)
 

@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from cgbench.errors import UnsupportedModelError
+from cgbench.models.added.step3p5 import Step3p5ForCausalLM
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.quantised.scheme import read_scheme
 from cgbench.models.recurrent_hook import GATED_DELTA_TYPES, LINEAR_ATTENTION
@@ -22,13 +23,18 @@ _AUTO_CLASSES = (
     (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoModelForImageTextToText),
 )
 
+_ADDED: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
+    Step3p5ForCausalLM.config_class: Step3p5ForCausalLM
+}
+"""What transformers has a config for and no causal LM."""
+
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 # These rotary types of transformers recompute their frequencies from the largest position.
 HOST_READ_ROPE_TYPES = {"dynamic", "longrope"}
 
 
 def auto_class_for(config: PretrainedConfig) -> Any:
-    """Return transformers' Auto class that makes this model.
+    """Return transformers' Auto class that makes this model, or a class of ours that does.
 
     Only the text part of a multimodal model is run. Raise ``UnsupportedModelError`` if there is no
     such class.
@@ -36,6 +42,8 @@ def auto_class_for(config: PretrainedConfig) -> Any:
     for mapping, auto_class in _AUTO_CLASSES:
         if type(config) in mapping:
             return auto_class
+    if type(config) in _ADDED:
+        return _ADDED[type(config)]
     raise UnsupportedModelError(
         f"MODEL: {config.model_type} is no decoder-only language model that transformers knows"
     )
@@ -49,7 +57,8 @@ def class_name(config: PretrainedConfig) -> str:
     for mapping, _ in _AUTO_CLASSES:
         if type(config) in mapping:
             return str(mapping[type(config)].__name__)
-    return str(config.model_type)
+    added = _ADDED.get(type(config))
+    return str(config.model_type) if added is None else added.__name__
 
 
 def check_config(config: PretrainedConfig) -> None:
@@ -151,8 +160,5 @@ def check_supported(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     if getattr(config, "attn_logit_softcapping", None):
         raise UnsupportedModelError(f"{kind}: attention soft-capping is not supported")
-    first = model.get_decoder().layers[0]
-    if hasattr(getattr(first, "self_attn", None), "sinks"):
-        raise UnsupportedModelError(f"{kind}: attention sinks are not supported")
     if config._attn_implementation != ATTENTION_NAME:
         raise UnsupportedModelError(f"{kind}: refused the attention implementation 'cgbench'")

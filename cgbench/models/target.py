@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
-from cgbench.models.experts import apply_in_chunks
+from cgbench.models.experts import apply_in_chunks, take_over_loops
 from cgbench.models.heads.head import DraftHead, head_layer_type
 from cgbench.models.latent.latent_hook import hook_latent_layers
 from cgbench.models.recurrent_hook import hook_linear_layers
@@ -49,15 +49,16 @@ class Target:
         self.backbone: nn.Module = model.get_decoder()
         hook_linear_layers(self.backbone)
         hook_latent_layers(self.backbone)
+        self.config: PretrainedConfig = model.config.get_text_config()
+        take_over_loops(model, self.device, self.dtype)
         apply_in_chunks(self.backbone)
         self.vocab_size: int = model.get_output_embeddings().out_features
-        self.config: PretrainedConfig = model.config.get_text_config()
         self.hidden_size: int = self.config.hidden_size
         self.num_layers: int = self.config.num_hidden_layers
         self.routing: BalancedRouting | None = None
         """This chooses experts in the router's place. It is None if the router chooses."""
         self._pre_norm: Tensor | None = None
-        self._rope_kwargs = _rope_kwargs(self.backbone.rotary_emb, self.config)
+        self._has_typed_rope = _has_typed_rope(self.backbone.rotary_emb)
         self._rescale = _logits_rescale(model.config)
         norm = self.backbone.norm
         assert isinstance(norm, nn.Module)
@@ -178,17 +179,22 @@ class Target:
         assert isinstance(result, Tensor)
         return result
 
-    def rope(self, like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def rope(
+        self, like: Tensor, position_ids: Tensor, layer_type: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the head's rotary cosines and sines for ``position_ids [B, S]``.
 
-        They have the dtype of ``like``.
+        They have the dtype of ``like``. ``layer_type`` is the block's. None is what a head has
+        unless its family says otherwise.
         """
         rotary = self.backbone.rotary_emb
         assert isinstance(rotary, nn.Module)
         if hasattr(rotary, "mrope_section"):
             # Multimodal positions (time, height, width) are all alike for text.
             position_ids = position_ids[None].expand(3, -1, -1)
-        cos, sin = rotary(like, position_ids, **self._rope_kwargs)
+        # Some models have a table for each type of layer.
+        kind = {"layer_type": layer_type or head_layer_type(self.config)}
+        cos, sin = rotary(like, position_ids, **(kind if self._has_typed_rope else {}))
         return cos, sin
 
 
@@ -201,11 +207,9 @@ def request_keys(prompts: Sequence[Sequence[int]], device: torch.device) -> Tens
     return torch.tensor([prompt[0] for prompt in prompts], device=device)
 
 
-def _rope_kwargs(rotary: nn.Module, config: PretrainedConfig) -> dict[str, str | None]:
-    """Return which of a model's rotary tables the head's block reads, if there are several."""
-    if "layer_type" not in inspect.signature(rotary.forward).parameters:
-        return {}
-    return {"layer_type": head_layer_type(config)}
+def _has_typed_rope(rotary: nn.Module) -> bool:
+    """Return whether a model has a rotary table for each type of layer."""
+    return "layer_type" in inspect.signature(rotary.forward).parameters
 
 
 def _logits_rescale(config: PretrainedConfig) -> Callable[[Tensor], Tensor]:
@@ -262,9 +266,10 @@ def probe_kv_shapes(
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     with probed_shapes(mixtures_of(target.backbone, head)) as shapes:
         hidden = target.forward(ids, ids, probe)
-        if head is not None:
+        for module in () if head is None else head.mtp_modules:
             embeds = target.embed(ids)
-            head(embeds, hidden.pre_norm, target.rope(embeds, ids), ids, probe)
+            rope = target.rope(embeds, ids, module.layer_type)
+            module(embeds, hidden.pre_norm, rope, ids, probe)
     probe.expert_shapes = shapes
     check_windows(target.model, probe.windows)
     missing = set(range(target.num_layers)) - set(probe.kv_shapes) - set(probe.state_shapes)

@@ -54,6 +54,13 @@ class FirstEmbedding(StrEnum):
     ZEROED = "zeroed"
 
 
+class ModuleFeed(StrEnum):
+    """A module past a head's first reads the chain of the one before it, or the target's state."""
+
+    CHAIN = "chain"
+    TARGET = "target"
+
+
 class OutputNorm(StrEnum):
     """An ``OutputNorm`` names the norm before a head's output matrix: its own, the target's, or
     none.

@@ -18,6 +18,7 @@ from cgbench.request.choices import (
     Dtype,
     FirstEmbedding,
     HeadPlacement,
+    ModuleFeed,
     NormForm,
     NormSide,
     OutputNorm,
@@ -45,6 +46,7 @@ class HeadWiring(Typed):
     out_norm: Annotated[OutputNorm | None, Key("head_out_norm")] = None
     norm_form: Annotated[NormForm | None, Key("head_norm_form")] = None
     first_embed: Annotated[FirstEmbedding | None, Key("head_first_embed")] = None
+    feed: Annotated[ModuleFeed | None, Key("head_feed")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ class ModelRequest(Typed):
 
     ``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id. ``head`` is a folder
     or hub id whose head replaces the model's own. ``routing`` None draws the experts of a preset
-    evenly. It leaves those of any other model to its router.
+    evenly. It leaves those of any other model to its router. ``mtp_modules`` is the most modules of
+    the head that draft. None is all.
     """
 
     ref: Annotated[str, Key("model", "MODEL")] = DEFAULT_MODEL
@@ -61,6 +64,12 @@ class ModelRequest(Typed):
     wiring: HeadWiring = field(default_factory=HeadWiring)
     dtype: Dtype = Dtype.AUTO
     routing: Routing | None = None
+    mtp_modules: int | None = None
+
+    def __post_init__(self) -> None:
+        Typed.__post_init__(self)
+        if self.mtp_modules is not None:
+            check_whole("--mtp-modules", self.mtp_modules, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,10 +187,18 @@ def to_json(frame: pd.DataFrame, record: RunRecord, path: Path) -> str:
 def _setting(frame: pd.DataFrame) -> str:
     """Return the settings that all rows share, as one line."""
     names = [*SETTING, *(name for name in LATENCY_KEY if _is_told(frame, name))]
-    values = {name: list(map(str, frame[name].unique())) for name in names}
-    # Rows of k = 0 have no head.
-    values["head"] = [head for head in values["head"] if head != "none"] or ["none"]
+    drafting = frame[frame["spec_tokens"] > 0]
+    # Rows of k = 0 have no head, and so neither modules nor a vocabulary of its own.
+    of_head = () if drafting.empty else OF_HEAD
+    values = {
+        name: list(map(str, (drafting if name in of_head else frame)[name].unique()))
+        for name in names
+    }
     return ", ".join(f"{name} {'/'.join(each)}" for name, each in values.items())
+
+
+OF_HEAD = ("head", "mtp_modules", "draft_vocab")
+"""Settings that only rows with drafts have."""
 
 
 def _is_told(frame: pd.DataFrame, name: str) -> bool:

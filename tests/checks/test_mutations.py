@@ -13,6 +13,7 @@ from cgbench.compile.layers import compile_forwards
 from cgbench.models.heads.head import HeadForm
 from tests.support.audited import make_tiny_subject, run_checks
 from tests.support.mixtures import operators_alone
+from tests.support.module_faults import MODULES
 from tests.support.mutations import MUTATIONS, OWN, Mutation
 from tests.support.tiny import make_checkpoint
 
@@ -25,7 +26,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     kinds = ("mimo", "mistral", "qwen3_5", "qwen3_moe")
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
     made = {kind: make_checkpoint(folder, kind, seed=3) for kind, folder in folders.items()}
-    return made | {OWN: own}
+    several = tmp_path_factory.mktemp(MODULES)
+    make_checkpoint(several, "mimo", seed=3, num_modules=3)
+    return made | {OWN: own, MODULES: several}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +39,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("mistral", 0, True),
         ("qwen3_5", 0, True),
         (OWN, 0, False),
+        (MODULES, 0, True),
     ],
 )
 def test_the_unmutated_engine_passes(

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MiniMaxConfig
 
 from cgbench.models import loader
-from cgbench.models.heads.families import DEEPSEEK, EXAONE, QWEN, HeadFamily
+from cgbench.models.heads.families import DEEPSEEK, EXAONE, QWEN, STEP, HeadFamily
+from cgbench.models.heads.head import HeadForm
 from tests.support.command import cgbench
 from tests.support.tiny import MORE_CONFIGS, SHAPE, edit_config, make_checkpoint
 
@@ -42,6 +43,27 @@ def test_facts_of_a_checkpoint(tmp_path: Path) -> None:
     # What is stored in float32 is twice what bfloat16 would load.
     stored = sum(facts["checkpoint"]["files"].values())
     assert stored == 2 * (facts["weight_bytes"] + head["weight_bytes"])
+
+
+def test_modules_that_draft_are_told_with_what_feeds_them(tmp_path: Path) -> None:
+    form = HeadForm(own_output=True)
+    made = {"family": STEP, "form": form, "num_modules": 3}
+    folder = make_checkpoint(tmp_path / "tiny", "step3p7", **made)
+    lines = cgbench("inspect", folder, "--device", "cpu").stdout.splitlines()
+    assert "modules       3, one a draft step, each fed the chain of the module before" in lines
+    of_modules = [line for line in lines if line.startswith("output matrix")]
+    assert [line.partition(".lm_head")[0][-1] for line in of_modules] == ["2", "3", "4"]
+    fewer = cgbench("inspect", folder, "--device", "cpu", "--mtp-modules", "1", "--json")
+    head = json.loads(fewer.stdout)["head"]
+    assert (head["label"], head["modules"]) == ("step (module 1 of 3)", 1)
+    assert (head["modules_stored"], head["feed"]) == (3, "chain")
+    words = cgbench("inspect", folder, "--device", "cpu", "--mtp-modules", "1").stdout
+    assert "modules       1 of 3, run again for every draft step\n" in words
+    other = ("--mtp-modules", "2", "--head-feed", "target")
+    words = cgbench("inspect", folder, "--device", "cpu", *other).stdout
+    assert "modules       2 of 3, one a draft step, each fed the target's hidden state\n" in words
+    wrong = cgbench("inspect", folder, "--device", "cpu", "--mtp-modules", "4")
+    assert wrong.code == 2 and "--mtp-modules 4: the head has 3 modules" in wrong.stderr
 
 
 def test_a_preset_has_no_files(tmp_path: Path) -> None:

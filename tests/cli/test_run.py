@@ -188,7 +188,7 @@ def test_a_head_of_another_checkpoint_is_used_and_changes_no_token(
     assert len(fingerprints) == 2
 
 
-def test_that_one_module_of_several_drafts_is_said_wherever_results_are_shown(
+def test_which_of_several_modules_draft_is_said_wherever_results_are_shown(
     prompts: Path, tmp_path: Path
 ) -> None:
     """And that a head's own output matrix is in the floor's account."""
@@ -201,13 +201,25 @@ def test_that_one_module_of_several_drafts_is_said_wherever_results_are_shown(
         more = {name.replace("layers.0", f"layers.{number}"): t for name, t in first.items()}
         tensors |= {name: tensor.clone() for name, tensor in more.items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    got = run(tmp_path / "run", folder, "--prompts", prompts, "--spec-tokens", "1", "--explain")
-    label = "mimo (module 1 of 3)"
+    flags = ("--prompts", prompts, "--spec-tokens", "3", "--explain", "--batch-sizes", "1")
+    one = run(tmp_path / "one", folder, *flags, "--mtp-modules", "1")
+    assert set(one.latency["head"]) == {"none", "mimo (module 1 of 3)"}
+    assert set(one.latency["mtp_modules"]) == {1}
+    got = run(tmp_path / "run", folder, *flags)
+    label = "mimo (3 modules)"
     assert set(got.latency["head"]) == {"none", label}
     assert f"head {label}, device cpu" in " ".join(got.done.stdout.split())
     assert f"- head {label}, device cpu" in (got.path / "latency.md").read_text()
     record = got.directory.record
-    assert record.model["mtp_modules"] == "module 1 of 3, reused for every draft step"
+    words = [each.directory.record.model["mtp_modules"] for each in (one, got)]
+    assert words == [
+        "module 1 of 3, reused for every draft step",
+        "3 modules, one a draft step, the last reused for the steps past it",
+    ]
+    assert set(got.latency[["spec_tokens", "mtp_modules"]].itertuples(index=False, name=None)) == {
+        (0, 1),
+        (3, 3),
+    }
     assert record.model["head_wiring"]["chain"] == "post"
     lines = {(line["stage"], line["what"]) for a in record.floor["accounts"] for line in a["lines"]}
     assert {("verify", "lm_head"), ("draft_1", "output")} <= lines

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner
+from cgbench.models.heads.families import MIMO, MIMO_V2, STEP, HeadFamily
 from cgbench.models.heads.head import HeadForm
 from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, compiled, decoded
 from tests.support.fusion import mixture_ends
@@ -82,6 +83,31 @@ def test_a_heads_own_matrices_trace_to_the_same_drafts(
     _, spec = compiled(folder)
     for batch_size in BATCH_SIZES:
         assert accepted(spec, batch_size) == accepted(eager, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "num_modules"),
+    [(MIMO, "gpt_oss", 1), (MIMO_V2, "mimo_v2_flash", 3), (STEP, "step3p5", 3)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_sinks_and_several_modules_trace_to_the_same_drafts(
+    tmp_path: Path,
+    traced_only: list[GraphModule],
+    family: HeadFamily,
+    kind: str,
+    num_modules: int,
+) -> None:
+    """Step's limited experts too, which no kernel of ours applies."""
+    form = HeadForm(dense=num_modules > 1)
+    folder = make_checkpoint(tmp_path, kind, family=family, form=form, num_modules=num_modules)
+    eager = make_speculator(load_tiny(folder), max_batch_size=max(BATCH_SIZES), room=64)
+    prompts = random_prompts(max(BATCH_SIZES))
+    expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
+    _, spec = compiled(folder)
+    for batch_size in SEVERAL:
+        assert decoded(spec, 3, batch_size) == expected[:batch_size]
+        assert accepted(spec, batch_size) == accepted(eager, batch_size)
+    assert traced_only
 
 
 def accepted(spec: Speculator, batch_size: int) -> list[list[int]]:

@@ -1,5 +1,7 @@
 """The floor against arithmetic by hand, and the device's limits against sense."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,6 +52,22 @@ def test_no_drafts_are_the_target_alone(mimo: Floor) -> None:
     assert {str(line.stage) for line in account} == {"verify"}
     weights = sum(line.num_bytes for line in account if line.what.startswith(("self", "mlp", "lm")))
     assert weights == 2 * (36 * 177_209_344 + 621_281_280)
+
+
+def test_each_module_is_read_once_and_the_last_again_past_them(mimo: Floor) -> None:
+    """Three modules at k = 4: draft 1 has 5 rows, drafts 2 and 3 have 6 and 7, draft 4 has one."""
+    floor = replace(mimo, work=replace(mimo.work, modules=mimo.work.modules * 3))
+    lines = {(str(line.stage), line.what): line for line in floor.account(Batch(2, 4, 100))}
+    one, rest = lines["draft_1", "mlp.up_proj"], lines["draft_2..4", "mlp.up_proj"]
+    matrix = 4096 * 11008
+    assert (one.count, one.num_bytes, one.flops) == (1, 2 * matrix, 2 * 2 * 5 * matrix)
+    assert (rest.count, rest.num_bytes) == (3, 3 * 2 * matrix)
+    assert rest.flops == 2 * 2 * (6 + 7 + 1) * matrix
+    # A module's rows lie over what it computed before: 99, 98 and 99 rows beside their own.
+    row = 2 * 2 * 8 * 128 * 2
+    assert lines["draft_1", "attention"].num_bytes == row * (100 + 5)
+    assert lines["draft_2..4", "attention"].num_bytes == row * (99 + 6 + 98 + 7 + 101 + 1)
+    assert lines["draft_2..4", "embedding rows"].num_bytes == 2 * (6 + 7 + 1) * 2 * 4096
 
 
 def test_lm_head_is_read_by_verify_and_by_every_draft_step(mimo: Floor) -> None:

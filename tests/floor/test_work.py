@@ -18,7 +18,11 @@ TARGETS = CONFIGS | MORE_CONFIGS
 def stored(module: nn.Module) -> int:
     """Elements of all matrices; a router's correction of the scores is none."""
     named = module.named_parameters()
-    return sum(p.numel() for name, p in named if p.dim() > 1 and "correction" not in name)
+    # Experts' biases are matrices too, of an expert each row.
+    left_out = ("correction", "bias")
+    return sum(
+        p.numel() for name, p in named if p.dim() > 1 and not any(word in name for word in left_out)
+    )
 
 
 def multiplied(work: ForwardWork) -> int:
@@ -32,25 +36,29 @@ def test_every_matrix_is_multiplied_once_and_the_embedding_looked_up(
     skeleton = make_skeleton(config, MIMO)
     work = model_work(skeleton)
     target, head = skeleton.target, skeleton.head
-    assert head is not None and work.head is not None
+    assert head is not None and work.modules
     embedding = target.model.get_input_embeddings().weight
     assert multiplied(work.target) == stored(target.backbone) - embedding.numel()
     assert multiplied(work.lm_head) == target.vocab_size * target.hidden_size
-    assert multiplied(work.head) == stored(head)
-    assert work.target.embedding_elements == work.head.embedding_elements == target.hidden_size
+    assert multiplied(work.modules[0].forward) == stored(head)
+    assert (
+        work.target.embedding_elements
+        == work.modules[0].forward.embedding_elements
+        == target.hidden_size
+    )
     assert len(work.target.attentions) == target.num_layers
-    assert len(work.head.attentions) == 1 and work.lm_head.attentions == ()
+    assert len(work.modules[0].forward.attentions) == 1 and work.lm_head.attentions == ()
 
 
 def test_products_have_one_name_in_every_layer_and_in_the_head() -> None:
     work = model_work(make_skeleton(CONFIGS["qwen2"], MIMO))
-    assert work.head is not None
+    assert work.modules
     of_layer = {
         *(f"self_attn.{name}_proj" for name in "qkvo"),
         *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
     }
     assert Counter(p.name for p in work.target.products) == dict.fromkeys(of_layer, 2)
-    assert {p.name for p in work.head.products} == of_layer | {"proj"}
+    assert {p.name for p in work.modules[0].forward.products} == of_layer | {"proj"}
     assert work.lm_head.products == (Product("lm_head", 64 * 32, 1, 1),)
 
 
@@ -84,8 +92,8 @@ def test_latent_attention_reads_one_row_a_token_and_multiplies_the_same_weights(
         for keeps in (True, False)
     )
     shape = AttentionShape(4, 1, 16 + 8, 16, None, is_latent=True)
-    assert latent.head is not None and expanded.head is not None
-    for work, other in ((latent.target, expanded.target), (latent.head, expanded.head)):
+    heads = latent.modules[0].forward, expanded.modules[0].forward
+    for work, other in ((latent.target, expanded.target), heads):
         assert set(work.attentions) == {shape}
         assert Counter(work.products) == Counter(other.products)
     assert shape.row_elements == 24
@@ -94,7 +102,7 @@ def test_latent_attention_reads_one_row_a_token_and_multiplies_the_same_weights(
 def test_a_hybrids_linear_layers_have_a_state_each_and_its_head_none() -> None:
     skeleton = make_skeleton(HYBRID_CONFIGS["qwen3_next-hybrid"], MIMO)
     work = model_work(skeleton)
-    assert work.head is not None and work.head.states == ()
+    assert work.modules and work.modules[0].forward.states == ()
     assert len(work.target.attentions) + len(work.target.states) == skeleton.target.num_layers
     assert work.target.states == tuple(skeleton.kv.state_shapes.values()) != ()
 

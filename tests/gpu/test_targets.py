@@ -1,5 +1,6 @@
-"""Mixtures of experts, latent attention, windows, hybrids and every head wiring under capture: the
-tokens of graphs are eager's and plain greedy's, in float32."""
+"""Mixtures of experts, latent attention, windows, sinks, hybrids and every head wiring under
+capture, of one module and of several: the tokens of graphs are eager's and plain greedy's, in
+float32."""
 
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 
 from cgbench.engine.graphs import capture_plan
 from cgbench.engine.iteration import Speculator
+from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
 from cgbench.models.heads.families import (
     DEEPSEEK,
@@ -16,6 +18,7 @@ from cgbench.models.heads.families import (
     EXAONE,
     HY,
     MIMO,
+    MIMO_V2,
     QWEN,
     STEP,
     HeadFamily,
@@ -52,6 +55,9 @@ CASES = [
     (DEEPSEEK, "glm4_moe"),
     (HY, "hy_v3"),
     (STEP, "step3p7"),
+    (STEP, "step3p5"),
+    (MIMO_V2, "mimo_v2_flash"),
+    (MIMO, "gpt_oss"),
     (EXAONE, "exaone4"),
     (ERNIE, "ernie4_5_moe"),
     (QWEN, "qwen3_next"),
@@ -64,14 +70,27 @@ def decode(spec: Speculator, runner: Runner, prompts: list[list[int]]) -> list[l
     return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=512).token_ids
 
 
+def drafts(spec: Speculator, runner: Runner, prompts: list[list[int]]) -> list[list[list[int]]]:
+    """The drafts after each of a few iterations. Batch of seven in a bucket of eight."""
+    prefilled = prefill(spec, prompts, max_num_tokens=512)
+    begin_decoding(spec, runner.state, prefilled, tokens_left=MAX_NEW_TOKENS)
+    made = []
+    for _ in range(4):
+        runner.step(len(prompts))
+        made.append(runner.state.rows(len(prompts)).drafts.tolist())
+    return made
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("family", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_graphs_decode_what_eager_decodes(
     family: HeadFamily, kind: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     # Step's heads, and some of EAGLE's, have an output matrix of their own.
-    form = HeadForm(own_output=family in (STEP, EAGLE))
-    folder = make_checkpoint(tmp_path, kind, family=family, seed=3, form=form)
+    several = family in (STEP, MIMO_V2)
+    form = HeadForm(own_output=family in (STEP, EAGLE), dense=True if several else None)
+    modules = 3 if several else 1
+    folder = make_checkpoint(tmp_path, kind, family=family, seed=3, form=form, num_modules=modules)
     model = load_tiny(folder, device="cuda", dtype=dtype)
     spec = make_speculator(model, max_batch_size=MAX_BATCH, room=ROOM, attention="triton")
     state = make_state(spec, K, MAX_BATCH)
@@ -80,7 +99,12 @@ def test_graphs_decode_what_eager_decodes(
     eager = decode(spec, EagerRunner(spec, state), prompts)
     for scope in (Scope.PHASE, Scope.ITERATION):
         graphs = capture_plan(spec, state, small, scope)
-        assert decode(spec, GraphRunner(spec, state, small, graphs), prompts) == eager
+        runner = GraphRunner(spec, state, small, graphs)
+        assert decode(spec, runner, prompts) == eager
+        if dtype is torch.float32:
+            # Lossless decoding hides a wrong draft.
+            expected = drafts(spec, EagerRunner(spec, state), prompts)
+            assert drafts(spec, runner, prompts) == expected
         graphs.release()
     if kind.startswith("deepseek"):
         assert latent_path(model.target.backbone, model.head) == "kernels"

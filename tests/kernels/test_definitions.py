@@ -1,10 +1,16 @@
 """What the kernels compute, as torch defines it: functions of tensors, without an engine."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.mimo_v2_flash import modeling_mimo_v2_flash
 
 from cgbench.compile import operators
+from cgbench.engine import calls
 from cgbench.kernels import linear, norm
 from cgbench.kernels.attention import AttentionInput, LayerKv, sdpa
 from cgbench.kernels.counters import arrivals
@@ -65,6 +71,32 @@ def test_attention_sees_the_live_rows_of_its_slot_alone() -> None:
             seen = slice(ROOM + first, ROOM + position + 1)
             expected = by_hand(query[0, 0, i], kv.keys[seen, 0], kv.values[seen, 0])
             torch.testing.assert_close(out[0, i, 0], expected)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_sinks_are_gpt_oss_and_mimo_v2s(window: int | None) -> None:
+    """In decode and in prefill, whole and a few queries at a time, with values of another size."""
+    heads, kv_heads, length = 6, 2, 11
+    query, key = torch.randn(2, heads, length, 8), torch.randn(2, kv_heads, length, 8)
+    value, sinks = torch.randn(2, kv_heads, length, 5), 2 * torch.randn(heads)
+    number = torch.arange(length)
+    seen = number <= number[:, None]
+    if window is not None:
+        seen &= number > number[:, None] - window
+    mask = torch.zeros(length, length).masked_fill(~seen, float("-inf"))
+    module = SimpleNamespace(num_key_value_groups=3, sinks=sinks, training=False)
+    qkv = AttentionInput(query, key, value, 0.3, window, sinks)
+    for theirs in (modeling_gpt_oss, modeling_mimo_v2_flash):
+        expected, _ = theirs.eager_attention_forward(module, query, key, value, mask, 0.3)
+        for at_once in (1, 1 << 20):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(calls, "SCORES_AT_ONCE", at_once)
+                out = calls.prefill_with_sinks(qkv).transpose(1, 2)
+            torch.testing.assert_close(out, expected)
+        kv = LayerKv(*(each.transpose(1, 2).flatten(0, 1) for each in (key, value)))
+        newest = qkv._replace(query=query[:, :, -4:])
+        decoded = sdpa(kv, newest, torch.tensor([0, 1]), number[None, -4:].expand(2, -1), length)
+        torch.testing.assert_close(decoded, expected[:, -4:])
 
 
 def by_hand(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

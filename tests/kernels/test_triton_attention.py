@@ -27,6 +27,7 @@ class Case:
     key_dim: int = 16
     value_dim: int = 16
     window: int | None = None
+    sinks: bool = False
 
 
 CASES = [
@@ -41,6 +42,11 @@ CASES = [
     Case(9, window=4),
     # So many programs that nothing is split, and nothing merged.
     Case(2, num_heads=20, kv_heads=20),
+    # Sinks, beside windows, unequal sizes of key and value, and a single split.
+    Case(4, sinks=True),
+    Case(4, num_heads=8, kv_heads=2, key_dim=24, value_dim=16, window=7, sinks=True),
+    Case(11, num_heads=6, kv_heads=2, key_dim=24, value_dim=16, window=4, sinks=True),
+    Case(1, num_heads=20, kv_heads=20, sinks=True),
 ]
 
 
@@ -58,7 +64,9 @@ def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
     positions = lengths[:, None] + torch.arange(case.query_len, device=device)
     poison_rows_from(lengths, caches[1], slots)
     new = [randn(case, heads, dim, device, dtype) for heads, dim in shapes(case)]
-    qkv = AttentionInput(*new, 0.25, case.window)
+    # Some sinks outweigh every key, and some none.
+    sinks = 4 * torch.randn(case.num_heads, device=device).to(dtype) if case.sinks else None
+    qkv = AttentionInput(*new, 0.25, case.window, sinks)
     outs = [
         backend(cache.layers[1], Rows(cache, slots, positions), qkv)
         for backend, cache in zip((sdpa_decode, triton_decode), caches, strict=True)

@@ -50,6 +50,7 @@ from cgbench.kernels.mla import (  # noqa: E402
     triton_latent_rows,
 )
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
+from cgbench.kernels.windows import triton_window  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -71,6 +72,7 @@ MODULES = (
     triton_latent,
     triton_latent_merge,
     triton_latent_rows,
+    triton_window,
 )
 
 
@@ -183,6 +185,21 @@ def attention_kernels() -> None:
         query = torch.zeros(batch, 32, 4, 128, dtype=dtype)
         qkv = AttentionInput(query, query[:, :8], query[:, :8], 0.1, window)
         triton_attention.decode(cache.layers[0], qkv, rows.slots, rows.positions, rows.cache.room)
+    for batch, query_len in ((1, 4), (64, 7)):
+        attention_with_sinks(batch, query_len)
+
+
+def attention_with_sinks(batch: int, query_len: int) -> None:
+    """As MiMo-V2-Flash's sliding layers: keys of 192 and values of 128."""
+    shape, dtype = ((8, 192), (8, 128)), torch.bfloat16
+    cpu = torch.device("cpu")
+    cache = KvCache({0: shape}, max_batch_size=batch, room=16, dtype=dtype, device=cpu)
+    slots = torch.zeros(batch, dtype=torch.long)
+    positions = slots[:, None] + torch.arange(query_len)
+    query = torch.zeros(batch, 64, query_len, 192, dtype=dtype)
+    value = torch.zeros(batch, 8, query_len, 128, dtype=dtype)
+    qkv = AttentionInput(query, query[:, :8], value, 0.1, 129, torch.zeros(64, dtype=dtype))
+    triton_attention.decode(cache.layers[0], qkv, slots, positions, 16)
 
 
 def latent_kernels() -> None:
@@ -321,6 +338,22 @@ def route_kernels() -> None:
         triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
 
 
+def window_kernels() -> None:
+    """Of three modules at k = 3."""
+    for dtype, batch in ((torch.bfloat16, 1), (torch.bfloat16, 64), (torch.float32, 8)):
+        state = DecodeState(
+            spec_tokens=3,
+            max_batch_size=batch,
+            scratch_slot=batch,
+            hidden_size=4096,
+            dtype=dtype,
+            device=torch.device("cpu"),
+            num_modules=3,
+        )
+        for step in (2, 3):
+            triton_window.module_window(state.full, step)
+
+
 def read_kernel() -> None:
     triton_read.read(torch.zeros(1 << 20, dtype=torch.int32))
 
@@ -333,7 +366,7 @@ def read_kernel() -> None:
         (scaled_kernels, 9, 0),
         (scaled_expert_kernels, 8, 0),
         # Float32, whose tiles fill twice the registers.
-        (attention_kernels, 7, 1),
+        (attention_kernels, 9, 1),
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
@@ -346,6 +379,7 @@ def read_kernel() -> None:
         (draw_kernel, 2, 0),
         (expert_kernels, 6, 0),
         (route_kernels, 4, 0),
+        (window_kernels, 4, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -383,6 +417,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     draw_kernel()
     expert_kernels()
     route_kernels()
+    window_kernels()
     for kernel in compiled:
         before, wait, _ = kernel.asm["ptx"].partition("griddepcontrol.wait")
         assert wait and "st.global" not in before and "cp.async" not in before

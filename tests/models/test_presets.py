@@ -15,6 +15,7 @@ from cgbench.models.heads.head import DraftHead
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.presets import PRESETS, Preset, default_golden
+from cgbench.models.support import auto_class_for
 from cgbench.request.acceptance_lengths import GOLDEN
 from tests.support.tiny import SHAPE
 
@@ -95,6 +96,48 @@ def test_hybrids_have_their_public_size(name: str, public: float) -> None:
     assert set(plan.skeleton.kv.state_shapes) == linear
     # The head's block, full attention too, is one layer more.
     assert set(plan.skeleton.kv.kv_shapes) == {*range(3, num_layers, 4), num_layers}
+
+
+def whole(name: str, num_layers: int, **fields: Any) -> PreTrainedModel:
+    """The public model that a preset has the first layers of."""
+    config = {**PRESETS[name].config, "num_hidden_layers": num_layers, **fields}
+    with torch.device("meta"):
+        return auto_class_for(config_from_dict(config)).from_config(config_from_dict(config))
+
+
+def test_mimo_v2_flash_has_its_public_size() -> None:
+    assert num_parameters(whole("mimo-v2-flash-9l", 48)) == pytest.approx(309e9, rel=2e-3)
+
+
+def test_step_3_5_flash_has_its_public_size() -> None:
+    types = ["sliding_attention" if layer % 4 else "full_attention" for layer in range(48)]
+    of_layers = {
+        "layer_types": types,
+        "rope_theta": [5e6 if each == "full_attention" else 1e4 for each in types],
+        "partial_rotary_factors": [0.5 if each == "full_attention" else 1.0 for each in types],
+        "moe_layers_enum": ",".join(map(str, range(3, 45))),
+    }
+    model = whole("step-3.5-flash-14l", 45, **of_layers)
+    assert num_parameters(model) == pytest.approx(196.8e9, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_layers", "head"),
+    [("mimo-v2-flash-9l", 9, 0.99e9), ("step-3.5-flash-14l", 14, 2.43e9)],
+)
+def test_a_preset_of_several_modules_fits_one_gpu_with_all_of_them(
+    name: str, num_layers: int, head: float
+) -> None:
+    """Weights take less than 110 of 141 GB. Every module attends as the sliding layers do."""
+    where = (torch.device("cpu"), torch.bfloat16)
+    skeleton = plan_loading(Loading(f"preset:{name}", None, True, *where)).skeleton
+    assert skeleton.weight_bytes(torch.bfloat16) + skeleton.head_bytes(torch.bfloat16) < 111e9
+    assert skeleton.head_bytes(torch.bfloat16) / 2 == pytest.approx(head, rel=5e-3)
+    layers = skeleton.kv.kv_shapes
+    assert set(layers) == set(range(num_layers + 3))
+    sliding = {n: window for n, window in skeleton.kv.windows.items() if window is not None}
+    assert set(range(num_layers, num_layers + 3)) < set(sliding)
+    assert {layers[n] for n in sliding} == {layers[num_layers]}
 
 
 @pytest.fixture

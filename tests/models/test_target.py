@@ -14,7 +14,6 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     GPTNeoXConfig,
-    GptOssConfig,
     MambaConfig,
     MiniMaxConfig,
     PretrainedConfig,
@@ -59,10 +58,6 @@ def refused(config: PretrainedConfig, *words: str) -> Any:
         ),
         refused(GPTNeoXConfig(**SMALL, intermediate_size=48), "GPTNeoXForCausalLM", "'norm'"),
         refused(Gemma2Config(**SHAPE, head_dim=8), "Gemma2ForCausalLM", "soft-capping"),
-        refused(
-            GptOssConfig(**SHAPE, head_dim=8, num_local_experts=2, num_experts_per_tok=1),
-            *("GptOssForCausalLM", "sinks"),
-        ),
     ],
 )
 def test_a_model_whose_attention_is_not_ours_is_refused_by_name(

@@ -1,4 +1,7 @@
-"""Drafts at k = 1 against transformers' own ``generate(use_mtp=True)``, written independently."""
+"""Drafts against transformers' own ``generate(use_mtp=True)``, written independently.
+
+It runs as many drafts as the head has modules, chained after the norm, by the target's lm_head.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -26,19 +29,22 @@ MAX_NEW_TOKENS = 32
 
 
 def theirs(
-    model: PreTrainedModel, prompt: list[int], monkeypatch: pytest.MonkeyPatch
-) -> dict[int, int]:
-    """Length of the sequence -> the draft that transformers made after it."""
-    drafts: dict[int, int] = {}
+    model: PreTrainedModel,
+    prompt: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    first_module: str = r"model\.layers\.2.*",
+) -> dict[int, list[int]]:
+    """Length of the sequence -> the drafts that transformers made after it."""
+    drafts: dict[int, list[int]] = {}
     forward = MtpModel.forward
 
     def recording(self: MtpModel, *args: Any, full_input_ids: torch.Tensor, **kwargs: Any) -> Any:
         out = forward(self, *args, full_input_ids=full_input_ids, **kwargs)
-        drafts[full_input_ids.shape[1]] = int(out[0])
+        drafts[full_input_ids.shape[1]] = out[0][0].tolist()
         return out
 
     # The reference knows the head's tensors by the layer numbers of the published models alone.
-    model._keys_to_ignore_on_load_unexpected = [r"model\.layers\.2.*"]
+    model._keys_to_ignore_on_load_unexpected = [first_module]
     monkeypatch.setattr(MtpModel, "forward", recording)
     model.generate(
         torch.tensor([prompt]),
@@ -51,20 +57,20 @@ def theirs(
     return drafts
 
 
-def ours(folder: Path, prompt: list[int]) -> dict[int, int]:
-    """Length of the sequence -> our draft after it, position 0's embedding kept as theirs is."""
-    overrides = HeadWiring(first_embed="kept")
+def ours(folder: Path, prompt: list[int], k: int = 1) -> dict[int, list[int]]:
+    """Length of the sequence -> our drafts after it, position 0's embedding kept as theirs is."""
+    overrides = HeadWiring(first_embed="kept", hidden_in="post", chain="post")
     where = (torch.device("cpu"), torch.float32)
     model = load_model(Loading(str(folder), None, True, *where, wiring=overrides))
-    spec = make_speculator(model, max_batch_size=1, room=24 + MAX_NEW_TOKENS + 2)
-    state = make_state(spec, 1, 1)
+    spec = make_speculator(model, max_batch_size=1, room=24 + MAX_NEW_TOKENS + 2 * k)
+    state = make_state(spec, k, 1)
     prefilled = prefill(spec, [prompt], max_num_tokens=64)
     begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
     rows = state.rows(1)
-    drafts: dict[int, int] = {}
+    drafts: dict[int, list[int]] = {}
     while rows.active.item():
         # seq_len leaves out the newest token, whose KV is not yet written.
-        drafts[int(rows.seq_len) + 1] = int(rows.drafts)
+        drafts[int(rows.seq_len) + 1] = rows.drafts[0].tolist()
         iteration(spec, rows)
     return drafts
 
@@ -77,7 +83,24 @@ def test_drafts_equal_transformers(
     for prompt in random_prompts(4, seed=2):
         expected = theirs(reference_model(folder), prompt, monkeypatch)
         assert len(expected) > MAX_NEW_TOKENS // 2
-        assert len(set(expected.values())) > 4
+        assert len({draft for drafts in expected.values() for draft in drafts}) > 4
         got = ours(folder, prompt)
+        assert {length: got.get(length) for length in expected} == expected
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe"])
+def test_drafts_of_three_modules_equal_transformers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own KV of the prompt and of the accepted tokens."""
+    made = {"family": DEEPSEEK, "seed": 3, "num_modules": 3, "num_nextn_predict_layers": 3}
+    folder = make_checkpoint(tmp_path, kind, **made)
+    for prompt in random_prompts(4, seed=2):
+        model = reference_model(folder)
+        expected = theirs(model, prompt, monkeypatch, r"(^|\.)layers\.[234]\.")
+        assert len(expected) > MAX_NEW_TOKENS // 4
+        assert all(len(drafts) == 3 for drafts in expected.values())
+        got = ours(folder, prompt, 3)
         assert {length: got.get(length) for length in expected} == expected
         monkeypatch.undo()

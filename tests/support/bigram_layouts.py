@@ -44,6 +44,7 @@ def make_bigram_layout(
     *,
     form: HeadForm | None = None,
     one_plus: bool = False,
+    num_modules: int = 1,
     **shape: Any,
 ) -> Path:
     """A checkpoint of ``kind``, its head of ``family``; ``one_plus``: norms scale by 1 + w."""
@@ -51,12 +52,15 @@ def make_bigram_layout(
     config = (CONFIGS | MORE_CONFIGS)[kind].to_dict()
     if "text_config" in config:
         sizes = {"text_config": config["text_config"] | sizes}
-    make_checkpoint(folder, kind, family=family, form=form, **(sizes | shape))
+    modules = {"family": family, "form": form, "num_modules": num_modules}
+    make_checkpoint(folder, kind, **modules, **(sizes | shape))
     norm = 0.0 if one_plus else 1.0
     tensors = {name: _bigram(name, t, norm) for name, t in read(folder).items()}
     zeros, eye = torch.zeros(HIDDEN, HIDDEN), torch.eye(HIDDEN)
     parts = (eye, zeros) if family.concat == "EH" else (zeros, eye)
-    tensors[family.tensor_name("proj.weight", family.first_number(2))] = torch.cat(parts, dim=1)
+    first = family.first_number(2)
+    for number in range(first, first + num_modules):
+        tensors[family.tensor_name("proj.weight", number)] = torch.cat(parts, dim=1)
     write(folder, tensors)
     return folder
 
@@ -87,10 +91,13 @@ def write(folder: Path, tensors: Tensors) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def load(folder: Path, head: Path | None = None, **overrides: Any) -> LoadedModel:
+def load(
+    folder: Path, head: Path | None = None, mtp_modules: int | None = None, **overrides: Any
+) -> LoadedModel:
     where = (torch.device("cpu"), torch.float32)
     head_ref = None if head is None else str(head)
-    request = Loading(str(folder), head_ref, True, *where, wiring=HeadWiring(**overrides))
+    wiring = HeadWiring(**overrides)
+    request = Loading(str(folder), head_ref, True, *where, wiring=wiring, mtp_modules=mtp_modules)
     return load_model(request)
 
 

@@ -27,6 +27,9 @@ from tests.support.audited import PretendGraphs
 # at position 0; the shipped model's is otherwise.
 OWN = "own"
 
+# A checkpoint whose head has three modules.
+MODULES = "modules"
+
 Patch = pytest.MonkeyPatch
 Plant = Callable[[Patch], None]
 
@@ -326,8 +329,8 @@ def first_embedding_kept(patch: Patch) -> None:
     """The embedding at position 0 is fed, where heads of this family are not fed it."""
     real = Speculator.run_head
 
-    def run_head(self: Speculator, *args: Any, from_start: bool = False) -> Tensor:
-        return real(self, *args)
+    def run_head(self: Speculator, *args: Any, from_start: bool = False, **others: Any) -> Tensor:
+        return real(self, *args, **others)
 
     patch.setattr(Speculator, "run_head", run_head)
 

@@ -36,6 +36,12 @@ SMALLER: dict[str, Any] = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
     "sliding_window": 9,
+    "sliding_window_size": 8,
+    "num_attention_groups": 2,
+    "moe_top_k": 3,
+    "share_expert_dim": 32,
+    "moe_layers_enum": "1,2,3",
+    "attention_other_setting": {"num_attention_heads": 8},
     "max_position_embeddings": 512,
     "eos_token_id": None,
 }
@@ -46,6 +52,8 @@ MIXTURES = (
     "deepseek-v3-6l",
     "qwen3.5-35b-a3b",
     "glm-4.5-air",
+    "mimo-v2-flash-9l",
+    "step-3.5-flash-14l",
 )
 
 
@@ -56,7 +64,12 @@ def shrink_presets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _smaller(config: dict[str, Any]) -> dict[str, Any]:
+    num_layers = config["num_hidden_layers"]
     config |= {name: value for name, value in SMALLER.items() if name in config}
+    for name, value in config.items():
+        if isinstance(value, list) and len(value) > num_layers:
+            # Of each layer, and then of each module.
+            config[name] = value[: SMALLER["num_hidden_layers"]] + value[num_layers:]
     if "kv_lora_rank" in config:
         config["num_key_value_heads"] = config["num_attention_heads"]
     rope = config.get("rope_parameters", {})

@@ -20,7 +20,7 @@ from cgbench.engine.acceptance import AcceptanceRule, Greedy, Sampled, shared_ru
 from cgbench.engine.calls import Rows
 from cgbench.engine.runner import EagerRunner
 from cgbench.floor.telemetry import Reading, Watch
-from cgbench.floor.work import ForwardWork, rank_work
+from cgbench.floor.work import rank_work
 from cgbench.kernels.attention import AttentionInput, LayerKv
 from cgbench.kernels.row_updates import RowState, argmax
 from cgbench.measure import rounds
@@ -58,7 +58,6 @@ HEADS = ("divided", "whole")
 OWN = "own"
 COMPILED = (("mimo", "whole"), ("glm4_moe", "divided"))
 """Both kinds of head, and every sum over the ranks: of products, and of experts."""
-NOTHING = ForwardWork()
 TIED = Preset("tied", "a test", {**SHAPE, "model_type": "qwen3", "tie_word_embeddings": True})
 WHOLE_VOCABULARY = Preset("odd", "a test", {**SHAPE, "model_type": "qwen3", "vocab_size": 65})
 
@@ -173,8 +172,7 @@ def count_heads(
     for name, folder in folders.items():
         model = load(folder, "divided", ranks)
         work = rank_work(model)
-        assert work.head is not None
-        attentions = (*work.target.attentions, *work.head.attentions)
+        attentions = (*work.target.attentions, *work.modules[0].forward.attentions)
         shapes = {(each.query_heads, each.row_elements) for each in attentions}
         kept = sum(heads * size for shape in model.kv_shapes.values() for heads, size in shape)
         found[name] = gathered((shapes, kept))
@@ -183,13 +181,14 @@ def count_heads(
 
 def counted(model: LoadedModel) -> Counted:
     work = rank_work(model)
-    assert work.head is not None
+    (head,) = work.modules
     sums = [
         sum(product.num_elements * product.num_experts for product in forward.products)
-        for forward in (work.target, work.lm_head, work.head)
+        for forward in (work.target, work.lm_head, head.forward)
     ]
-    sums[-1] += sum(product.num_elements for product in (work.head_output or NOTHING).products)
-    attentions = (*work.target.attentions, *work.head.attentions)
+    own = () if head.output == work.lm_head else head.output.products
+    sums[-1] += sum(product.num_elements for product in own)
+    attentions = (*work.target.attentions, *head.forward.attentions)
     return Counted(*sums, [each.kv_heads for each in attentions])
 
 

@@ -30,7 +30,7 @@ from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import DecodeState
-from cgbench.models.checkpoint import raw_config
+from cgbench.models.checkpoint import config_from_dict, raw_config
 from cgbench.models.experts import expert_parts
 from cgbench.models.heads.families import MIMO, HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
@@ -191,6 +191,51 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         layer_types=["sliding_attention", "full_attention"],
         tie_word_embeddings=True,
     ),
+    "mimo_v2_flash": _config(
+        "mimo_v2_flash",
+        **_EXPERTS,
+        num_hidden_layers=3,
+        num_key_value_heads=1,
+        n_routed_experts=8,
+        head_dim=24,
+        v_head_dim=16,
+        sliding_window_size=8,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
+    ),
+    "gpt_oss": _config(
+        "gpt_oss",
+        num_experts_per_tok=2,
+        num_local_experts=4,
+        head_dim=16,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "step3p5": config_from_dict(
+        SHAPE
+        | {
+            "model_type": "step3p5",
+            "num_hidden_layers": 3,
+            "head_dim": 16,
+            "num_attention_groups": 2,
+            "layer_types": ["full_attention", *["sliding_attention"] * 5],
+            "attention_other_setting": {"num_attention_heads": 6},
+            "sliding_window": 9,
+            "rope_theta": [50000.0, *[10000.0] * 5],
+            "partial_rotary_factors": [0.5, *[1.0] * 5],
+            "moe_layers_enum": "1,2",
+            "moe_num_experts": 8,
+            "moe_top_k": 2,
+            "moe_intermediate_size": 16,
+            "share_expert_dim": 16,
+            "moe_router_scaling_factor": 3.0,
+            # Low enough to be met.
+            "swiglu_limits": [0.0, 0.0, 0.4, 0.0, 0.0, 0.0],
+            "swiglu_limits_shared": [0.0, 0.0, 0.6, 0.0, 0.0, 0.0],
+            "num_nextn_predict_layers": 3,
+            "pad_token_id": 0,
+        }
+    ),
     "step3p7": AutoConfig.for_model(
         "step3p7",
         text_config=SHAPE
@@ -214,7 +259,8 @@ MORE_CONFIGS: dict[str, PretrainedConfig] = {
         },
     ),
 }
-"""Mixtures of experts, latent attention, (1 + w) norms, windows: targets of the other families."""
+"""Mixtures of experts, latent attention, (1 + w) norms, windows, sinks, values of another size than
+keys: targets of the other families."""
 
 LATENT_CONFIGS: dict[str, PretrainedConfig] = {
     "deepseek_v3-yarn": _config("deepseek_v3", **(_ROUTED | _LATENT), rope_parameters=_YARN),
@@ -259,6 +305,7 @@ def make_checkpoint(
     std: float = 0.3,
     family: HeadFamily = MIMO,
     form: HeadForm | None = None,
+    num_modules: int = 1,
     **shape: Any,
 ) -> Path:
     """A checkpoint of ``kind`` in ``folder``, its MTP head in ``family``'s names beside the target.
@@ -272,7 +319,7 @@ def make_checkpoint(
     randomise(model, std)
     model.generation_config.eos_token_id = eos
     model.save_pretrained(folder)
-    head = DraftHead(family, model, form)
+    head = DraftHead(family, model, *[form or HeadForm()] * num_modules)
     randomise(head, std)
     add_head(folder, checkpoint_tensors(head))
     if kind == "mimo":
@@ -306,10 +353,11 @@ def checkpoint_tensors(head: DraftHead) -> dict[str, Tensor]:
     """The head as its checkpoint holds it: its family's names, every expert apart, matrices of its
     own under its block."""
     tensors: dict[str, Tensor] = {}
-    block = head.tensor_name("block.")
     own = {"embedding.weight": "embed_tokens.weight", "output.weight": "lm_head.weight"}
     for ours, tensor in head.state_dict().items():
-        theirs = block + own[ours] if ours in own else head.tensor_name(ours)
+        module, inner = head.owner_of(ours)
+        block = head.family.tensor_name("block.", module.number)
+        theirs = block + own[inner] if inner in own else head.tensor_name(ours)
         parts = expert_parts(theirs, tensor.shape)
         if parts is None:
             tensors[theirs] = tensor
@@ -410,6 +458,7 @@ def make_state(
         device=spec.target.device,
         eos_token_ids=tuple(eos),
         draft_vocab_size=spec.target.vocab_size if spec.accept.samples_drafts else 0,
+        num_modules=spec.num_modules,
     )
 
 

@@ -6,10 +6,17 @@ acceptance is reported per position.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
+from cgbench.request.choices import (
+    ConcatOrder,
+    FirstEmbedding,
+    ModuleFeed,
+    NormForm,
+    NormSide,
+    OutputNorm,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +37,13 @@ class HeadFamily:
     none. ``input_norms``: E and H are normed before the projection. ``block_norm``: the block norms
     its input. ``norm_form``: stored norm weights scale as the target's modules do, by w (plain), or
     by 1 + w. ``first_embed``: whether the embedding fed at position 0 is zeroed.
-    ``block_attention``: the block attends as the target's full layers do, or as its first layer,
-    unless config.json states it. ``dropped`` is an infix that some of the checkpoint's names carry.
-    ``unread`` are tensors of the module that engines leave in the file.
+    ``feed``: what each module past the first reads beside its token, the chain of the module before
+    it or the target's hidden state. Steps past the last module read the chain.
+    ``block_attention``: the block attends as the target's full layers do, as its sliding ones, or
+    as its first layer, unless config.json states it. ``dropped`` is an infix that some of the
+    checkpoint's names carry. ``renamed`` are names within the block that differ from the target's
+    layers. ``unread`` are tensors of the module that engines leave in the file.
+    ``has_one_module``: a second block would be a second layer of the same module.
     """
 
     name: str
@@ -47,10 +58,13 @@ class HeadFamily:
     block_norm: bool = True
     norm_form: NormForm = NormForm.TARGET
     first_embed: FirstEmbedding = FirstEmbedding.KEPT
-    block_attention: Literal["full", "first"] = "full"
+    feed: ModuleFeed = ModuleFeed.CHAIN
+    block_attention: Literal["full", "first", "sliding"] = "full"
     counts_on: bool = False
     dropped: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    has_one_module: bool = False
 
     def first_number(self, num_layers: int) -> int:
         """Return the number that a checkpoint gives the head's first module.
@@ -121,6 +135,22 @@ MIMO = HeadFamily(
     first_embed=FirstEmbedding.ZEROED,
     source="XiaomiMiMo/MiMo-7B checkpoints. vLLM 0.33.0 and SGLang 0.5.23 feed and chain the "
     "state after the norm",
+)
+MIMO_V2 = HeadFamily(
+    name="mimo_v2",
+    names={
+        "embed_norm": "model.mtp.layers.{i}.enorm",
+        "hidden_norm": "model.mtp.layers.{i}.hnorm",
+        "proj": "model.mtp.layers.{i}.eh_proj",
+        "block": "model.mtp.layers.{i}",
+        "out_norm": "model.mtp.layers.{i}.final_layernorm",
+    },
+    model_types=frozenset({"mimo_v2_flash"}),
+    feed=ModuleFeed.TARGET,
+    block_attention="sliding",
+    renamed={"pre_mlp_layernorm": "post_attention_layernorm"},
+    source="XiaomiMiMo/MiMo-V2-Flash checkpoint; SGLang's mimo_v2_flash_nextn feeds the target's "
+    "state after the norm to every module",
 )
 DEEPSEEK = HeadFamily(
     name="deepseek",
@@ -205,6 +235,7 @@ SPECULATORS = HeadFamily(
 EAGLE = HeadFamily(
     name="eagle",
     names={"proj": "fc", "block": "layers.{i}"},
+    has_one_module=True,
     out_norm=OutputNorm.NONE,
     input_norms=False,
     block_norm=False,
@@ -214,7 +245,7 @@ EAGLE = HeadFamily(
 FAMILIES: dict[str, HeadFamily] = {
     family.name: family
     for family in (
-        *(MIMO, DEEPSEEK, HY, STEP, QWEN, EXAONE, MELLUM, ERNIE),
+        *(MIMO, MIMO_V2, DEEPSEEK, HY, STEP, QWEN, EXAONE, MELLUM, ERNIE),
         *(SPECULATORS, EAGLE),
     )
 }

@@ -1,5 +1,4 @@
-"""Define the MTP draft head: one decoder block fed with the last hidden state and the next
-token."""
+"""Define the MTP draft head: decoder blocks, each fed with a hidden state and a token after it."""
 
 import copy
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.models.attention_hook import AttentionCall
-from cgbench.models.experts import apply_in_chunks
+from cgbench.models.experts import apply_in_chunks, dispatch_experts
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.latent.latent_hook import hook_latent_layers
 from cgbench.models.shards import Splits
@@ -35,35 +34,39 @@ class HeadForm:
     dense: bool | None = None
 
 
-class DraftHead(nn.Module):
-    """A draft head is the module that drafts tokens, with the tensors of one MTP module.
+class MtpModule(nn.Module):
+    """An MTP module predicts one draft, with the tensors that it owns.
 
     It uses the target's embedding and lm_head unless its checkpoint has others. The block is the
-    target's own decoder layer class, numbered one past its last layer. So its keys and values live
-    in a layer of the same KV cache.
+    target's own decoder layer class, numbered past its last layer. So its keys and values live in a
+    layer of the same KV cache.
     """
 
     def __init__(
-        self, family: HeadFamily, target: PreTrainedModel, form: HeadForm | None = None
+        self, family: HeadFamily, target: PreTrainedModel, form: HeadForm, place: int
     ) -> None:
-        """Make a head of ``family`` for ``target``, on the current default device.
+        """Make module ``place`` of a head of ``family`` for ``target``. Places count from 0.
 
-        It is not initialised.
+        It is on the current default device and not initialised.
         """
-        form = form or HeadForm()
         super().__init__()
         self.family = family
+        self.place = place
         self.splits: Splits = {}
         """What the ranks share of the head."""
         text_config = target.config.get_text_config()
-        self.layer_idx: int = text_config.num_hidden_layers
-        config = block_config(text_config, family, dense=form.dense)
+        self.num_layers: int = text_config.num_hidden_layers
+        self.layer_idx: int = self.num_layers + place
+        self.layer_type = head_layer_type(text_config, family, place)
+        """Its attention's type, None where the model's layers are all of one kind."""
+        config = block_config(text_config, family, place, dense=form.dense)
         backbone = target.get_decoder()
         size = config.hidden_size
         self.embed_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
         self.hidden_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
         self.proj = nn.Linear(2 * size, size, bias=form.proj_bias)
         self.block = type(backbone.layers[-1])(config, self.layer_idx)
+        dispatch_experts(self.block, text_config)
         apply_in_chunks(self.block)
         hook_latent_layers(self.block)
         if not family.block_norm:
@@ -90,7 +93,7 @@ class DraftHead(nn.Module):
         """Run one MTP step, and return the block's output ``[B, S, H]``, before the output norm.
 
         ``token_embeds [B, S, H]`` are those of the tokens that follow the rows of ``hidden [B, S,
-        H]``. ``hidden`` is the target's at draft 1, and this head's own chain afterwards.
+        H]``. ``hidden`` is the target's at draft 1, and the chain or the target's afterwards.
         ``position_ids [B, S]`` are those of the hidden rows.
         """
         embeds = self.embed_norm(token_embeds)
@@ -109,10 +112,6 @@ class DraftHead(nn.Module):
         assert isinstance(result, Tensor)
         return result
 
-    def to_input(self, hidden: "HiddenStates") -> Tensor:
-        """Return the target's hidden states ``[B, S, H]`` in the form that draft 1 is fed."""
-        return hidden.post_norm if self.family.hidden_in == NormSide.POST else hidden.pre_norm
-
     def to_logits_input(self, block_output: Tensor) -> Tensor:
         """Return the input of the output matrix: the block's output after the output norm."""
         if self.family.out_norm == OutputNorm.TARGET:
@@ -130,10 +129,83 @@ class DraftHead(nn.Module):
         """
         return normed if self.family.chain == NormSide.POST else block_output
 
+    @property
+    def number(self) -> int:
+        """Return the number that a checkpoint gives this module."""
+        return self.family.first_number(self.num_layers) + self.place
+
+    def _norm_shift(self) -> int:
+        """What makes a stored norm weight the weight of the target's norm modules."""
+        if self.family.norm_form == NormForm.TARGET:
+            return 0
+        return (self.family.norm_form == NormForm.ONE_PLUS) - adds_one(self._target_norm[0])
+
+
+class DraftHead(MtpModule):
+    """A draft head is its first MTP module, and has the ``later`` ones if there are several.
+
+    Draft step j runs module j. Steps past the last module run the last one again. A head of one
+    module is therefore recurrent from draft 2 on.
+    """
+
+    def __init__(self, family: HeadFamily, target: PreTrainedModel, *forms: HeadForm) -> None:
+        """Make a head of ``family`` for ``target`` with a module for each of ``forms``.
+
+        Without forms it has one module of the plain form. It is on the current default device and
+        not initialised.
+        """
+        first, *others = forms or (HeadForm(),)
+        super().__init__(family, target, first, 0)
+        self.later = nn.ModuleList(
+            MtpModule(family, target, form, place) for place, form in enumerate(others, 1)
+        )
+
+    @property
+    def mtp_modules(self) -> tuple[MtpModule, ...]:
+        """Return every module, in the order of the draft steps."""
+        return (self, *self._later())
+
+    def _later(self) -> list[MtpModule]:
+        return [each for each in self.later if isinstance(each, MtpModule)]
+
+    @property
+    def num_modules(self) -> int:
+        return 1 + len(self.later)
+
+    @property
+    def layer_numbers(self) -> range:
+        """Return the numbers of the modules' KV layers."""
+        return range(self.layer_idx, self.layer_idx + self.num_modules)
+
+    @property
+    def all_splits(self) -> Splits:
+        """Return what the ranks share of every module, by this head's names."""
+        return {
+            module_prefix(module.place) + name: split
+            for module in self.mtp_modules
+            for name, split in module.splits.items()
+        }
+
+    def module_of(self, step: int) -> MtpModule:
+        """Return the module that makes draft ``step``, which counts from 1."""
+        return self.mtp_modules[min(step, self.num_modules) - 1]
+
+    def to_input(self, hidden: "HiddenStates") -> Tensor:
+        """Return the target's hidden states ``[B, S, H]`` in the form that the head is fed."""
+        return hidden.post_norm if self.family.hidden_in == NormSide.POST else hidden.pre_norm
+
+    def owner_of(self, name: str) -> tuple[MtpModule, str]:
+        """Return the module that has the tensor ``name`` of this head, and its name there."""
+        if not name.startswith(_LATER):
+            return self, name
+        place, _, inner = name.removeprefix(_LATER).partition(".")
+        return self._later()[int(place)], inner
+
     def tensor_name(self, module_name: str) -> str:
         """Return the checkpoint's name of one of this head's tensors, without the family's
         infix."""
-        return self.family.tensor_name(module_name, self.family.first_number(self.layer_idx))
+        owner, inner = self.owner_of(module_name)
+        return self.family.tensor_name(inner, owner.number)
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over tensors keyed by this module's names. All must be there."""
@@ -144,11 +216,14 @@ class DraftHead(nn.Module):
             }
         self.load_state_dict(tensors, strict=True, assign=True)
 
-    def _norm_shift(self) -> int:
-        """Return what turns a stored norm weight into the weight of the target's norm modules."""
-        if self.family.norm_form == NormForm.TARGET:
-            return 0
-        return (self.family.norm_form == NormForm.ONE_PLUS) - adds_one(self._target_norm[0])
+
+# How the names of the later modules' tensors begin, before the number and the name itself.
+_LATER = "later."
+
+
+def module_prefix(place: int) -> str:
+    """Return how a head's names of the tensors of module ``place`` begin. Places count from 0."""
+    return f"{_LATER}{place - 1}." if place else ""
 
 
 def _like(embedding: nn.Module) -> nn.Module:
@@ -184,53 +259,74 @@ def adds_one(norm: nn.Module) -> bool:
         return bool(small(torch.tensor([[1.0, 2.0]])).any())
 
 
-def head_layer_type(config: PretrainedConfig, family: HeadFamily | None = None) -> str | None:
-    """Return the attention type of the head's block.
+def head_layer_type(
+    config: PretrainedConfig, family: HeadFamily | None = None, place: int = 0
+) -> str | None:
+    """Return the attention type of the block of module ``place``, which counts from 0.
 
     It is None if the model's layers are all of one kind. The checkpoint's ``mtp_layer_types`` comes
-    first, and then the family's. That is the type of the target's first layer, or full attention if
-    the target has it, else the type of its last layer.
+    first, and then the family's. That is the type of the target's first layer, sliding, or full
+    attention. If the target has no such layers, it is the type of its last layer.
     """
-    stated = getattr(config, "mtp_layer_types", None)
+    if stated := _stated(config, "layer_types", place):
+        return str(stated)
     layer_types = getattr(config, "layer_types", None)
-    if stated:
-        return str(stated[0])
     if not layer_types:
         return None
+    wanted = "full_attention"
     if family is not None and family.block_attention == "first":
-        return str(layer_types[0])
-    return "full_attention" if "full_attention" in layer_types else str(layer_types[-1])
+        wanted = str(layer_types[0])
+    elif family is not None and family.block_attention == "sliding":
+        wanted = "sliding_attention"
+    return wanted if wanted in layer_types else str(layer_types[-1])
+
+
+def _stated(config: PretrainedConfig, name: str, place: int) -> object:
+    """What config.json states of a per-layer setting for module ``place``, None where it does not.
+    A list that is too short ends in what holds for the rest."""
+    stated = getattr(config, f"mtp_{name}", None)
+    return stated[min(place, len(stated) - 1)] if stated else None
 
 
 def block_config(
-    config: PretrainedConfig, family: HeadFamily | None = None, *, dense: bool | None = None
+    config: PretrainedConfig,
+    family: HeadFamily | None = None,
+    place: int = 0,
+    *,
+    dense: bool | None = None,
 ) -> PretrainedConfig:
-    """Return the target's config with one layer more, for the head's block to read."""
+    """Return the target's config with layers more, of which the last is module ``place``'s."""
     extended = copy.deepcopy(config)
     # deepcopy keeps these two only as private fields.
     extended._attn_implementation = config._attn_implementation
     extended._experts_implementation = config._experts_implementation
-    num_layers = config.num_hidden_layers
-    extended.num_hidden_layers = num_layers + 1
+    num_layers, layer = config.num_hidden_layers, config.num_hidden_layers + place
+    extended.num_hidden_layers = layer + 1
     for name, value in vars(config).items():
         if isinstance(value, list) and len(value) == num_layers and not name.startswith("_"):
-            setattr(extended, name, [*value, _of_head(config, name, value, family)])
+            own = _of_head(config, name, value, family, place)
+            setattr(extended, name, [*value, *[own] * (place + 1)])
     if dense is not None:
-        _choose_mlp(extended, num_layers, dense=dense)
+        _choose_mlp(extended, layer, dense=dense)
+    _choose_heads(extended, layer)
     return extended
 
 
 def _of_head(
-    config: PretrainedConfig, name: str, per_layer: list[object], family: HeadFamily | None
+    config: PretrainedConfig,
+    name: str,
+    per_layer: list[object],
+    family: HeadFamily | None,
+    place: int,
 ) -> object:
-    """Return a per-layer setting's value for the head's block.
+    """Return a per-layer setting's value for a module's block.
 
     It is that of the last layer unless it is stated.
     """
     if name == "layer_types":
-        return head_layer_type(config, family)
-    stated = getattr(config, f"mtp_{name}", None)
-    return stated[0] if stated else per_layer[-1]
+        return head_layer_type(config, family, place)
+    stated = _stated(config, name, place)
+    return per_layer[-1] if stated is None else stated
 
 
 def _choose_mlp(config: PretrainedConfig, layer: int, *, dense: bool) -> None:
@@ -245,3 +341,14 @@ def _choose_mlp(config: PretrainedConfig, layer: int, *, dense: bool) -> None:
         config.mlp_only_layers = [*config.mlp_only_layers, layer]
     if isinstance(getattr(config, "first_k_dense_replace", None), int) and dense:
         config.first_k_dense_replace = layer + 1
+
+
+def _choose_heads(config: PretrainedConfig, layer: int) -> None:
+    """Give ``layer`` what a config states apart for the layers of its type, such as the query heads
+    of Step's sliding layers."""
+    if not getattr(config, "is_heterogeneous", False):
+        return
+    stated = config.to_dict().get("per_layer_config") or {}
+    overrides = {int(number): values for number, values in stated.items()}
+    like = config.layer_types.index(config.layer_types[layer])
+    config.per_layer_config = {**overrides, layer: overrides.get(like, {})}

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Size, Tensor
 
-from cgbench.errors import MissingHeadError
+from cgbench.errors import BadInputError, MissingHeadError
 from cgbench.kernels.fp8.block_scales import row_blocks_of
 from cgbench.models.checkpoint import StoredTensor, raw_config, read_tensor, stored_tensors
 from cgbench.models.experts import expert_parts, fuse, num_fused
 from cgbench.models.heads.families import HeadFamily
-from cgbench.models.heads.head import DraftHead, HeadForm
+from cgbench.models.heads.head import DraftHead, HeadForm, module_prefix
 from cgbench.models.heads.head_copies import (
     CopyUse,
     HeadCopy,
@@ -51,26 +51,35 @@ class HeadFiles:
 
     ``family`` has the names that the head has there. ``files`` is keyed by the names that
     transformers would give the tensors, without the family's infix. ``stored_as`` gives the name in
-    the file. ``num_modules`` counts the MTP modules. ``copies`` are the embeddings and output
-    matrices stored with the head.
+    the file. ``num_stored`` counts the checkpoint's MTP modules. ``copies`` are the embeddings and
+    output matrices stored with each of the modules that are used.
     """
 
     family: HeadFamily
     files: Mapping[str, Path]
     stored_as: Mapping[str, str]
-    num_modules: int
+    num_stored: int
     first_number: int
-    copies: tuple[HeadCopy, ...]
+    copies: tuple[tuple[HeadCopy, ...], ...]
 
     @property
-    def form(self) -> HeadForm:
-        """Return what this head has and others of its family may not have."""
-        block = f"{self.family.prefixes(self.first_number)['block']}."
+    def num_modules(self) -> int:
+        """Return how many modules are used."""
+        return len(self.copies)
+
+    @property
+    def forms(self) -> list[HeadForm]:
+        """Return what each module of this head has and others of its family may not have."""
+        return [self._form(place) for place in range(self.num_modules)]
+
+    def _form(self, place: int) -> HeadForm:
+        number, own = self.first_number + place, self._own_of(place)
+        block = f"{self.family.prefixes(number)['block']}."
         in_block = [name for name in self.files if name.startswith(block)]
         return HeadForm(
-            proj_bias=self.family.tensor_name("proj.bias", self.first_number) in self.files,
-            own_embedding="embedding.weight" in self.own,
-            own_output="output.weight" in self.own,
+            proj_bias=self.family.tensor_name("proj.bias", number) in self.files,
+            own_embedding="embedding.weight" in own,
+            own_output="output.weight" in own,
             dense=not any(".experts." in name for name in in_block),
         )
 
@@ -90,7 +99,14 @@ class HeadFiles:
 
         The keys are tensors of ``DraftHead``, and the values their names in ``files``.
         """
-        own = {copy.name: copy for copy in self.copies if copy.use is CopyUse.OWN}
+        return {
+            module_prefix(place) + ours: name
+            for place in range(self.num_modules)
+            for ours, name in self._own_of(place).items()
+        }
+
+    def _own_of(self, place: int) -> dict[str, str]:
+        own = {copy.name: copy for copy in self.copies[place] if copy.use is CopyUse.OWN}
         return {
             f"{own[stored].module}.weight": name
             for name, stored in self.stored_as.items()
@@ -104,27 +120,56 @@ def find_head(
     matrices: TargetMatrices,
     dtype: torch.dtype,
     family: str | None = None,
+    most_modules: int | None = None,
 ) -> HeadFiles:
     """Return the head for ``target`` that ``folder`` holds.
 
     ``family`` is the name of its family if that is stated. Its own matrices are compared with the
-    target's ``matrices``, in ``dtype``. Raise ``MissingHeadError`` with what was looked for, or
-    with what does not fit.
+    target's ``matrices``, in ``dtype``. At most ``most_modules`` of its modules are used.
+    Raise ``MissingHeadError`` with what was looked for, or with what does not fit.
     """
     found = find_family(folder, target.config, family)
     stored_as = plain_names(folder.files, found)
     first = found.first_number(target.num_layers)
-    copies = find_copies(folder, found, stored_as, matrices, dtype, first)
-    number = first
-    while any(name.startswith(f"{found.prefixes(number)['block']}.") for name in stored_as):
-        number += 1
-        if "{i}" not in found.names["block"]:
-            break
-    block = f"{found.prefixes(first)['block']}."
-    rename = block_renaming(target.model, _layer_prefix(folder, block))
-    stored_as = {_renamed(name, block, rename): stored for name, stored in stored_as.items()}
+    num_stored = _num_modules(folder, found, first, stored_as)
+    numbers = range(first, first + num_used(num_stored, most_modules))
+    copies = [
+        tuple(find_copies(folder, found, stored_as, matrices, dtype, number)) for number in numbers
+    ]
+    blocks = [f"{found.prefixes(number)['block']}." for number in numbers]
+    rename = block_renaming(target.model, _layer_prefix(folder, blocks[0]), found.renamed)
+    stored_as = {_renamed(name, blocks, rename): stored for name, stored in stored_as.items()}
     files = {name: folder.files[stored] for name, stored in stored_as.items()}
-    return HeadFiles(found, files, stored_as, number - first, first, tuple(copies))
+    return HeadFiles(found, files, stored_as, num_stored, first, tuple(copies))
+
+
+def num_used(num_stored: int, most: int | None) -> int:
+    """Return how many of a head's ``num_stored`` modules draft.
+
+    ``most`` is what ``--mtp-modules`` states. Raise ``BadInputError`` if the head has fewer.
+    """
+    if most is not None and most > num_stored:
+        modules = "1 module" if num_stored == 1 else f"{num_stored} modules"
+        raise BadInputError(f"--mtp-modules {most}: the head has {modules}")
+    return num_stored if most is None else most
+
+
+def _num_modules(
+    folder: HeadFolder, family: HeadFamily, first: int, stored_as: Mapping[str, str]
+) -> int:
+    """Count the blocks from number ``first`` on, each of them a module."""
+    number = first
+    while any(name.startswith(f"{family.prefixes(number)['block']}.") for name in stored_as):
+        number += 1
+        if "{i}" not in family.names["block"]:
+            break
+    if family.has_one_module and number - first > 1:
+        raise MissingHeadError(
+            f"{folder.ref}: the head has {number - first} layers "
+            f"({family.prefixes(number - 1)['block']}), and heads of family {family.name} can be "
+            "run with one alone"
+        )
+    return max(1, number - first)
 
 
 def _layer_prefix(folder: HeadFolder, block: str) -> str:
@@ -136,9 +181,12 @@ def _layer_prefix(folder: HeadFolder, block: str) -> str:
     return "model."
 
 
-def _renamed(name: str, block: str, rename: Callable[[str], str]) -> str:
-    rest = name.removeprefix(block)
-    return block + rename(rest) if rest != name else name
+def _renamed(name: str, blocks: Iterable[str], rename: Callable[[str], str]) -> str:
+    for block in blocks:
+        rest = name.removeprefix(block)
+        if rest != name:
+            return block + rename(rest)
+    return name
 
 
 def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]]:
@@ -301,11 +349,12 @@ def _names_of(head: DraftHead, found: HeadFiles) -> Iterator[str]:
     one is stated.
     """
     family = head.family
-    modules = family.prefixes(family.first_number(head.layer_idx))
-    prefixes = tuple(f"{prefix}." for prefix in modules.values())
-    left = {copy.name for copy in found.copies}
-    if "out_norm" in modules and family.out_norm != OutputNorm.OWN:
-        left.add(found.stored_as.get(f"{modules['out_norm']}.weight", ""))
+    names = [family.prefixes(module.number) for module in head.mtp_modules]
+    prefixes = tuple(f"{prefix}." for modules in names for prefix in modules.values())
+    left = {copy.name for copies in found.copies for copy in copies}
+    if "out_norm" in family.names and family.out_norm != OutputNorm.OWN:
+        norms = (f"{modules['out_norm']}.weight" for modules in names)
+        left |= {found.stored_as.get(norm, "") for norm in norms}
     for name in found.files:
         is_left = found.stored_as[name] in left or name.endswith(_DERIVED)
         if name.startswith(prefixes) and not is_left:

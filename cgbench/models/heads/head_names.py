@@ -3,7 +3,7 @@
 It is needed for the target's own tensors and for the head's block.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -24,15 +24,24 @@ def parameter_name(model: PreTrainedModel, module: nn.Module) -> str:
     return f"{name}.weight"
 
 
-def block_renaming(model: PreTrainedModel, prefix: str) -> Callable[[str], str]:
+def block_renaming(
+    model: PreTrainedModel, prefix: str, own: Mapping[str, str]
+) -> Callable[[str], str]:
     """Return how transformers would rename a tensor of one more layer of ``model``.
 
     It is a function from what follows the layer's number to what follows it in the module.
-    ``prefix`` is what the stored names of the layers begin with.
+    ``prefix`` is what the stored names of the layers begin with. ``own`` are names in the block
+    that the layers have under others.
     """
     rename = _renaming(model)
     layer = f"layers.{model.config.get_text_config().num_hidden_layers}."
-    return lambda rest: rename(f"{prefix}{layer}{rest}").partition(layer)[2] or rest
+
+    def renamed(rest: str) -> str:
+        module, dot, leaf = rest.partition(".")
+        rest = f"{own.get(module, module)}{dot}{leaf}"
+        return rename(f"{prefix}{layer}{rest}").partition(layer)[2] or rest
+
+    return renamed
 
 
 def _renaming(model: PreTrainedModel) -> Callable[[str], str]:

@@ -1,24 +1,36 @@
 """Find which family's head a checkpoint holds, and under which names.
 
-The tensor names and the model type decide.
+The tensor names, their shapes and the model type decide together.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PretrainedConfig
 
 from cgbench.errors import MissingHeadError
-from cgbench.models.checkpoint import all_tensor_files, raw_config
+from cgbench.models.checkpoint import (
+    StoredTensor,
+    all_tensor_files,
+    raw_config,
+    stored_tensors,
+)
 from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head_wiring import differences, stated_in
 from cgbench.request.parts import HeadWiring
 
 # The beginning of a layer's name is the name of a checkpoint's model.
 _LAYER = re.compile(r"((?:.*?\.)?)layers\.\d+\.")
-_DECLARED = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")
+# What EAGLE-3 alone has: a map between vocabularies, a middle layer, a norm of the target's state.
+_EAGLE3 = re.compile(r"(d2t|t2d|midlayer\..*|(model\.)?layers\.0\.hidden_norm\.weight)")
+# Types of weights that are not packed, so that their shape is the matrix's.
+_NUMBERS = ("F32", "F16", "BF16", "F8_E4M3")
+_DECLARED = (
+    *("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers", "num_mtp_modules"),
+    *("mtp_num_layers", "num_nextn_layers", "use_mtp"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,11 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
     candidates = [FAMILIES[stated]] if stated else [*FAMILIES.values()]
     places = [place for family in candidates for place in _places(family, folder)]
     found = [place for place in places if _holds(folder, place, num_layers, any)]
+    if other := other_drafter(folder.files):
+        raise MissingHeadError(
+            f"{folder.ref}: holds {other}, which cannot be run here. Give --head with MTP modules "
+            "or an EAGLE-1 head, or --spec-tokens 0 to measure without speculation"
+        )
     if not found:
         looked_for = dict.fromkeys(place.own_names(num_layers)[0] for place in places)
         raise MissingHeadError(
@@ -78,9 +95,42 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
             f"{', '.join(looked_for)}). "
             "Give --head PATH, or --spec-tokens 0 to measure without speculation"
         )
-    if stated:
-        return found[0]
-    return _by_type(folder, found) or _by_names(folder, found, num_layers)
+    fitting = _fitting(folder, found, config)
+    return fitting[0] if stated else _chosen(folder, fitting, num_layers)
+
+
+def _fitting(
+    folder: HeadFolder, found: list[HeadFamily], config: PretrainedConfig
+) -> list[HeadFamily]:
+    """Those of ``found`` whose projection reads two states of the target's hidden size.
+
+    Raises ``MissingHeadError`` naming the projection if there is none. A projection that is not
+    there, or is not of plain numbers, is looked at later.
+    """
+    size = config.hidden_size
+    shapes = {family.name: _projection(folder, family, config) for family in found}
+    unfit = {name: tensor for name, tensor in shapes.items() if tensor is not None}
+    unfit = {name: each for name, each in unfit.items() if each.shape != (size, 2 * size)}
+    fitting = [family for family in found if family.name not in unfit]
+    if not fitting:
+        tensor = next(iter(unfit.values()))
+        raise MissingHeadError(
+            f"{folder.ref}: {tensor.name} is {tensor.shape}, not {(size, 2 * size)} as the "
+            f"projection of {' or '.join(unfit)}: the head is of another kind, or of another target"
+        )
+    return fitting
+
+
+def _projection(
+    folder: HeadFolder, family: HeadFamily, config: PretrainedConfig
+) -> StoredTensor | None:
+    """The header of the first module's projection, None if there is none of plain numbers."""
+    name = family.own_names(config.num_hidden_layers)[0]
+    stored = plain_names(folder.files, family).get(name)
+    if stored is None:
+        return None
+    header = stored_tensors({stored: folder.files[stored]})[stored]
+    return header if header.dtype in _NUMBERS else None
 
 
 def _places(family: HeadFamily, folder: HeadFolder) -> Iterator[HeadFamily]:
@@ -114,21 +164,43 @@ def plain_names(files: Mapping[str, Path], family: HeadFamily) -> dict[str, str]
     return {name.replace(infix, "."): name for name in files}
 
 
-def _by_type(folder: HeadFolder, found: list[HeadFamily]) -> HeadFamily | None:
-    for family in found:
-        if family.model_types is not None and family.model_types & folder.model_types:
-            return family
-    return next((family for family in found if family.model_types is None), None)
+def _chosen(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> HeadFamily:
+    """The one family that type and names agree on. A family that is made apart from any target has
+    no type, and is chosen by its names as they are.
 
-
-def _by_names(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> HeadFamily:
+    Raises ``MissingHeadError`` listing the families to choose from.
+    """
     whole = [family for family in found if _holds(folder, family, num_layers, all)]
+    typed = [f for f in found if f.model_types is not None and f.model_types & folder.model_types]
+    if typed and (typed[0] in whole or not whole):
+        # What of its names is missing is said of this family.
+        return typed[0]
     candidates = whole or found
+    as_named = [family for family in candidates if family is FAMILIES[family.name]]
+    if not typed and len(as_named) == 1 and as_named[0].model_types is None:
+        return as_named[0]
     types = ", ".join(sorted(folder.model_types)) or "none"
+    names = candidates[0].own_names(num_layers)
+    name, known = names[0], f"but no head family is known for model type {types}"
+    if typed:
+        lacking = set(names) - set(typed[0].own_names(num_layers))
+        name = min(lacking, default=name)
+        known = f"but heads of model type {types} are of family {typed[0].name}"
+    listed = list({family.name: family for family in [*typed, *candidates]}.values())
     raise MissingHeadError(
-        f"{folder.ref}: has {candidates[0].own_names(num_layers)[0]}, but no head family is known "
-        f"for model type {types}. State one with --head-family: {differences(candidates)}"
+        f"{folder.ref}: has {name}, {known}. State one with --head-family: {differences(listed)}"
     )
+
+
+def other_drafter(names: Iterable[str]) -> str | None:
+    """Return what kind of draft head this is that is no MTP module, in words, or None.
+
+    Its tensors' names tell, and are in the words.
+
+    Source: SafeAILab/EAGLE's and vLLM's EAGLE-3 checkpoints.
+    """
+    signs = [name for name in names if _EAGLE3.fullmatch(name)]
+    return f"an EAGLE-3 head ({', '.join(sorted(signs)[:3])})" if signs else None
 
 
 def _declared(config: PretrainedConfig) -> str:
@@ -138,5 +210,6 @@ def _declared(config: PretrainedConfig) -> str:
     """
     for field in _DECLARED:
         if number := getattr(config, field, None):
-            return f"config.json declares {field} {number}, but the checkpoint ships "
+            said = "true" if number is True else number
+            return f"config.json declares {field} {said}, but the checkpoint ships "
     return ""

@@ -12,7 +12,14 @@ from typing import Any
 
 from cgbench.errors import BadInputError, ModelError
 from cgbench.models.heads.families import FAMILIES, HeadFamily
-from cgbench.request.choices import ConcatOrder, FirstEmbedding, NormForm, NormSide, OutputNorm
+from cgbench.request.choices import (
+    ConcatOrder,
+    FirstEmbedding,
+    ModuleFeed,
+    NormForm,
+    NormSide,
+    OutputNorm,
+)
 from cgbench.request.parts import HeadWiring
 
 CONFIG_FIELD = "cgbench_head"
@@ -26,6 +33,7 @@ _CHOICES: dict[str, Mapping[str, str]] = {
     "out_norm": {word.value: word for word in OutputNorm},
     "norm_form": {word.value: word for word in NormForm},
     "first_embed": {word.value: word for word in FirstEmbedding},
+    "feed": {word.value: word for word in ModuleFeed},
 }
 WIRING = tuple(name for name in _CHOICES if name != "family")
 """These are the fields of ``HeadFamily`` that can be stated."""
@@ -107,7 +115,8 @@ def differences(candidates: list[HeadFamily]) -> str:
         for name in WIRING
         if len(wirings) == 1 or len({wiring[name] for wiring in wirings.values()}) > 1
     ]
-    return "; ".join(
-        f"{name} ({', '.join(f'{point} {wiring[point]}' for point in shown)})"
+    points = {
+        name: ", ".join(f"{point} {wiring[point]}" for point in shown)
         for name, wiring in wirings.items()
-    )
+    }
+    return "; ".join(f"{name} ({said})" if said else name for name, said in points.items())

@@ -3,6 +3,7 @@
 The same weights are converted as in public checkpoints of its kind.
 """
 
+import re
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +17,10 @@ from cgbench.models.quantised.scheme import BLOCK
 # Public checkpoints leave these linear layers of a decoder layer as they are. They are the gates of
 # a mixture and of its shared expert, and the small projections of gated delta nets.
 _PLAIN = ("gate", "shared_expert_gate", "in_proj_a", "in_proj_b", "in_proj_ba")
+
+
+# A parameter of the block of a head's first module, or of a later one.
+_IN_BLOCK = re.compile(r"(later\.\d+\.)?block\.")
 
 
 def converted(module: nn.Module) -> dict[str, Size]:
@@ -32,7 +37,7 @@ def converted(module: nn.Module) -> dict[str, Size]:
 
 
 def _is_in_layer(name: str) -> bool:
-    return ".layers." in name or name.startswith("block.")
+    return ".layers." in name or _IN_BLOCK.match(name) is not None
 
 
 def _is_converted(module: nn.Module, name: str) -> bool:

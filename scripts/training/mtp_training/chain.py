@@ -18,6 +18,7 @@ class CausalAttention:
     """The target's attention over whole sequences."""
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        assert qkv.sinks is None, "targets with attention sinks cannot be trained for"
         out = F.scaled_dot_product_attention(
             qkv.query, qkv.key, qkv.value, is_causal=True, scale=qkv.scaling, enable_gqa=True
         )

@@ -19,6 +19,7 @@ from cgbench.models.heads.families import (
     EAGLE,
     FAMILIES,
     MIMO,
+    MIMO_V2,
     QWEN,
     HeadFamily,
 )
@@ -65,10 +66,11 @@ MIMO_HEAD_SHAPES = {
 """MiMo's public names, with the tiny shape's sizes."""
 
 TARGETS = {
-    "mimo": ["mimo", "qwen3_moe", "gemma3_text"],
+    "mimo": ["mimo", "qwen3_moe", "gemma3_text", "gpt_oss"],
+    "mimo_v2": ["mimo_v2_flash"],
     "deepseek": ["deepseek_v3", "glm4_moe"],
     "hy": ["hy_v3"],
-    "step": ["step3p7"],
+    "step": ["step3p7", "step3p5"],
     "qwen": ["qwen3_next", "qwen3_5_text"],
     "exaone": ["exaone_moe", "exaone4"],
     "mellum": ["mellum"],
@@ -87,6 +89,15 @@ CASES = [
 # Some names that the public checkpoint of each family has, at the tiny target's two layers.
 PUBLIC_NAMES = {
     "mimo": ["model.mtp_layers.0.input_proj.weight", "model.mtp_layers.0.mlp.up_proj.weight"],
+    "mimo_v2": [
+        "model.mtp.layers.0.enorm.weight",
+        "model.mtp.layers.0.hnorm.weight",
+        "model.mtp.layers.0.eh_proj.weight",
+        "model.mtp.layers.0.final_layernorm.weight",
+        "model.mtp.layers.0.pre_mlp_layernorm.weight",
+        "model.mtp.layers.0.self_attn.attention_sink_bias",
+        "model.mtp.layers.2.mlp.up_proj.weight",
+    ],
     "deepseek": [
         "model.layers.2.eh_proj.weight",
         "model.layers.2.enorm.weight",
@@ -122,6 +133,10 @@ PUBLIC_NAMES = {
 }
 
 
+# Targets of experts whose heads are dense, and families that ship several modules.
+DENSE = ("exaone_moe", "mimo_v2_flash", "step3p5")
+NUM_MODULES = {"mimo_v2": 3, "step": 3}
+
 # What the public checkpoints call what transformers renames.
 PUBLIC = {
     "hy": {
@@ -131,14 +146,19 @@ PUBLIC = {
     },
     # An infix after the layer's number in some of the head's tensors.
     "step": {".2.shared_head.": ".2.transformer.shared_head."},
+    "mimo_v2": {
+        ".post_attention_layernorm.": ".pre_mlp_layernorm.",
+        ".self_attn.sinks": ".self_attn.attention_sink_bias",
+    },
     "exaone": {".mlp.gate.e_score_correction_bias": ".mlp.e_score_correction_bias"},
 }
 
 
 def layout(folder: Path, family: HeadFamily, kind: str) -> Path:
     """A checkpoint of ``kind`` with a head of ``family``, and the copies such checkpoints carry."""
-    dense = HeadForm(dense=True) if kind == "exaone_moe" else None
-    make_checkpoint(folder, kind, family=family, seed=3, form=dense)
+    dense = HeadForm(dense=True) if kind in DENSE else None
+    modules = NUM_MODULES.get(family.name, 1)
+    make_checkpoint(folder, kind, family=family, seed=3, form=dense, num_modules=modules)
     if family is DEEPSEEK:
         embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
         add_head(folder, {"model.layers.2.embed_tokens.weight": embedding})
@@ -149,6 +169,9 @@ def layout(folder: Path, family: HeadFamily, kind: str) -> Path:
 
 
 def public(name: str, family: HeadFamily) -> str:
+    if family is MIMO_V2 and ".mtp." not in name:
+        # Its modules alone have names that its layers have not.
+        return name
     for ours, theirs in PUBLIC.get(family.name, {}).items():
         name = name.replace(ours, theirs)
     return name
@@ -251,7 +274,9 @@ def test_a_family_stated_by_name_is_looked_for_alone(tmp_path: Path) -> None:
         MissingHeadError, match=r"looked for mtp\.fc\.weight, model\.mtp\.fc\.weight\)"
     ):
         plan(folder, family="qwen")
-    with pytest.raises(BadInputError, match="--head-family gpt: choose one of mimo, deepseek"):
+    with pytest.raises(
+        BadInputError, match="--head-family gpt: choose one of mimo, mimo_v2, deepseek"
+    ):
         plan(folder, family="gpt")
 
 
@@ -347,13 +372,14 @@ def test_a_quantised_head_is_refused_by_name(
         load_tiny(folder)
 
 
-def test_several_modules_are_counted_and_the_first_is_used(tmp_path: Path) -> None:
+def test_several_modules_are_counted_and_used(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "mimo")
     tensors = load_file(folder / "model.safetensors")
     second = {n.replace("layers.0", "layers.1"): t for n, t in tensors.items() if "mtp" in n}
     add_head(folder, second)
     model = load_tiny(folder)
-    assert model.num_head_modules == 2
+    assert model.head is not None
+    assert model.num_head_modules == model.head.num_modules == 2
 
 
 def test_a_sharded_head_is_read_through_the_index(tmp_path: Path) -> None:

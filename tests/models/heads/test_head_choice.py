@@ -1,5 +1,6 @@
 """The family is chosen by tensor names and model type together, and never guessed from names."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from safetensors.torch import save_file
 from cgbench.errors import BadInputError, MissingHeadError, ModelError
 from cgbench.models.heads.families import (
     DEEPSEEK,
+    EAGLE,
     ERNIE,
     EXAONE,
     FAMILIES,
+    HY,
     MELLUM,
     MIMO,
     QWEN,
@@ -75,7 +78,7 @@ def test_a_type_that_no_family_knows_is_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(MissingHeadError) as error:
         load_tiny(folder)
     assert str(error.value) == (
-        f"{folder}: has mtp.fc.weight, but no head family is known for model type llama; state one "
+        f"{folder}: has mtp.fc.weight, but no head family is known for model type llama. State one "
         "with --head-family: qwen (norm_form one_plus); exaone (norm_form plain); mellum "
         "(norm_form plain)"
     )
@@ -87,7 +90,7 @@ def test_a_type_that_no_family_knows_is_not_guessed(tmp_path: Path) -> None:
 def test_a_sole_candidate_is_not_guessed_either(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "qwen3", family=MIMO)
     edit_config(folder, **{CONFIG_FIELD: {}})
-    words = r"model type qwen3; .*: mimo \(concat HE, hidden_in post, chain post, out_norm own"
+    words = r"model type qwen3. .*: mimo \(concat HE, hidden_in post, chain post, out_norm own"
     with pytest.raises(MissingHeadError, match=words):
         load_tiny(folder)
 
@@ -180,7 +183,7 @@ def test_a_checkpoint_states_its_heads_wiring(tmp_path: Path) -> None:
         ("pre", "must be an object"),
         ({"chained": "pre"}, "has 'chained'. Its fields are family, concat"),
         ({"chain": "before"}, "chain must be one of pre, post, not 'before'"),
-        ({"family": ["mimo"]}, r"family must be one of mimo, deepseek, .*not \['mimo'\]"),
+        ({"family": ["mimo"]}, r"family must be one of mimo, mimo_v2, .*not \['mimo'\]"),
     ],
 )
 def test_what_a_checkpoint_states_wrongly_is_named(
@@ -216,6 +219,7 @@ def test_who_feeds_and_chains_what() -> None:
     }
     assert wiring == {
         "mimo": ("post", "post", "own", "zeroed"),
+        "mimo_v2": ("post", "post", "own", "kept"),
         "deepseek": ("post", "post", "own", "zeroed"),
         "hy": ("post", "post", "own", "zeroed"),
         "step": ("pre", "pre", "own", "kept"),
@@ -235,7 +239,7 @@ def test_no_two_families_claim_one_name_and_type() -> None:
                 assert not (one.model_types or set()) & (other.model_types or set())
 
 
-def test_several_modules_with_the_first_alone_used_are_said_in_the_label(tmp_path: Path) -> None:
+def test_which_of_several_modules_draft_is_said_in_the_label(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tiny", "mimo")
     tensors = read(folder)
     more = {
@@ -245,6 +249,100 @@ def test_several_modules_with_the_first_alone_used_are_said_in_the_label(tmp_pat
         if "mtp" in n
     }
     write(folder, tensors | more)
-    assert load(folder).head_label == "mimo (module 1 of 3)"
+    assert load(folder).head_label == "mimo (3 modules)"
+    assert load(folder, mtp_modules=1).head_label == "mimo (module 1 of 3)"
     target = make_checkpoint(tmp_path / "target", "mimo")
-    assert load(target, folder).head_label == "mimo:tiny (module 1 of 3)"
+    assert load(target, folder).head_label == "mimo:tiny (3 modules)"
+
+
+def moved_names(folder: Path, family: HeadFamily, other: HeadFamily, name: str) -> None:
+    """One of the head's modules under the name that another family has for it."""
+    old, new = (each.tensor_name(f"{name}.weight", 2) for each in (family, other))
+    write(folder, {new if n == old else n: tensor for n, tensor in read(folder).items()})
+
+
+def test_a_type_of_one_family_with_the_names_of_another_lists_both(tmp_path: Path) -> None:
+    """DeepSeek's and Hy's names differ in the output norm's alone."""
+    folder = make_checkpoint(tmp_path, "glm4_moe", family=DEEPSEEK)
+    moved_names(folder, DEEPSEEK, HY, "out_norm")
+    with pytest.raises(MissingHeadError) as error:
+        load_tiny(folder)
+    assert str(error.value) == (
+        f"{folder}: has model.layers.2.final_layernorm.weight, but heads of model type glm4_moe "
+        "are of family deepseek. State one with --head-family: deepseek; hy"
+    )
+    head = load(folder, family="hy").head
+    assert head is not None and head.family == HY
+
+
+def test_a_name_that_is_missing_is_said_of_the_types_family(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "glm4_moe", family=DEEPSEEK)
+    tensors = read(folder)
+    del tensors["model.layers.2.enorm.weight"]
+    write(folder, tensors)
+    with pytest.raises(MissingHeadError, match=r"lacks model\.layers\.2\.enorm\.weight$"):
+        load_tiny(folder)
+
+
+def test_a_projection_of_another_shape_is_no_head_of_the_family(tmp_path: Path) -> None:
+    target = make_checkpoint(tmp_path / "target", "llama", family=EAGLE)
+    head = tmp_path / "head"
+    head.mkdir()
+    own = {n: t for n, t in read(target).items() if n.startswith(("fc.", "layers."))}
+    write(head, own | {"fc.weight": torch.zeros(32, 96)})
+    words = r"fc\.weight is \(32, 96\), not \(32, 64\) as the projection of eagle"
+    with pytest.raises(MissingHeadError, match=words):
+        load(target, head)
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [
+        {"midlayer.hidden_norm.weight": (32,), "d2t": (16,), "t2d": (64,)},
+        {"layers.0.hidden_norm.weight": (32,), "layers.0.self_attn.q_proj.weight": (32, 64)},
+    ],
+    ids=["SafeAILab", "vLLM"],
+)
+def test_an_eagle_3_head_is_called_one(signs: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
+    target = make_checkpoint(tmp_path / "target", "llama")
+    head = tmp_path / "head"
+    head.mkdir()
+    tensors = {name: torch.zeros(shape) for name, shape in signs.items()}
+    write(head, tensors | {"fc.weight": torch.zeros(32, 96), "norm.weight": torch.ones(32)})
+    with pytest.raises(MissingHeadError, match=r"holds an EAGLE-3 head \((d2t|layers\.0\.hidden)"):
+        load(target, head)
+
+
+@pytest.mark.parametrize("field", ["num_mtp_modules", "use_mtp", "mtp_num_layers"])
+def test_what_declares_a_head_is_named_where_none_is_shipped(field: str, tmp_path: Path) -> None:
+    """As MiniMax-M2, which declares modules and ships none."""
+    folder = make_checkpoint(tmp_path, "qwen3")
+    write(folder, {n: t for n, t in read(folder).items() if "mtp" not in n})
+    value = True if field == "use_mtp" else 3
+    edit_config(folder, **{field: value, CONFIG_FIELD: {}})
+    said = "true" if field == "use_mtp" else "3"
+    words = f"config.json declares {field} {said}, but the checkpoint ships no MTP head tensors"
+    with pytest.raises(MissingHeadError, match=words):
+        load_tiny(folder)
+
+
+def test_a_head_in_mtp_safetensors_is_read_beside_an_index_and_alone(tmp_path: Path) -> None:
+    """The index names none of its tensors; as a head's folder it needs no other file."""
+    folder = make_checkpoint(tmp_path / "target", "mimo")
+    whole = load_tiny(folder).head
+    assert whole is not None
+    tensors = read(folder)
+    head = {name: tensor for name, tensor in tensors.items() if "mtp_layers" in name}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in head}
+    (folder / "model.safetensors").unlink()
+    save_file(rest, folder / "one.safetensors", metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(rest, "one.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(head, folder / "mtp.safetensors")
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    save_file(head, apart / "mtp.safetensors")
+    for found in (load_tiny(folder).head, load(folder, apart).head):
+        assert found is not None
+        for name, tensor in whole.state_dict().items():
+            assert torch.equal(found.state_dict()[name], tensor)

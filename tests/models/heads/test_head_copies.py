@@ -170,11 +170,11 @@ def test_the_floor_counts_the_heads_own_product(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path, "mimo", form=form)
     model = load_tiny(folder)
     work = model_work(model.skeleton)
-    assert work.head_output is not None and work.draft_output is work.head_output
-    assert work.head_output.products == (Product(OWN_OUTPUT, 64 * 32, 1, 1),)
-    assert work.head is not None and work.head.embedding_elements == 32
+    (module,) = work.modules
+    assert module.output.products == (Product(OWN_OUTPUT, 64 * 32, 1, 1),)
+    assert module.forward.embedding_elements == 32
     shared = model_work(load_tiny(make_checkpoint(tmp_path / "shared", "mimo")).skeleton)
-    assert shared.draft_output is shared.lm_head
+    assert shared.modules[0].output is shared.lm_head
     # Weights to load and to keep: the two matrices more.
     where = (model.skeleton.head_bytes(torch.float32), model.head_num_parameters)
     plain = load_tiny(tmp_path / "shared")

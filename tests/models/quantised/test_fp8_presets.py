@@ -1,8 +1,12 @@
 """Presets in FP8: what is converted, what it weighs, and that no plain copy stays."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from cgbench.checks.reference import Plain
+from cgbench.engine.runner import EagerRunner
 from cgbench.floor.work import model_work
 from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.models.fingerprint import fingerprint
@@ -10,7 +14,14 @@ from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.precision import precision_by_part
 from cgbench.models.presets import PRESETS, Preset
-from tests.support.tiny import SHAPE
+from tests.support.presets import shrink_presets
+from tests.support.tiny import (
+    SHAPE,
+    decode_prompts,
+    make_speculator,
+    make_state,
+    random_prompts,
+)
 
 CPU = torch.device("cpu")
 
@@ -44,9 +55,29 @@ def test_the_floor_counts_bytes_as_they_are_stored() -> None:
         halves = one.bytes_read(2) / other.bytes_read(2)
         assert halves == pytest.approx(0.5 + 2 / 16384, rel=2e-3)
     assert fp8.lm_head.products[0].bytes_read(2) == plain.lm_head.products[0].bytes_read(2)
-    assert fp8.head is not None
-    names = {each.name: each.stored_bytes is None for each in fp8.head.products}
+    names = {each.name: each.stored_bytes is None for each in fp8.modules[0].forward.products}
     assert names["proj"] and not names["mlp.up_proj"]
+
+
+@pytest.mark.parametrize("name", ["mimo-v2-flash-9l", "step-3.5-flash-14l"])
+def test_every_module_is_converted_and_experts_in_a_loop_too(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_presets(monkeypatch)
+    monkeypatch.setitem(PRESETS, "it", replace(PRESETS[name], is_fp8=True))
+    model = load("preset:it")
+    assert model.head is not None
+    for module in model.head.mtp_modules:
+        assert module.block.mlp.up_proj.weight.dtype == FP8
+        assert module.proj.weight.dtype == torch.bfloat16
+    experts = model.target.backbone.layers[1].mlp.experts
+    assert experts.is_plain and experts.gate_up_proj.dtype == FP8
+    spec = make_speculator(model, max_batch_size=2, room=60)
+    runner = EagerRunner(spec, make_state(spec, 3, 2))
+    prompts = random_prompts(2)
+    got = decode_prompts(spec, runner, prompts, 12).token_ids
+    plain = Plain(model.target, [])
+    assert [tokens[:1] for tokens in got] == [plain.tokens(tuple(p), 1) for p in prompts]
 
 
 @pytest.fixture
