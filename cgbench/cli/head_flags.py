@@ -83,7 +83,7 @@ MtpModules = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Use at most so many of the head's MTP modules; 1 reuses the first. Default: all.",
+        help="Use at most so many of the head's MTP modules. 1 reuses the first. Default: all.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -149,7 +149,7 @@ MIMO_V2 = HeadFamily(
     feed=ModuleFeed.TARGET,
     block_attention="sliding",
     renamed={"pre_mlp_layernorm": "post_attention_layernorm"},
-    source="XiaomiMiMo/MiMo-V2-Flash checkpoint; SGLang's mimo_v2_flash_nextn feeds the target's "
+    source="XiaomiMiMo/MiMo-V2-Flash checkpoint, SGLang's mimo_v2_flash_nextn feeds the target's "
     "state after the norm to every module",
 )
 DEEPSEEK = HeadFamily(

@@ -144,7 +144,7 @@ def anatomy_chart(runs: ReportRuns) -> Draw:
             left += width
         axes.plot(rows["iteration_p50_ms"], names, "|", color=INK, markersize=11, label="timed")
         axes.invert_yaxis()
-        axes.set_xlabel("time within an iteration [ms]; | is the iteration timed whole")
+        axes.set_xlabel("time within an iteration [ms], | is the iteration timed whole")
         _legend(axes, 5)
 
     return draw
