@@ -33,7 +33,7 @@ class Recorder:
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    out: Tensor = ATTEND(query, key, value, torch.tensor(0), 1.0, None)
+    out: Tensor = ATTEND(query, key, value, torch.tensor(0), 1.0, None, None)
     return out
 
 

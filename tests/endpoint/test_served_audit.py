@@ -52,8 +52,8 @@ def test_a_clean_server_raises_no_alarm(name: str) -> None:
 
 def test_a_server_with_text_alone_is_unclear_where_it_differs() -> None:
     with serving(FAULTS["NeighboursSlot"], fields=PLAIN) as server:
-        unclear = audit_of(server, edges=(2,))
-        exact = audit_of(server, edges=(2,), exact=True)
+        unclear = audit_of(server, edges=(2,), checks=("tokens",))
+        exact = audit_of(server, edges=(2,), exact=True, checks=("tokens",))
     assert edge_of(unclear, "2").verdict is EdgeVerdict.UNCLEAR
     assert unclear.exit_code is ExitCode.INCONCLUSIVE
     assert any("no logprobs" in note for note in unclear.notes)

@@ -86,7 +86,7 @@ def test_a_noisy_machine_is_told_in_one_line_with_what_was_reached() -> None:
     reached = relative_half_width(NOISY)
     assert line is not None and reached is not None
     assert line.startswith(
-        f"1 of 2 cells are not known to 0.5 % (--precision): phase k=3 to {100 * reached:.3g} %;"
+        f"1 of 2 cells are not known to 0.5 % (--precision): phase k=3 to {100 * reached:.3g} %."
     )
 
 

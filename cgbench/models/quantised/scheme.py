@@ -53,8 +53,8 @@ class Fp8Scheme:
         if self.block is not None:
             scales = f"blocks of {self.block[0]} x {self.block[1]}"
         return (
-            f"{self.method}, e4m3 with scales of {scales}. Declares {self.activations} "
-            "activation quantisation. Run as w8a16 (activations are not quantised)"
+            f"{self.method}, e4m3 with scales of {scales}, declares {self.activations} "
+            "activation quantisation, run as w8a16 (activations are not quantised)"
         )
 
 
