@@ -4,6 +4,7 @@ import pytest
 
 from cgbench.endpoint.edge_findings import EdgeVerdict, EndpointResult
 from cgbench.errors import ExitCode
+from tests.support.completions_server import CompletionsServer
 from tests.support.served import audit_of, edge_of, serving
 from tests.support.served_faults import FAULTS
 
@@ -32,11 +33,22 @@ def test_every_fault_has_its_edge() -> None:
     assert {*WHERE, "DraftKvStaleAfterNone"} == {*FAULTS}
 
 
+def audited_until_wrong(server: CompletionsServer, edge: str) -> EndpointResult:
+    """Audit a few times, because the server's threads decide which requests decode together.
+
+    The largest batch shows nothing more of any fault, and the cliff has it in passing.
+    """
+    for _ in range(4):
+        result = audit_of(server, edges=(2, 4), repeats=0)
+        if edge_of(result, edge).verdict in FAILED:
+            break
+    return result
+
+
 @pytest.mark.parametrize("name", WHERE)
 def test_a_fault_is_caught(name: str) -> None:
     with serving(FAULTS[name]) as server:
-        # The largest batch tells nothing more of any of them, and the cliff has it in passing.
-        result = audit_of(server, edges=(2, 4), repeats=0)
+        result = audited_until_wrong(server, WHERE[name])
     assert result.exit_code is ExitCode.ANSWER_IS_NO
     finding = edge_of(result, WHERE[name])
     assert finding.verdict in FAILED and finding.details
