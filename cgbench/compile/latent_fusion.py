@@ -1,4 +1,4 @@
-"""What stands between latent attention and its projections, taken into one operator and attention.
+"""Fuse what stands between latent attention and its projections.
 
 transformers norms the query and the latent of one down projection, rotates the latent's key and
 every query by neighbours, and puts latents and queries together. Behind operators that would be
@@ -29,7 +29,7 @@ def latent_rows(
     cos: Tensor,
     sin: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """``kernels.mla.latent_rows``, as one operator."""
+    """Compute ``kernels.mla.latent_rows``, as one operator."""
     norms = LatentNorms(query_weight, query_epsilon, latent_weight, latent_epsilon)
     return rows.latent_rows(x, norms, PairRotary(cos, sin))
 
@@ -46,7 +46,10 @@ LATENT_ROWS = torch.ops.cgbench.latent_rows.default
 
 
 class Rotated(NamedTuple):
-    """``x [B, H, S, R]`` rotated by neighbours, by ``cos`` and ``sin [B, S, R]``."""
+    """A ``Rotated`` is ``x [B, H, S, R]`` rotated by neighbours.
+
+    The angles are those of ``cos`` and ``sin [B, S, R]``.
+    """
 
     x: Node
     cos: Node
@@ -54,10 +57,10 @@ class Rotated(NamedTuple):
 
 
 class LatentLayer(NamedTuple):
-    """What latent attention's inputs are made of.
+    """A latent layer holds the nodes that latent attention's inputs are made of.
 
-    ``query [B, H, S, key_size + R]``: as projected. ``product [B, S, q_rank + rank + R]``: the down
-    projection. ``query_norm`` and ``latent_norm`` are the norms of its parts.
+    ``query [B, H, S, key_size + R]`` is as projected. ``product [B, S, q_rank + rank + R]`` is the
+    down projection. ``query_norm`` and ``latent_norm`` are the norms of its parts.
     """
 
     query: Node
@@ -69,8 +72,7 @@ class LatentLayer(NamedTuple):
 
 
 def fuse_latent(attend: Node) -> None:
-    """Take what ``attend``, latent attention, is fed into operators, where it is of the known
-    form."""
+    """Fuse the inputs of the latent attention ``attend`` into operators, if their form is known."""
     found = latent_layer(attend)
     if found is None:
         return
@@ -93,14 +95,14 @@ def fuse_latent(attend: Node) -> None:
     first.replace_all_uses_with(query)
     _, _, *others, _, _ = attend.args
     attend.args = (found.query, latent, *others, found.cos, found.sin)
-    # What had no user before is there for what it does, and a compiler counts the inputs.
+    # A node that had no user before stays for its effect. An input stays, because they are counted.
     for node in reversed(nodes):
         if node in used and not node.users and node.op != "placeholder":
             graph.erase_node(node)
 
 
 def _bring_ahead(value: Any, node: Node) -> bool:
-    """Have a number, or a table, ahead of ``node``, if it can be."""
+    """Move a number, or a table, ahead of ``node``, if possible."""
     if not isinstance(value, torch.fx.Node) or value.op == "placeholder":
         return True
     nodes = list(node.graph.nodes)
@@ -113,7 +115,7 @@ def _bring_ahead(value: Any, node: Node) -> bool:
 
 
 def latent_layer(attend: Node) -> LatentLayer | None:
-    """Return what latent attention's query and latent are made of, or None."""
+    """Return what latent attention's query and latent are made of, or None for another form."""
     if attend.args[-2:] != (None, None):
         return None
     of_query, of_key = _joined(attend.args[0]), _joined(attend.args[1])
@@ -131,8 +133,10 @@ def latent_layer(attend: Node) -> LatentLayer | None:
 
 
 def _with_query_norm(query: Node, content: Node, down: Node, turned: Rotated) -> LatentLayer | None:
-    """``down``, the latent before its norm, is the second part of a product whose first part is
-    normed, alone, to become the query."""
+    """Match ``down``, the latent before its norm, as the second part of a product.
+
+    The first part is normed, alone, to become the query.
+    """
     if not is_call_once(down, operator.getitem) or down.args[1] != 1:
         return None
     parts = down.args[0]
@@ -148,7 +152,7 @@ def _with_query_norm(query: Node, content: Node, down: Node, turned: Rotated) ->
 
 
 def _joined(node: Node) -> Sequence[Node] | None:
-    """The two that ``node`` puts side by side in the last dimension, or None."""
+    """Return the two that ``node`` puts side by side in the last dimension, or None."""
     if not is_call_once(node, torch.cat) or node.kwargs != {"dim": -1}:
         return None
     parts: Sequence[Node] = node.args[0]
@@ -160,7 +164,7 @@ def _behind_view(node: Node) -> Node:
 
 
 def _whole_of(first: Node, second: Node) -> Node | None:
-    """What was split in two in the last dimension, ``first`` and ``second`` in this order."""
+    """Return what was split in the last dimension into ``first`` and ``second``, in this order."""
     if not (is_call(first, operator.getitem) and is_call(second, operator.getitem)):
         return None
     split = first.args[0]
@@ -197,7 +201,7 @@ def _factors(node: Node) -> tuple[Node, Node] | None:
 
 
 def _neighbours(even: Node, odd: Node) -> Node | None:
-    """Of which ``even`` and ``odd`` are every other column, or None."""
+    """Return the node of which ``even`` and ``odd`` are every other column, or None."""
     steps = [(Ellipsis, slice(first, None, 2)) for first in (0, 1)]
     for each, step in zip((even, odd), steps, strict=True):
         if not is_call(each, operator.getitem) or each.args[1] != step or len(each.users) != 2:
@@ -207,8 +211,10 @@ def _neighbours(even: Node, odd: Node) -> Node | None:
 
 
 def _half_table(node: Node) -> Node | None:
-    """The table ``[B, S, R]``, made elsewhere, of which ``node`` is the first half for all heads,
-    or None."""
+    """Return the table ``[B, S, R]`` of which ``node`` is the first half for all heads, or None.
+
+    It is made elsewhere.
+    """
     if not is_call(node, "unsqueeze") or node.args[1:] != (1,) or node.kwargs:
         return None
     half = node.args[0]
@@ -223,8 +229,10 @@ def _half_table(node: Node) -> Node | None:
 
 
 def _is_half(number: Any, size: Any) -> bool:
-    """Whether ``number`` is half of ``size``. A symbol is compared by name: asking for its value
-    would bind the form to it."""
+    """Return whether ``number`` is half of ``size``.
+
+    A symbol is compared by name, because asking for its value would bind the form to it.
+    """
     if not isinstance(number, torch.fx.Node):
         return 2 * number == size if isinstance(size, int) else False
     if not is_call(number, operator.floordiv) or number.args[1] != 2:

@@ -1,4 +1,4 @@
-"""``cgbench.audit_endpoint``: does a server answer alike in every batch that its plan has?"""
+"""Offer ``cgbench.audit_endpoint``: does a server answer alike in every batch of its plan?"""
 
 from os import PathLike
 from pathlib import Path
@@ -35,6 +35,6 @@ def audit_endpoint(
             write_edge_repro(folder, result, finding)
             progress.say(f"edge {finding.edge} is in {folder}")
         except OutputError as error:
-            # Said, not raised: the audit has something worse to tell.
+            # Printed, not raised, because the failed edge matters more.
             progress.say(f"error: {error}")
     return result

@@ -28,7 +28,7 @@ FEWEST_WITHOUT_ANY = 50
 
 
 class Acceptance(StrEnum):
-    """What the counters say about one edge."""
+    """An ``Acceptance`` is the verdict on the drafts at one edge, by the server's counters."""
 
     SAME = "same"
     DIFFERS = "differs"
@@ -39,8 +39,10 @@ class Acceptance(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class AcceptanceFound:
-    """What was found, in numbers and in words. Rates are draft tokens kept a draft, or the rate of
-    the draft position that differs most."""
+    """An ``AcceptanceFound`` states how acceptance at an edge differs from acceptance alone.
+
+    Rates are draft tokens kept a draft, or the rate of the draft position that differs most.
+    """
 
     answer: Acceptance
     alone: float | None = None
@@ -133,8 +135,11 @@ def _rate(drafted: Drafted, position: int, copies: float) -> Estimate:
 
 
 def _mean(drafted: Drafted, copies: float, spec_tokens: int) -> Estimate:
-    """The mean number kept. A draft token is kept after all before it, so counts by position give
-    the variance. Without them it is at most that of all or none being kept."""
+    """Return the mean number kept.
+
+    A draft token is kept after all before it, so counts by position give the variance. Without
+    them it is at most that of all or none being kept.
+    """
     mean, drafts = drafted.mean_accepted, drafted.num_drafts / copies
     most = max(spec_tokens, mean, 1.0)
     if drafted.by_position:

@@ -1,4 +1,4 @@
-"""One request to a server, and its answer: tokens, logprobs and the times at which they came."""
+"""Hold one request to a server and its answer: tokens, logprobs and their arrival times."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +23,9 @@ class Ask:
 class Answer:
     """An answer holds what came back for one request.
 
-    ``tokens`` are token ids as text where the server gives them, tokens where it gives logprobs,
-    else characters. ``logprobs`` and ``tops`` have an entry a token, or none at all. ``tops`` has
-    the logprob of each of the likeliest tokens. ``finish`` is the server's reason for the end.
+    ``tokens`` are token ids as text if the server gives them, tokens if it gives logprobs, and
+    otherwise characters. ``logprobs`` and ``tops`` have an entry a token, or none at all. ``tops``
+    has the logprob of each of the likeliest tokens. ``finish`` is the server's reason for the end.
     ``arrivals`` are the seconds at which tokens came, of a clock that all answers share.
     """
 
@@ -102,7 +102,7 @@ class _Reading:
             self.arrivals.append(at)
 
     def _add_logprobs(self, found: Any) -> int:
-        """The tokens of one event, and how many they were."""
+        """Add the tokens of one event, and return how many they were."""
         if not isinstance(found, dict) or not isinstance(found.get("tokens"), list):
             return 0
         tokens, logprobs, tops = (
@@ -117,7 +117,7 @@ class _Reading:
 
 
 def read_answer(events: Iterable[tuple[float, JsonObject]]) -> Answer:
-    """Put the events of one stream together."""
+    """Put the events of one stream together into an answer."""
     reading = _Reading()
     for at, event in events:
         reading.add(at, event)
@@ -142,7 +142,7 @@ def read_answer(events: Iterable[tuple[float, JsonObject]]) -> Answer:
 
 
 def _top(token: str, logprob: Any, top: Any) -> dict[str, float]:
-    """The likeliest tokens, the chosen one among them."""
+    """Return the likeliest tokens, the chosen one among them."""
     found = (
         {str(name): _number(value) for name, value in top.items()} if isinstance(top, dict) else {}
     )
@@ -150,7 +150,7 @@ def _top(token: str, logprob: Any, top: Any) -> dict[str, float]:
 
 
 def _number(value: Any) -> float:
-    """A logprob. What is none is as unlikely as servers make a token that they exclude."""
+    """Return a logprob. A value that is no number counts as that of a token servers exclude."""
     is_number = isinstance(value, int | float) and isfinite(value)
     return float(value) if is_number else -9999.0
 

@@ -21,10 +21,10 @@ _SWITCHES: tuple[Mapping[str, object], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The requests that one server accepts.
+    """A dialect describes the requests that one server accepts, and what its answers hold.
 
-    ``fields`` go with every request. ``has_logprobs`` says whether answers hold the logprobs of two
-    tokens a position, ``has_ids`` whether they hold the token ids of prompt and answer.
+    ``fields`` go with every request. ``has_logprobs``: answers hold the logprobs of two tokens a
+    position. ``has_ids``: answers hold the token ids of prompt and answer.
     """
 
     model: str
@@ -33,7 +33,7 @@ class Dialect:
     has_ids: bool
 
     def body(self, ask: Ask) -> dict[str, object]:
-        """Return the request's JSON."""
+        """Return the body of a request as JSON values."""
         prompt: object = ask.prompt if isinstance(ask.prompt, str) else [*ask.prompt]
         return {
             "model": self.model,
@@ -45,7 +45,7 @@ class Dialect:
 
     @property
     def words(self) -> str:
-        """Return in words what a difference can be judged by."""
+        """Return in words by what a difference of answers can be judged."""
         what = "token ids" if self.has_ids else "tokens" if self.has_logprobs else "text"
         return f"{what}, {'with' if self.has_logprobs else 'without'} logprobs"
 

@@ -1,4 +1,4 @@
-"""What an audit of a server found: a finding an edge, and the whole with its exit code."""
+"""Hold what an audit of a server found: a finding an edge, and the whole with its exit code."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from cgbench.request.keys import Setting
 
 
 class EdgeVerdict(StrEnum):
-    """A verdict is what an audit says about one edge."""
+    """A verdict is the conclusion of an audit about one edge."""
 
     HOLDS = "holds"
     WRONG = "wrong"
@@ -34,7 +34,7 @@ EXIT_CODES = {
 
 @dataclass(frozen=True, slots=True)
 class WrongRow:
-    """One request whose answer was wrong, with both answers, for ``--repro``."""
+    """A ``WrongRow`` is one request whose answer was wrong, with both answers, for ``--repro``."""
 
     row: int
     prompt: str
@@ -49,10 +49,10 @@ class WrongRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeFinding:
-    """What was found at one edge.
+    """An ``EdgeFinding`` states what was found at one edge.
 
     ``edge`` is its batch size, or ``alone`` for one request at a time. ``most_at_once`` requests
-    were seen to decode together, where ``peak`` were asked for. ``gap_ms`` is the median time
+    were seen to decode together, and ``peak`` were asked for. ``gap_ms`` is the median time
     between arrivals. ``details`` say what was wrong first. ``reason`` says why nothing was decided.
     """
 
@@ -80,7 +80,10 @@ class EdgeFinding:
 
 @dataclass(frozen=True, slots=True)
 class EndpointResult:
-    """What was audited, and what was found. ``server`` says what it answers with."""
+    """An ``EndpointResult`` holds the settings of an audit and its findings.
+
+    ``server`` is in words what its answers hold, such as token ids and logprobs.
+    """
 
     arguments: Mapping[str, Setting]
     model: str
@@ -100,7 +103,7 @@ class EndpointResult:
 
     @property
     def exit_code(self) -> ExitCode:
-        """Return 0, 1 or 4."""
+        """Return the exit code of the audit: 0, 1 if an edge failed, 4 if one stayed undecided."""
         return foremost([EXIT_CODES.get(verdict, ExitCode.OK) for verdict in self.counts])
 
     def to_json(self) -> str:

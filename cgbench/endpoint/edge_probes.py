@@ -18,14 +18,14 @@ from cgbench.endpoint.traffic import Flow, Sent, gap_seconds, most_at_once
 
 @dataclass
 class Budget:
-    """How many more requests may be sent, and until when."""
+    """A budget limits how many more requests an audit may send, and until when."""
 
     requests_left: int
     deadline_s: float
     sent: int = 0
 
     def take(self, count: int) -> str:
-        """Take ``count`` requests. Return why they may not be sent, or nothing."""
+        """Take ``count`` requests. Return the reason if they may not be sent, otherwise ""."""
         if count > self.requests_left:
             return f"--max-requests leaves {self.requests_left}, and this takes {count}"
         if time.perf_counter() >= self.deadline_s:
@@ -35,14 +35,14 @@ class Budget:
         return ""
 
     def give_back(self, count: int) -> None:
-        """Return requests that were taken and not sent."""
+        """Give back requests that were taken and not sent."""
         self.requests_left += count
         self.sent -= count
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """One probe: what was sent when, and what became of it."""
+    """An attempt is one probe: what was sent when, and what became of it."""
 
     rows: tuple[Row, ...]
     sent: tuple[Sent, ...]
@@ -63,7 +63,7 @@ class _Attempt:
 
 @dataclass
 class EdgeAuditor:
-    """Everything that the edges share."""
+    """An ``EdgeAuditor`` probes edges of one plan, with one budget and one reference."""
 
     request: EndpointRequest
     plan: Planned
@@ -73,7 +73,7 @@ class EdgeAuditor:
     num_edges: int
 
     def edge(self, edge: Edge) -> EdgeFinding:
-        """Probe one edge, again where something is wrong or the batch did not reach it."""
+        """Probe one edge, and again if something is wrong or the batch did not reach it."""
         start = time.perf_counter()
         attempts: list[_Attempt] = []
         bare = EdgeFinding(
@@ -131,7 +131,10 @@ class EdgeAuditor:
         )
 
     def _knows_acceptance(self, attempts: Sequence[_Attempt], edge: Edge) -> bool:
-        """Whether more drafts would tell no more. At a tier most steps of a probe have none."""
+        """Return whether more drafts would decide no more.
+
+        At a tier most steps of a probe have none.
+        """
         found = self._acceptance(attempts, edge).answer
         has_drafts = any(each.drafted and each.drafted.num_drafts for each in attempts)
         wants_more = edge.is_steep and has_drafts and bool(self.reference.drafted)
@@ -212,7 +215,7 @@ def _verdict(
     reached: int,
     edge: Edge,
 ) -> tuple[EdgeVerdict, str]:
-    """The verdict, and why nothing was decided where that is so."""
+    """Return the verdict, and the reason if nothing was decided."""
     if wrong:
         is_flaky = wrong < len(attempts)
         return (EdgeVerdict.FLAKY if is_flaky else EdgeVerdict.WRONG), ""
@@ -233,7 +236,7 @@ def _is_wrong(attempt: _Attempt) -> bool:
 
 
 def _fell_short(attempts: Sequence[_Attempt], edge: Edge) -> bool:
-    """Whether every attempt so far ended before the batch was full."""
+    """Return whether every attempt so far ended before the batch was full."""
     return bool(attempts) and max(each.most_at_once for each in attempts) < edge.peak
 
 

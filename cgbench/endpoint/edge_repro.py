@@ -30,13 +30,13 @@ _FAILED = (EdgeVerdict.WRONG, EdgeVerdict.FLAKY, EdgeVerdict.UNCLEAR)
 
 
 def failed_edge(result: EndpointResult) -> EdgeFinding | None:
-    """Return the finding that a repro is of: the first wrong one, else the first unclear one."""
+    """Return the finding to reproduce: the first wrong one, otherwise the first unclear one."""
     found = [finding for finding in result.findings if finding.verdict in _FAILED]
     return min(found, key=lambda finding: _FAILED.index(finding.verdict), default=None)
 
 
 def write_edge_repro(path: Path, result: EndpointResult, finding: EdgeFinding) -> None:
-    """Write what it takes to see a failed edge again.
+    """Write the files that reproduce a failed edge.
 
     Raise ``OutputError`` if ``path`` cannot be written.
     """

@@ -14,7 +14,7 @@ from cgbench.planning.tier_plans import deployment_of
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A place between two batch sizes that run differently.
+    """An edge is a place between two batch sizes that run differently.
 
     ``batch_size`` is the last one below the edge, ``peak`` the first one above. At the engine's
     largest batch size both are that size. ``changes`` says in words what changes.

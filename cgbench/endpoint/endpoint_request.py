@@ -1,4 +1,4 @@
-"""What an audit of a server is asked, and the plan that the server is held to."""
+"""Define the request for an audit of a server, and the plan that the server is held to."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -17,7 +17,7 @@ DEFAULT_PROMPTS = 16
 
 @dataclass(frozen=True, slots=True)
 class EndpointRequest(Recorded):
-    """What ``cgbench audit --endpoint`` judges.
+    """An ``EndpointRequest`` states what ``cgbench audit --endpoint`` judges.
 
     ``model`` is the name that the server serves, None for its first one. The plan comes from
     ``launch_line``, or from ``engine`` with ``max_num_seqs`` and ``spec_tokens``. ``edges`` are
@@ -58,13 +58,13 @@ class EndpointRequest(Recorded):
 
     @property
     def judged(self) -> tuple[str, ...]:
-        """Return what is judged: no ``checks`` are all of them."""
+        """Return the checks to make. An empty ``checks`` stands for all of them."""
         return self.checks or CHECKS
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """The plan that a server is held to, and what it was taken from."""
+    """A ``Planned`` is the plan that a server is held to, with notes on how it was read."""
 
     request: PlanRequest
     schedule: DraftSchedule | None
@@ -72,7 +72,7 @@ class Planned:
 
     @property
     def num_draft_lengths(self) -> int:
-        """Return how many draft lengths there are, without none."""
+        """Return how many draft lengths above 0 there are."""
         lengths = (self.request.spec_tokens,) if self.schedule is None else self.schedule.lengths
         return len({*lengths} - {0})
 

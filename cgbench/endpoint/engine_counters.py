@@ -26,10 +26,10 @@ _RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs")
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """Drafts of some requests together.
+    """A ``Drafted`` counts the drafts of some requests together.
 
     ``num_drafts`` counts how often a request drafted, ``accepted`` the draft tokens that were kept.
-    ``by_position`` has ``accepted`` apart by draft position, where the engine counts it.
+    ``by_position`` divides ``accepted`` by draft position, if the engine counts it.
     """
 
     num_drafts: float
@@ -47,28 +47,31 @@ class Drafted:
 
     @property
     def mean_accepted(self) -> float:
-        """Return the draft tokens kept a draft."""
+        """Return the mean number of draft tokens kept a draft."""
         return self.accepted / self.num_drafts if self.num_drafts else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The values of one look at ``/metrics``, summed over all labels but ``position``."""
+    """A reading holds the values of ``/metrics`` at one time.
+
+    They are summed over all labels but ``position``.
+    """
 
     values: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def running(self) -> float | None:
-        """Return how many requests the engine runs, or None if it does not say."""
+        """Return how many requests the engine runs, or None if it has no such gauge."""
         return next((self.values[name] for name in _RUNNING if name in self.values), None)
 
     @property
     def counts_drafts(self) -> bool:
-        """Return whether there are counters of drafts here."""
+        """Return whether the engine counts drafts."""
         return self._vllm("drafts") is not None or _SGLANG_CALLS in self.values
 
     def drafted_since(self, before: "Reading", num_requests: int) -> Drafted | None:
-        """Return what was drafted between two looks, or None if the engine does not count it.
+        """Return the drafts between two readings, or None if the engine does not count them.
 
         ``num_requests`` ended in between. SGLang counts the token of their prefill too.
         """
@@ -109,7 +112,7 @@ def sum_of(drafted: Iterable[Drafted]) -> Drafted | None:
 
 
 def read_counters(server: Server) -> Reading:
-    """Return what ``/metrics`` holds now. A server without such a page holds nothing."""
+    """Return the current reading of ``/metrics``. It is empty if there is no such page."""
     try:
         text = server.get_text("/metrics")
     except EndpointError:
@@ -118,7 +121,7 @@ def read_counters(server: Server) -> Reading:
 
 
 def parse_counters(text: str) -> Reading:
-    """Read Prometheus' text format. Lines of another form are left out."""
+    """Read counters in Prometheus' text format. Lines of another form are left out."""
     values: defaultdict[str, float] = defaultdict(float)
     for line in text.splitlines():
         found = _SAMPLE.match(line)

@@ -24,12 +24,15 @@ _REFUSED = (400, 404, 405, 422)
 
 
 class RefusedRequestError(EndpointError):
-    """A server answered a request with a status that says the request is at fault."""
+    """A ``RefusedRequestError`` is raised if the status of an answer blames the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is. ``flag`` names it in messages, ``path`` is what stands before ``/v1``."""
+    """An address locates a server.
+
+    ``flag`` names it in messages. ``path`` is the part of the URL before ``/v1``.
+    """
 
     flag: str
     url: str
@@ -40,7 +43,7 @@ class Address:
 
     @classmethod
     def parse(cls, flag: str, url: str) -> "Address":
-        """Read ``http://host:8000``, with or without ``/v1``.
+        """Read a URL such as ``http://host:8000``, with or without ``/v1``.
 
         Raise ``BadInputError`` if it is no such URL.
         """
@@ -63,14 +66,17 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that speaks the protocol. ``timeout_s`` is how long it may be silent."""
+    """A ``Server`` sends HTTP requests to one address.
+
+    ``timeout_s`` is how long the other side may be silent.
+    """
 
     address: Address
     api_key: str | None = None
     timeout_s: float = 60.0
 
     def get_text(self, path: str) -> str | None:
-        """Return what a path serves, or None if the server has no such page.
+        """Return the text at a path, or None if the server has no such page.
 
         Raise ``EndpointError`` if the server cannot be reached.
         """
@@ -94,7 +100,7 @@ class Server:
     def stream(self, path: str, body: Mapping[str, object]) -> Iterator[tuple[float, JsonObject]]:
         """Yield each event of a streamed answer with the time at which it came, in seconds.
 
-        Raise ``RefusedRequestError`` if the request is refused, ``EndpointError`` if it fails.
+        Raise ``RefusedRequestError`` if the request is refused, and ``EndpointError`` if it fails.
         """
         with self._answer("POST", path, body) as answer:
             if answer.status != 200:
@@ -159,7 +165,7 @@ class Server:
 
 
 def _parsed(text: str) -> JsonObject:
-    """An object of somebody else's JSON, empty where it is none."""
+    """Return the object in somebody else's JSON, empty if it is none."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -168,7 +174,7 @@ def _parsed(text: str) -> JsonObject:
 
 
 def _message(event: JsonObject) -> str:
-    """The message of an error, wherever servers put it."""
+    """Return the message of an error, wherever servers put it."""
     error = event.get("error", event)
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or ""

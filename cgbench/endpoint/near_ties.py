@@ -31,7 +31,7 @@ NO_TIE = 1.0
 
 
 class Likeness(StrEnum):
-    """A likeness says how an answer stands to the one that was expected."""
+    """A likeness is how an answer compares with the expected one."""
 
     EQUAL = "equal"
     NEAR_TIE = "near-tie"
@@ -42,9 +42,9 @@ class Likeness(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """A server's own noise in logprobs.
+    """A ``Noise`` measures how far logprobs move when the same server computes them again.
 
-    ``token`` is the furthest that one moved, ``answer`` the largest median of one answer.
+    ``token`` is the furthest that one moved. ``answer`` is the largest median of one answer.
     ``positions`` counts what both rest on.
     """
 
@@ -65,9 +65,9 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one answer.
+    """An outcome states how one answer was judged, and where it first differs.
 
-    ``gap`` is the logprob between the two candidates at ``position``, at least.
+    ``gap`` is a lower bound of the logprob gap between the two candidates at ``position``.
     """
 
     likeness: Likeness
@@ -79,7 +79,7 @@ class Outcome:
 
 
 def judge(expected: Answer, got: Answer, noise: Noise, *, is_exact: bool = False) -> Outcome:
-    """Judge ``got`` against ``expected``, of as many tokens.
+    """Judge the answer ``got`` against ``expected``, which has as many tokens.
 
     ``is_exact``: the server computes exactly enough that every difference is wrong.
     """
@@ -93,7 +93,7 @@ def judge(expected: Answer, got: Answer, noise: Noise, *, is_exact: bool = False
 
 
 def measure_noise(pairs: Iterable[tuple[Answer, Answer]]) -> Noise:
-    """Return the noise of answers to the same requests, as far as their tokens are the same."""
+    """Return the noise of pairs of answers, as far as the tokens of each pair are the same."""
     largest = of_answers = 0.0
     positions = 0
     for expected, got in pairs:
@@ -144,12 +144,15 @@ def _gap(top: dict[str, float] | object, chosen: str, other: str) -> float | Non
 
 
 def _begins(expected: Answer, got: Answer) -> bool:
-    """Whether text begins another. Half of a character that is cut at its end does not count."""
+    """Return whether text begins another.
+
+    Half of a character that is cut at its end does not count.
+    """
     return bool(got.text) and expected.text.startswith(got.text.rstrip("\ufffd"))
 
 
 def _tie(expected: Answer, got: Answer) -> float:
-    """The gap of a first difference that may be noise, or 0 where there is none."""
+    """Return the gap of a first difference that may be noise, or 0 if there is none."""
     position = first_difference(expected.tokens, got.tokens)
     gap = None if position is None else gap_at(expected, got, position)
     return gap / NEAR_TIE_NOISES if gap is not None and gap <= NO_TIE else 0.0
@@ -174,7 +177,10 @@ def _of_token(
 
 
 def _of_length(expected: Answer, got: Answer, position: int, *, is_exact: bool) -> Outcome:
-    """One answer begins the other. An end of text may be a near-tie too, which no list shows."""
+    """Judge a pair of which one begins the other.
+
+    An end of text may be a near-tie too, but no list shows it.
+    """
     shorter = min((expected, got), key=lambda answer: len(answer.tokens))
     may_tie = shorter.finish == "stop" and not is_exact
     text = f"{len(got.tokens)} tokens where {len(expected.tokens)} were expected"
@@ -183,7 +189,7 @@ def _of_length(expected: Answer, got: Answer, position: int, *, is_exact: bool) 
 
 
 def _not_likeliest(got: Answer, noise: Noise) -> Outcome | None:
-    """A token that was emitted though the server's own list has a likelier one."""
+    """Find a token that was emitted though the server's own list has a likelier one."""
     for position, (token, top) in enumerate(zip(got.tokens, got.tops, strict=False)):
         best = max(top, key=lambda name: top[name])
         gap = top[best] - top[token]
@@ -202,7 +208,7 @@ def _shifted(expected: Answer, got: Answer, position: int | None, noise: Noise) 
 
 
 def worst(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
-    """Yield what is wrong first, then what cannot be judged, then the rest."""
+    """Yield wrong outcomes first, then those that cannot be judged, then the rest."""
     order = (Likeness.WRONG, Likeness.UNJUDGED, Likeness.NEAR_TIE, Likeness.EQUAL)
     for likeness in order:
         yield from (each for each in outcomes if each.likeness is likeness)

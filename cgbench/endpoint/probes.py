@@ -1,4 +1,4 @@
-"""Say what is sent to straddle one edge: how many requests, how long, and when."""
+"""Choose the requests that straddle one edge: how many, how long, and when."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def prompts_of(texts: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def ragged(row: int, max_tokens: int) -> int:
-    """Return the tokens of a row: three quarters of ``max_tokens`` to all of it."""
+    """Return how many tokens a row asks for: three quarters of ``max_tokens`` to all of it."""
     return max(max_tokens - (row * 5 + 3) % (max_tokens // 4 + 1), 1)
 
 

@@ -1,4 +1,4 @@
-"""What a server answers one request at a time, and how noisy that is."""
+"""Record what a server answers one request at a time, and how noisy its logprobs are."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,10 @@ FORCED_TOKENS = 8
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One answer a prompt, of the most tokens, and what came with them.
+    """A reference holds the answers that a server gave one request at a time, one a prompt.
 
-    ``expected`` are the answers that others are held to: the server's own, or the other server's.
+    ``expected`` are the answers that later ones are compared with. They are the server's own, or
+    those of the other server. They have the most tokens that a probe asks for.
     ``outcomes`` are those of the server against itself, and against the other one.
     """
 
@@ -56,8 +57,10 @@ def make_reference(
     is_exact: bool,
     on_request: Callable[[], None] = lambda: None,
 ) -> Reference:
-    """Send every prompt alone: twice to the server, and once more after a part of its answer. The
-    ``other`` server gets it once, and once after a part of its answer.
+    """Send every prompt alone, and return the answers as a reference.
+
+    The server gets each prompt twice, and once more after a part of its answer. The ``other``
+    server gets it once, and once after a part of its answer.
 
     Raise ``EndpointError`` if a request fails, because there is nothing to judge by then.
     """
@@ -93,7 +96,7 @@ def make_reference(
 def _counted(
     flow: Flow, asks: Sequence[Ask], on_request: Callable[[], None]
 ) -> tuple[list[Answer], list[Drafted]]:
-    """The answers, and the drafts behind each where the server counts them."""
+    """Return the answers, and the drafts behind each if the server counts them."""
     answers, drafted = [], []
     before = read_counters(flow.server)
     for ask in asks:
@@ -117,7 +120,7 @@ def _answer(sent: Sent, on_request: Callable[[], None]) -> Answer:
 def _forced(
     flow: Flow, asks: Sequence[Ask], own: Sequence[Answer], on_request: Callable[[], None]
 ) -> list[tuple[Answer, Answer]]:
-    """Pairs of the decoded answer's tail, and the same after a prefill of its head."""
+    """Return pairs: an answer's decoded tail, and the same after a prefill of its head."""
     found: list[tuple[Answer, Answer]] = []
     if not flow.dialect.has_logprobs:
         return found
@@ -144,7 +147,7 @@ def _continued(ask: Ask, answer: Answer, cut: int) -> Prompt | None:
 
 
 def _is_continued(answer: Answer, got: Answer, cut: int) -> bool:
-    """Whether the prompt was read as the very tokens that were decoded."""
+    """Return whether the prompt was read as the very tokens that were decoded."""
     if answer.ids and answer.prompt_ids:
         return True
     return answer.prompt_tokens is not None and got.prompt_tokens == answer.prompt_tokens + cut
@@ -164,7 +167,7 @@ def _tail(answer: Answer, cut: int) -> Answer:
 
 
 def _after_prefill(expected: Answer, got: Answer, noise: Noise) -> Outcome:
-    """A prefill of what was decoded. Its noise is what it is, unless it is absurdly large."""
+    """Judge an answer after a prefill. Only an absurdly large shift is wrong by itself."""
     found = judge(expected, got, noise)
     shifts = shifts_of(expected, got)
     middle = median(shifts) if shifts else 0.0

@@ -1,4 +1,4 @@
-"""Audit a server: the same requests alone and together, at every edge of its plan."""
+"""Audit a server: send the same requests alone and together, at every edge of its plan."""
 
 import os
 import time
@@ -94,7 +94,7 @@ class _Counted:
 
 
 def _texts(named: str | None) -> Iterator[str]:
-    """Texts to cut prompts from. Of a conversation, what was said."""
+    """Yield texts to cut prompts from. Of a conversation, that is what was said."""
     for prompt in read_named(named, None).prompts:
         said = prompt if isinstance(prompt, str) else " ".join(m["content"] for m in prompt)
         yield said[:MAX_TEXT]
@@ -129,7 +129,7 @@ def _flow(server: Server, request: EndpointRequest, prompt: str) -> Flow:
 
 
 def _notes(flow: Flow, plan: Planned, before: Reading) -> Iterator[str]:
-    """What limits the audit, said before it starts. ``before``: when nothing was sent yet."""
+    """Yield what limits the audit. ``before`` was read when nothing was sent yet."""
     if not flow.dialect.has_logprobs:
         yield "the server gives no logprobs: a difference is unclear, unless --exact holds for it"
     if plan.request.spec_tokens and not read_counters(flow.server).counts_drafts:
@@ -139,7 +139,7 @@ def _notes(flow: Flow, plan: Planned, before: Reading) -> Iterator[str]:
 
 
 def _alone(auditor: EdgeAuditor, requests: int) -> EdgeFinding:
-    """The finding about one request at a time."""
+    """Return the finding about one request at a time."""
     reference = auditor.reference
     outcomes = reference.outcomes if "tokens" in auditor.request.judged else ()
     first = next(worst(outcomes), Outcome(Likeness.EQUAL))

@@ -35,7 +35,7 @@ class Flow:
             return Sent(ask, None, str(error))
 
     def together(self, asks: Sequence[Ask], delays_s: Sequence[float]) -> list[Sent]:
-        """Send each request at its delay, whatever became of the others."""
+        """Send each request at its delay, even if others fail."""
         start = time.perf_counter()
 
         def at(ask: Ask, delay_s: float) -> Sent:
@@ -47,7 +47,7 @@ class Flow:
 
 
 def most_at_once(answers: Sequence[Answer]) -> int:
-    """Return how many answers had their first token and not yet their last at one moment."""
+    """Return the most answers that were decoding at one moment, between first and last token."""
     spans = [each.decoded for each in answers if each.decoded is not None]
     moments = sorted([(first, 1) for first, _ in spans] + [(last, -1) for _, last in spans])
     most = now = 0

@@ -57,7 +57,7 @@ class Floor:
         return sum(line.seconds for line in self.account(batch))
 
     def account_of(self, scope: Scope, batch: Batch) -> Account:
-        """Return the account as the record keeps it, beside the scope that ran."""
+        """Return the account of an iteration in the form that the record keeps."""
         return Account(
             scope=scope,
             spec_tokens=batch.spec_tokens,

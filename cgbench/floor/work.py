@@ -46,7 +46,7 @@ class Product:
     """A product is one matrix product with a stored weight.
 
     The weight has ``num_experts`` matrices of ``num_elements`` each. ``num_rows`` is the rows that
-    one token brings to it: 1 for a dense layer, and for a mixture the experts that a token chooses.
+    one token brings to it. It is 1 for a dense layer, and the chosen experts for a mixture.
     """
 
     name: str
@@ -80,7 +80,8 @@ class Product:
 class AttentionShape:
     """An attention shape is the size of one layer's attention.
 
-    ``window`` is None if all keys are seen. ``is_latent``: the value is a part of the only key.
+    ``window`` is None if all keys are seen. ``is_latent`` means that the value is a part of the
+    only key.
     """
 
     query_heads: int
@@ -92,7 +93,7 @@ class AttentionShape:
 
     @property
     def row_elements(self) -> int:
-        """Values that are read of one token."""
+        """Return how many KV values are read of one token."""
         return self.kv_heads * (self.key_dim + (0 if self.is_latent else self.value_dim))
 
 
@@ -112,8 +113,10 @@ class ForwardWork:
 
 @dataclass(frozen=True, slots=True)
 class ModuleWork:
-    """The forward of one of the head's modules, with the embedding of the token it is fed.
-    ``output`` is the product that makes a draft's logits."""
+    """A module work is the work of one of the head's modules, its token's embedding included.
+
+    ``output`` is the product that makes a draft's logits.
+    """
 
     forward: ForwardWork
     output: ForwardWork

@@ -2,7 +2,8 @@
 
 A request is an observation. Its neighbours in time share batches with it, so correlated neighbours
 count for fewer, as blocks do. If a file holds several results of the same settings, each result is
-one observation. What a file does not hold is a line that decides nothing and says why.
+one observation. A metric that a file does not hold is a line that decides nothing and gives the
+reason.
 """
 
 from collections import defaultdict
@@ -47,13 +48,13 @@ Settings = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Results of the same settings in one file. ``name`` is BASE or NEW."""
+    """A group is the results of the same settings in one file. ``name`` is BASE or NEW."""
 
     name: str
     runs: tuple[BenchRun, ...]
 
     def observed(self, metric: Metric) -> Observed | None:
-        """Samples by request, or by result where there are several."""
+        """Return samples by request, or by result if there are several."""
         if len(self.runs) == 1:
             values = self.runs[0].samples.get(metric.name, ())
             above = [value for value in values if value > 0]
@@ -64,12 +65,12 @@ class _Group:
         return Observed(np.array(found), by_process=True) if is_whole else None
 
     def single(self, metric: Metric) -> float | None:
-        """One figure, where there are no samples."""
+        """Return the one figure of a metric without samples."""
         return next((_middle(run, metric) for run in self.runs), None)
 
     @property
     def counts(self) -> list[tuple[float, float]]:
-        """(accepted, drafted) of each draft position, over all results."""
+        """Return (accepted, drafted) of each draft position, over all results."""
         lengths = {len(run.counts) for run in self.runs}
         if len(lengths) != 1 or 0 in lengths:
             return []
@@ -111,7 +112,7 @@ def compare_bench_files(base: Path, new: Path, rules: Rules) -> Comparison:
 
 
 def _title(base: BenchFile, new: BenchFile) -> str:
-    """The tool and the model, and the settings where there are no others."""
+    """Return the tool and the model, and the settings if there are no others."""
     model = new.runs[0].model
     names = [new.tool if model is None else f"{new.tool} of {model}"]
     shared = {*_groups(base), *_groups(new)}
@@ -146,7 +147,7 @@ def _unlike(base: dict[str, str], new: dict[str, str]) -> Iterator[str]:
 
 
 def _differences(base: BenchFile, new: BenchFile) -> Iterator[str]:
-    """What was measured of unlike inputs. It is listed, because a result has no digest of them."""
+    """Yield how the inputs differ. That decides nothing, because a result has no digest of them."""
     totals = [
         sorted(run.input_tokens for run in each.runs if run.input_tokens) for each in (base, new)
     ]
@@ -162,7 +163,7 @@ def _groups(file: BenchFile) -> dict[Settings, list[BenchRun]]:
 
 
 def _judge(base: BenchFile, new: BenchFile, rules: Rules) -> tuple[float, list[Line]]:
-    """The level of every interval, and the lines of all groups."""
+    """Return the level of every interval, and the lines of all groups."""
     groups = _groups(base), _groups(new)
     questions, lines = list[Question](), list[Line]()
     every = dict.fromkeys([*groups[0], *groups[1]])
@@ -178,7 +179,7 @@ def _judge(base: BenchFile, new: BenchFile, rules: Rules) -> tuple[float, list[L
             continue
         questions += _questions(sides[0], sides[1], where)
         lines += _failures(sides[0], sides[1], where)
-    # What has no samples is asked too, and decides nothing.
+    # A metric without samples is asked about too, and decides nothing.
     tests = [each for each in questions if each.is_test and not each.reason]
     level = adjusted_level(rules.confidence, sum(is_gated(each, rules.gate) for each in tests))
     answers = [_answered(each, rules, level) for each in questions]
@@ -244,7 +245,7 @@ def _unsampled(
     groups: tuple[_Group, _Group],
     observed: Sequence[Observed | None],
 ) -> Question:
-    """A metric that one side has no samples of: shown if there is a figure, and never gated."""
+    """Ask about a metric without samples on one side. It is shown, and never gated."""
     figures = [each.single(metric) for each in groups]
     missing = [g.name for g, value in zip(groups, figures, strict=True) if value is None]
     if missing:
@@ -264,7 +265,7 @@ def _unsampled(
 def _counted(
     base: list[tuple[float, float]], new: list[tuple[float, float]], where: LinePlace
 ) -> Iterator[Question]:
-    """The mean acceptance length, and the rate of each draft position, from counts."""
+    """Ask about the mean acceptance length and each draft position's rate, from counts."""
     sides = [
         log_length_estimate([accepted for accepted, _ in each], each[0][1]) for each in (base, new)
     ]
@@ -278,6 +279,6 @@ def _counted(
 
 
 def _middle(run: BenchRun, metric: Metric) -> float | None:
-    """The median of a result's samples, or the figure that the tool computed."""
+    """Return the median of a result's samples, or the figure that the tool computed."""
     values = [value for value in run.samples.get(metric.name, ()) if value > 0]
     return float(np.median(values)) if values else run.single.get(metric.name)

@@ -1,4 +1,4 @@
-"""Read the result files of engines' own benchmarks: what each holds, and what it does not.
+"""Read the result files of engines' own benchmarks.
 
 The tools are known by their keys: ``vllm bench serve``, ``latency`` and ``throughput`` (0.32),
 ``sglang.bench_serving`` and ``bench_one_batch`` (0.5), AIPerf (0.13) and ``trtllm-bench`` (1.3). A
@@ -29,7 +29,7 @@ class BenchFile:
 
 
 def is_bench_file(path: Path) -> bool:
-    """Return whether ``path`` is a file, where a run of cgbench is a folder."""
+    """Return whether ``path`` is a file. A run of cgbench is a folder."""
     return path.is_file()
 
 
@@ -57,7 +57,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _records(label: str, text: str) -> list[JsonObject]:
-    """The objects of a JSON file, or of one with an object a line."""
+    """Return the objects of a JSON file, or of one with an object a line."""
     try:
         whole = parse_json(label, text, BadInputError)
     except BadInputError:
@@ -74,7 +74,7 @@ def _records(label: str, text: str) -> list[JsonObject]:
 
 @dataclass(frozen=True, slots=True)
 class _Tool:
-    """How a tool's records are known, and read."""
+    """A tool is known by its records' keys, and has a reader for them."""
 
     name: str
     holds: "Test"
@@ -85,7 +85,7 @@ Test: TypeAlias = Callable[[JsonObject], bool]
 
 
 def _has(*keys: str) -> Test:
-    """A test for records that hold all of ``keys``."""
+    """Return a test for records that hold all of ``keys``."""
     return lambda record: all(key in record for key in keys)
 
 

@@ -1,4 +1,4 @@
-"""What one result of a benchmark holds, and how its fields are read."""
+"""Hold one result of a benchmark, and read its fields."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,10 @@ def number_of(value: Any) -> float | None:
 def figures_of(
     record: Mapping[str, Any], names: Mapping[str, tuple[str, float]]
 ) -> dict[str, float]:
-    """Return the figures that a record has, by our name: its key, and the factor to our unit."""
+    """Return the figures that a record has, in our units.
+
+    ``names`` has for each of our names the record's key, and the factor to our unit.
+    """
     found = ((name, number_of(record.get(key)), unit) for name, (key, unit) in names.items())
     return {name: value * unit for name, value, unit in found if value is not None}
 
@@ -51,5 +54,5 @@ def words_of(record: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, st
 
 
 def text_of(value: Any) -> str | None:
-    """Return text, or None for anything else."""
+    """Return a value that is text, or None for anything else."""
     return value if isinstance(value, str) else None

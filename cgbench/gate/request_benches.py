@@ -61,7 +61,7 @@ def aiperf_summary(records: list[JsonObject]) -> list[BenchRun]:
 
 
 def _valued(found: Any, key: str) -> float | None:
-    """A metric of AIPerf in seconds, or in its own unit where that is no time."""
+    """Return a metric of AIPerf in seconds, or in its own unit if that is no time."""
     value = number_of(found.get(key)) if isinstance(found, dict) else None
     return None if value is None else value * _TO_SECONDS.get(str(found.get("unit", "ms")), 1.0)
 
@@ -93,7 +93,7 @@ def _percentile(name: str, found: Any, unit: float) -> dict[str, float]:
 def trtllm_requests(records: list[JsonObject]) -> list[BenchRun]:
     """Read the requests of ``trtllm-bench``, whose times are nanoseconds.
 
-    An iteration more than ``decode_iteration`` made the tokens.
+    The tokens took ``decode_iteration`` + 1 iterations.
     """
     ordered = sorted(records, key=lambda record: record["start_timestamp"])
     good = [record for record in ordered if not record.get("error_tokens")]

@@ -1,4 +1,4 @@
-"""Say how many requests a comparison needs, from the noise that one result shows.
+"""Compute how many requests a comparison needs, from the noise that one result shows.
 
 A change is called regressed if its interval excludes 0 and it is at least the minimum effect. So
 the power at a true effect e is the chance that a normal estimate of it exceeds both. It is solved
@@ -27,7 +27,10 @@ NUM_GATED = 3
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be detected: shares above 0 and below 1."""
+    """A ``Wanted`` states the change to detect, and how surely.
+
+    All are shares above 0 and below 1. Raise ``BadInputError`` if one is not.
+    """
 
     effect: float = 0.05
     power: float = 0.9
@@ -50,10 +53,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class SampleSize:
-    """What one metric of a result takes.
+    """A sample size states how many requests one metric needs to show a change.
 
     ``noise`` is the standard error of one request's worth, as a share. ``detectable`` is the least
-    change that so many requests as the result has detect. ``needed`` requests a side detect the
+    change that as many requests as the result has detect. ``needed`` requests a side detect the
     effect that was asked for.
     """
 
@@ -65,7 +68,7 @@ class SampleSize:
 
 
 def sample_sizes(path: Path, wanted: Wanted) -> list[SampleSize]:
-    """Return what each metric of the result in ``path`` takes.
+    """Return the sample size of each metric of the result in ``path``.
 
     Raise ``RunDirectoryError`` if it is no result of a known tool, and ``CannotError`` if it holds
     no samples.
@@ -79,7 +82,7 @@ def sample_sizes(path: Path, wanted: Wanted) -> list[SampleSize]:
 
 
 def sizes_json(path: Path, wanted: Wanted, sizes: list[SampleSize]) -> str:
-    """Return the answer as one JSON object."""
+    """Return the sample sizes, and what they detect, as one JSON object."""
     content = {"file": str(path), **asdict(wanted), "metrics": [asdict(each) for each in sizes]}
     return json.dumps(content, indent=2, allow_nan=False)
 
@@ -93,7 +96,7 @@ def _sizes(file: BenchFile, wanted: Wanted) -> Iterator[SampleSize]:
 
 
 def _noise(run: BenchRun, metric: Metric) -> tuple[float, int]:
-    """The standard error of one request's worth, and how many requests there are."""
+    """Return the standard error of one request's worth, and how many requests there are."""
     values = np.array([value for value in run.samples.get(metric.name, ()) if value > 0])
     if len(values) > 1:
         return Observed(values).log_estimate().error * sqrt(len(values)), len(values)

@@ -16,7 +16,10 @@ _SERVE_SINGLE = {
 
 
 def _streamed(record: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """Samples of requests that were streamed. Failed ones have no time and are left out."""
+    """Return the samples of requests that were streamed.
+
+    Failed ones have no time and are left out.
+    """
     if not isinstance(record.get("ttfts"), list) or not isinstance(record.get("itls"), list):
         return {}
     starts = record.get("start_times")

@@ -101,7 +101,7 @@ _LOOPED = frozenset({"Step3p7Experts"})
 @functools.cache
 def _dispatched(kind: Any) -> type[nn.Module]:
     class DispatchedExperts(kind):  # type: ignore[misc]
-        """What transformers' decorator gives an expert class."""
+        """This class adds what transformers' decorator gives an expert class."""
 
         has_gate = is_concatenated = True
         has_bias = has_post_expert_norm = is_transposed = _is_expert_parallel = False

@@ -20,7 +20,7 @@ LOUD = (EdgeVerdict.WRONG, EdgeVerdict.FLAKY)
 
 
 def edge_table(result: EndpointResult) -> Table:
-    """Return the terminal's table: a row an edge, and under a failed one what was wrong."""
+    """Return the terminal's table of an audit. A row is an edge, with what was wrong there."""
     title = Text(f"{result.model} at {result.arguments['endpoint']}: {result.plan}")
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("edge", "verdict", "batch"):
@@ -41,7 +41,7 @@ def edge_table(result: EndpointResult) -> Table:
 
 
 def endpoint_summary(result: EndpointResult) -> str:
-    """Return the outcome in one line."""
+    """Return the outcome of an audit in one line."""
     words = {EdgeVerdict.HOLDS: "hold"}
     counts = ", ".join(f"{n} {words.get(verdict, verdict)}" for verdict, n in result.counts.items())
     noise = f"noise {result.noise.token:.2g} in {result.noise.positions} logprobs"

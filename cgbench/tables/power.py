@@ -10,7 +10,7 @@ HEADINGS = ("metric", "requests in FILE", "noise of one", "detects", "requests a
 
 
 def sizes_part(path: Path, wanted: Wanted, sizes: Sequence[SampleSize]) -> Part:
-    """Return the table: a row a metric."""
+    """Return the table of sample sizes, with a row for each metric."""
     title = (
         f"{path}: {100 * wanted.effect:g} % detected in {100 * wanted.power:g} % of comparisons, "
         f"minimum effect {100 * wanted.min_effect:g} %, confidence {100 * wanted.confidence:g} %"

@@ -1,1 +1,1 @@
-"""Multi-head latent attention in the absorbed form: products with W_UK and W_UV, and attention."""
+"""Compute multi-head latent attention in the absorbed form, with its W_UK and W_UV products."""

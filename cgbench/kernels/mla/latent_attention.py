@@ -17,11 +17,11 @@ from cgbench.kernels.mla.latent_weights import LatentWeights
 
 
 class LatentInput(NamedTuple):
-    """What one layer's latent attention is computed from, rotary applied.
+    """A ``LatentInput`` holds what one layer's latent attention is computed from.
 
-    ``query [B, H, S, key_size + R]``, its last R columns rotary. ``latent [B, 1, S, rank + R]``,
-    likewise. ``scaling`` multiplies the scores. ``sliding_window`` counts the keys seen, the
-    query's own included.
+    ``query`` is ``[B, H, S, key_size + R]``, and its last R columns are rotary. ``latent`` is
+    ``[B, 1, S, rank + R]``, likewise. ``scaling`` multiplies the scores.
+    ``sliding_window`` counts the keys seen, the query's own included.
     """
 
     query: Tensor
@@ -64,7 +64,7 @@ def project(attended: Tensor, weights: LatentWeights) -> Tensor:
 
 
 def _by_head(x: Tensor, matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x [B, H, S, K]`` times each head's ``[K, N]``: one product a head, of all requests' rows.
+    """Multiply ``x [B, H, S, K]`` by each head's ``[K, N]``, in one product a head.
 
     A product a request and head would read the weights once for each request.
     """
@@ -139,7 +139,7 @@ def decode(
     """Store the new latents, and attend over each slot's rows 0..position.
 
     ``latents [num_slots * room, 1, rank + R]`` is the layer's cache. ``slots [B]`` of ``room``
-    rows each, ``positions [B, S]``, consecutive in each row. Returns ``[B, S, H, value_size]``.
+    rows each, ``positions [B, S]``, consecutive in each row. Return ``[B, S, H, value_size]``.
     """
     if new.sliding_window is None and has_kernels(new.weights):
         # Imported here, because triton is there only beside a CUDA build of torch.
@@ -152,8 +152,8 @@ def decode(
 def has_kernels(weights: LatentWeights) -> bool:
     """Return whether the kernels multiply by ``weights``, where they lie.
 
-    They read an FP8 weight's stored bytes. Where they cannot, as with a scale for every channel,
-    its values are made anew in each call.
+    They read an FP8 weight's stored bytes. If they cannot, as with a scale for every channel, its
+    values are made anew in each call.
     """
     if not runs_kernels(weights.weight.device):
         return False

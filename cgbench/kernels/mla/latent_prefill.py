@@ -26,7 +26,7 @@ def heads_a_chunk(new: LatentInput) -> int:
 def expand(latent: Tensor, weights: LatentWeights) -> tuple[Tensor, Tensor]:
     """Expand ``latent [B, 1, S, rank + R]`` to keys and values of the heads of ``weights``.
 
-    Returns ``[B, H, S, key_size + R]`` and ``[B, H, S, value_size]``.
+    Return ``[B, H, S, key_size + R]`` and ``[B, H, S, value_size]``.
     """
     content, rotary = latent[..., : weights.rank], latent[..., weights.rank :]
     dtype = weights.working_dtype(latent)
@@ -40,7 +40,7 @@ def expand(latent: Tensor, weights: LatentWeights) -> tuple[Tensor, Tensor]:
 def prefill(new: LatentInput, mask: Tensor | None) -> Tensor:
     """Attend causally over the prompts' own rows, to ``[B, S, H, value_size]``.
 
-    ``mask [S, S]`` stands for a sliding window, and is None where all earlier rows are seen.
+    ``mask [S, S]`` stands for a sliding window, and is None if all earlier rows are seen.
     """
     batch, num_heads, length, _ = new.query.shape
     out = new.query.new_empty(batch, length, num_heads, new.weights.value_size)

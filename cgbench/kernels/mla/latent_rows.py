@@ -1,4 +1,4 @@
-"""What latent attention makes of its down projection: a normed query, and a normed, rotated latent.
+"""Make latent attention's normed query, and normed and rotated latent, of its down projection.
 
 DeepSeek's rotary pairs neighbours: columns 2 j and 2 j + 1 of what is rotated become columns j and
 R / 2 + j. Torch's operations here are the definition, and what runs on a CPU. On CUDA the two norms
@@ -15,15 +15,17 @@ from cgbench.kernels.norm import normed
 
 
 class PairRotary(NamedTuple):
-    """Cosines and sines ``[B, S, R]``, of which the first halves are read."""
+    """A ``PairRotary`` holds cosines and sines ``[B, S, R]``. Their first halves are read."""
 
     cos: Tensor
     sin: Tensor
 
 
 class LatentNorms(NamedTuple):
-    """The gains of the query's norm ``[q_rank]`` and of the latent's ``[rank]``, and their
-    epsilons."""
+    """A ``LatentNorms`` holds the gains and epsilons of two norms.
+
+    They are the query's norm ``[q_rank]`` and the latent's ``[rank]``.
+    """
 
     query_weight: Tensor
     query_epsilon: float
@@ -42,7 +44,7 @@ def rotate_pairs(x: Tensor, rotary: PairRotary) -> Tensor:
 def latent_rows(x: Tensor, norms: LatentNorms, rotary: PairRotary) -> tuple[Tensor, Tensor]:
     """Norm both parts of ``x [B, S, q_rank + rank + R]``, and rotate the rest.
 
-    Returns the query's ``[B, S, q_rank]``, and the latents ``[B, 1, S, rank + R]``.
+    Return the query's ``[B, S, q_rank]``, and the latents ``[B, 1, S, rank + R]``.
     """
     if runs_kernels(x.device):
         # Imported here, because triton is there only beside a CUDA build of torch.
@@ -55,7 +57,7 @@ def latent_rows(x: Tensor, norms: LatentNorms, rotary: PairRotary) -> tuple[Tens
 def latent_rows_by_torch(
     x: Tensor, norms: LatentNorms, rotary: PairRotary
 ) -> tuple[Tensor, Tensor]:
-    """``latent_rows``, as it is defined."""
+    """Compute ``latent_rows`` in torch, as it is defined."""
     sizes = [len(norms.query_weight), len(norms.latent_weight)]
     query, latent, plain = x.split([*sizes, x.shape[-1] - sum(sizes)], dim=-1)
     content = normed(latent, norms.latent_weight, norms.latent_epsilon, 0.0)

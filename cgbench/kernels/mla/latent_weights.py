@@ -15,8 +15,9 @@ from cgbench.kernels.fp8.definition import is_by_definition
 
 
 class LatentWeights(NamedTuple):
-    """``weight [heads * (key_size + value_size), rank]``: a head's key rows, then its value rows.
+    """A ``LatentWeights`` holds the matrix that expands latents to keys and values.
 
+    ``weight [heads * (key_size + value_size), rank]`` has a head's key rows, then its value rows.
     ``key_size`` counts a key's values without rotary. ``scale`` and ``row_blocks`` are an FP8
     weight's, as ``kernels.fp8.block_scales`` has them.
     """
@@ -29,17 +30,17 @@ class LatentWeights(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """Values of one latent, its rotary key apart."""
+        """Return how many values one latent has, without its rotary key."""
         return self.weight.shape[1]
 
     @property
     def head_rows(self) -> int:
-        """Rows of the weight that belong to one head."""
+        """Return how many rows of the weight belong to one head."""
         return self.key_size + self.value_size
 
     @property
     def num_heads(self) -> int:
-        """Heads that this rank holds."""
+        """Return how many heads this rank holds."""
         return self.weight.shape[0] // self.head_rows
 
     def heads(self, first: int, end: int) -> "LatentWeights":
@@ -51,7 +52,7 @@ class LatentWeights(NamedTuple):
     def by_head(self, dtype: torch.dtype) -> Tensor:
         """Return the values of all heads, ``[heads, key_size + value_size, rank]``.
 
-        Of an FP8 weight they are made anew, for the call that asks.
+        Those of an FP8 weight are made anew in each call.
         """
         values = self.weight
         if self.scale is not None and self.row_blocks is not None:

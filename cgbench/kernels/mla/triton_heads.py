@@ -1,4 +1,4 @@
-"""Products of each head's rows with its own part of W_UK or W_UV, in Triton.
+"""Multiply each head's rows by its own part of W_UK or W_UV, in Triton.
 
 A program takes one head, some of the requests' rows and some output columns, so a weight is read
 once for up to 64 rows. Of an FP8 weight the stored bytes are read: a tile is exact in the rows'
@@ -106,8 +106,7 @@ def _heads_kernel(
 
 
 class _Product(NamedTuple):
-    """Which half of the weights, and how it is cut: ``depth`` is summed over, ``columns`` are what
-    comes out."""
+    """A product is with one half of the weights. ``depth`` is summed over, ``columns`` come out."""
 
     is_value: bool
     depth: int
@@ -117,12 +116,12 @@ class _Product(NamedTuple):
 
 
 def _power_within(size: int) -> int:
-    """The largest power of two that divides ``size``."""
+    """Return the largest power of two that divides ``size``."""
     return size & -size
 
 
 def _row_tile(weights: LatentWeights) -> int:
-    """Rows of the weight that one tile has, a power of two.
+    """Return how many rows of the weight one tile has, a power of two.
 
     Of an FP8 weight they must be of one block. A block has a power of two of rows, no fewer than
     the rows that this rank holds over the blocks that the whole weight has.
@@ -138,15 +137,17 @@ def _row_tile(weights: LatentWeights) -> int:
 
 
 def _column_tile(weights: LatentWeights) -> int:
-    """Columns of the weight that one tile has, of one block where there are blocks."""
+    """Return how many columns of the weight one tile has, of one block if there are blocks."""
     if weights.scale is None:
         return MAX_COLUMNS
     return min(MAX_COLUMNS, column_block(weights.rank, weights.scale.shape[1]))
 
 
 def can_multiply(weights: LatentWeights) -> bool:
-    """Return whether tiles of an FP8 weight can be of one scale each. They can for blocks and for
-    scales of a tensor, and not for a scale of every channel."""
+    """Return whether tiles of an FP8 weight can be of one scale each.
+
+    They can for blocks and for scales of a tensor, and not for a scale of every channel.
+    """
     return min(_row_tile(weights), _column_tile(weights)) >= MIN_TILE
 
 

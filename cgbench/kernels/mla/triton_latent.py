@@ -1,4 +1,4 @@
-"""Decode attention over latents in Triton: 1 to 17 query rows a request, all heads on one key.
+"""Compute decode attention over latents in Triton, for 1 to 17 query rows a request.
 
 Every head reads the same latents, so heads and queries together are the rows of a tile. A program
 takes 64 of them. It loads a tile of latents into shared memory once, and multiplies it as keys and
@@ -51,7 +51,7 @@ def _attended(
     SWAPPED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The running softmax after one more tile: ``latent [N, C]`` is key and value, ``rotary
+    """Return the running softmax after one more tile: ``latent [N, C]`` is key and value, ``rotary
     [N, R]`` the rest of the key. ``seen [M or 1, N]``. ``acc [M, C]``, or swapped ``[C, M]``."""
     if SWAPPED:
         scores = tl.dot(latent, tl.trans(q), input_precision=PRECISION)
@@ -240,8 +240,10 @@ def _split_kernel(
 
 
 class LatentTile(NamedTuple):
-    """Rows of heads and queries and latents that a program takes at a time, by how many warps, and
-    tiles of latents under way.
+    """A ``LatentTile`` sets the sizes that the attention kernel is compiled for.
+
+    A program takes ``num_rows`` rows of heads and queries, and ``num_keys`` latents at a time, by
+    ``num_warps`` warps. ``num_stages`` tiles of latents are under way.
 
     ``is_swapped``: latents are the left operand of both products, and the rows their columns. A
     tensor core multiplies 64 rows at a time, which few heads and queries do not fill.
@@ -256,7 +258,7 @@ class LatentTile(NamedTuple):
 
 @functools.cache
 def shared_bytes(device: torch.device) -> int:
-    """Return the shared memory that a program may have, Hopper's where there is no GPU."""
+    """Return the bytes of shared memory that a program may have, Hopper's if there is no GPU."""
     if device.type != "cuda":
         return HOPPERS_SHARED_BYTES
     properties: Any = torch.cuda.get_device_properties(device)
@@ -284,7 +286,7 @@ def latent_tile(num_rows: int, device: torch.device, *, is_float32: bool) -> Lat
 def num_splits_of(num_programs: int, num_keys: int, device: torch.device) -> int:
     """Return the splits over the keys that give every multiprocessor a program or two.
 
-    ``num_keys``: of a tile. Two of the smaller ones fit on a multiprocessor.
+    ``num_keys`` is that of a tile. Two of the smaller ones fit on a multiprocessor.
     """
     wanted = triton_splits.num_multiprocessors(device) * (1 if num_keys > 32 else 2)
     return max(1, min(MAX_SPLITS, wanted // num_programs))
@@ -301,7 +303,7 @@ def attend(
 ) -> Tensor:
     """Store the new latents, and attend over each slot's rows 0..position, to ``[B, H, S, rank]``.
 
-    ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest as ``decode``.
+    ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest is as in ``decode``.
     """
     batch, num_heads, query_len, rank = absorbed.shape
     num_rows = num_heads * query_len
@@ -370,8 +372,8 @@ def decode(
 ) -> Tensor:
     """Store the new latents, and attend over each slot's rows 0..position.
 
-    As ``latent_attention.decode``, to ``[B, S, H, value_size]``. ``tile`` None is the one that
-    ``latent_tile`` chooses.
+    It does what ``latent_attention.decode`` does, to ``[B, S, H, value_size]``. If ``tile`` is
+    None, ``latent_tile`` chooses one.
     """
     absorbed = triton_heads.absorb(new.no_rotary, new.weights)
     attended = attend(latents, absorbed, new, slots, positions, room, tile)

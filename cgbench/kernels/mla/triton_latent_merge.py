@@ -1,8 +1,8 @@
 """Merge the splits of latent attention, in Triton.
 
 A latent is four times as wide as a head's value, and few requests are split over a hundred
-programs. So a row's columns are merged by several programs: one after another the splits would be
-waited for, not read. A product with W_UV that merged its own rows was counted out by that.
+programs. So several programs merge the columns of a row, because one program would wait for the
+splits one after another. For the same reason the product with W_UV does not merge its own rows.
 """
 
 import torch
@@ -66,7 +66,7 @@ def _merge_kernel(
 def merge(parts: Parts, positions: Tensor, num_keys: int, dtype: torch.dtype) -> Tensor:
     """Merge the ``parts`` of B requests and their rows, to ``[B, H * S, rank]`` of ``dtype``.
 
-    ``positions [B, S]`` and ``num_keys``, the latents of a tile, say which splits there are.
+    ``positions [B, S]`` and ``num_keys``, the latents of a tile, determine which splits there are.
     """
     batch, num_splits, num_rows = parts.maxima.shape
     rank = parts.out.shape[3]

@@ -1,4 +1,4 @@
-"""The norms of latent attention's query and latent, and the latent's rotary, in Triton: one launch.
+"""Norm latent attention's query and latent, and rotate the latent's key, in one Triton launch.
 
 A row has two programs, one for each norm. Their gains are read before the kernel ahead has ended.
 """
@@ -14,7 +14,7 @@ from cgbench.kernels.mla.latent_rows import LatentNorms, PairRotary
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _normed(x, gain, num_columns, epsilon, TYPE: tl.constexpr):
-    """A row, rounded where transformers' modules round."""
+    """Return a normed row, rounded where transformers' modules round."""
     wide = x.to(tl.float32)
     scaled = wide * tl.rsqrt(tl.sum(wide * wide, 0) / num_columns + epsilon)
     return (scaled.to(TYPE).to(tl.float32) * gain.to(tl.float32)).to(TYPE)
@@ -81,7 +81,7 @@ def _rows_kernel(
 
 
 def latent_rows(x: Tensor, norms: LatentNorms, rotary: PairRotary) -> tuple[Tensor, Tensor]:
-    """Compute ``latent_rows.latent_rows``. Both results are contiguous."""
+    """Compute ``latent_rows.latent_rows`` in one kernel. Both results are contiguous."""
     batch, length, width = x.shape
     query_rank, rank = len(norms.query_weight), len(norms.latent_weight)
     rows = x.reshape(-1, width)

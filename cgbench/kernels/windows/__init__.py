@@ -1,1 +1,1 @@
-"""What a module past a draft head's first is fed, as torch defines it and as one kernel."""
+"""Prepare what a module past a draft head's first is fed, in torch and as one kernel."""

@@ -1,7 +1,7 @@
-"""The rows that a module past a head's first computes in its draft step, and what it is fed there.
+"""Prepare the rows that a module past a head's first computes in its draft step.
 
-Torch's operations here are the definition, and what runs on a CPU. On CUDA they are one kernel
-(``triton_window``), where these would be thirty.
+Torch's operations here are the definition, and run on a CPU. They would be thirty kernels. On
+CUDA one kernel does the same (``triton_window``).
 """
 
 from typing import NamedTuple
@@ -29,8 +29,8 @@ class ModuleWindow(NamedTuple):
 def module_window(rows: RowState, step: int) -> ModuleWindow:
     """Return what the module of draft ``step`` is fed, and renew its carry. Steps begin at 2.
 
-    Its rows go from ``seq_len - (step - 1)`` to ``seq_len + k``, and are moved up to position 0
-    where they would begin before it. Row i has token i + step. Its hidden state is of
+    Its rows go from ``seq_len - (step - 1)`` to ``seq_len + k``. They are moved up to position 0
+    if they would begin before it. Row i has token i + step. Its hidden state is of
     ``rows.fed``, and of the module's carry for the row before those. The next iteration begins
     behind this one's newest certain token, and so does the new carry.
     """
@@ -42,7 +42,7 @@ def module_window(rows: RowState, step: int) -> ModuleWindow:
 
 
 def module_window_by_torch(rows: RowState, step: int) -> ModuleWindow:
-    """Compute ``module_window``, as it is defined."""
+    """Compute ``module_window`` in torch, as it is defined."""
     num_rows = rows.spec_tokens + step
     before, moved = num_moved(rows.seq_len, step - 1), num_moved(rows.seq_len, step)
     source, carry = rows.fed[:, : num_rows - 1], rows.carries[step - 2]

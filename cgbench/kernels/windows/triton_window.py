@@ -1,4 +1,4 @@
-"""``module_window`` as one Triton kernel: a program a row of the window."""
+"""Compute ``module_window`` as one Triton kernel, with a program for each row of the window."""
 
 import torch
 import triton
@@ -78,7 +78,7 @@ def _window_kernel(
 
 
 def module_window(rows: RowState, step: int) -> ModuleWindow:
-    """Compute ``module_window.module_window``."""
+    """Compute ``module_window.module_window`` in one kernel."""
     batch, num_rows, size = rows.batch_size, rows.spec_tokens + step, rows.fed.shape[2]
     device = rows.last.device
     tokens = torch.empty(batch, num_rows, dtype=torch.long, device=device)

@@ -1,1 +1,1 @@
-"""Targets that transformers has no class for, made of its modules where those are the same."""
+"""Add targets that transformers has no class for, made of its modules."""

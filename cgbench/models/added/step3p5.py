@@ -1,6 +1,6 @@
 """Step-3.5 is Step-3.7's text side alone, for which transformers has a config and no causal LM.
 
-Importing this module tells transformers what its checkpoints' names mean.
+Importing this module registers with transformers how its checkpoints' names are mapped.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ class Step3p5ForCausalLM(Step3p7PreTrainedModel, GenerationMixin):  # type: igno
 
 
 def _register() -> None:
-    """Have transformers rename and fuse what Step-3.7's checkpoints and these call alike."""
+    """Register the renames and fusions that Step-3.7's checkpoints and these share."""
     within_layers = (r"moe", r"share_expert")
     mapping = [
         each

@@ -135,7 +135,7 @@ class MtpModule(nn.Module):
         return self.family.first_number(self.num_layers) + self.place
 
     def _norm_shift(self) -> int:
-        """What makes a stored norm weight the weight of the target's norm modules."""
+        """Return what is added to a stored norm weight to fit the target's norm modules."""
         if self.family.norm_form == NormForm.TARGET:
             return 0
         return (self.family.norm_form == NormForm.ONE_PLUS) - adds_one(self._target_norm[0])
@@ -170,6 +170,7 @@ class DraftHead(MtpModule):
 
     @property
     def num_modules(self) -> int:
+        """Return how many modules the head has."""
         return 1 + len(self.later)
 
     @property
@@ -282,8 +283,10 @@ def head_layer_type(
 
 
 def _stated(config: PretrainedConfig, name: str, place: int) -> object:
-    """What config.json states of a per-layer setting for module ``place``, None where it does not.
-    A list that is too short ends in what holds for the rest."""
+    """Return what config.json states of a per-layer setting for module ``place``, or None.
+
+    A list that is too short ends in what holds for the rest.
+    """
     stated = getattr(config, f"mtp_{name}", None)
     return stated[min(place, len(stated) - 1)] if stated else None
 

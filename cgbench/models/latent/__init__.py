@@ -1,1 +1,1 @@
-"""Latent attention of transformers' modules: the hook that keeps latents."""
+"""Hook the latent attention of transformers' modules, so that a call can keep latents."""

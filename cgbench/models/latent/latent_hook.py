@@ -3,7 +3,7 @@
 transformers' layers compute a token's latent and rotary key, and expand them to every head's key
 and value just before attention. ``hook_latent_layers`` has that step hand on what it was given.
 ``attention_hook`` then passes the latents to a forward's call that keeps them, or expands them
-where the call keeps keys and values. All else, rotary included, stays the layer's own.
+if the call keeps keys and values. All else, rotary included, stays the layer's own.
 """
 
 from functools import cache
@@ -22,15 +22,15 @@ _PARTS = ("expand_kv", "kv_b_proj", "kv_lora_rank", "qk_nope_head_dim", "v_head_
 
 
 class LatentCall(Protocol):
-    """Computes one layer's attention over latents, keeping whatever of them it wants to keep."""
+    """A ``LatentCall`` computes the latent attention of a forward, and may keep the latents."""
 
     @property
     def keeps_latents(self) -> bool:
-        """Return whether it wants latents. Otherwise it gets keys and values."""
+        """Return whether the call is given latents. Otherwise it is given keys and values."""
         ...
 
     def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
-        """``[B, S, H, value_size]``."""
+        """Attend over the latents of layer ``layer_idx``, to ``[B, S, H, value_size]``."""
         ...
 
 
@@ -54,9 +54,9 @@ def is_latent_attention(module: nn.Module) -> bool:
 
 
 def latent_path(*modules: nn.Module | None) -> str:
-    """Return what runs the latent attention of ``modules`` in decode steps.
+    """Return the name of what runs the latent attention of ``modules`` in decode steps.
 
-    ``kernels`` or ``torch``, joined by "and" where layers differ.
+    It is ``kernels`` or ``torch``, joined by "and" if layers differ.
     """
     found = {
         "kernels" if has_kernels(part.latent_weights()) else "torch"  # type: ignore[operator]
@@ -70,7 +70,7 @@ def latent_path(*modules: nn.Module | None) -> str:
 
 @cache
 def _hooked_class(plain: Any) -> type[nn.Module]:
-    """``plain``, which hands latents on where ``cgbench`` is the attention implementation."""
+    """Return a subclass of ``plain`` that hands latents on if attention is ``cgbench``'s."""
 
     class Hooked(plain):  # type: ignore[misc]
         def expand_kv(self, content: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,13 +80,13 @@ def _hooked_class(plain: Any) -> type[nn.Module]:
             return torch.cat([content, rotary], dim=-1), content
 
         def expanded(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-            """The layer's own keys and values of ``latent [B, 1, S, rank + R]``."""
+            """Return the layer's own keys and values of ``latent [B, 1, S, rank + R]``."""
             rank = self.kv_lora_rank
             found: tuple[Tensor, Tensor] = super().expand_kv(latent[..., :rank], latent[..., rank:])
             return found
 
         def latent_weights(self) -> LatentWeights:
-            """The matrix that expands, as this rank holds it."""
+            """Return the matrix that expands, as this rank holds it."""
             scales = scales_of(self.kv_b_proj, "weight") or (None, None)
             return LatentWeights(
                 self.kv_b_proj.weight, self.qk_nope_head_dim, self.v_head_dim, *scales
