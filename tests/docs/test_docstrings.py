@@ -19,6 +19,11 @@ NO_VERB = re.compile(
     r"(?:Of|The|A|An|What|Whether|None|Every|Each|All|As|How|Where|When|Which|Who|Its|Their|In|On|"
     r"At|By|For|From|To|With|Without|If|No|One|Both|Only|It|This|That|These|\w+ing)\b"
 )
+# These words begin a fragment even if a verb follows. So does "Computes", unlike "Scales are".
+NO_SUBJECT = re.compile(
+    r"(?:What|Where|How|Whether|Everything|Every|Each|Drafts|Compute|Hold|Keep|Return|"
+    r"(?!This\b|Its\b)[A-Z][a-z]+s(?! (?:are|can|have|hold|keep|may|must)\b))\b"
+)
 VERB = re.compile(
     r"\b(?:is|are|was|can|may|must|has|have|does|do|stands?|holds?|[a-z]{2,}s|did|answer|give|run|"
     r"say|read|print|raise|keep)\b"
@@ -59,6 +64,8 @@ def faults_of(name: str, node: ast.ClassDef | ast.FunctionDef) -> str | None:
         return None if len(method) == 2 and method[1] in EXPLAINED_METHODS else "no docstring"
     if isinstance(node, ast.FunctionDef):
         return f"begins without a verb: {sentence}" if NO_VERB.match(sentence) else None
+    if NO_SUBJECT.match(sentence):
+        return f"begins without a subject: {sentence}"
     return None if VERB.search(sentence) else f"no verb: {sentence}"
 
 
@@ -79,6 +86,7 @@ def test_public_names_have_full_sentences() -> None:
         ("def f():\n    'Whether it fits.'", "begins without a verb: Whether it fits."),
         ("def f():\n    'Return the seconds.'", None),
         ("class C:\n    'A time of one cell.'", "no verb: A time of one cell."),
+        ("class C:\n    'What is found.'", "begins without a subject: What is found."),
         ("class C:\n    'A ``C`` is a time.'", None),
     ],
 )
