@@ -57,6 +57,12 @@ def check_whole(flag: str, value: int, least: int, most: int = MAX_WHOLE) -> Non
         raise BadInputError(f"{flag} {shown(value)}: must be at most {most:,}")
 
 
+def check_share(flag: str, share: float) -> None:
+    """Check that a flag's ``share`` is above 0 and below 1. Raise ``BadInputError`` if not."""
+    if not 0 < share < 1:
+        raise BadInputError(f"{flag} {share:g}: must be above 0 and below 1")
+
+
 def check_known(flag: str, names: Iterable[str], known: Collection[str]) -> None:
     """Check that all ``names`` are ``known``. Raise ``BadInputError`` for the first that is not."""
     if unknown := [name for name in names if name not in known]:

@@ -59,11 +59,11 @@ def judge(
     from cgbench.checks.subject import make_subject
     from cgbench.measure.audit_setup import AuditResult
     from cgbench.measure.setup import make_record
-    from cgbench.rundir.folders import check_new_folder
+    from cgbench.rundir.folders import EMPTY_FOLDER, check_new_folder
 
     progress = progress if ranks.is_first else SILENT
     if repro is not None:
-        check_new_folder("--repro", repro, "Choose a new or an empty folder")
+        check_new_folder("--repro", repro, EMPTY_FOLDER)
     chosen = _chosen(request.checks)
     start = time.perf_counter()
     setup = prepare(_with_batch_size(request), progress, ranks)

@@ -9,7 +9,7 @@ from cgbench.endpoint.endpoint_request import EndpointRequest
 from cgbench.endpoint.served_audit import audit_server
 from cgbench.errors import OutputError
 from cgbench.progress import SILENT, Progress
-from cgbench.rundir.folders import check_new_folder
+from cgbench.rundir.folders import EMPTY_FOLDER, check_new_folder
 
 
 def audit_endpoint(
@@ -27,7 +27,7 @@ def audit_endpoint(
     """
     folder = None if repro is None else Path(repro)
     if folder is not None:
-        check_new_folder("--repro", folder, "choose a new or an empty folder")
+        check_new_folder("--repro", folder, EMPTY_FOLDER)
     result = audit_server(request, progress)
     finding = failed_edge(result)
     if folder is not None and finding is not None:

@@ -92,15 +92,15 @@ def judge_acceptance(
     if here is None or alone is None or here.num_drafts < FEWEST_DRAFTS:
         return AcceptanceFound(Acceptance.UNKNOWN)
     num_drafts = round(here.num_drafts)
-    if not here.accepted and num_drafts >= FEWEST_WITHOUT_ANY:
+    if without_any(here):
         text = f"none of {num_drafts} drafts was kept"
         return AcceptanceFound(Acceptance.DIFFERS, alone.mean_accepted, 0.0, None, None, 0, text)
     if alone.num_drafts < FEWEST_DRAFTS:
         return AcceptanceFound(Acceptance.UNKNOWN)
     questions = _questions(alone, here, copies, spec_tokens, first_only=first_only)
-    level = adjusted_level(CONFIDENCE, num_edges * len(questions))
     if not questions:
         return AcceptanceFound(Acceptance.UNKNOWN)
+    level = adjusted_level(CONFIDENCE, num_edges * len(questions))
     answers = [question.judged(level, num_drafts) for question in questions]
     for wanted in (Acceptance.DIFFERS, Acceptance.UNDECIDED):
         if found := [each for each in answers if each.answer is wanted]:

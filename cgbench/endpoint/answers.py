@@ -1,7 +1,7 @@
 """Hold one request to a server and its answer: tokens, logprobs and their arrival times."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, TypeAlias
 
@@ -56,16 +56,16 @@ class Answer:
         """
         if count >= len(self.tokens) or self.is_text:
             return self
-        return Answer(
-            self.tokens[:count],
-            self.text,
-            "length",
-            self.arrivals,
-            self.logprobs[:count],
-            self.tops[:count],
-            self.ids[:count],
-            self.prompt_ids,
-            self.prompt_tokens,
+        return replace(self.part(0, count), finish="length")
+
+    def part(self, start: int, end: int) -> "Answer":
+        """Return the answer with tokens ``start`` to ``end`` alone. The rest of it stays."""
+        return replace(
+            self,
+            tokens=self.tokens[start:end],
+            logprobs=self.logprobs[start:end],
+            tops=self.tops[start:end],
+            ids=self.ids[start:end],
         )
 
 

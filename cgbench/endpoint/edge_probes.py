@@ -10,7 +10,7 @@ from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, WrongRow
 from cgbench.endpoint.edges import Edge
 from cgbench.endpoint.endpoint_request import EndpointRequest, Planned
 from cgbench.endpoint.engine_counters import Drafted, read_counters, sum_of
-from cgbench.endpoint.near_ties import Likeness, Outcome, judge, worst
+from cgbench.endpoint.near_ties import Likeness, Outcome, judge, ties_in, worst
 from cgbench.endpoint.probes import Row, rows_of
 from cgbench.endpoint.references import Reference
 from cgbench.endpoint.traffic import Flow, Sent, gap_seconds, most_at_once
@@ -171,7 +171,7 @@ class EdgeAuditor:
             details = acceptance.text
         gaps = [gap_seconds(each.answers) for each in attempts]
         gap_s = next((each for each in gaps if each is not None), None)
-        ties = [o.gap for each in attempts for o in each.outcomes if is_tie(o)]
+        near_ties, largest_gap = ties_in(o for each in attempts for o in each.outcomes)
         return replace(
             bare,
             verdict=verdict,
@@ -179,8 +179,8 @@ class EdgeAuditor:
             attempts=len(attempts),
             wrong_attempts=wrong,
             requests=sum(len(each.sent) for each in attempts),
-            near_ties=len(ties),
-            largest_gap=max((gap for gap in ties if gap is not None), default=0.0),
+            near_ties=near_ties,
+            largest_gap=largest_gap,
             most_at_once=reached,
             gap_ms=None if gap_s is None else gap_s * 1e3,
             acceptance=acceptance,
@@ -238,8 +238,3 @@ def _is_wrong(attempt: _Attempt) -> bool:
 def _fell_short(attempts: Sequence[_Attempt], edge: Edge) -> bool:
     """Return whether every attempt so far ended before the batch was full."""
     return bool(attempts) and max(each.most_at_once for each in attempts) < edge.peak
-
-
-def is_tie(outcome: Outcome) -> bool:
-    """Return whether an answer parted from the expected one at a near-tie."""
-    return outcome.likeness is Likeness.NEAR_TIE

@@ -6,7 +6,7 @@ second decode, and a prefill of what was decoded. The first token that differs i
 candidates are within twice that noise. What follows a near-tie is another text.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
@@ -136,11 +136,10 @@ def gap_at(expected: Answer, got: Answer, position: int) -> float | None:
     return None if None in gaps else max(each for each in gaps if each is not None)
 
 
-def _gap(top: dict[str, float] | object, chosen: str, other: str) -> float | None:
-    assert isinstance(top, dict)
+def _gap(top: Mapping[str, float], chosen: str, other: str) -> float | None:
     if chosen not in top or (other not in top and len(top) < 2):
         return None
-    return float(top[chosen] - top.get(other, min(top.values())))
+    return top[chosen] - top.get(other, min(top.values()))
 
 
 def _begins(expected: Answer, got: Answer) -> bool:
@@ -201,10 +200,16 @@ def _not_likeliest(got: Answer, noise: Noise) -> Outcome | None:
 
 def _shifted(expected: Answer, got: Answer, position: int | None, noise: Noise) -> Outcome | None:
     shifts = shifts_of(expected, got)
-    if len(shifts) < FEWEST_TO_SHIFT or median(shifts) <= noise.shift:
+    if len(shifts) < FEWEST_TO_SHIFT or (middle := median(shifts)) <= noise.shift:
         return None
-    text = f"logprobs are off by {median(shifts):.3g}, the median of {len(shifts)} tokens"
-    return Outcome(Likeness.WRONG, text, position, median(shifts))
+    text = f"logprobs are off by {middle:.3g}, the median of {len(shifts)} tokens"
+    return Outcome(Likeness.WRONG, text, position, middle)
+
+
+def ties_in(outcomes: Iterable[Outcome]) -> tuple[int, float]:
+    """Return how many answers parted from the expected one at a near-tie, and the largest gap."""
+    gaps = [each.gap for each in outcomes if each.likeness is Likeness.NEAR_TIE]
+    return len(gaps), max((gap for gap in gaps if gap is not None), default=0.0)
 
 
 def worst(outcomes: Sequence[Outcome]) -> Iterator[Outcome]:

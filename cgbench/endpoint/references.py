@@ -1,7 +1,7 @@
 """Record what a server answers one request at a time, and how noisy its logprobs are."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from cgbench.endpoint.answers import Answer, Ask, Prompt
@@ -127,7 +127,8 @@ def _forced(
     for row, (ask, answer) in enumerate(zip(asks, own, strict=True)):
         cut = len(answer.tokens) * (2 + row % 5) // 8
         prompt = _continued(ask, answer, cut)
-        tail = _tail(answer, cut)
+        # The text is that of the whole answer, and says nothing of a part.
+        tail = replace(answer.part(cut, cut + FORCED_TOKENS), text="")
         if prompt is None or not tail.tokens:
             continue
         count = len(tail.tokens)
@@ -151,19 +152,6 @@ def _is_continued(answer: Answer, got: Answer, cut: int) -> bool:
     if answer.ids and answer.prompt_ids:
         return True
     return answer.prompt_tokens is not None and got.prompt_tokens == answer.prompt_tokens + cut
-
-
-def _tail(answer: Answer, cut: int) -> Answer:
-    end = cut + FORCED_TOKENS
-    return Answer(
-        answer.tokens[cut:end],
-        "",
-        answer.finish,
-        answer.arrivals,
-        answer.logprobs[cut:end],
-        answer.tops[cut:end],
-        answer.ids[cut:end],
-    )
 
 
 def _after_prefill(expected: Answer, got: Answer, noise: Noise) -> Outcome:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from cgbench.endpoint.acceptance_across import Acceptance, AcceptanceFound, without_any
 from cgbench.endpoint.dialect import find_dialect
 from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, EndpointResult
-from cgbench.endpoint.edge_probes import Budget, EdgeAuditor, is_tie
+from cgbench.endpoint.edge_probes import Budget, EdgeAuditor
 from cgbench.endpoint.edges import Edge, edges_of
 from cgbench.endpoint.endpoint_request import EndpointRequest, Planned, planned
 from cgbench.endpoint.engine_counters import Reading, read_counters, sum_of
 from cgbench.endpoint.http_server import Address, Server
-from cgbench.endpoint.near_ties import Likeness, Outcome, worst
+from cgbench.endpoint.near_ties import Likeness, Outcome, ties_in, worst
 from cgbench.endpoint.probes import prompts_of
 from cgbench.endpoint.references import make_reference, num_reference_requests
 from cgbench.endpoint.traffic import Flow
@@ -158,7 +158,7 @@ def _alone(auditor: EdgeAuditor, requests: int) -> EdgeFinding:
         if without_any(drafted):
             verdict = EdgeVerdict.WRONG
             details = f"none of {round(drafted.num_drafts)} drafts was kept"
-    ties = [each.gap for each in outcomes if is_tie(each)]
+    near_ties, largest_gap = ties_in(outcomes)
     return EdgeFinding(
         edge="alone",
         peak=1,
@@ -167,8 +167,8 @@ def _alone(auditor: EdgeAuditor, requests: int) -> EdgeFinding:
         attempts=1,
         wrong_attempts=int(verdict is EdgeVerdict.WRONG),
         requests=requests,
-        near_ties=len(ties),
-        largest_gap=max((gap for gap in ties if gap is not None), default=0.0),
+        near_ties=near_ties,
+        largest_gap=largest_gap,
         most_at_once=1,
         gap_ms=None,
         acceptance=found,

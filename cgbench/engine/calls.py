@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
-from cgbench.kernels.attention import AttentionInput, LayerKv, Masks, sink_attention
+from cgbench.kernels.attention import AttentionInput, LayerKv, Masks, sink_attention, write_rows
 from cgbench.kernels.delta_rule import DeltaRows
 from cgbench.kernels.mla import latent_attention, latent_prefill
 from cgbench.kernels.mla.latent_attention import LatentInput
@@ -60,8 +60,8 @@ class Rows:
 
 def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> None:
     """Write keys and values to the rows' places in the layer's KV."""
-    kv.keys[rows.flat] = qkv.key.transpose(1, 2).flatten(0, 1)
-    kv.values[rows.flat] = qkv.value.transpose(1, 2).flatten(0, 1)
+    write_rows(kv.keys, rows.flat, qkv.key)
+    write_rows(kv.values, rows.flat, qkv.value)
 
 
 DecodeBackend = Callable[[LayerKv, Rows, AttentionInput], Tensor]
@@ -142,33 +142,31 @@ class Prefill:
         return self.rows.cache.keeps_latents
 
     def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
-        latents = self.rows.cache.layers[layer_idx].keys
-        latents[self.rows.flat] = new.latent.transpose(1, 2).flatten(0, 1)
-        length, window = new.query.shape[2], new.sliding_window
-        is_windowed = window is not None and window < length
+        write_rows(self.rows.cache.layers[layer_idx].keys, self.rows.flat, new.latent)
         return latent_prefill.prefill(
-            new, self._window_mask(length, window) if is_windowed else None
+            new, self._window_mask(new.query.shape[2], new.sliding_window)
         )
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         store(self.rows.cache.layers[layer_idx], self.rows, qkv)
         if qkv.sinks is not None:
             return prefill_with_sinks(qkv).transpose(1, 2)
-        length, window = qkv.query.shape[2], qkv.sliding_window
-        is_windowed = window is not None and window < length
+        mask = self._window_mask(qkv.query.shape[2], qkv.sliding_window)
         out = F.scaled_dot_product_attention(
             qkv.query,
             qkv.key,
             qkv.value,
-            attn_mask=self._window_mask(length, window) if is_windowed else None,
-            is_causal=not is_windowed,
+            attn_mask=mask,
+            is_causal=mask is None,
             scale=qkv.scaling,
             enable_gqa=qkv.is_grouped,
         )
         return out.transpose(1, 2)
 
-    def _window_mask(self, length: int, sliding_window: int | None) -> Tensor:
-        assert sliding_window is not None
+    def _window_mask(self, length: int, sliding_window: int | None) -> Tensor | None:
+        """Return the mask of a window ``[S, S]``, or None if every earlier row is within it."""
+        if sliding_window is None or sliding_window >= length:
+            return None
         if sliding_window not in self.rows.masks:
             ones = torch.ones(length, length, dtype=torch.bool, device=self.rows.slots.device)
             self.rows.masks[sliding_window] = ones.tril() & ones.triu(1 - sliding_window)

@@ -19,8 +19,7 @@ from cgbench.gate.bench_files import BenchFile, read_bench_file
 from cgbench.gate.bench_run import BenchRun
 from cgbench.gate.comparison import Comparison, Rules, answer, is_gated
 from cgbench.gate.evidence import LinePlace, Observed
-from cgbench.gate.intervals import rate_estimate
-from cgbench.gate.questions import NO_EFFECT, Question
+from cgbench.gate.questions import NO_EFFECT, Question, rate_questions
 from cgbench.gate.verdicts import (
     ACCEPTANCE,
     DEFAULT_GATE,
@@ -32,7 +31,6 @@ from cgbench.gate.verdicts import (
     Gate,
     Line,
     Metric,
-    acceptance_rate,
 )
 from cgbench.statistics import Estimate, adjusted_level, difference, log_length_estimate
 from cgbench.words import Verdict
@@ -272,10 +270,7 @@ def _counted(
     rows = round(base[0][1]), round(new[0][1])
     effect = NO_EFFECT if base == new else difference(sides[1], sides[0])
     yield Question(ACCEPTANCE, where, exp(sides[0].value), exp(sides[1].value), effect, rows)
-    for position, (old, now) in enumerate(zip(base, new, strict=True), start=1):
-        a, b = rate_estimate(*old), rate_estimate(*now)
-        effect = NO_EFFECT if old == now else difference(b, a)
-        yield Question(acceptance_rate(position), where, a.value, b.value, effect, rows)
+    yield from rate_questions(where, base, new)
 
 
 def _middle(run: BenchRun, metric: Metric) -> float | None:

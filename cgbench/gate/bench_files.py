@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from cgbench.errors import BadInputError, RunDirectoryError
+from cgbench.errors import BadInputError, RunDirectoryError, first_line
 from cgbench.gate import request_benches, serving_benches
 from cgbench.gate.bench_run import BenchRun
 from cgbench.inputs import JsonObject, parse_json, read_text
@@ -48,12 +48,9 @@ def read_bench_file(name: str, path: Path) -> BenchFile:
     try:
         runs = tool.read(records)
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        raise RunDirectoryError(f"{label}: is damaged: {_one_line(error)}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"[:200]
+        raise RunDirectoryError(f"{label}: is damaged: {reason}") from error
     return BenchFile(path, tool.name, tuple(runs))
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
 
 
 def _records(label: str, text: str) -> list[JsonObject]:

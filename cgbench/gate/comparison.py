@@ -9,7 +9,7 @@ from math import expm1, isfinite, log1p
 from os import PathLike
 from pathlib import Path
 
-from cgbench.errors import BadInputError, ExitCode
+from cgbench.errors import ExitCode
 from cgbench.gate.bench_files import is_bench_file
 from cgbench.gate.evidence import Evidence
 from cgbench.gate.facts import cell_facts, graph_facts, plan_facts, size_facts
@@ -31,6 +31,7 @@ from cgbench.gate.verdicts import (
     doubted,
     exit_code,
 )
+from cgbench.inputs import check_share
 from cgbench.statistics import adjusted_level
 from cgbench.words import Status, Verdict
 
@@ -56,9 +57,8 @@ class Rules:
     allow_token_change: bool = False
 
     def __post_init__(self) -> None:
-        for flag, share in (("--min-effect", self.min_effect), ("--confidence", self.confidence)):
-            if not 0 < share < 1:
-                raise BadInputError(f"{flag} {share:g}: must be above 0 and below 1")
+        check_share("--min-effect", self.min_effect)
+        check_share("--confidence", self.confidence)
 
 
 DEFAULT_RULES = Rules()

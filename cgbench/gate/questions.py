@@ -219,6 +219,12 @@ def _acceptance(
     rows = (round(base[0][1]), round(new[0][1]))
     where = place.where
     yield Question(ACCEPTANCE, where, exp(a.value), exp(b.value), difference(b, a), rows)
+    yield from rate_questions(where, base, new)
+
+
+def rate_questions(where: LinePlace, base: Counts, new: Counts) -> Iterator[Question]:
+    """Yield the acceptance rate of each draft position, from as many counts on both sides."""
+    rows = round(base[0][1]), round(new[0][1])
     for position, (old, now) in enumerate(zip(base, new, strict=True), start=1):
         a, b = rate_estimate(*old), rate_estimate(*now)
         effect = NO_EFFECT if old == now else difference(b, a)

@@ -19,6 +19,7 @@ from cgbench.gate.bench_files import BenchFile, read_bench_file
 from cgbench.gate.bench_run import BenchRun
 from cgbench.gate.evidence import Observed
 from cgbench.gate.verdicts import ACCEPTANCE, ITL, LATENCY, TPOT, TTFT, Metric
+from cgbench.inputs import check_share
 from cgbench.statistics import adjusted_level, log_length_estimate
 
 NUM_GATED = 3
@@ -39,9 +40,7 @@ class Wanted:
 
     def __post_init__(self) -> None:
         for name in ("effect", "power", "confidence", "min_effect"):
-            if not 0 < getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise BadInputError(f"{flag} {getattr(self, name):g}: must be above 0 and below 1")
+            check_share(f"--{name.replace('_', '-')}", getattr(self, name))
         if self.power <= 0.5:
             raise BadInputError(f"--power {self.power:g}: must be above 0.5")
         if self.effect <= self.min_effect:

@@ -101,6 +101,11 @@ def sink_attention(qkv: AttentionInput, keys: Tensor, values: Tensor, mask: Tens
     return out.flatten(1, 2).to(values.dtype)
 
 
+def write_rows(cache: Tensor, rows: Tensor, new: Tensor) -> None:
+    """Write ``new [B, heads, S, D]`` to ``rows [B * S]`` of ``cache [slots * room, heads, D]``."""
+    cache[rows] = new.transpose(1, 2).flatten(0, 1)
+
+
 def slot_view(tensor: Tensor, slots: Tensor, room: int) -> Tensor:
     """Return the rows of ``slots`` in a KV tensor ``[num_slots * room, H, D]``, as
     ``[B, H, room, D]``."""

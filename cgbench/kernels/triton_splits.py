@@ -76,6 +76,14 @@ def division(start, num_splits, WINDOW: tl.constexpr, BLOCK_N: tl.constexpr):
     return first, blocks_a_split * BLOCK_N, tl.minimum(num_used, num_splits - 1)
 
 
+@triton.jit
+def merged_parts(parts, maxima, sums):
+    """Return one row ``[C]`` of attention from its splits' ``parts [N, C]``, ``maxima [N]`` and
+    ``sums [N]``. A split that is not there has -inf, 0 and 0."""
+    weights = tl.exp2(maxima - tl.max(maxima, 0))
+    return tl.sum(parts * weights[:, None], 0) / tl.sum(sums * weights, 0)
+
+
 @triton.jit(do_not_specialize=["num_splits"])  # type: ignore[untyped-decorator]
 def _merge_kernel(
     partial_out,
@@ -115,8 +123,7 @@ def _merge_kernel(
         mask=used[:, None] & (dv < VALUE_DIM)[None, :],
         other=0.0,
     )
-    weights = tl.exp2(maxima - tl.max(maxima, 0))
-    merged = tl.sum(parts * weights[:, None], 0) / tl.sum(sums * weights, 0)
+    merged = merged_parts(parts, maxima, sums)
     head = kv_head * GROUP + m // QUERY_LEN
     out_row = (b * QUERY_LEN + m % QUERY_LEN) * (KV_HEADS * GROUP) + head
     tl.store(out + out_row * VALUE_DIM + dv, merged.to(out.dtype.element_ty), mask=dv < VALUE_DIM)

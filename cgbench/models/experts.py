@@ -67,17 +67,14 @@ def implementation_for(device: torch.device, dtype: torch.dtype) -> str:
     return "batched_mm" if in_other_dtype else "grouped_mm"
 
 
-def take_over_loops(
-    model: PreTrainedModel, device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """Do ``dispatch_experts`` to the layers of ``model``, and return it.
+def take_over_loops(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> None:
+    """Do ``dispatch_experts`` to the layers of ``model``.
 
     Its weights are of ``dtype`` on ``device``. They must not be FP8 yet.
     """
     config = model.config.get_text_config()
     if dispatch_experts(model.get_decoder(), config):
         config._experts_implementation = implementation_for(device, dtype)
-    return model
 
 
 def dispatch_experts(module: nn.Module, config: PretrainedConfig) -> bool:

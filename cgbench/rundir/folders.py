@@ -12,6 +12,10 @@ def is_free(path: Path) -> bool:
     return not _is_there(path) or (path.is_dir() and not any(path.iterdir()))
 
 
+EMPTY_FOLDER = "Choose a new or an empty folder"
+"""The hint for a folder that is written once."""
+
+
 def check_new_folder(flag: str, path: Path, hint: str) -> None:
     """Refuse a folder that holds something, cannot be made or cannot be written to, before any work
     is done for it.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.attention import Masks, live_mask, slot_view
+from cgbench.kernels.attention import Masks, live_mask, slot_view, write_rows
 from cgbench.kernels.gpu import runs_kernels
 from cgbench.kernels.mla.latent_rows import PairRotary, rotate_pairs
 from cgbench.kernels.mla.latent_weights import LatentWeights
@@ -119,7 +119,7 @@ def decode_by_torch(
 ) -> Tensor:
     """Store the new latents, and attend by the definition, to ``[B, S, H, value_size]``."""
     rows = (slots[:, None] * room + positions).view(-1)
-    latents[rows] = new.latent.transpose(1, 2).flatten(0, 1)
+    write_rows(latents, rows, new.latent)
     absorbed = absorb(new.no_rotary, new.weights)
     places = slots, positions, room
     attended = attend(

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.triton_splits import Parts, division
+from cgbench.kernels.triton_splits import Parts, division, merged_parts
 
 ELEMENTS = 8192
 """Of a program: 64 float32 a thread."""
@@ -57,8 +57,7 @@ def _merge_kernel(
         mask=used[:, None] & in_rank[None, :],
         other=0.0,
     )
-    weights = tl.exp2(maxima - tl.max(maxima, 0))
-    merged = tl.sum(parts * weights[:, None], 0) / tl.sum(sums * weights, 0)
+    merged = merged_parts(parts, maxima, sums)
     to = out + tl.program_id(0).to(tl.int64) * RANK + c
     tl.store(to, merged.to(out.dtype.element_ty), mask=in_rank)
 
