@@ -136,7 +136,7 @@ def parse_json(label: str, text: str, error: type[BadInputError] = BadInputError
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as problem:
-        raise error(f"{label} is not JSON: {problem}") from problem
+        raise error(f"{label}: is not JSON: {problem}") from problem
     except RecursionError as problem:
         raise error(f"{label} is nested too deep") from problem
     except _RepeatedKeyError as problem:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cgbench.errors import BadInputError
@@ -147,6 +147,7 @@ contents = st.one_of(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=contents)
+@example(content=b"[")
 def test_any_file_is_a_workload_or_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "any"
     file.write_bytes(content)
