@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels.fp8.kv_values import KvScales
+
 Masks = dict[int | None, Tensor]
 """These are the masks of a forward, by the sliding window of the layers that share one."""
 
@@ -19,11 +21,12 @@ class LayerKv:
     """A ``LayerKv`` holds one layer's keys and values of all slots.
 
     They are ``keys [num_slots * room, kv_heads, D]`` and
-    ``values [num_slots * room, kv_heads, Dv]``.
+    ``values [num_slots * room, kv_heads, Dv]``. ``scales`` are there if they are in FP8.
     """
 
     keys: Tensor
     values: Tensor
+    scales: KvScales | None = None
 
 
 class AttentionInput(NamedTuple):
