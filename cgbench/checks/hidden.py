@@ -97,7 +97,7 @@ def _reference(subject: Subject, tokens: list[int], query_len: int) -> dict[str,
     head is fed.
     """
     spec = subject.spec
-    states = reference_states(spec.target, tokens)
+    states = reference_states(spec.target, tokens, rounding=subject.rounding)
     with by_definition():
         return _expected(subject, states, query_len)
 

@@ -21,6 +21,7 @@ from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, pres
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.presets import PRESETS
 from cgbench.models.projections import pack_projections
+from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.quantised.scaled_files import ScaledFiles
 from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
 from cgbench.models.quantised.scaled_modules import is_quantised
@@ -81,6 +82,7 @@ class LoadedModel:
     routing: Routing = Routing.MODEL
     quant: Quant = Quant.NONE
     ranks: Ranks = ALONE
+    kv_format: KvFormat = PLAIN
 
     @property
     def keeps_latents(self) -> bool:
@@ -136,6 +138,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         quant=plan.quant,
         ranks=plan.request.ranks,
         num_head_modules=plan.num_stored,
+        kv_format=plan.kv_format,
     )
 
 

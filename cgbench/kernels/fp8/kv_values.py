@@ -13,7 +13,6 @@ from torch import Tensor
 
 from cgbench.kernels.fp8.block_scales import FP8, LARGEST
 
-
 LEAST_SCALE = 2.0**-64
 """The scale of a row of zeros. No scale is less, so that its inverse is a number too."""
 

@@ -34,7 +34,7 @@ cvt.rn.f16x2.e4m3x2 $1, high;
 }""")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def in_float16(rows):
     """Return ``rows [M, D]`` in float16, and the factors ``[M]`` that undo their scaling.
 
@@ -87,7 +87,7 @@ def scales_of_keys(pointers, live, SCALING: tl.constexpr):
         return 1.0
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def parts_of_scale(scale):
     """Return the exponent of each scale, two to its negative, and the rest, which is 1 to below 2.
     All three are exact."""
@@ -113,7 +113,7 @@ def rows_scale(rows, of_tensor, AXIS: tl.constexpr, SCALING: tl.constexpr):
         return tl.maximum(scale, _LEAST_SCALE)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def quantised_tile(rows, scale):
     """Return ``rows`` in FP8. What is too large for the ``scale`` is clamped."""
     rows = rows.to(tl.float32)
