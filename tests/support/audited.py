@@ -20,7 +20,7 @@ from cgbench.measure.session import Session
 from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CaptureUnit
 from cgbench.request.acceptance_setting import AcceptanceSetting
-from cgbench.request.choices import Role
+from cgbench.request.choices import KvDtype, Role
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -48,6 +48,7 @@ def make_session(
     attention: str = "sdpa",
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
     ranks: Ranks = ALONE,
+    kv_dtype: KvDtype = KvDtype.AUTO,
 ) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
     options = RunOptions(
@@ -67,7 +68,7 @@ def make_session(
         ignore_eos=False,
         seed=seed,
     )
-    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks)
+    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks, kv_dtype=kv_dtype)
     return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
 
@@ -123,8 +124,8 @@ def make_tiny_subject(
     dtype: torch.dtype = torch.float32,
     with_graphs: bool = False,
     ranks: Ranks = ALONE,
+    kv_dtype: KvDtype = KvDtype.AUTO,
 ) -> Subject:
-    deployment = make_deployment(
-        folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype, ranks=ranks
-    )
+    how = {"spec_tokens": spec_tokens, "dtype": dtype, "ranks": ranks, "kv_dtype": kv_dtype}
+    deployment = make_deployment(folder, seed=seed, **how)
     return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)
