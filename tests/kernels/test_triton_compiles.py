@@ -21,6 +21,7 @@ from cgbench.kernels.mla.latent_rows import LatentNorms, PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
 from cgbench.kernels.moe.router_rule import RouterRule
+from cgbench.models.quantised.kv_format import KvFormat
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
 
 triton = pytest.importorskip("triton")
@@ -202,6 +203,30 @@ def attention_with_sinks(batch: int, query_len: int) -> None:
     triton_attention.decode(cache.layers[0], qkv, slots, positions, 16)
 
 
+def fp8_kv_kernels() -> None:
+    """Of MiMo-7B's shape and MiMo-V2-Flash's, with a window and sinks. Scales of the checkpoint."""
+    cpu = torch.device("cpu")
+    by_token, by_tensor = KvFormat(is_fp8=True), KvFormat(True, {0: (1.0, 1.0)})
+    for dtype, heads, key_size, length, kv_format, window in (
+        (torch.bfloat16, 32, 128, 4, by_token, None),
+        (torch.bfloat16, 32, 128, 1, by_tensor, None),
+        (torch.float16, 32, 128, 4, by_token, 256),
+        (torch.float32, 32, 128, 4, by_token, None),
+        (torch.bfloat16, 64, 192, 4, by_token, 129),
+    ):
+        shape = ((8, key_size), (8, 128))
+        cache = KvCache(
+            {0: shape}, max_batch_size=64, room=16, dtype=dtype, device=cpu, kv_format=kv_format
+        )
+        slots = torch.zeros(64, dtype=torch.long)
+        positions = slots[:, None] + torch.arange(length)
+        query = torch.zeros(64, heads, length, key_size, dtype=dtype)
+        sinks = torch.zeros(heads, dtype=dtype) if window == 129 else None
+        new = query[:, :8], query[:, :8, :, :128]
+        qkv = AttentionInput(query, *new, 0.1, window, sinks)
+        triton_attention.decode(cache.layers[0], qkv, slots, positions, 16)
+
+
 def latent_kernels() -> None:
     """Of DeepSeek-V3's shape, whole and as eight ranks share it, and of GLM-4.7-Flash's."""
     for batch, query_len, heads, sizes in (
@@ -367,6 +392,7 @@ def read_kernel() -> None:
         (scaled_expert_kernels, 8, 0),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 9, 1),
+        (fp8_kv_kernels, 5, 1),
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
@@ -394,6 +420,18 @@ def test_for_hopper(
     assert sum(stack > 0 for stack in stacks) <= most_spilling, stacks
 
 
+def test_fp8_values_are_not_gathered_byte_by_byte(compiled: list[Any]) -> None:
+    """They are converted two at a time, and transposed as numbers of 16 bits. Conversions to
+    bfloat16 would be slow."""
+    fp8_kv_kernels()
+    low_precision = [each.asm["ptx"] for each in compiled if "{low, high}" in each.asm["ptx"]]
+    assert len(low_precision) == 4
+    for ptx in low_precision:
+        assert not re.search(r"ld\.shared\S*\.[bus]8", ptx)
+        assert "ldmatrix" in ptx and ".trans" in ptx
+        assert "cvt.rn.bf16.f16" not in ptx and "cvt.bf16.f16" not in ptx
+
+
 def stack_bytes(cubin: bytes, folder: Path) -> int:
     """A thread's memory for what its registers do not hold."""
     file = folder / "kernel.cubin"
@@ -409,6 +447,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     rows_kernels()
     linear_kernels()
     attention_kernels()
+    fp8_kv_kernels()
     merge_kernels()
     latent_kernels()
     recurrent_kernels()
