@@ -56,6 +56,9 @@ CASES = [
     Case(4, num_heads=128, tile=(64, 16)),
     Case(4, num_heads=5, splits=5, tile=(32, 16)),
     Case(2, num_heads=3, splits=5, tile=(16, 64)),
+    # Splits that the product with W_UV merges: of unequal lengths, and some idle.
+    Case(1, num_heads=3, splits=5, tile=(16, 16)),
+    Case(2, num_heads=3, rank=40, value_size=20, splits=2, tile=(16, 16)),
     # Queries that are rotated as they are loaded.
     Case(3, num_heads=5, rotary=8, is_paired=True),
     Case(2, num_heads=9, rotary=20, is_paired=True, tile=(16, 16), splits=2),
