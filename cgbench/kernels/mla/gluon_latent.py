@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.gpu import early, launch_keywords
+from cgbench.kernels.mla.gluon_latent_tiles import ask_for_tile, begin_scores, weigh
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.triton_splits import Parts, division
 
@@ -45,101 +46,6 @@ ROTARY = 64
 barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
 SIZES = ["num_splits", "room"]
-
-
-@gluon.jit  # type: ignore[untyped-decorator]
-def _ask_for_tile(
-    j,
-    num_cached,
-    cached_rows,
-    new_rows,
-    new_stride,
-    num_keys,
-    latents,
-    rotaries,
-    QUERY_LEN: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    RANK: gl.constexpr,
-    ROTARY: gl.constexpr,
-    WARPS: gl.constexpr,
-):
-    """Begin to copy tile ``j`` to its half of ``latents`` and ``rotaries``.
-
-    The tile behind the cached ones is that of the new rows. Rows that are not there become zeros.
-    """
-    row_layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [WARPS, 1], [1, 0])
-    rotary_layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
-    is_new = j >= num_cached
-    base = gl.where(is_new, new_rows, cached_rows + j.to(gl.int64) * (BLOCK_N * (RANK + ROTARY)))
-    stride = gl.where(is_new, new_stride, RANK + ROTARY)
-    limit = gl.where(is_new, QUERY_LEN, num_keys - j * BLOCK_N)
-    n = gl.arange(0, BLOCK_N, gl.SliceLayout(1, row_layout))
-    c = gl.arange(0, RANK, gl.SliceLayout(0, row_layout))
-    async_copy.async_copy_global_to_shared(
-        latents.index(j % 2),
-        base + (n * stride)[:, None] + c[None, :],
-        mask=(n < limit)[:, None] & (c < RANK)[None, :],
-    )
-    n = gl.arange(0, BLOCK_N, gl.SliceLayout(1, rotary_layout))
-    r = gl.arange(0, ROTARY, gl.SliceLayout(0, rotary_layout))
-    async_copy.async_copy_global_to_shared(
-        rotaries.index(j % 2),
-        base + (n * stride)[:, None] + (RANK + r)[None, :],
-        mask=(n < limit)[:, None] & (r < ROTARY)[None, :],
-    )
-
-
-@gluon.jit  # type: ignore[untyped-decorator]
-def _scores(q, q_rotary, latent, rotary, zeros, SWAPPED: gl.constexpr):
-    """Begin the products of a tile's keys and the rows, two groups of ``wgmma``."""
-    if SWAPPED:
-        scores = warpgroup_mma(latent, q.permute((1, 0)), zeros, use_acc=False, is_async=True)
-        return warpgroup_mma(rotary, q_rotary.permute((1, 0)), scores, is_async=True)
-    else:
-        scores = warpgroup_mma(q, latent.permute((1, 0)), zeros, use_acc=False, is_async=True)
-        return warpgroup_mma(q_rotary, rotary.permute((1, 0)), scores, is_async=True)
-
-
-@gluon.jit  # type: ignore[untyped-decorator]
-def _softmax(
-    scores,
-    j,
-    num_cached,
-    num_keys,
-    running_max,
-    sums,
-    scale,
-    p_buffer,
-    QUERY_LEN: gl.constexpr,
-    BLOCK_N: gl.constexpr,
-    SCORES: gl.constexpr,
-    row_of_tile,
-    SWAPPED: gl.constexpr,
-):
-    """Weigh a tile's keys: leave the weights in ``p_buffer``; return the running softmax."""
-    KEYS: gl.constexpr = 0 if SWAPPED else 1
-    n = gl.arange(0, BLOCK_N, gl.SliceLayout(1 - KEYS, SCORES))
-    s = row_of_tile % QUERY_LEN
-    is_new = j >= num_cached
-    limit = gl.where(is_new, QUERY_LEN, num_keys - j * BLOCK_N)
-    # Of the new rows a query sees those up to its own.
-    last = gl.where(is_new, s, BLOCK_N)
-    if SWAPPED:
-        seen = (n < limit)[:, None] & (n[:, None] <= last[None, :])
-    else:
-        seen = (n < limit)[None, :] & (n[None, :] <= last[:, None])
-    scores = gl.where(seen, scores, float("-inf"))
-    # Every tile has a key that all rows see: no maximum is -inf.
-    new_max = gl.maximum(running_max, gl.max(scores, KEYS) * scale)
-    decay = gl.exp2(running_max - new_max)
-    if SWAPPED:
-        p = gl.exp2(scores * scale - new_max[None, :])
-        sums = sums * decay[None, :] + p
-    else:
-        p = gl.exp2(scores * scale - new_max[:, None])
-        sums = sums * decay[:, None] + p
-    p_buffer.store(p.to(p_buffer.dtype))
-    return new_max, sums, decay
 
 
 @gluon.jit(do_not_specialize=SIZES)  # type: ignore[untyped-decorator]
@@ -186,10 +92,9 @@ def _split_kernel(
     SCORES: gl.constexpr = gl.NVMMADistributedLayout(
         [3, 0], [4, WARPS // 4], [16, COLUMNS // (WARPS // 4), 16]
     )
-    if SWAPPED:
-        SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
-    else:
-        SUM: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, 256, 16])
+    OF_LATENTS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_M, 16])
+    OF_ROWS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, WARPS // 4], [16, 256, 16])
+    SUM: gl.constexpr = OF_LATENTS if SWAPPED else OF_ROWS
     ROWS: gl.constexpr = 1 if SWAPPED else 0
     OF_SCORES: gl.constexpr = gl.SliceLayout(1 - ROWS, SCORES)
     OF_SUM: gl.constexpr = gl.SliceLayout(1 - ROWS, SUM)
@@ -232,7 +137,7 @@ def _split_kernel(
     # Cached rows were written by an earlier forward.
     for early_tile in gl.static_range(2):
         if early_tile < num_cached:
-            _ask_for_tile(
+            ask_for_tile(
                 gl.to_tensor(early_tile),
                 num_cached,
                 cached_rows,
@@ -254,7 +159,7 @@ def _split_kernel(
     if split > split_of_new:
         return
     if (num_cached < 2) & (num_cached < num_tiles):
-        _ask_for_tile(
+        ask_for_tile(
             num_cached,
             num_cached,
             cached_rows,
@@ -338,10 +243,10 @@ def _split_kernel(
     fence_async_shared()
     barrier()
     scores = warpgroup_mma_wait(
-        0, deps=[_scores(q, q_rotary, latents.index(0), rotaries.index(0), zeros, SWAPPED)]
+        0, deps=[begin_scores(q, q_rotary, latents.index(0), rotaries.index(0), zeros, SWAPPED)]
     )
     for j in range(num_tiles - 1):
-        running_max, sums, decay = _softmax(
+        running_max, sums, decay = weigh(
             scores,
             j,
             num_cached,
@@ -369,13 +274,13 @@ def _split_kernel(
             acc = acc * decay[:, None]
             token = warpgroup_mma(p, latent, acc, is_async=True)
         following = (j + 1) % 2
-        scores_token = _scores(
+        scores_token = begin_scores(
             q, q_rotary, latents.index(following), rotaries.index(following), zeros, SWAPPED
         )
         acc = warpgroup_mma_wait(2, deps=[token])
         barrier()
         if j + 2 < num_tiles:
-            _ask_for_tile(
+            ask_for_tile(
                 j + 2,
                 num_cached,
                 cached_rows,
@@ -394,7 +299,7 @@ def _split_kernel(
         scores = warpgroup_mma_wait(0, deps=[scores_token])
 
     last_tile = num_tiles - 1
-    running_max, sums, decay = _softmax(
+    running_max, sums, decay = weigh(
         scores,
         last_tile,
         num_cached,

@@ -105,6 +105,9 @@ def _merging_kernel(
     BLOCK_N: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    if EARLY:
+        # The next one is a product: it asks for its weights meanwhile.
+        gdc_launch_dependents()
     h = tl.program_id(0)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     t = tl.program_id(2)
@@ -119,7 +122,6 @@ def _merging_kernel(
     num_used = division(start, num_splits, 0, NUM_KEYS)[2] + 1
     if EARLY:
         gdc_wait()
-        gdc_launch_dependents()
     split = tl.arange(0, SPLITS)
     rows = NUM_HEADS * QUERY_LEN
     of_split = (b * num_splits + split) * rows + h * QUERY_LEN + s
@@ -161,7 +163,8 @@ def merges(num_rows: int, num_splits: int, weights: LatentWeights) -> bool:
 
 
 def _columns(depth: int) -> int:
-    return max(MIN_TILE, ELEMENTS // max(MIN_TILE, triton.next_power_of_2(depth)))
+    rows = max(MIN_TILE, int(triton.next_power_of_2(depth)))
+    return max(MIN_TILE, ELEMENTS // rows)
 
 
 def product(x: Tensor, out: Tensor, weights: LatentWeights, *, is_value: bool, by: str) -> None:

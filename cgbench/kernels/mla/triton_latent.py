@@ -290,7 +290,8 @@ def num_splits_of(num_programs: int, num_keys: int, room: int, device: torch.dev
     ``room`` rows has no use of more splits than tiles.
     """
     wanted = triton_splits.num_multiprocessors(device) * (1 if num_keys > 32 else 2)
-    return max(1, min(MAX_SPLITS, wanted // num_programs, triton.cdiv(room, num_keys)))
+    num_tiles = int(triton.cdiv(room, num_keys))
+    return max(1, min(MAX_SPLITS, wanted // num_programs, num_tiles))
 
 
 @functools.cache
@@ -335,7 +336,7 @@ def attended(
 
     ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest is as in ``decode``.
     """
-    batch, num_heads, query_len, rank = absorbed.shape
+    batch, num_heads, query_len, _ = absorbed.shape
     num_rows = num_heads * query_len
     assert absorbed.is_contiguous() and latents.is_contiguous() and positions.is_contiguous()
     assert new.query.stride(3) == new.latent.stride(3) == 1
