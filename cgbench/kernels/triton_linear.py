@@ -23,6 +23,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.counters import arrivals
 from cgbench.kernels.fp8.block_scales import column_block
+from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_gate import gated_product
 from cgbench.kernels.triton_rotary import Rotary, load_tables, turned
@@ -30,13 +31,16 @@ from cgbench.kernels.triton_rotary import Rotary, load_tables, turned
 MAX_ROWS = 32
 """A product takes at most this many rows, because above it cuBLAS is no slower."""
 
-MAX_SCALED_ROWS = 256
+MAX_SCALED_ROWS = 128
 """A product of FP8 weights takes at most this many rows.
 
-Above it the library multiplies the weights' values. Making them first reads and writes five times
-the bytes of the weights.
+Above it the library multiplies the weights' values, which are made first. Source:
+results/h200/fp8.md.
 """
 ROWS_A_TILE = 64
+LEAST_ROWS_A_TILE = 16
+# With 16 the tensor cores would multiply twice as much, and FP8 weights leave no time for that.
+LEAST_SCALED_ROWS_A_TILE = 8
 LEAST_COLUMN_BLOCK = 16
 
 # More outputs than any vocabulary has, in the narrowest tiles.
@@ -180,6 +184,8 @@ def _linear_kernel(
         cos_low, cos_high, sin_low, sin_high = load_tables(
             cos, sin, tables, apart, keep_pair & (first < num_rotated)[:, None]
         )
+    if IS_SCALED:
+        worth = tl.load(from_scale + tl.minimum(low, num_inputs - 1) // COLUMNS_A_SCALE)
     for k0 in range(low, high, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         if IS_EVEN:
@@ -197,8 +203,10 @@ def _linear_kernel(
             other=0.0,
         )
         if IS_SCALED:
-            worth = tl.load(from_scale + k0 // COLUMNS_A_SCALE)
-            acc += tl.dot(w.to(rows.dtype), rows) * worth[:, None]
+            # The next scale is asked for before this one is used, because no stage holds it.
+            following = tl.load(from_scale + tl.minimum(k0 + BLOCK_K, high - 1) // COLUMNS_A_SCALE)
+            acc += tl.dot(exact_values(w, rows.dtype, BY_PARTS=EARLY), rows) * worth[:, None]
+            worth = following
         else:
             acc = tl.dot(w, rows, acc)
 
@@ -290,17 +298,21 @@ def _power_of_2_to(number: int) -> int:
     return 1 << (max(1, number).bit_length() - 1)
 
 
-def _fitted(tiling: Tiling, num_rows: int, columns_a_scale: int | None) -> Tiling:
-    """Return ``tiling`` fitted to FP8 weights and to many rows.
+def scaled_tiling_of(num_rows: int, num_outputs: int) -> Tiling:
+    """Return the best tiling of FP8 weights, or nearly the best, of those tried on an H200.
 
-    A tile of FP8 weights is of one scale's columns. Many rows leave shared memory for fewer stages,
-    and need no splits.
+    Making values takes instructions, and a warp waits for each
+    step of them. So many small programs share a multiprocessor. More rows take more of the tensor
+    cores, which want four warps. Source: results/h200/fp8.md.
     """
-    if columns_a_scale is not None:
-        tiling = tiling._replace(block_k=min(tiling.block_k, columns_a_scale))
-    if num_rows > MAX_ROWS:
-        tiling = tiling._replace(splits=1, num_stages=min(tiling.num_stages, 4))
-    return tiling
+    block_n, num_warps, num_stages, programs = 64, 2, 3, 384
+    if num_rows <= LEAST_SCALED_ROWS_A_TILE:
+        block_n, num_stages, programs = 32, 4, 512
+    elif num_rows > MAX_ROWS:
+        num_warps, programs = 4, 256
+    tiles = triton.cdiv(num_outputs, block_n) * triton.cdiv(num_rows, ROWS_A_TILE)
+    splits = min(MAX_SPLITS, triton.next_power_of_2(triton.cdiv(programs, tiles)))
+    return Tiling(block_n, 128, splits, num_warps, num_stages)
 
 
 def _lines_asked(tiling: Tiling, tiles: int, row_bytes: int) -> int:
@@ -328,16 +340,22 @@ def linear(
     returned, ``[..., N / 2]``.
 
     A weight with ``scales`` is FP8, and takes ``MAX_SCALED_ROWS``. If ``tiling`` is None,
-    ``tiling_of`` chooses it.
+    ``tiling_of`` or ``scaled_tiling_of`` chooses it.
     """
     rows = x.reshape(-1, x.shape[-1])
     num_rows, num_inputs = rows.shape
     num_outputs = weight.shape[0]
     num_columns = num_outputs // 2 if is_gated else num_outputs
     num_scales = 1 if scales is None else scales.scale.shape[1]
-    columns_a_scale = None if scales is None else column_block(num_inputs, num_scales)
-    tiling = _fitted(tiling or tiling_of(num_outputs), num_rows, columns_a_scale)
-    block_m = min(ROWS_A_TILE, max(16, triton.next_power_of_2(num_rows)))
+    columns_a_scale = 1 if scales is None else column_block(num_inputs, num_scales)
+    if tiling is None:
+        tiling = (
+            tiling_of(num_outputs) if scales is None else scaled_tiling_of(num_rows, num_outputs)
+        )
+    if scales is not None:
+        tiling = tiling._replace(block_k=min(tiling.block_k, columns_a_scale))
+    least = LEAST_ROWS_A_TILE if scales is None else LEAST_SCALED_ROWS_A_TILE
+    block_m = min(ROWS_A_TILE, max(least, triton.next_power_of_2(num_rows)))
     row_tiles = triton.cdiv(num_rows, block_m)
     tiles = triton.cdiv(num_outputs, tiling.block_n)
     assert rows.stride(1) == 1 and weight.is_contiguous() and weight.shape[1] == num_inputs
@@ -374,7 +392,7 @@ def linear(
         num_scales,
         ROW_TILES=row_tiles,
         IS_SCALED=scales is not None,
-        COLUMNS_A_SCALE=columns_a_scale or 1,
+        COLUMNS_A_SCALE=columns_a_scale,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         HAS_ROTARY=rotary is not None,

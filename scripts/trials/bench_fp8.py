@@ -24,7 +24,7 @@ from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of, scaled_li
 from cgbench.kernels.linear import linear as plain_linear
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.moe.triton_experts import apply
-from cgbench.kernels.triton_linear import MAX_SCALED_ROWS, Scales, Tiling, linear, tiling_of
+from cgbench.kernels.triton_linear import MAX_SCALED_ROWS, Scales, Tiling, linear, scaled_tiling_of
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds
 
@@ -48,15 +48,18 @@ BLOCK = 128
 
 # block_n, block_k, num_warps, num_stages
 BLOCKS = (
-    *((64, 128, 4, stages) for stages in (3, 4, 5, 6, 8)),
-    *((32, 128, 4, stages) for stages in (4, 6)),
-    *((128, 128, 4, stages) for stages in (3, 4, 6)),
-    *((128, 128, 8, stages) for stages in (3, 4)),
-    *((64, 64, 4, stages) for stages in (6, 8)),
+    *((64, 128, 2, stages) for stages in (3, 4, 6)),
+    *((64, 128, 4, stages) for stages in (3, 4, 6)),
+    *((32, 128, 2, stages) for stages in (4, 6, 8)),
+    *((128, 128, 4, stages) for stages in (3, 4)),
+    (32, 128, 1, 4),
+    (64, 128, 1, 3),
+    (128, 128, 2, 3),
+    (128, 128, 8, 3),
 )
 SPLITS = (1, 2, 4, 8)
 # With fewer programs the device is idle, with more their sums cost more than they gain.
-LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 800
+LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 1200
 
 T = TypeVar("T")
 Weight = tuple[Tensor, Scales]
@@ -68,7 +71,7 @@ def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
     yield "values", lambda x, weight: scaled_linear(x, weight[0], None, *weight[1])
     if rows > MAX_SCALED_ROWS:
         return
-    rule = tiling_of(outputs)
+    rule = scaled_tiling_of(rows, outputs)
     others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS))
     kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
     for tiling in [rule, *sorted(kept - {rule})]:
@@ -124,17 +127,23 @@ def expert_lines(tokens: int, name: str, bandwidth: float) -> Iterator[str]:
     fp8 = _experts(num_experts, hidden, size)
     plain = fp8.values(torch.bfloat16)
     x = torch.randn(tokens, hidden, device="cuda", dtype=torch.bfloat16)
-    scores = torch.rand(tokens, num_experts, device="cuda")
-    chosen = scores.argsort(-1)[:, :top_k].contiguous()
-    choice = Choice(chosen, torch.rand(tokens, top_k, device="cuda", dtype=torch.bfloat16))
-    read = len(chosen.unique()) / num_experts
+    # Another choice for every call, so that no cache holds the experts that it reads.
+    a_call = min(num_experts, tokens * top_k) * 3 * hidden * size
+    choices = [
+        Choice(
+            torch.rand(tokens, num_experts, device="cuda").argsort(-1)[:, :top_k].contiguous(),
+            torch.rand(tokens, top_k, device="cuda", dtype=torch.bfloat16),
+        )
+        for _ in range(max(2, DISTINCT_BYTES // a_call))
+    ]
+    read = sum(len(choice.chosen.unique()) for choice in choices) / len(choices) / num_experts
     for way, experts in (("bfloat16", plain), ("FP8", fp8)):
-        taken = seconds(partial(_applied, choice), x, [experts])
+        taken = seconds(partial(_applied, experts), x, choices)
         num_bytes = read * (experts.gate_up.nbytes + experts.down.nbytes)
         yield _line(tokens, f"experts of {name}", way, taken, num_bytes, bandwidth)
 
 
-def _applied(choice: Choice, x: Tensor, experts: Experts) -> Tensor:
+def _applied(experts: Experts, x: Tensor, choice: Choice) -> Tensor:
     return apply(experts, x, choice, None)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgbench.kernels.fp8.definition import is_by_definition
+from cgbench.kernels.gpu import runs_kernels
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
@@ -47,6 +48,11 @@ def row_blocks_of(num_rows: int, num_blocks: int, num_parts: int = 1) -> Tensor:
 def dequantised(weight: Tensor, scale: Tensor, row_blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the values of ``weight [..., N, K]``, made in float32 and then rounded to
     ``dtype``."""
+    if runs_kernels(weight.device):
+        # Imported here, because triton is there only beside a CUDA build of torch.
+        from cgbench.kernels.fp8 import triton_values
+
+        return triton_values.values_of(weight, scale, row_blocks, dtype)
     num_rows, num_inputs = weight.shape[-2:]
     out = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     matrices = zip(

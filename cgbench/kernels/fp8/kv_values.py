@@ -5,8 +5,8 @@ largest. A checkpoint may state one for all keys of a layer, and one for all its
 attends, prefill and the new rows of a call included, reads the stored values times their scales. So
 text does not depend on how its tokens were divided into forwards.
 
-This definition rounds each value to the query's dtype. The kernel (``triton_attention``) does not. It
-multiplies the float32 scores and weights by the scales, and rounds a weight once, as over plain
+This definition rounds each value to the query's dtype. The kernel (``triton_attention``) does not.
+It multiplies the float32 scores and weights by the scales, and rounds a weight once, as over plain
 values. So below float32 the kernel is the nearer one to the stored values.
 """
 

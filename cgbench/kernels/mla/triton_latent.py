@@ -20,8 +20,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels import triton_splits
-from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.mla import triton_heads, triton_latent_merge
+from cgbench.kernels.gpu import HOPPER, early, launch_keywords
+from cgbench.kernels.mla import gluon_latent, triton_few_rows, triton_heads, triton_latent_merge
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.triton_splits import Parts, division
 
@@ -268,7 +268,7 @@ def shared_bytes(device: torch.device) -> int:
 def latent_tile(num_rows: int, device: torch.device, *, is_float32: bool) -> LatentTile:
     """Return the tile for ``num_rows`` rows a request.
 
-    Not tuned on a device yet: ``scripts/trials/bench_latent.py`` tries others.
+    On Hopper ``gluon_latent`` runs instead, where it can.
     """
     if is_float32:
         # Of numbers twice as large.
@@ -283,16 +283,47 @@ def latent_tile(num_rows: int, device: torch.device, *, is_float32: bool) -> Lat
     return LatentTile(MAX_ROWS, 64, 8, 2)
 
 
-def num_splits_of(num_programs: int, num_keys: int, device: torch.device) -> int:
+def num_splits_of(num_programs: int, num_keys: int, room: int, device: torch.device) -> int:
     """Return the splits over the keys that give every multiprocessor a program or two.
 
-    ``num_keys`` is that of a tile. Two of the smaller ones fit on a multiprocessor.
+    ``num_keys`` is that of a tile. Two of the smaller ones fit on a multiprocessor. A slot of
+    ``room`` rows has no use of more splits than tiles.
     """
     wanted = triton_splits.num_multiprocessors(device) * (1 if num_keys > 32 else 2)
-    return max(1, min(MAX_SPLITS, wanted // num_programs))
+    num_tiles = int(triton.cdiv(room, num_keys))
+    return max(1, min(MAX_SPLITS, wanted // num_programs, num_tiles))
 
 
-def attend(
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Return whether ``device`` has the tensor cores that ``gluon_latent`` is written for."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) == HOPPER
+
+
+def runs_gluon(absorbed: Tensor, new: LatentInput) -> bool:
+    """Return whether ``gluon_latent`` computes this attention."""
+    sizes = (absorbed.shape[3], new.plain_rotary.shape[3])
+    is_known = sizes == (gluon_latent.RANK, gluon_latent.ROTARY)
+    return is_known and absorbed.dtype.itemsize == 2 and is_hopper(absorbed.device)
+
+
+class Attended(NamedTuple):
+    """An ``Attended`` is what the attention kernel leaves: the ``whole``, or ``parts`` to merge.
+
+    ``whole`` is ``[B, H, S, rank]``. ``num_keys`` is the latents of a tile.
+    """
+
+    whole: Tensor
+    parts: Parts
+    num_keys: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether there is nothing to merge."""
+        return self.parts.maxima.shape[1] == 1
+
+
+def attended(
     latents: Tensor,
     absorbed: Tensor,
     new: LatentInput,
@@ -300,19 +331,43 @@ def attend(
     positions: Tensor,
     room: int,
     tile: LatentTile | None = None,
-) -> Tensor:
-    """Store the new latents, and attend over each slot's rows 0..position, to ``[B, H, S, rank]``.
+) -> Attended:
+    """Store the new latents, and attend over each slot's rows 0..position, in splits.
 
     ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest is as in ``decode``.
     """
-    batch, num_heads, query_len, rank = absorbed.shape
+    batch, num_heads, query_len, _ = absorbed.shape
     num_rows = num_heads * query_len
     assert absorbed.is_contiguous() and latents.is_contiguous() and positions.is_contiguous()
     assert new.query.stride(3) == new.latent.stride(3) == 1
+    places = latents, absorbed, new, slots, positions, room
+    if tile is None and runs_gluon(absorbed, new):
+        rows = gluon_latent.rows_of(num_rows)
+        num_programs = batch * triton.cdiv(num_rows, rows.num_rows)
+        num_keys = gluon_latent.NUM_KEYS
+        num_splits = num_splits_of(num_programs, num_keys, room, absorbed.device)
+        return Attended(*gluon_latent.attend(*places, num_splits, rows), num_keys)
     is_float32 = absorbed.dtype == torch.float32
     tile = tile or latent_tile(num_rows, absorbed.device, is_float32=is_float32)
+    num_programs = batch * triton.cdiv(num_rows, tile.num_rows)
+    num_splits = num_splits_of(num_programs, tile.num_keys, room, absorbed.device)
+    return Attended(*_attend_by_triton(*places, num_splits, tile), tile.num_keys)
+
+
+def _attend_by_triton(
+    latents: Tensor,
+    absorbed: Tensor,
+    new: LatentInput,
+    slots: Tensor,
+    positions: Tensor,
+    room: int,
+    num_splits: int,
+    tile: LatentTile,
+) -> tuple[Tensor, Parts]:
+    batch, num_heads, query_len, rank = absorbed.shape
+    num_rows = num_heads * query_len
     num_tiles = triton.cdiv(num_rows, tile.num_rows)
-    num_splits = num_splits_of(batch * num_tiles, tile.num_keys, absorbed.device)
+    is_float32 = absorbed.dtype == torch.float32
     whole = torch.empty_like(absorbed) if num_splits == 1 else absorbed
     parts = Parts.empty(batch, num_splits, num_rows, rank, absorbed.device)
     rotary = new.plain_rotary
@@ -356,9 +411,30 @@ def attend(
         num_stages=tile.num_stages,
         **launch_keywords(absorbed.device),
     )
-    if num_splits == 1:
-        return whole
-    merged = triton_latent_merge.merge(parts, positions, tile.num_keys, absorbed.dtype)
+    return whole, parts
+
+
+def attend(
+    latents: Tensor,
+    absorbed: Tensor,
+    new: LatentInput,
+    slots: Tensor,
+    positions: Tensor,
+    room: int,
+    tile: LatentTile | None = None,
+) -> Tensor:
+    """Store the new latents, and attend over each slot's rows 0..position, to ``[B, H, S, rank]``.
+
+    ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest is as in ``decode``.
+    """
+    found = attended(latents, absorbed, new, slots, positions, room, tile)
+    return _merged(found, absorbed, positions)
+
+
+def _merged(found: Attended, absorbed: Tensor, positions: Tensor) -> Tensor:
+    if found.is_whole:
+        return found.whole
+    merged = triton_latent_merge.merge(found.parts, positions, found.num_keys, absorbed.dtype)
     return merged.view_as(absorbed)
 
 
@@ -376,5 +452,10 @@ def decode(
     None, ``latent_tile`` chooses one.
     """
     absorbed = triton_heads.absorb(new.no_rotary, new.weights)
-    attended = attend(latents, absorbed, new, slots, positions, room, tile)
-    return triton_heads.project(attended, new.weights)
+    found = attended(latents, absorbed, new, slots, positions, room, tile)
+    num_splits = found.parts.maxima.shape[1]
+    if triton_few_rows.merges(positions.numel(), num_splits, new.weights):
+        return triton_few_rows.merged_product(
+            found.parts, positions, new.weights, found.num_keys, absorbed.dtype
+        )
+    return triton_heads.project(_merged(found, absorbed, positions), new.weights)

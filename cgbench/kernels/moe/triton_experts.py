@@ -20,6 +20,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.counters import arrivals
 from cgbench.kernels.fp8.block_scales import column_block
+from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.triton_gate import gated_product
@@ -128,18 +129,37 @@ def scales_of_rows(
 
 @triton.jit  # type: ignore[untyped-decorator]
 def part_of_product(
-    w, rows, acc, worths, k0, COLUMNS_A_SCALE: tl.constexpr, PRECISION: tl.constexpr
+    w,
+    rows,
+    acc,
+    worth,
+    COLUMNS_A_SCALE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BY_PARTS: tl.constexpr,
 ):
     """Return ``acc`` plus the product of a tile.
 
     A scale of FP8 weights multiplies the float32 sum of its own columns, so no value is rounded.
     """
     if COLUMNS_A_SCALE > 0:
-        product = tl.dot(w.to(rows.dtype), rows, input_precision=PRECISION)
-        acc += product * tl.load(worths + k0 // COLUMNS_A_SCALE)[:, None]
+        values = exact_values(w, rows.dtype, BY_PARTS)
+        acc += tl.dot(values, rows, input_precision=PRECISION) * worth[:, None]
     else:
         acc = tl.dot(w, rows, acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scales_of_columns(worths, k0, num_columns, COLUMNS_A_SCALE: tl.constexpr):
+    """Return the scales of the columns from ``k0``, or of the last ones past the end.
+
+    They are asked for a step before they are used, because no stage of the loop holds them.
+    """
+    if COLUMNS_A_SCALE > 0:
+        worth = tl.load(worths + tl.minimum(k0, num_columns - 1) // COLUMNS_A_SCALE)
+    else:
+        worth = 0.0
+    return worth
 
 
 @triton.jit(do_not_specialize=["num_tokens", "scratch_slot", "query_len"])  # type: ignore[untyped-decorator]
@@ -212,12 +232,15 @@ def _gate_up_kernel(
             pair = tl.program_id(1) + m
         row = (pair // TOP_K).to(tl.int64)
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        worth = scales_of_columns(worths, 0, num_inputs, COLUMNS_A_SCALE)
         for k0 in range(0, num_inputs, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             w = part_of_weights(weight, n, 2 * num_columns, k, num_inputs, IS_EVEN)
             inside = is_pair[None, :] & (k < num_inputs)[:, None]
             rows = tl.load(x + row[None, :] * num_inputs + k[:, None], mask=inside, other=0.0)
-            acc = part_of_product(w, rows, acc, worths, k0, COLUMNS_A_SCALE, PRECISION)
+            following = scales_of_columns(worths, k0 + BLOCK_K, num_inputs, COLUMNS_A_SCALE)
+            acc = part_of_product(w, rows, acc, worth, COLUMNS_A_SCALE, PRECISION, EARLY)
+            worth = following
         # Rounded where torch's operations round.
         product = tl.reshape(acc.to(activated.dtype.element_ty), [2, COLUMNS, BLOCK_M])
         gate, up = tl.split(tl.permute(product, (1, 2, 0)))
@@ -296,12 +319,15 @@ def _down_kernel(
             pair = group + m
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         row = pair.to(tl.int64) * num_inputs
+        worth = scales_of_columns(worths, 0, num_inputs, COLUMNS_A_SCALE)
         for k0 in range(0, num_inputs, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             w = part_of_weights(weight, n, num_outputs, k, num_inputs, IS_EVEN)
             inside = is_pair[None, :] & (k < num_inputs)[:, None]
             rows = tl.load(activated + row[None, :] + k[:, None], mask=inside, other=0.0)
-            acc = part_of_product(w, rows, acc, worths, k0, COLUMNS_A_SCALE, PRECISION)
+            following = scales_of_columns(worths, k0 + BLOCK_K, num_inputs, COLUMNS_A_SCALE)
+            acc = part_of_product(w, rows, acc, worth, COLUMNS_A_SCALE, PRECISION, EARLY)
+            worth = following
         to_part = parts + pair.to(tl.int64)[None, :] * num_outputs + n[:, None]
         keep = is_pair[None, :] & is_output[:, None]
         tl.store(to_part, acc.to(parts.dtype.element_ty), mask=keep)
@@ -435,6 +461,8 @@ def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
 
     Source: results/h200/experts.md.
     """
+    if experts.gate_up_scales is not None:
+        return _scaled_plan_of(experts, num_tokens, top_k)
     pairs = num_tokens * top_k
     if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
         deep = Tiling(64, 128, 16, 4, 4)
@@ -444,6 +472,22 @@ def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     is_whole = experts.intermediate_size % 128 == 0
     down = Tiling(64, 128, block_m, 4, 3) if is_whole else Tiling(64, 64, block_m, 4, 6)
     return Plan(True, Tiling(64, 128, block_m, 4, 3), down)
+
+
+def _scaled_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
+    """Return the plan of FP8 experts. Source: results/h200/fp8.md.
+
+    As for a product of FP8 weights, small programs share a multiprocessor, because each waits for
+    the steps that make its values.
+    """
+    pairs = num_tokens * top_k
+    if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
+        small = Tiling(32, 128, 8, 2, 4)
+        return Plan(False, small, small)
+    mean = pairs / experts.num_experts
+    block_m = 8 if mean <= 2 else 16 if mean <= 6 else 32 if mean <= 20 else 64
+    tiling = Tiling(64, 128, block_m, 2, 3)
+    return Plan(True, tiling, tiling)
 
 
 def apply(
