@@ -16,6 +16,8 @@ from cgbench.models.heads.families import DEEPSEEK, MIMO, QWEN
 from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.quantised.kv_format import is_kv_scale
 from cgbench.request.choices import KvDtype
+from cgbench.request.parts import CaptureRequest, ModelRequest
+from cgbench.request.peers_request import PeersRequest
 from tests.support.command import FAST, cgbench
 from tests.support.fp8 import make_fp8_checkpoint
 from tests.support.fp8_kv import decoded_by_hand
@@ -178,3 +180,8 @@ def test_names_of_scales() -> None:
     assert is_kv_scale("model.layers.3.self_attn.v_proj.v_scale")
     assert not is_kv_scale("model.layers.3.self_attn.k_proj.weight_scale")
     assert not is_kv_scale("model.layers.3.self_attn.q_scale")
+
+
+def test_peers_keep_none() -> None:
+    with pytest.raises(BadInputError, match="--kv-dtype fp8: peers"):
+        PeersRequest(ModelRequest(kv_dtype=KvDtype.FP8), CaptureRequest(spec_tokens=(3,)))
