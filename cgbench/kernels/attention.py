@@ -41,7 +41,7 @@ class LayerKv:
         Scales have a last dimension of 1. Those of a whole layer are no token's, and left out.
         """
         named = {
-            name: tensor.view(num_slots, -1, *tensor.shape[1:])
+            name: tensor.unflatten(0, (num_slots, tensor.shape[0] // num_slots))
             for name, tensor in (("keys", self.keys), ("values", self.values))
         }
         if self.scales is None or not self.scales.are_by_token:
