@@ -52,7 +52,7 @@ def _rounded(rows: Tensor, stated: float | None) -> Tensor:
     """
     wide = rows.to(torch.float32)
     top = wide.abs().max(dim=-1, keepdim=True).values
-    scale = torch.full_like(top, stated) if stated is not None else top / 448
+    scale = torch.full_like(top, stated) if stated is not None else top / torch.full_like(top, 448)
     steps = (wide / scale).nan_to_num(0.0).clamp(-448, 448)
     return (steps.to(torch.float8_e4m3fn).to(torch.float32) * scale).to(rows.dtype)
 
