@@ -48,6 +48,7 @@ def make_session(
     attention: str = "sdpa",
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
     ranks: Ranks = ALONE,
+    head: Path | None = None,
 ) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
     options = RunOptions(
@@ -67,7 +68,7 @@ def make_session(
         ignore_eos=False,
         seed=seed,
     )
-    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks)
+    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks, head=head)
     return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
 
@@ -123,8 +124,9 @@ def make_tiny_subject(
     dtype: torch.dtype = torch.float32,
     with_graphs: bool = False,
     ranks: Ranks = ALONE,
+    head: Path | None = None,
 ) -> Subject:
     deployment = make_deployment(
-        folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype, ranks=ranks
+        folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype, ranks=ranks, head=head
     )
     return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)

@@ -415,10 +415,17 @@ def load_tiny(
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
     keeps_latents: bool = True,
+    head: Path | None = None,
 ) -> LoadedModel:
+    """``head`` is the folder of a head made apart."""
     where = torch.device(device), dtype
     loading = Loading(
-        str(folder), None, with_head, *where, ranks=ranks, keeps_latents=keeps_latents
+        str(folder),
+        None if head is None else str(head),
+        with_head,
+        *where,
+        ranks=ranks,
+        keeps_latents=keeps_latents,
     )
     return load_model(loading)
 
@@ -453,7 +460,8 @@ def make_state(
         spec_tokens=spec_tokens,
         max_batch_size=max_batch_size,
         scratch_slot=spec.cache.scratch_slot,
-        hidden_size=spec.target.hidden_size,
+        hidden_size=spec.chain_size,
+        fed_size=spec.fed_size,
         dtype=spec.target.dtype,
         device=spec.target.device,
         eos_token_ids=tuple(eos),

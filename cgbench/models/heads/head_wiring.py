@@ -39,6 +39,9 @@ WIRING = tuple(name for name in _CHOICES if name != "family")
 """These are the fields of ``HeadFamily`` that can be stated."""
 
 
+_OF_EAGLE3 = ("chain", "first_embed")
+
+
 def check_family(wiring: HeadWiring) -> None:
     """Raise ``BadInputError`` if the stated family is not in ``FAMILIES``."""
     if wiring.family is not None and wiring.family not in FAMILIES:
@@ -55,7 +58,8 @@ def stated_points(wiring: HeadWiring) -> dict[str, str]:
 def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
     """Return ``family`` with the stated wiring, under its own name.
 
-    Raise ``BadInputError`` for an output norm that the family's heads do not have.
+    Raise ``BadInputError`` for an output norm that the family's heads do not have, and for points
+    that an EAGLE-3 head does not have.
     """
     if wiring.out_norm == OutputNorm.OWN and "out_norm" not in family.names:
         raise BadInputError(
@@ -64,6 +68,11 @@ def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
     points = stated_points(wiring)
     if not points:
         return family
+    if family.num_aux and (fixed := sorted(points.keys() - _OF_EAGLE3)):
+        raise BadInputError(
+            f"{family.name}: the wiring of an {family.kind} has no {', '.join(fixed)} to state, "
+            f"only {', '.join(_OF_EAGLE3)}"
+        )
     source = f"what is stated of {', '.join(points)}, else {family.source}"
     return replace(family, source=source, **points)  # type: ignore[arg-type]
 
@@ -100,8 +109,12 @@ def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
 
 
 def wiring_of(family: HeadFamily) -> dict[str, str]:
-    """Return every disputed point of a head with its value, as the record keeps it."""
-    return {name: getattr(family, name) for name in WIRING}
+    """Return every disputed point of a head with its value, as the record keeps it.
+
+    An EAGLE-3 head is fed the states of layers, so its ``hidden_in`` is ``aux``.
+    """
+    wiring = {name: str(getattr(family, name)) for name in WIRING}
+    return wiring | ({"hidden_in": "aux"} if family.num_aux else {})
 
 
 def differences(candidates: list[HeadFamily]) -> str:
