@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.support.tiny import make_checkpoint
+from cgbench.models.heads.head_wiring import CONFIG_FIELD
+from tests.support.tiny import edit_config, make_checkpoint
 
 NUM_LAYERS = 8
 TARGET_HIDDEN, VOCAB = 32, 64
@@ -148,6 +149,7 @@ def make_target(folder: Path, kind: str = "llama", **shape: Any) -> Path:
     file = folder / "model.safetensors"
     tensors = {name: t for name, t in load_file(file).items() if "mtp" not in name}
     save_file(tensors, file, metadata={"format": "pt"})
+    edit_config(folder, **{CONFIG_FIELD: {}})
     return folder
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cgbench.errors import BadInputError, MissingHeadError
-from cgbench.inputs import JsonObject
+from cgbench.errors import MissingHeadError
+from cgbench.inputs import JsonObject, shown
 from cgbench.models.checkpoint import (
     StoredTensor,
     equal_values,
@@ -46,8 +46,7 @@ def find_any_head(
 ) -> HeadFiles:
     """Return the head for ``target`` that ``folder`` holds, of EAGLE-3 or with MTP modules.
 
-    ``find_head`` has what the arguments are. Raise ``MissingHeadError`` or ``BadInputError`` with
-    what does not fit.
+    ``find_head`` states what the arguments are. Raise its errors.
     """
     signs = _signs(folder.files)
     if not signs and family != EAGLE3.name:
@@ -60,7 +59,7 @@ def find_any_head(
         )
     held = f"holds an EAGLE-3 head ({', '.join(signs[:3])})"
     if family not in (None, EAGLE3.name):
-        raise BadInputError(f"--head-family {family}: {folder.ref} {held}. Drop the flag")
+        raise MissingHeadError(f"{folder.ref}: {held}, and not one of family {family}")
     if not folder.is_apart:
         raise MissingHeadError(
             f"{folder.ref}: {held}, which belongs to another target. Give that target as MODEL, "
@@ -150,7 +149,7 @@ def _target_ids(
     stated = raw.get("draft_vocab_size")
     if stated is not None and (type(stated) is not int or stated < 1):
         raise MissingHeadError(
-            f"{ref}: config.json: draft_vocab_size {stated!r}: must be a whole number above 0"
+            f"{ref}: config.json: draft_vocab_size {shown(stated)}: must be a whole number above 0"
         )
     size = stated or (target.vocab_size if output is None else output.shape[0])
     whose = "config.json states" if stated else f"{_OUTPUT} has rows"
