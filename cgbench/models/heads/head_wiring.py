@@ -39,7 +39,14 @@ WIRING = tuple(name for name in _CHOICES if name != "family")
 """These are the fields of ``HeadFamily`` that can be stated."""
 
 
-_OF_EAGLE3 = ("chain", "first_embed")
+# What the wiring of an EAGLE-3 head leaves no choice of, and the flag for it.
+_NOT_OF_EAGLE3 = {
+    "concat": "--head-concat",
+    "feed": "--head-feed",
+    "hidden_in": "--head-hidden",
+    "norm_form": "--head-norm-form",
+    "out_norm": "--head-out-norm",
+}
 
 
 def check_family(wiring: HeadWiring) -> None:
@@ -68,10 +75,11 @@ def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
     points = stated_points(wiring)
     if not points:
         return family
-    if family.num_aux and (fixed := sorted(points.keys() - _OF_EAGLE3)):
+    if family.num_aux and (fixed := sorted(points.keys() & _NOT_OF_EAGLE3.keys())):
+        flag = _NOT_OF_EAGLE3[fixed[0]]
         raise BadInputError(
-            f"{family.name}: the wiring of an {family.kind} has no {', '.join(fixed)} to state, "
-            f"only {', '.join(_OF_EAGLE3)}"
+            f"{flag}: an {family.kind} has no {fixed[0]} to state, only --chain-norm and "
+            "--head-first-embed"
         )
     source = f"what is stated of {', '.join(points)}, else {family.source}"
     return replace(family, source=source, **points)  # type: ignore[arg-type]

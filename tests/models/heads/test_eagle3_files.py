@@ -411,7 +411,10 @@ def test_a_head_in_the_targets_own_files_is_refused(target: Path, tmp_path: Path
 
 def test_flags_that_an_eagle_3_head_has_no_use_for(target: Path, tmp_path: Path) -> None:
     folder = make_head_folder(tmp_path / "head", SAFEAILAB, target)
-    with pytest.raises(BadInputError, match="has no concat, hidden_in to state, only chain, first"):
+    with pytest.raises(
+        BadInputError,
+        match=r"^--head-concat: an EAGLE-3 head has no concat to state, only --chain-norm and",
+    ):
         plan_loading(loading(target, folder, concat="HE", hidden_in="pre"))
     with pytest.raises(MissingHeadError, match=r"\(d2t, .*\), and not one of family eagle$"):
         plan_loading(loading(target, folder, family="eagle"))
