@@ -73,7 +73,7 @@ def _row(
     if parted is not None:
         return Difference(parted, where)
     target, head = subject.spec.target, subject.spec.head
-    logits = reference_draft_logits(target, head, sequence, len(got))
+    logits = reference_draft_logits(target, head, sequence, len(got), rounding=subject.rounding)
     expected = logits.argmax(-1).tolist()
     step = first_difference(expected, got)
     if step is None:
@@ -81,7 +81,9 @@ def _row(
     ours, its = logits[step, expected[step]].item(), logits[step, got[step]].item()
 
     def again() -> Tensor:
-        return reference_draft_logits(target, head, sequence, step + 1, got[:step])[step]
+        return reference_draft_logits(
+            target, head, sequence, step + 1, got[:step], subject.rounding
+        )[step]
 
     if judge.is_forgiven(
         ours - its,

@@ -186,7 +186,7 @@ def _verified(
     slot, length = int(rows.slot_of_row[row]), int(rows.seq_len[row])
     pairs = {
         f"KV of layer {layer}": (
-            by_slot(subject, getattr(subject.spec.cache.layers[layer], kind))[slot, :length],
+            by_slot(subject, layer)[kind][slot, :length],
             old[slot, :length],
         )
         for (layer, kind), old in clean.kv.items()

@@ -2,9 +2,24 @@
 
 from math import nan
 
+import torch
+from torch import Tensor
+
 from cgbench.checks.states import fill_states
 from cgbench.engine.kv import KvCache
 from cgbench.engine.state import DecodeState
+from cgbench.kernels.fp8.block_scales import FP8, LARGEST
+
+
+def fill(tensor: Tensor, value: float, mask: Tensor | None = None) -> None:
+    """Fill a tensor of KV, or what ``mask`` marks of it. FP8 takes the nearest number it has."""
+    if tensor.dtype == FP8:
+        stored = torch.tensor(value).clamp(-LARGEST, LARGEST).to(FP8).view(torch.uint8)
+        tensor, value = tensor.view(torch.uint8), stored.item()
+    if mask is None:
+        tensor.fill_(value)
+    else:
+        tensor.masked_fill_(mask, value)
 
 
 def poison_rows(state: DecodeState, padded: slice, last_token: int) -> None:
@@ -24,14 +39,13 @@ def fill_cache(cache: KvCache, value: float) -> None:
     """Fill every KV row of every layer and slot, and every recurrent state."""
     fill_states(cache.recurrent, value)
     for layer in cache.layers.values():
-        layer.keys.fill_(value)
-        layer.values.fill_(value)
+        for tensor in layer.of_slots(cache.num_slots).values():
+            fill(tensor, value)
 
 
 def fill_scratch(cache: KvCache, value: float) -> None:
     """Fill every KV row of the scratch slot, in every layer, and its recurrent state."""
     fill_states(cache.recurrent, value, cache.scratch_slot)
-    first = cache.scratch_slot * cache.room
     for layer in cache.layers.values():
-        for tensor in (layer.keys, layer.values):
-            tensor[first : first + cache.room] = value
+        for tensor in layer.of_slots(cache.num_slots).values():
+            fill(tensor[cache.scratch_slot], value)

@@ -2,21 +2,24 @@
 
 ``Plain`` is transformers alone, with its own attention and its own cache. ``GrowingAttention`` and
 ``reference_draft_logits`` recompute the target and its head from the first token, without cache,
-slots or batch. Products of FP8 weights are products of their values, without a kernel.
+slots or batch. Products of FP8 weights are products of their values, without a kernel. FP8 keys and
+values are rounded as they come, and kept as numbers of the model's dtype.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.fp8.definition import by_definition
 from cgbench.models.heads.head import DraftHead
+from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.target import HiddenStates, Target, request_keys
 from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 
@@ -25,18 +28,68 @@ from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 NOISE_POSITIONS = 32
 
 
+class Rounding:
+    """A ``Rounding`` gives keys and values the values that a cache of ``kv_format`` keeps of them.
+
+    It is written for itself, so that a fault of the cache is no fault of the reference.
+    """
+
+    def __init__(self, kv_format: KvFormat = PLAIN) -> None:
+        self.kv_format = kv_format
+
+    def __call__(self, layer_idx: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``key`` and ``value``, each ``[B, H, S, D]``, as a layer's cache keeps them."""
+        if not self.kv_format.is_fp8:
+            return key, value
+        of_key, of_value = self.kv_format.stated.get(layer_idx, (None, None))
+        return _rounded(key, of_key), _rounded(value, of_value)
+
+
+def _rounded(rows: Tensor, stated: float | None) -> Tensor:
+    """Return ``rows [..., D]`` rounded to multiples of their scales that e4m3 has.
+
+    A scale is ``stated`` or the row's largest element over 448.
+    """
+    wide = rows.to(torch.float32)
+    top = wide.abs().max(dim=-1, keepdim=True).values
+    scale = torch.full_like(top, stated) if stated is not None else top / torch.full_like(top, 448)
+    steps = (wide / scale).nan_to_num(0.0).clamp(-448, 448)
+    return (steps.to(torch.float8_e4m3fn).to(torch.float32) * scale).to(rows.dtype)
+
+
+EXACT = Rounding()
+"""Keys and values stay as they are."""
+
+
+class _RoundingCache(DynamicCache):  # type: ignore[misc]
+    """This cache of transformers' rounds what it is given."""
+
+    def __init__(self, config: PretrainedConfig, rounding: Rounding) -> None:
+        super().__init__(config=config)
+        self._rounding = rounding
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *rest: Any, **named: Any
+    ) -> tuple[Tensor, Tensor]:
+        rounded = self._rounding(layer_idx, key_states, value_states)
+        kept: tuple[Tensor, Tensor] = super().update(*rounded, layer_idx, *rest, **named)
+        return kept
+
+
 class GrowingAttention:
     """A ``GrowingAttention`` is an ``AttentionCall`` of one request. It attends causally over all
     keys seen, and keeps them by layer.
     """
 
-    def __init__(self, target: Target, tokens: Sequence[int]) -> None:
-        """``tokens`` begin the request's sequence."""
+    def __init__(self, target: Target, tokens: Sequence[int], rounding: Rounding = EXACT) -> None:
+        """``tokens`` begin the request's sequence. ``rounding`` is of its keys and values."""
+        self.rounding = rounding
         self.request_keys = request_keys([tokens], target.device)
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
-        query, key, value = qkv.query, qkv.key, qkv.value
+        query = qkv.query
+        key, value = self.rounding(layer_idx, qkv.key, qkv.value)
         if layer_idx in self.seen:
             before = self.seen[layer_idx]
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
@@ -62,12 +115,18 @@ class GrowingAttention:
 @torch.inference_mode()
 @by_definition()
 def reference_states(
-    target: Target, tokens: Sequence[int], attention: GrowingAttention | None = None
+    target: Target,
+    tokens: Sequence[int],
+    attention: GrowingAttention | None = None,
+    rounding: Rounding = EXACT,
 ) -> HiddenStates:
-    """Return the target's hidden states ``[1, n, H]`` over ``tokens``, from the first of them."""
+    """Return the target's hidden states ``[1, n, H]`` over ``tokens``, from the first of them.
+
+    ``attention``, if it is given, has its own rounding of keys and values.
+    """
     ids = torch.tensor([list(tokens)], device=target.device)
     positions = torch.arange(len(tokens), device=target.device)[None]
-    return target.forward(ids, positions, attention or GrowingAttention(target, tokens))
+    return target.forward(ids, positions, attention or GrowingAttention(target, tokens, rounding))
 
 
 def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
@@ -83,7 +142,12 @@ def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
 @torch.inference_mode()
 @by_definition()
 def reference_draft_logits(
-    target: Target, head: DraftHead, tokens: Sequence[int], k: int, drafts: Sequence[int] = ()
+    target: Target,
+    head: DraftHead,
+    tokens: Sequence[int],
+    k: int,
+    drafts: Sequence[int] = (),
+    rounding: Rounding = EXACT,
 ) -> Tensor:
     """Return the logits ``[k, V]`` of the k drafts after ``tokens``, whose newest has no KV yet.
 
@@ -93,7 +157,7 @@ def reference_draft_logits(
     Draft j of a module of its own comes of that module's pass over the whole sequence. Row i has
     token i + j beside the hidden state. A module that runs again goes on by one row at a time.
     """
-    attention = GrowingAttention(target, tokens)
+    attention = GrowingAttention(target, tokens, rounding)
     hidden = head_form(head, reference_states(target, tokens[:-1], attention))
     device, num_rows = target.device, len(tokens) - 1
     following = torch.tensor([list(tokens[1:])], device=device)
@@ -156,8 +220,12 @@ class Plain:
     in it.
     """
 
-    def __init__(self, target: Target, prompts: Sequence[tuple[int, ...]]) -> None:
+    def __init__(
+        self, target: Target, prompts: Sequence[tuple[int, ...]], rounding: Rounding = EXACT
+    ) -> None:
+        """``rounding`` is that of the cache, from which transformers reads keys and values."""
         self.target = target
+        self.rounding = rounding
         self.prompts = prompts
         self._tokens: dict[tuple[int, ...], list[int]] = {}
         self._last_states: dict[tuple[int, ...], Tensor] = {}
@@ -179,10 +247,20 @@ class Plain:
         ids = torch.tensor([prompt], device=self.target.device)
         with own_attention(self.target.model, self.attention), self.target.as_request(prompt):
             out = self.target.model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                **self._cache(),
             )
         tokens: list[int] = out[0, len(prompt) :].tolist()
         return tokens
+
+    def _cache(self) -> dict[str, Any]:
+        """Return what a forward is given to round keys and values: nothing if they stay."""
+        if self.rounding is EXACT:
+            return {}
+        cache = _RoundingCache(self.target.model.config, self.rounding)
+        return {"past_key_values": cache, "use_cache": True}
 
     @torch.inference_mode()
     @by_definition()
@@ -191,7 +269,7 @@ class Plain:
         ids = torch.tensor([list(tokens)], device=self.target.device)
         name = attention or self.attention
         with own_attention(self.target.model, name), self.target.as_request(tokens):
-            out = self.target.backbone(input_ids=ids, use_cache=False)
+            out = self.target.backbone(input_ids=ids, **({"use_cache": False} | self._cache()))
         states: Tensor = out.last_hidden_state[0]
         return states
 
@@ -236,7 +314,7 @@ class Plain:
     @by_definition()
     def _noises_of(self, prompt: Sequence[int]) -> tuple[float, float]:
         if self.attention == "eager":
-            other = reference_states(self.target, prompt).post_norm[0]
+            other = reference_states(self.target, prompt, rounding=self.rounding).post_norm[0]
         else:
             other = self.states(prompt, "eager")
         ours, its = self.states(prompt)[-NOISE_POSITIONS:], other[-NOISE_POSITIONS:]

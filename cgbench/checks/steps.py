@@ -17,13 +17,13 @@ from cgbench.checks.findings import (
     wrong,
 )
 from cgbench.checks.hints import HintedRunner
+from cgbench.checks.poison import fill
 from cgbench.checks.subject import Subject
 from cgbench.engine.generation import generate
 from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
 from cgbench.engine.state import UNLIMITED_TOKENS, DecodeState, Prefilled
-from cgbench.kernels.attention import LayerKv
 from cgbench.kernels.row_updates import RowState
 from cgbench.words import Mode, Scope
 
@@ -208,7 +208,8 @@ def bits(tensor: Tensor) -> Tensor:
     """Return the tensor's bits as integers, so that a NaN equals itself."""
     if not tensor.is_floating_point():
         return tensor
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()])
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+    return tensor.contiguous().view(integers[tensor.element_size()])
 
 
 def first_unequal(
@@ -239,7 +240,7 @@ def where_of(
     )
 
 
-def watched_layers(subject: Subject, k: int) -> dict[int, LayerKv]:
+def watched_layers(subject: Subject, k: int) -> list[int]:
     """Return the KV layers that are compared: the first, some between, and the last, which is the
     head's. At k = 0 the head does not run, so its layers are left out.
     """
@@ -249,7 +250,7 @@ def watched_layers(subject: Subject, k: int) -> dict[int, LayerKv]:
         last = len(names) - 1
         picks = [round(i * last / (WATCHED_LAYERS - 1)) for i in range(WATCHED_LAYERS)]
         names = [names[i] for i in picks]
-    return {name: layers[name] for name in names}
+    return names
 
 
 def head_layers(subject: Subject) -> range:
@@ -266,29 +267,29 @@ def rows_remade(subject: Subject, layer_idx: int) -> int:
     return max(0, layer_idx - subject.spec.target.num_layers)
 
 
-def by_slot(subject: Subject, tensor: Tensor) -> Tensor:
-    """Return a KV tensor as ``[num_slots, room, H, D]``."""
+def by_slot(subject: Subject, layer_idx: int) -> dict[str, Tensor]:
+    """Return what a layer keeps of each token, by name, as ``[num_slots, room, H, D]``."""
     cache = subject.spec.cache
-    return tensor.view(cache.num_slots, cache.room, *tensor.shape[1:])
+    return cache.layers[layer_idx].of_slots(cache.num_slots)
 
 
 def fill_where(subject: Subject, mask: Tensor, value: float) -> None:
     """Fill the KV rows, of every layer, that ``mask [num_slots, room]`` marks."""
-    for layer in subject.spec.cache.layers.values():
-        for tensor in (layer.keys, layer.values):
-            by_slot(subject, tensor).masked_fill_(mask[:, :, None, None], value)
+    for layer_idx in subject.spec.cache.layers:
+        for tensor in by_slot(subject, layer_idx).values():
+            fill(tensor, value, mask[:, :, None, None])
 
 
 def copy_watched(subject: Subject, k: int) -> dict[tuple[int, str], Tensor]:
     """Return copies of the watched layers' keys and values, ``[num_slots, room, H, D]``.
 
-    Latents have no values of their own.
+    The scales of FP8 ones are among them. Latents have no values of their own.
     """
     return {
-        (layer_idx, name): by_slot(subject, getattr(layer, name)).clone()
-        for layer_idx, layer in watched_layers(subject, k).items()
-        for name in ("keys", "values")
-        if getattr(layer, name).numel()
+        (layer_idx, name): tensor.clone()
+        for layer_idx in watched_layers(subject, k)
+        for name, tensor in by_slot(subject, layer_idx).items()
+        if tensor.numel()
     }
 
 
@@ -301,7 +302,7 @@ def unequal_kv(
     ``before`` by a bit, or None. ``watched`` is of all layers, or a function of a layer's number.
     """
     for (layer_idx, name), old in before.items():
-        new = by_slot(subject, getattr(subject.spec.cache.layers[layer_idx], name))
+        new = by_slot(subject, layer_idx)[name]
         of_layer = watched if isinstance(watched, Tensor) else watched(layer_idx)
         changed = (bits(new) != bits(old)).flatten(2).any(-1) & of_layer
         if changed.any():
@@ -320,9 +321,8 @@ def fill_remade(subject: Subject, rows: RowState, value: float) -> None:
     for layer_idx in head_layers(subject):
         first = rows.seq_len - rows_remade(subject, layer_idx)
         mask = _rows_between(subject, rows, first, rows.seq_len)
-        layer = subject.spec.cache.layers[layer_idx]
-        for tensor in (layer.keys, layer.values):
-            by_slot(subject, tensor).masked_fill_(mask[:, :, None, None], value)
+        for tensor in by_slot(subject, layer_idx).values():
+            fill(tensor, value, mask[:, :, None, None])
 
 
 def rows_past(subject: Subject, rows: RowState) -> Tensor:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from cgbench.checks.reference import Plain
+from cgbench.checks.reference import EXACT, Plain, Rounding
 from cgbench.engine.acceptance import Greedy, shared_rule
 from cgbench.engine.deployment import Deployment
 from cgbench.engine.graphs import GraphSet
@@ -34,9 +34,10 @@ class Subject:
 
     ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope). There is an
     eager runner for every k. ``prompts`` are distinct and ragged. ``max_new_tokens`` counts the
-    prefill's token too. ``is_exact`` means float32, where nothing may differ. ``only_batch_sizes``
-    are the batch sizes to try, for a short form. It is empty for all of them. ``ranks`` share the
-    model.
+    prefill's token too. ``is_exact`` means float32, where nothing may differ. It is false for FP8
+    keys and values, because sums that differ in their last bit may round to other ones.
+    ``only_batch_sizes`` are the batch sizes to try, for a short form. It is empty for all of them.
+    ``ranks`` share the model.
     """
 
     spec: Speculator
@@ -54,7 +55,13 @@ class Subject:
     @cached_property
     def plain(self) -> Plain:
         """Return plain greedy decoding of the same weights, computed once for all checks."""
-        return Plain(self.spec.target, self.prompts)
+        return Plain(self.spec.target, self.prompts, self.rounding)
+
+    @cached_property
+    def rounding(self) -> Rounding:
+        """Return the rounding of the keys and values that every attention reads."""
+        kv_format = self.spec.cache.kv_format
+        return Rounding(kv_format) if kv_format.is_fp8 else EXACT
 
     @property
     def is_batch_invariant(self) -> bool:
@@ -140,7 +147,7 @@ def make_subject(
         max_new_tokens=max_new_tokens,
         seed=seed,
         ranks=deployment.model.ranks,
-        is_exact=spec.target.dtype == torch.float32,
+        is_exact=spec.target.dtype == torch.float32 and not spec.cache.kv_format.is_fp8,
     )
 
 

@@ -14,6 +14,7 @@ from cgbench.cli.bench_flags import (
     Debug,
     DeviceName,
     DtypeName,
+    KvDtypeName,
     MaxBatchedTokens,
     Model,
     NumPrompts,
@@ -59,7 +60,7 @@ from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
 from cgbench.parallel.launch import ranks_asked
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
-from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement
+from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, KvDtype
 from cgbench.request.run_request import AuditRequest
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def audit(
     ] = 0,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
+    kv_dtype: KvDtypeName = KvDtype.AUTO,
     attention: Attention = "auto",
     compile: CompileMode = Compile.OFF,
     tp: Tp = None,

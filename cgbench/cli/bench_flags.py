@@ -6,7 +6,7 @@ import typer
 
 from cgbench.cli.panels import GRAPHS, MODEL, OUTPUT, WORKLOAD
 from cgbench.planning import CaptureUnit
-from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement
+from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, KvDtype
 from cgbench.words import Routing
 
 Model = Annotated[
@@ -70,6 +70,15 @@ DtypeName = Annotated[
     Dtype,
     typer.Option(
         help="Weights and KV. auto: bfloat16 on CUDA, float32 on CPU.", rich_help_panel=MODEL
+    ),
+]
+KvDtypeName = Annotated[
+    KvDtype,
+    typer.Option(
+        "--kv-dtype",
+        help="Keys and values. auto: as --dtype. fp8: e4m3, with a scale for each head and token, "
+        "or the checkpoint's k_scale and v_scale.",
+        rich_help_panel=MODEL,
     ),
 ]
 Attention = Annotated[

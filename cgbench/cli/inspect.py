@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 import cgbench
-from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, Model
+from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, Model
 from cgbench.cli.console import TerminalProgress, console, print_uncut
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -25,7 +25,7 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
-from cgbench.request.choices import Device, Dtype, ModuleFeed, NormForm
+from cgbench.request.choices import Device, Dtype, KvDtype, ModuleFeed, NormForm
 from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def inspect(
     mtp_modules: MtpModules = None,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
+    kv_dtype: KvDtypeName = KvDtype.AUTO,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor of the head.")
     ] = False,
@@ -98,7 +99,7 @@ def _lines(found: "Inspection") -> list[tuple[str, str]]:
     ]
     with_head = ", head included," if found.head else ""
     per_token = f"{found.kv_bytes_per_token:,} bytes a token"
-    lines.append(("KV", f"{per_token}{with_head} in {found.dtype}{_latent_words(found)}"))
+    lines.append(("KV", f"{per_token}{with_head} in {found.kv_format}{_latent_words(found)}"))
     if state := found.state_bytes_per_request:
         per_row = f"{found.state_bytes_per_verified_row:,} bytes"
         of_rows = f"and {per_row} for each of its k + 1 verified rows"

@@ -15,6 +15,7 @@ from cgbench.cli.bench_flags import (
     Debug,
     DeviceName,
     DtypeName,
+    KvDtypeName,
     MaxBatchedTokens,
     Model,
     NumPrompts,
@@ -49,7 +50,15 @@ from cgbench.door.processes import PARTS
 from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
 from cgbench.parallel.launch import ranks_asked
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
-from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, Role
+from cgbench.request.choices import (
+    ChatTemplate,
+    Compile,
+    Device,
+    Dtype,
+    HeadPlacement,
+    KvDtype,
+    Role,
+)
 from cgbench.request.parts import MAX_PROCESSES
 from cgbench.request.run_request import RunRequest
 
@@ -174,6 +183,7 @@ def run(
     ] = 0,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
+    kv_dtype: KvDtypeName = KvDtype.AUTO,
     attention: Attention = "auto",
     compile: CompileMode = Compile.OFF,
     tp: Tp = None,

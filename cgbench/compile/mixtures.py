@@ -16,6 +16,7 @@ from cgbench.models.router_rules import (
     RULE_VALUES,
     correction_bias,
     is_plain_mixture,
+    is_router,
     router_rule,
 )
 
@@ -168,15 +169,8 @@ def use_mixture_operators(module: nn.Module) -> int:
         experts.__class__ = _operator_experts(kind)
         found += 1
         for part in block.children():
-            if _is_router(part, experts) and (rule := router_rule(part)):
+            if is_router(part, experts) and (rule := router_rule(part)):
                 kind = type(part)
                 part.__class__ = _operator_router(kind)
                 setattr(part, RULE_VALUES, astuple(rule))
     return found
-
-
-def _is_router(part: nn.Module, experts: nn.Module) -> bool:
-    weight = getattr(part, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        return False
-    return hasattr(part, "top_k") and weight.shape[0] == experts.num_experts

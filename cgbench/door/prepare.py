@@ -42,13 +42,14 @@ def prepare(request: DecodeRequest, progress: Progress, ranks: Ranks = ALONE) ->
 
     ``ranks`` share the model. Raise any of ``cgbench.errors``.
     """
-    from cgbench.engine.backends import resolve_backend
+    from cgbench.engine.backends import check_kv_dtype, resolve_backend
     from cgbench.measure import setup
     from cgbench.measure.rank_facts import link_notes
     from cgbench.models.loading_plan import check_model_ref
 
     device = setup.choose_device(request.device)
     attention = resolve_backend(request.capture.attention, device)
+    check_kv_dtype(request.model.kv_dtype, attention, device)
     options, notes = setup.make_options(request, device, ranks)
     check_model_ref(request.model.ref)
     texts = setup.read_texts(request)

@@ -45,7 +45,7 @@ def _kv_addresses(spec: Speculator) -> dict[str, int]:
     return {"kv.request_keys": spec.cache.request_keys.data_ptr()} | {
         f"kv.{layer}.{name}": tensor.data_ptr()
         for layer, kv in spec.cache.layers.items()
-        for name, tensor in (("keys", kv.keys), ("values", kv.values))
+        for name, tensor in kv.tensors().items()
     }
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from cgbench.engine.calls import DecodeBackend, Rows, store
-from cgbench.errors import BadInputError
+from cgbench.errors import BadInputError, DeviceError
 from cgbench.kernels.attention import AttentionInput, LayerKv, sdpa
 from cgbench.kernels.gpu import runs_kernels
 from cgbench.models.loader import LoadedModel
+from cgbench.request.choices import KvDtype
 
 
 def sdpa_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
@@ -39,6 +40,9 @@ def triton_decode(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> Tensor:
 
 DECODE_BACKENDS: Mapping[str, DecodeBackend] = {"sdpa": sdpa_decode, "triton": triton_decode}
 
+
+FP8_CAPABILITY = (8, 9)
+"""GPUs from here on convert FP8 values."""
 
 LATENT = "latent"
 """The absorbed form of latent attention, by its kernel on CUDA and by torch elsewhere."""
@@ -91,6 +95,29 @@ def resolve_backend(name: str, device: torch.device) -> NamedBackend:
     if name == "triton" and device.type != "cuda":
         raise BadInputError("--attention triton needs --device cuda. Use --attention sdpa")
     return NamedBackend(name, DECODE_BACKENDS[name])
+
+
+def check_kv_dtype(kv_dtype: KvDtype, attention: NamedBackend, device: torch.device) -> None:
+    """Check that ``attention`` reads keys and values of ``kv_dtype`` on ``device``.
+
+    Raise ``BadInputError`` for a function of the user's own, and ``DeviceError`` for a GPU whose
+    instructions lack FP8.
+    """
+    if kv_dtype == KvDtype.AUTO:
+        return
+    if ":" in attention.name:
+        raise BadInputError(
+            f"--kv-dtype {kv_dtype}: --attention {attention.name} reads keys and values in the "
+            "model's dtype. Use --attention auto, sdpa or triton"
+        )
+    if attention.decode is triton_decode:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < FP8_CAPABILITY:
+            major, minor = capability
+            raise DeviceError(
+                f"--kv-dtype {kv_dtype}: the kernel needs compute capability 8.9, and this GPU has "
+                f"{major}.{minor}. Use --attention sdpa"
+            )
 
 
 def _imported(name: str) -> DecodeBackend:

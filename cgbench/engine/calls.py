@@ -1,6 +1,7 @@
 """These calls serve a forward's layers: attention and recurrence over the engine's slots.
 
-``Prefill`` computes a prompt's own causal attention and stores its keys and values. ``Decode``
+``Prefill`` computes a prompt's own causal attention and stores its keys and values. It attends over
+FP8 ones as they are kept, like ``Decode``. ``Decode``
 stores 1 to 9 new rows a request and attends over each request's live rows. Their number exists on
 the device only. ``Decode`` uses a decode backend, which is one function (``engine.backends``).
 """
@@ -15,7 +16,14 @@ from torch import Tensor
 
 from cgbench.engine.kv import KvCache
 from cgbench.engine.recurrent import DecodeStates, PrefillStates
-from cgbench.kernels.attention import AttentionInput, LayerKv, Masks, sink_attention, write_rows
+from cgbench.kernels.attention import (
+    AttentionInput,
+    LayerKv,
+    Masks,
+    sink_attention,
+    write_kv,
+    write_rows,
+)
 from cgbench.kernels.delta_rule import DeltaRows
 from cgbench.kernels.mla import latent_attention, latent_prefill
 from cgbench.kernels.mla.latent_attention import LatentInput
@@ -58,10 +66,9 @@ class Rows:
         return DecodeStates(self.cache.recurrent, self.slots, self.positions)
 
 
-def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> None:
-    """Write keys and values to the rows' places in the layer's KV."""
-    write_rows(kv.keys, rows.flat, qkv.key)
-    write_rows(kv.values, rows.flat, qkv.value)
+def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> AttentionInput:
+    """Write keys and values to the rows' places in the layer's KV, and return them as kept."""
+    return write_kv(kv, rows.slots, rows.positions, rows.flat, qkv)
 
 
 DecodeBackend = Callable[[LayerKv, Rows, AttentionInput], Tensor]
@@ -148,7 +155,7 @@ class Prefill:
         )
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
-        store(self.rows.cache.layers[layer_idx], self.rows, qkv)
+        qkv = store(self.rows.cache.layers[layer_idx], self.rows, qkv)
         if qkv.sinks is not None:
             return prefill_with_sinks(qkv).transpose(1, 2)
         mask = self._window_mask(qkv.query.shape[2], qkv.sliding_window)

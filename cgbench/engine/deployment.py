@@ -86,6 +86,7 @@ def deploy(
         device=target.device,
         state_shapes=model.state_shapes,
         query_len=max(plans) + 1,
+        kv_format=model.kv_format,
     )
     accept = shared_rule(accept, target)
     spec = Speculator(target, model.head, cache, attention.decode, accept)

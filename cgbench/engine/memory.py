@@ -23,7 +23,7 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     weights = (skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)) // num_ranks
     slots = options.max_batch_size + 1
     tokens = slots * (options.context_len + options.to_decode)
-    kv = tokens * skeleton.kv_bytes_per_token(dtype, num_ranks)
+    kv = tokens * skeleton.kv_bytes_per_token(dtype, num_ranks, plan.kv_format)
     kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
     num_prompts = prompts_at_once(options)
     prefill = prefill_bytes(

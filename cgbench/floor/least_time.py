@@ -45,7 +45,7 @@ class Batch:
 class Floor:
     """A floor computes the least times of one model on one device.
 
-    ``itemsize`` is the bytes of a KV value, and of a weight that is not FP8.
+    ``itemsize`` is the bytes of a weight or KV value that is not FP8.
     """
 
     work: ModelWork
@@ -133,9 +133,10 @@ class Floor:
             )
         for shape, count in Counter(work.attentions).items():
             keys = context + query_len
-            live = count * batch_size * shape.row_elements * keys_read(shape, keys, query_len)
+            rows = batch_size * keys_read(shape, keys, query_len)
+            live = count * rows * shape.row_bytes(self.itemsize)
             flops = count * batch_size * attention_flops(shape, keys, query_len)
-            yield self._line(stage, _attention_name(shape), count, live * self.itemsize, flops)
+            yield self._line(stage, _attention_name(shape), count, live, flops)
         for state, count in Counter(work.states).items():
             live = count * batch_size * state.num_bytes(self.itemsize)
             flops = count * num_tokens * recurrence_flops(state)

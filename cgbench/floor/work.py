@@ -19,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.delta_rule import StateShape
+from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.heads.head import MtpModule
 from cgbench.models.loader import LoadedModel
+from cgbench.models.quantised.kv_format import PLAIN, SCALE_BYTES, KvFormat
 from cgbench.models.shards import Splits
 from cgbench.models.skeleton import Skeleton, stored_bytes
 from cgbench.models.target import HiddenStates, Target
@@ -90,11 +92,23 @@ class AttentionShape:
     value_dim: int
     window: int | None
     is_latent: bool = False
+    kv_itemsize: int | None = None
+    """The bytes of one KV value as it is kept, or None if it is of the model's dtype."""
+    scale_bytes: int = 0
+    """The bytes of the scales of one head's key and value of one token."""
 
     @property
     def row_elements(self) -> int:
         """Return how many KV values are read of one token."""
         return self.kv_heads * (self.key_dim + (0 if self.is_latent else self.value_dim))
+
+    def row_bytes(self, itemsize: int) -> int:
+        """Return the bytes of KV that are read of one token, scales included.
+
+        ``itemsize`` is of the model's dtype.
+        """
+        values = self.row_elements * (self.kv_itemsize or itemsize)
+        return values + self.kv_heads * self.scale_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +157,7 @@ def rank_work(model: LoadedModel) -> ModelWork:
 
     Divided weights and attention heads count by their part. What the ranks exchange is left out.
     """
-    work = model_work(model.skeleton)
+    work = model_work(model.skeleton, model.kv_format)
     num_ranks = model.ranks.size
     if num_ranks == 1:
         return work
@@ -200,15 +214,24 @@ def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int
 class _WorkProbe(ShapeProbe):
     """This probe notes the shape of each attention."""
 
-    def __init__(self, *, keeps_latents: bool) -> None:
+    def __init__(self, *, keeps_latents: bool, kv_format: KvFormat) -> None:
         super().__init__(keeps_latents=keeps_latents)
         self.attentions: list[AttentionShape] = []
+        self._kv_format = kv_format
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         _, num_heads, _, key_dim = qkv.query.shape
         _, kv_heads, _, value_dim = qkv.value.shape
         self.attentions.append(
-            AttentionShape(num_heads, kv_heads, key_dim, value_dim, qkv.sliding_window)
+            AttentionShape(
+                num_heads,
+                kv_heads,
+                key_dim,
+                value_dim,
+                qkv.sliding_window,
+                kv_itemsize=FP8.itemsize if self._kv_format.is_fp8 else None,
+                scale_bytes=SCALE_BYTES if self._kv_format.has_row_scales(layer_idx) else 0,
+            )
         )
         return super().attend(layer_idx, qkv)
 
@@ -281,12 +304,12 @@ def _storage(tensor: Tensor) -> int:
 
 
 @torch.no_grad()
-def model_work(skeleton: Skeleton) -> ModelWork:
+def model_work(skeleton: Skeleton, kv_format: KvFormat = PLAIN) -> ModelWork:
     """Return the work of one token in the target's layers, in lm_head and in the head."""
     target, head = skeleton.target, skeleton.head
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
     keeps_latents = skeleton.kv.keeps_latents
-    probe = _WorkProbe(keeps_latents=keeps_latents)
+    probe = _WorkProbe(keeps_latents=keeps_latents, kv_format=kv_format)
     backbone_names = _weight_names(target.backbone)
     stored = _stored_bytes(target.model, skeleton.scaled)
     hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe), stored)
@@ -301,7 +324,7 @@ def model_work(skeleton: Skeleton) -> ModelWork:
         output = lm_head if own is None else _output_work(target, hidden, own, of_head)
 
         def of(fed: Tensor) -> ForwardWork:
-            probe = _WorkProbe(keeps_latents=keeps_latents)
+            probe = _WorkProbe(keeps_latents=keeps_latents, kv_format=kv_format)
             return _module_work(target, module, fed, probe, of_head)
 
         first = of(fed)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels.fp8.kv_values import KvScales, quantised_rows, row_scales, row_values
+
 Masks = dict[int | None, Tensor]
 """These are the masks of a forward, by the sliding window of the layers that share one."""
 
@@ -19,11 +21,33 @@ class LayerKv:
     """A ``LayerKv`` holds one layer's keys and values of all slots.
 
     They are ``keys [num_slots * room, kv_heads, D]`` and
-    ``values [num_slots * room, kv_heads, Dv]``.
+    ``values [num_slots * room, kv_heads, Dv]``. ``scales`` are there if they are in FP8.
     """
 
     keys: Tensor
     values: Tensor
+    scales: KvScales | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name, those of the scales too."""
+        named = {"keys": self.keys, "values": self.values}
+        if self.scales is None:
+            return named
+        return named | {"key_scales": self.scales.keys, "value_scales": self.scales.values}
+
+    def of_slots(self, num_slots: int) -> dict[str, Tensor]:
+        """Return what is kept of each token, as views ``[num_slots, room, kv_heads, ...]``.
+
+        Scales have a last dimension of 1. Those of a whole layer are no token's, and left out.
+        """
+        named = {
+            name: tensor.unflatten(0, (num_slots, tensor.shape[0] // num_slots))
+            for name, tensor in (("keys", self.keys), ("values", self.values))
+        }
+        if self.scales is None or not self.scales.are_by_token:
+            return named
+        scales = {"key_scales": self.scales.keys, "value_scales": self.scales.values}
+        return named | {name: each.transpose(1, 2)[..., None] for name, each in scales.items()}
 
 
 class AttentionInput(NamedTuple):
@@ -66,7 +90,7 @@ def sdpa(
     window = qkv.sliding_window
     if window not in masks:
         masks[window] = live_mask(positions, room, window)
-    keys, values = slot_view(kv.keys, slots, room), slot_view(kv.values, slots, room)
+    keys, values = live_rows(kv, slots, room, qkv.query.dtype)
     if qkv.sinks is not None:
         out = sink_attention(qkv, keys, values, masks[window])
     else:
@@ -104,6 +128,47 @@ def sink_attention(qkv: AttentionInput, keys: Tensor, values: Tensor, mask: Tens
 def write_rows(cache: Tensor, rows: Tensor, new: Tensor) -> None:
     """Write ``new [B, heads, S, D]`` to ``rows [B * S]`` of ``cache [slots * room, heads, D]``."""
     cache[rows] = new.transpose(1, 2).flatten(0, 1)
+
+
+def write_kv(
+    kv: LayerKv, slots: Tensor, positions: Tensor, rows: Tensor, qkv: AttentionInput
+) -> AttentionInput:
+    """Write the new keys and values, and return the input with them as they are kept.
+
+    They go to ``rows [B * S]``, which are ``positions [B, S]`` of ``slots [B]``. In FP8 they are
+    the values times their scales (``fp8.kv_values``).
+    """
+    if kv.scales is None:
+        write_rows(kv.keys, rows, qkv.key)
+        write_rows(kv.values, rows, qkv.value)
+        return qkv
+    key = _write_fp8(kv.keys, kv.scales.keys, slots, positions, rows, qkv.key)
+    value = _write_fp8(kv.values, kv.scales.values, slots, positions, rows, qkv.value)
+    return qkv._replace(key=key, value=value)
+
+
+def _write_fp8(
+    cache: Tensor, scales: Tensor, slots: Tensor, positions: Tensor, rows: Tensor, new: Tensor
+) -> Tensor:
+    by_token = scales.dim() == 3
+    own = row_scales(new) if by_token else scales
+    stored = quantised_rows(new, own)
+    write_rows(cache, rows, stored)
+    if by_token:
+        # [B, heads, S] to the places [B, S] of each head.
+        scales[slots[:, None], :, positions] = own.transpose(1, 2)
+    return row_values(stored, own, new.dtype)
+
+
+def live_rows(kv: LayerKv, slots: Tensor, room: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of ``slots [B]``, ``[B, H, room, D]`` in ``dtype``."""
+    keys, values = slot_view(kv.keys, slots, room), slot_view(kv.values, slots, room)
+    if kv.scales is None:
+        return keys, values
+    of_keys, of_values = kv.scales
+    if kv.scales.are_by_token:
+        of_keys, of_values = of_keys[slots], of_values[slots]
+    return row_values(keys, of_keys, dtype), row_values(values, of_values, dtype)
 
 
 def slot_view(tensor: Tensor, slots: Tensor, room: int) -> Tensor:

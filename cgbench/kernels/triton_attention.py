@@ -8,6 +8,8 @@ what lies there, NaN included, out of the result.
 The new rows that a call brings are read from its own tensors. One program each writes them to the
 cache on the way, so no program waits for another. That program also begins its softmax with the
 head's sink, if there is one. A second kernel merges the splits (``triton_splits``).
+
+FP8 keys and values come to the products in float16, without their scales (``fp8.triton_kv``).
 """
 
 from typing import NamedTuple
@@ -19,6 +21,19 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.attention import AttentionInput, LayerKv
+from cgbench.kernels.fp8.triton_kv import (
+    BY_TENSOR,
+    BY_TOKEN,
+    FLOAT16_SHIFT,
+    UNSCALED,
+    in_float16,
+    keys_in,
+    parts_of_scale,
+    quantised_tile,
+    rows_scale,
+    scales_of_keys,
+    values_in,
+)
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_splits import Parts, division, merge, splits_of
 
@@ -32,17 +47,44 @@ SIZES = ["num_splits", "room"]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _attended(acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION: tl.constexpr):
+def _attended(
+    acc,
+    running_max,
+    running_sum,
+    q,
+    k,
+    v,
+    key_scale,
+    value_scale,
+    seen,
+    scaling_log2,
+    BY_TOKEN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Return the running softmax after one more tile of keys ``k [D, N]`` and values
-    ``v [N, Dv]``."""
+    ``v [N, Dv]``.
+
+    If ``BY_TOKEN``, keys and values are to be multiplied by ``key_scale [N]`` and
+    ``value_scale [N]``. The float32 scores and weights are multiplied instead.
+    """
     scores = tl.dot(q, k, input_precision=PRECISION) * scaling_log2
+    if BY_TOKEN:
+        scores *= key_scale[None, :]
     scores = tl.where(seen, scores, float("-inf"))
+    if BY_TOKEN:
+        # The maximum is of weights times powers of two, so that float16 holds their products.
+        power, inverse, rest = parts_of_scale(value_scale)
+        scores += power[None, :]
     new_max = tl.maximum(running_max, tl.max(scores, 1))
     # A row that has seen no key yet keeps -inf. Then 0 stands in, to keep NaN out.
     shift = tl.where(new_max == float("-inf"), 0.0, new_max)
     p = tl.exp2(scores - shift[:, None])
+    weights = p
+    if BY_TOKEN:
+        weights = p * rest[None, :]
+        p *= inverse[None, :]
     decay = tl.exp2(running_max - shift)
-    acc = acc * decay[:, None] + tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
+    acc = acc * decay[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
     return acc, new_max, running_sum * decay + tl.sum(p, 1)
 
 
@@ -53,6 +95,8 @@ def _split_kernel(
     value,
     key_cache,
     value_cache,
+    key_scales,
+    value_scales,
     slots,
     positions,
     out,
@@ -86,6 +130,7 @@ def _split_kernel(
     PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    SCALING: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     b = tl.program_id(0) // KV_HEADS
@@ -93,7 +138,9 @@ def _split_kernel(
     split = tl.program_id(1)
     # Places were not written by the kernel ahead: see ``kernels.gpu``.
     start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
-    slot_row = tl.load(slots + b, cache_modifier=".cg").to(tl.int64) * room
+    slot = tl.load(slots + b, cache_modifier=".cg").to(tl.int64)
+    slot_row = slot * room
+    scale_row = (slot * KV_HEADS + kv_head) * room
     first, keys_a_split, split_of_new = division(start, num_splits, WINDOW, BLOCK_N)
     low = first + split * keys_a_split
     high = tl.minimum(low + keys_a_split, start)
@@ -119,14 +166,20 @@ def _split_kernel(
         mask=in_tile[:, None] & in_key[None, :],
         other=0.0,
     )
+    if SCALING == BY_TENSOR:
+        scaling_log2 *= tl.load(key_scales)
+    if SCALING and q.dtype == tl.bfloat16:
+        q, undone = in_float16(q)
+        scaling_log2 = (scaling_log2 * undone)[:, None]
     running_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     running_sum = tl.zeros([BLOCK_M], tl.float32)
+    SINK_SHIFT: tl.constexpr = FLOAT16_SHIFT if SCALING else 0
     if HAS_SINKS:
         if split == split_of_new:
             # A key without a value, once over all splits: its score is the first maximum.
             sink = tl.load(sinks + head, mask=in_tile, other=0.0).to(tl.float32)
-            running_max = sink * _LOG2_E
-            running_sum += 1.0
+            running_max = sink * _LOG2_E - SINK_SHIFT
+            running_sum += 2.0**SINK_SHIFT
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
     for n0 in range(low, high, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
@@ -142,11 +195,24 @@ def _split_kernel(
             mask=live[:, None] & in_value[None, :],
             other=0.0,
         )
+        key_scale = scales_of_keys(key_scales + scale_row + n, live, SCALING)
+        value_scale = scales_of_keys(value_scales + scale_row + n, live, SCALING)
         seen = live[None, :]
         if WINDOW > 0:
             seen = seen & (n[None, :] > start + s[:, None] - WINDOW)
         acc, running_max, running_sum = _attended(
-            acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION
+            acc,
+            running_max,
+            running_sum,
+            q,
+            keys_in(k, q.dtype) if SCALING else k,
+            values_in(v, q.dtype) if SCALING else v,
+            key_scale,
+            value_scale,
+            seen,
+            scaling_log2,
+            SCALING == BY_TOKEN,
+            PRECISION,
         )
 
     if split == split_of_new:
@@ -157,18 +223,43 @@ def _split_kernel(
         from_key = key + b * key_stride_b + kv_head * key_stride_h + n[None, :] * key_stride_s
         keep = live[None, :] & in_key[:, None]
         k = tl.load(from_key + d[:, None], mask=keep, other=0.0)
+        key_scale = scales_of_keys(key_scales, live, UNSCALED)
+        value_scale = key_scale
+        if SCALING:
+            key_scale = rows_scale(k, key_scales, 0, SCALING)
+            k = quantised_tile(k, key_scale[None, :])
         tl.store(key_cache + row[None, :] * KEY_DIM + d[:, None], k, mask=keep)
         from_value = value + b * value_stride_b + kv_head * value_stride_h
         keep = live[:, None] & in_value[None, :]
         v = tl.load(from_value + n[:, None] * value_stride_s + dv[None, :], mask=keep, other=0.0)
+        if SCALING:
+            value_scale = rows_scale(v, value_scales, 1, SCALING)
+            v = quantised_tile(v, value_scale[:, None])
+        if SCALING == BY_TOKEN:
+            to_scale = scale_row + start + n
+            tl.store(key_scales + to_scale, key_scale, mask=live)
+            tl.store(value_scales + to_scale, value_scale, mask=live)
         tl.store(value_cache + row[:, None] * VALUE_DIM + dv[None, :], v, mask=keep)
         seen = live[None, :] & (n[None, :] <= s[:, None])
         if WINDOW > 0:
             seen = seen & (n[None, :] > s[:, None] - WINDOW)
         acc, running_max, running_sum = _attended(
-            acc, running_max, running_sum, q, k, v, seen, scaling_log2, PRECISION
+            acc,
+            running_max,
+            running_sum,
+            q,
+            keys_in(k, q.dtype) if SCALING else k,
+            values_in(v, q.dtype) if SCALING else v,
+            key_scale,
+            value_scale,
+            seen,
+            scaling_log2,
+            SCALING == BY_TOKEN,
+            PRECISION,
         )
 
+    if SCALING == BY_TENSOR:
+        acc *= tl.load(value_scales)
     if IS_WHOLE:
         whole_row = (b * QUERY_LEN + s) * (KV_HEADS * GROUP) + head
         tl.store(
@@ -209,6 +300,12 @@ def key_tile(block_m: int, *, is_float32: bool) -> KeyTile:
         # The numbers are twice as large.
         return KeyTile(32, 4, 3)
     return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
+
+
+def _scaling_of(kv: LayerKv) -> tl.constexpr:
+    if kv.scales is None:
+        return UNSCALED
+    return BY_TOKEN if kv.scales.are_by_token else BY_TENSOR
 
 
 def decode(
@@ -253,6 +350,7 @@ def decode(
         value,
         kv.keys,
         kv.values,
+        *((query, query) if kv.scales is None else kv.scales),
         slots,
         positions,
         out,
@@ -271,6 +369,7 @@ def decode(
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
         HAS_SINKS=qkv.sinks is not None,
+        SCALING=_scaling_of(kv),
         EARLY=early(query.device),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

@@ -242,6 +242,9 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
     )
     if (paths := mixture_paths(model.target, model.head)) is not None:
         record.model["experts_path"], record.model["router_path"] = paths
+    if model.kv_format.is_fp8:
+        dtype = str(model.target.dtype).removeprefix("torch.")
+        record.model["kv_format"] = model.kv_format.words(dtype)
     if model.keeps_latents:
         record.model["latent_path"] = latent_path(model.target.backbone, model.head)
     if model.ranks.size > 1:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from torch import nn
@@ -107,6 +107,7 @@ class Inspection:
     checkpoint: CheckpointFacts | None
     head: HeadFacts | None
     kv_bytes_per_token: int
+    kv_format: str
     latent_size: int | None
     state_bytes_per_request: int
     state_bytes_per_verified_row: int
@@ -167,7 +168,8 @@ def inspect_model(request: Loading) -> Inspection:
         precision=precision_by_part(skeleton, dtype),
         checkpoint=_checkpoint_facts(plan),
         head=_head_facts(plan, tensors),
-        kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype),
+        kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype, kv_format=plan.kv_format),
+        kv_format=plan.kv_format.words(str(dtype).removeprefix("torch.")),
         latent_size=skeleton.latent_size,
         state_bytes_per_request=skeleton.state_bytes(dtype),
         state_bytes_per_verified_row=skeleton.state_bytes_per_row(dtype),
@@ -187,7 +189,8 @@ def _refusal(check: Callable[[_T], None], of: _T) -> str | None:
 
 
 def _without_head(request: Loading) -> Loading:
-    return Loading(request.ref, None, False, request.device, request.dtype)
+    plain = Loading(request.ref, None, False, request.device, request.dtype)
+    return replace(plain, kv_dtype=request.kv_dtype)
 
 
 def _checkpoint_facts(plan: LoadingPlan) -> CheckpointFacts | None:

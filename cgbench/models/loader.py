@@ -22,12 +22,13 @@ from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, pres
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.presets import PRESETS
 from cgbench.models.projections import pack_projections
+from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.quantised.scaled_files import ScaledFiles
 from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
 from cgbench.models.quantised.scaled_modules import is_quantised
 from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.random_weights import draw_head, random_target
-from cgbench.models.router_rules import is_plain_mixture
+from cgbench.models.router_rules import is_plain_mixture, order_choices
 from cgbench.models.routing import BalancedRouting
 from cgbench.models.shards import (
     HEAD_OUTPUT,
@@ -82,6 +83,7 @@ class LoadedModel:
     routing: Routing = Routing.MODEL
     quant: Quant = Quant.NONE
     ranks: Ranks = ALONE
+    kv_format: KvFormat = PLAIN
 
     @property
     def keeps_latents(self) -> bool:
@@ -118,8 +120,7 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
     tokenizer, problem = read_tokenizer(plan)
     kv = plan.skeleton.kv if plan.request.ranks.size == 1 else _probe(plan, target, head)
     if plan.routing is Routing.BALANCED:
-        target.routing = BalancedRouting(plan.skeleton.kv.expert_shapes, plan.request.seed)
-        target.routing.install(target.backbone, head)
+        _balance(target, head, plan)
     return LoadedModel(
         target=target,
         head=head,
@@ -137,7 +138,17 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
         quant=plan.quant,
         ranks=plan.request.ranks,
         num_head_modules=plan.num_stored,
+        kv_format=plan.kv_format,
     )
+
+
+def _balance(target: Target, head: DraftHead | None, plan: LoadingPlan) -> None:
+    """Send tokens to drawn experts from now on."""
+    for module in (target.model, head):
+        if module is not None:
+            order_choices(module)
+    target.routing = BalancedRouting(plan.skeleton.kv.expert_shapes, plan.request.seed)
+    target.routing.install(target.backbone, head)
 
 
 def _probe(plan: LoadingPlan, target: Target, head: DraftHead | None) -> ShapeProbe:

@@ -11,7 +11,12 @@ import torch
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
+from cgbench.errors import (
+    BadInputError,
+    MissingHeadError,
+    ModelError,
+    UnsupportedModelError,
+)
 from cgbench.models.checkpoint import (
     CONFIG_FILE,
     check_generation_config,
@@ -36,6 +41,7 @@ from cgbench.models.heads.head_files import (
 from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
 from cgbench.models.heads.head_wiring import check_family, named, wired
 from cgbench.models.presets import PRESETS, Preset
+from cgbench.models.quantised.kv_format import PLAIN, KvFormat, stated_scales
 from cgbench.models.quantised.scaled_files import ScaledFiles, find_scaled
 from cgbench.models.quantised.scaled_loading import placed_scales
 from cgbench.models.quantised.scaled_presets import converted
@@ -48,7 +54,7 @@ from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_h
 from cgbench.models.support import check_config, class_name
 from cgbench.models.target import Target
 from cgbench.parallel.ranks import ALONE, Ranks
-from cgbench.request.choices import Dtype, HeadPlacement
+from cgbench.request.choices import Dtype, HeadPlacement, KvDtype
 from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
 from cgbench.request.parts import HeadWiring, ModelRequest, SharingRequest
 from cgbench.words import Quant, Routing
@@ -81,6 +87,7 @@ class Loading:
     keeps_latents: bool = True
     """Whether latent attention keeps latents. Otherwise it keeps every head's keys and values."""
     mtp_modules: int | None = None
+    kv_dtype: KvDtype = KvDtype.AUTO
 
     def __post_init__(self) -> None:
         check_family(self.wiring)
@@ -129,6 +136,7 @@ def loading_of(
         ranks=ranks,
         keeps_latents=keeps_latents,
         mtp_modules=model.mtp_modules,
+        kv_dtype=model.kv_dtype,
     )
 
 
@@ -162,6 +170,7 @@ class LoadingPlan:
     """The checkpoint's FP8 weights. They are None, as ``scheme`` is, if weights are plain."""
     num_stored: int = 1
     """How many modules the head has."""
+    kv_format: KvFormat = PLAIN
 
     @property
     def quant(self) -> Quant:
@@ -229,8 +238,30 @@ def check_model_ref(ref: str) -> None:
 def plan_loading(request: Loading) -> LoadingPlan:
     """Read the config and the lists of tensors, and build the modules without storage.
 
-    Raise ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``.
+    Raise ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``. Raise ``BadInputError``
+    for FP8 keys and values of latent attention.
     """
+    plan = _plan(request)
+    if request.kv_dtype == KvDtype.AUTO:
+        return plan
+    return replace(plan, kv_format=_fp8_format(plan))
+
+
+def _fp8_format(plan: LoadingPlan) -> KvFormat:
+    """Return how keys and values are kept in FP8, with the scales that the checkpoint states."""
+    request, target = plan.request, plan.skeleton.target
+    if any(hasattr(module, "latent_weights") for module in target.model.modules()):
+        raise BadInputError(
+            f"--kv-dtype {request.kv_dtype}: {class_name(plan.config)} has latent attention, which "
+            "keeps latents in the model's dtype. Use --kv-dtype auto"
+        )
+    if request.preset is not None or plan.gguf_file is not None:
+        return KvFormat(is_fp8=True)
+    layers = [layer for layer in plan.skeleton.kv.kv_shapes if layer < target.num_layers]
+    return KvFormat(True, stated_scales(request.ref, tensor_files(request.path), layers))
+
+
+def _plan(request: Loading) -> LoadingPlan:
     _quiet_transformers()
     check_model_ref(request.ref)
     if request.preset is not None:

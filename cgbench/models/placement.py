@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from cgbench.errors import ModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
 from cgbench.models.loading_plan import LoadingPlan
+from cgbench.models.quantised.kv_format import is_kv_scale
 from cgbench.models.quantised.scaled_files import E4M3
 from cgbench.models.quantised.scaled_loading import convert
 
@@ -128,7 +129,9 @@ def check_placed(
     unplaced = [
         name
         for name in unexpected
-        if name.rpartition(".")[0] in modules and not name.endswith(_DERIVED)
+        if name.rpartition(".")[0] in modules
+        and not name.endswith(_DERIVED)
+        and not is_kv_scale(name)
     ]
     for names, problem in (
         (missing, "are missing"),

@@ -5,10 +5,11 @@ So a ``RouterRule`` is made from the module's attributes, and compared with the 
 forward.
 """
 
+import functools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ OWN_PATH, TRANSFORMERS = "cgbench", "transformers"
 
 RULE_VALUES = "rule_values"
 """A router that is an operator has this attribute, which holds the fields of its rule."""
+
+ORDERED = "ordered_by"
+"""A router that gives the best expert first has this attribute, with the fields of its rule."""
 
 APPLIES_EXPERTS = "applies_experts"
 """Experts that are an operator have this attribute."""
@@ -135,6 +139,44 @@ def _candidates(router: nn.Module) -> Iterator[RouterRule]:
             added_to_sum=1e-20 if is_sigmoid else 0.0,
             scaling=scaling if scales else 1.0,
         )
+
+
+@functools.cache
+def _ordered_router(kind: Any) -> type[nn.Module]:
+    """Return a subclass of router ``kind`` that gives the best expert first."""
+
+    class OrderedRouter(kind):  # type: ignore[misc]
+        def forward(self, hidden_states: Tensor) -> Any:
+            x = hidden_states.reshape(-1, hidden_states.shape[-1])
+            rule = RouterRule(*getattr(self, ORDERED))
+            return None, *route_by_torch(x, self.weight, correction_bias(self), rule)
+
+    return OrderedRouter
+
+
+def order_choices(module: nn.Module) -> None:
+    """Make every router in ``module`` that has a rule give the best expert first, in place.
+
+    transformers leaves the order of some routers' choices open. Who pairs the weights with other
+    experts, as balanced routing does, needs one order on every path.
+    """
+    for block in list(module.modules()):
+        experts = getattr(block, "experts", None)
+        if not isinstance(experts, nn.Module):
+            continue
+        for part in block.children():
+            if is_router(part, experts) and (rule := router_rule(part)):
+                kind: Any = type(part)
+                part.__class__ = _ordered_router(kind)
+                setattr(part, ORDERED, astuple(rule))
+
+
+def is_router(part: nn.Module, experts: nn.Module) -> bool:
+    """Return whether ``part`` looks like the router of ``experts``."""
+    weight = getattr(part, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        return False
+    return hasattr(part, "top_k") and weight.shape[0] == getattr(experts, "num_experts", None)
 
 
 def is_plain_mixture(experts: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from cgbench.models.config_faults import fault_of
 from cgbench.models.heads.eagle3_head import make_head
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
+from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 
@@ -46,17 +47,18 @@ class Skeleton:
         """Return the bytes of the head's own weights, or 0 without a head."""
         return 0 if self.head is None else _num_bytes(self.head, self.head_scaled, dtype)
 
-    def kv_bytes_per_token(self, dtype: torch.dtype, num_ranks: int = 1) -> int:
+    def kv_bytes_per_token(
+        self, dtype: torch.dtype, num_ranks: int = 1, kv_format: KvFormat = PLAIN
+    ) -> int:
         """Return the bytes of KV that one token keeps on each of ``num_ranks`` ranks.
 
-        They are those of all layers and of the head. Ranks divide keys and values. Latents are
-        whole on each.
+        They are those of all layers and of the head, the scales of FP8 ones included. Ranks divide
+        keys and values. Latents are whole on each.
         """
-        sizes = (
-            sum(heads * size for heads, size in shape) // (1 if is_latent(shape) else num_ranks)
-            for shape in self.kv.kv_shapes.values()
+        return sum(
+            kv_format.bytes_per_token(layer, shape, dtype) // (1 if is_latent(shape) else num_ranks)
+            for layer, shape in self.kv.kv_shapes.items()
         )
-        return sum(sizes) * dtype.itemsize
 
     @property
     def latent_size(self) -> int | None:

@@ -15,7 +15,7 @@ class Device(StrEnum):
 
 
 class Dtype(StrEnum):
-    """A ``Dtype`` states the number format of weights and KV.
+    """A ``Dtype`` states the number format of weights, and of KV unless ``KvDtype`` does.
 
     AUTO is bfloat16 on CUDA and float32 on CPU.
     """
@@ -24,6 +24,16 @@ class Dtype(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+class KvDtype(StrEnum):
+    """A ``KvDtype`` states the number format of keys and values.
+
+    AUTO is that of the model. FP8 is e4m3 with scales.
+    """
+
+    AUTO = "auto"
+    FP8 = "fp8"
 
 
 class Compile(StrEnum):

@@ -18,6 +18,7 @@ from cgbench.request.choices import (
     Dtype,
     FirstEmbedding,
     HeadPlacement,
+    KvDtype,
     ModuleFeed,
     NormForm,
     NormSide,
@@ -65,6 +66,7 @@ class ModelRequest(Typed):
     dtype: Dtype = Dtype.AUTO
     routing: Routing | None = None
     mtp_modules: int | None = None
+    kv_dtype: KvDtype = KvDtype.AUTO
 
     def __post_init__(self) -> None:
         Typed.__post_init__(self)

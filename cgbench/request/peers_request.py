@@ -9,7 +9,7 @@ from math import isfinite
 from cgbench.errors import BadInputError
 from cgbench.inputs import check_whole
 from cgbench.planning import MAX_SPEC_TOKENS, check_batch_size
-from cgbench.request.choices import Device, Role
+from cgbench.request.choices import Device, KvDtype, Role
 from cgbench.request.keys import Recorded
 from cgbench.request.parts import CaptureRequest, ModelRequest, TimingRequest, WorkloadRequest
 from cgbench.request.run_request import RunRequest
@@ -46,6 +46,11 @@ class PeersRequest(Recorded):
         check_whole("--rounds", self.rounds, 1, MAX_ROUNDS)
         if not (isfinite(self.seconds) and self.seconds >= 0):
             raise BadInputError(f"--seconds {self.seconds:g}: must be 0 or more")
+        if self.model.kv_dtype != KvDtype.AUTO:
+            raise BadInputError(
+                f"--kv-dtype {self.model.kv_dtype}: peers keep keys and values in the model's "
+                "dtype. Use auto"
+            )
         object.__setattr__(self, "model", replace(self.model, routing=Routing.MODEL))
         object.__setattr__(self, "capture", self._own_capture())
 

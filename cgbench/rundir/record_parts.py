@@ -54,6 +54,8 @@ class ModelFacts(TypedDict):
     head_num_parameters: NotRequired[int]
     weight_bytes: NotRequired[int]
     kv_bytes: NotRequired[int]
+    kv_format: NotRequired[str]
+    """How keys and values are kept, if not in the model's dtype."""
     mtp_modules: NotRequired[str | None]
     head_wiring: NotRequired[dict[str, str] | None]
     head_aux_layers: NotRequired[list[int] | None]

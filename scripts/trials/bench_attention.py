@@ -3,12 +3,16 @@
     python scripts/trials/bench_attention.py --output results/FOLDER/attention
     python scripts/trials/bench_attention.py --backends triton --contexts 1024,8192 --batch-sizes 64
     python scripts/trials/bench_attention.py --backends triton --tiles 32:2:4,64:4:3 --query-lens 4
+    python scripts/trials/bench_attention.py --backends triton --kv-dtype fp8 --query-lens 4 \\
+        --contexts 1024,8192 --batch-sizes 1,8,64 --output results/FOLDER/attention-fp8-kv
 
 What is timed is what one layer of the engine calls: the write of the new rows, then attention over
 each request's live rows. A forward of several layers, each with keys and values of its own, is
 captured in one CUDA graph, so that no cache of the device holds what the next replay reads.
-``--tiles`` runs the Triton kernel with each of these tiles too, beside the one it chooses. On a
-CPU the same forward is run eager, at small sizes by default. Shapes are MiMo-7B's unless given.
+``--kv-dtype fp8`` measures each case with FP8 keys and values too, and divides its time by that of
+the case beside it. ``--tiles`` runs the Triton kernel with each of these tiles
+too, beside the one it chooses. On a CPU the same forward is run eager, at small sizes by default.
+Shapes are MiMo-7B's unless given.
 """
 
 import argparse
@@ -16,7 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -33,6 +37,7 @@ from cgbench.floor.least_time import keys_read
 from cgbench.floor.work import AttentionShape
 from cgbench.kernels.attention import AttentionInput, LayerKv
 from cgbench.measure.setup import choose_device
+from cgbench.models.quantised.kv_format import SCALE_BYTES, KvFormat
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds
 
@@ -57,11 +62,20 @@ class Case:
     batch_size: int
     context_len: int
 
+    @property
+    def is_fp8(self) -> bool:
+        """Whether keys and values are in FP8."""
+        return self.shape.kv_itemsize is not None
+
+    @property
+    def beside(self) -> "Case":
+        """The same case with keys and values of the model's dtype."""
+        return replace(self, shape=replace(self.shape, kv_itemsize=None, scale_bytes=0))
+
     def live_bytes(self, itemsize: int) -> float:
-        """Of keys and values that one layer must read."""
+        """Of keys and values that one layer must read, scales included."""
         rows = keys_read(self.shape, self.context_len + self.query_len, self.query_len)
-        row = self.shape.kv_heads * (self.shape.key_dim + self.shape.value_dim) * itemsize
-        return self.batch_size * rows * row
+        return self.batch_size * rows * self.shape.row_bytes(itemsize)
 
 
 @dataclass(frozen=True)
@@ -91,10 +105,13 @@ class Layers:
             room=case.context_len + length,
             dtype=dtype,
             device=device,
+            kv_format=KvFormat(case.is_fp8),
         )
         for layer in self._cache.layers.values():
-            layer.keys.normal_()
-            layer.values.normal_()
+            for tensor in (layer.keys, layer.values):
+                tensor.copy_(torch.randn_like(tensor, dtype=dtype))
+            for scales in layer.scales or ():
+                scales.uniform_(0.5, 2)
         self._slots = torch.arange(batch, device=device)
         offsets = torch.arange(length, device=device)
         self._positions = (offsets + case.context_len).repeat(batch, 1)
@@ -124,7 +141,7 @@ class Layers:
 def num_layers(case: Case, itemsize: int, device: torch.device) -> int:
     """As many as make a replay read far more than a cache holds, and fit. 0: not even two fit."""
     shape = case.shape
-    row = shape.kv_heads * (shape.key_dim + shape.value_dim) * itemsize
+    row = shape.row_bytes(itemsize)
     stored = (case.batch_size + 1) * (case.context_len + case.query_len) * row
     wanted = -(-DISTINCT_BYTES[device.type] // int(case.live_bytes(itemsize)))
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 4 << 30
@@ -176,10 +193,12 @@ def cases(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]
             *backends(arguments.backends, device),
             *(f"triton {tile}" for tile in arguments.tiles.split(",") if tile),
         ],
+        (False, True) if arguments.kv_dtype == "fp8" else (False,),
     )
     heads, kv_heads, dim = arguments.heads, arguments.kv_heads, arguments.head_dim
-    for window, query_len, batch_size, context_len, backend in settings:
-        shape = AttentionShape(heads, kv_heads, dim, dim, window or None)
+    for window, query_len, batch_size, context_len, backend, is_fp8 in settings:
+        kept = (1, SCALE_BYTES) if is_fp8 else (None, 0)
+        shape = AttentionShape(heads, kv_heads, dim, dim, window or None, False, *kept)
         yield Case(backend, shape, query_len, batch_size, context_len)
 
 
@@ -219,12 +238,14 @@ def _runs_on(name: str, device: torch.device) -> bool:
 
 
 def table(rows: list[Measured], bandwidth: float) -> list[str]:
-    """Markdown, a line a case."""
+    """Markdown, a line a case. FP8 keys and values add two columns."""
+    has_fp8 = any(row.case.is_fp8 for row in rows)
     lines = [
         "| backend | query_len | window | batch [req] | context | layers | us / layer | GB/s "
-        "| of read bandwidth |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| of read bandwidth |" + (" KV | of the other KV's time |" if has_fp8 else ""),
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|" + ("---|---:|" if has_fp8 else ""),
     ]
+    seconds = {row.case: row.seconds for row in rows}
     for row in rows:
         case = row.case
         setting = (
@@ -232,11 +253,15 @@ def table(rows: list[Measured], bandwidth: float) -> list[str]:
             f"| {case.batch_size} | {case.context_len} | {row.num_layers} "
         )
         if row.seconds is None:
-            lines.append(f"{setting}| {row.reason} | | |")
+            lines.append(f"{setting}| {row.reason} | | |" + (" | |" if has_fp8 else ""))
             continue
         rate = row.live_bytes / row.seconds
+        beside = seconds.get(case.beside) if case.is_fp8 else None
+        ratio = "" if beside is None else f"{row.seconds / beside:.2f}"
+        added = f" {'fp8' if case.is_fp8 else 'auto'} | {ratio} |" if has_fp8 else ""
         lines.append(
             f"{setting}| {row.seconds * 1e6:.2f} | {rate / 1e9:,.0f} | {rate / bandwidth:.0%} |"
+            f"{added}"
         )
     return lines
 
@@ -255,6 +280,9 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument(
+        "--kv-dtype", choices=("auto", "fp8"), default="auto", help="fp8: beside auto's"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--output", type=Path, help="write NAME.md and NAME.json")
     return parser.parse_args(words)
@@ -286,7 +314,7 @@ def main(words: list[str] | None = None) -> None:
     rows = []
     for case in cases(arguments, device):
         rows.append(measure(case, dtype, device))
-        print(table(rows[-1:], bandwidth)[-1], file=sys.stderr, flush=True)
+        print(table(rows, bandwidth)[-1], file=sys.stderr, flush=True)
     facts = environment()
     limit = f"Read bandwidth {bandwidth / 1e9:,.0f} GB/s, measured in this run."
     text = "\n".join([heading(arguments, dtype, facts), limit, "", *table(rows, bandwidth), ""])

@@ -159,6 +159,8 @@ def test_what_needs_a_gpu_cannot_be_done_on_a_cpu(tiny: Path, tmp_path: Path, fl
         bad("--acceptance synthetic:0.9", "--acceptance", "1 rates for 3 drafts"),
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
+        bad("--kv-dtype int8", "--kv-dtype"),
+        bad("--kv-dtype fp8 --attention json:dumps", "--kv-dtype fp8", "--attention json:dumps"),
         bad("--context-len 600", "--context-len 600", "512 positions", "--spec-tokens"),
         bad("--max-new-tokens 600", "prompt 2 of 14 tokens", "606", "512 positions"),
         bad("--max-num-batched-tokens 13", "--max-num-batched-tokens 13", "prompt 2 of 14 tokens"),

@@ -12,7 +12,10 @@ from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import AttentionShape, Product, model_work
 from cgbench.models.heads.families import MIMO
 from cgbench.models.loading_plan import Loading, plan_loading
+from cgbench.models.quantised.kv_format import KvFormat
 from cgbench.models.skeleton import make_skeleton
+from cgbench.request.choices import KvDtype
+from cgbench.words import Stage
 from tests.support.interpreter import run_interpreted
 from tests.support.tiny import MORE_CONFIGS
 
@@ -98,6 +101,21 @@ def test_attention_reads_the_live_rows_of_every_request_or_its_window() -> None:
     assert lines["attention"].num_bytes == 4 * 8 * 2001 * row
     assert lines["attention, window 512"].num_bytes == 22 * 8 * 512 * row
     assert lines["attention, window 512"].flops == 22 * 8 * 4 * 512 * 4 * 256
+
+
+def test_fp8_keys_and_values_are_read_as_they_are_stored() -> None:
+    """MiMo-7B: 36 layers of eight heads of 128, and two scales a head."""
+    request = Loading("preset:mimo-7b", None, True, torch.device("cpu"), torch.bfloat16)
+    plan = plan_loading(replace(request, kv_dtype=KvDtype.FP8))
+    work = model_work(plan.skeleton, plan.kv_format)
+    batch = Batch(batch_size=64, spec_tokens=3, context_len=8192)
+    lines = Floor(work, DeviceLimits(READ, UNBOUND), itemsize=2).account(batch)
+    (verify,) = [line for line in lines if line.stage == Stage.VERIFY and line.what == "attention"]
+    assert verify.num_bytes == 36 * 64 * 8196 * 8 * (2 * 128 + 2 * 4)
+    stated = KvFormat(True, dict.fromkeys(range(36), (1.0, 1.0)))
+    of_target = model_work(plan.skeleton, stated).target.attentions
+    assert {each.row_bytes(2) for each in of_target} == {8 * 2 * 128}
+    assert {each.row_bytes(2) for each in model_work(plan.skeleton).target.attentions} == {4096}
 
 
 def test_queries_of_one_request_share_the_rows_of_their_windows() -> None:

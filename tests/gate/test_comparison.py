@@ -129,6 +129,26 @@ def test_a_stated_length_does_not_scatter_with_the_draws(base: Path, tmp_path: P
     assert at(found, "mean acceptance length").new == pytest.approx(2.50)
 
 
+def test_fp8_keys_and_values_meet_no_others(base: Path, tmp_path: Path) -> None:
+    fp8 = Made(edit=lambda cell: replace(cell, kv_dtype="fp8"))
+    [line] = against(base, fp8, tmp_path).lines
+    assert line.verdict is Verdict.NOT_COMPARABLE and "kv_dtype" in str(line.reason)
+    twice = [fp8.write(tmp_path / name) for name in "ab"]
+    assert compare(*twice, Rules()).exit_code == 0
+
+
+def test_tokens_over_fp8_keys_and_values_are_told_and_not_gated(tmp_path: Path) -> None:
+    """In float32 too: rounding may choose another number that is as near."""
+
+    def made(sha256: str, kv_dtype: str) -> Made:
+        change = {"dtype": "float32", "kv_dtype": kv_dtype, "tokens_sha256": sha256}
+        return Made(edit=lambda cell: replace(cell, **change))
+
+    for kv_dtype, code in (("fp8", 0), ("same", 1)):
+        sides = [made(s * 64, kv_dtype).write(tmp_path / f"{kv_dtype}-{s}") for s in "ab"]
+        assert compare(*sides, Rules()).exit_code == code
+
+
 def test_acceptance_of_a_few_rows_is_inconclusive(base: Path, tmp_path: Path) -> None:
     found = against(base, Made(edit=only({"num_accepted_per_pos": (66, 30)})), tmp_path)
     assert at(found, "mean acceptance length").verdict is Verdict.INCONCLUSIVE

@@ -11,7 +11,8 @@ from cgbench.checks.findings import Answer
 from cgbench.cli.app import app
 from cgbench.compile.decode import compiled
 from cgbench.engine.deployment import Deployment, capture
-from cgbench.models.heads.families import QWEN
+from cgbench.models.heads.families import MIMO, QWEN
+from cgbench.request.choices import KvDtype
 from cgbench.words import Routing, Scope
 from tests.support.audited import make_deployment, run_all, subject_of
 from tests.support.presets import MIXTURES, shrink_presets
@@ -50,6 +51,20 @@ def test_compiled_layers_pass(tmp_path: Path, dtype: torch.dtype) -> None:
     passes(folder, [0], dtype=dtype, prepare=compiled)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["mimo", "mistral", "gpt_oss", "qwen3_5"])
+def test_fp8_keys_and_values_pass(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    """A dense model, a window, sinks, and a model that is mostly recurrent."""
+    family = QWEN if kind == "qwen3_5" else MIMO
+    folder = make_checkpoint(tmp_path, kind, seed=5, family=family)
+    passes(folder, [0, 1], dtype=dtype, kv_dtype=KvDtype.FP8)
+
+
+def test_compiled_layers_pass_over_fp8_keys_and_values(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "mimo", seed=5)
+    passes(folder, [0], prepare=compiled, kv_dtype=KvDtype.FP8)
+
+
 @pytest.mark.parametrize("routing", Routing)
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixtures_pass(monkeypatch: pytest.MonkeyPatch, name: str, routing: Routing) -> None:
@@ -68,10 +83,17 @@ def passes(
     seeds: Sequence[int],
     *,
     dtype: torch.dtype = torch.float32,
+    kv_dtype: KvDtype = KvDtype.AUTO,
     prepare: Callable[[Deployment], Deployment] = lambda deployment: deployment,
 ) -> None:
     deployment = make_deployment(
-        folder, seed=seeds[0], dtype=dtype, device="cuda", attention="triton", scopes=tuple(Scope)
+        folder,
+        seed=seeds[0],
+        dtype=dtype,
+        device="cuda",
+        attention="triton",
+        scopes=tuple(Scope),
+        kv_dtype=kv_dtype,
     )
     deployment = capture(prepare(deployment), lambda: None)
     for seed in seeds:

@@ -1,6 +1,7 @@
 """Every Triton kernel compiled for Hopper without a GPU, from the calls that the engine makes:
 what the interpreter lets pass, a compiler may not."""
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from cgbench.kernels.mla.latent_rows import LatentNorms, PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
 from cgbench.kernels.moe.router_rule import RouterRule
+from cgbench.models.quantised.kv_format import KvFormat
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
 
 triton = pytest.importorskip("triton")
@@ -46,7 +48,6 @@ from cgbench.kernels import (  # noqa: E402
 )
 from cgbench.kernels.mla import (  # noqa: E402
     gluon_latent,
-    triton_few_rows,
     triton_heads,
     triton_latent,
     triton_latent_merge,
@@ -72,7 +73,6 @@ MODULES = (
     triton_experts,
     triton_route,
     gluon_latent,
-    triton_few_rows,
     triton_heads,
     triton_latent,
     triton_latent_merge,
@@ -97,7 +97,9 @@ class NoDevice:
 @pytest.fixture(scope="module")
 def triton_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of this session alone; the tests share it, for a kernel takes long to compile."""
-    return tmp_path_factory.mktemp("triton")
+    folder = tmp_path_factory.getbasetemp()
+    # A worker's own folder is in that of its session.
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "triton"
 
 
 @pytest.fixture
@@ -205,6 +207,30 @@ def attention_with_sinks(batch: int, query_len: int) -> None:
     value = torch.zeros(batch, 8, query_len, 128, dtype=dtype)
     qkv = AttentionInput(query, query[:, :8], value, 0.1, 129, torch.zeros(64, dtype=dtype))
     triton_attention.decode(cache.layers[0], qkv, slots, positions, 16)
+
+
+def fp8_kv_kernels() -> None:
+    """Of MiMo-7B's shape and MiMo-V2-Flash's, with a window and sinks. Scales of the checkpoint."""
+    cpu = torch.device("cpu")
+    by_token, by_tensor = KvFormat(is_fp8=True), KvFormat(True, {0: (1.0, 1.0)})
+    for dtype, heads, key_size, length, kv_format, window in (
+        (torch.bfloat16, 32, 128, 4, by_token, None),
+        (torch.bfloat16, 32, 128, 1, by_tensor, None),
+        (torch.float16, 32, 128, 4, by_token, 256),
+        (torch.float32, 32, 128, 4, by_token, None),
+        (torch.bfloat16, 64, 192, 4, by_token, 129),
+    ):
+        shape = ((8, key_size), (8, 128))
+        cache = KvCache(
+            {0: shape}, max_batch_size=64, room=16, dtype=dtype, device=cpu, kv_format=kv_format
+        )
+        slots = torch.zeros(64, dtype=torch.long)
+        positions = slots[:, None] + torch.arange(length)
+        query = torch.zeros(64, heads, length, key_size, dtype=dtype)
+        sinks = torch.zeros(heads, dtype=dtype) if window == 129 else None
+        new = query[:, :8], query[:, :8, :, :128]
+        qkv = AttentionInput(query, *new, 0.1, window, sinks)
+        triton_attention.decode(cache.layers[0], qkv, slots, positions, 16)
 
 
 def latent_kernels() -> None:
@@ -380,9 +406,11 @@ def read_kernel() -> None:
         (rows_kernels, 7, 0),
         (linear_kernels, 15, 0),
         (scaled_kernels, 9, 0),
-        (scaled_expert_kernels, 8, 0),
+        # Of listed tokens a few words, among the pointers to 16 gathered rows. It is the fastest.
+        (scaled_expert_kernels, 8, 2),
         # Float32, whose tiles fill twice the registers.
         (attention_kernels, 9, 1),
+        (fp8_kv_kernels, 5, 1),
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
         (recurrent_kernels, 6, 2),
@@ -413,6 +441,18 @@ def test_for_hopper(
     assert sum(stack > 0 for stack in stacks) <= most_spilling, stacks
 
 
+def test_fp8_values_are_not_gathered_byte_by_byte(compiled: list[Any]) -> None:
+    """They are converted two at a time, and transposed as numbers of 16 bits. Conversions to
+    bfloat16 would be slow."""
+    fp8_kv_kernels()
+    low_precision = [each.asm["ptx"] for each in compiled if "{low, high}" in each.asm["ptx"]]
+    assert len(low_precision) == 4
+    for ptx in low_precision:
+        assert not re.search(r"ld\.shared\S*\.[bus]8", ptx)
+        assert "ldmatrix" in ptx and ".trans" in ptx
+        assert "cvt.rn.bf16.f16" not in ptx and "cvt.bf16.f16" not in ptx
+
+
 def stack_bytes(cubin: bytes, folder: Path) -> int:
     """A thread's memory for what its registers do not hold."""
     file = folder / "kernel.cubin"
@@ -428,6 +468,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     rows_kernels()
     linear_kernels()
     attention_kernels()
+    fp8_kv_kernels()
     merge_kernels()
     latent_kernels()
     hopper_latent_kernels()
@@ -445,5 +486,5 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
         early = re.findall(r"(?:ld\.global|cp\.async\.c[ag])\S*", before)
         assert all(each.startswith(("ld.global.cg", "cp.async.cg")) for each in early)
         # Cached latents, of an earlier forward.
-        assert "cp.async" not in before or kernel.metadata.num_warps == gluon_latent.NUM_WARPS
+        assert "cp.async" not in before or kernel.src.fn.module == gluon_latent.__name__
         assert kernel.asm["ptx"].count("griddepcontrol.launch_dependents") == 1

@@ -12,6 +12,7 @@ from cgbench.errors import UnsupportedModelError
 from cgbench.kernels.expert_draw import ExpertShape, draw_by_torch
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading
+from cgbench.models.router_rules import is_router
 from cgbench.models.routing import BalancedRouting, draw_experts, mixtures_of, seed_hash
 from cgbench.words import Routing
 from tests.support.interpreter import check_interpreted
@@ -193,3 +194,22 @@ def test_a_checkpoints_own_router_chooses_by_default() -> None:
 
 def test_a_dense_model_has_nothing_to_balance() -> None:
     assert load("mimo-7b", Routing.BALANCED).routing is Routing.MODEL
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_the_best_expert_is_first_where_others_are_drawn(name: str) -> None:
+    """Weights are paired with the drawn experts, so decode and prefill must order them alike."""
+    model = load(name, Routing.BALANCED)
+    x = torch.randn(64, 64)
+    routers = [
+        part
+        for block in model.target.model.modules()
+        if hasattr(block, "experts")
+        for part in block.children()
+        if is_router(part, block.experts)
+    ]
+    assert routers
+    for router in routers:
+        # Random weights have no correction, so the best expert has the largest weight.
+        _, weights, _ = router(x)
+        assert (weights.diff(dim=-1) <= 0).all()

@@ -1,6 +1,7 @@
 """``scripts/trials/bench_attention.py``: the bytes it counts, and a run on a CPU."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,30 @@ def test_the_table() -> None:
         "| triton | 4 |  | 64 | 1024 | 4 | 100.00 | 4,000 | 80% |",
         "| sdpa | 1 |  | 1 | 8 | 0 | does not fit | | |",
     ]
+
+
+FP8 = replace(MIMO, kv_itemsize=1, scale_bytes=8)
+
+
+def test_fp8_keys_and_values_are_divided_by_the_others() -> None:
+    """2 KiB a row, and the scales of eight heads."""
+    plain, fp8 = (Case("triton", shape, 4, 64, 8192) for shape in (MIMO, FP8))
+    assert fp8.live_bytes(2) == 64 * 8196 * (2048 + 8 * 8) and fp8.beside == plain
+    assert (fp8.is_fp8, plain.is_fp8) == (True, False)
+    rows = [Measured(plain, 4, 2e9, 5e-4), Measured(fp8, 4, 1.1e9, 2.9e-4)]
+    assert [line.rpartition("% |")[2] for line in table(rows, 5e12)[2:]] == [
+        " auto |  |",
+        " fp8 | 0.58 |",
+    ]
+
+
+def test_fp8_keys_and_values_are_run_beside_the_others(tmp_path: Path) -> None:
+    words = ["--device", "cpu", "--contexts", "16", "--batch-sizes", "2", "--query-lens", "4"]
+    words += ["--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--kv-dtype", "fp8"]
+    bench_attention.main([*words, "--output", str(tmp_path / "attention")])
+    rows = json.loads((tmp_path / "attention.json").read_text())["rows"]
+    assert [row["case"]["shape"]["kv_itemsize"] for row in rows] == [None, 1]
+    assert rows[0]["live_bytes"] * (16 + 4) == rows[1]["live_bytes"] * 4 * 16
 
 
 def test_a_run_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

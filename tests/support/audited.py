@@ -20,7 +20,7 @@ from cgbench.measure.session import Session
 from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CaptureUnit
 from cgbench.request.acceptance_setting import AcceptanceSetting
-from cgbench.request.choices import Role
+from cgbench.request.choices import KvDtype, Role
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -48,6 +48,7 @@ def make_session(
     attention: str = "sdpa",
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
     ranks: Ranks = ALONE,
+    kv_dtype: KvDtype = KvDtype.AUTO,
     head: Path | None = None,
 ) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
@@ -68,7 +69,8 @@ def make_session(
         ignore_eos=False,
         seed=seed,
     )
-    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks, head=head)
+    how = {"ranks": ranks, "kv_dtype": kv_dtype, "head": head}
+    model = load_tiny(folder, device=device, dtype=dtype, **how)
     return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
 
@@ -124,9 +126,9 @@ def make_tiny_subject(
     dtype: torch.dtype = torch.float32,
     with_graphs: bool = False,
     ranks: Ranks = ALONE,
+    kv_dtype: KvDtype = KvDtype.AUTO,
     head: Path | None = None,
 ) -> Subject:
-    deployment = make_deployment(
-        folder, seed=seed, spec_tokens=spec_tokens, dtype=dtype, ranks=ranks, head=head
-    )
+    how = {"spec_tokens": spec_tokens, "dtype": dtype, "ranks": ranks, "kv_dtype": kv_dtype}
+    deployment = make_deployment(folder, seed=seed, head=head, **how)
     return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)

@@ -42,14 +42,6 @@ FAULTS = {
     "w_uk_where_w_uv_belongs": Fault(
         "triton_heads", "FIRST_ROW=weights.key_size if is_value else 0", "FIRST_ROW=0"
     ),
-    "few_rows_by_w_uv_of_another_head": Fault(
-        "triton_few_rows",
-        "(h * HEAD_ROWS + FIRST_ROW + n).to(tl.int64)[None, :] * RANK + k[:, None]",
-        "((h ^ 1) * HEAD_ROWS + FIRST_ROW + n).to(tl.int64)[None, :] * RANK + k[:, None]",
-    ),
-    "few_rows_by_w_uk_for_w_uv": Fault(
-        "triton_few_rows", "FIRST_ROW=weights.key_size if is_value else 0", "FIRST_ROW=0"
-    ),
     "latent_row_written_twice": Fault(
         "triton_latent",
         "            tl.store(to_cache[:, None] + c[None, :], latent, mask=keep)\n",
@@ -84,7 +76,6 @@ def is_seen(name: str, error: Callable[..., float], *, below: float) -> bool:
 def _faulty(fault: Fault, folder: Path) -> ModuleType:
     """``triton_latent`` with the fault in it, or in the products that it calls."""
     from cgbench.kernels.mla import (
-        triton_few_rows,
         triton_heads,
         triton_latent,
         triton_latent_merge,
@@ -95,11 +86,6 @@ def _faulty(fault: Fault, folder: Path) -> ModuleType:
         name = part.__name__.rpartition(".")[2]
         if fault.module == name:
             setattr(latent, name, _copy(part, folder, fault))
-    if fault.module == "triton_few_rows":
-        # What calls it is a copy, for the engine's kernels stay as they are.
-        heads = _copy(triton_heads, folder, None)
-        setattr(heads, fault.module, _copy(triton_few_rows, folder, fault))
-        latent.triton_heads = heads
     return latent
 
 

@@ -34,6 +34,7 @@ from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.router_rules import OWN_PATH, mixture_paths
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import Ranks, agreed, gathered
+from cgbench.request.choices import KvDtype
 from tests.support.audited import make_tiny_subject
 from tests.support.session import make_session
 from tests.support.tiny import (
@@ -106,10 +107,11 @@ def tell_compiled(
     return gathered(told)
 
 
-def load(ref: Path, head: str, ranks: Ranks) -> LoadedModel:
+def load(ref: Path, head: str, ranks: Ranks, **how: Any) -> LoadedModel:
     where = torch.device("cpu"), torch.float32
     is_divided = head == "divided"
-    return load_model(Loading(str(ref), None, True, *where, divided_head=is_divided, ranks=ranks))
+    loading = Loading(str(ref), None, True, *where, divided_head=is_divided, ranks=ranks, **how)
+    return load_model(loading)
 
 
 def tell(model: LoadedModel) -> Told:
@@ -293,6 +295,24 @@ def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
         )
         for kind in kinds
     }
+
+
+def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[list[list[int]], int, set[int]]]:
+    """Every rank's tokens and acceptance over FP8 keys and values at k = 3, plain and through
+    compiled layers, traced and run as traced. Also the bytes of its KV, and what its floor counts
+    of a token in a layer."""
+    torch.set_num_threads(1)
+    with traced_layers():
+        model = load(folder, "divided", ranks, kv_dtype=KvDtype.FP8)
+        plain = decode(model, Greedy(), 3, PROMPTS[:3])
+        torch._dynamo.reset()
+        compile_forwards(model.target, model.head)
+        traced = decode(model, Greedy(), 3, PROMPTS[:3])
+    rows = [each.token_ids + each.accepted for each in (plain, traced)]
+    assert rows[0] == rows[1]
+    num_bytes = make_speculator(model, max_batch_size=3, room=64).cache.num_bytes
+    counted = {each.row_bytes(4) for each in rank_work(model).target.attentions}
+    return gathered((rows[0], num_bytes, counted))
 
 
 def tell_scaled(

@@ -100,6 +100,7 @@ class ServingEngine:
             dtype=model.target.dtype,
             device=model.target.device,
             query_len=max(lengths) + 1,
+            kv_format=model.kv_format,
         )
         self.spec = Speculator(
             model.target, model.head, cache, DECODE_BACKENDS["sdpa"], self.accept

@@ -40,6 +40,7 @@ from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading
 from cgbench.models.support import auto_class_for
 from cgbench.parallel.ranks import ALONE, Ranks
+from cgbench.request.choices import KvDtype
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -415,18 +416,14 @@ def load_tiny(
     dtype: torch.dtype = torch.float32,
     ranks: Ranks = ALONE,
     keeps_latents: bool = True,
+    kv_dtype: KvDtype = KvDtype.AUTO,
     head: Path | None = None,
 ) -> LoadedModel:
     """``head`` is the folder of a head made apart."""
     where = torch.device(device), dtype
-    loading = Loading(
-        str(folder),
-        None if head is None else str(head),
-        with_head,
-        *where,
-        ranks=ranks,
-        keeps_latents=keeps_latents,
-    )
+    head_ref = None if head is None else str(head)
+    how = {"ranks": ranks, "keeps_latents": keeps_latents, "kv_dtype": kv_dtype}
+    loading = Loading(str(folder), head_ref, with_head, *where, **how)
     return load_model(loading)
 
 
@@ -448,6 +445,7 @@ def make_speculator(
         device=target.device,
         state_shapes=model.state_shapes,
         query_len=max_spec_tokens + 1,
+        kv_format=model.kv_format,
     )
     backend = DECODE_BACKENDS[attention]
     return Speculator(target, model.head, cache, backend, accept or Greedy())

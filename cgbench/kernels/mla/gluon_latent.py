@@ -34,7 +34,7 @@ LOG2_E = 1.4426950408889634
 NUM_KEYS = 64
 """Latents of a tile: as many as a tensor core's left operand has rows."""
 NUM_WARPS = 8
-SWAPPED_WARPS = 8
+SWAPPED_WARPS = 4
 MAX_ROWS = 64
 MIN_ROWS = 16
 MAX_SWAPPED_ROWS = 32

@@ -15,7 +15,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.fp8.block_scales import column_block
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.mla import triton_few_rows
 from cgbench.kernels.mla.latent_weights import LatentWeights
 
 MIN_TILE = 16
@@ -179,9 +178,6 @@ def _launch(x: Tensor, out: Tensor, weights: LatentWeights, *, is_value: bool, b
     """``by`` names the first three dimensions of ``out``: b requests, h heads, s rows of each."""
     batch, num_heads, query_len, _ = x.shape
     num_rows = batch * query_len
-    if triton_few_rows.takes(num_rows, weights):
-        triton_few_rows.product(x, out, weights, is_value=is_value, by=by)
-        return
     product = _product(weights, is_value=is_value)
     block_t = min(MAX_ROWS, max(MIN_TILE, triton.next_power_of_2(num_rows)))
     strides = dict(zip(by, out.stride(), strict=False))

@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels import triton_splits
 from cgbench.kernels.gpu import HOPPER, early, launch_keywords
-from cgbench.kernels.mla import gluon_latent, triton_few_rows, triton_heads, triton_latent_merge
+from cgbench.kernels.mla import gluon_latent, triton_heads, triton_latent_merge
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.triton_splits import Parts, division
 
@@ -307,23 +307,7 @@ def runs_gluon(absorbed: Tensor, new: LatentInput) -> bool:
     return is_known and absorbed.dtype.itemsize == 2 and is_hopper(absorbed.device)
 
 
-class Attended(NamedTuple):
-    """An ``Attended`` is what the attention kernel leaves: the ``whole``, or ``parts`` to merge.
-
-    ``whole`` is ``[B, H, S, rank]``. ``num_keys`` is the latents of a tile.
-    """
-
-    whole: Tensor
-    parts: Parts
-    num_keys: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Return whether there is nothing to merge."""
-        return self.parts.maxima.shape[1] == 1
-
-
-def attended(
+def attend(
     latents: Tensor,
     absorbed: Tensor,
     new: LatentInput,
@@ -331,8 +315,8 @@ def attended(
     positions: Tensor,
     room: int,
     tile: LatentTile | None = None,
-) -> Attended:
-    """Store the new latents, and attend over each slot's rows 0..position, in splits.
+) -> Tensor:
+    """Store the new latents, and attend over each slot's rows 0..position, to ``[B, H, S, rank]``.
 
     ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest is as in ``decode``.
     """
@@ -346,12 +330,18 @@ def attended(
         num_programs = batch * triton.cdiv(num_rows, rows.num_rows)
         num_keys = gluon_latent.NUM_KEYS
         num_splits = num_splits_of(num_programs, num_keys, room, absorbed.device)
-        return Attended(*gluon_latent.attend(*places, num_splits, rows), num_keys)
-    is_float32 = absorbed.dtype == torch.float32
-    tile = tile or latent_tile(num_rows, absorbed.device, is_float32=is_float32)
-    num_programs = batch * triton.cdiv(num_rows, tile.num_rows)
-    num_splits = num_splits_of(num_programs, tile.num_keys, room, absorbed.device)
-    return Attended(*_attend_by_triton(*places, num_splits, tile), tile.num_keys)
+        whole, parts = gluon_latent.attend(*places, num_splits, rows)
+    else:
+        is_float32 = absorbed.dtype == torch.float32
+        tile = tile or latent_tile(num_rows, absorbed.device, is_float32=is_float32)
+        num_programs = batch * triton.cdiv(num_rows, tile.num_rows)
+        num_keys = tile.num_keys
+        num_splits = num_splits_of(num_programs, num_keys, room, absorbed.device)
+        whole, parts = _attend_by_triton(*places, num_splits, tile)
+    if num_splits == 1:
+        return whole
+    merged = triton_latent_merge.merge(parts, positions, num_keys, absorbed.dtype)
+    return merged.view_as(absorbed)
 
 
 def _attend_by_triton(
@@ -414,30 +404,6 @@ def _attend_by_triton(
     return whole, parts
 
 
-def attend(
-    latents: Tensor,
-    absorbed: Tensor,
-    new: LatentInput,
-    slots: Tensor,
-    positions: Tensor,
-    room: int,
-    tile: LatentTile | None = None,
-) -> Tensor:
-    """Store the new latents, and attend over each slot's rows 0..position, to ``[B, H, S, rank]``.
-
-    ``absorbed [B, H, S, rank]``, contiguous, is the query after W_UK. The rest is as in ``decode``.
-    """
-    found = attended(latents, absorbed, new, slots, positions, room, tile)
-    return _merged(found, absorbed, positions)
-
-
-def _merged(found: Attended, absorbed: Tensor, positions: Tensor) -> Tensor:
-    if found.is_whole:
-        return found.whole
-    merged = triton_latent_merge.merge(found.parts, positions, found.num_keys, absorbed.dtype)
-    return merged.view_as(absorbed)
-
-
 def decode(
     latents: Tensor,
     new: LatentInput,
@@ -452,10 +418,5 @@ def decode(
     None, ``latent_tile`` chooses one.
     """
     absorbed = triton_heads.absorb(new.no_rotary, new.weights)
-    found = attended(latents, absorbed, new, slots, positions, room, tile)
-    num_splits = found.parts.maxima.shape[1]
-    if triton_few_rows.merges(positions.numel(), num_splits, new.weights):
-        return triton_few_rows.merged_product(
-            found.parts, positions, new.weights, found.num_keys, absorbed.dtype
-        )
-    return triton_heads.project(_merged(found, absorbed, positions), new.weights)
+    attended = attend(latents, absorbed, new, slots, positions, room, tile)
+    return triton_heads.project(attended, new.weights)

@@ -486,7 +486,8 @@ def _scaled_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
         return Plan(False, small, small)
     mean = pairs / experts.num_experts
     block_m = 8 if mean <= 2 else 16 if mean <= 6 else 32 if mean <= 20 else 64
-    tiling = Tiling(64, 128, block_m, 2, 3)
+    # The sums of 64 tokens would spill from the registers of two warps.
+    tiling = Tiling(64, 128, block_m, 4 if block_m == 64 else 2, 3)
     return Plan(True, tiling, tiling)
 
 
