@@ -19,6 +19,7 @@ from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.eagle3_head import Eagle3Head
 from cgbench.models.loader import LoadedModel
+from cgbench.request.choices import KvDtype
 from tests.support.audited import make_tiny_subject, run_checks
 from tests.support.eagle3 import (
     DEAD,
@@ -271,6 +272,14 @@ def test_sampled_drafts_have_a_distribution_over_the_targets_vocabulary(
 def test_the_audit_passes(target: Path, heads: dict[str, Path], layout: Layout) -> None:
     findings = run_checks(make_tiny_subject(target, head=heads[layout.name], with_graphs=True))
     assert {finding.answer for finding in findings} == {Answer.HOLDS}
+
+
+def test_the_audit_passes_with_an_fp8_cache(target: Path, heads: dict[str, Path]) -> None:
+    """The head's layer keeps its keys and values so too."""
+    subject = make_tiny_subject(target, head=heads["speculators"], kv_dtype=KvDtype.FP8)
+    findings = {finding.check: finding.answer for finding in run_checks(subject)}
+    assert findings["drafts"] is findings["hidden"] is Answer.HOLDS
+    assert Answer.WRONG not in findings.values()
 
 
 @pytest.mark.parametrize("fault", ["layers", "map"])
