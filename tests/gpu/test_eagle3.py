@@ -13,9 +13,11 @@ from cgbench.engine.runner import EagerRunner, GraphRunner
 from cgbench.planning import PlanRequest, plan
 from cgbench.words import Scope
 from tests.gpu.test_targets import MAX_BATCH, MAX_NEW_TOKENS, ROOM, K, decode, drafts
+from tests.support.audited import MAX_NEW_TOKENS as SHORT
 from tests.support.audited import make_deployment, run_all, subject_of
 from tests.support.eagle3 import LAYOUTS, VLLM, Layout, make_head_folder, make_target
 from tests.support.tiny import (
+    decode_prompts,
     greedy_reference,
     load_tiny,
     make_speculator,
@@ -87,13 +89,13 @@ def test_sampled_drafts_are_eagers(tmp_path: Path) -> None:
         head=head,
         device="cuda",
         attention="triton",
-        acceptance="sampled:temperature=1",
+        acceptance="sampled",
         scopes=(Scope.EAGER, Scope.ITERATION),
     )
     deployment = capture(deployment, lambda: None)
-    prompts = random_prompts(5)
+    spec, prompts = deployment.spec, random_prompts(5)
     made = [
-        decode(deployment.spec, deployment.runners[3, scope], prompts)
+        decode_prompts(spec, deployment.runners[3, scope], prompts, SHORT).token_ids
         for scope in (Scope.EAGER, Scope.ITERATION)
     ]
     deployment.release()
