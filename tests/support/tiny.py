@@ -422,9 +422,17 @@ def load_tiny(
     """``head`` is the folder of a head made apart."""
     where = torch.device(device), dtype
     head_ref = None if head is None else str(head)
-    how = {"ranks": ranks, "keeps_latents": keeps_latents, "kv_dtype": kv_dtype}
-    loading = Loading(str(folder), head_ref, with_head, *where, **how)
-    return load_model(loading)
+    return load_model(
+        Loading(
+            str(folder),
+            head_ref,
+            with_head,
+            *where,
+            ranks=ranks,
+            keeps_latents=keeps_latents,
+            kv_dtype=kv_dtype,
+        )
+    )
 
 
 def make_speculator(
