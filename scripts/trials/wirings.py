@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cgbench.cli.console import console, print_error, print_uncut, say
+from cgbench.cli.console import TerminalProgress, console, print_error, print_uncut, say
 from cgbench.errors import BadInputError, CgbenchError, ExitCode
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.request.choices import ChatTemplate, Device, Dtype
@@ -143,9 +143,11 @@ def _judged(
     say(f"{len(wirings)} wirings, {len(starts.starts)} starts, {len(texts)} prompts")
     drafter = Drafter(rewirable.model, attention, starts, options.max_num_batched_tokens)
     accepted = []
-    for wiring in wirings:
-        rewirable.apply(wiring)
-        accepted.append(drafter.accepted())
+    with TerminalProgress().bar("try wirings", len(wirings)) as bar:
+        for wiring in wirings:
+            rewirable.apply(wiring)
+            accepted.append(drafter.accepted())
+            bar.advance()
     return judge(wirings, accepted, starts.prompt_of, k)
 
 
