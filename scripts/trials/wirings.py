@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cgbench.cli.console import TerminalProgress, console, print_error, print_uncut, say
-from cgbench.errors import BadInputError, CgbenchError, ExitCode
+from cgbench.errors import BadInputError, CgbenchError, ExitCode, OutOfMemoryError
 from cgbench.planning.plan_request import DEFAULT_MAX_BATCHED_TOKENS
 from cgbench.request.choices import ChatTemplate, Device, Dtype
 from cgbench.request.model_ref import preset_name
@@ -57,6 +57,17 @@ def study(options: argparse.Namespace) -> "tuple[Judged, str]":
 
     Raise any of ``cgbench.errors``.
     """
+    import torch
+
+    try:
+        return _study(options)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            "out of memory: lower --batch-size, --max-num-batched-tokens or --num-prompts"
+        ) from error
+
+
+def _study(options: argparse.Namespace) -> "tuple[Judged, str]":
     from cgbench.engine.backends import resolve_backend
     from cgbench.measure.setup import choose_device
     from cgbench.models.loading_plan import loading_of
@@ -140,7 +151,7 @@ def _judged(
             "are what is compared. Give more, or raise --max-new-tokens"
         )
     wirings = rewirable.wirings(options.vary, k)
-    say(f"{len(wirings)} wirings, {len(starts.starts)} starts, {len(texts)} prompts")
+    say(f"wirings: {len(wirings)}, starts: {len(starts.starts)}, prompts: {len(texts)}")
     drafter = Drafter(rewirable.model, attention, starts, options.max_num_batched_tokens)
     accepted = []
     with TerminalProgress().bar("try wirings", len(wirings)) as bar:

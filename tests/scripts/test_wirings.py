@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import wirings
 from cgbench.engine.backends import resolve_backend
 from cgbench.engine.prefill import begin_decoding, prefill
-from cgbench.models.heads.families import MIMO, MIMO_V2, STEP, HeadFamily
+from cgbench.models.heads.families import DEEPSEEK, MIMO, MIMO_V2, QWEN, STEP, HeadFamily
 from cgbench.models.heads.head_wiring import wiring_of
 from cgbench.models.loader import load_model
 from cgbench.models.loading_plan import Loading
@@ -165,7 +165,14 @@ def test_the_feed_of_several_modules_is_found(
 
 
 @pytest.mark.parametrize(
-    ("kind", "family", "num_modules"), [("mimo", MIMO, 1), ("step3p7", STEP, 3)]
+    ("kind", "family", "num_modules"),
+    [
+        ("mimo", MIMO, 1),
+        ("deepseek_v3", DEEPSEEK, 1),
+        ("qwen3_next-hybrid", QWEN, 1),
+        ("step3p7", STEP, 3),
+        ("mimo_v2_flash", MIMO_V2, 3),
+    ],
 )
 def test_drafts_are_those_of_the_engine(
     kind: str, family: HeadFamily, num_modules: int, tmp_path: Path
@@ -231,6 +238,14 @@ def test_starts_of_one_prompt_do_not_count_as_independent() -> None:
     # By hand: four sums of 10, and sqrt(4 / 3 x 400) / 40.
     assert paired_estimate(alike, prompt_of).error == pytest.approx(sqrt(400 * 4 / 3) / 40)
     assert paired_estimate(mixed, prompt_of).error < 0.2
+
+
+def test_nothing_to_compare_is_said(right: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first draft has no chain."""
+    assert study_of(right, "--vary", "chain", "--spec-tokens", "1") == 0
+    out = capsys.readouterr().out
+    assert "There is nothing to compare" in out
+    assert "Winner" not in out
 
 
 def test_a_small_lead_is_no_win() -> None:

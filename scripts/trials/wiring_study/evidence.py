@@ -39,7 +39,7 @@ class Tried:
     length: Interval
     rates: tuple[Interval, ...]
     behind: Interval | None
-    drafts_alike: bool
+    kept_alike: bool
     """It kept as many drafts as the best at every start."""
 
     @property
@@ -102,7 +102,7 @@ def judge(
                 _within(interval(rate_estimate(n, drafted), CONFIDENCE), 0, 1) for n in per_pos
             ),
             behind=None if i == order[0] else behind,
-            drafts_alike=bool((best == accepted[i]).all()),
+            kept_alike=bool((best == accepted[i]).all()),
         )
 
     found = tuple(tried(i) for i in order)

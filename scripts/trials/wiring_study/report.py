@@ -79,16 +79,19 @@ def markdown(judged: Judged, title: str) -> str:
 def conclusions(judged: Judged) -> list[str]:
     """Return what the table settles, a paragraph a string."""
     said = [_measured(judged)]
-    if len(judged.tried) > 1:
-        said += [_best(judged), *_open_points(judged), _of_declared(judged)]
-    return said
+    if len(judged.tried) == 1:
+        return [
+            *said,
+            "There is nothing to compare: no other wiring can draft otherwise at this k.",
+        ]
+    return [*said, _best(judged), *_open_points(judged), _of_declared(judged)]
 
 
 def _measured(judged: Judged) -> str:
     return (
         f"{judged.num_starts} starts in the target's own greedy text after {judged.num_prompts} "
-        f"prompts, {judged.spec_tokens} drafts each. Lengths and rates have 95 % intervals. Those "
-        f"behind the best are paired, and hold together for all {len(judged.tried)} wirings."
+        f"prompts, k = {judged.spec_tokens}. Lengths and rates have 95 % intervals. Those of "
+        f"behind the best are paired, and hold together over all wirings ({len(judged.tried)})."
     )
 
 
@@ -100,7 +103,7 @@ def _best(judged: Judged) -> str:
         return f"Winner: {_flags(judged, winner)}. The next one is behind by {shown(following)}."
     tied = judged.contenders
     text = f"No winner: {len(tied)} wirings are tied, because none of them is apart from the best."
-    alike = sum(each.drafts_alike for each in tied)
+    alike = sum(each.kept_alike for each in tied)
     if alike > 1:
         text += f" {alike} of them kept the same number of drafts at every start."
     return text
