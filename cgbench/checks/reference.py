@@ -52,7 +52,7 @@ def _rounded(rows: Tensor, stated: float | None) -> Tensor:
     """
     wide = rows.to(torch.float32)
     top = wide.abs().max(dim=-1, keepdim=True).values
-    scale = torch.full_like(top, stated) if stated is not None else top / 448
+    scale = torch.full_like(top, stated) if stated is not None else top / torch.full_like(top, 448)
     steps = (wide / scale).nan_to_num(0.0).clamp(-448, 448)
     return (steps.to(torch.float8_e4m3fn).to(torch.float32) * scale).to(rows.dtype)
 
@@ -130,7 +130,12 @@ def reference_states(
 
 
 def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
-    """Return the hidden states that the head's family is fed, ``[B, S, H]``."""
+    """Return the hidden states that the head's family is fed, ``[B, S, H]``.
+
+    Those of an EAGLE-3 head are three side by side, ``[B, S, 3H]``.
+    """
+    if head.family.num_aux:
+        return torch.cat(states.aux, dim=-1)
     return states.post_norm if head.family.hidden_in == NormSide.POST else states.pre_norm
 
 
@@ -163,10 +168,11 @@ def reference_draft_logits(
         embeds = (module.embedding or target.model.get_input_embeddings())(following)
         if step < head.num_modules and head.family.first_embed == FirstEmbedding.ZEROED:
             embeds[:, 0] = 0
-        rope = target.rope(embeds, positions, module.layer_type)
+        rope = module.rope(target, embeds, positions)
         block_out = module(embeds, hidden, rope, positions, attention)
         normed = module.to_logits_input(block_out)
-        logits.append(target.logits(normed[:, -1:], module.output)[0, -1])
+        own = target.logits(normed[:, -1:], module.output)[0, -1]
+        logits.append(module.over_vocabulary(own, target.vocab_size))
         chosen = logits[-1].argmax(-1)
         if step < len(drafts):
             chosen = torch.full_like(chosen, drafts[step])

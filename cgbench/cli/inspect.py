@@ -154,16 +154,29 @@ def _head_lines(found: "Inspection") -> list[tuple[str, str]]:
         ("head", f"{head.label}, {where}"),
         ("modules", _module_words(head)),
         ("head weights", f"{_size(head.weight_bytes)}"),
-        (
-            "wiring",
-            f"concat {head.concat}, hidden in {head.hidden_in}-norm, chain "
-            f"{head.chain}-norm, output norm {head.out_norm}, first embedding "
-            f"{head.first_embed}",
-        ),
+        ("wiring", _wiring_words(head)),
+        *_draft_vocabulary(head),
         ("head norms", _norm_words(head)),
         *((each.what, _copy_words(each)) for each in head.copies),
         ("rule from", head.source),
     ]
+
+
+def _wiring_words(head: "HeadFacts") -> str:
+    """Return what draft 1 and later drafts are fed, and what their logits are made of."""
+    fed = f"{head.hidden_in}-norm"
+    if head.aux_layers:
+        fed = f"before layers {', '.join(map(str, head.aux_layers))}"
+    return (
+        f"concat {head.concat}, hidden in {fed}, chain {head.chain}-norm, output norm "
+        f"{head.out_norm}, first embedding {head.first_embed}"
+    )
+
+
+def _draft_vocabulary(head: "HeadFacts") -> list[tuple[str, str]]:
+    if head.draft_vocab_size is None:
+        return []
+    return [("draft tokens", f"{head.draft_vocab_size:,} of the target's, by d2t")]
 
 
 def _module_words(head: "HeadFacts") -> str:

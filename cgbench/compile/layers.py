@@ -96,6 +96,7 @@ def _small_modules(target: Target, head: DraftHead | None) -> list[nn.Module]:
     modules = [target.backbone.norm, target.backbone.rotary_emb]
     for each in () if head is None else head.mtp_modules:
         modules += [each.embed_norm, each.hidden_norm, each.out_norm]
+        modules += [each.rotary] if hasattr(each, "rotary") else []
     return [
         module
         for module in modules

@@ -58,6 +58,16 @@ class Speculator:
         return Decode(places, self.backend, self.runs_compiled)
 
     @property
+    def fed_size(self) -> int:
+        """Return the width of verify's states that draft 1 is fed, or the target's own."""
+        return self.target.hidden_size if self.head is None else self.head.fed_size
+
+    @property
+    def chain_size(self) -> int:
+        """Return the width of the head's own hidden state, or the target's without a head."""
+        return self.target.hidden_size if self.head is None else self.head.hidden_size
+
+    @property
     def num_modules(self) -> int:
         """Return the number of the head's MTP modules, which is 1 without a head."""
         return 1 if self.head is None else self.head.num_modules
@@ -98,19 +108,31 @@ class Speculator:
             elif self.has_own_module(step):
                 # A window that begins before the newest row may begin at the prompt's first.
                 embeds = embeds.masked_fill((positions == 0)[..., None], 0)
-        rope = self.target.rope(embeds, positions, module.layer_type)
+        rope = module.rope(self.target, embeds, positions)
         return module(embeds, hidden, rope, positions, attention_call=call)  # type: ignore[no-any-return]
 
     def draft_logits(self, block_out: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Return the logits ``[B, V]`` of draft ``step``, and the chain ``[B, 1, H]`` after it.
 
-        Both come from the module's ``block_out [B, 1, H]``.
+        Both come from the module's ``block_out [B, 1, H]``. V is the head's own vocabulary.
         """
         assert self.head is not None
         module = self.head.module_of(step)
         normed = module.to_logits_input(block_out)
         logits = self.logits(normed[:, 0], module.output)
         return logits, module.to_chain(block_out, normed)
+
+    def draft(self, rows: RowState, logits: Tensor, step: int) -> Tensor:
+        """Return draft ``step`` as tokens of the target, ``[b]``, from ``draft_logits``.
+
+        A rule that draws drafts keeps their distribution over the target's vocabulary.
+        """
+        assert self.head is not None
+        module = self.head.module_of(step)
+        if self.accept.samples_drafts:
+            whole = module.over_vocabulary(logits, self.target.vocab_size)
+            return self.accept.draft(rows, whole, step)
+        return module.to_target(self.accept.draft(rows, logits, step))
 
     def fed_next(self, fed: Tensor, block_out: Tensor, step: int) -> Tensor:
         """Return what the module after that of draft ``step`` is fed, ``[B, S, H]``.
@@ -259,6 +281,6 @@ def keep_fed(
 def emit_draft(spec: Speculator, rows: RowState, block_out: Tensor, step: int) -> None:
     """Write draft ``step`` and the chain of the step after it, from ``block_out [b, 1, H]``."""
     logits, chain = spec.draft_logits(block_out, step)
-    rows.drafts[:, step - 1] = spec.settled(spec.accept.draft(rows, logits, step))
+    rows.drafts[:, step - 1] = spec.settled(spec.draft(rows, logits, step))
     if step < rows.spec_tokens:
         rows.chain.copy_(chain)

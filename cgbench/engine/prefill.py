@@ -115,13 +115,14 @@ class _Wave:
 
 def _waves(prompts: list[list[int]], max_num_tokens: int) -> list[_Wave]:
     waves: list[_Wave] = []
+    longest = 0
     for slot, prompt in enumerate(prompts):
-        if waves:
-            longest = max(len(prompt), *map(len, waves[-1].prompts))
-            if longest * (len(waves[-1].prompts) + 1) <= max_num_tokens:
-                waves[-1].prompts.append(prompt)
-                continue
-        waves.append(_Wave(slot, [prompt]))
+        longest = max(longest, len(prompt))
+        if waves and longest * (len(waves[-1].prompts) + 1) <= max_num_tokens:
+            waves[-1].prompts.append(prompt)
+        else:
+            waves.append(_Wave(slot, [prompt]))
+            longest = len(prompt)
     return waves
 
 

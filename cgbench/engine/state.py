@@ -54,6 +54,7 @@ class DecodeState:
         max_batch_size: int,
         scratch_slot: int,
         hidden_size: int,
+        fed_size: int | None = None,
         dtype: torch.dtype,
         device: torch.device,
         eos_token_ids: tuple[int, ...] = (),
@@ -62,8 +63,9 @@ class DecodeState:
     ) -> None:
         """Allocate the buffers. Every row is padding at first.
 
-        ``draft_vocab_size`` is V of ``RowState.draft_probs``. It is 0 if no rule reads it.
-        ``num_modules`` counts the head's MTP modules.
+        ``hidden_size`` is the head's. ``fed_size`` is the width of what its draft 1 is fed, None if
+        it is the same. ``draft_vocab_size`` is V of ``RowState.draft_probs``. It is 0 if no rule
+        reads it. ``num_modules`` counts the head's MTP modules.
         """
         k, b = spec_tokens, max_batch_size
         num_drafting = max(1, min(k, num_modules))
@@ -80,7 +82,7 @@ class DecodeState:
             slot_of_row=torch.full((b,), scratch_slot, dtype=torch.long, device=device),
             active=integers(b),
             tokens_left=integers(b),
-            hidden=torch.zeros(b, k + 1, hidden_size, dtype=dtype, device=device),
+            hidden=torch.zeros(b, k + 1, fed_size or hidden_size, dtype=dtype, device=device),
             chain=torch.zeros(b, 1, hidden_size, dtype=dtype, device=device),
             result=integers(b, OUT + k + 1),
             eos_ids=torch.full(

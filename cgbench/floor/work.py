@@ -129,11 +129,13 @@ class ForwardWork:
 class ModuleWork:
     """A module work is the work of one of the head's modules, its token's embedding included.
 
-    ``output`` is the product that makes a draft's logits.
+    ``output`` is the product that makes a draft's logits. ``first`` is the work of draft 1's
+    forward if that of later ones is less. An EAGLE-3 head projects three hidden states there.
     """
 
     forward: ForwardWork
     output: ForwardWork
+    first: ForwardWork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,8 @@ class ModelWork:
 
     def module_of(self, step: int) -> ModuleWork:
         """Return the work of the module that makes draft ``step``, which counts from 1."""
-        return self.modules[min(step, len(self.modules)) - 1]
+        module = self.modules[min(step, len(self.modules)) - 1]
+        return module if step > 1 or module.first is None else replace(module, forward=module.first)
 
 
 def rank_work(model: LoadedModel) -> ModelWork:
@@ -319,8 +322,15 @@ def model_work(skeleton: Skeleton, kv_format: KvFormat = PLAIN) -> ModelWork:
     def module_work(module: MtpModule) -> ModuleWork:
         own = module.output
         output = lm_head if own is None else _output_work(target, hidden, own, of_head)
-        probe = _WorkProbe(keeps_latents=keeps_latents, kv_format=kv_format)
-        return ModuleWork(_module_work(target, module, fed, probe, of_head), output)
+
+        def of(fed: Tensor) -> ForwardWork:
+            probe = _WorkProbe(keeps_latents=keeps_latents, kv_format=kv_format)
+            return _module_work(target, module, fed, probe, of_head)
+
+        first = of(fed)
+        if module.hidden_size == fed.shape[-1]:
+            return ModuleWork(first, output)
+        return ModuleWork(of(fed[..., : module.hidden_size]), output, first)
 
     return ModelWork(work, lm_head, tuple(map(module_work, head.mtp_modules)))
 
@@ -337,7 +347,7 @@ def _module_work(
 
     def step() -> Tensor:
         embeds = target.embed(ids, module.embedding)
-        rope = target.rope(embeds, ids, module.layer_type)
+        rope = module.rope(target, embeds, ids)
         return module(embeds, fed, rope, ids, probe)  # type: ignore[no-any-return]
 
     names = _weight_names(module) | _weight_names(target.model.get_input_embeddings())
@@ -356,8 +366,9 @@ def _output_work(
 ) -> ForwardWork:
     """Return the product with the lm_head, or with a head's ``own`` output matrix."""
     module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
+    normed = hidden.post_norm.new_zeros(1, 1, module.in_features)
     _, work = _recorded(
-        {_storage(module.weight): name}, None, lambda: target.logits(hidden.post_norm, own), stored
+        {_storage(module.weight): name}, None, lambda: target.logits(normed, own), stored
     )
     return work
 

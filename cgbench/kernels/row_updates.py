@@ -28,7 +28,8 @@ class RowState:
     - ``slot_of_row [b]``: the request's slot, or the scratch slot once it has ended.
     - ``active [b]``: 1 while the request decodes.
     - ``tokens_left [b]``: tokens still to emit.
-    - ``hidden [b, k + 1, H]``: verify's hidden states, in the form that the head takes.
+    - ``hidden [b, k + 1, H]``: verify's hidden states, in the form that the head takes. For an
+      EAGLE-3 head they are three side by side.
     - ``chain [b, 1, H]``: the head's own hidden state, for the next draft step.
     - ``result [b, k + 4]``: all that the host reads, in one copy. Its columns are num_emitted,
       num_accepted, active after, and the k + 1 tokens of ``out``.

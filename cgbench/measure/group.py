@@ -36,7 +36,7 @@ from cgbench.models.heads.head import DraftHead
 from cgbench.parallel.ranks import first_failure, first_unlike
 from cgbench.request.choices import KvDtype
 from cgbench.rundir.block_schema import Block
-from cgbench.rundir.schema import COLD, SAME, WARM, Cell, Sample, TokenRow
+from cgbench.rundir.schema import COLD, SAME, TARGETS, WARM, Cell, Sample, TokenRow
 from cgbench.words import Mode, Scope, Stage, Status
 from cgbench.workload.load import sha256_of
 
@@ -338,6 +338,7 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
         quant=deployment.model.quant,
         kv_dtype=str(KvDtype.FP8) if deployment.model.kv_format.is_fp8 else SAME,
         mtp_modules=_num_modules(deployment.model.head, spec_tokens),
+        draft_vocab=_draft_vocab(deployment.model.head, spec_tokens),
         experts_read=run.experts_read.get(Stage.VERIFY),
     )
 
@@ -345,6 +346,12 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
 def _num_modules(head: DraftHead | None, spec_tokens: int) -> int:
     """The modules that draft, whatever k is. A row without drafts has the column's default."""
     return head.num_modules if head is not None and spec_tokens else 1
+
+
+def _draft_vocab(head: DraftHead | None, spec_tokens: int) -> str:
+    """How many tokens a draft can be, if it cannot be all of the target's."""
+    size = None if head is None or not spec_tokens else head.draft_vocab_size
+    return TARGETS if size is None else str(size)
 
 
 def _accounts(session: Session, runs: dict[CellKey, CellRun]) -> list[Account]:

@@ -218,6 +218,7 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
             "weight_bytes": _weight_bytes(model.target.model) + _weight_bytes(model.head),
             "kv_bytes": deployment.spec.cache.num_bytes,
             "mtp_modules": _module_facts(model),
+            "head_aux_layers": None if model.head is None else [*model.head.aux_layers] or None,
             "head_wiring": None if model.head is None else wiring_of(model.head.family),
         },
         workload={

@@ -28,7 +28,7 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
     if head is not None:
         parts.append((head, head.all_splits))
     for module, splits in parts:
-        state = module.state_dict()
+        state = module.state_dict() | _token_map(module)
         for told, name in _in_order(state):
             part = state[name]
             tensor = splits[name].joined(part) if name in splits else part
@@ -36,6 +36,12 @@ def fingerprint(target: Target, head: DraftHead | None) -> str:
             for sums in _sums(tensor):
                 digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _token_map(module: nn.Module) -> dict[str, Tensor]:
+    """Return a head's map of draft tokens, which no state dict holds, if it has one."""
+    ids = getattr(module, "target_ids", None)
+    return {} if ids is None else {"target_ids": ids}
 
 
 def _in_order(names: Iterable[str]) -> list[tuple[str, str]]:

@@ -55,7 +55,9 @@ class CopyFacts:
 class HeadFacts:
     """This class describes the head that would be loaded.
 
-    ``origin`` is where it would be loaded from. It is None if the head would be made.
+    ``aux_layers`` are the target's layers whose input an EAGLE-3 head is fed. ``draft_vocab_size``
+    counts the tokens that a draft can be. It is None if they are all of the target's. ``origin`` is
+    where it would be loaded from. It is None if the head would be made.
     """
 
     family: str
@@ -71,6 +73,8 @@ class HeadFacts:
     first_embed: FirstEmbedding
     feed: ModuleFeed
     target_norms: NormForm
+    aux_layers: tuple[int, ...]
+    draft_vocab_size: int | None
     copies: tuple[CopyFacts, ...]
     num_tensors: int
     weight_bytes: int
@@ -207,7 +211,8 @@ def _checkpoint_facts(plan: LoadingPlan) -> CheckpointFacts | None:
 
 def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFacts | None:
     family, found = plan.family, plan.head_files
-    if family is None:
+    head = plan.skeleton.head
+    if family is None or head is None:
         return None
     return HeadFacts(
         family=family.name,
@@ -223,6 +228,8 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFac
         first_embed=family.first_embed,
         feed=family.feed,
         target_norms=_norm_form(plan.skeleton.target),
+        aux_layers=head.aux_layers,
+        draft_vocab_size=head.draft_vocab_size,
         copies=_copy_facts(found),
         num_tensors=len(tensors),
         weight_bytes=plan.skeleton.head_bytes(plan.request.dtype),

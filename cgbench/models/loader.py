@@ -15,6 +15,7 @@ from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, i
 from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.experts import implementation_for, take_over_loops
 from cgbench.models.gguf import gguf_keywords
+from cgbench.models.heads.eagle3_head import make_head
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_files import read_head
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
@@ -270,8 +271,9 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     if plan.family is None or plan.head_files is None:
         return None
     with torch.device("meta"):
-        head = DraftHead(plan.family, target.model, *plan.head_files.forms)
+        head = make_head(plan.family, target.model, plan.head_files.forms)
     read_head(head, plan.head_files)
+    target.watch_layers(head.aux_layers)
     _divide_head(plan, head, target)
     cast_head(head, target)
     return head.to(target.device).eval()
@@ -321,6 +323,10 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     return head
 
 
+# Rotary frequencies of a head's own, which transformers' models keep so.
+_IN_FLOAT32 = ("rotary.inv_freq", "rotary.original_inv_freq")
+
+
 def cast_head(head: DraftHead, target: Target) -> None:
     """Cast the head to the target's dtype, in place.
 
@@ -335,7 +341,7 @@ def cast_head(head: DraftHead, target: Target) -> None:
                 is_float = tensor is not None and tensor.is_floating_point()
                 if tensor is not None and is_float and not is_quantised(module, name):
                     path = f".{module_name}.{name}"
-                    is_kept = any(f".{each}" in path for each in kept)
+                    is_kept = any(f".{each}" in path for each in (*kept, *_IN_FLOAT32))
                     tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)
 
 

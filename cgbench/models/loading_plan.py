@@ -11,7 +11,12 @@ import torch
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from cgbench.errors import BadInputError, MissingHeadError, ModelError
+from cgbench.errors import (
+    BadInputError,
+    MissingHeadError,
+    ModelError,
+    UnsupportedModelError,
+)
 from cgbench.models.checkpoint import (
     CONFIG_FILE,
     check_generation_config,
@@ -23,13 +28,13 @@ from cgbench.models.checkpoint import (
     tensor_files,
 )
 from cgbench.models.gguf import find_gguf, gguf_head_problem
+from cgbench.models.heads.eagle3_files import find_any_head
 from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head import HeadForm
 from cgbench.models.heads.head_copies import target_matrices
 from cgbench.models.heads.head_files import (
     HeadFiles,
     check_head,
-    find_head,
     num_used,
     scaled_shapes,
 )
@@ -310,11 +315,21 @@ def _find_head(
     flags, stated = request.wiring, folder.stated
     name = flags.family or stated.family
     matrices = target_matrices(target, files)
-    found = find_head(folder, target, matrices, request.dtype, name, request.mtp_modules)
+    found = find_any_head(folder, target, matrices, request.dtype, name, request.mtp_modules)
+    _check_ranks(request, found.family)
     # A file's wiring holds for the family that the file states, and for no other.
     in_force = flags.family in (None, stated.family or found.family.name)
     family = wired(found.family, stated) if in_force else found.family
     return found, named(family, flags)
+
+
+def _check_ranks(request: Loading, family: HeadFamily) -> None:
+    """Refuse a head that ranks cannot share, nor hold whole beside a divided target."""
+    if family.num_aux and request.ranks.size > 1:
+        raise UnsupportedModelError(
+            f"--tp {request.ranks.size}: an {family.kind} cannot be run on several GPUs here. "
+            "Drop --tp, or use another --head"
+        )
 
 
 def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | None) -> HeadFolder:

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe, is_latent
 from cgbench.models.config_faults import fault_of
+from cgbench.models.heads.eagle3_head import make_head
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
@@ -131,7 +132,8 @@ def with_head(
     with _told(target.model.config, where), torch.device("meta"):
         head = None
         if family is not None:
-            head = DraftHead(family, target.model, *forms).to(torch.bfloat16)
+            head = make_head(family, target.model, forms).to(torch.bfloat16)
+            target.watch_layers(head.aux_layers)
         probe = probe_kv_shapes(target, head, keeps_latents=keeps_latents)
         return Skeleton(target, head, probe)
 

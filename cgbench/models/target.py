@@ -4,9 +4,12 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.errors import UnsupportedModelError
@@ -25,11 +28,12 @@ from cgbench.parallel.collectives import argmax_over_ranks, joined_over_ranks
 class HiddenStates:
     """This class holds the target's last hidden states, before and after its final norm.
 
-    Each is ``[B, S, H]``.
+    ``aux`` are the inputs of the layers that are watched. Each is ``[B, S, H]``.
     """
 
     pre_norm: Tensor
     post_norm: Tensor
+    aux: tuple[Tensor, ...] = ()
 
 
 class Target:
@@ -57,12 +61,39 @@ class Target:
         self.num_layers: int = self.config.num_hidden_layers
         self.routing: BalancedRouting | None = None
         """This chooses experts in the router's place. It is None if the router chooses."""
+        self.aux_layers: tuple[int, ...] = ()
+        self._aux: dict[int, Tensor] = {}
+        self._aux_hooks: list[RemovableHandle] = []
         self._pre_norm: Tensor | None = None
         self._has_typed_rope = _has_typed_rope(self.backbone.rotary_emb)
         self._rescale = _logits_rescale(model.config)
         norm = self.backbone.norm
         assert isinstance(norm, nn.Module)
         norm.register_forward_pre_hook(self._keep_pre_norm)
+
+    def watch_layers(self, layers: tuple[int, ...]) -> None:
+        """Let every forward return the inputs of ``layers`` too, in that order.
+
+        The number of layers stands for the final norm. The hooks run outside the layers, so a
+        compiled layer is watched as well.
+        """
+        for hook in self._aux_hooks:
+            hook.remove()
+        self.aux_layers = layers
+        layers_in_order, norm = self.backbone.layers, self.backbone.norm
+        assert isinstance(layers_in_order, nn.ModuleList) and isinstance(norm, nn.Module)
+        modules = [*layers_in_order, norm]
+        self._aux_hooks = [
+            modules[layer].register_forward_pre_hook(
+                partial(self._keep_aux, layer), with_kwargs=True
+            )
+            for layer in layers
+        ]
+
+    def _keep_aux(
+        self, layer: int, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self._aux[layer] = args[0] if args else kwargs["hidden_states"]
 
     def _keep_pre_norm(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._pre_norm = args[0]
@@ -128,7 +159,8 @@ class Target:
         )
         pre_norm, self._pre_norm = self._pre_norm, None
         assert pre_norm is not None
-        return HiddenStates(pre_norm, out.last_hidden_state)
+        aux = tuple(self._aux.pop(layer) for layer in self.aux_layers)
+        return HiddenStates(pre_norm, out.last_hidden_state, aux)
 
     def logits(self, normed: Tensor, output: nn.Module | None = None) -> Tensor:
         """Return the logits ``[..., vocab]`` of hidden states ``[..., H]`` after a final norm.
@@ -267,9 +299,9 @@ def probe_kv_shapes(
     with probed_shapes(mixtures_of(target.backbone, head)) as shapes:
         hidden = target.forward(ids, ids, probe)
         for module in () if head is None else head.mtp_modules:
-            embeds = target.embed(ids)
-            rope = target.rope(embeds, ids, module.layer_type)
-            module(embeds, hidden.pre_norm, rope, ids, probe)
+            embeds = target.embed(ids, module.embedding)
+            rope = module.rope(target, embeds, ids)
+            module(embeds, head.to_input(hidden), rope, ids, probe)  # type: ignore[union-attr]
     probe.expert_shapes = shapes
     check_windows(target.model, probe.windows)
     missing = set(range(target.num_layers)) - set(probe.kv_shapes) - set(probe.state_shapes)

@@ -58,6 +58,8 @@ class ModelFacts(TypedDict):
     """How keys and values are kept, if not in the model's dtype."""
     mtp_modules: NotRequired[str | None]
     head_wiring: NotRequired[dict[str, str] | None]
+    head_aux_layers: NotRequired[list[int] | None]
+    """The target's layers whose input an EAGLE-3 head is fed."""
     tensor_parallel: NotRequired[ParallelFacts]
 
 

@@ -1,6 +1,7 @@
 """Every Triton kernel compiled for Hopper without a GPU, from the calls that the engine makes:
 what the interpreter lets pass, a compiler may not."""
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -96,7 +97,9 @@ class NoDevice:
 @pytest.fixture(scope="module")
 def triton_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of this session alone; the tests share it, for a kernel takes long to compile."""
-    return tmp_path_factory.mktemp("triton")
+    folder = tmp_path_factory.getbasetemp()
+    # A worker's own folder is in that of its session.
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "triton"
 
 
 @pytest.fixture

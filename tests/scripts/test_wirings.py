@@ -17,10 +17,10 @@ from cgbench.models.heads.head_wiring import wiring_of
 from cgbench.models.loader import load_model
 from cgbench.models.loading_plan import Loading
 from cgbench.request.parts import HeadWiring
+from tests.support.eagle3 import SAFEAILAB, make_head_folder, make_target
 from tests.support.own_modules import make_own_modules
 from tests.support.tiny import (
     add_tokenizer,
-    load_tiny,
     make_checkpoint,
     make_speculator,
     make_state,
@@ -177,13 +177,32 @@ def test_the_feed_of_several_modules_is_found(
 def test_drafts_are_those_of_the_engine(
     kind: str, family: HeadFamily, num_modules: int, tmp_path: Path
 ) -> None:
-    """At every start, as if the text before it were the prompt of a request."""
     folder = make_checkpoint(tmp_path, kind, family=family, num_modules=num_modules)
-    rewirable = load_rewirable(loading(folder))
+    check_drafts(loading(folder))
+
+
+def test_drafts_of_an_eagle_3_head_are_those_of_the_engine(tmp_path: Path) -> None:
+    """It reads three states of the target's layers, and drafts a part of the vocabulary."""
+    target = make_target(tmp_path / "target")
+    head = make_head_folder(tmp_path / "head", SAFEAILAB, target)
+    apart = Loading(str(target), str(head), True, CPU, torch.float32)
+    check_drafts(apart)
+    rewirable = load_rewirable(apart)
+    every = rewirable.wirings(ALL, K)
+    assert len(every) == 4
+    varied = {(wiring.chain, wiring.first_embed) for wiring in every}
+    assert varied == {(chain, embed) for chain in ("pre", "post") for embed in ("kept", "zeroed")}
+    judged = judged_of(rewirable, random_prompts(3, vocab=64), ALL)
+    assert len(judged.tried) == 4
+
+
+def check_drafts(what: Loading) -> None:
+    """The drafts at every start are those of a request with the text before it for a prompt."""
+    rewirable = load_rewirable(what)
     starts = starts_of(rewirable, random_prompts(3, vocab=64))
     assert len(starts.starts) > 6
     rewirable.apply(rewirable.declared)
-    spec = make_speculator(load_tiny(folder), max_batch_size=1, room=96)
+    spec = make_speculator(load_model(what), max_batch_size=1, room=96)
     state = make_state(spec, K, 1)
     expected = {}
     for start in starts.starts:

@@ -49,6 +49,7 @@ def make_session(
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
     ranks: Ranks = ALONE,
     kv_dtype: KvDtype = KvDtype.AUTO,
+    head: Path | None = None,
 ) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
     options = RunOptions(
@@ -68,7 +69,8 @@ def make_session(
         ignore_eos=False,
         seed=seed,
     )
-    model = load_tiny(folder, device=device, dtype=dtype, ranks=ranks, kv_dtype=kv_dtype)
+    how = {"ranks": ranks, "kv_dtype": kv_dtype, "head": head}
+    model = load_tiny(folder, device=device, dtype=dtype, **how)
     return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
 
@@ -125,7 +127,8 @@ def make_tiny_subject(
     with_graphs: bool = False,
     ranks: Ranks = ALONE,
     kv_dtype: KvDtype = KvDtype.AUTO,
+    head: Path | None = None,
 ) -> Subject:
     how = {"spec_tokens": spec_tokens, "dtype": dtype, "ranks": ranks, "kv_dtype": kv_dtype}
-    deployment = make_deployment(folder, seed=seed, **how)
+    deployment = make_deployment(folder, seed=seed, head=head, **how)
     return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)

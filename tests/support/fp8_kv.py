@@ -21,7 +21,8 @@ def rounded_by_hand(numbers: Tensor) -> Tensor:
 def kept_by_hand(rows: Tensor, stated: float | None = None) -> Tensor:
     """What ``rows [..., D]`` are worth once they are kept."""
     wide = rows.float()
-    scale = wide.abs().amax(-1, keepdim=True) / 448
+    top = wide.abs().amax(-1, keepdim=True)
+    scale = top / torch.full_like(top, 448)
     scale = scale.clamp(min=2.0**-64) if stated is None else torch.full_like(scale, stated)
     return (rounded_by_hand(wide / scale).float() * scale).to(rows.dtype)
 

@@ -13,7 +13,7 @@ from tests.support.quick_python import quick_python
 
 def run_interpreted(code: str) -> str:
     """What ``code`` prints, in a process of its own, for Triton reads TRITON_INTERPRET once."""
-    preloaded = ("pytest", "triton.runtime.interpreter", *PRELOADED)
+    preloaded = ("pytest", "tests.support.quick_interpreter", *PRELOADED)
     done = subprocess.run(
         [quick_python(*preloaded, interpreted=True), "-c", code],
         env=os.environ | {"TRITON_INTERPRET": "1"},

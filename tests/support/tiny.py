@@ -417,10 +417,13 @@ def load_tiny(
     ranks: Ranks = ALONE,
     keeps_latents: bool = True,
     kv_dtype: KvDtype = KvDtype.AUTO,
+    head: Path | None = None,
 ) -> LoadedModel:
+    """``head`` is the folder of a head made apart."""
     where = torch.device(device), dtype
+    head_ref = None if head is None else str(head)
     how = {"ranks": ranks, "keeps_latents": keeps_latents, "kv_dtype": kv_dtype}
-    loading = Loading(str(folder), None, with_head, *where, **how)
+    loading = Loading(str(folder), head_ref, with_head, *where, **how)
     return load_model(loading)
 
 
@@ -455,7 +458,8 @@ def make_state(
         spec_tokens=spec_tokens,
         max_batch_size=max_batch_size,
         scratch_slot=spec.cache.scratch_slot,
-        hidden_size=spec.target.hidden_size,
+        hidden_size=spec.chain_size,
+        fed_size=spec.fed_size,
         dtype=spec.target.dtype,
         device=spec.target.device,
         eos_token_ids=tuple(eos),

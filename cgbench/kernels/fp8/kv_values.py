@@ -39,7 +39,9 @@ class KvScales(NamedTuple):
 
 def row_scales(rows: Tensor) -> Tensor:
     """Return the scales ``[...]`` of ``rows [..., D]``."""
-    return (rows.float().abs().amax(-1) / LARGEST).clamp(min=LEAST_SCALE)
+    largest = rows.float().abs().amax(-1)
+    # On CUDA torch divides by a number through its inverse, which is another last bit.
+    return (largest / torch.full_like(largest, LARGEST)).clamp(min=LEAST_SCALE)
 
 
 def quantised_rows(rows: Tensor, scales: Tensor) -> Tensor:

@@ -43,7 +43,8 @@ class HeadFamily:
     as its first layer, unless config.json states it. ``dropped`` is an infix that some of the
     checkpoint's names carry. ``renamed`` are names within the block that differ from the target's
     layers. ``unread`` are tensors of the module that engines leave in the file.
-    ``has_one_module``: a second block would be a second layer of the same module.
+    ``has_one_module``: a second block would be a second layer of the same module. ``num_aux``:
+    draft 1 is fed the inputs of so many of the target's layers, in place of its last state.
     """
 
     name: str
@@ -65,6 +66,12 @@ class HeadFamily:
     renamed: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     has_one_module: bool = False
+    num_aux: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Return what a head of this family is called in messages."""
+        return "EAGLE-3 head" if self.num_aux else "MTP head"
 
     def first_number(self, num_layers: int) -> int:
         """Return the number that a checkpoint gives the head's first module.
@@ -241,11 +248,22 @@ EAGLE = HeadFamily(
     block_norm=False,
     source="SafeAILab/EAGLE 1: the first draft layer has no input norm, nothing norms its output",
 )
+EAGLE3 = HeadFamily(
+    name="eagle3",
+    names={"proj": "fc", "block": "midlayer", "out_norm": "norm"},
+    has_one_module=True,
+    chain=NormSide.PRE,
+    input_norms=False,
+    norm_form=NormForm.PLAIN,
+    num_aux=3,
+    source="SafeAILab/EAGLE 3 and vLLM's llama_eagle3: fc over three states of the target, and the "
+    "layer's output fed back before its norm",
+)
 
 FAMILIES: dict[str, HeadFamily] = {
     family.name: family
     for family in (
         *(MIMO, MIMO_V2, DEEPSEEK, HY, STEP, QWEN, EXAONE, MELLUM, ERNIE),
-        *(SPECULATORS, EAGLE),
+        *(SPECULATORS, EAGLE, EAGLE3),
     )
 }

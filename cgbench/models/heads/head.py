@@ -10,13 +10,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.experts import apply_in_chunks, dispatch_experts
+from cgbench.models.heads.eagle3_config import Eagle3Form
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.latent.latent_hook import hook_latent_layers
 from cgbench.models.shards import Splits
 from cgbench.request.choices import ConcatOrder, NormForm, NormSide, OutputNorm
 
 if TYPE_CHECKING:
-    from cgbench.models.target import HiddenStates
+    from cgbench.models.target import HiddenStates, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ class HeadForm:
     ``proj_bias``: the projection has a bias. ``own_embedding`` and ``own_output``: it embeds tokens
     and computes logits with matrices of its own, not the target's. ``dense``: its block is dense,
     or has experts, whatever the target's layers have. It is None if the config alone decides.
+    ``eagle3`` is the form of an EAGLE-3 head's layer, and None for any other head.
     """
 
     proj_bias: bool = False
     own_embedding: bool = False
     own_output: bool = False
     dense: bool | None = None
+    eagle3: Eagle3Form | None = None
 
 
 class MtpModule(nn.Module):
@@ -41,6 +44,9 @@ class MtpModule(nn.Module):
     target's own decoder layer class, numbered past its last layer. So its keys and values live in a
     layer of the same KV cache.
     """
+
+    target_ids: Tensor | None
+    """The target's tokens ``[D]`` that the head can draft. They are None if it can draft all."""
 
     def __init__(
         self, family: HeadFamily, target: PreTrainedModel, form: HeadForm, place: int
@@ -61,7 +67,7 @@ class MtpModule(nn.Module):
         """Its attention's type, None where the model's layers are all of one kind."""
         config = block_config(text_config, family, place, dense=form.dense)
         backbone = target.get_decoder()
-        size = config.hidden_size
+        size = self.hidden_size = int(config.hidden_size)
         self.embed_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
         self.hidden_norm = _norm_like(backbone.norm, size) if family.input_norms else nn.Identity()
         self.proj = nn.Linear(2 * size, size, bias=form.proj_bias)
@@ -79,6 +85,7 @@ class MtpModule(nn.Module):
         vocab_size = target.get_output_embeddings().out_features
         self.output = nn.Linear(size, vocab_size, bias=False) if form.own_output else None
         """The head's own output matrix. It is None if the head multiplies with the target's."""
+        self.register_buffer("target_ids", None, persistent=False)
         # A tuple hides the target's norm from torch, so it is none of the head's modules.
         self._target_norm = (backbone.norm,)
 
@@ -129,6 +136,26 @@ class MtpModule(nn.Module):
         """
         return normed if self.family.chain == NormSide.POST else block_output
 
+    def rope(self, target: "Target", like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rotary cosines and sines for ``position_ids [B, S]``, in the dtype of
+        ``like``."""
+        return target.rope(like, position_ids, self.layer_type)
+
+    def to_target(self, drafts: Tensor) -> Tensor:
+        """Return the target's tokens that ``drafts [...]`` of the head's vocabulary are."""
+        return drafts if self.target_ids is None else self.target_ids[drafts]
+
+    def over_vocabulary(self, logits: Tensor, vocab_size: int) -> Tensor:
+        """Return ``logits [..., D]`` of the head's vocabulary over the target's, ``[..., V]``.
+
+        A token that the head cannot draft has the least number of the dtype.
+        """
+        if self.target_ids is None:
+            return logits
+        least = torch.finfo(logits.dtype).min
+        whole = logits.new_full((*logits.shape[:-1], vocab_size), least)
+        return whole.index_copy_(-1, self.target_ids, logits)
+
     @property
     def number(self) -> int:
         """Return the number that a checkpoint gives this module."""
@@ -172,6 +199,21 @@ class DraftHead(MtpModule):
     def num_modules(self) -> int:
         """Return how many modules the head has."""
         return 1 + len(self.later)
+
+    @property
+    def aux_layers(self) -> tuple[int, ...]:
+        """Return the target's layers whose input the head is fed. Most heads have none."""
+        return ()
+
+    @property
+    def fed_size(self) -> int:
+        """Return the width of the target's states that draft 1 is fed."""
+        return self.hidden_size
+
+    @property
+    def draft_vocab_size(self) -> int | None:
+        """Return how many tokens a draft can be, or None if it can be any of the target's."""
+        return None if self.target_ids is None else len(self.target_ids)
 
     @property
     def layer_numbers(self) -> range:

@@ -12,6 +12,7 @@ from cgbench.errors import BadInputError, MissingHeadError
 from cgbench.kernels.fp8.block_scales import row_blocks_of
 from cgbench.models.checkpoint import StoredTensor, raw_config, read_tensor, stored_tensors
 from cgbench.models.experts import expert_parts, fuse, num_fused
+from cgbench.models.heads.eagle3_config import Eagle3Form
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm, module_prefix
 from cgbench.models.heads.head_copies import (
@@ -52,7 +53,8 @@ class HeadFiles:
     ``family`` has the names that the head has there. ``files`` is keyed by the names that
     transformers would give the tensors, without the family's infix. ``stored_as`` gives the name in
     the file. ``num_stored`` counts the checkpoint's MTP modules. ``copies`` are the embeddings and
-    output matrices stored with each of the modules that are used.
+    output matrices stored with each of the modules that are used. ``eagle3`` is the form of an
+    EAGLE-3 head, and None for any other.
     """
 
     family: HeadFamily
@@ -61,6 +63,7 @@ class HeadFiles:
     num_stored: int
     first_number: int
     copies: tuple[tuple[HeadCopy, ...], ...]
+    eagle3: Eagle3Form | None = None
 
     @property
     def num_modules(self) -> int:
@@ -81,6 +84,7 @@ class HeadFiles:
             own_embedding="embedding.weight" in own,
             own_output="output.weight" in own,
             dense=not any(".experts." in name for name in in_block),
+            eagle3=self.eagle3,
         )
 
     @property
@@ -208,15 +212,16 @@ def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
     Raise ``MissingHeadError`` with the tensors that are missing, quantised, of another shape, or of
     another target. ``ref`` is where the head was found.
     """
+    kind = head.family.kind
     stated = raw_config(ref).get(FIELD)
-    scheme = None if stated is None else scheme_of(stated, "the MTP head")
+    scheme = None if stated is None else scheme_of(stated, f"the {kind}")
     parts = head_tensors(head, found)
     expected = _expected(parts)
     _check_names(ref, head, found, set(expected), are_scales_known=scheme is not None)
     stored = _headers(found, expected)
     scaled = {} if scheme is None else _scaled(found, stored)
-    _check_headers(ref, {name: stored[name] for name in expected.keys() - scaled.keys()})
-    _check_sizes(ref, stored, expected)
+    _check_headers(ref, kind, {name: stored[name] for name in expected.keys() - scaled.keys()})
+    _check_sizes(ref, kind, stored, expected)
     if scheme is not None:
         scales = _headers(found, scaled.values())
         for name, scale in scaled.items():
@@ -224,7 +229,7 @@ def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
     for names in parts.values():
         if 0 < len(names.keys() & scaled.keys()) < len(names):
             odd = sorted(names.keys() - scaled.keys())
-            raise MissingHeadError(f"{ref}: the MTP head's experts are FP8, but not {_listed(odd)}")
+            raise MissingHeadError(f"{ref}: the {kind}'s experts are FP8, but not {_listed(odd)}")
 
 
 def _headers(found: HeadFiles, names: Iterable[str]) -> dict[str, StoredTensor]:
@@ -303,35 +308,37 @@ def _expected(parts: Mapping[str, Mapping[str, Size]]) -> dict[str, Size]:
 def _check_names(
     ref: str, head: DraftHead, found: HeadFiles, expected: set[str], *, are_scales_known: bool
 ) -> None:
+    kind = head.family.kind
     present = set(_names_of(head, found))
     if are_scales_known:
         scales = {found.scales[name] for name in expected & found.scales.keys()}
         present = {name for name in present - scales if not name.endswith(UNUSED)}
     if quantised := sorted(name for name in present if _SCALES.search(name)):
         raise MissingHeadError(
-            f"{ref}: the MTP head is quantised ({_listed(quantised)}). "
+            f"{ref}: the {kind} is quantised ({_listed(quantised)}). "
             "Give --head with a bfloat16 or float16 head"
         )
     if missing := sorted(expected - set(found.files)):
-        raise MissingHeadError(f"{ref}: the MTP head lacks {_listed(missing)}")
+        raise MissingHeadError(f"{ref}: the {kind} lacks {_listed(missing)}")
+    whose = "Llama's" if head.family.num_aux else "its target's"
     if unused := sorted(present - expected):
         raise MissingHeadError(
-            f"{ref}: the MTP head has {_listed(unused)}, which its target's layers do not have. "
+            f"{ref}: the {kind} has {_listed(unused)}, which {whose} layers do not have. "
             "It was made for another target"
         )
 
 
-def _check_headers(ref: str, stored: Mapping[str, StoredTensor]) -> None:
+def _check_headers(ref: str, kind: str, stored: Mapping[str, StoredTensor]) -> None:
     if odd := sorted(name for name, tensor in stored.items() if tensor.dtype not in _FLOATS):
         kinds = ", ".join(sorted({stored[name].dtype for name in odd}))
         raise MissingHeadError(
-            f"{ref}: the MTP head is stored as {kinds} ({_listed(odd)}). "
+            f"{ref}: the {kind} is stored as {kinds} ({_listed(odd)}). "
             "Give --head with a bfloat16 or float16 head"
         )
 
 
 def _check_sizes(
-    ref: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Size]
+    ref: str, kind: str, stored: Mapping[str, StoredTensor], expected: Mapping[str, Size]
 ) -> None:
     wrong = [
         f"{name} is {stored[name].shape}, not {tuple(shape)}"
@@ -339,7 +346,7 @@ def _check_sizes(
         if stored[name].shape != tuple(shape)
     ]
     if wrong:
-        raise MissingHeadError(f"{ref}: the MTP head does not fit its target: {_listed(wrong)}")
+        raise MissingHeadError(f"{ref}: the {kind} does not fit its target: {_listed(wrong)}")
 
 
 def _names_of(head: DraftHead, found: HeadFiles) -> Iterator[str]:

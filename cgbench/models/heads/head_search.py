@@ -4,7 +4,7 @@ The tensor names, their shapes and the model type decide together.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +23,6 @@ from cgbench.request.parts import HeadWiring
 
 # The beginning of a layer's name is the name of a checkpoint's model.
 _LAYER = re.compile(r"((?:.*?\.)?)layers\.\d+\.")
-# What EAGLE-3 alone has: a map between vocabularies, a middle layer, a norm of the target's state.
-_EAGLE3 = re.compile(r"(d2t|t2d|midlayer\..*|(model\.)?layers\.0\.hidden_norm\.weight)")
 # Types of weights that are not packed, so that their shape is the matrix's.
 _NUMBERS = ("F32", "F16", "BF16", "F8_E4M3")
 _DECLARED = (
@@ -80,14 +78,11 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
     looked for. If names alone would be a guess, its message lists the families to choose from.
     """
     num_layers = config.num_hidden_layers
-    candidates = [FAMILIES[stated]] if stated else [*FAMILIES.values()]
+    # EAGLE-3 heads are found by what they alone have.
+    known = [family for family in FAMILIES.values() if not family.num_aux]
+    candidates = [FAMILIES[stated]] if stated else known
     places = [place for family in candidates for place in _places(family, folder)]
     found = [place for place in places if _holds(folder, place, num_layers, any)]
-    if other := other_drafter(folder.files):
-        raise MissingHeadError(
-            f"{folder.ref}: holds {other}, which cannot be run here. Give --head with MTP modules "
-            "or an EAGLE-1 head, or --spec-tokens 0 to measure without speculation"
-        )
     if not found:
         looked_for = dict.fromkeys(place.own_names(num_layers)[0] for place in places)
         raise MissingHeadError(
@@ -190,17 +185,6 @@ def _chosen(folder: HeadFolder, found: list[HeadFamily], num_layers: int) -> Hea
     raise MissingHeadError(
         f"{folder.ref}: has {name}, {known}. State one with --head-family: {differences(listed)}"
     )
-
-
-def other_drafter(names: Iterable[str]) -> str | None:
-    """Return what kind of draft head this is that is no MTP module, in words, or None.
-
-    Its tensors' names tell, and are in the words.
-
-    Source: SafeAILab/EAGLE's and vLLM's EAGLE-3 checkpoints.
-    """
-    signs = [name for name in names if _EAGLE3.fullmatch(name)]
-    return f"an EAGLE-3 head ({', '.join(sorted(signs)[:3])})" if signs else None
 
 
 def _declared(config: PretrainedConfig) -> str:

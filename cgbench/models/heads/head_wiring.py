@@ -39,6 +39,16 @@ WIRING = tuple(name for name in _CHOICES if name != "family")
 """These are the fields of ``HeadFamily`` that can be stated."""
 
 
+# What the wiring of an EAGLE-3 head leaves no choice of, and the flag for it.
+_NOT_OF_EAGLE3 = {
+    "concat": "--head-concat",
+    "feed": "--head-feed",
+    "hidden_in": "--head-hidden",
+    "norm_form": "--head-norm-form",
+    "out_norm": "--head-out-norm",
+}
+
+
 def check_family(wiring: HeadWiring) -> None:
     """Raise ``BadInputError`` if the stated family is not in ``FAMILIES``."""
     if wiring.family is not None and wiring.family not in FAMILIES:
@@ -55,7 +65,8 @@ def stated_points(wiring: HeadWiring) -> dict[str, str]:
 def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
     """Return ``family`` with the stated wiring, under its own name.
 
-    Raise ``BadInputError`` for an output norm that the family's heads do not have.
+    Raise ``BadInputError`` for an output norm that the family's heads do not have, and for points
+    that an EAGLE-3 head does not have.
     """
     if wiring.out_norm == OutputNorm.OWN and "out_norm" not in family.names:
         raise BadInputError(
@@ -64,6 +75,12 @@ def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
     points = stated_points(wiring)
     if not points:
         return family
+    if family.num_aux and (fixed := sorted(points.keys() & _NOT_OF_EAGLE3.keys())):
+        flag = _NOT_OF_EAGLE3[fixed[0]]
+        raise BadInputError(
+            f"{flag}: an {family.kind} has no {fixed[0]} to state, only --chain-norm and "
+            "--head-first-embed"
+        )
     source = f"what is stated of {', '.join(points)}, else {family.source}"
     return replace(family, source=source, **points)  # type: ignore[arg-type]
 
@@ -100,8 +117,12 @@ def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
 
 
 def wiring_of(family: HeadFamily) -> dict[str, str]:
-    """Return every disputed point of a head with its value, as the record keeps it."""
-    return {name: getattr(family, name) for name in WIRING}
+    """Return every disputed point of a head with its value, as the record keeps it.
+
+    An EAGLE-3 head is fed the states of layers, so its ``hidden_in`` is ``aux``.
+    """
+    wiring = {name: str(getattr(family, name)) for name in WIRING}
+    return wiring | ({"hidden_in": "aux"} if family.num_aux else {})
 
 
 def differences(candidates: list[HeadFamily]) -> str:

@@ -161,10 +161,7 @@ class Drafter:
         longest, device = max(len(text.tokens) - 1 for text in texts), self.spec.target.device
         following = [text.tokens[1:] for text in texts]
         padded = [each + [0] * (longest - len(each)) for each in following]
-        hidden = HiddenStates(
-            torch.cat([_padded(text.hidden.pre_norm, longest) for text in texts]),
-            torch.cat([_padded(text.hidden.post_norm, longest) for text in texts]),
-        )
+        hidden = _together([text.hidden for text in texts], longest)
         slots = torch.arange(len(wave), device=device)
         positions = torch.arange(longest, device=device).expand(len(wave), -1)
         lengths = torch.tensor([len(each) for each in following], device=device)
@@ -185,6 +182,15 @@ class Drafter:
         """Return the token at a start and the k right drafts after it."""
         tokens = self.starts.texts[start.text].tokens
         return tokens[start.length : start.length + self.starts.spec_tokens + 1]
+
+
+def _together(states: list[HiddenStates], longest: int) -> HiddenStates:
+    """Return the states of several texts as one batch of ``longest`` rows each."""
+    pre_norm = torch.cat([_padded(each.pre_norm, longest) for each in states])
+    post_norm = torch.cat([_padded(each.post_norm, longest) for each in states])
+    by_layer = zip(*(each.aux for each in states), strict=True)
+    aux = (torch.cat([_padded(each, longest) for each in layer]) for layer in by_layer)
+    return HiddenStates(pre_norm, post_norm, tuple(aux))
 
 
 def _padded(states: torch.Tensor, longest: int) -> torch.Tensor:
@@ -214,7 +220,8 @@ def _state(
         spec_tokens=spec_tokens,
         max_batch_size=size,
         scratch_slot=spec.cache.scratch_slot,
-        hidden_size=model.target.hidden_size,
+        hidden_size=spec.chain_size,
+        fed_size=spec.fed_size,
         dtype=model.target.dtype,
         device=model.target.device,
         eos_token_ids=eos,

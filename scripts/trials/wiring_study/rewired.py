@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, adds_one, is_norm
-from cgbench.models.heads.head_wiring import WIRING, wired, wiring_of
+from cgbench.models.heads.head_wiring import WIRING, stated_points
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.request.choices import (
@@ -37,6 +37,9 @@ VALUES: Mapping[str, tuple[str, ...]] = {
 
 assert tuple(VALUES) == WIRING
 
+# An EAGLE-3 head leaves no choice of the others.
+_OF_EAGLE3 = frozenset({"chain", "first_embed"})
+
 
 @dataclass(frozen=True, slots=True)
 class Rewirable:
@@ -55,7 +58,7 @@ class Rewirable:
 
     def apply(self, wiring: HeadWiring) -> None:
         """Wire the head as ``wiring`` states. It states every point."""
-        family = wired(self.family, wiring)
+        family = replace(self.family, **stated_points(wiring))  # type: ignore[arg-type]
         for place, module in enumerate(self.head.mtp_modules):
             module.family = family
             if self.out_norms is not None:
@@ -75,9 +78,11 @@ class Rewirable:
     def wirings(self, points: Collection[str], spec_tokens: int) -> list[HeadWiring]:
         """Return every wiring that differs from the declared one in ``points`` alone.
 
-        The declared one comes first. Of wirings that cannot differ at k = ``spec_tokens``, one is
-        returned.
+        The declared one comes first. The other points of an EAGLE-3 head stay. Of wirings that
+        cannot differ at k = ``spec_tokens``, one is returned.
         """
+        if self.family.num_aux:
+            points = _OF_EAGLE3 & {*points}
         declared = {name: getattr(self.declared, name) for name in WIRING}
         values = [self._values(name) if name in points else (declared[name],) for name in WIRING]
         every = (dict(zip(WIRING, choice, strict=True)) for choice in product(*values))
@@ -132,18 +137,20 @@ def load_rewirable(loading: Loading) -> Rewirable:
     family, files = plan.family, plan.head_files
     assert family is not None and files is not None
     norm = "out_norm.weight"
-    has_own = "out_norm" in family.names and (
-        family.tensor_name(norm, files.first_number) in files.files
-    )
+    is_eagle3 = family.num_aux > 0
+    has_own = not is_eagle3 and "out_norm" in family.names
+    has_own = has_own and family.tensor_name(norm, files.first_number) in files.files
     out_norm = OutputNorm.OWN if has_own else family.out_norm
     as_stored = replace(family, out_norm=out_norm, norm_form=NormForm.TARGET)
-    model = load_model(replace(plan, family=as_stored))
+    model = load_model(plan if is_eagle3 else replace(plan, family=as_stored))
     head = model.head
     assert head is not None
     form = family.norm_form
     if form == NormForm.TARGET:
         form = NormForm.ONE_PLUS if _target_adds_one(model) else NormForm.PLAIN
-    declared = _made({**wiring_of(family), "norm_form": form})
-    norms = {name: w.detach().clone() for name, w in head.named_parameters() if is_norm(name)}
+    stated = {name: getattr(family, name) for name in WIRING}
+    declared = _made({**stated, "norm_form": form})
+    weights = [] if is_eagle3 else [*head.named_parameters()]
+    norms = {name: weight.detach().clone() for name, weight in weights if is_norm(name)}
     own = tuple(module.out_norm for module in head.mtp_modules) if has_own else None
     return Rewirable(model, head, family, declared, norms, own)

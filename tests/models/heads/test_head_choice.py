@@ -229,6 +229,8 @@ def test_who_feeds_and_chains_what() -> None:
         "ernie": ("pre", "pre", "target", "zeroed"),
         "speculators": ("post", "post", "own", "kept"),
         "eagle": ("post", "post", "none", "kept"),
+        # Its hidden states are those of layers.
+        "eagle3": ("post", "pre", "own", "kept"),
     }
 
 
@@ -292,24 +294,6 @@ def test_a_projection_of_another_shape_is_no_head_of_the_family(tmp_path: Path) 
     write(head, own | {"fc.weight": torch.zeros(32, 96)})
     words = r"fc\.weight is \(32, 96\), not \(32, 64\) as the projection of eagle"
     with pytest.raises(MissingHeadError, match=words):
-        load(target, head)
-
-
-@pytest.mark.parametrize(
-    "signs",
-    [
-        {"midlayer.hidden_norm.weight": (32,), "d2t": (16,), "t2d": (64,)},
-        {"layers.0.hidden_norm.weight": (32,), "layers.0.self_attn.q_proj.weight": (32, 64)},
-    ],
-    ids=["SafeAILab", "vLLM"],
-)
-def test_an_eagle_3_head_is_called_one(signs: dict[str, tuple[int, ...]], tmp_path: Path) -> None:
-    target = make_checkpoint(tmp_path / "target", "llama")
-    head = tmp_path / "head"
-    head.mkdir()
-    tensors = {name: torch.zeros(shape) for name, shape in signs.items()}
-    write(head, tensors | {"fc.weight": torch.zeros(32, 96), "norm.weight": torch.ones(32)})
-    with pytest.raises(MissingHeadError, match=r"holds an EAGLE-3 head \((d2t|layers\.0\.hidden)"):
         load(target, head)
 
 

@@ -1,0 +1,102 @@
+"""EAGLE-3 heads under capture: a graph's tokens and drafts are eager's, and the audit passes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgbench.checks.findings import Answer
+from cgbench.compile.decode import compiled
+from cgbench.engine.deployment import capture
+from cgbench.engine.graphs import capture_plan
+from cgbench.engine.runner import EagerRunner, GraphRunner
+from cgbench.planning import PlanRequest, plan
+from cgbench.words import Scope
+from tests.gpu.test_targets import MAX_BATCH, MAX_NEW_TOKENS, ROOM, K, decode, drafts
+from tests.support.audited import MAX_NEW_TOKENS as SHORT
+from tests.support.audited import make_deployment, run_all, subject_of
+from tests.support.eagle3 import LAYOUTS, VLLM, Layout, make_head_folder, make_target
+from tests.support.tiny import (
+    decode_prompts,
+    greedy_reference,
+    load_tiny,
+    make_speculator,
+    make_state,
+    random_prompts,
+    reference_model,
+)
+
+pytestmark = pytest.mark.gpu
+
+by_name = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+
+
+@by_name
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_graphs_decode_what_eager_decodes(
+    layout: Layout, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Seven requests in a bucket of eight, so that one row is padding."""
+    target = make_target(tmp_path / "target")
+    head = make_head_folder(tmp_path / "head", layout, target)
+    model = load_tiny(target, device="cuda", dtype=dtype, head=head)
+    spec = make_speculator(model, max_batch_size=MAX_BATCH, room=ROOM, attention="triton")
+    state = make_state(spec, K, MAX_BATCH)
+    small = plan(PlanRequest(spec_tokens=K, max_batch_size=MAX_BATCH))
+    prompts = random_prompts(7)
+    eager = decode(spec, EagerRunner(spec, state), prompts)
+    for scope in (Scope.PHASE, Scope.ITERATION):
+        graphs = capture_plan(spec, state, small, scope)
+        runner = GraphRunner(spec, state, small, graphs)
+        assert decode(spec, runner, prompts) == eager
+        if dtype is torch.float32:
+            expected = drafts(spec, EagerRunner(spec, state), prompts)
+            assert drafts(spec, runner, prompts) == expected
+        graphs.release()
+    if dtype is torch.float32:
+        reference = reference_model(target).to("cuda")
+        assert eager == greedy_reference(reference, prompts, MAX_NEW_TOKENS)
+
+
+@by_name
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["plain", "compiled"])
+def test_the_audit_passes(layout: Layout, is_compiled: bool, tmp_path: Path) -> None:
+    target = make_target(tmp_path / "target")
+    head = make_head_folder(tmp_path / "head", layout, target)
+    deployment = make_deployment(
+        target,
+        head=head,
+        device="cuda",
+        attention="triton",
+        scopes=(Scope.EAGER, Scope.PHASE, Scope.ITERATION),
+    )
+    if is_compiled:
+        deployment = compiled(deployment)
+    deployment = capture(deployment, lambda: None)
+    try:
+        findings = run_all(subject_of(deployment))
+    finally:
+        deployment.release()
+    assert {finding.answer for finding in findings} == {Answer.HOLDS}
+
+
+def test_sampled_drafts_are_eagers(tmp_path: Path) -> None:
+    """The map over the target's vocabulary is captured too."""
+    target = make_target(tmp_path / "target")
+    head = make_head_folder(tmp_path / "head", VLLM, target)
+    deployment = make_deployment(
+        target,
+        head=head,
+        device="cuda",
+        attention="triton",
+        acceptance="sampled",
+        scopes=(Scope.EAGER, Scope.ITERATION),
+    )
+    deployment = capture(deployment, lambda: None)
+    spec, prompts = deployment.spec, random_prompts(5)
+    made = [
+        decode_prompts(spec, deployment.runners[3, scope], prompts, SHORT).token_ids
+        for scope in (Scope.EAGER, Scope.ITERATION)
+    ]
+    deployment.release()
+    assert made[0] == made[1]
