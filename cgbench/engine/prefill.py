@@ -11,7 +11,7 @@ from cgbench.engine.calls import Prefill, Rows
 from cgbench.engine.iteration import Speculator, draft_next, emit_draft, take_row
 from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.kernels.row_updates import RowState
-from cgbench.models.target import request_keys
+from cgbench.models.target import HiddenStates, request_keys
 
 
 @torch.inference_mode()
@@ -156,20 +156,53 @@ def prefill_slots(
     if spec.head is None:
         return Prefilled(last, lengths, None)
     following = _shifted(tokens).scatter(1, lengths[:, None] - 1, last[:, None])
+    return head_rows(spec, following, hidden, call).prefilled(last, lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRows:
+    """These rows are what a head made of whole prompts, every row of them.
+
+    ``block_out [B, S, H]`` is the first module's. ``fed`` is what each later module was fed,
+    ``[B, S, H]`` too.
+    """
+
+    block_out: Tensor
+    fed: tuple[Tensor, ...]
+
+    def prefilled(self, last: Tensor, lengths: Tensor) -> Prefilled:
+        """Return what decoding begins from after the first ``lengths [B]`` tokens.
+
+        ``last [B]`` are the tokens after them. A row depends on no later one, so any shorter length
+        than the prompts' own is right too.
+        """
+        first = Prefilled(last, lengths, take_row(self.block_out, lengths - 1))
+        if not self.fed:
+            return first
+        carries = [
+            take_row(fed, (lengths - step).clamp(min=0))[:, 0]
+            for step, fed in enumerate(self.fed, 2)
+        ]
+        second = take_row(self.fed[0], lengths - 1)
+        return replace(first, fed=second, carries=torch.stack(carries))
+
+
+def head_rows(spec: Speculator, following: Tensor, hidden: HiddenStates, call: Prefill) -> HeadRows:
+    """Run each of the head's modules over prompts whose ``hidden`` states are known.
+
+    ``following [B, S]`` is the token after each row. ``call`` places the rows in the cache.
+    """
+    positions = call.rows.positions
     fed = spec.head_input(hidden)
-    block_out = spec.run_head(following, fed, positions, call, from_start=True)
-    first = Prefilled(last, lengths, take_row(block_out, lengths - 1))
-    if spec.num_modules == 1:
-        return first
-    carries: list[Tensor] = []
-    second = take_row(spec.fed_next(fed, block_out, 1), lengths - 1)
+    block_out = first = spec.run_head(following, fed, positions, call, from_start=True)
+    later: list[Tensor] = []
     for step in range(2, spec.num_modules + 1):
         fed = spec.fed_next(fed, block_out, step - 1)
-        carries.append(take_row(fed, (lengths - step).clamp(min=0))[:, 0])
+        later.append(fed)
         # The newest rows want tokens that are yet to be drafted: the first drafts make them anew.
         following = _shifted(following)
         block_out = spec.run_head(following, fed, positions, call, from_start=True, step=step)
-    return replace(first, fed=second, carries=torch.stack(carries))
+    return HeadRows(first, tuple(later))
 
 
 def _shifted(tokens: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ from cgbench.models.config_fields import (
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 MTP_FILE = "mtp.safetensors"
+PICKLED = frozenset({".bin", ".pt", ".pth", ".ckpt"})
+"""Weights in files of these endings are pickled."""
 # So many bytes of each of two tensors are compared at once.
 _COMPARED_BYTES = 1 << 26
 # The bits of a number, by safetensors' name of its type.
@@ -183,9 +185,30 @@ def tensor_files(ref: str) -> dict[str, Path]:
         return {name: path for name, file in names.items() if (path := files[file]) is not None}
     single = _find_file(ref, SINGLE_FILE)
     if single is None:
-        raise ModelError(f"{ref}: neither {SINGLE_FILE} nor {INDEX_FILE} is there")
+        raise ModelError(f"{ref}: {_why_no_tensors(ref)}")
     with _opened(single) as file:
         return dict.fromkeys(file.keys(), single)
+
+
+def _why_no_tensors(ref: str) -> str:
+    """Return in words what is there in place of safetensors files.
+
+    Many EAGLE heads are published as ``pytorch_model.bin`` alone. A hub id is not asked for it,
+    because it would be downloaded.
+    """
+    folder = Path(ref)
+    pickled = (
+        sorted(p.name for p in folder.glob("*") if p.suffix in PICKLED) if is_folder(ref) else []
+    )
+    if pickled:
+        return (
+            f"its weights are pickled ({pickled[0]}), and cgbench unpickles nothing, because that "
+            f"can run code. Convert them to {SINGLE_FILE}"
+        )
+    return (
+        f"neither {SINGLE_FILE} nor {INDEX_FILE} is there. Pickled weights such as "
+        "pytorch_model.bin are not read"
+    )
 
 
 def all_tensor_files(ref: str) -> dict[str, Path]:

@@ -27,7 +27,7 @@ from cgbench.models.checkpoint import (
     stored_tensors,
     tensor_files,
 )
-from cgbench.models.gguf import find_gguf
+from cgbench.models.gguf import find_gguf, gguf_head_problem
 from cgbench.models.heads.eagle3_files import find_any_head
 from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head import HeadForm
@@ -309,7 +309,7 @@ def _find_head(
 ) -> tuple[HeadFiles, HeadFamily]:
     """Return the head's files, and its family wired as config.json and the flags state."""
     if gguf_file is not None and request.head_ref is None:
-        raise ModelError(f"MODEL {request.ref}: GGUF files hold no MTP head. Give --head PATH")
+        raise ModelError(f"MODEL {request.ref}: {gguf_head_problem(gguf_file)}")
     folder = _head_folder(request, target.config, gguf_file)
     files = None if gguf_file is not None else tensor_files(request.path)
     flags, stated = request.wiring, folder.stated

@@ -1,5 +1,6 @@
 """GGUF targets: dequantised weights, the file's own tokenizer, and what is refused."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ def permuted(weight: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(rows, columns))
 
 
-def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
+def write_gguf(
+    model: LlamaForCausalLM, file: Path, more: Mapping[str, np.ndarray] | None = None
+) -> None:
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(SHAPE["num_hidden_layers"])
     writer.add_context_length(SHAPE["max_position_embeddings"])
@@ -64,6 +67,8 @@ def write_gguf(model: LlamaForCausalLM, file: Path) -> None:
             if short in heads:
                 weight = permuted(weight, heads[short])
             writer.add_tensor(f"blk.{layer}.{short}.weight", weight)
+    for name, tensor in (more or {}).items():
+        writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -112,8 +117,23 @@ def test_the_tokenizer_gets_back_its_end_token_and_its_digits(folder: Path) -> N
 
 def test_a_gguf_file_has_no_head(folder: Path) -> None:
     where = (torch.device("cpu"), torch.float32)
-    with pytest.raises(ModelError, match=r"GGUF files hold no MTP head. Give --head"):
+    with pytest.raises(ModelError, match=r"the GGUF file holds no MTP head. Give --head"):
         plan_loading(Loading(str(folder), None, True, *where))
+
+
+def test_a_head_in_a_gguf_file_is_named_and_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """llama.cpp keeps it as a block past the last, with ``nextn`` in its tensors' names."""
+    size = SHAPE["hidden_size"]
+    head = {
+        "blk.2.nextn.enorm.weight": np.ones(size, np.float32),
+        "blk.2.nextn.eh_proj.weight": np.ones((size, 2 * size), np.float32),
+    }
+    file = tmp_path / "mtp.gguf"
+    write_gguf(LlamaForCausalLM.from_pretrained(checkpoint), file, more=head)
+    where = (torch.device("cpu"), torch.float32)
+    said = r"MTP head \(blk\.2\.nextn\.eh_proj\.weight, \.\.\.\) is not read from GGUF"
+    with pytest.raises(ModelError, match=said):
+        plan_loading(Loading(str(file), None, True, *where))
 
 
 def test_several_files_are_not_guessed_between(folder: Path, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ class DraftHead(MtpModule):
         """Take over tensors keyed by this module's names. All must be there."""
         if shift := self._norm_shift():
             tensors = {
-                name: tensor.float() + shift if _is_norm(name) else tensor
+                name: tensor.float() + shift if is_norm(name) else tensor
                 for name, tensor in tensors.items()
             }
         self.load_state_dict(tensors, strict=True, assign=True)
@@ -281,7 +281,8 @@ def _like(embedding: nn.Module) -> nn.Module:
     return copy.deepcopy(embedding, {id(weight): own})
 
 
-def _is_norm(name: str) -> bool:
+def is_norm(name: str) -> bool:
+    """Return whether a tensor of ``DraftHead`` is the weight of a norm."""
     module = name.removesuffix(".weight").rpartition(".")[2]
     return module.endswith("norm")
 

@@ -330,3 +330,16 @@ def test_a_head_in_mtp_safetensors_is_read_beside_an_index_and_alone(tmp_path: P
         assert found is not None
         for name, tensor in whole.state_dict().items():
             assert torch.equal(found.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.ckpt"])
+def test_a_head_that_is_pickled_is_refused_unopened(name: str, tmp_path: Path) -> None:
+    """As some EAGLE heads are published. The file is no pickle, so opening it would fail."""
+    target = make_checkpoint(tmp_path / "target", "llama")
+    head = tmp_path / "head"
+    head.mkdir()
+    (head / "config.json").write_text("{}")
+    (head / name).write_bytes(b"not opened")
+    said = rf"{name}\), and cgbench unpickles nothing, .* Convert them to model.safetensors"
+    with pytest.raises(ModelError, match=said):
+        load(target, head=head)
