@@ -16,8 +16,8 @@ from cgbench.models.router_rules import (
     RULE_VALUES,
     correction_bias,
     is_plain_mixture,
-    is_router,
-    router_rule,
+    mixture_blocks,
+    ruled_routers,
 )
 
 
@@ -161,16 +161,14 @@ def use_mixture_operators(module: nn.Module) -> int:
     Returns how many mixtures' experts are operators. Prefill runs as before.
     """
     found = 0
-    for block in list(module.modules()):
-        experts = getattr(block, "experts", None)
-        if not isinstance(experts, nn.Module) or not is_plain_mixture(experts):
+    for block, experts in mixture_blocks(module):
+        if not is_plain_mixture(experts):
             continue
         kind: Any = type(experts)
         experts.__class__ = _operator_experts(kind)
         found += 1
-        for part in block.children():
-            if is_router(part, experts) and (rule := router_rule(part)):
-                kind = type(part)
-                part.__class__ = _operator_router(kind)
-                setattr(part, RULE_VALUES, astuple(rule))
+        for part, rule in ruled_routers(block):
+            kind = type(part)
+            part.__class__ = _operator_router(kind)
+            setattr(part, RULE_VALUES, astuple(rule))
     return found

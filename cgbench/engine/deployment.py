@@ -1,7 +1,7 @@
 """A deployment is a model made ready to decode, with KV slots, row states and runners."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -90,7 +90,7 @@ def deploy(
     )
     accept = shared_rule(accept, target)
     spec = Speculator(target, model.head, cache, attention.decode, accept)
-    states = {k: _make_state(model, spec, options.max_batch_size, k) for k in plans}
+    states = {k: make_state(spec, k, options.max_batch_size, model.eos_token_ids) for k in plans}
     return Deployment(
         model=model,
         options=options,
@@ -103,19 +103,20 @@ def deploy(
     )
 
 
-def _make_state(
-    model: LoadedModel, spec: Speculator, max_batch_size: int, spec_tokens: int
+def make_state(
+    spec: Speculator, spec_tokens: int, max_batch_size: int, eos_token_ids: Sequence[int] = ()
 ) -> DecodeState:
+    """Allocate the row state of ``spec``'s decoding with ``spec_tokens`` drafts."""
     return DecodeState(
         spec_tokens=spec_tokens,
         max_batch_size=max_batch_size,
         scratch_slot=spec.cache.scratch_slot,
         hidden_size=spec.chain_size,
         fed_size=spec.fed_size,
-        dtype=model.target.dtype,
-        device=model.target.device,
-        eos_token_ids=model.eos_token_ids,
-        draft_vocab_size=model.target.vocab_size if spec.accept.samples_drafts else 0,
+        dtype=spec.target.dtype,
+        device=spec.target.device,
+        eos_token_ids=tuple(eos_token_ids),
+        draft_vocab_size=spec.target.vocab_size if spec.accept.samples_drafts else 0,
         num_modules=spec.num_modules,
     )
 

@@ -160,18 +160,34 @@ def order_choices(module: nn.Module) -> None:
     transformers leaves the order of some routers' choices open. Who pairs the weights with other
     experts, as balanced routing does, needs one order on every path.
     """
-    for block in list(module.modules()):
-        experts = getattr(block, "experts", None)
-        if not isinstance(experts, nn.Module):
+    for block, _ in mixture_blocks(module):
+        for part, rule in ruled_routers(block):
+            kind: Any = type(part)
+            part.__class__ = _ordered_router(kind)
+            setattr(part, ORDERED, astuple(rule))
+
+
+def mixture_blocks(module: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Return the blocks in ``module`` that have experts, each beside them."""
+    found = ((block, getattr(block, "experts", None)) for block in module.modules())
+    return [(block, experts) for block, experts in found if isinstance(experts, nn.Module)]
+
+
+def ruled_routers(block: nn.Module) -> Iterator[tuple[nn.Module, RouterRule]]:
+    """Yield the routers of a mixture's ``block`` that have a rule, each with it.
+
+    A router that gives the best expert first has been tried already.
+    """
+    for part in block.children():
+        if not is_router(part, block.experts):
             continue
-        for part in block.children():
-            if is_router(part, experts) and (rule := router_rule(part)):
-                kind: Any = type(part)
-                part.__class__ = _ordered_router(kind)
-                setattr(part, ORDERED, astuple(rule))
+        known = getattr(part, ORDERED, None)
+        rule = router_rule(part) if known is None else RouterRule(*known)
+        if rule is not None:
+            yield part, rule
 
 
-def is_router(part: nn.Module, experts: nn.Module) -> bool:
+def is_router(part: nn.Module, experts: Any) -> bool:
     """Return whether ``part`` looks like the router of ``experts``."""
     weight = getattr(part, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:

@@ -8,11 +8,8 @@ import torch
 from cgbench.checks.findings import Answer
 from cgbench.compile.decode import compiled
 from cgbench.engine.deployment import capture
-from cgbench.engine.graphs import capture_plan
-from cgbench.engine.runner import EagerRunner, GraphRunner
-from cgbench.planning import PlanRequest, plan
 from cgbench.words import Scope
-from tests.gpu.test_targets import MAX_BATCH, MAX_NEW_TOKENS, ROOM, K, decode, drafts
+from tests.gpu.test_targets import MAX_NEW_TOKENS, decoded_alike
 from tests.support.audited import MAX_NEW_TOKENS as SHORT
 from tests.support.audited import make_deployment, run_all, subject_of
 from tests.support.eagle3 import LAYOUTS, VLLM, Layout, make_head_folder, make_target
@@ -20,8 +17,6 @@ from tests.support.tiny import (
     decode_prompts,
     greedy_reference,
     load_tiny,
-    make_speculator,
-    make_state,
     random_prompts,
     reference_model,
 )
@@ -36,23 +31,11 @@ by_name = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.n
 def test_graphs_decode_what_eager_decodes(
     layout: Layout, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Seven requests in a bucket of eight, so that one row is padding."""
     target = make_target(tmp_path / "target")
     head = make_head_folder(tmp_path / "head", layout, target)
     model = load_tiny(target, device="cuda", dtype=dtype, head=head)
-    spec = make_speculator(model, max_batch_size=MAX_BATCH, room=ROOM, attention="triton")
-    state = make_state(spec, K, MAX_BATCH)
-    small = plan(PlanRequest(spec_tokens=K, max_batch_size=MAX_BATCH))
     prompts = random_prompts(7)
-    eager = decode(spec, EagerRunner(spec, state), prompts)
-    for scope in (Scope.PHASE, Scope.ITERATION):
-        graphs = capture_plan(spec, state, small, scope)
-        runner = GraphRunner(spec, state, small, graphs)
-        assert decode(spec, runner, prompts) == eager
-        if dtype is torch.float32:
-            expected = drafts(spec, EagerRunner(spec, state), prompts)
-            assert drafts(spec, runner, prompts) == expected
-        graphs.release()
+    eager = decoded_alike(model, prompts)
     if dtype is torch.float32:
         reference = reference_model(target).to("cuda")
         assert eager == greedy_reference(reference, prompts, MAX_NEW_TOKENS)

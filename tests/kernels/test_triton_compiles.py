@@ -48,6 +48,7 @@ from cgbench.kernels import (  # noqa: E402
 )
 from cgbench.kernels.mla import (  # noqa: E402
     gluon_latent,
+    latent_launch,
     triton_heads,
     triton_latent,
     triton_latent_merge,
@@ -72,9 +73,8 @@ MODULES = (
     triton_winner,
     triton_experts,
     triton_route,
-    gluon_latent,
     triton_heads,
-    triton_latent,
+    latent_launch,
     triton_latent_merge,
     triton_latent_rows,
     triton_window,

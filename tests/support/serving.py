@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cgbench.engine.acceptance import Greedy
 from cgbench.engine.backends import DECODE_BACKENDS
+from cgbench.engine.deployment import make_state
 from cgbench.engine.iteration import Speculator, draft_next, emit_draft, iteration
 from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import prefill_slots
@@ -106,15 +107,7 @@ class ServingEngine:
             model.target, model.head, cache, DECODE_BACKENDS["sdpa"], self.accept
         )
         self.states: Mapping[int, DecodeState] = {
-            k: DecodeState(
-                spec_tokens=k,
-                max_batch_size=max_num_seqs,
-                scratch_slot=cache.scratch_slot,
-                hidden_size=model.target.hidden_size,
-                dtype=model.target.dtype,
-                device=model.target.device,
-            )
-            for k in lengths
+            k: make_state(self.spec, k, max_num_seqs) for k in lengths
         }
         self.max_num_seqs, self.buckets, self.tiers = max_num_seqs, sorted(buckets), tiers
         self.k = self.length_at(1)

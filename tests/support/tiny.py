@@ -1,7 +1,6 @@
 """Tiny checkpoints, made in the test: real layouts, random weights, a few thousand parameters."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from transformers import (
 
 from cgbench.engine.acceptance import AcceptanceRule, Greedy
 from cgbench.engine.backends import DECODE_BACKENDS
+from cgbench.engine.deployment import make_state as make_state
 from cgbench.engine.generation import Generated, generate
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import Runner
-from cgbench.engine.state import DecodeState
 from cgbench.models.checkpoint import config_from_dict, raw_config
 from cgbench.models.experts import expert_parts
 from cgbench.models.heads.families import MIMO, HeadFamily
@@ -457,23 +456,6 @@ def make_speculator(
     )
     backend = DECODE_BACKENDS[attention]
     return Speculator(target, model.head, cache, backend, accept or Greedy())
-
-
-def make_state(
-    spec: Speculator, spec_tokens: int, max_batch_size: int, eos: Sequence[int] = ()
-) -> DecodeState:
-    return DecodeState(
-        spec_tokens=spec_tokens,
-        max_batch_size=max_batch_size,
-        scratch_slot=spec.cache.scratch_slot,
-        hidden_size=spec.chain_size,
-        fed_size=spec.fed_size,
-        dtype=spec.target.dtype,
-        device=spec.target.device,
-        eos_token_ids=tuple(eos),
-        draft_vocab_size=spec.target.vocab_size if spec.accept.samples_drafts else 0,
-        num_modules=spec.num_modules,
-    )
 
 
 def decode_prompts(

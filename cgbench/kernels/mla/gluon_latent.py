@@ -12,7 +12,6 @@ what other GPUs and other sizes run, and what the tests on a CPU check.
 
 from typing import NamedTuple
 
-import torch
 import triton
 from torch import Tensor
 from triton.experimental import gluon
@@ -25,12 +24,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.mla.gluon_latent_tiles import ask_for_tile, begin_scores, weigh
 from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_launch import latent_launch
 from cgbench.kernels.triton_splits import Parts, division
 
-LOG2_E = 1.4426950408889634
 NUM_KEYS = 64
 """Latents of a tile: as many as a tensor core's left operand has rows."""
 NUM_WARPS = 8
@@ -394,47 +392,18 @@ def attend(
 
     Return ``[B, H, S, rank]``, filled if ``num_splits`` is 1, and what the splits leave otherwise.
     """
-    batch, num_heads, query_len, rank = absorbed.shape
-    num_rows = num_heads * query_len
-    num_tiles = triton.cdiv(num_rows, rows.num_rows)
-    whole = torch.empty_like(absorbed) if num_splits == 1 else absorbed
-    parts = Parts.empty(batch, num_splits, num_rows, rank, absorbed.device)
-    rotary = new.plain_rotary
-    # Of a rotated query neither table is read.
-    cos, sin = (each.flatten(0, 1) for each in new.pairs or (positions, positions))
+    batch, num_heads, query_len, _ = absorbed.shape
+    num_tiles = triton.cdiv(num_heads * query_len, rows.num_rows)
+    launch = latent_launch(latents, absorbed, new, slots, positions, room, num_splits)
     _split_kernel[(batch * num_tiles, num_splits)](
-        absorbed,
-        rotary,
-        new.latent,
-        latents,
-        slots,
-        positions,
-        whole,
-        *parts,
-        cos,
-        sin,
-        new.scaling * LOG2_E,
-        room,
-        num_splits,
-        cos.stride(0),
-        sin.stride(0),
-        *rotary.stride()[:3],
-        new.latent.stride(0),
-        new.latent.stride(2),
+        *launch.arguments,
         TILES=num_tiles,
-        NUM_ROWS=num_rows,
-        QUERY_LEN=query_len,
-        RANK=rank,
-        ROTARY=rotary.shape[3],
         BLOCK_M=rows.num_rows,
         BLOCK_N=NUM_KEYS,
         BLOCK_S=max(MIN_ROWS, triton.next_power_of_2(query_len)),
         SWAPPED=rows.is_swapped,
-        PAIRED=new.pairs is not None,
-        IS_WHOLE=num_splits == 1,
-        EARLY=early(absorbed.device),
         WARPS=rows.num_warps,
         num_warps=rows.num_warps,
-        **launch_keywords(absorbed.device),
+        **launch.keywords,
     )
-    return whole, parts
+    return launch.whole, launch.parts

@@ -20,9 +20,10 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels import triton_splits
-from cgbench.kernels.gpu import HOPPER, early, launch_keywords
+from cgbench.kernels.gpu import HOPPER
 from cgbench.kernels.mla import gluon_latent, triton_heads, triton_latent_merge
 from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.mla.latent_launch import latent_launch
 from cgbench.kernels.triton_splits import Parts, division
 
 # tl.dot wants at least 16 rows.
@@ -30,7 +31,6 @@ MIN_TILE = 16
 MAX_ROWS = 64
 MAX_SWAPPED_ROWS = 32
 MAX_SPLITS = 128
-LOG2_E = 1.4426950408889634
 HOPPERS_SHARED_BYTES = 232_448
 
 # Sizes that differ between buckets: specialising on them would compile the kernel anew for some.
@@ -355,53 +355,23 @@ def _attend_by_triton(
     tile: LatentTile,
 ) -> tuple[Tensor, Parts]:
     batch, num_heads, query_len, rank = absorbed.shape
-    num_rows = num_heads * query_len
-    num_tiles = triton.cdiv(num_rows, tile.num_rows)
-    is_float32 = absorbed.dtype == torch.float32
-    whole = torch.empty_like(absorbed) if num_splits == 1 else absorbed
-    parts = Parts.empty(batch, num_splits, num_rows, rank, absorbed.device)
-    rotary = new.plain_rotary
-    # Of a rotated query neither table is read.
-    cos, sin = (each.flatten(0, 1) for each in new.pairs or (positions, positions))
+    num_tiles = triton.cdiv(num_heads * query_len, tile.num_rows)
+    launch = latent_launch(latents, absorbed, new, slots, positions, room, num_splits)
     _split_kernel[(batch * num_tiles, num_splits)](
-        absorbed,
-        rotary,
-        new.latent,
-        latents,
-        slots,
-        positions,
-        whole,
-        *parts,
-        cos,
-        sin,
-        new.scaling * LOG2_E,
-        room,
-        num_splits,
-        cos.stride(0),
-        sin.stride(0),
-        *rotary.stride()[:3],
-        new.latent.stride(0),
-        new.latent.stride(2),
+        *launch.arguments,
         TILES=num_tiles,
-        NUM_ROWS=num_rows,
-        QUERY_LEN=query_len,
-        RANK=rank,
-        ROTARY=rotary.shape[3],
         BLOCK_M=tile.num_rows,
         BLOCK_N=tile.num_keys,
         BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),
         BLOCK_C=max(MIN_TILE, triton.next_power_of_2(rank)),
-        BLOCK_R=max(MIN_TILE, triton.next_power_of_2(rotary.shape[3])),
+        BLOCK_R=max(MIN_TILE, triton.next_power_of_2(new.plain_rotary.shape[3])),
         SWAPPED=tile.is_swapped,
-        PAIRED=new.pairs is not None,
-        PRECISION="ieee" if is_float32 else "tf32",
-        IS_WHOLE=num_splits == 1,
-        EARLY=early(absorbed.device),
+        PRECISION="ieee" if absorbed.dtype == torch.float32 else "tf32",
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        **launch_keywords(absorbed.device),
+        **launch.keywords,
     )
-    return whole, parts
+    return launch.whole, launch.parts
 
 
 def decode(

@@ -2,13 +2,13 @@
 
 from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.backends import resolve_backend
+from cgbench.engine.deployment import make_state
 from cgbench.engine.generation import Generated, generate
 from cgbench.engine.graphs import GraphSet, capture_plan
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner, GraphRunner, Runner
-from cgbench.engine.state import DecodeState
 from cgbench.models.loader import LoadedModel
 from cgbench.models.target import probe_kv_shapes
 from cgbench.planning import PlanRequest, plan
@@ -43,15 +43,7 @@ class Decoder:
         )
         backend = resolve_backend("auto", target.device).decode
         self.spec = Speculator(target, head, cache, backend, accept)
-        self.state = DecodeState(
-            spec_tokens=spec_tokens,
-            max_batch_size=batch_size,
-            scratch_slot=cache.scratch_slot,
-            hidden_size=target.hidden_size,
-            dtype=target.dtype,
-            device=target.device,
-            eos_token_ids=model.eos_token_ids,
-        )
+        self.state = make_state(self.spec, spec_tokens, batch_size, model.eos_token_ids)
         self._graphs: GraphSet | None = None
         self.runner = self._make_runner(batch_size)
 

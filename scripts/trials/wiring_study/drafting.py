@@ -16,12 +16,12 @@ from cgbench.engine.acceptance import Greedy
 from cgbench.engine.acceptance_counts import before_repeat
 from cgbench.engine.backends import NamedBackend
 from cgbench.engine.calls import Prefill, Rows
+from cgbench.engine.deployment import make_state
 from cgbench.engine.generation import generate
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.kv import KvCache
 from cgbench.engine.prefill import HeadRows, begin_decoding, head_rows, prefill
 from cgbench.engine.runner import EagerRunner
-from cgbench.engine.state import DecodeState
 from cgbench.models.loader import LoadedModel
 from cgbench.models.target import HiddenStates
 
@@ -88,7 +88,7 @@ def write_texts(
     longest = max(map(len, prompts))
     cache = _cache(model, batch_size, longest + max_new_tokens + 1, with_target=True)
     spec = Speculator(model.target, None, cache, attention.decode, Greedy())
-    state = _state(model, spec, 0, batch_size, model.eos_token_ids)
+    state = make_state(spec, 0, batch_size, model.eos_token_ids)
     texts: list[Text] = []
     for first in range(0, len(prompts), batch_size):
         wave = [list(prompt) for prompt in prompts[first : first + batch_size]]
@@ -140,7 +140,7 @@ class Drafter:
         self.waves = [used[first : first + size] for first in range(0, len(used), size)]
         cache = _cache(model, size, longest + 2 * starts.spec_tokens, with_target=False)
         self.spec = Speculator(model.target, model.head, cache, attention.decode, Greedy())
-        self.state = _state(model, self.spec, starts.spec_tokens, size)
+        self.state = make_state(self.spec, starts.spec_tokens, size)
 
     @torch.inference_mode()
     def accepted(self) -> Counts:
@@ -210,20 +210,4 @@ def _cache(model: LoadedModel, num_slots: int, room: int, *, with_target: bool) 
         device=model.target.device,
         state_shapes=model.state_shapes if with_target else None,
         kv_format=model.kv_format,
-    )
-
-
-def _state(
-    model: LoadedModel, spec: Speculator, spec_tokens: int, size: int, eos: tuple[int, ...] = ()
-) -> DecodeState:
-    return DecodeState(
-        spec_tokens=spec_tokens,
-        max_batch_size=size,
-        scratch_slot=spec.cache.scratch_slot,
-        hidden_size=spec.chain_size,
-        fed_size=spec.fed_size,
-        dtype=model.target.dtype,
-        device=model.target.device,
-        eos_token_ids=eos,
-        num_modules=spec.num_modules,
     )
