@@ -32,7 +32,7 @@ def load(name: str, routing: Routing = Routing.BALANCED) -> LoadedModel:
 
 def decoded(model: LoadedModel, spec_tokens: int, prompts: list[list[int]]) -> list[list[int]]:
     spec = make_speculator(model, max_batch_size=len(prompts), room=64)
-    state = make_state(spec, spec_tokens, len(prompts), eos=[3, 50, 90])
+    state = make_state(spec, spec_tokens, len(prompts), [3, 50, 90])
     return decode_prompts(spec, EagerRunner(spec, state), prompts, NUM_TOKENS).token_ids
 
 
