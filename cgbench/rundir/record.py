@@ -68,13 +68,19 @@ class RunRecord:
 
     @property
     def mixture_words(self) -> str | None:
-        """Return what ran a mixture's experts and its router in decode steps.
+        """Return what ran a mixture's experts, its router and its shared expert in decode steps.
 
         It is None for a dense model. It is also None for a run that did not record it, whose
         experts ran transformers' own code.
         """
         experts, router = self.model.get("experts_path"), self.model.get("router_path")
-        return None if experts is None else f"experts by {experts}, router by {router}"
+        if experts is None:
+            return None
+        words, shared = (
+            f"experts by {experts}, router by {router}",
+            self.model.get("shared_expert_path"),
+        )
+        return words if shared is None else f"{words}, shared expert by {shared}"
 
     @property
     def limits(self) -> DeviceLimits | None:

@@ -48,6 +48,11 @@ class ModelFacts(TypedDict):
     routing: NotRequired[str]
     experts_path: NotRequired[str]
     router_path: NotRequired[str]
+    shared_expert_path: NotRequired[str]
+    """What ran a mixture's shared expert in decode steps.
+
+    It is ``cgbench``, inside the experts' kernels, or ``products`` of its own.
+    """
     latent_path: NotRequired[str]
     """What ran latent attention in decode steps: ``kernels`` or ``torch``."""
     num_parameters: NotRequired[int]

@@ -96,7 +96,9 @@ def _parts(prefix: str, kind: Kind, names: str) -> tuple[Part, ...]:
 PARTS = (
     Part("model.label", LABEL, needed=True),
     Part("model.fingerprint", LABEL, needed=True),
-    *_parts("model", TEXT, "head experts_path router_path latent_path kv_format"),
+    *_parts(
+        "model", TEXT, "head experts_path router_path shared_expert_path latent_path kv_format"
+    ),
     *_parts("model", FLAG, "random_weights"),
     *_parts("model", COUNT, "num_parameters head_num_parameters weight_bytes kv_bytes"),
     Part("model.tensor_parallel", OBJECT),

@@ -459,7 +459,7 @@ def _down_kernel(
             is_last = (is_its & (before == TOP_K + PIECES - 1)).to(tl.int32)
             # Every thread reads parts after all counts are there.
             tl.debug_barrier()
-            for i in range(0, past - low):
+            for i in range(past - low):
                 whole = low + i
                 if tl.sum(tl.where(m == i, is_last, 0), 0) > 0:
                     sum_of_slots(

@@ -37,7 +37,7 @@ A program reads its weights once for each block of tokens, which the library doe
 """
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def place_of(num_shared, token_blocks):
     """Return what this program is for.
 
@@ -73,7 +73,7 @@ def is_padded(token, slots, scratch_slot, query_len, is_token, HAS_PADDING: tl.c
     return padded
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def store_weight(x, gate, shared_weights, token, num_inputs):
     """Store the weight of a shared expert for one token: the sigmoid of its product with ``gate``.
 

@@ -133,8 +133,8 @@ def experts_in(module: nn.Module) -> Experts:
     weights = [module._parameters[leaf] for leaf in ("gate_up_proj", "down_proj")]
     scales = [scales_of(module, leaf) for leaf in ("gate_up_proj", "down_proj")]
     assert weights[0] is not None and weights[1] is not None
-    own = (None if each is None else ExpertScales(*each) for each in scales)
-    return Experts(weights[0], weights[1], *own)
+    gate_up, down = (None if each is None else ExpertScales(*each) for each in scales)
+    return Experts(weights[0], weights[1], gate_up, down)
 
 
 @contextmanager
