@@ -134,16 +134,16 @@ def _adds_up(block: nn.Module, parts: SharedParts) -> bool:
     experts: Any = block.experts
     draw = torch.Generator().manual_seed(0)
     x, routed, shared = torch.randn(3, PROBES, experts.down_proj.shape[1], generator=draw)
-    weights, logits = torch.randn(2, PROBES, 1, generator=draw)
-    chosen = torch.arange(PROBES)[:, None]
+    weights, logits = torch.randn(PROBES, 3, generator=draw).split([2, 1], dim=-1)
+    chosen = torch.arange(2 * PROBES).view(PROBES, 2)
     given = {
         parts.router: _Given(lambda _: (None, weights, chosen)),
         "experts": _always(routed),
-        parts.mlp: _Given(lambda asked: shared.view_as(asked)),
+        parts.mlp: _Given(lambda asked: shared.reshape(asked.shape)),
     }
     expected = routed + shared
     if parts.gate is not None:
-        given[parts.gate] = _Given(lambda asked: logits.view(*asked.shape[:-1], 1))
+        given[parts.gate] = _Given(lambda asked: logits.reshape(*asked.shape[:-1], 1))
         expected = routed + logits.sigmoid() * shared
     got = _answer(block, given, x[None])
     asked = dict.fromkeys(given, (x,)) | {"experts": (x, chosen, weights)}
