@@ -21,7 +21,13 @@ from cgbench.kernels.expert_draw import ExpertShape
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.mla.latent_rows import LatentNorms, PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
-from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
+from cgbench.kernels.moe.expert_products import (
+    Choice,
+    Experts,
+    ExpertScales,
+    Padding,
+    SharedExpert,
+)
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.models.quantised.kv_format import KvFormat
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
@@ -372,6 +378,39 @@ def scaled_expert_kernels() -> None:
             triton_experts.apply(experts, x, Choice(chosen, weights), x)
 
 
+def shared_expert_kernels() -> None:
+    """Of GLM-4.7-Flash's shape, of Qwen3.5-35B-A3B's with a gate, and of ERNIE-4.5-21B's in two
+    pieces: the first in FP8 too."""
+    for num_experts, top_k, hidden, size, pieces, has_gate, dtype in (
+        (64, 4, 2048, 1536, 1, False, torch.bfloat16),
+        (256, 8, 2048, 512, 1, True, torch.bfloat16),
+        (64, 6, 2560, 1536, 2, False, torch.bfloat16),
+        (64, 4, 2048, 1536, 1, True, torch.float8_e4m3fn),
+    ):
+        is_scaled = dtype == torch.float8_e4m3fn
+        gate = torch.zeros(1, hidden, dtype=torch.bfloat16) if has_gate else None
+        sizes = (2 * size, hidden), (hidden, size)
+        whole = (2 * pieces * size, hidden), (hidden, pieces * size)
+        weights = [torch.empty(num_experts, *each, dtype=dtype) for each in sizes]
+        scales = [block_scales(num_experts, *each) if is_scaled else None for each in sizes]
+        its = [torch.empty(each, dtype=dtype) for each in whole]
+        of_its = [block_scales(*each) if is_scaled else None for each in whole]
+        shared = SharedExpert(*its, gate, *of_its)
+        experts = Experts(*weights, *scales, shared)
+        for num_tokens in (1, 64):
+            chosen = torch.zeros(num_tokens, top_k, dtype=torch.long)
+            of_chosen = torch.zeros(num_tokens, top_k, dtype=torch.bfloat16)
+            padding = Padding(torch.zeros(num_tokens, dtype=torch.long), 64, 1)
+            x = torch.zeros(num_tokens, hidden, dtype=torch.bfloat16)
+            triton_experts.apply(experts, x, Choice(chosen, of_chosen, padding), x)
+
+
+def block_scales(*shape: int) -> ExpertScales:
+    *experts, rows, columns = shape
+    scale = torch.ones(*experts, rows // 128, columns // 128)
+    return ExpertScales(scale, torch.zeros(rows, dtype=torch.int32))
+
+
 def route_kernels() -> None:
     for num_tokens in (1, 64):
         x = torch.zeros(num_tokens, 2048, dtype=torch.bfloat16)
@@ -423,6 +462,7 @@ def read_kernel() -> None:
         (winner_kernels, 4, 0),
         (draw_kernel, 2, 0),
         (expert_kernels, 6, 0),
+        (shared_expert_kernels, 24, 0),
         (route_kernels, 4, 0),
         (window_kernels, 4, 0),
         (read_kernel, 1, 0),
@@ -477,6 +517,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     winner_kernels()
     draw_kernel()
     expert_kernels()
+    shared_expert_kernels()
     route_kernels()
     window_kernels()
     for kernel in compiled:

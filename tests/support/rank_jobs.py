@@ -100,8 +100,8 @@ def tell_compiled(
             torch._dynamo.reset()
             model = load(folders[name], head, ranks)
             compile_forwards(model.target, model.head)
-            # Each rank's part of every expert goes through the operator.
-            assert mixture_paths(model.target, model.head) in (None, (OWN_PATH, OWN_PATH))
+            # Each rank's part of every expert goes through the operator, the shared one's too.
+            assert mixture_paths(model.target, model.head) in (None, (OWN_PATH,) * 3)
             out = decode(model, Greedy(), 3, PROMPTS[:3])
             told[f"{name} {head}"] = out.token_ids + out.accepted
     return gathered(told)
