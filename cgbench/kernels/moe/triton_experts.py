@@ -26,6 +26,7 @@ from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.moe.triton_shared import (
+    ASKED_BYTES,
     MOST_TOKENS,
     SHARED_NUMBERS,
     SharedCall,
@@ -624,12 +625,15 @@ def _sum_kernel(
 class Plan(NamedTuple):
     """A plan is how the experts of one call are applied.
 
-    It has lists or none, and a tiling for each of the two products.
+    It has lists or none, and a tiling for each of the two products. A shared expert runs in the
+    launches or not. If it does, so many bytes of each of its products are asked into L2 early.
     """
 
     has_lists: bool
     gate_up: Tiling
     down: Tiling
+    takes_shared: bool = True
+    asked_bytes: int = ASKED_BYTES
 
 
 EXPERTS_A_PAIR = 8
@@ -641,8 +645,12 @@ def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
 
     Source: results/h200/experts.md.
     """
-    if experts.gate_up_scales is not None:
-        return _scaled_plan_of(experts, num_tokens, top_k)
+    is_scaled = experts.gate_up_scales is not None
+    plan = (_scaled_plan_of if is_scaled else _plain_plan_of)(experts, num_tokens, top_k)
+    return plan._replace(takes_shared=num_tokens <= MOST_TOKENS)
+
+
+def _plain_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     pairs = num_tokens * top_k
     if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
         deep = Tiling(64, 128, 16, 4, 4)
@@ -676,14 +684,16 @@ def apply(
 ) -> Tensor:
     """Compute ``expert_products.apply_by_torch``, with parts rounded to the type of ``x``.
 
-    If ``plan`` is None, ``plan_of`` chooses it. A shared expert runs inside the launches, for at
-    most ``MOST_TOKENS``. The experts must take it in (``expert_products.takes_in``).
+    If ``plan`` is None, ``plan_of`` chooses it. The experts must take in a shared expert, if there
+    is one (``expert_products.takes_in``).
     """
-    if experts.shared is not None and len(x) > MOST_TOKENS:
+    plan = plan or plan_of(experts, *choice.chosen.shape)
+    if experts.shared is not None and not plan.takes_shared:
         residual = shared_by_products(experts.shared, x, choice, residual)
         experts = experts.without_shared()
-    plan = _fitted(plan or plan_of(experts, *choice.chosen.shape), experts)
-    call = _Call(experts, choice, plan, early(x.device), shared_call(experts, x))
+    plan = _fitted(plan, experts)
+    shared = shared_call(experts, x, plan.asked_bytes)
+    call = _Call(experts, choice, plan, early(x.device), shared)
     lists = _listed(call) if plan.has_lists else _no_lists(x.device)
     activated = _gate_up(call, x.contiguous(), lists)
     residual = None if residual is None else residual.contiguous()

@@ -131,26 +131,22 @@ class SharedCall(NamedTuple):
     pieces: int
     num_tokens: int
     weights: Tensor | None
+    asked_bytes: int
 
     @property
     def num_pairs(self) -> int:
         """Return the number of pairs of a piece and a token."""
         return self.pieces * self.num_tokens
 
-    @property
-    def has_gate(self) -> bool:
-        """Return whether a gate makes its weight."""
-        return self.weights is not None
 
-
-def shared_call(experts: Experts, x: Tensor) -> SharedCall | None:
+def shared_call(experts: Experts, x: Tensor, asked_bytes: int) -> SharedCall | None:
     """Return the call of the shared expert of ``experts``, or None if there is none."""
     shared = experts.shared
     if shared is None:
         return None
     weights = None if shared.gate is None else x.new_empty(len(x))
     pieces = shared.intermediate_size // experts.intermediate_size
-    return SharedCall(shared, pieces, len(x), weights)
+    return SharedCall(shared, pieces, len(x), weights, asked_bytes)
 
 
 class SharedProduct(NamedTuple):
@@ -184,21 +180,21 @@ def shared_product(
     constants = {
         "SHARED_SCALE_COLUMNS": 0 if scales is None else scales.scale.shape[1],
         # Of a later block of tokens, L2 has them already.
-        "LINES_ASKED": _lines_asked(weight, call.pieces * tiles * block_n),
+        "LINES_ASKED": _lines_asked(weight, call.pieces * tiles * block_n, call.asked_bytes),
     }
     of_scales: tuple[Tensor | None, Tensor | None] = scales or (None, None)
     arguments = weight, *of_scales, shared.intermediate_size, num_groups, blocks
     return SharedProduct(arguments, constants, num_groups)
 
 
-def _lines_asked(weight: Tensor, num_rows: int) -> int:
+def _lines_asked(weight: Tensor, num_rows: int, asked_bytes: int) -> int:
     """Return how many lines of each of its rows a program asks for: a power of 2, or none.
 
     All programs have ``num_rows`` together, each a part of the weight's columns.
     """
     line_bytes: int = LINE_BYTES.value
     has = weight.numel() * weight.element_size()
-    most = min(ASKED_BYTES, has) // (num_rows * line_bytes)
+    most = min(asked_bytes, has) // (num_rows * line_bytes)
     return 1 << (most.bit_length() - 1) if most else 0
 
 
