@@ -115,8 +115,10 @@ def make_experts(shape: Shape) -> Experts:
     )
 
 
-def make_shared(shape: Shape) -> SharedExpert:
-    draw = partial(torch.empty, device="cuda", dtype=torch.bfloat16)
+def make_shared(
+    shape: Shape, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
+) -> SharedExpert:
+    draw = partial(torch.empty, device=device, dtype=dtype)
     size = shape.pieces * shape.intermediate
     gate_up = draw(2 * size, shape.hidden).normal_(std=0.02)
     down = draw(shape.hidden, size).normal_(std=0.02)
@@ -163,8 +165,10 @@ def shared_ways(layer: Layer) -> Iterator[tuple[str, SharedWay]]:
     """Ways to run a whole layer with its shared expert, by name."""
     experts, x, shape = layer.experts, layer.x, layer.shape
     rule = RouterRule(top_k=shape.top_k, renormalises=True)
-    router = torch.randn(shape.num_experts, shape.hidden, device="cuda", dtype=torch.bfloat16)
+    router = torch.randn(shape.num_experts, shape.hidden, device=x.device, dtype=x.dtype)
     plan = triton_experts.plan_of(experts, *layer.choices[0].chosen.shape)
+
+    sum_of_gated = torch.compile(weighted_sum)
 
     def inside(asked_bytes: int, choice: Choice, shared: SharedExpert) -> Tensor:
         triton_route.route(x, router, None, rule)
@@ -178,7 +182,7 @@ def shared_ways(layer: Layer) -> Iterator[tuple[str, SharedWay]]:
             added = linear_add(activated, shared.down, None, x)
         else:
             part = linear(activated, shared.down, None)
-            added = weighted_sum(x, linear(x, shared.gate, None), part)
+            added = sum_of_gated(x, linear(x, shared.gate, None), part)
         return triton_experts.apply(experts, x, choice, added, plan)
 
     for asked_bytes in ASKED:
@@ -187,7 +191,6 @@ def shared_ways(layer: Layer) -> Iterator[tuple[str, SharedWay]]:
     yield "shared apart", apart
 
 
-@torch.compile
 def weighted_sum(residual: Tensor, logit: Tensor, part: Tensor) -> Tensor:
     """What stands behind a shared expert with a gate, as a compiled layer has it."""
     return residual + logit.sigmoid() * part
