@@ -21,17 +21,17 @@ from cgbench.kernels.mla.latent_rows import PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Padding
 from cgbench.models.attention_hook import AttentionCall
-from cgbench.models.latent.latent_hook import LatentCall
-from cgbench.models.projections import PackedFirst
-from cgbench.models.quantised.scaled_modules import ScaledLinear
-from cgbench.models.recurrent_hook import RecurrentCall
-from cgbench.models.shards import (
+from cgbench.models.division.shards import (
     ScaledSummedLinear,
     ScaledVocabLinear,
     SummedLinear,
     SumOutput,
     VocabLinear,
 )
+from cgbench.models.latent.latent_hook import LatentCall
+from cgbench.models.projections import PackedFirst
+from cgbench.models.quantised.scaled_modules import ScaledLinear
+from cgbench.models.recurrent_hook import RecurrentCall
 from cgbench.parallel.collectives import sum_over_ranks
 
 

@@ -24,7 +24,9 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     slots = options.max_batch_size + 1
     tokens = slots * (options.context_len + options.to_decode)
     kv = tokens * skeleton.kv_bytes_per_token(dtype, num_ranks, plan.kv_format)
-    kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
+    query_len = options.max_spec_tokens + 1
+    # Ranks divide the heads of recurrent state.
+    kv += cache_bytes(skeleton.kv.state_shapes, slots, query_len, dtype) // num_ranks
     num_prompts = prompts_at_once(options)
     prefill = prefill_bytes(
         skeleton.target,

@@ -6,8 +6,8 @@ import pynvml
 import torch
 import torch.distributed as dist
 
+from cgbench.models.division.splits import HEAD_OUTPUT, LM_HEAD
 from cgbench.models.loader import LoadedModel
-from cgbench.models.shards import HEAD_OUTPUT, LM_HEAD
 from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
 from cgbench.parallel.ranks import Ranks
 from cgbench.rundir.record_parts import ParallelFacts

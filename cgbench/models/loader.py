@@ -9,14 +9,28 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 
-from cgbench.errors import ModelError, UnsupportedModelError, first_line
+from cgbench.errors import ModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
+from cgbench.models.division.planned_splits import (
+    block_splits,
+    check_heads,
+    kv_copies,
+    planned_splits,
+)
+from cgbench.models.division.shards import (
+    divide,
+    divide_lm_head,
+    divide_vocabulary,
+    install_forwards,
+    without_dtensors,
+)
+from cgbench.models.division.splits import HEAD_OUTPUT, LM_HEAD, Split, Splits
 from cgbench.models.experts import implementation_for, take_over_loops
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.eagle3_head import make_head
-from cgbench.models.heads.head import DraftHead
+from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.heads.head_files import read_head
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
 from cgbench.models.placement import check_headers, check_placed, check_types
@@ -30,22 +44,8 @@ from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.random_weights import draw_head, random_target
 from cgbench.models.router_rules import is_plain_mixture, order_choices
 from cgbench.models.routing import BalancedRouting
-from cgbench.models.shards import (
-    HEAD_OUTPUT,
-    LM_HEAD,
-    Split,
-    Splits,
-    block_splits,
-    check_heads,
-    divide,
-    divide_lm_head,
-    divide_vocabulary,
-    install_forwards,
-    planned_splits,
-    without_dtensors,
-)
 from cgbench.models.skeleton import Skeleton
-from cgbench.models.support import auto_class_for, class_name
+from cgbench.models.support import auto_class_for
 from cgbench.models.target import Target, probe_kv_shapes
 from cgbench.models.tokenizer import read_tokenizer
 from cgbench.parallel.ranks import ALONE, Ranks
@@ -188,14 +188,9 @@ def _splits(plan: LoadingPlan) -> Splits:
             "read whole"
         )
     probe = plan.skeleton.kv
-    if probe.state_shapes:
-        raise UnsupportedModelError(
-            f"--tp {num_ranks}: the linear-attention layers of {class_name(plan.config)} cannot be "
-            "divided here. Drop --tp"
-        )
     kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
     check_heads(plan.config, num_ranks, probe.num_query_heads, kv_heads)
-    return planned_splits(plan.config, num_ranks)
+    return planned_splits(plan.config, num_ranks, kv_heads)
 
 
 def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
@@ -281,12 +276,18 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
     for module in head.mtp_modules:
-        splits = block_splits(target.splits, module) if plan.request.divided_head else {}
+        splits = _block_splits(plan, module, target) if plan.request.divided_head else {}
         divide(module, splits, plan.request.ranks)
         if module.output is not None and LM_HEAD in target.splits:
             divide_vocabulary(module.output, plan.request.ranks)
             splits = {**splits, HEAD_OUTPUT: Split(0)}
         module.splits = splits
+
+
+def _block_splits(plan: LoadingPlan, module: MtpModule, target: Target) -> Splits:
+    ((num_kv_heads, _), _) = plan.skeleton.kv.kv_shapes[module.layer_idx]
+    copies = kv_copies(num_kv_heads, plan.request.ranks.size)
+    return block_splits(target.splits, module, copies)
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:

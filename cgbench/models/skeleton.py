@@ -53,10 +53,11 @@ class Skeleton:
         """Return the bytes of KV that one token keeps on each of ``num_ranks`` ranks.
 
         They are those of all layers and of the head, the scales of FP8 ones included. Ranks divide
-        keys and values. Latents are whole on each.
+        the heads of keys and values. Of fewer heads than ranks each rank holds one. Latents are
+        whole on each.
         """
         return sum(
-            kv_format.bytes_per_token(layer, shape, dtype) // (1 if is_latent(shape) else num_ranks)
+            kv_format.bytes_per_token(layer, shape, dtype) // min(shape[0][0], num_ranks)
             for layer, shape in self.kv.kv_shapes.items()
         )
 
