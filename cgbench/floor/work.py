@@ -189,10 +189,10 @@ def rank_work(model: LoadedModel) -> ModelWork:
 def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
     """Return into how many parts the attention heads of ``layers`` are divided.
 
-    All of these layers are divided alike.
+    All of these layers that have attention are divided alike.
     """
-    whole = model.skeleton.kv.num_query_heads
-    (count,) = {whole[layer] // model.num_query_heads[layer] for layer in layers}
+    whole, own = model.skeleton.kv.num_query_heads, model.num_query_heads
+    (count,) = {whole[layer] // own[layer] for layer in layers if layer in whole} or {1}
     return count
 
 
