@@ -295,15 +295,16 @@ def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
 
     # Scales belong to whole weights, so FP8 weights are divided after they are quantised.
     late = {name: split for name, split in splits.items() if name in plan.skeleton.scaled}
+    drawn = {name: s for name, s in splits.items() if name not in late and name != LM_HEAD}
 
     def keep(name: str, whole: Tensor) -> Tensor:
-        is_split = name in splits and name not in late and name != LM_HEAD
-        return splits[name].part(whole, ranks) if is_split else whole
+        return drawn[name].part(whole, ranks) if name in drawn else whole
 
-    model = random_target(plan, keep, **_implementations(plan))
-    if splits:
-        install_forwards(model, {name: split for name, split in splits.items() if name not in late})
-        divide(model, late, ranks)
+    def keep_quantised(model: PreTrainedModel, names: list[str]) -> None:
+        divide(model, {name: late[name] for name in names if name in late}, ranks)
+
+    model = random_target(plan, keep, keep_quantised, **_implementations(plan))
+    install_forwards(model, drawn)
     if LM_HEAD in splits:
         divide_lm_head(model, ranks)
     return model

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cgbench.models.heads.families import DEEPSEEK, MIMO
+from cgbench.models.heads.families import DEEPSEEK, MIMO, QWEN
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import ALONE
 from tests.support import rank_jobs
@@ -12,7 +12,7 @@ from tests.support.fp8 import make_fp8_checkpoint
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     """88 columns in two are 44: two blocks of 16 and most of a third, as 1408 are 704."""
     shape = {"intermediate_size": 88, "moe_intermediate_size": 24}
-    kinds = {"mimo": MIMO, "glm4_moe": DEEPSEEK, "deepseek_v3": DEEPSEEK}
+    kinds = {"mimo": MIMO, "glm4_moe": DEEPSEEK, "deepseek_v3": DEEPSEEK, "qwen3_5": QWEN}
     folders = {
         kind: make_fp8_checkpoint(tmp_path / kind, kind, family, **shape)[0]
         for kind, family in kinds.items()
