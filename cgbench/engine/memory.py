@@ -41,9 +41,11 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
         budget = ["--max-num-batched-tokens"] if num_prompts > 1 else []
         *flags, last = ("--max-num-seqs", "--context-len", *budget, *options.reach_flags)
         whose = "the device" if num_ranks == 1 else f"each of {num_ranks} ranks"
+        copies = skeleton.kv_copies(num_ranks)
+        copied = f" with each KV head on {copies} ranks" if copies > 1 else ""
         raise OutOfMemoryError(
             f"MODEL {plan.request.ref}: {whose} needs at least {needed:,} bytes (weights "
-            f"{weights:,}, KV of {slots} slots {kv:,}, prefill of {num_prompts} prompts "
+            f"{weights:,}, KV of {slots} slots {kv:,}{copied}, prefill of {num_prompts} prompts "
             f"{prefill:,}), but there are {available:,}. "
             f"Give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
         )

@@ -13,12 +13,8 @@ from cgbench.errors import ModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
-from cgbench.models.division.planned_splits import (
-    block_splits,
-    check_heads,
-    kv_copies,
-    planned_splits,
-)
+from cgbench.models.division.division_check import check_division
+from cgbench.models.division.planned_splits import block_splits, planned_splits
 from cgbench.models.division.shards import (
     divide,
     divide_lm_head,
@@ -26,7 +22,7 @@ from cgbench.models.division.shards import (
     install_forwards,
     without_dtensors,
 )
-from cgbench.models.division.splits import HEAD_OUTPUT, LM_HEAD, Split, Splits
+from cgbench.models.division.splits import HEAD_OUTPUT, LM_HEAD, Split, Splits, kv_copies
 from cgbench.models.experts import implementation_for, take_over_loops
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.eagle3_head import make_head
@@ -182,15 +178,8 @@ def _splits(plan: LoadingPlan) -> Splits:
     num_ranks = plan.request.ranks.size
     if num_ranks == 1:
         return {}
-    if plan.gguf_file is not None:
-        raise ModelError(
-            f"MODEL {plan.request.ref}: --tp {num_ranks} wants safetensors files, a GGUF file is "
-            "read whole"
-        )
-    probe = plan.skeleton.kv
-    kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
-    check_heads(plan.config, num_ranks, probe.num_query_heads, kv_heads)
-    return planned_splits(plan.config, num_ranks, kv_heads)
+    check_division(plan)
+    return planned_splits(plan.config, num_ranks, plan.skeleton.kv.num_kv_heads)
 
 
 def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
@@ -285,7 +274,7 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
 
 
 def _block_splits(plan: LoadingPlan, module: MtpModule, target: Target) -> Splits:
-    ((num_kv_heads, _), _) = plan.skeleton.kv.kv_shapes[module.layer_idx]
+    num_kv_heads = plan.skeleton.kv.num_kv_heads[module.layer_idx]
     copies = kv_copies(num_kv_heads, plan.request.ranks.size)
     return block_splits(target.splits, module, copies)
 

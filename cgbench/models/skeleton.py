@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe, is_latent
 from cgbench.models.config_faults import fault_of
+from cgbench.models.division.splits import kv_copies
 from cgbench.models.heads.eagle3_head import make_head
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
@@ -60,6 +61,14 @@ class Skeleton:
             kv_format.bytes_per_token(layer, shape, dtype) // min(shape[0][0], num_ranks)
             for layer, shape in self.kv.kv_shapes.items()
         )
+
+    def kv_copies(self, num_ranks: int) -> int:
+        """Return how many of ``num_ranks`` ranks hold one head of keys and values, at most.
+
+        It is 1 if no layer has fewer heads than there are ranks, latents apart.
+        """
+        shapes = [shape for shape in self.kv.kv_shapes.values() if not is_latent(shape)]
+        return max([kv_copies(heads, num_ranks) for (heads, _), _ in shapes], default=1)
 
     @property
     def latent_size(self) -> int | None:

@@ -34,6 +34,8 @@ class ParallelFacts(TypedDict):
     lm_head: str
     collectives: list[CollectiveFacts]
     head: str | None
+    kv_copies: NotRequired[int]
+    """How many ranks hold each head of keys and values."""
 
 
 class ModelFacts(TypedDict):

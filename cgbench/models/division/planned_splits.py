@@ -21,7 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from cgbench.errors import BadInputError, UnsupportedModelError
-from cgbench.models.division.splits import LM_HEAD, Split, Splits, split_of
+from cgbench.models.division.splits import LM_HEAD, Split, Splits, kv_copies, split_of
 from cgbench.models.latent.latent_hook import is_latent_attention
 from cgbench.models.recurrent_hook import delta_nets
 from cgbench.models.support import auto_class_for, class_name
@@ -45,7 +45,7 @@ def planned_splits(
     """
     with torch.device("meta"):
         model = auto_class_for(config).from_config(_untied(config), dtype=torch.bfloat16)
-    _check_plan(model)
+    check_plan(model)
     own = latent_splits(model, num_ranks) | delta_net_splits(model, num_ranks)
     # The lm_head is divided here, if the vocabulary allows. transformers 5.17 refuses others.
     model.tp_plan.pop("lm_head", None)
@@ -67,11 +67,6 @@ def planned_splits(
     return splits if vocab_size % num_ranks else {**splits, LM_HEAD: Split(0)}
 
 
-def kv_copies(num_kv_heads: int, num_ranks: int) -> int:
-    """Return how many of ``num_ranks`` ranks hold each of a layer's key-value heads."""
-    return max(1, num_ranks // num_kv_heads)
-
-
 def _copied(splits: Splits, layer: str, num_copies: int) -> dict[str, Split]:
     """Return the splits of the keys' and values' weights of ``layer``, with that many copies."""
     return {
@@ -90,7 +85,11 @@ def _untied(config: PretrainedConfig) -> PretrainedConfig:
     return copy
 
 
-def _check_plan(model: PreTrainedModel) -> None:
+def check_plan(model: PreTrainedModel) -> None:
+    """Check that transformers has a tensor parallel plan for ``model`` of known styles.
+
+    Raise ``UnsupportedModelError`` if it has not.
+    """
     kind, plan = type(model).__name__, model.tp_plan
     if not plan or set(plan) <= {"lm_head"}:
         raise UnsupportedModelError(f"--tp: transformers has no tensor parallel plan for {kind}")

@@ -69,3 +69,8 @@ def split_of(parameter: DTensor) -> Split | None:
     if placement.is_replicate():
         return None
     return Split(placement.dim % parameter.ndim, (1,) * getattr(placement, "split_factor", 1))
+
+
+def kv_copies(num_kv_heads: int, num_ranks: int) -> int:
+    """Return how many of ``num_ranks`` ranks hold each of a layer's key-value heads."""
+    return max(1, num_ranks // num_kv_heads)
