@@ -79,6 +79,8 @@ def test_two_ranks_are_one_process(kind: str, alone: dict[str, Divided], ranks: 
     for told, _ in ranks:
         assert told[kind].decoded == alone[kind].decoded
         assert told[kind].fingerprint == alone[kind].fingerprint
+        # What the audit compares with.
+        assert told[kind].plain == alone[kind].plain and told[kind].noise < 1e-4
 
 
 def test_compiled_layers_decode_alike(alone: dict[str, Divided], ranks: Told) -> None:
@@ -122,6 +124,7 @@ def test_four_ranks_hold_each_kv_head_twice(tmp_path: Path) -> None:
             assert own[kind].decoded[3, 5] == alone[kind].decoded[3, 5]
             assert own[kind].decoded[3, 5][0] == expected
             assert own[kind].fingerprint == alone[kind].fingerprint
+            assert own[kind].plain == expected[1] and own[kind].noise < 1e-4
             assert own[kind].kv_heads == {1} and own[kind].counted == own[kind].held
             assert 4 * own[kind].state_bytes == alone[kind].state_bytes
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from cgbench.checks.reference import Plain
 from cgbench.compile.layers import compile_forwards
 from cgbench.engine.acceptance import Greedy, shared_rule
 from cgbench.engine.kv import KvCache
@@ -33,11 +34,15 @@ Decoded = tuple[list[list[int]], list[list[int]]]
 class Divided:
     """What a model did on some number of ranks, and what a rank holds of it.
 
-    ``state_bytes`` are a request's. ``counted`` is the floor's account, ``held`` the weights.
+    ``plain`` are transformers' own tokens of its parts, and ``noise`` what its two attentions
+    differ by. ``state_bytes`` are a request's. ``counted`` is the floor's account, and ``held`` are
+    the weights.
     """
 
     fingerprint: str
     decoded: dict[tuple[int, int], Decoded]
+    plain: list[int]
+    noise: float
     kv_heads: set[int]
     state_bytes: int
     cache_bytes: int
@@ -84,9 +89,13 @@ def tell(model: LoadedModel, cases: Cases) -> Divided:
         state_shapes=model.state_shapes,
     )
     recurrent = cache.recurrent
+    prompt = tuple(PROMPTS[1])
+    plain = Plain(model.target, [prompt])
     return Divided(
         fingerprint(model.target, model.head),
         {case: decode(model, *case) for case in cases},
+        plain.tokens(prompt, MAX_NEW_TOKENS),
+        plain.noise,
         {keys[0] for keys, _ in model.kv_shapes.values()},
         sum(shape.num_bytes(4) for shape in model.state_shapes.values()),
         0 if recurrent is None else sum(each.nbytes for each in recurrent.tensors().values()),

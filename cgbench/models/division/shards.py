@@ -136,14 +136,16 @@ def install_forwards(module: nn.Module, splits: Splits) -> None:
     """Make the modules that hold a part of a sum add it up over the ranks.
 
     A weight that is divided by rows needs nothing. A weight that is divided by columns is summed.
-    For experts the whole module's output is summed at once. A gated delta net is told how many
-    heads it has left.
+    For experts the whole module's output is summed at once. Layers that count their heads are told
+    how many they have left.
     """
     for name, split in splits.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
         if leaf == "A_log":
             _count_own_heads(owner)
+        elif split.num_copies > 1 and name.endswith("k_proj.weight"):
+            _serve_fewer_queries(module.get_submodule(owner_name.rpartition(".")[0]), split)
         elif leaf == "down_proj":
             owner.register_forward_hook(SumOutput())
         elif leaf == "weight" and split.dim == 1:
@@ -158,6 +160,14 @@ def _count_own_heads(net: Any) -> None:
     num_ranks = net.num_v_heads // len(net.A_log)
     for size in ("num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim"):
         setattr(net, size, getattr(net, size) // num_ranks)
+
+
+def _serve_fewer_queries(attention: Any, split: Split) -> None:
+    """Set how many of a rank's queries a key-value head serves that several ranks hold.
+
+    transformers' own attention repeats keys and values by it.
+    """
+    attention.num_key_value_groups //= split.num_copies
 
 
 def divide_lm_head(model: PreTrainedModel, ranks: Ranks) -> None:
