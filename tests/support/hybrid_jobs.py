@@ -21,7 +21,7 @@ from tests.support.tracing import traced_layers
 VOCABULARY = 8
 """So small that random heads draft right now and then."""
 PROMPTS = [[7], *random_prompts(4, vocab=VOCABULARY)]
-MAX_NEW_TOKENS = 9
+MAX_NEW_TOKENS = 6
 Cases = tuple[tuple[int, int], ...]
 CASES: Cases = tuple((k, size) for k in (1, 3) for size in (1, 5))
 """Drafts, and requests of unequal lengths."""
@@ -34,15 +34,14 @@ Decoded = tuple[list[list[int]], list[list[int]]]
 class Divided:
     """What a model did on some number of ranks, and what a rank holds of it.
 
-    ``plain`` are transformers' own tokens of its parts, and ``noise`` what its two attentions
-    differ by. ``state_bytes`` are a request's. ``counted`` is the floor's account, and ``held`` are
-    the weights.
+    ``plain`` are transformers' own tokens after the second prompt, and what its two attentions
+    differ by. They are asked where ranks hold copies of a KV head. ``state_bytes`` are a request's.
+    ``counted`` is the floor's account, and ``held`` are the weights.
     """
 
     fingerprint: str
     decoded: dict[tuple[int, int], Decoded]
-    plain: list[int]
-    noise: float
+    plain: tuple[list[int], float] | None
     kv_heads: set[int]
     state_bytes: int
     cache_bytes: int
@@ -58,8 +57,11 @@ def tell_divided(
     *,
     ranks: Ranks,
 ) -> list[tuple[dict[str, Divided], Decoded | None]]:
-    """Everything of every rank, in one start. The model ``compiled`` is decoded at k = 3 through
-    compiled layers too, traced and run as traced."""
+    """Everything of every rank, in one start.
+
+    The model ``compiled`` is decoded at k = 1 once more. Rank 0 has compiled target layers then, traced
+    and run as traced, beside the plain ones of the others: they exchange the same.
+    """
     torch.set_num_threads(1)
     told, traced = {}, None
     for name, folder in folders.items():
@@ -67,9 +69,10 @@ def tell_divided(
         told[name] = tell(model, cases)
         if name == compiled:
             with traced_layers():
-                torch._dynamo.reset()
-                compile_forwards(model.target, model.head)
-                traced = decode(model, 3, 5)
+                if ranks.is_first:
+                    torch._dynamo.reset()
+                    compile_forwards(model.target, None)
+                traced = decode(model, 1, 5)
     return gathered((told, traced))
 
 
@@ -89,13 +92,10 @@ def tell(model: LoadedModel, cases: Cases) -> Divided:
         state_shapes=model.state_shapes,
     )
     recurrent = cache.recurrent
-    prompt = tuple(PROMPTS[1])
-    plain = Plain(model.target, [prompt])
     return Divided(
         fingerprint(model.target, model.head),
         {case: decode(model, *case) for case in cases},
-        plain.tokens(prompt, MAX_NEW_TOKENS),
-        plain.noise,
+        plainly(model) if model.skeleton.kv_copies(model.ranks.size) > 1 else None,
         {keys[0] for keys, _ in model.kv_shapes.values()},
         sum(shape.num_bytes(4) for shape in model.state_shapes.values()),
         0 if recurrent is None else sum(each.nbytes for each in recurrent.tensors().values()),
@@ -104,6 +104,12 @@ def tell(model: LoadedModel, cases: Cases) -> Divided:
         # The floor leaves the convolution's few weights out.
         replace(held(model), target=held(model).target - conv),
     )
+
+
+def plainly(model: LoadedModel) -> tuple[list[int], float]:
+    prompt = tuple(PROMPTS[1])
+    plain = Plain(model.target, [prompt])
+    return plain.tokens(prompt, MAX_NEW_TOKENS), plain.noise
 
 
 def decode(model: LoadedModel, k: int, size: int) -> Decoded:
