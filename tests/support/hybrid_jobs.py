@@ -59,8 +59,8 @@ def tell_divided(
 ) -> list[tuple[dict[str, Divided], Decoded | None]]:
     """Everything of every rank, in one start.
 
-    The model ``compiled`` is decoded at k = 1 once more. Rank 0 has compiled target layers then, traced
-    and run as traced, beside the plain ones of the others: they exchange the same.
+    The model ``compiled`` is decoded at k = 1 once more. The target's layers are compiled on rank 0
+    then, traced and run as traced. The other ranks have plain ones, and exchange the same.
     """
     torch.set_num_threads(1)
     told, traced = {}, None
