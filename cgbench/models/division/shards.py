@@ -165,9 +165,10 @@ def _count_own_heads(net: Any) -> None:
 def _serve_fewer_queries(attention: Any, split: Split) -> None:
     """Set how many of a rank's queries a key-value head serves that several ranks hold.
 
-    transformers' own attention repeats keys and values by it.
+    transformers' own attention repeats keys and values by it, where a model has it.
     """
-    attention.num_key_value_groups //= split.num_copies
+    if hasattr(attention, "num_key_value_groups"):
+        attention.num_key_value_groups //= split.num_copies
 
 
 def divide_lm_head(model: PreTrainedModel, ranks: Ranks) -> None:
