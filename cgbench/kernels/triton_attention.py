@@ -35,10 +35,18 @@ from cgbench.kernels.fp8.triton_kv import (
     values_in,
 )
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.triton_splits import Parts, division, merge, splits_of
+from cgbench.kernels.triton_splits import (
+    PROGRAMS_PER_MULTIPROCESSOR,
+    Parts,
+    division,
+    merge,
+    splits_of,
+)
 
 # tl.dot wants at least 16 rows.
 MIN_TILE = 16
+# Programs that convert FP8 values wait more than they read. So more of them share a multiprocessor.
+FP8_PROGRAMS = 4
 LOG2_E = 1.4426950408889634
 _LOG2_E = tl.constexpr(LOG2_E)
 
@@ -289,13 +297,18 @@ class KeyTile(NamedTuple):
     num_stages: int
 
 
-def key_tile(block_m: int, *, is_float32: bool) -> KeyTile:
+def key_tile(block_m: int, *, is_float32: bool, is_fp8: bool = False) -> KeyTile:
     """Return the best tile of those tried on an H200, or one within 3 % of it.
 
     That holds at every batch size and context of results/h200/attention-tiles.md. The tiles are
     small, so that three or more programs fit on a multiprocessor. Then 64 requests are read in one
     round. With two programs on each they would take two rounds.
+
+    A tile of FP8 keys has half the bytes, and each step waits for its conversions. So it is twice
+    as long, with fewer tiles under way (results/tried.md).
     """
+    if is_fp8 and not is_float32:
+        return KeyTile(64, 2 if block_m <= MIN_TILE else 4, 2)
     if is_float32:
         # The numbers are twice as large.
         return KeyTile(32, 4, 3)
@@ -330,11 +343,13 @@ def decode(
     out = torch.empty(
         (batch, query_len, num_heads, value_dim), dtype=query.dtype, device=query.device
     )
-    num_splits = splits_of(batch * kv_heads, query.device)
+    is_fp8 = kv.scales is not None
+    a_multiprocessor = FP8_PROGRAMS if is_fp8 else PROGRAMS_PER_MULTIPROCESSOR
+    num_splits = splits_of(batch * kv_heads, query.device, a_multiprocessor)
     parts = Parts.empty(batch * kv_heads, num_splits, group * query_len, value_dim, query.device)
     is_float32 = query.dtype == torch.float32
     block_m = max(MIN_TILE, triton.next_power_of_2(group * query_len))
-    tile = tile or key_tile(block_m, is_float32=is_float32)
+    tile = tile or key_tile(block_m, is_float32=is_float32, is_fp8=is_fp8)
     shape = {
         "KV_HEADS": kv_heads,
         "GROUP": group,
