@@ -39,6 +39,8 @@ class Case:
 CASES = [
     Case(1),
     Case(9, num_heads=8, kv_heads=1),
+    # More rows than a tile holds: programs share the group.
+    Case(17, num_heads=12, kv_heads=1, value_dim=128),
     Case(3, num_heads=6, kv_heads=3, key_dim=24, value_dim=40),
     Case(5, window=70),
     # So many programs that nothing is split, and nothing merged.
