@@ -2,8 +2,9 @@
 
 Decode attention is bound by the bytes of live keys and values. So each program reads one KV head's
 keys once, for the whole GQA group and all query rows (packed in one tile). If a tile cannot hold
-them, a few programs share the group. The keys are split over programs until the device is full. Nothing past a request's live length is read. That also keeps
-what lies there, NaN included, out of the result.
+them, a few programs share the group. The keys are split over programs until the device is full.
+Nothing past a request's live length is read. That also keeps what lies there, NaN included, out of
+the result.
 
 The new rows that a call brings are read from its own tensors. One program each writes them to the
 cache on the way, so no program waits for another. That program also begins its softmax with the
