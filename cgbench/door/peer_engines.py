@@ -117,7 +117,8 @@ def _table(
         rows=[_row(cell, by_name[cell.engine]) for cell in ordered],
         engines=[run.facts() for run in runs if run.started],
         runs={run.name: run.path for run in runs if run.directory is not None},
-        notes=[line for run in runs for line in (*run.omissions, *run.failures)],
+        omissions=[line for run in runs for line in run.omissions],
+        failures=[line for run in runs for line in run.failures],
     )
 
 

@@ -40,8 +40,8 @@ class EnginesTable:
     """An ``EnginesTable`` is the result of ``cgbench.peer_engines``.
 
     ``rows`` are in the order of batch sizes, k and engines. ``engines`` describe each engine that
-    became ready, and ``runs`` name its run directory. ``notes`` are lines on cells that were left
-    out, and on engines that failed.
+    became ready, and ``runs`` name its run directory. ``omissions`` are lines on what an engine
+    cannot serve, and ``failures`` on engines that failed.
     """
 
     command: str
@@ -53,7 +53,8 @@ class EnginesTable:
     rows: list[EngineRow]
     engines: list[EngineFacts]
     runs: dict[str, Path]
-    notes: list[str]
+    omissions: list[str]
+    failures: list[str]
 
     @property
     def findings(self) -> list[str]:
@@ -63,12 +64,6 @@ class EnginesTable:
             for each in self.engines
             for line in each["findings"]
         ]
-
-    @property
-    def failures(self) -> list[str]:
-        """Return why engines or cells are missing, each once."""
-        lines = [line for each in self.engines for line in each["failures"]]
-        return list(dict.fromkeys([*lines, *(row.failure for row in self.rows if row.failure)]))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""

@@ -48,7 +48,7 @@ def _shared(table: EnginesTable) -> Iterator[str]:
     turns = {each["turns"] for each in table.engines}
     for line in sorted(turns):
         yield f"Turns: {line}"
-    yield from table.notes
+    yield from (*table.omissions, *table.failures)
 
 
 def _cells(row: EngineRow) -> tuple[str, ...]:

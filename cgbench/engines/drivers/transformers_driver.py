@@ -29,13 +29,13 @@ class TransformersDriver(SteppedDriver):
         torch.manual_seed(asked.seed)
         dtype = getattr(torch, asked.dtype)
         made: dict[str, Any] = {"attn_implementation": "sdpa", **asked.arguments}
+        config = config_of(asked.model)
         if asked.is_dummy:
-            config = transformers.AutoConfig.from_pretrained(asked.model)
             with torch.device(asked.device):
                 model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **made)
         else:
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                asked.model, dtype=dtype, **made
+                asked.model, config=config, dtype=dtype, **made
             )
         self._model = model.to(asked.device).eval()
         self._budget = asked.max_num_batched_tokens
@@ -88,3 +88,15 @@ class TransformersDriver(SteppedDriver):
 
     def stop(self) -> None:
         self._model = self._cache = None
+
+
+def config_of(path: str) -> Any:
+    """Return the configuration of a checkpoint. MiMo's is Qwen2's, and transformers has no such
+    type.
+    """
+    from transformers import AutoConfig, PretrainedConfig, Qwen2Config
+
+    raw, _ = PretrainedConfig.get_config_dict(path)
+    if raw.get("model_type") == "mimo":
+        return Qwen2Config.from_dict(raw)
+    return AutoConfig.from_pretrained(path)
