@@ -1,6 +1,7 @@
 """``cgbench.peer_engines`` times engines beside each other, each in a process of its own."""
 
 import json
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from statistics import median
@@ -106,7 +107,6 @@ def _table(
 
     order = {run.name: place for place, run in enumerate(runs)}
     ordered = sorted(cells, key=lambda c: (c.batch_size, c.spec_tokens, order[c.engine]))
-    by_name = {run.name: run for run in runs}
     return EnginesTable(
         command=command,
         model=model.label,
@@ -114,7 +114,7 @@ def _table(
         routing=model.routing.value,
         context_len=request.workload.context_len,
         environment=model.environment,
-        rows=[_row(cell, by_name[cell.engine]) for cell in ordered],
+        rows=[_row(cell) for cell in ordered],
         engines=[run.facts() for run in runs if run.started],
         runs={run.name: run.path for run in runs if run.directory is not None},
         omissions=[line for run in runs for line in run.omissions],
@@ -122,23 +122,24 @@ def _table(
     )
 
 
-def _row(cell: "EngineCell", run: "EngineRun") -> "EngineRow":
+def _row(cell: "EngineCell") -> "EngineRow":
     from cgbench.engines.engine_rows import EngineRow
     from cgbench.measure.stop_rule import relative_half_width
     from cgbench.words import Status
 
-    facts = {
-        "engine": cell.engine,
-        "spec_tokens": cell.spec_tokens,
-        "batch_size": cell.batch_size,
-        "mode": cell.mode.value,
-        "bucket": cell.bucket,
-        "status": cell.status.value,
-    }
     kept = cell.kept
+    failed = cell.status.value if cell.status is Status.OOM else "failed"
+    start = EngineRow(
+        engine=cell.engine,
+        spec_tokens=cell.spec_tokens,
+        batch_size=cell.batch_size,
+        mode=cell.mode.value,
+        bucket=cell.bucket,
+        status=cell.status.value if kept else failed,
+        failure=cell.failure,
+    )
     if not kept:
-        status = cell.status.value if cell.status is Status.OOM else "failed"
-        return EngineRow(**{**facts, "status": status}, failure=cell.failure)
+        return start
     wall_s = [seconds for block in kept for seconds in block.stepped.wall_s]
     device_s = [seconds for block in kept for seconds in block.stepped.device_s or ()]
     medians = [median(block.stepped.wall_s) for block in kept]
@@ -146,8 +147,8 @@ def _row(cell: "EngineCell", run: "EngineRun") -> "EngineRow":
     emissions = cell.emissions()
     emitted = sum(map(sum, emissions))
     profiled = cell.profiled
-    return EngineRow(
-        **facts,
+    return replace(
+        start,
         blocks=len(kept),
         wall_ms=wall_ms,
         half_width_ms=None if width is None else width * wall_ms,

@@ -107,9 +107,9 @@ def profile_steps(
 
 def kineto_events(profiler: Any) -> Iterator[DeviceEvent]:
     """Yield the events of a finished torch profiler, without the ranges that annotate."""
-    import torch
+    from torch._C._autograd import DeviceType
 
-    host = torch.autograd.DeviceType.CPU
+    host = DeviceType.CPU
     for event in profiler.profiler.kineto_results.events():
         if not event.is_user_annotation():
             on_device = event.device_type() != host

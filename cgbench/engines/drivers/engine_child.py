@@ -4,6 +4,7 @@ Calls arrive on standard input, and answers go to the file descriptor REPLY_FD. 
 error are the engine's own, and lead to its log. DRIVER is ``module:class``.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -38,7 +39,7 @@ def main(driver_name: str, reply_fd: int) -> None:
     driver = None
     with os.fdopen(reply_fd, "w", encoding="utf-8") as replies:
         for line in sys.stdin:
-            called = messages.json.loads(line)
+            called = json.loads(line)
             try:
                 if driver is None:
                     driver = getattr(import_module(module), name)()
@@ -76,7 +77,8 @@ def answer_of(driver: Any, name: str, asked: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     # The script's own folder comes first on the path. Nothing there may stand for a package.
-    sys.path.pop(0)
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [folder for folder in sys.path if folder != here]
     make_importable(Path(__file__).resolve().parents[2])
     main(sys.argv[1], int(sys.argv[2]))
     sys.stdout.flush()
