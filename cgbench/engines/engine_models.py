@@ -69,6 +69,9 @@ HEADS: dict[str, EngineHead] = {
 }
 """Model types whose MTP head engines read from the checkpoint itself. Others serve k = 0 alone."""
 
+_ARCHITECTURES = {"step3p5": "Step3p5ForCausalLM"}
+"""Architectures of checkpoints whose type is not in every transformers."""
+
 _ALSO: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"attention_bias": False, "mlp_only_layers": []},
 }
@@ -128,7 +131,7 @@ def write_preset(preset: Preset, folder: Path) -> ServedModel:
         _digest(text),
         is_dummy=True,
         has_own_code=is_mimo,
-        no_drafts="" if has_head else f"preset {preset.name} has no MTP head that engines load",
+        no_drafts="" if has_head else f"preset {preset.name} is written for engines without an MTP head",
     )
 
 
@@ -145,7 +148,8 @@ def engine_config(preset: Preset) -> dict[str, Any]:
     text.setdefault("hidden_act", "silu")
     if model_type == "mimo":
         text["auto_map"] = {"AutoConfig": "configuration_mimo.MiMoConfig"}
-    architecture = head.architecture or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    named = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES | _ARCHITECTURES
+    architecture = head.architecture or named[model_type]
     if head.wrapper is None:
         return {"architectures": [architecture], **text}
     return {

@@ -15,6 +15,7 @@ import torch
 from cgbench.engines.drivers.messages import Start, Started
 from cgbench.engines.engine_cells import EngineCell, Work, time_engines
 from cgbench.engines.engine_launch import KINDS, launch_of
+from cgbench.engines.engine_log import log_facts
 from cgbench.engines.engine_process import EngineError, EngineProcess
 from cgbench.engines.engine_runs import EngineRun, SharedModel, captured_sizes
 from cgbench.floor.telemetry import Watch, open_telemetry
@@ -33,13 +34,13 @@ from cgbench.words import Mode, Scope
 MEMORY_SHARE = 0.92
 """The share of the device that one wave may fill by its estimate."""
 
-WORKSPACE_BYTES = 5 << 30
+WORKSPACE_BYTES = {"cuda": 5 << 30, "cpu": 1 << 29}
 """What a process takes besides weights and KV: the context, workspaces, graphs, activations."""
 
 KV_SLACK = 1.3
 """An engine's pages and its own layout of recurrent state take more than the tokens alone."""
 
-LEAST_KV_BYTES = 1 << 30
+LEAST_KV_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Member:
         request, model = self.run.request, self.run.model
         tokens = request.workload.context_len + request.room
         slot = tokens * model.kv_bytes_per_token + model.state_bytes_per_slot
-        return max(LEAST_KV_BYTES, int(KV_SLACK * (request.max_num_seqs + 1) * slot))
+        return max(LEAST_KV_BYTES[model.device], int(KV_SLACK * (request.max_num_seqs + 1) * slot))
 
     @property
     def needed_bytes(self) -> int:
@@ -74,7 +75,7 @@ class Member:
         given = self.run.settings.arguments.get("kv_cache_memory_bytes")
         kv = given if isinstance(given, int) else self.kv_bytes
         head = model.head_bytes if max(self.spec_tokens) else 0
-        return model.weight_bytes + head + kv + WORKSPACE_BYTES
+        return model.weight_bytes + head + kv + WORKSPACE_BYTES[model.device]
 
 
 def members(run: EngineRun) -> Iterator[Member]:
@@ -185,6 +186,7 @@ def _started(
             except EngineError as error:
                 _fail(member.run, str(error), progress)
                 continue
+            started.facts.update(log_facts(process.log.read_text(errors="replace")))
             member.run.add_started(member.spec_tokens, started)
             ready.append((member, process, started))
     for member, _, started in ready:

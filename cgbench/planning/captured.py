@@ -44,14 +44,14 @@ class CapturedPhase:
         if not self.differs:
             return None
         line = (
-            f"k={self.spec_tokens}, {self.phase}: planned graphs for {_listed(self.planned)} "
-            f"requests, captured for {_listed(self.captured)}"
+            f"k={self.spec_tokens}, {self.phase}: graphs planned at {_listed(self.planned)} "
+            f"requests, captured at {_listed(self.captured)} requests"
         )
         return f"{line} ({self.note})" if self.note else line
 
 
 def _listed(sizes: Sequence[int]) -> str:
-    return ", ".join(map(str, sizes)) or "no"
+    return ", ".join(map(str, sizes)) or "no number of"
 
 
 def policy_of(engine: str, version: str) -> str | None:

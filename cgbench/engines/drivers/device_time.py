@@ -114,3 +114,16 @@ def kineto_events(profiler: Any) -> Iterator[DeviceEvent]:
         if not event.is_user_annotation():
             on_device = event.device_type() != host
             yield DeviceEvent(event.name(), on_device, event.start_ns(), event.duration_ns())
+
+
+_ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
+_ON_HOST = frozenset({"cuda_runtime", "cuda_driver"})
+
+
+def trace_events(trace: dict[str, Any]) -> Iterator[DeviceEvent]:
+    """Yield the events of a trace in Chrome's format, whose times are microseconds."""
+    for event in trace.get("traceEvents", ()):
+        category = event.get("cat")
+        if event.get("ph") == "X" and category in _ON_DEVICE | _ON_HOST:
+            start_ns, duration_ns = round(event["ts"] * 1e3), round(event["dur"] * 1e3)
+            yield DeviceEvent(event["name"], category in _ON_DEVICE, start_ns, duration_ns)

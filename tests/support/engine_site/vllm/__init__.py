@@ -1,7 +1,7 @@
 """A small engine behind the calls of vLLM 0.26 that cgbench's driver uses. torch does its work.
 
 Environment variables plant faults: ``SMALL_VLLM_FAULT`` is one of ``start``, ``exit``, ``memory``,
-``step``, ``hang``, ``graphs`` and ``import``. ``VLLM_USE_V2_MODEL_RUNNER=0`` takes runner V1.
+``step``, ``late`` (at the second batch size), ``hang``, ``graphs`` and ``import``. ``VLLM_USE_V2_MODEL_RUNNER=0`` takes runner V1.
 """
 
 import os
@@ -50,7 +50,7 @@ class LLM:
         enforce_eager: bool = False,
         async_scheduling: bool = True,
     ) -> None:
-        print("INFO small vllm starts", model, load_format, flush=True)
+        print("INFO small vllm starts", model, "load_format", load_format, flush=True)
         assert skip_tokenizer_init and not enable_prefix_caching
         if FAULT == "start":
             raise ValueError("No valid attention backend found")
@@ -125,7 +125,8 @@ class Engine:
     def step(self) -> list:
         """With asynchronous scheduling, return what the step before has made."""
         self._steps += 1
-        if FAULT == "step" and self._steps > FAULTY_STEP:
+        is_late = FAULT == "late" and len(self._requests) > 1
+        if is_late or (FAULT == "step" and self._steps > FAULTY_STEP):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if FAULT == "hang" and self._steps > FAULTY_STEP:
             time.sleep(3600)
