@@ -15,17 +15,13 @@ from cgbench.engines.engine_process import EngineError, EngineProcess
 from cgbench.floor.telemetry import Reading, Watch
 from cgbench.measure.disturbance import Watched, is_disturbed, reasons_to_discard
 from cgbench.measure.stop_rule import MIN_BLOCKS, StoppingRule
+from cgbench.request.engines_request import PROFILED_STEPS, UNTIMED_STEPS
 from cgbench.rundir.block_schema import Block
 from cgbench.rundir.schema import Sample
 from cgbench.words import Mode, Scope, Stage, Status
 
-AFTER_PREFILL = 8
-"""Untimed steps after a prefill: schedulers and drafters settle."""
-
 AFTER_PAUSE = 4
 """Untimed steps after another engine's block."""
-
-PROFILED_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +80,8 @@ class EngineCell:
     tokens: list[list[int]] = field(default_factory=list)
     failure: str = ""
     is_out_of_memory: bool = False
-    _context: float | None = None
-    """The mean context of the batch that the engine holds now, None if it holds none."""
+    _emitted: list[int] | None = None
+    """The tokens of each request of the batch that the engine holds. None if it holds none."""
 
     @property
     def name(self) -> str:
@@ -113,38 +109,47 @@ class EngineCell:
 
     def leave(self) -> None:
         """Note that the engine has begun another batch."""
-        self._context = None
+        self._emitted = None
 
     def take_block(self, work: Work, number: int, watch: Watch) -> None:
         """Time one block. Raise ``EngineError`` if the engine fails."""
         before = watch.latest
-        untimed = AFTER_PAUSE
-        if self._context is None or self._context > work.context_len + work.band:
-            self._prefill(work)
-            untimed = AFTER_PREFILL
+        untimed = UNTIMED_STEPS if self._begins_batch(work) else AFTER_PAUSE
         stepped = self.process.steps(work.steps, untimed, work.timeout_s)
-        assert self._context is not None
-        start = self._context + _mean(stepped.untimed)
-        grown = sum(map(_mean, stepped.emitted))
-        # The step reads what was there before it.
-        mean_context = start + grown * (len(stepped.emitted) - 1) / (2 * len(stepped.emitted))
-        self._context = None if self.process.begins_anew else start + grown
+        start = self._grow([stepped.untimed])
+        end = self._grow(stepped.emitted)
+        # The newest token has no row in the cache yet. A step reads what was there before it.
+        steps = len(stepped.emitted)
+        mean_context = work.context_len - 1 + start + (end - start) * (steps - 1) / (2 * steps)
+        if self.process.begins_anew:
+            self.leave()
         after = watch.read()
         self.blocks.append(EngineBlock(number, stepped, mean_context, Watched(before, after)))
 
-    def _prefill(self, work: Work) -> None:
+    def _begins_batch(self, work: Work) -> bool:
+        """Prefill the batch if there is none, or if a request of it has left the band. Return
+        whether that was so.
+        """
+        if self._emitted is not None and max(self._emitted) <= work.band:
+            return False
         asked = Prefill(self.spec_tokens, work.prompts, work.room, work.seed)
-        done = self.process.prefill(asked, work.timeout_s)
-        # The newest token has no row in the cache yet.
-        self._context = work.context_len + _mean(done.emitted) - 1
+        self._emitted = self.process.prefill(asked, work.timeout_s).emitted
+        return True
+
+    def _grow(self, emitted: Sequence[Sequence[int]]) -> float:
+        """Count the tokens of steps, and return the mean number that requests have then."""
+        assert self._emitted is not None
+        for step in emitted:
+            if step:
+                self._emitted = [had + new for had, new in zip(self._emitted, step, strict=True)]
+        return sum(self._emitted) / len(self._emitted)
 
     def take_profile(self, work: Work) -> None:
         """Profile the cell, and keep the tokens that it has decoded. Raise ``EngineError``."""
-        if self._context is None or self._context > work.context_len + work.band:
-            self._prefill(work)
-        self.profiled = self.process.profile(PROFILED_STEPS, AFTER_PREFILL, work.timeout_s)
+        self._begins_batch(work)
+        self.profiled = self.process.profile(PROFILED_STEPS, UNTIMED_STEPS, work.timeout_s)
         self.tokens = self.process.tokens(work.timeout_s)
-        self._context = None
+        self.leave()
 
     def fail(self, error: EngineError) -> None:
         """Keep why the engine failed. What this cell has measured is dropped."""
@@ -213,10 +218,6 @@ class EngineCell:
             or None,
             other_processes=len(others) if readings else None,
         )
-
-
-def _mean(counts: Sequence[int]) -> float:
-    return sum(counts) / len(counts) if counts else 0.0
 
 
 def time_engines(

@@ -126,12 +126,15 @@ def write_preset(preset: Preset, folder: Path) -> ServedModel:
     if is_mimo:
         (folder / "configuration_mimo.py").write_text(MIMO_CODE, encoding="utf-8")
     has_head = preset.config["model_type"] in HEADS
+    headless = f"preset {preset.name} is written for engines without an MTP head"
     return ServedModel(
         str(folder.resolve()),
         _digest(text),
         is_dummy=True,
         has_own_code=is_mimo,
-        no_drafts="" if has_head else f"preset {preset.name} is written for engines without an MTP head",
+        no_drafts=""
+        if has_head
+        else f"preset {preset.name} is written for engines without an MTP head",
     )
 
 

@@ -213,6 +213,8 @@ def start_of(member: Member, request: EnginesRequest) -> Start:
     """Return what a process is started with."""
     model, settings = member.run.model, member.run.settings
     own = request.run.to_record() if member.run.name == OWN_ENGINE else {}
+    # The prompts come with each batch, so that all engines decode the same ones.
+    own_prompts = {"prompts": "random", "num_prompts": None, "chat_template": "auto"}
     length = request.workload.context_len + request.room
     return Start(
         model=model.served.path,
@@ -227,7 +229,7 @@ def start_of(member: Member, request: EnginesRequest) -> Start:
         has_own_code=model.served.has_own_code,
         kv_bytes=None if "kv_cache_memory_bytes" in settings.arguments else member.kv_bytes,
         arguments=dict(settings.arguments),
-        request={**own, "spec_tokens": [*member.spec_tokens]} if own else {},
+        request={**own, **own_prompts, "spec_tokens": [*member.spec_tokens]} if own else {},
     )
 
 

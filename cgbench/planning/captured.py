@@ -123,6 +123,8 @@ def _phases(
 ) -> Iterator[CapturedPhase]:
     found = {Phase(each["phase"]): each for each in graphs}
     names = dict.fromkeys([*(each.phase for each in planned.phases), *found])
+    # What holds of the whole plan stands at its first phase.
+    shared = next((each.note for each in planned.phases), "")
     for phase in names:
         wanted, held = planned.of(phase), found.get(phase, {})
         yield CapturedPhase(
@@ -131,7 +133,7 @@ def _phases(
             planned=() if wanted is None else wanted.batch_sizes,
             captured=tuple(held.get("requests", ())),
             piece_tokens=tuple(held.get("piece_tokens", ())),
-            note="" if wanted is None else wanted.note,
+            note=(wanted.note if wanted is not None else "") or shared,
         )
 
 

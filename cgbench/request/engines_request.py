@@ -23,6 +23,12 @@ ENGINES = ("cgbench", "vllm", "sglang", "transformers")
 """The engines that a comparison can drive, in the order in which they are shown."""
 
 DEFAULT_STEPS = 16
+UNTIMED_STEPS = 8
+"""Steps after a prefill that are not timed: schedulers and drafters settle."""
+
+PROFILED_STEPS = 8
+
+SPARE_STEPS = 4
 MAX_STEPS = 10_000
 
 
@@ -104,12 +110,14 @@ class EnginesRequest(Recorded):
     @property
     def steps(self) -> int:
         """Return the timed steps of a block."""
-        return self.timing.iterations or DEFAULT_STEPS
+        asked = self.timing.iterations
+        return DEFAULT_STEPS if asked is None else asked
 
     @property
     def max_num_seqs(self) -> int:
         """Return the most requests that an engine is started for."""
-        return self.capture.max_num_seqs or max(self.workload.batch_sizes)
+        most = self.capture.max_num_seqs
+        return max(self.workload.batch_sizes) if most is None else most
 
     @property
     def spec_tokens(self) -> tuple[int, ...]:
@@ -119,16 +127,19 @@ class EnginesRequest(Recorded):
     @property
     def band(self) -> int:
         """Return the tokens past the context after which a batch is prefilled again."""
-        return 8 * self.steps
+        return 6 * self.steps
 
     @property
     def room(self) -> int:
-        """Return the tokens past the context that a request may need, drafts included.
+        """Return the tokens past the context that a request may need.
 
-        One request may be far ahead of the mean, so the band is counted in whole iterations of the
-        largest k.
+        It begins a block within the band and may keep every draft in it. While the other requests
+        of its batch are prefilled, it decodes too.
         """
-        return (max(self.spec_tokens) + 1) * (self.band + 4 * self.steps)
+        tokens = self.max_num_seqs * self.workload.context_len
+        prefills = -(-tokens // self.capture.max_num_batched_tokens)
+        block = UNTIMED_STEPS + max(self.steps, PROFILED_STEPS)
+        return self.band + (max(self.spec_tokens) + 1) * (block + prefills + SPARE_STEPS)
 
     @property
     def run(self) -> RunRequest:

@@ -49,7 +49,7 @@ def test_a_batch_that_has_left_the_band_is_prefilled_again() -> None:
     # A block is 8 or 4 untimed steps and 4 timed ones, of a token each.
     cell = cell_of(Scripted("a", log))
     timed([cell], rounds=5, band=16)
-    # The third block begins at 10 + 12 + 8 tokens, which is over 10 + 16.
+    # After the prefill's token and two blocks each request has 21, which is over 16.
     assert [line for line in log if "profile" not in line][:5] == [
         "a prefill k=0",
         "a steps",

@@ -1,7 +1,8 @@
 """A small engine behind the calls of vLLM 0.26 that cgbench's driver uses. torch does its work.
 
 Environment variables plant faults: ``SMALL_VLLM_FAULT`` is one of ``start``, ``exit``, ``memory``,
-``step``, ``late`` (at the second batch size), ``hang``, ``graphs`` and ``import``. ``VLLM_USE_V2_MODEL_RUNNER=0`` takes runner V1.
+``step``, ``late`` (at the second batch size), ``hang``, ``graphs`` and ``import``.
+``VLLM_USE_V2_MODEL_RUNNER=0`` takes runner V1.
 """
 
 import os
