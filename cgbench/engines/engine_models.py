@@ -132,9 +132,7 @@ def write_preset(preset: Preset, folder: Path) -> ServedModel:
         _digest(text),
         is_dummy=True,
         has_own_code=is_mimo,
-        no_drafts=""
-        if has_head
-        else f"preset {preset.name} is written for engines without an MTP head",
+        no_drafts="" if has_head else headless,
     )
 
 

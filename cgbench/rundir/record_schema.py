@@ -204,7 +204,8 @@ def _found(raw: JsonObject, path: str) -> Iterator[tuple[str, Any]]:
         name, is_every = step.removesuffix("[]"), step.endswith("[]")
         found = [inner for at, value in found for inner in _inside(at, value, name)]
         if is_every:
-            found = [(f"{at}[{i}]", each) for at, value in found for i, each in enumerate(value)]
+            lists = [(at, value) for at, value in found if isinstance(value, list)]
+            found = [(f"{at}[{i}]", each) for at, value in lists for i, each in enumerate(value)]
     yield from found
 
 
