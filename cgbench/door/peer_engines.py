@@ -68,13 +68,8 @@ def _measure(
     runs: "list[EngineRun]", request: EnginesRequest, path: Path, progress: Progress
 ) -> "list[EngineCell]":
     """Measure wave by wave. What is on disk stays there, however a later wave ends."""
-    from cgbench.engines.engine_waves import (
-        capacity_bytes,
-        measure_wave,
-        members,
-        turns_of,
-        waves,
-    )
+    from cgbench.engines.engine_members import capacity_bytes, members, turns_of, waves
+    from cgbench.engines.engine_waves import measure_wave
     from cgbench.tables.latency import latency_markdown
 
     every = [member for run in runs for member in members(run)]

@@ -30,7 +30,8 @@ _T = TypeVar("_T")
 
 
 class EngineError(Exception):
-    """This error means that an engine failed, ended or took too long. The message is one line that names its log.
+    """This error means that an engine failed, ended or took too long. The message is one line that
+    names its log.
 
     ``is_memory`` is true if it ran out of device memory.
     """

@@ -7,8 +7,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import cgbench
-from cgbench.engines.drivers.messages import Profiled, Started
+from cgbench.engines.drivers.messages import Started
 from cgbench.engines.engine_cells import EngineCell
+from cgbench.engines.engine_facts import (
+    captured_sizes,
+    milliseconds,
+    phase_facts,
+    profile_facts,
+    tokens_hash,
+)
 from cgbench.engines.engine_launch import routing_of
 from cgbench.engines.engine_models import ServedModel
 from cgbench.errors import PlanError
@@ -24,18 +31,14 @@ from cgbench.request.engines_request import EngineSettings, EnginesRequest
 from cgbench.rundir.record import RunRecord
 from cgbench.rundir.record_parts import (
     EngineFacts,
-    PhaseFacts,
     PlanFacts,
     ProfileFacts,
     Scalar,
 )
 from cgbench.rundir.schema import BY_DEVICE, BY_WALL, OWN_ENGINE, Cell
 from cgbench.rundir.store import RunDirectory, ToMarkdown
-from cgbench.words import Phase, Routing
-from cgbench.workload.load import WORKLOAD_VERSION, Workload, sha256_of
-
-HASHED_TOKENS = 16
-"""The tokens of each request that ``tokens_sha256`` covers."""
+from cgbench.words import Routing
+from cgbench.workload.load import WORKLOAD_VERSION, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +271,7 @@ class EngineRun:
             ),
             context_len=self.request.workload.context_len,
             status=cell.status,
-            tokens_sha256=_hash(cell.tokens),
+            tokens_sha256=tokens_hash(cell.tokens),
             peak_memory_bytes=cell.peak_memory_bytes,
             floor_ms=None,
             num_accepted_per_pos=accepted,
@@ -280,54 +283,7 @@ class EngineRun:
             routing=routing_of(self.name, model.routing),
             engine=self.name,
             timed_by=BY_DEVICE if is_own else BY_WALL,
-            gpu_busy_ms=_ms(profiled.busy_s) if profiled else None,
+            gpu_busy_ms=milliseconds(profiled.busy_s) if profiled else None,
             kernels_per_step=profiled.kernels if profiled else None,
             graph_launches_per_step=profiled.graph_launches if profiled else None,
         )
-
-
-def captured_sizes(started: Started, k: int) -> list[int]:
-    """Return the batch sizes with a graph of the target, as the engine reports them."""
-    phases = (Phase.ITERATION, Phase.VERIFY)
-    found = {each["phase"]: each["requests"] for each in started.graphs if each["spec_tokens"] == k}
-    return sorted(set(next((found[phase] for phase in phases if phase in found), [])))
-
-
-def phase_facts(each: CapturedPhase) -> PhaseFacts:
-    """Return a phase as the record has it."""
-    return {
-        "spec_tokens": each.spec_tokens,
-        "phase": each.phase.value,
-        "planned": [*each.planned],
-        "captured": [*each.captured],
-        "piece_tokens": [*each.piece_tokens],
-        "note": each.note,
-    }
-
-
-def profile_facts(cell: EngineCell, profiled: Profiled) -> ProfileFacts:
-    """Return a cell's profile as the record has it, in milliseconds."""
-    return {
-        "spec_tokens": cell.spec_tokens,
-        "batch_size": cell.batch_size,
-        "steps": profiled.steps,
-        "wall_ms": profiled.wall_s * 1e3,
-        "gpu_busy_ms": _ms(profiled.busy_s),
-        "kernel_ms": _ms(profiled.kernel_s),
-        "kernels": profiled.kernels,
-        "copies": profiled.copies,
-        "graph_launches": profiled.graph_launches,
-        "kernel_launches": profiled.kernel_launches,
-        "top": [[name, seconds * 1e3, count] for name, seconds, count in profiled.top],
-    }
-
-
-def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds * 1e3
-
-
-def _hash(tokens: list[list[int]]) -> str | None:
-    """Return the hash of the first tokens of each request, or None if some have fewer."""
-    first = [each[:HASHED_TOKENS] for each in tokens]
-    is_whole = bool(first) and all(len(each) == HASHED_TOKENS for each in first)
-    return sha256_of(first) if is_whole else None

@@ -77,7 +77,7 @@ def _described(table: EnginesTable) -> Iterator[str]:
     for each in table.engines:
         facts = ", ".join(f"{name} {value}" for name, value in each["facts"].items())
         memory = each["memory_bytes"]
-        held = "" if memory is None else f", {memory / 1e9:.1f} GB when ready"
+        held = "" if memory is None else f", at most {memory / 1e9:.1f} GB in it"
         yield (
             f"- {each['name']} {each['version']}: import {each['import_s']:.1f} s, start and "
             f"capture {each['start_s']:.1f} s{held}. {facts}"

@@ -6,6 +6,7 @@ ones.
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,37 @@ def test_a_preset_is_written_for_the_engine(tmp_path: Path) -> None:
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert "load_format dummy" in (tmp_path / "out" / "vllm-k0.log").read_text()
     assert "without an MTP head" in done.stdout and "Weights are random" in done.stdout
+
+
+def test_sglang_is_driven_by_its_stream_and_its_traces_are_summed(
+    tiny: Path, tmp_path: Path
+) -> None:
+    sglang = ("--engine", "sglang", "--engine-site", f"sglang={SITE}", "--spec-tokens", "0,2")
+    done = peers(tiny, tmp_path / "out", *sglang, "--batch-sizes", "1,2", "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = {(row["spec_tokens"], row["batch_size"]): row for row in found["rows"]}
+    assert rows[0, 2]["tokens_per_step"] == 1.0 and rows[2, 2]["tokens_per_step"] == 1.5
+    # Eight profiled steps with 16 kernels of 40 microseconds.
+    assert rows[0, 1]["kernels_per_step"] == 2.0
+    assert abs(rows[0, 1]["gpu_busy_ms"] - 0.08) < 1e-9
+    assert rows[2, 2]["bucket"] == 2
+    assert "small sglang ends" in (tmp_path / "out" / "sglang-k0.log").read_text()
+
+
+def test_an_engine_in_another_environment_is_started_by_its_python(
+    tiny: Path, tmp_path: Path
+) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexport PYTHONPATH={SITE}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    asked = ("--engine", "vllm", "--engine-python", f"vllm={python}", "--spec-tokens", 0)
+    done = peers(tiny, tmp_path / "out", *asked)
+    assert done.code == 0, done.stderr
+    assert "| vllm | 0 | 1 |" in done.stdout
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    again = ("--engine", "vllm", "--engine-python", f"vllm={broken}")
+    peers(tiny, tmp_path / "no", *again).refused(2, "vLLM is not installed")

@@ -111,9 +111,16 @@ def kineto_events(profiler: Any) -> Iterator[DeviceEvent]:
 
     host = DeviceType.CPU
     for event in profiler.profiler.kineto_results.events():
-        if not event.is_user_annotation():
+        if not _annotates(event):
             on_device = event.device_type() != host
             yield DeviceEvent(event.name(), on_device, event.start_ns(), event.duration_ns())
+
+
+def _annotates(event: Any) -> bool:
+    """Return whether an event is a range that a program has named. On a device it spans idle time,
+    too.
+    """
+    return bool(event.is_user_annotation()) or "annotation" in str(event.activity_type())
 
 
 _ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
