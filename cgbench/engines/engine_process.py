@@ -26,6 +26,9 @@ CHILD = Path(__file__).parent / "drivers" / "engine_child.py"
 
 STOP_S = 20.0
 
+LOOK_S = 1.0
+"""How often a process is looked after while it is waited for, in seconds."""
+
 _T = TypeVar("_T")
 
 
@@ -120,7 +123,10 @@ class EngineProcess:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise self._failed(f"{name} took more than {timeout_s:g} s")
-            if not select.select([self._replies], [], [], left)[0]:
+            if not select.select([self._replies], [], [], min(left, LOOK_S))[0]:
+                # What the engine started may hold the pipe open after its end.
+                if self._child.poll() is not None:
+                    raise self._ended(name)
                 continue
             chunk = os.read(self._replies, 1 << 16)
             if not chunk:

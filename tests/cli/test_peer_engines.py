@@ -105,10 +105,6 @@ def test_engines_are_not_compared_by_the_gate(measured: tuple[Done, Path]) -> No
     assert done.code == 3 and "engine: cgbench in BASE, vllm in NEW" in done.stdout + done.stderr
 
 
-def fault(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, str]:
-    return "--engine-env", f"vllm:SMALL_VLLM_FAULT={name}"
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -121,14 +117,15 @@ def fault(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[str, str]:
     ],
 )
 def test_an_engine_that_fails_is_a_line_with_its_log_and_the_others_stay(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+    tiny: Path, tmp_path: Path, name: str, words: str
 ) -> None:
     done = peers(
         tiny,
         tmp_path / "out",
         *VLLM,
-        *fault(monkeypatch, name),
-        *("--engine", "transformers", "--spec-tokens", 0, "--step-timeout", 3),
+        *("--engine-env", f"vllm:SMALL_VLLM_FAULT={name}"),
+        *("--engine", "sglang", "--engine-site", f"sglang={SITE}"),
+        *("--spec-tokens", 0, "--step-timeout", 3),
     )
     assert done.code == 3, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("vllm ")]
@@ -136,7 +133,7 @@ def test_an_engine_that_fails_is_a_line_with_its_log_and_the_others_stay(
     log = tmp_path / "out" / "vllm-k0.log"
     assert line.endswith(f"Its log is {log}") and log.exists()
     assert line in done.stdout
-    assert RunDirectory.open(tmp_path / "out" / "transformers").record.complete
+    assert RunDirectory.open(tmp_path / "out" / "sglang").record.complete
     assert not (tmp_path / "out" / "vllm").exists()
     assert "Traceback" not in done.stderr
 

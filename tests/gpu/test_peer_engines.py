@@ -22,7 +22,7 @@ def test_this_tool_is_busy_on_the_gpu_and_launches_one_graph_a_step(tmp_path: Pa
     assert len(rows) == 4
     for row in rows:
         assert row["mode"] == "graph" and row["graph_launches_per_step"] == 1.0
-        assert 0 < row["gpu_busy_ms"] <= 1.1 * row["wall_ms"] and row["kernels_per_step"] > 10
+        assert 0 < row["gpu_busy_ms"] <= 2 * row["wall_ms"] and row["kernels_per_step"] > 10
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ import traceback
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def make_importable(package: Path) -> None:
@@ -37,8 +37,9 @@ def main(driver_name: str, reply_fd: int) -> None:
 
     module, _, name = driver_name.partition(":")
     driver = None
-    with os.fdopen(reply_fd, "w", encoding="utf-8") as replies:
-        for line in sys.stdin:
+    os.set_inheritable(reply_fd, False)
+    with own_stdin() as calls, os.fdopen(reply_fd, "w", encoding="utf-8") as replies:
+        for line in calls:
             called = json.loads(line)
             try:
                 if driver is None:
@@ -53,6 +54,15 @@ def main(driver_name: str, reply_fd: int) -> None:
             replies.flush()
             if called["call"] == messages.STOP:
                 break
+
+
+def own_stdin() -> TextIO:
+    """Return standard input, and leave an empty one to the engine and to what it starts."""
+    calls = os.fdopen(os.dup(0), encoding="utf-8")
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return calls
 
 
 def answer_of(driver: Any, name: str, asked: dict[str, Any]) -> Any:

@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch  # noqa: F401  # As the engine does, so that its first step is not its import.
+
 __version__ = "0.5.23"
 
 
