@@ -179,6 +179,8 @@ class EngineProcess:
             except (EngineError, subprocess.TimeoutExpired):
                 pass
         self._end()
+        if self._error is None:
+            self._error = EngineError(f"{self.name} was stopped. Its log is {self.log}")
 
     def _end(self) -> None:
         """End whatever is left of the process group, and close the pipes."""

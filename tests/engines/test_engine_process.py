@@ -85,7 +85,7 @@ def test_calls_are_answered_and_the_engines_output_is_its_log(site: Path) -> Non
     # The engine has an empty standard input, whatever it starts.
     lines = process.log.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("the engine prints m ''", "the engine stops")
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="small was stopped"):
         process.tokens(1)
 
 
