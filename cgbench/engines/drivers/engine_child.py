@@ -4,6 +4,7 @@ Calls arrive on standard input, and answers go to the file descriptor REPLY_FD. 
 error are the engine's own, and lead to its log. DRIVER is ``module:class``.
 """
 
+import gc
 import json
 import os
 import sys
@@ -70,7 +71,11 @@ def answer_of(driver: Any, name: str, asked: dict[str, Any]) -> Any:
     from cgbench.engines.drivers import messages
 
     if name == messages.START:
-        return driver.start(messages.read_as(messages.Start, asked))
+        started = driver.start(messages.read_as(messages.Start, asked))
+        # What the start has made stays, so no collection goes through it within a block.
+        gc.collect()
+        gc.freeze()
+        return started
     if name == messages.PREFILL:
         return driver.prefill(messages.read_as(messages.Prefill, asked))
     if name == messages.STEPS:
