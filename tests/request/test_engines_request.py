@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cgbench.errors import BadInputError
+from cgbench.planning import MAX_SPEC_TOKENS
 from cgbench.request.engines_request import EnginesRequest
 from cgbench.request.parts import CaptureRequest, WorkloadRequest
 from cgbench.words import Scope
@@ -71,7 +72,10 @@ def bad(words: str, **values: Any) -> Any:
         bad("--start-timeout 0: must be above 0", start_timeout=0),
         bad("--step-timeout nan: must be above 0", step_timeout=float("nan")),
         bad("--rounds 0", rounds=0),
-        bad("--spec-tokens 9", capture=CaptureRequest(spec_tokens=(9,))),
+        bad(
+            f"--spec-tokens {MAX_SPEC_TOKENS + 1}",
+            capture=CaptureRequest(spec_tokens=(MAX_SPEC_TOKENS + 1,)),
+        ),
         bad(
             "--batch-sizes 8: over --max-num-seqs 4",
             capture=CaptureRequest(max_num_seqs=4),
