@@ -20,6 +20,7 @@ from cgbench.rundir.accounts import account_faults
 from cgbench.rundir.collective_share import CollectiveShare
 from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
 from cgbench.rundir.record_parts import (
+    EngineFacts,
     FloorFacts,
     LimitFacts,
     ModelFacts,
@@ -33,7 +34,7 @@ from cgbench.rundir.record_schema import part_faults
 
 # Runs of this schema version may lack these fields, because they came after the first ones were
 # kept.
-ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
+ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds", "engine"})
 
 
 @dataclass(kw_only=True)
@@ -65,6 +66,8 @@ class RunRecord:
     """``run`` is from the start to the newest group's end. ``audit`` is the short audits' part of
     it.
     """
+    engine: EngineFacts = field(default_factory=EngineFacts)
+    """The engine beside this tool that decoded, if one did."""
 
     @property
     def mixture_words(self) -> str | None:
