@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 import cgbench
-from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, Model
+from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, Model, QuantName
 from cgbench.cli.console import TerminalProgress, console, print_uncut
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -25,7 +25,7 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
-from cgbench.request.choices import Device, Dtype, KvDtype, ModuleFeed, NormForm
+from cgbench.request.choices import Device, Dtype, KvDtype, ModuleFeed, NormForm, QuantMode
 from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def inspect(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     kv_dtype: KvDtypeName = KvDtype.AUTO,
+    quant: QuantName = QuantMode.AUTO,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor of the head.")
     ] = False,

@@ -164,7 +164,7 @@ def inspect_model(request: Loading) -> Inspection:
         tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=skeleton.weight_bytes(dtype),
-        quantisation=None if plan.scheme is None else plan.scheme.words,
+        quantisation=None if plan.scheme is None else plan.scheme.words(plan.quant),
         precision=precision_by_part(skeleton, dtype),
         checkpoint=_checkpoint_facts(plan),
         head=_head_facts(plan, tensors),
@@ -190,7 +190,7 @@ def _refusal(check: Callable[[_T], None], of: _T) -> str | None:
 
 def _without_head(request: Loading) -> Loading:
     plain = Loading(request.ref, None, False, request.device, request.dtype)
-    return replace(plain, kv_dtype=request.kv_dtype)
+    return replace(plain, kv_dtype=request.kv_dtype, quant=request.quant)
 
 
 def _checkpoint_facts(plan: LoadingPlan) -> CheckpointFacts | None:

@@ -26,7 +26,12 @@ from cgbench.errors import BadInputError, UnsupportedModelError
 from cgbench.kernels import linear as products
 from cgbench.kernels.fp8.block_scales import FP8, column_part
 from cgbench.models.latent.latent_hook import is_latent_attention
-from cgbench.models.quantised.scaled_modules import ScaledLinear, scales_of, set_scales
+from cgbench.models.quantised.scaled_modules import (
+    ScaledLinear,
+    scales_of,
+    scaling_of,
+    set_scales,
+)
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.parallel.collectives import joined_over_ranks, stacked_over_ranks, sum_over_ranks
 from cgbench.parallel.ranks import Ranks
@@ -103,8 +108,7 @@ class ScaledSummedLinear(ScaledLinear):
     """A ``ScaledSummedLinear`` is a ``SummedLinear`` of FP8 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out = sum_over_ranks(products.linear(x, self.weight, None, *scales))
+        out = sum_over_ranks(products.linear(x, self.weight, None, *scaling_of(self)))
         return out if self.bias is None else out + self.bias
 
 
@@ -113,10 +117,10 @@ class ScaledVocabLinear(VocabLinear):
 
     weight_scale: Tensor
     weight_row_blocks: Tensor
+    is_w8a8 = False
 
     def part(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        return products.linear(x, self.weight, self.bias, *scales)
+        return products.linear(x, self.weight, self.bias, *scaling_of(self))
 
 
 _SUMMED: dict[type[nn.Module], type[nn.Module]] = {

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from cgbench.floor.device_limits import read_bandwidth
-from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of, scaled_linear
+from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of
+from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.linear import linear as plain_linear
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.moe.triton_experts import apply

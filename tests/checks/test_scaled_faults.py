@@ -10,7 +10,7 @@ from torch import Tensor
 from cgbench.checks.catalogue import CHECKS
 from cgbench.checks.findings import Answer
 from cgbench.kernels import linear as products
-from cgbench.kernels.fp8.block_scales import scaled_linear
+from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.models.heads.families import MIMO
 from tests.support.audited import make_tiny_subject
 from tests.support.fp8 import make_fp8_checkpoint

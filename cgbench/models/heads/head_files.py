@@ -32,7 +32,7 @@ from cgbench.models.quantised.scaled_files import (
     read_scale,
 )
 from cgbench.models.quantised.scaled_modules import set_scales
-from cgbench.models.quantised.scheme import FIELD, scheme_of
+from cgbench.models.quantised.scheme import FIELD, Fp8Scheme, scheme_of
 from cgbench.models.target import Target
 from cgbench.request.choices import OutputNorm
 
@@ -206,6 +206,15 @@ def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]
     return parts
 
 
+def head_scheme(ref: str, kind: str) -> Fp8Scheme | None:
+    """Return the FP8 scheme of the head found at ``ref``, or None for plain weights.
+
+    ``kind`` is the head's name. Raise ``UnsupportedModelError`` for any other quantisation.
+    """
+    stated = raw_config(ref).get(FIELD)
+    return None if stated is None else scheme_of(stated, f"the {kind}")
+
+
 def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
     """Check the files' names and headers against the needs of ``head``. No weight is read.
 
@@ -213,8 +222,7 @@ def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
     another target. ``ref`` is where the head was found.
     """
     kind = head.family.kind
-    stated = raw_config(ref).get(FIELD)
-    scheme = None if stated is None else scheme_of(stated, f"the {kind}")
+    scheme = head_scheme(ref, kind)
     parts = head_tensors(head, found)
     expected = _expected(parts)
     _check_names(ref, head, found, set(expected), are_scales_known=scheme is not None)
