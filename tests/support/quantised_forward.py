@@ -1,5 +1,5 @@
-"""W8A8 by transformers alone: a model of dequantised weights in float32, whose layers round what they
-are given to FP8. It shares no code with the products that it is compared with."""
+"""W8A8 by transformers alone: a model of dequantised weights in float32, whose layers round what
+they are given to FP8. It shares no code with the products that it is compared with."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
