@@ -219,10 +219,10 @@ def _linear_kernel(
         )
         if IS_SCALED:
             # The next scale is asked for before this one is used, because no stage holds it.
-            block = tl.minimum(k0 + BLOCK_K, high - 1) // COLUMNS_A_SCALE
-            following = tl.load(from_scale + block)
+            next_block = tl.minimum(k0 + BLOCK_K, high - 1) // COLUMNS_A_SCALE
+            following = tl.load(from_scale + next_block)
             if IS_W8A8:
-                row_following = tl.load(from_row_scale + block, mask=is_row, other=0.0)
+                row_following = tl.load(from_row_scale + next_block, mask=is_row, other=0.0)
                 # A sum of one tile alone, so that float32 adds the tiles.
                 of_tile = product_of_codes(w, rows, BLOCK_K)
                 acc += of_tile * worth[:, None] * row_worth[None, :]

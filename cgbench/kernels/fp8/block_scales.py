@@ -78,6 +78,15 @@ def row_slices(num_rows: int, num_inputs: int) -> Iterator[slice]:
     return (slice(first, first + step) for first in range(0, num_rows, step))
 
 
+def has_nan_codes(weight: Tensor) -> bool:
+    """Return whether an FP8 ``weight`` holds a code that is no number, 0x7f or 0xff.
+
+    It compares bytes, a slice at a time.
+    """
+    codes = weight.reshape(-1).view(torch.uint8)
+    return any(bool(((part & 0x7F) == 0x7F).any()) for part in codes.split(_MOST_ELEMENTS))
+
+
 def column_part(scale: Tensor, num_inputs: int, first: int, size: int) -> Tensor:
     """Return the scales of columns ``first`` to ``first + size`` of a weight.
 

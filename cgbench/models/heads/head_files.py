@@ -27,6 +27,7 @@ from cgbench.models.quantised.scaled_files import (
     E4M3,
     SCALE_ENDINGS,
     UNUSED,
+    check_codes,
     check_scale,
     normal_shape,
     read_scale,
@@ -278,7 +279,7 @@ def scaled_shapes(head: DraftHead, found: HeadFiles) -> dict[str, Size]:
 def read_head(head: DraftHead, found: HeadFiles) -> None:
     """Fill ``head`` from files that have passed ``check_head``.
 
-    FP8 weights stay as they are.
+    FP8 weights stay as they are. Raise ``ModelError`` for one that holds NaN.
     """
     shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
     scaled = scaled_shapes(head, found)
@@ -288,6 +289,9 @@ def read_head(head: DraftHead, found: HeadFiles) -> None:
         read = [read_tensor(found.files[name], found.stored_as[name]) for name in parts]
         tensors[ours] = read[0] if len(read) == 1 else fuse(read, shapes[ours])
         if ours in scaled:
+            for name, weight in zip(parts, read, strict=True):
+                path = found.files[name]
+                check_codes(f"{path.parent}", path, found.stored_as[name], weight)
             num_parts = 1 if len(parts) == 1 else num_fused(ours)
             scales[ours] = _read_scales(found, parts, shapes[ours], scaled[ours], num_parts)
     head.load_tensors(tensors)
