@@ -44,6 +44,7 @@ results/h200/fp8.md.
 """
 ROWS_A_TILE = 64
 QUANTISED_ROWS_A_TILE = 128
+ROWS_THAT_LEAVE_REGISTERS = tl.constexpr(64)
 MAX_ELEMENTS = 1 << 31
 """Places in a tensor of quantised rows, or of their product, are counted in 31 bits."""
 LEAST_ROWS_A_TILE = 16
@@ -186,12 +187,15 @@ def _linear_kernel(
             # The layer's last product comes next. One program of it fits on a multiprocessor, so it
             # can only spread, and it asks for its weights while the last tiles here are read.
             gdc_launch_dependents()
-    # The end's inputs are asked for at the start.
-    if HAS_RESIDUAL:
-        added = tl.load(residual + to_partial, mask=keep, other=0.0)
     if HAS_ROTARY:
         first = c // apart * (2 * apart) + c % apart
         tables = m[None, :] * (2 * apart) + (c % apart)[:, None]
+    # The end's inputs are asked for at the start, unless a tile of so many rows needs the
+    # registers.
+    ASKS_AT_START: tl.constexpr = BLOCK_M <= ROWS_THAT_LEAVE_REGISTERS
+    if HAS_RESIDUAL and ASKS_AT_START:
+        added = tl.load(residual + to_partial, mask=keep, other=0.0)
+    if HAS_ROTARY and ASKS_AT_START:
         cos_low, cos_high, sin_low, sin_high = load_tables(
             cos, sin, tables, apart, keep_pair & (first < num_rotated)[:, None]
         )
@@ -257,6 +261,12 @@ def _linear_kernel(
             acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
         # Rounded where torch's operations round.
         product = acc.to(out.dtype.element_ty)
+        if HAS_RESIDUAL and not ASKS_AT_START:
+            added = tl.load(residual + to_partial, mask=keep, other=0.0)
+        if HAS_ROTARY and not ASKS_AT_START:
+            cos_low, cos_high, sin_low, sin_high = load_tables(
+                cos, sin, tables, apart, keep_pair & (first < num_rotated)[:, None]
+            )
         if IN_PAIRS:
             pairs = tl.reshape(product, [2, COLUMNS, BLOCK_M])
             one, other = tl.split(tl.permute(pairs, (1, 2, 0)))
@@ -405,7 +415,8 @@ def linear(
         rows, row_scale = quantised_tokens(rows, num_scales)
     if scales is not None:
         tiling = tiling._replace(block_k=min(tiling.block_k, columns_a_scale))
-    least = LEAST_ROWS_A_TILE if scales is None else LEAST_SCALED_ROWS_A_TILE
+    # Of quantised rows, fewer than 16 would be multiplied in float16 after all.
+    least = LEAST_ROWS_A_TILE if scales is None or is_w8a8 else LEAST_SCALED_ROWS_A_TILE
     most = QUANTISED_ROWS_A_TILE if is_w8a8 else ROWS_A_TILE
     block_m = min(most, max(least, triton.next_power_of_2(num_rows)))
     row_tiles = triton.cdiv(num_rows, block_m)

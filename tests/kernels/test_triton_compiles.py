@@ -192,6 +192,10 @@ def w8a8_kernels() -> None:
         of_few = scales._replace(row_blocks=row_blocks[:4096])
         residual = x.new_zeros(num_rows, 4096)
         triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
+        table = x.new_zeros(num_rows, 128)
+        rotary = triton_rotary.Rotary(table, table, 5120)
+        of_heads = scales._replace(row_blocks=row_blocks[:6144])
+        triton_linear.linear(x, weight[:6144], None, rotary=rotary, scales=of_heads)
     # Scales of channels, and of columns that fill no instruction.
     for num_blocks in (1, 256):
         of_rows = triton_linear.Scales(torch.ones(172, num_blocks), row_blocks, True)
@@ -440,7 +444,8 @@ def read_kernel() -> None:
         # Of listed tokens a few words, among the pointers to 16 gathered rows. It is the fastest.
         (scaled_expert_kernels, 8, 2),
         # Float32, whose tiles fill twice the registers.
-        (w8a8_kernels, 17, 0),
+        # Of 128 rows, a few words.
+        (w8a8_kernels, 20, 4),
         (attention_kernels, 9, 1),
         (fp8_kv_kernels, 5, 1),
         (merge_kernels, 4, 0),

@@ -546,6 +546,8 @@ def _scaled_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     the steps that make its values.
     """
     pairs = num_tokens * top_k
+    if experts.is_w8a8:
+        return _quantised_plan_of(experts, num_tokens, pairs)
     if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
         small = Tiling(32, 128, 8, 2, 4)
         return Plan(False, small, small)
@@ -553,6 +555,20 @@ def _scaled_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     block_m = 8 if mean <= 2 else 16 if mean <= 6 else 32 if mean <= 20 else 64
     # The sums of 64 tokens would spill from the registers of two warps.
     tiling = Tiling(64, 128, block_m, 4 if block_m == 64 else 2, 3)
+    return Plan(True, tiling, tiling)
+
+
+def _quantised_plan_of(experts: Experts, num_tokens: int, pairs: int) -> Plan:
+    """Return the plan of FP8 experts for quantised tokens.
+
+    Four warps, 64 rows of weights and 16 tokens are the least that the tensor cores multiply in
+    FP8. ``scripts/trials/bench_fp8.py --w8a8 --experts`` times it.
+    """
+    if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
+        few = Tiling(64, 128, 16, 4, 4)
+        return Plan(False, few, few)
+    mean = pairs / experts.num_experts
+    tiling = Tiling(64, 128, 16 if mean <= 6 else 32 if mean <= 20 else 64, 4, 4)
     return Plan(True, tiling, tiling)
 
 
