@@ -92,7 +92,7 @@ Way = Callable[[Tensor, Weight], Tensor]
 def quantised_ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
     """Ways to multiply quantised rows, by name."""
     yield "quantise", lambda x, weight: quantised_tokens(x, weight[1].scale.shape[1]).stored
-    yield "library", _by_library
+    yield "library", _by_library()
     rule = quantised_tiling_of(rows, outputs)
     others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(QUANTISED_BLOCKS, SPLITS))
     kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
@@ -100,17 +100,19 @@ def quantised_ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[st
         yield _tiling_words(tiling, rule), streamed(tiling)
 
 
-def _by_library(x: Tensor, weight: Weight) -> Tensor:
-    """Of rows whose scales lie as the library wants them: made once a weight, and not timed."""
-    stored, its = weight
-    rows = _QUANTISED.get(x.data_ptr())
-    if rows is None:
-        made = quantised_tokens(x, its.scale.shape[1])
-        rows = _QUANTISED[x.data_ptr()] = made.stored, made.scales.t().contiguous().t()
-    return torch._scaled_mm(rows[0], stored.t(), rows[1], its.scale.t(), out_dtype=torch.bfloat16)
+def _by_library() -> Way:
+    """The library's product of rows whose scales lie as it wants them, made once and not timed."""
+    made: list[tuple[Tensor, Tensor]] = []
 
+    def multiply(x: Tensor, weight: Weight) -> Tensor:
+        stored, its = weight
+        if not made:
+            rows = quantised_tokens(x, its.scale.shape[1])
+            made.append((rows.stored, rows.scales.t().contiguous().t()))
+        scales = made[0][1], its.scale.t()
+        return torch._scaled_mm(made[0][0], stored.t(), *scales, out_dtype=torch.bfloat16)
 
-_QUANTISED: dict[int, tuple[Tensor, Tensor]] = {}
+    return multiply
 
 
 def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
