@@ -90,7 +90,7 @@ def audit(
     spec_tokens: Annotated[
         str | None,
         typer.Option(
-            help="Draft tokens k an iteration, 0 to 8, such as 1,3. 0 always runs too. Default: 3. "
+            help="Draft tokens k an iteration, 0 to 16, such as 1,3. 0 always runs too. Default: 3. "
             "With --endpoint the server's k.",
             rich_help_panel=GRAPHS,
         ),

@@ -28,7 +28,7 @@ Model = Annotated[
 SpecTokens = Annotated[
     str,
     typer.Option(
-        help="Draft tokens k an iteration, 0 to 8, such as 1,3. 0 always runs too.",
+        help="Draft tokens k an iteration, 0 to 16, such as 1,3. 0 always runs too.",
         rich_help_panel=GRAPHS,
     ),
 ]

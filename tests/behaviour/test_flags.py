@@ -32,9 +32,9 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        bad("--spec-tokens 9", "--spec-tokens 9", "0 to 8"),
-        bad("--spec-tokens -1", "--spec-tokens -1", "0 to 8"),
-        bad("--spec-tokens 0,1,9", "--spec-tokens 9", "0 to 8"),
+        bad("--spec-tokens 17", "--spec-tokens 17", "0 to 16"),
+        bad("--spec-tokens -1", "--spec-tokens -1", "0 to 16"),
+        bad("--spec-tokens 0,1,17", "--spec-tokens 17", "0 to 16"),
         bad("--spec-tokens x", "--spec-tokens x"),
         bad("--spec-tokens 1.5", "--spec-tokens 1.5"),
         bad("--batch-sizes 0", "--batch-sizes 0"),
