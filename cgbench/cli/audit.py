@@ -20,6 +20,7 @@ from cgbench.cli.bench_flags import (
     NumPrompts,
     Policy,
     Prompts,
+    QuantName,
     RoutingOf,
     Scopes,
     Tp,
@@ -60,7 +61,15 @@ from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
 from cgbench.parallel.launch import ranks_asked
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
-from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, KvDtype
+from cgbench.request.choices import (
+    ChatTemplate,
+    Compile,
+    Device,
+    Dtype,
+    HeadPlacement,
+    KvDtype,
+    QuantMode,
+)
 from cgbench.request.run_request import AuditRequest
 
 if TYPE_CHECKING:
@@ -127,6 +136,7 @@ def audit(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     kv_dtype: KvDtypeName = KvDtype.AUTO,
+    quant: QuantName = QuantMode.AUTO,
     attention: Attention = "auto",
     compile: CompileMode = Compile.OFF,
     tp: Tp = None,

@@ -81,6 +81,7 @@ def apply_experts(
     gate_up_row_blocks: Tensor | None,
     down_scale: Tensor | None,
     down_row_blocks: Tensor | None,
+    is_w8a8: bool,
     residual: Tensor | None,
 ) -> Tensor:
     """Compute ``apply_by_torch`` of tokens ``x [T, H]``, except for padding.
@@ -92,6 +93,7 @@ def apply_experts(
         down,
         _scales(gate_up_scale, gate_up_row_blocks),
         _scales(down_scale, down_row_blocks),
+        is_w8a8,
     )
     choice = Choice(chosen.contiguous(), weights.contiguous(), under_way_call().padding)
     if runs_kernels(x.device):
@@ -150,7 +152,9 @@ def _operator_experts(kind: Any) -> type[nn.Module]:
             weights = self.gate_up_proj, self.down_proj
             nothing = None, None
             scales = *(scales_of(self, GATE_UP) or nothing), *(scales_of(self, DOWN) or nothing)
-            return apply_experts(hidden, *weights, top_k_index, top_k_weights, *scales, None)
+            is_w8a8 = getattr(self, "is_w8a8", False)
+            choice = top_k_index, top_k_weights
+            return apply_experts(hidden, *weights, *choice, *scales, is_w8a8, None)
 
     return OperatorExperts
 

@@ -92,6 +92,7 @@ class RunRecord:
             limits["flops_per_s"],
             limits.get("read_spread_frac", 0.0),
             limits.get("cache_bytes"),
+            limits.get("fp8_flops_per_s"),
         )
 
     @property
@@ -100,13 +101,16 @@ class RunRecord:
         return [Account.from_dict(raw) for raw in self.floor.get("accounts", [])]
 
     def set_limits(self, limits: DeviceLimits) -> None:
-        """Put in the device's limits."""
-        self.floor["limits"] = LimitFacts(
+        """Put in the device's limits. A rate that was not measured is left out."""
+        facts = LimitFacts(
             read_bytes_per_s=limits.read_bytes_per_s,
             flops_per_s=limits.flops_per_s,
             read_spread_frac=limits.read_spread_frac,
             cache_bytes=limits.cache_bytes,
         )
+        if limits.fp8_flops_per_s is not None:
+            facts["fp8_flops_per_s"] = limits.fp8_flops_per_s
+        self.floor["limits"] = facts
 
     def keep_accounts(self, batch_size: int, accounts: Sequence[Account]) -> None:
         """Put in the accounts of one batch size, in place of those of an earlier,

@@ -140,6 +140,7 @@ class LimitFacts(TypedDict):
     flops_per_s: float
     read_spread_frac: NotRequired[float]
     cache_bytes: NotRequired[int | None]
+    fp8_flops_per_s: NotRequired[float]
 
 
 class FloorFacts(TypedDict, total=False):

@@ -153,6 +153,7 @@ PARTS = (
     Part("floor.limits", OBJECT),
     Part("floor.limits.read_bytes_per_s", RATE, needed=True),
     Part("floor.limits.flops_per_s", RATE, needed=True),
+    Part("floor.limits.fp8_flops_per_s", RATE),
     Part("floor.accounts", _list_of(OBJECT)),
     Part("seconds.*", AMOUNT),
     *_parts("engine", TEXT, "name version arguments turns"),

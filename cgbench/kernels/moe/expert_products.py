@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.fp8.block_scales import dequantised, scaled_linear
+from cgbench.kernels.fp8.block_scales import dequantised
+from cgbench.kernels.fp8.scaled_products import scaled_linear
 
 
 class ExpertScales(NamedTuple):
@@ -32,6 +33,8 @@ class Experts:
     down: Tensor
     gate_up_scales: ExpertScales | None = None
     down_scales: ExpertScales | None = None
+    is_w8a8: bool = False
+    """Whether tokens and activations are quantised, as in ``kernels.fp8.token_values``."""
 
     def values(self, dtype: torch.dtype) -> "Experts":
         """Return the same experts with FP8 weights replaced by their values in ``dtype``."""
@@ -99,13 +102,9 @@ def apply_by_torch(experts: Experts, x: Tensor, choice: Choice, residual: Tensor
     parts = x.new_zeros(*chosen.shape, x.shape[1], dtype=torch.float32)
     for expert in chosen[chosen < experts.num_experts].unique().tolist():
         token, slot = torch.nonzero(chosen == expert, as_tuple=True)
-        gate, up = _of_expert(x[token], experts.gate_up, experts.gate_up_scales, expert).chunk(
-            2, dim=-1
-        )
+        gate, up = _of_expert(experts, False, x[token], expert).chunk(2, dim=-1)
         activated = F.silu(gate) * up
-        parts[token, slot] = _of_expert(
-            activated.float(), experts.down, experts.down_scales, expert
-        )
+        parts[token, slot] = _of_expert(experts, True, activated.float(), expert)
     total = torch.zeros_like(x, dtype=torch.float32)
     for column in range(chosen.shape[1]):
         total += weights[:, column, None].float() * parts[:, column]
@@ -114,8 +113,12 @@ def apply_by_torch(experts: Experts, x: Tensor, choice: Choice, residual: Tensor
     return total.to(x.dtype)
 
 
-def _of_expert(x: Tensor, weight: Tensor, scales: ExpertScales | None, expert: int) -> Tensor:
+def _of_expert(experts: Experts, is_down: bool, x: Tensor, expert: int) -> Tensor:
     """Return the product of ``x`` and one expert's weights, in the type of ``x``."""
+    weight, scales = experts.gate_up, experts.gate_up_scales
+    if is_down:
+        weight, scales = experts.down, experts.down_scales
     if scales is None:
         return F.linear(x, weight[expert].to(x.dtype))
-    return scaled_linear(x, weight[expert], None, scales.scale[expert], scales.row_blocks)
+    own = scales.scale[expert], scales.row_blocks
+    return scaled_linear(x, weight[expert], None, *own, experts.is_w8a8)
