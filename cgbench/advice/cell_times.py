@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cgbench.errors import BadInputError, CannotError
@@ -33,6 +34,9 @@ MADE_BY_K = ("head", "mtp_modules", "draft_vocab", "acceptance")
 """These settings differ between k = 0 and the rest, or no time depends on them."""
 
 MIN_PAIRS = 3
+
+
+Ints = npt.NDArray[np.int64]
 
 
 class At(NamedTuple):
@@ -68,7 +72,17 @@ class CellTime:
     @cached_property
     def log_estimate(self) -> Estimate:
         """Return an estimate of the logarithm of the seconds."""
-        return _estimate(_logs(self.blocks))
+        return _estimate(self.processes, self.logs)
+
+    @cached_property
+    def logs(self) -> Floats:
+        """Return the logarithm of each block's seconds."""
+        return np.log(np.asarray(self.blocks, dtype=np.float64))
+
+    @cached_property
+    def processes(self) -> Ints:
+        """Return the process of each block."""
+        return np.asarray(self.blocks.index.get_level_values("process"), dtype=np.int64)
 
     @property
     def seconds(self) -> float:
@@ -140,28 +154,27 @@ def log_ratio(over: CellTime, under: CellTime) -> Estimate:
     as independent.
     """
     if over.run == under.run:
-        both = over.blocks.index.intersection(under.blocks.index)
+        if over.blocks.index.equals(under.blocks.index) and len(over.blocks) >= MIN_PAIRS:
+            return _estimate(over.processes, over.logs - under.logs)
+        both = over.blocks.index.intersection(under.blocks.index).sort_values()
         if len(both) >= MIN_PAIRS:
-            return _estimate(_logs(over.blocks[both]) - _logs(under.blocks[both]))
+            ours, theirs = (
+                cell.logs[cell.blocks.index.get_indexer(both)] for cell in (over, under)
+            )
+            processes = np.asarray(both.get_level_values("process"), dtype=np.int64)
+            return _estimate(processes, ours - theirs)
     return difference(over.log_estimate, under.log_estimate)
 
 
-def _estimate(logs: "pd.Series[float]") -> Estimate:
-    """Estimate the centre of the logs.
+def _estimate(processes: Ints, logs: Floats) -> Estimate:
+    """Estimate the centre of the ``logs`` of blocks in their order.
 
     With several processes, a process is the unit of evidence.
     """
-    if logs.index.get_level_values("process").nunique() > 1:
-        return processes_estimate(_floats(logs.groupby("process").median()))
-    return blocks_estimate(_floats(logs.sort_index()))
-
-
-def _logs(seconds: "pd.Series[float]") -> "pd.Series[float]":
-    return pd.Series(np.log(_floats(seconds)), index=seconds.index)
-
-
-def _floats(values: "pd.Series[float]") -> Floats:
-    return np.asarray(values, dtype=np.float64)
+    each = np.unique(processes)
+    if len(each) > 1:
+        return processes_estimate(np.array([np.median(logs[processes == one]) for one in each]))
+    return blocks_estimate(logs)
 
 
 def _scope(runs: Sequence[RunDirectory]) -> Scope:

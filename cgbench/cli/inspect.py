@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 import cgbench
-from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, Model
+from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, Model, QuantName
 from cgbench.cli.console import TerminalProgress, console, print_uncut
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -25,11 +25,17 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
-from cgbench.request.choices import Device, Dtype, KvDtype, ModuleFeed, NormForm
+from cgbench.request.choices import Device, Dtype, KvDtype, ModuleFeed, NormForm, QuantMode
 from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
-    from cgbench.models.inspection import CheckpointFacts, CopyFacts, HeadFacts, Inspection
+    from cgbench.models.inspection import (
+        CheckpointFacts,
+        CopyFacts,
+        HeadFacts,
+        Inspection,
+        RankFacts,
+    )
 
 
 def inspect(
@@ -47,6 +53,11 @@ def inspect(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     kv_dtype: KvDtypeName = KvDtype.AUTO,
+    tp: Annotated[
+        int | None,
+        typer.Option("--tp", help="GPUs that would share it: what each would hold."),
+    ] = None,
+    quant: QuantName = QuantMode.AUTO,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor of the head.")
     ] = False,
@@ -56,7 +67,8 @@ def inspect(
     """Show what a checkpoint holds and whether its graphs can be captured.
 
     No weight is loaded. Matrices that lie beside a head are compared with the target's. Exit code
-    1: weights are missing or have no place, it has no usable head, or cannot be captured.
+    1: weights are missing or have no place, it has no usable head, cannot be captured, or not be
+    divided over ``--tp`` ranks.
     """
     parameters = locals()
     found = cgbench.inspect(asked(InspectRequest, parameters), progress=TerminalProgress())
@@ -104,9 +116,24 @@ def _lines(found: "Inspection") -> list[tuple[str, str]]:
         per_row = f"{found.state_bytes_per_verified_row:,} bytes"
         of_rows = f"and {per_row} for each of its k + 1 verified rows"
         lines.append(("state", f"{_size(state)} a request of any length, {of_rows}"))
+    if (ranks := found.ranks) is not None:
+        lines.append((f"on {ranks.num_ranks} ranks", ranks.problem or _rank_words(ranks)))
     can = "can be captured" if found.weights_problem is None else "not without its weights"
     lines.append(("capture", found.capture_problem or can))
     return lines
+
+
+def _rank_words(ranks: "RankFacts") -> str:
+    """Return what each of several ranks would hold."""
+    parts = [
+        f"at least {_size(ranks.weight_bytes)} of weights, head included",
+        f"KV {ranks.kv_bytes_per_token:,} bytes a token",
+    ]
+    if ranks.kv_copies > 1:
+        parts.append(f"each KV head on {ranks.kv_copies} ranks")
+    if state := ranks.state_bytes_per_request:
+        parts.append(f"state {_size(state)} a request")
+    return f"each {', '.join(parts)}"
 
 
 def _expert_words(found: "Inspection") -> str:

@@ -88,6 +88,7 @@ def apply_experts(
     gate_up_row_blocks: Tensor | None,
     down_scale: Tensor | None,
     down_row_blocks: Tensor | None,
+    is_w8a8: bool,
     shared_gate_up: Tensor | None,
     shared_down: Tensor | None,
     shared_gate: Tensor | None,
@@ -109,6 +110,7 @@ def apply_experts(
         down,
         as_scales(gate_up_scale, gate_up_row_blocks),
         as_scales(down_scale, down_row_blocks),
+        is_w8a8,
         as_shared_expert((shared_gate_up, shared_down, shared_gate, *of_gate_up, *of_down)),
     )
     choice = Choice(chosen.contiguous(), weights.contiguous(), under_way_call().padding)
@@ -177,8 +179,9 @@ def _operator_experts(kind: Any) -> type[nn.Module]:
             weights = self.gate_up_proj, self.down_proj
             nothing = None, None
             scales = *(scales_of(self, GATE_UP) or nothing), *(scales_of(self, DOWN) or nothing)
+            is_w8a8 = getattr(self, "is_w8a8", False)
             choice = top_k_index, top_k_weights
-            return apply_experts(hidden, *weights, *choice, *scales, *shared, None)
+            return apply_experts(hidden, *weights, *choice, *scales, is_w8a8, *shared, None)
 
     return OperatorExperts
 

@@ -21,17 +21,17 @@ from cgbench.kernels.mla.latent_rows import PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Padding
 from cgbench.models.attention_hook import AttentionCall
-from cgbench.models.latent.latent_hook import LatentCall
-from cgbench.models.projections import PackedFirst
-from cgbench.models.quantised.scaled_modules import ScaledLinear
-from cgbench.models.recurrent_hook import RecurrentCall
-from cgbench.models.shards import (
+from cgbench.models.division.shards import (
     ScaledSummedLinear,
     ScaledVocabLinear,
     SummedLinear,
     SumOutput,
     VocabLinear,
 )
+from cgbench.models.latent.latent_hook import LatentCall
+from cgbench.models.projections import PackedFirst
+from cgbench.models.quantised.scaled_modules import ScaledLinear, scaling_of
+from cgbench.models.recurrent_hook import RecurrentCall
 from cgbench.parallel.collectives import sum_over_ranks
 
 
@@ -266,9 +266,10 @@ def summed_linear(
     bias: Tensor | None,
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
+    is_w8a8: bool = False,
 ) -> Tensor:
     """Compute ``SummedLinear``: sum the ranks' products, then add the bias."""
-    out = sum_over_ranks(linear(x, weight, None, scale, row_blocks))
+    out = sum_over_ranks(linear(x, weight, None, scale, row_blocks, is_w8a8))
     return out if bias is None else out + bias
 
 
@@ -298,8 +299,7 @@ class OperatorScaledLinear(ScaledLinear):
     """This linear layer of FP8 weights is one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out: Tensor = linear(x, self.weight, self.bias, *scales)
+        out: Tensor = linear(x, self.weight, self.bias, *scaling_of(self))
         return out
 
 
@@ -307,8 +307,7 @@ class OperatorScaledSummedLinear(ScaledSummedLinear):
     """This is an ``OperatorSummedLinear`` of FP8 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out: Tensor = summed_linear(x, self.weight, self.bias, *scales)
+        out: Tensor = summed_linear(x, self.weight, self.bias, *scaling_of(self))
         return out
 
 
@@ -316,8 +315,7 @@ class OperatorScaledVocabLinear(ScaledVocabLinear):
     """This is an ``OperatorVocabLinear`` of FP8 weights."""
 
     def part(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out: Tensor = linear(x, self.weight, self.bias, *scales)
+        out: Tensor = linear(x, self.weight, self.bias, *scaling_of(self))
         return out
 
 

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cgbench.kernels.moe.expert_products import ExpertScales, SharedExpert, takes_in
+from cgbench.models.division.shards import ScaledSummedLinear, SummedLinear, SumOutput
 from cgbench.models.projections import PackedFirst
 from cgbench.models.quantised.scaled_modules import experts_in, scales_of
 from cgbench.models.router_rules import MLP_PARTS, is_gated_mlp, is_router
-from cgbench.models.shards import ScaledSummedLinear, SummedLinear, SumOutput
 
 PROBES = 5
 
@@ -54,7 +54,11 @@ def shared_parts(block: nn.Module) -> SharedParts | None:
     is_its = isinstance(children[parts.mlp].down_proj, SummedLinear | ScaledSummedLinear)
     if is_divided != is_its or any(_has_hooks(children[each]) for each in parts[1:] if each):
         return None
-    if not _is_packed(children[parts.mlp]):
+    mlp: Any = children[parts.mlp]
+    if (
+        not _is_packed(mlp)
+        or len({_is_w8a8(each) for each in (experts, mlp.gate_proj, mlp.down_proj)}) > 1
+    ):
         return None
     shared = as_shared_expert(shared_tensors(block, parts))
     return parts if shared is not None and takes_in(experts_in(experts), shared) else None
@@ -95,6 +99,11 @@ def _is_packed(mlp: Any) -> bool:
     first = mlp.gate_proj
     is_one = isinstance(first, PackedFirst) and first.others == (mlp.up_proj,)
     return is_one and first.packed_bias is None and mlp.down_proj.bias is None
+
+
+def _is_w8a8(part: nn.Module) -> bool:
+    """Return whether FP8 weights in ``part`` multiply quantised rows."""
+    return bool(getattr(part, "is_w8a8", False))
 
 
 def _is_gate(part: nn.Module) -> bool:

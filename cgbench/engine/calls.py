@@ -2,7 +2,7 @@
 
 ``Prefill`` computes a prompt's own causal attention and stores its keys and values. It attends over
 FP8 ones as they are kept, like ``Decode``. ``Decode``
-stores 1 to 9 new rows a request and attends over each request's live rows. Their number exists on
+stores 1 to 17 new rows a request and attends over each request's live rows. Their number exists on
 the device only. ``Decode`` uses a decode backend, which is one function (``engine.backends``).
 """
 

@@ -24,7 +24,9 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     slots = options.max_batch_size + 1
     tokens = slots * (options.context_len + options.to_decode)
     kv = tokens * skeleton.kv_bytes_per_token(dtype, num_ranks, plan.kv_format)
-    kv += cache_bytes(skeleton.kv.state_shapes, slots, options.max_spec_tokens + 1, dtype)
+    query_len = options.max_spec_tokens + 1
+    # Ranks divide the heads of recurrent state.
+    kv += cache_bytes(skeleton.kv.state_shapes, slots, query_len, dtype) // num_ranks
     num_prompts = prompts_at_once(options)
     prefill = prefill_bytes(
         skeleton.target,
@@ -39,9 +41,11 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
         budget = ["--max-num-batched-tokens"] if num_prompts > 1 else []
         *flags, last = ("--max-num-seqs", "--context-len", *budget, *options.reach_flags)
         whose = "the device" if num_ranks == 1 else f"each of {num_ranks} ranks"
+        copies = skeleton.kv_copies(num_ranks)
+        copied = f" with each KV head on {copies} ranks" if copies > 1 else ""
         raise OutOfMemoryError(
             f"MODEL {plan.request.ref}: {whose} needs at least {needed:,} bytes (weights "
-            f"{weights:,}, KV of {slots} slots {kv:,}, prefill of {num_prompts} prompts "
+            f"{weights:,}, KV of {slots} slots {kv:,}{copied}, prefill of {num_prompts} prompts "
             f"{prefill:,}), but there are {available:,}. "
             f"Give a smaller MODEL, a larger --tp, or lower {', '.join(flags)} or {last}"
         )

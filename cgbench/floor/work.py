@@ -9,7 +9,7 @@ gate and up) stay apart here, because they read the same bytes.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,10 @@ from cgbench.kernels.delta_rule import StateShape
 from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe
+from cgbench.models.division.splits import Splits
 from cgbench.models.heads.head import MtpModule
 from cgbench.models.loader import LoadedModel
 from cgbench.models.quantised.kv_format import PLAIN, SCALE_BYTES, KvFormat
-from cgbench.models.shards import Splits
 from cgbench.models.skeleton import Skeleton, stored_bytes
 from cgbench.models.target import HiddenStates, Target
 
@@ -60,21 +60,23 @@ class Product:
 
     None if it is of the model's dtype.
     """
+    weight: str = field(default="", compare=False)
+    """The weight's name with its layer. Products of equal layers are equal all the same."""
 
     def bytes_read(self, itemsize: int) -> float:
         """Return the bytes of one matrix. ``itemsize`` is of the model's dtype."""
         return self.num_elements * itemsize if self.stored_bytes is None else self.stored_bytes
 
-    def part(self, num_ranks: int) -> "Product":
-        """Return each rank's part of a weight that ``num_ranks`` share.
+    def part(self, num_parts: int) -> "Product":
+        """Return one of ``num_parts`` parts of the weight.
 
         Scales are divided too, because a block that two ranks share is a thousandth of a part.
         """
         stored = self.stored_bytes
         return replace(
             self,
-            num_elements=self.num_elements // num_ranks,
-            stored_bytes=None if stored is None else stored / num_ranks,
+            num_elements=self.num_elements // num_parts,
+            stored_bytes=None if stored is None else stored / num_parts,
         )
 
 
@@ -155,7 +157,8 @@ class ModelWork:
 def rank_work(model: LoadedModel) -> ModelWork:
     """Return the work of one token on each of the ranks that share ``model``.
 
-    Divided weights and attention heads count by their part. What the ranks exchange is left out.
+    Divided weights and heads count by their part. Key-value heads that several ranks hold count on
+    each of them. What the ranks exchange is left out.
     """
     work = model_work(model.skeleton, model.kv_format)
     num_ranks = model.ranks.size
@@ -165,8 +168,9 @@ def rank_work(model: LoadedModel) -> ModelWork:
     heads = _num_parts(model, range(target.num_layers))
     lm_head = _part(work.lm_head, target.splits, num_ranks, 1)
     modules = () if model.head is None else model.head.mtp_modules
+    own = _part(work.target, target.splits, num_ranks, heads)
     return ModelWork(
-        target=_part(work.target, target.splits, num_ranks, heads),
+        target=replace(own, states=tuple(model.state_shapes.values())),
         lm_head=lm_head,
         modules=tuple(
             ModuleWork(
@@ -185,26 +189,24 @@ def rank_work(model: LoadedModel) -> ModelWork:
 def _num_parts(model: LoadedModel, layers: Iterable[int]) -> int:
     """Return into how many parts the attention heads of ``layers`` are divided.
 
-    All of these layers are divided alike.
+    All of these layers that have attention are divided alike.
     """
-    whole = model.skeleton.kv.num_query_heads
-    (count,) = {whole[layer] // model.num_query_heads[layer] for layer in layers}
+    whole, own = model.skeleton.kv.num_query_heads, model.num_query_heads
+    (count,) = {whole[layer] // own[layer] for layer in layers if layer in whole} or {1}
     return count
 
 
 def _part(work: ForwardWork, splits: Splits, num_ranks: int, num_head_parts: int) -> ForwardWork:
-    divided = {_short(name) for name in splits}
+    parts = {_in_layer(name): split.num_parts(num_ranks) for name, split in splits.items()}
     return replace(
         work,
-        products=tuple(
-            each.part(num_ranks) if each.name in divided else each for each in work.products
-        ),
+        products=tuple(each.part(parts.get(each.weight, 1)) for each in work.products),
         attentions=tuple(
             replace(
                 each,
                 query_heads=each.query_heads // num_head_parts,
-                # Latents are whole on every rank: all heads read them.
-                kv_heads=1 if each.is_latent else each.kv_heads // num_head_parts,
+                # Of heads fewer than the ranks each rank has one. Latents are whole on every rank.
+                kv_heads=max(1, each.kv_heads // num_head_parts),
             )
             for each in work.attentions
         ),
@@ -289,7 +291,7 @@ class _Recorder(TorchDispatchMode):
             elements = weight.numel() // num_experts
             stored = self._stored.get(_storage(weight))
             held = None if stored is None else stored / num_experts
-            self.products.append(Product(name, elements, num_experts, num_rows, held))
+            self.products.append(Product(_short(name), elements, num_experts, num_rows, held, name))
         elif operation == _EMBEDDING:
             self.embedding_elements += out.numel()
         elif operation == _CAST:
@@ -396,18 +398,25 @@ def _recorded(
 
 
 def _weight_names(module: nn.Module) -> dict[int, str]:
-    """Return the names of the module's matrices by storage. A name is alike in every layer."""
+    """Return the names of the module's matrices by storage."""
     return {
-        _storage(parameter): _short(name)
+        _storage(parameter): _in_layer(name)
         for name, parameter in module.named_parameters()
         if parameter.dim() > 1
     }
 
 
-def _short(name: str) -> str:
-    """Return a weight's name without its layer and suffix.
+def _in_layer(name: str) -> str:
+    """Return a weight's name from its layer on, without its suffix.
 
-    ``layers.7.self_attn.q_proj.weight`` and ``block.self_attn.q_proj.weight`` are both
-    ``self_attn.q_proj``.
+    ``model.layers.7.self_attn.q_proj.weight`` is ``layers.7.self_attn.q_proj``.
     """
-    return re.sub(r"^(.*layers\.\d+|block)\.", "", name).removesuffix(".weight")
+    return re.sub(r"^.*(?=layers\.\d+\.)", "", name).removesuffix(".weight")
+
+
+def _short(name: str) -> str:
+    """Return what ``_in_layer`` returns without the layer. It is alike in every layer.
+
+    ``layers.7.self_attn.q_proj`` and ``block.self_attn.q_proj`` are both ``self_attn.q_proj``.
+    """
+    return re.sub(r"^(layers\.\d+|block)\.", "", name)

@@ -1,9 +1,10 @@
-"""Attend with 1 to 9 query rows a request by split-KV attention, in Triton.
+"""Attend with 1 to 17 query rows a request by split-KV attention, in Triton.
 
 Decode attention is bound by the bytes of live keys and values. So each program reads one KV head's
-keys once, for the whole GQA group and all query rows (packed in one tile). The keys are split over
-programs until the device is full. Nothing past a request's live length is read. That also keeps
-what lies there, NaN included, out of the result.
+keys once, for the whole GQA group and all query rows (packed in one tile). If a tile cannot hold
+them, a few programs share the group. The keys are split over programs until the device is full.
+Nothing past a request's live length is read. That also keeps what lies there, NaN included, out of
+the result.
 
 The new rows that a call brings are read from its own tensors. One program each writes them to the
 cache on the way, so no program waits for another. That program also begins its softmax with the
@@ -35,10 +36,20 @@ from cgbench.kernels.fp8.triton_kv import (
     values_in,
 )
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.triton_splits import Parts, division, merge, splits_of
+from cgbench.kernels.triton_splits import (
+    PROGRAMS_PER_MULTIPROCESSOR,
+    Parts,
+    division,
+    merge,
+    splits_of,
+)
 
 # tl.dot wants at least 16 rows.
 MIN_TILE = 16
+# Float32 sums of a tile, 128 for each thread of 4 warps.
+MAX_SUMS = 128 * 128
+# Programs that convert FP8 values wait more than they read. So more of them share a multiprocessor.
+FP8_PROGRAMS = 4
 LOG2_E = 1.4426950408889634
 _LOG2_E = tl.constexpr(LOG2_E)
 
@@ -118,6 +129,7 @@ def _split_kernel(
     value_stride_s,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
+    SHARING: tl.constexpr,
     QUERY_LEN: tl.constexpr,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -133,14 +145,17 @@ def _split_kernel(
     SCALING: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
+    # A KV head counts once for each of the SHARING programs that divide its group.
     b = tl.program_id(0) // KV_HEADS
-    kv_head = tl.program_id(0) % KV_HEADS
+    part = tl.program_id(0) % KV_HEADS
+    kv_head = part // SHARING
+    STORED_HEADS: tl.constexpr = KV_HEADS // SHARING
     split = tl.program_id(1)
     # Places were not written by the kernel ahead: see ``kernels.gpu``.
     start = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
     slot = tl.load(slots + b, cache_modifier=".cg").to(tl.int64)
     slot_row = slot * room
-    scale_row = (slot * KV_HEADS + kv_head) * room
+    scale_row = (slot * STORED_HEADS + kv_head) * room
     first, keys_a_split, split_of_new = division(start, num_splits, WINDOW, BLOCK_N)
     low = first + split * keys_a_split
     high = tl.minimum(low + keys_a_split, start)
@@ -151,7 +166,7 @@ def _split_kernel(
     # Tile row m is query row m % QUERY_LEN of the group's head m // QUERY_LEN.
     m = tl.arange(0, BLOCK_M)
     in_tile = m < GROUP * QUERY_LEN
-    head = kv_head * GROUP + m // QUERY_LEN
+    head = part * GROUP + m // QUERY_LEN
     s = m % QUERY_LEN
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
@@ -184,7 +199,7 @@ def _split_kernel(
     for n0 in range(low, high, BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         live = n < high
-        row = (slot_row + n) * KV_HEADS + kv_head
+        row = (slot_row + n) * STORED_HEADS + kv_head
         k = tl.load(
             key_cache + row[None, :] * KEY_DIM + d[:, None],
             mask=live[None, :] & in_key[:, None],
@@ -219,7 +234,8 @@ def _split_kernel(
         # The new rows come from the call, and go to the cache on the way.
         n = tl.arange(0, BLOCK_S)
         live = n < QUERY_LEN
-        row = (slot_row + start + n) * KV_HEADS + kv_head
+        row = (slot_row + start + n) * STORED_HEADS + kv_head
+        is_writer = part % SHARING == 0
         from_key = key + b * key_stride_b + kv_head * key_stride_h + n[None, :] * key_stride_s
         keep = live[None, :] & in_key[:, None]
         k = tl.load(from_key + d[:, None], mask=keep, other=0.0)
@@ -228,7 +244,7 @@ def _split_kernel(
         if SCALING:
             key_scale = rows_scale(k, key_scales, 0, SCALING)
             k = quantised_tile(k, key_scale[None, :])
-        tl.store(key_cache + row[None, :] * KEY_DIM + d[:, None], k, mask=keep)
+        tl.store(key_cache + row[None, :] * KEY_DIM + d[:, None], k, mask=keep & is_writer)
         from_value = value + b * value_stride_b + kv_head * value_stride_h
         keep = live[:, None] & in_value[None, :]
         v = tl.load(from_value + n[:, None] * value_stride_s + dv[None, :], mask=keep, other=0.0)
@@ -237,9 +253,9 @@ def _split_kernel(
             v = quantised_tile(v, value_scale[:, None])
         if SCALING == BY_TOKEN:
             to_scale = scale_row + start + n
-            tl.store(key_scales + to_scale, key_scale, mask=live)
-            tl.store(value_scales + to_scale, value_scale, mask=live)
-        tl.store(value_cache + row[:, None] * VALUE_DIM + dv[None, :], v, mask=keep)
+            tl.store(key_scales + to_scale, key_scale, mask=live & is_writer)
+            tl.store(value_scales + to_scale, value_scale, mask=live & is_writer)
+        tl.store(value_cache + row[:, None] * VALUE_DIM + dv[None, :], v, mask=keep & is_writer)
         seen = live[None, :] & (n[None, :] <= s[:, None])
         if WINDOW > 0:
             seen = seen & (n[None, :] > s[:, None] - WINDOW)
@@ -289,17 +305,32 @@ class KeyTile(NamedTuple):
     num_stages: int
 
 
-def key_tile(block_m: int, *, is_float32: bool) -> KeyTile:
+def key_tile(block_m: int, *, is_float32: bool, is_fp8: bool = False) -> KeyTile:
     """Return the best tile of those tried on an H200, or one within 3 % of it.
 
     That holds at every batch size and context of results/h200/attention-tiles.md. The tiles are
     small, so that three or more programs fit on a multiprocessor. Then 64 requests are read in one
     round. With two programs on each they would take two rounds.
+
+    A tile of FP8 keys has half the bytes, and each step waits for its conversions. So it is twice
+    as long, with fewer tiles under way (results/tried.md).
     """
+    if is_fp8 and not is_float32:
+        return KeyTile(64 if block_m <= 64 else 32, 2 if block_m <= MIN_TILE else 4, 2)
     if is_float32:
         # The numbers are twice as large.
         return KeyTile(32, 4, 3)
     return KeyTile(32, 2 if block_m <= MIN_TILE else 4, 4)
+
+
+def sharing_of(group: int, query_len: int, value_dim: int) -> int:
+    """Return how many programs divide a GQA ``group``, so that a tile's sums fit in registers."""
+    width = triton.next_power_of_2(value_dim)
+    for sharing in range(1, group):
+        rows = group // sharing * query_len
+        if group % sharing == 0 and triton.next_power_of_2(rows) * width <= MAX_SUMS:
+            return sharing
+    return group
 
 
 def _scaling_of(kv: LayerKv) -> tl.constexpr:
@@ -324,17 +355,21 @@ def decode(
     query, key, value = qkv.query, qkv.key, qkv.value
     batch, num_heads, query_len, key_dim = query.shape
     kv_heads, value_dim = kv.values.shape[1:]
+    sharing = sharing_of(num_heads // kv_heads, query_len, value_dim)
+    kv_heads *= sharing
     group = num_heads // kv_heads
     assert query.stride(3) == key.stride(3) == value.stride(3) == 1
     assert positions.is_contiguous()
     out = torch.empty(
         (batch, query_len, num_heads, value_dim), dtype=query.dtype, device=query.device
     )
-    num_splits = splits_of(batch * kv_heads, query.device)
+    is_fp8 = kv.scales is not None
+    a_multiprocessor = FP8_PROGRAMS if is_fp8 else PROGRAMS_PER_MULTIPROCESSOR
+    num_splits = splits_of(batch * kv_heads, query.device, a_multiprocessor)
     parts = Parts.empty(batch * kv_heads, num_splits, group * query_len, value_dim, query.device)
     is_float32 = query.dtype == torch.float32
     block_m = max(MIN_TILE, triton.next_power_of_2(group * query_len))
-    tile = tile or key_tile(block_m, is_float32=is_float32)
+    tile = tile or key_tile(block_m, is_float32=is_float32, is_fp8=is_fp8)
     shape = {
         "KV_HEADS": kv_heads,
         "GROUP": group,
@@ -362,6 +397,7 @@ def decode(
         *query.stride()[:3],
         *key.stride()[:3],
         *value.stride()[:3],
+        SHARING=sharing,
         KEY_DIM=key_dim,
         BLOCK_M=block_m,
         BLOCK_S=max(MIN_TILE, triton.next_power_of_2(query_len)),

@@ -46,9 +46,13 @@ class Parts(NamedTuple):
         return cls(out, maxima, torch.empty_like(maxima))
 
 
-def splits_of(pairs: int, device: torch.device) -> int:
-    """Return how many splits over the keys give every multiprocessor a few programs."""
-    wanted = PROGRAMS_PER_MULTIPROCESSOR * num_multiprocessors(device)
+def splits_of(
+    pairs: int, device: torch.device, a_multiprocessor: int = PROGRAMS_PER_MULTIPROCESSOR
+) -> int:
+    """Return how many splits over the keys give each multiprocessor ``a_multiprocessor``
+    programs.
+    """
+    wanted = a_multiprocessor * num_multiprocessors(device)
     return max(1, min(MAX_SPLITS, wanted // pairs))
 
 

@@ -6,8 +6,8 @@ import pynvml
 import torch
 import torch.distributed as dist
 
+from cgbench.models.division.splits import HEAD_OUTPUT, LM_HEAD
 from cgbench.models.loader import LoadedModel
-from cgbench.models.shards import HEAD_OUTPUT, LM_HEAD
 from cgbench.parallel.inboxes import opened_inboxes, why_no_inboxes
 from cgbench.parallel.ranks import Ranks
 from cgbench.rundir.record_parts import ParallelFacts
@@ -23,11 +23,18 @@ def parallel_facts(model: LoadedModel) -> ParallelFacts:
         "backend": dist.get_backend(),
         "links": links(model.ranks),
         "few_numbers": few_numbers(),
-        "target": "transformers' tensor parallel plan, embedding whole",
+        "target": _target_words(model),
         "lm_head": "divided by vocabulary" if LM_HEAD in model.target.splits else "whole",
         "collectives": [],
         "head": None if model.head is None else "divided" if is_divided else "whole",
+        "kv_copies": model.skeleton.kv_copies(model.ranks.size),
     }
+
+
+def _target_words(model: LoadedModel) -> str:
+    """Return how the target is divided, in words."""
+    plan = "transformers' tensor parallel plan, embedding whole"
+    return f"{plan}, gated delta nets by heads" if model.state_shapes else plan
 
 
 def few_numbers() -> str:

@@ -101,6 +101,11 @@ class ShapeProbe(RecurrentProbe):
         self.num_query_heads: dict[int, int] = {}
         self.windows: dict[int, int | None] = {}
 
+    @property
+    def num_kv_heads(self) -> dict[int, int]:
+        """Return how many heads of keys and values each attention layer keeps, by layer_idx."""
+        return {layer: keys[0] for layer, (keys, _) in self.kv_shapes.items()}
+
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         _, kv_heads, _, value_dim = qkv.value.shape
         key_dim = qkv.query.shape[3]

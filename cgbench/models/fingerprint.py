@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from cgbench.models.division.splits import Splits
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.heads.head_wiring import CONFIG_FIELD
 from cgbench.models.quantised.scaled_modules import WHOLE_SCALE
-from cgbench.models.shards import Splits
 from cgbench.models.target import Target
 
 

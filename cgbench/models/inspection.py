@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from torch import nn
 
-from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
+from cgbench.errors import BadInputError, MissingHeadError, ModelError, UnsupportedModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
+from cgbench.models.division.division_check import check_division
 from cgbench.models.heads.head import adds_one
 from cgbench.models.heads.head_copies import CopyUse
 from cgbench.models.heads.head_files import HeadFiles, head_tensors
@@ -81,13 +82,31 @@ class HeadFacts:
     origin: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class RankFacts:
+    """This class describes what each of ``num_ranks`` ranks would hold.
+
+    ``weight_bytes`` are the least, the head's included. What every rank holds whole comes on top.
+    ``kv_copies`` counts the ranks that hold one head of keys and values. ``problem`` is what stands
+    in the way of a division, or None.
+    """
+
+    num_ranks: int
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_copies: int
+    state_bytes_per_request: int
+    state_bytes_per_verified_row: int
+    problem: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
     """An inspection describes a model as it would be loaded, and what stands in the way.
 
     ``head_tensors`` are those that would be loaded into the head. Each problem is None if there is
-    none. ``checkpoint`` is None for a preset. The counts of experts are one mixture's, None if no
-    layer is a mixture. Shared experts are not among them.
+    none. ``checkpoint`` is None for a preset, and ``ranks`` for one GPU. The counts of experts are
+    one mixture's, None if no layer is a mixture. Shared experts are not among them.
     """
 
     model: str
@@ -111,6 +130,7 @@ class Inspection:
     latent_size: int | None
     state_bytes_per_request: int
     state_bytes_per_verified_row: int
+    ranks: RankFacts | None
     weights_problem: str | None
     head_problem: str | None
     capture_problem: str | None
@@ -118,8 +138,13 @@ class Inspection:
 
     @property
     def is_usable(self) -> bool:
-        """Return whether all weights and a head are there, and graphs can be captured."""
-        return self.weights_problem is self.head_problem is self.capture_problem is None
+        """Return whether all weights and a head are there, and graphs can be captured.
+
+        Ranks that are asked about must be able to share the model, too.
+        """
+        division_problem = None if self.ranks is None else self.ranks.problem
+        problems = (self.weights_problem, self.head_problem, self.capture_problem, division_problem)
+        return all(problem is None for problem in problems)
 
     def to_json(self) -> str:
         """Return the whole inspection as one JSON object."""
@@ -164,7 +189,7 @@ def inspect_model(request: Loading) -> Inspection:
         tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=skeleton.weight_bytes(dtype),
-        quantisation=None if plan.scheme is None else plan.scheme.words,
+        quantisation=None if plan.scheme is None else plan.scheme.words(plan.quant),
         precision=precision_by_part(skeleton, dtype),
         checkpoint=_checkpoint_facts(plan),
         head=_head_facts(plan, tensors),
@@ -173,6 +198,7 @@ def inspect_model(request: Loading) -> Inspection:
         latent_size=skeleton.latent_size,
         state_bytes_per_request=skeleton.state_bytes(dtype),
         state_bytes_per_verified_row=skeleton.state_bytes_per_row(dtype),
+        ranks=_rank_facts(plan),
         weights_problem=_refusal(check_headers, plan),
         head_problem=head_problem,
         capture_problem=_refusal(check_capturable, plan.config),
@@ -183,14 +209,30 @@ def inspect_model(request: Loading) -> Inspection:
 def _refusal(check: Callable[[_T], None], of: _T) -> str | None:
     try:
         check(of)
-    except (ModelError, UnsupportedModelError) as error:
+    except (BadInputError, ModelError, UnsupportedModelError) as error:
         return str(error)
     return None
 
 
+def _rank_facts(plan: LoadingPlan) -> RankFacts | None:
+    skeleton, dtype, num_ranks = plan.skeleton, plan.request.dtype, plan.request.ranks.size
+    if num_ranks == 1:
+        return None
+    weights = skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)
+    return RankFacts(
+        num_ranks=num_ranks,
+        weight_bytes=weights // num_ranks,
+        kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype, num_ranks, plan.kv_format),
+        kv_copies=skeleton.kv_copies(num_ranks),
+        state_bytes_per_request=skeleton.state_bytes(dtype) // num_ranks,
+        state_bytes_per_verified_row=skeleton.state_bytes_per_row(dtype) // num_ranks,
+        problem=_refusal(check_division, plan),
+    )
+
+
 def _without_head(request: Loading) -> Loading:
     plain = Loading(request.ref, None, False, request.device, request.dtype)
-    return replace(plain, kv_dtype=request.kv_dtype)
+    return replace(plain, kv_dtype=request.kv_dtype, quant=request.quant, ranks=request.ranks)
 
 
 def _checkpoint_facts(plan: LoadingPlan) -> CheckpointFacts | None:

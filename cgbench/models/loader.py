@@ -11,12 +11,24 @@ from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
+from cgbench.kernels.fp8.token_values import LEAST_COLUMNS
+from cgbench.kernels.gpu import runs_kernels
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
+from cgbench.models.division.division_check import check_division
+from cgbench.models.division.planned_splits import block_splits, planned_splits
+from cgbench.models.division.shards import (
+    divide,
+    divide_lm_head,
+    divide_vocabulary,
+    install_forwards,
+    without_dtensors,
+)
+from cgbench.models.division.splits import HEAD_OUTPUT, LM_HEAD, Split, Splits, kv_copies
 from cgbench.models.experts import implementation_for, take_over_loops
 from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.eagle3_head import make_head
-from cgbench.models.heads.head import DraftHead
+from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.heads.head_files import read_head
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
 from cgbench.models.placement import check_headers, check_placed, check_types
@@ -25,25 +37,11 @@ from cgbench.models.projections import pack_projections
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.quantised.scaled_files import ScaledFiles
 from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
-from cgbench.models.quantised.scaled_modules import is_quantised
+from cgbench.models.quantised.scaled_modules import is_quantised, least_columns, use_w8a8
 from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.random_weights import draw_head, random_target
 from cgbench.models.router_rules import is_plain_mixture, order_choices
 from cgbench.models.routing import BalancedRouting
-from cgbench.models.shards import (
-    HEAD_OUTPUT,
-    LM_HEAD,
-    Split,
-    Splits,
-    block_splits,
-    check_heads,
-    divide,
-    divide_lm_head,
-    divide_vocabulary,
-    install_forwards,
-    planned_splits,
-    without_dtensors,
-)
 from cgbench.models.skeleton import Skeleton
 from cgbench.models.support import auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
@@ -91,6 +89,11 @@ class LoadedModel:
         return any(map(is_latent, self.kv_shapes.values()))
 
     @property
+    def rounds_to_fp8(self) -> bool:
+        """Return whether numbers that forwards compute are rounded to FP8 on the way."""
+        return self.kv_format.is_fp8 or self.quant is Quant.W8A8
+
+    @property
     def num_parameters(self) -> int:
         """Return the number of parameters of the whole target. A tied embedding counts once."""
         return _num_elements(self.skeleton.target.model)
@@ -115,8 +118,11 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
     head = _make_head(plan, target) if random_weights else _load_head(plan, target)
     for module in (target.model, head):
         if module is not None:
-            pack_projections(module)
             _find_plain_mixtures(module)
+            if plan.quant is Quant.W8A8:
+                _check_w8a8(plan, module)
+                use_w8a8(module)
+            pack_projections(module)
     tokenizer, problem = read_tokenizer(plan)
     kv = plan.skeleton.kv if plan.request.ranks.size == 1 else _probe(plan, target, head)
     if plan.routing is Routing.BALANCED:
@@ -163,6 +169,26 @@ def _find_plain_mixtures(module: nn.Module) -> None:
             part.__dict__["is_plain"] = is_plain_mixture(part)
 
 
+def _check_w8a8(plan: LoadingPlan, module: nn.Module) -> None:
+    """Refuse experts that only their own code can apply, because it quantises no activations.
+
+    Refuse scales of fewer columns than the kernels take, too.
+    """
+    kind = class_name(plan.config)
+    for part in module.modules():
+        if getattr(part, "holds_scales", False) and not getattr(part, "is_plain", False):
+            raise UnsupportedModelError(
+                f"--quant w8a8: the experts of {kind} are applied by their own code, which does "
+                "not quantise activations. Use --quant w8a16"
+            )
+    least = least_columns(module)
+    if runs_kernels(plan.request.device) and least < LEAST_COLUMNS:
+        raise UnsupportedModelError(
+            f"--quant w8a8: {kind} has scales of {least} columns here, and the kernels take "
+            f"{LEAST_COLUMNS} or more. Use --quant w8a16"
+        )
+
+
 def _implementations(plan: LoadingPlan) -> dict[str, str]:
     """Return which of transformers' implementations the forward uses.
 
@@ -182,20 +208,8 @@ def _splits(plan: LoadingPlan) -> Splits:
     num_ranks = plan.request.ranks.size
     if num_ranks == 1:
         return {}
-    if plan.gguf_file is not None:
-        raise ModelError(
-            f"MODEL {plan.request.ref}: --tp {num_ranks} wants safetensors files, a GGUF file is "
-            "read whole"
-        )
-    probe = plan.skeleton.kv
-    if probe.state_shapes:
-        raise UnsupportedModelError(
-            f"--tp {num_ranks}: the linear-attention layers of {class_name(plan.config)} cannot be "
-            "divided here. Drop --tp"
-        )
-    kv_heads = {layer: keys[0] for layer, (keys, _) in probe.kv_shapes.items()}
-    check_heads(plan.config, num_ranks, probe.num_query_heads, kv_heads)
-    return planned_splits(plan.config, num_ranks)
+    check_division(plan)
+    return planned_splits(plan.config, num_ranks, plan.skeleton.kv.num_kv_heads)
 
 
 def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
@@ -281,7 +295,7 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
     for module in head.mtp_modules:
-        splits = block_splits(target.splits, module) if plan.request.divided_head else {}
+        splits = _block_splits(plan, module, target) if plan.request.divided_head else {}
         divide(module, splits, plan.request.ranks)
         if module.output is not None and LM_HEAD in target.splits:
             divide_vocabulary(module.output, plan.request.ranks)
@@ -289,20 +303,27 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
         module.splits = splits
 
 
+def _block_splits(plan: LoadingPlan, module: MtpModule, target: Target) -> Splits:
+    num_kv_heads = plan.skeleton.kv.num_kv_heads[module.layer_idx]
+    copies = kv_copies(num_kv_heads, plan.request.ranks.size)
+    return block_splits(target.splits, module, copies)
+
+
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     ranks = plan.request.ranks
 
     # Scales belong to whole weights, so FP8 weights are divided after they are quantised.
     late = {name: split for name, split in splits.items() if name in plan.skeleton.scaled}
+    drawn = {name: s for name, s in splits.items() if name not in late and name != LM_HEAD}
 
     def keep(name: str, whole: Tensor) -> Tensor:
-        is_split = name in splits and name not in late and name != LM_HEAD
-        return splits[name].part(whole, ranks) if is_split else whole
+        return drawn[name].part(whole, ranks) if name in drawn else whole
 
-    model = random_target(plan, keep, **_implementations(plan))
-    if splits:
-        install_forwards(model, {name: split for name, split in splits.items() if name not in late})
-        divide(model, late, ranks)
+    def keep_quantised(model: PreTrainedModel, names: list[str]) -> None:
+        divide(model, {name: late[name] for name in names if name in late}, ranks)
+
+    model = random_target(plan, keep, keep_quantised, **_implementations(plan))
+    install_forwards(model, drawn)
     if LM_HEAD in splits:
         divide_lm_head(model, ranks)
     return model

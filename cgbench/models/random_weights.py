@@ -15,6 +15,10 @@ from cgbench.models.support import auto_class_for
 Keep = Callable[[str, Tensor], Tensor]
 """A ``Keep`` is called with a parameter's name and its whole tensor, and returns what is kept."""
 
+KeepQuantised = Callable[[PreTrainedModel, list[str]], None]
+"""A ``KeepQuantised`` is called with a model and its parameters that are FP8 by now. It keeps what
+is kept, in place."""
+
 DEFAULT_DEVIATION = 0.02
 """transformers draws with this standard deviation if a config states none."""
 
@@ -27,14 +31,17 @@ def _whole(_: str, tensor: Tensor) -> Tensor:
 
 
 def random_target(
-    plan: LoadingPlan, keep: Keep = _whole, **implementations: str
+    plan: LoadingPlan,
+    keep: Keep = _whole,
+    keep_quantised: KeepQuantised | None = None,
+    **implementations: str,
 ) -> PreTrainedModel:
     """Return the target of a preset's plan, with random weights.
 
     The weights do not depend on the implementation that runs them. Every parameter is drawn whole
-    and handed to ``keep``. So the ranks of a divided model hold parts of the same weights as one
-    process. They never hold more than one layer whole at once. FP8 weights are quantised when their
-    layer is drawn, so no whole copy is ever there.
+    and handed to ``keep``. FP8 weights are quantised when their layer is drawn, so no whole copy is
+    ever there, and ``keep_quantised`` is called then. So the ranks of a divided model hold parts of
+    the same weights as one process. They never hold more than one layer whole at once.
     """
     request = plan.request
     torch.manual_seed(request.seed)
@@ -47,7 +54,10 @@ def random_target(
     for unit in _units(model):
         _draw(unit, model, request.device, keep)
         names = (f"{name}.{leaf}" for name, module in unit for leaf in module._parameters)
-        quantise_parameters(model, [name for name in names if name in scaled])
+        quantised = [name for name in names if name in scaled]
+        quantise_parameters(model, quantised)
+        if keep_quantised is not None:
+            keep_quantised(model, quantised)
     model.tie_weights()
     return model
 

@@ -49,10 +49,15 @@ class RecurrentProbe:
 
 def hook_linear_layers(backbone: nn.Module) -> None:
     """Route the state of every gated delta net in ``backbone`` through its forward's call."""
-    for layer in backbone.layers:  # type: ignore[union-attr]
-        net = getattr(layer, "linear_attn", None)
-        if net is not None and not hasattr(net, "plain_class"):
-            net.__class__ = _hooked_class(type(net))  # type: ignore[arg-type]
+    for _, net in delta_nets(backbone):
+        if not hasattr(net, "plain_class"):
+            kind: Any = type(net)
+            net.__class__ = _hooked_class(kind)
+
+
+def delta_nets(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return every gated delta net in ``module``, with its name there."""
+    return [each for each in module.named_modules() if each[0].endswith("linear_attn")]
 
 
 @cache

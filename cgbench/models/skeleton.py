@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe, is_latent
 from cgbench.models.config_faults import fault_of
+from cgbench.models.division.splits import kv_copies
 from cgbench.models.heads.eagle3_head import make_head
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
@@ -53,12 +54,21 @@ class Skeleton:
         """Return the bytes of KV that one token keeps on each of ``num_ranks`` ranks.
 
         They are those of all layers and of the head, the scales of FP8 ones included. Ranks divide
-        keys and values. Latents are whole on each.
+        the heads of keys and values. Of fewer heads than ranks each rank holds one. Latents are
+        whole on each.
         """
         return sum(
-            kv_format.bytes_per_token(layer, shape, dtype) // (1 if is_latent(shape) else num_ranks)
+            kv_format.bytes_per_token(layer, shape, dtype) // min(shape[0][0], num_ranks)
             for layer, shape in self.kv.kv_shapes.items()
         )
+
+    def kv_copies(self, num_ranks: int) -> int:
+        """Return how many of ``num_ranks`` ranks hold one head of keys and values, at most.
+
+        It is 1 if no layer has fewer heads than there are ranks, latents apart.
+        """
+        shapes = [shape for shape in self.kv.kv_shapes.values() if not is_latent(shape)]
+        return max([kv_copies(heads, num_ranks) for (heads, _), _ in shapes], default=1)
 
     @property
     def latent_size(self) -> int | None:

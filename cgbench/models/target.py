@@ -14,12 +14,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.errors import UnsupportedModelError
 from cgbench.models.attention_hook import AttentionCall, ShapeProbe
+from cgbench.models.division.shards import VocabLinear
+from cgbench.models.division.splits import LM_HEAD, Splits
 from cgbench.models.experts import apply_in_chunks, take_over_loops
 from cgbench.models.heads.head import DraftHead, head_layer_type
 from cgbench.models.latent.latent_hook import hook_latent_layers
 from cgbench.models.recurrent_hook import hook_linear_layers
 from cgbench.models.routing import BalancedRouting, mixtures_of, probed_shapes
-from cgbench.models.shards import LM_HEAD, Splits, VocabLinear
 from cgbench.models.support import check_supported, check_windows
 from cgbench.parallel.collectives import argmax_over_ranks, joined_over_ranks
 

@@ -46,9 +46,9 @@ class Drafting(StrEnum):
     WITHOUT_MODEL = "without a model"
 
 
-MAX_SPEC_TOKENS = 8
-"""Runs draft at most this many tokens. At k = 8 verify reads query_len = 9 positions, the widest
-that the attention kernels are built for."""
+MAX_SPEC_TOKENS = 16
+"""Runs draft at most this many tokens. At k = 16 verify reads query_len = 17 positions, the widest
+that the attention kernels are tested for."""
 
 MAX_PLANNED_SPEC_TOKENS = 32
 """Plans take a larger k than runs, because a plan needs no kernel. Drafters in use reach 15 to 24

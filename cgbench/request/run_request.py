@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from cgbench.inputs import check_whole
 from cgbench.request.choices import Device, Role
 from cgbench.request.keys import Recorded, Setting
 from cgbench.request.parts import (
@@ -74,7 +75,16 @@ DecodeRequest = RunRequest | AuditRequest
 
 @dataclass(frozen=True, slots=True)
 class InspectRequest(Recorded):
-    """An ``InspectRequest`` states which model ``cgbench inspect`` looks at, with its head."""
+    """An ``InspectRequest`` states which model ``cgbench inspect`` looks at, with its head.
+
+    ``tp`` is how many GPUs would share it.
+    """
 
     model: ModelRequest = field(default_factory=ModelRequest)
     device: Device = Device.AUTO
+    tp: int | None = None
+
+    def __post_init__(self) -> None:
+        Recorded.__post_init__(self)
+        if self.tp is not None:
+            check_whole("--tp", self.tp, 1)

@@ -1,9 +1,12 @@
-"""How long ``cgbench compare`` takes, start to end, on two runs of over 200 cells.
+"""How long ``cgbench compare`` takes, start to end, on two runs of over 200 cells, and ``report``.
 
     python scripts/trials/bench_compare.py
+    python scripts/trials/bench_compare.py --report 10
 
-The runs are a recorded one, its batch sizes taken nine times over, times scattered by 0.2 %.
-Prints the best and the median of several runs; the best is what this machine can do.
+``--report N`` times ``cgbench report`` on N such runs instead.
+
+The runs are a recorded one, its batch sizes taken nine times over, times scattered by 0.2 %. Prints
+the best and the median of several runs; the best is what this machine can do.
 """
 
 import argparse
@@ -56,22 +59,44 @@ def write_run(path: Path, seed: int) -> int:
 
 def seconds_of(base: Path, new: Path) -> float:
     """One comparison, in a process of its own."""
-    words = [sys.executable, "-m", "cgbench", "compare", str(base), str(new)]
-    start = perf_counter()
-    done = subprocess.run(words, capture_output=True, text=True)
-    seconds = perf_counter() - start
-    assert "exit code" in done.stdout, done.stderr
+    seconds, out = timed("compare", str(base), str(new))
+    assert "exit code" in out
     return seconds
 
 
+def seconds_of_report(paths: list[Path], page: Path) -> float:
+    """One page of all these runs, in a process of its own."""
+    seconds, _ = timed("report", *map(str, paths), "-o", str(page))
+    assert page.stat().st_size > 0
+    page.unlink()
+    return seconds
+
+
+def timed(*words: str) -> tuple[float, str]:
+    """The seconds of ``cgbench WORDS`` from its start to its end, and what it printed."""
+    start = perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "cgbench", *words], capture_output=True, text=True, check=False
+    )
+    seconds = perf_counter() - start
+    assert done.stdout, done.stderr
+    return seconds, done.stdout
+
+
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("--report", type=int, default=0, metavar="N", help="runs on one page")
+    reported = parser.parse_args().report
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("base", "new")]
+        paths = [Path(folder) / f"run{number}" for number in range(reported or 2)]
         cells = [write_run(path, seed) for seed, path in enumerate(paths)]
-        seconds = [seconds_of(*paths) for _ in range(REPEATS)]
+        if reported:
+            page = Path(folder) / "report.html"
+            seconds = [seconds_of_report(paths, page) for _ in range(REPEATS)]
+        else:
+            seconds = [seconds_of(*paths) for _ in range(REPEATS)]
     print(f"{cells[0]} cells: best {min(seconds):.2f} s, median {median(seconds):.2f} s")
 
 

@@ -32,9 +32,9 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        bad("--spec-tokens 9", "--spec-tokens 9", "0 to 8"),
-        bad("--spec-tokens -1", "--spec-tokens -1", "0 to 8"),
-        bad("--spec-tokens 0,1,9", "--spec-tokens 9", "0 to 8"),
+        bad("--spec-tokens 17", "--spec-tokens 17", "0 to 16"),
+        bad("--spec-tokens -1", "--spec-tokens -1", "0 to 16"),
+        bad("--spec-tokens 0,1,17", "--spec-tokens 17", "0 to 16"),
         bad("--spec-tokens x", "--spec-tokens x"),
         bad("--spec-tokens 1.5", "--spec-tokens 1.5"),
         bad("--batch-sizes 0", "--batch-sizes 0"),
@@ -160,6 +160,7 @@ def test_what_needs_a_gpu_cannot_be_done_on_a_cpu(tiny: Path, tmp_path: Path, fl
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
         bad("--kv-dtype int8", "--kv-dtype"),
+        bad("--quant w4a16", "--quant"),
         bad("--kv-dtype fp8 --attention json:dumps", "--kv-dtype fp8", "--attention json:dumps"),
         bad("--context-len 600", "--context-len 600", "512 positions", "--spec-tokens"),
         bad("--max-new-tokens 600", "prompt 2 of 14 tokens", "606", "512 positions"),

@@ -247,7 +247,7 @@ def test_a_repro_folder_that_cannot_be_made_is_refused_first(
     [
         ("--max-num-seqs 0", ("--max-num-seqs 0", "1 to 65536")),
         ("--max-num-seqs 1000000000", ("--max-num-seqs 1000000000", "1 to 65536")),
-        ("--spec-tokens 9", ("--spec-tokens 9", "0 to 8")),
+        ("--spec-tokens 17", ("--spec-tokens 17", "0 to 16")),
         ("--scopes x", ("--scopes x", "eager,phase,iteration")),
         ("--max-new-tokens 1", ("--max-new-tokens 1", "at least 2")),
         ("--capture-sizes 9", ("--capture-sizes", "9 requests", "--max-num-seqs")),

@@ -95,6 +95,34 @@ def test_a_hybrid_tells_the_bytes_of_its_state(tmp_path: Path) -> None:
     assert state in done.stdout and "a request of any length" in done.stdout
 
 
+def test_ranks_are_told_what_each_would_hold(tmp_path: Path) -> None:
+    """Two KV heads, two key heads of the delta nets and four of their value heads."""
+    folder = make_checkpoint(tmp_path, "qwen3_next-hybrid", family=QWEN)
+    where = ("--device", "cpu", "--dtype", "bfloat16")
+    alone = json.loads(cgbench("inspect", folder, "--json", *where).stdout)
+    assert alone["ranks"] is None
+    two = json.loads(cgbench("inspect", folder, "--json", *where, "--tp", 2).stdout)["ranks"]
+    both = alone["weight_bytes"] + alone["head"]["weight_bytes"]
+    assert (two["num_ranks"], two["kv_copies"], two["problem"]) == (2, 1, None)
+    assert 2 * two["weight_bytes"] == both
+    for name in ("kv_bytes_per_token", "state_bytes_per_request", "state_bytes_per_verified_row"):
+        assert 2 * two[name] == alone[name]
+    four = cgbench("inspect", folder, *where, "--tp", 4)
+    assert four.code == 1
+    words = "on 4 ranks    --tp 4: does not divide the 2 key heads of the linear-attention layers"
+    assert words in four.stdout
+    cgbench("inspect", folder, "--tp", 0).refused(2, "--tp 0")
+
+
+def test_kv_heads_fewer_than_ranks_are_told(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "qwen3", num_key_value_heads=1)
+    done = cgbench("inspect", folder, "--device", "cpu", "--tp", 4)
+    assert done.code == 0
+    per_token = 2 * 16 * 3 * 4
+    assert f"KV {per_token} bytes a token, each KV head on 4 ranks\n" in done.stdout
+    assert f"KV            {per_token} bytes a token" in done.stdout
+
+
 def test_a_checkpoint_without_head_is_a_finding(tmp_path: Path) -> None:
     config = MORE_CONFIGS["gemma3_text"]
     torch.manual_seed(0)

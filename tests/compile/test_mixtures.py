@@ -14,9 +14,9 @@ from cgbench.compile.layers import compile_forwards
 from cgbench.compile.mixtures import use_mixture_operators
 from cgbench.engine.runner import EagerRunner
 from cgbench.kernels.moe.expert_products import Padding
+from cgbench.models.division.shards import SumOutput
 from cgbench.models.projections import pack_projections
 from cgbench.models.router_rules import APPLIES_SHARED
-from cgbench.models.shards import SumOutput
 from tests.support.interpreter import check_interpreted, run_interpreted
 from tests.support.mixtures import (
     KINDS,

@@ -62,7 +62,7 @@ def common_tokens(plain: list[list[int]]) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("choice", range(3))
-@pytest.mark.parametrize("k", [0, 1, 3, 8])
+@pytest.mark.parametrize("k", [0, 1, 3, 16])
 def test_eos_ends_a_request_where_plain_greedy_ends_it(
     checkpoint: Path, plain: list[list[int]], k: int, choice: int
 ) -> None:
@@ -77,7 +77,7 @@ def test_ignored_eos_ends_nothing(checkpoint: Path, plain: list[list[int]]) -> N
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
-@pytest.mark.parametrize("k", [0, 1, 5, 8])
+@pytest.mark.parametrize("k", [0, 1, 5, 16])
 def test_the_length_limit_cuts_inside_an_accepted_run(
     checkpoint: Path, plain: list[list[int]], k: int, max_new_tokens: int
 ) -> None:
@@ -92,7 +92,7 @@ def test_finished_rows_leave_the_batch(checkpoint: Path, plain: list[list[int]])
     assert got.num_rows[-1] < got.num_rows[0]
 
 
-@pytest.mark.parametrize("k", [1, 3, 8])
+@pytest.mark.parametrize("k", [1, 3, 16])
 def test_no_row_is_written_past_its_room(checkpoint: Path, k: int) -> None:
     """Prompts shorter than the longest leave room at the end of their slots: still zero after."""
     spec = make_spec(checkpoint, k)

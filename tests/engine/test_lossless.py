@@ -51,7 +51,7 @@ def decode(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-@pytest.mark.parametrize("spec_tokens", [0, 1, 3, 5])
+@pytest.mark.parametrize("spec_tokens", [0, 1, 3, 5, 16])
 def test_tokens_equal_plain_greedy(
     spec: Speculator, expected: list[list[int]], spec_tokens: int, batch_size: int
 ) -> None:

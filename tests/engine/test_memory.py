@@ -1,5 +1,6 @@
 """What does not fit is refused with its bytes, before anything is allocated."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from cgbench.engine import memory
 from cgbench.engine.memory import check_memory, prompts_at_once
 from cgbench.engine.prefill import _waves, prefill_slots
 from cgbench.engine.prefill_memory import PeakMemory, prefill_bytes
-from cgbench.engine.recurrent import RecurrentCache
+from cgbench.engine.recurrent import RecurrentCache, cache_bytes
 from cgbench.errors import OutOfMemoryError
 from cgbench.kernels.mla import latent_prefill
 from cgbench.models import experts
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
+from cgbench.parallel.ranks import Ranks
 from cgbench.request.options import RunOptions
 from tests.support.options import make_options
 from tests.support.tiny import load_tiny, make_checkpoint, make_speculator
@@ -108,6 +110,35 @@ def test_ranks_divide_keys_and_values_and_keep_latents_whole() -> None:
     whole = 7 * 128 * (192 + 128) * 2
     per_token = {n: expanded.kv_bytes_per_token(torch.bfloat16, n) for n in (1, 8)}
     assert per_token == {1: whole, 8: whole // 8}
+
+
+def test_qwen3_next_fits_two_gpus_and_not_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, at 64 requests. Two ranks have one KV head each, and half of the state."""
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: H200_BYTES)
+    options = make_options(
+        spec_tokens=(0, 3), batch_sizes=(1, 64), max_batch_size=64, context_len=1024
+    )
+    where = (torch.device("cpu"), torch.bfloat16)
+    loading = Loading("preset:qwen3-next-80b-a3b", None, True, *where)
+    plan = plan_loading(loading)
+    shared = {n: replace(plan, request=replace(loading, ranks=Ranks(0, n))) for n in (2, 4)}
+    check_memory(shared[2], options)
+    monkeypatch.setattr(memory, "prefill_bytes", lambda *_, **__: 0)
+    with pytest.raises(OutOfMemoryError, match="the device needs at least"):
+        check_memory(plan, options)
+    monkeypatch.setattr(memory, "available_bytes", lambda *_: 0)
+    state = cache_bytes(plan.skeleton.kv.state_shapes, 65, 4, torch.bfloat16)
+    tokens = 65 * (1024 + options.reach + 6)
+    # Twelve attention layers and the head's, a key and a value of 256 for each KV head.
+    for num_ranks, kv, words in (
+        (2, 13 * 1024, ""),
+        (4, 13 * 1024, " with each KV head on 2 ranks"),
+    ):
+        held = f"{tokens * kv + state // num_ranks:,}"
+        with pytest.raises(
+            OutOfMemoryError, match=f"each of {num_ranks} .* {held}{words}, prefill"
+        ):
+            check_memory(shared[num_ranks], options)
 
 
 def test_a_long_prompts_heads_are_expanded_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_checkpoint(made, request.param, family=QWEN, seed=3)
 
 
-@pytest.mark.parametrize("k", [0, 1, 3, 5])
+@pytest.mark.parametrize("k", [0, 1, 3, 5, 16])
 def test_hybrids_decode_plain_greedy_tokens(folder: Path, k: int) -> None:
     """Five ragged prompts, prefilled in groups, against transformers one request at a time."""
     model = load_tiny(folder)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cgbench.errors import RankFailedError
+from cgbench.models.heads.families import MIMO, QWEN
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import cgbench
@@ -29,15 +30,33 @@ def quick_ranks() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=["mimo", "qwen3_moe"])
-def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+HYBRID = "qwen3_next-hybrid"
+EXPERTS = {"moe_intermediate_size": 64}
+SHAPES: dict[str, dict[str, int]] = {
+    "mimo": {},
+    "qwen3_moe": EXPERTS,
+    # Each rank has a key head of the delta nets, two value heads, and the one KV head.
+    HYBRID: EXPERTS
+    | {
+        "shared_expert_intermediate_size": 64,
+        "num_key_value_heads": 1,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+    },
+}
+
+
+def make_model(folder: Path, kind: str) -> Path:
     shape = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "vocab_size": 256}
-    experts = {"moe_intermediate_size": 64} if request.param == "qwen3_moe" else {}
-    folder = make_checkpoint(
-        tmp_path_factory.mktemp("model") / "tiny", request.param, **shape, **experts
-    )
+    family = QWEN if kind == HYBRID else MIMO
+    make_checkpoint(folder, kind, family=family, **shape, **SHAPES[kind])
     add_tokenizer(folder)
     return folder
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def model(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "tiny", request.param)
 
 
 def test_numbers_are_exchanged_without_nccl() -> None:
@@ -80,6 +99,8 @@ def test_every_scope_is_captured_and_measured(model: Path, head: str, tmp_path: 
     assert (facts["backend"], facts["head"]) == ("nccl", head)
     assert facts["few_numbers"].startswith("a kernel of cgbench's own")
     assert len(facts["collectives"]) == len(frame)
+    is_hybrid = "delta nets by heads" in facts["target"]
+    assert facts["kv_copies"] == (2 if is_hybrid else 1)
 
 
 def test_the_audit_passes(model: Path) -> None:
@@ -87,9 +108,17 @@ def test_the_audit_passes(model: Path) -> None:
     assert done.code == 0, done.stdout + done.stderr
 
 
-def test_float32_tokens_are_one_device_s(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "tiny", "mimo", vocab_size=256)
-    add_tokenizer(folder)
+def test_compiled_layers_pass_the_audit(tmp_path: Path) -> None:
+    """The recurrence, and the sum behind the delta nets' output, as operators in graphs."""
+    folder = make_model(tmp_path / "tiny", HYBRID)
+    flags = ("--tp", 2, "--compile", "default", "--max-num-seqs", 4)
+    done = cgbench("audit", folder, *flags, *RANDOM)
+    assert done.code == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["mimo", HYBRID])
+def test_float32_tokens_are_one_device_s(kind: str, tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "tiny", kind)
     hashes = []
     for tp in (1, 2):
         out = tmp_path / f"tp{tp}"

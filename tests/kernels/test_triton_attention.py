@@ -31,7 +31,10 @@ class Case:
 
 
 CASES = [
-    *(Case(query_len) for query_len in range(1, 10)),
+    *(Case(query_len) for query_len in (1, 2, 3, 5, 8, 9, 17)),
+    # More rows than a tile holds: programs share the group.
+    Case(17, num_heads=16, kv_heads=2, value_dim=256),
+    Case(12, num_heads=20, kv_heads=1, value_dim=128, window=5, sinks=True),
     Case(4, num_heads=2, kv_heads=2),
     Case(4, num_heads=8, kv_heads=1),
     Case(3, num_heads=6, kv_heads=3, key_dim=24, value_dim=40),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -52,6 +53,7 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
+from cgbench.kernels.fp8 import triton_tokens  # noqa: E402
 from cgbench.kernels.mla import (  # noqa: E402
     gluon_latent,
     latent_launch,
@@ -84,6 +86,7 @@ MODULES = (
     triton_latent_merge,
     triton_latent_rows,
     triton_window,
+    triton_tokens,
 )
 
 
@@ -181,6 +184,31 @@ def scaled_kernels() -> None:
         of_few = triton_linear.Scales(scales.scale, row_blocks[:4096])
         residual = x.new_zeros(num_rows, 4096)
         triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
+
+
+def w8a8_kernels() -> None:
+    """Of MiMo-7B's shapes, of few rows and of many, and of GLM-4.5-Air's experts."""
+    row_blocks = torch.zeros(22_016, dtype=torch.int32)
+    weight = torch.empty(22_016, 4096, dtype=torch.float8_e4m3fn)
+    scales = triton_linear.Scales(torch.ones(172, 32), row_blocks, True)
+    for num_rows in (4, 32, 256):
+        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
+        triton_linear.linear(x, weight, None, scales=scales)
+        triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
+        of_few = scales._replace(row_blocks=row_blocks[:4096])
+        residual = x.new_zeros(num_rows, 4096)
+        triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
+        table = x.new_zeros(num_rows, 128)
+        rotary = triton_rotary.Rotary(table, table, 5120)
+        of_heads = scales._replace(row_blocks=row_blocks[:6144])
+        triton_linear.linear(x, weight[:6144], None, rotary=rotary, scales=of_heads)
+    # Scales of channels, and of columns that fill no instruction.
+    for num_blocks in (1, 256):
+        of_rows = triton_linear.Scales(torch.ones(172, num_blocks), row_blocks, True)
+        triton_linear.linear(x[:4], weight, None, scales=of_rows)
+    experts = scaled_experts(1408, 11)
+    for num_tokens in (1, 64, 2048):
+        apply_experts(replace(experts, is_w8a8=True), num_tokens)
 
 
 def attention_kernels() -> None:
@@ -366,16 +394,23 @@ def expert_kernels() -> None:
 def scaled_expert_kernels() -> None:
     """Of GLM-4.5-Air's shape, whole and as two ranks share it."""
     for size, blocks in ((1408, 11), (704, 11)):
-        gate_up = torch.empty(128, 2 * size, 4096, dtype=torch.float8_e4m3fn)
-        down = torch.empty(128, 4096, size, dtype=torch.float8_e4m3fn)
-        rows = torch.zeros(4096, dtype=torch.int32)
-        of_both = ExpertScales(torch.ones(128, 22, 32), rows[: 2 * size])
-        experts = Experts(gate_up, down, of_both, ExpertScales(torch.ones(128, 32, blocks), rows))
         for num_tokens in (1, 64):
-            chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
-            weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
-            x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
-            triton_experts.apply(experts, x, Choice(chosen, weights), x)
+            apply_experts(scaled_experts(size, blocks), num_tokens)
+
+
+def scaled_experts(size: int, blocks: int) -> Experts:
+    gate_up = torch.empty(128, 2 * size, 4096, dtype=torch.float8_e4m3fn)
+    down = torch.empty(128, 4096, size, dtype=torch.float8_e4m3fn)
+    rows = torch.zeros(4096, dtype=torch.int32)
+    of_both = ExpertScales(torch.ones(128, 22, 32), rows[: 2 * size])
+    return Experts(gate_up, down, of_both, ExpertScales(torch.ones(128, 32, blocks), rows))
+
+
+def apply_experts(experts: Experts, num_tokens: int) -> None:
+    chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
+    weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
+    x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
+    triton_experts.apply(experts, x, Choice(chosen, weights), x)
 
 
 def shared_expert_kernels() -> None:
@@ -448,6 +483,8 @@ def read_kernel() -> None:
         # Of listed tokens a few words, among the pointers to 16 gathered rows. It is the fastest.
         (scaled_expert_kernels, 8, 2),
         # Float32, whose tiles fill twice the registers.
+        # Of 128 rows, a few words.
+        (w8a8_kernels, 20, 4),
         (attention_kernels, 9, 1),
         (fp8_kv_kernels, 5, 1),
         (merge_kernels, 4, 0),
@@ -493,6 +530,16 @@ def test_fp8_values_are_not_gathered_byte_by_byte(compiled: list[Any]) -> None:
         assert "cvt.rn.bf16.f16" not in ptx and "cvt.bf16.f16" not in ptx
 
 
+def test_quantised_rows_go_to_tensor_cores_as_fp8(compiled: list[Any]) -> None:
+    """And a sum over the columns of one scale alone: it is a float32 sum of such."""
+    w8a8_kernels()
+    products = [each.asm["ptx"] for each in compiled if "mma" in each.asm["ptx"]]
+    assert len(products) > 8
+    of_fp8 = [ptx for ptx in products if re.search(r"mma\S*\.e4m3\.e4m3", ptx)]
+    # Columns of 16 fill no instruction of FP8, and take float16's.
+    assert len(of_fp8) == len(products) - 1
+
+
 def stack_bytes(cubin: bytes, folder: Path) -> int:
     """A thread's memory for what its registers do not hold."""
     file = folder / "kernel.cubin"
@@ -508,6 +555,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     rows_kernels()
     linear_kernels()
     attention_kernels()
+    w8a8_kernels()
     fp8_kv_kernels()
     merge_kernels()
     latent_kernels()

@@ -16,7 +16,7 @@ ITERATIONS = 3
 
 
 CASES = [
-    *(Case(1, 2, 8, 6, query_len, max(query_len, 4)) for query_len in (1, 4, 9)),
+    *(Case(1, 2, 8, 6, query_len, max(query_len, 4)) for query_len in (1, 4, 17)),
     Case(2, 1, 40, 36, 3, 6, has_bias=True),
     Case(2, 3, 12, 10, 2, 2, batch_size=4, taps=3),
 ]
@@ -27,6 +27,7 @@ DEVICE_CASES = [
     Case(1, 1, 96, 80, 3, 6, has_bias=True),
     Case(16, 2, 128, 128, 4, 4, batch_size=64),
     Case(16, 1, 128, 128, 9, 9),
+    Case(16, 2, 128, 128, 17, 17),
 ]
 
 

@@ -1,15 +1,23 @@
 """A preset's weights: all of them drawn, and as transformers draws its own."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from cgbench.models import loader, random_weights
 from cgbench.models.checkpoint import config_from_dict
+from cgbench.models.division.planned_splits import delta_net_splits
+from cgbench.models.division.splits import Split
 from cgbench.models.loader import LoadedModel, load_model
-from cgbench.models.loading_plan import Loading
+from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.presets import PRESETS
-from cgbench.models.random_weights import _draw
+from cgbench.models.random_weights import Unit, _draw
 from cgbench.models.support import auto_class_for
+from cgbench.parallel.ranks import Ranks
 from tests.support.presets import shrink_presets
 
 # FP8 weights are drawn as the plain ones of their shape, and then quantised.
@@ -82,6 +90,37 @@ def test_a_heads_matrices_are_drawn(name: str) -> None:
     for tensor_name, tensor in floats(head).items():
         if tensor.dim() > 1 and "conv" not in tensor_name:
             assert tensor.std().item() == pytest.approx(0.02, rel=0.3), tensor_name
+
+
+@pytest.mark.parametrize("name", ["qwen3-next-80b-a3b", "qwen3-next-80b-a3b-fp8"])
+def test_a_rank_holds_one_layer_whole_at_most(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the next layer is drawn, those before it are this rank's part of the one model."""
+    ranks = Ranks(1, 2)
+    request = Loading(f"preset:{name}", None, False, torch.device("cpu"), torch.float32)
+    whole = load_model(request).target.model
+    plan = plan_loading(replace(request, ranks=ranks))
+    model = plan.skeleton.target.model
+    splits = delta_net_splits(model, 2)
+    for layer in range(4):
+        experts = f"model.layers.{layer}.mlp.experts"
+        splits[f"{experts}.gate_up_proj"] = Split(1, (1, 1))
+        splits[f"{experts}.down_proj"] = Split(2)
+    held: list[int] = []
+
+    def draw(unit: Unit, model: PreTrainedModel, *others: Any) -> None:
+        own = {name: p for name, p in model.named_parameters() if not p.is_meta}
+        divided = own.keys() & splits.keys()
+        held.append(len(divided))
+        for each in divided:
+            assert own[each].numel() * 2 == plan.skeleton.target.model.get_parameter(each).numel()
+        _draw(unit, model, *others)
+
+    monkeypatch.setattr(random_weights, "_draw", draw)
+    made = loader._make_target(plan, splits)
+    assert held == sorted(set(held)) and len(held) == 5 and held[-1] == len(splits)
+    for each, split in splits.items():
+        own, its = made.get_parameter(each), split.part(whole.get_parameter(each), ranks)
+        assert own.view(torch.uint8).equal(its.view(torch.uint8))
 
 
 def test_a_tensor_that_no_module_initialises_is_drawn() -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from cgbench.errors import BadInputError
-from cgbench.models.shards import latent_splits
+from cgbench.models.division.planned_splits import latent_splits
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import ALONE
 from tests.support import rank_jobs

@@ -180,7 +180,7 @@ def test_tensor_parallel_sizes_are_multiples_of_it(policy: str, k: int, most: in
     assert all(tokens % tp == 0 for tokens in found.capture_tokens)
 
 
-@given(k=spec_tokens, most=batch_sizes, budget=st.integers(16, 3000))
+@given(k=spec_tokens, most=batch_sizes, budget=st.integers(64, 3000))
 def test_vllm_lists_nothing_over_the_token_budget(k: int, most: int, budget: int) -> None:
     for policy in ("vllm-0.18", "vllm-0.33"):
         found = plan(PlanRequest(k, most, policy, max_num_batched_tokens=budget))

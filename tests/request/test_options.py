@@ -116,7 +116,7 @@ def test_a_prompt_too_long_is_named_by_its_number() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"spec_tokens": (0, 9)}, "--spec-tokens 9: must be 0 to 8"),
+        ({"spec_tokens": (0, 17)}, "--spec-tokens 17: must be 0 to 16"),
         ({"batch_sizes": (0, 1)}, "--batch-sizes 0: must be 1 to 65536"),
         ({"batch_sizes": (1, 9)}, "--batch-sizes 9: over --max-num-seqs 8"),
         ({"iterations": 0}, "--iterations 0: must be at least 1"),

@@ -17,6 +17,7 @@ PRELOADED = (
     "cgbench.measure.setup",
     "pydantic",
     "transformers.models.qwen2.modeling_qwen2",
+    "tests.support.hybrid_jobs",
     "tests.support.killing",
     "tests.support.rank_faults",
     "tests.support.rank_jobs",

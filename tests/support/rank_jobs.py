@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cgbench.checks import equality, isolation, limits
+from cgbench.checks import equality, hidden, isolation, limits
 from cgbench.checks.findings import Finding, over_ranks
 from cgbench.checks.subject import Subject
 from cgbench.compile.layers import compile_forwards
@@ -34,7 +34,7 @@ from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.router_rules import OWN_PATH, mixture_paths
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import Ranks, agreed, gathered
-from cgbench.request.choices import KvDtype
+from cgbench.request.choices import KvDtype, QuantMode
 from tests.support.audited import make_tiny_subject
 from tests.support.session import make_session
 from tests.support.tiny import (
@@ -242,10 +242,10 @@ def measure_by_other_clocks(folder: Path, *, ranks: Ranks) -> list[tuple[int, li
 
 
 def findings_of(
-    check: Callable[[Subject], Finding], folder: Path, ranks: Ranks
+    check: Callable[[Subject], Finding], folder: Path, ranks: Ranks, **how: Any
 ) -> list[tuple[str, str]]:
     """Every rank's verdict, and its first difference in words."""
-    finding = over_ranks(check(make_tiny_subject(folder, ranks=ranks)))
+    finding = over_ranks(check(make_tiny_subject(folder, ranks=ranks, **how)))
     text = "" if finding.difference is None else finding.difference.text
     return gathered((finding.answer.value, text))
 
@@ -286,6 +286,12 @@ def audit_where_rank_1_reads_other_tokens(
     return told
 
 
+def audit_w8a8(folder: Path, *, ranks: Ranks) -> list[tuple[str, str]]:
+    """What every rank says of hidden states, with activations quantised by parts."""
+    torch.set_num_threads(1)
+    return findings_of(hidden.run, folder, ranks, quant=QuantMode.W8A8)
+
+
 def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
     """A checkpoint of each kind; ``OWN`` is MiMo's with matrices of the head's own."""
     like_deepseek = ("glm4_moe", "deepseek_v3", "glm4_moe_lite")
@@ -321,7 +327,7 @@ def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[list[list[int]], in
 
 
 def tell_scaled(
-    folders: dict[str, Path], *, ranks: Ranks
+    folders: dict[str, Path], quant: QuantMode = QuantMode.AUTO, *, ranks: Ranks
 ) -> list[dict[str, tuple[str, list[list[int]]]]]:
     """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance at k = 3: plain,
     and through compiled layers, traced and run as traced."""
@@ -329,7 +335,7 @@ def tell_scaled(
     told = {}
     with traced_layers():
         for name, folder in folders.items():
-            model = load(folder, "divided", ranks)
+            model = load(folder, "divided", ranks, quant=quant)
             mark = fingerprint(model.target, model.head)
             plain = decode(model, Greedy(), 3, PROMPTS[:3])
             torch._dynamo.reset()

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.fp8.block_scales import FP8, column_block, dequantised, scaled_linear
+from cgbench.kernels.fp8.block_scales import FP8, column_block, dequantised
+from cgbench.kernels.fp8.scaled_products import scaled_linear
 
 
 class ExpertScales(NamedTuple):
@@ -65,6 +66,8 @@ class Experts:
     down: Tensor
     gate_up_scales: ExpertScales | None = None
     down_scales: ExpertScales | None = None
+    is_w8a8: bool = False
+    """Whether tokens and activations are quantised, as in ``kernels.fp8.token_values``."""
     shared: SharedExpert | None = None
 
     def values(self, dtype: torch.dtype) -> "Experts":
@@ -190,43 +193,44 @@ def apply_by_torch(experts: Experts, x: Tensor, choice: Choice, residual: Tensor
         token, slot = torch.nonzero(chosen == expert, as_tuple=True)
         gate_up = experts.gate_up[expert], _of_one(experts.gate_up_scales, expert)
         down = experts.down[expert], _of_one(experts.down_scales, expert)
-        parts[token, slot] = _gated_mlp(x[token], gate_up, down)
+        parts[token, slot] = _gated_mlp(x[token], gate_up, down, experts.is_w8a8)
     total = torch.zeros_like(x, dtype=torch.float32)
     for column in range(chosen.shape[1]):
         total += weights[:, column, None].float() * parts[:, column]
     if experts.shared is not None:
-        total += _of_shared(experts.shared, x, choice.padding)
+        part = _of_shared(experts, experts.shared, x)
+        if choice.padding is not None:
+            part = part.masked_fill(choice.padding.is_padding()[:, None], 0.0)
+        total += part
     if residual is not None:
         total += residual.float()
     return total.to(x.dtype)
 
 
-def _of_shared(shared: SharedExpert, x: Tensor, padding: Padding | None) -> Tensor:
+def _of_shared(experts: Experts, shared: SharedExpert, x: Tensor) -> Tensor:
     """Return the shared expert's part of every token's sum, in float32."""
     gate_up, down = (shared.gate_up, shared.gate_up_scales), (shared.down, shared.down_scales)
-    part = _gated_mlp(x, gate_up, down)
+    part = _gated_mlp(x, gate_up, down, experts.is_w8a8)
     weight = shared.weight_of(x)
-    if weight is not None:
-        part *= weight.float()
-    return part if padding is None else part.masked_fill(padding.is_padding()[:, None], 0.0)
+    return part if weight is None else weight.float() * part
 
 
 _Weight = tuple[Tensor, ExpertScales | None]
 
 
-def _gated_mlp(x: Tensor, gate_up: _Weight, down: _Weight) -> Tensor:
+def _gated_mlp(x: Tensor, gate_up: _Weight, down: _Weight, is_w8a8: bool) -> Tensor:
     """Return one expert's products of ``x``, the last in float32."""
-    gate, up = _product(x, *gate_up).chunk(2, dim=-1)
+    gate, up = _product(x, *gate_up, is_w8a8).chunk(2, dim=-1)
     activated = F.silu(gate) * up
-    return _product(activated.float(), *down)
+    return _product(activated.float(), *down, is_w8a8)
 
 
 def _of_one(scales: ExpertScales | None, expert: int) -> ExpertScales | None:
     return None if scales is None else ExpertScales(scales.scale[expert], scales.row_blocks)
 
 
-def _product(x: Tensor, weight: Tensor, scales: ExpertScales | None) -> Tensor:
+def _product(x: Tensor, weight: Tensor, scales: ExpertScales | None, is_w8a8: bool) -> Tensor:
     """Return the product of ``x`` and one matrix, in the type of ``x``."""
     if scales is None:
         return F.linear(x, weight.to(x.dtype))
-    return scaled_linear(x, weight, None, *scales)
+    return scaled_linear(x, weight, None, *scales, is_w8a8)

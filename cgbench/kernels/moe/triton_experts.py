@@ -9,6 +9,9 @@ between the replays of a graph.
 A shared expert runs in the same launches, by further programs (``triton_shared``).
 
 A token's sums run over K and over its slots in one order, whatever other tokens choose.
+
+With W8A8 a kernel ahead of each product quantises its rows (``fp8.token_values``), and the tensor
+cores multiply FP8 numbers.
 """
 
 import functools
@@ -22,6 +25,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.counters import arrivals
 from cgbench.kernels.fp8.block_scales import column_block
+from cgbench.kernels.fp8.triton_tokens import product_of_codes, quantised_tokens
 from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
@@ -149,15 +153,21 @@ def part_of_product(
     rows,
     acc,
     worth,
+    row_worth,
     COLUMNS_A_SCALE: tl.constexpr,
+    IS_W8A8: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     BY_PARTS: tl.constexpr,
 ):
     """Return ``acc`` plus the product of a tile.
 
     A scale of FP8 weights multiplies the float32 sum of its own columns, so no value is rounded.
+    So does the scale of a quantised row.
     """
-    if COLUMNS_A_SCALE > 0:
+    if IS_W8A8:
+        acc += product_of_codes(w, rows, BLOCK_K) * worth[:, None] * row_worth[None, :]
+    elif COLUMNS_A_SCALE > 0:
         values = exact_values(w, rows.dtype, BY_PARTS)
         acc += tl.dot(values, rows, input_precision=PRECISION) * worth[:, None]
     else:
@@ -178,9 +188,24 @@ def scales_of_columns(worths, k0, num_columns, COLUMNS_A_SCALE: tl.constexpr):
     return worth
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def scales_of_tokens(
+    from_scale, is_pair, k0, num_columns, COLUMNS_A_SCALE: tl.constexpr, IS_W8A8: tl.constexpr
+):
+    """Return the scales of quantised rows in the columns from ``k0``, as ``scales_of_columns``."""
+    if IS_W8A8:
+        block = tl.minimum(k0, num_columns - 1) // COLUMNS_A_SCALE
+        row_worth = tl.load(from_scale + block, mask=is_pair, other=0.0)
+    else:
+        row_worth = 0.0
+    return row_worth
+
+
 @triton.jit(do_not_specialize=["num_tokens", "scratch_slot", "query_len", *SHARED_NUMBERS])  # type: ignore[untyped-decorator]
 def _gate_up_kernel(
     x,
+    row_scale,
+    tokens,
     gate_up,
     scale,
     row_blocks,
@@ -216,6 +241,7 @@ def _gate_up_kernel(
     SCALE_ROWS: tl.constexpr,
     SCALE_COLUMNS: tl.constexpr,
     COLUMNS_A_SCALE: tl.constexpr,
+    IS_W8A8: tl.constexpr,
     SHARED_SCALE_COLUMNS: tl.constexpr,
     LINES_ASKED: tl.constexpr,
     EARLY: tl.constexpr,
@@ -291,16 +317,35 @@ def _gate_up_kernel(
             its_pair = num_tokens * TOP_K + piece * num_tokens + token
             pair = tl.where(is_shared, its_pair, pair)
             row = tl.where(is_shared, token.to(tl.int64), row)
+        from_scale = row_scale
+        if IS_W8A8:
+            from_scale = row_scale + row * SCALE_COLUMNS
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         worth = scales_of_columns(worths, 0, num_inputs, COLUMNS_A_SCALE)
+        row_worth = scales_of_tokens(from_scale, is_pair, 0, num_inputs, COLUMNS_A_SCALE, IS_W8A8)
         for k0 in range(0, num_inputs, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             w = part_of_weights(weight, n, 2 * apart, k, num_inputs, num_inputs, IS_EVEN)
             inside = is_pair[None, :] & (k < num_inputs)[:, None]
             rows = tl.load(x + row[None, :] * num_inputs + k[:, None], mask=inside, other=0.0)
-            following = scales_of_columns(worths, k0 + BLOCK_K, num_inputs, COLUMNS_A_SCALE)
-            acc = part_of_product(w, rows, acc, worth, COLUMNS_A_SCALE, PRECISION, EARLY)
-            worth = following
+            k1 = k0 + BLOCK_K
+            following = scales_of_columns(worths, k1, num_inputs, COLUMNS_A_SCALE)
+            row_following = scales_of_tokens(
+                from_scale, is_pair, k1, num_inputs, COLUMNS_A_SCALE, IS_W8A8
+            )
+            acc = part_of_product(
+                w,
+                rows,
+                acc,
+                worth,
+                row_worth,
+                COLUMNS_A_SCALE,
+                IS_W8A8,
+                BLOCK_K,
+                PRECISION,
+                EARLY,
+            )
+            worth, row_worth = following, row_following
         # Rounded where torch's operations round.
         product = tl.reshape(acc.to(activated.dtype.element_ty), [2, COLUMNS, BLOCK_M])
         gate, up = tl.split(tl.permute(product, (1, 2, 0)))
@@ -311,7 +356,7 @@ def _gate_up_kernel(
         # The last groups' programs have a token each.
         token_of_gate = (group - num_groups) * tl.num_programs(0) + tl.program_id(0)
         if (group >= num_groups) & (token_of_gate < num_tokens):
-            store_weight(x, shared_gate, shared_weights, token_of_gate, num_inputs)
+            store_weight(tokens, shared_gate, shared_weights, token_of_gate, num_inputs)
     if EARLY:
         gdc_launch_dependents()
 
@@ -319,6 +364,7 @@ def _gate_up_kernel(
 @triton.jit(do_not_specialize=["num_tokens", "scratch_slot", "query_len", *SHARED_NUMBERS])  # type: ignore[untyped-decorator]
 def _down_kernel(
     activated,
+    row_scale,
     down,
     scale,
     row_blocks,
@@ -358,6 +404,7 @@ def _down_kernel(
     SCALE_ROWS: tl.constexpr,
     SCALE_COLUMNS: tl.constexpr,
     COLUMNS_A_SCALE: tl.constexpr,
+    IS_W8A8: tl.constexpr,
     SHARED_SCALE_COLUMNS: tl.constexpr,
     LINES_ASKED: tl.constexpr,
     EARLY: tl.constexpr,
@@ -432,15 +479,34 @@ def _down_kernel(
             pair = tl.where(is_shared, num_tokens * TOP_K + piece * num_tokens + token, pair)
         acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
         row = pair.to(tl.int64) * num_inputs
+        from_scale = row_scale
+        if IS_W8A8:
+            from_scale = row_scale + pair.to(tl.int64) * SCALE_COLUMNS
         worth = scales_of_columns(worths, 0, num_inputs, COLUMNS_A_SCALE)
+        row_worth = scales_of_tokens(from_scale, is_pair, 0, num_inputs, COLUMNS_A_SCALE, IS_W8A8)
         for k0 in range(0, num_inputs, BLOCK_K):
             k = k0 + tl.arange(0, BLOCK_K)
             w = part_of_weights(weight, n, num_outputs, k, num_inputs, stride, IS_EVEN)
             inside = is_pair[None, :] & (k < num_inputs)[:, None]
             rows = tl.load(activated + row[None, :] + k[:, None], mask=inside, other=0.0)
-            following = scales_of_columns(worths, k0 + BLOCK_K, num_inputs, COLUMNS_A_SCALE)
-            acc = part_of_product(w, rows, acc, worth, COLUMNS_A_SCALE, PRECISION, EARLY)
-            worth = following
+            k1 = k0 + BLOCK_K
+            following = scales_of_columns(worths, k1, num_inputs, COLUMNS_A_SCALE)
+            row_following = scales_of_tokens(
+                from_scale, is_pair, k1, num_inputs, COLUMNS_A_SCALE, IS_W8A8
+            )
+            acc = part_of_product(
+                w,
+                rows,
+                acc,
+                worth,
+                row_worth,
+                COLUMNS_A_SCALE,
+                IS_W8A8,
+                BLOCK_K,
+                PRECISION,
+                EARLY,
+            )
+            worth, row_worth = following, row_following
         to_part = parts + pair.to(tl.int64)[None, :] * num_outputs + n[:, None]
         keep = is_pair[None, :] & is_output[:, None]
         tl.store(to_part, acc.to(parts.dtype.element_ty), mask=keep)
@@ -669,6 +735,8 @@ def _scaled_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     the steps that make its values.
     """
     pairs = num_tokens * top_k
+    if experts.is_w8a8:
+        return _quantised_plan_of(experts, num_tokens, pairs)
     if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
         small = Tiling(32, 128, 8, 2, 4)
         return Plan(False, small, small)
@@ -676,6 +744,20 @@ def _scaled_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     block_m = 8 if mean <= 2 else 16 if mean <= 6 else 32 if mean <= 20 else 64
     # The sums of 64 tokens would spill from the registers of two warps.
     tiling = Tiling(64, 128, block_m, 4 if block_m == 64 else 2, 3)
+    return Plan(True, tiling, tiling)
+
+
+def _quantised_plan_of(experts: Experts, num_tokens: int, pairs: int) -> Plan:
+    """Return the plan of FP8 experts for quantised tokens.
+
+    Four warps, 64 rows of weights and 16 tokens are the least that the tensor cores multiply in
+    FP8. ``scripts/trials/bench_fp8.py --w8a8 --experts`` times it.
+    """
+    if num_tokens <= 2 or pairs * EXPERTS_A_PAIR <= experts.num_experts:
+        few = Tiling(64, 128, 16, 4, 4)
+        return Plan(False, few, few)
+    mean = pairs / experts.num_experts
+    tiling = Tiling(64, 128, 16 if mean <= 6 else 32 if mean <= 20 else 64, 4, 4)
     return Plan(True, tiling, tiling)
 
 
@@ -689,7 +771,7 @@ def apply(
     """
     plan = plan or plan_of(experts, *choice.chosen.shape)
     if experts.shared is not None and not plan.takes_shared:
-        residual = shared_by_products(experts.shared, x, choice, residual)
+        residual = shared_by_products(experts, x, choice, residual)
         experts = experts.without_shared()
     plan = _fitted(plan, experts)
     shared = shared_call(experts, x, plan.asked_bytes)
@@ -815,6 +897,7 @@ class _Call(NamedTuple):
             "SCALE_ROWS": grid[0],
             "SCALE_COLUMNS": grid[1],
             "COLUMNS_A_SCALE": columns,
+            "IS_W8A8": self.experts.is_w8a8 and scales is not None,
             "HAS_LISTS": self.plan.has_lists,
             "IS_EVEN": is_even and weight.shape[2] % tiling.block_k == 0,
             "BLOCK_N": tiling.block_n,
@@ -848,6 +931,13 @@ def _listed(call: _Call) -> _Lists:
     return _Lists(pairs, counts)
 
 
+def _rows_of(call: _Call, x: Tensor, scales: ExpertScales | None) -> tuple[Tensor, Tensor | None]:
+    """Return the rows that a product multiplies, and their scales if they are quantised."""
+    if scales is None or not call.experts.is_w8a8:
+        return x, None
+    return quantised_tokens(x, scales.scale.shape[2])
+
+
 def _gate_up(call: _Call, x: Tensor, lists: _Lists) -> Tensor:
     """Return ``silu(gate) * up`` of every pair, ``[T * K, I]``.
 
@@ -865,6 +955,7 @@ def _gate_up(call: _Call, x: Tensor, lists: _Lists) -> Tensor:
     # A program of the last groups multiplies a token by the shared expert's gate.
     gate_groups = 0 if call.shared_weights is None else triton.cdiv(len(x), tiles)
     _gate_up_kernel[(tiles, shared.num_groups + call.groups + gate_groups)](
+        *_rows_of(call, x, scales),
         x,
         weight,
         *(scales or (None, None)),
@@ -906,7 +997,7 @@ def _down(
         call.shared, is_down=True, tiles=tiles, block_n=tiling.block_n, block_m=tiling.block_m
     )
     _down_kernel[(tiles, shared.num_groups + call.groups)](
-        activated,
+        *_rows_of(call, activated, scales),
         weight,
         *(scales or (None, None)),
         *call.routing,

@@ -200,13 +200,15 @@ def _lines_asked(weight: Tensor, num_rows: int, asked_bytes: int) -> int:
 
 
 def shared_by_products(
-    shared: SharedExpert, x: Tensor, choice: Choice, residual: Tensor | None
+    experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None
 ) -> Tensor:
     """Return ``residual`` plus the shared expert's part, by products of their own."""
+    shared = experts.shared
+    assert shared is not None
     of_gate_up: tuple[Tensor | None, Tensor | None] = shared.gate_up_scales or (None, None)
     of_down: tuple[Tensor | None, Tensor | None] = shared.down_scales or (None, None)
-    activated = gated_linear(x, shared.gate_up, None, *of_gate_up)
-    part = linear(activated, shared.down, None, *of_down)
+    activated = gated_linear(x, shared.gate_up, None, *of_gate_up, experts.is_w8a8)
+    part = linear(activated, shared.down, None, *of_down, experts.is_w8a8)
     weight = shared.weight_of(x)
     if weight is not None:
         part = weight * part

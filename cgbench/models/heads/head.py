@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from cgbench.models.attention_hook import AttentionCall
+from cgbench.models.division.splits import Splits
 from cgbench.models.experts import apply_in_chunks, dispatch_experts
 from cgbench.models.heads.eagle3_config import Eagle3Form
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.latent.latent_hook import hook_latent_layers
-from cgbench.models.shards import Splits
 from cgbench.request.choices import ConcatOrder, NormForm, NormSide, OutputNorm
 
 if TYPE_CHECKING:

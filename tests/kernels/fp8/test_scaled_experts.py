@@ -46,7 +46,7 @@ def scaled_experts(case: Case, block: int, device: str) -> Experts:
     rows = row_blocks_of(2 * case.intermediate, of_both.shape[1], num_parts=2).to(device)
     down_rows = row_blocks_of(case.hidden, of_down.shape[1]).to(device)
     scales = ExpertScales(of_both, rows), ExpertScales(of_down, down_rows)
-    return Experts(gate_up, down, *scales, scaled_shared(case, block, device))
+    return Experts(gate_up, down, *scales, shared=scaled_shared(case, block, device))
 
 
 def scaled_shared(case: Case, block: int, device: str) -> SharedExpert | None:

@@ -20,6 +20,8 @@ ROOM = 150
 SLOTS = 4
 STATED = (0.02, 0.01)
 POISON = float("nan")
+LEAST_SHARE = 2.0**-24
+"""Of the largest value: what float16 can still tell beside a sink."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Case:
 CASES = [
     Case(1),
     Case(9, num_heads=8, kv_heads=1),
+    # More rows than a tile holds: programs share the group.
+    Case(17, num_heads=12, kv_heads=1, value_dim=128),
     Case(3, num_heads=6, kv_heads=3, key_dim=24, value_dim=40),
     Case(5, window=70),
     # So many programs that nothing is split, and nothing merged.
@@ -49,15 +53,17 @@ CASES = [
 
 
 def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
-    """Largest difference from the definition, over the largest output of its row.
+    """Largest difference from the definition in float32, over the largest output of its row.
 
     Rows are of very unequal length, and tokens' sizes of very unequal size. What is stored is the
-    same bit for bit.
+    same bit for bit. A row may be next to nothing beside its sink, so its values bound it below.
     """
     torch.manual_seed(case.query_len)
     lengths = torch.tensor([0, 1, 63, ROOM - case.query_len], device=device)
     stated = dict.fromkeys((0, 1), STATED) if case.by_tensor else {}
-    caches = [make_cache(case, KvFormat(True, stated), device, dtype) for _ in range(2)]
+    caches = [
+        make_cache(case, KvFormat(True, stated), device, each) for each in (torch.float32, dtype)
+    ]
     fill(caches, case)
     slots = torch.tensor([2, 0, 3, 1], device=device)
     positions = lengths[:, None] + torch.arange(case.query_len, device=device)
@@ -70,8 +76,10 @@ def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
     sinks = 4 * torch.randn(case.num_heads, device=device).to(dtype) if case.sinks else None
     qkv = AttentionInput(query.to(dtype).transpose(1, 2), *new, 0.25, case.window, sinks)
     expected, got = (
-        backend(cache.layers[1], Rows(cache, slots, positions), qkv).float()
-        for backend, cache in zip((sdpa_decode, triton_decode), caches, strict=True)
+        backend(cache.layers[1], Rows(cache, slots, positions), each).float()
+        for backend, cache, each in zip(
+            (sdpa_decode, triton_decode), caches, (exact(qkv), qkv), strict=True
+        )
     )
     ours, its = (cache.layers[1].of_slots(SLOTS) for cache in caches)
     for name in ours:
@@ -81,7 +89,16 @@ def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
             assert torch.equal(one, other), name
             assert name.endswith("scales") or its[name][slot, live.stop :].float().isnan().all()
     assert not got.isnan().any()
-    return ((expected - got).abs().amax(-1) / expected.abs().amax(-1)).max().item()
+    least = LEAST_SHARE * qkv.value.float().abs().amax()
+    return ((expected - got).abs().amax(-1) / expected.abs().amax(-1).clamp_min(least)).max().item()
+
+
+def exact(qkv: AttentionInput) -> AttentionInput:
+    """The same numbers in float32, so that the definition rounds nothing."""
+    sinks = None if qkv.sinks is None else qkv.sinks.float()
+    return qkv._replace(
+        query=qkv.query.float(), key=qkv.key.float(), value=qkv.value.float(), sinks=sinks
+    )
 
 
 def unequal(*shape: int, device: str) -> torch.Tensor:
@@ -133,9 +150,9 @@ def test_interpreter_equals_definition() -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
     ("dtype", "below"),
-    [(torch.float32, 1e-5), (torch.bfloat16, 0.04), (torch.float16, 0.006)],
+    [(torch.float32, 1e-5), (torch.bfloat16, 0.01), (torch.float16, 0.003)],
     ids=str,
 )
 def test_on_the_device(case: Case, dtype: torch.dtype, below: float) -> None:
-    """In lower precision a few steps of it, because the two round at different places."""
+    """In lower precision a few steps of it: weights and the output are rounded."""
     assert max_error(case, "cuda", dtype) < below

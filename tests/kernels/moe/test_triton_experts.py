@@ -275,9 +275,8 @@ def test_a_shared_expert_of_many_tokens_runs_by_products_of_its_own() -> None:
     case = Case(6, 4, 2, 32, 16, num_padded=1, query_len=2, pieces=2, has_gate=True)
     experts, x = experts_of(case, "cpu", torch.float32), torch.randn(6, 32)
     choice = choice_of(case, "cpu", torch.float32)
-    assert experts.shared is not None
     for residual in (None, torch.randn_like(x)):
-        added = triton_shared.shared_by_products(experts.shared, x, choice, residual)
+        added = triton_shared.shared_by_products(experts, x, choice, residual)
         got = apply_by_torch(experts.without_shared(), x, choice, added)
         torch.testing.assert_close(got, apply_by_torch(experts, x, choice, residual))
 

@@ -1,0 +1,30 @@
+"""Refuse a model that the ranks cannot divide, before any weight is loaded."""
+
+from cgbench.errors import ModelError
+from cgbench.models.division.planned_splits import (
+    check_heads,
+    check_plan,
+    delta_net_splits,
+    latent_splits,
+)
+from cgbench.models.loading_plan import LoadingPlan
+
+
+def check_division(plan: LoadingPlan) -> None:
+    """Check that the ranks of a plan can share its files, its layers and their heads.
+
+    Raise ``ModelError`` for files that are read whole. Raise ``UnsupportedModelError`` if
+    transformers has no tensor parallel plan that can be followed. Raise ``BadInputError`` for heads
+    that the ranks do not divide.
+    """
+    num_ranks, model = plan.request.ranks.size, plan.skeleton.target.model
+    if plan.gguf_file is not None:
+        raise ModelError(
+            f"MODEL {plan.request.ref}: --tp {num_ranks} wants safetensors files, a GGUF file is "
+            "read whole"
+        )
+    check_plan(model)
+    probe = plan.skeleton.kv
+    check_heads(plan.config, num_ranks, probe.num_query_heads, probe.num_kv_heads)
+    latent_splits(model, num_ranks)
+    delta_net_splits(model, num_ranks)
