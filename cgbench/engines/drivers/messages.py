@@ -120,8 +120,8 @@ class Profiled:
 
     ``busy_s`` is the union of all kernels' and copies' intervals, and ``kernel_s`` the sum of the
     kernels alone. Both are None without a GPU. Counts are a step's too. ``top`` has the longest
-    kernels: name, seconds and count a step. ``problem`` is why nothing is known of the device, if the
-    steps went well.
+    kernels: name, seconds and count a step. ``problem`` is why nothing is known of the device, if
+    the steps went well.
     """
 
     steps: int
