@@ -18,6 +18,7 @@ PRELOADED = (
     "pydantic",
     "transformers.models.qwen2.modeling_qwen2",
     "tests.support.killing",
+    "tests.support.quick_limits",
     "tests.support.rank_faults",
     "tests.support.rank_jobs",
 )
