@@ -182,6 +182,11 @@ def count_heads(
     return found
 
 
+def count_heads_and_work(folders: dict[str, Path], *, ranks: Ranks) -> tuple[Any, Any]:
+    """Both, in one start."""
+    return count_heads(folders, ranks=ranks), count_work(folders, ranks=ranks)
+
+
 def counted(model: LoadedModel) -> Counted:
     work = rank_work(model)
     (head,) = work.modules
