@@ -70,7 +70,7 @@ def test_draft_kv_that_is_stale_after_k_0_lowers_acceptance() -> None:
                 server,
                 launch_line=TIERED,
                 edges=(3,),
-                num_prompts=6,
+                num_prompts=12,
                 max_new_tokens=96,
                 repeats=4,
             )
