@@ -77,6 +77,8 @@ class EngineCell:
     blocks: list[EngineBlock] = field(default_factory=list)
     discarded: list[str] = field(default_factory=list)
     profiled: Profiled | None = None
+    unprofiled: str = ""
+    """Why there is no profile, if one was asked for."""
     tokens: list[list[int]] = field(default_factory=list)
     failure: str = ""
     is_out_of_memory: bool = False
@@ -148,6 +150,7 @@ class EngineCell:
         """Profile the cell, and keep the tokens that it has decoded. Raise ``EngineError``."""
         self._begins_batch(work)
         self.profiled = self.process.profile(PROFILED_STEPS, UNTIMED_STEPS, work.timeout_s)
+        self.unprofiled = self.profiled.problem
         self.tokens = self.process.tokens(work.timeout_s)
         self.leave()
 
@@ -231,7 +234,8 @@ def time_engines(
 ) -> None:
     """Time ``cells`` in rounds until ``rule`` ends them, then profile each.
 
-    A cell whose engine fails leaves the rounds. ``on_failure`` is told, and the others go on.
+    A cell whose engine fails leaves the rounds. ``on_failure`` is told, and the others go on. A
+    profile that fails is left out, and what was timed stays.
     ``on_round`` is called after each of the first ``MIN_BLOCKS`` rounds, and once at the end.
     """
     draw = random.Random(f"rounds {work.seed}")
@@ -253,7 +257,12 @@ def time_engines(
         if not medians or rule.is_over(number + 1, time.perf_counter() - start, medians):
             break
     for cell in _alive(cells):
-        _try(cell, on_failure, lambda: cell.take_profile(work))  # noqa: B023
+        try:
+            cell.take_profile(work)
+        except EngineError as error:
+            # What was timed stands.
+            cell.unprofiled = str(error)
+            cell.leave()
         _leave_others(cell, cells)
     on_round()
 

@@ -178,6 +178,11 @@ def _measure_batch(
             on_failure=lambda cell: _fail(runs[cell.engine], cell.failure, progress),
             on_round=bar.advance,
         )
+    for cell in cells:
+        if cell.unprofiled:
+            line = f"{cell.name}, batch size {cell.batch_size}: no profile: {cell.unprofiled}"
+            runs[cell.engine].add_omission(line)
+            progress.say(line)
     for name, run in runs.items():
         run.add_cells([cell for cell in cells if cell.engine == name], watch)
     progress.log(f"measured batch size {batch_size}")

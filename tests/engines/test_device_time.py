@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
+from cgbench.engines.drivers import device_time
 from cgbench.engines.drivers.device_time import (
     DeviceEvent,
     busy_ns,
@@ -77,3 +79,13 @@ def test_a_profile_on_a_cpu_makes_the_steps_and_knows_no_device() -> None:
     assert len(made) == 3 and found.emitted == [3, 6] and found.wall_s > 0
     if not torch.cuda.is_available():
         assert found.busy_s is None
+
+
+def test_a_trace_that_cannot_be_read_leaves_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(profiler: object) -> dict[str, object]:
+        raise AttributeError("no attribute activity_type")
+
+    monkeypatch.setattr(device_time, "_trace_of", fail)
+    found = profile_steps(lambda: [1], 2, lambda: None)
+    assert found.emitted == [2] and found.busy_s is None
+    assert found.problem == "AttributeError: no attribute activity_type"

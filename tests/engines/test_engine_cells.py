@@ -1,6 +1,8 @@
 """Rounds of several engines: turns, prefills, failures, and what is counted of the tokens."""
 
+from cgbench.engines.drivers.messages import Profiled
 from cgbench.engines.engine_cells import EngineCell, time_engines
+from cgbench.engines.engine_process import EngineError
 from cgbench.floor.telemetry import NoTelemetry, Watch
 from cgbench.words import Stage, Status
 from tests.support.engines import Scripted, cell_of, work_of
@@ -93,3 +95,29 @@ def test_a_step_without_tokens_is_no_drafted_step() -> None:
     cell = cell_of(Scripted("a", [], emitted=0), spec_tokens=1)
     timed([cell])
     assert cell.accepted_per_pos() == ((0,), 0)
+
+
+class Unprofiled(Scripted):
+    """A process that ends when it is profiled, or that cannot sum its profile."""
+
+    ends = True
+
+    def profile(self, count: int, untimed: int, timeout_s: float) -> Profiled:
+        if self.ends:
+            raise EngineError("a ended in profile with exit code 7. Its log is x.log")
+        return Profiled(count, 0.01, [count] * self.size, problem="AttributeError: no kind")
+
+
+def test_times_stay_where_a_profile_fails() -> None:
+    log: list[str] = []
+    first, second, whole = Unprofiled("a", log), Unprofiled("b", log), Scripted("c", log)
+    second.ends = False
+    cells = [cell_of(process) for process in (first, second, whole)]
+    assert timed(cells) == []
+    assert [cell.status for cell in cells] == [Status.OK] * 3
+    assert all(len(cell.samples()) == 12 for cell in cells)
+    words = ("ended in profile", "no kind", "")
+    assert all(word in cell.unprofiled for word, cell in zip(words, cells, strict=True))
+    assert not cells[2].unprofiled
+    # The engine whose sums failed went well, so its tokens are known.
+    assert not cells[0].tokens and cells[1].tokens

@@ -21,8 +21,6 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
     (alone,) = rank_jobs.tell_scaled(folders, ranks=ALONE)
     first, second = run_on_ranks(2, "cpu", rank_jobs.tell_scaled, folders)
     assert first == second == alone
-    for _, rows in alone.values():
-        assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
 
 
 def test_two_ranks_quantise_what_they_hold(tmp_path: Path) -> None:
@@ -38,8 +36,6 @@ def test_two_ranks_quantise_what_they_hold(tmp_path: Path) -> None:
     assert mark == alone["mimo"][0]
     unlike = [ours != its for ours, its in zip(rows[:3], alone["mimo"][1][:3], strict=True)]
     assert sum(unlike) <= 1
-    # Plain, and through compiled layers.
-    assert rows[: len(rows) // 2] == rows[len(rows) // 2 :]
 
 
 def test_a_block_that_is_cut_is_quantised_by_its_parts(tmp_path: Path) -> None:

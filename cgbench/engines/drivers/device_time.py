@@ -1,11 +1,17 @@
 """Sum what a profiler saw of the device: busy time, kernels, copies and graph launches."""
 
+import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cgbench.engines.drivers.messages import Profiled
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
 
 NUM_TOP = 12
 COPIES = ("Memcpy", "Memset")
@@ -31,7 +37,7 @@ def sum_events(
 ) -> Profiled:
     """Return the sums of ``events`` over ``steps``, each a step.
 
-    ``wall_s`` is the wall time of all of them. Ranges that annotate must be left out before.
+    ``wall_s`` is the wall time of all of them.
     """
     on_device: list[DeviceEvent] = []
     calls: Counter[str] = Counter()
@@ -92,35 +98,34 @@ def profile_steps(
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    wanted = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        wanted.append(ProfilerActivity.CUDA)
+    has_device = torch.cuda.is_available()
+    wanted = ProfilerActivity.CUDA if has_device else ProfilerActivity.CPU
     synchronize()
-    with profile(activities=wanted) as profiler:
+    with profile(activities=[wanted]) as profiler:
         start = time.perf_counter()
         emitted = [step() for _ in range(steps)]
         synchronize()
         wall_s = time.perf_counter() - start
     totals = [sum(counts) for counts in zip(*emitted, strict=True)]
-    return sum_events(kineto_events(profiler), steps, wall_s, totals)
+    try:
+        trace = _trace_of(profiler)
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:
+        # The steps went well, so the engine goes on.
+        problem = f"{type(error).__name__}: {error}"
+        return Profiled(steps, wall_s / steps, totals, problem=problem)
+    return sum_events(trace_events(trace), steps, wall_s, totals)
 
 
-def kineto_events(profiler: Any) -> Iterator[DeviceEvent]:
-    """Yield the events of a finished torch profiler, without the ranges that annotate."""
-    from torch._C._autograd import DeviceType
+def _trace_of(profiler: "profile") -> dict[str, Any]:
+    """Return the trace of a finished profiler, as it writes it.
 
-    host = DeviceType.CPU
-    for event in profiler.profiler.kineto_results.events():
-        if not _annotates(event):
-            on_device = event.device_type() != host
-            yield DeviceEvent(event.name(), on_device, event.start_ns(), event.duration_ns())
-
-
-def _annotates(event: Any) -> bool:
-    """Return whether an event is a range that a program has named. On a device it spans idle time,
-    too.
+    torch's events in memory have other methods in each release, and the file's format is one.
     """
-    return bool(event.is_user_annotation()) or "annotation" in str(event.activity_type())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    return trace
 
 
 _ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
@@ -128,7 +133,10 @@ _ON_HOST = frozenset({"cuda_runtime", "cuda_driver"})
 
 
 def trace_events(trace: dict[str, Any]) -> Iterator[DeviceEvent]:
-    """Yield the events of a trace in Chrome's format, whose times are microseconds."""
+    """Yield the events of a trace in Chrome's format, whose times are microseconds.
+
+    Ranges that a program has named are left out, because on a device they span idle time too.
+    """
     for event in trace.get("traceEvents", ()):
         category = event.get("cat")
         if event.get("ph") == "X" and category in _ON_DEVICE | _ON_HOST:

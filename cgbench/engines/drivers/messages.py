@@ -120,7 +120,8 @@ class Profiled:
 
     ``busy_s`` is the union of all kernels' and copies' intervals, and ``kernel_s`` the sum of the
     kernels alone. Both are None without a GPU. Counts are a step's too. ``top`` has the longest
-    kernels: name, seconds and count a step.
+    kernels: name, seconds and count a step. ``problem`` is why nothing is known of the device, if
+    the steps went well.
     """
 
     steps: int
@@ -133,6 +134,7 @@ class Profiled:
     graph_launches: float | None = None
     kernel_launches: float | None = None
     top: list[tuple[str, float, float]] = field(default_factory=list)
+    problem: str = ""
 
 
 def call_line(name: str, asked: Any = None) -> str:
