@@ -449,6 +449,8 @@ def route_kernels() -> None:
     triton_route.route(x[:1], x.new_zeros(128, 2048), None, plain)
     rule = RouterRule(8, is_sigmoid=True, wide_logits=True, num_groups=8, top_groups=4)
     triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
+    # Float32 weights of bfloat16 rows, as ERNIE has them.
+    triton_route.route(x, torch.zeros(64, 2048), None, RouterRule(6, wide_logits=True))
 
 
 def window_kernels() -> None:
@@ -497,7 +499,7 @@ def read_kernel() -> None:
         (draw_kernel, 2, 0),
         (expert_kernels, 6, 0),
         (shared_expert_kernels, 24, 0),
-        (route_kernels, 2, 0),
+        (route_kernels, 3, 0),
         (window_kernels, 4, 0),
         (read_kernel, 1, 0),
     ],
@@ -525,6 +527,14 @@ def test_fp8_values_are_not_gathered_byte_by_byte(compiled: list[Any]) -> None:
         assert not re.search(r"ld\.shared\S*\.[bus]8", ptx)
         assert "ldmatrix" in ptx and ".trans" in ptx
         assert "cvt.rn.bf16.f16" not in ptx and "cvt.bf16.f16" not in ptx
+
+
+def test_float32_routers_go_to_tensor_cores_in_parts(compiled: list[Any]) -> None:
+    route_kernels()
+    for kernel in compiled:
+        # The order is theirs: no product of the router is left to float32 arithmetic.
+        assert re.search(r"mma\S*\.f32\.bf16\.bf16\.f32", kernel.asm["ptx"])
+    assert sum(kernel.asm["ptx"].count("cvt.rn.bf16x2.f32") > 0 for kernel in compiled) >= 1
 
 
 def test_quantised_rows_go_to_tensor_cores_as_fp8(compiled: list[Any]) -> None:

@@ -53,6 +53,22 @@ def _without_worse_groups(
     return tl.reshape(by_group, [TOKENS, EXPERTS])
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _dot_in_parts(wide, rows, acc):
+    """Return ``acc`` and the product of float32 ``wide`` and bfloat16 ``rows``.
+
+    Three bfloat16 numbers hold a float32 number's 24 bits. Their products are exact in float32, and
+    the tensor cores sum them. Float32 products would take the cores' place.
+    """
+    high = wide.to(tl.bfloat16)
+    rest = wide - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+    acc = tl.dot(low, rows, acc)
+    acc = tl.dot(middle, rows, acc)
+    return tl.dot(high, rows, acc)
+
+
 @triton.jit(do_not_specialize=["num_tokens"])  # type: ignore[untyped-decorator]
 def _route_kernel(
     x,
@@ -78,6 +94,7 @@ def _route_kernel(
     RENORMALISES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     IS_WIDE: tl.constexpr,
+    IN_PARTS: tl.constexpr,
     BLOCK_E: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -113,9 +130,12 @@ def _route_kernel(
             mask=is_token[None, :] & inside[:, None],
             other=0.0,
         )
-        if IS_WIDE:
-            w, rows = w.to(tl.float32), rows.to(tl.float32)
-        acc = tl.dot(w, rows, acc, input_precision="ieee")
+        if IN_PARTS:
+            acc = _dot_in_parts(w, rows, acc)
+        else:
+            if IS_WIDE:
+                w, rows = w.to(tl.float32), rows.to(tl.float32)
+            acc = tl.dot(w, rows, acc, input_precision="ieee")
     to_partial = partial + (split * num_tokens + t[None, :]) * NUM_EXPERTS + e[:, None]
     tl.store(to_partial, acc, mask=is_expert[:, None] & is_token[None, :])
     # All of this program's stores before its arrival is counted.
@@ -191,7 +211,10 @@ def route(
     num_experts = weight.shape[0]
     tiles = triton.cdiv(num_tokens, TOKENS_A_TILE)
     assert tiles <= MAX_TILES and weight.is_contiguous() and can_route(weight, rule)
-    splits = 4 if tiles == 1 else 2 if tiles <= 4 else 1
+    is_wide = weight.dtype != x.dtype or x.dtype == torch.float32
+    in_parts = weight.dtype == torch.float32 and x.dtype == torch.bfloat16
+    # Products of float32 are slow, so more programs share them.
+    splits = 4 if tiles == 1 or (is_wide and tiles <= 16) else 2 if tiles <= 4 else 1
     kind = torch.float32 if rule.wide_weights else x.dtype
     weights = torch.empty(num_tokens, rule.top_k, dtype=kind, device=x.device)
     chosen = torch.empty(num_tokens, rule.top_k, dtype=torch.long, device=x.device)
@@ -222,7 +245,8 @@ def route(
         ROUNDS_LOGITS=not rule.wide_logits and x.dtype != torch.float32,
         RENORMALISES=rule.renormalises,
         HAS_BIAS=bias is not None,
-        IS_WIDE=weight.dtype != x.dtype or x.dtype == torch.float32,
+        IS_WIDE=is_wide,
+        IN_PARTS=in_parts,
         BLOCK_E=EXPERTS_A_TILE,
         BLOCK_T=TOKENS_A_TILE,
         BLOCK_K=COLUMNS_A_STEP,

@@ -122,6 +122,33 @@ def test_a_rows_choice_on_a_gpu_depends_on_no_other_row(case: Case) -> None:
     assert rows_that_differ(case, "cuda", torch.bfloat16) == 0
 
 
+def test_three_parts_are_a_float32_number() -> None:
+    """What the kernel multiplies in bfloat16: parts that sum to the number, bit for bit."""
+    wide = torch.randn(4096) * torch.exp2(torch.randint(-40, 40, (4096,)).float())
+    high = wide.bfloat16()
+    middle = (wide - high.float()).bfloat16()
+    low = (wide - high.float() - middle.float()).bfloat16()
+    assert torch.equal(high.double() + middle.double() + low.double(), wide.double())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_tokens", [1, 5, 64, 256, 300])
+def test_wide_weights_of_bfloat16_rows_are_the_definition(num_tokens: int) -> None:
+    """ERNIE's router is float32 in a bfloat16 model."""
+    from cgbench.kernels.moe.triton_route import route
+
+    torch.manual_seed(num_tokens)
+    x = torch.randn(num_tokens, 2560, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(64, 2560, device="cuda") / 2560**0.5
+    bias = torch.randn(64, device="cuda") / 10
+    rule = replace(ERNIE, top_k=6, wide_weights=True)
+    weights, chosen = route(x, weight, bias, rule)
+    exact = replace(rule, wide_logits=False)
+    expected_weights, expected = route_by_torch(x.double(), weight.double(), bias, exact)
+    assert torch.equal(chosen, expected)
+    assert (weights.double() - expected_weights.double()).abs().max() < 1e-5
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", [*CASES, *DEVICE_CASES])
 def test_kernel_is_the_definition(case: Case) -> None:
