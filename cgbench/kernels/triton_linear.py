@@ -228,7 +228,7 @@ def _linear_kernel(
             if IS_W8A8:
                 row_following = tl.load(from_row_scale + next_block, mask=is_row, other=0.0)
                 # A sum of one tile alone, so that float32 adds the tiles.
-                of_tile = product_of_codes(w, rows, BLOCK_K)
+                of_tile = product_of_codes(w, rows, BLOCK_K, out.dtype.element_ty == tl.float32)
                 acc += of_tile * worth[:, None] * row_worth[None, :]
                 row_worth = row_following
             else:

@@ -22,12 +22,13 @@ COLUMNS_AN_INSTRUCTION = tl.constexpr(32)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def product_of_codes(w, rows, BLOCK_K: tl.constexpr):
+def product_of_codes(w, rows, BLOCK_K: tl.constexpr, IS_FLOAT32: tl.constexpr):
     """Return the float32 product of FP8 tiles ``w [N, K]`` and ``rows [K, M]``.
 
     Fewer columns than an instruction takes are multiplied in float16, which holds every FP8 number.
+    So are those of a model in float32, because the FP8 instructions keep about 14 bits of a sum.
     """
-    if BLOCK_K < COLUMNS_AN_INSTRUCTION:
+    if IS_FLOAT32 or BLOCK_K < COLUMNS_AN_INSTRUCTION:
         return tl.dot(w.to(tl.float16), rows.to(tl.float16))
     else:
         return tl.dot(w, rows)

@@ -166,7 +166,8 @@ def part_of_product(
     So does the scale of a quantised row.
     """
     if IS_W8A8:
-        acc += product_of_codes(w, rows, BLOCK_K) * worth[:, None] * row_worth[None, :]
+        of_tile = product_of_codes(w, rows, BLOCK_K, PRECISION == "ieee")
+        acc += of_tile * worth[:, None] * row_worth[None, :]
     elif COLUMNS_A_SCALE > 0:
         values = exact_values(w, rows.dtype, BY_PARTS)
         acc += tl.dot(values, rows, input_precision=PRECISION) * worth[:, None]
