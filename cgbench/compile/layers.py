@@ -58,7 +58,8 @@ def compile_forwards(target: Target, head: DraftHead | None) -> None:
 def _layers(target: Target, head: DraftHead | None) -> list[nn.Module]:
     layers = target.backbone.layers
     assert isinstance(layers, nn.ModuleList)
-    return [*layers, *([] if head is None else [module.block for module in head.mtp_modules])]
+    modules = () if head is None else head.mtp_modules
+    return [*layers, *(layer for module in modules for layer in module.layers)]
 
 
 def _compiled(function: Forward) -> Forward:

@@ -28,7 +28,7 @@ from cgbench.models.checkpoint import (
     tensor_files,
 )
 from cgbench.models.gguf import find_gguf, gguf_head_problem
-from cgbench.models.heads.eagle3_files import find_any_head
+from cgbench.models.heads.any_head import find_any_head
 from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.head import HeadForm
 from cgbench.models.heads.head_copies import target_matrices
@@ -204,6 +204,7 @@ class LoadingPlan:
         ref = self.request.head_ref
         name = self.family.name if ref is None else f"{self.family.name}:{_label(ref)}"
         notes = [] if self.num_stored == 1 else [modules_used(self.num_modules, self.num_stored)]
+        notes += ["parallel"] if self.family.is_parallel else []
         notes += ["random weights"] if self.request.preset else []
         return f"{name} ({', '.join(notes)})" if notes else name
 
@@ -325,10 +326,11 @@ def _find_head(
 
 def _check_ranks(request: Loading, family: HeadFamily) -> None:
     """Refuse a head that ranks cannot share, nor hold whole beside a divided target."""
-    if family.num_aux and request.ranks.size > 1:
+    if family.reads_aux and request.ranks.size > 1:
+        article = "a" if family.is_parallel else "an"
         raise UnsupportedModelError(
-            f"--tp {request.ranks.size}: an {family.kind} cannot be run on several GPUs here. "
-            "Drop --tp, or use another --head"
+            f"--tp {request.ranks.size}: {article} {family.kind} cannot be run on several GPUs "
+            "here. Drop --tp, or use another --head"
         )
 
 
