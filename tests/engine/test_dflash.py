@@ -9,23 +9,33 @@ import pytest
 import torch
 from torch import Tensor
 
+from cgbench.checks import drafts, hidden
 from cgbench.checks.findings import Answer
 from cgbench.checks.reference import reference_draft_logits
 from cgbench.checks.subject import Subject
 from cgbench.engine import block_drafts
 from cgbench.engine.acceptance import Sampled
 from cgbench.engine.backends import sdpa_decode
+from cgbench.engine.forwards import planned_forwards, watched_forwards
 from cgbench.engine.generation import generate
 from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.dflash_head import DFlashHead
+from cgbench.planning import Bucket
 from cgbench.request.choices import KvDtype
+from cgbench.words import Phase
 from tests.engine.test_eagle3 import MAX_NEW_TOKENS, ROOM, prompts, trajectory
 from tests.support.audited import make_tiny_subject, run_checks
-from tests.support.dflash import FORMS, FULL, Form, circling, make_drafter, make_exact
+from tests.support.dflash import (
+    FORMS,
+    Form,
+    circling,
+    make_drafter,
+    make_exact,
+    make_target,
+)
 from tests.support.dflash_reference import PlainDrafter
-from tests.support.eagle3 import make_target
 from tests.support.tiny import (
     decode_prompts,
     greedy_reference,
@@ -75,9 +85,9 @@ def test_drafts_are_those_of_a_plain_implementation(
     spec = speculator(target, drafters[form.name])
     expected = greedy_reference(model, prompts(), MAX_NEW_TOKENS)
     seen = set()
-    for sequences, drafts, accepted in trajectory(spec, expected, k):
+    for sequences, made, accepted in trajectory(spec, expected, k):
         seen |= set(accepted)
-        for sequence, row in zip(sequences, drafts, strict=True):
+        for sequence, row in zip(sequences, made, strict=True):
             assert row == plain.drafts(sequence, k)
             assert spec.head is not None
             logits = reference_draft_logits(spec.target, spec.head, sequence, k)
@@ -88,7 +98,7 @@ def test_drafts_are_those_of_a_plain_implementation(
 def test_padded_rows_change_nothing(target: Path, drafters: dict[str, Path]) -> None:
     """Three requests in a bucket of five draft what they draft alone."""
     spec = speculator(target, drafters["mixed"])
-    drafts = []
+    made = []
     for bucket in (3, 5):
         prefilled = prefill(spec, prompts()[1:4], max_num_tokens=50)
         state = make_state(spec, 3, 5)
@@ -96,8 +106,8 @@ def test_padded_rows_change_nothing(target: Path, drafters: dict[str, Path]) -> 
         begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
         for _ in range(3):
             iteration(spec, state.rows(bucket))
-        drafts.append(state.rows(3).drafts.tolist())
-    assert drafts[0] == drafts[1]
+        made.append(state.rows(3).drafts.tolist())
+    assert made[0] == made[1]
 
 
 def test_a_finished_request_stays_inside_the_cache(target: Path, drafters: dict[str, Path]) -> None:
@@ -150,8 +160,8 @@ def moved_context(spec: Speculator) -> None:
     head = drafter_of(spec)
     right = head.keep_context
 
-    def keep(hidden: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
-        right(hidden, head.rope(spec.target, hidden, call.rows.positions + 1), call)
+    def keep(states: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
+        right(states, head.rope(spec.target, states, call.rows.positions + 1), call)
 
     head.keep_context = keep  # type: ignore[method-assign]
 
@@ -161,8 +171,8 @@ def stale_context(spec: Speculator) -> None:
     head = drafter_of(spec)
     right = head.keep_context
 
-    def keep(hidden: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
-        right(hidden if hasattr(call, "lengths") else torch.ones_like(hidden), rope, call)
+    def keep(states: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
+        right(states if hasattr(call, "lengths") else torch.ones_like(states), rope, call)
 
     head.keep_context = keep  # type: ignore[method-assign]
 
@@ -186,17 +196,14 @@ def test_sampled_drafts_have_a_distribution(target: Path, drafters: dict[str, Pa
     assert (probs.gather(2, state.full.drafts[..., None]) > 0).all()
 
 
-@by_name
-def test_the_audit_passes(target: Path, drafters: dict[str, Path], form: Form) -> None:
-    findings = run_checks(make_tiny_subject(target, head=drafters[form.name], with_graphs=True))
+def test_the_audit_passes(target: Path, drafters: dict[str, Path]) -> None:
+    findings = run_checks(make_tiny_subject(target, head=drafters["mixed"], with_graphs=True))
     assert {finding.answer for finding in findings} == {Answer.HOLDS}
 
 
 def test_the_audit_passes_with_an_fp8_cache(target: Path, drafters: dict[str, Path]) -> None:
     subject = make_tiny_subject(target, head=drafters["mixed"], kv_dtype=KvDtype.FP8)
-    findings = {finding.check: finding.answer for finding in run_checks(subject)}
-    assert findings["drafts"] is findings["hidden"] is Answer.HOLDS
-    assert Answer.WRONG not in findings.values()
+    assert {drafts.run(subject).answer, hidden.run(subject).answer} == {Answer.HOLDS}
 
 
 def causal(subject: Subject) -> Subject:
@@ -219,10 +226,10 @@ def decoded_one_further(subject: Subject) -> Subject:
     head = drafter_of(subject.spec)
     right = head.keep_context
 
-    def keep(hidden: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
+    def keep(states: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
         if type(call).__name__ == "Decode":
-            rope = head.rope(subject.spec.target, hidden, call.rows.positions + 1)
-        right(hidden, rope, call)
+            rope = head.rope(subject.spec.target, states, call.rows.positions + 1)
+        right(states, rope, call)
 
     head.keep_context = keep  # type: ignore[method-assign]
     return subject
@@ -233,10 +240,10 @@ def written_one_further(subject: Subject) -> Subject:
     head = drafter_of(subject.spec)
     right = head.keep_context
 
-    def keep(hidden: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
+    def keep(states: Tensor, rope: tuple[Tensor, Tensor], call: Any) -> None:
         if type(call).__name__ == "Decode":
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
-        right(hidden, rope, call)
+            states = torch.cat([states[:, :1], states[:, :-1]], dim=1)
+        right(states, rope, call)
 
     head.keep_context = keep  # type: ignore[method-assign]
     return subject
@@ -248,16 +255,16 @@ def test_the_audit_finds_a_fault(
 ) -> None:
     """Tokens stay plain greedy's under each, and the drafts are not the reference's."""
     subject = plant(make_tiny_subject(target, head=drafters["full"]))
-    findings = {finding.check: finding.answer for finding in run_checks(subject)}
-    assert findings["drafts"] is Answer.WRONG
-    assert findings["hidden"] is Answer.HOLDS
+    assert drafts.run(subject).answer is Answer.WRONG
+    assert hidden.run(subject).answer is Answer.HOLDS
 
 
 def test_all_drafts_are_made_by_one_forward(target: Path, drafters: dict[str, Path]) -> None:
     spec = speculator(target, drafters["full"])
     assert block_drafts.is_parallel(spec) and spec.num_modules == 1
-    assert FULL.name == "full" and drafter_of(spec).aux_layers == spec.target.aux_layers == (
-        2,
-        4,
-        6,
-    )
+    assert drafter_of(spec).aux_layers == spec.target.aux_layers == (1, 2, 3)
+    forwards = planned_forwards(Phase.ITERATION, Bucket(2, 12), 5, is_parallel=True)
+    state = make_state(spec, 5, 5)
+    with watched_forwards(spec) as seen:
+        iteration(spec, state.rows(2))
+    assert seen == forwards == [("target", 12), ("head", 12)]

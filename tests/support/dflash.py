@@ -15,8 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.support.eagle3 import NUM_LAYERS, TARGET_HIDDEN, VOCAB, make_target, write_head
+from cgbench.models.heads.head_wiring import CONFIG_FIELD
+from tests.support.eagle3 import TARGET_HIDDEN, VOCAB, write_head
+from tests.support.tiny import edit_config, make_checkpoint
 
+NUM_LAYERS = 4
 MASK = VOCAB - 1
 
 Tensors = dict[str, Tensor]
@@ -60,11 +63,11 @@ _QWEN3: dict[str, Any] = {
     "vocab_size": VOCAB,
 }
 
-FULL = Form("full", (1, 3, 5))
+FULL = Form("full", (0, 1, 2))
 """As z-lab's drafters of Qwen3: every layer sees the whole block."""
 MIXED = Form(
     "mixed",
-    (0, 6),
+    (0, 2),
     layers={
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
@@ -82,7 +85,7 @@ MIXED = Form(
 """Sliding layers are causal unless config.json states otherwise."""
 WINDOWS = Form(
     "windows",
-    (2,),
+    (1,),
     layers={
         "layer_types": ["sliding_attention"] * 2,
         "use_sliding_window": True,
@@ -91,12 +94,22 @@ WINDOWS = Form(
     stated={
         "is_causal": False,
         "block_size": None,
-        "dflash_config": {"mask_token_id": MASK, "target_layer_ids": [2], "block_size": 6},
+        "dflash_config": {"mask_token_id": MASK, "target_layer_ids": [1], "block_size": 6},
     },
 )
 """Sliding layers that see the later rows of the block, and a block size in the other place."""
 
 FORMS = (FULL, MIXED, WINDOWS)
+
+
+def make_target(folder: Path) -> Path:
+    """A target without a head of its own."""
+    make_checkpoint(folder, "llama", seed=5, num_hidden_layers=NUM_LAYERS)
+    file = folder / "model.safetensors"
+    tensors = {name: t for name, t in load_file(file).items() if "mtp" not in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    edit_config(folder, **{CONFIG_FIELD: {}})
+    return folder
 
 
 def make_drafter(folder: Path, form: Form, *, seed: int = 7, std: float = 0.3) -> Path:
@@ -148,7 +161,7 @@ def shapes_of(config: Mapping[str, Any], num_aux: int) -> dict[str, tuple[int, .
 CIRCLE, LIVE = 7, 28
 _MASK_FEATURE = 30
 _SHARPNESS = 400.0
-EXACT = Form("exact", (1, 3), layers={"num_attention_heads": 2, "num_key_value_heads": 2})
+EXACT = Form("exact", (0, 2), layers={"num_attention_heads": 2, "num_key_value_heads": 2})
 
 
 def successor(token: int) -> int:

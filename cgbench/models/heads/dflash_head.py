@@ -147,6 +147,7 @@ class DFlashHead(DraftHead):
         None if the context is there already.
         """
         if hidden is not None:
+            # Shapes and work are found out by one forward of both.
             self.keep_context(hidden, rope, attention_call)
         states = token_embeds
         for layer in self.block:
