@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from cgbench.engine.backends import NamedBackend
 from cgbench.engine.calls import Decode, Prefill
+from cgbench.errors import BadInputError
 from cgbench.kernels.row_updates import RowState
 from cgbench.kernels.windows.draft_block import draft_block
 from cgbench.models.heads.dflash_head import DFlashHead
+from cgbench.models.heads.head import DraftHead
 
 if TYPE_CHECKING:
     from cgbench.engine.iteration import Speculator
@@ -22,6 +25,28 @@ if TYPE_CHECKING:
 def is_parallel(spec: "Speculator") -> bool:
     """Return whether one forward of the head makes every draft."""
     return isinstance(spec.head, DFlashHead)
+
+
+def check_drafter(head: DraftHead | None, most_drafts: int, attention: NamedBackend) -> None:
+    """Check that ``head`` can make ``most_drafts`` at once, and ``attention`` can run its block.
+
+    Other heads pass. Raise ``BadInputError`` for a block that is too short, and for a function of
+    the user's own, which may be causal in any case.
+    """
+    if not isinstance(head, DFlashHead):
+        return
+    form = head.form
+    if most_drafts > form.most_drafts:
+        raise BadInputError(
+            f"--spec-tokens {most_drafts}: the DFlash drafter was trained on blocks of "
+            f"{form.block_size} positions, so it makes {form.most_drafts} drafts at most"
+        )
+    if ":" in attention.name:
+        raise BadInputError(
+            f"--attention {attention.name}: the positions of a DFlash drafter's block see one "
+            "another, which a function of your own need not do. Use --attention auto, sdpa or "
+            "triton"
+        )
 
 
 def keep_context(

@@ -55,7 +55,7 @@ from cgbench.kernels.mla import (  # noqa: E402
     triton_latent_rows,
 )
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
-from cgbench.kernels.windows import triton_window  # noqa: E402
+from cgbench.kernels.windows import triton_block, triton_window  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -78,6 +78,7 @@ MODULES = (
     triton_latent_merge,
     triton_latent_rows,
     triton_window,
+    triton_block,
 )
 
 
@@ -394,6 +395,7 @@ def window_kernels() -> None:
         )
         for step in (2, 3):
             triton_window.module_window(state.full, step)
+        triton_block.draft_block(state.full, torch.zeros(1, dtype=torch.long), 1024)
 
 
 def read_kernel() -> None:
@@ -424,7 +426,7 @@ def read_kernel() -> None:
         (draw_kernel, 2, 0),
         (expert_kernels, 6, 0),
         (route_kernels, 4, 0),
-        (window_kernels, 4, 0),
+        (window_kernels, 5, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -102,9 +102,9 @@ WINDOWS = Form(
 FORMS = (FULL, MIXED, WINDOWS)
 
 
-def make_target(folder: Path) -> Path:
+def make_target(folder: Path, **shape: Any) -> Path:
     """A target without a head of its own."""
-    make_checkpoint(folder, "llama", seed=5, num_hidden_layers=NUM_LAYERS)
+    make_checkpoint(folder, "llama", seed=5, num_hidden_layers=NUM_LAYERS, **shape)
     file = folder / "model.safetensors"
     tensors = {name: t for name, t in load_file(file).items() if "mtp" not in name}
     save_file(tensors, file, metadata={"format": "pt"})

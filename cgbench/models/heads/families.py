@@ -269,6 +269,7 @@ DFLASH = HeadFamily(
     name="dflash",
     names={"proj": "fc", "hidden_norm": "hidden_norm", "block": "layers", "out_norm": "norm"},
     has_one_module=True,
+    input_norms=False,
     norm_form=NormForm.PLAIN,
     is_parallel=True,
     kind="DFlash drafter",
