@@ -93,11 +93,12 @@ def _compile_layer(layer: nn.Module) -> None:
 
 
 def _small_modules(target: Target, head: DraftHead | None) -> list[nn.Module]:
-    """Return what runs between the layers: final norm, rotary tables, the head's own norms."""
+    """Return what runs between the layers: final norm, rotary tables, the head's own parts."""
     modules = [target.backbone.norm, target.backbone.rotary_emb]
     for each in () if head is None else head.mtp_modules:
         modules += [each.embed_norm, each.hidden_norm, each.out_norm]
-        modules += [each.rotary] if hasattr(each, "rotary") else []
+        own = (getattr(each, name, None) for name in ("rotary", "context_keys"))
+        modules += [module for module in own if module is not None]
     return [
         module
         for module in modules

@@ -38,6 +38,22 @@ class ContextCall(AttentionCall, Protocol):
         ...
 
 
+class ContextKeys(nn.Module):
+    """This module makes a layer's keys of the context: normed, then rotated.
+
+    It is a module so that its few operations can be compiled to one kernel.
+    """
+
+    def forward(self, norm: nn.Module, key: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Return ``key [B, S, H, D]`` after ``norm`` and rotary, as ``[B, H, S, D]``.
+
+        ``cos`` and ``sin`` are ``[B, S, D]``.
+        """
+        normed: Tensor = norm(key).transpose(1, 2)
+        turned: Tensor = rotate_half(normed)
+        return normed * cos[:, None] + turned * sin[:, None]
+
+
 class DFlashHead(DraftHead):
     """A DFlash drafter makes all k drafts in one forward, with layers whose sizes are its own.
 
@@ -76,6 +92,7 @@ class DFlashHead(DraftHead):
         self.out_norm = Qwen3RMSNorm(self.hidden_size, eps=config.rms_norm_eps)
         self.embedding, self.output = None, None
         self.later = nn.ModuleList()
+        self.context_keys = ContextKeys()
         self.register_buffer("target_ids", None, persistent=False)
         self._fill_buffers(None)
 
@@ -125,11 +142,9 @@ class DFlashHead(DraftHead):
         ``rope`` is of the rows' positions, and ``call`` places them.
         """
         context = self.hidden_norm(self.proj(hidden))
-        cos, sin = (each[:, None] for each in rope)
         for attention in self._attentions():
             key, value = _keys_and_values(attention, context)
-            key = attention.k_norm(key).transpose(1, 2)
-            rotated = key * cos + rotate_half(key) * sin
+            rotated = self.context_keys(attention.k_norm, key, *rope)
             call.keep(attention.layer_idx, rotated, value.transpose(1, 2))
 
     def forward(
