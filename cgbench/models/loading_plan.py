@@ -27,9 +27,10 @@ from cgbench.models.checkpoint import (
     stored_tensors,
     tensor_files,
 )
-from cgbench.models.gguf import find_gguf, gguf_head_problem
+from cgbench.models.gguf import find_gguf
 from cgbench.models.heads.any_head import find_any_head
 from cgbench.models.heads.families import FAMILIES, HeadFamily
+from cgbench.models.heads.gguf_head import gguf_head_files
 from cgbench.models.heads.head import HeadForm
 from cgbench.models.heads.head_copies import target_matrices
 from cgbench.models.heads.head_files import (
@@ -309,8 +310,6 @@ def _find_head(
     request: Loading, target: Target, gguf_file: Path | None
 ) -> tuple[HeadFiles, HeadFamily]:
     """Return the head's files, and its family wired as config.json and the flags state."""
-    if gguf_file is not None and request.head_ref is None:
-        raise ModelError(f"MODEL {request.ref}: {gguf_head_problem(gguf_file)}")
     folder = _head_folder(request, target.config, gguf_file)
     files = None if gguf_file is not None else tensor_files(request.path)
     flags, stated = request.wiring, folder.stated
@@ -336,6 +335,9 @@ def _check_ranks(request: Loading, family: HeadFamily) -> None:
 
 def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | None) -> HeadFolder:
     types = frozenset({config.model_type})
+    if gguf_file is not None and request.head_ref is None:
+        files = gguf_head_files(gguf_file)
+        return HeadFolder(request.path, files, types, HeadWiring(), is_apart=False)
     if gguf_file is None:
         types = types_in(raw_config(request.path)) or types
     return open_folder(request.head_path, types, is_apart=request.head_ref is not None)
