@@ -97,7 +97,8 @@ def sdpa(
     window = qkv.sliding_window
     kind = window, qkv.is_causal
     if kind not in masks:
-        masks[kind] = live_mask(positions, room, window, is_causal=qkv.is_causal)
+        make = live_mask if qkv.is_causal else block_mask
+        masks[kind] = make(positions, room, window)
     keys, values = live_rows(kv, slots, room, qkv.query.dtype)
     if qkv.sinks is not None:
         out = sink_attention(qkv, keys, values, masks[kind])
@@ -185,17 +186,23 @@ def slot_view(tensor: Tensor, slots: Tensor, room: int) -> Tensor:
     return tensor.view(-1, room, *tensor.shape[1:])[slots].transpose(1, 2)
 
 
-def live_mask(
-    positions: Tensor, room: int, sliding_window: int | None, *, is_causal: bool = True
-) -> Tensor:
-    """Return a mask ``[B, 1, S, room]`` of the keys at or before the query, inside its window.
-
-    Without ``is_causal`` the keys up to the last query are seen by all.
-    """
+def live_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
+    """Return a mask ``[B, 1, S, room]`` of the keys at or before the query, inside its window."""
     key_positions = torch.arange(room, device=positions.device)
     query_positions = positions[:, None, :, None]
-    mask = key_positions <= (query_positions if is_causal else query_positions[:, :, -1:])
-    mask = mask.expand(-1, -1, positions.shape[1], -1)
+    mask = key_positions <= query_positions
     if sliding_window is not None:
         mask = mask & (key_positions > query_positions - sliding_window)
+    return mask
+
+
+def block_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
+    """Return a mask ``[B, 1, S, room]`` of the keys at or before the last query, of any query.
+
+    A window ends so far before the query itself.
+    """
+    key_positions = torch.arange(room, device=positions.device)
+    mask = (key_positions <= positions[:, None, -1:, None]).expand(-1, -1, positions.shape[1], -1)
+    if sliding_window is not None:
+        mask = mask & (key_positions > positions[:, None, :, None] - sliding_window)
     return mask
