@@ -1,7 +1,8 @@
 """Plan, capture and time CUDA graphs for speculative decoding with MTP draft heads.
 
 ``plan``, ``run``, ``audit``, ``inspect``, ``peers`` and ``compare`` do what the commands of these
-names do, and ``audit_endpoint`` what ``audit --endpoint`` does. They return typed results, raise
+names do, ``audit_endpoint`` what ``audit --endpoint`` does, and ``peer_engines`` what ``peers
+--engine`` does. They return typed results, raise
 ``cgbench.errors`` and print nothing.
 """
 
@@ -12,13 +13,24 @@ if TYPE_CHECKING:
     from cgbench.door.audit import audit
     from cgbench.door.audit_endpoint import audit_endpoint
     from cgbench.door.inspect import inspect
+    from cgbench.door.peer_engines import peer_engines
     from cgbench.door.peers import peers
     from cgbench.door.run import run
     from cgbench.gate.comparison import compare
     from cgbench.planning import plan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "audit", "audit_endpoint", "compare", "inspect", "peers", "plan", "run"]
+__all__ = [
+    "__version__",
+    "audit",
+    "audit_endpoint",
+    "compare",
+    "inspect",
+    "peer_engines",
+    "peers",
+    "plan",
+    "run",
+]
 
 _ROOMS = {
     "plan": "cgbench.planning",
@@ -26,6 +38,7 @@ _ROOMS = {
     "audit": "cgbench.door.audit",
     "audit_endpoint": "cgbench.door.audit_endpoint",
     "inspect": "cgbench.door.inspect",
+    "peer_engines": "cgbench.door.peer_engines",
     "peers": "cgbench.door.peers",
     "compare": "cgbench.gate.comparison",
 }

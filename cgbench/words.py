@@ -161,8 +161,10 @@ Stage.HOST_GAP = Stage(StageKind.HOST_GAP)
 class Quant(StrEnum):
     """A quant is the way in which weights are held and multiplied.
 
-    ``w8a16`` holds FP8 weights and multiplies them by activations that are not quantised.
+    ``w8a16`` holds FP8 weights and multiplies them by activations that are not quantised. ``w8a8``
+    quantises activations to FP8 too: each token, a block of columns at a time.
     """
 
     NONE = "none"
     W8A16 = "w8a16"
+    W8A8 = "w8a8"

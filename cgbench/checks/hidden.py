@@ -41,7 +41,7 @@ EXACT_ERROR = 1e-4
 MAX_NOISES = 4
 LEAST_ERROR = 1e-3
 # By so much e4m3 rounds a number at most. Below float32 the engine's rounding and the reference's
-# may send a key or value to different neighbours.
+# may send a key, a value or an activation to different neighbours.
 LEAST_FP8_ERROR = 2.0**-4
 
 SAMPLED_ROWS = 4
@@ -62,8 +62,9 @@ def allowed_error(subject: Subject) -> float:
     if subject.is_exact:
         return EXACT_ERROR
     spec = subject.spec
-    rounds_to_fp8 = spec.cache.kv_format.is_fp8 and spec.target.dtype != torch.float32
-    least = LEAST_FP8_ERROR if rounds_to_fp8 else LEAST_ERROR
+    is_fp8 = spec.cache.kv_format.is_fp8 or subject.is_w8a8
+    is_rounded = is_fp8 and spec.target.dtype != torch.float32
+    least = LEAST_FP8_ERROR if is_rounded else LEAST_ERROR
     return MAX_NOISES * subject.plain.relative_noise + least
 
 

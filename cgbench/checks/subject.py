@@ -16,7 +16,7 @@ from cgbench.engine.runner import CellKey, EagerRunner, Runner
 from cgbench.engine.state import DecodeState
 from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CapturePlan
-from cgbench.words import Scope
+from cgbench.words import Quant, Scope
 
 # Every batch size up to here is tried. Above it, a sample is.
 ALL_SIZES_TO = 64
@@ -34,8 +34,9 @@ class Subject:
 
     ``states`` and ``plans`` are by k, ``runners`` and ``graph_sets`` by (k, scope). There is an
     eager runner for every k. ``prompts`` are distinct and ragged. ``max_new_tokens`` counts the
-    prefill's token too. ``is_exact`` means float32, where nothing may differ. It is false for FP8
-    keys and values, because sums that differ in their last bit may round to other ones.
+    prefill's token too. ``is_exact`` means float32, where nothing may differ. It is false if keys
+    and values or activations (``is_w8a8``) are rounded to FP8, because sums that differ in their
+    last bit may round to other numbers.
     ``only_batch_sizes`` are the batch sizes to try, for a short form. It is empty for all of them.
     ``ranks`` share the model.
     """
@@ -49,13 +50,14 @@ class Subject:
     max_new_tokens: int
     seed: int
     is_exact: bool
+    is_w8a8: bool = False
     only_batch_sizes: tuple[int, ...] = ()
     ranks: Ranks = ALONE
 
     @cached_property
     def plain(self) -> Plain:
         """Return plain greedy decoding of the same weights, computed once for all checks."""
-        return Plain(self.spec.target, self.prompts, self.rounding)
+        return Plain(self.spec.target, self.prompts, self.rounding, is_w8a8=self.is_w8a8)
 
     @cached_property
     def rounding(self) -> Rounding:
@@ -147,7 +149,8 @@ def make_subject(
         max_new_tokens=max_new_tokens,
         seed=seed,
         ranks=deployment.model.ranks,
-        is_exact=spec.target.dtype == torch.float32 and not spec.cache.kv_format.is_fp8,
+        is_exact=spec.target.dtype == torch.float32 and not deployment.model.rounds_to_fp8,
+        is_w8a8=deployment.model.quant is Quant.W8A8,
     )
 
 

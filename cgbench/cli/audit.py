@@ -20,6 +20,7 @@ from cgbench.cli.bench_flags import (
     NumPrompts,
     Policy,
     Prompts,
+    QuantName,
     RoutingOf,
     Scopes,
     Tp,
@@ -60,7 +61,15 @@ from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
 from cgbench.parallel.launch import ranks_asked
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
-from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, KvDtype
+from cgbench.request.choices import (
+    ChatTemplate,
+    Compile,
+    Device,
+    Dtype,
+    HeadPlacement,
+    KvDtype,
+    QuantMode,
+)
 from cgbench.request.run_request import AuditRequest
 
 if TYPE_CHECKING:
@@ -81,8 +90,8 @@ def audit(
     spec_tokens: Annotated[
         str | None,
         typer.Option(
-            help="Draft tokens k an iteration, 0 to 16, such as 1,3. 0 always runs too. Default: 3. "
-            "With --endpoint the server's k.",
+            help="Draft tokens k an iteration, 0 to 16, such as 1,3. 0 always runs too. Default: "
+            "3. With --endpoint the server's k.",
             rich_help_panel=GRAPHS,
         ),
     ] = None,
@@ -127,6 +136,7 @@ def audit(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     kv_dtype: KvDtypeName = KvDtype.AUTO,
+    quant: QuantName = QuantMode.AUTO,
     attention: Attention = "auto",
     compile: CompileMode = Compile.OFF,
     tp: Tp = None,

@@ -6,7 +6,15 @@ import typer
 
 from cgbench.cli.panels import GRAPHS, MODEL, OUTPUT, WORKLOAD
 from cgbench.planning import CaptureUnit
-from cgbench.request.choices import ChatTemplate, Compile, Device, Dtype, HeadPlacement, KvDtype
+from cgbench.request.choices import (
+    ChatTemplate,
+    Compile,
+    Device,
+    Dtype,
+    HeadPlacement,
+    KvDtype,
+    QuantMode,
+)
 from cgbench.words import Routing
 
 Model = Annotated[
@@ -78,6 +86,15 @@ KvDtypeName = Annotated[
         "--kv-dtype",
         help="Keys and values. auto: as --dtype. fp8: e4m3, with a scale for each head and token, "
         "or the checkpoint's k_scale and v_scale.",
+        rich_help_panel=MODEL,
+    ),
+]
+QuantName = Annotated[
+    QuantMode,
+    typer.Option(
+        "--quant",
+        help="Products of FP8 weights. w8a16: activations stay as they are. w8a8: they are "
+        "quantised too, by token and block of columns. auto: w8a16.",
         rich_help_panel=MODEL,
     ),
 ]

@@ -21,6 +21,7 @@ from cgbench.cli.bench_flags import (
     NumPrompts,
     Policy,
     Prompts,
+    QuantName,
     RoutingOf,
     Scopes,
     SpecTokens,
@@ -57,6 +58,7 @@ from cgbench.request.choices import (
     Dtype,
     HeadPlacement,
     KvDtype,
+    QuantMode,
     Role,
 )
 from cgbench.request.parts import MAX_PROCESSES
@@ -184,6 +186,7 @@ def run(
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     kv_dtype: KvDtypeName = KvDtype.AUTO,
+    quant: QuantName = QuantMode.AUTO,
     attention: Attention = "auto",
     compile: CompileMode = Compile.OFF,
     tp: Tp = None,

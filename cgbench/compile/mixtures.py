@@ -8,8 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from cgbench.compile.operators import under_way_call
+from cgbench.compile.shared_experts import (
+    SharedTensors,
+    as_scales,
+    as_shared_expert,
+    shared_parts,
+    shared_tensors,
+)
 from cgbench.kernels.gpu import runs_kernels
-from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, apply_by_torch
+from cgbench.kernels.moe.expert_products import Choice, Experts, apply_by_torch
 from cgbench.kernels.moe.router_rule import RouterRule, route_by_torch
 from cgbench.models.quantised.scaled_modules import scales_of
 from cgbench.models.router_rules import (
@@ -81,17 +88,30 @@ def apply_experts(
     gate_up_row_blocks: Tensor | None,
     down_scale: Tensor | None,
     down_row_blocks: Tensor | None,
+    is_w8a8: bool,
+    shared_gate_up: Tensor | None,
+    shared_down: Tensor | None,
+    shared_gate: Tensor | None,
+    shared_gate_up_scale: Tensor | None,
+    shared_gate_up_row_blocks: Tensor | None,
+    shared_down_scale: Tensor | None,
+    shared_down_row_blocks: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
     """Compute ``apply_by_torch`` of tokens ``x [T, H]``, except for padding.
 
-    The call that is under way reports the padding.
+    The call that is under way reports the padding. Without ``shared_gate_up`` and ``shared_down``
+    there is no shared expert.
     """
+    of_gate_up = shared_gate_up_scale, shared_gate_up_row_blocks
+    of_down = shared_down_scale, shared_down_row_blocks
     experts = Experts(
         gate_up,
         down,
-        _scales(gate_up_scale, gate_up_row_blocks),
-        _scales(down_scale, down_row_blocks),
+        as_scales(gate_up_scale, gate_up_row_blocks),
+        as_scales(down_scale, down_row_blocks),
+        is_w8a8,
+        as_shared_expert((shared_gate_up, shared_down, shared_gate, *of_gate_up, *of_down)),
     )
     choice = Choice(chosen.contiguous(), weights.contiguous(), under_way_call().padding)
     if runs_kernels(x.device):
@@ -103,10 +123,6 @@ def apply_experts(
     return apply_by_torch(experts, x, choice, residual)
 
 
-def _scales(scale: Tensor | None, row_blocks: Tensor | None) -> ExpertScales | None:
-    return None if scale is None or row_blocks is None else ExpertScales(scale, row_blocks)
-
-
 @apply_experts.register_fake
 def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -114,6 +130,12 @@ def _(x: Tensor, *_: Any) -> Tensor:
 
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 """These are transformers' names of experts' weights."""
+
+SHARED_PARTS = "shared_parts"
+"""A block whose shared expert is in the operator holds the names of its parts so."""
+
+NO_SHARED: SharedTensors = (None,) * 7
+"""These are the operator's seven arguments of a shared expert, where there is none."""
 
 APPLY_EXPERTS = torch.ops.cgbench.apply_experts.default
 """This is the operator as it stands in a traced graph."""
@@ -144,21 +166,50 @@ def _operator_experts(kind: Any) -> type[nn.Module]:
     class OperatorExperts(kind):  # type: ignore[misc]
         applies_experts = True
 
-        def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Any:
+        def forward(
+            self,
+            hidden: Tensor,
+            top_k_index: Tensor,
+            top_k_weights: Tensor,
+            shared: SharedTensors = NO_SHARED,
+        ) -> Any:
+            """``shared``: a shared expert's tensors, which are there in a compiled form alone."""
             if not torch.compiler.is_compiling():
                 return super().forward(hidden, top_k_index, top_k_weights)
             weights = self.gate_up_proj, self.down_proj
             nothing = None, None
             scales = *(scales_of(self, GATE_UP) or nothing), *(scales_of(self, DOWN) or nothing)
-            return apply_experts(hidden, *weights, top_k_index, top_k_weights, *scales, None)
+            is_w8a8 = getattr(self, "is_w8a8", False)
+            choice = top_k_index, top_k_weights
+            return apply_experts(hidden, *weights, *choice, *scales, is_w8a8, *shared, None)
 
     return OperatorExperts
+
+
+@functools.cache
+def _operator_block(kind: Any) -> type[nn.Module]:
+    """Return a subclass of a mixture's block ``kind`` whose shared expert is in the operator."""
+
+    class OperatorBlock(kind):  # type: ignore[misc]
+        applies_shared = True
+
+        def forward(self, hidden_states: Tensor) -> Any:
+            if not torch.compiler.is_compiling():
+                return super().forward(hidden_states)
+            parts = getattr(self, SHARED_PARTS)
+            x = hidden_states.reshape(-1, hidden_states.shape[-1])
+            _, weights, chosen = getattr(self, parts.router)(x)
+            shared = shared_tensors(self, parts)
+            return self.experts(x, chosen, weights, shared=shared).view(hidden_states.shape)
+
+    return OperatorBlock
 
 
 def use_mixture_operators(module: nn.Module) -> int:
     """Make every suitable mixture in ``module`` two operators, router and experts, in place.
 
-    Returns how many mixtures' experts are operators. Prefill runs as before.
+    The experts' operator takes in the shared expert, if it can. Returns how many mixtures'
+    experts are operators. Prefill runs as before.
     """
     found = 0
     for block, experts in mixture_blocks(module):
@@ -171,4 +222,9 @@ def use_mixture_operators(module: nn.Module) -> int:
             kind = type(part)
             part.__class__ = _operator_router(kind)
             setattr(part, RULE_VALUES, astuple(rule))
+        parts = shared_parts(block)
+        if parts is not None:
+            kind = type(block)
+            block.__class__ = _operator_block(kind)
+            setattr(block, SHARED_PARTS, parts)
     return found

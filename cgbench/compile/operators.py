@@ -30,7 +30,7 @@ from cgbench.models.division.shards import (
 )
 from cgbench.models.latent.latent_hook import LatentCall
 from cgbench.models.projections import PackedFirst
-from cgbench.models.quantised.scaled_modules import ScaledLinear
+from cgbench.models.quantised.scaled_modules import ScaledLinear, scaling_of
 from cgbench.models.recurrent_hook import RecurrentCall
 from cgbench.parallel.collectives import sum_over_ranks
 
@@ -268,9 +268,10 @@ def summed_linear(
     bias: Tensor | None,
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
+    is_w8a8: bool = False,
 ) -> Tensor:
     """Compute ``SummedLinear``: sum the ranks' products, then add the bias."""
-    out = sum_over_ranks(linear(x, weight, None, scale, row_blocks))
+    out = sum_over_ranks(linear(x, weight, None, scale, row_blocks, is_w8a8))
     return out if bias is None else out + bias
 
 
@@ -300,8 +301,7 @@ class OperatorScaledLinear(ScaledLinear):
     """This linear layer of FP8 weights is one operator."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out: Tensor = linear(x, self.weight, self.bias, *scales)
+        out: Tensor = linear(x, self.weight, self.bias, *scaling_of(self))
         return out
 
 
@@ -309,8 +309,7 @@ class OperatorScaledSummedLinear(ScaledSummedLinear):
     """This is an ``OperatorSummedLinear`` of FP8 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out: Tensor = summed_linear(x, self.weight, self.bias, *scales)
+        out: Tensor = summed_linear(x, self.weight, self.bias, *scaling_of(self))
         return out
 
 
@@ -318,8 +317,7 @@ class OperatorScaledVocabLinear(ScaledVocabLinear):
     """This is an ``OperatorVocabLinear`` of FP8 weights."""
 
     def part(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out: Tensor = linear(x, self.weight, self.bias, *scales)
+        out: Tensor = linear(x, self.weight, self.bias, *scaling_of(self))
         return out
 
 

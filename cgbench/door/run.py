@@ -14,6 +14,7 @@ from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import Ranks, agreed, barrier
 from cgbench.progress import SILENT, Progress
 from cgbench.request.run_request import RunRequest
+from cgbench.words import Quant
 
 if TYPE_CHECKING:
     from cgbench.door.run_writer import RunWriter
@@ -110,7 +111,8 @@ def _session(
     deployment = setup.deployment
     # This comes before the graphs take their memory, and while nothing else runs.
     with progress.working("measure read bandwidth and matrix rate"):
-        limits = device_limits(deployment.device, deployment.spec.target.dtype)
+        dtype, is_w8a8 = deployment.spec.target.dtype, deployment.model.quant is Quant.W8A8
+        limits = device_limits(deployment.device, dtype, with_fp8=is_w8a8)
     if writer:
         writer.directory.record.set_limits(limits)
     floor = floor_of(deployment.model, limits)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cgbench.floor.rates import DeviceLimits
+from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.kernels.gpu import runs_kernels
 
 Work = Callable[[], object]
@@ -33,13 +34,20 @@ CPU_CACHES = "/sys/devices/system/cpu/cpu0/cache"
 
 
 @functools.cache
-def device_limits(device: torch.device, dtype: torch.dtype) -> DeviceLimits:
-    """Measure both rates of ``device``, once a process, in about a second."""
+def device_limits(
+    device: torch.device, dtype: torch.dtype, *, with_fp8: bool = False
+) -> DeviceLimits:
+    """Measure both rates of ``device``, once a process, in about a second.
+
+    ``with_fp8``: measure that of FP8 products too. A CPU has none, because it multiplies their
+    values in float32.
+    """
     limits = DeviceLimits(
         read_bandwidth(device),
         matrix_rate(device, dtype),
         _read_rate(device).spread_frac,
         last_cache_bytes(device),
+        fp8_rate(device) if with_fp8 and device.type == "cuda" else None,
     )
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -87,6 +95,28 @@ def _kernel_size(file: Path) -> int:
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Return the operations a second of the fastest of several matrix products in ``dtype``."""
     return max(_rate(shape, device, dtype) for shape in MATRICES[device.type])
+
+
+def fp8_rate(device: torch.device) -> float:
+    """Return the operations a second of the fastest of several products of FP8 matrices.
+
+    They have one scale each, and no float32 sums between. So no product with scales of blocks is
+    faster.
+    """
+    return max(_fp8_rate(shape, device) for shape in MATRICES[device.type])
+
+
+def _fp8_rate(shape: tuple[int, int, int], device: torch.device) -> float:
+    m, n, k = shape
+    a, weight = (torch.randn(rows, k, device=device).to(FP8) for rows in (m, n))
+    one = torch.ones((), device=device)
+
+    def multiply() -> Tensor:
+        return torch._scaled_mm(
+            a, weight.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+
+    return 2.0 * m * n * k / _best_seconds(multiply, device)
 
 
 def _large_tensor(device: torch.device) -> Tensor:

@@ -20,7 +20,8 @@ from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import AttentionShape, ForwardWork, ModelWork, Product, rank_work
 from cgbench.kernels.delta_rule import StateShape
 from cgbench.models.loader import LoadedModel
-from cgbench.words import Scope, Stage
+from cgbench.models.quantised.scaled_modules import quantises_rows
+from cgbench.words import Quant, Scope, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,14 @@ class Batch:
 class Floor:
     """A floor computes the least times of one model on one device.
 
-    ``itemsize`` is the bytes of a weight or KV value that is not FP8.
+    ``itemsize`` is the bytes of a weight or KV value that is not FP8. ``quant`` is the numeric mode
+    of weights that are. In W8A8 their products are of two FP8 matrices.
     """
 
     work: ModelWork
     limits: DeviceLimits
     itemsize: int
+    quant: Quant = Quant.NONE
 
     def seconds(self, batch: Batch) -> float:
         """Return the floor of one whole iteration, in seconds."""
@@ -132,7 +135,8 @@ class Floor:
             weights = count * read * product.bytes_read(self.itemsize)
             rows = num_tokens * (product.num_rows + product.context_rows)
             flops = count * 2.0 * rows * product.num_elements
-            line = self._line(stage, product.name, count, weights, flops)
+            rate = self._rate(product)
+            line = self._line(stage, product.name, count, weights, flops, rate)
             yield (
                 line
                 if not is_mixture
@@ -149,11 +153,25 @@ class Floor:
             flops = count * num_tokens * recurrence_flops(state)
             yield self._line(stage, "recurrent state", count, live, flops)
 
+    def _rate(self, product: Product) -> float:
+        """Return the operations a second of a product with a stored weight."""
+        limits = self.limits
+        is_fp8 = product.stored_bytes is not None and quantises_rows(product.name)
+        if self.quant is Quant.W8A8 and is_fp8 and limits.fp8_flops_per_s is not None:
+            return limits.fp8_flops_per_s
+        return limits.flops_per_s
+
     def _line(
-        self, stage: Stage, what: str, count: int, num_bytes: float, flops: float
+        self,
+        stage: Stage,
+        what: str,
+        count: int,
+        num_bytes: float,
+        flops: float,
+        flops_per_s: float | None = None,
     ) -> FloorLine:
         read_s = num_bytes / self.limits.read_bytes_per_s
-        multiply_s = flops / self.limits.flops_per_s
+        multiply_s = flops / (flops_per_s or self.limits.flops_per_s)
         return FloorLine(
             stage=stage,
             what=what,
@@ -167,7 +185,7 @@ class Floor:
 
 def floor_of(model: LoadedModel, limits: DeviceLimits) -> Floor:
     """Return the floors of what this rank holds of ``model``, on a device of these ``limits``."""
-    return Floor(rank_work(model), limits, model.target.dtype.itemsize)
+    return Floor(rank_work(model), limits, model.target.dtype.itemsize, model.quant)
 
 
 def expected_experts(product: Product, num_tokens: int) -> float:

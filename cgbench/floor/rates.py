@@ -20,3 +20,8 @@ class DeviceLimits:
 
     None if the system does not state it.
     """
+    fp8_flops_per_s: float | None = None
+    """Operations a second of a product of two FP8 matrices.
+
+    None if it was not measured, because the run multiplies none.
+    """

@@ -47,7 +47,7 @@ def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
     """Yield a line for each thing that keeps the runs from being compared."""
     for run in (base, new):
         if not run.record.complete:
-            yield f"{run.name} is not finished. Go on with cgbench run --resume --output {run.path}"
+            yield f"{run.name} is not finished. {_cure(run)}"
     a, b = base.record, new.record
     yield from _differing("GPU", a.environment.get("gpu"), b.environment.get("gpu"))
     yield from _disjoint("device", _settings(base, "device"), _settings(new, "device"))
@@ -60,6 +60,13 @@ def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
         yield from _differing(flag_name(name), a.arguments.get(name), b.arguments.get(name))
     for name in SETTINGS:
         yield from _disjoint(name, _settings(base, name), _settings(new, name))
+
+
+def _cure(run: Evidence) -> str:
+    """Return what finishes a run. Nothing goes on with a run whose engine failed."""
+    if engine := run.record.engine.get("name"):
+        return f"{engine} failed in it. Measure it again with cgbench peers"
+    return f"Go on with cgbench run --resume --output {run.path}"
 
 
 def differences(base: Evidence, new: Evidence) -> Iterator[str]:

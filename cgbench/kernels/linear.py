@@ -5,7 +5,7 @@ kernel, with its end (``triton_linear``). Of more rows the product is torch's, a
 kernel of its own (``triton_gate``, ``triton_rotary``).
 
 A weight with ``scale`` and ``row_blocks`` is FP8: see ``fp8.block_scales``. Activations stay as
-they are (weight-only, W8A16).
+they are (weight-only, W8A16), or with ``is_w8a8`` are quantised first: see ``fp8.token_values``.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.fp8.block_scales import scaled_linear
 from cgbench.kernels.fp8.definition import is_by_definition
+from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.gpu import runs_kernels
 
 
@@ -25,13 +25,14 @@ def linear(
     bias: Tensor | None,
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
+    is_w8a8: bool = False,
 ) -> Tensor:
     """Compute ``F.linear``, also of an FP8 weight.
 
     On CUDA, few rows of half precision go through the kernel made for them.
     """
-    streamed = _streamed(x, weight, bias, scale, row_blocks)
-    return _product(x, weight, bias, scale, row_blocks) if streamed is None else streamed
+    streamed = _streamed(x, weight, bias, scale, row_blocks, is_w8a8)
+    return _product(x, weight, bias, scale, row_blocks, is_w8a8) if streamed is None else streamed
 
 
 def _product(
@@ -40,10 +41,11 @@ def _product(
     bias: Tensor | None,
     scale: Tensor | None,
     row_blocks: Tensor | None,
+    is_w8a8: bool,
 ) -> Tensor:
     if scale is None or row_blocks is None:
         return F.linear(x, weight, bias)
-    return scaled_linear(x, weight, bias, scale, row_blocks)
+    return scaled_linear(x, weight, bias, scale, row_blocks, is_w8a8)
 
 
 def _streamed(
@@ -52,12 +54,13 @@ def _streamed(
     bias: Tensor | None,
     scale: Tensor | None,
     row_blocks: Tensor | None,
+    is_w8a8: bool,
     **end: Any,
 ) -> Tensor | None:
     """Return the product by a kernel, or None if torch's operations must make it."""
     if scale is not None and is_by_definition():
         return None
-    return _by_kernel(x, weight, bias, scale, row_blocks, **end)
+    return _by_kernel(x, weight, bias, scale, row_blocks, is_w8a8, **end)
 
 
 def _by_kernel(
@@ -66,6 +69,7 @@ def _by_kernel(
     bias: Tensor | None,
     scale: Tensor | None,
     row_blocks: Tensor | None,
+    is_w8a8: bool,
     **end: Any,
 ) -> Tensor | None:
     """Return ``triton_linear.linear``, or None if it does not take these tensors."""
@@ -73,10 +77,10 @@ def _by_kernel(
         # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels import triton_linear
 
-        if triton_linear.can_stream(x, weight, scale):
+        if triton_linear.can_stream(x, weight, scale, is_w8a8=is_w8a8):
             scales = None
             if scale is not None and row_blocks is not None:
-                scales = triton_linear.Scales(scale, row_blocks)
+                scales = triton_linear.Scales(scale, row_blocks, is_w8a8)
             return triton_linear.linear(x, weight, bias, scales=scales, **end)
     return None
 
@@ -87,15 +91,16 @@ def gated_linear(
     bias: Tensor | None,
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
+    is_w8a8: bool = False,
 ) -> Tensor:
     """Return ``silu(gate) * up`` of the two halves of ``linear``.
 
     It is rounded after each operation, as if they were apart.
     """
-    streamed = _streamed(x, weight, bias, scale, row_blocks, is_gated=True)
+    streamed = _streamed(x, weight, bias, scale, row_blocks, is_w8a8, is_gated=True)
     if streamed is not None:
         return streamed
-    product = _product(x, weight, bias, scale, row_blocks)
+    product = _product(x, weight, bias, scale, row_blocks, is_w8a8)
     if runs_kernels(product.device):
         from cgbench.kernels import triton_gate
 
@@ -111,12 +116,13 @@ def linear_add(
     residual: Tensor,
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
+    is_w8a8: bool = False,
 ) -> Tensor:
     """Return ``residual + linear``. It is rounded after each operation, as if they were apart."""
-    streamed = _streamed(x, weight, bias, scale, row_blocks, residual=residual)
+    streamed = _streamed(x, weight, bias, scale, row_blocks, is_w8a8, residual=residual)
     if streamed is not None:
         return streamed
-    return residual + _product(x, weight, bias, scale, row_blocks)
+    return residual + _product(x, weight, bias, scale, row_blocks, is_w8a8)
 
 
 def rotated_linear(
@@ -128,6 +134,7 @@ def rotated_linear(
     num_rotated: int,
     scale: Tensor | None = None,
     row_blocks: Tensor | None = None,
+    is_w8a8: bool = False,
 ) -> Tensor:
     """Return ``linear`` of ``x [B, S, K]`` with its first ``num_rotated`` columns rotated.
 
@@ -140,11 +147,11 @@ def rotated_linear(
         from cgbench.kernels import triton_rotary
 
         rotary = triton_rotary.Rotary(cos, sin, num_rotated)
-        streamed = _streamed(x, weight, bias, scale, row_blocks, rotary=rotary)
+        streamed = _streamed(x, weight, bias, scale, row_blocks, is_w8a8, rotary=rotary)
         if streamed is not None:
             return streamed
-        return triton_rotary.rotate(_product(x, weight, bias, scale, row_blocks), rotary)
-    return _rotated(_product(x, weight, bias, scale, row_blocks), cos, sin, num_rotated)
+        return triton_rotary.rotate(_product(x, weight, bias, scale, row_blocks, is_w8a8), rotary)
+    return _rotated(_product(x, weight, bias, scale, row_blocks, is_w8a8), cos, sin, num_rotated)
 
 
 def _rotated(product: Tensor, cos: Tensor, sin: Tensor, num_rotated: int) -> Tensor:

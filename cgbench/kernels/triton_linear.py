@@ -9,6 +9,10 @@ FP8 weights (e4m3, with scales: see ``fp8.block_scales``) are streamed as they a
 become the rows' type in registers, which is exact, and a scale multiplies the float32 sum of its
 own columns. So nothing is rounded that a product of the weights' values would not round.
 
+With W8A8 the rows are FP8 too, quantised by a kernel ahead (see ``fp8.token_values``). The tensor
+cores multiply both as they are, and both scales multiply the sum of their columns. That takes any
+number of rows, because more rows only take taller tiles.
+
 A program waits for its rows only after it is set up and has asked for its first weights: see
 ``gpu``.
 """
@@ -23,6 +27,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.counters import arrivals
 from cgbench.kernels.fp8.block_scales import column_block
+from cgbench.kernels.fp8.triton_tokens import product_of_codes, quantised_tokens
 from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_gate import gated_product
@@ -38,6 +43,10 @@ Above it the library multiplies the weights' values, which are made first. Sourc
 results/h200/fp8.md.
 """
 ROWS_A_TILE = 64
+QUANTISED_ROWS_A_TILE = 128
+ROWS_THAT_LEAVE_REGISTERS = tl.constexpr(64)
+MAX_ELEMENTS = 1 << 31
+"""Places in a tensor of quantised rows, or of their product, are counted in 31 bits."""
 LEAST_ROWS_A_TILE = 16
 # With 16 the tensor cores would multiply twice as much, and FP8 weights leave no time for that.
 LEAST_SCALED_ROWS_A_TILE = 8
@@ -70,11 +79,12 @@ class Scales(NamedTuple):
     """Scales are the numbers that FP8 weights are multiplied by.
 
     ``scale [R, C]`` is in float32. ``row_blocks [N]`` is the row of ``scale`` that each row of
-    weights reads.
+    weights reads. With ``is_w8a8`` the other operand is quantised too.
     """
 
     scale: Tensor
     row_blocks: Tensor
+    is_w8a8: bool = False
 
 
 LINE_BYTES = 128
@@ -101,6 +111,7 @@ def ask_into_l2(pointers):
 @triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator]
 def _linear_kernel(
     x,
+    row_scale,
     weight,
     scale,
     row_blocks,
@@ -120,6 +131,7 @@ def _linear_kernel(
     num_scales,
     ROW_TILES: tl.constexpr,
     IS_SCALED: tl.constexpr,
+    IS_W8A8: tl.constexpr,
     COLUMNS_A_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -175,17 +187,24 @@ def _linear_kernel(
             # The layer's last product comes next. One program of it fits on a multiprocessor, so it
             # can only spread, and it asks for its weights while the last tiles here are read.
             gdc_launch_dependents()
-    # The end's inputs are asked for at the start.
-    if HAS_RESIDUAL:
-        added = tl.load(residual + to_partial, mask=keep, other=0.0)
     if HAS_ROTARY:
         first = c // apart * (2 * apart) + c % apart
         tables = m[None, :] * (2 * apart) + (c % apart)[:, None]
+    # The end's inputs are asked for at the start, unless a tile of so many rows needs the
+    # registers.
+    ASKS_AT_START: tl.constexpr = BLOCK_M <= ROWS_THAT_LEAVE_REGISTERS
+    if HAS_RESIDUAL and ASKS_AT_START:
+        added = tl.load(residual + to_partial, mask=keep, other=0.0)
+    if HAS_ROTARY and ASKS_AT_START:
         cos_low, cos_high, sin_low, sin_high = load_tables(
             cos, sin, tables, apart, keep_pair & (first < num_rotated)[:, None]
         )
     if IS_SCALED:
-        worth = tl.load(from_scale + tl.minimum(low, num_inputs - 1) // COLUMNS_A_SCALE)
+        first_block = tl.minimum(low, num_inputs - 1) // COLUMNS_A_SCALE
+        worth = tl.load(from_scale + first_block)
+    if IS_W8A8:
+        from_row_scale = row_scale + m * num_scales
+        row_worth = tl.load(from_row_scale + first_block, mask=is_row, other=0.0)
     for k0 in range(low, high, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         if IS_EVEN:
@@ -204,8 +223,16 @@ def _linear_kernel(
         )
         if IS_SCALED:
             # The next scale is asked for before this one is used, because no stage holds it.
-            following = tl.load(from_scale + tl.minimum(k0 + BLOCK_K, high - 1) // COLUMNS_A_SCALE)
-            acc += tl.dot(exact_values(w, rows.dtype, BY_PARTS=EARLY), rows) * worth[:, None]
+            next_block = tl.minimum(k0 + BLOCK_K, high - 1) // COLUMNS_A_SCALE
+            following = tl.load(from_scale + next_block)
+            if IS_W8A8:
+                row_following = tl.load(from_row_scale + next_block, mask=is_row, other=0.0)
+                # A sum of one tile alone, so that float32 adds the tiles.
+                of_tile = product_of_codes(w, rows, BLOCK_K)
+                acc += of_tile * worth[:, None] * row_worth[None, :]
+                row_worth = row_following
+            else:
+                acc += tl.dot(exact_values(w, rows.dtype, BY_PARTS=EARLY), rows) * worth[:, None]
             worth = following
         else:
             acc = tl.dot(w, rows, acc)
@@ -234,6 +261,12 @@ def _linear_kernel(
             acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
         # Rounded where torch's operations round.
         product = acc.to(out.dtype.element_ty)
+        if HAS_RESIDUAL and not ASKS_AT_START:
+            added = tl.load(residual + to_partial, mask=keep, other=0.0)
+        if HAS_ROTARY and not ASKS_AT_START:
+            cos_low, cos_high, sin_low, sin_high = load_tables(
+                cos, sin, tables, apart, keep_pair & (first < num_rotated)[:, None]
+            )
         if IN_PAIRS:
             pairs = tl.reshape(product, [2, COLUMNS, BLOCK_M])
             one, other = tl.split(tl.permute(pairs, (1, 2, 0)))
@@ -251,21 +284,26 @@ def _linear_kernel(
             tl.store(out + to_partial, product, mask=keep)
 
 
-def can_stream(x: Tensor, weight: Tensor, scale: Tensor | None = None) -> bool:
+def can_stream(
+    x: Tensor, weight: Tensor, scale: Tensor | None = None, *, is_w8a8: bool = False
+) -> bool:
     """Return whether ``linear`` takes these tensors.
 
     It takes few aligned rows of half precision, with enough weights that reading them dominates.
-    FP8 weights may be few and have more rows, because any other way reads far more.
+    FP8 weights may be few and have more rows, because any other way reads far more. With
+    ``is_w8a8`` it takes any rows of any type.
     """
     if scale is not None:
-        return (
+        is_aligned = (
             x.is_cuda
-            and x.dtype in (torch.bfloat16, torch.float16)
-            and x.numel() <= MAX_SCALED_ROWS * x.shape[-1]
             and weight.is_contiguous()
             and weight.shape[1] % ALIGNMENT == 0
             and column_block(weight.shape[1], scale.shape[1]) >= LEAST_COLUMN_BLOCK
         )
+        if is_w8a8:
+            return is_aligned and x.numel() // x.shape[-1] * max(weight.shape) < MAX_ELEMENTS
+        is_half = x.dtype in (torch.bfloat16, torch.float16)
+        return is_aligned and is_half and x.numel() <= MAX_SCALED_ROWS * x.shape[-1]
     return (
         x.is_cuda
         and x.numel() <= MAX_ROWS * x.shape[-1]
@@ -315,11 +353,31 @@ def scaled_tiling_of(num_rows: int, num_outputs: int) -> Tiling:
     return Tiling(block_n, 128, splits, num_warps, num_stages)
 
 
+def quantised_tiling_of(num_rows: int, num_outputs: int) -> Tiling:
+    """Return a tiling of FP8 weights for quantised rows.
+
+    Nothing is converted in registers. So a few rows are cut as plain weights are. A tile has half
+    the bytes, so one stage more is under way. More rows are bound by arithmetic, and take a tile
+    that two groups of four warps share. ``scripts/trials/bench_fp8.py --w8a8`` tries others.
+    """
+    if num_rows > ROWS_A_TILE:
+        return Tiling(128, 128, 1, 8, 3)
+    plain = tiling_of(num_outputs)
+    return plain._replace(num_stages=plain.num_stages + 1)
+
+
 def _lines_asked(tiling: Tiling, tiles: int, row_bytes: int) -> int:
     """Return how many lines of each row of weights a program asks for: a power of 2, or none."""
     share = ASKED_BYTES // (tiles * tiling.splits * tiling.block_n * LINE_BYTES)
     has = row_bytes // (tiling.splits * LINE_BYTES)
     return _power_of_2_to(min(share, has)) if share and has else 0
+
+
+def _chosen_tiling(num_rows: int, num_outputs: int, scales: Scales | None) -> Tiling:
+    if scales is None:
+        return tiling_of(num_outputs)
+    chosen = quantised_tiling_of if scales.is_w8a8 else scaled_tiling_of
+    return chosen(num_rows, num_outputs)
 
 
 def linear(
@@ -339,27 +397,33 @@ def linear(
     are rotated by ``rotary``. Or, with ``is_gated``, ``silu(gate) * up`` of the product's halves is
     returned, ``[..., N / 2]``.
 
-    A weight with ``scales`` is FP8, and takes ``MAX_SCALED_ROWS``. If ``tiling`` is None,
-    ``tiling_of`` or ``scaled_tiling_of`` chooses it.
+    A weight with ``scales`` is FP8, and takes ``MAX_SCALED_ROWS``, or with ``is_w8a8`` any number.
+    If ``tiling`` is None, ``tiling_of``, ``scaled_tiling_of`` or ``quantised_tiling_of`` chooses
+    it.
     """
     rows = x.reshape(-1, x.shape[-1])
     num_rows, num_inputs = rows.shape
+    is_w8a8 = scales is not None and scales.is_w8a8
     num_outputs = weight.shape[0]
     num_columns = num_outputs // 2 if is_gated else num_outputs
     num_scales = 1 if scales is None else scales.scale.shape[1]
     columns_a_scale = 1 if scales is None else column_block(num_inputs, num_scales)
     if tiling is None:
-        tiling = (
-            tiling_of(num_outputs) if scales is None else scaled_tiling_of(num_rows, num_outputs)
-        )
+        tiling = _chosen_tiling(num_rows, num_outputs, scales)
+    row_scale = None
+    if is_w8a8:
+        rows, row_scale = quantised_tokens(rows, num_scales)
     if scales is not None:
         tiling = tiling._replace(block_k=min(tiling.block_k, columns_a_scale))
-    least = LEAST_ROWS_A_TILE if scales is None else LEAST_SCALED_ROWS_A_TILE
-    block_m = min(ROWS_A_TILE, max(least, triton.next_power_of_2(num_rows)))
+    # Of quantised rows, fewer than 16 would be multiplied in float16 after all.
+    least = LEAST_ROWS_A_TILE if scales is None or is_w8a8 else LEAST_SCALED_ROWS_A_TILE
+    most = QUANTISED_ROWS_A_TILE if is_w8a8 else ROWS_A_TILE
+    block_m = min(most, max(least, triton.next_power_of_2(num_rows)))
     row_tiles = triton.cdiv(num_rows, block_m)
     tiles = triton.cdiv(num_outputs, tiling.block_n)
     assert rows.stride(1) == 1 and weight.is_contiguous() and weight.shape[1] == num_inputs
-    assert tiles * row_tiles <= MAX_TILES and (scales is not None or num_rows <= MAX_ROWS)
+    assert tiling.splits == 1 or tiles * row_tiles <= MAX_TILES
+    assert scales is not None or num_rows <= MAX_ROWS
     assert is_gated + (residual is not None) + (rotary is not None) <= 1
     apart = num_columns if rotary is None else rotary.size // 2
     assert rotary is None or num_outputs % rotary.size == 0
@@ -373,6 +437,7 @@ def linear(
     )
     _linear_kernel[(tiles * row_tiles, tiling.splits)](
         rows,
+        row_scale,
         weight,
         scales.scale if scales else None,
         scales.row_blocks if scales else None,
@@ -392,6 +457,7 @@ def linear(
         num_scales,
         ROW_TILES=row_tiles,
         IS_SCALED=scales is not None,
+        IS_W8A8=is_w8a8,
         COLUMNS_A_SCALE=columns_a_scale,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,

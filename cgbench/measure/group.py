@@ -143,9 +143,11 @@ def _audit_tokens(session: Session, runs: dict[CellKey, CellRun], prompts: list[
     """Fail the cells whose tokens differ from plain decoding's or from a prefill's.
 
     Only float32 is audited. In lower precision sums of other shapes are rounded otherwise, and
-    tokens may differ without a fault. So they may if keys and values are rounded to FP8.
+    tokens may differ without a fault. So they may if keys and values or activations are rounded to
+    FP8.
     """
-    if session.spec.target.dtype != torch.float32 or session.spec.cache.kv_format.is_fp8:
+    model = session.deployment.model
+    if model.target.dtype != torch.float32 or model.rounds_to_fp8:
         return
     for key, run in runs.items():
         plain = _plain_run(session, runs, key)

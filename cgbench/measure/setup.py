@@ -244,7 +244,9 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
         warnings=[*setup.notes],
     )
     if (paths := mixture_paths(model.target, model.head)) is not None:
-        record.model["experts_path"], record.model["router_path"] = paths
+        record.model["experts_path"], record.model["router_path"] = paths[:2]
+        if paths.shared is not None:
+            record.model["shared_expert_path"] = paths.shared
     if model.kv_format.is_fp8:
         dtype = str(model.target.dtype).removeprefix("torch.")
         record.model["kv_format"] = model.kv_format.words(dtype)

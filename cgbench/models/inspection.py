@@ -195,7 +195,7 @@ def inspect_model(request: Loading) -> Inspection:
         tied_embeddings=bool(plan.config.get_text_config().tie_word_embeddings),
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=skeleton.weight_bytes(dtype),
-        quantisation=None if plan.scheme is None else plan.scheme.words,
+        quantisation=None if plan.scheme is None else plan.scheme.words(plan.quant),
         precision=precision_by_part(skeleton, dtype),
         checkpoint=_checkpoint_facts(plan),
         head=_head_facts(plan, tensors),
@@ -238,7 +238,7 @@ def _rank_facts(plan: LoadingPlan) -> RankFacts | None:
 
 def _without_head(request: Loading) -> Loading:
     plain = Loading(request.ref, None, False, request.device, request.dtype)
-    return replace(plain, kv_dtype=request.kv_dtype, ranks=request.ranks)
+    return replace(plain, kv_dtype=request.kv_dtype, quant=request.quant, ranks=request.ranks)
 
 
 def _checkpoint_facts(plan: LoadingPlan) -> CheckpointFacts | None:

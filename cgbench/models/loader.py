@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 
-from cgbench.errors import ModelError, first_line
+from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.delta_rule import StateShape
+from cgbench.kernels.fp8.token_values import LEAST_COLUMNS
+from cgbench.kernels.gpu import runs_kernels
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.division.division_check import check_division
@@ -35,13 +37,13 @@ from cgbench.models.projections import pack_projections
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.quantised.scaled_files import ScaledFiles
 from cgbench.models.quantised.scaled_loading import load_scaled, read_generation_config
-from cgbench.models.quantised.scaled_modules import is_quantised
+from cgbench.models.quantised.scaled_modules import is_quantised, least_columns, use_w8a8
 from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.random_weights import draw_head, random_target
 from cgbench.models.router_rules import is_plain_mixture, order_choices
 from cgbench.models.routing import BalancedRouting
 from cgbench.models.skeleton import Skeleton
-from cgbench.models.support import auto_class_for
+from cgbench.models.support import auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
 from cgbench.models.tokenizer import read_tokenizer
 from cgbench.parallel.ranks import ALONE, Ranks
@@ -87,6 +89,11 @@ class LoadedModel:
         return any(map(is_latent, self.kv_shapes.values()))
 
     @property
+    def rounds_to_fp8(self) -> bool:
+        """Return whether numbers that forwards compute are rounded to FP8 on the way."""
+        return self.kv_format.is_fp8 or self.quant is Quant.W8A8
+
+    @property
     def num_parameters(self) -> int:
         """Return the number of parameters of the whole target. A tied embedding counts once."""
         return _num_elements(self.skeleton.target.model)
@@ -111,8 +118,11 @@ def load_model(what: Loading | LoadingPlan) -> LoadedModel:
     head = _make_head(plan, target) if random_weights else _load_head(plan, target)
     for module in (target.model, head):
         if module is not None:
-            pack_projections(module)
             _find_plain_mixtures(module)
+            if plan.quant is Quant.W8A8:
+                _check_w8a8(plan, module)
+                use_w8a8(module)
+            pack_projections(module)
     tokenizer, problem = read_tokenizer(plan)
     kv = plan.skeleton.kv if plan.request.ranks.size == 1 else _probe(plan, target, head)
     if plan.routing is Routing.BALANCED:
@@ -157,6 +167,26 @@ def _find_plain_mixtures(module: nn.Module) -> None:
     for part in module.modules():
         if getattr(part, "holds_scales", False):
             part.__dict__["is_plain"] = is_plain_mixture(part)
+
+
+def _check_w8a8(plan: LoadingPlan, module: nn.Module) -> None:
+    """Refuse experts that only their own code can apply, because it quantises no activations.
+
+    Refuse scales of fewer columns than the kernels take, too.
+    """
+    kind = class_name(plan.config)
+    for part in module.modules():
+        if getattr(part, "holds_scales", False) and not getattr(part, "is_plain", False):
+            raise UnsupportedModelError(
+                f"--quant w8a8: the experts of {kind} are applied by their own code, which does "
+                "not quantise activations. Use --quant w8a16"
+            )
+    least = least_columns(module)
+    if runs_kernels(plan.request.device) and least < LEAST_COLUMNS:
+        raise UnsupportedModelError(
+            f"--quant w8a8: {kind} has scales of {least} columns here, and the kernels take "
+            f"{LEAST_COLUMNS} or more. Use --quant w8a16"
+        )
 
 
 def _implementations(plan: LoadingPlan) -> dict[str, str]:

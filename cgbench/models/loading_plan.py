@@ -36,6 +36,7 @@ from cgbench.models.heads.head_copies import target_matrices
 from cgbench.models.heads.head_files import (
     HeadFiles,
     check_head,
+    head_scheme,
     num_used,
     scaled_shapes,
 )
@@ -55,7 +56,7 @@ from cgbench.models.skeleton import Skeleton, make_skeleton, make_target, with_h
 from cgbench.models.support import check_config, class_name
 from cgbench.models.target import Target
 from cgbench.parallel.ranks import ALONE, Ranks
-from cgbench.request.choices import Dtype, HeadPlacement, KvDtype
+from cgbench.request.choices import Dtype, HeadPlacement, KvDtype, QuantMode
 from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
 from cgbench.request.parts import HeadWiring, ModelRequest, SharingRequest
 from cgbench.words import Quant, Routing
@@ -89,6 +90,7 @@ class Loading:
     """Whether latent attention keeps latents. Otherwise it keeps every head's keys and values."""
     mtp_modules: int | None = None
     kv_dtype: KvDtype = KvDtype.AUTO
+    quant: QuantMode = QuantMode.AUTO
 
     def __post_init__(self) -> None:
         check_family(self.wiring)
@@ -138,6 +140,7 @@ def loading_of(
         keeps_latents=keeps_latents,
         mtp_modules=model.mtp_modules,
         kv_dtype=model.kv_dtype,
+        quant=model.quant,
     )
 
 
@@ -176,8 +179,9 @@ class LoadingPlan:
     @property
     def quant(self) -> Quant:
         """Return the numeric mode of the weights, as a row's key has it."""
-        is_quantised = self.skeleton.scaled or self.skeleton.head_scaled
-        return Quant.W8A16 if is_quantised else Quant.NONE
+        if not (self.skeleton.scaled or self.skeleton.head_scaled):
+            return Quant.NONE
+        return Quant.W8A8 if self.request.quant == QuantMode.W8A8 else Quant.W8A16
 
     @property
     def routing(self) -> Routing:
@@ -241,12 +245,30 @@ def plan_loading(request: Loading) -> LoadingPlan:
     """Read the config and the lists of tensors, and build the modules without storage.
 
     Raise ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``. Raise ``BadInputError``
-    for FP8 keys and values of latent attention.
+    for FP8 keys and values of latent attention, and for a numeric mode that needs FP8 weights.
     """
     plan = _plan(request)
+    _check_quant(plan)
     if request.kv_dtype == KvDtype.AUTO:
         return plan
     return replace(plan, kv_format=_fp8_format(plan))
+
+
+def _check_quant(plan: LoadingPlan) -> None:
+    """Refuse a numeric mode of FP8 weights that the model's weights cannot have."""
+    mode, kind = plan.request.quant, class_name(plan.config)
+    if mode == QuantMode.AUTO:
+        return
+    if plan.quant is Quant.NONE:
+        raise BadInputError(f"--quant {mode}: {plan.label} has no FP8 weights. Drop --quant")
+    if mode == QuantMode.W8A16:
+        return
+    of_head = None
+    if plan.skeleton.head_scaled and plan.family is not None and plan.head_files is not None:
+        of_head = head_scheme(plan.request.head_path, plan.family.kind)
+    for scheme in (plan.scheme, of_head):
+        if scheme is not None:
+            scheme.check_w8a8(kind)
 
 
 def _fp8_format(plan: LoadingPlan) -> KvFormat:

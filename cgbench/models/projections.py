@@ -104,6 +104,7 @@ def _pack_scales(
     )
     for part, own in zip((first, *others), scale.split(sizes), strict=True):
         part.register_buffer("weight_scale", own)
+    first.is_w8a8 = scaled[0].is_w8a8
     first.register_buffer("packed_scale", scale, persistent=False)
     first.register_buffer("packed_row_blocks", row_blocks, persistent=False)
 
@@ -168,6 +169,7 @@ class PackedFirst(Projection):
         self.sizes = sizes
         # A tuple hides them from torch, so they are modules of their parent alone.
         self.others = (*others,)
+        self.is_w8a8 = False
         self.packed_scale: Tensor | None
         self.packed_row_blocks: Tensor | None
         self.linear: Callable[..., Tensor] = F.linear
@@ -198,6 +200,6 @@ class PackedFirst(Projection):
     def _product(self, x: Tensor) -> Tensor:
         if self.packed_scale is None:
             return self.linear(x, self.packed_weight, self.packed_bias)
-        scales = self.packed_scale, self.packed_row_blocks
+        scales = self.packed_scale, self.packed_row_blocks, self.is_w8a8
         multiply = products.linear if self.linear is F.linear else self.linear
         return multiply(x, self.packed_weight, self.packed_bias, *scales)

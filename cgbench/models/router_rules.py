@@ -38,6 +38,15 @@ ORDERED = "ordered_by"
 APPLIES_EXPERTS = "applies_experts"
 """Experts that are an operator have this attribute."""
 
+APPLIES_SHARED = "applies_shared"
+"""A mixture's block has this attribute if that operator computes its shared expert too."""
+
+MLP_PARTS = ("gate_proj", "up_proj", "down_proj")
+"""These are transformers' names of a gated MLP's projections."""
+
+PRODUCTS = "products"
+"""This is the path of a shared expert whose products run by themselves."""
+
 CORRECTION = "e_score_correction_bias"
 
 
@@ -222,15 +231,23 @@ def _is_gated_by_silu(experts: nn.Module) -> bool:
     return torch.allclose(apply_gate(product), nn.functional.silu(gate) * up)
 
 
+def is_gated_mlp(part: nn.Module) -> bool:
+    """Return whether ``part`` has the projections of a gated MLP, as a shared expert has."""
+    return all(isinstance(getattr(part, name, None), nn.Module) for name in MLP_PARTS)
+
+
 class MixturePaths(NamedTuple):
     """This class names what runs the mixtures of experts in decode steps.
 
     The name is ``cgbench`` for kernels of ours. Otherwise it is transformers' implementation for
-    experts, and ``transformers`` for routers. Names are joined by "and" if layers differ.
+    experts, and ``transformers`` for routers. A shared expert runs inside the experts' kernels
+    (``cgbench``) or by ``products`` of its own. It is None if there is none. Names are joined by
+    "and" if layers differ.
     """
 
     experts: str
     router: str
+    shared: str | None
 
 
 def mixture_paths(target: Target, head: DraftHead | None) -> MixturePaths | None:
@@ -254,4 +271,13 @@ def mixture_paths(target: Target, head: DraftHead | None) -> MixturePaths | None
         OWN_PATH if any(hasattr(part, RULE_VALUES) for part in block.children()) else TRANSFORMERS
         for block in blocks
     }
-    return MixturePaths(" and ".join(sorted(experts)), " and ".join(sorted(routers)))
+    shared = {
+        OWN_PATH if hasattr(block, APPLIES_SHARED) else PRODUCTS
+        for block in blocks
+        if any(is_gated_mlp(part) for part in block.children())
+    }
+    return MixturePaths(_joined(experts), _joined(routers), _joined(shared) or None)
+
+
+def _joined(paths: set[str]) -> str:
+    return " and ".join(sorted(paths))

@@ -4,6 +4,7 @@ The requests and their parts are importable from here. Each value has the defaul
 """
 
 from cgbench.planning import PlanRequest
+from cgbench.request.engines_request import EnginesRequest
 from cgbench.request.parts import (
     CaptureRequest,
     HeadWiring,
@@ -18,6 +19,7 @@ from cgbench.request.run_request import AuditRequest, InspectRequest, RunRequest
 __all__ = [
     "AuditRequest",
     "CaptureRequest",
+    "EnginesRequest",
     "HeadWiring",
     "InspectRequest",
     "ModelRequest",

@@ -36,6 +36,17 @@ class KvDtype(StrEnum):
     FP8 = "fp8"
 
 
+class QuantMode(StrEnum):
+    """A ``QuantMode`` states the numeric mode of FP8 weights.
+
+    AUTO is W8A16, which leaves activations as they are. W8A8 quantises them too.
+    """
+
+    AUTO = "auto"
+    W8A16 = "w8a16"
+    W8A8 = "w8a8"
+
+
 class Compile(StrEnum):
     """A ``Compile`` states whether the decode layers go through ``torch.compile``."""
 

@@ -23,6 +23,7 @@ from cgbench.request.choices import (
     NormForm,
     NormSide,
     OutputNorm,
+    QuantMode,
     Role,
 )
 from cgbench.request.keys import Key, Share, Typed
@@ -67,6 +68,7 @@ class ModelRequest(Typed):
     routing: Routing | None = None
     mtp_modules: int | None = None
     kv_dtype: KvDtype = KvDtype.AUTO
+    quant: QuantMode = QuantMode.AUTO
 
     def __post_init__(self) -> None:
         Typed.__post_init__(self)

@@ -9,7 +9,7 @@ from math import isfinite
 from cgbench.errors import BadInputError
 from cgbench.inputs import check_whole
 from cgbench.planning import MAX_SPEC_TOKENS, check_batch_size
-from cgbench.request.choices import Device, KvDtype, Role
+from cgbench.request.choices import Device, KvDtype, QuantMode, Role
 from cgbench.request.keys import Recorded
 from cgbench.request.parts import CaptureRequest, ModelRequest, TimingRequest, WorkloadRequest
 from cgbench.request.run_request import RunRequest
@@ -51,6 +51,8 @@ class PeersRequest(Recorded):
                 f"--kv-dtype {self.model.kv_dtype}: peers keep keys and values in the model's "
                 "dtype. Use auto"
             )
+        if self.model.quant != QuantMode.AUTO:
+            raise BadInputError(f"--quant {self.model.quant}: peers need plain weights. Use auto")
         object.__setattr__(self, "model", replace(self.model, routing=Routing.MODEL))
         object.__setattr__(self, "capture", self._own_capture())
 

@@ -20,6 +20,7 @@ from cgbench.rundir.accounts import account_faults
 from cgbench.rundir.collective_share import CollectiveShare
 from cgbench.rundir.migrations import SCHEMA_VERSION, migrated
 from cgbench.rundir.record_parts import (
+    EngineFacts,
     FloorFacts,
     LimitFacts,
     ModelFacts,
@@ -33,7 +34,7 @@ from cgbench.rundir.record_schema import part_faults
 
 # Runs of this schema version may lack these fields, because they came after the first ones were
 # kept.
-ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds"})
+ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds", "engine"})
 
 
 @dataclass(kw_only=True)
@@ -65,16 +66,24 @@ class RunRecord:
     """``run`` is from the start to the newest group's end. ``audit`` is the short audits' part of
     it.
     """
+    engine: EngineFacts = field(default_factory=EngineFacts)
+    """The engine beside this tool that decoded, if one did."""
 
     @property
     def mixture_words(self) -> str | None:
-        """Return what ran a mixture's experts and its router in decode steps.
+        """Return what ran a mixture's experts, its router and its shared expert in decode steps.
 
         It is None for a dense model. It is also None for a run that did not record it, whose
         experts ran transformers' own code.
         """
         experts, router = self.model.get("experts_path"), self.model.get("router_path")
-        return None if experts is None else f"experts by {experts}, router by {router}"
+        if experts is None:
+            return None
+        words, shared = (
+            f"experts by {experts}, router by {router}",
+            self.model.get("shared_expert_path"),
+        )
+        return words if shared is None else f"{words}, shared expert by {shared}"
 
     @property
     def limits(self) -> DeviceLimits | None:
@@ -89,6 +98,7 @@ class RunRecord:
             limits["flops_per_s"],
             limits.get("read_spread_frac", 0.0),
             limits.get("cache_bytes"),
+            limits.get("fp8_flops_per_s"),
         )
 
     @property
@@ -97,13 +107,16 @@ class RunRecord:
         return [Account.from_dict(raw) for raw in self.floor.get("accounts", [])]
 
     def set_limits(self, limits: DeviceLimits) -> None:
-        """Put in the device's limits."""
-        self.floor["limits"] = LimitFacts(
+        """Put in the device's limits. A rate that was not measured is left out."""
+        facts = LimitFacts(
             read_bytes_per_s=limits.read_bytes_per_s,
             flops_per_s=limits.flops_per_s,
             read_spread_frac=limits.read_spread_frac,
             cache_bytes=limits.cache_bytes,
         )
+        if limits.fp8_flops_per_s is not None:
+            facts["fp8_flops_per_s"] = limits.fp8_flops_per_s
+        self.floor["limits"] = facts
 
     def keep_accounts(self, batch_size: int, accounts: Sequence[Account]) -> None:
         """Put in the accounts of one batch size, in place of those of an earlier,

@@ -50,6 +50,11 @@ class ModelFacts(TypedDict):
     routing: NotRequired[str]
     experts_path: NotRequired[str]
     router_path: NotRequired[str]
+    shared_expert_path: NotRequired[str]
+    """What ran a mixture's shared expert in decode steps.
+
+    It is ``cgbench``, inside the experts' kernels, or ``products`` of its own.
+    """
     latent_path: NotRequired[str]
     """What ran latent attention in decode steps: ``kernels`` or ``torch``."""
     num_parameters: NotRequired[int]
@@ -140,6 +145,7 @@ class LimitFacts(TypedDict):
     flops_per_s: float
     read_spread_frac: NotRequired[float]
     cache_bytes: NotRequired[int | None]
+    fp8_flops_per_s: NotRequired[float]
 
 
 class FloorFacts(TypedDict, total=False):
@@ -149,3 +155,58 @@ class FloorFacts(TypedDict, total=False):
 
     limits: LimitFacts
     accounts: list[AccountFacts]
+
+
+class PhaseFacts(TypedDict):
+    """This is a phase's graphs beside the plan's, in requests: see ``planning.captured``."""
+
+    spec_tokens: int
+    phase: str
+    planned: list[int]
+    captured: list[int]
+    piece_tokens: list[int]
+    note: str
+
+
+class ProfileFacts(TypedDict):
+    """This is what the device did in a profiled step of one cell. ``top`` holds the longest
+    kernels: name, milliseconds and count a step.
+    """
+
+    spec_tokens: int
+    batch_size: int
+    steps: int
+    wall_ms: float
+    gpu_busy_ms: float | None
+    kernel_ms: float | None
+    kernels: float | None
+    copies: float | None
+    graph_launches: float | None
+    kernel_launches: float | None
+    top: list[list[str | float]]
+
+
+class EngineFacts(TypedDict, total=False):
+    """This describes the engine of a run by ``cgbench peers --engine``. It is empty for
+    ``cgbench run``.
+
+    ``facts`` are versions, modes and backends in the engine's own words. ``turns`` states which
+    engines took blocks in turn with this one. ``findings`` are differences between plan and
+    capture. ``failures`` are why cells are missing.
+    """
+
+    name: str
+    version: str
+    policy: str | None
+    facts: dict[str, str]
+    arguments: str
+    variables: list[str]
+    logs: list[str]
+    import_s: float
+    start_s: float
+    memory_bytes: int | None
+    turns: str
+    phases: list[PhaseFacts]
+    findings: list[str]
+    failures: list[str]
+    profiles: list[ProfileFacts]

@@ -96,7 +96,9 @@ def _parts(prefix: str, kind: Kind, names: str) -> tuple[Part, ...]:
 PARTS = (
     Part("model.label", LABEL, needed=True),
     Part("model.fingerprint", LABEL, needed=True),
-    *_parts("model", TEXT, "head experts_path router_path latent_path kv_format"),
+    *_parts(
+        "model", TEXT, "head experts_path router_path shared_expert_path latent_path kv_format"
+    ),
     *_parts("model", FLAG, "random_weights"),
     *_parts("model", COUNT, "num_parameters head_num_parameters weight_bytes kv_bytes"),
     Part("model.tensor_parallel", OBJECT),
@@ -153,8 +155,27 @@ PARTS = (
     Part("floor.limits", OBJECT),
     Part("floor.limits.read_bytes_per_s", RATE, needed=True),
     Part("floor.limits.flops_per_s", RATE, needed=True),
+    Part("floor.limits.fp8_flops_per_s", RATE),
     Part("floor.accounts", _list_of(OBJECT)),
     Part("seconds.*", AMOUNT),
+    *_parts("engine", TEXT, "name version arguments turns"),
+    *_parts("engine", _or_null(TEXT), "policy"),
+    *_parts("engine", _list_of(TEXT), "variables logs findings failures"),
+    *_parts("engine", AMOUNT, "import_s start_s"),
+    *_parts("engine", _or_null(COUNT), "memory_bytes"),
+    Part("engine.facts", OBJECT),
+    Part("engine.facts.*", TEXT),
+    *_parts("engine", _list_of(OBJECT), "phases profiles"),
+    *(
+        Part(f"engine.{name}[].spec_tokens", _whole(DRAFTS), needed=True)
+        for name in ("phases", "profiles")
+    ),
+    Part("engine.phases[].phase", TEXT, needed=True),
+    *(
+        Part(f"engine.phases[].{name}", _list_of(COUNT), needed=True)
+        for name in ("planned", "captured", "piece_tokens")
+    ),
+    Part("engine.phases[].note", TEXT, needed=True),
 )
 
 
@@ -186,7 +207,8 @@ def _found(raw: JsonObject, path: str) -> Iterator[tuple[str, Any]]:
         name, is_every = step.removesuffix("[]"), step.endswith("[]")
         found = [inner for at, value in found for inner in _inside(at, value, name)]
         if is_every:
-            found = [(f"{at}[{i}]", each) for at, value in found for i, each in enumerate(value)]
+            lists = [(at, value) for at, value in found if isinstance(value, list)]
+            found = [(f"{at}[{i}]", each) for at, value in lists for i, each in enumerate(value)]
     yield from found
 
 

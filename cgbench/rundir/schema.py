@@ -116,6 +116,9 @@ def _is_sampled(name: str) -> bool:
 WARM, COLD = "warm", "cold"
 """The L2 cache before a timed iteration: as the last one left it, or flushed."""
 
+BY_DEVICE, BY_WALL = "device", "wall"
+"""The clock of a step: device events (wall time on a CPU), or wall time for another engine's."""
+
 OWN_ENGINE, UNQUANTISED, SAME, TARGETS = "cgbench", str(Quant.NONE), "same", "target"
 """What rows hold by default, and what older rows are read as.
 
@@ -194,6 +197,12 @@ LATENCY = (
         within=FROM_ONE
     ),
     _added("draft_vocab", "string", "tokens that a draft can be: target's, or a number", TARGETS),
+    _added(
+        "timed_by", "string", "iteration_* are by device events (wall on CPU), or wall", BY_DEVICE
+    )._replace(words=(BY_DEVICE, BY_WALL)),
+    _added("gpu_busy_ms", "float64", "GPU busy a step of `cgbench peers`, from profiled steps"),
+    _added("kernels_per_step", "float64", "kernels of a profiled step"),
+    _added("graph_launches_per_step", "float64", "graph launches of a profiled step"),
 )
 
 LATENCY_KEY = (
@@ -338,3 +347,7 @@ class Cell:
     kv_dtype: str = SAME
     mtp_modules: int = 1
     draft_vocab: str = TARGETS
+    timed_by: str = BY_DEVICE
+    gpu_busy_ms: float | None = None
+    kernels_per_step: float | None = None
+    graph_launches_per_step: float | None = None

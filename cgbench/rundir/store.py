@@ -208,12 +208,15 @@ class RunDirectory:
         self._write_csv(LATENCY_FILE, tables.latency)
         self._reread()
 
-    def finish(self, to_markdown: ToMarkdown) -> pd.DataFrame:
-        """Write ``latency.md`` and then a ``run.json`` that is complete, and return ``latency``."""
+    def finish(self, to_markdown: ToMarkdown, *, is_complete: bool = True) -> pd.DataFrame:
+        """Write ``latency.md`` and then a ``run.json`` that is complete, and return ``latency``.
+
+        ``is_complete`` false leaves a run that lacks cells as it is: not complete.
+        """
         latency = self.latency()
         self.record.telemetry = telemetry_summary(self.tables.blocks)
         self._write_text(MARKDOWN_FILE, to_markdown(latency, self.record))
-        self.record.complete = True
+        self.record.complete = is_complete
         self._write_record()
         return latency
 

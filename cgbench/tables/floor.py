@@ -24,7 +24,7 @@ COLUMNS = (
 TEXTS = ("stage", "what", "bound by")
 
 CAPTION = (
-    "read {read:,.1f} GB/s, matrices {rate:,.1f} GFLOP/s, measured in this run, "
+    "read {read:,.1f} GB/s, matrices {rate:,.1f} GFLOP/s{fp8}, measured in this run, "
     "{context:.1f} tokens of KV a request"
 )
 
@@ -45,9 +45,11 @@ def account_table(
     measured time.
     """
     title = f"floor: k {account.spec_tokens}, batch size {account.batch_size}, {account.scope}"
+    fp8 = limits.fp8_flops_per_s
     caption = CAPTION.format(
         read=limits.read_bytes_per_s / 1e9,
         rate=limits.flops_per_s / 1e9,
+        fp8="" if fp8 is None else f" ({fp8 / 1e9:,.1f} in FP8)",
         context=account.context_len,
     )
     rows = [*_rows(account, measured_seconds(account, samples))]

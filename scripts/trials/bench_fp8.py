@@ -7,10 +7,17 @@ Every product runs over several weights in turn, captured in one CUDA graph, so 
 what the next one reads. "values" makes the weights' values in bfloat16 and leaves the product to
 cuBLAS, which is what many rows do. "bfloat16" is the product of plain weights of that shape, which
 FP8 must beat. ``--experts`` times a mixture's experts too. Needs a CUDA device.
+
+    python scripts/trials/bench_fp8.py --w8a8 --rows 4,32,256,2048 --experts
+
+With ``--w8a8`` the rows are quantised as well. "quantise" is that kernel alone, which every time of
+W8A8 includes. "library" is the same rows through ``torch._scaled_mm`` with scales of blocks, where
+this torch and device have it: their quantisation is left out.
 """
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -20,11 +27,20 @@ import torch
 from torch import Tensor
 
 from cgbench.floor.device_limits import read_bandwidth
-from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of, scaled_linear
+from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of
+from cgbench.kernels.fp8.scaled_products import scaled_linear
+from cgbench.kernels.fp8.triton_tokens import quantised_tokens
 from cgbench.kernels.linear import linear as plain_linear
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.moe.triton_experts import apply
-from cgbench.kernels.triton_linear import MAX_SCALED_ROWS, Scales, Tiling, linear, scaled_tiling_of
+from cgbench.kernels.triton_linear import (
+    MAX_SCALED_ROWS,
+    Scales,
+    Tiling,
+    linear,
+    quantised_tiling_of,
+    scaled_tiling_of,
+)
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds
 
@@ -57,6 +73,13 @@ BLOCKS = (
     (128, 128, 2, 3),
     (128, 128, 8, 3),
 )
+QUANTISED_BLOCKS = (
+    *((64, 128, 4, stages) for stages in (3, 4, 5, 6, 7)),
+    *((128, 128, 4, stages) for stages in (3, 4)),
+    *((128, 128, 8, stages) for stages in (2, 3, 4)),
+    *((256, 128, 8, stages) for stages in (2, 3)),
+    (32, 128, 2, 4),
+)
 SPLITS = (1, 2, 4, 8)
 # With fewer programs the device is idle, with more their sums cost more than they gain.
 LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 1200
@@ -64,6 +87,32 @@ LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 1200
 T = TypeVar("T")
 Weight = tuple[Tensor, Scales]
 Way = Callable[[Tensor, Weight], Tensor]
+
+
+def quantised_ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
+    """Ways to multiply quantised rows, by name."""
+    yield "quantise", lambda x, weight: quantised_tokens(x, weight[1].scale.shape[1]).stored
+    yield "library", _by_library()
+    rule = quantised_tiling_of(rows, outputs)
+    others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(QUANTISED_BLOCKS, SPLITS))
+    kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
+    for tiling in [rule, *sorted(kept - {rule})]:
+        yield _tiling_words(tiling, rule), streamed(tiling)
+
+
+def _by_library() -> Way:
+    """The library's product of rows whose scales lie as it wants them, made once and not timed."""
+    made: list[tuple[Tensor, Tensor]] = []
+
+    def multiply(x: Tensor, weight: Weight) -> Tensor:
+        stored, its = weight
+        if not made:
+            rows = quantised_tokens(x, its.scale.shape[1])
+            made.append((rows.stored, rows.scales.t().contiguous().t()))
+        scales = made[0][1], its.scale.t()
+        return torch._scaled_mm(made[0][0], stored.t(), *scales, out_dtype=torch.bfloat16)
+
+    return multiply
 
 
 def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
@@ -75,9 +124,13 @@ def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
     others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS))
     kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
     for tiling in [rule, *sorted(kept - {rule})]:
-        block_n, block_k, splits, warps, stages = tiling
-        name = f"{block_n} x {block_k}, {splits} splits, {warps} warps, {stages} stages"
-        yield name + (" (its rule)" if tiling == rule else ""), streamed(tiling)
+        yield _tiling_words(tiling, rule), streamed(tiling)
+
+
+def _tiling_words(tiling: Tiling, rule: Tiling) -> str:
+    block_n, block_k, splits, warps, stages = tiling
+    name = f"{block_n} x {block_k}, {splits} splits, {warps} warps, {stages} stages"
+    return name + (" (its rule)" if tiling == rule else "")
 
 
 def streamed(tiling: Tiling) -> Way:
@@ -97,13 +150,15 @@ def seconds(way: Callable[[Tensor, T], Tensor], x: Tensor, weights: list[T]) -> 
     return graph_seconds(lambda: [way(x, weight) for weight in weights], REPLAYS) / len(weights)
 
 
-def drawn(outputs: int, inputs: int) -> Weight:
+def drawn(outputs: int, inputs: int, *, is_w8a8: bool) -> Weight:
     """A random weight and its scales."""
     weight, scale = quantised(torch.randn(outputs, inputs, device="cuda"), BLOCK)
-    return weight, Scales(scale, row_blocks_of(outputs, scale.shape[0]).cuda())
+    return weight, Scales(scale, row_blocks_of(outputs, scale.shape[0]).cuda(), is_w8a8)
 
 
-def product_lines(rows: int, name: str, bandwidth: float, *, every: bool) -> Iterator[str]:
+def product_lines(
+    rows: int, name: str, bandwidth: float, *, every: bool, is_w8a8: bool
+) -> Iterator[str]:
     """Markdown, a line a way."""
     outputs, inputs = SHAPES[name]
     count = max(1, DISTINCT_BYTES // (outputs * inputs))
@@ -113,14 +168,19 @@ def product_lines(rows: int, name: str, bandwidth: float, *, every: bool) -> Ite
     taken = seconds(lambda x, weight: plain_linear(x, weight, None), x, plain)
     yield _line(rows, name, "bfloat16", taken, plain[0].nbytes, bandwidth)
     del plain
-    weights = [drawn(outputs, inputs) for _ in range(count)]
+    weights = [drawn(outputs, inputs, is_w8a8=is_w8a8) for _ in range(count)]
     held = weights[0][0].nbytes + weights[0][1].scale.nbytes
-    for way, multiply in ways(rows, outputs, every=every):
-        taken = seconds(multiply, x, weights)
+    tried = quantised_ways if is_w8a8 else ways
+    for way, multiply in tried(rows, outputs, every=every):
+        try:
+            taken = seconds(multiply, x, weights)
+        except (RuntimeError, ValueError) as error:
+            yield f"| {rows} | {name} | {way} | not run: {str(error).splitlines()[0]} | | |"
+            continue
         yield _line(rows, name, way, taken, held, bandwidth)
 
 
-def expert_lines(tokens: int, name: str, bandwidth: float) -> Iterator[str]:
+def expert_lines(tokens: int, name: str, bandwidth: float, *, is_w8a8: bool) -> Iterator[str]:
     """Of a layer's experts, chosen evenly: in bfloat16 and in FP8, against the chosen ones'
     bytes."""
     num_experts, top_k, hidden, size = MIXTURES[name]
@@ -137,7 +197,10 @@ def expert_lines(tokens: int, name: str, bandwidth: float) -> Iterator[str]:
         for _ in range(max(2, DISTINCT_BYTES // a_call))
     ]
     read = sum(len(choice.chosen.unique()) for choice in choices) / len(choices) / num_experts
-    for way, experts in (("bfloat16", plain), ("FP8", fp8)):
+    in_modes = [("bfloat16", plain), ("FP8", fp8)]
+    if is_w8a8:
+        in_modes.append(("FP8, W8A8", replace(fp8, is_w8a8=True)))
+    for way, experts in in_modes:
         taken = seconds(partial(_applied, experts), x, choices)
         num_bytes = read * (experts.gate_up.nbytes + experts.down.nbytes)
         yield _line(tokens, f"experts of {name}", way, taken, num_bytes, bandwidth)
@@ -171,6 +234,7 @@ def main() -> None:
     parser.add_argument("--rows", default="4,32,256,512", help="rows of the other operand")
     parser.add_argument("--tilings", choices=("rule", "all"), default="rule")
     parser.add_argument("--experts", action="store_true", help="time mixtures too")
+    parser.add_argument("--w8a8", action="store_true", help="quantise the other operand too")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -186,11 +250,11 @@ def main() -> None:
     print("\n".join(text), flush=True)
     every = arguments.tilings == "all"
     for rows, name in product((int(word) for word in arguments.rows.split(",")), SHAPES):
-        for line in product_lines(rows, name, bandwidth, every=every):
+        for line in product_lines(rows, name, bandwidth, every=every, is_w8a8=arguments.w8a8):
             print(line, flush=True)
             text.append(line)
     for tokens, name in product(EXPERT_TOKENS if arguments.experts else (), MIXTURES):
-        for line in expert_lines(tokens, name, bandwidth):
+        for line in expert_lines(tokens, name, bandwidth, is_w8a8=arguments.w8a8):
             print(line, flush=True)
             text.append(line)
     if arguments.output is not None:

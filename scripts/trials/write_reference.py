@@ -35,7 +35,14 @@ COLUMNS_HEAD = """\
 """
 
 HEADINGS = ("flag", "value", "default", "meaning")
-KINDS = {str: "text", int: "whole number", float: "number", bool: "", Path: "path"}
+KINDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "",
+    Path: "path",
+    list[str]: "text, repeatable",
+}
 NO_DEFAULT = ("None", "False", str(inspect.Parameter.empty))
 COLUMN_HEADINGS = ("column", "type", "meaning")
 
@@ -90,7 +97,7 @@ def is_flag(given: object) -> bool:
 def kind_of(kind: Any) -> str:
     """What a flag takes: its choices, or a word for its type. A switch takes nothing."""
     plain = next((each for each in get_args(kind) if each is not type(None)), kind)
-    if issubclass(plain, Enum):
+    if isinstance(plain, type) and issubclass(plain, Enum):
         return ", ".join(str(choice.value) for choice in plain)
     return KINDS[plain]
 

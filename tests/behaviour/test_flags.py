@@ -160,6 +160,7 @@ def test_what_needs_a_gpu_cannot_be_done_on_a_cpu(tiny: Path, tmp_path: Path, fl
         bad("--attention x", "--attention x", "sdpa"),
         bad("--attention triton", "--attention triton", "--device cuda"),
         bad("--kv-dtype int8", "--kv-dtype"),
+        bad("--quant w4a16", "--quant"),
         bad("--kv-dtype fp8 --attention json:dumps", "--kv-dtype fp8", "--attention json:dumps"),
         bad("--context-len 600", "--context-len 600", "512 positions", "--spec-tokens"),
         bad("--max-new-tokens 600", "prompt 2 of 14 tokens", "606", "512 positions"),

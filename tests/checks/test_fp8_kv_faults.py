@@ -110,7 +110,9 @@ FAULTS = (
     ids=str,
 )
 def test_the_sound_engine_passes(folders: dict[str, Path], kind: str, dtype: torch.dtype) -> None:
-    subject = make_tiny_subject(folders[kind], dtype=dtype, with_graphs=True, kv_dtype=KvDtype.FP8)
+    lengths = (0, 3) if (kind, dtype) == ("mimo", torch.float32) else (3,)
+    how: dict[str, Any] = {"spec_tokens": lengths, "dtype": dtype, "kv_dtype": KvDtype.FP8}
+    subject = make_tiny_subject(folders[kind], with_graphs=True, **how)
     assert not subject.is_exact
     findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]

@@ -20,10 +20,11 @@ from tests.support.tiny import make_checkpoint
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By kind; mistral's attention has a window, Qwen3.5 is mostly recurrent."""
+    """By kind; mistral's attention has a window, Qwen3.5 is mostly recurrent, Qwen3-Next has a
+    shared expert with a gate."""
     form = HeadForm(own_embedding=True, own_output=True)
     own = make_checkpoint(tmp_path_factory.mktemp(OWN), "mimo", seed=3, form=form)
-    kinds = ("mimo", "mistral", "qwen3_5", "qwen3_moe")
+    kinds = ("mimo", "mistral", "qwen3_5", "qwen3_moe", "qwen3_next")
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
     made = {kind: make_checkpoint(folder, kind, seed=3) for kind, folder in folders.items()}
     several = tmp_path_factory.mktemp(MODULES)
@@ -45,7 +46,10 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_unmutated_engine_passes(
     checkpoints: dict[str, Path], kind: str, seed: int, with_graphs: bool
 ) -> None:
-    subject = make_tiny_subject(checkpoints[kind], seed=seed, with_graphs=with_graphs)
+    lengths = (0, 3) if kind == "mimo" else (3,)
+    subject = make_tiny_subject(
+        checkpoints[kind], seed=seed, spec_tokens=lengths, with_graphs=with_graphs
+    )
     findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]
 
@@ -58,8 +62,9 @@ def through_operators(subject: Subject) -> Iterator[None]:
         yield
 
 
-def test_mixtures_pass_as_operators(checkpoints: dict[str, Path]) -> None:
-    subject = make_tiny_subject(checkpoints["qwen3_moe"])
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_next"])
+def test_mixtures_pass_as_operators(checkpoints: dict[str, Path], kind: str) -> None:
+    subject = make_tiny_subject(checkpoints[kind])
     with through_operators(subject):
         findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]

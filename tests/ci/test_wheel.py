@@ -32,7 +32,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     building = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels, sources]
     subprocess.run([*PIP, *building], check=True, capture_output=True)
     (wheel,) = wheels.glob("*.whl")
-    into = ["install", "--no-deps", "--no-index", "--target", site, wheel]
+    into = ["install", "--no-deps", "--no-index", "--no-compile", "--target", site, wheel]
     subprocess.run([*PIP, *into], check=True, capture_output=True)
     return site
 

@@ -58,7 +58,7 @@ def bad(arguments: str, *words: str) -> Any:
     [
         bad("--peers iteration,bogus", "--peers bogus", "verify-compiled"),
         bad("--spec-tokens 0", "--spec-tokens 0", "at least 1"),
-        bad("--spec-tokens 9", "--spec-tokens 9", "at most 8"),
+        bad("--spec-tokens 17", "--spec-tokens 17", "at most 16"),
         bad("--batch-size 0", "--batch-size 0", "1 to 65536"),
         bad("--context-len 0", "--context-len 0"),
         bad("--max-new-tokens 1", "--max-new-tokens 1", "at least 2"),

@@ -53,10 +53,11 @@ def test_layers_trace_to_the_same_drafts(
 
 @pytest.mark.slow
 def test_layers_compile_to_the_same_drafts(tmp_path: Path) -> None:
-    check(tmp_path, VLLM)
+    """At one batch size: those that are traced have them all."""
+    check(tmp_path, VLLM, (5,))
 
 
-def check(folder: Path, layout: Layout) -> None:
+def check(folder: Path, layout: Layout, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> None:
     """Tokens are plain greedy's and drafts are eager's."""
     target = make_target(folder / "target")
     head = make_head_folder(folder / "head", layout, target)
@@ -69,7 +70,7 @@ def check(folder: Path, layout: Layout) -> None:
             compile_forwards(model.target, model.head)
         spec = make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
         assert decoded(spec, 3, 5) == expected
-        made.append([drafts(spec, batch_size) for batch_size in BATCH_SIZES])
+        made.append([drafts(spec, batch_size) for batch_size in batch_sizes])
     assert made[0] == made[1]
 
 

@@ -40,7 +40,9 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Gra
     @cache
     def trace(name: str) -> list[GraphModule]:
         kind, _, form = name.partition(" ")
-        shape = {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
+        shape = SHAPES.get(form, {}) | (
+            {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
+        )
         folder = make_checkpoint(tmp_path_factory.mktemp(kind), kind, **shape)
         torch._dynamo.reset()
         with traced_layers() as graphs:
@@ -50,6 +52,10 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Gra
     return trace
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "odd": {"shared_expert_intermediate_size": 24},
+    "biased": {"use_bias": True},
+}
 DENSE = [NORM, ROTATED_LINEAR, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
 NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
 
@@ -66,10 +72,15 @@ NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
         # Norms behind products, and another activation.
         ("gemma3_text", [NORM, NORM, ADD_NORM, NORM]),
         ("qwen3_moe", [NORM, ADD_NORM]),
-        # A shared expert is an MLP, whose last product takes the residual ahead of the experts;
-        # queries and keys of fewer numbers are normed in between, in the expanded form apart.
-        ("deepseek_v3", [NORM, LATENT_ROWS, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
-        ("deepseek_v3 expanded", [NORM, NORM, NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
+        # A shared expert is in the experts' operator; queries and keys of fewer numbers are normed
+        # in between, in the expanded form apart.
+        ("deepseek_v3", [NORM, LATENT_ROWS, ADD_NORM]),
+        ("deepseek_v3 expanded", [NORM, NORM, NORM, ADD_NORM]),
+        ("qwen3_next", [NORM, ADD_NORM]),
+        # One that the experts' kernels do not take is an MLP. Its last product takes the residual
+        # ahead of the experts, if no gate comes between.
+        ("ernie4_5_moe biased", [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]),
+        ("qwen3_next odd", [NORM, ADD_NORM, GATED_LINEAR]),
     ],
 )
 def test_what_layers_are_made_of(
@@ -81,7 +92,9 @@ def test_what_layers_are_made_of(
         assert fused_in(graph) == expected
 
 
-@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "kind", ["qwen3_moe", "deepseek_v3", "qwen3_next", "qwen3_next odd", "ernie4_5_moe biased"]
+)
 def test_experts_take_what_a_layer_ends_with(
     traced: Callable[[str], list[GraphModule]], kind: str
 ) -> None:

@@ -14,7 +14,7 @@ from cgbench.compile.latent_fusion import LATENT_ROWS, fuse_latent, rotated_pair
 from cgbench.compile.operators import ATTEND_LATENT
 from cgbench.models.heads.families import DEEPSEEK, MIMO
 from tests.support.compiled import MAX_NEW_TOKENS, compiled, decoded
-from tests.support.fusion import graph_and_result
+from tests.support.fusion import graph_and_result, mixture_ends
 from tests.support.tiny import (
     greedy_reference,
     make_checkpoint,
@@ -49,6 +49,9 @@ def test_tokens_are_plain_greedy_decodings(tmp_path: Path, kind: str) -> None:
             assert decoded(spec, 2, batch_size) == expected[:batch_size]
     layers = [graph for graph in graphs if calls(graph, ATTEND_LATENT)]
     assert layers
+    # A mixture's experts take what its layer ends with.
+    ends = [end for graph in graphs for end in mixture_ends(graph)]
+    assert bool(ends) is (kind != "minicpm3") and None not in ends
     for graph in layers:
         assert bool(calls(graph, LATENT_ROWS)) is FUSED[kind]
         # Then attention has the tables, and rotates its queries.

@@ -8,7 +8,9 @@ import torch
 
 from cgbench.compile.operators import GATED_LINEAR, LINEAR_ADD, ROTATED_LINEAR, linear
 from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of
-from cgbench.models.heads.families import MIMO
+from cgbench.models.heads.families import DEEPSEEK, MIMO, QWEN, HeadFamily
+from cgbench.models.router_rules import OWN_PATH, mixture_paths
+from cgbench.request.choices import QuantMode
 from tests.support.compiled import BATCH_SIZES, compiled, decoded
 from tests.support.fp8 import make_fp8_checkpoint
 from tests.support.tiny import load_tiny, make_speculator
@@ -40,8 +42,41 @@ def test_tokens_are_those_of_the_dequantised_weights(
     _, spec = compiled(folder)
     for batch_size in BATCH_SIZES:
         assert decoded(spec, 3, batch_size) == decoded(expected, 3, batch_size)
-    # With scales and row blocks, two inputs more than of plain weights.
-    assert {(GATED_LINEAR, 5), (LINEAR_ADD, 6), (ROTATED_LINEAR, 8)} <= set(put_in)
+    # With scales, row blocks and the numeric mode, three inputs more than of plain weights.
+    assert {(GATED_LINEAR, 6), (LINEAR_ADD, 7), (ROTATED_LINEAR, 9)} <= set(put_in)
+
+
+@pytest.mark.parametrize(("kind", "family"), [("mimo", MIMO), ("glm4_moe", DEEPSEEK)])
+def test_quantised_activations_give_the_same_tokens(
+    tmp_path: Path, kind: str, family: HeadFamily
+) -> None:
+    folder, _ = make_fp8_checkpoint(tmp_path, kind, family, intermediate_size=44)
+    model = load_tiny(folder, quant=QuantMode.W8A8)
+    expected = make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
+    _, spec = compiled(folder, quant=QuantMode.W8A8)
+    for batch_size in BATCH_SIZES:
+        assert decoded(spec, 3, batch_size) == decoded(expected, 3, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "path"),
+    [
+        ("glm4_moe", DEEPSEEK, OWN_PATH),
+        ("deepseek_v3", DEEPSEEK, OWN_PATH),
+        # Its shared expert's gate is FP8 here, which no public checkpoint's is.
+        ("qwen3_next", QWEN, "products"),
+    ],
+)
+def test_mixtures_with_shared_experts_decode_alike(
+    tmp_path: Path, kind: str, family: HeadFamily, path: str
+) -> None:
+    folder, plain = make_fp8_checkpoint(tmp_path, kind, family)
+    expected = make_speculator(load_tiny(plain), max_batch_size=max(BATCH_SIZES), room=64)
+    model, spec = compiled(folder)
+    paths = mixture_paths(model.target, model.head)
+    assert paths == (OWN_PATH, OWN_PATH, path)
+    for batch_size in BATCH_SIZES:
+        assert decoded(spec, 3, batch_size) == decoded(expected, 3, batch_size)
 
 
 def test_the_operator_of_a_product_takes_scales() -> None:
@@ -49,3 +84,4 @@ def test_the_operator_of_a_product_takes_scales() -> None:
     scales = scale, row_blocks_of(20, 2)
     args = torch.randn(3, 24), weight, torch.randn(20), *scales
     torch.library.opcheck(linear, args, test_utils="test_faketensor")
+    torch.library.opcheck(linear, (*args, True), test_utils="test_faketensor")

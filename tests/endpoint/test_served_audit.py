@@ -11,14 +11,14 @@ from cgbench.endpoint.edge_findings import EdgeVerdict
 from cgbench.errors import BadInputError, CannotError, EndpointError, ExitCode
 from tests.endpoint.test_served_faults import TIERED, TIERS
 from tests.support.completions_server import KNOWN
-from tests.support.served import audit_of, edge_of, serving
+from tests.support.served import audit_again, audit_of, edge_of, serving
 from tests.support.served_faults import FAULTS
 from tests.support.serving import ServingEngine
 
 PLAIN = {"model", "prompt", "max_tokens", "temperature", "stream"}
 CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "graphs up to 4, then eager": ({}, {}),
-    "another policy": ({"buckets": (1, 2, 3, 6)}, {"num_prompts": 4}),
+    "another policy": ({"buckets": (1, 2, 3, 6)}, {}),
     "without drafts": ({"tiers": ((6, 0),)}, {}),
     "k by batch size": ({"tiers": TIERS}, {"launch_line": TIERED}),
     "text alone": ({"fields": PLAIN, "buckets": (2, 6)}, {}),
@@ -36,7 +36,7 @@ CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_a_clean_server_raises_no_alarm(name: str) -> None:
     server_fields, request_fields = CLEAN[name]
     with serving(**server_fields) as server:
-        result = audit_of(server, **request_fields)
+        result = audit_of(server, num_prompts=3, **request_fields)
     assert result.exit_code is ExitCode.OK, result.to_json()
     assert {finding.verdict for finding in result.findings} == {EdgeVerdict.HOLDS}
     assert all(finding.most_at_once >= finding.peak for finding in result.findings)
@@ -52,8 +52,8 @@ def test_a_clean_server_raises_no_alarm(name: str) -> None:
 
 def test_a_server_with_text_alone_is_unclear_where_it_differs() -> None:
     with serving(FAULTS["NeighboursSlot"], fields=PLAIN) as server:
-        unclear = audit_of(server, edges=(2,), checks=("tokens",))
-        exact = audit_of(server, edges=(2,), exact=True, checks=("tokens",))
+        unclear = audit_again(server, edges=(2,), checks=("tokens",))
+        exact = audit_again(server, edges=(2,), exact=True, checks=("tokens",))
     assert edge_of(unclear, "2").verdict is EdgeVerdict.UNCLEAR
     assert unclear.exit_code is ExitCode.INCONCLUSIVE
     assert any("no logprobs" in note for note in unclear.notes)
@@ -63,17 +63,17 @@ def test_a_server_with_text_alone_is_unclear_where_it_differs() -> None:
 def test_another_server_shows_what_is_wrong_alone_too() -> None:
     """Positions are off in every bucket: the server agrees with itself, but not with another."""
     with serving(FAULTS["PositionsOffAboveAnEdge"], buckets=(3, 6)) as server, serving() as sound:
-        result = audit_of(server, against=sound.url, edges=(3,), checks=("tokens",))
+        result = audit_of(server, against=sound.url, edges=(3,), checks=("tokens",), num_prompts=2)
     assert edge_of(result, "alone").verdict is EdgeVerdict.WRONG
     assert result.exit_code is ExitCode.ANSWER_IS_NO
 
 
 def test_bounds_are_kept() -> None:
     with serving() as server:
-        result = audit_of(server, max_requests=20)
+        result = audit_again(server, max_requests=20)
         assert result.requests <= 20
         with pytest.raises(CannotError, match="--max-requests leaves 11, and this takes 12"):
-            audit_of(server, max_requests=11)
+            audit_again(server, max_requests=11)
     verdicts = {finding.edge: finding.verdict for finding in result.findings}
     # The cliff comes first: 12 alone, then 5 of the 8 that are left.
     assert verdicts["4"] is EdgeVerdict.HOLDS and verdicts["6"] is EdgeVerdict.NOT_RUN
@@ -83,7 +83,7 @@ def test_bounds_are_kept() -> None:
 
 def test_no_more_than_the_largest_batch_is_in_flight() -> None:
     with serving() as server:
-        audit_of(server, edges=(6,))
+        audit_again(server, edges=(6,))
         assert server.engine.most_waiting == 0
 
 
@@ -97,7 +97,7 @@ def test_a_server_that_fails_at_an_edge_is_wrong_there(tmp_path: Path) -> None:
             return super().results(state, len(self.rows), bucket)
 
     with serving(Crashes) as server:
-        result = audit_of(server, edges=(4,), repeats=0, timeout=2)
+        result = audit_again(server, edges=(4,), repeats=0, timeout=2)
     assert edge_of(result, "4").verdict is EdgeVerdict.WRONG
     assert result.exit_code is ExitCode.ANSWER_IS_NO
 

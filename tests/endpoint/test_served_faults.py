@@ -5,7 +5,7 @@ import pytest
 from cgbench.endpoint.edge_findings import EdgeVerdict, EndpointResult
 from cgbench.errors import ExitCode
 from tests.support.completions_server import CompletionsServer
-from tests.support.served import audit_of, edge_of, serving
+from tests.support.served import audit_again, edge_of, serving
 from tests.support.served_faults import FAULTS
 
 FAILED = (EdgeVerdict.WRONG, EdgeVerdict.FLAKY)
@@ -39,7 +39,7 @@ def audited_until_wrong(server: CompletionsServer, edge: str) -> EndpointResult:
     The largest batch shows nothing more of any fault, and the cliff has it in passing.
     """
     for _ in range(4):
-        result = audit_of(server, edges=(2, 4), repeats=0)
+        result = audit_again(server, edges=(2, 4), repeats=0)
         if edge_of(result, edge).verdict in FAILED:
             break
     return result
@@ -66,7 +66,7 @@ def test_draft_kv_that_is_stale_after_k_0_lowers_acceptance() -> None:
     def audited(name: str | None) -> EndpointResult:
         kind = [] if name is None else [FAULTS[name]]
         with serving(*kind, tiers=TIERS) as server:
-            return audit_of(
+            return audit_again(
                 server,
                 launch_line=TIERED,
                 edges=(3,),

@@ -15,7 +15,7 @@ from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.quantised.kv_format import KvFormat
 from cgbench.models.skeleton import make_skeleton
 from cgbench.request.choices import KvDtype
-from cgbench.words import Stage
+from cgbench.words import Quant, Stage
 from tests.support.interpreter import run_interpreted
 from tests.support.tiny import MORE_CONFIGS
 
@@ -92,6 +92,46 @@ def test_at_a_large_batch_operations_bind() -> None:
     assert lines["verify", "attention"].bound_by == "bytes"
     small = floor.account(Batch(1, 3, 1024))
     assert {line.bound_by for line in small} == {"bytes"}
+
+
+@pytest.mark.parametrize(
+    ("quant", "fp8_rate", "rate"),
+    [
+        (Quant.W8A16, 1.6e15, 7.9e14),
+        (Quant.W8A8, 1.6e15, 1.6e15),
+        # As on a CPU, which multiplies the values.
+        (Quant.W8A8, None, 7.9e14),
+    ],
+)
+def test_the_rate_is_that_of_the_numeric_mode(
+    quant: Quant, fp8_rate: float | None, rate: float
+) -> None:
+    """Of FP8 weights. lm_head is bfloat16 in either mode."""
+    limits = DeviceLimits(READ, 7.9e14, fp8_flops_per_s=fp8_rate)
+    floor = replace(preset_floor("mimo-7b-fp8", limits), quant=quant)
+    lines = {(str(line.stage), line.what): line for line in floor.account(Batch(512, 3, 1024))}
+    down = 36 * 2 * 2048 * 4096 * 11008
+    assert lines["verify", "mlp.down_proj"].seconds == pytest.approx(down / rate)
+    lm_head = 2 * 2048 * 4096 * 151680
+    assert lines["verify", "lm_head"].seconds == pytest.approx(lm_head / 7.9e14)
+
+
+def test_a_matrix_that_is_absorbed_has_no_quantised_rows() -> None:
+    limits = DeviceLimits(1e30, 1.0, fp8_flops_per_s=2.0)
+    floor = replace(preset_floor("deepseek-v3-6l-fp8", limits), quant=Quant.W8A8)
+    for line in floor.account(Batch(8, 0, 1024)):
+        is_fp8 = line.what not in ("lm_head", "self_attn.kv_b_proj", "latent attention", "mlp.gate")
+        if line.flops:
+            assert line.seconds == pytest.approx(line.flops / (2.0 if is_fp8 else 1.0)), line.what
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fp8_products_are_faster_than_those_of_bfloat16() -> None:
+    device = torch.device("cuda")
+    limits = device_limits(device, torch.bfloat16, with_fp8=True)
+    assert limits.fp8_flops_per_s is not None
+    assert 1.2 < limits.fp8_flops_per_s / limits.flops_per_s < 2.5
 
 
 def test_attention_reads_the_live_rows_of_every_request_or_its_window() -> None:

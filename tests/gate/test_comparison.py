@@ -138,14 +138,15 @@ def test_fp8_keys_and_values_meet_no_others(base: Path, tmp_path: Path) -> None:
 
 
 def test_tokens_over_fp8_keys_and_values_are_told_and_not_gated(tmp_path: Path) -> None:
-    """In float32 too: rounding may choose another number that is as near."""
+    """In float32 too: rounding may choose another number that is as near. Of activations too."""
 
-    def made(sha256: str, kv_dtype: str) -> Made:
-        change = {"dtype": "float32", "kv_dtype": kv_dtype, "tokens_sha256": sha256}
-        return Made(edit=lambda cell: replace(cell, **change))
+    def made(sha256: str, kv_dtype: str, quant: str) -> Made:
+        own = {"kv_dtype": kv_dtype, "quant": quant, "tokens_sha256": sha256}
+        return Made(edit=lambda cell: replace(cell, dtype="float32", **own))
 
-    for kv_dtype, code in (("fp8", 0), ("same", 1)):
-        sides = [made(s * 64, kv_dtype).write(tmp_path / f"{kv_dtype}-{s}") for s in "ab"]
+    for *how, code in (("fp8", "none", 0), ("same", "w8a8", 0), ("same", "w8a16", 1)):
+        name = "-".join(map(str, how))
+        sides = [made(s * 64, *how).write(tmp_path / f"{name}-{s}") for s in "ab"]
         assert compare(*sides, Rules()).exit_code == code
 
 

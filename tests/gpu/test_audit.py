@@ -11,14 +11,22 @@ from cgbench.checks.findings import Answer
 from cgbench.cli.app import app
 from cgbench.compile.decode import compiled
 from cgbench.engine.deployment import Deployment, capture
-from cgbench.models.heads.families import MIMO, QWEN
-from cgbench.request.choices import KvDtype
+from cgbench.models.heads.families import DEEPSEEK, MIMO, QWEN
+from cgbench.request.choices import KvDtype, QuantMode
 from cgbench.words import Routing, Scope
 from tests.support.audited import make_deployment, run_all, subject_of
+from tests.support.fp8 import make_fp8_checkpoint
 from tests.support.presets import MIXTURES, shrink_presets
 from tests.support.tiny import HYBRID_CONFIGS, make_checkpoint
 
 pytestmark = pytest.mark.gpu
+
+
+Prepare = Callable[[Deployment], Deployment]
+
+
+def as_it_is(deployment: Deployment) -> Deployment:
+    return deployment
 
 
 SEEDS = range(50)
@@ -65,6 +73,23 @@ def test_compiled_layers_pass_over_fp8_keys_and_values(tmp_path: Path) -> None:
     passes(folder, [0], prepare=compiled, kv_dtype=KvDtype.FP8)
 
 
+WIDE = {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 1024, "std": 0.1}
+"""Wide enough for the streamed products."""
+
+
+@pytest.mark.parametrize("prepare", [as_it_is, compiled])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["mimo", "glm4_moe", "deepseek_v3"])
+def test_quantised_activations_pass(
+    tmp_path: Path, kind: str, dtype: torch.dtype, prepare: Prepare
+) -> None:
+    """Dense, mixtures, and latent attention, whose absorbed matrix is not among them."""
+    family = MIMO if kind == "mimo" else DEEPSEEK
+    shape = {"hidden_size": 256, "intermediate_size": 512} if kind != "mimo" else WIDE
+    folder, _ = make_fp8_checkpoint(tmp_path, kind, family, **shape)
+    passes(folder, [0], dtype=dtype, prepare=prepare, quant=QuantMode.W8A8)
+
+
 @pytest.mark.parametrize("routing", Routing)
 @pytest.mark.parametrize("name", MIXTURES)
 def test_mixtures_pass(monkeypatch: pytest.MonkeyPatch, name: str, routing: Routing) -> None:
@@ -84,7 +109,8 @@ def passes(
     *,
     dtype: torch.dtype = torch.float32,
     kv_dtype: KvDtype = KvDtype.AUTO,
-    prepare: Callable[[Deployment], Deployment] = lambda deployment: deployment,
+    quant: QuantMode = QuantMode.AUTO,
+    prepare: Prepare = as_it_is,
 ) -> None:
     deployment = make_deployment(
         folder,
@@ -94,6 +120,7 @@ def passes(
         attention="triton",
         scopes=tuple(Scope),
         kv_dtype=kv_dtype,
+        quant=quant,
     )
     deployment = capture(prepare(deployment), lambda: None)
     for seed in seeds:

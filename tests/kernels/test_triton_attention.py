@@ -32,7 +32,7 @@ class Case:
 
 
 CASES = [
-    *(Case(query_len) for query_len in (1, 2, 3, 5, 8, 9, 17)),
+    *(Case(query_len) for query_len in (1, 4, 9, 17)),
     # More rows than a tile holds: programs share the group.
     Case(17, num_heads=16, kv_heads=2, value_dim=256),
     Case(12, num_heads=20, kv_heads=1, value_dim=128, window=5, sinks=True),
@@ -57,6 +57,7 @@ CASES = [
     Case(6, num_heads=6, kv_heads=3, key_dim=24, value_dim=40, window=7, causal=False),
     Case(3, num_heads=20, kv_heads=20, causal=False),
 ]
+DEVICE_CASES = [*(Case(query_len) for query_len in (2, 3, 5, 6, 7, 8)), *CASES]
 
 
 def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
@@ -128,13 +129,13 @@ def test_interpreter_equals_reference() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", DEVICE_CASES, ids=str)
 def test_float32_on_the_device(case: Case) -> None:
     assert max_error(case, "cuda", torch.float32) < 1e-5
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", DEVICE_CASES, ids=str)
 def test_bfloat16_on_the_device(case: Case) -> None:
     # One bfloat16 step at the size of the outputs, for the two round at different places.
     assert max_error(case, "cuda", torch.bfloat16) < 0.04

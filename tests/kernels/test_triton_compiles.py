@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,7 +22,13 @@ from cgbench.kernels.expert_draw import ExpertShape
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.mla.latent_rows import LatentNorms, PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
-from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, Padding
+from cgbench.kernels.moe.expert_products import (
+    Choice,
+    Experts,
+    ExpertScales,
+    Padding,
+    SharedExpert,
+)
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.models.quantised.kv_format import KvFormat
 from tests.support.delta_nets import Case, random_cache, random_net, random_rows
@@ -46,6 +53,7 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
+from cgbench.kernels.fp8 import triton_tokens  # noqa: E402
 from cgbench.kernels.mla import (  # noqa: E402
     gluon_latent,
     latent_launch,
@@ -79,6 +87,7 @@ MODULES = (
     triton_latent_rows,
     triton_window,
     triton_block,
+    triton_tokens,
 )
 
 
@@ -178,6 +187,31 @@ def scaled_kernels() -> None:
         triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
 
 
+def w8a8_kernels() -> None:
+    """Of MiMo-7B's shapes, of few rows and of many, and of GLM-4.5-Air's experts."""
+    row_blocks = torch.zeros(22_016, dtype=torch.int32)
+    weight = torch.empty(22_016, 4096, dtype=torch.float8_e4m3fn)
+    scales = triton_linear.Scales(torch.ones(172, 32), row_blocks, True)
+    for num_rows in (4, 32, 256):
+        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
+        triton_linear.linear(x, weight, None, scales=scales)
+        triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
+        of_few = scales._replace(row_blocks=row_blocks[:4096])
+        residual = x.new_zeros(num_rows, 4096)
+        triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
+        table = x.new_zeros(num_rows, 128)
+        rotary = triton_rotary.Rotary(table, table, 5120)
+        of_heads = scales._replace(row_blocks=row_blocks[:6144])
+        triton_linear.linear(x, weight[:6144], None, rotary=rotary, scales=of_heads)
+    # Scales of channels, and of columns that fill no instruction.
+    for num_blocks in (1, 256):
+        of_rows = triton_linear.Scales(torch.ones(172, num_blocks), row_blocks, True)
+        triton_linear.linear(x[:4], weight, None, scales=of_rows)
+    experts = scaled_experts(1408, 11)
+    for num_tokens in (1, 64, 2048):
+        apply_experts(replace(experts, is_w8a8=True), num_tokens)
+
+
 def attention_kernels() -> None:
     shape = ((8, 128), (8, 128))
     for dtype, batch, window in (
@@ -250,19 +284,16 @@ def hopper_latent_kernels() -> None:
 
 def every_latent_call() -> None:
     for batch, query_len, heads, sizes in (
-        (1, 4, 128, (128, 128)),
         (64, 4, 128, (128, 128)),
         (1, 1, 16, (128, 128)),
-        (64, 4, 16, (128, 128)),
-        (1, 1, 20, (192, 256)),
-        (64, 4, 20, (192, 256)),
+        (1, 4, 20, (192, 256)),
     ):
         latent_call(batch, query_len, heads, sizes, torch.bfloat16)
 
 
 def scaled_latent_kernels() -> None:
-    latent_call(1, 4, 128, (128, 128), torch.bfloat16, is_scaled=True)
-    latent_call(64, 1, 20, (192, 256), torch.bfloat16, is_scaled=True)
+    latent_call(64, 4, 128, (128, 128), torch.bfloat16, is_scaled=True)
+    latent_call(1, 4, 20, (192, 256), torch.bfloat16, is_scaled=True)
 
 
 def latent_call(
@@ -304,7 +335,6 @@ def merge_kernels() -> None:
 
 def recurrent_kernels() -> None:
     for dtype, query_len, sizes in (
-        (torch.bfloat16, 4, (16, 2, 128, 128)),
         (torch.bfloat16, 9, (16, 2, 128, 128)),
         (torch.float32, 1, (2, 1, 96, 8)),
     ):
@@ -322,7 +352,8 @@ def exchange_kernels() -> None:
     for num_ranks in (2, 8):
         addresses = torch.zeros(num_ranks, dtype=torch.int64)
         inboxes = triton_exchange.Inboxes(addresses, torch.zeros(4, dtype=torch.int32), 1)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        dtypes = (torch.float32, torch.bfloat16, torch.float16)
+        for dtype in dtypes if num_ranks == 8 else dtypes[:1]:
             for rows in (4, 70):
                 inboxes.add_up(torch.zeros(rows, 4096, dtype=dtype))
         for rows in (4, 70_000):
@@ -361,24 +392,64 @@ def expert_kernels() -> None:
 def scaled_expert_kernels() -> None:
     """Of GLM-4.5-Air's shape, whole and as two ranks share it."""
     for size, blocks in ((1408, 11), (704, 11)):
-        gate_up = torch.empty(128, 2 * size, 4096, dtype=torch.float8_e4m3fn)
-        down = torch.empty(128, 4096, size, dtype=torch.float8_e4m3fn)
-        rows = torch.zeros(4096, dtype=torch.int32)
-        of_both = ExpertScales(torch.ones(128, 22, 32), rows[: 2 * size])
-        experts = Experts(gate_up, down, of_both, ExpertScales(torch.ones(128, 32, blocks), rows))
         for num_tokens in (1, 64):
-            chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
-            weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
-            x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
-            triton_experts.apply(experts, x, Choice(chosen, weights), x)
+            apply_experts(scaled_experts(size, blocks), num_tokens)
+
+
+def scaled_experts(size: int, blocks: int) -> Experts:
+    gate_up = torch.empty(128, 2 * size, 4096, dtype=torch.float8_e4m3fn)
+    down = torch.empty(128, 4096, size, dtype=torch.float8_e4m3fn)
+    rows = torch.zeros(4096, dtype=torch.int32)
+    of_both = ExpertScales(torch.ones(128, 22, 32), rows[: 2 * size])
+    return Experts(gate_up, down, of_both, ExpertScales(torch.ones(128, 32, blocks), rows))
+
+
+def apply_experts(experts: Experts, num_tokens: int) -> None:
+    chosen = torch.zeros(num_tokens, 8, dtype=torch.long)
+    weights = torch.zeros(num_tokens, 8, dtype=torch.bfloat16)
+    x = torch.zeros(num_tokens, 4096, dtype=torch.bfloat16)
+    triton_experts.apply(experts, x, Choice(chosen, weights), x)
+
+
+def shared_expert_kernels() -> None:
+    """Of GLM-4.7-Flash's shape, of Qwen3.5-35B-A3B's with a gate, and of ERNIE-4.5-21B's in two
+    pieces: the first in FP8 too."""
+    for num_experts, top_k, hidden, size, pieces, has_gate, dtype in (
+        (64, 4, 2048, 1536, 1, False, torch.bfloat16),
+        (256, 8, 2048, 512, 1, True, torch.bfloat16),
+        (64, 6, 2560, 1536, 2, False, torch.bfloat16),
+        (64, 4, 2048, 1536, 1, True, torch.float8_e4m3fn),
+    ):
+        is_scaled = dtype == torch.float8_e4m3fn
+        gate = torch.zeros(1, hidden, dtype=torch.bfloat16) if has_gate else None
+        sizes = (2 * size, hidden), (hidden, size)
+        whole = (2 * pieces * size, hidden), (hidden, pieces * size)
+        weights = [torch.empty(num_experts, *each, dtype=dtype) for each in sizes]
+        scales = [block_scales(num_experts, *each) if is_scaled else None for each in sizes]
+        its = [torch.empty(each, dtype=dtype) for each in whole]
+        of_its = [block_scales(*each) if is_scaled else None for each in whole]
+        shared = SharedExpert(*its, gate, *of_its)
+        experts = Experts(*weights, *scales, shared=shared)
+        for num_tokens in (1, 64):
+            chosen = torch.zeros(num_tokens, top_k, dtype=torch.long)
+            of_chosen = torch.zeros(num_tokens, top_k, dtype=torch.bfloat16)
+            padding = Padding(torch.zeros(num_tokens, dtype=torch.long), 64, 1)
+            x = torch.zeros(num_tokens, hidden, dtype=torch.bfloat16)
+            triton_experts.apply(experts, x, Choice(chosen, of_chosen, padding), x)
+
+
+def block_scales(*shape: int) -> ExpertScales:
+    *experts, rows, columns = shape
+    scale = torch.ones(*experts, rows // 128, columns // 128)
+    return ExpertScales(scale, torch.zeros(rows, dtype=torch.int32))
 
 
 def route_kernels() -> None:
-    for num_tokens in (1, 64):
-        x = torch.zeros(num_tokens, 2048, dtype=torch.bfloat16)
-        triton_route.route(x, x.new_zeros(128, 2048), None, RouterRule(8, renormalises=True))
-        rule = RouterRule(8, is_sigmoid=True, wide_logits=True, num_groups=8, top_groups=4)
-        triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
+    x = torch.zeros(64, 2048, dtype=torch.bfloat16)
+    plain = RouterRule(8, renormalises=True)
+    triton_route.route(x[:1], x.new_zeros(128, 2048), None, plain)
+    rule = RouterRule(8, is_sigmoid=True, wide_logits=True, num_groups=8, top_groups=4)
+    triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
 
 
 def window_kernels() -> None:
@@ -411,21 +482,24 @@ def read_kernel() -> None:
         # Of listed tokens a few words, among the pointers to 16 gathered rows. It is the fastest.
         (scaled_expert_kernels, 8, 2),
         # Float32, whose tiles fill twice the registers.
+        # Of 128 rows, a few words.
+        (w8a8_kernels, 20, 4),
         (attention_kernels, 9, 1),
         (fp8_kv_kernels, 5, 1),
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
-        (recurrent_kernels, 6, 2),
+        (recurrent_kernels, 4, 2),
         # Of one shape's queries that are rotated as they are loaded, a little.
         (latent_kernels, 16, 1),
         (hopper_latent_kernels, 16, 0),
         (scaled_latent_kernels, 4, 1),
         # Of eight ranks, a little.
-        (exchange_kernels, 16, 1),
+        (exchange_kernels, 12, 1),
         (winner_kernels, 4, 0),
         (draw_kernel, 2, 0),
         (expert_kernels, 6, 0),
-        (route_kernels, 4, 0),
+        (shared_expert_kernels, 24, 0),
+        (route_kernels, 2, 0),
         (window_kernels, 5, 0),
         (read_kernel, 1, 0),
     ],
@@ -455,6 +529,16 @@ def test_fp8_values_are_not_gathered_byte_by_byte(compiled: list[Any]) -> None:
         assert "cvt.rn.bf16.f16" not in ptx and "cvt.bf16.f16" not in ptx
 
 
+def test_quantised_rows_go_to_tensor_cores_as_fp8(compiled: list[Any]) -> None:
+    """And a sum over the columns of one scale alone: it is a float32 sum of such."""
+    w8a8_kernels()
+    products = [each.asm["ptx"] for each in compiled if "mma" in each.asm["ptx"]]
+    assert len(products) > 8
+    of_fp8 = [ptx for ptx in products if re.search(r"mma\S*\.e4m3\.e4m3", ptx)]
+    # Columns of 16 fill no instruction of FP8, and take float16's.
+    assert len(of_fp8) == len(products) - 1
+
+
 def stack_bytes(cubin: bytes, folder: Path) -> int:
     """A thread's memory for what its registers do not hold."""
     file = folder / "kernel.cubin"
@@ -470,6 +554,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     rows_kernels()
     linear_kernels()
     attention_kernels()
+    w8a8_kernels()
     fp8_kv_kernels()
     merge_kernels()
     latent_kernels()
@@ -479,6 +564,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
     winner_kernels()
     draw_kernel()
     expert_kernels()
+    shared_expert_kernels()
     route_kernels()
     window_kernels()
     for kernel in compiled:

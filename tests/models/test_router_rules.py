@@ -163,14 +163,19 @@ def test_other_experts_are_not() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "paths"),
-    [("qwen3_moe", (OWN_PATH, OWN_PATH)), ("hy_v3", (OWN_PATH, "transformers")), ("mimo", None)],
+    [
+        ("qwen3_moe", (OWN_PATH, OWN_PATH, None)),
+        ("glm4_moe_lite", (OWN_PATH, OWN_PATH, OWN_PATH)),
+        ("hy_v3", (OWN_PATH, "transformers", "products")),
+        ("mimo", None),
+    ],
 )
 def test_the_paths_are_those_that_run(
-    tmp_path: Path, kind: str, paths: tuple[str, str] | None
+    tmp_path: Path, kind: str, paths: tuple[str, str, str | None] | None
 ) -> None:
     """hy_v3's router is handed its correction from outside."""
     model = load_tiny(make_checkpoint(tmp_path, kind))
-    before = None if paths is None else ("grouped_mm", "transformers")
+    before = paths and ("grouped_mm", "transformers", paths[2] and "products")
     assert mixture_paths(model.target, model.head) == before
     with operators_alone():
         compile_forwards(model.target, model.head)

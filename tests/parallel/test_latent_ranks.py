@@ -54,15 +54,13 @@ def test_compiled_layers_decode_alike(
 
 
 def test_heads_are_divided_and_latents_whole(folders: dict[str, Path]) -> None:
-    alone = rank_jobs.count_heads(folders, ranks=ALONE)
-    shared = run_on_ranks(2, "cpu", rank_jobs.count_heads, folders)
+    alone, _ = rank_jobs.count_heads_and_work(folders, ranks=ALONE)
+    shared, work = run_on_ranks(2, "cpu", rank_jobs.count_heads_and_work, folders)
     for kind in KINDS:
         assert alone[kind] == [({(4, 24)}, 3 * 24)]
         assert shared[kind] == 2 * [({(2, 24)}, 3 * 24)]
-
-
-def test_the_floor_counts_what_a_rank_holds(folders: dict[str, Path]) -> None:
-    for told in run_on_ranks(2, "cpu", rank_jobs.count_work, folders).values():
+    # The floor counts what a rank holds.
+    for told in work.values():
         for counted, held in told:
             assert (counted.target, counted.lm_head, counted.head) == (
                 held.target,

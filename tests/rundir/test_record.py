@@ -114,6 +114,14 @@ def test_limits_are_kept_and_read_back() -> None:
     assert RunRecord.from_json(record.to_json(), FILE).limits == limits
 
 
+def test_the_rate_of_fp8_products_is_kept_if_it_was_measured() -> None:
+    record, limits = make_record(), DeviceLimits(4e12, 8e14, fp8_flops_per_s=1.6e15)
+    record.set_limits(limits)
+    assert RunRecord.from_json(record.to_json(), FILE).limits == limits
+    record.set_limits(DeviceLimits(4e12, 8e14))
+    assert "fp8_flops_per_s" not in record.floor["limits"]
+
+
 def test_limits_of_an_older_run_have_no_spread_and_no_cache() -> None:
     record = make_record()
     record.floor = {"limits": {"read_bytes_per_s": 4e12, "flops_per_s": 8e14}}

@@ -142,7 +142,7 @@ RECORD = "run.json: "
         (cell("latency.csv", "model", "other"), f"{LATENCY}model is other, and model.label in run"),
         (text("latency.csv", ",own,", ',"own,'), LATENCY),
         (text("latency.csv", ",own,", ',own",'), f"{LATENCY}a quote is left open"),
-        (text("latency.csv", ",own,", ","), f"{LATENCY}row 2 has 46 cells, not 47"),
+        (text("latency.csv", ",own,", ","), f"{LATENCY}row 2 has 50 cells, not 51"),
         (text("latency.csv", "model,head", "model,model"), f"{LATENCY}not the columns"),
         (cell("capture.csv", "bucket", "-4"), "capture.csv: damaged: bucket is -4 in row 1"),
         (
@@ -223,6 +223,8 @@ RECORD = "run.json: "
             part("floor.limits.flops_per_s", -1.0),
             f"{RECORD}field floor.limits.flops_per_s is missing",
         ),
+        (part("engine.phases", [{}]), f"{RECORD}field engine.phases[0].spec_tokens is missing"),
+        (part("engine.failures", [1]), f"{RECORD}field engine.failures is missing or is not a"),
         (part("floor.accounts", [{}]), f"{RECORD}field floor.accounts[0] is not an account"),
         (part("model.label", "\ud800"), f"{RECORD}not JSON: text '\\ud800' holds half a surrogate"),
         (part("warnings", ["\x1b[2J"]), f"{RECORD}not JSON: text '\\x1b[2J' holds a control char"),

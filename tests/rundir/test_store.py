@@ -27,17 +27,17 @@ iteration_p99_ms,verify_p50_ms,accept_p50_ms,draft_p50_ms,commit_p50_ms,host_gap
 mean_acceptance_length,acceptance_rate_per_pos,tpot_ms,output_tok_per_s,speedup_vs_eager,\
 speedup_vs_no_spec,floor_ms,floor_frac,peak_memory_bytes,tokens_sha256,l2,mean_context_len,\
 blocks,discarded_blocks,half_width_frac,routing,experts_read,engine,quant,\
-kv_dtype,mtp_modules,draft_vocab
+kv_dtype,mtp_modules,draft_vocab,timed_by,gpu_busy_ms,kernels_per_step,graph_launches_per_step
 tiny (random weights),none,cuda,bfloat16,triton,off,greedy,1,eager,eager,0,2,,,256,ok,5,10,11.6,\
-11.96,,,,,1,1,,11,181.818,1,1,,,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target
+11.96,,,,,1,1,,11,181.818,1,1,,,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target,device,,,
 tiny (random weights),own,cuda,bfloat16,triton,off,greedy,1,eager,eager,2,2,,,256,ok,5,20,21.6,\
-21.96,,,,,2,2,0.70;0.30,11,181.818,1,1,,,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target
+21.96,,,,,2,2,0.70;0.30,11,181.818,1,1,,,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target,device,,,
 tiny (random weights),none,cuda,bfloat16,triton,off,greedy,1,graph,iteration,0,2,4,0.5,256,ok,5,\
-5,5.8,5.98,,,,,0.5,1,,5.5,363.636,2,1,,,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target
+5,5.8,5.98,,,,,0.5,1,,5.5,363.636,2,1,,,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target,device,,,
 tiny (random weights),own,cuda,bfloat16,triton,off,greedy,1,graph,iteration,2,2,4,0.5,256,ok,5,\
-5,5.8,5.98,3,0.2,2,0.1,0.5,2,0.70;0.30,2.75,727.273,4,2,1.25,0.25,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target
+5,5.8,5.98,3,0.2,2,0.1,0.5,2,0.70;0.30,2.75,727.273,4,2,1.25,0.25,4096,c0ffee,warm,,1,,,model,,cgbench,none,same,1,target,device,,,
 tiny (random weights),own,cuda,bfloat16,triton,off,greedy,1,graph,phase,2,2,4,0.5,256,oom,\
-,,,,,,,,,,,,,,,,,,,warm,,,,,model,,cgbench,none,same,1,target
+,,,,,,,,,,,,,,,,,,,warm,,,,,model,,cgbench,none,same,1,target,device,,,
 """
 
 CAPTURE_CSV = """\

@@ -2,28 +2,49 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformers.integrations.moe import grouped_mm_experts_forward
 
 import bench_experts
-from bench_experts import SHAPES, Layer, Shape, as_module, balanced, named_shapes, skewed
-from cgbench.kernels.moe.expert_products import Choice, Experts, apply_by_torch
+from bench_experts import (
+    SHAPES,
+    Layer,
+    Shape,
+    as_module,
+    balanced,
+    make_shared,
+    named_shapes,
+    skewed,
+    timed_ways,
+)
+from cgbench.kernels.moe.expert_products import Choice, Experts, SharedExpert, apply_by_torch
+from tests.support.interpreter import run_interpreted
 
 SHAPE = Shape(num_experts=32, top_k=4, hidden=16, intermediate=8)
 
 
-def layer_of(*choices: list[list[int]]) -> Layer:
+def layer_of(*choices: list[list[int]], shape: Shape = SHAPE) -> Layer:
     chosen = [torch.tensor(each) for each in choices]
     experts = Experts(torch.randn(32, 16, 16), torch.randn(32, 16, 8))
     weights = [torch.rand(each.shape) for each in chosen]
     return Layer(
-        SHAPE,
+        shape,
         experts,
         torch.randn(len(chosen[0]), 16),
         [Choice(*each) for each in zip(chosen, weights, strict=True)],
+        [large_shared(shape) for _ in choices] if shape.pieces else [],
     )
+
+
+def large_shared(shape: Shape) -> SharedExpert:
+    """With weights as large as the experts', so that a token's sum shows it."""
+    shared = make_shared(shape, "cpu", torch.float32)
+    gate = None if shared.gate is None else 50 * shared.gate
+    return SharedExpert(50 * shared.gate_up, 50 * shared.down, gate)
 
 
 @pytest.mark.parametrize("route", [balanced, skewed])
@@ -43,6 +64,39 @@ def test_bytes_are_those_of_the_distinct_experts_of_a_call() -> None:
     """Three matrices of two bytes a number, of six experts and of four."""
     layer = layer_of([[0, 1, 2, 3], [2, 3, 4, 5]], [[7, 8, 9, 10], [10, 9, 8, 7]])
     assert layer.bytes_read == 5 * 3 * 16 * 8 * 2
+
+
+def test_bytes_are_the_shared_expert_s_too() -> None:
+    layer = layer_of([[0, 1, 2, 3]], shape=SHAPE._replace(pieces=2))
+    assert layer.bytes_read == (4 + 2) * 3 * 16 * 8 * 2
+
+
+def worst_difference() -> float:
+    """Between the ways of a layer with a shared expert, with a gate and without."""
+    worst = 0.0
+    torch.compiler.set_stance("force_eager")
+    for has_gate in (False, True):
+        shape = SHAPE._replace(pieces=2, has_gate=has_gate)
+        layer = layer_of([[0, 1, 2, 3], [2, 9, 4, 5], [31, 3, 1, 0]], shape=shape)
+        calls = dict(timed_ways(layer))
+        assert len(calls) == 4
+        results: list[Any] = [call() for call in calls.values()]
+        first = apply_by_torch(
+            replace(layer.experts, shared=layer.shared[0]), layer.x, layer.choices[0], layer.x
+        )
+        assert float((first - layer.x).abs().max()) > 1
+        errors = [float((each[0] - first).norm() / first.norm()) for each in results]
+        worst = max(worst, *errors)
+    return worst
+
+
+def test_the_ways_of_a_layer_with_a_shared_expert_compute_the_same() -> None:
+    pytest.importorskip("triton")
+    code = (
+        f"import sys\nsys.path[:0] = {sys.path!r}\nfrom {__name__} import worst_difference\n"
+        "print('alike', worst_difference() < 3e-6)"
+    )
+    assert "alike True" in run_interpreted(code)
 
 
 def test_transformers_way_computes_what_ours_does() -> None:

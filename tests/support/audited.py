@@ -20,7 +20,7 @@ from cgbench.measure.session import Session
 from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CaptureUnit
 from cgbench.request.acceptance_setting import AcceptanceSetting
-from cgbench.request.choices import KvDtype, Role
+from cgbench.request.choices import KvDtype, QuantMode, Role
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
@@ -49,6 +49,7 @@ def make_session(
     scopes: tuple[Scope, ...] = (Scope.EAGER,),
     ranks: Ranks = ALONE,
     kv_dtype: KvDtype = KvDtype.AUTO,
+    quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
 ) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
@@ -69,7 +70,7 @@ def make_session(
         ignore_eos=False,
         seed=seed,
     )
-    how = {"ranks": ranks, "kv_dtype": kv_dtype, "head": head}
+    how = {"ranks": ranks, "kv_dtype": kv_dtype, "quant": quant, "head": head}
     model = load_tiny(folder, device=device, dtype=dtype, **how)
     return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
@@ -127,8 +128,9 @@ def make_tiny_subject(
     with_graphs: bool = False,
     ranks: Ranks = ALONE,
     kv_dtype: KvDtype = KvDtype.AUTO,
+    quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
 ) -> Subject:
     how = {"spec_tokens": spec_tokens, "dtype": dtype, "ranks": ranks, "kv_dtype": kv_dtype}
-    deployment = make_deployment(folder, seed=seed, head=head, **how)
+    deployment = make_deployment(folder, seed=seed, head=head, quant=quant, **how)
     return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)

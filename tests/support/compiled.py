@@ -6,6 +6,7 @@ from cgbench.compile.layers import compile_forwards
 from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.loader import LoadedModel
+from cgbench.request.choices import QuantMode
 from tests.support.tiny import (
     decode_prompts,
     load_tiny,
@@ -18,8 +19,10 @@ MAX_NEW_TOKENS = 12
 BATCH_SIZES = (5, 1, 3)
 
 
-def compiled(folder: Path, *, keeps_latents: bool = True) -> tuple[LoadedModel, Speculator]:
-    model = load_tiny(folder, keeps_latents=keeps_latents)
+def compiled(
+    folder: Path, *, keeps_latents: bool = True, quant: QuantMode = QuantMode.AUTO
+) -> tuple[LoadedModel, Speculator]:
+    model = load_tiny(folder, keeps_latents=keeps_latents, quant=quant)
     compile_forwards(model.target, model.head)
     return model, make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
 

@@ -19,6 +19,7 @@ PRELOADED = (
     "transformers.models.qwen2.modeling_qwen2",
     "tests.support.hybrid_jobs",
     "tests.support.killing",
+    "tests.support.quick_limits",
     "tests.support.rank_faults",
     "tests.support.rank_jobs",
 )

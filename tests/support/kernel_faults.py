@@ -6,6 +6,7 @@ its slots whatever the order of the list.
 """
 
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import torch
@@ -98,6 +99,46 @@ def arrivals_left_over() -> None:
         return torch.ones(number, dtype=torch.int32, device=device)
 
     mock.patch.object(triton_experts, "arrivals", arrivals).start()
+
+
+@fault
+def shared_gate_of_another_row() -> None:
+    """A shared expert counts for each token as it should for the one after."""
+    from cgbench.kernels.moe import triton_experts
+
+    real = triton_experts._gate_up
+
+    def gate_up(call: triton_experts._Call, *others: Any) -> Tensor:
+        activated: Tensor = real(call, *others)
+        assert call.shared_weights is not None
+        call.shared_weights.copy_(call.shared_weights.roll(-1))
+        return activated
+
+    mock.patch.object(triton_experts, "_gate_up", gate_up).start()
+
+
+@fault
+def shared_expert_added_twice() -> None:
+    """Products of its own add it to the residual, and the launches take it in too."""
+    from cgbench.kernels.moe import triton_experts
+    from cgbench.kernels.moe.expert_products import Experts
+
+    mock.patch.object(triton_experts, "MOST_TOKENS", 0).start()
+    mock.patch.object(Experts, "without_shared", lambda experts: experts).start()
+
+
+@fault
+def shared_expert_misses_a_piece() -> None:
+    """Sums run over one piece of it too few."""
+    from cgbench.kernels.moe import triton_experts
+
+    real = triton_experts._Call.of_sum.fget  # type: ignore[attr-defined]
+
+    def of_sum(call: triton_experts._Call) -> dict[str, int]:
+        keywords: dict[str, int] = real(call)
+        return keywords | {"PIECES": keywords["PIECES"] - 1}
+
+    mock.patch.object(triton_experts._Call, "of_sum", property(of_sum)).start()
 
 
 def is_seen(name: str, error: Callable[[], float], *, below: float) -> bool:

@@ -21,10 +21,13 @@ KINDS = (
     "qwen3_next-hybrid",
     "qwen3_5_moe",
     "glm4_moe",
+    "glm4_moe_lite",
     "deepseek_v3",
     "ernie4_5_moe",
 )
 """One of each form of router, with shared experts and without."""
+
+WITH_SHARED = KINDS[1:]
 
 
 _GPT_OSS = AutoConfig.for_model(

@@ -18,7 +18,7 @@ from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.kernels import attention, delta_rule
 from cgbench.kernels.attention import AttentionInput, LayerKv
 from cgbench.kernels.delta_rule import DeltaRows, LayerState
-from cgbench.kernels.moe.expert_products import Choice, Experts, Padding
+from cgbench.kernels.moe.expert_products import Choice, Experts, Padding, SharedExpert
 from cgbench.kernels.row_updates import ACTIVE, RowState
 from cgbench.models.target import HiddenStates, Target
 from tests.support.audited import PretendGraphs
@@ -625,6 +625,30 @@ def a_tokens_last_expert_is_left_out(patch: Patch) -> None:
         return real(experts, x, fewer, residual)
 
     patch.setattr(mixtures, "apply_by_torch", apply)
+
+
+@mutation("equality", kind="qwen3_next", with_operators=True)
+def shared_expert_is_added_twice(patch: Patch) -> None:
+    """The experts' operator takes it in, and the residual has it already."""
+    real = mixtures.apply_by_torch
+
+    def apply(experts: Experts, x: Tensor, choice: Choice, residual: Tensor | None) -> Tensor:
+        out = real(experts, x, choice, residual)
+        return out + (out - real(experts.without_shared(), x, choice, residual))
+
+    patch.setattr(mixtures, "apply_by_torch", apply)
+
+
+@mutation("equality", kind="qwen3_next", with_operators=True)
+def shared_gate_of_another_row(patch: Patch) -> None:
+    """A shared expert counts for each token as it should for the one before."""
+    real = SharedExpert.weight_of
+
+    def weight_of(self: SharedExpert, x: Tensor) -> Tensor | None:
+        weight = real(self, x)
+        return None if weight is None else weight.roll(1, 0)
+
+    patch.setattr(SharedExpert, "weight_of", weight_of)
 
 
 # Replays. The graphs are pretended here, and real in tests/gpu.

@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cgbench.checks import equality, isolation, limits
+from cgbench.checks import equality, hidden, isolation, limits
 from cgbench.checks.findings import Finding, over_ranks
 from cgbench.checks.subject import Subject
 from cgbench.compile.layers import compile_forwards
@@ -34,7 +34,7 @@ from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.router_rules import OWN_PATH, mixture_paths
 from cgbench.parallel.collectives import argmax_over_ranks, watched_collectives
 from cgbench.parallel.ranks import Ranks, agreed, gathered
-from cgbench.request.choices import KvDtype
+from cgbench.request.choices import KvDtype, QuantMode
 from tests.support.audited import make_tiny_subject
 from tests.support.session import make_session
 from tests.support.tiny import (
@@ -59,6 +59,9 @@ HEADS = ("divided", "whole")
 OWN = "own"
 COMPILED = (("mimo", "whole"), ("glm4_moe", "divided"))
 """Both kinds of head, and every sum over the ranks: of products, and of experts."""
+SHARED_PATHS = {"glm4_moe_lite": f"{OWN_PATH} and products"}
+"""transformers' plan leaves this shared expert whole on every rank, and divides the experts. So one
+sum over the ranks cannot be of both. A head that is whole needs none."""
 TIED = Preset("tied", "a test", {**SHAPE, "model_type": "qwen3", "tie_word_embeddings": True})
 WHOLE_VOCABULARY = Preset("odd", "a test", {**SHAPE, "model_type": "qwen3", "vocab_size": 65})
 
@@ -79,13 +82,14 @@ def tell_all(
     """Everything of every rank, in one start: each checkpoint and preset by name."""
     torch.set_num_threads(1)
     told = {
-        f"{name} {head}": tell(load(folder, head, ranks))
+        f"{name} {head}": tell(load(folder, head, ranks), RULES if head == "divided" else RULES[:2])
         for name, folder in folders.items()
         for head in HEADS
     }
     with mock.patch.dict(PRESETS, {preset.name: preset for preset in presets}):
         for preset in presets:
-            told[preset.name] = tell(load(Path(f"preset:{preset.name}"), "divided", ranks))
+            model = load(Path(f"preset:{preset.name}"), "divided", ranks)
+            told[preset.name] = tell(model, RULES[:1])
     return gathered(told)
 
 
@@ -100,8 +104,10 @@ def tell_compiled(
             torch._dynamo.reset()
             model = load(folders[name], head, ranks)
             compile_forwards(model.target, model.head)
-            # Each rank's part of every expert goes through the operator.
-            assert mixture_paths(model.target, model.head) in (None, (OWN_PATH, OWN_PATH))
+            # Each rank's part of every expert goes through the operator, the shared one's too.
+            shared = SHARED_PATHS.get(name, OWN_PATH)
+            paths = None if name == "mimo" else (OWN_PATH, OWN_PATH, shared)
+            assert mixture_paths(model.target, model.head) == paths
             out = decode(model, Greedy(), 3, PROMPTS[:3])
             told[f"{name} {head}"] = out.token_ids + out.accepted
     return gathered(told)
@@ -114,9 +120,9 @@ def load(ref: Path, head: str, ranks: Ranks, **how: Any) -> LoadedModel:
     return load_model(loading)
 
 
-def tell(model: LoadedModel) -> Told:
+def tell(model: LoadedModel, rules: tuple[tuple[int, AcceptanceRule], ...]) -> Told:
     tokens, accepted = {}, {}
-    for k, rule in RULES:
+    for k, rule in rules:
         out = [decode(model, rule, k, PROMPTS[at : at + 3]) for at in (0, 3)]
         name = f"{rule} k={k}"
         tokens[name] = [ids for each in out for ids in each.token_ids]
@@ -181,6 +187,11 @@ def count_heads(
     return found
 
 
+def count_heads_and_work(folders: dict[str, Path], *, ranks: Ranks) -> tuple[Any, Any]:
+    """Both, in one start."""
+    return count_heads(folders, ranks=ranks), count_work(folders, ranks=ranks)
+
+
 def counted(model: LoadedModel) -> Counted:
     work = rank_work(model)
     (head,) = work.modules
@@ -237,10 +248,10 @@ def measure_by_other_clocks(folder: Path, *, ranks: Ranks) -> list[tuple[int, li
 
 
 def findings_of(
-    check: Callable[[Subject], Finding], folder: Path, ranks: Ranks
+    check: Callable[[Subject], Finding], folder: Path, ranks: Ranks, **subject: Any
 ) -> list[tuple[str, str]]:
     """Every rank's verdict, and its first difference in words."""
-    finding = over_ranks(check(make_tiny_subject(folder, ranks=ranks)))
+    finding = over_ranks(check(make_tiny_subject(folder, ranks=ranks, **subject)))
     text = "" if finding.difference is None else finding.difference.text
     return gathered((finding.answer.value, text))
 
@@ -257,7 +268,7 @@ def audit_with_a_fault_on_rank_1(folder: Path, *, ranks: Ranks) -> list[tuple[st
         return real(kv, rows, qkv)
 
     with mock.patch.dict(backends.DECODE_BACKENDS, {"sdpa": decode}):
-        return findings_of(isolation.run, folder, ranks)
+        return findings_of(isolation.run, folder, ranks, spec_tokens=(3,))
 
 
 def audit_where_rank_1_reads_other_tokens(
@@ -275,10 +286,16 @@ def audit_where_rank_1_reads_other_tokens(
     told = {}
     with mock.patch.object(iteration, "commit", commit):
         for check in (equality, limits, isolation):
-            told[check.NAME] = findings_of(check.run, folder, ranks)
+            told[check.NAME] = findings_of(check.run, folder, ranks, spec_tokens=(3,))
         group = measure_group(make_session(folder, iterations=1, ranks=ranks), 2, int)
     told["run"] = gathered(("wrong" if group.failures else "holds", "".join(group.failures)))
     return told
+
+
+def audit_w8a8(folder: Path, *, ranks: Ranks) -> list[tuple[str, str]]:
+    """What every rank says of hidden states, with activations quantised by parts."""
+    torch.set_num_threads(1)
+    return findings_of(hidden.run, folder, ranks, quant=QuantMode.W8A8)
 
 
 def make_folders(root: Path, kinds: tuple[str, ...]) -> dict[str, Path]:
@@ -316,20 +333,22 @@ def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[list[list[int]], in
 
 
 def tell_scaled(
-    folders: dict[str, Path], *, ranks: Ranks
+    folders: dict[str, Path], quant: QuantMode = QuantMode.AUTO, *, ranks: Ranks
 ) -> list[dict[str, tuple[str, list[list[int]]]]]:
     """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance at k = 3: plain,
-    and through compiled layers, traced and run as traced."""
+    and those of GLM and of W8A8 through compiled layers too, traced and run as traced."""
     torch.set_num_threads(1)
     told = {}
     with traced_layers():
         for name, folder in folders.items():
-            model = load(folder, "divided", ranks)
+            model = load(folder, "divided", ranks, quant=quant)
             mark = fingerprint(model.target, model.head)
             plain = decode(model, Greedy(), 3, PROMPTS[:3])
-            torch._dynamo.reset()
-            compile_forwards(model.target, model.head)
-            traced = decode(model, Greedy(), 3, PROMPTS[:3])
-            rows = plain.token_ids + plain.accepted + traced.token_ids + traced.accepted
+            rows = plain.token_ids + plain.accepted
+            if name == "glm4_moe" or quant is QuantMode.W8A8:
+                torch._dynamo.reset()
+                compile_forwards(model.target, model.head)
+                traced = decode(model, Greedy(), 3, PROMPTS[:3])
+                assert traced.token_ids + traced.accepted == rows
             told[name] = mark, rows
     return gathered(told)

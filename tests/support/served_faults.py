@@ -36,6 +36,8 @@ class StalePaddedRows(ServingEngine):
 class DrafterLostUnderGraphs(ServingEngine):
     """What the drafter writes in a graph is not where verify reads it: no draft is right there."""
 
+    alone = "without drafts"
+
     def run(self, state: DecodeState, count: int, bucket: int | None) -> None:
         super().run(state, count, bucket)
         if bucket is not None and self.k:

@@ -83,6 +83,9 @@ class Counters:
 class ServingEngine:
     """Continuous batching. ``tiers`` are (last batch size, k), ascending."""
 
+    alone = "sound"
+    """Engines of one word here answer one request at a time alike."""
+
     def __init__(
         self,
         model: LoadedModel,
@@ -90,7 +93,7 @@ class ServingEngine:
         max_num_seqs: int,
         buckets: Sequence[int],
         tiers: Sequence[tuple[int, int]],
-        room: int = 512,
+        room: int = 256,
     ) -> None:
         self.accept = Recorded()
         lengths = {k for _, k in tiers}

@@ -39,7 +39,7 @@ from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading
 from cgbench.models.support import auto_class_for
 from cgbench.parallel.ranks import ALONE, Ranks
-from cgbench.request.choices import KvDtype
+from cgbench.request.choices import KvDtype, QuantMode
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -416,6 +416,7 @@ def load_tiny(
     ranks: Ranks = ALONE,
     keeps_latents: bool = True,
     kv_dtype: KvDtype = KvDtype.AUTO,
+    quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
 ) -> LoadedModel:
     """``head`` is the folder of a head made apart."""
@@ -430,6 +431,7 @@ def load_tiny(
             ranks=ranks,
             keeps_latents=keeps_latents,
             kv_dtype=kv_dtype,
+            quant=quant,
         )
     )
 

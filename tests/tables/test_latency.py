@@ -72,6 +72,9 @@ def test_what_ran_a_mixture_is_told_where_it_was_recorded() -> None:
     told = latency_markdown(frame_of(2), record)
     line = "- mixture: experts by cgbench, router by cgbench and transformers\n"
     assert f"routing model\n{line}- python" in told
+    record.model.update(shared_expert_path="products")
+    told = latency_markdown(frame_of(2), record)
+    assert f"{line[:-1]}, shared expert by products\n- python" in told
 
 
 def test_markdown() -> None:

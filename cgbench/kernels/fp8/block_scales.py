@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cgbench.kernels.fp8.definition import is_by_definition
 from cgbench.kernels.gpu import runs_kernels
 
 FP8 = torch.float8_e4m3fn
@@ -62,7 +61,7 @@ def dequantised(weight: Tensor, scale: Tensor, row_blocks: Tensor, dtype: torch.
         strict=True,
     )
     for values, stored, its in matrices:
-        for rows in _slices(num_rows, num_inputs):
+        for rows in row_slices(num_rows, num_inputs):
             by_row = its.index_select(0, row_blocks[rows])
             values[rows] = stored[rows].float() * _by_column(by_row, num_inputs)
     return out
@@ -73,33 +72,19 @@ def _by_column(scale: Tensor, num_inputs: int) -> Tensor:
     return scale.repeat_interleave(block, dim=1)[:, :num_inputs]
 
 
-def _slices(num_rows: int, num_inputs: int) -> Iterator[slice]:
+def row_slices(num_rows: int, num_inputs: int) -> Iterator[slice]:
+    """Yield the rows of a weight in parts whose values may be in float32 at once."""
     step = max(1, _MOST_ELEMENTS // max(1, num_inputs))
     return (slice(first, first + step) for first in range(0, num_rows, step))
 
 
-def scaled_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, row_blocks: Tensor
-) -> Tensor:
-    """Compute ``F.linear`` of ``x [..., K]`` and the values of ``weight [N, K]``.
+def has_nan_codes(weight: Tensor) -> bool:
+    """Return whether an FP8 ``weight`` holds a code that is no number, 0x7f or 0xff.
 
-    It takes a slice of rows at a time, so that no whole copy of a large weight is ever made. On a
-    CPU, and inside ``by_definition``, values and sums are float32, rounded to ``x``'s dtype once.
-    On CUDA the values are otherwise rounded to ``x``'s dtype first, because the library multiplies
-    those many times faster.
+    It compares bytes, a slice at a time.
     """
-    is_rounded = x.is_cuda and not is_by_definition()
-    dtype = x.dtype if is_rounded else torch.float32
-    wide, added = x.to(dtype), None if bias is None else bias.to(dtype)
-    parts = [
-        F.linear(
-            wide,
-            dequantised(weight[rows], scale, row_blocks[rows], dtype),
-            None if added is None else added[rows],
-        )
-        for rows in _slices(*weight.shape)
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)).to(x.dtype)
+    codes = weight.reshape(-1).view(torch.uint8)
+    return any(bool(((part & 0x7F) == 0x7F).any()) for part in codes.split(_MOST_ELEMENTS))
 
 
 def column_part(scale: Tensor, num_inputs: int, first: int, size: int) -> Tensor:

@@ -62,7 +62,7 @@ class LatentWeights(NamedTuple):
     def working_dtype(self, x: Tensor) -> torch.dtype:
         """Return the type that a product of ``x`` with these weights is computed in.
 
-        As in ``fp8.block_scales.scaled_linear``: FP8 weights multiply in float32, except on CUDA.
+        As in ``fp8.scaled_products``: FP8 weights multiply in float32, except on CUDA.
         """
         if self.scale is None or (x.is_cuda and not is_by_definition()):
             return x.dtype

@@ -17,7 +17,12 @@ from transformers import PreTrainedModel
 from cgbench.kernels import linear as products
 from cgbench.kernels.fp8.block_scales import column_part
 from cgbench.models.division.splits import LM_HEAD, Split, Splits, split_of
-from cgbench.models.quantised.scaled_modules import ScaledLinear, scales_of, set_scales
+from cgbench.models.quantised.scaled_modules import (
+    ScaledLinear,
+    scales_of,
+    scaling_of,
+    set_scales,
+)
 from cgbench.parallel.collectives import joined_over_ranks, sum_over_ranks
 from cgbench.parallel.ranks import Ranks
 
@@ -51,8 +56,7 @@ class ScaledSummedLinear(ScaledLinear):
     """A ``ScaledSummedLinear`` is a ``SummedLinear`` of FP8 weights."""
 
     def forward(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        out = sum_over_ranks(products.linear(x, self.weight, None, *scales))
+        out = sum_over_ranks(products.linear(x, self.weight, None, *scaling_of(self)))
         return out if self.bias is None else out + self.bias
 
 
@@ -61,10 +65,10 @@ class ScaledVocabLinear(VocabLinear):
 
     weight_scale: Tensor
     weight_row_blocks: Tensor
+    is_w8a8 = False
 
     def part(self, x: Tensor) -> Tensor:
-        scales = self.weight_scale, self.weight_row_blocks
-        return products.linear(x, self.weight, self.bias, *scales)
+        return products.linear(x, self.weight, self.bias, *scaling_of(self))
 
 
 _SUMMED: dict[type[nn.Module], type[nn.Module]] = {

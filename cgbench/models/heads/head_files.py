@@ -28,12 +28,13 @@ from cgbench.models.quantised.scaled_files import (
     E4M3,
     SCALE_ENDINGS,
     UNUSED,
+    check_codes,
     check_scale,
     normal_shape,
     read_scale,
 )
 from cgbench.models.quantised.scaled_modules import set_scales
-from cgbench.models.quantised.scheme import FIELD, scheme_of
+from cgbench.models.quantised.scheme import FIELD, Fp8Scheme, scheme_of
 from cgbench.models.target import Target
 from cgbench.request.choices import OutputNorm
 
@@ -209,6 +210,15 @@ def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]
     return parts
 
 
+def head_scheme(ref: str, kind: str) -> Fp8Scheme | None:
+    """Return the FP8 scheme of the head found at ``ref``, or None for plain weights.
+
+    ``kind`` is the head's name. Raise ``UnsupportedModelError`` for any other quantisation.
+    """
+    stated = raw_config(ref).get(FIELD)
+    return None if stated is None else scheme_of(stated, f"the {kind}")
+
+
 def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
     """Check the files' names and headers against the needs of ``head``. No weight is read.
 
@@ -216,8 +226,7 @@ def check_head(ref: str, head: DraftHead, found: HeadFiles) -> None:
     another target. ``ref`` is where the head was found.
     """
     kind = head.family.kind
-    stated = raw_config(ref).get(FIELD)
-    scheme = None if stated is None else scheme_of(stated, f"the {kind}")
+    scheme = head_scheme(ref, kind)
     parts = head_tensors(head, found)
     expected = _expected(parts)
     _check_names(ref, head, found, set(expected), are_scales_known=scheme is not None)
@@ -273,7 +282,7 @@ def scaled_shapes(head: DraftHead, found: HeadFiles) -> dict[str, Size]:
 def read_head(head: DraftHead, found: HeadFiles) -> None:
     """Fill ``head`` from files that have passed ``check_head``.
 
-    FP8 weights stay as they are.
+    FP8 weights stay as they are. Raise ``ModelError`` for one that holds NaN.
     """
     shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
     scaled = scaled_shapes(head, found)
@@ -283,6 +292,9 @@ def read_head(head: DraftHead, found: HeadFiles) -> None:
         read = [read_tensor(found.files[name], found.stored_as[name]) for name in parts]
         tensors[ours] = read[0] if len(read) == 1 else fuse(read, shapes[ours])
         if ours in scaled:
+            for name, weight in zip(parts, read, strict=True):
+                path = found.files[name]
+                check_codes(f"{path.parent}", path, found.stored_as[name], weight)
             num_parts = 1 if len(parts) == 1 else num_fused(ours)
             scales[ours] = _read_scales(found, parts, shapes[ours], scaled[ours], num_parts)
     head.load_tensors(tensors)

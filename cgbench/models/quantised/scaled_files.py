@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cgbench.errors import ModelError
+from cgbench.kernels.fp8.block_scales import has_nan_codes
 from cgbench.models.checkpoint import StoredTensor, read_tensor
 from cgbench.models.quantised.scheme import BLOCK, Fp8Scheme
 
@@ -122,6 +123,19 @@ def read_scale(path: Path, name: str, weight_shape: tuple[int, ...]) -> Tensor:
             f"MODEL {path}: {name} holds {bad[0].item()}: scales must be above zero and finite"
         )
     return scale.reshape(normal_shape(tuple(scale.shape), weight_shape))
+
+
+def check_codes(where: str, path: Path, name: str, weight: Tensor) -> None:
+    """Check that every number of an FP8 ``weight`` is one.
+
+    ``name`` is the tensor of the file ``path`` that it was read from. Raise ``ModelError`` if a
+    code is NaN.
+    """
+    if has_nan_codes(weight):
+        raise ModelError(
+            f"{where}: {name} in {path.name} holds NaN (a code of 0x7f or 0xff). "
+            "The file is damaged: download it again"
+        )
 
 
 def normal_shape(scale: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:

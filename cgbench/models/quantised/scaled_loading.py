@@ -17,10 +17,10 @@ from torch import Size, Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from cgbench.errors import ModelError
-from cgbench.kernels.fp8.block_scales import FP8, row_blocks_of
-from cgbench.models.checkpoint import StoredTensor
+from cgbench.kernels.fp8.block_scales import FP8, has_nan_codes, row_blocks_of
+from cgbench.models.checkpoint import StoredTensor, read_tensor
 from cgbench.models.experts import num_fused
-from cgbench.models.quantised.scaled_files import ScaledFiles, normal_shape, read_scale
+from cgbench.models.quantised.scaled_files import ScaledFiles, check_codes, normal_shape, read_scale
 from cgbench.models.quantised.scaled_modules import set_scales
 
 
@@ -95,7 +95,7 @@ def load_scaled(
     """Fill ``model``, which is on the meta device, from ``paths``. FP8 weights stay as they are.
 
     Nothing is held twice except the tensor that is being placed. Return transformers' report on the
-    tensors.
+    tensors. Raise ``ModelError`` for a weight that holds NaN.
     """
     scales = _read_scales(model, scaled, files, paths, device)
     for name in scaled:
@@ -106,12 +106,31 @@ def load_scaled(
     model.tie_weights(missing_keys=info.missing_keys, recompute_mapping=False)
     model._adjust_missing_and_unexpected_keys(info)
     _make_buffers(model, device)
+    _check_codes(model, scaled, files, paths)
     for name in scaled:
         owner, leaf = _owner(model, name)
         scale = scales[name]
         rows, blocks = model.get_parameter(name).shape[-2], scale.shape[-2]
         set_scales(owner, leaf, scale, row_blocks_of(rows, blocks, num_parts(name, files)))
     return info
+
+
+def _check_codes(
+    model: PreTrainedModel,
+    scaled: Mapping[str, Size],
+    files: ScaledFiles,
+    paths: Mapping[str, Path],
+) -> None:
+    """Check the FP8 weights where they were placed, because a device reads them fastest.
+
+    Only if one holds NaN are the files read again, for the tensor's name in them.
+    """
+    placed = (model.get_parameter(name) for name in scaled)
+    if not any(has_nan_codes(weight) for weight in placed if not weight.is_meta):
+        return
+    for name in files.scales:
+        path = paths[name]
+        check_codes(f"MODEL {path.parent}", path, name, read_tensor(path, name))
 
 
 def _read_scales(

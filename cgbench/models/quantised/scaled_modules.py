@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cgbench.kernels import linear as products
-from cgbench.kernels.fp8.block_scales import FP8, dequantised
+from cgbench.kernels.fp8.block_scales import FP8, column_block, dequantised
 from cgbench.kernels.fp8.definition import is_by_definition
+from cgbench.kernels.fp8.token_values import LEAST_COLUMNS
 from cgbench.kernels.gpu import runs_kernels
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales, apply_by_torch
 
@@ -27,9 +28,35 @@ class ScaledLinear(nn.Linear):
 
     weight_scale: Tensor
     weight_row_blocks: Tensor
+    is_w8a8 = False
+    """Whether what it multiplies is quantised first."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return products.linear(x, self.weight, self.bias, self.weight_scale, self.weight_row_blocks)
+        return products.linear(x, self.weight, self.bias, *scaling_of(self))
+
+
+def scaling_of(module: nn.Module) -> tuple[Tensor, Tensor, bool]:
+    """Return the last arguments of a product with the FP8 weight of a linear layer."""
+    layer: Any = module
+    return layer.weight_scale, layer.weight_row_blocks, layer.is_w8a8
+
+
+def least_columns(module: nn.Module) -> int:
+    """Return the fewest columns that one scale of an FP8 weight in ``module`` is for.
+
+    Without such a weight it is ``LEAST_COLUMNS``.
+    """
+    pairs = (
+        (weight, scales_of(part, leaf))
+        for part in module.modules()
+        for leaf, weight in part._parameters.items()
+    )
+    columns = (
+        column_block(weight.shape[-1], scales[0].shape[-1])
+        for weight, scales in pairs
+        if weight is not None and scales is not None
+    )
+    return min(columns, default=LEAST_COLUMNS)
 
 
 def scales_of(module: nn.Module, leaf: str) -> tuple[Tensor, Tensor] | None:
@@ -83,6 +110,7 @@ def _scaled_experts(kind: Any) -> type[nn.Module]:
         holds_scales = True
         is_plain = False
         """True if the kernel computes what the class does. It is set after the model is loaded."""
+        is_w8a8 = False
 
         def forward(self, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Any:
             choice = top_k_index, top_k_weights
@@ -97,26 +125,46 @@ def _scaled_experts(kind: Any) -> type[nn.Module]:
 
 
 MAX_STREAMED_TOKENS = 256
-"""The kernel of chosen experts takes at most this many tokens.
+"""The kernel of chosen experts takes at most this many tokens that are not quantised.
 
 Above it nearly all experts are chosen, and products are bound by arithmetic.
 """
+
+_NEVER_W8A8 = ("kv_b_proj",)
+"""These linear layers multiply activations as they are, in either mode.
+
+Latent attention absorbs this one, and engines make its values for that.
+"""
+
+
+def quantises_rows(name: str) -> bool:
+    """Return whether the FP8 parameter called ``name`` multiplies quantised rows in W8A8."""
+    return not any(each in name.split(".") for each in _NEVER_W8A8)
+
+
+def use_w8a8(module: nn.Module) -> None:
+    """Make products of the FP8 weights in ``module`` quantise what they multiply, in place."""
+    for name, part in module.named_modules():
+        if hasattr(part, "is_w8a8") and quantises_rows(name):
+            part.is_w8a8 = True
 
 
 def _apart(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
     """Return the chosen experts' sum without the values of all experts, or None."""
     if not getattr(module, "is_plain", False):
         return None
-    if is_by_definition():
+    streamed = None if is_by_definition() else _streamed(module, hidden, chosen, weights)
+    if streamed is None and (is_by_definition() or module.is_w8a8):
         return apply_by_torch(experts_in(module), hidden, Choice(chosen, weights), None)
-    return _streamed(module, hidden, chosen, weights)
+    return streamed
 
 
 def _streamed(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor | None:
     """Return the result of the experts' kernel, or None if it does not take these."""
-    if not runs_kernels(hidden.device) or hidden.dtype == torch.float32:
+    if not runs_kernels(hidden.device):
         return None
-    if len(hidden) > MAX_STREAMED_TOKENS:
+    is_few = hidden.dtype != torch.float32 and len(hidden) <= MAX_STREAMED_TOKENS
+    if not is_few and not module.is_w8a8:
         return None
     # Imported here, because triton is there only beside a CUDA build of torch.
     from cgbench.kernels.moe import triton_experts
@@ -133,8 +181,9 @@ def experts_in(module: nn.Module) -> Experts:
     weights = [module._parameters[leaf] for leaf in ("gate_up_proj", "down_proj")]
     scales = [scales_of(module, leaf) for leaf in ("gate_up_proj", "down_proj")]
     assert weights[0] is not None and weights[1] is not None
-    own = (None if each is None else ExpertScales(*each) for each in scales)
-    return Experts(weights[0], weights[1], *own)
+    gate_up, down = (None if each is None else ExpertScales(*each) for each in scales)
+    is_w8a8 = bool(getattr(module, "is_w8a8", False))
+    return Experts(weights[0], weights[1], gate_up, down, is_w8a8)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from transformers import PretrainedConfig
 
 from cgbench.errors import UnsupportedModelError
+from cgbench.words import Quant
 
 FIELD = "quantization_config"
 BLOCK = 128
@@ -34,28 +35,43 @@ _NAMES = {
 _FLOAT_FORMATS = {"float-quantized", "naive-quantized"}
 
 
+DYNAMIC = "dynamic"
+_QUANTISED = {Quant.W8A16: "not quantised", Quant.W8A8: "quantised by token"}
+
+
 @dataclass(frozen=True, slots=True)
 class Fp8Scheme:
     """A scheme describes FP8 weights as a config declares them.
 
     ``block`` is the rows and columns of one scale, if scales are of blocks. ``activations`` is how
-    the checkpoint's activations were meant to be quantised. Weight-only products leave them alone.
+    the checkpoint's activations were meant to be quantised: ``dynamic`` if every token's are, when
+    it comes, by the same columns as the weights. Weight-only products leave them alone.
     """
 
     method: str
     block: tuple[int, int] | None
     activations: str
 
-    @property
-    def words(self) -> str:
-        """Return the scheme in words, as ``inspect`` prints it."""
+    def words(self, quant: Quant) -> str:
+        """Return the scheme in words, as ``inspect`` prints it, and the mode that it is run in."""
         scales = "channels or tensors"
         if self.block is not None:
             scales = f"blocks of {self.block[0]} x {self.block[1]}"
         return (
             f"{self.method}, e4m3 with scales of {scales}, declares {self.activations} "
-            "activation quantisation, run as w8a16 (activations are not quantised)"
+            f"activation quantisation, run as {quant} (activations are {_QUANTISED[quant]})"
         )
+
+    def check_w8a8(self, kind: str) -> None:
+        """Check that W8A8 quantises activations as the checkpoint declares.
+
+        Raise ``UnsupportedModelError`` if not. ``kind`` is the name of the model.
+        """
+        if self.activations != DYNAMIC:
+            raise UnsupportedModelError(
+                f"--quant w8a8: {kind} declares {self.activations} activation quantisation, and "
+                "w8a8 quantises each token by its own largest value. Use --quant w8a16"
+            )
 
 
 def read_scheme(config: PretrainedConfig, kind: str) -> Fp8Scheme | None:
@@ -112,7 +128,7 @@ def _fine_grained(stated: Mapping[str, Any], kind: str) -> Fp8Scheme:
     if number_format not in ("e4m3", "float8_e4m3fn"):
         _refuse(kind, "fp8", f"numbers of format {number_format}")
     block = stated.get("weight_block_size")
-    activations = str(stated.get("activation_scheme", "dynamic"))
+    activations = str(stated.get("activation_scheme", DYNAMIC))
     return Fp8Scheme("fp8", _checked_block(block, kind), activations)
 
 
@@ -127,9 +143,22 @@ def _compressed(stated: Mapping[str, Any], kind: str) -> Fp8Scheme:
         _refuse(kind, method, _NAMES.get(stored, f"format {stored}"))
     blocks = [each.get("block_structure") for each in weights if each.get("strategy") == "block"]
     block = _checked_block(blocks[0], kind) if blocks else None
-    inputs = next((each.get("input_activations") for each in groups), None) or {}
-    activations = "dynamic" if inputs.get("dynamic") else "static" if inputs else "no"
-    return Fp8Scheme(method, block, activations)
+    declared = [_declared(each.get("input_activations") or {}, block) for each in groups]
+    odd = (each for each in declared if each != DYNAMIC)
+    return Fp8Scheme(method, block, next(odd, DYNAMIC))
+
+
+def _declared(inputs: Mapping[str, Any], block: tuple[int, int] | None) -> str:
+    """Return how compressed-tensors' ``input_activations`` are quantised."""
+    if not inputs:
+        return "no"
+    if not inputs.get("dynamic"):
+        return "static"
+    own = ("token", None) if block is None else ("group", block[1])
+    strategy = str(inputs.get("strategy", own[0]))
+    is_known = (strategy, inputs.get("group_size")) == own
+    is_fp8 = (inputs.get("type", "float"), inputs.get("num_bits", 8)) == ("float", 8)
+    return DYNAMIC if is_known and is_fp8 else f"other {DYNAMIC} ({strategy})"
 
 
 def _checked_block(block: object, kind: str) -> tuple[int, int] | None:

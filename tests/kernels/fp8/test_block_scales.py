@@ -12,8 +12,8 @@ from cgbench.kernels.fp8.block_scales import (
     dequantised,
     quantised,
     row_blocks_of,
-    scaled_linear,
 )
+from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.linear import gated_linear, linear_add
 
 

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cgbench.kernels.moe.expert_products import Choice, Experts, Padding, apply_by_torch
+from cgbench.kernels.moe.expert_products import (
+    Choice,
+    Experts,
+    ExpertScales,
+    Padding,
+    SharedExpert,
+    apply_by_torch,
+    takes_in,
+)
 from tests.support.interpreter import check_interpreted, run_interpreted
 from tests.support.kernel_faults import FAULTS, is_seen
 
@@ -20,7 +28,8 @@ SCRATCH_SLOT = 1000
 
 
 class Case(NamedTuple):
-    """``skew``: every token takes the same experts."""
+    """``skew``: every token takes the same experts. ``pieces``: how many times their inner size a
+    shared expert has, 0 for none."""
 
     num_tokens: int
     num_experts: int
@@ -31,8 +40,19 @@ class Case(NamedTuple):
     skew: bool = False
     query_len: int = 1
     has_residual: bool = True
+    pieces: int = 0
+    has_gate: bool = False
 
 
+SHARED_CASES = [
+    Case(1, 8, 2, 64, 32, pieces=1),
+    Case(2, 16, 2, 48, 40, num_padded=1, pieces=2, has_gate=True),
+    Case(4, 8, 4, 64, 32, has_residual=False, pieces=1, has_gate=True),
+    # A block of padding alone, and gates of more tokens than a product has tiles.
+    Case(40, 8, 6, 80, 24, num_padded=7, query_len=4, pieces=2, has_gate=True),
+    Case(17, 8, 2, 64, 32, num_padded=3, pieces=3),
+    Case(64, 4, 1, 32, 16, skew=True, pieces=1, has_gate=True),
+]
 CASES = [
     Case(1, 8, 2, 64, 32),
     Case(2, 16, 2, 48, 40, num_padded=1),
@@ -40,6 +60,7 @@ CASES = [
     Case(17, 8, 2, 64, 32, num_padded=3),
     Case(17, 4, 1, 32, 16, skew=True),
     Case(40, 8, 6, 80, 24, num_padded=7, query_len=4),
+    *SHARED_CASES,
 ]
 DEVICE_CASES = [
     *CASES,
@@ -49,6 +70,12 @@ DEVICE_CASES = [
     Case(64, 256, 8, 2048, 512, skew=True),
     Case(256, 128, 8, 4096, 704, num_padded=10, query_len=4),
     Case(1024, 64, 8, 1024, 512),
+    Case(1, 64, 4, 2048, 1536, pieces=1),
+    Case(4, 256, 8, 2048, 512, num_padded=1, pieces=1, has_gate=True),
+    Case(16, 64, 6, 2560, 1536, num_padded=2, pieces=2),
+    Case(64, 256, 8, 2048, 512, pieces=1, has_gate=True),
+    # Above what the launches take in.
+    Case(320, 64, 8, 1024, 512, num_padded=3, query_len=4, pieces=2, has_gate=True),
 ]
 
 
@@ -78,6 +105,7 @@ def poisoned(experts: Experts, choice: Choice) -> Experts:
     return Experts(
         experts.gate_up.masked_fill(~is_read[:, None, None], nothing),
         experts.down.masked_fill(~is_read[:, None, None], nothing),
+        shared=experts.shared,
     )
 
 
@@ -85,8 +113,30 @@ def experts_of(case: Case, device: str, dtype: torch.dtype) -> Experts:
     gate_up = torch.randn(case.num_experts, 2 * case.intermediate, case.hidden, device=device)
     down = torch.randn(case.num_experts, case.hidden, case.intermediate, device=device)
     return Experts(
-        (gate_up / case.hidden**0.5).to(dtype), (down / case.intermediate**0.5).to(dtype)
+        (gate_up / case.hidden**0.5).to(dtype),
+        (down / case.intermediate**0.5).to(dtype),
+        shared=shared_of(case, device, dtype),
     )
+
+
+def shared_of(case: Case, device: str, dtype: torch.dtype) -> SharedExpert | None:
+    if not case.pieces:
+        return None
+    size = case.pieces * case.intermediate
+    gate_up = torch.randn(2 * size, case.hidden, device=device) / case.hidden**0.5
+    down = torch.randn(case.hidden, size, device=device) / size**0.5
+    gate = torch.randn(1, case.hidden, device=device) / case.hidden**0.5
+    own = gate.to(dtype) if case.has_gate else None
+    return SharedExpert(gate_up.to(dtype), down.to(dtype), own)
+
+
+def as_wide(experts: Experts) -> Experts:
+    """The same values in float64."""
+    shared = experts.shared
+    if shared is not None:
+        gate = None if shared.gate is None else shared.gate.double()
+        shared = SharedExpert(shared.gate_up.double(), shared.down.double(), gate)
+    return Experts(experts.gate_up.double(), experts.down.double(), shared=shared)
 
 
 def relative_error(case: Case, device: str, dtype: torch.dtype) -> float:
@@ -96,7 +146,7 @@ def relative_error(case: Case, device: str, dtype: torch.dtype) -> float:
 
     torch.manual_seed(case.num_tokens)
     experts = experts_of(case, device, dtype)
-    wide = Experts(experts.gate_up.double(), experts.down.double())
+    wide = as_wide(experts)
     worst = 0.0
     for _ in range(2):
         choice = choice_of(case, device, dtype)
@@ -147,11 +197,14 @@ def rows_that_differ(case: Case, device: str, dtype: torch.dtype) -> int:
     return int(differ.sum())
 
 
+BITS = [*CASES[2:5], *SHARED_CASES[2:5]]
+
+
 def test_a_rows_bits_depend_on_no_other_row() -> None:
     code = (
-        f"from {__name__} import CASES, rows_that_differ\n"
+        f"from {__name__} import BITS, rows_that_differ\n"
         "import torch\n"
-        "print('differ', sum(rows_that_differ(case, 'cpu', torch.float32) for case in CASES[2:5]))"
+        "print('differ', sum(rows_that_differ(case, 'cpu', torch.float32) for case in BITS))"
     )
     assert "differ 0" in run_interpreted(code)
 
@@ -170,7 +223,9 @@ def test_a_rows_bits_on_a_gpu_depend_on_no_other_row(case: Case) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("has_lists", [False, True])
-@pytest.mark.parametrize("case", [CASES[1], CASES[3], CASES[5], DEVICE_CASES[8]])
+@pytest.mark.parametrize(
+    "case", [CASES[1], CASES[3], CASES[5], Case(16, 64, 6, 2560, 1536, 2), *DEVICE_CASES[-4:]]
+)
 def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
     """The choice changes between replays, and who is padding."""
     from cgbench.kernels.moe.triton_experts import apply, plan_of
@@ -195,8 +250,8 @@ def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
     graph.reset()
 
 
-FAULTY_CASE = Case(6, 4, 2, 32, 16, num_padded=1, query_len=2)
-"""Several pairs an expert, padded rows, and more than one row a request."""
+FAULTY_CASE = Case(6, 4, 2, 32, 16, num_padded=1, query_len=2, pieces=2, has_gate=True)
+"""Several pairs an expert, padded rows, more than one row a request, and a shared expert."""
 
 
 def unseen_faults() -> list[str]:
@@ -212,3 +267,72 @@ def unseen_faults() -> list[str]:
 def test_every_planted_fault_is_seen() -> None:
     code = f"from {__name__} import unseen_faults\nprint('unseen', unseen_faults())"
     assert "unseen []" in run_interpreted(code)
+
+
+def test_a_shared_expert_of_many_tokens_runs_by_products_of_its_own() -> None:
+    from cgbench.kernels.moe import triton_shared
+
+    case = Case(6, 4, 2, 32, 16, num_padded=1, query_len=2, pieces=2, has_gate=True)
+    experts, x = experts_of(case, "cpu", torch.float32), torch.randn(6, 32)
+    choice = choice_of(case, "cpu", torch.float32)
+    for residual in (None, torch.randn_like(x)):
+        added = triton_shared.shared_by_products(experts, x, choice, residual)
+        got = apply_by_torch(experts.without_shared(), x, choice, added)
+        torch.testing.assert_close(got, apply_by_torch(experts, x, choice, residual))
+
+
+HALF = torch.bfloat16
+
+
+def shared_like(experts: Experts, size: int, **others: Tensor | ExpertScales) -> SharedExpert:
+    hidden = experts.hidden_size
+    weights = {"gate_up": torch.zeros(2 * size, hidden), "down": torch.zeros(hidden, size)}
+    return SharedExpert(**(weights | others))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("size", "others", "expected"),
+    [
+        (16, {}, True),
+        (32, {}, True),
+        (32, {"gate": torch.zeros(1, 32)}, True),
+        (24, {}, False),
+        (8, {}, False),
+        (16, {"gate": torch.zeros(2, 32)}, False),
+        (16, {"gate": torch.zeros(1, 32).to(torch.float8_e4m3fn)}, False),
+        (16, {"down": torch.zeros(32, 16, dtype=HALF)}, False),
+        (16, {"gate_up": torch.zeros(32, 64)[:, ::2]}, False),
+        (16, {"down_scales": ExpertScales(torch.ones(1, 1), torch.zeros(32))}, False),
+    ],
+)
+def test_what_the_experts_kernels_take_in(
+    size: int, others: dict[str, Tensor | ExpertScales], expected: bool
+) -> None:
+    experts = Experts(torch.zeros(4, 32, 32), torch.zeros(4, 32, 16))
+    assert takes_in(experts, shared_like(experts, size, **others)) == expected
+
+
+@pytest.mark.parametrize(
+    ("blocks", "its_blocks", "expected"),
+    [(3, 6, True), (2, 6, False), (1, 2, False), (6, 12, True)],
+)
+def test_pieces_of_a_shared_expert_cut_no_scale(
+    blocks: int, its_blocks: int, expected: bool
+) -> None:
+    """An inner size of 48, in scales of 16, 32, 64 and 8 columns, and a shared one of 96."""
+    rows = torch.zeros(32, dtype=torch.int32)
+    of_gate_up = ExpertScales(torch.ones(4, 1, 1), rows.repeat(3))
+    experts = Experts(
+        torch.zeros(4, 96, 32),
+        torch.zeros(4, 32, 48),
+        of_gate_up,
+        ExpertScales(torch.ones(4, 1, blocks), rows),
+    )
+    shared = SharedExpert(
+        torch.zeros(192, 32),
+        torch.zeros(32, 96),
+        None,
+        ExpertScales(torch.ones(1, 1), rows.repeat(6)),
+        ExpertScales(torch.ones(1, its_blocks), rows),
+    )
+    assert takes_in(experts, shared) == expected

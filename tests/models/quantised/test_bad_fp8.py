@@ -1,5 +1,6 @@
 """What is refused of quantised checkpoints: by name, with the file, in one line."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -7,18 +8,30 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Qwen3Config
 
-from cgbench.errors import MissingHeadError, ModelError, UnsupportedModelError
-from cgbench.models.heads.families import MIMO
+from cgbench.errors import BadInputError, MissingHeadError, ModelError, UnsupportedModelError
+from cgbench.kernels.fp8.block_scales import has_nan_codes
+from cgbench.models import loader
+from cgbench.models.heads.families import DEEPSEEK, MIMO
 from cgbench.models.quantised.scheme import read_scheme
-from tests.support.fp8 import FINE_GRAINED, compressed, edit_tensors, make_fp8_checkpoint
+from cgbench.request.choices import QuantMode
+from cgbench.request.parts import CaptureRequest, ModelRequest
+from cgbench.request.peers_request import PeersRequest
+from tests.support.fp8 import (
+    FINE_GRAINED,
+    by_channels,
+    compressed,
+    edit_tensors,
+    make_fp8_checkpoint,
+)
 from tests.support.tiny import SHAPE, edit_config, load_tiny
 
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
 SCALE = f"{WEIGHT}_scale_inv"
+HEAD_WEIGHT = "model.mtp_layers.0.mlp.up_proj.weight"
 
 NVFP4 = compressed("group") | {"format": "nvfp4-pack-quantized"}
 INT4 = compressed("group") | {"format": "pack-quantized"}
@@ -86,6 +99,43 @@ def test_bad_scales_are_named(fp8_folder: Path, change: Any, message: str) -> No
     assert SCALE in str(error.value) and "\n" not in str(error.value)
 
 
+def with_nan(weight: Tensor, code: int) -> Tensor:
+    """One number in the middle, of which no rounding could make a NaN."""
+    codes = weight.view(torch.uint8).clone()
+    codes[-1, 3] = code
+    return codes.view(weight.dtype)
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+@pytest.mark.parametrize("name", [WEIGHT, HEAD_WEIGHT])
+def test_a_weight_that_holds_no_number_is_named(fp8_folder: Path, name: str, code: int) -> None:
+    weight = load_file(fp8_folder / "model.safetensors")[name]
+    assert not has_nan_codes(weight)
+    edit_tensors(fp8_folder, **{name: with_nan(weight, code)})
+    with pytest.raises(ModelError, match=r"in model.safetensors holds NaN .*0x7f or 0xff") as error:
+        load_tiny(fp8_folder)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_nan_among_an_experts_weights_names_its_file(tmp_path: Path) -> None:
+    """The parameter is fused of many tensors, which lie in several files."""
+    folder, _ = make_fp8_checkpoint(tmp_path, "qwen3_moe", DEEPSEEK, num_shards=3)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    name = next(each for each in index if each.endswith("mlp.experts.5.up_proj.weight"))
+    file = folder / index[name]
+    tensors = load_file(file)
+    tensors[name] = with_nan(tensors[name], 0xFF)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"{name} in {file.name} holds NaN"):
+        load_tiny(folder)
+
+
+def test_largest_and_zero_codes_are_numbers() -> None:
+    codes = torch.tensor([0x00, 0x80, 0x7E, 0xFE, 0x01, 0x77], dtype=torch.uint8)
+    assert not has_nan_codes(codes.view(torch.float8_e4m3fn))
+    assert codes.view(torch.float8_e4m3fn).float().isfinite().all()
+
+
 def test_a_config_that_promises_fp8_and_files_that_hold_none(tmp_path: Path) -> None:
     _, plain = make_fp8_checkpoint(tmp_path, "mimo", MIMO)
     edit_config(plain, quantization_config=FINE_GRAINED)
@@ -113,3 +163,55 @@ def test_a_head_of_integers_in_an_fp8_checkpoint(fp8_folder: Path) -> None:
     edit_tensors(fp8_folder, **{name: weight.view(torch.int8)})
     with pytest.raises(MissingHeadError, match=r"stored as I8 .*mtp_layers.0.mlp.up_proj"):
         load_tiny(fp8_folder)
+
+
+def inputs(**changes: Any) -> dict[str, Any]:
+    """A compressed-tensors declaration by channels, with other activations."""
+    stated = compressed("channel")
+    group = stated["config_groups"]["group_0"]
+    own = group["input_activations"] | changes if changes else None
+    return stated | {"config_groups": {"group_0": group | {"input_activations": own}}}
+
+
+@pytest.mark.parametrize(
+    ("stated", "declared"),
+    [
+        (FINE_GRAINED | {"activation_scheme": "static"}, "static"),
+        (inputs(dynamic=False), "static"),
+        (inputs(), "no"),
+        (inputs(strategy="tensor"), r"other dynamic \(tensor\)"),
+        (inputs(num_bits=4), r"other dynamic \(token\)"),
+    ],
+)
+def test_activations_that_w8a8_does_not_quantise_as_declared(
+    tmp_path: Path, stated: dict[str, Any], declared: str
+) -> None:
+    """Weights alone are run as ever."""
+    is_fine = stated["quant_method"] == "fp8"
+    how = {} if is_fine else {"quantise": by_channels, "scale_name": "_scale"}
+    folder, _ = make_fp8_checkpoint(tmp_path, "mimo", MIMO, config=stated, **how)
+    message = f"--quant w8a8: .* declares {declared} activation quantisation.*--quant w8a16"
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_tiny(folder, quant=QuantMode.W8A8)
+    assert load_tiny(folder).quant == "w8a16"
+
+
+@pytest.mark.parametrize("mode", [QuantMode.W8A8, QuantMode.W8A16])
+def test_a_mode_of_weights_that_are_plain(tmp_path: Path, mode: QuantMode) -> None:
+    _, plain = make_fp8_checkpoint(tmp_path, "mimo", MIMO)
+    with pytest.raises(BadInputError, match=f"^--quant {mode}: plain has no FP8 weights. Drop"):
+        load_tiny(plain, quant=mode)
+
+
+def test_experts_of_another_kind_are_refused_in_w8a8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = make_fp8_checkpoint(tmp_path, "qwen3_moe", DEEPSEEK)
+    monkeypatch.setattr(loader, "is_plain_mixture", lambda experts: False)
+    with pytest.raises(UnsupportedModelError, match="--quant w8a8: the experts of Qwen3Moe"):
+        load_tiny(folder, quant=QuantMode.W8A8)
+
+
+def test_peers_have_no_mode() -> None:
+    with pytest.raises(BadInputError, match="--quant w8a8: peers"):
+        PeersRequest(ModelRequest(quant=QuantMode.W8A8), CaptureRequest(spec_tokens=(3,)))

@@ -1,0 +1,118 @@
+"""Products of quantised rows and FP8 weights against their values' products: in Triton's
+interpreter here, compiled on a GPU."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cgbench.kernels.fp8.block_scales import FP8, dequantised, row_blocks_of
+from cgbench.kernels.fp8.scaled_products import scaled_linear
+from cgbench.kernels.fp8.token_values import quantised_tokens, token_values
+from tests.support.interpreter import check_interpreted
+
+pytest.importorskip("triton")
+
+CASES = [
+    # rows, outputs, inputs, scales: of blocks of so many, of a channel (-1) or of a tensor (0)
+    (1, 64, 128, 128),
+    (4, 256, 512, 128),
+    (5, 208, 576, 128),
+    (4, 96, 704, 64),
+    (16, 96, 1008, 32),
+    (3, 48, 176, 16),
+    (70, 64, 256, 128),
+    (150, 136, 272, 128),
+    (4, 64, 208, -1),
+    (33, 40, 96, 0),
+]
+MANY = [(256, 4096, 11008, 128), (1000, 6144, 4096, -1), (2048, 2112, 7168, 128)]
+DEVICE_CASES = [*CASES, (4, 22016, 4096, 128), (32, 4096, 11008, 128), *MANY]
+
+MOST_ERROR = 2e-6
+"""Of a product in float32. The order of the sums alone differs."""
+
+
+def drawn(case: tuple[int, int, int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, its scales and their rows."""
+    _, outputs, inputs, block = case
+    weight = torch.randn(outputs, inputs, device=device).to(FP8)
+    blocks = (outputs if block else 1, 1)
+    if block > 0:
+        blocks = (-(-outputs // block), -(-inputs // block))
+    scale = (torch.rand(blocks, device=device) + 0.5) / inputs**0.5
+    return weight, scale, row_blocks_of(outputs, blocks[0]).to(device)
+
+
+def relative_error(case: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> float:
+    """Against float64, over splits of K and all that can follow the product."""
+    from cgbench.kernels.triton_linear import Scales, Tiling, linear
+    from tests.kernels.test_triton_linear import random_rotary
+
+    rows, outputs, inputs, _ = case
+    torch.manual_seed(rows)
+    x = torch.randn(rows, inputs, device=device, dtype=dtype)
+    weight, scale, row_blocks = drawn(case, device)
+    values = dequantised(weight, scale, row_blocks, torch.float32)
+    bias = torch.randn(outputs, device=device, dtype=dtype)
+    expected = F.linear(token_values(x, scale.shape[1]).double(), values.double(), bias.double())
+    residual = torch.randn(rows, outputs, device=device, dtype=dtype)
+    pairs = []
+    for tiling in [None, Tiling(32, 64, 2, 4, 3), Tiling(64, 128, 4, 4, 3)]:
+        keywords = {"scales": Scales(scale, row_blocks, True), "tiling": tiling}
+        product = linear(x, weight, bias, **keywords)
+        added = linear(x, weight, bias, residual=residual, **keywords)
+        pairs += [(product, expected), (added, expected + residual.double())]
+        gate, up = product.chunk(2, dim=-1)
+        gated = linear(x, weight, bias, is_gated=True, **keywords)
+        pairs.append((gated, (F.silu(gate) * up).double()))
+        rotary, rotated = random_rotary(product)
+        pairs.append((linear(x, weight, bias, rotary=rotary, **keywords), rotated))
+    errors = [(got.double() - right).norm() / right.norm() for got, right in pairs]
+    return max(float(error) for error in errors)
+
+
+def test_interpreter_equals_the_product_of_the_values() -> None:
+    check_interpreted(relative_error, CASES, below=MOST_ERROR)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", DEVICE_CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_on_the_device(case: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """In float32 nothing hides the sum, so a promotion that is missing shows: see below."""
+    bounds = {torch.bfloat16: 4e-3, torch.float16: 5e-4, torch.float32: MOST_ERROR}
+    assert relative_error(case, "cuda", dtype) < bounds[dtype]
+
+
+def of_tensor_cores(codes: Tensor, weight: Tensor) -> Tensor:
+    """Sums of 32 columns at a time, of which tensor cores keep 14 bits, and no float32 sum."""
+    total = torch.zeros(codes.shape[0], weight.shape[0])
+    for k in range(0, codes.shape[1], 32):
+        exact = F.linear(codes[:, k : k + 32].float(), weight[:, k : k + 32].float())
+        mantissa, exponent = torch.frexp(total + exact)
+        total = torch.ldexp((mantissa * 2**14).trunc() / 2**14, exponent)
+    return total
+
+
+def test_a_missing_promotion_is_more_than_the_bound() -> None:
+    """Of a weight with scales of channels, where no scale of a block would show it."""
+    case = (4, 256, 4096, -1)
+    torch.manual_seed(0)
+    weight, scale, row_blocks = drawn(case, "cpu")
+    x = torch.randn(4, 4096)
+    stored, row_scale = quantised_tokens(x, 1)
+    faulty = of_tensor_cores(stored, weight) * row_scale * scale[row_blocks, 0]
+    right = scaled_linear(x, weight, None, scale, row_blocks, True)
+    error = float((faulty - right).norm() / right.norm())
+    assert 20 * MOST_ERROR < error < 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_definition_rounds_its_result_once(dtype: torch.dtype) -> None:
+    weight, scale, row_blocks = drawn((3, 24, 80, 16), "cpu")
+    x = torch.randn(3, 80, dtype=dtype)
+    values = dequantised(weight, scale, row_blocks, torch.float32)
+    bias = torch.randn(24, dtype=dtype)
+    expected = F.linear(token_values(x, 5), values, bias.float()).to(dtype)
+    assert torch.equal(scaled_linear(x, weight, bias, scale, row_blocks, True), expected)
