@@ -168,7 +168,7 @@ def _linear_kernel(
     is_row = m < num_rows
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     if IS_SCALED:
-        block = tl.load(row_blocks + n, mask=is_output, other=0)
+        block = tl.load(row_blocks + n, mask=is_output, other=0, cache_modifier=".cg")
         from_scale = scale + block * num_scales
     from_weight = weight + n.to(tl.int64)[:, None] * num_inputs
     to_partial = m[None, :] * num_outputs + n[:, None]
