@@ -227,6 +227,12 @@ def attention_kernels() -> None:
         query = torch.zeros(batch, 32, 4, 128, dtype=dtype)
         qkv = AttentionInput(query, query[:, :8], query[:, :8], 0.1, window)
         triton_attention.decode(cache.layers[0], qkv, rows.slots, rows.positions, rows.cache.room)
+    # A parallel drafter's block, at the largest k.
+    query = torch.zeros(1, 32, 17, 128, dtype=torch.bfloat16)
+    block = AttentionInput(query, query[:, :8], query[:, :8], 0.1, None, is_causal=False)
+    cache = KvCache({0: shape}, max_batch_size=1, room=32, dtype=query.dtype, device=cpu)
+    rows = Rows(cache, slots[:1], torch.arange(17)[None])
+    triton_attention.decode(cache.layers[0], block, rows.slots, rows.positions, 32)
     for batch, query_len in ((1, 4), (64, 7)):
         attention_with_sinks(batch, query_len)
 
@@ -484,7 +490,7 @@ def read_kernel() -> None:
         # Float32, whose tiles fill twice the registers.
         # Of 128 rows, a few words.
         (w8a8_kernels, 20, 4),
-        (attention_kernels, 9, 1),
+        (attention_kernels, 11, 1),
         (fp8_kv_kernels, 5, 1),
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
