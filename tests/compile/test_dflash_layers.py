@@ -46,9 +46,9 @@ def check(folder: Path) -> None:
     made = []
     for is_compiled in (False, True):
         model = load_tiny(target, head=drafter)
+        spec = make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
         if is_compiled:
             compile_forwards(model.target, model.head)
-        spec = make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
-        assert decoded(spec, 3, 5) == expected
+            assert decoded(spec, 3, 5) == expected
         made.append([drafts(spec, batch_size) for batch_size in BATCH_SIZES])
     assert made[0] == made[1]
