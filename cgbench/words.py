@@ -122,9 +122,13 @@ class Stage:
         return cls(StageKind.DRAFT, step, step if last is None else last)
 
     @classmethod
-    def of_iteration(cls, spec_tokens: int) -> "tuple[Stage, ...]":
-        """Return the stages of one iteration of ``spec_tokens`` drafts, in order."""
-        drafts = map(cls.draft, range(1, spec_tokens + 1))
+    def of_iteration(cls, spec_tokens: int, *, is_parallel: bool = False) -> "tuple[Stage, ...]":
+        """Return the stages of one iteration of ``spec_tokens`` drafts, in order.
+
+        A parallel drafter makes them all in the stage of draft 1.
+        """
+        last = min(spec_tokens, 1) if is_parallel else spec_tokens
+        drafts = map(cls.draft, range(1, last + 1))
         return (cls.VERIFY, cls.ACCEPT, *drafts, cls.COMMIT)
 
     @classmethod

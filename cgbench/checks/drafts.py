@@ -81,9 +81,9 @@ def _row(
     ours, its = logits[step, expected[step]].item(), logits[step, got[step]].item()
 
     def again() -> Tensor:
-        return reference_draft_logits(
-            target, head, sequence, step + 1, got[:step], subject.rounding
-        )[step]
+        # All drafts of a parallel drafter see one another's places, and none another's token.
+        count, before = (len(got), []) if head.family.is_parallel else (step + 1, got[:step])
+        return reference_draft_logits(target, head, sequence, count, before, subject.rounding)[step]
 
     if judge.is_forgiven(
         ours - its,

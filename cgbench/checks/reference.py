@@ -19,6 +19,7 @@ from transformers import DynamicCache, GenerationConfig, PretrainedConfig, PreTr
 from cgbench.checks.noise import NOISE_TRIES, moved_embeddings
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.fp8.definition import by_definition
+from cgbench.models.heads.dflash_head import DFlashHead
 from cgbench.models.heads.head import DraftHead
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.target import HiddenStates, Target, request_keys
@@ -78,8 +79,8 @@ class _RoundingCache(DynamicCache):  # type: ignore[misc]
 
 
 class GrowingAttention:
-    """A ``GrowingAttention`` is an ``AttentionCall`` of one request. It attends causally over all
-    keys seen, and keeps them by layer.
+    """A ``GrowingAttention`` is an ``AttentionCall`` of one request. It attends over all keys seen,
+    and keeps them by layer. A parallel drafter's block sees its own later keys, all else is causal.
     """
 
     def __init__(self, target: Target, tokens: Sequence[int], rounding: Rounding = EXACT) -> None:
@@ -88,16 +89,21 @@ class GrowingAttention:
         self.request_keys = request_keys([tokens], target.device)
         self.seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
-        query = qkv.query
-        key, value = self.rounding(layer_idx, qkv.key, qkv.value)
+    def keep(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        """Keep keys and values of rows that attend to nothing, as a parallel drafter's context."""
+        key, value = self.rounding(layer_idx, key, value)
         if layer_idx in self.seen:
             before = self.seen[layer_idx]
             key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
         self.seen[layer_idx] = key, value
+
+    def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
+        query = qkv.query
+        self.keep(layer_idx, qkv.key, qkv.value)
+        key, value = self.seen[layer_idx]
         new, total = query.shape[2], key.shape[2]
         ones = torch.ones(new, total, dtype=torch.bool, device=query.device)
-        mask = ones.tril(total - new)
+        mask = ones.tril(total - new) if qkv.is_causal else ones.clone()
         if qkv.sliding_window is not None:
             mask &= ones.triu(total - new - qkv.sliding_window + 1)
         if qkv.sinks is not None:
@@ -133,9 +139,10 @@ def reference_states(
 def head_form(head: DraftHead, states: HiddenStates) -> Tensor:
     """Return the hidden states that the head's family is fed, ``[B, S, H]``.
 
-    Those of an EAGLE-3 head are three side by side, ``[B, S, 3H]``.
+    Those of an EAGLE-3 head are three side by side, ``[B, S, 3H]``, and those of a parallel drafter
+    are as many as it reads.
     """
-    if head.family.num_aux:
+    if head.family.reads_aux:
         return torch.cat(states.aux, dim=-1)
     return states.post_norm if head.family.hidden_in == NormSide.POST else states.pre_norm
 
@@ -156,11 +163,14 @@ def reference_draft_logits(
     the others follow the likeliest token.
 
     Draft j of a module of its own comes of that module's pass over the whole sequence. Row i has
-    token i + j beside the hidden state. A module that runs again goes on by one row at a time.
+    token i + j beside the hidden state. A module that runs again goes on by one row at a time. The
+    drafts of a parallel drafter follow none, so it is given no ``drafts``.
     """
     attention = GrowingAttention(target, tokens, rounding)
     hidden = head_form(head, reference_states(target, tokens[:-1], attention))
     device, num_rows = target.device, len(tokens) - 1
+    if isinstance(head, DFlashHead):
+        return _block_logits(target, head, hidden, tokens[-1], k, attention)
     following = torch.tensor([list(tokens[1:])], device=device)
     positions = torch.arange(num_rows, device=device)[None]
     logits: list[Tensor] = []
@@ -185,6 +195,25 @@ def reference_draft_logits(
             following, hidden = chosen[None, None], chain[:, -1:]
             positions = torch.full_like(following, num_rows + step + 1 - head.num_modules)
     return torch.stack(logits)
+
+
+def _block_logits(
+    target: Target,
+    head: DFlashHead,
+    hidden: Tensor,
+    newest: int,
+    k: int,
+    attention: GrowingAttention,
+) -> Tensor:
+    """Return the logits ``[k, V]`` of a block after the context of ``hidden [1, n, F]``."""
+    num_rows = hidden.shape[1]
+    context = torch.arange(num_rows, device=target.device)[None]
+    head.keep_context(hidden, head.rope(target, hidden, context), attention)
+    tokens = torch.tensor([[newest, *[head.form.mask_token] * k]], device=target.device)
+    positions = torch.arange(num_rows, num_rows + k + 1, device=target.device)[None]
+    embeds = target.model.get_input_embeddings()(tokens)
+    block_out = head(embeds, None, head.rope(target, embeds, positions), positions, attention)
+    return target.logits(head.to_logits_input(block_out))[0, 1:]
 
 
 @contextmanager

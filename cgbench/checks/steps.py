@@ -262,8 +262,11 @@ def head_layers(subject: Subject) -> range:
 def rows_remade(subject: Subject, layer_idx: int) -> int:
     """Return how many rows below seq_len an iteration computes again in a layer.
 
-    They are those of a module past the first that were computed with drafts.
+    They are those of a module past the first that were computed with drafts. A parallel drafter's
+    layers have none.
     """
+    if subject.spec.is_parallel:
+        return 0
     return max(0, layer_idx - subject.spec.target.num_layers)
 
 
@@ -335,9 +338,12 @@ def write_window(subject: Subject, rows: RowState, layer_idx: int = 0) -> Tensor
     """Return ``[num_slots, room]``, true at the KV rows that an iteration may write in a layer.
 
     In each live row's own slot these are k + 1 verified rows and those that the draft steps write
-    past them, and ``rows_remade`` before them. The whole scratch slot may be written too.
+    past them, and ``rows_remade`` before them. A parallel drafter's block ends k + 1 rows past the
+    newest verified one. The whole scratch slot may be written too.
     """
-    length = max(rows.spec_tokens + 1, 2 * rows.spec_tokens) * rows.active
+    k = rows.spec_tokens
+    is_block = subject.spec.is_parallel and k and layer_idx in head_layers(subject)
+    length = (2 * (k + 1) if is_block else max(k + 1, 2 * k)) * rows.active
     first = rows.seq_len - rows_remade(subject, layer_idx) * rows.active
     window = _rows_between(subject, rows, first, rows.seq_len + length)
     window[subject.spec.cache.scratch_slot] = True

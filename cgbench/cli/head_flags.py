@@ -26,7 +26,7 @@ HeadFamilyName = Annotated[
     str | None,
     typer.Option(
         help="The head's layout, where names and model type do not tell: mimo, mimo_v2, deepseek, "
-        "hy, step, qwen, exaone, mellum, ernie, speculators, eagle or eagle3.",
+        "hy, step, qwen, exaone, mellum, ernie, speculators, eagle, eagle3 or dflash.",
         rich_help_panel=_PANEL,
     ),
 ]

@@ -194,6 +194,8 @@ def _wiring_words(head: "HeadFacts") -> str:
     fed = f"{head.hidden_in}-norm"
     if head.aux_layers:
         fed = f"before layers {', '.join(map(str, head.aux_layers))}"
+    if head.block_size is not None:
+        return f"context of states {fed}, mask token {head.mask_token}, output norm {head.out_norm}"
     return (
         f"concat {head.concat}, hidden in {fed}, chain {head.chain}-norm, output norm "
         f"{head.out_norm}, first embedding {head.first_embed}"
@@ -208,6 +210,9 @@ def _draft_vocabulary(head: "HeadFacts") -> list[tuple[str, str]]:
 
 def _module_words(head: "HeadFacts") -> str:
     """How many modules draft, of how many, and what the later ones are fed."""
+    if head.block_size is not None:
+        most = head.block_size - 1
+        return f"1, parallel: one forward of k + 1 positions makes every draft, k up to {most}"
     if head.modules_stored == 1:
         return "1"
     if head.modules == 1:

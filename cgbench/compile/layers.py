@@ -58,7 +58,8 @@ def compile_forwards(target: Target, head: DraftHead | None) -> None:
 def _layers(target: Target, head: DraftHead | None) -> list[nn.Module]:
     layers = target.backbone.layers
     assert isinstance(layers, nn.ModuleList)
-    return [*layers, *([] if head is None else [module.block for module in head.mtp_modules])]
+    modules = () if head is None else head.mtp_modules
+    return [*layers, *(layer for module in modules for layer in module.layers)]
 
 
 def _compiled(function: Forward) -> Forward:
@@ -92,11 +93,12 @@ def _compile_layer(layer: nn.Module) -> None:
 
 
 def _small_modules(target: Target, head: DraftHead | None) -> list[nn.Module]:
-    """Return what runs between the layers: final norm, rotary tables, the head's own norms."""
+    """Return what runs between the layers: final norm, rotary tables, the head's own parts."""
     modules = [target.backbone.norm, target.backbone.rotary_emb]
     for each in () if head is None else head.mtp_modules:
         modules += [each.embed_norm, each.hidden_norm, each.out_norm]
-        modules += [each.rotary] if hasattr(each, "rotary") else []
+        own = (getattr(each, name, None) for name in ("rotary", "context_keys"))
+        modules += [module for module in own if module is not None]
     return [
         module
         for module in modules

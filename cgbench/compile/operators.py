@@ -71,13 +71,14 @@ def attend(
     scaling: float,
     sliding_window: int | None,
     sinks: Tensor | None,
+    is_causal: bool = True,
 ) -> Tensor:
     """Compute ``AttentionCall.attend`` of the call that is under way.
 
     ``layer_number`` is a tensor on the host. A plain number would be compiled in, and would make
     every layer another form.
     """
-    qkv = AttentionInput(query, key, value, scaling, sliding_window, sinks)
+    qkv = AttentionInput(query, key, value, scaling, sliding_window, sinks, is_causal)
     return _under_way[-1].attend(int(layer_number), qkv).contiguous()
 
 
@@ -90,6 +91,7 @@ def _(
     scaling: float,
     sliding_window: int | None,
     sinks: Tensor | None,
+    is_causal: bool = True,
 ) -> Tensor:
     batch, num_heads, query_len, _ = query.shape
     return query.new_empty(batch, query_len, num_heads, value.shape[3])
@@ -169,7 +171,7 @@ class OperatorCall:
         """Compute ``AttentionCall.attend``. The number of the layer is a tensor."""
         out: Tensor = attend(
             *(qkv.query, qkv.key, qkv.value, layer_idx),
-            *(qkv.scaling, qkv.sliding_window, qkv.sinks),
+            *(qkv.scaling, qkv.sliding_window, qkv.sinks, qkv.is_causal),
         )
         return out
 

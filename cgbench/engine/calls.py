@@ -71,6 +71,11 @@ def store(kv: LayerKv, rows: Rows, qkv: AttentionInput) -> AttentionInput:
     return write_kv(kv, rows.slots, rows.positions, rows.flat, qkv)
 
 
+def keep(kv: LayerKv, rows: Rows, key: Tensor, value: Tensor) -> None:
+    """Write ``key`` and ``value [B, H, S, D]`` of rows that attend to nothing themselves."""
+    store(kv, rows, AttentionInput(key, key, value, scaling=1.0, sliding_window=None))
+
+
 DecodeBackend = Callable[[LayerKv, Rows, AttentionInput], Tensor]
 """A decode backend stores the new keys and values in the layer's KV, then attends.
 
@@ -103,6 +108,9 @@ class Decode:
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         return self.backend(self.rows.cache.layers[layer_idx], self.rows, qkv)
+
+    def keep(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        keep(self.rows.cache.layers[layer_idx], self.rows, key, value)
 
     @property
     def keeps_latents(self) -> bool:
@@ -153,6 +161,9 @@ class Prefill:
         return latent_prefill.prefill(
             new, self._window_mask(new.query.shape[2], new.sliding_window)
         )
+
+    def keep(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        keep(self.rows.cache.layers[layer_idx], self.rows, key, value)
 
     def attend(self, layer_idx: int, qkv: AttentionInput) -> Tensor:
         qkv = store(self.rows.cache.layers[layer_idx], self.rows, qkv)

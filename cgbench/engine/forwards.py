@@ -21,16 +21,22 @@ def check_forwards(seen: Forwards, planned: Forwards) -> None:
 
 
 def planned_forwards(
-    phase: Phase, bucket: Bucket, spec_tokens: int, num_modules: int = 1
+    phase: Phase,
+    bucket: Bucket,
+    spec_tokens: int,
+    num_modules: int = 1,
+    *,
+    is_parallel: bool = False,
 ) -> Forwards:
     """Return the forwards that the graph of ``phase`` should hold for ``bucket``.
 
     Drafts 2..k work on one token a request, never on the k + 1 that were verified. The first step
-    of a module past the head's first works on k + step rows.
+    of a module past the head's first works on k + step rows. A parallel drafter's only forward
+    works on k + 1 rows.
     """
     verify = [("target", bucket.num_tokens)]
     first = [("head", bucket.num_tokens)] if spec_tokens else []
-    steps = range(2, spec_tokens + 1)
+    steps = range(2, 1 if is_parallel else spec_tokens + 1)
     lengths = (spec_tokens + step if step <= num_modules else 1 for step in steps)
     rest = [("head", bucket.batch_size * length) for length in lengths]
     return {

@@ -207,7 +207,9 @@ class _Capturer:
             capture_s = self._timed(
                 lambda: forwards.extend(self._record(graph, function, spec, rows, mark))
             )
-            planned = planned_forwards(phase, bucket, state.spec_tokens, spec.num_modules)
+            planned = planned_forwards(
+                phase, bucket, state.spec_tokens, spec.num_modules, is_parallel=spec.is_parallel
+            )
             check_forwards(forwards, planned)
             barrier(f"the first replay of the {phase} graph of {bucket.batch_size} requests")
             instantiate_s = self._timed(graph.instantiate)

@@ -8,6 +8,8 @@ token i + j, and draft j comes of its row ``seq_len + num_accepted``. An iterati
 certain that its last j - 1 rows were computed without. So draft step j computes the rows from
 ``seq_len - (j - 1)`` to ``seq_len + k`` again: k + j a request. Every row that a module reads is
 then of tokens that are certain, or of this iteration's drafts.
+
+A parallel drafter makes all drafts in the stage of draft 1 (``block_drafts``).
 """
 
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cgbench.engine import block_drafts
 from cgbench.engine.acceptance import AcceptanceRule
 from cgbench.engine.calls import Decode, DecodeBackend, Rows
 from cgbench.engine.kv import KvCache
@@ -66,6 +69,11 @@ class Speculator:
     def chain_size(self) -> int:
         """Return the width of the head's own hidden state, or the target's without a head."""
         return self.target.hidden_size if self.head is None else self.head.hidden_size
+
+    @property
+    def is_parallel(self) -> bool:
+        """Return whether one forward makes every draft."""
+        return block_drafts.is_parallel(self)
 
     @property
     def num_modules(self) -> int:
@@ -200,15 +208,21 @@ def verify_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None
 
 @torch.inference_mode()
 def draft_first_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Make draft 1, by the head over the k + 1 verified rows."""
-    draft_first(spec, rows)
+    """Make draft 1, by the head over the k + 1 verified rows. A parallel drafter makes all k."""
+    if spec.is_parallel:
+        block_drafts.draft_after_verify(spec, rows)
+    else:
+        draft_first(spec, rows)
     mark(Stage.draft(1))
 
 
 @torch.inference_mode()
 def draft_rest_phase(spec: Speculator, rows: RowState, mark: Mark = no_mark) -> None:
-    """Make drafts 2..k, one token a request each, and commit."""
-    for step in range(2, rows.spec_tokens + 1):
+    """Make drafts 2..k, one token a request each, and commit.
+
+    Nothing is left to draft after a parallel drafter.
+    """
+    for step in range(2, 1 if spec.is_parallel else rows.spec_tokens + 1):
         draft_next(spec, rows, step)
         mark(Stage.draft(step))
     commit(rows)

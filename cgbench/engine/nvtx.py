@@ -34,8 +34,8 @@ class StageRanges:
     It relies on the fixed order of stages.
     """
 
-    def __init__(self, spec_tokens: int) -> None:
-        stages = Stage.of_iteration(spec_tokens)
+    def __init__(self, spec_tokens: int, *, is_parallel: bool = False) -> None:
+        stages = Stage.of_iteration(spec_tokens, is_parallel=is_parallel)
         self._next = dict(zip((None, *stages), stages, strict=False))
 
     def __call__(self, stage: Stage | None) -> None:
@@ -50,7 +50,7 @@ class NvtxEagerRunner(EagerRunner):
 
     def __init__(self, spec: Speculator, state: DecodeState) -> None:
         super().__init__(spec, state)
-        self._mark = StageRanges(state.spec_tokens)
+        self._mark = StageRanges(state.spec_tokens, is_parallel=spec.is_parallel)
 
     def step(self, batch_size: int) -> None:
         iteration(self.spec, self.state.rows(batch_size), self._mark)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cgbench.engine import block_drafts
 from cgbench.engine.calls import Prefill, Rows
 from cgbench.engine.iteration import Speculator, draft_next, emit_draft, take_row
 from cgbench.engine.state import DecodeState, Prefilled
@@ -29,9 +30,9 @@ def prefill(
     tokens, padded to each wave's longest. A wave has at least one prompt.
 
     The head's row i pairs hidden i with token i + 1. At the last row that is the target's first new
-    token. ``seed`` is for a rule that draws that token: one draw a request, whatever the waves.
-    With ``distinct`` balanced routing takes equal prompts for different requests, as they are in a
-    timed batch.
+    token. A parallel drafter keeps all rows as context instead. ``seed`` is for a rule that draws
+    that token: one draw a request, whatever the waves. With ``distinct`` balanced routing takes
+    equal prompts for different requests, as they are in a timed batch.
     """
     keys = request_keys(prompts, spec.target.device)
     if distinct:
@@ -92,16 +93,20 @@ def _draft(spec: Speculator, rows: RowState, prefilled: Prefilled) -> None:
     """Make all k drafts after a prefill."""
     if spec.accept.samples_drafts:
         rows.uniforms.uniform_()
-    assert prefilled.block_out is not None
-    emit_draft(spec, rows, prefilled.block_out, step=1)
+    if not spec.is_parallel:
+        assert prefilled.block_out is not None
+        emit_draft(spec, rows, prefilled.block_out, step=1)
     # The head's newest row is the prompt's last, as after an iteration that kept no draft there.
     rows.seq_len.sub_(1)
     rows.num_accepted.zero_()
     rows.out[:, 0] = rows.last
     if prefilled.fed is not None and rows.fed.numel():
         rows.fed[:, :1] = prefilled.fed
-    for step in range(2, rows.spec_tokens + 1):
-        draft_next(spec, rows, step)
+    if spec.is_parallel:
+        block_drafts.draft_all(spec, rows)
+    else:
+        for step in range(2, rows.spec_tokens + 1):
+            draft_next(spec, rows, step)
     rows.seq_len.add_(1)
 
 
@@ -154,6 +159,9 @@ def prefill_slots(
     newest = take_row(hidden.post_norm, lengths - 1)
     last = spec.settled(spec.accept.choose(spec.logits(newest[:, 0]), uniforms))
     if spec.head is None:
+        return Prefilled(last, lengths, None)
+    if spec.is_parallel:
+        block_drafts.keep_context(spec, spec.head_input(hidden), positions, call)
         return Prefilled(last, lengths, None)
     following = _shifted(tokens).scatter(1, lengths[:, None] - 1, last[:, None])
     return head_rows(spec, following, hidden, call).prefilled(last, lengths)

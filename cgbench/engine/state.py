@@ -23,7 +23,8 @@ class Prefilled:
     """A ``Prefilled`` holds what prefill leaves for the first b rows.
 
     It has ``last [b]`` and ``seq_len [b]``. With a head there is also ``block_out [b, 1, H]``, its
-    block's output, from which draft 1 is made.
+    block's output, from which draft 1 is made. A parallel drafter leaves none, because all that it
+    reads is in its KV.
 
     A head with m > 1 modules leaves two more. ``fed [b, 1, H]`` is what the second one is fed at
     the prompt's last row. ``carries [m - 1, b, H]`` is what each module past the first is fed at

@@ -85,6 +85,12 @@ class Floor:
         target, verify = self.work.target, Stage.VERIFY
         yield from self._forward(verify, target, b, query_len, context, read.get(verify))
         yield from self._forward(verify, lm_head, b, query_len, context)
+        # One forward makes all drafts, and its block begins a row further on at least.
+        if self.work.is_parallel and k:
+            (module,), draft = self.work.modules, Stage.draft(1)
+            yield from self._forward(draft, module.forward, b, query_len, context + 1)
+            yield from self._forward(draft, module.output, b, k, context)
+            return
         for step in range(1, k + 1):
             module, draft = self.work.module_of(step), Stage.draft(step)
             stage = account_stage(draft, k)
@@ -127,7 +133,8 @@ class Floor:
             is_mixture = product.num_experts > 1
             read = experts_read if is_mixture and experts_read is not None else expected
             weights = count * read * product.bytes_read(self.itemsize)
-            flops = count * 2.0 * num_tokens * product.num_rows * product.num_elements
+            rows = num_tokens * (product.num_rows + product.context_rows)
+            flops = count * 2.0 * rows * product.num_elements
             rate = self._rate(product)
             line = self._line(stage, product.name, count, weights, flops, rate)
             yield (
@@ -137,8 +144,8 @@ class Floor:
             )
         for shape, count in Counter(work.attentions).items():
             keys = context + query_len
-            rows = batch_size * keys_read(shape, keys, query_len)
-            live = count * rows * shape.row_bytes(self.itemsize)
+            live_rows = batch_size * keys_read(shape, keys, query_len)
+            live = count * live_rows * shape.row_bytes(self.itemsize)
             flops = count * batch_size * attention_flops(shape, keys, query_len)
             yield self._line(stage, _attention_name(shape), count, live, flops)
         for state, count in Counter(work.states).items():

@@ -62,6 +62,8 @@ class Product:
     """
     weight: str = field(default="", compare=False)
     """The weight's name with its layer. Products of equal layers are equal all the same."""
+    context_rows: int = 0
+    """The rows that one token brings beside ``num_rows``, of a parallel drafter's context."""
 
     def bytes_read(self, itemsize: int) -> float:
         """Return the bytes of one matrix. ``itemsize`` is of the model's dtype."""
@@ -132,7 +134,8 @@ class ModuleWork:
     """A module work is the work of one of the head's modules, its token's embedding included.
 
     ``output`` is the product that makes a draft's logits. ``first`` is the work of draft 1's
-    forward if that of later ones is less. An EAGLE-3 head projects three hidden states there.
+    forward if that of later ones is less. An EAGLE-3 head projects three hidden states there. That
+    of a parallel drafter is of one position of its block and one row of its context.
     """
 
     forward: ForwardWork
@@ -147,6 +150,8 @@ class ModelWork:
     target: ForwardWork
     lm_head: ForwardWork
     modules: tuple[ModuleWork, ...] = ()
+    is_parallel: bool = False
+    """Whether one forward makes every draft."""
 
     def module_of(self, step: int) -> ModuleWork:
         """Return the work of the module that makes draft ``step``, which counts from 1."""
@@ -330,11 +335,26 @@ def model_work(skeleton: Skeleton, kv_format: KvFormat = PLAIN) -> ModelWork:
             return _module_work(target, module, fed, probe, of_head)
 
         first = of(fed)
+        if head.family.is_parallel:
+            return ModuleWork(_each_weight_once(first), output)
         if module.hidden_size == fed.shape[-1]:
             return ModuleWork(first, output)
         return ModuleWork(of(fed[..., : module.hidden_size]), output, first)
 
-    return ModelWork(work, lm_head, tuple(map(module_work, head.mtp_modules)))
+    modules = tuple(map(module_work, head.mtp_modules))
+    return ModelWork(work, lm_head, modules, head.family.is_parallel)
+
+
+def _each_weight_once(work: ForwardWork) -> ForwardWork:
+    """Return ``work`` with one product for the context's and the block's with one weight.
+
+    An engine can multiply both at once, so the weight is read once.
+    """
+    by_weight: dict[str, list[Product]] = {}
+    for product in work.products:
+        by_weight.setdefault(product.weight, []).append(product)
+    merged = [replace(same[0], context_rows=len(same) - 1) for same in by_weight.values()]
+    return replace(work, products=tuple(merged))
 
 
 def _module_work(
@@ -418,5 +438,6 @@ def _short(name: str) -> str:
     """Return what ``_in_layer`` returns without the layer. It is alike in every layer.
 
     ``layers.7.self_attn.q_proj`` and ``block.self_attn.q_proj`` are both ``self_attn.q_proj``.
+    So is ``block.2.self_attn.q_proj``, of a head of several layers.
     """
-    return re.sub(r"^(layers\.\d+|block)\.", "", name)
+    return re.sub(r"^(layers\.\d+|block(\.\d+)?)\.", "", name)

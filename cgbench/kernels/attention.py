@@ -12,8 +12,11 @@ from torch import Tensor
 
 from cgbench.kernels.fp8.kv_values import KvScales, quantised_rows, row_scales, row_values
 
-Masks = dict[int | None, Tensor]
-"""These are the masks of a forward, by the sliding window of the layers that share one."""
+Masks = dict[object, Tensor]
+"""These are the masks of a forward, by what the layers that share one have alike.
+
+That is the sliding window, and whether a query sees the rows after it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class AttentionInput(NamedTuple):
     It has ``query [B, Hq, S, D]``, ``key [B, Hkv, S, D]`` and ``value [B, Hkv, S, Dv]``.
     ``scaling`` multiplies the scores. ``sliding_window`` counts the keys seen, the query's own
     included. None means all. ``sinks [Hq]`` are scores of keys without a value, one a head. Every
-    query sees its head's, and it takes a part of the weight. Most models have none.
+    query sees its head's, and it takes a part of the weight. Most models have none. Without
+    ``is_causal`` a query sees the later rows of its call too, as in a parallel drafter's block.
     """
 
     query: Tensor
@@ -65,6 +69,7 @@ class AttentionInput(NamedTuple):
     scaling: float
     sliding_window: int | None
     sinks: Tensor | None = None
+    is_causal: bool = True
 
     @property
     def is_grouped(self) -> bool:
@@ -82,23 +87,27 @@ def sdpa(
 ) -> Tensor:
     """Attend over each slot's rows 0..position by torch's attention, to ``[B, S, Hq, Dv]``.
 
+    Without ``qkv.is_causal`` it is the last query's position for every query.
+
     ``slots [B]`` have ``room`` rows each, and the queries are at ``positions [B, S]``. The whole
     room is read, masked. The new rows must be in ``kv`` already. The layers of one forward may
     share ``masks``, so that each is made once.
     """
     masks = {} if masks is None else masks
     window = qkv.sliding_window
-    if window not in masks:
-        masks[window] = live_mask(positions, room, window)
+    kind = window, qkv.is_causal
+    if kind not in masks:
+        make = live_mask if qkv.is_causal else block_mask
+        masks[kind] = make(positions, room, window)
     keys, values = live_rows(kv, slots, room, qkv.query.dtype)
     if qkv.sinks is not None:
-        out = sink_attention(qkv, keys, values, masks[window])
+        out = sink_attention(qkv, keys, values, masks[kind])
     else:
         out = F.scaled_dot_product_attention(
             qkv.query,
             keys,
             values,
-            attn_mask=masks[window],
+            attn_mask=masks[kind],
             scale=qkv.scaling,
             enable_gqa=qkv.is_grouped,
         )
@@ -184,4 +193,16 @@ def live_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tenso
     mask = key_positions <= query_positions
     if sliding_window is not None:
         mask = mask & (key_positions > query_positions - sliding_window)
+    return mask
+
+
+def block_mask(positions: Tensor, room: int, sliding_window: int | None) -> Tensor:
+    """Return a mask ``[B, 1, S, room]`` of the keys at or before the last query, of any query.
+
+    A window ends so far before the query itself.
+    """
+    key_positions = torch.arange(room, device=positions.device)
+    mask = (key_positions <= positions[:, None, -1:, None]).expand(-1, -1, positions.shape[1], -1)
+    if sliding_window is not None:
+        mask = mask & (key_positions > positions[:, None, :, None] - sliding_window)
     return mask

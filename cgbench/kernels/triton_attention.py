@@ -142,6 +142,7 @@ def _split_kernel(
     PRECISION: tl.constexpr,
     IS_WHOLE: tl.constexpr,
     HAS_SINKS: tl.constexpr,
+    CAUSAL: tl.constexpr,
     SCALING: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
@@ -256,7 +257,9 @@ def _split_kernel(
             tl.store(key_scales + to_scale, key_scale, mask=live & is_writer)
             tl.store(value_scales + to_scale, value_scale, mask=live & is_writer)
         tl.store(value_cache + row[:, None] * VALUE_DIM + dv[None, :], v, mask=keep & is_writer)
-        seen = live[None, :] & (n[None, :] <= s[:, None])
+        seen = live[None, :]
+        if CAUSAL:
+            seen = seen & (n[None, :] <= s[:, None])
         if WINDOW > 0:
             seen = seen & (n[None, :] > s[:, None] - WINDOW)
         acc, running_max, running_sum = _attended(
@@ -349,8 +352,9 @@ def decode(
 ) -> Tensor:
     """Store the new rows in the cache, and attend over each slot's rows 0..position.
 
-    Returns ``[B, S, Hq, Dv]``. ``slots [B]`` have ``room`` rows each, and the queries are at
-    ``positions [B, S]``. If ``tile`` is None, ``key_tile`` chooses it.
+    Without ``qkv.is_causal`` every query sees all of the new rows. Returns ``[B, S, Hq, Dv]``.
+    ``slots [B]`` have ``room`` rows each, and the queries are at ``positions [B, S]``. If ``tile``
+    is None, ``key_tile`` chooses it.
     """
     query, key, value = qkv.query, qkv.key, qkv.value
     batch, num_heads, query_len, key_dim = query.shape
@@ -405,6 +409,7 @@ def decode(
         PRECISION="ieee" if is_float32 else "tf32",
         IS_WHOLE=num_splits == 1,
         HAS_SINKS=qkv.sinks is not None,
+        CAUSAL=qkv.is_causal,
         SCALING=_scaling_of(kv),
         EARLY=early(query.device),
         num_warps=tile.num_warps,

@@ -8,6 +8,7 @@ import torch
 import cgbench
 from cgbench.engine.acceptance import rule_of
 from cgbench.engine.backends import NamedBackend
+from cgbench.engine.block_drafts import check_drafter
 from cgbench.engine.deployment import Deployment, deploy
 from cgbench.engine.memory import check_memory
 from cgbench.errors import BadInputError, DeviceError, OutOfMemoryError
@@ -106,8 +107,9 @@ def load(
 
     ``attention`` decides whether latent attention keeps latents.
 
-    Raise ``BadInputError`` for balanced routing without experts, and ``ModelError`` or a kin of it
-    for a model that cannot be served. Raise ``OutOfMemoryError`` if the weights do not fit.
+    Raise ``BadInputError`` for balanced routing without experts, and for what a parallel drafter
+    cannot do. Raise ``ModelError`` or a kin of it for a model that cannot be served, and
+    ``OutOfMemoryError`` if the weights do not fit.
     """
     ref, with_head = request.model.ref, options.max_spec_tokens > 0
     loading = loading_of(
@@ -122,6 +124,7 @@ def load(
     plan = plan_loading(loading)
     if request.model.routing == Routing.BALANCED and plan.routing is Routing.MODEL:
         raise BadInputError(f"--routing balanced: {ref} has no experts. Drop the flag")
+    check_drafter(plan.skeleton.head, options.max_spec_tokens, attention)
     if set(options.scopes) - {Scope.EAGER}:
         check_capturable(plan.config)
     check_memory(plan, options)
@@ -257,6 +260,8 @@ def make_record(request: DecodeRequest, setup: Setup) -> RunRecord:
 def _module_facts(model: LoadedModel) -> str | None:
     if model.head is None:
         return None
+    if model.head.family.is_parallel:
+        return "parallel: one forward makes every draft"
     used = model.head.num_modules
     if used == 1:
         return f"module 1 of {model.num_head_modules}, reused for every draft step"

@@ -76,7 +76,8 @@ def _dispatch(
             keeper: Any = attention_call
             return keeper.attend_latent(layer_idx, new), None
         key, value = hooked.expanded(key)
-    qkv = AttentionInput(query, key, value, scaling, sliding_window, s_aux)
+    is_causal = not getattr(module, "sees_block", False)
+    qkv = AttentionInput(query, key, value, scaling, sliding_window, s_aux, is_causal)
     return attention_call.attend(layer_idx, qkv), None
 
 
@@ -111,6 +112,9 @@ class ShapeProbe(RecurrentProbe):
         key_dim = qkv.query.shape[3]
         shape = (kv_heads, key_dim), (kv_heads, value_dim)
         return self._noted(layer_idx, qkv.query, shape, value_dim, qkv.sliding_window)
+
+    def keep(self, layer_idx: int, key: Tensor, value: Tensor) -> None:
+        """Record nothing, because a layer that keeps rows attends too."""
 
     def attend_latent(self, layer_idx: int, new: LatentInput) -> Tensor:
         """Record what the layer keeps, and return zeros of its output's shape."""

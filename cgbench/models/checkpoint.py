@@ -240,9 +240,9 @@ def _has_tensors(ref: str) -> bool:
 def raw_config(ref: str) -> JsonObject:
     """Return the content of ``config.json`` as it is written, or an empty dict without one.
 
-    Raise ``ModelError`` if it cannot be read as an object.
+    A GGUF file has none. Raise ``ModelError`` if it cannot be read as an object.
     """
-    path = _find_file(ref, CONFIG_FILE)
+    path = None if _is_gguf(Path(ref)) else _find_file(ref, CONFIG_FILE)
     if path is None:
         return {}
     where = str(path)
@@ -332,6 +332,11 @@ def stored_tensors(files: Mapping[str, Path]) -> dict[str, StoredTensor]:
         by_file.setdefault(file, []).append(name)
     found: dict[str, StoredTensor] = {}
     for path, names in by_file.items():
+        if _is_gguf(path):
+            from cgbench.models.heads.gguf_head import gguf_header
+
+            found |= {name: gguf_header(path, name) for name in names}
+            continue
         with _opened(path) as file:
             for name in names:
                 entry = file.get_slice(name)
@@ -341,10 +346,22 @@ def stored_tensors(files: Mapping[str, Path]) -> dict[str, StoredTensor]:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """Return one tensor of a safetensors file. Raise ``ModelError`` if the file is damaged."""
+    """Return one tensor of a safetensors file, or of the head in a GGUF file.
+
+    Raise ``ModelError`` if the file is damaged.
+    """
+    if _is_gguf(path):
+        # Imported here, because it describes its tensors as this module does.
+        from cgbench.models.heads.gguf_head import read_gguf_tensor
+
+        return read_gguf_tensor(path, name)
     with _opened(path) as file:
         tensor: Tensor = file.get_tensor(name)
         return tensor
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf" and path.is_file()
 
 
 def equal_values(one: tuple[Path, str], other: tuple[Path, str], dtype: torch.dtype) -> bool:

@@ -44,20 +44,6 @@ def _readable(file: Path) -> Path:
     return file
 
 
-def gguf_head_problem(file: Path) -> str:
-    """Return in words why the head of a GGUF file cannot be used: it has none, or none is read.
-
-    llama.cpp writes an MTP module as ``blk.{L}.nextn.*``. transformers loads no head from a GGUF
-    file. It drops those tensors of Qwen3.5, and knows none of other models.
-    """
-    from gguf import GGUFReader
-
-    nextn = sorted(t.name for t in GGUFReader(file).tensors if ".nextn." in t.name)
-    if nextn:
-        return f"its MTP head ({nextn[0]}, ...) is not read from GGUF. Give --head with safetensors"
-    return "the GGUF file holds no MTP head. Give --head PATH"
-
-
 class GgufKeywords(TypedDict, total=False):
     """This class types the keywords that ``from_pretrained`` takes for a GGUF file."""
 

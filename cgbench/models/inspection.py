@@ -11,6 +11,7 @@ from torch import nn
 from cgbench.errors import BadInputError, MissingHeadError, ModelError, UnsupportedModelError
 from cgbench.models.checkpoint import StoredTensor, stored_tensors, tensor_files
 from cgbench.models.division.division_check import check_division
+from cgbench.models.heads.dflash_head import DFlashHead
 from cgbench.models.heads.head import adds_one
 from cgbench.models.heads.head_copies import CopyUse
 from cgbench.models.heads.head_files import HeadFiles, head_tensors
@@ -56,9 +57,12 @@ class CopyFacts:
 class HeadFacts:
     """This class describes the head that would be loaded.
 
-    ``aux_layers`` are the target's layers whose input an EAGLE-3 head is fed. ``draft_vocab_size``
-    counts the tokens that a draft can be. It is None if they are all of the target's. ``origin`` is
-    where it would be loaded from. It is None if the head would be made.
+    ``aux_layers`` are the target's layers whose input the head is fed in place of its last state.
+    ``draft_vocab_size`` counts the tokens that a draft can be. It is None if they are all of the
+    target's.
+    ``block_size`` and ``mask_token`` are those of a parallel drafter's block. They are None for a
+    head that drafts step by step. ``origin`` is where it would be loaded from. It is None if the
+    head would be made.
     """
 
     family: str
@@ -76,6 +80,8 @@ class HeadFacts:
     target_norms: NormForm
     aux_layers: tuple[int, ...]
     draft_vocab_size: int | None
+    block_size: int | None
+    mask_token: int | None
     copies: tuple[CopyFacts, ...]
     num_tensors: int
     weight_bytes: int
@@ -256,6 +262,7 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFac
     head = plan.skeleton.head
     if family is None or head is None:
         return None
+    form = head.form if isinstance(head, DFlashHead) else None
     return HeadFacts(
         family=family.name,
         label=plan.head_label,
@@ -272,6 +279,8 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFac
         target_norms=_norm_form(plan.skeleton.target),
         aux_layers=head.aux_layers,
         draft_vocab_size=head.draft_vocab_size,
+        block_size=None if form is None else form.block_size,
+        mask_token=None if form is None else form.mask_token,
         copies=_copy_facts(found),
         num_tensors=len(tensors),
         weight_bytes=plan.skeleton.head_bytes(plan.request.dtype),

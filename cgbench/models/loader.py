@@ -27,7 +27,7 @@ from cgbench.models.division.shards import (
 from cgbench.models.division.splits import HEAD_OUTPUT, LM_HEAD, Split, Splits, kv_copies
 from cgbench.models.experts import implementation_for, take_over_loops
 from cgbench.models.gguf import gguf_keywords
-from cgbench.models.heads.eagle3_head import make_head
+from cgbench.models.heads.any_head import make_head
 from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.heads.head_files import read_head
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms

@@ -27,9 +27,10 @@ from cgbench.models.checkpoint import (
     stored_tensors,
     tensor_files,
 )
-from cgbench.models.gguf import find_gguf, gguf_head_problem
-from cgbench.models.heads.eagle3_files import find_any_head
+from cgbench.models.gguf import find_gguf
+from cgbench.models.heads.any_head import find_any_head
 from cgbench.models.heads.families import FAMILIES, HeadFamily
+from cgbench.models.heads.gguf_head import gguf_head_files
 from cgbench.models.heads.head import HeadForm
 from cgbench.models.heads.head_copies import target_matrices
 from cgbench.models.heads.head_files import (
@@ -208,6 +209,7 @@ class LoadingPlan:
         ref = self.request.head_ref
         name = self.family.name if ref is None else f"{self.family.name}:{_label(ref)}"
         notes = [] if self.num_stored == 1 else [modules_used(self.num_modules, self.num_stored)]
+        notes += ["parallel"] if self.family.is_parallel else []
         notes += ["random weights"] if self.request.preset else []
         return f"{name} ({', '.join(notes)})" if notes else name
 
@@ -330,8 +332,6 @@ def _find_head(
     request: Loading, target: Target, gguf_file: Path | None
 ) -> tuple[HeadFiles, HeadFamily]:
     """Return the head's files, and its family wired as config.json and the flags state."""
-    if gguf_file is not None and request.head_ref is None:
-        raise ModelError(f"MODEL {request.ref}: {gguf_head_problem(gguf_file)}")
     folder = _head_folder(request, target.config, gguf_file)
     files = None if gguf_file is not None else tensor_files(request.path)
     flags, stated = request.wiring, folder.stated
@@ -347,15 +347,19 @@ def _find_head(
 
 def _check_ranks(request: Loading, family: HeadFamily) -> None:
     """Refuse a head that ranks cannot share, nor hold whole beside a divided target."""
-    if family.num_aux and request.ranks.size > 1:
+    if family.reads_aux and request.ranks.size > 1:
+        article = "a" if family.is_parallel else "an"
         raise UnsupportedModelError(
-            f"--tp {request.ranks.size}: an {family.kind} cannot be run on several GPUs here. "
-            "Drop --tp, or use another --head"
+            f"--tp {request.ranks.size}: {article} {family.kind} cannot be run on several GPUs "
+            "here. Drop --tp, or use another --head"
         )
 
 
 def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | None) -> HeadFolder:
     types = frozenset({config.model_type})
+    if gguf_file is not None and request.head_ref is None:
+        files = gguf_head_files(gguf_file)
+        return HeadFolder(request.path, files, types, HeadWiring(), is_apart=False)
     if gguf_file is None:
         types = types_in(raw_config(request.path)) or types
     return open_folder(request.head_path, types, is_apart=request.head_ref is not None)

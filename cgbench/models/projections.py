@@ -186,6 +186,17 @@ class PackedFirst(Projection):
             other.computed = x, part
         return first
 
+    def others_of(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the projections of ``x`` by all of the set but this one, in their order.
+
+        The weights are plain. Raise ``AssertionError`` for FP8 ones.
+        """
+        assert self.packed_scale is None
+        own, *sizes = self.sizes
+        bias = None if self.packed_bias is None else self.packed_bias[own:]
+        others: tuple[Tensor, ...] = self.linear(x, self.packed_weight[own:], bias).split(sizes, -1)
+        return others
+
     def _product(self, x: Tensor) -> Tensor:
         if self.packed_scale is None:
             return self.linear(x, self.packed_weight, self.packed_bias)

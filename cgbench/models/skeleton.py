@@ -13,7 +13,7 @@ from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.models.attention_hook import ATTENTION_NAME, ShapeProbe, is_latent
 from cgbench.models.config_faults import fault_of
 from cgbench.models.division.splits import kv_copies
-from cgbench.models.heads.eagle3_head import make_head
+from cgbench.models.heads.any_head import make_head
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat

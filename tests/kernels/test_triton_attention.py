@@ -28,6 +28,7 @@ class Case:
     value_dim: int = 16
     window: int | None = None
     sinks: bool = False
+    causal: bool = True
 
 
 CASES = [
@@ -50,6 +51,11 @@ CASES = [
     Case(4, num_heads=8, kv_heads=2, key_dim=24, value_dim=16, window=7, sinks=True),
     Case(11, num_heads=6, kv_heads=2, key_dim=24, value_dim=16, window=4, sinks=True),
     Case(1, num_heads=20, kv_heads=20, sinks=True),
+    # A parallel drafter's block, whose rows see the later ones too.
+    Case(4, causal=False),
+    Case(17, num_heads=16, kv_heads=2, causal=False),
+    Case(6, num_heads=6, kv_heads=3, key_dim=24, value_dim=40, window=7, causal=False),
+    Case(3, num_heads=20, kv_heads=20, causal=False),
 ]
 DEVICE_CASES = [*(Case(query_len) for query_len in (2, 3, 5, 6, 7, 8)), *CASES]
 
@@ -70,7 +76,7 @@ def max_error(case: Case, device: str, dtype: torch.dtype) -> float:
     new = [randn(case, heads, dim, device, dtype) for heads, dim in shapes(case)]
     # Some sinks outweigh every key, and some none.
     sinks = 4 * torch.randn(case.num_heads, device=device).to(dtype) if case.sinks else None
-    qkv = AttentionInput(*new, 0.25, case.window, sinks)
+    qkv = AttentionInput(*new, 0.25, case.window, sinks, case.causal)
     outs = [
         backend(cache.layers[1], Rows(cache, slots, positions), qkv)
         for backend, cache in zip((sdpa_decode, triton_decode), caches, strict=True)

@@ -63,7 +63,7 @@ from cgbench.kernels.mla import (  # noqa: E402
     triton_latent_rows,
 )
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
-from cgbench.kernels.windows import triton_window  # noqa: E402
+from cgbench.kernels.windows import triton_block, triton_window  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
@@ -86,6 +86,7 @@ MODULES = (
     triton_latent_merge,
     triton_latent_rows,
     triton_window,
+    triton_block,
     triton_tokens,
 )
 
@@ -226,6 +227,12 @@ def attention_kernels() -> None:
         query = torch.zeros(batch, 32, 4, 128, dtype=dtype)
         qkv = AttentionInput(query, query[:, :8], query[:, :8], 0.1, window)
         triton_attention.decode(cache.layers[0], qkv, rows.slots, rows.positions, rows.cache.room)
+    # A parallel drafter's block, at the largest k.
+    query = torch.zeros(1, 32, 17, 128, dtype=torch.bfloat16)
+    block = AttentionInput(query, query[:, :8], query[:, :8], 0.1, None, is_causal=False)
+    cache = KvCache({0: shape}, max_batch_size=1, room=32, dtype=query.dtype, device=cpu)
+    rows = Rows(cache, slots[:1], torch.arange(17)[None])
+    triton_attention.decode(cache.layers[0], block, rows.slots, rows.positions, 32)
     for batch, query_len in ((1, 4), (64, 7)):
         attention_with_sinks(batch, query_len)
 
@@ -467,6 +474,7 @@ def window_kernels() -> None:
         )
         for step in (2, 3):
             triton_window.module_window(state.full, step)
+        triton_block.draft_block(state.full, torch.zeros(1, dtype=torch.long), 1024)
 
 
 def read_kernel() -> None:
@@ -484,7 +492,7 @@ def read_kernel() -> None:
         # Float32, whose tiles fill twice the registers.
         # Of 128 rows, a few words.
         (w8a8_kernels, 20, 4),
-        (attention_kernels, 9, 1),
+        (attention_kernels, 11, 1),
         (fp8_kv_kernels, 5, 1),
         (merge_kernels, 4, 0),
         # Both kernels of nine rows, a little.
@@ -500,7 +508,7 @@ def read_kernel() -> None:
         (expert_kernels, 6, 0),
         (shared_expert_kernels, 24, 0),
         (route_kernels, 3, 0),
-        (window_kernels, 4, 0),
+        (window_kernels, 5, 0),
         (read_kernel, 1, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),

@@ -1,10 +1,11 @@
-"""The kernel of a module's window against torch's operations, which define it."""
+"""The kernels of a module's window and of a drafter's block against torch's, which define them."""
 
 import pytest
 import torch
 
 from cgbench.engine.state import DecodeState
 from cgbench.kernels.row_updates import RowState
+from cgbench.kernels.windows.draft_block import draft_block_by_torch
 from cgbench.kernels.windows.module_window import module_window_by_torch
 from tests.support.interpreter import run_interpreted
 
@@ -57,12 +58,34 @@ def check_windows(device: str, dtype: torch.dtype = torch.float32, num_seeds: in
     return compared
 
 
+def check_blocks(device: str) -> int:
+    """Every number of accepted drafts, with and without rows enough for the block."""
+    from cgbench.kernels.windows import triton_block
+
+    compared = 0
+    for seed in range(3):
+        for k, room in ((1, 9), (3, 40), (16, 26)):
+            rows = random_rows(k, 8, seed, device, torch.float32)
+            mask = torch.tensor([VOCAB], device=device)
+            by_torch = draft_block_by_torch(rows, mask, room)
+            assert int(by_torch.positions.max()) < room
+            by_kernel = triton_block.draft_block(rows, mask, room)
+            for ours, theirs in zip(by_torch, by_kernel, strict=True):
+                assert torch.equal(ours, theirs), (seed, k)
+            compared += 1
+    return compared
+
+
 def test_interpreter_equals_the_definition() -> None:
-    code = f"from {__name__} import check_windows\nprint(check_windows('cpu', num_seeds=2))"
-    assert run_interpreted(code) == "18\n"
+    code = (
+        f"from {__name__} import check_blocks, check_windows\n"
+        "print(check_windows('cpu', num_seeds=2), check_blocks('cpu'))"
+    )
+    assert run_interpreted(code) == "18 9\n"
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_device_equals_the_definition(dtype: torch.dtype) -> None:
     assert check_windows("cuda", dtype) == 72
+    assert check_blocks("cuda") == 9

@@ -123,7 +123,7 @@ def shared_expert_added_twice() -> None:
     from cgbench.kernels.moe import triton_experts
     from cgbench.kernels.moe.expert_products import Experts
 
-    mock.patch.object(triton_experts, "MOST_TOKENS", 0).start()
+    mock.patch.object(triton_experts, "most_tokens_with", lambda experts: 0).start()
     mock.patch.object(Experts, "without_shared", lambda experts: experts).start()
 
 

@@ -31,11 +31,11 @@ from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.moe.triton_shared import (
     ASKED_BYTES,
-    MOST_TOKENS,
     SHARED_NUMBERS,
     SharedCall,
     ask_for_rows,
     is_padded,
+    most_tokens_with,
     place_of,
     shared_by_products,
     shared_call,
@@ -714,7 +714,7 @@ def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     """
     is_scaled = experts.gate_up_scales is not None
     plan = (_scaled_plan_of if is_scaled else _plain_plan_of)(experts, num_tokens, top_k)
-    return plan._replace(takes_shared=num_tokens <= MOST_TOKENS)
+    return plan._replace(takes_shared=num_tokens <= most_tokens_with(experts))
 
 
 def _plain_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:

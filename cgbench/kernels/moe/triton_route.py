@@ -53,7 +53,7 @@ def _without_worse_groups(
     return tl.reshape(by_group, [TOKENS, EXPERTS])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _dot_in_parts(wide, rows, acc):
     """Return ``acc`` and the product of float32 ``wide`` and bfloat16 ``rows``.
 

@@ -24,17 +24,21 @@ COLUMNS_A_STEP = tl.constexpr(2048)
 """A shared expert's gate is multiplied by this many columns at once."""
 
 LINE_BYTES = tl.constexpr(128)
-ASKED_BYTES = 4 << 20
+ASKED_BYTES = 0
 """This many bytes of a shared expert's weights are asked into L2 before the wait.
 
-They arrive while the router chooses.
+Asking for 4 or 16 MiB saved nothing at any number of tokens (results/h200/shared-experts.md).
 """
 
 MOST_TOKENS = 256
-"""Of more tokens than these, a shared expert's products are the library's.
+"""Of more tokens than these, a shared expert's products are the library's."""
 
-A program reads its weights once for each block of tokens, which the library does less often. The
-number follows from the bytes that L2 would hand out. It was not measured.
+MOST_TOKENS_IN_PIECES = 128
+"""The same of a shared expert as large as several experts.
+
+A program reads its weights once for each block of tokens, which the library does less often.
+ERNIE-4.5-21B's layer of 256 tokens took 5 % longer with it inside, and of 64 tokens 1 %.
+Qwen3.5-35B's took 4 to 5 % less time at both (results/h200/shared-experts.md).
 """
 
 
@@ -138,6 +142,14 @@ class SharedCall(NamedTuple):
     def num_pairs(self) -> int:
         """Return the number of pairs of a piece and a token."""
         return self.pieces * self.num_tokens
+
+
+def most_tokens_with(experts: Experts) -> int:
+    """Return up to how many tokens the shared expert of ``experts`` runs in their launches."""
+    shared = experts.shared
+    if shared is None or shared.intermediate_size == experts.intermediate_size:
+        return MOST_TOKENS
+    return MOST_TOKENS_IN_PIECES
 
 
 def shared_call(experts: Experts, x: Tensor, asked_bytes: int) -> SharedCall | None:

@@ -24,7 +24,7 @@ from cgbench.models.checkpoint import (
 from cgbench.models.heads.eagle3_config import Eagle3Form, read_form
 from cgbench.models.heads.families import EAGLE3, HeadFamily
 from cgbench.models.heads.head_copies import CopyUse, HeadCopy, TargetMatrices
-from cgbench.models.heads.head_files import HeadFiles, find_head, num_used
+from cgbench.models.heads.head_files import HeadFiles, num_used
 from cgbench.models.heads.head_search import HeadFolder
 from cgbench.models.target import Target
 
@@ -36,7 +36,7 @@ _UNREAD = (_INVERSE, "rotary_emb.inv_freq")
 _OFFSETS = ("I64", "I32")
 
 
-def find_any_head(
+def find_eagle3(
     folder: HeadFolder,
     target: Target,
     matrices: TargetMatrices,
@@ -44,32 +44,38 @@ def find_any_head(
     family: str | None = None,
     most_modules: int | None = None,
 ) -> HeadFiles:
-    """Return the head for ``target`` that ``folder`` holds, of EAGLE-3 or with MTP modules.
+    """Return the EAGLE-3 head for ``target`` that ``folder`` holds.
 
-    ``find_head`` states what the arguments are. Raise its errors.
+    ``head_files.find_head`` states what the arguments are. Raise its errors.
     """
-    signs = _signs(folder.files)
-    if not signs and family != EAGLE3.name:
-        return find_head(folder, target, matrices, dtype, family, most_modules)
+    signs = eagle3_signs(folder.files)
     if not signs:
         looked_for = ", ".join(f"{name}.hidden_norm.weight" for name in _layer_names())
         raise MissingHeadError(
             f"{folder.ref}: no EAGLE-3 head tensors (looked for {looked_for}). "
             "Give --head PATH, or --spec-tokens 0 to measure without speculation"
         )
-    held = f"holds an EAGLE-3 head ({', '.join(signs[:3])})"
-    if family not in (None, EAGLE3.name):
-        raise MissingHeadError(f"{folder.ref}: {held}, and not one of family {family}")
-    if not folder.is_apart:
-        raise MissingHeadError(
-            f"{folder.ref}: {held}, which belongs to another target. Give that target as MODEL, "
-            "and this folder as --head"
-        )
+    check_apart(folder, f"an EAGLE-3 head ({', '.join(signs[:3])})", EAGLE3, family)
     num_used(1, most_modules)
     return _find(folder, target, matrices, dtype)
 
 
-def _signs(names: Iterable[str]) -> list[str]:
+def check_apart(folder: HeadFolder, what: str, found: HeadFamily, stated: str | None) -> None:
+    """Check that a head of family ``found`` is the one asked for, in a folder of its own.
+
+    ``what`` is the head in words, and ``stated`` the family that was asked for. Raise
+    ``MissingHeadError`` if it is another, or if ``folder`` is MODEL's.
+    """
+    if stated not in (None, found.name):
+        raise MissingHeadError(f"{folder.ref}: holds {what}, and not one of family {stated}")
+    if not folder.is_apart:
+        raise MissingHeadError(
+            f"{folder.ref}: holds {what}, which belongs to another target. Give that target as "
+            "MODEL, and this folder as --head"
+        )
+
+
+def eagle3_signs(names: Iterable[str]) -> list[str]:
     """Return the names that EAGLE-3 heads alone have: a map between vocabularies, a middle layer,
     a norm of the target's state."""
     norms = {f"{layer}.hidden_norm.weight" for layer in _layer_names()}

@@ -8,7 +8,6 @@ hidden state alone. The head may draft a part of the target's vocabulary.
 Sources: Li et al. 2025, arXiv:2503.01840, SafeAILab/EAGLE's cnets, and vLLM's llama_eagle3.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -162,19 +161,6 @@ class Eagle3Head(DraftHead):
         """Take over tensors keyed by this module's names. All must be there."""
         self.load_state_dict(tensors, strict=True, assign=True)
         self._fill_buffers(self.proj.weight.device)
-
-
-def make_head(
-    family: HeadFamily, target: PreTrainedModel, forms: Sequence[HeadForm] = ()
-) -> DraftHead:
-    """Return a head of ``family`` for ``target``, with a module for each of ``forms``.
-
-    It is on the current default device and not initialised.
-    """
-    if family.num_aux:
-        (form,) = forms
-        return Eagle3Head(family, target, form)
-    return DraftHead(family, target, *forms)
 
 
 def _norm(config: LlamaConfig) -> nn.Module:

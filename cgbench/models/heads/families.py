@@ -45,6 +45,8 @@ class HeadFamily:
     layers. ``unread`` are tensors of the module that engines leave in the file.
     ``has_one_module``: a second block would be a second layer of the same module. ``num_aux``:
     draft 1 is fed the inputs of so many of the target's layers, in place of its last state.
+    ``is_parallel``: one forward makes every draft, from states of layers that config.json names.
+    ``kind`` is what messages call such a head.
     """
 
     name: str
@@ -67,11 +69,13 @@ class HeadFamily:
     unread: tuple[str, ...] = ()
     has_one_module: bool = False
     num_aux: int = 0
+    is_parallel: bool = False
+    kind: str = "MTP head"
 
     @property
-    def kind(self) -> str:
-        """Return what a head of this family is called in messages."""
-        return "EAGLE-3 head" if self.num_aux else "MTP head"
+    def reads_aux(self) -> bool:
+        """Return whether the head is fed the inputs of the target's layers, not its last state."""
+        return self.is_parallel or self.num_aux > 0
 
     def first_number(self, num_layers: int) -> int:
         """Return the number that a checkpoint gives the head's first module.
@@ -256,14 +260,27 @@ EAGLE3 = HeadFamily(
     input_norms=False,
     norm_form=NormForm.PLAIN,
     num_aux=3,
+    kind="EAGLE-3 head",
     source="SafeAILab/EAGLE 3 and vLLM's llama_eagle3: fc over three states of the target, and the "
     "layer's output fed back before its norm",
+)
+
+DFLASH = HeadFamily(
+    name="dflash",
+    names={"proj": "fc", "hidden_norm": "hidden_norm", "block": "layers", "out_norm": "norm"},
+    has_one_module=True,
+    input_norms=False,
+    norm_form=NormForm.PLAIN,
+    is_parallel=True,
+    kind="DFlash drafter",
+    source="z-lab's DFlash (arXiv:2602.06036) and its checkpoints: fc over states of the target, "
+    "which give keys and values, and one forward of the newest token and k masks",
 )
 
 FAMILIES: dict[str, HeadFamily] = {
     family.name: family
     for family in (
         *(MIMO, MIMO_V2, DEEPSEEK, HY, STEP, QWEN, EXAONE, MELLUM, ERNIE),
-        *(SPECULATORS, EAGLE, EAGLE3),
+        *(SPECULATORS, EAGLE, EAGLE3, DFLASH),
     )
 }

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.division.splits import Splits
 from cgbench.models.experts import apply_in_chunks, dispatch_experts
+from cgbench.models.heads.dflash_config import DFlashForm
 from cgbench.models.heads.eagle3_config import Eagle3Form
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.latent.latent_hook import hook_latent_layers
@@ -27,7 +28,8 @@ class HeadForm:
     ``proj_bias``: the projection has a bias. ``own_embedding`` and ``own_output``: it embeds tokens
     and computes logits with matrices of its own, not the target's. ``dense``: its block is dense,
     or has experts, whatever the target's layers have. It is None if the config alone decides.
-    ``eagle3`` is the form of an EAGLE-3 head's layer, and None for any other head.
+    ``eagle3`` is the form of an EAGLE-3 head's layer, and ``dflash`` that of a DFlash drafter. They
+    are None for any other head.
     """
 
     proj_bias: bool = False
@@ -35,6 +37,7 @@ class HeadForm:
     own_output: bool = False
     dense: bool | None = None
     eagle3: Eagle3Form | None = None
+    dflash: DFlashForm | None = None
 
 
 class MtpModule(nn.Module):
@@ -155,6 +158,11 @@ class MtpModule(nn.Module):
         least = torch.finfo(logits.dtype).min
         whole = logits.new_full((*logits.shape[:-1], vocab_size), least)
         return whole.index_copy_(-1, self.target_ids, logits)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Return the decoder layers that the module runs."""
+        return [self.block]
 
     @property
     def number(self) -> int:

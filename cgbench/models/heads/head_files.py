@@ -12,6 +12,7 @@ from cgbench.errors import BadInputError, MissingHeadError
 from cgbench.kernels.fp8.block_scales import row_blocks_of
 from cgbench.models.checkpoint import StoredTensor, raw_config, read_tensor, stored_tensors
 from cgbench.models.experts import expert_parts, fuse, num_fused
+from cgbench.models.heads.dflash_config import DFlashForm
 from cgbench.models.heads.eagle3_config import Eagle3Form
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm, module_prefix
@@ -55,7 +56,7 @@ class HeadFiles:
     transformers would give the tensors, without the family's infix. ``stored_as`` gives the name in
     the file. ``num_stored`` counts the checkpoint's MTP modules. ``copies`` are the embeddings and
     output matrices stored with each of the modules that are used. ``eagle3`` is the form of an
-    EAGLE-3 head, and None for any other.
+    EAGLE-3 head, and ``dflash`` that of a DFlash drafter. They are None for any other.
     """
 
     family: HeadFamily
@@ -65,6 +66,7 @@ class HeadFiles:
     first_number: int
     copies: tuple[tuple[HeadCopy, ...], ...]
     eagle3: Eagle3Form | None = None
+    dflash: DFlashForm | None = None
 
     @property
     def num_modules(self) -> int:
@@ -86,6 +88,7 @@ class HeadFiles:
             own_output="output.weight" in own,
             dense=not any(".experts." in name for name in in_block),
             eagle3=self.eagle3,
+            dflash=self.dflash,
         )
 
     @property
@@ -332,7 +335,9 @@ def _check_names(
         )
     if missing := sorted(expected - set(found.files)):
         raise MissingHeadError(f"{ref}: the {kind} lacks {_listed(missing)}")
-    whose = "Llama's" if head.family.num_aux else "its target's"
+    whose = "its target's"
+    if head.family.reads_aux:
+        whose = "Qwen3's" if head.family.is_parallel else "Llama's"
     if unused := sorted(present - expected):
         raise MissingHeadError(
             f"{ref}: the {kind} has {_listed(unused)}, which {whose} layers do not have. "

@@ -78,8 +78,8 @@ def find_family(folder: HeadFolder, config: PretrainedConfig, stated: str | None
     looked for. If names alone would be a guess, its message lists the families to choose from.
     """
     num_layers = config.num_hidden_layers
-    # EAGLE-3 heads are found by what they alone have.
-    known = [family for family in FAMILIES.values() if not family.num_aux]
+    # Heads that read states of layers are found by what they alone have.
+    known = [family for family in FAMILIES.values() if not family.reads_aux]
     candidates = [FAMILIES[stated]] if stated else known
     places = [place for family in candidates for place in _places(family, folder)]
     found = [place for place in places if _holds(folder, place, num_layers, any)]

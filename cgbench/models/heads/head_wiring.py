@@ -39,14 +39,17 @@ WIRING = tuple(name for name in _CHOICES if name != "family")
 """These are the fields of ``HeadFamily`` that can be stated."""
 
 
-# What the wiring of an EAGLE-3 head leaves no choice of, and the flag for it.
-_NOT_OF_EAGLE3 = {
+_FLAGS = {
+    "chain": "--chain-norm",
     "concat": "--head-concat",
     "feed": "--head-feed",
+    "first_embed": "--head-first-embed",
     "hidden_in": "--head-hidden",
     "norm_form": "--head-norm-form",
     "out_norm": "--head-out-norm",
 }
+# What the wiring of an EAGLE-3 head leaves no choice of.
+_NOT_OF_EAGLE3 = _FLAGS.keys() - {"chain", "first_embed"}
 
 
 def check_family(wiring: HeadWiring) -> None:
@@ -66,7 +69,7 @@ def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
     """Return ``family`` with the stated wiring, under its own name.
 
     Raise ``BadInputError`` for an output norm that the family's heads do not have, and for points
-    that an EAGLE-3 head does not have.
+    that an EAGLE-3 head or a parallel drafter does not have.
     """
     if wiring.out_norm == OutputNorm.OWN and "out_norm" not in family.names:
         raise BadInputError(
@@ -75,8 +78,13 @@ def wired(family: HeadFamily, wiring: HeadWiring) -> HeadFamily:
     points = stated_points(wiring)
     if not points:
         return family
-    if family.num_aux and (fixed := sorted(points.keys() & _NOT_OF_EAGLE3.keys())):
-        flag = _NOT_OF_EAGLE3[fixed[0]]
+    if family.is_parallel:
+        raise BadInputError(
+            f"{_FLAGS[min(points)]}: a {family.kind} has no {min(points)} to state: its wiring is "
+            "fixed"
+        )
+    if family.num_aux and (fixed := sorted(points.keys() & _NOT_OF_EAGLE3)):
+        flag = _FLAGS[fixed[0]]
         raise BadInputError(
             f"{flag}: an {family.kind} has no {fixed[0]} to state, only --chain-norm and "
             "--head-first-embed"
@@ -119,8 +127,11 @@ def stated_in(ref: str, config: Mapping[str, Any]) -> HeadWiring:
 def wiring_of(family: HeadFamily) -> dict[str, str]:
     """Return every disputed point of a head with its value, as the record keeps it.
 
-    An EAGLE-3 head is fed the states of layers, so its ``hidden_in`` is ``aux``.
+    An EAGLE-3 head is fed the states of layers, so its ``hidden_in`` is ``aux``. A parallel drafter
+    has no other point, and its ``drafts`` are ``parallel``.
     """
+    if family.is_parallel:
+        return {"hidden_in": "aux", "drafts": "parallel"}
     wiring = {name: str(getattr(family, name)) for name in WIRING}
     return wiring | ({"hidden_in": "aux"} if family.num_aux else {})
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cgbench.errors import BadInputError
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, adds_one, is_norm
 from cgbench.models.heads.head_wiring import WIRING, stated_points
@@ -131,11 +132,15 @@ def load_rewirable(loading: Loading) -> Rewirable:
     """Load the model once, with everything of its head that any wiring reads.
 
     Norm weights are kept as the checkpoint has them, in the run's dtype. Raise what
-    ``load_model`` raises.
+    ``load_model`` raises, and ``BadInputError`` for a parallel drafter.
     """
     plan = plan_loading(loading)
     family, files = plan.family, plan.head_files
     assert family is not None and files is not None
+    if family.is_parallel:
+        raise BadInputError(
+            f"--head: a {family.kind} has one wiring, so there is nothing to compare"
+        )
     norm = "out_norm.weight"
     is_eagle3 = family.num_aux > 0
     has_own = not is_eagle3 and "out_norm" in family.names

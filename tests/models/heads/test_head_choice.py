@@ -231,6 +231,8 @@ def test_who_feeds_and_chains_what() -> None:
         "eagle": ("post", "post", "none", "kept"),
         # Its hidden states are those of layers.
         "eagle3": ("post", "pre", "own", "kept"),
+        # Its only forward is fed states of layers, and chains nothing.
+        "dflash": ("post", "post", "own", "kept"),
     }
 
 
