@@ -91,8 +91,17 @@ def run_row(folder: Path, run: RunDirectory) -> list[str]:
         f"{f'{ranks} x ' if ranks > 1 else ''}{machine}, torch {where.get('torch')}",
         short(where.get("cgbench_commit")),
         record.created_utc[:10],
-        f"`{shortest(record.arguments)} --output {run.path.relative_to(folder.parent)}`",
+        f"`{made_by(folder, run)}`",
     ]
+
+
+def made_by(folder: Path, run: RunDirectory) -> str:
+    """The command. Engines in processes of their own are measured by one command together."""
+    together = run.path.parent / "engines.json"
+    if together.exists():
+        found: str = json.loads(together.read_text(encoding="utf-8"))["command"]
+        return found
+    return f"{shortest(run.record.arguments)} --output {run.path.relative_to(folder.parent)}"
 
 
 def shortest(arguments: Mapping[str, Any]) -> str:

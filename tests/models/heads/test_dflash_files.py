@@ -183,7 +183,9 @@ FAULTS: list[tuple[Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), FAULTS, ids=lambda value: str(value)[-40:])
+@pytest.mark.parametrize(
+    ("change", "message"), FAULTS, ids=[message[-40:] for _, message in FAULTS]
+)
 def test_a_fault_is_one_line(change: Change, message: str, target: Path, tmp_path: Path) -> None:
     folder = make_drafter(tmp_path / "drafter", FULL)
     file = folder / "config.json"
