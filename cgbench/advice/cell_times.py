@@ -25,7 +25,7 @@ from cgbench.statistics import (
     difference,
     processes_estimate,
 )
-from cgbench.words import Scope, StageKind, Status
+from cgbench.words import Mode, Scope, StageKind, Status
 
 ONE_MACHINE = ("gpu", "cpu", "torch", "cgbench_commit")
 """Runs must agree in these fields of their record, because their times are compared."""
@@ -61,11 +61,12 @@ class CellTime:
     """A ``CellTime`` holds the seconds of one cell, ``blocks`` indexed by process and block.
 
     ``run`` is the number of its run. ``bucket`` is how many requests its graph holds, and the batch
-    size if it ran eager.
+    size if it ran eager. A cell of a scope with graphs is eager above its largest bucket.
     """
 
     at: At
     run: int
+    mode: Mode
     bucket: int
     blocks: "pd.Series[float]"
 
@@ -200,7 +201,7 @@ def _cells(run: RunDirectory, number: int, scope: Scope, left_out: list[str]) ->
         bucket = at.batch_size if pd.isna(row["bucket"]) else int(row["bucket"])
         key = (scope.value, at.spec_tokens, at.batch_size)
         if key in seconds:
-            yield CellTime(at, number, bucket, seconds[key])
+            yield CellTime(at, number, Mode(row["mode"]), bucket, seconds[key])
 
 
 def _seconds(run: RunDirectory) -> "dict[Any, pd.Series[float]]":

@@ -1,7 +1,8 @@
 """Estimate times of batch sizes that were not measured, linear between the measured ones.
 
-Neighbours are of the same k. The measured sizes show how wrong that is, because each is predicted
-from its neighbours.
+Neighbours are of the same k, and both in graphs or both eager. Between a graph and an eager step
+lies a cliff whose place was not measured. The measured sizes show how wrong a line is, because each
+is predicted from its neighbours.
 """
 
 from bisect import bisect_left
@@ -30,14 +31,17 @@ class Mix:
 
 
 def time_at(times: MeasuredTimes, at: At) -> Mix | None:
-    """Return the time at a batch size, or None outside those measured at this k and context."""
+    """Return the time at a batch size. Return None outside those measured at this k and context,
+    and between a graph and an eager step.
+    """
     sizes = _sizes(times, at)
     if not sizes or not sizes[0] <= at.batch_size <= sizes[-1]:
         return None
     index = bisect_left(sizes, at.batch_size)
     if sizes[index] == at.batch_size:
         return Mix(((times.cells[at], 1.0),))
-    return _between(times, at, sizes[index - 1], sizes[index])
+    low, high = sizes[index - 1], sizes[index]
+    return _between(times, at, low, high) if _are_alike(times, at, low, high) else None
 
 
 def left_out_errors(times: MeasuredTimes, context_len: int) -> list[float]:
@@ -59,7 +63,13 @@ def _errors(times: MeasuredTimes, context_len: int) -> Iterator[float]:
         sizes = _sizes(times, At(context_len, 0, k))
         for low, size, high in zip(sizes, sizes[1:], sizes[2:], strict=False):
             at = At(context_len, size, k)
-            yield log(_between(times, at, low, high).seconds / times.cells[at].seconds)
+            if _are_alike(times, at, low, size, high):
+                yield log(_between(times, at, low, high).seconds / times.cells[at].seconds)
+
+
+def _are_alike(times: MeasuredTimes, at: At, *sizes: int) -> bool:
+    """Return whether cells of these batch sizes ran in one mode."""
+    return len({times.cells[at._replace(batch_size=size)].mode for size in sizes}) == 1
 
 
 def _sizes(times: MeasuredTimes, at: At) -> Sequence[int]:

@@ -21,6 +21,7 @@ import numpy as np
 from cgbench.advice.bounded import Bounded, bounded
 from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
 from cgbench.statistics import CONFIDENCE, Estimate, Floats
+from cgbench.words import Mode, Scope
 
 LEAST_CELLS = 10
 """Fewer cells are no more than the terms that they must separate."""
@@ -45,7 +46,7 @@ class SurfaceCell:
 class Surface:
     """A ``Surface`` is a fit of iteration times to measured cells of one scope.
 
-    ``left_out`` are the relative errors (logs) of each of them, predicted from the others.
+    ``left_out`` are the relative errors (logs) of those between others, predicted from the others.
     """
 
     times: MeasuredTimes
@@ -72,31 +73,33 @@ class Surface:
         measured = self.times.cells.get(at)
         if measured is not None:
             return SurfaceCell(at, bounded(measured.log_estimate, CONFIDENCE), True)
-        if not self._holds(at):
+        usual = [cell for cell in self.times.cells.values() if _is_usual(self.times, cell)]
+        if not _holds(usual, at, at.batch_size):
             return None
         seconds = float(_terms(at, at.batch_size, self._knots) @ self._weights)
         error = sqrt(sum(each**2 for each in self.left_out) / len(self.left_out))
         estimate = Estimate(log(seconds), error, len(self.left_out) - 1)
         return SurfaceCell(at, bounded(estimate, CONFIDENCE), False)
 
-    def _holds(self, at: At) -> bool:
-        """Check that it lies between measured values in every direction, its tokens too."""
-        sides = zip(*self.times.cells, strict=True)
-        tokens = [_tokens(each, cell.bucket) for each, cell in self.times.cells.items()]
-        inside = all(min(side) <= value <= max(side) for side, value in zip(sides, at, strict=True))
-        return inside and min(tokens) <= _tokens(at, at.batch_size) <= max(tokens)
-
 
 def surface_of(times: MeasuredTimes) -> Surface | None:
     """Fit a surface to measured times.
 
-    Return None if too few cells were measured to leave one out.
+    Return None if too few cells were measured, or too few of them lie between others.
     """
-    cells = [*times.cells.values()]
+    cells = [cell for cell in times.cells.values() if _is_usual(times, cell)]
     if len(cells) < LEAST_CELLS:
         return None
     knots, weights = _fit(cells)
-    return Surface(times, tuple(_left_out(cells)), knots, weights)
+    left_out = tuple(_left_out(cells))
+    return Surface(times, left_out, knots, weights) if len(left_out) > 1 else None
+
+
+def _is_usual(times: MeasuredTimes, cell: CellTime) -> bool:
+    """Return whether the cell ran as its scope does. An eager step among graphs is slower by what
+    the host takes, which no term describes.
+    """
+    return cell.mode is (Mode.EAGER if times.scope is Scope.EAGER else Mode.GRAPH)
 
 
 def grid(times: MeasuredTimes) -> list[At]:
@@ -111,9 +114,21 @@ def grid(times: MeasuredTimes) -> list[At]:
     return found
 
 
+def _holds(cells: Sequence[CellTime], at: At, requests: int) -> bool:
+    """Check that ``at`` lies between ``cells`` in every direction, its tokens too."""
+    sides = zip(*(cell.at for cell in cells), strict=True)
+    tokens = [_tokens(cell.at, cell.bucket) for cell in cells]
+    inside = all(min(side) <= value <= max(side) for side, value in zip(sides, at, strict=True))
+    return inside and min(tokens) <= _tokens(at, requests) <= max(tokens)
+
+
 def _left_out(cells: Sequence[CellTime]) -> Iterator[float]:
+    """Yield the errors of the cells between others. Outside of them nothing is predicted."""
     for i, cell in enumerate(cells):
-        knots, weights = _fit([*cells[:i], *cells[i + 1 :]])
+        others = [*cells[:i], *cells[i + 1 :]]
+        if not _holds(others, cell.at, cell.bucket):
+            continue
+        knots, weights = _fit(others)
         yield log(float(_terms(cell.at, cell.bucket, knots) @ weights) / cell.seconds)
 
 

@@ -23,8 +23,8 @@ def surface_part(surface: Surface, places: Sequence[At]) -> Part:
 def error_line(surface: Surface) -> str:
     """Return a line on how well the measured cells are predicted from each other."""
     return (
-        f"each of {len(surface.left_out)} measured cells, left out and predicted from the others: "
-        f"off by {surface.median_error:.1%} (median) and {surface.worst_error:.1%} (worst)"
+        f"each of {len(surface.left_out)} measured cells between others, left out and predicted "
+        f"from them: off by {surface.median_error:.1%} (median) and {surface.worst_error:.1%} (worst)"
     )
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from cgbench.advice.cell_times import At, MeasuredTimes, measured_times
+from cgbench.advice.interpolation import interpolation_error, time_at
 from cgbench.advice.surface import LEAST_CELLS, Surface, grid, surface_of
+from cgbench.words import Mode
 from tests.support.recorded import recorded
 
 MANY_K = "qwen3.5-0.8b-k0123"
@@ -112,3 +114,33 @@ def test_twice_as_slow_is_predicted_twice_as_slow() -> None:
     first, second = here.cell(at), there.cell(at)
     assert first and second
     assert second.seconds.value == pytest.approx(2 * first.seconds.value, rel=1e-6)
+
+
+WITH_A_CLIFF = "mimo-7b-surface"
+"""k 0, 1, 2, 4, 8 at seven batch sizes. At k = 8 the largest has no graph, and runs eager."""
+
+
+def test_an_eager_step_among_graphs_is_no_part_of_the_surface() -> None:
+    found = measured_times([recorded(WITH_A_CLIFF)])
+    (eager,) = [at for at, cell in found.cells.items() if cell.mode is Mode.EAGER]
+    assert (eager.batch_size, eager.spec_tokens) == (64, 8)
+    fitted = surface_of(found)
+    assert fitted
+    # Cells at the outermost tokens lie between no others, and are no evidence.
+    assert len(found.cells) - 1 > len(fitted.left_out) > 30
+    assert fitted.median_error < 0.03 and fitted.worst_error < 0.08
+    own = fitted.cell(eager)
+    assert own and own.is_measured
+    # More tokens than any graph had.
+    assert fitted.cell(eager._replace(batch_size=60)) is None
+    inside = fitted.cell(At(1024, 24, 3))
+    assert inside and not inside.is_measured
+
+
+def test_nothing_is_interpolated_over_the_cliff() -> None:
+    found = measured_times([recorded(WITH_A_CLIFF)])
+    assert time_at(found, At(1024, 48, 8)) is None
+    assert time_at(found, At(1024, 24, 8)) and time_at(found, At(1024, 64, 8))
+    assert time_at(found, At(1024, 48, 4))
+    error = interpolation_error(found, 1024)
+    assert error and error < 0.05
