@@ -22,9 +22,10 @@ def surface_part(surface: Surface, places: Sequence[At]) -> Part:
 
 def error_line(surface: Surface) -> str:
     """Return a line on how well the measured cells are predicted from each other."""
+    median, worst = f"{surface.median_error:.1%}", f"{surface.worst_error:.1%}"
     return (
         f"each of {len(surface.left_out)} measured cells between others, left out and predicted "
-        f"from them: off by {surface.median_error:.1%} (median) and {surface.worst_error:.1%} (worst)"
+        f"from them: off by {median} (median) and {worst} (worst)"
     )
 
 
