@@ -190,7 +190,11 @@ def _pattern(node: Node, inputs: tuple[Any, ...]) -> set[Node]:
     """Return ``node`` and the nodes that make it from ``inputs``."""
     pattern, behind = {node}, [node]
     while behind:
-        new = [each for each in behind.pop().all_input_nodes if each not in (*inputs, *pattern)]
+        last = behind.pop()
+        if last.op == "call_method" and last.target == "size":
+            # No write changes a size.
+            continue
+        new = [each for each in last.all_input_nodes if each not in (*inputs, *pattern)]
         pattern.update(new)
         behind += new
     return pattern

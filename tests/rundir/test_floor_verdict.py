@@ -90,5 +90,7 @@ def test_no_recorded_run_beats_its_floor(path: Path) -> None:
     latency = directory.latency()
     assert not (latency["floor_frac"] > 1).any()
     assert not [*floor_lines(latency, directory.record)]
-    mixtures = latency["model"].str.contains("a3b|deepseek|glm-4.5")
+    if directory.record.engine:
+        return  # What an engine in a process of its own reads is not counted.
+    mixtures = latency["model"].str.contains("a3b|deepseek|glm-4")
     assert latency.loc[mixtures, "experts_read"].notna().all()

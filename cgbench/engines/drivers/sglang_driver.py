@@ -23,6 +23,7 @@ from cgbench.engines.drivers.messages import (
     Start,
     Started,
 )
+from cgbench.words import Phase
 
 TRACE_WAIT_S = 60.0
 
@@ -53,7 +54,7 @@ class SglangDriver(SteppedDriver):
         info = self._engine.get_server_info()
         k = asked.spec_tokens[0]
         sizes = next((sorted(info[name]) for name in GRAPH_SIZES if info.get(name)), [])
-        verify = CapturedGraphs(k, "verify", sizes, [size * (k + 1) for size in sizes])
+        verify = CapturedGraphs(k, Phase.VERIFY.value, sizes, [size * (k + 1) for size in sizes])
         return Started(
             version=str(info.get("version", sglang.__version__)),
             import_s=imported - begin,

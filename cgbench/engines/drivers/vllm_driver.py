@@ -11,6 +11,7 @@ from typing import Any
 
 from cgbench.engines.drivers.driver import SteppedDriver, peak_memory_bytes
 from cgbench.engines.drivers.messages import CapturedGraphs, Prefill, Prefilled, Start, Started
+from cgbench.words import Phase
 
 MAX_PREFILL_STEPS = 2000
 
@@ -20,7 +21,9 @@ KV_SHARE = 0.04
 SCHEDULED_AHEAD = 2
 """The most steps that asynchronous scheduling has on their way."""
 
-VERIFY, DRAFT_FIRST, DRAFT_REST = "verify", "draft_first", "draft_rest"
+VERIFY, DRAFT_FIRST, DRAFT_REST = (
+    each.value for each in (Phase.VERIFY, Phase.DRAFT_FIRST, Phase.DRAFT_REST)
+)
 
 
 class VllmDriver(SteppedDriver):
