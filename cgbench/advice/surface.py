@@ -51,6 +51,7 @@ class Surface:
 
     times: MeasuredTimes
     left_out: tuple[float, ...]
+    _fitted: Sequence[CellTime]
     _knots: Floats
     _weights: Floats
 
@@ -73,8 +74,7 @@ class Surface:
         measured = self.times.cells.get(at)
         if measured is not None:
             return SurfaceCell(at, bounded(measured.log_estimate, CONFIDENCE), True)
-        usual = [cell for cell in self.times.cells.values() if _is_usual(self.times, cell)]
-        if not _holds(usual, at, at.batch_size):
+        if not _holds(self._fitted, at, at.batch_size):
             return None
         seconds = float(_terms(at, at.batch_size, self._knots) @ self._weights)
         error = sqrt(sum(each**2 for each in self.left_out) / len(self.left_out))
@@ -92,7 +92,7 @@ def surface_of(times: MeasuredTimes) -> Surface | None:
         return None
     knots, weights = _fit(cells)
     left_out = tuple(_left_out(cells))
-    return Surface(times, left_out, knots, weights) if len(left_out) > 1 else None
+    return Surface(times, left_out, cells, knots, weights) if len(left_out) > 1 else None
 
 
 def _is_usual(times: MeasuredTimes, cell: CellTime) -> bool:

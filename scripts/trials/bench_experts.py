@@ -11,8 +11,8 @@ Balanced routing draws experts evenly. Skewed routing draws half of them among a
 ``fused_moe`` is measured too where it is installed. Needs a CUDA device.
 
 With --shared a layer has its shared expert, and route. The ways are the shared expert inside the
-experts' launches, with several amounts of its weights asked into L2 early, and by products of its
-own. Each call has another shared expert, because one alone would stay in L2.
+experts' launches, and by products of its own. Each call has another shared expert, because one
+alone would stay in L2.
 """
 
 import argparse
@@ -137,8 +137,6 @@ def make_layer(
 
 Way = Callable[[Choice], Tensor]
 SharedWay = Callable[[Choice, SharedExpert], Tensor]
-ASKED = (0, 4 << 20, 16 << 20)
-"""Bytes of each of a shared expert's products that are asked into L2 early."""
 
 
 def ways(layer: Layer) -> Iterator[tuple[str, Way]]:
@@ -170,9 +168,9 @@ def shared_ways(layer: Layer) -> Iterator[tuple[str, SharedWay]]:
 
     sum_of_gated = torch.compile(weighted_sum)
 
-    def inside(asked_bytes: int, choice: Choice, shared: SharedExpert) -> Tensor:
+    def inside(choice: Choice, shared: SharedExpert) -> Tensor:
         triton_route.route(x, router, None, rule)
-        its = plan._replace(takes_shared=True, asked_bytes=asked_bytes)
+        its = plan._replace(takes_shared=True)
         return triton_experts.apply(replace(experts, shared=shared), x, choice, x, its)
 
     def apart(choice: Choice, shared: SharedExpert) -> Tensor:
@@ -185,9 +183,7 @@ def shared_ways(layer: Layer) -> Iterator[tuple[str, SharedWay]]:
             added = sum_of_gated(x, linear(x, shared.gate, None), part)
         return triton_experts.apply(experts, x, choice, added, plan)
 
-    for asked_bytes in ASKED:
-        name = f"shared inside, {asked_bytes >> 20} MiB asked"
-        yield name, partial(inside, asked_bytes)
+    yield "shared inside", inside
     yield "shared apart", apart
 
 

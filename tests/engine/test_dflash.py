@@ -25,8 +25,8 @@ from cgbench.models.heads.dflash_head import DFlashHead
 from cgbench.planning import Bucket
 from cgbench.request.choices import KvDtype
 from cgbench.words import Phase
-from tests.engine.test_eagle3 import MAX_NEW_TOKENS, ROOM, prompts, trajectory
 from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.aux_runs import MAX_NEW_TOKENS, prompts, speculator, trajectory
 from tests.support.dflash import (
     FORMS,
     FULL,
@@ -60,10 +60,6 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drafters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("drafters")
     return {each.name: make_drafter(folder / each.name, each) for each in FORMS}
-
-
-def speculator(target: Path, drafter: Path, **changes: Any) -> Speculator:
-    return make_speculator(load_tiny(target, head=drafter), max_batch_size=5, room=ROOM, **changes)
 
 
 @by_name

@@ -14,13 +14,14 @@ from cgbench.checks.findings import Answer
 from cgbench.checks.reference import reference_draft_logits
 from cgbench.engine.acceptance import Sampled
 from cgbench.engine.generation import generate
-from cgbench.engine.iteration import Speculator, iteration
+from cgbench.engine.iteration import iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.eagle3_head import Eagle3Head
 from cgbench.models.loader import LoadedModel
 from cgbench.request.choices import KvDtype
 from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.aux_runs import MAX_NEW_TOKENS, ROOM, prompts, speculator, trajectory
 from tests.support.eagle3 import (
     DEAD,
     LAYOUTS,
@@ -45,8 +46,6 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 24
-ROOM = 24 + MAX_NEW_TOKENS + 2 * 5
 by_name = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 
 
@@ -59,14 +58,6 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def heads(target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("heads")
     return {each.name: make_head_folder(folder / each.name, each, target) for each in LAYOUTS}
-
-
-def prompts() -> list[list[int]]:
-    return [[5], *random_prompts(4, seed=4)]
-
-
-def speculator(target: Path, head: Path, **changes: Any) -> Speculator:
-    return make_speculator(load_tiny(target, head=head), max_batch_size=5, room=ROOM, **changes)
 
 
 @by_name
@@ -99,33 +90,6 @@ def test_drafts_are_those_of_a_plain_implementation(
             logits = reference_draft_logits(spec.target, spec.head, sequence, k)
             assert row == logits.argmax(-1).tolist()
     assert {0, k} <= seen
-
-
-def trajectory(
-    spec: Speculator, expected: list[list[int]], k: int
-) -> list[tuple[list[list[int]], list[list[int]], list[int]]]:
-    """The sequences and drafts before each of a few iterations, and the drafts accepted before
-    them. Row i's iteration accepts (i + its number) % (k + 1) drafts at least."""
-    count = len(prompts())
-    state = make_state(spec, k, 5)
-    prefilled = prefill(spec, prompts(), max_num_tokens=50)
-    begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
-    rows, found = state.rows(count), []
-    sequences = [[*p, t] for p, t in zip(prompts(), prefilled.last.tolist(), strict=True)]
-    accepted: list[int] = []
-    for number in range(4):
-        found.append(([[*each] for each in sequences], rows.drafts.tolist(), accepted))
-        for row, (prompt, tokens) in enumerate(zip(prompts(), expected, strict=True)):
-            following = tokens[len(sequences[row]) - len(prompt) :]
-            kept = following[: (row + number) % (k + 1)]
-            rows.drafts[row, : len(kept)] = torch.tensor(kept, dtype=torch.long)
-        iteration(spec, rows)
-        accepted = rows.num_accepted.tolist()
-        for i, emitted in enumerate(rows.num_emitted.tolist()):
-            sequences[i] += rows.out[i, :emitted].tolist()
-        if not rows.active.all():
-            break
-    return found
 
 
 @by_name

@@ -30,10 +30,8 @@ from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.moe.expert_products import Choice, Experts, ExpertScales
 from cgbench.kernels.moe.triton_shared import (
-    ASKED_BYTES,
     SHARED_NUMBERS,
     SharedCall,
-    ask_for_rows,
     is_padded,
     most_tokens_with,
     place_of,
@@ -244,7 +242,6 @@ def _gate_up_kernel(
     COLUMNS_A_SCALE: tl.constexpr,
     IS_W8A8: tl.constexpr,
     SHARED_SCALE_COLUMNS: tl.constexpr,
-    LINES_ASKED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     COLUMNS: tl.constexpr = BLOCK_N // 2
@@ -264,9 +261,6 @@ def _gate_up_kernel(
     if HAS_SHARED:
         of_piece = shared_gate_up + (piece * num_columns).to(tl.int64) * num_inputs
     if EARLY:
-        if LINES_ASKED > 0:
-            if is_shared & (block == 0):
-                ask_for_rows(of_piece, n, num_inputs, num_inputs, LINES_ASKED)
         gdc_wait()
     num_groups = NUM_EXPERTS if HAS_LISTS else num_tokens * TOP_K
     is_routed = True
@@ -407,7 +401,6 @@ def _down_kernel(
     COLUMNS_A_SCALE: tl.constexpr,
     IS_W8A8: tl.constexpr,
     SHARED_SCALE_COLUMNS: tl.constexpr,
-    LINES_ASKED: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """Multiply a tile of outputs of one pair, or of one expert for its pairs.
@@ -427,10 +420,6 @@ def _down_kernel(
     if HAS_SHARED:
         of_piece = shared_down + piece * num_inputs
     if EARLY:
-        if LINES_ASKED > 0:
-            if is_shared & (block == 0):
-                rows_asked = tl.minimum(n, num_outputs - 1)
-                ask_for_rows(of_piece, rows_asked, num_inputs, stride, LINES_ASKED)
         gdc_wait()
     is_routed = True
     if HAS_SHARED:
@@ -693,14 +682,13 @@ class Plan(NamedTuple):
     """A plan is how the experts of one call are applied.
 
     It has lists or none, and a tiling for each of the two products. A shared expert runs in the
-    launches or not. If it does, so many bytes of each of its products are asked into L2 early.
+    launches or not.
     """
 
     has_lists: bool
     gate_up: Tiling
     down: Tiling
     takes_shared: bool = True
-    asked_bytes: int = ASKED_BYTES
 
 
 EXPERTS_A_PAIR = 8
@@ -775,7 +763,7 @@ def apply(
         residual = shared_by_products(experts, x, choice, residual)
         experts = experts.without_shared()
     plan = _fitted(plan, experts)
-    shared = shared_call(experts, x, plan.asked_bytes)
+    shared = shared_call(experts, x)
     call = _Call(experts, choice, plan, early(x.device), shared)
     lists = _listed(call) if plan.has_lists else _no_lists(x.device)
     activated = _gate_up(call, x.contiguous(), lists)
@@ -950,9 +938,7 @@ def _gate_up(call: _Call, x: Tensor, lists: _Lists) -> Tensor:
     is_even = num_columns % (tiling.block_n // 2) == 0
     scales = call.experts.gate_up_scales
     tiles = triton.cdiv(2 * num_columns, tiling.block_n)
-    shared = shared_product(
-        call.shared, is_down=False, tiles=tiles, block_n=tiling.block_n, block_m=tiling.block_m
-    )
+    shared = shared_product(call.shared, is_down=False, block_m=tiling.block_m)
     # A program of the last groups multiplies a token by the shared expert's gate.
     gate_groups = 0 if call.shared_weights is None else triton.cdiv(len(x), tiles)
     _gate_up_kernel[(tiles, shared.num_groups + call.groups + gate_groups)](
@@ -994,9 +980,7 @@ def _down(
     assert call.plan.has_lists or num_tokens * tiles <= MAX_ARRIVALS
     scales = call.experts.down_scales
     is_even = num_outputs % tiling.block_n == 0
-    shared = shared_product(
-        call.shared, is_down=True, tiles=tiles, block_n=tiling.block_n, block_m=tiling.block_m
-    )
+    shared = shared_product(call.shared, is_down=True, block_m=tiling.block_m)
     _down_kernel[(tiles, shared.num_groups + call.groups)](
         *_rows_of(call, activated, scales),
         weight,

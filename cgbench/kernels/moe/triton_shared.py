@@ -15,20 +15,12 @@ from torch import Tensor
 
 from cgbench.kernels.linear import gated_linear, linear
 from cgbench.kernels.moe.expert_products import Choice, Experts, SharedExpert
-from cgbench.kernels.triton_linear import ask_into_l2
 
 SHARED_NUMBERS = ("num_shared", "token_blocks")
 """These arguments of a product's kernel change with the number of tokens."""
 
 COLUMNS_A_STEP = tl.constexpr(2048)
 """A shared expert's gate is multiplied by this many columns at once."""
-
-LINE_BYTES = tl.constexpr(128)
-ASKED_BYTES = 0
-"""This many bytes of a shared expert's weights are asked into L2 before the wait.
-
-Asking for 4 or 16 MiB saved nothing at any number of tokens (results/h200/shared-experts.md).
-"""
 
 MOST_TOKENS = 256
 """Of more tokens than these, a shared expert's products are the library's."""
@@ -57,14 +49,6 @@ def place_of(num_shared, token_blocks):
     tile = tl.where(is_shared, of_tile % tl.num_programs(0), tl.program_id(0))
     piece = of_tile // tl.num_programs(0)
     return is_shared, tile, piece, place % token_blocks, group - num_shared
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def ask_for_rows(weight, n, num_columns, stride, LINES: tl.constexpr):
-    """Ask the first ``LINES`` lines of rows ``n`` of ``num_columns`` into L2."""
-    ITEMS: tl.constexpr = LINE_BYTES * 8 // weight.dtype.element_ty.primitive_bitwidth
-    column = tl.minimum(tl.arange(0, LINES) * ITEMS, num_columns - 1)
-    ask_into_l2(weight + n.to(tl.int64)[:, None] * stride + column[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -136,7 +120,6 @@ class SharedCall(NamedTuple):
     pieces: int
     num_tokens: int
     weights: Tensor | None
-    asked_bytes: int
 
     @property
     def num_pairs(self) -> int:
@@ -152,14 +135,14 @@ def most_tokens_with(experts: Experts) -> int:
     return MOST_TOKENS_IN_PIECES
 
 
-def shared_call(experts: Experts, x: Tensor, asked_bytes: int) -> SharedCall | None:
+def shared_call(experts: Experts, x: Tensor) -> SharedCall | None:
     """Return the call of the shared expert of ``experts``, or None if there is none."""
     shared = experts.shared
     if shared is None:
         return None
     weights = None if shared.gate is None else x.new_empty(len(x))
     pieces = shared.intermediate_size // experts.intermediate_size
-    return SharedCall(shared, pieces, len(x), weights, asked_bytes)
+    return SharedCall(shared, pieces, len(x), weights)
 
 
 class SharedProduct(NamedTuple):
@@ -173,15 +156,13 @@ class SharedProduct(NamedTuple):
 
 NO_PRODUCT = SharedProduct(
     (None, None, None, 0, 0, 1),
-    {"SHARED_SCALE_COLUMNS": 0, "LINES_ASKED": 0},
+    {"SHARED_SCALE_COLUMNS": 0},
     0,
 )
 
 
-def shared_product(
-    call: SharedCall | None, *, is_down: bool, tiles: int, block_n: int, block_m: int
-) -> SharedProduct:
-    """Return what the kernel of one of both products takes, for ``tiles`` of ``block_n`` rows."""
+def shared_product(call: SharedCall | None, *, is_down: bool, block_m: int) -> SharedProduct:
+    """Return what the kernel of one of both products takes, for ``block_m`` tokens a tile."""
     if call is None:
         return NO_PRODUCT
     shared = call.shared
@@ -192,23 +173,10 @@ def shared_product(
     num_groups = call.pieces * blocks
     constants = {
         "SHARED_SCALE_COLUMNS": 0 if scales is None else scales.scale.shape[1],
-        # Of a later block of tokens, L2 has them already.
-        "LINES_ASKED": _lines_asked(weight, call.pieces * tiles * block_n, call.asked_bytes),
     }
     of_scales: tuple[Tensor | None, Tensor | None] = scales or (None, None)
     arguments = weight, *of_scales, shared.intermediate_size, num_groups, blocks
     return SharedProduct(arguments, constants, num_groups)
-
-
-def _lines_asked(weight: Tensor, num_rows: int, asked_bytes: int) -> int:
-    """Return how many lines of each of its rows a program asks for: a power of 2, or none.
-
-    All programs have ``num_rows`` together, each a part of the weight's columns.
-    """
-    line_bytes: int = LINE_BYTES.value
-    has = weight.numel() * weight.element_size()
-    most = min(asked_bytes, has) // (num_rows * line_bytes)
-    return 1 << (most.bit_length() - 1) if most else 0
 
 
 def shared_by_products(

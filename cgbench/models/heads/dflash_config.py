@@ -11,11 +11,10 @@ from typing import Any
 
 from transformers import Qwen3Config
 
-from cgbench.errors import MissingHeadError, ModelError, first_line
+from cgbench.errors import MissingHeadError
 from cgbench.inputs import JsonObject, shown
-from cgbench.models.attention_hook import ATTENTION_NAME
-from cgbench.models.config_fields import check_fields, check_relations
-from cgbench.models.support import ATTENTION_TYPES, HOST_READ_ROPE_TYPES, rope_types
+from cgbench.models.heads.layer_config import layer_config
+from cgbench.models.support import ATTENTION_TYPES
 
 NESTED = "dflash_config"
 _MASK, _LAYERS, _BLOCK = "mask_token_id", "target_layer_ids", "block_size"
@@ -144,20 +143,7 @@ def _layer_config(where: str, raw: JsonObject) -> Qwen3Config:
         if raw.get(name) is None:
             raise MissingHeadError(f"{where}: {name}: must be there")
     kept = {name: raw[name] for name in _KEPT if raw.get(name) is not None}
-    try:
-        check_fields(where, kept | {"model_type": kind})
-        config = Qwen3Config(**kept, attn_implementation=ATTENTION_NAME)
-        check_relations(where, config, kept)
-    except ModelError as error:
-        raise MissingHeadError(str(error)) from error
-    # The file is at fault, whatever transformers raises.
-    except Exception as error:
-        raise MissingHeadError(f"{where}: {first_line(error)}") from error
-    if read := sorted(rope_types(config) & HOST_READ_ROPE_TYPES):
-        raise MissingHeadError(
-            f"{where}: rotary type '{read[0]}' reads values on the host, and a DFlash drafter with "
-            "it cannot be run here"
-        )
+    config = layer_config(where, "a DFlash drafter", Qwen3Config, kept)
     if unknown := sorted(set(config.layer_types) - ATTENTION_TYPES):
         raise MissingHeadError(
             f"{where}: layer_types has '{unknown[0]}': the layers of a DFlash drafter have full or "

@@ -21,13 +21,14 @@ from transformers.models.qwen3.modeling_qwen3 import (
 )
 
 from cgbench.models.attention_hook import AttentionCall
+from cgbench.models.heads.aux_head import AuxHead
 from cgbench.models.heads.dflash_config import DFlashForm
 from cgbench.models.heads.families import HeadFamily
-from cgbench.models.heads.head import DraftHead, HeadForm
+from cgbench.models.heads.head import HeadForm
 from cgbench.models.projections import PackedFirst
 
 if TYPE_CHECKING:
-    from cgbench.models.target import HiddenStates, Target
+    pass
 
 
 class ContextCall(AttentionCall, Protocol):
@@ -54,7 +55,7 @@ class ContextKeys(nn.Module):
         return normed * cos[:, None] + turned * sin[:, None]
 
 
-class DFlashHead(DraftHead):
+class DFlashHead(AuxHead):
     """A DFlash drafter makes all k drafts in one forward, with layers whose sizes are its own.
 
     It has the members of a ``DraftHead`` of one module. ``proj`` is its ``fc``, and ``block`` its
@@ -116,25 +117,6 @@ class DFlashHead(DraftHead):
     def layer_numbers(self) -> range:
         """Return the numbers of the layers' KV layers."""
         return range(self.layer_idx, self.layer_idx + len(self.block))
-
-    @property
-    def aux_layers(self) -> tuple[int, ...]:
-        """Return the target's layers whose input the drafter is fed."""
-        return self.form.aux_layers
-
-    @property
-    def fed_size(self) -> int:
-        """Return the width of what the context is made of: the target's states side by side."""
-        return self.proj.in_features
-
-    def to_input(self, hidden: "HiddenStates") -> Tensor:
-        """Return the auxiliary hidden states ``[B, S, A * H]`` that the context is made of."""
-        return torch.cat(hidden.aux, dim=-1)
-
-    def rope(self, target: "Target", like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the drafter's own rotary cosines and sines for ``position_ids [B, S]``."""
-        cos, sin = self.rotary(like, position_ids)
-        return cos, sin
 
     def keep_context(self, hidden: Tensor, rope: tuple[Tensor, Tensor], call: ContextCall) -> None:
         """Keep every layer's keys and values of the rows whose states are ``hidden [B, S, A * H]``.

@@ -12,12 +12,10 @@ from typing import Any
 from torch import Tensor
 from transformers import LlamaConfig
 
-from cgbench.errors import MissingHeadError, ModelError, first_line
+from cgbench.errors import MissingHeadError
 from cgbench.inputs import JsonObject, shown
-from cgbench.models.attention_hook import ATTENTION_NAME
-from cgbench.models.config_fields import check_fields, check_relations
 from cgbench.models.heads.families import EAGLE3
-from cgbench.models.support import HOST_READ_ROPE_TYPES, rope_types
+from cgbench.models.heads.layer_config import layer_config
 
 AUX_FIELD = "eagle_aux_hidden_state_layer_ids"
 _NESTED = "eagle_config"
@@ -112,21 +110,7 @@ def _layer_config(where: str, raw: JsonObject) -> LlamaConfig:
         if stated.get(name) is None:
             raise MissingHeadError(f"{where}: {prefix}{name}: must be there")
     kept = {name: stated[name] for name in _KEPT if stated.get(name) is not None}
-    try:
-        check_fields(where, kept | {"model_type": kind})
-        config = LlamaConfig(**kept, num_hidden_layers=1, attn_implementation=ATTENTION_NAME)
-        check_relations(where, config, kept)
-    except ModelError as error:
-        raise MissingHeadError(str(error)) from error
-    # The file is at fault, whatever transformers raises.
-    except Exception as error:
-        raise MissingHeadError(f"{where}: {first_line(error)}") from error
-    if read := sorted(rope_types(config) & HOST_READ_ROPE_TYPES):
-        raise MissingHeadError(
-            f"{where}: rotary type '{read[0]}' reads values on the host, and an EAGLE-3 head with "
-            "it cannot be run here"
-        )
-    return config
+    return layer_config(where, "an EAGLE-3 head", LlamaConfig, kept, num_hidden_layers=1)
 
 
 def aux_layers(where: str, raw: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:

@@ -21,12 +21,13 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from cgbench.models.attention_hook import AttentionCall
+from cgbench.models.heads.aux_head import AuxHead
 from cgbench.models.heads.eagle3_config import Eagle3Form
 from cgbench.models.heads.families import HeadFamily
-from cgbench.models.heads.head import DraftHead, HeadForm
+from cgbench.models.heads.head import HeadForm
 
 if TYPE_CHECKING:
-    from cgbench.models.target import HiddenStates, Target
+    pass
 
 
 class Eagle3Layer(nn.Module):
@@ -70,7 +71,7 @@ class Eagle3Layer(nn.Module):
         return result
 
 
-class Eagle3Head(DraftHead):
+class Eagle3Head(AuxHead):
     """An EAGLE-3 head makes every draft with one layer, whose sizes are its own.
 
     It has the members of a ``DraftHead`` of one module. ``proj`` is its ``fc``.
@@ -118,25 +119,6 @@ class Eagle3Head(DraftHead):
             self.rotary = LlamaRotaryEmbedding(self.form.config)
         ids = self.form.target_ids
         self.target_ids = None if ids is None else ids.to(device)
-
-    @property
-    def aux_layers(self) -> tuple[int, ...]:
-        """Return the target's layers whose input the head is fed."""
-        return self.form.aux_layers
-
-    @property
-    def fed_size(self) -> int:
-        """Return the width of what draft 1 is fed: three of the target's hidden states."""
-        return self.proj.in_features
-
-    def to_input(self, hidden: "HiddenStates") -> Tensor:
-        """Return the auxiliary hidden states ``[B, S, 3H]`` that draft 1 is fed."""
-        return torch.cat(hidden.aux, dim=-1)
-
-    def rope(self, target: "Target", like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the head's own rotary cosines and sines for ``position_ids [B, S]``."""
-        cos, sin = self.rotary(like, position_ids)
-        return cos, sin
 
     def forward(
         self,
