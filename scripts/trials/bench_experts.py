@@ -155,8 +155,7 @@ def ways(layer: Layer) -> Iterator[tuple[str, Way]]:
     yield "grouped_mm", lambda c: x + grouped_mm_experts_forward(module, x, c.chosen, c.weights)
     if len(x) <= SMALL_BATCH:
         yield "batched_mm", lambda c: x + batched_mm_experts_forward(module, x, c.chosen, c.weights)
-    if (theirs := vllm_way(layer)) is not None:
-        yield "vLLM fused_moe", theirs
+    yield from vllm_ways(layer, router)
 
 
 def shared_ways(layer: Layer) -> Iterator[tuple[str, SharedWay]]:
@@ -235,20 +234,34 @@ def as_module(experts: Experts) -> SimpleNamespace:
     )
 
 
-def vllm_way(layer: Layer) -> Way | None:
-    """vLLM's own, without the sum with the residual."""
+def vllm_ways(layer: Layer, router: Tensor) -> Iterator[tuple[str, Way]]:
+    """vLLM's own without the sum with the residual, alone and after its route, if it is installed.
+
+    It takes float32 weights and int32 experts, which stand ready here because its router writes
+    them.
+    """
     try:
         from vllm.model_executor.layers.fused_moe.fused_moe import fused_experts
+        from vllm.model_executor.layers.fused_moe.router.fused_topk_router import fused_topk
     except ImportError:
-        return None
+        return
+    x, top_k = layer.x, layer.shape.top_k
     gate_up, down = layer.experts.gate_up, layer.experts.down
+    ready = {
+        id(choice): (choice.weights.float(), choice.chosen.to(torch.int32))
+        for choice in layer.choices
+    }
 
     def apply(choice: Choice) -> Tensor:
-        chosen = choice.chosen.to(torch.int32)
-        out: Tensor = fused_experts(layer.x, gate_up, down, choice.weights.float(), chosen)
+        out: Tensor = fused_experts(x, gate_up, down, *ready[id(choice)])
         return out
 
-    return apply
+    def routed(choice: Choice) -> Tensor:
+        fused_topk(x, torch.nn.functional.linear(x, router), top_k, renormalize=True)
+        return apply(choice)
+
+    yield "vLLM fused_moe", apply
+    yield "vLLM fused_moe with route", routed
 
 
 @torch.inference_mode()
