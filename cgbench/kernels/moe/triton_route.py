@@ -205,7 +205,7 @@ def _route_kernel(
 
 
 class RouteTiling(NamedTuple):
-    """How the programs of one call divide its logits."""
+    """A ``RouteTiling`` says how the programs of one call divide its logits."""
 
     tokens: int
     experts: int
