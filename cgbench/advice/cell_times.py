@@ -7,7 +7,7 @@ them are compared round by round.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -188,7 +188,7 @@ def _scope(runs: Sequence[RunDirectory]) -> Scope:
 
 
 def _cells(run: RunDirectory, number: int, scope: Scope, left_out: list[str]) -> Iterator[CellTime]:
-    seconds = _seconds(run)
+    seconds = _seconds(run, scope)
     latency = run.tables.latency
     for row in latency[latency["scope"] == scope.value].astype(object).to_dict("records"):
         at = At(row["context_len"], row["batch_size"], row["spec_tokens"])
@@ -204,15 +204,20 @@ def _cells(run: RunDirectory, number: int, scope: Scope, left_out: list[str]) ->
             yield CellTime(at, number, Mode(row["mode"]), bucket, seconds[key])
 
 
-def _seconds(run: RunDirectory) -> "dict[Any, pd.Series[float]]":
-    """Return the wall seconds of each block by cell.
+def _seconds(run: RunDirectory, scope: Scope) -> "dict[Any, pd.Series[float]]":
+    """Return the wall seconds of each block by cell of ``scope``.
 
     If each iteration flushed the cache, they are the device's seconds instead.
     """
-    times = block_times(run.tables.samples)
-    seconds = times[WALL].fillna(times[StageKind.ITERATION.value]).dropna()
-    by_cell = seconds.groupby(CELL)
-    return {cell: blocks.droplevel([*CELL]).sort_index() for cell, blocks in by_cell}
+    samples = run.tables.samples
+    times = block_times(samples[samples["scope"] == scope.value])
+    seconds = times[WALL].fillna(times[StageKind.ITERATION.value]).dropna().sort_index()
+    index: pd.MultiIndex = cast("pd.MultiIndex", seconds.index)
+    blocks = index.droplevel([*CELL])
+    return {
+        cell: seconds.iloc[places].set_axis(blocks[places])
+        for cell, places in seconds.groupby(CELL).indices.items()
+    }
 
 
 def _check_alike(runs: Sequence[RunDirectory]) -> None:

@@ -124,25 +124,47 @@ def _holds(cells: Sequence[CellTime], at: At, requests: int) -> bool:
 
 def _left_out(cells: Sequence[CellTime]) -> Iterator[float]:
     """Yield the errors of the cells between others. Outside of them nothing is predicted."""
+    tokens = [_tokens(cell.at, cell.bucket) for cell in cells]
+    terms: dict[tuple[float, ...], Floats] = {}
     for i, cell in enumerate(cells):
         others = [*cells[:i], *cells[i + 1 :]]
         if not _holds(others, cell.at, cell.bucket):
             continue
-        knots, weights = _fit(others)
-        yield log(float(_terms(cell.at, cell.bucket, knots) @ weights) / cell.seconds)
+        # Most cells leave the knots as they are, and every other cell's terms with them.
+        knots = _knots(sorted({*tokens[:i], *tokens[i + 1 :]}))
+        of_all = _once(terms, cells, knots)
+        weights = _weights(np.delete(of_all, i, axis=0))
+        yield log(float(of_all[i] @ weights))
+
+
+def _once(
+    terms: dict[tuple[float, ...], Floats], cells: Sequence[CellTime], knots: Floats
+) -> Floats:
+    key = tuple(knots)
+    if key not in terms:
+        terms[key] = _relative_terms(cells, knots)
+    return terms[key]
 
 
 def _fit(cells: Sequence[CellTime]) -> tuple[Floats, Floats]:
+    knots = _knots(sorted({_tokens(cell.at, cell.bucket) for cell in cells}))
+    return knots, _weights(_relative_terms(cells, knots))
+
+
+def _relative_terms(cells: Sequence[CellTime], knots: Floats) -> Floats:
+    """Return each cell's terms over its seconds, ``[cells, terms]``."""
+    return np.array([_terms(cell.at, cell.bucket, knots) / cell.seconds for cell in cells])
+
+
+def _weights(matrix: Floats) -> Floats:
+    """Return the weights, 0 or more, that bring every row's sum as near to 1 as they can."""
     # Its import takes a tenth of a second, and only this function needs it.
     from scipy.optimize import nnls
 
-    knots = _knots(sorted({_tokens(cell.at, cell.bucket) for cell in cells}))
-    rows = [_terms(cell.at, cell.bucket, knots) / cell.seconds for cell in cells]
-    matrix = np.array(rows)
     scale = matrix.max(axis=0)
     scale[scale == 0] = 1.0
-    weights, _ = nnls(matrix / scale, np.ones(len(cells)))
-    return knots, np.asarray(weights / scale, dtype=np.float64)
+    weights, _ = nnls(matrix / scale, np.ones(len(matrix)))
+    return np.asarray(weights / scale, dtype=np.float64)
 
 
 def _knots(tokens: Sequence[int]) -> Floats:

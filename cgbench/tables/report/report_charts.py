@@ -21,6 +21,7 @@ from cgbench.words import PIECES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from cgbench.advice.break_even import BreakEven
 
@@ -41,6 +42,11 @@ MAX_BARS = 32
 
 WIDTH_IN, HEIGHT_IN = 7.5, 3.6
 
+LEGEND_ROW_IN, CHARACTER_IN = 0.18, 0.078
+LEAST_LEFT_IN, BELOW_IN, ABOVE_IN, RIGHT_IN = 0.65, 0.5, 0.12, 0.15
+MOST_TICKS = 14
+"""More batch sizes than these would be written over one another."""
+
 
 def svg_of(draw: Draw, title: str, prefix: str, height_in: float = HEIGHT_IN) -> str:
     """Return the drawing as an SVG element. ``prefix`` keeps its ids apart from another
@@ -57,14 +63,34 @@ def svg_of(draw: Draw, title: str, prefix: str, height_in: float = HEIGHT_IN) ->
         **dict.fromkeys(("xtick.color", "ytick.color", "grid.color"), INK),
     }
     with matplotlib.rc_context(cast(Any, settings)):
-        figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN, height_in))
         axes = figure.subplots()
         axes.grid(alpha=0.15)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
+        _set_margins(axes, height_in)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     return _inline(file.getvalue(), title, prefix)
+
+
+def _set_margins(axes: "Axes", height_in: float) -> None:
+    """Give the axes their room, and the legend above them as much more as its rows take.
+
+    matplotlib's own layouts measure every text, which takes as long as drawing. The page's font is
+    another one anyway.
+    """
+    figure = cast("Figure", axes.figure)
+    legend_in = figure.get_figheight() - height_in
+    longest = max((len(label.get_text()) for label in axes.get_yticklabels()), default=0)
+    left_in = min(max(LEAST_LEFT_IN, 0.15 + longest * CHARACTER_IN), WIDTH_IN / 2)
+    whole_in = figure.get_figheight()
+    figure.subplots_adjust(
+        left=left_in / WIDTH_IN,
+        right=1 - RIGHT_IN / WIDTH_IN,
+        bottom=BELOW_IN / whole_in,
+        top=1 - (legend_in + ABOVE_IN) / whole_in,
+    )
 
 
 def _inline(text: str, title: str, prefix: str) -> str:
@@ -247,6 +273,7 @@ def acceptance_chart(runs: ReportRuns) -> Draw:
     """Return a chart of the acceptance of each draft position, unconditional, with its interval."""
 
     def draw(axes: "Axes") -> None:
+        most = 1
         for style, (name, counts) in enumerate(acceptance_counts(runs)):
             rates = [
                 rate_estimate(a, d)
@@ -257,7 +284,8 @@ def acceptance_chart(runs: ReportRuns) -> Draw:
             k = int(counts["spec_tokens"].iloc[0])
             positions = counts["position"].to_list()
             _bars(axes, positions, values, (errors, errors), runs.label(name, f"k = {k}"), style)
-            axes.set_xticks(positions)
+            most = max(most, *positions)
+        axes.set_xticks(range(1, most + 1))
         axes.set_ylim(0, 1)
         axes.set_xlabel("draft position")
         axes.set_ylabel("accepted")
@@ -316,14 +344,29 @@ def _bars(
 
 
 def _legend(axes: "Axes", columns: int = 3) -> None:
-    """Put the legend above the drawing, where it covers no line."""
-    figure = axes.get_figure()
-    assert figure
-    figure.legend(loc="outside upper left", fontsize=8, frameon=False, ncols=columns)
+    """Put the legend above the drawing, where it covers no line, and make the figure higher by its
+    rows.
+    """
+    labels = axes.get_legend_handles_labels()[1]
+    longest_in = 0.5 + max(map(len, labels), default=0) * CHARACTER_IN * 8 / 9
+    columns = max(1, min(columns, int((WIDTH_IN - LEAST_LEFT_IN) / longest_in)))
+    figure = cast("Figure", axes.figure)
+    figure.set_figheight(figure.get_figheight() + -(-len(labels) // columns) * LEGEND_ROW_IN)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.3,
+        fontsize=8,
+        frameon=False,
+        ncols=columns,
+        labelspacing=0.3,
+    )
 
 
 def _by_batch(axes: "Axes", sizes: Sequence[int] | pd.Series) -> None:
     ticks = sorted(set(sizes))
+    if len(ticks) > MOST_TICKS:
+        ticks = [2**i for i in range(ticks[-1].bit_length()) if ticks[0] <= 2**i <= ticks[-1]]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(size) for size in ticks])
     axes.minorticks_off()
