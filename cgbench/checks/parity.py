@@ -36,9 +36,6 @@ TITLE = "graph replays accept and draft as eager does at the bucket"
 
 COMPARED = ("result", "drafts", "last", "seq_len", "tokens_left", "active")
 
-Accepted = dict[tuple[int, str], list[int]]
-"""Drafts kept by each row's iterations, by k and by what ran."""
-
 
 def run(subject: Subject) -> Finding:
     """Compare graphs with eager at the bucket, step by step, and return the finding.

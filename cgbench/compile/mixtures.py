@@ -116,8 +116,9 @@ def apply_experts(
     choice = Choice(chosen.contiguous(), weights.contiguous(), under_way_call().padding)
     if runs_kernels(x.device):
         from cgbench.kernels.moe import triton_experts
+        from cgbench.kernels.moe.expert_plan import can_apply
 
-        if not triton_experts.can_apply(experts):
+        if not can_apply(experts):
             experts = experts.values(x.dtype)
         return triton_experts.apply(experts, x, choice, residual)
     return apply_by_torch(experts, x, choice, residual)

@@ -35,6 +35,7 @@ from cgbench.errors import CgbenchError
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.linear import gated_linear, linear, linear_add
 from cgbench.kernels.moe import triton_experts, triton_route
+from cgbench.kernels.moe.expert_plan import plan_of
 from cgbench.kernels.moe.expert_products import Choice, Experts, SharedExpert
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.rundir.environment import environment
@@ -163,7 +164,7 @@ def shared_ways(layer: Layer) -> Iterator[tuple[str, SharedWay]]:
     experts, x, shape = layer.experts, layer.x, layer.shape
     rule = RouterRule(top_k=shape.top_k, renormalises=True)
     router = torch.randn(shape.num_experts, shape.hidden, device=x.device, dtype=x.dtype)
-    plan = triton_experts.plan_of(experts, *layer.choices[0].chosen.shape)
+    plan = plan_of(experts, *layer.choices[0].chosen.shape)
 
     sum_of_gated = torch.compile(weighted_sum)
 

@@ -541,8 +541,10 @@ def test_float32_routers_go_to_tensor_cores_in_parts(compiled: list[Any]) -> Non
     route_kernels()
     for kernel in compiled:
         # The order is theirs: no product of the router is left to float32 arithmetic.
-        assert re.search(r"mma\S*\.f32\.bf16\.bf16\.f32", kernel.asm["ptx"])
-    assert sum(kernel.asm["ptx"].count("cvt.rn.bf16x2.f32") > 0 for kernel in compiled) >= 1
+        assert re.search(r"mma\S*\.f32\.bf16\.bf16", kernel.asm["ptx"])
+        # A float32 weight is cut into its parts by integer instructions. Conversions are few, and
+        # at the kernel's end.
+        assert kernel.asm["ptx"].count("cvt.rn.bf16") <= 8
 
 
 def test_quantised_rows_go_to_tensor_cores_as_fp8(compiled: list[Any]) -> None:

@@ -120,10 +120,10 @@ def shared_gate_of_another_row() -> None:
 @fault
 def shared_expert_added_twice() -> None:
     """Products of its own add it to the residual, and the launches take it in too."""
-    from cgbench.kernels.moe import triton_experts
+    from cgbench.kernels.moe import expert_plan
     from cgbench.kernels.moe.expert_products import Experts
 
-    mock.patch.object(triton_experts, "most_tokens_with", lambda experts: 0).start()
+    mock.patch.object(expert_plan, "most_tokens_with", lambda experts: 0).start()
     mock.patch.object(Experts, "without_shared", lambda experts: experts).start()
 
 

@@ -168,9 +168,10 @@ def _streamed(module: nn.Module, hidden: Tensor, chosen: Tensor, weights: Tensor
         return None
     # Imported here, because triton is there only beside a CUDA build of torch.
     from cgbench.kernels.moe import triton_experts
+    from cgbench.kernels.moe.expert_plan import can_apply
 
     experts = experts_in(module)
-    if not triton_experts.can_apply(experts):
+    if not can_apply(experts):
         return None
     choice = Choice(chosen.contiguous(), weights.contiguous())
     return triton_experts.apply(experts, hidden, choice, None)

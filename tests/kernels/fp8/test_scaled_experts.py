@@ -64,7 +64,8 @@ def scaled_shared(case: Case, block: int, device: str) -> SharedExpert | None:
 
 def relative_error(given: tuple[Case, int], device: str, dtype: torch.dtype) -> float:
     """Against the values' products in float64, in both forms."""
-    from cgbench.kernels.moe.triton_experts import apply, plan_of
+    from cgbench.kernels.moe.expert_plan import plan_of
+    from cgbench.kernels.moe.triton_experts import apply
 
     case, block = given
     torch.manual_seed(case.num_tokens)

@@ -44,7 +44,8 @@ def jump(given: tuple[Case, int], device: str, dtype: torch.dtype) -> float:
 
 def errors_of(given: tuple[Case, int], device: str, dtype: torch.dtype) -> list[torch.Tensor]:
     """Each token's error, ``[T]``, without lists and with them."""
-    from cgbench.kernels.moe.triton_experts import apply, plan_of
+    from cgbench.kernels.moe.expert_plan import plan_of
+    from cgbench.kernels.moe.triton_experts import apply
 
     case, block = given
     torch.manual_seed(case.num_tokens)

@@ -19,7 +19,7 @@ from tests.support.interpreter import check_interpreted, run_interpreted
 from tests.support.kernel_faults import FAULTS, is_seen
 
 if TYPE_CHECKING:
-    from cgbench.kernels.moe.triton_experts import Plan
+    from cgbench.kernels.moe.expert_plan import Plan
 
 pytest.importorskip("triton")
 
@@ -142,7 +142,8 @@ def as_wide(experts: Experts) -> Experts:
 def relative_error(case: Case, device: str, dtype: torch.dtype) -> float:
     """Against the definition in float64, in both forms and after another routing. Infinite where a
     padded token reads an expert: what is there is not a number."""
-    from cgbench.kernels.moe.triton_experts import apply, plan_of
+    from cgbench.kernels.moe.expert_plan import plan_of
+    from cgbench.kernels.moe.triton_experts import apply
 
     torch.manual_seed(case.num_tokens)
     experts = experts_of(case, device, dtype)
@@ -174,7 +175,8 @@ def test_interpreted_kernels_are_the_definition() -> None:
 def rows_that_differ(case: Case, device: str, dtype: torch.dtype) -> int:
     """How many tokens have other bits alone, or among others in another order, than in a batch: in
     each form with its tilings."""
-    from cgbench.kernels.moe.triton_experts import apply, plan_of
+    from cgbench.kernels.moe.expert_plan import plan_of
+    from cgbench.kernels.moe.triton_experts import apply
 
     torch.manual_seed(case.num_tokens)
     experts = experts_of(case, device, dtype)
@@ -228,7 +230,8 @@ def test_a_rows_bits_on_a_gpu_depend_on_no_other_row(case: Case) -> None:
 )
 def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
     """The choice changes between replays, and who is padding."""
-    from cgbench.kernels.moe.triton_experts import apply, plan_of
+    from cgbench.kernels.moe.expert_plan import plan_of
+    from cgbench.kernels.moe.triton_experts import apply
 
     experts = experts_of(case, "cuda", torch.bfloat16)
     x = torch.randn(case.num_tokens, case.hidden, device="cuda", dtype=torch.bfloat16)
