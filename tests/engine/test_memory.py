@@ -1,6 +1,7 @@
 """What does not fit is refused with its bytes, before anything is allocated."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,16 @@ def test_a_model_over_the_memory_is_refused_with_its_bytes(
         assert "--max-num-batched-tokens" in str(error.value)
 
 
+@cache
+def planned(name: str, keeps_latents: bool = True) -> LoadingPlan:
+    where = (torch.device("cpu"), torch.bfloat16)
+    return plan_loading(Loading(f"preset:{name}", None, True, *where, keeps_latents=keeps_latents))
+
+
 def of_deepseek(
     max_batch_size: int, *, keeps_latents: bool = True, context_len: int = 1024, **changes: Any
 ) -> tuple[LoadingPlan, RunOptions]:
-    where = (torch.device("cpu"), torch.bfloat16)
-    loading = Loading("preset:deepseek-v3-6l", None, True, *where, keeps_latents=keeps_latents)
-    plan = plan_loading(loading)
+    plan = planned("deepseek-v3-6l", keeps_latents)
     options = make_options(
         spec_tokens=(0, 3),
         batch_sizes=(1, max_batch_size),
