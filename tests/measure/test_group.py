@@ -161,7 +161,7 @@ def test_timed_requests_never_leave_their_rows(
 ) -> None:
     """One request of eight keeps every draft and the others none: it is far ahead of the mean, and
     without the cut would write to its neighbour's rows."""
-    session = make_session(make_bigram(tmp_path, set()), iterations=16, batch_size=8)
+    session = make_session(make_bigram(tmp_path, set()), iterations=28, batch_size=8)
     longest: dict[int, Tensor] = {}
     is_timed = False
 
