@@ -18,16 +18,17 @@ from tests.support.serving import ServingEngine
 PLAIN = {"model", "prompt", "max_tokens", "temperature", "stream"}
 CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "graphs up to 4, then eager": ({}, {}),
-    "another policy": ({"buckets": (1, 2, 3, 6)}, {}),
-    "without drafts": ({"tiers": ((6, 0),)}, {}),
-    "k by batch size": ({"tiers": TIERS}, {"launch_line": TIERED}),
+    "another policy, without drafts": ({"buckets": (1, 2, 3, 6), "tiers": ((6, 0),)}, {}),
+    # Few drafts of some prompts' ends are no measure of acceptance: the test of a head's stale KV
+    # has as many as it takes, from a sound server too.
+    "k by batch size": ({"tiers": TIERS}, {"launch_line": TIERED, "checks": ("tokens",)}),
     "text alone": ({"fields": PLAIN, "buckets": (2, 6)}, {}),
     "tokens as text, no ids, no metrics": (
         {
             "fields": KNOWN - {"return_token_ids", "return_tokens_as_token_ids"},
             "has_metrics": False,
         },
-        {},
+        {"edges": (4,)},
     ),
 }
 
@@ -36,24 +37,29 @@ CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_a_clean_server_raises_no_alarm(name: str) -> None:
     server_fields, request_fields = CLEAN[name]
     with serving(**server_fields) as server:
-        result = audit_of(server, num_prompts=3, **request_fields)
+        if not server_fields:
+            # What it answers one request at a time, the tests of faults ask for too.
+            result = audit_again(server)
+        else:
+            result = audit_of(server, num_prompts=2, **request_fields)
+            assert result.requests <= len(server.seen)
     assert result.exit_code is ExitCode.OK, result.to_json()
     assert {finding.verdict for finding in result.findings} == {EdgeVerdict.HOLDS}
     assert all(finding.most_at_once >= finding.peak for finding in result.findings)
-    assert result.requests <= len(server.seen)
     if name != "text alone":
         assert 0 < result.noise.token < 1e-3 and result.noise.positions > 50
-    finding = edge_of(result, "6")
     has_drafts = "no metrics" not in name and server.engine.tiers[0][1] > 0
     if has_drafts and len(server.engine.tiers) == 1:
+        finding = edge_of(result, "6")
         assert finding.acceptance is not None
         assert finding.acceptance.answer is Acceptance.SAME
 
 
 def test_a_server_with_text_alone_is_unclear_where_it_differs() -> None:
     with serving(FAULTS["NeighboursSlot"], fields=PLAIN) as server:
-        unclear = audit_again(server, edges=(2,), checks=("tokens",))
-        exact = audit_again(server, edges=(2,), exact=True, checks=("tokens",))
+        at_two: dict[str, Any] = {"edges": (2,), "checks": ("tokens",), "num_prompts": 2}
+        unclear = audit_again(server, **at_two)
+        exact = audit_again(server, exact=True, **at_two)
     assert edge_of(unclear, "2").verdict is EdgeVerdict.UNCLEAR
     assert unclear.exit_code is ExitCode.INCONCLUSIVE
     assert any("no logprobs" in note for note in unclear.notes)
@@ -62,8 +68,9 @@ def test_a_server_with_text_alone_is_unclear_where_it_differs() -> None:
 
 def test_another_server_shows_what_is_wrong_alone_too() -> None:
     """Positions are off in every bucket: the server agrees with itself, but not with another."""
+    few: dict[str, Any] = {"num_prompts": 2, "max_new_tokens": 16}
     with serving(FAULTS["PositionsOffAboveAnEdge"], buckets=(3, 6)) as server, serving() as sound:
-        result = audit_of(server, against=sound.url, edges=(3,), checks=("tokens",), num_prompts=2)
+        result = audit_of(server, against=sound.url, edges=(3,), checks=("tokens",), **few)
     assert edge_of(result, "alone").verdict is EdgeVerdict.WRONG
     assert result.exit_code is ExitCode.ANSWER_IS_NO
 

@@ -76,8 +76,9 @@ def test_draft_kv_that_is_stale_after_k_0_lowers_acceptance() -> None:
             )
 
     assert audited(None).exit_code is ExitCode.OK
-    # The server's threads decide here too which requests decode together.
-    for _ in range(4):
+    # The server's threads decide here too which requests decode together. An audit finds it in two
+    # of three cases, and more seldom on a busy machine.
+    for _ in range(8):
         found = audited("DraftKvStaleAfterNone")
         if found.exit_code is ExitCode.ANSWER_IS_NO:
             break

@@ -60,32 +60,44 @@ def test_routing_changes_what_is_computed() -> None:
     assert not torch.allclose(*states)
 
 
-@pytest.mark.parametrize(("name", "k"), [("qwen3-30b-a3b", 3), ("qwen3.5-35b-a3b", 1)])
-def test_compiled_layers_take_the_drawn_experts_in_as_many_forms(name: str, k: int) -> None:
-    forms: dict[Routing, int] = {}
-    for routing in Routing:
+def traced_forms(name: str, routing: Routing, expected: list[list[int]]) -> int:
+    """How many graphs are traced for a model anew, whose tokens are ``expected``."""
+    counters.clear()
+    model = load(name, routing)
+    compile_forwards(model.target, model.head)
+    assert decoded(model, 1, PROMPTS[:3]) == expected
+    return counters["stats"]["unique_graphs"]
+
+
+def expected_by_routing(name: str) -> dict[Routing, list[list[int]]]:
+    found = {routing: decoded(load(name, routing), 1, PROMPTS[:3]) for routing in Routing}
+    assert found[Routing.MODEL] != found[Routing.BALANCED]
+    return found
+
+
+def test_compiled_layers_take_the_drawn_experts_in_as_many_forms() -> None:
+    """Of a hybrid, whose layers have two forms of mixer."""
+    name = "qwen3.5-35b-a3b"
+    forms = set()
+    for routing, expected in expected_by_routing(name).items():
         torch._dynamo.reset()
-        counters.clear()
-        expected = decoded(load(name, routing), k, PROMPTS)
         with traced_layers():
-            model = load(name, routing)
-            compile_forwards(model.target, model.head)
-            assert decoded(model, k, PROMPTS) == expected
-        forms[routing] = counters["stats"]["unique_graphs"]
-    assert forms[Routing.BALANCED] == forms[Routing.MODEL]
+            forms.add(traced_forms(name, routing, expected))
+    assert len(forms) == 1
 
 
 def test_a_form_made_for_one_routing_serves_no_other() -> None:
-    """Both models in one process, whose compiled layers share their code."""
+    """Both models in one process, whose compiled layers share their code. What does not route is
+    traced once for both, and nothing is traced twice."""
     name = "qwen3-30b-a3b"
-    expected = {routing: decoded(load(name, routing), 1, PROMPTS) for routing in Routing}
-    assert expected[Routing.MODEL] != expected[Routing.BALANCED]
+    expected = expected_by_routing(name)
     torch._dynamo.reset()
     with traced_layers():
-        for routing in (Routing.MODEL, Routing.BALANCED, Routing.MODEL):
-            model = load(name, routing)
-            compile_forwards(model.target, model.head)
-            assert decoded(model, 1, PROMPTS) == expected[routing]
+        own, drawn, again = (
+            traced_forms(name, routing, expected[routing])
+            for routing in (Routing.MODEL, Routing.BALANCED, Routing.MODEL)
+        )
+    assert own > drawn > again == 0
 
 
 OWN_ROUTER_AUDITED = ("ernie-4.5-21b-a3b", "deepseek-v3-6l", "qwen3.5-35b-a3b")
@@ -96,13 +108,13 @@ OWN_ROUTER_AUDITED = ("ernie-4.5-21b-a3b", "deepseek-v3-6l", "qwen3.5-35b-a3b")
 @pytest.mark.parametrize(
     ("name", "routing"),
     [
-        *((name, Routing.BALANCED) for name in MIXTURES),
+        ("ernie-4.5-21b-a3b", Routing.BALANCED),
         *((name, Routing.MODEL) for name in MIXTURES if name not in OWN_ROUTER_AUDITED),
     ],
 )
 def test_a_presets_audit_holds(name: str, routing: Routing) -> None:
     flags = "--device cpu --spec-tokens 2 --max-num-seqs 2 --capture-sizes 2 --max-new-tokens 4"
-    checks = "equality,hidden,drafts,padding,isolation"
+    checks = "equality,hidden,drafts,padding"
     args = ["audit", f"preset:{name}", *flags.split(), "--checks", checks]
     done = CliRunner().invoke(app, [*args, "--routing", routing.value, "--json"])
     assert done.exit_code == 0, done.output

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cgbench.checks import drafts, hidden
 from cgbench.checks.findings import Answer
@@ -62,30 +65,43 @@ def drafters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {each.name: make_drafter(folder / each.name, each) for each in FORMS}
 
 
+@pytest.fixture(scope="module")
+def reference(target: Path) -> PreTrainedModel:
+    return reference_model(target)
+
+
+@pytest.fixture(scope="module")
+def expected(reference: PreTrainedModel) -> list[list[int]]:
+    return greedy_reference(reference, prompts(), MAX_NEW_TOKENS)
+
+
 @by_name
-def test_tokens_are_plain_greedys(target: Path, drafters: dict[str, Path], form: Form) -> None:
-    expected = greedy_reference(reference_model(target), prompts(), MAX_NEW_TOKENS)
+def test_tokens_are_plain_greedys(
+    target: Path, drafters: dict[str, Path], expected: list[list[int]], form: Form
+) -> None:
     spec = speculator(target, drafters[form.name])
-    for k in (1, 3, 5):
-        for batch in (prompts(), prompts()[2:3]):
-            runner = EagerRunner(spec, make_state(spec, k, 5))
-            got = decode_prompts(spec, runner, batch, MAX_NEW_TOKENS, max_num_tokens=64)
-            assert got.token_ids == [expected[prompts().index(each)] for each in batch]
+    for k, batch in ((1, prompts()), (3, prompts()[2:3]), (5, prompts())):
+        runner = EagerRunner(spec, make_state(spec, k, 5))
+        got = decode_prompts(spec, runner, batch, MAX_NEW_TOKENS, max_num_tokens=64)
+        assert got.token_ids == [expected[prompts().index(each)] for each in batch]
 
 
 @pytest.mark.parametrize(
     ("form", "k"),
-    [(FULL, 1), (FULL, 3), (FULL, 5), (MIXED, 3), (WINDOWS, 5)],
+    [(FULL, 1), (MIXED, 3), (WINDOWS, 5)],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_drafts_are_those_of_a_plain_implementation(
-    target: Path, drafters: dict[str, Path], form: Form, k: int
+    target: Path,
+    drafters: dict[str, Path],
+    reference: PreTrainedModel,
+    expected: list[list[int]],
+    form: Form,
+    k: int,
 ) -> None:
     """After iterations that accept from none to all, of a padded bucket and of ragged rows."""
-    model = reference_model(target)
-    plain = PlainDrafter(form, drafters[form.name], model)
+    plain = PlainDrafter(form, drafters[form.name], reference)
     spec = speculator(target, drafters[form.name])
-    expected = greedy_reference(model, prompts(), MAX_NEW_TOKENS)
     seen = set()
     for sequences, made, accepted in trajectory(spec, expected, k):
         seen |= set(accepted)
@@ -112,11 +128,13 @@ def test_padded_rows_change_nothing(target: Path, drafters: dict[str, Path]) -> 
     assert made[0] == made[1]
 
 
-def test_a_finished_request_stays_inside_the_cache(target: Path, drafters: dict[str, Path]) -> None:
+def test_a_finished_request_stays_inside_the_cache(
+    target: Path, drafters: dict[str, Path], expected: list[list[int]]
+) -> None:
     """Its block would end past the last slot's room, if every draft of the last verify is kept."""
     model = load_tiny(target, head=drafters["full"])
     prompt = prompts()[2]
-    tokens = greedy_reference(reference_model(target), [prompt], 9)[0]
+    tokens = expected[2][:9]
     k, most = 3, 5
     spec = make_speculator(model, max_batch_size=1, room=len(prompt) + most + 2 * k)
     state = make_state(spec, k, 1)
@@ -130,10 +148,18 @@ def test_a_finished_request_stays_inside_the_cache(target: Path, drafters: dict[
     assert made == tokens[:most] and not state.full.active.any()
 
 
-def exact(tmp_path: Path, k: int, change: Callable[[Speculator], None] | None = None) -> float:
+KEPT = TemporaryDirectory(prefix="cgbench-dflash-")
+"""Of this process. It is gone when that ends."""
+
+
+@cache
+def exact_folders() -> tuple[Path, Path]:
+    return make_exact(Path(KEPT.name))
+
+
+def exact(k: int, change: Callable[[Speculator], None] | None = None) -> float:
     """The mean acceptance length of the exact drafter, whose text is checked on the way."""
-    target, drafter = make_exact(tmp_path)
-    spec = speculator(target, drafter)
+    spec = speculator(*exact_folders())
     if change is not None:
         change(spec)
     starting = [circling(start, length) for start, length in ((3, 8), (9, 13), (24, 20))]
@@ -148,8 +174,8 @@ def exact(tmp_path: Path, k: int, change: Callable[[Speculator], None] | None = 
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
-def test_a_drafter_that_is_right_has_every_draft_kept(k: int, tmp_path: Path) -> None:
-    assert exact(tmp_path, k) == k + 1
+def test_a_drafter_that_is_right_has_every_draft_kept(k: int) -> None:
+    assert exact(k) == k + 1
 
 
 def drafter_of(spec: Speculator) -> DFlashHead:
@@ -181,9 +207,9 @@ def stale_context(spec: Speculator) -> None:
 
 @pytest.mark.parametrize(("change", "length"), [(moved_context, 1.0), (stale_context, None)])
 def test_a_wrong_context_has_fewer_drafts_kept(
-    change: Callable[[Speculator], None], length: float | None, tmp_path: Path
+    change: Callable[[Speculator], None], length: float | None
 ) -> None:
-    got = exact(tmp_path, 3, change)
+    got = exact(3, change)
     assert got == length if length is not None else 1.0 < got < 3.0
 
 

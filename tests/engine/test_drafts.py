@@ -52,7 +52,7 @@ def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make_speculator(model, max_batch_size=5, room=ROOM)
 
 
-@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("k", [1, 4])
 def test_drafts_equal_the_reference(spec: Speculator, k: int) -> None:
     prompts = random_prompts(5, seed=k)
     prefilled = prefill(spec, prompts, max_num_tokens=50)

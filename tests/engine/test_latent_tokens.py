@@ -20,7 +20,7 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS = 12
 NUM_PROMPTS = 5
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 5
 
@@ -59,6 +59,11 @@ def model(folder: Path) -> LoadedModel:
     return load_tiny(folder)
 
 
+@pytest.fixture(scope="module")
+def expanded(folder: Path) -> LoadedModel:
+    return load_tiny(folder, keeps_latents=False)
+
+
 def speculator(model: LoadedModel) -> Speculator:
     return make_speculator(model, max_batch_size=NUM_PROMPTS, room=ROOM)
 
@@ -69,7 +74,7 @@ def decoded(spec: Speculator, k: int, prompts: list[list[int]]) -> list[list[int
     return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=64).token_ids
 
 
-@pytest.mark.parametrize("spec_tokens", [0, 1, 3, 5])
+@pytest.mark.parametrize("spec_tokens", [0, 5])
 def test_ragged_batches_equal_plain_greedy(
     model: LoadedModel, expected: list[list[int]], spec_tokens: int
 ) -> None:
@@ -80,21 +85,22 @@ def test_ragged_batches_equal_plain_greedy(
 
 def test_one_request_equals_plain_greedy(model: LoadedModel, expected: list[list[int]]) -> None:
     spec = speculator(model)
-    got = [decoded(spec, 3, [prompt])[0] for prompt in random_prompts(NUM_PROMPTS)]
-    assert got == expected
+    for k, number in ((1, 0), (3, 4)):
+        got = decoded(spec, k, [random_prompts(NUM_PROMPTS)[number]])
+        assert got == [expected[number]]
 
 
-def test_the_expanded_form_equals_plain_greedy(folder: Path, expected: list[list[int]]) -> None:
-    expanded = load_tiny(folder, keeps_latents=False)
+def test_the_expanded_form_equals_plain_greedy(
+    expanded: LoadedModel, expected: list[list[int]]
+) -> None:
     spec = speculator(expanded)
     assert not spec.cache.keeps_latents
     assert decoded(spec, 3, random_prompts(NUM_PROMPTS)) == expected
 
 
-def test_a_layer_keeps_one_latent_a_token(folder: Path, model: LoadedModel) -> None:
+def test_a_layer_keeps_one_latent_a_token(model: LoadedModel, expanded: LoadedModel) -> None:
     """The target's layers and the head's: rank 16 and 8 rotary values, of 4 heads' 40 and 16."""
     assert dict(model.kv_shapes) == dict.fromkeys(range(3), ((1, 16 + 8), (1, 0)))
-    expanded = load_tiny(folder, keeps_latents=False)
     value_size = model.target.config.v_head_dim
     assert dict(expanded.kv_shapes) == dict.fromkeys(range(3), ((4, 24), (4, value_size)))
     latent, whole = (speculator(each).cache.num_bytes for each in (model, expanded))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS = 16
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 5
 OWN = HeadForm(own_output=True, own_embedding=True)
 CASES = [
@@ -69,15 +70,16 @@ def expected(folder: Path) -> list[list[int]]:
     return greedy_reference(reference_model(folder), short_prompts(), MAX_NEW_TOKENS)
 
 
-@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("k", [3, 5])
 def test_tokens_are_plain_greedys(spec: Speculator, expected: list[list[int]], k: int) -> None:
-    for prompts in (short_prompts(), short_prompts()[3:4]):
-        runner = EagerRunner(spec, make_state(spec, k, 5))
-        got = decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=64)
-        assert got.token_ids == [expected[short_prompts().index(prompt)] for prompt in prompts]
+    """Of a ragged batch by all modules. Of one request by all, and by the last one twice more."""
+    prompts = short_prompts() if k == 3 else short_prompts()[3:4]
+    runner = EagerRunner(spec, make_state(spec, k, 5))
+    got = decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=64)
+    assert got.token_ids == [expected[short_prompts().index(prompt)] for prompt in prompts]
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("k", [2, 5])
 def test_drafts_are_those_of_every_module_recomputed(
     spec: Speculator, expected: list[list[int]], k: int
 ) -> None:
@@ -171,15 +173,25 @@ def test_a_bucket_of_each_phase_holds_the_planned_forwards(spec: Speculator) -> 
     assert planned[1:] == [("head", rows * 4) for rows in (6, 7, 8, 1, 1)]
 
 
+KEPT = TemporaryDirectory(prefix="cgbench-modules-")
+"""Of this process. It is gone when that ends."""
+
+
+def own_modules(family: HeadFamily, order: tuple[int, ...] = (1, 2, 3)) -> Path:
+    """The checkpoint of modules that are right at their own step alone, made once."""
+    folder = Path(KEPT.name) / "-".join(map(str, (family.name, *order)))
+    return folder if folder.exists() else make_own_modules(folder, family, order)
+
+
 @pytest.mark.parametrize(
     ("family", "lengths"),
     [(STEP, {1: 2.0, 3: 4.0, 5: 6.0}), (MIMO_V2, {1: 2.0, 3: 4.0, 5: 4.0})],
 )
 def test_modules_that_are_right_at_their_own_step_alone_have_every_draft_kept(
-    family: HeadFamily, lengths: dict[int, float], tmp_path: Path
+    family: HeadFamily, lengths: dict[int, float]
 ) -> None:
     """Past the last: a chained module goes on by itself, one fed the target's state cannot."""
-    model = load(make_own_modules(tmp_path, family))
+    model = load(own_modules(family))
     assert {k: acceptance_length(model, k) for k in lengths} == lengths
 
 
@@ -187,26 +199,23 @@ def test_modules_that_are_right_at_their_own_step_alone_have_every_draft_kept(
     ("family", "order", "length"),
     [
         (STEP, (2, 1, 3), 1.0),
-        (STEP, (1, 3, 2), 2.0),
         (STEP, (1, 1, 1), 2.0),
-        (MIMO_V2, (2, 1, 3), 1.0),
         (MIMO_V2, (1, 3, 2), 2.0),
-        (MIMO_V2, (1, 1, 1), 2.0),
         (MIMO_V2, (1, 2, 2), 3.0),
     ],
 )
 def test_modules_in_anothers_place_have_no_draft_kept_from_there_on(
-    family: HeadFamily, order: tuple[int, ...], length: float, tmp_path: Path
+    family: HeadFamily, order: tuple[int, ...], length: float
 ) -> None:
-    assert acceptance_length(load(make_own_modules(tmp_path, family, order)), 3) == length
+    assert acceptance_length(load(own_modules(family, order)), 3) == length
 
 
 @pytest.mark.parametrize("family", [STEP, MIMO_V2], ids=lambda family: family.name)
 def test_modules_fed_the_other_way_have_the_first_draft_kept_alone(
-    family: HeadFamily, tmp_path: Path
+    family: HeadFamily,
 ) -> None:
     other = {ModuleFeed.CHAIN: ModuleFeed.TARGET, ModuleFeed.TARGET: ModuleFeed.CHAIN}
-    model = load(make_own_modules(tmp_path, family), feed=other[family.feed])
+    model = load(own_modules(family), feed=other[family.feed])
     assert model.head_label == f"{family.name}[feed={other[family.feed]}] (3 modules)"
     assert acceptance_length(model, 3) == 2.0
 
@@ -227,10 +236,10 @@ def with_the_first_output(model: LoadedModel) -> None:
     ("change", "length"), [(without_outputs, 1.0), (with_the_first_output, 2.0)]
 )
 def test_each_module_has_its_own_output_matrix(
-    change: Callable[[LoadedModel], None], length: float, tmp_path: Path
+    change: Callable[[LoadedModel], None], length: float
 ) -> None:
-    model = load(make_own_modules(tmp_path, STEP))
-    assert acceptance_length(model, 3) == 4.0
+    """With them, every draft is kept: see the test of modules that are right."""
+    model = load(own_modules(STEP))
     change(model)
     assert acceptance_length(model, 3) == length
 
@@ -238,24 +247,21 @@ def test_each_module_has_its_own_output_matrix(
 @pytest.mark.parametrize(
     ("most", "label", "length"),
     [
-        (None, "step (3 modules)", 4.0),
         (3, "step (3 modules)", 4.0),
         (2, "step (modules 1..2 of 3)", 3.0),
         (1, "step (module 1 of 3)", 2.0),
     ],
 )
-def test_fewer_modules_reuse_the_last_of_them(
-    most: int | None, label: str, length: float, tmp_path: Path
-) -> None:
+def test_fewer_modules_reuse_the_last_of_them(most: int | None, label: str, length: float) -> None:
     """Of this checkpoint the third alone can be run again."""
-    model = load(make_own_modules(tmp_path, STEP), mtp_modules=most)
+    model = load(own_modules(STEP), mtp_modules=most)
     assert model.head_label == label and model.num_head_modules == 3
     assert acceptance_length(model, 3) == length
 
 
-def test_more_modules_than_there_are_is_refused(tmp_path: Path) -> None:
+def test_more_modules_than_there_are_is_refused() -> None:
     with pytest.raises(BadInputError, match="--mtp-modules 4: the head has 3 modules"):
-        load(make_own_modules(tmp_path, STEP), mtp_modules=4)
+        load(own_modules(STEP), mtp_modules=4)
 
 
 def test_a_repacked_row_keeps_what_its_modules_are_fed(

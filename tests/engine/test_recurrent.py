@@ -1,6 +1,8 @@
 """Recurrent state: speculation on hybrids is lossless; the state is a function of the length."""
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from cgbench.engine.recurrent import DecodeStates, RecurrentCache
 from cgbench.engine.runner import EagerRunner
 from cgbench.kernels.delta_rule import HeadRows, StateShape, conv_inputs, head_rule
 from cgbench.models.heads.families import QWEN
+from cgbench.models.loader import LoadedModel
 from tests.support.tiny import (
-    HYBRID_CONFIGS,
     decode_prompts,
     greedy_reference,
     load_tiny,
@@ -22,25 +24,41 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 24
-ROOM = 24 + MAX_NEW_TOKENS + 2 * 5
+MAX_NEW_TOKENS = 16
+ROOM = 24 + MAX_NEW_TOKENS + 2 * 16
 
 
-@pytest.fixture(scope="module", params=list(HYBRID_CONFIGS))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp(request.param)
-    return make_checkpoint(made, request.param, family=QWEN, seed=3)
+def ragged_prompts() -> list[list[int]]:
+    return [[7], *random_prompts(4)]
 
 
-@pytest.mark.parametrize("k", [0, 1, 3, 5, 16])
-def test_hybrids_decode_plain_greedy_tokens(folder: Path, k: int) -> None:
-    """Five ragged prompts, prefilled in groups, against transformers one request at a time."""
-    model = load_tiny(folder)
-    prompts = [[7], *random_prompts(4)]
+@cache
+def made(kind: str) -> tuple[LoadedModel, list[list[int]]]:
+    """A model of ``kind``, and what transformers decodes with it, one request at a time."""
+    with TemporaryDirectory() as name:
+        folder = make_checkpoint(Path(name), kind, family=QWEN, seed=3)
+        expected = greedy_reference(reference_model(folder), ragged_prompts(), MAX_NEW_TOKENS)
+        return load_tiny(folder), expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "k"),
+    [
+        ("qwen3_next-hybrid", 0),
+        ("qwen3_next-hybrid", 3),
+        ("qwen3_next-hybrid", 16),
+        ("qwen3_5", 1),
+        ("qwen3_5", 5),
+        ("qwen3_5_moe", 0),
+        ("qwen3_5_moe", 3),
+    ],
+)
+def test_hybrids_decode_plain_greedy_tokens(kind: str, k: int) -> None:
+    """Five ragged prompts, prefilled in groups."""
+    model, expected = made(kind)
     spec = make_speculator(model, max_batch_size=5, room=ROOM, max_spec_tokens=k)
     runner = EagerRunner(spec, make_state(spec, k, 5))
-    got = decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=48)
-    expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
+    got = decode_prompts(spec, runner, ragged_prompts(), MAX_NEW_TOKENS, max_num_tokens=48)
     assert got.token_ids == expected
 
 

@@ -1,5 +1,9 @@
 """Every Triton kernel compiled for Hopper without a GPU, from the calls that the engine makes:
-what the interpreter lets pass, a compiler may not."""
+what the interpreter lets pass, a compiler may not.
+
+Each way through a kernel is compiled once, in the largest tile that has it: that one is the first
+to spill. Not each pair of ways is, because a compilation takes a second.
+"""
 
 import os
 import re
@@ -157,18 +161,17 @@ NORM = triton_norm.Norm(torch.zeros(4096, dtype=torch.bfloat16), 1e-6, 0.0)
 
 
 def linear_kernels() -> None:
-    for num_rows, num_outputs in ((4, 4096), (4, 22_016), (32, 22_016)):
-        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
-        weight = torch.empty(num_outputs, 4096, dtype=torch.bfloat16)
-        triton_linear.linear(x, weight, None)
-        triton_linear.linear(x, weight, None, is_gated=True)
-        triton_linear.linear(x, weight, None, residual=x.new_zeros(num_rows, num_outputs))
-    for num_rows in (4, 32):
-        table = torch.zeros(num_rows, 128, dtype=torch.bfloat16)
-        rotary = triton_rotary.Rotary(table, table, 5120)
-        x, weight = x.new_zeros(num_rows, 4096), weight.new_empty(6144, 4096)
-        product = triton_linear.linear(x, weight, weight[:, 0].contiguous(), rotary=rotary)
-        triton_rotary.rotate(product, rotary)
+    weight = torch.empty(22_016, 4096, dtype=torch.bfloat16)
+    few, x = (torch.zeros(num_rows, 4096, dtype=torch.bfloat16) for num_rows in (4, 32))
+    triton_linear.linear(few, weight, None)
+    triton_linear.linear(x, weight, None, is_gated=True)
+    # In splits.
+    triton_linear.linear(few, weight[:4096], None, is_gated=True)
+    triton_linear.linear(x, weight[:4096], None, residual=x)
+    table = torch.zeros(32, 128, dtype=torch.bfloat16)
+    rotary = triton_rotary.Rotary(table, table, 5120)
+    product = triton_linear.linear(x, weight[:6144], weight[:6144, 0].contiguous(), rotary=rotary)
+    triton_rotary.rotate(product, rotary)
     triton_norm.norm(x, NORM)
     triton_norm.add_norm(x, x, NORM)
     triton_gate.gated(torch.zeros(40, 22_016, dtype=torch.bfloat16))
@@ -178,13 +181,12 @@ def scaled_kernels() -> None:
     row_blocks = torch.zeros(22_016, dtype=torch.int32)
     weight = torch.empty(22_016, 4096, dtype=torch.float8_e4m3fn)
     scales = triton_linear.Scales(torch.ones(172, 32), row_blocks)
-    for num_rows in (4, 32, 256):
-        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
-        triton_linear.linear(x, weight, None, scales=scales)
-        triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
-        of_few = triton_linear.Scales(scales.scale, row_blocks[:4096])
-        residual = x.new_zeros(num_rows, 4096)
-        triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
+    of_few = triton_linear.Scales(scales.scale, row_blocks[:4096])
+    few, x, many = (torch.zeros(num_rows, 4096, dtype=torch.bfloat16) for num_rows in (4, 32, 256))
+    triton_linear.linear(few, weight, None, scales=scales)
+    triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
+    triton_linear.linear(x, weight[:4096], None, residual=x, scales=of_few)
+    triton_linear.linear(many, weight, None, is_gated=True, scales=scales)
 
 
 def w8a8_kernels() -> None:
@@ -192,23 +194,22 @@ def w8a8_kernels() -> None:
     row_blocks = torch.zeros(22_016, dtype=torch.int32)
     weight = torch.empty(22_016, 4096, dtype=torch.float8_e4m3fn)
     scales = triton_linear.Scales(torch.ones(172, 32), row_blocks, True)
-    for num_rows in (4, 32, 256):
-        x = torch.zeros(num_rows, 4096, dtype=torch.bfloat16)
-        triton_linear.linear(x, weight, None, scales=scales)
-        triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
-        of_few = scales._replace(row_blocks=row_blocks[:4096])
-        residual = x.new_zeros(num_rows, 4096)
-        triton_linear.linear(x, weight[:4096], None, residual=residual, scales=of_few)
-        table = x.new_zeros(num_rows, 128)
-        rotary = triton_rotary.Rotary(table, table, 5120)
-        of_heads = scales._replace(row_blocks=row_blocks[:6144])
-        triton_linear.linear(x, weight[:6144], None, rotary=rotary, scales=of_heads)
+    of_few = scales._replace(row_blocks=row_blocks[:4096])
+    of_heads = scales._replace(row_blocks=row_blocks[:6144])
+    few, many = (torch.zeros(num_rows, 4096, dtype=torch.bfloat16) for num_rows in (4, 256))
+    triton_linear.linear(few, weight, None, is_gated=True, scales=scales)
+    # In splits, which many rows are not.
+    triton_linear.linear(few, weight[:4096], None, residual=few, scales=of_few)
+    triton_linear.linear(many, weight[:4096], None, residual=many, scales=of_few)
+    table = many.new_zeros(256, 128)
+    rotary = triton_rotary.Rotary(table, table, 5120)
+    triton_linear.linear(many, weight[:6144], None, rotary=rotary, scales=of_heads)
     # Scales of channels, and of columns that fill no instruction.
     for num_blocks in (1, 256):
         of_rows = triton_linear.Scales(torch.ones(172, num_blocks), row_blocks, True)
-        triton_linear.linear(x[:4], weight, None, scales=of_rows)
+        triton_linear.linear(few, weight, None, scales=of_rows)
     experts = scaled_experts(1408, 11)
-    for num_tokens in (1, 64, 2048):
+    for num_tokens in (1, 2048):
         apply_experts(replace(experts, is_w8a8=True), num_tokens)
 
 
@@ -216,7 +217,6 @@ def attention_kernels() -> None:
     shape = ((8, 128), (8, 128))
     for dtype, batch, window in (
         (torch.bfloat16, 1, None),
-        (torch.bfloat16, 8, None),
         (torch.bfloat16, 64, 256),
         (torch.float32, 1, None),
     ):
@@ -233,8 +233,8 @@ def attention_kernels() -> None:
     cache = KvCache({0: shape}, max_batch_size=1, room=32, dtype=query.dtype, device=cpu)
     rows = Rows(cache, slots[:1], torch.arange(17)[None])
     triton_attention.decode(cache.layers[0], block, rows.slots, rows.positions, 32)
-    for batch, query_len in ((1, 4), (64, 7)):
-        attention_with_sinks(batch, query_len)
+    # Whose group is shared.
+    attention_with_sinks(64, 7)
 
 
 def attention_with_sinks(batch: int, query_len: int) -> None:
@@ -251,14 +251,14 @@ def attention_with_sinks(batch: int, query_len: int) -> None:
 
 
 def fp8_kv_kernels() -> None:
-    """Of MiMo-7B's shape and MiMo-V2-Flash's, with a window and sinks. Scales of the checkpoint."""
+    """Of MiMo-7B's shape and MiMo-V2-Flash's, with a window and sinks. Scales of each token and of
+    the checkpoint."""
     cpu = torch.device("cpu")
     by_token, by_tensor = KvFormat(is_fp8=True), KvFormat(True, {0: (1.0, 1.0)})
     for dtype, heads, key_size, length, kv_format, window in (
-        (torch.bfloat16, 32, 128, 4, by_token, None),
         (torch.bfloat16, 32, 128, 1, by_tensor, None),
         (torch.float16, 32, 128, 4, by_token, 256),
-        (torch.float32, 32, 128, 4, by_token, None),
+        (torch.float32, 32, 128, 1, by_token, None),
         (torch.bfloat16, 64, 192, 4, by_token, 129),
     ):
         shape = ((8, key_size), (8, 128))
@@ -277,6 +277,8 @@ def fp8_kv_kernels() -> None:
 def latent_kernels() -> None:
     """Of DeepSeek-V3's shape, whole and as eight ranks share it, and of GLM-4.7-Flash's."""
     every_latent_call()
+    # Of few splits, which W_UV's product merges.
+    latent_call(1, 1, 16, (192, 256), torch.bfloat16, room=1088)
     table = torch.zeros(2, 4, 64, dtype=torch.bfloat16)
     x = torch.zeros(2, 4, 1536 + 576, dtype=torch.bfloat16)
     norms = LatentNorms(x[0, 0, :1536], 1e-6, x[0, 0, :512], 1e-6)
@@ -286,20 +288,21 @@ def latent_kernels() -> None:
 def hopper_latent_kernels() -> None:
     with mock.patch.object(triton_latent, "is_hopper", lambda device: True):
         every_latent_call()
+        # Of a tile that is not full.
+        latent_call(1, 4, 20, (192, 256), torch.bfloat16)
 
 
 def every_latent_call() -> None:
-    for batch, query_len, heads, sizes in (
-        (64, 4, 128, (128, 128)),
-        (1, 1, 16, (128, 128)),
-        (1, 4, 20, (192, 256)),
-    ):
-        latent_call(batch, query_len, heads, sizes, torch.bfloat16)
+    """Many rows, whose queries are rotated as they are loaded, and few that are rotated before."""
+    latent_call(64, 4, 128, (128, 128), torch.bfloat16, in_pairs=True)
+    latent_call(1, 1, 16, (128, 128), torch.bfloat16)
 
 
 def scaled_latent_kernels() -> None:
-    latent_call(64, 4, 128, (128, 128), torch.bfloat16, is_scaled=True)
-    latent_call(1, 4, 20, (192, 256), torch.bfloat16, is_scaled=True)
+    """The attention is that of ``latent_kernels``."""
+    of_many = {"in_pairs": True, "is_scaled": True}
+    latent_call(64, 4, 128, (128, 128), torch.bfloat16, **of_many)
+    latent_call(1, 1, 16, (192, 256), torch.bfloat16, is_scaled=True)
 
 
 def latent_call(
@@ -309,6 +312,8 @@ def latent_call(
     sizes: tuple[int, int],
     dtype: torch.dtype,
     *,
+    room: int = 8256,
+    in_pairs: bool = False,
     is_scaled: bool = False,
 ) -> None:
     rows = heads * sum(sizes)
@@ -321,17 +326,15 @@ def latent_call(
     positions = slots[:, None] + torch.arange(query_len)
     cache = torch.zeros(16, 1, 576, dtype=dtype)
     table = torch.zeros(batch, query_len, 64, dtype=dtype)
-    for pairs in (None, PairRotary(table, table)):
-        new = LatentInput(query, latent, weights, 0.1, None, pairs)
-        # A room of few splits, which W_UV's product merges, and one of many.
-        for room in (1088, 8256):
-            triton_latent.decode(cache, new, slots, positions, room)
+    pairs = PairRotary(table, table) if in_pairs else None
+    new = LatentInput(query, latent, weights, 0.1, None, pairs)
+    triton_latent.decode(cache, new, slots, positions, room)
 
 
 def merge_kernels() -> None:
     """Of one request's splits, whose wide rows want more registers than a warp has."""
     positions = torch.zeros(1, 4, dtype=torch.long)
-    for value_dim in (64, 128, 256, 512):
+    for value_dim in (64, 512):
         parts = triton_splits.Parts.empty(1, 32, 16, value_dim, torch.device("cpu"))
         out = torch.zeros(1, 4, 4, value_dim, dtype=torch.bfloat16)
         heads = {"KV_HEADS": 1, "GROUP": 4, "QUERY_LEN": 4, "WINDOW": 0, "BLOCK_N": 32}
@@ -341,7 +344,7 @@ def merge_kernels() -> None:
 
 def recurrent_kernels() -> None:
     for dtype, query_len, sizes in (
-        (torch.bfloat16, 9, (16, 2, 128, 128)),
+        (torch.bfloat16, 4, (16, 2, 128, 128)),
         (torch.float32, 1, (2, 1, 96, 8)),
     ):
         case = Case(*sizes, query_len, query_len)
@@ -355,13 +358,11 @@ def recurrent_kernels() -> None:
 
 
 def exchange_kernels() -> None:
-    for num_ranks in (2, 8):
+    for num_ranks, dtype in ((2, torch.float16), (8, torch.bfloat16), (8, torch.float32)):
         addresses = torch.zeros(num_ranks, dtype=torch.int64)
         inboxes = triton_exchange.Inboxes(addresses, torch.zeros(4, dtype=torch.int32), 1)
-        dtypes = (torch.float32, torch.bfloat16, torch.float16)
-        for dtype in dtypes if num_ranks == 8 else dtypes[:1]:
-            for rows in (4, 70):
-                inboxes.add_up(torch.zeros(rows, 4096, dtype=dtype))
+        for rows in (4, 70):
+            inboxes.add_up(torch.zeros(rows, 4096, dtype=dtype))
         for rows in (4, 70_000):
             inboxes.gather(torch.zeros(rows, 2))
 
@@ -375,10 +376,11 @@ def winner_kernels() -> None:
 
 
 def draw_kernel() -> None:
-    for batch, query_len, shape in ((1, 1, ExpertShape(64, 6)), (64, 4, ExpertShape(256, 8))):
-        positions = torch.zeros(batch, query_len, dtype=torch.long)
-        out = torch.zeros(3, batch * query_len, shape.top_k, dtype=torch.long)
-        triton_draw.draw(positions[:, 0].contiguous(), positions, torch.arange(3), 7, shape, out)
+    """Of DeepSeek-V2's shape, neither of whose numbers is a power of two."""
+    shape = ExpertShape(160, 6)
+    positions = torch.zeros(64, 4, dtype=torch.long)
+    out = torch.zeros(3, 256, shape.top_k, dtype=torch.long)
+    triton_draw.draw(positions[:, 0].contiguous(), positions, torch.arange(3), 7, shape, out)
 
 
 def expert_kernels() -> None:
@@ -396,10 +398,9 @@ def expert_kernels() -> None:
 
 
 def scaled_expert_kernels() -> None:
-    """Of GLM-4.5-Air's shape, whole and as two ranks share it."""
-    for size, blocks in ((1408, 11), (704, 11)):
-        for num_tokens in (1, 64):
-            apply_experts(scaled_experts(size, blocks), num_tokens)
+    """Of GLM-4.5-Air's shape, as two ranks share it: its last tile of columns is half empty."""
+    for num_tokens in (1, 64):
+        apply_experts(scaled_experts(704, 11), num_tokens)
 
 
 def scaled_experts(size: int, blocks: int) -> Experts:
@@ -418,13 +419,14 @@ def apply_experts(experts: Experts, num_tokens: int) -> None:
 
 
 def shared_expert_kernels() -> None:
-    """Of GLM-4.7-Flash's shape, of Qwen3.5-35B-A3B's with a gate, and of ERNIE-4.5-21B's in two
-    pieces: the first in FP8 too."""
-    for num_experts, top_k, hidden, size, pieces, has_gate, dtype in (
-        (64, 4, 2048, 1536, 1, False, torch.bfloat16),
-        (256, 8, 2048, 512, 1, True, torch.bfloat16),
-        (64, 6, 2560, 1536, 2, False, torch.bfloat16),
-        (64, 4, 2048, 1536, 1, True, torch.float8_e4m3fn),
+    """Of Qwen3.5-35B-A3B's shape with a gate, of ERNIE-4.5-21B's in two pieces, and of
+    GLM-4.7-Flash's in FP8."""
+    for num_experts, top_k, hidden, size, pieces, has_gate, dtype, num_tokens in (
+        (256, 8, 2048, 512, 1, True, torch.bfloat16, 1),
+        (64, 6, 2560, 1536, 2, False, torch.bfloat16, 1),
+        (64, 6, 2560, 1536, 2, False, torch.bfloat16, 64),
+        (64, 4, 2048, 1536, 1, False, torch.float8_e4m3fn, 1),
+        (64, 4, 2048, 1536, 1, True, torch.float8_e4m3fn, 64),
     ):
         is_scaled = dtype == torch.float8_e4m3fn
         gate = torch.zeros(1, hidden, dtype=torch.bfloat16) if has_gate else None
@@ -436,12 +438,11 @@ def shared_expert_kernels() -> None:
         of_its = [block_scales(*each) if is_scaled else None for each in whole]
         shared = SharedExpert(*its, gate, *of_its)
         experts = Experts(*weights, *scales, shared=shared)
-        for num_tokens in (1, 64):
-            chosen = torch.zeros(num_tokens, top_k, dtype=torch.long)
-            of_chosen = torch.zeros(num_tokens, top_k, dtype=torch.bfloat16)
-            padding = Padding(torch.zeros(num_tokens, dtype=torch.long), 64, 1)
-            x = torch.zeros(num_tokens, hidden, dtype=torch.bfloat16)
-            triton_experts.apply(experts, x, Choice(chosen, of_chosen, padding), x)
+        chosen = torch.zeros(num_tokens, top_k, dtype=torch.long)
+        of_chosen = torch.zeros(num_tokens, top_k, dtype=torch.bfloat16)
+        padding = Padding(torch.zeros(num_tokens, dtype=torch.long), 64, 1)
+        x = torch.zeros(num_tokens, hidden, dtype=torch.bfloat16)
+        triton_experts.apply(experts, x, Choice(chosen, of_chosen, padding), x)
 
 
 def block_scales(*shape: int) -> ExpertScales:
@@ -455,7 +456,7 @@ def route_kernels() -> None:
     plain = RouterRule(8, renormalises=True)
     triton_route.route(x[:1], x.new_zeros(128, 2048), None, plain)
     rule = RouterRule(8, is_sigmoid=True, wide_logits=True, num_groups=8, top_groups=4)
-    triton_route.route(x, x.new_zeros(256, 2048), torch.zeros(256), rule)
+    triton_route.route(x[:4], x.new_zeros(256, 2048), torch.zeros(256), rule)
     # Float32 weights of bfloat16 rows, as ERNIE has them.
     triton_route.route(x, torch.zeros(64, 2048), None, RouterRule(6, wide_logits=True))
 
@@ -485,28 +486,27 @@ def read_kernel() -> None:
     ("call", "least", "most_spilling"),
     [
         (rows_kernels, 7, 0),
-        (linear_kernels, 15, 0),
-        (scaled_kernels, 9, 0),
+        (linear_kernels, 9, 0),
+        (scaled_kernels, 4, 0),
         # Of listed tokens a few words, among the pointers to 16 gathered rows. It is the fastest.
-        (scaled_expert_kernels, 8, 2),
+        (scaled_expert_kernels, 6, 2),
         # Float32, whose tiles fill twice the registers.
         # Of 128 rows, a few words.
-        (w8a8_kernels, 20, 4),
-        (attention_kernels, 11, 1),
-        (fp8_kv_kernels, 5, 1),
-        (merge_kernels, 4, 0),
-        # Both kernels of nine rows, a little.
-        (recurrent_kernels, 4, 2),
+        (w8a8_kernels, 16, 4),
+        (attention_kernels, 8, 1),
+        (fp8_kv_kernels, 4, 1),
+        (merge_kernels, 2, 0),
+        (recurrent_kernels, 4, 0),
         # Of one shape's queries that are rotated as they are loaded, a little.
-        (latent_kernels, 16, 1),
-        (hopper_latent_kernels, 16, 0),
+        (latent_kernels, 11, 1),
+        (hopper_latent_kernels, 10, 0),
         (scaled_latent_kernels, 4, 1),
         # Of eight ranks, a little.
         (exchange_kernels, 12, 1),
         (winner_kernels, 4, 0),
-        (draw_kernel, 2, 0),
+        (draw_kernel, 1, 0),
         (expert_kernels, 6, 0),
-        (shared_expert_kernels, 24, 0),
+        (shared_expert_kernels, 14, 0),
         (route_kernels, 3, 0),
         (window_kernels, 5, 0),
         (read_kernel, 1, 0),
@@ -530,7 +530,7 @@ def test_fp8_values_are_not_gathered_byte_by_byte(compiled: list[Any]) -> None:
     bfloat16 would be slow."""
     fp8_kv_kernels()
     low_precision = [each.asm["ptx"] for each in compiled if "{low, high}" in each.asm["ptx"]]
-    assert len(low_precision) == 4
+    assert len(low_precision) == 3
     for ptx in low_precision:
         assert not re.search(r"ld\.shared\S*\.[bus]8", ptx)
         assert "ldmatrix" in ptx and ".trans" in ptx
@@ -551,7 +551,7 @@ def test_quantised_rows_go_to_tensor_cores_as_fp8(compiled: list[Any]) -> None:
     """And a sum over the columns of one scale alone: it is a float32 sum of such."""
     w8a8_kernels()
     products = [each.asm["ptx"] for each in compiled if "mma" in each.asm["ptx"]]
-    assert len(products) > 8
+    assert len(products) > 6
     of_fp8 = [ptx for ptx in products if re.search(r"mma\S*\.e4m3\.e4m3", ptx)]
     # Columns of 16 fill no instruction of FP8, and take float16's.
     assert len(of_fp8) == len(products) - 1

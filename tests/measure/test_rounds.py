@@ -59,20 +59,24 @@ def measured(
     return measure_group(replace(session, options=options, watch=Watch(machine)), BATCH, int)
 
 
-def test_equal_times_settle_at_the_fewest_blocks(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = Machine()
-    group = measured(session, machine, monkeypatch)
+@pytest.fixture(scope="module")
+def quiet(session: Session) -> tuple[Machine, Group]:
+    """Equal times on a machine that nothing disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        machine = Machine()
+        return machine, measured(session, machine, patch)
+
+
+def test_equal_times_settle_at_the_fewest_blocks(quiet: tuple[Machine, Group]) -> None:
+    machine, group = quiet
     assert len(machine.order) == MIN_BLOCKS * len(KS)
     assert group.doubts == [] and {cell.discarded_blocks for cell in group.cells} == {0}
 
 
 def test_every_round_has_every_cell_in_an_order_of_its_own(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+    session: Session, quiet: tuple[Machine, Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = Machine()
-    measured(session, machine, monkeypatch)
+    machine, _ = quiet
     found = [tuple(machine.order[i : i + 3]) for i in range(0, len(machine.order), 3)]
     assert all(sorted(each) == list(KS) for each in found) and len(set(found)) > 2
     again = Machine()
@@ -84,16 +88,16 @@ def test_min_time_goes_on_with_settled_cells(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine()
-    measured(session, machine, monkeypatch, min_time_s=6.0)
-    assert machine.now == pytest.approx(6.0, abs=0.3)
+    measured(session, machine, monkeypatch, min_time_s=5.0)
+    assert machine.now == pytest.approx(5.0, abs=0.3)
 
 
 def test_a_cell_that_never_settles_ends_at_max_time_and_is_told(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = Machine(time_s=lambda k, block: TYPICAL_S * (1 + (k == 3) * (block % 3) / 3))
-    group = measured(session, machine, monkeypatch)
-    assert machine.now == pytest.approx(30.0, abs=0.3)
+    group = measured(session, machine, monkeypatch, max_time_s=9.0)
+    assert machine.now == pytest.approx(9.0, abs=0.3)
     (line,) = group.doubts
     assert "batch size 2: 1 of 3 cells" in line and "eager k=3" in line
     frame = latency_frame(group.cells, samples_frame(group.samples)).set_index("spec_tokens")
@@ -101,12 +105,12 @@ def test_a_cell_that_never_settles_ends_at_max_time_and_is_told(
 
 
 def test_a_drift_hits_all_cells_alike(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 % a second: rows one after another would differ by a third; interleaved by 1 %."""
+    """1 % a second: rows one after another would differ by a tenth; interleaved by 1 %."""
     machine = Machine()
     machine.time_s = lambda k, block: TYPICAL_S * (1 + 0.01 * machine.now)
-    group = measured(session, machine, monkeypatch)
+    group = measured(session, machine, monkeypatch, max_time_s=15.0)
     frame = latency_frame(group.cells, samples_frame(group.samples))
-    assert machine.now > 20
+    assert machine.now > 10
     assert frame["iteration_p50_ms"].max() / frame["iteration_p50_ms"].min() < 1.01
     # Blocks that follow a drift repeat each other: it does not look precise.
     assert len(group.doubts) == 1
@@ -138,13 +142,17 @@ def test_throttled_blocks_are_counted_out_and_measured_again(
     assert summary["discarded"] == {"hw_thermal": sum(frame["discarded_blocks"])}
 
 
-def test_a_gpu_that_throttles_all_the_while_is_disturbed(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    group = measured(session, throttled_in(range(1000)), monkeypatch)
-    assert {cell.status for cell in group.cells} == {Status.DISTURBED}
-    assert not [sample for sample in group.samples if sample.stage == Stage.ITERATION]
-    assert "nothing" in group.doubts[0]
+@pytest.fixture(scope="module")
+def throttled(session: Session) -> Group:
+    """On a GPU that throttles all the while."""
+    with pytest.MonkeyPatch.context() as patch:
+        return measured(session, throttled_in(range(1000)), patch, max_time_s=1.0)
+
+
+def test_a_gpu_that_throttles_all_the_while_is_disturbed(throttled: Group) -> None:
+    assert {cell.status for cell in throttled.cells} == {Status.DISTURBED}
+    assert not [sample for sample in throttled.samples if sample.stage == Stage.ITERATION]
+    assert "nothing" in throttled.doubts[0]
 
 
 def test_another_process_on_the_gpu_disturbs_what_it_shares(
@@ -182,16 +190,15 @@ def test_the_power_limit_disturbs_nothing_and_is_told(
 
 
 def test_a_disturbed_group_is_written_and_read_again(
-    session: Session, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    session: Session, throttled: Group, tmp_path: Path
 ) -> None:
     from cgbench.rundir.store import RunDirectory
     from tests.support.example import make_record
 
     record = make_record()
     record.model["label"] = session.deployment.model.label
-    group = measured(session, throttled_in(range(1000)), monkeypatch, max_time_s=1.0)
     directory = RunDirectory.create(tmp_path / "run", record)
-    directory.write_group(group.cells, group.samples, (), group.blocks)
+    directory.write_group(throttled.cells, throttled.samples, (), throttled.blocks)
     frame = directory.finish(latency_markdown)
     assert set(frame["status"]) == {"disturbed"} and frame["iteration_p50_ms"].isna().all()
-    assert len(RunDirectory.open(tmp_path / "run").blocks()) == len(group.blocks)
+    assert len(RunDirectory.open(tmp_path / "run").blocks()) == len(throttled.blocks)

@@ -17,7 +17,7 @@ from cgbench.planning.expected import costs_of, expected_cost, weights_of
 from cgbench.planning.optimal import Problem, least_costs, solve
 
 ENGINES = sorted(POLICIES.keys() - {"explicit", "optimal"})
-INSTANCES = 2_000
+INSTANCES = 800
 
 Resources = list[tuple[list[float], float]]
 

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cgbench.errors import PlanError
@@ -121,6 +121,7 @@ def test_batch_size_one_has_a_graph_of_its_own(request: PlanRequest) -> None:
 
 
 @pytest.mark.parametrize("policy", GENERATED)
+@settings(max_examples=30)
 @given(most=batch_sizes)
 def test_without_drafts_tokens_are_requests(policy: str, most: int) -> None:
     found = plan(PlanRequest(0, most, policy))

@@ -78,9 +78,16 @@ def _wrong_in_replays(ranks: Ranks) -> int:
     return int(wrong)
 
 
-def differ(step: str, *, ranks: Ranks) -> list[tuple[str | None, bool]]:
+STEPS_OF_INBOXES = ("_reachable_zeros", "_mapped")
+
+
+def differ(*, ranks: Ranks) -> dict[str, list[tuple[str | None, bool]]]:
     """Of two ranks one can open its inbox. What each then says: why there are none, and whether.
-    ``step``: the function in which the other one cannot."""
+    By the function in which the other one cannot."""
+    return {step: _differ(step, ranks) for step in STEPS_OF_INBOXES}
+
+
+def _differ(step: str, ranks: Ranks) -> list[tuple[str | None, bool]]:
     given: dict[str, Any] = {
         "_reachable_zeros": torch.zeros(1),
         "_mapped": mock.Mock(buffer_ptrs=[0, 0]),
