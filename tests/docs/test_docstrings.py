@@ -10,7 +10,6 @@ import pytest
 
 from tests.docs.pages import MODULES, ROOT, tree_of
 
-
 # These words begin a noun phrase or a clause, and never an imperative.
 NO_VERB = re.compile(
     r"(?:Of|The|A|An|What|Whether|None|Every|Each|All|As|How|Where|When|Which|Who|Its|Their|In|On|"
