@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from cgbench.engines import engine_process
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import Done, cgbench
 from tests.support.engines import SITE
-from tests.support.forked_engines import ForkedChild
+from tests.support.forked_engines import forked_engines
 
 FAST = (
     *("--device", "cpu", "--context-len", 12, "--prompts", "random"),
@@ -31,11 +30,7 @@ VLLM = ("--engine", "vllm", "--engine-site", f"vllm={SITE}")
 
 @pytest.fixture(scope="module", autouse=True)
 def forked() -> Iterator[None]:
-    """Each would import torch anew."""
-    names = ("PIPE", "STDOUT", "TimeoutExpired")
-    real = {name: getattr(subprocess, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_process, "subprocess", SimpleNamespace(Popen=ForkedChild, **real))
+    with forked_engines():
         yield
 
 

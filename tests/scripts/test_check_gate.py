@@ -18,6 +18,7 @@ from gate import recording, report, trials
 from gate.plant import Kernel
 from gate.recording import Job, Recording
 from tests.support.fixtures import prompts, tiny  # noqa: F401
+from tests.support.forkserver import fork_context
 from tests.support.runs import Made
 
 SLOW = Place(Scope.ITERATION, 2, 8)
@@ -237,6 +238,7 @@ def test_a_small_trial_from_end_to_end(
 ) -> None:
     """Real runs in processes of their own; every iteration of the slow ones takes five times as
     long. How many of so few and so short ones are told apart is the machine's affair."""
+    fork_context()
     words = ("--device", "cpu", "--spec-tokens", "1", "--batch-sizes", "2", "--max-time", "0")
     short = ("--iterations", "1", "--max-new-tokens", "8", "--context-len", "12")
     command = [str(tiny), *words, *short, "--prompts", str(prompts)]

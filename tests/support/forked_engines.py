@@ -8,11 +8,26 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from multiprocessing.reduction import DupFd
+from types import SimpleNamespace
 from typing import IO, Any
 
+import pytest
+
+from cgbench.engines import engine_process
 from tests.support.forkserver import fork_context
+
+
+@contextmanager
+def forked_engines() -> Iterator[None]:
+    """Engines that are started meanwhile import no torch: each would do so anew."""
+    names = ("PIPE", "STDOUT", "TimeoutExpired")
+    real = {name: getattr(subprocess, name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_process, "subprocess", SimpleNamespace(Popen=ForkedChild, **real))
+        yield
 
 
 class ForkedChild:
