@@ -63,7 +63,7 @@ def test_run_and_its_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_audit(folders: tuple[Path, Path]) -> None:
     target, head = folders
-    flags = "--device cpu --spec-tokens 2 --max-num-seqs 3 --capture-sizes 2,3 --max-new-tokens 6"
+    flags = "--device cpu --spec-tokens 2 --max-num-seqs 2 --capture-sizes 2 --max-new-tokens 4"
     where = ("--head", head, "--prompts", target / "prompts.jsonl")
     done = cgbench("audit", target, *where, *flags.split())
     assert done.code == 0, done.stdout + done.stderr

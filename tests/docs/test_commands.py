@@ -63,7 +63,8 @@ SMALL = {
     "--num-prompts 2 --checks equality",
 }
 REPLACED = re.compile(
-    r"^(\w+)(?: [^-\s]\S*)?|--(?:output|repro|prompts|spec-tokens|batch-sizes) \S+"
+    r"^(\w+)(?: [^-\s]\S*)?|--(?:output|repro|prompts|device|dtype|spec-tokens|batch-sizes|"
+    r"iterations|max-time|max-new-tokens|context-len|max-num-seqs|num-prompts|checks) \S+"
 )
 
 
