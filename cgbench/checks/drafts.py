@@ -89,7 +89,7 @@ def _row(
         ours - its,
         lambda: int(again().argmax()),
         got[step],
-        lambda: noise_when_rounded_otherwise(target, head, again, logits[step]),
+        lambda: noise_when_rounded_otherwise(target, head, again, logits[step], subject.least_move),
     ):
         return None
     return Difference(

@@ -142,7 +142,7 @@ def _buckets(this: _Graphs) -> Iterator[Difference]:
         if batch_size > largest:
             continue
         bucket = this.subject.bucket_of(this.graphs.spec_tokens, batch_size)
-        fault = bucket_fault(this.runner, batch_size, bucket)
+        fault = bucket_fault(this.subject.spec, this.runner, batch_size, bucket)
         if fault is not None:
             yield Difference(fault, this.where(bucket, batch_size))
 

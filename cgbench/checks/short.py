@@ -167,11 +167,11 @@ class StepAudit:
         )
         try:
             for _ in range(STEPS):
-                mark_rows(state)
+                mark_rows(self.spec, state)
                 poison_rows(state, slice(batch_size, bucket), self.spec.target.last_token)
                 fill_scratch(self.spec.cache, nan)
                 step()
-                if fault := first_failure(rows_fault(state, batch_size, bucket)):
+                if fault := first_failure(rows_fault(self.spec, state, batch_size, bucket)):
                     return fault
                 rows = state.rows(batch_size)
                 trace.append(torch.cat([rows.result, rows.drafts], dim=1))

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from cgbench.checks.noise import MOVE_OF_CODES
 from cgbench.checks.reference import EXACT, Plain, Rounding
 from cgbench.engine.acceptance import Greedy, shared_rule
 from cgbench.engine.deployment import Deployment
@@ -58,6 +59,11 @@ class Subject:
     def plain(self) -> Plain:
         """Return plain greedy decoding of the same weights, computed once for all checks."""
         return Plain(self.spec.target, self.prompts, self.rounding, is_w8a8=self.is_w8a8)
+
+    @property
+    def least_move(self) -> float:
+        """Return how far embeddings move at least where the noise of rounding is measured."""
+        return MOVE_OF_CODES if self.is_w8a8 else 0.0
 
     @cached_property
     def rounding(self) -> Rounding:

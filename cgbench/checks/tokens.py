@@ -108,8 +108,8 @@ class Judge:
             if margin <= NEAR_TIE_NOISES * self.chain_noises[-1]:
                 self.margins.append(margin)
                 return True
-        target = self.subject.spec.target
-        if target.has_mixtures and picks_when_rounded_otherwise(target, pick, got):
+        target, least = self.subject.spec.target, self.subject.least_move
+        if target.has_mixtures and picks_when_rounded_otherwise(target, pick, got, least):
             self.rerouted += 1
             return True
         self.margins.append(margin)

@@ -53,14 +53,14 @@ REPLAYS = 5
 COLD_BYTES = 120e6
 """Of different routers, so that L2 holds none of them at its next use."""
 GRID = [
-    RouteTiling(*each)
-    for each in itertools.product((16, 32, 64), (16, 32, 64), (128,), (1, 2, 4, 8), (4,), (3,))
+    RouteTiling(16, experts, 128, splits, warps, 3)
+    for experts, warps, splits in itertools.product((16, 64), (4, 8), (1, 2, 4, 8))
 ]
 
 
 def tilings(router: Router, num_tokens: int, sweep: bool) -> Iterator[tuple[str, RouteTiling]]:
     """The rule's tiling, and with ``sweep`` those of the grid that fit."""
-    rule = triton_route.route_tiling(num_tokens, router.wide)
+    rule = triton_route.route_tiling(router.experts)
     yield "its rule", rule
     if not sweep:
         return

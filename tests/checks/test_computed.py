@@ -1,5 +1,7 @@
 """Marks that every computed row overwrites: a bucket too large or too small shows."""
 
+from pathlib import Path
+
 import pytest
 
 from cgbench.checks.computed import bucket_fault
@@ -12,6 +14,7 @@ from cgbench.engine.iteration import (
 )
 from cgbench.engine.runner import EagerRunner
 from cgbench.engine.state import DecodeState
+from tests.support.dflash import FULL, make_drafter, make_target
 from tests.support.tiny import load_tiny, make_checkpoint, make_speculator, make_state
 
 MAX_BATCH = 8
@@ -47,8 +50,20 @@ def test_the_rows_computed_are_the_buckets(
     spec: Speculator, k: int, rows: int, fault: str | None
 ) -> None:
     runner = Computes(spec, make_state(spec, k, MAX_BATCH), rows)
-    assert bucket_fault(runner, 3, 4) == fault
-    assert bucket_fault(runner, 3, 4) == fault  # the marks of one call are gone at the next
+    assert bucket_fault(spec, runner, 3, 4) == fault
+    assert bucket_fault(spec, runner, 3, 4) == fault  # the marks of one call are gone at the next
+
+
+@pytest.mark.parametrize(
+    ("rows", "row"), [(4, None), (8, "row 4 was computed too"), (2, "row 2 was not computed")]
+)
+def test_a_parallel_drafter_writes_no_chain(rows: int, row: str | None, tmp_path: Path) -> None:
+    target, head = make_target(tmp_path / "target"), make_drafter(tmp_path / "drafter", FULL)
+    model = load_tiny(target, head=head)
+    drafter = make_speculator(model, max_batch_size=MAX_BATCH, room=32)
+    runner = Computes(drafter, make_state(drafter, 3, MAX_BATCH), rows)
+    fault = bucket_fault(drafter, runner, 3, 4)
+    assert fault == (row and f"3 requests take the bucket of 4, but {row}")
 
 
 class WrongPhase(EagerRunner):
@@ -69,5 +84,5 @@ def test_a_single_phase_with_another_bucket_shows(
     spec: Speculator, sizes: tuple[int, int, int]
 ) -> None:
     state = make_state(spec, 3, MAX_BATCH)
-    assert bucket_fault(WrongPhase(spec, state, (4, 4, 4)), 3, 4) is None
-    assert bucket_fault(WrongPhase(spec, state, sizes), 3, 4) is not None
+    assert bucket_fault(spec, WrongPhase(spec, state, (4, 4, 4)), 3, 4) is None
+    assert bucket_fault(spec, WrongPhase(spec, state, sizes), 3, 4) is not None

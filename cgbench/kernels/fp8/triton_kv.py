@@ -115,13 +115,15 @@ def rows_scale(rows, of_tensor, AXIS: tl.constexpr, SCALING: tl.constexpr):
 
 @triton.jit
 def quantised_tile(rows, scale):
-    """Return ``rows`` in FP8. What is too large for the ``scale`` is clamped.
+    """Return ``rows`` in FP8. What is too large for the ``scale`` is clamped. What is no number
+    stays none, so that nothing hides it.
 
     Numbers are rounded in float32, to even where two are as near. So the conversion is exact, and
     the interpreter's, which rounds otherwise, gives the same bits.
     """
     rows = rows.to(tl.float32)
-    scaled = tl.clamp(tl.div_rn(rows, tl.zeros_like(rows) + scale), -_LARGEST, _LARGEST)
+    scaled = tl.div_rn(rows, tl.zeros_like(rows) + scale)
+    scaled = tl.clamp(scaled, -_LARGEST, _LARGEST, propagate_nan=tl.PropagateNan.ALL)
     exponent = (scaled.to(tl.int32, bitcast=True) >> 23) & 255
     # Half as much again as 2 ** 23 steps of e4m3, which has 3 bits below an exponent of at least
     # -6. A sum with it has no bits below a step.

@@ -52,7 +52,7 @@ def _without_worse_groups(
     return tl.reshape(by_group, [TOKENS, EXPERTS])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _upper_half(wide):
     """Return float32 numbers without their lower 16 bits, in bfloat16 and in float32.
 
@@ -160,7 +160,7 @@ def _route_kernel(
             token = tile * BLOCK_T + first + tl.arange(0, CHOSEN_T)[:, None]
             keep = (token < num_tokens) & is_real
             logits = tl.zeros([CHOSEN_T, EXPERTS], tl.float32)
-            for s in range(SPLITS):
+            for s in tl.static_range(SPLITS):
                 logits += tl.load(
                     partial + (s * num_tokens + token) * NUM_EXPERTS + number,
                     mask=keep,
@@ -187,7 +187,10 @@ def _route_kernel(
             for s in tl.static_range(TOP_K):
                 expert = _best(choice, number, EXPERTS)
                 is_its = number == expert
-                score = tl.sum(tl.where(is_its, scores, 0.0), 1, keep_dims=True)
+                if HAS_BIAS:
+                    score = tl.sum(tl.where(is_its, scores, 0.0), 1, keep_dims=True)
+                else:
+                    score = tl.max(choice, 1, keep_dims=True)
                 best = tl.where(slot == s, expert, best)
                 of_best = tl.where(slot == s, score, of_best)
                 total += score
@@ -212,14 +215,13 @@ class RouteTiling(NamedTuple):
     stages: int
 
 
-def route_tiling(num_tokens: int, is_wide: bool) -> RouteTiling:
-    """Choose the tiling of ``num_tokens``.
+def route_tiling(num_experts: int) -> RouteTiling:
+    """Choose the tiling of a call, by scripts/trials/bench_route.py.
 
-    Products of float32 are slow, so more programs share them.
+    It is the same for any number of tokens, so that the bits of a token's logits depend on no other
+    token. Many experts are ranked by more warps, because a warp takes the whole row of a token.
     """
-    tiles = triton.cdiv(num_tokens, 16)
-    splits = 4 if tiles == 1 or (is_wide and tiles <= 16) else 2 if tiles <= 4 else 1
-    return RouteTiling(16, 16, 128, splits, 4, 4)
+    return RouteTiling(16, 64, 128, 8, 4 if num_experts <= 64 else 8, 3)
 
 
 def can_route(weight: Tensor, rule: RouterRule) -> bool:
@@ -241,7 +243,7 @@ def route(
     num_tokens, num_inputs = x.shape
     num_experts = weight.shape[0]
     is_wide = weight.dtype != x.dtype or x.dtype == torch.float32
-    tiling = route_tiling(num_tokens, is_wide)
+    tiling = route_tiling(num_experts)
     tiles = triton.cdiv(num_tokens, tiling.tokens)
     assert tiles <= MAX_TILES and weight.is_contiguous() and can_route(weight, rule)
     in_parts = weight.dtype == torch.float32 and x.dtype == torch.bfloat16
