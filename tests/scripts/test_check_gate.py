@@ -46,6 +46,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def few(runs: Path, tmp_path: Path) -> Path:
+    """Two of the plain runs and one of the planted, to change."""
+    folder = tmp_path / "few"
+    for run in ("plain/000", "plain/001", "planted/000"):
+        shutil.copytree(runs / run, folder / run)
+    known = Recording.read(runs)
+    known.runs = [run for run in known.runs if (folder / run["kind"] / run["run"]).exists()]
+    known.write(folder)
+    return folder
+
+
 def recorded(num_runs: int) -> list[dict]:
     return [
         {"kind": kind, "run": f"{i:03}", "seconds": 1.0, "code": 0}
@@ -169,18 +181,17 @@ def test_what_was_planted_outlives_a_kill_in_the_first_run_that_holds_it(
 
 
 def test_only_runs_that_ended_and_can_be_compared_are_counted(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One left by a kill is no run; one that is, but not comparable, would pass for quiet."""
-    folder = tmp_path / "runs"
-    shutil.copytree(runs, folder)
-    Made(seed=99, finish=False).write(folder / "plain" / "004")
+    folder = few
+    Made(seed=99, finish=False).write(folder / "plain" / "002")
     found = analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
-    assert found["runs"] == {"plain": 4, "planted": 4}
+    assert found["runs"] == {"plain": 2, "planted": 1}
     known = Recording.read(folder)
-    known.runs.append({"kind": "plain", "run": "004", "seconds": 1.0, "code": 0})
+    known.runs.append({"kind": "plain", "run": "002", "seconds": 1.0, "code": 0})
     known.write(folder)
-    with pytest.raises(SystemExit, match=r"plain/004: 004 is not finished"):
+    with pytest.raises(SystemExit, match=r"plain/002: 002 is not finished"):
         analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
     known.runs = [run for run in known.runs if run["kind"] == "plain"]
     known.write(folder)
@@ -209,10 +220,10 @@ def test_shares_of_nothing_do_not_hold() -> None:
 
 
 def test_a_trial_that_gates_no_time_is_still_json_with_nothing_where_nothing_was_asked(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No interval is judged: its share and its means are empty, neither NaN nor 0."""
-    analysed(runs, tmp_path, monkeypatch, "--trials", "10", "--gate", "memory")
+    analysed(few, tmp_path, monkeypatch, "--trials", "3", "--gate", "memory")
 
     def refused(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
