@@ -1,13 +1,22 @@
 """What of the tensor parallel check a CPU can run: its flags and its cycles."""
 
 import runpy
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.support.forkserver import fork_context
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "trials" / "check_tp.py"
+
+
+def check_tp(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """The script's exit code, run in this process as a command would run it."""
+    monkeypatch.setattr("sys.argv", ["check_tp.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return ended.value.code
 
 
 @pytest.mark.parametrize(
@@ -25,18 +34,22 @@ def test_an_unknown_name_is_refused_before_anything_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ("--device", "cpu", "--output", str(tmp_path / "tp"), "--parts", "table")
-    monkeypatch.setattr("sys.argv", ["check_tp.py", *words, flag, "mimo-7b-tp3"])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert ended.value.code == 2
+    assert check_tp(monkeypatch, *words, flag, "mimo-7b-tp3") == 2
     assert f"error: {flag} mimo-7b-tp3: unknown. Choose of {known}" in capsys.readouterr().err
     assert not (tmp_path / "tp").exists()
 
 
-def test_cycles_end_and_are_told(tmp_path: Path) -> None:
-    words = ("--device", "cpu", "--output", tmp_path, "--parts", "cycles", "--cycles", "1")
-    done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "1 cycles of start, capture, run and exit at tp 2" in done.stdout
+def test_cycles_end_and_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_context()
+    before = signal.getsignal(signal.SIGALRM)
+    words = ("--output", str(tmp_path), "--parts", "cycles", "--cycles", "1")
+    try:
+        assert check_tp(monkeypatch, "--device", "cpu", *words) == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    printed = capsys.readouterr().out
+    assert "1 cycles of start, capture, run and exit at tp 2" in printed
     assert (tmp_path / "cycles" / "01" / "latency.md").exists()
-    assert (tmp_path / "cycles.md").read_text() in done.stdout
+    assert (tmp_path / "cycles.md").read_text() in printed
