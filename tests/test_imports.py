@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,15 @@ def room_of(module: str) -> str:
     return module.split(".")[1]
 
 
+@cache
+def nodes_of(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """Every import of a module's source, which several tests look through."""
+    return [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
 def imports_of(source: str) -> Iterator[tuple[int, str]]:
     """Line and module of every import of this package: at the top, in a function, or for types."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -122,7 +129,7 @@ def test_ranks_are_handed_in_and_asked_for_by_collectives_alone() -> None:
 
 def names_of(source: str) -> Iterator[tuple[int, str]]:
     """Line and dotted name of everything that ``source`` imports from a module."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.ImportFrom):
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
@@ -148,12 +155,9 @@ def imported_by(*modules: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stdout.split()}
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["cgbench.words", "cgbench.planning", "cgbench.rundir.schema", "cgbench.measure.run_clock"],
-)
-def test_planning_schema_and_clock_need_the_standard_library_alone(module: str) -> None:
-    assert not imported_by(module) & (HEAVY | TABLES)
+def test_planning_schema_and_clock_need_the_standard_library_alone() -> None:
+    light = ("words", "planning", "rundir.schema", "measure.run_clock")
+    assert not imported_by(*(f"cgbench.{name}" for name in light)) & (HEAVY | TABLES)
 
 
 def test_planning_needs_no_numpy_but_for_budgets() -> None:

@@ -1,3 +1,3 @@
-from tests.support.fixtures import one_commit, prompts, tiny
+from tests.support.fixtures import few_blocks, one_commit, prompts, tiny
 
-__all__ = ["one_commit", "prompts", "tiny"]
+__all__ = ["few_blocks", "one_commit", "prompts", "tiny"]

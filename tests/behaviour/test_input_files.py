@@ -84,7 +84,7 @@ def good_or_named(done: Done, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(NO_RESET, max_examples=60)
+@settings(NO_RESET, max_examples=30)
 @given(data=st.data())
 def test_any_value_of_any_field_of_a_config(
     checkpoints: dict[str, Path], kind: str, data: st.DataObject
@@ -331,7 +331,7 @@ ENTRY = st.one_of(
 
 
 @pytest.mark.usefixtures("prepared")
-@settings(NO_RESET, max_examples=50)
+@settings(NO_RESET, max_examples=40)
 @given(entry=ENTRY)
 def test_any_value_of_a_line_of_prompts(tiny: Path, tmp_path: Path, entry: object) -> None:
     file = tmp_path / "mine.jsonl"

@@ -1,4 +1,4 @@
-"""SIGKILL at eight moments of real runs: no finished group is lost, nothing half done reads as
+"""SIGKILL at five moments of real runs: no finished group is lost, nothing half done reads as
 complete, and what is left goes on to a run like any other."""
 
 import random
@@ -16,8 +16,8 @@ from tests.support.killing import Runs
 
 BATCH_SIZES = [1, 2]
 
-# Shares of an uninterrupted run's time: one somewhere in each eighth.
-MOMENTS = [(eighth + random.Random(eighth).random()) / 8 for eighth in range(8)]
+# Shares of an uninterrupted run's time: one somewhere in each fifth.
+MOMENTS = [(fifth + random.Random(fifth).random()) / 5 for fifth in range(5)]
 
 
 @pytest.fixture(scope="module")

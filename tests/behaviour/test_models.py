@@ -196,10 +196,13 @@ def small_preset(monkeypatch: pytest.MonkeyPatch) -> str:
     return "preset:small"
 
 
+QUICK = (*("--max-time", 0, "--iterations", 4, "--context-len", 8, "--max-new-tokens", 4),)
+
+
 def test_every_k_of_a_preset_is_measured_at_its_own_golden_length(
     small_preset: str, tmp_path: Path
 ) -> None:
-    flags = ("--batch-sizes", 2, "--max-time", 0, "--context-len", 8, "--max-new-tokens", 4)
+    flags = ("--batch-sizes", 2, *QUICK)
     out = tmp_path / "run"
     done = cgbench("run", small_preset, "--spec-tokens", "1,3,5", *flags, "--output", out)
     assert done.code == 0, done.stderr
@@ -240,7 +243,7 @@ def test_a_preset_keeps_drafts_at_a_golden_length_unless_told(
         )
     ):
         out = tmp_path / str(number)
-        flags = ("--spec-tokens", 2, "--batch-sizes", 1, "--max-time", 0, "--context-len", 8)
+        flags = ("--spec-tokens", 2, "--batch-sizes", 1, *QUICK)
         done = cgbench("run", small_preset, *flags, "--output", out, *args)
         assert done.code == 0, done.stderr
         assert RunDirectory.open(out).latency()["acceptance"].unique().tolist() == [rule]

@@ -18,6 +18,8 @@ from tests.support.command import FAST, Done, cgbench
 
 EVERYTHING = Rules(gate=Gate.parse("iteration,tpot,acceptance,host-gap,verify,facts,eager"))
 
+ONE_SIZE = ("--batch-sizes", "1")
+
 
 def run(tiny: Path, prompts: Path, path: Path, *more: object) -> Done:
     flags = ("--spec-tokens", "1", "--prompts", prompts, "--output", path)
@@ -82,7 +84,7 @@ def test_a_run_too_large_is_kept_whole(
 ) -> None:
     monkeypatch.setattr(thin, "MAX_BYTES", 1000)
     path = tmp_path / "run"
-    done = run(tiny, prompts, path, "--thin")
+    done = run(tiny, prompts, path, "--thin", *ONE_SIZE)
     assert done.code == 3
     assert f"error: --thin: {path} is kept whole: " in done.stderr.splitlines()[-1]
     record = RunDirectory.open(path).record
@@ -96,7 +98,7 @@ def test_a_wrong_cell_is_the_worse_thing_to_tell(
     monkeypatch.setattr(thin, "MAX_BYTES", 1000)
     wrong = {Status.AUDIT_FAILED: ExitCode.ANSWER_IS_NO, Status.OK: ExitCode.ANSWER_IS_NO}
     monkeypatch.setattr(run_output, "EXIT_CODES", wrong)
-    done = run(tiny, prompts, tmp_path / "run", "--thin")
+    done = run(tiny, prompts, tmp_path / "run", "--thin", *ONE_SIZE)
     assert done.code == 1 and "is kept whole" in done.stderr
 
 
@@ -105,5 +107,6 @@ def test_tokens_are_not_kept(tiny: Path, prompts: Path, tmp_path: Path) -> None:
 
 
 def test_json_still_has_the_numbers(tiny: Path, prompts: Path, tmp_path: Path) -> None:
-    found = json.loads(run(tiny, prompts, tmp_path / "run", "--thin", "--json").stdout)
+    done = run(tiny, prompts, tmp_path / "run", "--thin", "--json", *ONE_SIZE)
+    found = json.loads(done.stdout)
     assert all(row["iteration_p50_ms"] > 0 for row in found["latency"])

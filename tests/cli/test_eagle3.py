@@ -42,8 +42,8 @@ def test_inspect(folders: tuple[Path, Path]) -> None:
 
 def test_run_and_its_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
     target, head = folders
-    flags = "--device cpu --spec-tokens 3 --batch-sizes 1,2 --max-new-tokens 8 --context-len 16"
-    quick = "--min-time 0 --max-time 1 --iterations 2 --explain"
+    flags = "--device cpu --spec-tokens 3 --batch-sizes 2 --max-new-tokens 8 --context-len 16"
+    quick = "--min-time 0 --max-time 0 --iterations 2 --explain"
     where = ("--head", head, "--prompts", target / "prompts.jsonl", "--output", tmp_path / "run")
     done = cgbench("run", target, *where, *flags.split(), *quick.split())
     assert done.code == 0, done.stderr
@@ -63,7 +63,7 @@ def test_run_and_its_record(folders: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_audit(folders: tuple[Path, Path]) -> None:
     target, head = folders
-    flags = "--device cpu --spec-tokens 2 --max-num-seqs 3 --capture-sizes 2,3 --max-new-tokens 6"
+    flags = "--device cpu --spec-tokens 2 --max-num-seqs 2 --capture-sizes 2 --max-new-tokens 4"
     where = ("--head", head, "--prompts", target / "prompts.jsonl")
     done = cgbench("audit", target, *where, *flags.split())
     assert done.code == 0, done.stdout + done.stderr

@@ -16,7 +16,8 @@ from cgbench.models.heads.head import HeadForm
 from cgbench.models.presets import Preset
 from cgbench.rundir.store import RunDirectory
 from cgbench.workload.load import sha256_of
-from tests.support.command import FAST, Done, cgbench, python
+from tests.support.command import FAST, Done, cgbench
+from tests.support.fixtures import FEW_BLOCKS
 from tests.support.tiny import (
     SHAPE,
     add_tokenizer,
@@ -62,8 +63,8 @@ def test_every_cell_is_measured_and_k_0_with_them(finished: Finished) -> None:
         (2, 3),
     ]
     assert set(frame["status"]) == {"ok"} and set(frame["scope"]) == {"eager"}
-    assert set(frame["blocks"]) == {8} and set(frame["discarded_blocks"]) == {0}
-    assert (frame["iterations"] % 8 == 0).all() and set(frame["context_len"]) == {12}
+    assert set(frame["blocks"]) == {FEW_BLOCKS} and set(frame["discarded_blocks"]) == {0}
+    assert (frame["iterations"] % FEW_BLOCKS == 0).all() and set(frame["context_len"]) == {12}
     assert set(frame["l2"]) == {"warm"} and (frame["half_width_frac"] > 0).all()
     assert ((frame["mean_context_len"] - 13.5).abs() <= 2).all()
     assert (frame["iteration_p50_ms"] > 0).all()
@@ -111,14 +112,14 @@ def test_the_record_says_what_was_asked_and_what_was_measured(
     assert record.warnings[0] == NO_GRAPHS
     assert all("--precision" in line for line in record.warnings[1:])
     assert record.workload["mean_context_len"] == 13.5
-    assert record.telemetry == {"blocks": 4 * 8, "discarded": {}}
+    assert record.telemetry == {"blocks": 4 * FEW_BLOCKS, "discarded": {}}
     assert [plan["spec_tokens"] for plan in record.plans] == [0, 3]
 
 
 def test_sampled_text_is_the_seeds_and_the_record_spells_the_rule_one_way(
     tiny: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    arguments = ("--prompts", prompts, "--spec-tokens", "1", "--acceptance")
+    arguments = ("--prompts", prompts, "--spec-tokens", "1", "--batch-sizes", "2", "--acceptance")
     typed = ("sampled:top-p=0.950,temperature=1", "sampled:top-p=.95", "sampled:top-p=0.95")
     frames = [
         run(tmp_path / str(i), tiny, *arguments, text, "--seed", i // 2).latency
@@ -129,15 +130,11 @@ def test_sampled_text_is_the_seeds_and_the_record_spells_the_rule_one_way(
     assert first == again and not set(first) & set(other)
 
 
-def test_no_tokens_are_written_unless_asked_for(tiny: Path, prompts: Path, tmp_path: Path) -> None:
-    path = run(tmp_path / "run", tiny, "--prompts", prompts, "--spec-tokens", "0").path
-    assert (path / "latency.md").is_file()
-    assert not (path / "tokens.jsonl").exists()
-
-
 def test_json_is_one_object_and_all_of_stdout(tiny: Path, prompts: Path, tmp_path: Path) -> None:
+    """And no tokens are written, because nobody asked for them."""
     path = tmp_path / "run"
     got = run(path, tiny, "--prompts", prompts, "--spec-tokens", "1,3", "--json")
+    assert (path / "latency.md").is_file() and not (path / "tokens.jsonl").exists()
     answer = json.loads(got.done.stdout)
     assert answer["path"] == str(path) and answer["complete"] is True
     assert [row["spec_tokens"] for row in answer["latency"]] == [0, 1, 3] * 2
@@ -163,26 +160,15 @@ def test_every_row_has_a_floor_and_explain_prints_what_it_is_made_of(
     assert got.done.stdout.count("floor: k ") == 4 and "mlp.down_proj" in got.done.stdout
 
 
-def test_piped_output_is_plain_text(tiny: Path, prompts: Path, tmp_path: Path) -> None:
-    """A process of its own: no colour, no cursor movement, no trace of anyone's progress bar."""
-    path = tmp_path / "run"
-    done = python("-m", "cgbench", "run", tiny, *FAST, "--prompts", prompts, "--output", path)
-    assert done.code == 0, done.stderr
-    assert [c for c in done.stdout + done.stderr if ord(c) < 32 and c != "\n"] == []
-    assert "iteration p50 [ms]" in done.stdout
-    lines = done.stderr.splitlines()
-    assert (lines[0], lines[-1]) == (NO_GRAPHS, f"written to {path}")
-    assert "it/s" not in done.stderr and "%|" not in done.stderr
-    assert RunDirectory.open(path).record.complete
-
-
 def test_a_head_of_another_checkpoint_is_used_and_changes_no_token(
     finished: Finished, tiny: Path, prompts: Path, tmp_path: Path
 ) -> None:
     other = make_checkpoint(tmp_path / "other", "mimo", vocab_size=256, seed=7)
     (other / "config.json").unlink()  # a folder of tensors is enough
-    got = run(tmp_path / "run", tiny, "--prompts", prompts, "--save-tokens", "--head", other)
-    assert got.directory.tokens() == finished.directory.tokens()
+    args = ("--prompts", prompts, "--save-tokens", "--batch-sizes", "2", "--head", other)
+    got = run(tmp_path / "run", tiny, *args)
+    of_two = [row for row in finished.directory.tokens() if row["batch_size"] == 2]
+    assert got.directory.tokens() == of_two
     assert set(got.latency["head"]) == {"none", "mimo:other"}
     fingerprints = {f.directory.record.model["fingerprint"] for f in (got, finished)}
     assert len(fingerprints) == 2
@@ -233,13 +219,13 @@ def test_eos_ends_requests_unless_it_is_ignored(
     eos = plain[0][3]
     folder = make_checkpoint(tmp_path / "eos", "mimo", vocab_size=256, eos=eos)
     add_tokenizer(folder)
-    args = (folder, "--prompts", prompts, "--save-tokens")
+    args = (folder, "--prompts", prompts, "--save-tokens", "--batch-sizes", "2")
     ended = run(tmp_path / "ended", *args).directory.tokens()
     ignored = run(tmp_path / "ignored", *args, "--ignore-eos").directory.tokens()
     cut = [tokens[: tokens.index(eos) + 1] if eos in tokens else tokens for tokens in plain]
     assert cut != plain
-    assert [row["token_ids"] for row in ended] == cut * 4
-    assert [row["token_ids"] for row in ignored] == plain * 4
+    assert [row["token_ids"] for row in ended] == cut * 2
+    assert [row["token_ids"] for row in ignored] == plain * 2
 
 
 @pytest.fixture
@@ -252,7 +238,7 @@ def tiny_preset(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_random_weights_are_labelled_wherever_results_are_shown(
     tiny_preset: str, tmp_path: Path
 ) -> None:
-    got = run(tmp_path / "run", tiny_preset)
+    got = run(tmp_path / "run", tiny_preset, "--batch-sizes", "1")
     label = "preset:small (random weights)"
     assert label in got.done.stdout and label in (got.path / "latency.md").read_text()
     assert set(got.latency["model"]) == {label}

@@ -1,3 +1,3 @@
-from tests.support.fixtures import prompts, tiny
+from tests.support.fixtures import few_blocks, prompts, tiny
 
-__all__ = ["prompts", "tiny"]
+__all__ = ["few_blocks", "prompts", "tiny"]

@@ -1,18 +1,27 @@
-"""The pages, and the commands that stand in them."""
+"""The pages and the commands that stand in them, and the modules of the package."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")])
+MODULES = sorted((ROOT / "cgbench").rglob("*.py"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"^    ((?:\w+=\S+ )*(?:cgbench|torchrun) .*)$", re.MULTILINE)
 CALLS = {"cgbench", "scripts/run"}
 ENDS = {"|", "||", "&&", ";", ">"}
+
+
+@cache
+def tree_of(module: Path) -> ast.Module:
+    """A module of the package, parsed once for all that read it."""
+    return ast.parse(module.read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

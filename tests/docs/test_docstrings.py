@@ -4,15 +4,11 @@ are."""
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-MODULES = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text())
-    for path in sorted((ROOT / "cgbench").rglob("*.py"))
-}
+from tests.docs.pages import MODULES, ROOT, tree_of
 
 # These words begin a noun phrase or a clause, and never an imperative.
 NO_VERB = re.compile(
@@ -47,13 +43,15 @@ def first_sentence(node: ast.ClassDef | ast.FunctionDef) -> str | None:
     return text and re.split(r"(?<=[.:?])\s", " ".join(text.split()))[0]
 
 
-EXPLAINED_METHODS = {
-    name.rsplit(".", 1)[1]
-    for module in MODULES.values()
-    for name, node in public(module, "")
-    if "." in name and ast.get_docstring(node)
-} | {"forward"}
-"""What a protocol or a base class explains, each class that implements it need not."""
+@cache
+def explained_methods() -> set[str]:
+    """What a protocol or a base class explains, each class that implements it need not."""
+    return {
+        name.rsplit(".", 1)[1]
+        for path in MODULES
+        for name, node in public(tree_of(path), "")
+        if "." in name and ast.get_docstring(node)
+    } | {"forward"}
 
 
 def faults_of(name: str, node: ast.ClassDef | ast.FunctionDef) -> str | None:
@@ -61,7 +59,7 @@ def faults_of(name: str, node: ast.ClassDef | ast.FunctionDef) -> str | None:
     sentence = first_sentence(node)
     if sentence is None:
         method = name.rsplit(".", 1)
-        return None if len(method) == 2 and method[1] in EXPLAINED_METHODS else "no docstring"
+        return None if len(method) == 2 and method[1] in explained_methods() else "no docstring"
     if isinstance(node, ast.FunctionDef):
         return f"begins without a verb: {sentence}" if NO_VERB.match(sentence) else None
     if NO_SUBJECT.match(sentence):
@@ -71,9 +69,9 @@ def faults_of(name: str, node: ast.ClassDef | ast.FunctionDef) -> str | None:
 
 def test_public_names_have_full_sentences() -> None:
     found = {
-        f"{module} {name}": fault
-        for module, tree in MODULES.items()
-        for name, node in public(tree, "")
+        f"{path.relative_to(ROOT)} {name}": fault
+        for path in MODULES
+        for name, node in public(tree_of(path), "")
         if (fault := faults_of(name, node))
     }
     assert found == {}

@@ -3,10 +3,11 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import MODULES, ROOT, tree_of
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 # The first cell of a table's row, if a message stands in it.
@@ -25,11 +26,10 @@ def texts(tree: ast.AST) -> Iterator[str]:
             yield node.value
 
 
-SOURCE = "\n".join(
-    text
-    for path in (ROOT / "cgbench").glob("**/*.py")
-    for text in texts(ast.parse(path.read_text(encoding="utf-8")))
-)
+@cache
+def source() -> str:
+    """Every string of the package."""
+    return "\n".join(text for path in MODULES for text in texts(tree_of(path)))
 
 
 def test_messages_are_found() -> None:
@@ -40,4 +40,4 @@ def test_messages_are_found() -> None:
 def test_a_message_is_in_the_code(message: str) -> None:
     for part in re.split(r"\.\.\.|\. ", message):
         words = part.strip(" :,.")
-        assert words in SOURCE, words
+        assert words in source(), words

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from measure_prose import LONGEST_AT_P90, MOST_COMMAS, Prose, prose_of, sentences
-from tests.docs.pages import PAGES, ROOT
+from tests.docs.pages import MODULES, PAGES, ROOT, tree_of
 
 # Sentences that somebody stumbled over. Pieces of them, because lines are broken elsewhere.
 STUMBLED_OVER = (
@@ -50,8 +50,8 @@ def test_no_sentence_that_was_stumbled_over_is_left() -> None:
 
 
 def docstrings() -> Iterator[str]:
-    for path in ROOT.glob("cgbench/**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path in MODULES:
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 yield ast.get_docstring(node) or ""
 

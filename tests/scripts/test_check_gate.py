@@ -18,6 +18,7 @@ from gate import recording, report, trials
 from gate.plant import Kernel
 from gate.recording import Job, Recording
 from tests.support.fixtures import prompts, tiny  # noqa: F401
+from tests.support.forkserver import fork_context
 from tests.support.runs import Made
 
 SLOW = Place(Scope.ITERATION, 2, 8)
@@ -26,12 +27,12 @@ PLANT = 0.03
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five plain runs and five with every graph 3 % slower, which typically take 2 ms."""
+    """Four plain runs and four with every graph 3 % slower, which typically take 2 ms."""
     folder = tmp_path_factory.mktemp("runs")
     for kind, slower in (("plain", 1.0), ("planted", 1 + PLANT)):
         (folder / kind).mkdir()
-        for i in range(5):
-            seed = i + 5 * (kind == "planted")
+        for i in range(4):
+            seed = i + 4 * (kind == "planted")
             Made(seed=seed, slower=slower).write(folder / kind / f"{i:03}")
     recording = Recording(["default"], PLANT)
     recording.planted = [
@@ -40,8 +41,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in (0, 2)
         for n in (1, 8)
     ]
-    recording.runs = recorded(5)
+    recording.runs = recorded(4)
     recording.write(folder)
+    return folder
+
+
+@pytest.fixture
+def few(runs: Path, tmp_path: Path) -> Path:
+    """Two of the plain runs and one of the planted, to change."""
+    folder = tmp_path / "few"
+    for run in ("plain/000", "plain/001", "planted/000"):
+        shutil.copytree(runs / run, folder / run)
+    known = Recording.read(runs)
+    known.runs = [run for run in known.runs if (folder / run["kind"] / run["run"]).exists()]
+    known.write(folder)
     return folder
 
 
@@ -61,39 +74,39 @@ def analysed(runs: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *more: s
 
 
 def test_a_sound_gate_passes(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = analysed(runs, tmp_path, monkeypatch, "--trials", "30")
+    found = analysed(runs, tmp_path, monkeypatch, "--trials", "12")
     counts = {row["what"]: (row["count"], row["total"]) for row in found["shares"]}
-    assert counts["A/A: comparisons that say regressed"] == (0, 30)
-    assert counts["A/A: cells inconclusive"][1] == 30 * 8
-    assert counts["planted: comparisons that say regressed"] == (25, 25)
+    assert counts["A/A: comparisons that say regressed"] == (0, 12)
+    assert counts["A/A: cells inconclusive"][1] == 12 * 8
+    assert counts["planted: comparisons that say regressed"] == (16, 16)
     held, intervals = counts["planted: intervals that hold it"]
-    assert intervals == 25 * 8 * 2 and held / intervals > 0.93
+    assert intervals == 16 * 8 * 2 and held / intervals > 0.93
     assert all(row["holds"] for row in found["shares"]) and not found["false_alarms"]
     assert {row["what"]: row["intervals"] for row in found["times"]} == {
-        "iteration latency": 200,
-        "TPOT": 200,
+        "iteration latency": 128,
+        "TPOT": 128,
     }
     assert found["times"][0]["mean_change"] == pytest.approx(PLANT, abs=0.003)
     text = (tmp_path / "gate.md").read_text()
-    assert "| planted: comparisons that say regressed | 25 of 25 | 100.00 % |" in text
+    assert "| planted: comparisons that say regressed | 16 of 16 | 100.00 % |" in text
     assert text.count("| yes |") == 4
 
 
 def test_a_gate_that_cries_wolf_is_caught(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among the plain runs one that is slow in truth: four of ten pairs say so."""
+    """Among the plain runs one that is slow in truth: three of six pairs say so."""
     folder = tmp_path / "runs"
     (folder / "plain").mkdir(parents=True)
-    for i in range(4):
+    for i in range(3):
         (folder / "plain" / f"{i:03}").symlink_to(runs / "plain" / f"{i:03}")
-    (folder / "plain" / "004").symlink_to(runs / "planted" / "000")
+    (folder / "plain" / "003").symlink_to(runs / "planted" / "000")
     (folder / "planted").symlink_to(runs / "planted")
     Recording.read(runs).write(folder)
     found = analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
     wolf = found["shares"][0]
-    assert (wolf["count"], wolf["total"], wolf["holds"]) == (4, 10, False)
-    assert {alarm["new"] for alarm in found["false_alarms"]} == {"004"}
+    assert (wolf["count"], wolf["total"], wolf["holds"]) == (3, 6, False)
+    assert {alarm["new"] for alarm in found["false_alarms"]} == {"003"}
     assert "| NO |" in (tmp_path / "out" / "gate.md").read_text()
 
 
@@ -168,18 +181,17 @@ def test_what_was_planted_outlives_a_kill_in_the_first_run_that_holds_it(
 
 
 def test_only_runs_that_ended_and_can_be_compared_are_counted(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One left by a kill is no run; one that is, but not comparable, would pass for quiet."""
-    folder = tmp_path / "runs"
-    shutil.copytree(runs, folder)
-    Made(seed=99, finish=False).write(folder / "plain" / "005")
+    folder = few
+    Made(seed=99, finish=False).write(folder / "plain" / "002")
     found = analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
-    assert found["runs"] == {"plain": 5, "planted": 5}
+    assert found["runs"] == {"plain": 2, "planted": 1}
     known = Recording.read(folder)
-    known.runs.append({"kind": "plain", "run": "005", "seconds": 1.0, "code": 0})
+    known.runs.append({"kind": "plain", "run": "002", "seconds": 1.0, "code": 0})
     known.write(folder)
-    with pytest.raises(SystemExit, match=r"plain/005: 005 is not finished"):
+    with pytest.raises(SystemExit, match=r"plain/002: 002 is not finished"):
         analysed(folder, tmp_path / "out", monkeypatch, "--trials", "0")
     known.runs = [run for run in known.runs if run["kind"] == "plain"]
     known.write(folder)
@@ -208,10 +220,10 @@ def test_shares_of_nothing_do_not_hold() -> None:
 
 
 def test_a_trial_that_gates_no_time_is_still_json_with_nothing_where_nothing_was_asked(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No interval is judged: its share and its means are empty, neither NaN nor 0."""
-    analysed(runs, tmp_path, monkeypatch, "--trials", "10", "--gate", "memory")
+    analysed(few, tmp_path, monkeypatch, "--trials", "3", "--gate", "memory")
 
     def refused(word: str) -> None:
         raise AssertionError(f"{word} is no JSON")
@@ -237,6 +249,7 @@ def test_a_small_trial_from_end_to_end(
 ) -> None:
     """Real runs in processes of their own; every iteration of the slow ones takes five times as
     long. How many of so few and so short ones are told apart is the machine's affair."""
+    fork_context()
     words = ("--device", "cpu", "--spec-tokens", "1", "--batch-sizes", "2", "--max-time", "0")
     short = ("--iterations", "1", "--max-new-tokens", "8", "--context-len", "12")
     command = [str(tiny), *words, *short, "--prompts", str(prompts)]

@@ -1,17 +1,22 @@
 """What of the tensor parallel check a CPU can run: its flags and its cycles."""
 
-import subprocess
-import sys
+import runpy
+import signal
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.forkserver import fork_context
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "trials" / "check_tp.py"
 
 
-def check_tp(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "scripts/trials/check_tp.py", "--device", "cpu", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def check_tp(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """The script's exit code, run in this process as a command would run it."""
+    monkeypatch.setattr("sys.argv", ["check_tp.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return ended.value.code
 
 
 @pytest.mark.parametrize(
@@ -22,17 +27,29 @@ def check_tp(*words: object) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_an_unknown_name_is_refused_before_anything_runs(
-    tmp_path: Path, flag: str, known: str
+    tmp_path: Path,
+    flag: str,
+    known: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = check_tp("--output", tmp_path / "tp", "--parts", "table", flag, "mimo-7b-tp3")
-    assert done.returncode == 2
-    assert f"error: {flag} mimo-7b-tp3: unknown. Choose of {known}" in done.stderr
+    words = ("--device", "cpu", "--output", str(tmp_path / "tp"), "--parts", "table")
+    assert check_tp(monkeypatch, *words, flag, "mimo-7b-tp3") == 2
+    assert f"error: {flag} mimo-7b-tp3: unknown. Choose of {known}" in capsys.readouterr().err
     assert not (tmp_path / "tp").exists()
 
 
-def test_cycles_end_and_are_told(tmp_path: Path) -> None:
-    done = check_tp("--output", tmp_path, "--parts", "cycles", "--cycles", "1")
-    assert done.returncode == 0, done.stderr
-    assert "1 cycles of start, capture, run and exit at tp 2" in done.stdout
+def test_cycles_end_and_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_context()
+    before = signal.getsignal(signal.SIGALRM)
+    words = ("--output", str(tmp_path), "--parts", "cycles", "--cycles", "1")
+    try:
+        assert check_tp(monkeypatch, "--device", "cpu", *words) == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    printed = capsys.readouterr().out
+    assert "1 cycles of start, capture, run and exit at tp 2" in printed
     assert (tmp_path / "cycles" / "01" / "latency.md").exists()
-    assert (tmp_path / "cycles.md").read_text() in done.stdout
+    assert (tmp_path / "cycles.md").read_text() in printed

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cgbench.measure import setup
+from cgbench.measure import group, rounds, setup, stop_rule
 from cgbench.rundir import environment
 from tests.support.tiny import add_tokenizer, make_checkpoint
 
+FEW_BLOCKS = 3
 PROMPTS = ("def main():", "import os, sys", "a")
 
 
@@ -32,4 +33,15 @@ def one_commit() -> Iterator[None]:
     """A commit made while the tests run must not look like another build to ``--resume``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "environment", cache(environment.environment))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks() -> Iterator[None]:
+    """Runs take fewer blocks a cell, and fewer iterations for the stages, where a test is about
+    what a run writes and prints. ``tests/measure`` and ``--processes`` take the product's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (stop_rule, rounds, group):
+            patch.setattr(module, "MIN_BLOCKS", FEW_BLOCKS)
+        patch.setattr(group, "STAGE_ITERATIONS", 3)
         yield

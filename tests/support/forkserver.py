@@ -7,6 +7,7 @@ that any test starts processes for is named here.
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
 import pytest
@@ -26,9 +27,13 @@ PRELOADED = (
 
 
 def fork_context() -> ForkServerContext:
-    """A context whose processes start in milliseconds; nothing has run in the server."""
+    """A context whose processes start in milliseconds; nothing has run in the server.
+
+    It is started here: whoever asks for another list of modules afterwards gets this one.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
+    forkserver.ensure_running()
     return context
 
 

@@ -15,13 +15,19 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from tests.support.forkserver import fork_context
 
 ROOT = Path(__file__).parents[2]
+
+End = Callable[[], object]
 
 SERVER = "from tests.support.quick_python import serve; serve()"
 
@@ -45,35 +51,63 @@ def quick_python(*preloaded: str, interpreted: bool = False) -> Path:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket"))
     listener.listen()
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(listener.fileno()), *preloaded],
-        cwd=ROOT,
-        env=os.environ | ({"TRITON_INTERPRET": "1"} if interpreted else {}),
-        stdin=subprocess.PIPE,
-        pass_fds=[listener.fileno()],
-    )
+    start = _interpreting_server if interpreted else _forked_server
+    end = start(listener, preloaded)
     listener.close()
-    atexit.register(_end, server, folder)
+    atexit.register(_end, end, folder)
     program = folder / "python"
     program.write_text(PROGRAM.format(python=sys.executable, address=str(folder / "socket")))
     program.chmod(0o755)
     return program
 
 
-def _end(server: subprocess.Popen[bytes], folder: Path) -> None:
-    """The server ends when its input does."""
-    server.communicate()
+def _interpreting_server(listener: socket.socket, preloaded: tuple[str, ...]) -> End:
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(listener.fileno()), *preloaded],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        stdin=subprocess.PIPE,
+        pass_fds=[listener.fileno()],
+    )
+    return server.communicate
+
+
+def _forked_server(listener: socket.socket, preloaded: tuple[str, ...]) -> End:
+    """One that the tests' fork server starts, so that imports are made once."""
+    reading, writing = os.pipe()
+    files = DupFd(listener.fileno()), DupFd(reading)
+    server = fork_context().Process(target=_serve_forked, args=(*files, preloaded))
+    server.start()
+    os.close(reading)
+
+    def end() -> None:
+        os.close(writing)
+        server.join()
+
+    return end
+
+
+def _serve_forked(listener: Any, input: Any, preloaded: tuple[str, ...]) -> None:
+    _serve(listener.detach(), input.detach(), preloaded)
+
+
+def _end(end: End, folder: Path) -> None:
+    end()
     shutil.rmtree(folder)
 
 
 def serve() -> None:
-    """Each connection is a process to start; ``sys.argv`` has the listening socket's number, and
-    what to import."""
+    """``sys.argv`` has the listening socket's number, and what to import."""
+    _serve(int(sys.argv[1]), sys.stdin.fileno(), sys.argv[2:])
+
+
+def _serve(listening: int, input: int, preloaded: Sequence[str]) -> None:
+    """Each connection is a process to start. The server ends when its input does."""
     sys.path.insert(0, str(ROOT))
-    for name in sys.argv[2:]:
+    for name in preloaded:
         importlib.import_module(name)
-    listener = socket.socket(fileno=int(sys.argv[1]))
-    while listener in select.select([listener, sys.stdin], [], [])[0]:
+    listener = socket.socket(fileno=listening)
+    while listener in select.select([listener, input], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
             _attend(connection)

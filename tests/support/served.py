@@ -84,9 +84,16 @@ def keep_reference(server: CompletionsServer) -> Callable[..., Reference]:
     return kept
 
 
+@contextmanager
+def keeping(server: CompletionsServer) -> Iterator[None]:
+    """Audits meanwhile take what was asked one request at a time before."""
+    with mock.patch.object(served_audit, "make_reference", keep_reference(server)):
+        yield
+
+
 def audit_again(server: CompletionsServer, **fields: Any) -> EndpointResult:
     """``audit_of``, with what was asked one request at a time before."""
-    with mock.patch.object(served_audit, "make_reference", keep_reference(server)):
+    with keeping(server):
         return audit_of(server, **fields)
 
 
