@@ -12,7 +12,7 @@ from cgbench.checks.findings import Answer
 from cgbench.checks.subject import Subject
 from cgbench.compile.layers import compile_forwards
 from cgbench.models.heads.head import HeadForm
-from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
 from tests.support.mixtures import operators_alone
 from tests.support.module_faults import MODULES
 from tests.support.mutations import MUTATIONS, OWN, Mutation
@@ -46,8 +46,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_the_unmutated_engine_passes(
     checkpoints: dict[str, Path], kind: str, seed: int, with_graphs: bool
 ) -> None:
-    lengths = (0, 3) if kind == "mimo" else (3,)
-    how: dict[str, Any] = {"spec_tokens": lengths, "with_graphs": with_graphs}
+    how: dict[str, Any] = {"spec_tokens": (3,), "with_graphs": with_graphs}
+    how |= {"spec_tokens": (0, 3)} if kind == "mimo" else {"batch_sizes": FEW_SIZES}
     subject = make_tiny_subject(checkpoints[kind], seed=seed, **how)
     findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]
@@ -63,7 +63,7 @@ def through_operators(subject: Subject) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["qwen3_moe", "qwen3_next"])
 def test_mixtures_pass_as_operators(checkpoints: dict[str, Path], kind: str) -> None:
-    subject = make_tiny_subject(checkpoints[kind], spec_tokens=(3,))
+    subject = make_tiny_subject(checkpoints[kind], spec_tokens=(3,), batch_sizes=FEW_SIZES)
     with through_operators(subject):
         findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]

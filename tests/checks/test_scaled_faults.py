@@ -17,7 +17,7 @@ from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.fp8.token_values import QuantisedTokens, quantised_tokens
 from cgbench.models.heads.families import MIMO
 from cgbench.request.choices import QuantMode
-from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
 from tests.support.fp8 import BLOCK, make_fp8_checkpoint
 
 Patch = pytest.MonkeyPatch
@@ -184,7 +184,7 @@ def test_a_sound_kernel_of_quantised_products_passes(folder: Path, monkeypatch: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_sound_engine_passes(folder: Path, dtype: torch.dtype) -> None:
-    how: dict[str, Any] = {"with_graphs": True, "quant": QuantMode.W8A8}
+    how: dict[str, Any] = {"with_graphs": True, "quant": QuantMode.W8A8, "batch_sizes": FEW_SIZES}
     lengths = (0, 3) if dtype == torch.float32 else (3,)
     subject = make_tiny_subject(folder, spec_tokens=lengths, dtype=dtype, **how)
     assert subject.is_w8a8 and not subject.is_exact

@@ -31,6 +31,9 @@ MAX_BATCH = 5
 BUCKETS = (2, 5)
 MAX_NEW_TOKENS = 6
 
+FEW_SIZES = (1, 3)
+"""One padded size of either bucket."""
+
 
 def make_deployment(folder: Path, **changes: Any) -> Deployment:
     """The deployment of ``make_session``, which says what can be changed."""
@@ -130,10 +133,12 @@ def make_tiny_subject(
     kv_dtype: KvDtype = KvDtype.AUTO,
     quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
+    batch_sizes: tuple[int, ...] = (),
 ) -> Subject:
     """A subject that is tried with ``spec_tokens`` alone: a deployment has k = 0 always, and an
     audit of it takes as long again."""
     how = {"spec_tokens": spec_tokens, "dtype": dtype, "ranks": ranks, "kv_dtype": kv_dtype}
     deployment = make_deployment(folder, seed=seed, head=head, quant=quant, **how)
     subject = subject_of(add_graphs(deployment) if with_graphs else deployment, seed)
-    return replace(subject, states={k: subject.states[k] for k in spec_tokens})
+    states = {k: subject.states[k] for k in spec_tokens}
+    return replace(subject, states=states, only_batch_sizes=batch_sizes)
