@@ -47,9 +47,9 @@ LAYOUTS: dict[str, tuple[str, HeadFamily, dict[str, Any]]] = {
 
 
 def tokens_of(model: LoadedModel, spec_tokens: int) -> list[list[int]]:
-    prompts = random_prompts(5)
-    spec = make_speculator(model, max_batch_size=5, room=64)
-    runner = EagerRunner(spec, make_state(spec, spec_tokens, 5))
+    prompts = random_prompts(3)
+    spec = make_speculator(model, max_batch_size=3, room=64)
+    runner = EagerRunner(spec, make_state(spec, spec_tokens, 3))
     return decode_prompts(spec, runner, prompts, 12).token_ids
 
 
@@ -63,5 +63,4 @@ def test_tokens_and_logits_equal_those_of_the_dequantised_weights(
     stored = [*model.target.model.parameters(), *model.head.parameters()]
     assert sum(parameter.dtype == FP8 for parameter in stored) > 8
     assert (model.quant, reference.quant) == ("w8a16", "none")
-    for spec_tokens in (1, 3):
-        assert tokens_of(model, spec_tokens) == tokens_of(reference, spec_tokens)
+    assert tokens_of(model, 3) == tokens_of(reference, 3)
