@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from cgbench.errors import CannotError, RunDirectoryError
-from cgbench.gate.comparison import Comparison, Rules, compare
+from cgbench.gate.comparison import Comparison, Rules, compare, judge
+from cgbench.gate.evidence import Evidence
 from cgbench.gate.verdicts import Gate, Line
 from cgbench.rundir import thin
 from cgbench.rundir.schema import Cell
@@ -25,7 +27,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def against(base: Path, made: Made, tmp_path: Path, **rules: object) -> Comparison:
-    return compare(base, made.write(tmp_path / "new"), Rules(**rules))
+    """As ``compare`` does, which would read both anew."""
+    return judge(evidence(base), Evidence.of("NEW", made.run(tmp_path / "new")), Rules(**rules))
+
+
+@cache
+def evidence(base: Path) -> Evidence:
+    return Evidence.read("BASE", base)
 
 
 def at(found: Comparison, what: str, scope: Scope = Scope.ITERATION) -> Line:
@@ -195,14 +203,14 @@ def test_memory_is_exact(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "what", "verdict", "code"),
+    ("status", "what", "verdict", "code", "scope"),
     [
-        (Status.AUDIT_FAILED, "status", Verdict.REGRESSED, 1),
-        (Status.OOM, "status", Verdict.REGRESSED, 1),
-        (Status.DISTURBED, "TPOT", Verdict.INCONCLUSIVE, 4),
+        (Status.AUDIT_FAILED, "status", Verdict.REGRESSED, 1, Scope.ITERATION),
+        (Status.OOM, "status", Verdict.REGRESSED, 1, Scope.PHASE),
+        (Status.DISTURBED, "TPOT", Verdict.INCONCLUSIVE, 4, Scope.ITERATION),
+        (Status.DISTURBED, "TPOT", Verdict.INCONCLUSIVE, 4, Scope.PHASE),
     ],
 )
-@pytest.mark.parametrize("scope", [Scope.ITERATION, Scope.PHASE])
 def test_statuses(
     base: Path, tmp_path: Path, status: Status, what: str, verdict: Verdict, code: int, scope: Scope
 ) -> None:
@@ -243,15 +251,13 @@ def test_both_out_of_memory_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("scope", "code"), [(Scope.PHASE, 3), (Scope.EAGER, 0)])
-@pytest.mark.parametrize("side", ["BASE", "NEW"])
-def test_a_missing_cell_is_named(
-    base: Path, tmp_path: Path, scope: Scope, code: int, side: str
-) -> None:
+def test_a_missing_cell_is_named(base: Path, tmp_path: Path, scope: Scope, code: int) -> None:
     lacking = Made(edit=without(scope)).write(tmp_path / "lacking")
-    found = compare(*((base, lacking) if side == "NEW" else (lacking, base)), Rules())
-    line = at(found, "cell", scope)
-    assert (line.verdict, line.reason) == (Verdict.NOT_COMPARABLE, f"missing in {side}")
-    assert found.exit_code == code
+    for side, paths in (("NEW", (base, lacking)), ("BASE", (lacking, base))):
+        found = compare(*paths, Rules())
+        line = at(found, "cell", scope)
+        assert (line.verdict, line.reason) == (Verdict.NOT_COMPARABLE, f"missing in {side}")
+        assert found.exit_code == code
 
 
 @pytest.mark.parametrize(

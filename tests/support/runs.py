@@ -57,13 +57,18 @@ class Made:
     def write(self, path: Path) -> Path:
         """A run that is as good as another's is written once, and copied."""
         if self.edit is not unchanged or self.record:
-            return self._write(path)
+            return self._write(path).path
         written = _written(
             self.seed, self.slower, self.noise, self.num_blocks, self.costs, self.finish
         )
         return Path(shutil.copytree(written, path, dirs_exist_ok=True))
 
-    def _write(self, path: Path) -> Path:
+    def run(self, path: Path) -> RunDirectory:
+        """The same, opened: what was written is read back already."""
+        is_own = self.edit is not unchanged or self.record
+        return self._write(path) if is_own else RunDirectory.open(self.write(path))
+
+    def _write(self, path: Path) -> RunDirectory:
         directory = RunDirectory.create(path, replace(h200_record(), **self.record))
         rng = np.random.default_rng(self.seed)
         made = [make_cell(s, k, b) for b in BATCH_SIZES for k in SPEC_TOKENS for s in SCOPES]
@@ -81,7 +86,7 @@ class Made:
         )
         if self.finish:
             directory.finish(latency_markdown)
-        return path
+        return directory
 
     def _samples(self, rng: np.random.Generator, cell: Cell) -> list[Sample]:
         if cell.status not in (Status.OK, Status.DISTURBED):
@@ -116,7 +121,7 @@ def _written(
     finish: bool,
 ) -> Path:
     made = Made(seed, slower, noise, num_blocks, costs=costs, finish=finish)
-    return made._write(Path(KEPT.name) / str(len([*Path(KEPT.name).iterdir()])))
+    return made._write(Path(KEPT.name) / str(len([*Path(KEPT.name).iterdir()]))).path
 
 
 def _sample(
