@@ -25,7 +25,7 @@ QUERY = "scope == 'iteration' and spec_tokens == 2 and batch_size == 8"
 def merged(path: Path, *made: Made) -> RunDirectory:
     parts = [each.run(path / str(number)) for number, each in enumerate(made)]
     out = path / "merged"
-    out.mkdir()
+    out.mkdir(parents=True)
     return merge_runs(parts, out, latency_markdown)
 
 
@@ -118,7 +118,7 @@ def test_cells_keep_the_order_of_the_first_run(tmp_path: Path) -> None:
     edit = only({"status": Status.DISTURBED})
     run = merged(tmp_path, Made(), Made(seed=1, edit=edit))
     names = ["scope", "spec_tokens", "batch_size"]
-    first = RunDirectory.open(tmp_path / "0").latency()
+    first = Made().run(tmp_path).latency()
     assert run.latency()[names].equals(first[names])
 
 
@@ -135,7 +135,7 @@ def test_tokens_and_acceptance_are_the_first_ones_whatever_became_of_another(
     other = {"tokens_sha256": "other", "num_accepted_per_pos": (1, 0), "status": Status.DISTURBED}
     run = merged(tmp_path, Made(), Made(seed=1, edit=only(other)))
     row = run.latency().query(QUERY).iloc[0]
-    first = RunDirectory.open(tmp_path / "0").latency().query(QUERY).iloc[0]
+    first = Made().run(tmp_path).latency().query(QUERY).iloc[0]
     names = ["tokens_sha256", "mean_acceptance_length", "acceptance_rate_per_pos"]
     assert row["status"] == "disturbed" and row[names].equals(first[names])
     counts = run.acceptance().query(QUERY)

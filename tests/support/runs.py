@@ -57,36 +57,37 @@ class Made:
     def write(self, path: Path) -> Path:
         """A run that is as good as another's is written once, and copied."""
         if self.edit is not unchanged or self.record:
-            return self._write(path).path
+            return self._write(path)
         written = _written(
             self.seed, self.slower, self.noise, self.num_blocks, self.costs, self.finish
         )
         return Path(shutil.copytree(written, path, dirs_exist_ok=True))
 
     def run(self, path: Path) -> RunDirectory:
-        """The same, opened: what was written is read back already."""
-        is_own = self.edit is not unchanged or self.record
-        return self._write(path) if is_own else RunDirectory.open(self.write(path))
+        """The same as if it were opened, with nothing on disk."""
+        record = replace(h200_record(), **self.record)
+        return RunDirectory(path, replace(record, complete=self.finish), self._tables(record))
 
-    def _write(self, path: Path) -> RunDirectory:
+    def _write(self, path: Path) -> Path:
         directory = RunDirectory.create(path, replace(h200_record(), **self.record))
+        # All groups at once: every write is read back, which took half of a test's time.
+        directory.write_merged(self._tables(directory.record))
+        if self.finish:
+            directory.finish(latency_markdown)
+        return path
+
+    def _tables(self, record: RunRecord) -> Tables:
         rng = np.random.default_rng(self.seed)
         made = [make_cell(s, k, b) for b in BATCH_SIZES for k in SPEC_TOKENS for s in SCOPES]
         cells = [cell for cell in map(self.edit, made) if cell is not None]
         samples = samples_frame([row for cell in cells for row in self._samples(rng, cell)])
-        latency = with_floor_verdicts(latency_frame(cells, samples), directory.record)
-        # All groups at once: every write is read back, which took half of a test's time.
-        directory.write_merged(
-            Tables(
-                latency=latency,
-                capture=capture_frame(self.costs, latency),
-                acceptance=acceptance_frame(cells),
-                samples=samples,
-            )
+        latency = with_floor_verdicts(latency_frame(cells, samples), record)
+        return Tables(
+            latency=latency,
+            capture=capture_frame(self.costs, latency),
+            acceptance=acceptance_frame(cells),
+            samples=samples,
         )
-        if self.finish:
-            directory.finish(latency_markdown)
-        return directory
 
     def _samples(self, rng: np.random.Generator, cell: Cell) -> list[Sample]:
         if cell.status not in (Status.OK, Status.DISTURBED):
@@ -121,7 +122,7 @@ def _written(
     finish: bool,
 ) -> Path:
     made = Made(seed, slower, noise, num_blocks, costs=costs, finish=finish)
-    return made._write(Path(KEPT.name) / str(len([*Path(KEPT.name).iterdir()]))).path
+    return made._write(Path(KEPT.name) / str(len([*Path(KEPT.name).iterdir()])))
 
 
 def _sample(
