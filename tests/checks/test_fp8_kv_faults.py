@@ -109,7 +109,7 @@ FAULTS = (
     ids=str,
 )
 def test_the_sound_engine_passes(folders: dict[str, Path], kind: str, dtype: torch.dtype) -> None:
-    lengths = (0, 3) if kind == "modules" else (3,)
+    lengths = (0, 3) if kind == "mistral" else (3,)
     how: dict[str, Any] = {"spec_tokens": lengths, "dtype": dtype, "kv_dtype": KvDtype.FP8}
     subject = make_tiny_subject(folders[kind], with_graphs=True, batch_sizes=FEW_SIZES, **how)
     assert not subject.is_exact

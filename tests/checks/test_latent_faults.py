@@ -95,10 +95,10 @@ FAULTS = (
 )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_sound_engine_passes(folder: Path, dtype: torch.dtype) -> None:
-    """In bfloat16 the absorbed form rounds otherwise than the expanded reference."""
-    how: dict[str, Any] = {"spec_tokens": (3,), "dtype": dtype, "batch_sizes": FEW_SIZES}
+def test_the_sound_engine_passes(folder: Path) -> None:
+    """In bfloat16 the absorbed form rounds otherwise than the expanded reference. In float32
+    ``test_audit`` has DeepSeek-V3."""
+    how: dict[str, Any] = {"spec_tokens": (3,), "dtype": torch.bfloat16, "batch_sizes": FEW_SIZES}
     subject = make_tiny_subject(folder, **how)
     findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]

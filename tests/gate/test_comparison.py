@@ -31,11 +31,11 @@ def against(base: Path, made: Made, tmp_path: Path, **rules: object) -> Comparis
     return judge(evidence(base), Evidence.of("NEW", made.run(tmp_path / "new")), Rules(**rules))
 
 
-def both(base: Made, new: Made, rules: Rules | None = None) -> Comparison:
+def both(base: Made, new: Made) -> Comparison:
     sides = (
         Evidence.of(name, made.run(Path(name))) for name, made in (("BASE", base), ("NEW", new))
     )
-    return judge(*sides, rules or Rules())
+    return judge(*sides, Rules())
 
 
 @cache
