@@ -42,7 +42,7 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 12
+MAX_NEW_TOKENS = 8
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 3
 
 MIMO_HEAD_SHAPES = {

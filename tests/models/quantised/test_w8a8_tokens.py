@@ -15,12 +15,11 @@ from cgbench.models.heads.families import MIMO
 from cgbench.models.loader import LoadedModel
 from cgbench.models.quantised.scaled_modules import ScaledLinear
 from cgbench.request.choices import QuantMode
-from tests.models.quantised.test_tokens import LAYOUTS, tokens_of
+from tests.models.quantised.test_tokens import COUNT, LAYOUTS, tokens_of
 from tests.support.fp8 import BLOCK, make_fp8_checkpoint
 from tests.support.quantised_forward import greedy, quantising_model, rounded
 from tests.support.tiny import load_tiny, random_prompts
 
-COUNT = 12
 PROMPTS = random_prompts(3)
 
 TIE = 0.03
