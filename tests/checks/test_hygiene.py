@@ -118,10 +118,11 @@ def subject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Subject:
     """A subject with stand-in graphs, on a device whose memory and allocations stay as they are."""
-    bare = make_tiny_subject(make_checkpoint(tmp_path, "mimo", seed=3))
+    bare = make_tiny_subject(make_checkpoint(tmp_path, "mimo", seed=3), spec_tokens=(K,))
     scope = getattr(request, "param", Scope.PHASE)
     graphs = EagerGraphs(bare, scope)
     runner = GraphRunner(bare.spec, bare.states[K], bare.plans[K], graphs)
+    monkeypatch.setattr(hygiene, "REPLAYS", 8)
     monkeypatch.setattr(hygiene, "num_nodes", lambda _: 7)
     monkeypatch.setattr(hygiene, "_memory", lambda _: (10, 100))
     monkeypatch.setattr(hygiene, "_num_allocations", lambda: 3)
@@ -182,7 +183,7 @@ def readings(*values: Any) -> Callable[..., Any]:
 def test_growing_memory_is_told(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     grown = [(10, 100 + 50 * stretch) for stretch in range(hygiene.MOST_STRETCHES + 1)]
     monkeypatch.setattr(hygiene, "_memory", readings(*grown))
-    assert told(subject) == "memory grew by 300 bytes over 600 replays"
+    assert told(subject) == "memory grew by 300 bytes over 24 replays"
 
 
 def test_what_another_process_takes_is_no_growth(

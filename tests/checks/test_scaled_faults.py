@@ -17,7 +17,7 @@ from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.fp8.token_values import QuantisedTokens, quantised_tokens
 from cgbench.models.heads.families import MIMO
 from cgbench.request.choices import QuantMode
-from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
 from tests.support.fp8 import BLOCK, make_fp8_checkpoint
 
 Patch = pytest.MonkeyPatch
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hidden(folder: Path, quant: QuantMode) -> Finding:
     (check,) = [each for each in CHECKS if each.name == "hidden"]
-    return check.run(make_tiny_subject(folder, quant=quant))
+    return check.run(make_tiny_subject(folder, spec_tokens=(3,), quant=quant))
 
 
 def right(scale: Tensor) -> Tensor:
@@ -53,15 +53,15 @@ def without(scale: Tensor) -> Tensor:
     return scale.mean().expand(scale.shape)
 
 
-@pytest.mark.parametrize("quant", [QuantMode.W8A16, QuantMode.W8A8])
 @pytest.mark.parametrize(
-    ("change", "answer"),
+    ("change", "answer", "quant"),
     [
-        (right, Answer.HOLDS),
-        (of_the_next_block, Answer.WRONG),
-        (transposed, Answer.WRONG),
-        (twice, Answer.WRONG),
-        (without, Answer.WRONG),
+        (right, Answer.HOLDS, QuantMode.W8A16),
+        (right, Answer.HOLDS, QuantMode.W8A8),
+        (of_the_next_block, Answer.WRONG, QuantMode.W8A16),
+        (transposed, Answer.WRONG, QuantMode.W8A8),
+        (twice, Answer.WRONG, QuantMode.W8A16),
+        (without, Answer.WRONG, QuantMode.W8A8),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -184,7 +184,8 @@ def test_a_sound_kernel_of_quantised_products_passes(folder: Path, monkeypatch: 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_sound_engine_passes(folder: Path, dtype: torch.dtype) -> None:
-    subject = make_tiny_subject(folder, dtype=dtype, with_graphs=True, quant=QuantMode.W8A8)
+    how: dict[str, Any] = {"with_graphs": True, "quant": QuantMode.W8A8, "batch_sizes": FEW_SIZES}
+    subject = make_tiny_subject(folder, spec_tokens=(3,), dtype=dtype, **how)
     assert subject.is_w8a8 and not subject.is_exact
     findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]

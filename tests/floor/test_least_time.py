@@ -1,6 +1,7 @@
 """The floor against arithmetic by hand, and the device's limits against sense."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from cgbench.floor.account import FloorLine
 from cgbench.floor.device_limits import device_limits, read_bandwidth
 from cgbench.floor.least_time import Batch, Floor, attention_flops, expected_experts, keys_read
 from cgbench.floor.rates import DeviceLimits
-from cgbench.floor.work import AttentionShape, Product, model_work
+from cgbench.floor.work import AttentionShape, ModelWork, Product, model_work
 from cgbench.models.heads.families import MIMO
 from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.models.quantised.kv_format import KvFormat
@@ -25,8 +26,13 @@ UNBOUND = 1e30
 
 
 def preset_floor(name: str, limits: DeviceLimits) -> Floor:
+    return Floor(preset_work(name), limits, itemsize=2)
+
+
+@cache
+def preset_work(name: str) -> ModelWork:
     request = Loading(f"preset:{name}", None, True, torch.device("cpu"), torch.bfloat16)
-    return Floor(model_work(plan_loading(request).skeleton), limits, itemsize=2)
+    return model_work(plan_loading(request).skeleton)
 
 
 @pytest.fixture(scope="module")

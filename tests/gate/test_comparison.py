@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from cgbench.errors import CannotError, RunDirectoryError
-from cgbench.gate.comparison import Comparison, Rules, compare
+from cgbench.gate.comparison import Comparison, Rules, compare, judge
+from cgbench.gate.evidence import Evidence
 from cgbench.gate.verdicts import Gate, Line
 from cgbench.rundir import thin
 from cgbench.rundir.schema import Cell
@@ -25,7 +27,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def against(base: Path, made: Made, tmp_path: Path, **rules: object) -> Comparison:
-    return compare(base, made.write(tmp_path / "new"), Rules(**rules))
+    """As ``compare`` does, which would read both anew."""
+    return judge(evidence(base), Evidence.of("NEW", made.run(tmp_path / "new")), Rules(**rules))
+
+
+def both(base: Made, new: Made) -> Comparison:
+    sides = (
+        Evidence.of(name, made.run(Path(name))) for name, made in (("BASE", base), ("NEW", new))
+    )
+    return judge(*sides, Rules())
+
+
+@cache
+def evidence(base: Path) -> Evidence:
+    return Evidence.read("BASE", base)
 
 
 def at(found: Comparison, what: str, scope: Scope = Scope.ITERATION) -> Line:
@@ -103,13 +118,10 @@ def test_min_effect_sets_the_threshold(base: Path, tmp_path: Path) -> None:
     ("accepted", "verdict"),
     [((5600, 1400), Verdict.REGRESSED), ((8400, 4600), Verdict.IMPROVED)],
 )
-def test_acceptance(
-    base: Path, tmp_path: Path, accepted: tuple[int, int], verdict: Verdict
-) -> None:
+def test_acceptance(accepted: tuple[int, int], verdict: Verdict) -> None:
     change = {"num_accepted_per_pos": accepted, "num_drafted": 10000}
     many = only({"num_accepted_per_pos": (7000, 3000), "num_drafted": 10000})
-    before = Made(edit=many).write(tmp_path / "before")
-    found = against(before, Made(edit=only(change)), tmp_path)
+    found = both(Made(edit=many), Made(edit=only(change)))
     assert at(found, "mean acceptance length").verdict is verdict
     rate = at(found, "acceptance rate, draft 1")
     assert (rate.effect, rate.gated) == (pytest.approx((accepted[0] - 7000) / 10000), False)
@@ -118,12 +130,11 @@ def test_acceptance(
     assert at(found, "TPOT").effect == pytest.approx(2 / length - 1)
 
 
-def test_a_stated_length_does_not_scatter_with_the_draws(base: Path, tmp_path: Path) -> None:
+def test_a_stated_length_does_not_scatter_with_the_draws() -> None:
     """The draws of two runs differ by as much as makes a measured length inconclusive."""
     rule = "golden:glm-5.2-on (borrowed)"
-    before = Made(edit=only({"acceptance": rule})).write(tmp_path / "before")
     few = {"acceptance": rule, "num_accepted_per_pos": (66, 30)}
-    found = against(before, Made(edit=only(few)), tmp_path)
+    found = both(Made(edit=only({"acceptance": rule})), Made(edit=only(few)))
     for line in (at(found, "mean acceptance length"), at(found, "TPOT")):
         assert line.verdict is Verdict.SAME
     assert at(found, "mean acceptance length").new == pytest.approx(2.50)
@@ -133,11 +144,10 @@ def test_fp8_keys_and_values_meet_no_others(base: Path, tmp_path: Path) -> None:
     fp8 = Made(edit=lambda cell: replace(cell, kv_dtype="fp8"))
     [line] = against(base, fp8, tmp_path).lines
     assert line.verdict is Verdict.NOT_COMPARABLE and "kv_dtype" in str(line.reason)
-    twice = [fp8.write(tmp_path / name) for name in "ab"]
-    assert compare(*twice, Rules()).exit_code == 0
+    assert both(fp8, fp8).exit_code == 0
 
 
-def test_tokens_over_fp8_keys_and_values_are_told_and_not_gated(tmp_path: Path) -> None:
+def test_tokens_over_fp8_keys_and_values_are_told_and_not_gated() -> None:
     """In float32 too: rounding may choose another number that is as near. Of activations too."""
 
     def made(sha256: str, kv_dtype: str, quant: str) -> Made:
@@ -145,9 +155,7 @@ def test_tokens_over_fp8_keys_and_values_are_told_and_not_gated(tmp_path: Path) 
         return Made(edit=lambda cell: replace(cell, dtype="float32", **own))
 
     for *how, code in (("fp8", "none", 0), ("same", "w8a8", 0), ("same", "w8a16", 1)):
-        name = "-".join(map(str, how))
-        sides = [made(s * 64, *how).write(tmp_path / f"{name}-{s}") for s in "ab"]
-        assert compare(*sides, Rules()).exit_code == code
+        assert both(made("a" * 64, *how), made("b" * 64, *how)).exit_code == code
 
 
 def test_acceptance_of_a_few_rows_is_inconclusive(base: Path, tmp_path: Path) -> None:
@@ -166,7 +174,7 @@ def test_acceptance_of_a_few_rows_is_inconclusive(base: Path, tmp_path: Path) ->
     ],
 )
 def test_prompts_that_a_greedy_batch_repeats_say_the_same_again(
-    tmp_path: Path, num_prompts: int, rule: str, rows: int, verdict: Verdict
+    num_prompts: int, rule: str, rows: int, verdict: Verdict
 ) -> None:
     """A batch of eight decodes two prompts four times over: that is the evidence of one time.
     Where tokens are drawn each request has draws of its own."""
@@ -179,13 +187,13 @@ def test_prompts_that_a_greedy_batch_repeats_say_the_same_again(
             edit=lambda cell: replace(edit(cell), acceptance=rule), record={"workload": workload}
         )
 
-    before = made((1120, 480)).write(tmp_path / "before")
-    found = against(before, made((1040, 400)), tmp_path)
+    before = made((1120, 480))
+    found = both(before, made((1040, 400)))
     line = at(found, "mean acceptance length")
     assert (line.verdict, line.base_blocks, line.new_blocks) == (verdict, rows, rows)
     assert (line.base, line.new) == (pytest.approx(2.0), pytest.approx(1.9))
     assert at(found, "TPOT").verdict is verdict
-    assert compare(before, before, Rules()).exit_code == 0
+    assert both(before, before).exit_code == 0
 
 
 def test_memory_is_exact(base: Path, tmp_path: Path) -> None:
@@ -195,14 +203,14 @@ def test_memory_is_exact(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "what", "verdict", "code"),
+    ("status", "what", "verdict", "code", "scope"),
     [
-        (Status.AUDIT_FAILED, "status", Verdict.REGRESSED, 1),
-        (Status.OOM, "status", Verdict.REGRESSED, 1),
-        (Status.DISTURBED, "TPOT", Verdict.INCONCLUSIVE, 4),
+        (Status.AUDIT_FAILED, "status", Verdict.REGRESSED, 1, Scope.ITERATION),
+        (Status.OOM, "status", Verdict.REGRESSED, 1, Scope.PHASE),
+        (Status.DISTURBED, "TPOT", Verdict.INCONCLUSIVE, 4, Scope.ITERATION),
+        (Status.DISTURBED, "TPOT", Verdict.INCONCLUSIVE, 4, Scope.PHASE),
     ],
 )
-@pytest.mark.parametrize("scope", [Scope.ITERATION, Scope.PHASE])
 def test_statuses(
     base: Path, tmp_path: Path, status: Status, what: str, verdict: Verdict, code: int, scope: Scope
 ) -> None:
@@ -221,37 +229,35 @@ def test_a_cell_whose_floor_is_beaten_is_left_out(base: Path, tmp_path: Path) ->
     assert found.gated and found.exit_code == 0
 
 
-def test_where_every_floor_is_beaten_nothing_is_judged(tmp_path: Path) -> None:
+def test_where_every_floor_is_beaten_nothing_is_judged() -> None:
     run = Made(edit=lambda cell: replace(cell, status=Status.FLOOR_BEATEN))
-    found = compare(run.write(tmp_path / "a"), run.write(tmp_path / "b"), Rules())
+    found = both(run, run)
     assert found.exit_code == 3
     assert any("none can be judged" in line.reason for line in found.gated)
 
 
-def test_a_disturbed_cell_is_not_the_same_even_as_itself(tmp_path: Path) -> None:
-    run = Made(edit=only({"status": Status.DISTURBED})).write(tmp_path / "disturbed")
-    found = compare(run, run, Rules())
+def test_a_disturbed_cell_is_not_the_same_even_as_itself() -> None:
+    run = Made(edit=only({"status": Status.DISTURBED}))
+    found = both(run, run)
     of_cell = [line for line in found.gated if (line.scope, line.spec_tokens) == ("iteration", 2)]
     assert {line.verdict for line in of_cell if line.batch_size == 8} == {Verdict.INCONCLUSIVE}
     assert found.exit_code == 4
 
 
-def test_both_out_of_memory_is_the_same(tmp_path: Path) -> None:
-    run = Made(edit=only({"status": Status.OOM})).write(tmp_path / "oom")
-    found = compare(run, run, Rules())
+def test_both_out_of_memory_is_the_same() -> None:
+    run = Made(edit=only({"status": Status.OOM}))
+    found = both(run, run)
     assert (at(found, "status").verdict, found.exit_code) == (Verdict.SAME, 0)
 
 
 @pytest.mark.parametrize(("scope", "code"), [(Scope.PHASE, 3), (Scope.EAGER, 0)])
-@pytest.mark.parametrize("side", ["BASE", "NEW"])
-def test_a_missing_cell_is_named(
-    base: Path, tmp_path: Path, scope: Scope, code: int, side: str
-) -> None:
+def test_a_missing_cell_is_named(base: Path, tmp_path: Path, scope: Scope, code: int) -> None:
     lacking = Made(edit=without(scope)).write(tmp_path / "lacking")
-    found = compare(*((base, lacking) if side == "NEW" else (lacking, base)), Rules())
-    line = at(found, "cell", scope)
-    assert (line.verdict, line.reason) == (Verdict.NOT_COMPARABLE, f"missing in {side}")
-    assert found.exit_code == code
+    for side, paths in (("NEW", (base, lacking)), ("BASE", (lacking, base))):
+        found = compare(*paths, Rules())
+        line = at(found, "cell", scope)
+        assert (line.verdict, line.reason) == (Verdict.NOT_COMPARABLE, f"missing in {side}")
+        assert found.exit_code == code
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cgbench.errors import ModelError
-from cgbench.models.heads.families import EAGLE, MIMO, QWEN, STEP, HeadFamily
+from cgbench.models.heads.families import EAGLE, MIMO, QWEN, HeadFamily
 from cgbench.models.loader import load_model
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading
 from cgbench.models.placement import check_headers
@@ -27,7 +27,6 @@ DAMAGES: dict[str, Damage] = {
 KINDS: list[tuple[str, HeadFamily, str]] = [
     ("mimo", MIMO, "model.layers.0.mlp.up_proj.weight"),
     ("gemma3_text", EAGLE, "model.embed_tokens.weight"),
-    ("step3p7", STEP, "layers.0.mlp.up_proj.weight"),
     ("qwen3_next", QWEN, "model.layers.0.mlp.experts.3.up_proj.weight"),
     ("qwen3_5_moe", QWEN, "layers.0.linear_attn.out_proj.weight"),
 ]

@@ -1,7 +1,10 @@
 """A preset's weights: all of them drawn, and as transformers draws its own."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -43,8 +46,8 @@ def is_constant(tensor: Tensor) -> bool:
     return bool((tensor == tensor.flatten()[0]).all())
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def poisoned() -> Iterator[None]:
     """Memory that nobody has written is NaN, or a huge number where it is no float."""
     real = torch.empty_like
 
@@ -52,25 +55,30 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         empty = real(tensor, **keywords)  # type: ignore[arg-type]
         return empty.fill_(torch.nan if empty.is_floating_point() else 1 << 20)
 
-    monkeypatch.setattr(torch, "empty_like", empty_like)
+    with mock.patch.object(torch, "empty_like", empty_like):
+        yield
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_nothing_is_left_unwritten(name: str, poisoned: None) -> None:
-    model = load(name)
+def test_weights_are_drawn(name: str) -> None:
+    """Nothing is left unwritten, and what is plain is as transformers draws it."""
+    with poisoned():
+        model = load(name)
     for module in (model.target.model, model.head):
         assert module is not None
         for tensor_name, tensor in floats(module).items():
             assert not tensor.isnan().any(), tensor_name
+    if name in PLAIN:
+        is_drawn_alike(name, model.target.model)
+        are_matrices_drawn(model.head)
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_what_transformers_draws_is_drawn_alike(name: str) -> None:
+def is_drawn_alike(name: str, model: nn.Module) -> None:
     """Constant where transformers' own initialisation is, of the same deviation where it is not."""
     torch.manual_seed(0)
     config = config_from_dict(dict(PRESETS[name].config))
     expected = floats(auto_class_for(config).from_config(config, dtype=torch.float32))
-    got = floats(load(name).target.model)
+    got = floats(model)
     # Projections that the engine packs are gone, and the packed one is theirs together.
     shared = expected.keys() & got.keys()
     assert len(shared) > 0.6 * len(expected)
@@ -83,10 +91,7 @@ def test_what_transformers_draws_is_drawn_alike(name: str) -> None:
             assert ours.std().item() == pytest.approx(its.std().item(), rel=0.2), tensor_name
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_heads_matrices_are_drawn(name: str) -> None:
-    head = load(name).head
-    assert head is not None
+def are_matrices_drawn(head: nn.Module) -> None:
     for tensor_name, tensor in floats(head).items():
         if tensor.dim() > 1 and "conv" not in tensor_name:
             assert tensor.std().item() == pytest.approx(0.02, rel=0.3), tensor_name

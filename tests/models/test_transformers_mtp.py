@@ -25,7 +25,7 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 24
 
 
 def theirs(
@@ -75,12 +75,9 @@ def ours(folder: Path, prompt: list[int], k: int = 1) -> dict[int, list[int]]:
     return drafts
 
 
-@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe"])
-def test_drafts_equal_transformers(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = make_checkpoint(tmp_path, kind, family=DEEPSEEK, seed=3)
-    for prompt in random_prompts(4, seed=2):
+def test_drafts_equal_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_checkpoint(tmp_path, "deepseek_v3", family=DEEPSEEK, seed=3)
+    for prompt in random_prompts(2, seed=2):
         expected = theirs(reference_model(folder), prompt, monkeypatch)
         assert len(expected) > MAX_NEW_TOKENS // 2
         assert len({draft for drafts in expected.values() for draft in drafts}) > 4
@@ -96,7 +93,7 @@ def test_drafts_of_three_modules_equal_transformers(
     """Each with its own KV of the prompt and of the accepted tokens."""
     made = {"family": DEEPSEEK, "seed": 3, "num_modules": 3, "num_nextn_predict_layers": 3}
     folder = make_checkpoint(tmp_path, kind, **made)
-    for prompt in random_prompts(4, seed=2):
+    for prompt in random_prompts(1, seed=2):
         model = reference_model(folder)
         expected = theirs(model, prompt, monkeypatch, r"(^|\.)layers\.[234]\.")
         assert len(expected) > MAX_NEW_TOKENS // 4

@@ -85,9 +85,10 @@ def test_a_flushed_cache_holds_no_weights() -> None:
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(RESULTS)))
-def test_no_recorded_run_beats_its_floor(path: Path) -> None:
+def test_a_recorded_run_is_opened_and_does_not_beat_its_floor(path: Path) -> None:
     directory = RunDirectory.open(path)
     latency = directory.latency()
+    assert directory.record.complete and len(latency) and len(directory.samples())
     assert not (latency["floor_frac"] > 1).any()
     assert not [*floor_lines(latency, directory.record)]
     if directory.record.engine:

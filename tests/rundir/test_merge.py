@@ -23,10 +23,10 @@ QUERY = "scope == 'iteration' and spec_tokens == 2 and batch_size == 8"
 
 
 def merged(path: Path, *made: Made) -> RunDirectory:
-    parts = [each.write(path / str(number)) for number, each in enumerate(made)]
+    parts = [each.run(path / str(number)) for number, each in enumerate(made)]
     out = path / "merged"
-    out.mkdir()
-    return merge_runs([RunDirectory.open(part) for part in parts], out, latency_markdown)
+    out.mkdir(parents=True)
+    return merge_runs(parts, out, latency_markdown)
 
 
 def test_the_processes_are_the_unit_of_evidence(tmp_path: Path) -> None:
@@ -67,6 +67,12 @@ def processes(path: Path, seed: int, slower: float = 1.0) -> Path:
     return merged(path, *made).path
 
 
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A merged run that no test changes."""
+    return processes(tmp_path_factory.mktemp("apart"), 1)
+
+
 def verdict(base: Path, new: Path) -> tuple[Verdict, float, float]:
     lines = compare(base, new, Rules()).lines
     (line,) = [
@@ -80,15 +86,13 @@ def verdict(base: Path, new: Path) -> tuple[Verdict, float, float]:
     return line.verdict, line.low, line.high
 
 
-def test_what_differs_between_processes_enters_the_interval(tmp_path: Path) -> None:
-    paths = [processes(tmp_path / str(seed), seed) for seed in (1, 2)]
-    found, low, high = verdict(*paths)
+def test_what_differs_between_processes_enters_the_interval(apart: Path, tmp_path: Path) -> None:
+    found, low, high = verdict(apart, processes(tmp_path, 2))
     assert found is Verdict.INCONCLUSIVE and low < 0 < high and log(1 + high) > 0.02
 
 
-def test_a_slow_down_larger_than_processes_differ_is_regressed(tmp_path: Path) -> None:
-    paths = [processes(tmp_path / str(i), i, slower) for i, slower in ((1, 1.0), (2, 1.15))]
-    assert verdict(*paths)[0] is Verdict.REGRESSED
+def test_a_slow_down_larger_than_processes_differ_is_regressed(apart: Path, tmp_path: Path) -> None:
+    assert verdict(apart, processes(tmp_path, 2, 1.15))[0] is Verdict.REGRESSED
 
 
 @pytest.mark.parametrize("status", [Status.AUDIT_FAILED, Status.OOM])
@@ -114,7 +118,7 @@ def test_cells_keep_the_order_of_the_first_run(tmp_path: Path) -> None:
     edit = only({"status": Status.DISTURBED})
     run = merged(tmp_path, Made(), Made(seed=1, edit=edit))
     names = ["scope", "spec_tokens", "batch_size"]
-    first = RunDirectory.open(tmp_path / "0").latency()
+    first = Made().run(tmp_path).latency()
     assert run.latency()[names].equals(first[names])
 
 
@@ -131,7 +135,7 @@ def test_tokens_and_acceptance_are_the_first_ones_whatever_became_of_another(
     other = {"tokens_sha256": "other", "num_accepted_per_pos": (1, 0), "status": Status.DISTURBED}
     run = merged(tmp_path, Made(), Made(seed=1, edit=only(other)))
     row = run.latency().query(QUERY).iloc[0]
-    first = RunDirectory.open(tmp_path / "0").latency().query(QUERY).iloc[0]
+    first = Made().run(tmp_path).latency().query(QUERY).iloc[0]
     names = ["tokens_sha256", "mean_acceptance_length", "acceptance_rate_per_pos"]
     assert row["status"] == "disturbed" and row[names].equals(first[names])
     counts = run.acceptance().query(QUERY)
@@ -160,13 +164,12 @@ def test_another_l2_is_another_cell(tmp_path: Path) -> None:
     assert line.verdict is Verdict.NOT_COMPARABLE and line.reason == "l2: warm in BASE, cold in NEW"
 
 
-def test_a_merged_run_made_thin_gives_the_same_lines(tmp_path: Path) -> None:
-    base = processes(tmp_path / "base", 1)
+def test_a_merged_run_made_thin_gives_the_same_lines(apart: Path, tmp_path: Path) -> None:
     run = merged(tmp_path / "new", *(Made(seed=seed) for seed in range(3)))
-    full = compare(base, run.path, Rules()).lines
+    full = compare(apart, run.path, Rules()).lines
     make_thin(run)
     assert set(RunDirectory.open(run.path).samples()["process"]) == {0, 1, 2}
-    assert compare(base, run.path, Rules()).lines == full
+    assert compare(apart, run.path, Rules()).lines == full
 
 
 def test_what_was_resumed_is_told_of_the_merged_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.runner import CellKey, GraphRunner
 from cgbench.engine.state import DecodeState
 from cgbench.measure.session import Session
+from cgbench.models.loader import LoadedModel
 from cgbench.parallel.ranks import ALONE, Ranks
 from cgbench.planning import CaptureUnit
 from cgbench.request.acceptance_setting import AcceptanceSetting
@@ -29,7 +30,10 @@ from tests.support.tiny import load_tiny, random_prompts
 
 MAX_BATCH = 5
 BUCKETS = (2, 5)
-MAX_NEW_TOKENS = 8
+MAX_NEW_TOKENS = 6
+
+FEW_SIZES = (1, 3)
+"""One padded size of either bucket."""
 
 
 def make_deployment(folder: Path, **changes: Any) -> Deployment:
@@ -51,6 +55,7 @@ def make_session(
     kv_dtype: KvDtype = KvDtype.AUTO,
     quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
+    model: LoadedModel | None = None,
 ) -> Session:
     """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
     options = RunOptions(
@@ -71,7 +76,8 @@ def make_session(
         seed=seed,
     )
     how = {"ranks": ranks, "kv_dtype": kv_dtype, "quant": quant, "head": head}
-    model = load_tiny(folder, device=device, dtype=dtype, **how)
+    if model is None:
+        model = load_tiny(folder, device=device, dtype=dtype, **how)
     return session_of(model, options, Workload("random", prompts_of(seed)), attention)
 
 
@@ -130,7 +136,13 @@ def make_tiny_subject(
     kv_dtype: KvDtype = KvDtype.AUTO,
     quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
+    batch_sizes: tuple[int, ...] = (),
+    model: LoadedModel | None = None,
 ) -> Subject:
+    """A subject that is tried with ``spec_tokens`` alone: a deployment has k = 0 always, and an
+    audit of it takes as long again."""
     how = {"spec_tokens": spec_tokens, "dtype": dtype, "ranks": ranks, "kv_dtype": kv_dtype}
-    deployment = make_deployment(folder, seed=seed, head=head, quant=quant, **how)
-    return subject_of(add_graphs(deployment) if with_graphs else deployment, seed)
+    deployment = make_deployment(folder, seed=seed, head=head, quant=quant, model=model, **how)
+    subject = subject_of(add_graphs(deployment) if with_graphs else deployment, seed)
+    states = {k: subject.states[k] for k in spec_tokens}
+    return replace(subject, states=states, only_batch_sizes=batch_sizes)

@@ -592,7 +592,7 @@ def state_written_to_the_wrong_slot(patch: Patch) -> None:
 # Mixtures as operators. ``kernel_faults`` has those of their kernels.
 
 
-@mutation("equality", kind="qwen3_moe", with_operators=True)
+@mutation("equality", kind="qwen3_next", with_operators=True)
 def live_row_taken_for_padding(patch: Patch) -> None:
     """The first slot's row sends nothing to its experts."""
 
@@ -602,7 +602,7 @@ def live_row_taken_for_padding(patch: Patch) -> None:
     patch.setattr(Decode, "padding", property(padding))
 
 
-@mutation("equality", kind="qwen3_moe", with_operators=True)
+@mutation("equality", kind="qwen3_next", with_operators=True)
 def stale_choice_of_experts(patch: Patch) -> None:
     """Of each size and layer, the experts of the first step are those of the next ones too."""
     real, kept = mixtures.apply_by_torch, {}
@@ -615,7 +615,7 @@ def stale_choice_of_experts(patch: Patch) -> None:
     patch.setattr(mixtures, "apply_by_torch", apply)
 
 
-@mutation("equality", kind="qwen3_moe", with_operators=True)
+@mutation("equality", kind="qwen3_next", with_operators=True)
 def a_tokens_last_expert_is_left_out(patch: Patch) -> None:
     """Sums run over one slot too few."""
     real = mixtures.apply_by_torch

@@ -363,15 +363,27 @@ FAULTS: list[tuple[Layout, Change, str]] = [
 def test_a_fault_is_one_clear_line(
     layout: Layout, change: Change, line: str, target: Path, tmp_path: Path
 ) -> None:
-    folder = make_head_folder(tmp_path / "head", layout, target)
+    folder = faulty(make_head_folder(tmp_path / "head", layout, target), change)
+    with pytest.raises(MissingHeadError) as error:
+        plan_loading(loading(target, folder))
+    assert str(error.value) in (f"{folder}: {line}", f"{folder}/{line}")
+
+
+def faulty(folder: Path, change: Change) -> Path:
     stated, tensors = json.loads((folder / "config.json").read_text()), read_head(folder)
     change(stated, tensors)
     (folder / "config.json").write_text(json.dumps(stated))
     write_head(folder, tensors)
-    with pytest.raises(MissingHeadError) as error:
-        plan_loading(loading(target, folder))
-    assert str(error.value) in (f"{folder}: {line}", f"{folder}/{line}")
-    assert inspect_model(loading(target, folder)).head_problem == str(error.value)
+    return folder
+
+
+def test_inspect_shows_the_line_as_it_is(target: Path, tmp_path: Path) -> None:
+    """One of the tensors, and one of the configuration."""
+    for number in (0, -1):
+        layout, change, line = FAULTS[number]
+        folder = faulty(make_head_folder(tmp_path / str(number), layout, target), change)
+        problem = inspect_model(loading(target, folder)).head_problem
+        assert problem in (f"{folder}: {line}", f"{folder}/{line}")
 
 
 def test_a_head_without_config_is_refused(target: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 24
+MAX_NEW_TOKENS = 8
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 3
 
 MIMO_HEAD_SHAPES = {
@@ -181,35 +181,27 @@ def public(name: str, family: HeadFamily) -> str:
 def test_a_checkpoint_of_the_layout_loads_whole_and_decodes_losslessly(
     family: HeadFamily, kind: str, tmp_path: Path
 ) -> None:
-    """Loading refuses a head tensor missing or unused; batch 1 and a ragged batch of 5."""
+    """Loading refuses a head tensor missing or unused, and puts every expert in its place. Batch 1
+    and a ragged batch of 3."""
     folder = layout(tmp_path, family, kind)
+    stored = load_file(folder / "model.safetensors")
     if kind == TARGETS[family.name][0]:
-        assert set(PUBLIC_NAMES[family.name]) <= set(load_file(folder / "model.safetensors"))
+        assert set(PUBLIC_NAMES[family.name]) <= set(stored)
     model = load_tiny(folder)
     assert model.head is not None and model.head.family == family
-    prompts = random_prompts(5, seed=1)
+    for name, tensor in checkpoint_tensors(model.head).items():
+        kept = stored.get(public(name, family))
+        assert kept is not None and torch.equal(kept, tensor), name
+    prompts = random_prompts(3, seed=1)
     expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
     spec = make_speculator(model, max_batch_size=5, room=ROOM)
-    for k in (1, 3):
-        assert decode(spec, prompts, k) == expected
-        assert decode(spec, prompts[:1], k) == expected[:1]
+    assert decode(spec, prompts, 3) == expected
+    assert decode(spec, prompts[:1], 1) == expected[:1]
 
 
 def decode(spec: Speculator, prompts: list[list[int]], k: int) -> list[list[int]]:
     runner = EagerRunner(spec, make_state(spec, k, 5))
     return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS, max_num_tokens=64).token_ids
-
-
-@pytest.mark.parametrize(("family", "kind"), CASES)
-def test_loaded_weights_are_the_checkpoints(family: HeadFamily, kind: str, tmp_path: Path) -> None:
-    """Every expert in its place: the head made for the checkpoint and the head read from it."""
-    folder = layout(tmp_path, family, kind)
-    head = load_tiny(folder).head
-    assert head is not None
-    stored = load_file(folder / "model.safetensors")
-    for name, tensor in checkpoint_tensors(head).items():
-        kept = stored.get(public(name, family))
-        assert kept is not None and torch.equal(kept, tensor), name
 
 
 def test_mimo_names_and_shapes_are_the_public_ones() -> None:

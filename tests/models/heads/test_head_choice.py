@@ -51,7 +51,6 @@ def with_norms(folder: Path, family: HeadFamily, values: tuple[float, float]) ->
     ("kind", "family", "values"),
     [
         ("exaone4_5", EXAONE, (1.0, -1.0)),
-        ("exaone4", EXAONE, (1.0, -1.0)),
         ("exaone_moe", EXAONE, (1.0, -1.0)),
         ("mellum", MELLUM, (1.0, -1.0)),
         ("qwen3_5_text", QWEN, (0.0, -2.0)),

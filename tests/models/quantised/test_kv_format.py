@@ -160,21 +160,6 @@ def test_memory_is_that_of_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
         check_memory(found, options)
 
 
-def test_a_run_states_it_in_its_rows_and_its_record(tmp_path: Path) -> None:
-    folder = make_checkpoint(tmp_path / "tiny", "mimo", seed=3)
-    run = tmp_path / "run"
-    done = cgbench(
-        *("run", folder, *FAST, "--prompts", "random", "--output", run, "--kv-dtype", "fp8")
-    )
-    assert done.code == 0, done.stderr
-    record = json.loads((run / "run.json").read_text())
-    assert record["arguments"]["kv_dtype"] == "fp8"
-    assert record["model"]["kv_format"] == "FP8 (e4m3) with a scale for each head and token"
-    header, *rows = (run / "latency.csv").read_text().splitlines()
-    column = header.split(",").index("kv_dtype")
-    assert rows and {row.split(",")[column] for row in rows} == {"fp8"}
-
-
 def test_names_of_scales() -> None:
     assert is_kv_scale("model.language_model.layers.3.self_attn.k_scale")
     assert is_kv_scale("model.layers.3.self_attn.v_proj.v_scale")

@@ -28,6 +28,7 @@ from tests.support.tiny import (
 # 44 of 24 columns: blocks of 16, and a part; gate and up end within one.
 ODD = {"intermediate_size": 44}
 ODD_EXPERTS = ODD | {"moe_intermediate_size": 24}
+COUNT = 8
 HEAD_TOO = {"converts": lambda name, tensor: is_converted(name, tensor) or "eh_proj" in name}
 CHANNELS = {"quantise": by_channels, "config": compressed("channel"), "scale_name": "_scale"}
 TENSORS = {"quantise": by_tensor, "config": compressed("tensor"), "scale_name": "_scale"}
@@ -47,10 +48,10 @@ LAYOUTS: dict[str, tuple[str, HeadFamily, dict[str, Any]]] = {
 
 
 def tokens_of(model: LoadedModel, spec_tokens: int) -> list[list[int]]:
-    prompts = random_prompts(5)
-    spec = make_speculator(model, max_batch_size=5, room=64)
-    runner = EagerRunner(spec, make_state(spec, spec_tokens, 5))
-    return decode_prompts(spec, runner, prompts, 12).token_ids
+    prompts = random_prompts(3)
+    spec = make_speculator(model, max_batch_size=3, room=64)
+    runner = EagerRunner(spec, make_state(spec, spec_tokens, 3))
+    return decode_prompts(spec, runner, prompts, COUNT).token_ids
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -63,5 +64,4 @@ def test_tokens_and_logits_equal_those_of_the_dequantised_weights(
     stored = [*model.target.model.parameters(), *model.head.parameters()]
     assert sum(parameter.dtype == FP8 for parameter in stored) > 8
     assert (model.quant, reference.quant) == ("w8a16", "none")
-    for spec_tokens in (1, 3):
-        assert tokens_of(model, spec_tokens) == tokens_of(reference, spec_tokens)
+    assert tokens_of(model, 3) == tokens_of(reference, 3)

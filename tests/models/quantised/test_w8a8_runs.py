@@ -15,20 +15,32 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_fp8_checkpoint(tmp_path_factory.mktemp("fp8"), "mimo", MIMO, seed=3)
 
 
-@pytest.mark.parametrize(("flags", "mode"), [(("--quant", "w8a8"), "w8a8"), ((), "w8a16")])
+@pytest.mark.parametrize(
+    ("flags", "mode", "kept"),
+    [(("--quant", "w8a8"), "w8a8", "same"), (("--kv-dtype", "fp8"), "w8a16", "fp8")],
+    ids=("w8a8", "fp8 keys"),
+)
 def test_a_run_states_it_in_its_rows_and_its_record(
-    folders: tuple[Path, Path], tmp_path: Path, flags: tuple[str, ...], mode: str
+    folders: tuple[Path, Path], tmp_path: Path, flags: tuple[str, ...], mode: str, kept: str
 ) -> None:
+    """How keys and values are kept too."""
     run = tmp_path / "run"
     done = cgbench("run", folders[0], *FAST, "--prompts", "random", "--output", run, *flags)
     assert done.code == 0, done.stderr
     record = json.loads((run / "run.json").read_text())
-    assert record["arguments"]["quant"] == (mode if flags else "auto")
+    arguments = record["arguments"]
+    is_fp8 = kept == "fp8"
+    assert (arguments["quant"], arguments["kv_dtype"]) == (
+        ("auto", "fp8") if is_fp8 else (mode, "auto")
+    )
+    stated = record["model"].get("kv_format") == "FP8 (e4m3) with a scale for each head and token"
+    assert stated == is_fp8
     # A CPU multiplies the values, in float32.
     assert "fp8_flops_per_s" not in record["floor"]["limits"]
     header, *rows = (run / "latency.csv").read_text().splitlines()
-    column = header.split(",").index("quant")
-    assert rows and {row.split(",")[column] for row in rows} == {mode}
+    for name, value in (("quant", mode), ("kv_dtype", kept)):
+        column = header.split(",").index(name)
+        assert rows and {row.split(",")[column] for row in rows} == {value}
 
 
 @pytest.mark.parametrize("command", ["run", "audit", "inspect"])
