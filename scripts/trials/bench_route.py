@@ -12,11 +12,12 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import torch
+import triton
 from torch import Tensor
 
 from cgbench.kernels.moe import triton_route
@@ -97,15 +98,18 @@ def lines(name: str, router: Router, num_tokens: int, sweep: bool) -> Iterator[s
     yield f"{start} its rule, one expert a token | {taken * 1e6:.1f} |"
     timed = []
     for label, tiling in tilings(router, num_tokens, sweep):
-        with mock.patch.object(triton_route, "route_tiling", lambda *_, tiling=tiling: tiling):
-            try:
-                taken = seconds(lambda weight: triton_route.route(x, weight, None, rule), weights)
-            except Exception as error:
-                yield f"{start} {tuple(tiling)} | {type(error).__name__} |"
-                continue
+        try:
+            taken = seconds(partial(_routed, x, rule, tiling), weights)
+        except (RuntimeError, ValueError, triton.CompilationError) as error:
+            yield f"{start} {tuple(tiling)} | {type(error).__name__} |"
+            continue
         timed.append((taken, label, tiling))
     for taken, label, tiling in sorted(timed[1:])[:6] + timed[:1]:
         yield f"{start} {tuple(tiling)} {label} | {taken * 1e6:.1f} |"
+
+
+def _routed(x: Tensor, rule: RouterRule, tiling: RouteTiling, weight: Tensor) -> object:
+    return triton_route.route(x, weight, None, rule, tiling)
 
 
 def main() -> None:

@@ -236,14 +236,21 @@ def can_route(weight: Tensor, rule: RouterRule) -> bool:
 
 
 def route(
-    x: Tensor, weight: Tensor, bias: Tensor | None, rule: RouterRule
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rule: RouterRule,
+    tiling: RouteTiling | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``router_rule.route_by_torch`` in one kernel."""
+    """Compute ``router_rule.route_by_torch`` in one kernel.
+
+    If ``tiling`` is None, ``route_tiling`` chooses it.
+    """
     x = x.contiguous()
     num_tokens, num_inputs = x.shape
     num_experts = weight.shape[0]
     is_wide = weight.dtype != x.dtype or x.dtype == torch.float32
-    tiling = route_tiling(num_experts)
+    tiling = tiling or route_tiling(num_experts)
     tiles = triton.cdiv(num_tokens, tiling.tokens)
     assert tiles <= MAX_TILES and weight.is_contiguous() and can_route(weight, rule)
     in_parts = weight.dtype == torch.float32 and x.dtype == torch.bfloat16
