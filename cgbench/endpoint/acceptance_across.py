@@ -59,10 +59,11 @@ class _Question:
     alone: Estimate
     here: Estimate
 
-    def judged(self, level: float, num_drafts: int) -> AcceptanceFound:
+    def judged(self, level: float, num_drafts: int, *, in_parts: bool) -> AcceptanceFound:
         found = interval(difference(self.here, self.alone), level)
         alone, here = self.alone.value, self.here.value
-        matters = abs(found.estimate) >= max(LEAST_EFFECT * max(alone, here), LEAST_POINTS)
+        far = abs(found.estimate) >= max(LEAST_EFFECT * max(alone, here), LEAST_POINTS)
+        matters = far and not (in_parts and here > alone)
         excludes = found.low > 0 or found.high < 0
         answer = Acceptance.SAME
         if matters:
@@ -82,12 +83,15 @@ def judge_acceptance(
     copies: float,
     spec_tokens: int,
     first_only: bool,
+    in_parts: bool = False,
 ) -> AcceptanceFound:
     """Judge the drafts of one edge against those of the same prompts alone.
 
     ``copies`` is how often each prompt is counted. Equal requests draft alike, so they are no more
     evidence.
     ``first_only``: there are several draft lengths, so only draft 1 is comparable.
+    ``in_parts``: some batch sizes run without drafts, so parts of the texts alone are counted here.
+    Those may be easier than the whole, as a text's end is. So only fewer drafts kept are a fault.
     """
     if here is None or alone is None or here.num_drafts < FEWEST_DRAFTS:
         return AcceptanceFound(Acceptance.UNKNOWN)
@@ -101,7 +105,7 @@ def judge_acceptance(
     if not questions:
         return AcceptanceFound(Acceptance.UNKNOWN)
     level = adjusted_level(CONFIDENCE, num_edges * len(questions))
-    answers = [question.judged(level, num_drafts) for question in questions]
+    answers = [question.judged(level, num_drafts, in_parts=in_parts) for question in questions]
     for wanted in (Acceptance.DIFFERS, Acceptance.UNDECIDED):
         if found := [each for each in answers if each.answer is wanted]:
             return found[0]

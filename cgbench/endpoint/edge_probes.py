@@ -155,6 +155,7 @@ class EdgeAuditor:
             copies=max(copies, 1.0),
             spec_tokens=self.plan.request.spec_tokens,
             first_only=self.plan.num_draft_lengths > 1,
+            in_parts=self.plan.drafts_in_parts,
         )
 
     def _concluded(

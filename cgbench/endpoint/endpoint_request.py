@@ -77,6 +77,11 @@ class Planned:
         return len({*lengths} - {0})
 
     @property
+    def drafts_in_parts(self) -> bool:
+        """Return whether some batch sizes have no drafts, so that a text is drafted in parts."""
+        return self.schedule is not None and 0 in self.schedule.lengths
+
+    @property
     def words(self) -> str:
         """Return the plan in a few words."""
         k = self.request.spec_tokens
