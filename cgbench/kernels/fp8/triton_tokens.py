@@ -42,7 +42,8 @@ def _tokens_kernel(
     num_rows,
     num_inputs,
     x_stride,
-    num_scales,
+    scale_row_stride,
+    scale_block_stride,
     COLUMNS_A_SCALE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -74,11 +75,15 @@ def _tokens_kernel(
         keep = is_row[:, None] & (k < end)[None, :]
         rows = tl.load(from_x + k[None, :], mask=keep, other=0.0)
         tl.store(to_stored + k[None, :], quantised_tile(rows, scale[:, None]), mask=keep)
-    tl.store(scales + m.to(tl.int64) * num_scales + block, scale, mask=is_row)
+    to_scales = scales + m.to(tl.int64) * scale_row_stride + block * scale_block_stride
+    tl.store(to_scales, scale, mask=is_row)
 
 
-def quantised_tokens(x: Tensor, num_blocks: int) -> QuantisedTokens:
-    """Compute ``token_values.quantised_tokens`` of ``x [..., K]``, whose rows may lie apart."""
+def quantised_tokens(x: Tensor, num_blocks: int, *, by_column: bool = False) -> QuantisedTokens:
+    """Compute ``token_values.quantised_tokens`` of ``x [..., K]``, whose rows may lie apart.
+
+    With ``by_column``, ``x`` is ``[M, K]``, and the scales of one block of columns are neighbours.
+    """
     rows = x.reshape(-1, x.shape[-1])
     num_rows, num_inputs = rows.shape
     assert rows.stride(1) == 1
@@ -86,7 +91,9 @@ def quantised_tokens(x: Tensor, num_blocks: int) -> QuantisedTokens:
     block_k = min(columns, ELEMENTS_A_TILE)
     block_m = min(triton.next_power_of_2(num_rows), ELEMENTS_A_TILE // block_k)
     stored = torch.empty(x.shape, dtype=FP8, device=x.device)
-    scales = torch.empty(*x.shape[:-1], num_blocks, dtype=torch.float32, device=x.device)
+    shape = (num_blocks, num_rows) if by_column else (*x.shape[:-1], num_blocks)
+    scales = torch.empty(shape, dtype=torch.float32, device=x.device)
+    strides = (1, num_rows) if by_column else (num_blocks, 1)
     _tokens_kernel[(triton.cdiv(num_rows, block_m), num_blocks)](
         rows,
         stored,
@@ -94,7 +101,7 @@ def quantised_tokens(x: Tensor, num_blocks: int) -> QuantisedTokens:
         num_rows,
         num_inputs,
         rows.stride(0),
-        num_blocks,
+        *strides,
         COLUMNS_A_SCALE=columns,
         BLOCK_M=block_m,
         BLOCK_K=block_k,
@@ -102,4 +109,4 @@ def quantised_tokens(x: Tensor, num_blocks: int) -> QuantisedTokens:
         num_warps=4,
         **launch_keywords(x.device),
     )
-    return QuantisedTokens(stored, scales)
+    return QuantisedTokens(stored, scales.t() if by_column else scales)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cgbench.kernels.fp8.block_scales import column_block
 from cgbench.kernels.fp8.token_values import quantised_tokens, token_values
-from tests.support.interpreter import check_interpreted
+from tests.support.interpreter import check_interpreted, run_interpreted
 
 
 class Case(NamedTuple):
@@ -86,6 +86,27 @@ def differing_numbers(case: Case, device: str, dtype: torch.dtype) -> float:
         unlike = (ours != its) & ~(ours.isnan() & its.isnan())
         different += int(unlike[kept].sum())
     return different
+
+
+def scales_that_differ(case: Case, device: str) -> int:
+    """How many scales lie elsewhere, or are others, where a block's are neighbours."""
+    from cgbench.kernels.fp8 import triton_tokens
+
+    x = torch.randn(case.rows, case.inputs, device=device)
+    stored, scales = triton_tokens.quantised_tokens(x, case.num_blocks, by_column=True)
+    right = triton_tokens.quantised_tokens(x, case.num_blocks)
+    assert scales.shape == right.scales.shape and scales.stride() == (1, case.rows)
+    assert torch.equal(stored.view(torch.uint8), right.stored.view(torch.uint8))
+    return int((scales != right.scales).sum())
+
+
+def test_scales_of_a_block_may_be_neighbours() -> None:
+    pytest.importorskip("triton")
+    code = (
+        f"from {__name__} import CASES, scales_that_differ\n"
+        "print('differ', sum(scales_that_differ(case, 'cpu') for case in CASES))"
+    )
+    assert "differ 0" in run_interpreted(code)
 
 
 def test_interpreter_gives_the_same_numbers() -> None:

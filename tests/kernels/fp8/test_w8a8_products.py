@@ -6,12 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels import linear
 from cgbench.kernels.fp8.block_scales import FP8, dequantised, row_blocks_of
 from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.fp8.token_values import quantised_tokens, token_values
 from tests.support.interpreter import check_interpreted
 
 pytest.importorskip("triton")
+
+from cgbench.kernels.fp8 import library_products
 
 CASES = [
     # rows, outputs, inputs, scales: of blocks of so many, of a channel (-1) or of a tensor (0)
@@ -70,6 +73,49 @@ def relative_error(case: tuple[int, int, int, int], device: str, dtype: torch.dt
         pairs.append((linear(x, weight, bias, rotary=rotary, **keywords), rotated))
     errors = [(got.double() - right).norm() / right.norm() for got, right in pairs]
     return max(float(error) for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("rows", "weight", "scale", "right"),
+    [
+        (256, (6144, 4096), (48, 32), True),
+        (48, (128, 512), (1, 4), True),
+        (32, (6144, 4096), (48, 32), False),
+        (250, (6144, 4096), (48, 32), False),
+        # 86 blocks of columns, half a block of rows, a scale a channel, a part that cuts a block.
+        (256, (4096, 11008), (32, 86), False),
+        (256, (2112, 7168), (17, 56), False),
+        (256, (6144, 4096), (6144, 1), False),
+        (256, (1408, 4096), (12, 32), False),
+    ],
+)
+def test_what_torch_s_product_takes(
+    rows: int, weight: tuple[int, int], scale: tuple[int, int], right: bool
+) -> None:
+    assert library_products.fits(rows, weight, scale) is right
+
+
+def test_a_cpu_has_no_such_product() -> None:
+    x, weight = torch.zeros(64, 512, dtype=torch.bfloat16), torch.zeros(128, 512).to(FP8)
+    assert not library_products.can_multiply(x, weight, None, torch.ones(1, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"), [(48, 128, 512), (256, 6144, 4096), (64, 2048, 7168)]
+)
+def test_many_rows_by_torch_on_a_gpu(rows: int, outputs: int, inputs: int) -> None:
+    """Each row and column of scales apart, and rows that differ in size."""
+    torch.manual_seed(rows)
+    x = torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16)
+    x *= torch.logspace(-2, 2, rows, device="cuda")[:, None].bfloat16()
+    weight, scale, row_blocks = drawn((rows, outputs, inputs, 128), "cuda")
+    assert library_products.can_multiply(x, weight, None, scale)
+    values = dequantised(weight, scale, row_blocks, torch.float32)
+    expected = F.linear(token_values(x, scale.shape[1]).double(), values.double())
+    got = linear.linear(x, weight, None, scale, row_blocks, is_w8a8=True).double()
+    errors = (got - expected).norm(dim=1) / expected.norm(dim=1)
+    assert float(errors.max()) < 4e-3
 
 
 def test_interpreter_equals_the_product_of_the_values() -> None:
