@@ -133,13 +133,13 @@ def _open(memory: Tensor, ranks: Ranks) -> _Opened:
 
 def _obstacle(ranks: Ranks) -> str | None:
     """Return what is in the way of this rank, known before the ranks try together."""
+    if int(os.environ["LOCAL_WORLD_SIZE"]) != ranks.size:
+        return "ranks are on several machines"
     if not dist.is_initialized() or dist.get_backend() != "nccl":
         return "ranks are on a CPU"
     if not HAS_TRITON:
         return "triton is not installed"
     own = torch.cuda.current_device()
-    if int(os.environ["LOCAL_WORLD_SIZE"]) != ranks.size:
-        return "ranks are on several machines"
     others = [device for device in range(ranks.size) if device != own]
     if not all(torch.cuda.can_device_access_peer(own, other) for other in others):
         return "the GPUs do not reach each other's memory"
