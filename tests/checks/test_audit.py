@@ -74,7 +74,7 @@ def test_lower_precision_is_judged_by_its_noise(tmp_path: Path, kind: str) -> No
 @pytest.mark.parametrize(
     ("spec_tokens", "batch_sizes", "not_run", "with_graphs"),
     [
-        ((0, 3), (1, 2), set(), False),
+        ((3,), (1, 2), set(), False),
         ((0,), (1, 2), {"drafts"}, False),
         # Every one a bucket: nothing is padded.
         ((3,), (2,), {"parity", "padding"}, False),

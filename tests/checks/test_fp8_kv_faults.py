@@ -14,7 +14,7 @@ from cgbench.engine import calls
 from cgbench.kernels import attention
 from cgbench.kernels.attention import AttentionInput, LayerKv
 from cgbench.request.choices import KvDtype
-from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, loaded, make_tiny_subject, run_checks
 from tests.support.tiny import make_checkpoint
 
 Patch = pytest.MonkeyPatch
@@ -127,6 +127,7 @@ def test_a_fault_is_found(
     plant(monkeypatch)
     dtype = torch.float32 if plant is new_rows_are_not_rounded else torch.bfloat16
     how: dict[str, Any] = {"dtype": dtype, "kv_dtype": KvDtype.FP8}
-    subject = make_tiny_subject(folders["mimo"], spec_tokens=(3,), **how)
+    model = loaded(folders["mimo"], **how)
+    subject = make_tiny_subject(folders["mimo"], spec_tokens=(3,), model=model, **how)
     checks = (check for check in CHECKS if check.name in ("hidden", "equality", "isolation"))
     assert any(check.run(subject).answer is Answer.WRONG for check in checks)

@@ -17,7 +17,7 @@ from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.fp8.token_values import QuantisedTokens, quantised_tokens
 from cgbench.models.heads.families import MIMO
 from cgbench.request.choices import QuantMode
-from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, loaded, make_tiny_subject, run_checks
 from tests.support.fp8 import BLOCK, make_fp8_checkpoint
 
 Patch = pytest.MonkeyPatch
@@ -30,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hidden(folder: Path, quant: QuantMode) -> Finding:
     (check,) = [each for each in CHECKS if each.name == "hidden"]
-    return check.run(make_tiny_subject(folder, spec_tokens=(3,), quant=quant))
+    model = loaded(folder, quant=quant)
+    return check.run(make_tiny_subject(folder, spec_tokens=(3,), quant=quant, model=model))
 
 
 def right(scale: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A tiny model made ready for an audit."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ from tests.support.tiny import load_tiny, random_prompts
 MAX_BATCH = 5
 BUCKETS = (2, 5)
 MAX_NEW_TOKENS = 6
+
+loaded = cache(load_tiny)
+"""One model for all faults that are planted in the code alone."""
 
 FEW_SIZES = (1, 3)
 """One padded size of either bucket."""
