@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cgbench.checks import hygiene
+from cgbench.checks import drafts, equality, hidden, hygiene
 from cgbench.checks.catalogue import CHECKS
 from cgbench.checks.findings import Finding
 from cgbench.checks.subject import Subject, make_subject
@@ -127,6 +127,15 @@ def run_all(subject: Subject) -> list[Finding]:
 def run_checks(subject: Subject) -> list[Finding]:
     """Every check but hygiene, which asks real graphs, or its own tests' stand-ins."""
     return [check.run(subject) for check in CHECKS if check.name != hygiene.NAME]
+
+
+def run_reference_checks(subject: Subject) -> list[Finding]:
+    """Those that hold the engine to the reference, which knows each family's form. The others hold
+    it to itself."""
+    return [check.run(subject) for check in CHECKS if check.name in REFERENCE_CHECKS]
+
+
+REFERENCE_CHECKS = (equality.NAME, hidden.NAME, drafts.NAME)
 
 
 def make_tiny_subject(
