@@ -12,7 +12,7 @@ from cgbench.checks.noise import moved_embeddings
 from cgbench.checks.tokens import NEAR_TIE_NOISES
 from cgbench.engine.iteration import Speculator
 from cgbench.kernels.row_updates import RowState
-from tests.support.audited import make_tiny_subject
+from tests.support.audited import loaded, make_tiny_subject
 from tests.support.mutations import MUTATIONS, OWN, Mutation
 from tests.support.tiny import edit_config, make_checkpoint
 
@@ -20,7 +20,9 @@ SHIPPED = Path(cgbench.models.__file__).parent / "default"
 
 
 def check(folder: Path) -> Finding:
-    return drafts.run(make_tiny_subject(folder, spec_tokens=(3,), dtype=torch.bfloat16))
+    model = loaded(folder, dtype=torch.bfloat16)
+    subject = make_tiny_subject(folder, spec_tokens=(3,), dtype=torch.bfloat16, model=model)
+    return drafts.run(subject)
 
 
 def test_what_rounding_makes_of_an_untrained_chain_is_forgiven(

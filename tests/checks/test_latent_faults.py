@@ -16,7 +16,7 @@ from cgbench.kernels.mla import latent_attention, latent_prefill
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.models.heads.families import DEEPSEEK
-from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, loaded, make_tiny_subject, run_checks
 from tests.support.tiny import make_checkpoint
 
 Patch = pytest.MonkeyPatch
@@ -107,6 +107,6 @@ def test_the_sound_engine_passes(folder: Path) -> None:
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
 def test_a_fault_is_found(folder: Path, monkeypatch: Patch, plant: Callable[[Patch], None]) -> None:
     plant(monkeypatch)
-    subject = make_tiny_subject(folder, spec_tokens=(3,))
+    subject = make_tiny_subject(folder, spec_tokens=(3,), model=loaded(folder))
     checks = (check for check in CHECKS if check.name != hygiene.NAME)
     assert any(check.run(subject).answer is Answer.WRONG for check in checks)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from cgbench.checks.findings import Answer
 from cgbench.checks.subject import Subject
 from cgbench.compile.layers import compile_forwards
 from cgbench.models.heads.head import HeadForm
-from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, loaded, make_tiny_subject, run_checks
 from tests.support.mixtures import operators_alone
 from tests.support.module_faults import MODULES
 from tests.support.mutations import MUTATIONS, OWN, Mutation
-from tests.support.tiny import load_tiny, make_checkpoint
+from tests.support.tiny import make_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +66,6 @@ def test_mixtures_pass_as_operators(checkpoints: dict[str, Path]) -> None:
     with through_operators(subject):
         findings = run_checks(subject)
     assert not [finding for finding in findings if finding.answer is Answer.WRONG]
-
-
-loaded = cache(load_tiny)
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

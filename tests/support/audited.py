@@ -1,12 +1,13 @@
 """A tiny model made ready for an audit."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cgbench.checks import hygiene
+from cgbench.checks import drafts, equality, hidden, hygiene
 from cgbench.checks.catalogue import CHECKS
 from cgbench.checks.findings import Finding
 from cgbench.checks.subject import Subject, make_subject
@@ -31,6 +32,9 @@ from tests.support.tiny import load_tiny, random_prompts
 MAX_BATCH = 5
 BUCKETS = (2, 5)
 MAX_NEW_TOKENS = 6
+
+loaded = cache(load_tiny)
+"""One model for all faults that are planted in the code alone."""
 
 FEW_SIZES = (1, 3)
 """One padded size of either bucket."""
@@ -123,6 +127,15 @@ def run_all(subject: Subject) -> list[Finding]:
 def run_checks(subject: Subject) -> list[Finding]:
     """Every check but hygiene, which asks real graphs, or its own tests' stand-ins."""
     return [check.run(subject) for check in CHECKS if check.name != hygiene.NAME]
+
+
+def run_reference_checks(subject: Subject) -> list[Finding]:
+    """Those that hold the engine to the reference, which knows each family's form. The others hold
+    it to itself."""
+    return [check.run(subject) for check in CHECKS if check.name in REFERENCE_CHECKS]
+
+
+REFERENCE_CHECKS = (equality.NAME, hidden.NAME, drafts.NAME)
 
 
 def make_tiny_subject(

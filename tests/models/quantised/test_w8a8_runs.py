@@ -43,8 +43,10 @@ def test_a_run_states_it_in_its_rows_and_its_record(
         assert rows and {row.split(",")[column] for row in rows} == {value}
 
 
-@pytest.mark.parametrize("command", ["run", "audit", "inspect"])
-@pytest.mark.parametrize("mode", ["w8a8", "w8a16"])
+@pytest.mark.parametrize(
+    ("command", "mode"),
+    [("run", "w8a8"), ("run", "w8a16"), ("audit", "w8a8"), ("inspect", "w8a16")],
+)
 def test_plain_weights_are_refused_in_one_line(
     folders: tuple[Path, Path], tmp_path: Path, command: str, mode: str
 ) -> None:
