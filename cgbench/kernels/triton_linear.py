@@ -27,6 +27,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.counters import arrivals
 from cgbench.kernels.fp8.block_scales import column_block
+from cgbench.kernels.fp8.triton_halves import half_rows
 from cgbench.kernels.fp8.triton_tokens import product_of_codes, quantised_tokens
 from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.gpu import early, launch_keywords
@@ -65,7 +66,9 @@ LEAST_WEIGHTS = 1 << 18
 class Tiling(NamedTuple):
     """A tiling is how one product is cut up.
 
-    A tile is ``block_n`` outputs by ``block_k`` inputs, and K is cut in ``splits``.
+    A tile is ``block_n`` outputs by ``block_k`` inputs, for ``block_m`` rows at most, and K is cut
+    in ``splits``. With ``in_float16`` bfloat16 rows are brought to float16 ahead, where FP8 weights
+    are converted at less cost.
     """
 
     block_n: int
@@ -73,6 +76,8 @@ class Tiling(NamedTuple):
     splits: int
     num_warps: int
     num_stages: int
+    block_m: int = ROWS_A_TILE
+    in_float16: bool = False
 
 
 class Scales(NamedTuple):
@@ -132,6 +137,7 @@ def _linear_kernel(
     ROW_TILES: tl.constexpr,
     IS_SCALED: tl.constexpr,
     IS_W8A8: tl.constexpr,
+    IN_FLOAT16: tl.constexpr,
     COLUMNS_A_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
@@ -257,6 +263,8 @@ def _linear_kernel(
                     cache_modifier=".cg",
                 )
             tl.store(arrived + tl.program_id(0), 0)
+        if IN_FLOAT16:
+            acc *= tl.load(row_scale + m, mask=is_row, other=0.0)[None, :]
         if HAS_BIAS:
             acc += tl.load(bias + n, mask=is_output, other=0.0).to(tl.float32)[:, None]
         # Rounded where torch's operations round.
@@ -411,13 +419,16 @@ def linear(
     if tiling is None:
         tiling = _chosen_tiling(num_rows, num_outputs, scales)
     row_scale = None
+    in_float16 = tiling.in_float16 and not is_w8a8 and x.dtype == torch.bfloat16
     if is_w8a8:
         rows, row_scale = quantised_tokens(rows, num_scales)
+    elif in_float16:
+        rows, row_scale = half_rows(rows)
     if scales is not None:
         tiling = tiling._replace(block_k=min(tiling.block_k, columns_a_scale))
     # Of quantised rows, fewer than 16 would be multiplied in float16 after all.
     least = LEAST_ROWS_A_TILE if scales is None or is_w8a8 else LEAST_SCALED_ROWS_A_TILE
-    most = QUANTISED_ROWS_A_TILE if is_w8a8 else ROWS_A_TILE
+    most = QUANTISED_ROWS_A_TILE if is_w8a8 else tiling.block_m
     block_m = min(most, max(least, triton.next_power_of_2(num_rows)))
     row_tiles = triton.cdiv(num_rows, block_m)
     tiles = triton.cdiv(num_outputs, tiling.block_n)
@@ -458,6 +469,7 @@ def linear(
         ROW_TILES=row_tiles,
         IS_SCALED=scales is not None,
         IS_W8A8=is_w8a8,
+        IN_FLOAT16=in_float16,
         COLUMNS_A_SCALE=columns_a_scale,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,

@@ -80,9 +80,17 @@ QUANTISED_BLOCKS = (
     *((256, 128, 8, stages) for stages in (2, 3)),
     (32, 128, 2, 4),
 )
+# The same for rows in float16, and rows a tile.
+HALF_BLOCKS = (
+    *((64, 128, warps, stages, 64) for warps in (2, 4) for stages in (3, 4)),
+    *((64, 128, 4, stages, 128) for stages in (3, 4)),
+    *((128, 128, 8, stages, rows) for stages in (3, 4) for rows in (64, 128)),
+)
 SPLITS = (1, 2, 4, 8)
 # With fewer programs the device is idle, with more their sums cost more than they gain.
 LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 1200
+LEAST_HALF_ROWS = 8
+"""With fewer rows a product is bound by its bytes, and not by conversions."""
 
 T = TypeVar("T")
 Weight = tuple[Tensor, Scales]
@@ -118,6 +126,11 @@ def _by_library() -> Way:
 def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
     """Ways to multiply, by name: by values, the kernel as its rule has it, and perhaps others."""
     yield "values", lambda x, weight: scaled_linear(x, weight[0], None, *weight[1])
+    if every and rows > LEAST_HALF_ROWS:
+        for (n, k, warps, stages, m), splits in product(HALF_BLOCKS, SPLITS):
+            tiling = Tiling(n, k, splits, warps, stages, m, in_float16=True)
+            if m < 2 * rows and is_worth_trying(tiling, outputs):
+                yield f"float16, {_tiling_words(tiling)}, {m} rows", streamed(tiling)
     if rows > MAX_SCALED_ROWS:
         return
     rule = scaled_tiling_of(rows, outputs)
@@ -127,8 +140,8 @@ def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
         yield _tiling_words(tiling, rule), streamed(tiling)
 
 
-def _tiling_words(tiling: Tiling, rule: Tiling) -> str:
-    block_n, block_k, splits, warps, stages = tiling
+def _tiling_words(tiling: Tiling, rule: Tiling | None = None) -> str:
+    block_n, block_k, splits, warps, stages, *_ = tiling
     name = f"{block_n} x {block_k}, {splits} splits, {warps} warps, {stages} stages"
     return name + (" (its rule)" if tiling == rule else "")
 

@@ -61,7 +61,7 @@ def candidates(outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
     others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS))
     kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
     for tiling in [rule, *sorted(kept - {rule})]:
-        block_n, block_k, splits, warps, stages = tiling
+        block_n, block_k, splits, warps, stages, *_ = tiling
         cut = f"{splits} split{'s' * (splits > 1)}"
         name = f"{block_n} x {block_k}, {cut}, {warps} warps, {stages} stages"
         yield name + (" (its rule)" if tiling == rule else ""), streamed(tiling)
