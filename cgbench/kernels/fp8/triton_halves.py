@@ -39,7 +39,7 @@ def _halves_kernel(
         row = tl.load(from_x + k, mask=k < num_inputs, other=0.0)
         largest = tl.maximum(largest, tl.abs(row.to(tl.float32)))
     exponent = (tl.max(largest, 1).to(tl.int32, bitcast=True) >> 23) & 255
-    # A row's largest element becomes 2 ** 14 to below 2 ** 15. The power is between the exponents of
+    # A row's largest element becomes 2 ** 14 to below 2 ** 15. The power is between those of
     # 2 ** -126 and 2 ** 126, so that the factor and its inverse exist.
     power = tl.minimum(tl.maximum(127 + 14 + 127 - exponent, 1), 253)
     factor = (power << 23).to(tl.float32, bitcast=True)
