@@ -1,6 +1,7 @@
 """Two ranks under gloo share latent attention: its heads are divided, its latents whole on both."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,40 +26,49 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders: dict[str, Path]) -> dict[str, rank_jobs.Told]:
-    return rank_jobs.tell_all(folders, (), ranks=ALONE)[0]
+    return rank_jobs.tell_all(folders, (), ranks=ALONE)[0][0]
 
 
 @pytest.fixture(scope="module")
-def ranks(folders: dict[str, Path]) -> list[dict[str, rank_jobs.Told]]:
-    return run_on_ranks(2, "cpu", rank_jobs.tell_all, folders, ())
+def answers(folders: dict[str, Path]) -> tuple[Any, Any]:
+    """Of both jobs, in one start."""
+    tell = rank_jobs.tell_all, (folders, ())
+    count = rank_jobs.count_heads_and_work, (folders,)
+    return tuple(run_on_ranks(2, "cpu", rank_jobs.in_turn, tell, count))
+
+
+@pytest.fixture
+def ranks(answers: tuple[Any, Any]) -> list[dict[str, rank_jobs.Told]]:
+    return [told for told, _ in answers[0]]
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_two_ranks_are_one_process(
     name: str, alone: dict[str, rank_jobs.Told], ranks: list[dict[str, rank_jobs.Told]]
 ) -> None:
-    """Tokens, acceptance and weights. Each rank keeps one latent a token, as one process does."""
+    """Tokens, drafts and weights. Each rank keeps one latent a token, as one process does."""
     assert ranks[0][name] == ranks[1][name] == alone[name]
     assert alone[name].kv_heads == {1}
 
 
 def test_compiled_layers_decode_alike(
-    folders: dict[str, Path], alone: dict[str, rank_jobs.Told]
+    answers: tuple[Any, Any], alone: dict[str, rank_jobs.Told]
 ) -> None:
-    models = (("deepseek_v3", "divided"), ("glm4_moe_lite", "whole"))
-    told = run_on_ranks(2, "cpu", rank_jobs.tell_compiled, folders, models)
-    assert told[0] == told[1]
-    rule = f"{rank_jobs.RULES[0][1]} k=3"
-    for name, decoded in told[0].items():
-        assert decoded == alone[name].tokens[rule][:3] + alone[name].accepted[rule][:3]
+    (_, traced), (_, other) = answers[0]
+    assert traced == other and set(traced) == {"deepseek_v3 divided", "glm4_moe_lite whole"}
+    rule = f"{rank_jobs.GREEDY[1]} k=3"
+    for name, rows in traced.items():
+        assert rows[:3] == alone[name].tokens[rule]
 
 
-def test_heads_are_divided_and_latents_whole(folders: dict[str, Path]) -> None:
+def test_heads_are_divided_and_latents_whole(
+    folders: dict[str, Path], answers: tuple[Any, Any]
+) -> None:
     alone, _ = rank_jobs.count_heads_and_work(folders, ranks=ALONE)
-    shared, work = run_on_ranks(2, "cpu", rank_jobs.count_heads_and_work, folders)
+    _, (shared, work) = answers
     for kind in KINDS:
-        assert alone[kind] == [({(4, 24)}, 3 * 24)]
-        assert shared[kind] == 2 * [({(2, 24)}, 3 * 24)]
+        assert alone[kind] == [({(4, 24)}, 2 * 24)]
+        assert shared[kind] == 2 * [({(2, 24)}, 2 * 24)]
     # The floor counts what a rank holds.
     for told in work.values():
         for counted, held in told:
