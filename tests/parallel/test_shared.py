@@ -10,6 +10,7 @@ from cgbench.parallel.ranks import ALONE
 from tests.support import rank_jobs
 
 KINDS = ("mimo", "glm4_moe", rank_jobs.OWN)
+COUNTED = ("mimo divided", "mimo whole", "glm4_moe divided", f"{rank_jobs.OWN} whole")
 
 
 @pytest.fixture(scope="module")
@@ -21,16 +22,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def answers(folders: dict[str, Path]) -> list[Any]:
     """Of all jobs, in one start."""
     jobs = (
-        (rank_jobs.count_work, folders),
-        (rank_jobs.measure_by_other_clocks, folders["mimo"]),
-        (rank_jobs.audit_with_a_fault_on_rank_1, folders["mimo"]),
-        (rank_jobs.audit_where_rank_1_reads_other_tokens, folders["mimo"]),
+        (rank_jobs.count_work, (folders, COUNTED)),
+        (rank_jobs.measure_by_other_clocks, (folders["mimo"],)),
+        (rank_jobs.audit_with_a_fault_on_rank_1, (folders["mimo"],)),
+        (rank_jobs.audit_where_rank_1_reads_other_tokens, (folders["mimo"],)),
     )
-    return run_on_ranks(2, "cpu", rank_jobs.in_turn, *((job, (what,)) for job, what in jobs))
+    return run_on_ranks(2, "cpu", rank_jobs.in_turn, *jobs)
 
 
 def test_the_floor_is_of_what_a_rank_holds(folders: dict[str, Path], answers: list[Any]) -> None:
-    alone = rank_jobs.count_work(folders, ranks=ALONE)
+    alone = rank_jobs.count_work(folders, COUNTED, ranks=ALONE)
     shared = answers[0]
     for name, of_ranks in shared.items():
         ((whole, _),) = alone[name]

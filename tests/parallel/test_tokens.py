@@ -22,7 +22,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders: dict[str, Path]) -> dict[str, rank_jobs.Told]:
-    return rank_jobs.tell_all(folders, PRESETS, ranks=ALONE)[0][0]
+    return rank_jobs.tell_all(folders, PRESETS, ranks=ALONE)[0].told
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def answers(folders: dict[str, Path]) -> tuple[Any, Any]:
 
 @pytest.fixture
 def ranks(answers: tuple[Any, Any]) -> list[dict[str, rank_jobs.Told]]:
-    return [told for told, _ in answers[0]]
+    return [each.told for each in answers[0]]
 
 
 MODELS = [
@@ -97,7 +97,7 @@ def test_compiled_layers_decode_alike(
     answers: tuple[Any, Any], alone: dict[str, rank_jobs.Told]
 ) -> None:
     """Sums over the ranks are operators of a compiled layer: of products, and of experts."""
-    (_, traced), (_, other) = answers[0]
+    traced, other = (each.traced for each in answers[0])
     assert traced == other and set(traced) == {f"{DENSE} whole", f"{EXPERTS} divided"}
     rule = f"{rank_jobs.GREEDY[1]} k=3"
     for name, rows in traced.items():

@@ -76,7 +76,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
 COMPILED = {
     "mimo whole": 1,
     "glm4_moe divided": 2,
-    "deepseek_v3 divided": 2,
     "glm4_moe_lite whole": 2,
 }
 """On how many ranks layers are compiled: both kinds of head, and every sum over the ranks, of
@@ -101,6 +100,16 @@ class Told:
     kv_heads: set[int]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What a rank shares with the others: the same as with no other, or a part of it."""
+
+    told: dict[str, Told]
+    traced: dict[str, Ids]
+    work: dict[str, tuple["Counted", "Counted"]]
+    heads: dict[str, tuple[set[tuple[int, int]], int]]
+
+
 def in_turn(*jobs: tuple[Callable[..., Any], tuple[Any, ...]], ranks: Ranks) -> list[Any]:
     """Each job's answer: to start ranks costs more than most jobs do."""
     torch.set_num_threads(1)
@@ -109,22 +118,23 @@ def in_turn(*jobs: tuple[Callable[..., Any], tuple[Any, ...]], ranks: Ranks) -> 
 
 def tell_all(
     folders: dict[str, Path], presets: tuple[Preset, ...], *, ranks: Ranks
-) -> list[tuple[dict[str, Told], dict[str, Ids]]]:
+) -> list[Shared]:
     """Everything of every rank, in one start: each checkpoint and preset by name. Then what is
     decoded with compiled layers on one rank, beside the same without."""
     torch.set_num_threads(1)
-    told, traced = {}, {}
+    told, traced, work, heads = {}, {}, {}, {}
     for name in (f"{folder} {head}" for folder in folders for head in HEADS):
         kind, head = name.split()
         model = load(folders[kind], head, ranks)
         told[name] = tell(model, RULES.get(name, (GREEDY,)))
+        work[name], heads[name] = (counted(model), held(model)), heads_of(model)
         if name in COMPILED and ranks.size > 1:
             traced[name] = tell_compiled(model, kind, ranks.rank < COMPILED[name])
     with mock.patch.dict(PRESETS, {preset.name: preset for preset in presets}):
         for preset in presets:
             model = load(Path(f"preset:{preset.name}"), "divided", ranks)
             told[preset.name] = tell(model, (GREEDY,))
-    return gathered((told, traced))
+    return gathered(Shared(told, traced, work, heads))
 
 
 def tell_compiled(model: LoadedModel, kind: str, is_compiled: bool) -> Ids:
@@ -221,32 +231,20 @@ class Counted:
 
 
 def count_work(
-    folders: dict[str, Path], *, ranks: Ranks
+    folders: dict[str, Path], names: tuple[str, ...], *, ranks: Ranks
 ) -> dict[str, list[tuple[Counted, Counted]]]:
-    """What the floor counts for a rank, beside what the rank holds."""
-    loaded = {f"{n} {head}": load(f, head, ranks) for n, f in folders.items() for head in HEADS}
+    """What the floor counts for a rank, beside what the rank holds, of each kind and head."""
+    loaded = {name: load(folders[name.split()[0]], name.split()[1], ranks) for name in names}
     return {name: gathered((counted(model), held(model))) for name, model in loaded.items()}
 
 
-def count_heads(
-    folders: dict[str, Path], *, ranks: Ranks
-) -> dict[str, list[tuple[set[tuple[int, int]], int]]]:
+def heads_of(model: LoadedModel) -> tuple[set[tuple[int, int]], int]:
     """Query heads and values read a token by the floor's account, and bytes of KV a token as this
-    rank keeps them, of the target and a divided head."""
-    found = {}
-    for name, folder in folders.items():
-        model = load(folder, "divided", ranks)
-        work = rank_work(model)
-        attentions = (*work.target.attentions, *work.modules[0].forward.attentions)
-        shapes = {(each.query_heads, each.row_elements) for each in attentions}
-        kept = sum(heads * size for shape in model.kv_shapes.values() for heads, size in shape)
-        found[name] = gathered((shapes, kept))
-    return found
-
-
-def count_heads_and_work(folders: dict[str, Path], *, ranks: Ranks) -> tuple[Any, Any]:
-    """Both, in one start."""
-    return count_heads(folders, ranks=ranks), count_work(folders, ranks=ranks)
+    rank keeps them, of the target and a head."""
+    work = rank_work(model)
+    attentions = (*work.target.attentions, *work.modules[0].forward.attentions)
+    shapes = {(each.query_heads, each.row_elements) for each in attentions}
+    return shapes, sum(heads * size for shape in model.kv_shapes.values() for heads, size in shape)
 
 
 def counted(model: LoadedModel) -> Counted:
@@ -354,7 +352,7 @@ def audit_where_rank_1_reads_other_tokens(
 
     told = {}
     with mock.patch.object(iteration, "commit", commit):
-        for check in (equality, limits, isolation):
+        for check in (equality, limits):
             told[check.NAME] = findings_of(check.run, folder, ranks, spec_tokens=(3,))
         group = measure_group(short_session(folder, ranks), 2, int)
     told["run"] = gathered(("wrong" if group.failures else "holds", "".join(group.failures)))
