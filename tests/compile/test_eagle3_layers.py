@@ -45,7 +45,7 @@ def _nothing_compiled() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "batch_sizes"),
-    [(SAFEAILAB, (5,)), (SPECULATORS_3, (3,)), (VLLM, BATCH_SIZES)],
+    [(SAFEAILAB, (5,)), (SPECULATORS_3, (3,)), (VLLM, (5, 1))],
     ids=lambda each: getattr(each, "name", ""),
 )
 def test_layers_trace_to_the_same_drafts(

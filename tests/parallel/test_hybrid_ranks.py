@@ -38,7 +38,6 @@ SHORT: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 FOUR: dict[str, dict[str, Any]] = {
-    "qwen3": {},
     MIXTURE: SHORT | {"linear_num_key_heads": 4, "linear_num_value_heads": 8},
 }
 """Two KV heads on four ranks, beside a key head of the delta nets on each."""

@@ -14,6 +14,7 @@ from tests.support.fp8 import make_fp8_checkpoint
 
 CUT = {"intermediate_size": 88, "moe_intermediate_size": 24}
 """88 columns in two are 44: two blocks of 16 and most of a third, as 1408 are 704."""
+SHAPES = {"deepseek_v3": {"num_hidden_layers": 1, "first_k_dense_replace": 0}}
 KINDS = {"mimo": MIMO, "glm4_moe": DEEPSEEK, "deepseek_v3": DEEPSEEK, "qwen3_5": QWEN}
 
 
@@ -21,7 +22,9 @@ KINDS = {"mimo": MIMO, "glm4_moe": DEEPSEEK, "deepseek_v3": DEEPSEEK, "qwen3_5":
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("scaled")
     return {
-        kind: make_fp8_checkpoint(root / kind, kind, family, seed=3, **CUT)[0]
+        kind: make_fp8_checkpoint(root / kind, kind, family, seed=3, **CUT, **SHAPES.get(kind, {}))[
+            0
+        ]
         for kind, family in KINDS.items()
     }
 
