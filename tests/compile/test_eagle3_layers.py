@@ -43,21 +43,22 @@ def _nothing_compiled() -> None:
     counters.clear()
 
 
-@pytest.mark.parametrize("layout", [SAFEAILAB, SPECULATORS_3, VLLM], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    ("layout", "batch_sizes"),
+    [(SAFEAILAB, (5,)), (SPECULATORS_3, (3,)), (VLLM, (5, 1))],
+    ids=lambda each: getattr(each, "name", ""),
+)
 def test_layers_trace_to_the_same_drafts(
-    layout: Layout, tmp_path: Path, traced_only: list[GraphModule]
+    layout: Layout,
+    batch_sizes: tuple[int, ...],
+    tmp_path: Path,
+    traced_only: list[GraphModule],
 ) -> None:
-    check(tmp_path, layout)
+    check(tmp_path, layout, batch_sizes)
     assert traced_only
 
 
-@pytest.mark.slow
-def test_layers_compile_to_the_same_drafts(tmp_path: Path) -> None:
-    """At one batch size: those that are traced have them all."""
-    check(tmp_path, VLLM, (5,))
-
-
-def check(folder: Path, layout: Layout, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> None:
+def check(folder: Path, layout: Layout, batch_sizes: tuple[int, ...]) -> None:
     """Tokens are plain greedy's and drafts are eager's."""
     target = make_target(folder / "target")
     head = make_head_folder(folder / "head", layout, target)
@@ -69,14 +70,14 @@ def check(folder: Path, layout: Layout, batch_sizes: tuple[int, ...] = BATCH_SIZ
         if is_compiled:
             compile_forwards(model.target, model.head)
         spec = make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
-        assert decoded(spec, 3, 5) == expected
+        assert decoded(spec, 2, 5) == expected
         made.append([drafts(spec, batch_size) for batch_size in batch_sizes])
     assert made[0] == made[1]
 
 
 def drafts(spec: Speculator, batch_size: int) -> list[list[list[int]]]:
     """The drafts after each of a few iterations."""
-    state = make_state(spec, 3, max(BATCH_SIZES))
+    state = make_state(spec, 2, max(BATCH_SIZES))
     prefilled = prefill(spec, random_prompts(max(BATCH_SIZES))[:batch_size], 64)
     begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS)
     rows, made = state.rows(batch_size), []

@@ -27,7 +27,7 @@ from tests.support.tiny import (
 from tests.support.tracing import traced_layers
 
 SEVERAL = (5, 3)
-ALSO_ALONE = ("mimo", "gemma3_text", "qwen3_5_moe")
+ALSO_ALONE = ("mimo", "qwen3_5_moe")
 """Asked for one request too, which has forms of its own: without a mixture, and with one."""
 
 
@@ -45,15 +45,15 @@ def _nothing_compiled() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spec_tokens", [0, 3])
-def test_tokens_are_plain_greedy_decodings(tmp_path: Path, spec_tokens: int) -> None:
-    check_tokens(tmp_path, "mimo", spec_tokens)
+def test_tokens_are_plain_greedy_decodings(tmp_path: Path) -> None:
+    """By the compiler itself, with drafts and without."""
+    check_tokens(tmp_path, "mimo", 3, 0)
 
 
 @pytest.mark.parametrize(
     ("kind", "spec_tokens"),
     [
-        ("gemma3_text", 2),
+        ("gemma3_text", 1),
         ("qwen3_moe", 1),
         ("glm4_moe", 1),
         ("qwen3_next-hybrid", 1),
@@ -82,8 +82,7 @@ def test_a_heads_own_matrices_trace_to_the_same_drafts(
     folder = make_checkpoint(tmp_path, "mimo", form=form)
     eager = make_speculator(load_tiny(folder), max_batch_size=max(BATCH_SIZES), room=64)
     _, spec = compiled(folder)
-    for batch_size in BATCH_SIZES:
-        assert accepted(spec, batch_size) == accepted(eager, batch_size)
+    assert accepted(spec, 5) == accepted(eager, 5)
 
 
 @pytest.mark.parametrize(
@@ -117,25 +116,31 @@ def accepted(spec: Speculator, batch_size: int) -> list[list[int]]:
     return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS).accepted
 
 
-def check_tokens(tmp_path: Path, kind: str, spec_tokens: int) -> None:
+def check_tokens(tmp_path: Path, kind: str, *ks: int) -> None:
     folder = make_checkpoint(tmp_path, kind)
     prompts = random_prompts(max(BATCH_SIZES))
     expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
     _, spec = compiled(folder)
     for batch_size in BATCH_SIZES if kind in ALSO_ALONE else SEVERAL:
-        assert decoded(spec, spec_tokens, batch_size) == expected[:batch_size]
+        for spec_tokens in ks:
+            assert decoded(spec, spec_tokens, batch_size) == expected[:batch_size]
 
 
 def num_forms(folder: Path, kind: str, layer_types: list[str]) -> int:
-    """Forms compiled for all of ``BATCH_SIZES`` at k = 1, and no more for another batch size."""
+    """Forms compiled for one batch size at k = 1, and no more for another."""
     shape = {"num_hidden_layers": len(layer_types), "layer_types": layer_types}
     _, spec = compiled(make_checkpoint(folder, kind, **shape))
-    for batch_size in BATCH_SIZES:
-        decoded(spec, 1, batch_size)
+    one_iteration(spec, 5)
     forms: int = counters["stats"]["unique_graphs"]
-    decoded(spec, 1, 4)
+    one_iteration(spec, 3)
     assert counters["stats"]["unique_graphs"] == forms
     return forms
+
+
+def one_iteration(spec: Speculator, batch_size: int) -> None:
+    """No request ends before the others, which would leave one alone, with forms of its own."""
+    runner = EagerRunner(spec, make_state(spec, 1, max(BATCH_SIZES)))
+    decode_prompts(spec, runner, random_prompts(batch_size), max_new_tokens=2)
 
 
 def test_equal_layers_share_their_forms(tmp_path: Path, traced_only: list[GraphModule]) -> None:

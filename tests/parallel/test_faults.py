@@ -131,7 +131,8 @@ def test_what_is_finished_is_kept_and_gone_on_with(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
-    flags = (tiny, *FAST, "--tp", 2, "--spec-tokens", 1, "--prompts", "random", "--output", out)
+    short = (*FAST, "--iterations", 1, "--max-new-tokens", 4)
+    flags = (tiny, *short, "--tp", 2, "--spec-tokens", 1, "--prompts", "random", "--output", out)
 
     def dying(tp: int, device: str, job: Any, *args: Any, **kwargs: Any) -> object:
         return run_on_ranks(tp, device, rank_faults.run_and_die, *args, **kwargs)

@@ -13,7 +13,14 @@ from cgbench.models.support import auto_class_for
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import ALONE
 from tests.support import hybrid_jobs
-from tests.support.hybrid_jobs import CASES, MAX_NEW_TOKENS, PROMPTS, VOCABULARY, Divided
+from tests.support.hybrid_jobs import (
+    FIVE_AND_ONE,
+    MAX_NEW_TOKENS,
+    ONE_AND_FIVE,
+    PROMPTS,
+    VOCABULARY,
+    Divided,
+)
 from tests.support.tiny import (
     CONFIGS,
     HYBRID_CONFIGS,
@@ -25,16 +32,16 @@ from tests.support.tiny import (
 
 MIXTURE, DENSE, SCARCE = "qwen3_next-hybrid", "qwen3_5", "qwen3_5_moe"
 """The last has one KV head."""
+CASES = {MIXTURE: ONE_AND_FIVE, DENSE: FIVE_AND_ONE, SCARCE: ONE_AND_FIVE}
 SHORT: dict[str, Any] = {
     "num_hidden_layers": 2,
     "layer_types": ["linear_attention", "full_attention"],
 }
 FOUR: dict[str, dict[str, Any]] = {
-    "qwen3": {},
     MIXTURE: SHORT | {"linear_num_key_heads": 4, "linear_num_value_heads": 8},
 }
 """Two KV heads on four ranks, beside a key head of the delta nets on each."""
-AT_FOUR = ((3, 5),)
+AT_FOUR = dict.fromkeys(FOUR, ((3, 5),))
 
 
 @pytest.fixture(scope="module")

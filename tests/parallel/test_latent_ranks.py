@@ -24,49 +24,49 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def alone(folders: dict[str, Path]) -> dict[str, rank_jobs.Told]:
-    return rank_jobs.tell_all(folders, (), ranks=ALONE)[0]
+def alone(folders: dict[str, Path]) -> rank_jobs.Shared:
+    (told,) = rank_jobs.tell_all(folders, (), ranks=ALONE)
+    return told
 
 
 @pytest.fixture(scope="module")
-def ranks(folders: dict[str, Path]) -> list[dict[str, rank_jobs.Told]]:
+def ranks(folders: dict[str, Path]) -> list[rank_jobs.Shared]:
     return run_on_ranks(2, "cpu", rank_jobs.tell_all, folders, ())
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_two_ranks_are_one_process(
-    name: str, alone: dict[str, rank_jobs.Told], ranks: list[dict[str, rank_jobs.Told]]
+    name: str, alone: rank_jobs.Shared, ranks: list[rank_jobs.Shared]
 ) -> None:
-    """Tokens, acceptance and weights. Each rank keeps one latent a token, as one process does."""
-    assert ranks[0][name] == ranks[1][name] == alone[name]
-    assert alone[name].kv_heads == {1}
+    """Tokens, drafts and weights. Each rank keeps one latent a token, as one process does."""
+    assert ranks[0].told[name] == ranks[1].told[name] == alone.told[name]
+    assert alone.told[name].kv_heads == {1}
 
 
 def test_compiled_layers_decode_alike(
-    folders: dict[str, Path], alone: dict[str, rank_jobs.Told]
+    alone: rank_jobs.Shared, ranks: list[rank_jobs.Shared]
 ) -> None:
-    models = (("deepseek_v3", "divided"), ("glm4_moe_lite", "whole"))
-    told = run_on_ranks(2, "cpu", rank_jobs.tell_compiled, folders, models)
-    assert told[0] == told[1]
-    rule = f"{rank_jobs.RULES[0][1]} k=3"
-    for name, decoded in told[0].items():
-        assert decoded == alone[name].tokens[rule][:3] + alone[name].accepted[rule][:3]
+    traced, other = (each.traced for each in ranks)
+    assert traced == other and set(traced) == {"glm4_moe_lite whole"}
+    rule = f"{rank_jobs.GREEDY[1]} k=3"
+    for name, rows in traced.items():
+        assert rows[:3] == alone.told[name].tokens[rule]
 
 
-def test_heads_are_divided_and_latents_whole(folders: dict[str, Path]) -> None:
-    alone, _ = rank_jobs.count_heads_and_work(folders, ranks=ALONE)
-    shared, work = run_on_ranks(2, "cpu", rank_jobs.count_heads_and_work, folders)
+def test_heads_are_divided_and_latents_whole(
+    alone: rank_jobs.Shared, ranks: list[rank_jobs.Shared]
+) -> None:
     for kind in KINDS:
-        assert alone[kind] == [({(4, 24)}, 3 * 24)]
-        assert shared[kind] == 2 * [({(2, 24)}, 3 * 24)]
+        name = f"{kind} divided"
+        assert alone.heads[name] == ({(4, 24)}, 2 * 24)
+        assert [each.heads[name] for each in ranks] == 2 * [({(2, 24)}, 2 * 24)]
     # The floor counts what a rank holds.
-    for told in work.values():
-        for counted, held in told:
-            assert (counted.target, counted.lm_head, counted.head) == (
-                held.target,
-                held.lm_head,
-                held.head,
-            )
+    for counted, held in (pair for each in ranks for pair in each.work.values()):
+        assert (counted.target, counted.lm_head, counted.head) == (
+            held.target,
+            held.lm_head,
+            held.head,
+        )
 
 
 @pytest.mark.parametrize(

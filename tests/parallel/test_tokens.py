@@ -1,6 +1,7 @@
 """Two ranks under gloo are one process: its tokens, its acceptance, its weights."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def alone(folders: dict[str, Path]) -> dict[str, rank_jobs.Told]:
-    return rank_jobs.tell_all(folders, PRESETS, ranks=ALONE)[0]
+    return rank_jobs.tell_all(folders, PRESETS, ranks=ALONE)[0].told
 
 
 @pytest.fixture(scope="module")
-def ranks(folders: dict[str, Path]) -> list[dict[str, rank_jobs.Told]]:
-    return run_on_ranks(2, "cpu", rank_jobs.tell_all, folders, PRESETS)
+def answers(folders: dict[str, Path]) -> tuple[Any, Any]:
+    """Of both jobs, in one start."""
+    tell = rank_jobs.tell_all, (folders, PRESETS)
+    look = rank_jobs.look_at_collectives, (folders[DENSE],)
+    return tuple(run_on_ranks(2, "cpu", rank_jobs.in_turn, tell, look))
+
+
+@pytest.fixture
+def ranks(answers: tuple[Any, Any]) -> list[dict[str, rank_jobs.Told]]:
+    return [each.told for each in answers[0]]
 
 
 MODELS = [
@@ -39,7 +48,7 @@ ALL = [*MODELS, *(preset.name for preset in PRESETS)]
 def test_tokens_are_one_process_s(
     name: str, alone: dict[str, rank_jobs.Told], ranks: list[dict[str, rank_jobs.Told]]
 ) -> None:
-    """Greedy and sampled, k 1 and 3, unequal prompts, in batches that are re-packed."""
+    """Greedy and sampled, k 1 and 3, unequal prompts, in batches of two and three."""
     assert ranks[0][name].tokens == alone[name].tokens
 
 
@@ -53,7 +62,8 @@ def test_every_rank_decides_alike(name: str, ranks: list[dict[str, rank_jobs.Tol
 def test_drafts_are_one_process_s(
     name: str, alone: dict[str, rank_jobs.Told], ranks: list[dict[str, rank_jobs.Told]]
 ) -> None:
-    """Lossless decoding hides a wrong draft; acceptance does not."""
+    """Lossless decoding hides a wrong draft."""
+    assert ranks[0][name].drafts == ranks[1][name].drafts == alone[name].drafts
     assert ranks[0][name].accepted == alone[name].accepted
 
 
@@ -74,8 +84,8 @@ def test_a_slot_holds_the_rank_s_own_heads(
     assert ranks[0][f"{kind} whole"].kv_heads == {1, 2}
 
 
-def test_no_logits_cross_the_ranks_for_an_argmax(folders: dict[str, Path]) -> None:
-    seen = run_on_ranks(2, "cpu", rank_jobs.look_at_collectives, folders[DENSE])
+def test_no_logits_cross_the_ranks_for_an_argmax(answers: tuple[Any, Any]) -> None:
+    _, seen = answers
     assert seen["kinds"] == {"all_reduce", "all_gather"}
     assert {shape[-1] for shape in seen["gathered"]} == {2}
     # Among equals the lowest index, as torch.argmax.
@@ -84,12 +94,11 @@ def test_no_logits_cross_the_ranks_for_an_argmax(folders: dict[str, Path]) -> No
 
 
 def test_compiled_layers_decode_alike(
-    folders: dict[str, Path], alone: dict[str, rank_jobs.Told]
+    answers: tuple[Any, Any], alone: dict[str, rank_jobs.Told]
 ) -> None:
     """Sums over the ranks are operators of a compiled layer: of products, and of experts."""
-    told = run_on_ranks(2, "cpu", rank_jobs.tell_compiled, folders)
-    assert told[0] == told[1]
-    rule = f"{rank_jobs.RULES[0][1]} k=3"
-    assert len(told[0]) == len(rank_jobs.COMPILED)
-    for name, decoded in told[0].items():
-        assert decoded == alone[name].tokens[rule][:3] + alone[name].accepted[rule][:3]
+    traced, other = (each.traced for each in answers[0])
+    assert traced == other and set(traced) == {f"{DENSE} whole", f"{EXPERTS} divided"}
+    rule = f"{rank_jobs.GREEDY[1]} k=3"
+    for name, rows in traced.items():
+        assert rows[:3] == alone[name].tokens[rule]

@@ -23,7 +23,8 @@ VOCABULARY = 8
 PROMPTS = [[7], *random_prompts(4, vocab=VOCABULARY)]
 MAX_NEW_TOKENS = 6
 Cases = tuple[tuple[int, int], ...]
-CASES: Cases = tuple((k, size) for k in (1, 3) for size in (1, 5))
+ONE_AND_FIVE: Cases = ((1, 1), (3, 5))
+FIVE_AND_ONE: Cases = ((1, 5), (3, 1))
 """Drafts, and requests of unequal lengths."""
 
 Decoded = tuple[list[list[int]], list[list[int]]]
@@ -53,7 +54,7 @@ class Divided:
 def tell_divided(
     folders: dict[str, Path],
     compiled: str | None,
-    cases: Cases,
+    cases: dict[str, Cases],
     *,
     ranks: Ranks,
 ) -> list[tuple[dict[str, Divided], Decoded | None]]:
@@ -66,7 +67,7 @@ def tell_divided(
     told, traced = {}, None
     for name, folder in folders.items():
         model = load(folder, "divided", ranks)
-        told[name] = tell(model, cases)
+        told[name] = tell(model, cases[name])
         if name == compiled:
             with traced_layers():
                 if ranks.is_first:
