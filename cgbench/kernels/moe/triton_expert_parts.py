@@ -106,6 +106,60 @@ def scales_of_tokens(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def product_over_columns(
+    from_rows,
+    from_scale,
+    is_pair,
+    weight,
+    n,
+    num_rows,
+    stride,
+    num_inputs,
+    worths,
+    IS_EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    COLUMNS_A_SCALE: tl.constexpr,
+    IS_W8A8: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BY_PARTS: tl.constexpr,
+):
+    """Return the product ``[N, M]`` of rows ``n`` of a weight and the tokens' rows, in float32.
+
+    ``from_rows [M]`` points at the tokens' rows, and ``from_scale`` at their scales if they are
+    quantised. ``worths [N]`` points at the scales of the weight's rows.
+    """
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    worth = scales_of_columns(worths, 0, num_inputs, COLUMNS_A_SCALE)
+    row_worth = scales_of_tokens(from_scale, is_pair, 0, num_inputs, COLUMNS_A_SCALE, IS_W8A8)
+    for k0 in range(0, num_inputs, BLOCK_K):
+        k = k0 + tl.arange(0, BLOCK_K)
+        w = part_of_weights(weight, n, num_rows, k, num_inputs, stride, IS_EVEN)
+        inside = is_pair[None, :] & (k < num_inputs)[:, None]
+        rows = tl.load(from_rows[None, :] + k[:, None], mask=inside, other=0.0)
+        k1 = k0 + BLOCK_K
+        following = scales_of_columns(worths, k1, num_inputs, COLUMNS_A_SCALE)
+        row_following = scales_of_tokens(
+            from_scale, is_pair, k1, num_inputs, COLUMNS_A_SCALE, IS_W8A8
+        )
+        acc = part_of_product(
+            w,
+            rows,
+            acc,
+            worth,
+            row_worth,
+            COLUMNS_A_SCALE,
+            IS_W8A8,
+            BLOCK_K,
+            PRECISION,
+            BY_PARTS,
+        )
+        worth, row_worth = following, row_following
+    return acc
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def sum_of_slots(
     parts,
     chosen,

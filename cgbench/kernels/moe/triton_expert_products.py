@@ -11,10 +11,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from cgbench.kernels.moe.triton_expert_parts import (
     chosen_by,
     of_either,
-    part_of_product,
-    part_of_weights,
-    scales_of_columns,
-    scales_of_tokens,
+    product_over_columns,
     sum_of_slots,
 )
 from cgbench.kernels.moe.triton_shared import SHARED_NUMBERS, is_padded, place_of, store_weight
@@ -179,32 +176,25 @@ def gate_up_kernel(
         from_scale = row_scale
         if IS_W8A8:
             from_scale = row_scale + row * SCALE_COLUMNS
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        worth = scales_of_columns(worths, 0, num_inputs, COLUMNS_A_SCALE)
-        row_worth = scales_of_tokens(from_scale, is_pair, 0, num_inputs, COLUMNS_A_SCALE, IS_W8A8)
-        for k0 in range(0, num_inputs, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            w = part_of_weights(weight, n, 2 * apart, k, num_inputs, num_inputs, IS_EVEN)
-            inside = is_pair[None, :] & (k < num_inputs)[:, None]
-            rows = tl.load(x + row[None, :] * num_inputs + k[:, None], mask=inside, other=0.0)
-            k1 = k0 + BLOCK_K
-            following = scales_of_columns(worths, k1, num_inputs, COLUMNS_A_SCALE)
-            row_following = scales_of_tokens(
-                from_scale, is_pair, k1, num_inputs, COLUMNS_A_SCALE, IS_W8A8
-            )
-            acc = part_of_product(
-                w,
-                rows,
-                acc,
-                worth,
-                row_worth,
-                COLUMNS_A_SCALE,
-                IS_W8A8,
-                BLOCK_K,
-                PRECISION,
-                EARLY,
-            )
-            worth, row_worth = following, row_following
+        acc = product_over_columns(
+            x + row * num_inputs,
+            from_scale,
+            is_pair,
+            weight,
+            n,
+            2 * apart,
+            num_inputs,
+            num_inputs,
+            worths,
+            IS_EVEN,
+            BLOCK_N,
+            BLOCK_M,
+            BLOCK_K,
+            COLUMNS_A_SCALE,
+            IS_W8A8,
+            PRECISION,
+            EARLY,
+        )
         # Rounded where torch's operations round.
         product = tl.reshape(acc.to(activated.dtype.element_ty), [2, COLUMNS, BLOCK_M])
         gate, up = tl.split(tl.permute(product, (1, 2, 0)))
@@ -331,36 +321,28 @@ def down_kernel(
         if HAS_SHARED:
             is_pair = tl.where(is_shared, is_live, is_pair)
             pair = tl.where(is_shared, num_tokens * TOP_K + piece * num_tokens + token, pair)
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        row = pair.to(tl.int64) * num_inputs
         from_scale = row_scale
         if IS_W8A8:
             from_scale = row_scale + pair.to(tl.int64) * SCALE_COLUMNS
-        worth = scales_of_columns(worths, 0, num_inputs, COLUMNS_A_SCALE)
-        row_worth = scales_of_tokens(from_scale, is_pair, 0, num_inputs, COLUMNS_A_SCALE, IS_W8A8)
-        for k0 in range(0, num_inputs, BLOCK_K):
-            k = k0 + tl.arange(0, BLOCK_K)
-            w = part_of_weights(weight, n, num_outputs, k, num_inputs, stride, IS_EVEN)
-            inside = is_pair[None, :] & (k < num_inputs)[:, None]
-            rows = tl.load(activated + row[None, :] + k[:, None], mask=inside, other=0.0)
-            k1 = k0 + BLOCK_K
-            following = scales_of_columns(worths, k1, num_inputs, COLUMNS_A_SCALE)
-            row_following = scales_of_tokens(
-                from_scale, is_pair, k1, num_inputs, COLUMNS_A_SCALE, IS_W8A8
-            )
-            acc = part_of_product(
-                w,
-                rows,
-                acc,
-                worth,
-                row_worth,
-                COLUMNS_A_SCALE,
-                IS_W8A8,
-                BLOCK_K,
-                PRECISION,
-                EARLY,
-            )
-            worth, row_worth = following, row_following
+        acc = product_over_columns(
+            activated + pair.to(tl.int64) * num_inputs,
+            from_scale,
+            is_pair,
+            weight,
+            n,
+            num_outputs,
+            stride,
+            num_inputs,
+            worths,
+            IS_EVEN,
+            BLOCK_N,
+            BLOCK_M,
+            BLOCK_K,
+            COLUMNS_A_SCALE,
+            IS_W8A8,
+            PRECISION,
+            EARLY,
+        )
         to_part = parts + pair.to(tl.int64)[None, :] * num_outputs + n[:, None]
         keep = is_pair[None, :] & is_output[:, None]
         tl.store(to_part, acc.to(parts.dtype.element_ty), mask=keep)
