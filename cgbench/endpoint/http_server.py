@@ -6,11 +6,13 @@ and the server whose batches it fills.
 
 import http.client
 import json
+import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from cgbench.errors import BadInputError, EndpointError
@@ -74,6 +76,19 @@ class Server:
     address: Address
     api_key: str | None = None
     timeout_s: float = 60.0
+    _connections: set[http.client.HTTPConnection] = field(
+        default_factory=set, init=False, repr=False, compare=False
+    )
+    _is_over: threading.Event = field(
+        default_factory=threading.Event, init=False, repr=False, compare=False
+    )
+
+    def hang_up(self) -> None:
+        """End every request that is under way in another thread, and begin none any more."""
+        self._is_over.set()
+        for connection in [*self._connections]:
+            with suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
 
     def get_text(self, path: str) -> str | None:
         """Return the text at a path, or None if the server has no such page.
@@ -125,8 +140,11 @@ class Server:
         self, method: str, path: str, body: Mapping[str, object] | None
     ) -> Iterator[http.client.HTTPResponse]:
         connection = self._connection()
+        self._connections.add(connection)
         try:
             connection.connect()
+            if self._is_over.is_set():
+                raise EndpointError(f"{self._name}: interrupted")
             if connection.sock is not None:
                 connection.sock.settimeout(self.timeout_s)
             content = None if body is None else json.dumps(body).encode()
@@ -140,6 +158,7 @@ class Server:
             reason = str(error) or type(error).__name__
             raise EndpointError(f"{self._name}: {reason.splitlines()[0]}") from error
         finally:
+            self._connections.discard(connection)
             connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:

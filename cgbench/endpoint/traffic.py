@@ -43,7 +43,12 @@ class Flow:
             return self.alone(ask)
 
         with ThreadPoolExecutor(len(asks)) as pool:
-            return [*pool.map(at, asks, delays_s)]
+            try:
+                return [*pool.map(at, asks, delays_s)]
+            except KeyboardInterrupt:
+                # Else the pool's end would wait for every answer, or for --timeout.
+                self.server.hang_up()
+                raise
 
 
 def most_at_once(answers: Sequence[Answer]) -> int:
