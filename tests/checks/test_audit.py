@@ -67,9 +67,13 @@ def test_lower_precision_is_judged_by_its_noise(tmp_path: Path, kind: str) -> No
     folder = make_checkpoint(tmp_path, kind, seed=3)
     how: dict[str, Any] = {"spec_tokens": (3,), "dtype": torch.bfloat16}
     subject = make_tiny_subject(folder, batch_sizes=FEW_SIZES, **how)
-    findings = {finding.check: finding for finding in run_checks(subject)}
-    not_run = findings.pop(parity.NAME)
-    assert not_run.reason is not None and "no graphs" in not_run.reason
+    # The engine is held to itself in lower precision too, where it is not recurrent.
+    is_dense = kind == "mimo"
+    run = run_checks if is_dense else run_reference_checks
+    findings = {finding.check: finding for finding in run(subject)}
+    if is_dense:
+        not_run = findings.pop(parity.NAME)
+        assert not_run.reason is not None and "no graphs" in not_run.reason
     assert {finding.answer for finding in findings.values()} == {Answer.HOLDS}
     assert findings[equality.NAME].figures["noise"] > 1e-3
 

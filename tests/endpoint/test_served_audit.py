@@ -9,7 +9,7 @@ import pytest
 from cgbench.endpoint.acceptance_across import Acceptance
 from cgbench.endpoint.edge_findings import EdgeVerdict
 from cgbench.errors import BadInputError, CannotError, EndpointError, ExitCode
-from tests.endpoint.test_served_faults import TIERED, TIERS
+from tests.endpoint.test_served_faults import FAILED, TIERED, TIERS
 from tests.support.completions_server import KNOWN
 from tests.support.served import audit_again, audit_of, edge_of, serving
 from tests.support.served_faults import FAULTS
@@ -63,7 +63,8 @@ def test_a_server_with_text_alone_is_unclear_where_it_differs() -> None:
     assert edge_of(unclear, "2").verdict is EdgeVerdict.UNCLEAR
     assert unclear.exit_code is ExitCode.INCONCLUSIVE
     assert any("no logprobs" in note for note in unclear.notes)
-    assert edge_of(exact, "2").verdict is EdgeVerdict.WRONG
+    # The server's threads decide whether it differs each time.
+    assert edge_of(exact, "2").verdict in FAILED
 
 
 def test_another_server_shows_what_is_wrong_alone_too() -> None:

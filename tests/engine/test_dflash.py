@@ -28,7 +28,7 @@ from cgbench.models.heads.dflash_head import DFlashHead
 from cgbench.planning import Bucket
 from cgbench.request.choices import KvDtype
 from cgbench.words import Phase
-from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
 from tests.support.aux_runs import MAX_NEW_TOKENS, prompts, speculator, trajectory
 from tests.support.dflash import (
     FORMS,
@@ -225,12 +225,16 @@ def test_sampled_drafts_have_a_distribution(target: Path, drafters: dict[str, Pa
 
 
 def test_the_audit_passes(target: Path, drafters: dict[str, Path]) -> None:
-    findings = run_checks(make_tiny_subject(target, head=drafters["mixed"], with_graphs=True))
+    how: dict[str, Any] = {"spec_tokens": (3,), "batch_sizes": FEW_SIZES}
+    subject = make_tiny_subject(target, head=drafters["mixed"], with_graphs=True, **how)
+    findings = run_checks(subject)
     assert {finding.answer for finding in findings} == {Answer.HOLDS}
 
 
 def test_the_audit_passes_with_an_fp8_cache(target: Path, drafters: dict[str, Path]) -> None:
-    subject = make_tiny_subject(target, head=drafters["mixed"], kv_dtype=KvDtype.FP8)
+    how: dict[str, Any] = {"spec_tokens": (3,), "batch_sizes": FEW_SIZES}
+    head = drafters["mixed"]
+    subject = make_tiny_subject(target, head=head, kv_dtype=KvDtype.FP8, **how)
     assert {drafts.run(subject).answer, hidden.run(subject).answer} == {Answer.HOLDS}
 
 

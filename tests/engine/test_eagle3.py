@@ -25,7 +25,7 @@ from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.eagle3_head import Eagle3Head
 from cgbench.models.loader import LoadedModel
 from cgbench.request.choices import KvDtype
-from tests.support.audited import make_tiny_subject, run_checks
+from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
 from tests.support.aux_runs import MAX_NEW_TOKENS, ROOM, prompts, speculator, trajectory
 from tests.support.eagle3 import (
     DEAD,
@@ -280,13 +280,17 @@ def test_sampled_drafts_have_a_distribution_over_the_targets_vocabulary(
 
 def test_the_audit_passes(target: Path, heads: dict[str, Path]) -> None:
     """Of the layout that is least like its target. What a layout changes is in the drafts."""
-    findings = run_checks(make_tiny_subject(target, head=heads["vllm"], with_graphs=True))
+    how: dict[str, Any] = {"spec_tokens": (3,), "batch_sizes": FEW_SIZES}
+    subject = make_tiny_subject(target, head=heads["vllm"], with_graphs=True, **how)
+    findings = run_checks(subject)
     assert {finding.answer for finding in findings} == {Answer.HOLDS}
 
 
 def test_the_audit_passes_with_an_fp8_cache(target: Path, heads: dict[str, Path]) -> None:
     """The head's layer keeps its keys and values so too."""
-    subject = make_tiny_subject(target, head=heads["speculators"], kv_dtype=KvDtype.FP8)
+    how: dict[str, Any] = {"spec_tokens": (3,), "batch_sizes": FEW_SIZES}
+    head = heads["speculators"]
+    subject = make_tiny_subject(target, head=head, kv_dtype=KvDtype.FP8, **how)
     assert {drafts.run(subject).answer, hidden.run(subject).answer} == {Answer.HOLDS}
     assert equality.run(subject).answer is not Answer.WRONG
 

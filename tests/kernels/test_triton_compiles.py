@@ -256,8 +256,7 @@ def fp8_kv_kernels() -> None:
     cpu = torch.device("cpu")
     by_token, by_tensor = KvFormat(is_fp8=True), KvFormat(True, {0: (1.0, 1.0)})
     for dtype, heads, key_size, length, kv_format, window in (
-        (torch.bfloat16, 32, 128, 1, by_tensor, None),
-        (torch.float16, 32, 128, 4, by_token, 256),
+        (torch.float16, 32, 128, 1, by_tensor, None),
         (torch.float32, 32, 128, 1, by_token, None),
         (torch.bfloat16, 64, 192, 4, by_token, 129),
     ):
@@ -358,7 +357,7 @@ def recurrent_kernels() -> None:
 
 
 def exchange_kernels() -> None:
-    for num_ranks, dtype in ((2, torch.float16), (8, torch.bfloat16), (8, torch.float32)):
+    for num_ranks, dtype in ((2, torch.float16), (8, torch.float32)):
         addresses = torch.zeros(num_ranks, dtype=torch.int64)
         inboxes = triton_exchange.Inboxes(addresses, torch.zeros(4, dtype=torch.int32), 1)
         for rows in (4, 70):
@@ -423,7 +422,6 @@ def shared_expert_kernels() -> None:
     GLM-4.7-Flash's in FP8."""
     for num_experts, top_k, hidden, size, pieces, has_gate, dtype, num_tokens in (
         (256, 8, 2048, 512, 1, True, torch.bfloat16, 1),
-        (64, 6, 2560, 1536, 2, False, torch.bfloat16, 1),
         (64, 6, 2560, 1536, 2, False, torch.bfloat16, 64),
         (64, 4, 2048, 1536, 1, False, torch.float8_e4m3fn, 1),
         (64, 4, 2048, 1536, 1, True, torch.float8_e4m3fn, 64),
@@ -494,7 +492,7 @@ def read_kernel() -> None:
         # Of 128 rows, a few words.
         (w8a8_kernels, 16, 4),
         (attention_kernels, 8, 1),
-        (fp8_kv_kernels, 4, 1),
+        (fp8_kv_kernels, 3, 1),
         (merge_kernels, 2, 0),
         (recurrent_kernels, 4, 0),
         # Of one shape's queries that are rotated as they are loaded, a little.
@@ -502,11 +500,11 @@ def read_kernel() -> None:
         (hopper_latent_kernels, 10, 0),
         (scaled_latent_kernels, 4, 1),
         # Of eight ranks, a little.
-        (exchange_kernels, 12, 1),
+        (exchange_kernels, 8, 1),
         (winner_kernels, 4, 0),
         (draw_kernel, 1, 0),
         (expert_kernels, 6, 0),
-        (shared_expert_kernels, 14, 0),
+        (shared_expert_kernels, 10, 0),
         (route_kernels, 3, 0),
         (window_kernels, 5, 0),
         (read_kernel, 1, 0),
@@ -530,7 +528,7 @@ def test_fp8_values_are_not_gathered_byte_by_byte(compiled: list[Any]) -> None:
     bfloat16 would be slow."""
     fp8_kv_kernels()
     low_precision = [each.asm["ptx"] for each in compiled if "{low, high}" in each.asm["ptx"]]
-    assert len(low_precision) == 3
+    assert len(low_precision) == 2
     for ptx in low_precision:
         assert not re.search(r"ld\.shared\S*\.[bus]8", ptx)
         assert "ldmatrix" in ptx and ".trans" in ptx

@@ -14,14 +14,21 @@ from cgbench.kernels.triton_rotary import Rotary
 CASES = [
     # rows, outputs, inputs, bias
     (1, 64, 128, False),
-    (4, 256, 512, True),
+    (4, 128, 512, True),
     (5, 100, 208, True),
-    (16, 96, 1008, False),
+    (16, 48, 336, False),
     (17, 64, 256, True),
     (32, 40, 96, False),
 ]
 # Sizes of a 7B model's projections, which take other tilings.
-DEVICE_CASES = [*CASES, (4, 6144, 4096, True), (32, 22016, 4096, False), (3, 4096, 11008, False)]
+WIDER = [(4, 256, 512, True), (16, 96, 1008, False)]
+DEVICE_CASES = [
+    *CASES,
+    *WIDER,
+    (4, 6144, 4096, True),
+    (32, 22016, 4096, False),
+    (3, 4096, 11008, False),
+]
 
 
 def random_rotary(product: Tensor) -> tuple[Rotary, Tensor]:

@@ -27,7 +27,7 @@ KS = (0, 1, 3)
 PROMPTS = tuple(map(tuple, random_prompts(5, vocab=VOCAB)))
 
 
-ITERATIONS = 12
+ITERATIONS = 6
 
 LIMITS = DeviceLimits(read_bytes_per_s=1e10, flops_per_s=1e11)
 """A planted device: no test waits until this one's limits are measured."""

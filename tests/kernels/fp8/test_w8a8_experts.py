@@ -17,15 +17,17 @@ from tests.kernels.fp8.test_scaled_experts import CASES as SCALED_CASES
 from tests.kernels.fp8.test_scaled_experts import scaled_experts
 from tests.kernels.moe.test_triton_experts import Case, choice_of
 
-CASES = [*SCALED_CASES, (Case(40, 4, 2, 64, 176, num_padded=3), 16)]
+CASES = [*SCALED_CASES, (Case(40, 4, 2, 32, 80, num_padded=3), 16)]
 DEVICE_CASES = [
     *CASES,
+    (Case(40, 4, 2, 64, 176, num_padded=3), 16),
     (Case(4, 64, 8, 4096, 1408), 128),
     (Case(64, 64, 8, 2048, 512), 128),
     (Case(2048, 16, 4, 2048, 512), 128),
 ]
 
 MOST_ERROR = 3e-6
+MOST_JUMP = 0.05
 
 
 def relative_error(given: tuple[Case, int], device: str, dtype: torch.dtype) -> float:
@@ -35,6 +37,14 @@ def relative_error(given: tuple[Case, int], device: str, dtype: torch.dtype) -> 
     tokens differ by more, which ``jump`` bounds.
     """
     return max(float(errors.median()) for errors in errors_of(given, device, dtype))
+
+
+def share_of_bounds(given: tuple[Case, int], device: str, dtype: torch.dtype) -> float:
+    """Of both bounds, the larger."""
+    every = errors_of(given, device, dtype)
+    return max(
+        float(max(errors.median() / MOST_ERROR, errors.max() / MOST_JUMP)) for errors in every
+    )
 
 
 def jump(given: tuple[Case, int], device: str, dtype: torch.dtype) -> float:
@@ -83,8 +93,7 @@ def test_the_definition_quantises_tokens_and_activations() -> None:
 
 
 def test_interpreter_equals_the_definition() -> None:
-    check_interpreted(relative_error, CASES, below=MOST_ERROR)
-    check_interpreted(jump, CASES, below=0.05)
+    check_interpreted(share_of_bounds, CASES, below=1)
 
 
 @pytest.mark.gpu
