@@ -274,9 +274,7 @@ KILLED_AT = sorted({*range(NUM_RENAMES_IN_CREATE, NUM_RENAMES)} - {*BETWEEN})
 
 
 @pytest.mark.parametrize("nth", KILLED_AT)
-def test_killed_and_resumed(
-    tmp_path: Path, written: RunDirectory, killed: Path, nth: int
-) -> None:
+def test_killed_and_resumed(tmp_path: Path, written: RunDirectory, killed: Path, nth: int) -> None:
     path = shutil.copytree(killed / str(nth), tmp_path / "killed")
     resumed = RunDirectory.resume(path, make_record())
 
