@@ -27,7 +27,10 @@ GRAPHS = ["scope", "spec_tokens", "bucket"]
 def typed_frame(rows: Iterable[Any] | pd.DataFrame, columns: Sequence[Column]) -> pd.DataFrame:
     """Return rows (tuples, or mappings that may lack columns) as a frame of the declared dtypes."""
     frame = pd.DataFrame(rows, columns=[column.name for column in columns])
-    return frame.astype({column.name: column.dtype for column in columns})
+    # To cast a column takes longer than to see that it has its dtype.
+    held = zip(columns, map(str, frame.dtypes), strict=True)
+    others = {column.name: column.dtype for column, dtype in held if dtype != column.dtype}
+    return frame.astype(others) if others else frame
 
 
 def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFrame:

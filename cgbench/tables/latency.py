@@ -4,7 +4,7 @@ One frame feeds all of them, and one list of columns feeds the two that people r
 """
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -143,16 +143,16 @@ def latency_table(frame: pd.DataFrame, title: str, width: int, *, is_wide: bool 
     is too wide even then is printed uncut.
     """
     offered = [each for each in _with_values(frame) if is_wide or each.column in FIRST]
-    shown = offered
+    shown, groups = offered, _groups(frame)
     for column in SPARED:
-        if not fits(_headings(shown), _rows(frame, shown), width, GAP):
+        if not fits(_headings(shown), _texts(groups, shown), width, GAP):
             shown = [each for each in shown if each.column != column]
-    headings, rows = _headings(shown), _rows(frame, shown)
+    headings, rows = _headings(shown), _texts(groups, shown)
     words = f"{title}\n{AN_ITERATION}"
     table = fitted_table(words, headings, rows, width, names=_names(shown), gap=GAP)
     table.caption = Text(_caption(frame, offered, shown))
-    for group in _groups(frame, shown):
-        for cells in group:
+    for group in groups:
+        for cells in _texts([group], shown):
             table.add_row(*cells)
         table.add_section()
     return table
@@ -226,15 +226,14 @@ def _with_values(frame: pd.DataFrame) -> list[Shown]:
     return [each for each in SHOWN if frame[each.column].notna().any()]
 
 
-def _groups(frame: pd.DataFrame, shown: Sequence[Shown]) -> Iterator[list[list[str]]]:
-    """Yield the texts of the rows of each batch size, ascending."""
-    for _, group in frame.groupby("batch_size"):
-        rows = group.astype(object).to_dict("records")
-        yield [[each.text(row) for each in shown] for row in map(_with_mode, rows)]
+def _groups(frame: pd.DataFrame) -> list[list[Row]]:
+    """Return the rows of each batch size, ascending."""
+    groups = [group.astype(object) for _, group in frame.groupby("batch_size")]
+    return [[_with_mode(row) for row in group.to_dict("records")] for group in groups]
 
 
-def _rows(frame: pd.DataFrame, shown: Sequence[Shown]) -> list[list[str]]:
-    return [cells for group in _groups(frame, shown) for cells in group]
+def _texts(groups: Sequence[Sequence[Row]], shown: Sequence[Shown]) -> list[list[str]]:
+    return [[each.text(row) for each in shown] for group in groups for row in group]
 
 
 def _with_mode(row: Row) -> Row:
@@ -246,7 +245,7 @@ def _with_mode(row: Row) -> Row:
 
 def _markdown(frame: pd.DataFrame) -> str:
     shown = _with_values(frame)
-    return markdown_table(_headings(shown), _rows(frame, shown), left=_names(shown))
+    return markdown_table(_headings(shown), _texts(_groups(frame), shown), left=_names(shown))
 
 
 def _headings(shown: Sequence[Shown]) -> list[str]:

@@ -84,7 +84,7 @@ def good_or_named(done: Done, file: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(NO_RESET, max_examples=30)
+@settings(NO_RESET, max_examples=12)
 @given(data=st.data())
 def test_any_value_of_any_field_of_a_config(
     checkpoints: dict[str, Path], kind: str, data: st.DataObject
@@ -108,7 +108,7 @@ def test_a_name_that_ends_a_line_stays_in_the_one_line(tmp_path: Path, end: str)
     done.refused(2, str(folder / "config.json"), f"a{repr(end)[1:-1]}b")
 
 
-@settings(NO_RESET, max_examples=20)
+@settings(NO_RESET, max_examples=10)
 @given(
     name=st.sampled_from(["eos_token_id", "temperature", "top_k", "max_length", "do_sample"]),
     value=VALUES,
@@ -331,7 +331,7 @@ ENTRY = st.one_of(
 
 
 @pytest.mark.usefixtures("prepared")
-@settings(NO_RESET, max_examples=40)
+@settings(NO_RESET, max_examples=20)
 @given(entry=ENTRY)
 def test_any_value_of_a_line_of_prompts(tiny: Path, tmp_path: Path, entry: object) -> None:
     file = tmp_path / "mine.jsonl"

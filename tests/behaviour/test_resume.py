@@ -58,16 +58,6 @@ def interrupt(command: Command, error: BaseException) -> Done:
         return command()
 
 
-def test_one_process_at_a_time_goes_on(command: Command) -> None:
-    """Both would measure the same batch sizes, at once."""
-    assert interrupt(command, RuntimeError("a failure")).code == 3
-    files = command.files()
-    with sole_writer(command.path):
-        command("--resume").refused(2, "--output", "another process is writing it")
-    assert command.files() == files
-    assert command("--resume").code == 0
-
-
 @pytest.fixture(scope="module")
 def half(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with one of two groups; tests take copies."""
@@ -80,6 +70,15 @@ def half(tiny: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def interrupted(command: Command, half: Path) -> Command:
     shutil.copytree(half, command.path)
     return command
+
+
+def test_one_process_at_a_time_goes_on(interrupted: Command) -> None:
+    """Both would measure the same batch sizes, at once."""
+    files = interrupted.files()
+    with sole_writer(interrupted.path):
+        interrupted("--resume").refused(2, "--output", "another process is writing it")
+    assert interrupted.files() == files
+    assert interrupted("--resume").code == 0
 
 
 def record_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:

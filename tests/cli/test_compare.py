@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -14,7 +15,7 @@ import cgbench.cli.console as console_module
 from cgbench.gate.comparison import Rules, compare
 from cgbench.tables.comparison import plain, terminal
 from cgbench.words import Scope
-from tests.support.command import cgbench, python
+from tests.support.command import Done, cgbench, python
 from tests.support.runs import Made, h200_record, only, without
 
 LOADED = """
@@ -48,6 +49,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def judged(runs: Path, new: str, *words: str) -> Done:
+    """``base`` against another, with what several tests read of it printed once."""
+    return cgbench("compare", runs / "base", runs / new, *words)
+
+
 @pytest.mark.parametrize(
     ("new", "code", "summary"),
     [
@@ -61,13 +68,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_exit_codes_and_the_last_line(runs: Path, new: str, code: int, summary: str) -> None:
-    done = cgbench("compare", runs / "base", runs / new)
+    done = judged(runs, new)
     assert (done.code, done.stderr) == (code, "")
     assert done.stdout.splitlines()[-1] == summary
 
 
 def test_a_table_line_holds_its_evidence(runs: Path) -> None:
-    done = cgbench("compare", runs / "base", runs / "slow")
+    done = judged(runs, "slow")
     [line] = [
         row
         for row in done.stdout.splitlines()
@@ -80,7 +87,7 @@ def test_a_table_line_holds_its_evidence(runs: Path) -> None:
 
 
 def test_reported_lines_are_shown_where_something_changed(runs: Path) -> None:
-    done = cgbench("compare", runs / "base", runs / "tokens")
+    done = judged(runs, "tokens")
     [line] = [row for row in done.stdout.splitlines() if "(reported)" in row]
     assert line.split() == "changed (reported) tokens iteration 2 8 c0ffee bead".split()
 
@@ -214,7 +221,7 @@ def test_an_empty_benchmark_json_says_why(runs: Path, tmp_path: Path, to_file: b
 def test_output_holds_the_table_unfolded(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "table.txt"
     cgbench("compare", runs / "base", runs / "again", "--output", file)
-    printed = cgbench("compare", runs / "base", runs / "again").stdout
+    printed = judged(runs, "again").stdout
     assert file.read_text() == printed
 
 
@@ -250,7 +257,7 @@ def test_a_thin_baseline_is_written_and_compared_with(runs: Path, tmp_path: Path
     assert (kept.code, kept.stdout) == (0, "")
     assert f"kept in {thin}: " in kept.stderr
     done = cgbench("compare", thin, runs / "slow")
-    full = cgbench("compare", runs / "base", runs / "slow")
+    full = judged(runs, "slow")
     assert (done.code, done.stdout.splitlines()[1:]) == (1, full.stdout.splitlines()[1:])
 
 

@@ -10,8 +10,15 @@ from tests.support.forked_engines import forked_engines
 
 PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-# Seconds that an example measures for.
-SHORTER = {"max_time_s=1)": "max_time_s=0)", "seconds=1,": "seconds=0,"}
+# How long an example measures, and how many tokens it decodes.
+FEW_TOKENS = "workload=WorkloadRequest(batch_sizes=[1], max_new_tokens=4, context_len=16)"
+SHORTER = {
+    "max_time_s=1)": "max_time_s=0)",
+    "max_new_tokens=16)": "max_new_tokens=4, context_len=16)",
+    "max_num_seqs=2), checks": f"max_num_seqs=2, spec_tokens=[1]), {FEW_TOKENS}, checks",
+    "PeersRequest(peers": f"PeersRequest({FEW_TOKENS}, peers",
+    "seconds=1, rounds=3": "seconds=0, rounds=2",
+}
 FUNCTIONS = [name for name in cgbench.__all__ if name != "__version__"]
 
 

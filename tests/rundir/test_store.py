@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -206,6 +207,29 @@ class Killed(BaseException):
     """Stands for the process's end."""
 
 
+def folders_at_each_rename(path: Path, folder: Path) -> None:
+    """Write a run in ``path``. What a kill in place of its ``nth`` rename leaves of it is kept in
+    ``folder/nth``."""
+    nth = count()
+
+    def replace(source: Path, target: Path) -> None:
+        shutil.copytree(path, folder / str(next(nth)))
+        rename(source, target)
+
+    rename = os.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.os, "replace", replace)
+        write_groups(RunDirectory.create(path, make_record()))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that kills leave behind, by the rename that they came before."""
+    root = tmp_path_factory.mktemp("killed")
+    folders_at_each_rename(root / "run", root)
+    return root
+
+
 def kill_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
     """End the process in place of the ``nth`` rename (from 0)."""
     calls: Iterator[int] = iter(range(nth))
@@ -226,10 +250,10 @@ NUM_RENAMES_BEFORE_GROUPS = NUM_RENAMES_IN_CREATE + NUM_RENAMES_IN_CAPTURE
 NUM_RENAMES = NUM_RENAMES_BEFORE_GROUPS + NUM_RENAMES_IN_GROUP * len(BATCH_SIZES) + 2
 
 
-def test_number_of_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_renames(killed: Path) -> None:
     """The last rename of a run is the one that the sweep below kills last."""
-    kill_at(monkeypatch, NUM_RENAMES)
-    write_groups(RunDirectory.create(tmp_path, make_record()))
+    left = {folder.name for folder in killed.iterdir()}
+    assert left == {"run", *map(str, range(NUM_RENAMES))}
 
 
 @pytest.mark.parametrize("nth", range(NUM_RENAMES_IN_CREATE))
@@ -250,14 +274,8 @@ KILLED_AT = sorted({*range(NUM_RENAMES_IN_CREATE, NUM_RENAMES)} - {*BETWEEN})
 
 
 @pytest.mark.parametrize("nth", KILLED_AT)
-def test_killed_and_resumed(
-    tmp_path: Path, written: RunDirectory, monkeypatch: pytest.MonkeyPatch, nth: int
-) -> None:
-    path = tmp_path / "killed"
-    with monkeypatch.context() as patched:
-        kill_at(patched, nth)
-        with pytest.raises(Killed):
-            write_groups(RunDirectory.create(path, make_record()))
+def test_killed_and_resumed(tmp_path: Path, written: RunDirectory, killed: Path, nth: int) -> None:
+    path = shutil.copytree(killed / str(nth), tmp_path / "killed")
     resumed = RunDirectory.resume(path, make_record())
 
     num_finished = min((nth - NUM_RENAMES_BEFORE_GROUPS) // NUM_RENAMES_IN_GROUP, 2)

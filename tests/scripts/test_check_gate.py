@@ -74,10 +74,10 @@ def analysed(runs: Path, output: Path, monkeypatch: pytest.MonkeyPatch, *more: s
 
 
 def test_a_sound_gate_passes(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = analysed(runs, tmp_path, monkeypatch, "--trials", "12")
+    found = analysed(runs, tmp_path, monkeypatch, "--trials", "8")
     counts = {row["what"]: (row["count"], row["total"]) for row in found["shares"]}
-    assert counts["A/A: comparisons that say regressed"] == (0, 12)
-    assert counts["A/A: cells inconclusive"][1] == 12 * 8
+    assert counts["A/A: comparisons that say regressed"] == (0, 8)
+    assert counts["A/A: cells inconclusive"][1] == 8 * 8
     assert counts["planted: comparisons that say regressed"] == (16, 16)
     held, intervals = counts["planted: intervals that hold it"]
     assert intervals == 16 * 8 * 2 and held / intervals > 0.93

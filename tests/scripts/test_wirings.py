@@ -107,8 +107,8 @@ def judged_of(rewirable: Rewirable, prompts: list[list[int]], points: list[str])
     return judge(every, accepted, starts.prompt_of, K)
 
 
-def starts_of(rewirable: Rewirable, prompts: list[list[int]]) -> Starts:
-    how = {"max_new_tokens": 25, "batch_size": 2, "max_num_tokens": 64}
+def starts_of(rewirable: Rewirable, prompts: list[list[int]], tokens: int = 25) -> Starts:
+    how = {"max_new_tokens": tokens, "batch_size": 2, "max_num_tokens": 64}
     return find_starts(write_texts(rewirable.model, SDPA, prompts, **how), K)
 
 
@@ -199,7 +199,7 @@ def test_drafts_of_an_eagle_3_head_are_those_of_the_engine(tmp_path: Path) -> No
 def check_drafts(what: Loading) -> None:
     """The drafts at every start are those of a request with the text before it for a prompt."""
     rewirable = load_rewirable(what)
-    starts = starts_of(rewirable, random_prompts(3, vocab=64))
+    starts = starts_of(rewirable, random_prompts(3, vocab=64), tokens=14)
     assert len(starts.starts) > 6
     rewirable.apply(rewirable.declared)
     spec = make_speculator(load_model(what), max_batch_size=1, room=96)
