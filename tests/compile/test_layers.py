@@ -12,7 +12,7 @@ from cgbench.engine.iteration import Speculator
 from cgbench.engine.runner import EagerRunner
 from cgbench.models.heads.families import MIMO, MIMO_V2, STEP, HeadFamily
 from cgbench.models.heads.head import HeadForm
-from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, compiled, decoded
+from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, compiled, decoded, generated
 from tests.support.fusion import mixture_ends
 from tests.support.tiny import (
     decode_prompts,
@@ -82,7 +82,7 @@ def test_a_heads_own_matrices_trace_to_the_same_drafts(
     folder = make_checkpoint(tmp_path, "mimo", form=form)
     eager = make_speculator(load_tiny(folder), max_batch_size=max(BATCH_SIZES), room=64)
     _, spec = compiled(folder)
-    assert accepted(spec, 5) == accepted(eager, 5)
+    assert generated(spec, 3, 5).accepted == generated(eager, 3, 5).accepted
 
 
 @pytest.mark.parametrize(
@@ -104,16 +104,10 @@ def test_sinks_and_several_modules_trace_to_the_same_drafts(
     prompts = random_prompts(max(BATCH_SIZES))
     expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
     _, spec = compiled(folder)
-    for batch_size in SEVERAL:
-        assert decoded(spec, 3, batch_size) == expected[:batch_size]
-        assert accepted(spec, batch_size) == accepted(eager, batch_size)
+    traced = generated(spec, 3, 5)
+    assert traced.token_ids == expected
+    assert traced.accepted == generated(eager, 3, 5).accepted
     assert traced_only
-
-
-def accepted(spec: Speculator, batch_size: int) -> list[list[int]]:
-    runner = EagerRunner(spec, make_state(spec, 3, max(BATCH_SIZES)))
-    prompts = random_prompts(max(BATCH_SIZES))[:batch_size]
-    return decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS).accepted
 
 
 def check_tokens(tmp_path: Path, kind: str, *ks: int) -> None:

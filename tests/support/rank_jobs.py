@@ -161,7 +161,7 @@ def decoded_both_ways(model: LoadedModel, is_compiled: bool) -> Ids:
 
 
 def rows_of(model: LoadedModel) -> Ids:
-    out = decode(model, Greedy(), 1, PROMPTS[:3])
+    out = decode(model, Greedy(), 1, PROMPTS[:3], is_one_bucket=True)
     rows: Ids = [*out.token_ids, *chain(*out.drafts)]
     return rows
 
@@ -184,11 +184,16 @@ def tell(model: LoadedModel, rules: tuple[Rule, ...]) -> Told:
 
 
 class NotingRunner(EagerRunner):
-    """An eager runner that notes the drafts of unfinished requests after each iteration."""
+    """An eager runner that notes the drafts of unfinished requests after each iteration. It keeps
+    the rows of those that end if ``is_one_bucket``: one left alone would have forms of its own."""
 
-    def __init__(self, spec: Speculator, state: DecodeState) -> None:
+    def __init__(self, spec: Speculator, state: DecodeState, is_one_bucket: bool) -> None:
         super().__init__(spec, state)
+        self.is_one_bucket = is_one_bucket
         self.drafts: list[Ids] = []
+
+    def num_rows(self, batch_size: int) -> int:
+        return len(self.state.full.active) if self.is_one_bucket else batch_size
 
     def step(self, batch_size: int) -> None:
         super().step(batch_size)
@@ -196,10 +201,17 @@ class NotingRunner(EagerRunner):
         self.drafts.append(rows.drafts[rows.active > 0].tolist())
 
 
-def decode(model: LoadedModel, rule: AcceptanceRule, k: int, prompts: list[list[int]]) -> Any:
+def decode(
+    model: LoadedModel,
+    rule: AcceptanceRule,
+    k: int,
+    prompts: list[list[int]],
+    *,
+    is_one_bucket: bool = False,
+) -> Any:
     accept = shared_rule(rule, model.target)
     spec = make_speculator(model, max_batch_size=3, room=64, accept=accept)
-    runner = NotingRunner(spec, make_state(spec, k, 3))
+    runner = NotingRunner(spec, make_state(spec, k, 3), is_one_bucket)
     out = decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS)
     return SimpleNamespace(token_ids=out.token_ids, accepted=out.accepted, drafts=runner.drafts)
 
