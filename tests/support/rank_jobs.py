@@ -117,13 +117,20 @@ def in_turn(*jobs: tuple[Callable[..., Any], tuple[Any, ...]], ranks: Ranks) -> 
 
 
 def tell_all(
-    folders: dict[str, Path], presets: tuple[Preset, ...], *, ranks: Ranks
+    folders: dict[str, Path],
+    presets: tuple[Preset, ...],
+    without: tuple[str, ...] = (),
+    *,
+    ranks: Ranks,
 ) -> list[Shared]:
-    """Everything of every rank, in one start: each checkpoint and preset by name. Then what is
-    decoded with compiled layers on one rank, beside the same without."""
+    """Everything of every rank, in one start: each checkpoint with both heads, but those named in
+    ``without``, and each preset. Then what is decoded with compiled layers on one rank, beside the
+    same without."""
     torch.set_num_threads(1)
     told, traced, work, heads = {}, {}, {}, {}
     for name in (f"{folder} {head}" for folder in folders for head in HEADS):
+        if name in without:
+            continue
         kind, head = name.split()
         model = load(folders[kind], head, ranks)
         told[name] = tell(model, RULES.get(name, (GREEDY,)))
@@ -405,10 +412,10 @@ def make_folders(
 
 def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[Ids, int, set[int]]]:
     """Every rank's tokens and acceptance over FP8 keys and values, plain and then with compiled
-    layers on the first rank. Also the bytes of its KV, and what its floor counts of a token in a
-    layer."""
+    layers on the first of several ranks. Also the bytes of its KV, and what its floor counts of a
+    token in a layer."""
     model = load(folder, "divided", ranks, kv_dtype=KvDtype.FP8)
-    rows = decoded_both_ways(model, ranks.is_first)
+    rows = rows_of(model) if ranks.size == 1 else decoded_both_ways(model, ranks.is_first)
     num_bytes = make_speculator(model, max_batch_size=3, room=64).cache.num_bytes
     counted = {each.row_bytes(4) for each in rank_work(model).target.attentions}
     return gathered((rows, num_bytes, counted))
@@ -417,13 +424,14 @@ def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[Ids, int, set[int]]
 def tell_scaled(
     folders: dict[str, Path], quant: QuantMode = QuantMode.AUTO, *, ranks: Ranks
 ) -> list[dict[str, tuple[str, Ids]]]:
-    """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance: plain, and
-    those of GLM and of W8A8 with compiled layers too. Dense ones are compiled on the first rank."""
+    """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance: plain, and on
+    several ranks those of GLM and of W8A8 with compiled layers too. Dense ones are compiled on the
+    first rank."""
     told = {}
     for name, folder in folders.items():
         model = load(folder, "divided", ranks, quant=quant)
         mark = fingerprint(model.target, model.head)
-        if name == "glm4_moe" or quant is QuantMode.W8A8:
+        if ranks.size > 1 and (name == "glm4_moe" or quant is QuantMode.W8A8):
             told[name] = mark, decoded_both_ways(model, name == "glm4_moe" or ranks.is_first)
         else:
             told[name] = mark, rows_of(model)
