@@ -68,7 +68,6 @@ OWN = "own"
 RULES: dict[str, tuple[Rule, ...]] = {
     "mimo divided": (GREEDY, SAMPLED, TOP_P),
     "mimo whole": (GREEDY, SAMPLED),
-    "own divided": (GREEDY, TOP_P),
     "own whole": (GREEDY, TOP_P),
     "glm4_moe_lite divided": (GREEDY, SAMPLED),
 }
@@ -247,14 +246,6 @@ class Counted:
     lm_head: int
     head: int
     kv_heads: list[int]
-
-
-def count_work(
-    folders: dict[str, Path], names: tuple[str, ...], *, ranks: Ranks
-) -> dict[str, list[tuple[Counted, Counted]]]:
-    """What the floor counts for a rank, beside what the rank holds, of each kind and head."""
-    loaded = {name: load(folders[name.split()[0]], name.split()[1], ranks) for name in names}
-    return {name: gathered((counted(model), held(model))) for name, model in loaded.items()}
 
 
 def heads_of(model: LoadedModel) -> tuple[set[tuple[int, int]], int]:
