@@ -115,9 +115,10 @@ def test_no_logits_cross_the_ranks_for_an_argmax(answers: tuple[Any, Any]) -> No
 def test_compiled_layers_decode_alike(
     answers: tuple[Any, Any], alone: dict[str, rank_jobs.Told]
 ) -> None:
-    """Sums over the ranks are operators of a compiled layer: of products, and of experts."""
+    """Sums over the ranks are operators of a compiled layer: of products, and of experts. Dense
+    layers beside plain ones are tried with FP8 keys and values."""
     traced, other = (each.traced for each in answers[0])
-    assert traced == other and set(traced) == {f"{DENSE} whole", f"{EXPERTS} divided"}
+    assert traced == other and set(traced) == {f"{EXPERTS} divided"}
     rule = f"{rank_jobs.GREEDY[1]} k=3"
     for name, rows in traced.items():
         assert rows[:3] == alone[name].tokens[rule]

@@ -73,13 +73,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 """Every rule with both kinds of head. Other models are decoded greedily."""
 COMPILED = {
-    "mimo whole": 1,
     "glm4_moe divided": 2,
     "glm4_moe_lite whole": 2,
 }
 """On how many ranks layers are compiled: both kinds of head, and every sum over the ranks, of
-products and of experts. Beside compiled dense layers, plain ones exchange the same. A mixture's
-operator adds up its shared expert and the others at once, and plain modules one by one."""
+products and of experts. A mixture's operator adds up its shared expert and the others at once, and
+plain modules one by one, so the ranks are alike. ``tell_fp8_kv`` compiles dense layers on one."""
 SHARED_PATHS = {"glm4_moe_lite": f"{OWN_PATH} and products"}
 """transformers' plan leaves this shared expert whole on every rank, and divides the experts. So one
 sum over the ranks cannot be of both. A head that is whole needs none."""
@@ -147,7 +146,7 @@ def tell_compiled(model: LoadedModel, kind: str, is_compiled: bool) -> Ids:
     """What ``decoded_both_ways`` says. This rank's part of every expert goes through the operator,
     the shared one's too."""
     rows = decoded_both_ways(model, is_compiled)
-    if is_compiled and kind != "mimo":
+    if is_compiled:
         paths = OWN_PATH, OWN_PATH, SHARED_PATHS.get(kind, OWN_PATH)
         assert mixture_paths(model.target, model.head) == paths
     return rows
