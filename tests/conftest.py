@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # To enter what an operation gives in this cache costs more than tracing it again: with symbols for
 # sizes, 28 % of the time that tests of compiled layers took.
 os.environ.setdefault("TORCH_FAKE_TENSOR_DISPATCH_CACHE", "0")
+# On a fresh machine g++ takes 20 seconds and more to precompile torch's headers, for few kernels.
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
 
 import pytest
 

@@ -32,12 +32,6 @@ def test_layers_trace_to_the_same_drafts(tmp_path: Path) -> None:
     assert graphs
 
 
-@pytest.mark.slow
-def test_layers_compile_to_the_same_drafts(tmp_path: Path) -> None:
-    """For several requests: those that are traced are asked alone too."""
-    check(tmp_path, (5,))
-
-
 def check(folder: Path, batch_sizes: tuple[int, ...]) -> None:
     """Tokens are plain greedy's and drafts are eager's."""
     target = make_target(folder / "target")

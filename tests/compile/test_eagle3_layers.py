@@ -13,7 +13,6 @@ from cgbench.engine.iteration import Speculator, iteration
 from cgbench.engine.prefill import begin_decoding, prefill
 from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, decoded
 from tests.support.eagle3 import (
-    SAFEAILAB,
     SPECULATORS_3,
     VLLM,
     Layout,
@@ -45,7 +44,7 @@ def _nothing_compiled() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "batch_sizes"),
-    [(SAFEAILAB, (5,)), (SPECULATORS_3, (3,)), (VLLM, (5, 1))],
+    [(SPECULATORS_3, (5,)), (VLLM, (5, 1))],
     ids=lambda each: getattr(each, "name", ""),
 )
 def test_layers_trace_to_the_same_drafts(

@@ -21,12 +21,17 @@ from cgbench.compile.operators import (
     gated_linear,
     linear_add,
 )
-from tests.support.compiled import compiled, decoded
+from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, compiled, decoded
 from tests.support.fusion import NEITHER, fused_in, graph_and_result, mixture_ends
-from tests.support.tiny import make_checkpoint
+from tests.support.tiny import (
+    greedy_reference,
+    make_checkpoint,
+    random_prompts,
+    reference_model,
+)
 from tests.support.tracing import traced_layers
 
-ONE_ROW = ("llama", "qwen3", "qwen3_5", "gemma3_text", "ernie4_5_moe")
+ONE_ROW = ("llama", "qwen3", "qwen3_5", "ernie4_5_moe")
 """Kinds that are traced with one row a request, without a head. Its layers are the target's."""
 
 BOTH = [GATED_LINEAR, LINEAR_ADD]
@@ -38,7 +43,8 @@ linear = torch.ops.cgbench.linear.default
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[GraphModule]]:
-    """Every graph that a compiler is given of a kind of model, which is traced once."""
+    """Every graph that a compiler is given of a kind of model, which is traced once. Tokens are
+    plain greedy decoding's."""
 
     @cache
     def trace(name: str) -> list[GraphModule]:
@@ -50,7 +56,10 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Gra
         torch._dynamo.reset()
         with traced_layers() as graphs:
             spec_tokens = 0 if kind in ONE_ROW else 1
-            decoded(compiled(folder, keeps_latents=form != "expanded")[1], spec_tokens, 3)
+            spec = compiled(folder, keeps_latents=form != "expanded")[1]
+            tokens = decoded(spec, spec_tokens, 3)
+        prompts = random_prompts(max(BATCH_SIZES))[:3]
+        assert tokens == greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
         return graphs
 
     return trace

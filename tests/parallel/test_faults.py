@@ -58,6 +58,13 @@ def test_a_report_that_a_rank_was_stopped_in_is_no_report(
     assert str(launch._failure(ended, tmp_path)) == "rank 0: line 0"
 
 
+def test_a_rank_that_exits_without_a_report_is_told_of_by_its_status(tmp_path: Path) -> None:
+    ended: Any = SimpleNamespace(failures={1: SimpleNamespace(exitcode=7)})
+    error = launch._failure(ended, tmp_path)
+    assert str(error) == "rank 1 died (exit status 7). The other ranks were stopped"
+    assert error.exit_code is ExitCode.CANNOT
+
+
 def ranks_left() -> list[int]:
     """The fork server's processes. Other servers of the tests keep theirs."""
     server: Any = forkserver._forkserver
@@ -72,7 +79,6 @@ def children(pid: int) -> list[int]:
     ("how", "code", "line"),
     [
         ("killed", ExitCode.CANNOT, "rank 1 died (SIGKILL). The other ranks were stopped"),
-        ("exits", ExitCode.CANNOT, "rank 1 died (exit status 7). The other ranks were stopped"),
         ("refuses", ExitCode.BAD_INPUT, "rank 1: --seed: rank 1 has no luck"),
         (
             "breaks",

@@ -36,7 +36,8 @@ def of_rank(rank: int, port: int) -> dict[str, str]:
 
 def test_ranks_of_two_machines_decode_one_s_tokens_and_exchange_by_torch(tmp_path: Path) -> None:
     python, port = quick_python(*PRELOADED), free_port()
-    flags = ["default", *FAST, "--spec-tokens", "1", "--dtype", "float32", "--output"]
+    short = ["--batch-sizes", "2", "--iterations", "1", "--max-new-tokens", "4"]
+    flags = ["default", *FAST, *short, "--spec-tokens", "1", "--dtype", "float32", "--output"]
     ranks = [
         subprocess.Popen(
             [python, "-m", "cgbench", "run", *flags, str(tmp_path / "apart")],

@@ -14,7 +14,9 @@ from tests.support.fp8 import make_fp8_checkpoint
 
 CUT = {"intermediate_size": 88, "moe_intermediate_size": 24}
 """88 columns in two are 44: two blocks of 16 and most of a third, as 1408 are 704."""
-SHAPES = {"deepseek_v3": {"num_hidden_layers": 1, "first_k_dense_replace": 0}}
+ONE_MIXTURE = {"num_hidden_layers": 1, "first_k_dense_replace": 0}
+SHAPES = dict.fromkeys(("glm4_moe", "deepseek_v3"), ONE_MIXTURE)
+"""MiMo has the dense layers."""
 KINDS = {"mimo": MIMO, "glm4_moe": DEEPSEEK, "deepseek_v3": DEEPSEEK, "qwen3_5": QWEN}
 
 

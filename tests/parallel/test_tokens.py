@@ -21,8 +21,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def alone(folders: dict[str, Path]) -> dict[str, rank_jobs.Told]:
-    return rank_jobs.tell_all(folders, PRESETS, ranks=ALONE)[0].told
+def shared_with_none(folders: dict[str, Path]) -> rank_jobs.Shared:
+    return rank_jobs.tell_all(folders, PRESETS, ranks=ALONE)[0]
+
+
+@pytest.fixture
+def alone(shared_with_none: rank_jobs.Shared) -> dict[str, rank_jobs.Told]:
+    return shared_with_none.told
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,20 @@ def test_a_slot_holds_the_rank_s_own_heads(
     assert ranks[0][f"{kind} whole"].kv_heads == {1, 2}
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_floor_is_of_what_a_rank_holds(
+    name: str, shared_with_none: rank_jobs.Shared, answers: tuple[Any, Any]
+) -> None:
+    whole, _ = shared_with_none.work[name]
+    for each in answers[0]:
+        counted, held = each.work[name]
+        assert counted == held
+        assert counted.target < whole.target and 2 * counted.lm_head == whole.lm_head
+        # An output matrix of the head's own is divided as the lm_head is, always.
+        divided = name.endswith("divided") or name.startswith(rank_jobs.OWN)
+        assert (counted.head < whole.head) == divided
+
+
 def test_no_logits_cross_the_ranks_for_an_argmax(answers: tuple[Any, Any]) -> None:
     _, seen = answers
     assert seen["kinds"] == {"all_reduce", "all_gather"}
@@ -96,9 +115,10 @@ def test_no_logits_cross_the_ranks_for_an_argmax(answers: tuple[Any, Any]) -> No
 def test_compiled_layers_decode_alike(
     answers: tuple[Any, Any], alone: dict[str, rank_jobs.Told]
 ) -> None:
-    """Sums over the ranks are operators of a compiled layer: of products, and of experts."""
+    """Sums over the ranks are operators of a compiled layer: of products, and of experts. Dense
+    layers beside plain ones are tried with FP8 keys and values."""
     traced, other = (each.traced for each in answers[0])
-    assert traced == other and set(traced) == {f"{DENSE} whole", f"{EXPERTS} divided"}
+    assert traced == other and set(traced) == {f"{EXPERTS} divided"}
     rule = f"{rank_jobs.GREEDY[1]} k=3"
     for name, rows in traced.items():
         assert rows[:3] == alone[name].tokens[rule]

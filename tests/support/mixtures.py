@@ -29,6 +29,14 @@ KINDS = (
 
 WITH_SHARED = KINDS[1:]
 
+_SHORT = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+_TEXT = HYBRID_CONFIGS["qwen3_5_moe"].get_text_config().to_dict()
+SHORT_HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_next-hybrid": _SHORT,
+    "qwen3_5_moe": {"text_config": _TEXT | _SHORT},
+}
+"""What makes these checkpoints two layers, one of each sort."""
+
 
 _GPT_OSS = AutoConfig.for_model(
     "gpt_oss", **(SHAPE | {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 16})

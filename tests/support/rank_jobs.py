@@ -68,19 +68,17 @@ OWN = "own"
 RULES: dict[str, tuple[Rule, ...]] = {
     "mimo divided": (GREEDY, SAMPLED, TOP_P),
     "mimo whole": (GREEDY, SAMPLED),
-    "own divided": (GREEDY, TOP_P),
     "own whole": (GREEDY, TOP_P),
     "glm4_moe_lite divided": (GREEDY, SAMPLED),
 }
 """Every rule with both kinds of head. Other models are decoded greedily."""
 COMPILED = {
-    "mimo whole": 1,
     "glm4_moe divided": 2,
     "glm4_moe_lite whole": 2,
 }
 """On how many ranks layers are compiled: both kinds of head, and every sum over the ranks, of
-products and of experts. Beside compiled dense layers, plain ones exchange the same. A mixture's
-operator adds up its shared expert and the others at once, and plain modules one by one."""
+products and of experts. A mixture's operator adds up its shared expert and the others at once, and
+plain modules one by one, so the ranks are alike. ``tell_fp8_kv`` compiles dense layers on one."""
 SHARED_PATHS = {"glm4_moe_lite": f"{OWN_PATH} and products"}
 """transformers' plan leaves this shared expert whole on every rank, and divides the experts. So one
 sum over the ranks cannot be of both. A head that is whole needs none."""
@@ -117,13 +115,20 @@ def in_turn(*jobs: tuple[Callable[..., Any], tuple[Any, ...]], ranks: Ranks) -> 
 
 
 def tell_all(
-    folders: dict[str, Path], presets: tuple[Preset, ...], *, ranks: Ranks
+    folders: dict[str, Path],
+    presets: tuple[Preset, ...],
+    without: tuple[str, ...] = (),
+    *,
+    ranks: Ranks,
 ) -> list[Shared]:
-    """Everything of every rank, in one start: each checkpoint and preset by name. Then what is
-    decoded with compiled layers on one rank, beside the same without."""
+    """Everything of every rank, in one start: each checkpoint with both heads, but those named in
+    ``without``, and each preset. Then what is decoded with compiled layers on one rank, beside the
+    same without."""
     torch.set_num_threads(1)
     told, traced, work, heads = {}, {}, {}, {}
     for name in (f"{folder} {head}" for folder in folders for head in HEADS):
+        if name in without:
+            continue
         kind, head = name.split()
         model = load(folders[kind], head, ranks)
         told[name] = tell(model, RULES.get(name, (GREEDY,)))
@@ -141,7 +146,7 @@ def tell_compiled(model: LoadedModel, kind: str, is_compiled: bool) -> Ids:
     """What ``decoded_both_ways`` says. This rank's part of every expert goes through the operator,
     the shared one's too."""
     rows = decoded_both_ways(model, is_compiled)
-    if is_compiled and kind != "mimo":
+    if is_compiled:
         paths = OWN_PATH, OWN_PATH, SHARED_PATHS.get(kind, OWN_PATH)
         assert mixture_paths(model.target, model.head) == paths
     return rows
@@ -161,7 +166,7 @@ def decoded_both_ways(model: LoadedModel, is_compiled: bool) -> Ids:
 
 
 def rows_of(model: LoadedModel) -> Ids:
-    out = decode(model, Greedy(), 1, PROMPTS[:3])
+    out = decode(model, Greedy(), 1, PROMPTS[:3], is_one_bucket=True)
     rows: Ids = [*out.token_ids, *chain(*out.drafts)]
     return rows
 
@@ -184,11 +189,16 @@ def tell(model: LoadedModel, rules: tuple[Rule, ...]) -> Told:
 
 
 class NotingRunner(EagerRunner):
-    """An eager runner that notes the drafts of unfinished requests after each iteration."""
+    """An eager runner that notes the drafts of unfinished requests after each iteration. It keeps
+    the rows of those that end if ``is_one_bucket``: one left alone would have forms of its own."""
 
-    def __init__(self, spec: Speculator, state: DecodeState) -> None:
+    def __init__(self, spec: Speculator, state: DecodeState, is_one_bucket: bool) -> None:
         super().__init__(spec, state)
+        self.is_one_bucket = is_one_bucket
         self.drafts: list[Ids] = []
+
+    def num_rows(self, batch_size: int) -> int:
+        return len(self.state.full.active) if self.is_one_bucket else batch_size
 
     def step(self, batch_size: int) -> None:
         super().step(batch_size)
@@ -196,10 +206,17 @@ class NotingRunner(EagerRunner):
         self.drafts.append(rows.drafts[rows.active > 0].tolist())
 
 
-def decode(model: LoadedModel, rule: AcceptanceRule, k: int, prompts: list[list[int]]) -> Any:
+def decode(
+    model: LoadedModel,
+    rule: AcceptanceRule,
+    k: int,
+    prompts: list[list[int]],
+    *,
+    is_one_bucket: bool = False,
+) -> Any:
     accept = shared_rule(rule, model.target)
     spec = make_speculator(model, max_batch_size=3, room=64, accept=accept)
-    runner = NotingRunner(spec, make_state(spec, k, 3))
+    runner = NotingRunner(spec, make_state(spec, k, 3), is_one_bucket)
     out = decode_prompts(spec, runner, prompts, MAX_NEW_TOKENS)
     return SimpleNamespace(token_ids=out.token_ids, accepted=out.accepted, drafts=runner.drafts)
 
@@ -228,14 +245,6 @@ class Counted:
     lm_head: int
     head: int
     kv_heads: list[int]
-
-
-def count_work(
-    folders: dict[str, Path], names: tuple[str, ...], *, ranks: Ranks
-) -> dict[str, list[tuple[Counted, Counted]]]:
-    """What the floor counts for a rank, beside what the rank holds, of each kind and head."""
-    loaded = {name: load(folders[name.split()[0]], name.split()[1], ranks) for name in names}
-    return {name: gathered((counted(model), held(model))) for name, model in loaded.items()}
 
 
 def heads_of(model: LoadedModel) -> tuple[set[tuple[int, int]], int]:
@@ -393,10 +402,10 @@ def make_folders(
 
 def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[Ids, int, set[int]]]:
     """Every rank's tokens and acceptance over FP8 keys and values, plain and then with compiled
-    layers on the first rank. Also the bytes of its KV, and what its floor counts of a token in a
-    layer."""
+    layers on the first of several ranks. Also the bytes of its KV, and what its floor counts of a
+    token in a layer."""
     model = load(folder, "divided", ranks, kv_dtype=KvDtype.FP8)
-    rows = decoded_both_ways(model, ranks.is_first)
+    rows = rows_of(model) if ranks.size == 1 else decoded_both_ways(model, ranks.is_first)
     num_bytes = make_speculator(model, max_batch_size=3, room=64).cache.num_bytes
     counted = {each.row_bytes(4) for each in rank_work(model).target.attentions}
     return gathered((rows, num_bytes, counted))
@@ -405,13 +414,14 @@ def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[Ids, int, set[int]]
 def tell_scaled(
     folders: dict[str, Path], quant: QuantMode = QuantMode.AUTO, *, ranks: Ranks
 ) -> list[dict[str, tuple[str, Ids]]]:
-    """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance: plain, and
-    those of GLM and of W8A8 with compiled layers too. Dense ones are compiled on the first rank."""
+    """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance: plain, and on
+    several ranks those of GLM and of W8A8 with compiled layers too. Dense ones are compiled on the
+    first rank."""
     told = {}
     for name, folder in folders.items():
         model = load(folder, "divided", ranks, quant=quant)
         mark = fingerprint(model.target, model.head)
-        if name == "glm4_moe" or quant is QuantMode.W8A8:
+        if ranks.size > 1 and (name == "glm4_moe" or quant is QuantMode.W8A8):
             told[name] = mark, decoded_both_ways(model, name == "glm4_moe" or ranks.is_first)
         else:
             told[name] = mark, rows_of(model)
