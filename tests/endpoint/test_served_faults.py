@@ -38,7 +38,7 @@ def audited_until_wrong(server: CompletionsServer, edge: str) -> EndpointResult:
 
     The largest batch shows nothing more of any fault, and the cliff has it in passing.
     """
-    for _ in range(4):
+    for _ in range(8):
         result = audit_again(server, edges=(2, 4), repeats=0)
         if edge_of(result, edge).verdict in FAILED:
             break
