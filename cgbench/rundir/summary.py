@@ -30,7 +30,7 @@ def typed_frame(rows: Iterable[Any] | pd.DataFrame, columns: Sequence[Column]) -
     # To cast a column takes longer than to see that it has its dtype.
     held = zip(columns, map(str, frame.dtypes), strict=True)
     others = {column.name: column.dtype for column, dtype in held if dtype != column.dtype}
-    return frame.astype(others) if others else frame
+    return frame.astype(others) if others else frame.copy()
 
 
 def with_defaults(frame: pd.DataFrame, missing: Sequence[Column]) -> pd.DataFrame:
