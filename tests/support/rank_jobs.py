@@ -415,14 +415,13 @@ def tell_scaled(
     folders: dict[str, Path], quant: QuantMode = QuantMode.AUTO, *, ranks: Ranks
 ) -> list[dict[str, tuple[str, Ids]]]:
     """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance: plain, and on
-    several ranks those of GLM and of W8A8 with compiled layers too. Dense ones are compiled on the
-    first rank."""
+    several ranks those of W8A8 with compiled layers on the first rank too."""
     told = {}
     for name, folder in folders.items():
         model = load(folder, "divided", ranks, quant=quant)
         mark = fingerprint(model.target, model.head)
-        if ranks.size > 1 and (name == "glm4_moe" or quant is QuantMode.W8A8):
-            told[name] = mark, decoded_both_ways(model, name == "glm4_moe" or ranks.is_first)
+        if ranks.size > 1 and quant is QuantMode.W8A8:
+            told[name] = mark, decoded_both_ways(model, ranks.is_first)
         else:
             told[name] = mark, rows_of(model)
     return gathered(told)
