@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
-from cgbench.models.heads.families import MIMO, MIMO_V2, STEP, HeadFamily
+from cgbench.models.heads.families import DEEPSEEK, MIMO, MIMO_V2, STEP, HeadFamily
 from cgbench.models.heads.head import HeadForm
 from tests.support.compiled import BATCH_SIZES, MAX_NEW_TOKENS, compiled, decoded, generated
 from tests.support.fusion import mixture_ends
@@ -24,8 +25,8 @@ from tests.support.tiny import (
 from tests.support.tracing import traced_layers
 
 SEVERAL = (5, 3)
-ALSO_ALONE = ("mimo", "qwen3_5_moe")
-"""Asked for one request too, which has forms of its own: without a mixture, and with one."""
+ALSO_ALONE = ("qwen3_5_moe",)
+"""Asked for one request too, which has forms of its own. Without a mixture, scaled layers are."""
 
 
 @pytest.fixture
@@ -43,14 +44,18 @@ def _nothing_compiled() -> None:
 
 @pytest.mark.slow
 def test_tokens_are_plain_greedy_decodings(tmp_path: Path) -> None:
-    """By the compiler itself, with drafts. Where fusion is tried, forms without are traced."""
-    check_tokens(tmp_path, "mimo", 3)
+    """By the compiler itself, with drafts: dense layers, and latent ones with a mixture, whose
+    forms' inputs the compiler counts. In one test, because each process that compiles imports the
+    compiler. Forms without drafts or for one request are traced where fusion is tried."""
+    check_tokens(tmp_path / "mimo", "mimo", 3)
+    torch._dynamo.reset()
+    mixture = {"num_hidden_layers": 1, "first_k_dense_replace": 0}
+    check_tokens(tmp_path / "deepseek_v3", "deepseek_v3", 1, family=DEEPSEEK, **mixture)
 
 
 @pytest.mark.parametrize(
     ("kind", "spec_tokens"),
     [
-        ("glm4_moe", 1),
         ("qwen3_5_moe", 1),
         # Its router writes in place, and stays transformers' own.
         ("hy_v3", 1),
@@ -61,7 +66,8 @@ def test_other_kinds_trace_to_the_same_tokens(
 ) -> None:
     """A mixture's experts take what its layer ends with; not hy_v3's, whose sum is in float32.
 
-    Other kinds are traced where fusion is tested, and those whose layers are counted below.
+    Other kinds are traced where fusion is tested, GLM where scales and ranks are, and those whose
+    layers are counted below.
     """
     check_tokens(tmp_path, kind, spec_tokens)
     ends = [end for graph in traced_only for end in mixture_ends(graph)]
@@ -103,8 +109,11 @@ def test_sinks_and_several_modules_trace_to_the_same_drafts(
     assert traced_only
 
 
-def check_tokens(tmp_path: Path, kind: str, spec_tokens: int) -> None:
-    folder = make_checkpoint(tmp_path, kind, **SHORT_HYBRIDS.get(kind, {}))
+def check_tokens(
+    tmp_path: Path, kind: str, spec_tokens: int, family: HeadFamily = MIMO, **shape: Any
+) -> None:
+    shape |= SHORT_HYBRIDS.get(kind, {})
+    folder = make_checkpoint(tmp_path, kind, family=family, **shape)
     prompts = random_prompts(max(BATCH_SIZES))
     expected = greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
     _, spec = compiled(folder)

@@ -373,11 +373,12 @@ def audit_w8a8(folder: Path, *, ranks: Ranks) -> list[tuple[str, str]]:
     return findings_of(hidden.run, folder, ranks, quant=QuantMode.W8A8)
 
 
-LATENT_SHAPES: dict[str, dict[str, Any]] = {
+MIXTURE_SHAPES: dict[str, dict[str, Any]] = {
+    "glm4_moe": {"num_hidden_layers": 1, "first_k_dense_replace": 0},
     "deepseek_v3": {"num_hidden_layers": 1, "first_k_dense_replace": 0},
     "glm4_moe_lite": {"num_hidden_layers": 1, "mlp_layer_types": ["sparse"]},
 }
-"""One layer with a mixture: GLM-4's target has a dense one below it."""
+"""One layer with a mixture: MiMo has the dense ones."""
 
 
 def make_folders(
@@ -394,7 +395,7 @@ def make_folders(
             family=family.get(kind, MIMO),
             form=form if kind == OWN else None,
             vocab_size=vocab_size,
-            **LATENT_SHAPES.get(kind, {}),
+            **MIXTURE_SHAPES.get(kind, {}),
         )
         for kind in kinds
     }
@@ -414,15 +415,9 @@ def tell_fp8_kv(folder: Path, *, ranks: Ranks) -> list[tuple[Ids, int, set[int]]
 def tell_scaled(
     folders: dict[str, Path], quant: QuantMode = QuantMode.AUTO, *, ranks: Ranks
 ) -> list[dict[str, tuple[str, Ids]]]:
-    """Every rank's fingerprint of FP8 checkpoints, and their tokens and acceptance: plain, and on
-    several ranks those of GLM and of W8A8 with compiled layers too. Dense ones are compiled on the
-    first rank."""
+    """Every rank's fingerprint of FP8 checkpoints, and their tokens and drafts."""
     told = {}
     for name, folder in folders.items():
         model = load(folder, "divided", ranks, quant=quant)
-        mark = fingerprint(model.target, model.head)
-        if ranks.size > 1 and (name == "glm4_moe" or quant is QuantMode.W8A8):
-            told[name] = mark, decoded_both_ways(model, name == "glm4_moe" or ranks.is_first)
-        else:
-            told[name] = mark, rows_of(model)
+        told[name] = fingerprint(model.target, model.head), rows_of(model)
     return gathered(told)
