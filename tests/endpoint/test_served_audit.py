@@ -18,10 +18,16 @@ from tests.support.serving import ServingEngine
 PLAIN = {"model", "prompt", "max_tokens", "temperature", "stream"}
 CLEAN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "graphs up to 4, then eager": ({}, {}),
-    "another policy, without drafts": ({"buckets": (1, 2, 3, 6), "tiers": ((6, 0),)}, {}),
+    "another policy, without drafts": (
+        {"buckets": (1, 2, 3, 6), "tiers": ((6, 0),)},
+        {"edges": (3, 6)},
+    ),
     # Few drafts of some prompts' ends are no measure of acceptance: the test of a head's stale KV
-    # has as many as it takes, from a sound server too.
-    "k by batch size": ({"tiers": TIERS}, {"launch_line": TIERED, "checks": ("tokens",)}),
+    # has as many as it takes, from a sound server too, and audits where k changes.
+    "k by batch size": (
+        {"tiers": TIERS},
+        {"launch_line": TIERED, "checks": ("tokens",), "edges": (6,)},
+    ),
     "text alone": ({"fields": PLAIN, "buckets": (2, 6)}, {}),
     "tokens as text, no ids, no metrics": (
         {

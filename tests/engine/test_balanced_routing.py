@@ -114,7 +114,8 @@ OWN_ROUTER_AUDITED = ("ernie-4.5-21b-a3b", "deepseek-v3-6l", "qwen3.5-35b-a3b")
 )
 def test_a_presets_audit_holds(name: str, routing: Routing) -> None:
     flags = "--device cpu --spec-tokens 2 --max-num-seqs 2 --capture-sizes 2 --max-new-tokens 4"
-    checks = "equality,hidden,drafts,padding"
+    # Padding is held to the engine itself. A draw may depend on the row, a model's router does not.
+    checks = "equality,hidden,drafts" + (",padding" if routing is Routing.BALANCED else "")
     args = ["audit", f"preset:{name}", *flags.split(), "--checks", checks]
     done = CliRunner().invoke(app, [*args, "--routing", routing.value, "--json"])
     assert done.exit_code == 0, done.output

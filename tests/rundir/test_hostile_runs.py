@@ -33,7 +33,7 @@ from tests.support.valid_run import write_valid_run
 
 # Two seconds for what takes a twentieth of one. Reading without a limit would take far longer.
 WITHIN_2_S = settings(
-    max_examples=8,
+    max_examples=6,
     deadline=2000,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -187,7 +187,7 @@ def with_text_at(value: Any, at: tuple[Any, ...], text: str) -> str:
     return json.dumps(copy).replace(json.dumps(hole), text)
 
 
-@settings(WITHIN_2_S, max_examples=40)
+@settings(WITHIN_2_S, max_examples=24)
 @given(data=st.data())
 def test_a_part_of_the_record(valid: Path, changed: Path, data: st.DataObject) -> None:
     raw = json.loads((valid / "run.json").read_text())
@@ -208,7 +208,7 @@ def test_a_part_of_the_record_that_is_gone(valid: Path, changed: Path, data: st.
     rewritten(valid, changed, "run.json", json.dumps(raw).encode())
 
 
-@settings(WITHIN_2_S, max_examples=20)
+@settings(WITHIN_2_S, max_examples=12)
 @given(data=st.data())
 def test_a_part_of_a_line_of_tokens(valid: Path, changed: Path, data: st.DataObject) -> None:
     lines = (valid / "tokens.jsonl").read_text().splitlines()
@@ -219,7 +219,7 @@ def test_a_part_of_a_line_of_tokens(valid: Path, changed: Path, data: st.DataObj
     rewritten(valid, changed, "tokens.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
 
-@settings(WITHIN_2_S, max_examples=20)
+@settings(WITHIN_2_S, max_examples=12)
 @given(data=st.data())
 def test_a_column_of_the_samples(valid: Path, changed: Path, data: st.DataObject) -> None:
     samples = pq.read_table(valid / "samples.parquet")
