@@ -1,7 +1,7 @@
 """Bring rows to float16 in Triton, each by a power of two, for products with FP8 weights.
 
 One instruction of Hopper converts two FP8 numbers to float16, which holds them all. To bfloat16 it
-takes eight for four. ``triton_kv.in_float16`` has the same rule for a tile of attention.
+takes eight for four. ``triton_kv`` has the rule, which attention applies to a tile.
 """
 
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from cgbench.kernels.fp8.triton_kv import factors_to_float16
 from cgbench.kernels.gpu import early, launch_keywords
 
 COLUMNS_A_STEP = 2048
@@ -38,17 +39,13 @@ def _halves_kernel(
         k = k0 + tl.arange(0, BLOCK_K)[None, :]
         row = tl.load(from_x + k, mask=k < num_inputs, other=0.0)
         largest = tl.maximum(largest, tl.abs(row.to(tl.float32)))
-    exponent = (tl.max(largest, 1).to(tl.int32, bitcast=True) >> 23) & 255
-    # A row's largest element becomes 2 ** 14 to below 2 ** 15. The power is between those of
-    # 2 ** -126 and 2 ** 126, so that the factor and its inverse exist.
-    power = tl.minimum(tl.maximum(127 + 14 + 127 - exponent, 1), 253)
-    factor = (power << 23).to(tl.float32, bitcast=True)
+    factor, undone = factors_to_float16(tl.max(largest, 1))
     for k0 in range(0, num_inputs, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)[None, :]
         row = tl.load(from_x + k, mask=k < num_inputs, other=0.0)
         half = (row.to(tl.float32) * factor[:, None]).to(tl.float16)
         tl.store(to_values + k, half, mask=k < num_inputs)
-    tl.store(factors + m, ((254 - power) << 23).to(tl.float32, bitcast=True))
+    tl.store(factors + m, undone)
 
 
 def half_rows(x: Tensor) -> HalfRows:

@@ -23,15 +23,25 @@ _LEAST_SCALE = tl.constexpr(LEAST_SCALE)
 # bits in float16, and a sink has no value that they would be compared with.
 FLOAT16_SHIFT = tl.constexpr(24)
 
-# Rows are brought to a largest element of 2 ** 14 to below 2 ** 15.
-_TO_FLOAT16 = tl.constexpr(127 + 14 + 127)
-
 _TO_HALVES = tl.constexpr("""{
 .reg .b16 low, high;
 mov.b32 {low, high}, $2;
 cvt.rn.f16x2.e4m3x2 $0, low;
 cvt.rn.f16x2.e4m3x2 $1, high;
 }""")
+
+
+@triton.jit
+def factors_to_float16(largest):
+    """Return the powers of two that bring rows to float16, and those that undo it.
+
+    A row's ``largest`` element becomes ``2 ** 14`` to below ``2 ** 15``.
+    """
+    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
+    # Between the exponents of 2 ** -126 and 2 ** 126, so that the factor and its inverse exist.
+    power = tl.minimum(tl.maximum(127 + 14 + 127 - exponent, 1), 253)
+    factor = (power << 23).to(tl.float32, bitcast=True)
+    return factor, ((254 - power) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -42,12 +52,7 @@ def in_float16(rows):
     allows. So numbers of bfloat16 stay exact down to ``2 ** -28`` of the row's largest. What is
     smaller is wrong by ``2 ** -39`` of that at most, less than a float32 sum rounds.
     """
-    largest = tl.max(tl.abs(rows.to(tl.float32)), 1)
-    exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 255
-    # Between the exponents of 2 ** -126 and 2 ** 126, so that the factor and its inverse exist.
-    power = tl.minimum(tl.maximum(_TO_FLOAT16 - exponent, 1), 253)
-    factor = (power << 23).to(tl.float32, bitcast=True)
-    undone = ((254 - power) << 23).to(tl.float32, bitcast=True)
+    factor, undone = factors_to_float16(tl.max(tl.abs(rows.to(tl.float32)), 1))
     return (rows.to(tl.float32) * factor[:, None]).to(tl.float16), undone
 
 

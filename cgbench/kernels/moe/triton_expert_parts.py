@@ -29,6 +29,67 @@ def chosen_by(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def expert_of_group(
+    group,
+    is_routed,
+    counts,
+    chosen,
+    slots,
+    scratch_slot,
+    query_len,
+    TOP_K: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    HAS_PADDING: tl.constexpr,
+    HAS_LISTS: tl.constexpr,
+):
+    """Return the expert of a program's ``group``, and how many pairs it takes.
+
+    With lists a group is an expert, else it is a pair. None is taken if it is not routed.
+    """
+    if HAS_LISTS:
+        expert = group
+        count = tl.load(counts + expert, mask=is_routed, other=0)
+    else:
+        expert = chosen_by(
+            group,
+            is_routed,
+            chosen,
+            slots,
+            scratch_slot,
+            query_len,
+            TOP_K,
+            NUM_EXPERTS,
+            HAS_PADDING,
+        )
+        count = tl.where(expert < NUM_EXPERTS, 1, 0)
+    return expert, count
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def tokens_of_block(
+    is_shared,
+    first,
+    m,
+    count,
+    num_tokens,
+    slots,
+    scratch_slot,
+    query_len,
+    HAS_PADDING: tl.constexpr,
+):
+    """Return a shared expert's tokens from ``first``, which are no padding, and the span to walk.
+
+    The span is empty if all are padding. Another program's is its ``count`` pairs.
+    """
+    token = first + m
+    is_live = is_shared & (token < num_tokens)
+    is_live &= ~is_padded(token, slots, scratch_slot, query_len, is_live, HAS_PADDING)
+    begin = tl.where(is_shared, first, 0)
+    end = tl.where(is_shared, begin + tl.max(is_live.to(tl.int32), 0), count)
+    return token, is_live, begin, end
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def part_of_weights(weight, n, num_rows, k, num_columns, stride, IS_EVEN: tl.constexpr):
     """Load a tile of weights, ``[N, K]``: rows ``n`` of ``num_rows``, columns ``k``.
 

@@ -10,11 +10,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.moe.triton_expert_parts import (
     chosen_by,
+    expert_of_group,
     of_either,
     product_over_columns,
     sum_of_slots,
+    tokens_of_block,
 )
-from cgbench.kernels.moe.triton_shared import SHARED_NUMBERS, is_padded, place_of, store_weight
+from cgbench.kernels.moe.triton_shared import SHARED_NUMBERS, place_of, store_weight
 from cgbench.kernels.triton_gate import gated_product
 
 
@@ -127,31 +129,34 @@ def gate_up_kernel(
     is_routed = True
     if HAS_SHARED:
         is_routed = (group >= 0) & (group < num_groups)
-    if HAS_LISTS:
-        expert = group
-        count = tl.load(counts + expert, mask=is_routed, other=0)
-    else:
-        expert = chosen_by(
-            group,
-            is_routed,
-            chosen,
-            slots,
-            scratch_slot,
-            query_len,
-            TOP_K,
-            NUM_EXPERTS,
-            HAS_PADDING,
-        )
-        count = tl.where(expert < NUM_EXPERTS, 1, 0)
+    expert, count = expert_of_group(
+        group,
+        is_routed,
+        counts,
+        chosen,
+        slots,
+        scratch_slot,
+        query_len,
+        TOP_K,
+        NUM_EXPERTS,
+        HAS_PADDING,
+        HAS_LISTS,
+    )
     weight = gate_up + expert.to(tl.int64) * 2 * num_columns * num_inputs
     begin, end = 0, count
     if HAS_SHARED:
         weight = tl.where(is_shared, of_piece, weight)
-        token = block * BLOCK_M + m
-        is_live = is_shared & (token < num_tokens)
-        is_live &= ~is_padded(token, slots, scratch_slot, query_len, is_live, HAS_PADDING)
-        begin = tl.where(is_shared, block * BLOCK_M, 0)
-        end = tl.where(is_shared, begin + tl.max(is_live.to(tl.int32), 0), count)
+        token, is_live, begin, end = tokens_of_block(
+            is_shared,
+            block * BLOCK_M,
+            m,
+            count,
+            num_tokens,
+            slots,
+            scratch_slot,
+            query_len,
+            HAS_PADDING,
+        )
     worths = scale
     if COLUMNS_A_SCALE > 0:
         its = scale + expert.to(tl.int64) * (SCALE_ROWS * SCALE_COLUMNS)
@@ -278,31 +283,34 @@ def down_kernel(
     is_routed = True
     if HAS_SHARED:
         is_routed = group >= 0
-    if HAS_LISTS:
-        expert = group
-        count = tl.load(counts + expert, mask=is_routed, other=0)
-    else:
-        expert = chosen_by(
-            group,
-            is_routed,
-            chosen,
-            slots,
-            scratch_slot,
-            query_len,
-            TOP_K,
-            NUM_EXPERTS,
-            HAS_PADDING,
-        )
-        count = tl.where(expert < NUM_EXPERTS, 1, 0)
+    expert, count = expert_of_group(
+        group,
+        is_routed,
+        counts,
+        chosen,
+        slots,
+        scratch_slot,
+        query_len,
+        TOP_K,
+        NUM_EXPERTS,
+        HAS_PADDING,
+        HAS_LISTS,
+    )
     weight = down + expert.to(tl.int64) * num_outputs * num_inputs
     begin, end = 0, count
     if HAS_SHARED:
         weight = tl.where(is_shared, of_piece, weight)
-        token = block * BLOCK_M + m
-        is_live = is_shared & (token < num_tokens)
-        is_live &= ~is_padded(token, slots, scratch_slot, query_len, is_live, HAS_PADDING)
-        begin = tl.where(is_shared, block * BLOCK_M, 0)
-        end = tl.where(is_shared, begin + tl.max(is_live.to(tl.int32), 0), count)
+        token, is_live, begin, end = tokens_of_block(
+            is_shared,
+            block * BLOCK_M,
+            m,
+            count,
+            num_tokens,
+            slots,
+            scratch_slot,
+            query_len,
+            HAS_PADDING,
+        )
     worths = scale
     if COLUMNS_A_SCALE > 0:
         its = scale + expert.to(tl.int64) * (SCALE_ROWS * SCALE_COLUMNS)
