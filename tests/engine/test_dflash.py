@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from cgbench.checks import drafts, hidden
 from cgbench.checks.findings import Answer
-from cgbench.checks.reference import reference_draft_logits
 from cgbench.checks.subject import Subject
 from cgbench.engine import block_drafts
 from cgbench.engine.acceptance import Sampled
@@ -29,7 +28,14 @@ from cgbench.planning import Bucket
 from cgbench.request.choices import KvDtype
 from cgbench.words import Phase
 from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
-from tests.support.aux_runs import MAX_NEW_TOKENS, prompts, speculator, trajectory
+from tests.support.aux_runs import (
+    MAX_NEW_TOKENS,
+    check_drafts,
+    check_padding,
+    check_tokens,
+    prompts,
+    speculator,
+)
 from tests.support.dflash import (
     FORMS,
     FULL,
@@ -43,7 +49,6 @@ from tests.support.dflash import (
 )
 from tests.support.dflash_reference import PlainDrafter
 from tests.support.tiny import (
-    decode_prompts,
     greedy_reference,
     load_tiny,
     make_speculator,
@@ -79,11 +84,7 @@ def expected(reference: PreTrainedModel) -> list[list[int]]:
 def test_tokens_are_plain_greedys(
     target: Path, drafters: dict[str, Path], expected: list[list[int]], form: Form
 ) -> None:
-    spec = speculator(target, drafters[form.name])
-    for k, batch in ((1, prompts()), (3, prompts()[2:3]), (5, prompts())):
-        runner = EagerRunner(spec, make_state(spec, k, 5))
-        got = decode_prompts(spec, runner, batch, MAX_NEW_TOKENS, max_num_tokens=64)
-        assert got.token_ids == [expected[prompts().index(each)] for each in batch]
+    check_tokens(speculator(target, drafters[form.name]), expected)
 
 
 @pytest.mark.parametrize(
@@ -99,33 +100,12 @@ def test_drafts_are_those_of_a_plain_implementation(
     form: Form,
     k: int,
 ) -> None:
-    """After iterations that accept from none to all, of a padded bucket and of ragged rows."""
     plain = PlainDrafter(form, drafters[form.name], reference)
-    spec = speculator(target, drafters[form.name])
-    seen = set()
-    for sequences, made, accepted in trajectory(spec, expected, k):
-        seen |= set(accepted)
-        for sequence, row in zip(sequences, made, strict=True):
-            assert row == plain.drafts(sequence, k)
-            assert spec.head is not None
-            logits = reference_draft_logits(spec.target, spec.head, sequence, k)
-            assert row == logits.argmax(-1).tolist()
-    assert {0, k} <= seen
+    check_drafts(speculator(target, drafters[form.name]), plain, expected, k)
 
 
 def test_padded_rows_change_nothing(target: Path, drafters: dict[str, Path]) -> None:
-    """Three requests in a bucket of five draft what they draft alone."""
-    spec = speculator(target, drafters["mixed"])
-    made = []
-    for bucket in (3, 5):
-        prefilled = prefill(spec, prompts()[1:4], max_num_tokens=50)
-        state = make_state(spec, 3, 5)
-        state.full.hidden.fill_(float("nan"))
-        begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
-        for _ in range(3):
-            iteration(spec, state.rows(bucket))
-        made.append(state.rows(3).drafts.tolist())
-    assert made[0] == made[1]
+    check_padding(speculator(target, drafters["mixed"]))
 
 
 def test_a_finished_request_stays_inside_the_cache(

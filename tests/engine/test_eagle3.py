@@ -26,7 +26,16 @@ from cgbench.models.heads.eagle3_head import Eagle3Head
 from cgbench.models.loader import LoadedModel
 from cgbench.request.choices import KvDtype
 from tests.support.audited import FEW_SIZES, make_tiny_subject, run_checks
-from tests.support.aux_runs import MAX_NEW_TOKENS, ROOM, prompts, speculator, trajectory
+from tests.support.aux_runs import (
+    MAX_NEW_TOKENS,
+    ROOM,
+    check_drafts,
+    check_padding,
+    check_tokens,
+    prompts,
+    speculator,
+    trajectory,
+)
 from tests.support.eagle3 import (
     DEAD,
     LAYOUTS,
@@ -82,11 +91,7 @@ def expected(reference: PreTrainedModel) -> list[list[int]]:
 def test_tokens_are_plain_greedys(
     target: Path, heads: dict[str, Path], expected: list[list[int]], layout: Layout
 ) -> None:
-    spec = speculator(target, heads[layout.name])
-    for k, batch in ((1, prompts()), (3, prompts()[2:3]), (5, prompts())):
-        runner = EagerRunner(spec, make_state(spec, k, 5))
-        got = decode_prompts(spec, runner, batch, MAX_NEW_TOKENS, max_num_tokens=64)
-        assert got.token_ids == [expected[prompts().index(each)] for each in batch]
+    check_tokens(speculator(target, heads[layout.name]), expected)
 
 
 @pytest.mark.parametrize(
@@ -102,34 +107,13 @@ def test_drafts_are_those_of_a_plain_implementation(
     layout: Layout,
     k: int,
 ) -> None:
-    """After iterations that accept from none to all, of a padded bucket and of ragged rows."""
     plain = PlainHead(layout, heads[layout.name], reference)
-    spec = speculator(target, heads[layout.name])
-    seen = set()
-    for sequences, made, accepted in trajectory(spec, expected, k):
-        seen |= set(accepted)
-        for sequence, row in zip(sequences, made, strict=True):
-            assert row == plain.drafts(sequence, k)
-            assert spec.head is not None
-            logits = reference_draft_logits(spec.target, spec.head, sequence, k)
-            assert row == logits.argmax(-1).tolist()
-    assert {0, k} <= seen
+    check_drafts(speculator(target, heads[layout.name]), plain, expected, k)
 
 
 @by_name
 def test_padded_rows_change_nothing(target: Path, heads: dict[str, Path], layout: Layout) -> None:
-    """Three requests in a bucket of five draft what they draft alone."""
-    spec = speculator(target, heads[layout.name])
-    made = []
-    for bucket in (3, 5):
-        prefilled = prefill(spec, prompts()[1:4], max_num_tokens=50)
-        state = make_state(spec, 3, 5)
-        state.full.hidden.fill_(float("nan"))
-        begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS - 1)
-        for _ in range(3):
-            iteration(spec, state.rows(bucket))
-        made.append(state.rows(3).drafts.tolist())
-    assert made[0] == made[1]
+    check_padding(speculator(target, heads[layout.name]))
 
 
 KEPT = TemporaryDirectory(prefix="cgbench-eagle3-")
