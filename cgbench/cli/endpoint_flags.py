@@ -56,7 +56,8 @@ Edges = Annotated[
 Repeats = Annotated[
     int,
     typer.Option(
-        help="How often a failed edge is tried again, to tell a flake.", rich_help_panel=ENDPOINT
+        help="How often an edge is tried again, to tell a flake or to see more drafts.",
+        rich_help_panel=ENDPOINT,
     ),
 ]
 MaxRequests = Annotated[

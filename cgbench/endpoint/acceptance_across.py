@@ -20,6 +20,9 @@ LEAST_EFFECT = 0.2
 
 LEAST_POINTS = 0.05
 
+LARGEST_MISSED = 0.3
+"""Share of the acceptance alone that may be lost unseen before more drafts are worth asking for."""
+
 FEWEST_DRAFTS = 30
 """Fewer say nothing, as where most steps of a probe ran at k = 0."""
 
@@ -51,6 +54,11 @@ class AcceptanceFound:
     high: float | None = None
     num_drafts: int = 0
     text: str = ""
+
+    @property
+    def may_hide_a_loss(self) -> bool:
+        """Return whether so few drafts were judged that a large loss would look the same."""
+        return self.alone is not None and (self.low or 0.0) < -LARGEST_MISSED * self.alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,10 +135,12 @@ class EdgeAuditor:
 
         At a tier most steps of a probe have none.
         """
-        found = self._acceptance(attempts, edge).answer
+        found = self._acceptance(attempts, edge)
         has_drafts = any(each.drafted and each.drafted.num_drafts for each in attempts)
         wants_more = edge.is_steep and has_drafts and bool(self.reference.drafted)
-        return found is Acceptance.SAME or (found is Acceptance.UNKNOWN and not wants_more)
+        if found.answer is Acceptance.SAME:
+            return not (wants_more and found.may_hide_a_loss)
+        return found.answer is Acceptance.UNKNOWN and not wants_more
 
     def _acceptance(self, attempts: Sequence[_Attempt], edge: Edge) -> AcceptanceFound:
         if "acceptance" not in self.request.judged:
@@ -216,7 +218,7 @@ def _verdict(
     reached: int,
     edge: Edge,
 ) -> tuple[EdgeVerdict, str]:
-    """Return the verdict, and the reason if nothing was decided."""
+    """Return the verdict, and the reason if something was not decided."""
     if wrong:
         is_flaky = wrong < len(attempts)
         return (EdgeVerdict.FLAKY if is_flaky else EdgeVerdict.WRONG), ""
@@ -229,6 +231,8 @@ def _verdict(
         return EdgeVerdict.UNCLEAR, "a difference cannot be judged without logprobs"
     if acceptance.answer is Acceptance.UNDECIDED:
         return EdgeVerdict.UNCLEAR, f"too few drafts: {acceptance.text}"
+    if edge.is_steep and acceptance.may_hide_a_loss:
+        return EdgeVerdict.HOLDS, f"too few drafts to see a small loss: {acceptance.text}"
     return EdgeVerdict.HOLDS, ""
 
 

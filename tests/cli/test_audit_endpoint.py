@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.command import cgbench
 from tests.support.completions_server import CompletionsServer
-from tests.support.served import keeping, serving
+from tests.support.served import gathering, keeping, serving
 from tests.support.served_faults import FAULTS
 
 SMALL = "--num-prompts 4 --max-new-tokens 28 --repeats 0 --edges 4".split()
@@ -21,7 +21,7 @@ def flags_of(server: CompletionsServer) -> list[str]:
 
 
 def test_a_sound_server() -> None:
-    with serving() as server, keeping(server):
+    with serving() as server, keeping(server), gathering(server):
         done = cgbench("audit", *flags_of(server))
     assert done.code == 0, done.stderr
     assert "verify 4 to eager" in done.stdout and "5/5" in done.stdout
@@ -31,7 +31,7 @@ def test_a_sound_server() -> None:
 
 def test_a_fault_is_printed_kept_and_sent_again(tmp_path: Path) -> None:
     folder = tmp_path / "wrong"
-    with serving(FAULTS["NeighboursSlot"]) as server, keeping(server):
+    with serving(FAULTS["NeighboursSlot"]) as server, keeping(server), gathering(server):
         done = cgbench("audit", *flags_of(server), "--repro", folder, "--json")
         assert done.code == 1, done.stderr
         found = json.loads(done.stdout)

@@ -107,6 +107,15 @@ def test_few_drafts_decide_nothing() -> None:
     assert found(many, ALONE, copies=8.0).answer is Acceptance.UNDECIDED
 
 
+def test_what_few_drafts_hide() -> None:
+    """A stale KV of the head lost 0.5 of 2.1: 37 drafts of a server that had it looked sound."""
+    few = found(Drafted(38, 42, (27, 15)), ALONE)
+    assert few.answer is Acceptance.SAME and few.may_hide_a_loss
+    many = found(Drafted(200, 216, (138, 78)), ALONE)
+    assert many.answer is Acceptance.SAME and not many.may_hide_a_loss
+    assert not found(Drafted(29, 31, (20, 11)), ALONE).may_hide_a_loss
+
+
 def test_none_kept() -> None:
     judged = found(Drafted(60, 0, (0, 0)), ALONE)
     assert judged.answer is Acceptance.DIFFERS and judged.text == "none of 60 drafts was kept"

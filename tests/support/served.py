@@ -11,10 +11,11 @@ from transformers import AutoTokenizer
 
 import cgbench
 from cgbench.endpoint import served_audit
+from cgbench.endpoint.answers import Ask
 from cgbench.endpoint.edge_findings import EdgeFinding, EndpointResult
 from cgbench.endpoint.endpoint_request import EndpointRequest
 from cgbench.endpoint.references import Reference, make_reference
-from cgbench.endpoint.traffic import Flow
+from cgbench.endpoint.traffic import Flow, Sent
 from cgbench.models.loader import LoadedModel
 from cgbench.request.model_ref import DEFAULT_MODEL_DIR
 from tests.support.completions_server import CompletionsServer
@@ -100,6 +101,22 @@ def audit_again(server: CompletionsServer, **fields: Any) -> EndpointResult:
         return audit_of(server, **fields)
 
 
+@contextmanager
+def gathering(server: CompletionsServer) -> Iterator[None]:
+    """Requests of a probe begin in one order meanwhile, however busy the machine is.
+
+    What decodes together decides whether a fault shows.
+    """
+    send_together = Flow.together
+
+    def gathered(flow: Flow, asks: Sequence[Ask], delays_s: Sequence[float]) -> list[Sent]:
+        server.engine.expected = len(asks)
+        return send_together(flow, asks, delays_s)
+
+    with mock.patch.object(Flow, "together", gathered):
+        yield
+
+
 def audit_of(server: CompletionsServer, **fields: Any) -> EndpointResult:
     """An audit by the plan that the server has, unless ``fields`` say otherwise."""
     plan: dict[str, Any] = {
@@ -110,7 +127,10 @@ def audit_of(server: CompletionsServer, **fields: Any) -> EndpointResult:
     }
     if "launch_line" in fields:
         plan = {}
-    return cgbench.audit_endpoint(EndpointRequest(endpoint=server.url, **(SMALL | plan | fields)))
+    with gathering(server):
+        return cgbench.audit_endpoint(
+            EndpointRequest(endpoint=server.url, **(SMALL | plan | fields))
+        )
 
 
 def edge_of(result: EndpointResult, edge: str) -> EdgeFinding:

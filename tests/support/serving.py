@@ -88,6 +88,9 @@ class ServingEngine:
     alone = "sound"
     """Engines of one word here answer one request at a time alike."""
 
+    expected = 0
+    """So many requests of one probe wait for each other, whatever threads bring them."""
+
     known: dict[tuple[int, ...], Served] | None = None
     """Where a dictionary, requests come one at a time, and one that came is answered as it was."""
 
@@ -121,6 +124,7 @@ class ServingEngine:
         self.k = self.length_at(1)
         self.rows: list[Served] = []
         self.waiting: queue.Queue[Served | None] = queue.Queue()
+        self.gathered: list[Served] = []
         self.counters = Counters()
         self.most_waiting = 0
         self.thread = threading.Thread(target=self._serve, daemon=True)
@@ -162,18 +166,35 @@ class ServingEngine:
     def _admit(self) -> bool:
         """Take new requests, wait for one if there is none. False: stop."""
         if len(self.rows) == self.max_num_seqs:
-            self.most_waiting = max(self.most_waiting, self.waiting.qsize())
+            self.most_waiting = max(self.most_waiting, self.waiting.qsize() + len(self.gathered))
         while len(self.rows) < self.max_num_seqs:
-            try:
-                request = self.waiting.get(block=not self.rows)
-            except queue.Empty:
-                return True
-            if request is None:
-                for row in self.rows:
-                    row.out.put(None)
-                return False
-            self._begin(request)
+            if not self.gathered:
+                try:
+                    request = self.waiting.get(block=not self.rows)
+                except queue.Empty:
+                    return True
+                if request is None:
+                    for row in self.rows:
+                        row.out.put(None)
+                    return False
+                if not self.expected:
+                    self._begin(request)
+                    continue
+                self._gather(request)
+            # One a step, so that a batch climbs over an edge.
+            self._begin(self.gathered.pop(0))
+            return True
         return True
+
+    def _gather(self, first: Served) -> None:
+        """Wait for the other requests of a probe. The longest begins, the shortest is the last."""
+        found = [first]
+        while len(found) < self.expected:
+            other = self.waiting.get(timeout=30)
+            assert other is not None
+            found.append(other)
+        self.expected = 0
+        self.gathered = sorted(found, key=lambda each: (-each.max_tokens, each.prompt))
 
     def _begin(self, request: Served) -> None:
         if self.known is not None:
