@@ -13,6 +13,8 @@ from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, M
 from cgbench.cli.console import TerminalProgress, console, print_uncut
 from cgbench.cli.head_flags import (
     ChainNorm,
+    DraftVocab,
+    DraftVocabFrom,
     HeadConcat,
     HeadFamilyName,
     HeadFeed,
@@ -50,6 +52,8 @@ def inspect(
     head_first_embed: HeadFirstEmbed = None,
     head_feed: HeadFeed = None,
     mtp_modules: MtpModules = None,
+    draft_vocab: DraftVocab = None,
+    draft_vocab_from: DraftVocabFrom = None,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     kv_dtype: KvDtypeName = KvDtype.AUTO,

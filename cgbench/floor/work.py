@@ -387,18 +387,12 @@ def _output_work(
     target: Target, hidden: HiddenStates, own: nn.Linear | None, stored: Mapping[int, int]
 ) -> ForwardWork:
     """Return the product with the lm_head, or with a head's ``own`` output matrix."""
-    module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
+    module, name = (own, OWN_OUTPUT) if own is not None else (target.lm_head, "lm_head")
     normed = hidden.post_norm.new_zeros(1, 1, module.in_features)
     _, work = _recorded(
         {_storage(module.weight): name}, None, lambda: target.logits(normed, own), stored
     )
     return work
-
-
-def _lm_head(target: Target) -> nn.Linear:
-    lm_head = target.model.get_output_embeddings()
-    assert isinstance(lm_head, nn.Linear)
-    return lm_head
 
 
 def _recorded(

@@ -223,6 +223,7 @@ def _num_bytes(module: nn.Module, scaled: Mapping[str, Size], dtype: torch.dtype
     A tied one is one object under two names, and counts once.
     """
     tensors = module.state_dict(keep_vars=True)
-    others = {id(tensor): tensor for name, tensor in tensors.items() if name not in scaled}
+    counted = {id(tensors[name]) for name in scaled}
+    others = {id(tensor): tensor for tensor in tensors.values() if id(tensor) not in counted}
     plain: int = sum(tensor.numel() for tensor in others.values()) * dtype.itemsize
     return plain + _scaled_bytes(module, scaled)
