@@ -209,7 +209,10 @@ def _wiring_words(head: "HeadFacts") -> str:
 def _draft_vocabulary(head: "HeadFacts") -> list[tuple[str, str]]:
     if head.draft_vocab_size is None:
         return []
-    return [("draft tokens", f"{head.draft_vocab_size:,} of the target's, by d2t")]
+    words = f"{head.draft_vocab_size:,} of the target's, {head.draft_vocab_source}"
+    if head.output_bytes:
+        words += f": {_size(head.output_bytes)} of rows of its output matrix, gathered once"
+    return [("draft tokens", words)]
 
 
 def _module_words(head: "HeadFacts") -> str:

@@ -8,6 +8,7 @@ Source: Zhao et al. 2025, arXiv:2502.14856.
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,11 +111,15 @@ def _check_no_pickle(where: str, file: Path) -> None:
         with file.open("rb") as opened:
             if not opened.read(4).startswith(_PICKLED):
                 return
-    name, new = json.dumps(str(file)), json.dumps(str(file.with_suffix(".json")))
+    code = (
+        "import json, pathlib, torch; "
+        f"ids = torch.load({json.dumps(str(file))}, weights_only=True); "
+        f"pathlib.Path({json.dumps(str(file.with_suffix('.json')))})"
+        ".write_text(json.dumps([int(i) for i in ids]))"
+    )
     raise BadInputError(
         f"{where}: is a pickle, which can run code and is not opened. If you trust it, convert it: "
-        f"python -c 'import json, torch; ids = torch.load({name}, weights_only=True); "
-        f'json.dump([int(i) for i in ids], open({new}, "w"))\''
+        f"python -c {shlex.quote(code)}"
     )
 
 
