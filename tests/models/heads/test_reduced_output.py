@@ -18,7 +18,6 @@ from cgbench.models.heads.head import HeadForm
 from cgbench.models.inspection import inspect_model
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading, plan_loading
-from cgbench.models.presets import PRESETS
 from cgbench.models.quantised.scaled_modules import ScaledLinear
 from cgbench.parallel.ranks import Ranks
 from cgbench.request.choices import QuantMode
@@ -115,7 +114,6 @@ def test_a_preset_takes_its_first_ids(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "9 draft tokens by id" in model.head_label and "random" in model.head_label
         for module in model.head.mtp_modules:
             assert module.output is not None and len(module.output.weight) == 9
-    assert "mimo-7b" in PRESETS
 
 
 def test_without_a_head_there_is_nothing_to_cut(mimo: Path) -> None:
