@@ -11,7 +11,8 @@ weights and multiplies nothing. Every result is compared with torch's, and with 
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cgbench.kernels.triton_linear import linear
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds
 from persistent_layer.gluon_mlp import FAULT, Buffers, buffers_of, mlps
+from persistent_layer.triton_runs import linear_in_runs
 
 HIDDEN, INNER = 4096, 11008
 # A layer's weights are many times L2, and the first layer's have left it when the last's are read.
@@ -53,6 +55,14 @@ def by_kernels(x: Tensor, weights: Weights) -> Tensor:
     for gate_up, down in zip(weights.gate_up, weights.down, strict=True):
         h = linear(x, gate_up, None, is_gated=True)
         x = linear(h, down, None, residual=x)
+    return x
+
+
+def by_runs(x: Tensor, weights: Weights, programs: int) -> Tensor:
+    """Two products a layer, each in equal runs of tiles."""
+    for gate_up, down in zip(weights.gate_up, weights.down, strict=True):
+        h = linear_in_runs(x, gate_up, None, programs=programs, is_gated=True)
+        x = linear_in_runs(h, down, None, programs=programs, residual=x)
     return x
 
 
@@ -87,6 +97,10 @@ def persistent(
     return run, buffers
 
 
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).float().norm() / expected.float().norm())
+
+
 def is_right(buffers: Buffers, x: Tensor, expected: Tensor, run: Callable[[], None]) -> str:
     """Compare with torch's answer, and with the first answer after 200 more launches."""
     run()
@@ -94,7 +108,7 @@ def is_right(buffers: Buffers, x: Tensor, expected: Tensor, run: Callable[[], No
     if faults := int(buffers.counters[FAULT.value]):
         return f"{faults} polls did not end"
     first = buffers.x[-1].clone()
-    error = float((first[: len(x)] - expected).float().norm() / expected.float().norm())
+    error = relative_error(first[: len(x)], expected)
     for _ in range(200):
         run()
     same = torch.equal(first, buffers.x[-1])
@@ -117,16 +131,18 @@ def lines(
         cells = f"{layers} | {rows} | {way} | {pair * 1e6:.1f} | {rate / 1e12:.2f}"
         return way, f"| {cells} | {rate / bandwidth:.0%} | {note} |"
 
-    def timed(runs: list[Callable[[], object]]) -> float:
+    def timed(runs: Sequence[Callable[[], object]]) -> float:
         return graph_seconds(lambda: [run() for run in runs], TIMED_REPLAYS) / len(runs)
 
-    def kernels_of(each: Weights) -> Callable[[], Tensor]:
-        return lambda: by_kernels(x, each)
-
-    found = by_kernels(x, weights)
-    error = float((found - expected).float().norm() / expected.float().norm())
-    runs: list[Callable[[], object]] = [kernels_of(each) for each in others]
-    yield line("a kernel a product", timed(runs), f"off by {error:.1e}")
+    ways: dict[str, Callable[[Weights], Tensor]] = {
+        "a kernel a product": lambda each: by_kernels(x, each),
+        "the same, 132 equal runs": lambda each: by_runs(x, each, 132),
+        "the same, 264 equal runs": lambda each: by_runs(x, each, 264),
+    }
+    for way, compute in ways.items():
+        found = compute(weights)
+        off = f"off by {relative_error(found, expected):.1e}"
+        yield line(way, timed([partial(compute, each) for each in others]), off)
     for slots, multiplies in product(all_slots, (True, False)):
         way = f"persistent, {slots} slots" if multiplies else f"ring alone, {slots} slots"
         try:
