@@ -22,6 +22,7 @@ from cgbench.kernels.fp8.definition import by_definition
 from cgbench.models.heads.dflash_head import DFlashHead
 from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
+from cgbench.models.support import GENERATE_CACHE
 from cgbench.models.target import HiddenStates, Target, request_keys
 from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 
@@ -303,17 +304,20 @@ class Plain:
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=count,
-                **self._cache(),
+                **self._cache(GENERATE_CACHE),
             )
         tokens: list[int] = out[0, len(prompt) :].tolist()
         return tokens
 
-    def _cache(self) -> dict[str, Any]:
-        """Return what a forward is given to round keys and values: nothing if they stay."""
+    def _cache(self, name: str = "past_key_values") -> dict[str, Any]:
+        """Return what a forward is given to round keys and values: nothing if they stay.
+
+        ``name`` is what it calls its cache.
+        """
         if self.rounding is EXACT:
             return {}
         cache = _RoundingCache(self.target.model.config, self.rounding)
-        return {"past_key_values": cache, "use_cache": True}
+        return {name: cache, "use_cache": True}
 
     @torch.inference_mode()
     @by_definition()

@@ -31,6 +31,7 @@ from cgbench.models.heads.any_head import make_head
 from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.heads.head_files import read_head
 from cgbench.models.heads.reduced_output import reduce_outputs
+from cgbench.models.kept_types import kept_in_float32
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.presets import PRESETS
@@ -371,14 +372,14 @@ def cast_head(head: DraftHead, target: Target) -> None:
     a router's correction added in bfloat16 chooses other experts. FP8 weights and their scales stay
     too.
     """
-    kept = sorted(target.model._keep_in_fp32_modules_strict or ())
+    keeps = kept_in_float32(target.model, target.dtype)
     for module_name, module in head.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
                 is_float = tensor is not None and tensor.is_floating_point()
                 if tensor is not None and is_float and not is_quantised(module, name):
-                    path = f".{module_name}.{name}"
-                    is_kept = any(f".{each}" in path for each in (*kept, *_IN_FLOAT32))
+                    path = f"{module_name}.{name}"
+                    is_kept = path.endswith(_IN_FLOAT32) or keeps(path)
                     tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)
 
 
