@@ -4,11 +4,17 @@ Python keeps one fork server a process, and what it imports is settled when it s
 that any test starts processes for is named here.
 """
 
+import faulthandler
 import multiprocessing
-from collections.abc import Iterator
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
+from typing import Any, NoReturn, TextIO, cast
 
 import pytest
 
@@ -24,6 +30,49 @@ PRELOADED = (
     "tests.support.rank_faults",
     "tests.support.rank_jobs",
 )
+
+
+def fork_the_server() -> None:
+    """Fork the server from this process, before any test has run here.
+
+    Python would start it anew, and import again what tests have imported. CUDA works in no process
+    that is forked from one that has asked for devices.
+    """
+    resource_tracker.ensure_running()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multiprocessing.util.spawnv_passfds", _fork_instead)
+        forkserver.ensure_running()
+
+
+def _fork_instead(_program: Any, _words: Any, files: Sequence[int]) -> int:
+    return os.fork() or _serve(*files)
+
+
+def _serve(listener: int, alive: int) -> NoReturn:
+    try:
+        _leave_pytest({listener, alive})
+        # Whoever asks for no process waits for no import.
+        if alive not in select.select([listener, alive], [], [])[0]:
+            forkserver.main(listener, alive, PRELOADED)
+    finally:
+        os._exit(0)
+
+
+def _leave_pytest(files: set[int]) -> None:
+    """Keep ``files`` and the standard ones alone open, and report errors as Python does.
+
+    Another file's number stays taken, because an object that still has it may close it.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        if number not in {0, 1, 2, nowhere, *files}:
+            os.dup2(nowhere, number, inheritable=False)
+    sys.stdout, sys.stderr = (
+        cast(TextIO, open(number, "w", buffering=1, closefd=False)) for number in (1, 2)
+    )
+    faulthandler.disable()
+    sys.unraisablehook = sys.__unraisablehook__
+    threading.excepthook = threading.__excepthook__
 
 
 def fork_context() -> ForkServerContext:
