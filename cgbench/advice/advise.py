@@ -104,7 +104,7 @@ def advise(runs: Sequence[RunDirectory], question: Question) -> Advice:
     """
     times = measured_times(runs)
     stated = question.acceptance
-    lengths = lengths_of(runs) if stated is None else stated_lengths(stated, times.lengths)
+    lengths = lengths_of(runs) if stated is None else stated_lengths(stated, runs)
     _check_against(question.against, times)
     bests = best_of_groups(times, lengths, question.confidence, question.min_effect)
     return Advice(

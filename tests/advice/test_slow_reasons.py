@@ -50,7 +50,7 @@ def cell(batch_size: int, bucket: int | None, scope: Scope = Scope.ITERATION, k:
 
 @pytest.mark.parametrize(
     ("most", "cure"),
-    [(10, "--max-num-seqs 12 captures"), (16, "12 among --capture-sizes captures")],
+    [(10, "--max-num-seqs 12"), (16, "12 among --capture-sizes")],
 )
 def test_a_batch_above_the_largest_bucket_is_set_beside_replays_of_a_bucket(
     most: int, cure: str
@@ -62,7 +62,7 @@ def test_a_batch_above_the_largest_bucket_is_set_beside_replays_of_a_bucket(
     assert found["eager batch"].milliseconds == pytest.approx(5.0)
     sentence = found["eager batch"].sentence
     assert "largest bucket holds 10 requests. 2 replays of 8 take 4 ms" in sentence
-    assert sentence.endswith(f"{cure} one")
+    assert sentence.endswith(f"4 ms. {cure} captures one")
 
 
 def test_an_eager_batch_that_replays_would_not_beat_loses_nothing() -> None:

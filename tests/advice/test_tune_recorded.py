@@ -167,13 +167,44 @@ def test_a_cell_in_two_runs_is_refused() -> None:
     [
         ("greedy", "only cgbench run measures it"),
         ("golden:nothing", "unknown"),
-        ("length:9", "states no length for any k"),
+        ("length:9", "states no length for any k of the run, 1, 2, 3"),
+        # The shortest k that reaches it would win by having every draft accepted.
+        ("length:2", "is one length, and k = 1, 2, 3 reach different ones"),
         ("synthetic:0.5,x", "must be rates"),
     ],
 )
 def test_acceptance_that_states_nothing_is_refused_by_its_flag(text: str, said: str) -> None:
     with pytest.raises(BadInputError, match=f"--acceptance {text}: .*{said}"):
         advice_of(MANY_K, acceptance=text)
+
+
+def test_one_length_serves_the_one_k_that_was_measured() -> None:
+    found = advice_of("mimo-7b-golden-k3", acceptance="length:2.5")
+    assert found.lengths.source == "stated: length:2.5, without an interval"
+    assert {each.known.value for each in found.break_evens if each.known} == {2.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "is_borrowed"),
+    [
+        ("mimo-7b-golden-k3", "glm-5.2-on", True),
+        ("qwen3.5-35b-a3b-k3", "qwen3.5-397b-on", True),
+        # Which model a checkpoint is, its name need not tell.
+        ("smollm2-humaneval-k3", "glm-5.2-on", False),
+    ],
+)
+def test_a_golden_length_that_is_stated_is_another_models_too(
+    name: str, row: str, is_borrowed: bool
+) -> None:
+    source = advice_of(name, acceptance=f"golden:{row}").lengths.source
+    assert source.endswith(". Another model than this one") is is_borrowed
+
+
+def test_a_run_without_drafts_is_told_to_measure_some() -> None:
+    found = advice_of("qwen3-30b-peers-k0/cgbench")
+    assert found.lengths.source.startswith("none: no k above 0 was measured")
+    with pytest.raises(BadInputError, match="states no length for k = 0 alone"):
+        advice_of("qwen3-30b-peers-k0/cgbench", acceptance="golden:glm-5.2-on")
 
 
 def test_a_cell_that_is_not_ok_is_left_out_by_name(tmp_path: Path) -> None:
