@@ -16,7 +16,7 @@ from cgbench.rundir.schema import Cell
 from cgbench.rundir.store import RunDirectory
 from cgbench.words import Status
 from tests.support.recorded import recorded
-from tests.support.runs import Made
+from tests.support.runs import Made, without_cells
 
 MANY_K = "qwen3.5-0.8b-k0123"
 """k 0 to 3 at seven batch sizes, random weights."""
@@ -176,6 +176,14 @@ def test_a_cell_in_two_runs_is_refused() -> None:
 def test_acceptance_that_states_nothing_is_refused_by_its_flag(text: str, said: str) -> None:
     with pytest.raises(BadInputError, match=f"--acceptance {text}: .*{said}"):
         advice_of(MANY_K, acceptance=text)
+
+
+def test_a_run_without_a_time_says_why() -> None:
+    with pytest.raises(BadInputError, match=r"^run: latency\.csv has no cell$"):
+        measured_times([without_cells()])
+    failed = Made(edit=lambda cell: replace(cell, status=Status.AUDIT_FAILED)).run(Path("run"))
+    with pytest.raises(BadInputError, match="time to read: of scope iteration, 4 are audit_failed"):
+        measured_times([failed])
 
 
 def test_one_length_serves_the_one_k_that_was_measured() -> None:
