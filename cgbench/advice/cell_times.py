@@ -153,8 +153,8 @@ def _without_times(runs: Sequence[RunDirectory], scope: Scope) -> str:
     rows = pd.concat([run.tables.latency for run in runs])
     statuses = rows[rows["scope"] == scope.value]["status"].value_counts()
     bad = [f"{count} are {status}" for status, count in statuses.items() if status != Status.OK]
-    why = f": of scope {scope}, {', '.join(bad)}" if bad else f", because samples.parquet has none of scope {scope}"
-    return f"{runs[0].path}: no cell has a time to read{why}"
+    why = f"of scope {scope}, {', '.join(bad)}" if bad else f"no sample is of scope {scope}"
+    return f"{runs[0].path}: no cell has a time to read: {why}"
 
 
 def log_ratio(over: CellTime, under: CellTime) -> Estimate:

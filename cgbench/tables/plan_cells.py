@@ -27,6 +27,11 @@ def number(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return how many of a thing there are, such as ``1 graph`` and ``2 graphs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def percent(share: float | None) -> str:
     """Return a share as per cent, or nothing for None."""
     # Plus 0.0, because a tiny loss is no "-0.0 %".
