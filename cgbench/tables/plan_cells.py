@@ -18,8 +18,9 @@ class Section:
 
 def workload(outcome: Outcome) -> str:
     """Return the name of the batch sizes that count."""
-    found = outcome.request.concurrency
-    return found.name if found else "every batch size alike"
+    request = outcome.request
+    found = request.concurrency
+    return found.words(request.max_batch_size) if found else "every batch size alike"
 
 
 def number(value: int | None) -> str:
