@@ -3,7 +3,7 @@
 No length is ever assumed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -140,12 +140,16 @@ def _measured(runs: Sequence[RunDirectory]) -> dict[int, Estimate]:
     """Return the measured length of each k, from the one cell that decoded most rows.
 
     Every batch size and scope decodes the same prompts, so adding them up would count them twice.
+    Rows of a prompt that a greedy batch repeats count once.
     """
-    found: dict[int, tuple[int, Estimate]] = {}
+    found: dict[int, tuple[float, Estimate]] = {}
     for run in runs:
+        rules: dict[Hashable, str] = run.tables.latency.set_index(CELL)["acceptance"].to_dict()
         cells = run.tables.acceptance.sort_values("position")
-        for _, cell in cells.groupby(CELL):
-            k, drafted = int(cell["spec_tokens"].iloc[0]), int(cell["drafted"].iloc[0])
-            if drafted > found.get(k, (0,))[0]:
-                found[k] = drafted, log_length_estimate(cell["accepted"].tolist(), drafted)
+        for key, cell in cells.groupby(CELL):
+            k, batch_size = int(cell["spec_tokens"].iloc[0]), int(cell["batch_size"].iloc[0])
+            copies = run.record.copies(rules[key], batch_size)
+            accepted, drafted = cell["accepted"] / copies, cell["drafted"].iloc[0] / copies
+            if drafted > found.get(k, (0.0,))[0]:
+                found[k] = drafted, log_length_estimate(accepted.tolist(), drafted)
     return {k: estimate for k, (_, estimate) in found.items()}

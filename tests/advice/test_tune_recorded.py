@@ -10,13 +10,14 @@ from cgbench.advice.advise import Advice, Question, advise
 from cgbench.advice.break_even import Pays
 from cgbench.advice.cell_times import At, Group, log_ratio, measured_times
 from cgbench.advice.interpolation import interpolation_error, time_at
+from cgbench.advice.lengths import lengths_of
 from cgbench.errors import BadInputError, CannotError, ExitCode
 from cgbench.planning import Concurrency
 from cgbench.rundir.schema import Cell
 from cgbench.rundir.store import RunDirectory
 from cgbench.words import Status
 from tests.support.recorded import recorded
-from tests.support.runs import Made, without_cells
+from tests.support.runs import Made, h200_record, without_cells
 
 MANY_K = "qwen3.5-0.8b-k0123"
 """k 0 to 3 at seven batch sizes, random weights."""
@@ -206,6 +207,34 @@ def test_a_golden_length_that_is_stated_is_another_models_too(
 ) -> None:
     source = advice_of(name, acceptance=f"golden:{row}").lengths.source
     assert source.endswith(". Another model than this one") is is_borrowed
+
+
+@pytest.mark.parametrize(("rule", "wider"), [("greedy", 2.0), ("sampled", 1.0)])
+def test_prompts_that_a_greedy_batch_repeats_tell_nothing_more(rule: str, wider: float) -> None:
+    """A batch of eight decodes two prompts four times over, and the tokens of each are the same."""
+
+    def error(num_prompts: int) -> float:
+        workload = h200_record().workload | {"num_prompts": num_prompts}
+        made = Made(
+            edit=lambda cell: (
+                replace(
+                    cell,
+                    acceptance=rule,
+                    num_drafted=1600,
+                    num_accepted_per_pos=(1120, 480)[: cell.spec_tokens],
+                )
+                if cell.batch_size == 8
+                else None
+            ),
+            record={
+                "workload": workload,
+                "model": {**h200_record().model, "random_weights": False},
+            },
+            costs=(),
+        )
+        return lengths_of([made.run(Path("run"))]).logs[2].error
+
+    assert error(2) == pytest.approx(wider * error(8), rel=0.01)
 
 
 def test_a_run_without_drafts_is_told_to_measure_some() -> None:
