@@ -301,6 +301,17 @@ def test_runs_without_cells_are_not_comparable(base: Path) -> None:
     assert [line.reason for line in found.lines] == ["NEW has no cell"] and found.exit_code == 3
 
 
+def test_runs_of_which_nothing_is_gated_do_not_pass() -> None:
+    """Eager cells decide nothing by default, and there is nothing else."""
+    eager = Made(edit=lambda cell: cell if cell.scope is Scope.EAGER else None, costs=())
+    found = both(eager, eager)
+    (line,) = found.gated
+    assert (line.verdict, found.exit_code) == (Verdict.NOT_COMPARABLE, 3)
+    assert line.reason == "nothing is gated: --gate LIST,eager gates eager cells too"
+    sides = (Evidence.of(name, eager.run(Path(name))) for name in ("BASE", "NEW"))
+    assert judge(*sides, Rules(gate=Gate.parse("eager"))).exit_code == 0
+
+
 def test_an_unfinished_run_is_not_comparable(base: Path, tmp_path: Path) -> None:
     found = against(base, Made(finish=False), tmp_path)
     assert "NEW is not finished. Go on with cgbench run --resume" in found.lines[0].reason
