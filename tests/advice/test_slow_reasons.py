@@ -103,6 +103,15 @@ def test_launches_are_named_where_compiling_was_left_off() -> None:
     assert reasons((cell(4, 4), 2.0, 0.0), costs=costs) == {}
 
 
+def test_launches_lose_what_the_kernels_take_and_no_more() -> None:
+    """What else is above the default model's tiny floor is not theirs."""
+    (found,) = [each for each in slow_reasons(recorded("default-k3")) if each.rule == "launches"]
+    assert found.milliseconds == pytest.approx(402 * 0.9e-3)
+    assert 0.5 < found.share < 0.7
+    assert "402 kernels run one after another, which take 0.9 us each" in found.sentence
+    assert "and the floor is 0.00" in found.sentence
+
+
 def test_a_recorded_mixture_loses_most_to_the_experts_that_drafts_read() -> None:
     (found,) = slow_reasons(recorded("qwen3.5-35b-a3b-k3"))
     assert found.rule == "experts"
