@@ -6,6 +6,7 @@ hold what it needs, so nothing here is a guess.
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -154,11 +155,10 @@ def _launches(facts: _Run, row: Row) -> tuple[float, str] | None:
     nodes = facts.nodes.get(_graph_key(row)) if row["mode"] == Mode.GRAPH else None
     if row["compile"] != "off" or row["device"] != "cuda" or nodes is None:
         return None
-    least_ms, above = nodes * NODE_S * 1e3, ""
-    if not pd.isna(row["floor_ms"]):
-        least_ms = min(least_ms, row["iteration_p50_ms"] - row["floor_ms"])
-        above = f", and the floor is {row['floor_ms']:.3g} ms"
-    return least_ms, (
+    has_floor = not pd.isna(row["floor_ms"])
+    over_ms = row["iteration_p50_ms"] - row["floor_ms"] if has_floor else inf
+    above = f", and the floor is {row['floor_ms']:.3g} ms" if has_floor else ""
+    return min(nodes * NODE_S * 1e3, over_ms), (
         f"{nodes:,} kernels run one after another, which take {NODE_S * 1e6:g} us each at the "
         f"least{above}. --compile default fuses them"
     )

@@ -81,6 +81,24 @@ def test_a_schedule_is_advised_only_for_more_than_the_least_effect() -> None:
     assert min(gain.speedup.low for gain in found.gains) > 1.001
 
 
+@pytest.mark.parametrize(
+    ("name", "acceptance", "expected"),
+    [
+        # ms a token: 4.550 and 11.598 without drafts, 5.069 and 10.936 at k = 3, at 1 and 8.
+        ("ernie-4.5-21b-a3b-k3", "synthetic:0.4,0.2,0.1", [(1, 4, 0), (5, 64, 3)]),
+        # At k = 4 and 2, at 32 and 64 requests: 2.701 and 4.020, 2.858 and 3.719.
+        ("mimo-7b-surface", None, [(1, 43, 4), (44, 64, 2)]),
+        # k = 8 runs without a graph at 64, and where it begins to was not measured.
+        ("mimo-7b-surface", "synthetic:1,1,1,1,1,1,1,1", [(1, 32, 8), (33, 64, 4)]),
+    ],
+)
+def test_a_schedule_switches_where_the_lines_cross(
+    name: str, acceptance: str | None, expected: list[tuple[int, int, int]]
+) -> None:
+    (found,) = advice_of(name, acceptance=acceptance).contexts
+    assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == expected
+
+
 def test_batch_sizes_that_were_not_measured_widen_the_gain() -> None:
     asked = {"acceptance": "synthetic:0.8,0.6,0.4"}
     (alike,) = advice_of(MANY_K, **asked).contexts
