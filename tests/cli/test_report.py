@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -141,3 +142,11 @@ def test_show_prints_the_tables_again() -> None:
 
 def test_show_refuses_what_is_no_run(tmp_path: Path) -> None:
     cgbench("show", tmp_path).refused(2, str(tmp_path / "run.json"))
+
+
+def test_show_says_that_a_run_has_no_cell(tmp_path: Path) -> None:
+    copy = shutil.copytree(MIXTURE, tmp_path / "run")
+    table = copy / "latency.csv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    done = cgbench("show", copy)
+    assert done.code == 0 and "the run has no cell yet" in done.stderr
