@@ -1,6 +1,6 @@
 """Load the target, its draft head and its tokenizer, or make them for a preset."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,13 @@ from cgbench.kernels.gpu import runs_kernels
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.division.division_check import check_division
-from cgbench.models.division.planned_splits import block_splits, planned_splits
+from cgbench.models.division.drafter_splits import drafter_splits
+from cgbench.models.division.planned_splits import (
+    block_splits,
+    planned_splits,
+    reading_rules,
+    stacked_gates,
+)
 from cgbench.models.division.shards import (
     divide,
     divide_lm_head,
@@ -216,8 +222,8 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
     if plan.scaled is not None:
         return _load_scaled_target(plan, plan.scaled, splits)
-    num_ranks = request.ranks.size
-    distributed = {"distributed_config": DistributedConfig(tp_size=num_ranks)} if splits else {}
+    read = stacked_gates(plan.skeleton.target.model) if splits else set()
+    distributed = {"distributed_config": _reading(request.ranks, read)} if splits else {}
     try:
         model, info = auto_class_for(plan.config).from_pretrained(
             ref if plan.gguf_file is None else str(plan.gguf_file.parent),
@@ -242,9 +248,14 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
-        _divide_target(model, splits, request.ranks)
+        _divide_target(model, splits, request.ranks, read)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
+
+
+def _reading(ranks: Ranks, read: Collection[str]) -> DistributedConfig:
+    """Return how transformers reads a rank's parts. ``read`` are the weights of other rules."""
+    return DistributedConfig(tp_size=ranks.size, tp_plan=reading_rules(read) or None)
 
 
 def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -> PreTrainedModel:
@@ -275,8 +286,10 @@ def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -
     return loaded
 
 
-def _divide_target(model: PreTrainedModel, splits: Splits, ranks: Ranks) -> None:
-    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD}, ranks)
+def _divide_target(
+    model: PreTrainedModel, splits: Splits, ranks: Ranks, read: Collection[str] = ()
+) -> None:
+    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD}, ranks, read)
     if LM_HEAD in splits:
         divide_lm_head(model, ranks)
 
@@ -295,7 +308,7 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
 
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
     for module in head.mtp_modules:
-        splits = _block_splits(plan, module, target) if plan.request.divided_head else {}
+        splits = _block_splits(plan, head, module, target) if plan.request.divided_head else {}
         divide(module, splits, plan.request.ranks)
         if module.output is not None and LM_HEAD in target.splits:
             divide_vocabulary(module.output, plan.request.ranks)
@@ -303,10 +316,12 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
         module.splits = splits
 
 
-def _block_splits(plan: LoadingPlan, module: MtpModule, target: Target) -> Splits:
+def _block_splits(plan: LoadingPlan, head: DraftHead, module: MtpModule, target: Target) -> Splits:
+    num_ranks = plan.request.ranks.size
     num_kv_heads = plan.skeleton.kv.num_kv_heads[module.layer_idx]
-    copies = kv_copies(num_kv_heads, plan.request.ranks.size)
-    return block_splits(target.splits, module, copies)
+    if num_ranks > 1 and head.family.reads_aux:
+        return drafter_splits(head, num_ranks, num_kv_heads)
+    return block_splits(target.splits, module, kv_copies(num_kv_heads, num_ranks))
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
