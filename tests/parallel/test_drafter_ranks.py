@@ -10,20 +10,21 @@ from cgbench.models.heads.head import HeadForm
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.parallel.ranks import ALONE
 from tests.support import dflash, eagle3, rank_jobs
-from tests.support.drafter_jobs import Case, Seen, see_all, see_faults
+from tests.support.drafter_jobs import GREEDILY, Case, Seen, see_all, see_faults
 from tests.support.fp8 import make_fp8_checkpoint
 from tests.support.rank_jobs import MAX_NEW_TOKENS, PROMPTS, VOCABULARY
-from tests.support.tiny import greedy_reference, make_checkpoint, reference_model
+from tests.support.tiny import edit_config, greedy_reference, make_checkpoint, reference_model
 
 EAGLE, EAGLE_WHOLE, EAGLE_SCARCE = "eagle3", "eagle3 whole", "eagle3 scarce"
-EAGLE_EXACT, DFLASH_EXACT = "eagle3 exact", "dflash exact"
+EAGLE_EXACT = "eagle3 exact"
 DFLASH, DFLASH_WHOLE = "dflash", "dflash whole"
 MIMO, STEP_3_5, SCALED = "mimo_v2_flash", "step3p5", "mimo_v2_flash fp8"
-DRAFTERS = (EAGLE, EAGLE_WHOLE, EAGLE_SCARCE, EAGLE_EXACT, DFLASH, DFLASH_WHOLE, DFLASH_EXACT)
+DRAFTERS = (EAGLE, EAGLE_WHOLE, EAGLE_SCARCE, EAGLE_EXACT, DFLASH, DFLASH_WHOLE)
 TARGETS = (MIMO, STEP_3_5, SCALED)
 ALL = (*DRAFTERS, *TARGETS)
 SINKS, VALUES = "self_attn.sinks", "block.self_attn.v_proj.weight"
 
+DRAWN = (*GREEDILY, rank_jobs.SAMPLED)
 Told = list[dict[str, Seen]]
 Faults = list[dict[str, rank_jobs.Told]]
 
@@ -39,15 +40,25 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     )
     drafter = dflash.make_drafter(root / "drafter", dflash.MIXED)
     return {
-        EAGLE: Case(eagle, plain, is_compiled=True),
+        EAGLE: Case(eagle, plain, rules=DRAWN, compiled=1),
         EAGLE_WHOLE: Case(eagle, biased, "whole"),
         EAGLE_SCARCE: Case(eagle, biased),
-        EAGLE_EXACT: Case(*eagle3.make_exact(root / "eagle exact")),
-        DFLASH: Case(block, drafter, is_compiled=True),
+        EAGLE_EXACT: Case(*even_exact(root / "eagle exact")),
+        DFLASH: Case(block, drafter, rules=DRAWN),
         DFLASH_WHOLE: Case(block, drafter, "whole"),
-        DFLASH_EXACT: Case(*dflash.make_exact(root / "dflash exact")),
         **targets(root),
     }
+
+
+def even_exact(folder: Path) -> tuple[Path, Path]:
+    """The exact EAGLE-3 checkpoint without its last draft token, so that two ranks divide them."""
+    target, head = eagle3.make_exact(folder)
+    tensors = eagle3.read_head(head)
+    for name in ("lm_head.weight", "d2t"):
+        tensors[name] = tensors[name][: eagle3.LIVE]
+    eagle3.write_head(head, tensors)
+    edit_config(head, draft_vocab_size=eagle3.LIVE)
+    return target, head
 
 
 def targets(root: Path) -> dict[str, Case]:
@@ -69,7 +80,7 @@ def targets(root: Path) -> dict[str, Case]:
         )[0],
     )
     return {
-        name: Case(folder, is_compiled=name == STEP_3_5, reads_plain=name != SCALED)
+        name: Case(folder, compiled=2 * (name == STEP_3_5), reads_plain=name != SCALED)
         for name, folder in zip(TARGETS, folders, strict=True)
     }
 
@@ -116,3 +127,67 @@ def test_two_ranks_decode_plain_greedy_tokens(
         if name in TARGETS:
             tokens, noise = each[name].plain or ([], 1.0)
             assert tokens == expected[1] and noise < 1e-4
+
+
+def test_a_head_that_is_right_has_every_draft_kept_on_ranks_too(ranks: Told) -> None:
+    """Each prompt's first tokens are none of the circle that the head knows."""
+    for each in ranks:
+        accepted = each[EAGLE_EXACT].told.accepted[f"{rank_jobs.GREEDY[1]} k=3"]
+        assert [counts[-1] for counts in accepted] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_floor_counts_what_a_rank_holds(name: str, alone: dict[str, Seen], ranks: Told) -> None:
+    whole = alone[name].counted
+    for each in ranks:
+        seen = each[name]
+        assert seen.counted == seen.held
+        assert 2 * seen.counted.lm_head == whole.lm_head
+        assert seen.counted.target < whole.target
+        # A whole head of EAGLE-3 has an output matrix that is divided all the same.
+        assert (seen.counted.head == whole.head) == (name == DFLASH_WHOLE)
+        assert set(seen.counted.kv_heads) == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "target_layers", "head_layers", "forwards"),
+    [
+        (EAGLE, 8, 1, 3),
+        (EAGLE_WHOLE, 8, 0, 3),
+        (DFLASH, 4, 3, 1),
+        (DFLASH_WHOLE, 4, 0, 1),
+        (MIMO, 3, 1, 3),
+    ],
+)
+def test_what_crosses_the_ranks_in_an_iteration(
+    name: str, target_layers: int, head_layers: int, forwards: int, ranks: Told
+) -> None:
+    """Two sums a layer and an argmax a forward, in one order on every rank. A whole head adds its
+    argmax alone, because it draws from a vocabulary that is divided."""
+    pair, argmax = ["all_reduce"] * 2, ["all_gather"]
+    for each in ranks:
+        for k in (1, 3):
+            drafts = pair * head_layers + argmax
+            expected = pair * target_layers + argmax + drafts * min(k, forwards)
+            assert each[name].collectives[k] == expected
+
+
+@pytest.mark.parametrize("name", [EAGLE, STEP_3_5])
+def test_compiled_layers_decode_alike(name: str, alone: dict[str, Seen], ranks: Told) -> None:
+    tokens = alone[name].told.tokens[f"{rank_jobs.GREEDY[1]} k=1"]
+    for each in ranks:
+        assert (each[name].compiled or [])[:3] == tokens
+
+
+@pytest.mark.parametrize(("ending", "name"), [(SINKS, MIMO), (VALUES, EAGLE)])
+def test_a_part_of_another_rank_shows(
+    ending: str, name: str, alone: dict[str, Seen], answers: list[Any]
+) -> None:
+    """In the fingerprint and in the drafts. The text shows nothing that is wrong in a head."""
+    faulty: Faults = answers[1]
+    sound, key = alone[name].told, f"{rank_jobs.GREEDY[1]} k=3"
+    for each in faulty:
+        told = each[ending]
+        assert told.fingerprint != sound.fingerprint
+        assert told.drafts[key] != sound.drafts[key]
+        assert name == MIMO or told.tokens[key] == sound.tokens[key]

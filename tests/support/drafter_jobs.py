@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -11,33 +12,35 @@ from torch import Tensor, nn
 
 from cgbench.checks.reference import Plain, reference_draft_logits
 from cgbench.compile.layers import compile_forwards
-from cgbench.engine.acceptance import Greedy
+from cgbench.engine.acceptance import Greedy, shared_rule
+from cgbench.engine.iteration import iteration
+from cgbench.engine.prefill import begin_decoding, prefill
 from cgbench.floor.work import rank_work
 from cgbench.models import loader
 from cgbench.models.division import shards
 from cgbench.models.division.splits import Split, Splits
+from cgbench.models.heads.aux_head import AuxHead
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading
-from cgbench.parallel.collectives import Collective, watched_collectives
+from cgbench.parallel.collectives import watched_collectives
 from cgbench.parallel.ranks import Ranks, gathered
 from tests.support.rank_jobs import (
     GREEDY,
     MAX_NEW_TOKENS,
     PROMPTS,
-    SAMPLED,
     Counted,
     Ids,
     Rule,
     Told,
-    decode,
     matrix_elements,
     rows_of,
     tell,
 )
+from tests.support.tiny import make_speculator, make_state
 from tests.support.tracing import traced_layers
 
-RULES: tuple[Rule, ...] = ((1, Greedy()), GREEDY, SAMPLED)
-"""Greedily three requests of unequal lengths together, and two by the rule that draws."""
+GREEDILY: tuple[Rule, ...] = ((1, Greedy()), GREEDY)
+"""Three requests of unequal lengths together."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,10 @@ class Case:
     target: Path
     head: Path | None = None
     placement: str = "divided"
-    is_compiled: bool = False
+    rules: tuple[Rule, ...] = GREEDILY
+    compiled: int = 0
+    """On how many ranks the target's layers are compiled at last, and a drafter's. Plain layers of
+    the others exchange the same, mixtures with shared experts apart."""
     reads_plain: bool = False
     """Whether transformers' own attention is asked too, as the audit's reference asks it."""
 
@@ -64,7 +70,7 @@ class Seen:
     reference: list[int]
     counted: Counted
     held: Counted
-    collectives: dict[int, list[Collective]]
+    collectives: dict[int, list[str]]
     plain: tuple[list[int], float] | None
     compiled: Ids | None
 
@@ -86,7 +92,7 @@ def load_case(case: Case, ranks: Ranks) -> LoadedModel:
 
 def see(case: Case, ranks: Ranks) -> Seen:
     model = load_case(case, ranks)
-    told = tell(model, RULES)
+    told = tell(model, case.rules)
     return Seen(
         told,
         reference_drafts(model),
@@ -94,7 +100,7 @@ def see(case: Case, ranks: Ranks) -> Seen:
         held(model),
         {k: crossed(model, k) for k in (1, 3)},
         plainly(model) if case.reads_plain else None,
-        compiled_rows(model) if case.is_compiled else None,
+        None if ranks.size == 1 or not case.compiled else compiled_rows(model, case.compiled),
     )
 
 
@@ -105,11 +111,16 @@ def reference_drafts(model: LoadedModel) -> list[int]:
     return chosen
 
 
-def crossed(model: LoadedModel, k: int) -> list[Collective]:
-    """What crosses the ranks for one request, in order."""
+def crossed(model: LoadedModel, k: int) -> list[str]:
+    """The collectives of one iteration, in order."""
+    accept = shared_rule(Greedy(), model.target)
+    spec = make_speculator(model, max_batch_size=1, room=64, accept=accept, max_spec_tokens=k)
+    state = make_state(spec, k, 1)
+    prefilled = prefill(spec, PROMPTS[:1], max_num_tokens=64)
+    begin_decoding(spec, state, prefilled, tokens_left=MAX_NEW_TOKENS)
     with watched_collectives() as seen:
-        decode(model, Greedy(), k, PROMPTS[:1])
-    return seen
+        iteration(spec, state.rows(1))
+    return [call.kind for call in seen]
 
 
 def plainly(model: LoadedModel) -> tuple[list[int], float]:
@@ -118,13 +129,16 @@ def plainly(model: LoadedModel) -> tuple[list[int], float]:
     return plain.tokens(prompt, MAX_NEW_TOKENS), plain.noise
 
 
-def compiled_rows(model: LoadedModel) -> Ids:
-    """Tokens and drafts at k = 1 through layers that are traced and run as traced."""
-    rows = rows_of(model)
+def compiled_rows(model: LoadedModel, num_compiled: int) -> Ids:
+    """Tokens and drafts at k = 1, on the first ranks through layers that are traced and run as
+    traced."""
+    head = model.head if isinstance(model.head, AuxHead) else None
     with traced_layers() as graphs:
-        torch._dynamo.reset()
-        compile_forwards(model.target, model.head)
-        assert rows_of(model) == rows and graphs
+        if is_compiled := model.ranks.rank < num_compiled:
+            torch._dynamo.reset()
+            compile_forwards(model.target, head)
+        rows = rows_of(model)
+        assert bool(graphs) == is_compiled
     return rows
 
 
@@ -172,10 +186,10 @@ def first_part(ending: str) -> Iterator[None]:
     real = shards._part
     names: list[str] = []
 
-    def divide(module: nn.Module, splits: Splits, ranks: Ranks) -> None:
+    def divide(module: nn.Module, splits: Splits, ranks: Ranks, *read: Any) -> None:
         for name, split in splits.items():
             names.append(name)
-            shards.divide(module, {name: split}, ranks)
+            shards.divide(module, {name: split}, ranks, *read)
 
     def part(parameter: Tensor | None, split: Split, ranks: Ranks) -> Tensor:
         if not names[-1].endswith(ending):
