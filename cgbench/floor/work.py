@@ -24,6 +24,7 @@ from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.division.splits import Splits
 from cgbench.models.heads.head import MtpModule
+from cgbench.models.kept_types import kept_in_float32
 from cgbench.models.loader import LoadedModel
 from cgbench.models.quantised.kv_format import PLAIN, SCALE_BYTES, KvFormat
 from cgbench.models.skeleton import Skeleton, stored_bytes
@@ -332,12 +333,12 @@ def model_work(skeleton: Skeleton, kv_format: KvFormat = PLAIN) -> ModelWork:
     keeps_latents = skeleton.kv.keeps_latents
     probe = _WorkProbe(keeps_latents=keeps_latents, kv_format=kv_format)
     backbone_names = _weight_names(target.backbone)
-    stored = _stored_bytes(target.model, skeleton.scaled)
+    stored = _stored_bytes(target.model, skeleton.scaled, target)
     hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe), stored)
     lm_head = _output_work(target, hidden, None, stored)
     if head is None:
         return ModelWork(work, lm_head)
-    of_head = _stored_bytes(head, skeleton.head_scaled)
+    of_head = _stored_bytes(head, skeleton.head_scaled, target)
     fed = head.to_input(hidden)
 
     def module_work(module: MtpModule) -> ModuleWork:
@@ -391,28 +392,32 @@ def _module_work(
     return work
 
 
-def _stored_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> dict[int, int]:
-    """Return the bytes of the module's FP8 weights by storage, scales included."""
+def _stored_bytes(module: nn.Module, scaled: Mapping[str, Size], target: Target) -> dict[int, int]:
+    """Return the bytes of the module's weights that are not of the model's dtype, by storage.
+
+    They are FP8 ones with their scales, and those that stay in float32.
+    """
+    keeps = kept_in_float32(target.model, torch.bfloat16)
+    kept = {
+        _storage(weight): weight.numel() * torch.float32.itemsize
+        for name, weight in module.named_parameters()
+        if keeps(name)
+    }
     weights = {name: module.get_parameter(name) for name in scaled}
-    return {_storage(w): stored_bytes(w.shape, scaled[name]) for name, w in weights.items()}
+    of_fp8 = {_storage(w): stored_bytes(w.shape, scaled[name]) for name, w in weights.items()}
+    return kept | of_fp8
 
 
 def _output_work(
     target: Target, hidden: HiddenStates, own: nn.Linear | None, stored: Mapping[int, int]
 ) -> ForwardWork:
     """Return the product with the lm_head, or with a head's ``own`` output matrix."""
-    module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
+    module, name = (own, OWN_OUTPUT) if own is not None else (target.lm_head, "lm_head")
     normed = hidden.post_norm.new_zeros(1, 1, module.in_features)
     _, work = _recorded(
         {_storage(module.weight): name}, None, lambda: target.logits(normed, own), stored
     )
     return work
-
-
-def _lm_head(target: Target) -> nn.Linear:
-    lm_head = target.model.get_output_embeddings()
-    assert isinstance(lm_head, nn.Linear)
-    return lm_head
 
 
 def _recorded(

@@ -36,6 +36,8 @@ from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.any_head import make_head
 from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.heads.head_files import read_head
+from cgbench.models.heads.reduced_output import reduce_outputs
+from cgbench.models.kept_types import kept_in_float32
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.presets import PRESETS
@@ -301,17 +303,31 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
         head = make_head(plan.family, target.model, plan.head_files.forms)
     read_head(head, plan.head_files)
     target.watch_layers(head.aux_layers)
+    _reduce_vocabulary(plan, head, target)
     _divide_head(plan, head, target)
     cast_head(head, target)
     return head.to(target.device).eval()
 
 
+def _reduce_vocabulary(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
+    """Cut the output matrices of a head to the tokens that the plan has, ahead of a division."""
+    if plan.draft_tokens is None:
+        return
+    ids = torch.tensor(plan.draft_tokens.ids)
+    ranks = plan.request.ranks if target.divides_vocabulary else ALONE
+    reduce_outputs(head, target.lm_head, ids, target.device, ranks)
+
+
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
+    divided: set[int] = set()
     for module in head.mtp_modules:
         splits = _block_splits(plan, head, module, target) if plan.request.divided_head else {}
         divide(module, splits, plan.request.ranks)
         if module.output is not None and LM_HEAD in target.splits:
-            divide_vocabulary(module.output, plan.request.ranks)
+            # Modules of a reduced vocabulary share one matrix.
+            if id(module.output) not in divided:
+                divide_vocabulary(module.output, plan.request.ranks)
+            divided.add(id(module.output))
             splits = {**splits, HEAD_OUTPUT: Split(0)}
         module.splits = splits
 
@@ -355,6 +371,7 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     cast_head(head.eval(), target)
     draw_head(head, target.model, plan.request.device)
     quantise_parameters(head, plan.skeleton.head_scaled)
+    _reduce_vocabulary(plan, head, target)
     _divide_head(plan, head, target)
     return head
 
@@ -370,14 +387,14 @@ def cast_head(head: DraftHead, target: Target) -> None:
     a router's correction added in bfloat16 chooses other experts. FP8 weights and their scales stay
     too.
     """
-    kept = sorted(target.model._keep_in_fp32_modules_strict or ())
+    keeps = kept_in_float32(target.model, target.dtype)
     for module_name, module in head.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
                 is_float = tensor is not None and tensor.is_floating_point()
                 if tensor is not None and is_float and not is_quantised(module, name):
-                    path = f".{module_name}.{name}"
-                    is_kept = any(f".{each}" in path for each in (*kept, *_IN_FLOAT32))
+                    path = f"{module_name}.{name}"
+                    is_kept = path.endswith(_IN_FLOAT32) or keeps(path)
                     tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)
 
 
