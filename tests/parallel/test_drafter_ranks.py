@@ -1,19 +1,33 @@
 """Two ranks under gloo share EAGLE-3 heads, DFlash drafters, MiMo-V2's target and Step-3.5's."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from cgbench.errors import BadInputError, UnsupportedModelError
+from cgbench.models.division.division_check import check_division
+from cgbench.models.division.planned_splits import check_plan
 from cgbench.models.heads.families import MIMO_V2, STEP
 from cgbench.models.heads.head import HeadForm
+from cgbench.models.loading_plan import Loading, plan_loading
 from cgbench.parallel.launch import run_on_ranks
-from cgbench.parallel.ranks import ALONE
+from cgbench.parallel.ranks import ALONE, Ranks
 from tests.support import dflash, eagle3, rank_jobs
 from tests.support.drafter_jobs import GREEDILY, Case, Seen, see_all, see_faults
 from tests.support.fp8 import make_fp8_checkpoint
 from tests.support.rank_jobs import MAX_NEW_TOKENS, PROMPTS, VOCABULARY
-from tests.support.tiny import edit_config, greedy_reference, make_checkpoint, reference_model
+from tests.support.tiny import (
+    SHAPE,
+    edit_config,
+    greedy_reference,
+    make_checkpoint,
+    reference_model,
+)
 
 EAGLE, EAGLE_WHOLE, EAGLE_SCARCE = "eagle3", "eagle3 whole", "eagle3 scarce"
 EAGLE_EXACT = "eagle3 exact"
@@ -39,13 +53,15 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         for each in (eagle3.SAFEAILAB, eagle3.SPECULATORS_3)
     )
     drafter = dflash.make_drafter(root / "drafter", dflash.MIXED)
+    ranked = root / "ranked.json"
+    ranked.write_text(json.dumps([*range(63, 1, -3), 5, 7, 11]))
     return {
         EAGLE: Case(eagle, plain, rules=DRAWN, compiled=1),
         EAGLE_WHOLE: Case(eagle, biased, "whole"),
         EAGLE_SCARCE: Case(eagle, biased),
         EAGLE_EXACT: Case(*even_exact(root / "eagle exact")),
         DFLASH: Case(block, drafter, rules=DRAWN),
-        DFLASH_WHOLE: Case(block, drafter, "whole"),
+        DFLASH_WHOLE: Case(block, drafter, "whole", ranked),
         **targets(root),
     }
 
@@ -144,8 +160,8 @@ def test_the_floor_counts_what_a_rank_holds(name: str, alone: dict[str, Seen], r
         assert seen.counted == seen.held
         assert 2 * seen.counted.lm_head == whole.lm_head
         assert seen.counted.target < whole.target
-        # A whole head of EAGLE-3 has an output matrix that is divided all the same.
-        assert (seen.counted.head == whole.head) == (name == DFLASH_WHOLE)
+        # An output matrix beside a whole block is divided all the same.
+        assert seen.counted.head < whole.head
         assert set(seen.counted.kv_heads) == {1}
 
 
@@ -191,3 +207,54 @@ def test_a_part_of_another_rank_shows(
         assert told.fingerprint != sound.fingerprint
         assert told.drafts[key] != sound.drafts[key]
         assert name == MIMO or told.tokens[key] == sound.tokens[key]
+
+
+def check_ranks(target: Path, head: Path, num_ranks: int, *, divided: bool = True) -> None:
+    where = torch.device("cpu"), torch.float32
+    ranks = Ranks(0, num_ranks)
+    loading = Loading(str(target), str(head), True, *where, divided_head=divided, ranks=ranks)
+    check_division(plan_loading(loading))
+
+
+@pytest.mark.parametrize(
+    ("layout", "field", "words"),
+    [
+        (eagle3.SPECULATORS_3, {}, "the 2 attention heads of the EAGLE-3 head"),
+        (eagle3.VLLM, {"num_key_value_heads": 3, "num_attention_heads": 12}, "the 3 key-value"),
+        (eagle3.SAFEAILAB, {"intermediate_size": 42}, "the 42 features of the MLP"),
+    ],
+)
+def test_drafter_layers_that_the_ranks_do_not_divide_may_be_whole(
+    layout: eagle3.Layout, field: dict[str, int], words: str, tmp_path: Path
+) -> None:
+    target = eagle3.make_target(tmp_path / "target")
+    odd = replace(layout, layer={**layout.layer, **field})
+    head = eagle3.make_head_folder(tmp_path / "head", odd, target)
+    with pytest.raises(BadInputError, match=f"--tp 4: does not divide {words}.*--tp-head whole"):
+        check_ranks(target, head, 4)
+    check_ranks(target, head, 4, divided=False)
+
+
+def test_a_drafter_s_layers_that_the_ranks_do_not_divide(tmp_path: Path) -> None:
+    target = dflash.make_target(tmp_path / "target")
+    drafter = dflash.make_drafter(tmp_path / "drafter", dflash.MIXED)
+    with pytest.raises(BadInputError, match="the 2 attention heads of the DFlash drafter"):
+        check_ranks(target, drafter, 4)
+    check_ranks(target, drafter, 4, divided=False)
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_draft_tokens_that_the_ranks_do_not_divide(divided: bool, tmp_path: Path) -> None:
+    folders = eagle3.make_exact(tmp_path)
+    words = "--tp 2: divides the target's 64 tokens, and not the 33 that the EAGLE-3 head drafts"
+    with pytest.raises(BadInputError, match=words):
+        check_ranks(*folders, 2, divided=divided)
+
+
+def test_heads_that_are_normed_together_are_refused_by_their_style() -> None:
+    """Step's plan puts heads together too, and its norms are of each head apart."""
+    config = AutoConfig.for_model("olmo2", **SHAPE)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match="style 'rowwise_split_input'"):
+        check_plan(model)

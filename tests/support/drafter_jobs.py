@@ -50,6 +50,8 @@ class Case:
     target: Path
     head: Path | None = None
     placement: str = "divided"
+    ranked: Path | None = None
+    """The file that ranks the tokens of a reduced draft vocabulary."""
     rules: tuple[Rule, ...] = GREEDILY
     compiled: int = 0
     """On how many ranks the target's layers are compiled at last, and a drafter's. Plain layers of
@@ -82,12 +84,11 @@ def see_all(cases: dict[str, Case], *, ranks: Ranks) -> list[dict[str, Seen]]:
 
 
 def load_case(case: Case, ranks: Ranks) -> LoadedModel:
-    head = None if case.head is None else str(case.head)
+    head, ranked = (None if each is None else str(each) for each in (case.head, case.ranked))
     where = torch.device("cpu"), torch.float32
     is_divided = case.placement == "divided"
-    return load_model(
-        Loading(str(case.target), head, True, *where, divided_head=is_divided, ranks=ranks)
-    )
+    how = {"divided_head": is_divided, "draft_vocab_from": ranked}
+    return load_model(Loading(str(case.target), head, True, *where, ranks=ranks, **how))
 
 
 def see(case: Case, ranks: Ranks) -> Seen:
