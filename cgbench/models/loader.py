@@ -20,7 +20,7 @@ from cgbench.models.division.drafter_splits import drafter_splits
 from cgbench.models.division.planned_splits import (
     block_splits,
     planned_splits,
-    reading_rules,
+    reading_plan,
     stacked_gates,
 )
 from cgbench.models.division.shards import (
@@ -224,8 +224,13 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
     if plan.scaled is not None:
         return _load_scaled_target(plan, plan.scaled, splits)
-    read = stacked_gates(plan.skeleton.target.model) if splits else set()
-    distributed = {"distributed_config": _reading(request.ranks, read)} if splits else {}
+    whole = plan.skeleton.target.model
+    read = stacked_gates(whole) if splits else set()
+    distributed = {}
+    if splits:
+        own_plan = reading_plan(whole, read)
+        reading = DistributedConfig(tp_size=request.ranks.size, tp_plan=own_plan)
+        distributed = {"distributed_config": reading}
     try:
         model, info = auto_class_for(plan.config).from_pretrained(
             ref if plan.gguf_file is None else str(plan.gguf_file.parent),
@@ -253,11 +258,6 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
         _divide_target(model, splits, request.ranks, read)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
-
-
-def _reading(ranks: Ranks, read: Collection[str]) -> DistributedConfig:
-    """Return how transformers reads a rank's parts. ``read`` are the weights of other rules."""
-    return DistributedConfig(tp_size=ranks.size, tp_plan=reading_rules(read) or None)
 
 
 def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -> PreTrainedModel:

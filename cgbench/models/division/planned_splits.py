@@ -188,19 +188,23 @@ def gated_splits(model: nn.Module) -> dict[str, Split]:
 def stacked_gates(model: nn.Module) -> set[str]:
     """Return the names of the experts' weights of ``model`` whose gate and up are stored apart.
 
-    Step stores each of all experts together. transformers 5.17 divides both by the halves that
-    their joined weight has, and the product after them otherwise. So it is given ``reading_rules``.
+    Step stores each of all experts together. transformers (5.17 to 5.24) cuts both as if they were
+    gate and up already, and reads other rows than the columns of the product after them. So it is
+    given ``reading_plan``.
     """
     names = {f"{layer}.mlp.experts.gate_up_proj" for layer in _gated_layers(model)}
     return names & {name for name, _ in model.named_parameters()}
 
 
-def reading_rules(names: Collection[str]) -> dict[str, str]:
-    """Return the rules by which transformers reads a rank's rows of each tensor of ``names``.
+def reading_plan(model: PreTrainedModel, names: Collection[str]) -> dict[str, str] | None:
+    """Return the plan by which transformers reads a rank's rows of each tensor of ``names``.
 
-    ``names`` are those of ``stacked_gates``. The rows of gate and of up are joined after that.
+    ``names`` are those of ``stacked_gates``. The rows of gate and of up are joined after that. It
+    is None for the plan that ``model`` has, if there are none. It is a whole plan, because 5.17
+    takes one in place of the model's, and 5.23 adds it.
     """
-    return {re.sub(r"\.\d+\.", ".*.", name): "colwise" for name in names}
+    own = {re.sub(r"\.\d+\.", ".*.", name): "colwise" for name in names}
+    return {**model.tp_plan, **own} if own else None
 
 
 def _gated_layers(model: nn.Module) -> list[str]:
