@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cgbench.errors import BadInputError, UnsupportedModelError
@@ -95,10 +96,21 @@ def targets(root: Path) -> dict[str, Case]:
             **made,
         )[0],
     )
+    spread_sinks(folders[0])
     return {
         name: Case(folder, compiled=2 * (name == STEP_3_5), reads_plain=name != SCALED)
         for name, folder in zip(TARGETS, folders, strict=True)
     }
+
+
+def spread_sinks(folder: Path) -> None:
+    """Give each head's sink a value far from the others', in the target and in the modules."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    sinks = {name for name in tensors if name.endswith("sinks") or "sink_bias" in name}
+    assert len(sinks) == 1 + 3
+    spread = {name: torch.linspace(4, -4, len(tensors[name])) for name in sinks}
+    save_file(tensors | spread, file, metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module")
