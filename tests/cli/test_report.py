@@ -87,6 +87,15 @@ def test_markdown_holds_the_same_tables(page: str, tmp_path: Path) -> None:
     assert text.count("\n### ") == page.count("<h3 ")
 
 
+def test_a_definition_is_a_line_of_its_own(page: str, tmp_path: Path) -> None:
+    """What explains the columns is a list already, and its dashes are not the page's words."""
+    done = cgbench("report", MIXTURE, "-o", tmp_path / "report.md")
+    assert done.code == 0, done.stderr
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "- - " not in text and "\n- TPOT is the time per output token" in text
+    assert "<p>TPOT is the time per output token" in page and "<p>- " not in page
+
+
 def test_a_name_from_a_run_cannot_leave_its_place(tmp_path: Path) -> None:
     from dataclasses import replace
 
