@@ -184,23 +184,37 @@ def rank_work(model: LoadedModel) -> ModelWork:
         return work
     target = model.target
     heads = _num_parts(model, range(target.num_layers))
+    own = _part(work.target, target.splits, num_ranks, heads)
     lm_head = _part(work.lm_head, target.splits, num_ranks, 1)
     modules = () if model.head is None else model.head.mtp_modules
-    own = _part(work.target, target.splits, num_ranks, heads)
-    return ModelWork(
+    return replace(
+        work,
         target=replace(own, states=tuple(model.state_shapes.values())),
         lm_head=lm_head,
         modules=tuple(
-            ModuleWork(
-                forward=_part(
-                    each.forward, own.splits, num_ranks, _num_parts(model, [own.layer_idx])
-                ),
-                output=lm_head
-                if own.output is None
-                else _part(each.output, own.splits, num_ranks, 1),
-            )
-            for each, own in zip(work.modules, modules, strict=True)
+            _module_part(model, module, each, lm_head)
+            for each, module in zip(work.modules, modules, strict=True)
         ),
+    )
+
+
+def _module_part(
+    model: LoadedModel, module: MtpModule, work: ModuleWork, lm_head: ForwardWork
+) -> ModuleWork:
+    """Return a rank's part of the ``work`` of one of the head's modules.
+
+    ``lm_head`` is its part of the target's.
+    """
+    num_ranks, heads = model.ranks.size, _num_parts(model, [module.layer_idx])
+
+    def of(forward: ForwardWork) -> ForwardWork:
+        return _part(forward, module.splits, num_ranks, heads)
+
+    has_own = module.output is not None
+    return ModuleWork(
+        forward=of(work.forward),
+        output=_part(work.output, module.splits, num_ranks, 1) if has_own else lm_head,
+        first=None if work.first is None else of(work.first),
     )
 
 

@@ -1,6 +1,6 @@
 """Load the target, its draft head and its tokenizer, or make them for a preset."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,13 @@ from cgbench.kernels.gpu import runs_kernels
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.division.division_check import check_division
-from cgbench.models.division.planned_splits import block_splits, planned_splits
+from cgbench.models.division.drafter_splits import drafter_splits
+from cgbench.models.division.planned_splits import (
+    block_splits,
+    planned_splits,
+    reading_plan,
+    stacked_gates,
+)
 from cgbench.models.division.shards import (
     divide,
     divide_lm_head,
@@ -218,8 +224,13 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
     if plan.scaled is not None:
         return _load_scaled_target(plan, plan.scaled, splits)
-    num_ranks = request.ranks.size
-    distributed = {"distributed_config": DistributedConfig(tp_size=num_ranks)} if splits else {}
+    whole = plan.skeleton.target.model
+    read = stacked_gates(whole) if splits else set()
+    distributed = {}
+    if splits:
+        own_plan = reading_plan(whole, read)
+        reading = DistributedConfig(tp_size=request.ranks.size, tp_plan=own_plan)
+        distributed = {"distributed_config": reading}
     try:
         model, info = auto_class_for(plan.config).from_pretrained(
             ref if plan.gguf_file is None else str(plan.gguf_file.parent),
@@ -244,7 +255,7 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
-        _divide_target(model, splits, request.ranks)
+        _divide_target(model, splits, request.ranks, read)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
 
@@ -277,8 +288,10 @@ def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -
     return loaded
 
 
-def _divide_target(model: PreTrainedModel, splits: Splits, ranks: Ranks) -> None:
-    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD}, ranks)
+def _divide_target(
+    model: PreTrainedModel, splits: Splits, ranks: Ranks, read: Collection[str] = ()
+) -> None:
+    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD}, ranks, read)
     if LM_HEAD in splits:
         divide_lm_head(model, ranks)
 
@@ -308,7 +321,7 @@ def _reduce_vocabulary(plan: LoadingPlan, head: DraftHead, target: Target) -> No
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
     divided: set[int] = set()
     for module in head.mtp_modules:
-        splits = _block_splits(plan, module, target) if plan.request.divided_head else {}
+        splits = _block_splits(plan, head, module, target) if plan.request.divided_head else {}
         divide(module, splits, plan.request.ranks)
         if module.output is not None and LM_HEAD in target.splits:
             # Modules of a reduced vocabulary share one matrix.
@@ -319,10 +332,12 @@ def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
         module.splits = splits
 
 
-def _block_splits(plan: LoadingPlan, module: MtpModule, target: Target) -> Splits:
+def _block_splits(plan: LoadingPlan, head: DraftHead, module: MtpModule, target: Target) -> Splits:
+    num_ranks = plan.request.ranks.size
     num_kv_heads = plan.skeleton.kv.num_kv_heads[module.layer_idx]
-    copies = kv_copies(num_kv_heads, plan.request.ranks.size)
-    return block_splits(target.splits, module, copies)
+    if num_ranks > 1 and head.family.reads_aux:
+        return drafter_splits(head, num_ranks, num_kv_heads)
+    return block_splits(target.splits, module, kv_copies(num_kv_heads, num_ranks))
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:

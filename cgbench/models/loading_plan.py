@@ -15,7 +15,6 @@ from cgbench.errors import (
     BadInputError,
     MissingHeadError,
     ModelError,
-    UnsupportedModelError,
 )
 from cgbench.models.checkpoint import (
     CONFIG_FILE,
@@ -383,21 +382,10 @@ def _find_head(
     name = flags.family or stated.family
     matrices = target_matrices(target, files)
     found = find_any_head(folder, target, matrices, request.dtype, name, request.mtp_modules)
-    _check_ranks(request, found.family)
     # A file's wiring holds for the family that the file states, and for no other.
     in_force = flags.family in (None, stated.family or found.family.name)
     family = wired(found.family, stated) if in_force else found.family
     return found, named(family, flags)
-
-
-def _check_ranks(request: Loading, family: HeadFamily) -> None:
-    """Refuse a head that ranks cannot share, nor hold whole beside a divided target."""
-    if family.reads_aux and request.ranks.size > 1:
-        article = "a" if family.is_parallel else "an"
-        raise UnsupportedModelError(
-            f"--tp {request.ranks.size}: {article} {family.kind} cannot be run on several GPUs "
-            "here. Drop --tp, or use another --head"
-        )
 
 
 def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | None) -> HeadFolder:
