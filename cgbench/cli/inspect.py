@@ -9,7 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 import cgbench
-from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, Model, QuantName
+from cgbench.cli.bench_flags import (
+    Debug,
+    DeviceName,
+    DtypeName,
+    KvDtypeName,
+    Model,
+    QuantName,
+    TpHead,
+)
 from cgbench.cli.console import TerminalProgress, console, print_uncut
 from cgbench.cli.head_flags import (
     ChainNorm,
@@ -27,7 +35,15 @@ from cgbench.cli.head_flags import (
 )
 from cgbench.cli.values import asked
 from cgbench.errors import ExitCode
-from cgbench.request.choices import Device, Dtype, KvDtype, ModuleFeed, NormForm, QuantMode
+from cgbench.request.choices import (
+    Device,
+    Dtype,
+    HeadPlacement,
+    KvDtype,
+    ModuleFeed,
+    NormForm,
+    QuantMode,
+)
 from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
@@ -61,6 +77,7 @@ def inspect(
         int | None,
         typer.Option("--tp", help="GPUs that would share it: what each would hold."),
     ] = None,
+    tp_head: TpHead = HeadPlacement.DIVIDED,
     quant: QuantName = QuantMode.AUTO,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="List every tensor of the head.")

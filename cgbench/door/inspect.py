@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from cgbench.door.prepare import use_passive_threads
 from cgbench.parallel.ranks import Ranks
 from cgbench.progress import SILENT, Progress
-from cgbench.request.parts import SharingRequest
 from cgbench.request.run_request import InspectRequest
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ def inspect(request: InspectRequest, *, progress: Progress = SILENT) -> "Inspect
     from cgbench.models.loading_plan import loading_of
 
     device = choose_device(request.device)
-    ranks = Ranks(0, request.tp or 1)
-    sharing = SharingRequest(tp=request.tp)
+    sharing = request.sharing
+    ranks = Ranks(0, sharing.num_ranks)
     loading = loading_of(request.model, sharing, device, with_head=True, seed=0, ranks=ranks)
     with progress.working(f"inspect {request.model.ref}"):
         return inspect_model(loading)

@@ -20,7 +20,7 @@ def check_memory(plan: LoadingPlan, options: RunOptions) -> None:
     """
     dtype, skeleton = plan.request.dtype, plan.skeleton
     num_ranks = plan.request.ranks.size
-    weights = (skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)) // num_ranks
+    weights = plan.least_weight_bytes
     slots = options.max_batch_size + 1
     tokens = slots * (options.context_len + options.to_decode)
     kv = tokens * skeleton.kv_bytes_per_token(dtype, num_ranks, plan.kv_format)

@@ -227,10 +227,9 @@ def _rank_facts(plan: LoadingPlan) -> RankFacts | None:
     skeleton, dtype, num_ranks = plan.skeleton, plan.request.dtype, plan.request.ranks.size
     if num_ranks == 1:
         return None
-    weights = skeleton.weight_bytes(dtype) + skeleton.head_bytes(dtype)
     return RankFacts(
         num_ranks=num_ranks,
-        weight_bytes=weights // num_ranks,
+        weight_bytes=plan.least_weight_bytes,
         kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype, num_ranks, plan.kv_format),
         kv_copies=skeleton.kv_copies(num_ranks),
         state_bytes_per_request=skeleton.state_bytes(dtype) // num_ranks,

@@ -185,6 +185,17 @@ class LoadingPlan:
     """The tokens that the head may draft. They are None if its own files decide."""
 
     @property
+    def least_weight_bytes(self) -> int:
+        """Return the least bytes of weights that a rank holds: its part, and perhaps a whole head.
+
+        The embedding and the norms, which each rank holds whole, are counted in part.
+        """
+        num_ranks, dtype = self.request.ranks.size, self.request.dtype
+        of_head = self.skeleton.head_bytes(dtype)
+        parts = num_ranks if self.request.divided_head else 1
+        return self.skeleton.weight_bytes(dtype) // num_ranks + of_head // parts
+
+    @property
     def quant(self) -> Quant:
         """Return the numeric mode of the weights, as a row's key has it."""
         if not (self.skeleton.scaled or self.skeleton.head_scaled):

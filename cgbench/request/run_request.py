@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, replace
 
-from cgbench.inputs import check_whole
 from cgbench.request.choices import Device, Role
 from cgbench.request.keys import Recorded, Setting
 from cgbench.request.parts import (
@@ -77,14 +76,9 @@ DecodeRequest = RunRequest | AuditRequest
 class InspectRequest(Recorded):
     """An ``InspectRequest`` states which model ``cgbench inspect`` looks at, with its head.
 
-    ``tp`` is how many GPUs would share it.
+    ``sharing`` is how GPUs would share it.
     """
 
     model: ModelRequest = field(default_factory=ModelRequest)
     device: Device = Device.AUTO
-    tp: int | None = None
-
-    def __post_init__(self) -> None:
-        Recorded.__post_init__(self)
-        if self.tp is not None:
-            check_whole("--tp", self.tp, 1)
+    sharing: SharingRequest = field(default_factory=SharingRequest)

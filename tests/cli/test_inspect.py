@@ -114,6 +114,10 @@ def test_ranks_are_told_what_each_would_hold(tmp_path: Path) -> None:
     both = alone["weight_bytes"] + alone["head"]["weight_bytes"]
     assert (two["num_ranks"], two["kv_copies"], two["problem"]) == (2, 1, None)
     assert 2 * two["weight_bytes"] == both
+    placed = ("--json", *where, "--tp", 2, "--tp-head", "whole")
+    whole = json.loads(cgbench("inspect", folder, *placed).stdout)["ranks"]
+    of_head = alone["head"]["weight_bytes"]
+    assert whole["weight_bytes"] == alone["weight_bytes"] // 2 + of_head
     for name in ("kv_bytes_per_token", "state_bytes_per_request", "state_bytes_per_verified_row"):
         assert 2 * two[name] == alone[name]
     four = cgbench("inspect", folder, *where, "--tp", 4)
