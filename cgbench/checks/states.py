@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cgbench.checks.subject import Subject
 from cgbench.engine.recurrent import RecurrentCache
-from cgbench.kernels.delta_rule import LayerState
+from cgbench.kernels.delta_net import LayerState
 from cgbench.kernels.row_updates import RowState
 
 # As many recurrent layers are watched as KV layers (``steps``).
@@ -35,13 +35,16 @@ def fill_unread(cache: RecurrentCache | None, rows: RowState, value: float) -> N
 
 
 def _fill_kept(cache: RecurrentCache, layer: LayerState, rows: RowState, value: float) -> None:
-    number = torch.arange(cache.query_len, device=rows.seq_len.device)
-    pending = rows.seq_len - cache.length[rows.slot_of_row]
-    is_unread = (number >= pending[:, None])[:, None].expand(-1, layer.keys.shape[1], -1)
+    """Fill all of the ring's rows but those from the matrices' length to seq_len."""
+    slots, begin = rows.slot_of_row, cache.length[rows.slot_of_row]
+    past = torch.arange(layer.keys.shape[2], device=slots.device)
+    places = (begin[:, None] + past) % layer.keys.shape[2]
+    is_unread = past >= (rows.seq_len - begin)[:, None]
     for tensor in (layer.keys, layer.updates, layer.log_decays):
-        kept = tensor[rows.slot_of_row]
+        # Places next to each other in an index come first in what it selects.
+        kept = tensor[slots[:, None], :, places]
         kept[is_unread] = value
-        tensor[rows.slot_of_row] = kept
+        tensor[slots[:, None], :, places] = kept
 
 
 def _fill_ring(cache: RecurrentCache, layer: LayerState, rows: RowState, value: float) -> None:

@@ -1,11 +1,12 @@
-"""Compute one verify of a gated delta net's recurrence, in two Triton kernels a layer.
+"""Compute what a gated delta net does between its projections in one Triton kernel a layer.
 
-The first is the convolution. The delta rule is the second, and stands here. Its floor is one read
-and one write of the matrices. In torch's operations it is some fifty kernels of a microsecond or
-two each.
+That is the convolution, the gates, the delta rule and the gated norm. Its floor is one read of the
+matrices. In torch's operations it is some sixty kernels of a microsecond or two each.
 
-``engine.recurrent`` describes what is computed, and what is kept of a row. Here the rule runs row
-by row, over a matrix that stays in registers.
+A program has one value head of one request. It reads the head's matrix S once, before the kernel
+ahead has ended. The rows' keys and queries are multiplied with S and with the pending rows
+together. What remains is a triangular system of the few new rows (the WY form, Yang et al., 2024).
+S is written only where the pending rows leave no room. ``engine.recurrent`` has the derivation.
 """
 
 import torch
@@ -14,24 +15,21 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.counters import arrivals
-from cgbench.kernels.delta_rule import DeltaRows, LayerState
+from cgbench.kernels.delta_net import DeltaRows, LayerState
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.triton_convolution import convolved
 
-VALUES_A_PROGRAM = 16
-"""A program takes this many columns of a head's matrix, with one warp.
-
-So no warp waits for another.
-"""
-
-MAX_HEADS = 1 << 18
-"""One call takes at most this many value heads, of all requests together."""
+WARPS = 8
+LEAST_ROWS = 8
+"""Keys and queries of so many rows are the 16 rows that a tensor core takes at least."""
+LEAST_SIZE = 16
+TAKEN_AT_ONCE = 128
 
 # Above this torch's softplus is the identity.
 _SOFTPLUS_LIMIT = tl.constexpr(20.0)
 # It guards against zero, as in transformers.
 _EPSILON = tl.constexpr(1e-6)
+# Three products of tensor cores, which together are as exact as float32.
+_EXACT = tl.constexpr("tf32x3")
 
 
 @triton.jit
@@ -44,201 +42,365 @@ def _softplus(x):
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _accept_pending(
-    state,
-    keys,
-    updates,
-    log_decays,
-    count,
-    in_key,
-    in_value,
-    KEPT: tl.constexpr,
-    KEY_DIM: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-):
-    # As ``delta_rule.advanced``. A row past ``count`` is not read, whatever lies there.
-    total = tl.load(log_decays + count - 1, mask=count > 0, other=0.0)
-    state *= tl.exp(total)
-    for j in tl.static_range(KEPT):
-        is_pending = j < count
-        log_decay = tl.load(log_decays + j, mask=is_pending, other=0.0)
-        weight = tl.where(is_pending, tl.exp(total - log_decay), 0.0)
-        key = tl.load(keys + j * KEY_DIM, mask=in_key & is_pending, other=0.0)
-        update = tl.load(updates + j * VALUE_DIM, mask=in_value & is_pending, other=0.0)
-        state += (key * weight)[:, None] * update[None, :]
-    return state
+def _tap(mixed, ring, row, begin, in_row, stride, CHANNELS: tl.constexpr, RING: tl.constexpr):
+    """Return the convolution's input ``row`` rows after the first, of new rows or of the ring."""
+    new = tl.load(mixed + row * stride, mask=in_row & (row >= 0), other=0.0)
+    position = begin + row
+    is_old = (row < 0) & (position >= 0)
+    old = tl.load(ring + position % RING * CHANNELS, mask=in_row & is_old, other=0.0)
+    return new.to(tl.float32) + old.to(tl.float32)
+
+
+@triton.jit
+def _activated(x, dtype: tl.constexpr):
+    """Return ``silu(x)``, rounded where torch's operations round."""
+    x = x.to(dtype).to(tl.float32)
+    return (x * tl.sigmoid(x)).to(dtype).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rate_stride", "time_stride"])  # type: ignore[untyped-decorator]
 def _delta_kernel(
-    convolved,
+    mixed,
+    gate,
     rate,
     time_step,
+    conv_weight,
+    conv_bias,
     a_log,
     dt_bias,
+    norm_weight,
     slots,
     positions,
     num_pending,
     matrix,
+    conv,
     keys,
     updates,
     log_decays,
     out,
-    arrived,
     scale,
+    epsilon,
+    mixed_stride,
+    gate_stride,
     rate_stride,
     time_stride,
+    KEY_PART: tl.constexpr,
+    VALUE_PART: tl.constexpr,
+    KEY_STEP: tl.constexpr,
+    VALUE_STEP: tl.constexpr,
+    GATE_STEP: tl.constexpr,
+    RATE_STEP: tl.constexpr,
+    TIME_STEP: tl.constexpr,
     QUERY_LEN: tl.constexpr,
+    MOST_PENDING: tl.constexpr,
     KEPT: tl.constexpr,
+    RING: tl.constexpr,
+    TAPS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     KEY_HEADS: tl.constexpr,
     HEADS: tl.constexpr,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     BLOCK_S: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    TILES: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
-    b = tl.program_id(0) // HEADS
+    GROUP: tl.constexpr = HEADS // KEY_HEADS
+    CHANNELS: tl.constexpr = 2 * KEY_HEADS * KEY_DIM + HEADS * VALUE_DIM
+    dtype: tl.constexpr = out.dtype.element_ty
+    b = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
-    tile = tl.program_id(1)
-    s = tl.arange(0, BLOCK_S)
+    key_head = head // GROUP
+    # Rows of keys, and after them rows of queries.
+    r = tl.arange(0, 2 * BLOCK_S)
+    s = r % BLOCK_S
+    is_key = r < BLOCK_S
     d = tl.arange(0, BLOCK_K)
-    v = tile * BLOCK_V + tl.arange(0, BLOCK_V)
+    v = tl.arange(0, BLOCK_V)
+    p = tl.arange(0, BLOCK_P)
     in_rows = s < QUERY_LEN
     in_key = d < KEY_DIM
     in_value = v < VALUE_DIM
-    of_head = tl.load(slots + b).to(tl.int64) * HEADS + head
-    keys += of_head * KEPT * KEY_DIM
-    updates += of_head * KEPT * VALUE_DIM
-    log_decays += of_head * KEPT
 
-    matrix += (of_head * KEY_DIM + d[:, None]) * VALUE_DIM + v[None, :]
+    # All of this was written before the kernel ahead began, so it is read before the wait.
+    slot = tl.load(slots + b, cache_modifier=".cg").to(tl.int64)
+    begin = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg")
+    count = tl.load(num_pending + b, cache_modifier=".cg")
+    of_head = slot * HEADS + head
+    to_matrix = matrix + (of_head * KEY_DIM + d[:, None]) * VALUE_DIM + v[None, :]
     in_matrix = in_key[:, None] & in_value[None, :]
     # Nothing came before a request's first row. So a padded row computes the same whatever lies
     # here.
-    is_first = tl.load(positions + b * QUERY_LEN) == 0
-    state = tl.load(matrix, mask=in_matrix & (is_first == 0), other=0.0)
-
-    row = b.to(tl.int64) * QUERY_LEN + s
-    from_row = convolved + row[:, None] * (2 * KEY_HEADS * KEY_DIM + HEADS * VALUE_DIM)
-    from_key = from_row + head // (HEADS // KEY_HEADS) * KEY_DIM + d[None, :]
-    in_keys = in_rows[:, None] & in_key[None, :]
-    in_values = in_rows[:, None] & in_value[None, :]
-    query = tl.load(from_key, mask=in_keys, other=0.0).to(tl.float32)
-    key = tl.load(from_key + KEY_HEADS * KEY_DIM, mask=in_keys, other=0.0).to(tl.float32)
-    from_value = from_row + 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + v[None, :]
-    value = tl.load(from_value, mask=in_values, other=0.0).to(tl.float32)
-    step = tl.load(time_step + row * time_stride + head, mask=in_rows, other=0.0).to(tl.float32)
-    step = _softplus(step + tl.load(dt_bias + head).to(tl.float32))
-    log_decay = tl.where(in_rows, -tl.exp(tl.load(a_log + head).to(tl.float32)) * step, 0.0)
-    beta = tl.sigmoid(
-        tl.load(rate + row * rate_stride + head, mask=in_rows, other=0.0).to(tl.float32)
+    state = tl.load(to_matrix, mask=in_matrix & (begin > 0), other=0.0, cache_modifier=".cg")
+    keys += of_head * KEPT * KEY_DIM
+    updates += of_head * KEPT * VALUE_DIM
+    log_decays += of_head * KEPT
+    is_pending = p < count
+    place = (begin - count + p) % KEPT
+    old_keys = tl.load(
+        keys + place[:, None] * KEY_DIM + d[None, :],
+        mask=is_pending[:, None] & in_key[None, :],
+        other=0.0,
+        cache_modifier=".cg",
     )
+    old_updates = tl.load(
+        updates + place[:, None] * VALUE_DIM + v[None, :],
+        mask=is_pending[:, None] & in_value[None, :],
+        other=0.0,
+        cache_modifier=".cg",
+    )
+    old_decays = tl.load(log_decays + place, mask=is_pending, other=0.0, cache_modifier=".cg")
+    total = tl.load(
+        log_decays + (begin - 1) % KEPT, mask=count > 0, other=0.0, cache_modifier=".cg"
+    )
+    conv += slot * RING * CHANNELS
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+    first_row = b * QUERY_LEN
+    part = tl.where(is_key, KEY_PART, 0)
+    channel = tl.where(is_key, KEY_HEADS * KEY_DIM, 0)[:, None] + key_head * KEY_DIM + d[None, :]
+    in_both = in_rows[:, None] & in_key[None, :]
+    from_both = mixed + first_row * mixed_stride + key_head * KEY_STEP + part[:, None] + d[None, :]
+    v_channel = 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + v
+    in_values = (in_rows & is_key)[:, None] & in_value[None, :]
+    of_group = head % GROUP * VALUE_DIM + v
+    from_values = mixed + first_row * mixed_stride + key_head * VALUE_STEP + VALUE_PART
+    from_values += of_group[None, :]
+    both = tl.zeros([2 * BLOCK_S, BLOCK_K], tl.float32)
+    value = tl.zeros([2 * BLOCK_S, BLOCK_V], tl.float32)
+    q_channel = key_head * KEY_DIM + d
+    k_channel = KEY_HEADS * KEY_DIM + q_channel
+    if HAS_BIAS:
+        q_bias = tl.load(conv_bias + q_channel, mask=in_key, other=0.0).to(tl.float32)
+        k_bias = tl.load(conv_bias + k_channel, mask=in_key, other=0.0).to(tl.float32)
+        both += tl.where(is_key[:, None], k_bias[None, :], q_bias[None, :])
+        value += tl.load(conv_bias + v_channel, mask=in_value, other=0.0).to(tl.float32)[None, :]
+    for tap in tl.static_range(TAPS):
+        row = (s + tap - (TAPS - 1))[:, None]
+        q_weight = tl.load(conv_weight + q_channel * TAPS + tap, mask=in_key, other=0.0)
+        k_weight = tl.load(conv_weight + k_channel * TAPS + tap, mask=in_key, other=0.0)
+        weight = tl.where(is_key[:, None], k_weight[None, :], q_weight[None, :]).to(tl.float32)
+        both += weight * _tap(
+            from_both, conv + channel, row, begin, in_both, mixed_stride, CHANNELS, RING
+        )
+        weight = tl.load(conv_weight + v_channel * TAPS + tap, mask=in_value, other=0.0)
+        ring = conv + v_channel[None, :]
+        value += weight.to(tl.float32)[None, :] * _tap(
+            from_values, ring, row, begin, in_values, mixed_stride, CHANNELS, RING
+        )
+    # The ring has room for the new rows beside those read here, so no program waits.
+    to_ring = conv + ((begin + s) % RING * CHANNELS)[:, None]
+    new = tl.load(from_both + s[:, None] * mixed_stride, mask=in_both, other=0.0)
+    tl.store(to_ring + channel, new, mask=in_both & (head % GROUP == 0))
+    new = tl.load(from_values + s[:, None] * mixed_stride, mask=in_values, other=0.0)
+    tl.store(to_ring + v_channel[None, :], new, mask=in_values)
+    both = _activated(both, dtype)
+    value = _activated(value, dtype)
+    both *= tl.rsqrt(tl.sum(both * both, 1) + _EPSILON)[:, None]
+    both *= tl.where(is_key, 1.0, scale)[:, None]
+
+    # Columns of a pair of rows are rows too.
+    c = tl.arange(0, 2 * BLOCK_S)
+    from_step = time_step + first_row * time_stride + key_head * TIME_STEP + head % GROUP
+    bias = tl.load(dt_bias + head).to(tl.float32)
+    decay = -tl.exp(tl.load(a_log + head).to(tl.float32))
+    step = tl.load(from_step + c * time_stride, mask=c < QUERY_LEN, other=0.0).to(tl.float32)
+    log_decay = tl.where(c < QUERY_LEN, decay * _softplus(step + bias), 0.0)
+    since = tl.sum(tl.where(c[None, :] <= s[:, None], log_decay[None, :], 0.0), 1)
+    since_column = tl.cumsum(log_decay, 0)
+    from_rate = rate + first_row * rate_stride + key_head * RATE_STEP + head % GROUP
+    beta = tl.sigmoid(tl.load(from_rate + s * rate_stride, mask=in_rows, other=0.0).to(tl.float32))
     # Rounded where torch's operations round.
-    beta = beta.to(convolved.dtype.element_ty).to(tl.float32)
-    query *= tl.rsqrt(tl.sum(query * query, 1) + _EPSILON)[:, None] * scale
-    key *= tl.rsqrt(tl.sum(key * key, 1) + _EPSILON)[:, None]
-    query_key = tl.sum(query * key, 1)
+    beta = beta.to(dtype).to(tl.float32)
 
-    count = tl.load(num_pending + b)
-    state = _accept_pending(
-        state, keys + d, updates + v, log_decays, count, in_key, in_value, KEPT, KEY_DIM, VALUE_DIM
-    )
-    tl.store(matrix, state, mask=in_matrix)
-    # What was pending has been read by all of this program before its arrival is counted.
-    tl.debug_barrier()
-    is_last = True
-    if TILES > 1:
-        is_last = tl.atomic_add(arrived + tl.program_id(0), 1, sem="acq_rel") == TILES - 1
+    if count + QUERY_LEN > MOST_PENDING:
+        weight = tl.where(is_pending, tl.exp(total - old_decays), 0.0)
+        added = tl.dot(tl.trans(old_keys * weight[:, None]), old_updates, input_precision=_EXACT)
+        state = state * tl.exp(total) + added
+        tl.store(to_matrix, state, mask=in_matrix)
+        is_pending = p < 0
+        total = 0.0
+    read = tl.dot(both, state, input_precision=_EXACT) * tl.exp(total + since)[:, None]
+    # Masked before exp, because past the pending rows the difference may overflow.
+    age = tl.where(is_pending[None, :], (total + since)[:, None] - old_decays[None, :], -1e30)
+    pairs = tl.dot(both, tl.trans(old_keys), input_precision=_EXACT) * tl.exp(age)
+    read += tl.dot(pairs, old_updates, input_precision=_EXACT)
 
-    read = tl.zeros([BLOCK_S, BLOCK_V], tl.float32)
-    added = tl.zeros([BLOCK_S, BLOCK_V], tl.float32)
+    # Row i of keys becomes beta_i (v_i - what it reads), less the updates before it. Row i of
+    # queries becomes what it reads, with the updates up to it.
+    x = tl.where(is_key[:, None], (value - read) * beta[:, None], read)
+    is_before = (c[None, :] < s[:, None]) | ((c[None, :] == s[:, None]) & (is_key[:, None] == 0))
+    age = tl.where(is_before, since[:, None] - since_column[None, :], -1e30)
+    coupling = tl.dot(both, tl.trans(both), input_precision=_EXACT) * tl.exp(age)
+    coupling *= tl.where(is_key, beta, -1.0)[:, None]
     for i in tl.static_range(QUERY_LEN):
-        here = s == i
-        q = tl.sum(tl.where(here[:, None], query, 0.0), 0)[:, None]
-        k = tl.sum(tl.where(here[:, None], key, 0.0), 0)[:, None]
-        u = tl.sum(tl.where(here[:, None], value, 0.0), 0)
-        state *= tl.exp(tl.sum(tl.where(here, log_decay, 0.0), 0))
-        u = (u - tl.sum(state * k, 0)) * tl.sum(tl.where(here, beta, 0.0), 0)
-        # It is of the state before the update, so that one reduction does not wait for the other.
-        o = tl.sum(state * q, 0) + u * tl.sum(tl.where(here, query_key, 0.0), 0)
-        state += k * u[None, :]
-        read = tl.where(here[:, None], o[None, :], read)
-        added = tl.where(here[:, None], u[None, :], added)
+        update = tl.sum(tl.where((r == i)[:, None], x, 0.0), 0)
+        x -= tl.sum(tl.where((c == i)[None, :], coupling, 0.0), 1)[:, None] * update[None, :]
 
-    to_out = out + (row[:, None] * HEADS + head) * VALUE_DIM + v[None, :]
-    tl.store(to_out, read.to(out.dtype.element_ty), mask=in_values)
-    tl.store(updates + s[:, None] * VALUE_DIM + v[None, :], added, mask=in_values)
-    if is_last:
-        # All programs of the head read these, so they are written when the last one has.
-        tl.store(keys + s[:, None] * KEY_DIM + d[None, :], key, mask=in_keys)
-        tl.store(log_decays + s, tl.cumsum(log_decay, 0), mask=in_rows)
-        if TILES > 1:
-            tl.store(arrived + tl.program_id(0), 0)
+    to_place = (begin + s) % KEPT
+    is_new = in_rows & is_key
+    tl.store(
+        keys + to_place[:, None] * KEY_DIM + d[None, :],
+        both,
+        mask=is_new[:, None] & in_key[None, :],
+    )
+    tl.store(updates + to_place[:, None] * VALUE_DIM + v[None, :], x, mask=in_values)
+    tl.store(log_decays + to_place, total + since, mask=is_new)
+
+    # Rounded where transformers' module rounds.
+    x = x.to(dtype).to(tl.float32)
+    x *= tl.rsqrt(tl.sum(x * x, 1) / VALUE_DIM + epsilon)[:, None]
+    gain = tl.load(norm_weight + v, mask=in_value, other=0.0)
+    x = x.to(dtype).to(tl.float32) * gain.to(tl.float32)[None, :]
+    if norm_weight.dtype.element_ty == dtype:
+        x = x.to(dtype).to(tl.float32)
+    row = first_row + s
+    from_gate = gate + (row * gate_stride)[:, None] + key_head * GATE_STEP + of_group[None, :]
+    in_queries = (in_rows & (is_key == 0))[:, None] & in_value[None, :]
+    opened = tl.load(from_gate, mask=in_queries, other=0.0).to(tl.float32)
+    x *= opened * tl.sigmoid(opened)
+    to_out = out + ((row * HEADS + head) * VALUE_DIM)[:, None] + v[None, :]
+    tl.store(to_out, x.to(dtype), mask=in_queries)
 
 
 def delta_rule(
     layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
-    """Return what ``rows`` read of the state, ``[B, S, H, Dv]``.
+    """Return what ``rows`` read of the state, normed and gated, ``[B, S, H, Dv]``.
 
-    They are in ``slots [B]`` at ``positions [B, S]``. They come after the ``num_pending [B]`` rows
-    that the state has yet to take up. The state is left before them.
+    They are in ``slots [B]`` at ``positions [B, S]``, after the ``num_pending [B]`` kept rows.
+    ``slots``, ``positions``, ``num_pending`` and the layer must be written before the kernel ahead
+    begins.
     """
-    net, device = rows.net, rows.mixed.device
-    batch, query_len, _ = rows.mixed.shape
-    kept = layer.keys.shape[2]
-    values = min(VALUES_A_PROGRAM, triton.next_power_of_2(net.value_size))
-    tiles = triton.cdiv(net.value_size, values)
-    rate, time_step = _heads_together(rows.rate), _heads_together(rows.time_step)
-    assert query_len <= kept
-    assert batch * net.num_heads <= MAX_HEADS and num_pending.is_contiguous()
-    shape = (batch, query_len, net.num_heads, net.value_size)
-    out = torch.empty(shape, dtype=rows.mixed.dtype, device=device)
-    _delta_kernel[(batch * net.num_heads, tiles)](
-        convolved(layer, rows, slots, positions),
+    net, device = rows.net, rows.query.device
+    batch, query_len = rows.num_tokens
+    most, kept = layer.most_pending, layer.keys.shape[2]
+    query, key, value = _of_one_tensor(rows.query, rows.key, rows.value)
+    gate, rate, time_step = map(_evenly, (rows.gate, rows.rate, rows.time_step))
+    assert query_len <= min(most, kept - most) and net.activation == "silu"
+    assert net.conv_weight.is_contiguous() and positions.is_contiguous()
+    assert num_pending.is_contiguous()
+    out = torch.empty(
+        (batch, query_len, net.num_heads, net.value_size), dtype=query.dtype, device=device
+    )
+    _delta_kernel[(batch * net.num_heads,)](
+        query,
+        gate,
         rate,
         time_step,
+        net.conv_weight,
+        net.conv_weight if net.conv_bias is None else net.conv_bias,
         net.a_log,
         net.dt_bias,
+        net.norm_weight,
         slots,
         positions,
         num_pending,
         layer.matrix,
+        layer.conv,
         layer.keys,
         layer.updates,
         layer.log_decays,
         out,
-        arrivals("delta_rule", MAX_HEADS, device),
         net.key_size**-0.5,
-        rate.stride(0),
-        time_step.stride(0),
+        net.norm_epsilon,
+        *map(_row_stride, (query, gate, rate, time_step)),
+        KEY_PART=key.storage_offset() - query.storage_offset(),
+        VALUE_PART=value.storage_offset() - query.storage_offset(),
+        KEY_STEP=key.stride(2),
+        VALUE_STEP=value.stride(2),
+        GATE_STEP=gate.stride(2),
+        RATE_STEP=rate.stride(2),
+        TIME_STEP=time_step.stride(2),
         QUERY_LEN=query_len,
+        MOST_PENDING=most,
         KEPT=kept,
+        RING=layer.conv.shape[1],
+        TAPS=net.conv_weight.shape[1],
+        HAS_BIAS=net.conv_bias is not None,
         KEY_HEADS=net.num_key_heads,
         HEADS=net.num_heads,
         KEY_DIM=net.key_size,
         VALUE_DIM=net.value_size,
-        BLOCK_S=triton.next_power_of_2(query_len),
-        BLOCK_K=triton.next_power_of_2(net.key_size),
-        BLOCK_V=values,
-        TILES=tiles,
+        BLOCK_S=max(LEAST_ROWS, triton.next_power_of_2(query_len)),
+        BLOCK_P=triton.next_power_of_2(most),
+        BLOCK_K=max(LEAST_SIZE, triton.next_power_of_2(net.key_size)),
+        BLOCK_V=max(LEAST_SIZE, triton.next_power_of_2(net.value_size)),
         EARLY=early(device),
-        num_warps=1,
+        num_warps=WARPS,
         **launch_keywords(device),
     )
     return out
 
 
-def _heads_together(each: Tensor) -> Tensor:
-    """Return ``each [B, S, num_heads]`` as ``[B * S, num_heads]``, a row's heads side by side.
+def _of_one_tensor(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Return ``parts [B, S, heads, size]`` as columns of one tensor, as a product leaves them."""
+    places = {(each.untyped_storage().data_ptr(), _row_stride(each)) for each in parts}
+    if len(places) == 1 and all(map(_is_even, parts)):
+        return parts
+    sizes = [each.shape[2] * each.shape[3] for each in parts]
+    columns = torch.cat([each.flatten(2) for each in parts], dim=-1).split(sizes, dim=-1)
+    return tuple(
+        part.unflatten(-1, each.shape[2:]) for part, each in zip(columns, parts, strict=True)
+    )
 
-    It copies only if every key head serves one value head, as Qwen3-Next projects then.
-    """
-    rows = each.flatten(0, 1)
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+def _evenly(each: Tensor) -> Tensor:
+    """Return ``each [B, S, heads, size]`` with the tokens at equal distances."""
+    return each if _is_even(each) else each.contiguous()
+
+
+def _is_even(each: Tensor) -> bool:
+    """Return whether the tokens of ``each [B, S, heads, size]`` lie at equal distances, and a
+    head's columns side by side."""
+    batch, length, _, size = each.shape
+    is_even = 1 in (batch, length) or each.stride(0) == length * each.stride(1)
+    return is_even and (size == 1 or each.stride(3) == 1)
+
+
+def _row_stride(each: Tensor) -> int:
+    """Return the distance of two tokens. A dimension of one has no stride that means anything."""
+    return each.stride(0 if each.shape[1] == 1 else 1)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _take_up_kernel(
+    length,
+    slots,
+    positions,
+    num_pending,
+    num_rows,
+    QUERY_LEN: tl.constexpr,
+    MOST: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    is_row = b < num_rows
+    slot = tl.load(slots + b, mask=is_row, other=0)
+    begin = tl.load(positions + b * QUERY_LEN, mask=is_row, other=0)
+    old = tl.load(length + slot, mask=is_row, other=0)
+    count = tl.minimum(tl.maximum(begin - old, 0), MOST)
+    tl.store(num_pending + b, count, mask=is_row)
+    tl.store(length + slot, begin, mask=is_row & (count + QUERY_LEN > MOST))
+
+
+def take_up(length: Tensor, slots: Tensor, positions: Tensor, most: int) -> Tensor:
+    """Compute ``delta_rule.take_up``. It is not launched early, and lets nothing begin early."""
+    num_rows, query_len = positions.shape
+    assert positions.is_contiguous() and slots.is_contiguous()
+    count = torch.empty_like(slots)
+    _take_up_kernel[(triton.cdiv(num_rows, TAKEN_AT_ONCE),)](
+        length,
+        slots,
+        positions,
+        count,
+        num_rows,
+        QUERY_LEN=query_len,
+        MOST=most,
+        BLOCK=TAKEN_AT_ONCE,
+    )
+    return count

@@ -44,7 +44,6 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from cgbench.kernels import (  # noqa: E402
     triton_attention,
-    triton_convolution,
     triton_draw,
     triton_exchange,
     triton_gate,
@@ -72,7 +71,6 @@ from cgbench.kernels.windows import triton_block, triton_window  # noqa: E402
 HOPPER = GPUTarget("cuda", 90, 32)
 MODULES = (
     triton_attention,
-    triton_convolution,
     triton_draw,
     triton_gate,
     triton_linear,
