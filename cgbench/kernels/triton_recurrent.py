@@ -19,17 +19,19 @@ from cgbench.kernels.delta_net import DeltaRows, LayerState
 from cgbench.kernels.gpu import early, launch_keywords
 
 WARPS = 8
-LEAST_ROWS = 8
-"""Keys and queries of so many rows are the 16 rows that a tensor core takes at least."""
-LEAST_SIZE = 16
+COLUMNS_A_WARP = 16
+FEW_ROWS = 8
+MOST_REGISTERS = 128
+"""With so many registers a thread two programs fit on a multiprocessor. More rows take more."""
+_LANES = 8
+"""So many lanes of a warp share its columns of the matrix."""
+LANES = tl.constexpr(_LANES)
 TAKEN_AT_ONCE = 128
 
 # Above this torch's softplus is the identity.
 _SOFTPLUS_LIMIT = tl.constexpr(20.0)
 # It guards against zero, as in transformers.
 _EPSILON = tl.constexpr(1e-6)
-# Three products of tensor cores, which together are as exact as float32.
-_EXACT = tl.constexpr("tf32x3")
 
 
 @triton.jit
@@ -58,6 +60,29 @@ def _activated(x, dtype: tl.constexpr):
     return (x * tl.sigmoid(x)).to(dtype).to(tl.float32)
 
 
+@triton.jit
+def _rows_of_lanes(ROWS: tl.constexpr):
+    """Return the numbers of rows, ``[ROWS / LANES, 1, LANES, 1]``: neighbours in one lane.
+
+    A matrix that is addressed so gives each warp some columns, and each lane some of their rows.
+    """
+    of_lane = tl.arange(0, ROWS // LANES)[:, None, None, None]
+    return tl.arange(0, LANES)[None, None, :, None] * (ROWS // LANES) + of_lane
+
+
+@triton.jit
+def _read(told, state, old_updates, new_updates, k4, p4, n4, QUERY_LEN: tl.constexpr):
+    """Return what a row reads of the matrix, the pending updates and the new ones,
+    ``[1, warps, 1, columns]``. No warp waits for another."""
+    OF_NEW: tl.constexpr = LANES * (state.shape[0] + old_updates.shape[0])
+    OF_DECAY: tl.constexpr = OF_NEW + LANES * new_updates.shape[0]
+    of_pending = tl.load(told + LANES * state.shape[0] + p4)
+    of_new = tl.load(told + OF_NEW + n4, mask=n4 < QUERY_LEN, other=0.0)
+    parts = tl.sum(state * tl.load(told + k4), 0) * tl.load(told + OF_DECAY)
+    parts += tl.sum(old_updates * of_pending, 0) + tl.sum(new_updates * of_new, 0)
+    return tl.expand_dims(tl.expand_dims(tl.sum(parts, 1), 1), 0)
+
+
 @triton.jit(do_not_specialize=["rate_stride", "time_stride"])  # type: ignore[untyped-decorator]
 def _delta_kernel(
     mixed,
@@ -77,6 +102,7 @@ def _delta_kernel(
     keys,
     updates,
     log_decays,
+    told,
     out,
     scale,
     epsilon,
@@ -103,70 +129,102 @@ def _delta_kernel(
     VALUE_DIM: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    COLUMNS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     GROUP: tl.constexpr = HEADS // KEY_HEADS
     CHANNELS: tl.constexpr = 2 * KEY_HEADS * KEY_DIM + HEADS * VALUE_DIM
+    # A row of ``told`` has what multiplies the matrix, the pending updates and the new ones.
+    OF_NEW: tl.constexpr = BLOCK_K + BLOCK_P
+    OF_DECAY: tl.constexpr = OF_NEW + BLOCK_N
+    TOLD: tl.constexpr = OF_DECAY + 4
     dtype: tl.constexpr = out.dtype.element_ty
     b = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
     key_head = head // GROUP
-    # Rows of keys, and after them rows of queries.
-    r = tl.arange(0, 2 * BLOCK_S)
-    s = r % BLOCK_S
-    is_key = r < BLOCK_S
-    d = tl.arange(0, BLOCK_K)
-    v = tl.arange(0, BLOCK_V)
-    p = tl.arange(0, BLOCK_P)
-    in_rows = s < QUERY_LEN
-    in_key = d < KEY_DIM
-    in_value = v < VALUE_DIM
+    told += tl.program_id(0).to(tl.int64) * (QUERY_LEN * (2 * TOLD + BLOCK_V))
 
     # All of this was written before the kernel ahead began, so it is read before the wait.
     slot = tl.load(slots + b, cache_modifier=".cg").to(tl.int64)
     begin = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg")
     count = tl.load(num_pending + b, cache_modifier=".cg")
     of_head = slot * HEADS + head
-    to_matrix = matrix + (of_head * KEY_DIM + d[:, None]) * VALUE_DIM + v[None, :]
-    in_matrix = in_key[:, None] & in_value[None, :]
-    # Nothing came before a request's first row. So a padded row computes the same whatever lies
-    # here.
-    state = tl.load(to_matrix, mask=in_matrix & (begin > 0), other=0.0, cache_modifier=".cg")
     keys += of_head * KEPT * KEY_DIM
     updates += of_head * KEPT * VALUE_DIM
     log_decays += of_head * KEPT
-    is_pending = p < count
-    place = (begin - count + p) % KEPT
-    old_keys = tl.load(
+    conv += slot * RING * CHANNELS
+    # [rows of a lane, warps, lanes, columns]
+    k4 = _rows_of_lanes(BLOCK_K)
+    p4 = _rows_of_lanes(BLOCK_P)
+    n4 = _rows_of_lanes(BLOCK_N)
+    v4 = tl.arange(0, BLOCK_V // COLUMNS)[None, :, None, None] * COLUMNS
+    v4 += tl.arange(0, COLUMNS)[None, None, None, :]
+    in_value = v4 < VALUE_DIM
+    to_matrix = matrix + (of_head * KEY_DIM + k4) * VALUE_DIM + v4
+    in_matrix = (k4 < KEY_DIM) & in_value
+    # Nothing came before a request's first row. So a padded row computes the same whatever lies
+    # here.
+    state = tl.load(to_matrix, mask=in_matrix & (begin > 0), other=0.0, cache_modifier=".cg")
+    total = tl.load(
+        log_decays + (begin - 1) % KEPT, mask=count > 0, other=0.0, cache_modifier=".cg"
+    )
+    first = begin - count
+    if count + QUERY_LEN > MOST_PENDING:
+        state *= tl.exp(total)
+        for j in range(0, count):
+            place = (first + j) % KEPT
+            weight = tl.exp(total - tl.load(log_decays + place, cache_modifier=".cg"))
+            from_key = keys + place * KEY_DIM + k4
+            old_key = tl.load(from_key, mask=k4 < KEY_DIM, other=0.0, cache_modifier=".cg")
+            from_update = updates + place * VALUE_DIM + v4
+            update = tl.load(from_update, mask=in_value, other=0.0, cache_modifier=".cg")
+            state += (old_key * weight) * update
+        count *= 0
+        total *= 0.0
+    old_updates = tl.load(
+        updates + (first + p4) % KEPT * VALUE_DIM + v4,
+        mask=(p4 < count) & in_value,
+        other=0.0,
+        cache_modifier=".cg",
+    )
+    d = tl.arange(0, BLOCK_K)
+    in_key = d < KEY_DIM
+    # The rows that a new one may read after: first the pending ones, then the new ones.
+    m = tl.arange(0, BLOCK_M)
+    is_pending = m < count
+    place = (first + m) % KEPT
+    earlier = tl.load(
         keys + place[:, None] * KEY_DIM + d[None, :],
         mask=is_pending[:, None] & in_key[None, :],
         other=0.0,
         cache_modifier=".cg",
     )
-    old_updates = tl.load(
-        updates + place[:, None] * VALUE_DIM + v[None, :],
-        mask=is_pending[:, None] & in_value[None, :],
-        other=0.0,
-        cache_modifier=".cg",
-    )
-    old_decays = tl.load(log_decays + place, mask=is_pending, other=0.0, cache_modifier=".cg")
-    total = tl.load(
-        log_decays + (begin - 1) % KEPT, mask=count > 0, other=0.0, cache_modifier=".cg"
-    )
-    conv += slot * RING * CHANNELS
+    decays = tl.load(log_decays + place, mask=is_pending, other=0.0, cache_modifier=".cg")
+    # Counted from the new rows on.
+    decays = tl.where(is_pending, decays - total, 0.0)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
+    if first + count < begin:
+        tl.store(to_matrix, state, mask=in_matrix)
 
+    # Rows of keys, and after them rows of queries.
+    r = tl.arange(0, 2 * BLOCK_S)
+    s = r % BLOCK_S
+    is_key = r < BLOCK_S
+    v = tl.arange(0, BLOCK_V)
+    in_rows = s < QUERY_LEN
     first_row = b * QUERY_LEN
     part = tl.where(is_key, KEY_PART, 0)
     channel = tl.where(is_key, KEY_HEADS * KEY_DIM, 0)[:, None] + key_head * KEY_DIM + d[None, :]
     in_both = in_rows[:, None] & in_key[None, :]
     from_both = mixed + first_row * mixed_stride + key_head * KEY_STEP + part[:, None] + d[None, :]
     v_channel = 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + v
-    in_values = (in_rows & is_key)[:, None] & in_value[None, :]
+    in_values = (in_rows & is_key)[:, None] & (v < VALUE_DIM)[None, :]
     of_group = head % GROUP * VALUE_DIM + v
     from_values = mixed + first_row * mixed_stride + key_head * VALUE_STEP + VALUE_PART
     from_values += of_group[None, :]
@@ -178,19 +236,19 @@ def _delta_kernel(
         q_bias = tl.load(conv_bias + q_channel, mask=in_key, other=0.0).to(tl.float32)
         k_bias = tl.load(conv_bias + k_channel, mask=in_key, other=0.0).to(tl.float32)
         both += tl.where(is_key[:, None], k_bias[None, :], q_bias[None, :])
-        value += tl.load(conv_bias + v_channel, mask=in_value, other=0.0).to(tl.float32)[None, :]
+        value += tl.load(conv_bias + v_channel, mask=v < VALUE_DIM, other=0.0).to(tl.float32)[None, :]
     for tap in tl.static_range(TAPS):
-        row = (s + tap - (TAPS - 1))[:, None]
+        of_tap = (s + tap - (TAPS - 1))[:, None]
         q_weight = tl.load(conv_weight + q_channel * TAPS + tap, mask=in_key, other=0.0)
         k_weight = tl.load(conv_weight + k_channel * TAPS + tap, mask=in_key, other=0.0)
-        weight = tl.where(is_key[:, None], k_weight[None, :], q_weight[None, :]).to(tl.float32)
-        both += weight * _tap(
-            from_both, conv + channel, row, begin, in_both, mixed_stride, CHANNELS, RING
+        taps = tl.where(is_key[:, None], k_weight[None, :], q_weight[None, :]).to(tl.float32)
+        both += taps * _tap(
+            from_both, conv + channel, of_tap, begin, in_both, mixed_stride, CHANNELS, RING
         )
-        weight = tl.load(conv_weight + v_channel * TAPS + tap, mask=in_value, other=0.0)
+        v_weight = tl.load(conv_weight + v_channel * TAPS + tap, mask=v < VALUE_DIM, other=0.0)
         ring = conv + v_channel[None, :]
-        value += weight.to(tl.float32)[None, :] * _tap(
-            from_values, ring, row, begin, in_values, mixed_stride, CHANNELS, RING
+        value += v_weight.to(tl.float32)[None, :] * _tap(
+            from_values, ring, of_tap, begin, in_values, mixed_stride, CHANNELS, RING
         )
     # The ring has room for the new rows beside those read here, so no program waits.
     to_ring = conv + ((begin + s) % RING * CHANNELS)[:, None]
@@ -206,65 +264,75 @@ def _delta_kernel(
     # Columns of a pair of rows are rows too.
     c = tl.arange(0, 2 * BLOCK_S)
     from_step = time_step + first_row * time_stride + key_head * TIME_STEP + head % GROUP
-    bias = tl.load(dt_bias + head).to(tl.float32)
-    decay = -tl.exp(tl.load(a_log + head).to(tl.float32))
     step = tl.load(from_step + c * time_stride, mask=c < QUERY_LEN, other=0.0).to(tl.float32)
-    log_decay = tl.where(c < QUERY_LEN, decay * _softplus(step + bias), 0.0)
+    step = _softplus(step + tl.load(dt_bias + head).to(tl.float32))
+    log_decay = -tl.exp(tl.load(a_log + head).to(tl.float32)) * step
+    log_decay = tl.where(c < QUERY_LEN, log_decay, 0.0)
     since = tl.sum(tl.where(c[None, :] <= s[:, None], log_decay[None, :], 0.0), 1)
-    since_column = tl.cumsum(log_decay, 0)
     from_rate = rate + first_row * rate_stride + key_head * RATE_STEP + head % GROUP
     beta = tl.sigmoid(tl.load(from_rate + s * rate_stride, mask=in_rows, other=0.0).to(tl.float32))
     # Rounded where torch's operations round.
     beta = beta.to(dtype).to(tl.float32)
 
-    if count + QUERY_LEN > MOST_PENDING:
-        weight = tl.where(is_pending, tl.exp(total - old_decays), 0.0)
-        added = tl.dot(tl.trans(old_keys * weight[:, None]), old_updates, input_precision=_EXACT)
-        state = state * tl.exp(total) + added
-        tl.store(to_matrix, state, mask=in_matrix)
-        is_pending = p < 0
-        total = 0.0
-    read = tl.dot(both, state, input_precision=_EXACT) * tl.exp(total + since)[:, None]
-    # Masked before exp, because past the pending rows the difference may overflow.
-    age = tl.where(is_pending[None, :], (total + since)[:, None] - old_decays[None, :], -1e30)
-    pairs = tl.dot(both, tl.trans(old_keys), input_precision=_EXACT) * tl.exp(age)
-    read += tl.dot(pairs, old_updates, input_precision=_EXACT)
-
-    # Row i of keys becomes beta_i (v_i - what it reads), less the updates before it. Row i of
-    # queries becomes what it reads, with the updates up to it.
-    x = tl.where(is_key[:, None], (value - read) * beta[:, None], read)
-    is_before = (c[None, :] < s[:, None]) | ((c[None, :] == s[:, None]) & (is_key[:, None] == 0))
-    age = tl.where(is_before, since[:, None] - since_column[None, :], -1e30)
-    coupling = tl.dot(both, tl.trans(both), input_precision=_EXACT) * tl.exp(age)
-    coupling *= tl.where(is_key, beta, -1.0)[:, None]
-    for i in tl.static_range(QUERY_LEN):
-        update = tl.sum(tl.where((r == i)[:, None], x, 0.0), 0)
-        x -= tl.sum(tl.where((c == i)[None, :], coupling, 0.0), 1)[:, None] * update[None, :]
-
+    # What all warps made is told to each through memory, where a warp finds its lanes' rows.
+    to_told = told + (tl.where(is_key, 0, QUERY_LEN) + s) * TOLD
+    tl.store(to_told[:, None] + d[None, :], both, mask=in_rows[:, None])
+    tl.store(to_told + OF_DECAY, tl.exp(total + since), mask=in_rows)
+    tl.store(to_told + OF_DECAY + 1, since, mask=in_rows)
+    tl.store(to_told + OF_DECAY + 2, beta, mask=in_rows)
+    values = told + 2 * QUERY_LEN * TOLD
+    tl.store(values + s[:, None] * BLOCK_V + v[None, :], value, mask=(in_rows & is_key)[:, None])
     to_place = (begin + s) % KEPT
-    is_new = in_rows & is_key
-    tl.store(
-        keys + to_place[:, None] * KEY_DIM + d[None, :],
-        both,
-        mask=is_new[:, None] & in_key[None, :],
-    )
-    tl.store(updates + to_place[:, None] * VALUE_DIM + v[None, :], x, mask=in_values)
-    tl.store(log_decays + to_place, total + since, mask=is_new)
+    in_new = in_rows & is_key
+    to_keys = keys + to_place[:, None] * KEY_DIM + d[None, :]
+    tl.store(to_keys, both, mask=in_new[:, None] & in_key[None, :])
+    tl.store(log_decays + to_place, total + since, mask=in_new)
+    tl.debug_barrier()
+    n = m - BLOCK_P
+    is_new = (n >= 0) & (n < QUERY_LEN)
+    of_new = told + n * TOLD
+    earlier += tl.load(of_new[:, None] + d[None, :], mask=is_new[:, None], other=0.0)
+    decays += tl.load(of_new + OF_DECAY + 1, mask=is_new, other=0.0)
+    for i in range(0, 2 * QUERY_LEN):
+        of_row = told + i * TOLD
+        row = tl.load(of_row + d)
+        # A key reads after the rows before its own, a query after its own too.
+        num_before = tl.where(i < QUERY_LEN, i, i - QUERY_LEN + 1)
+        is_before = is_pending | (is_new & (n < num_before))
+        # Masked before exp, because for a later row the difference may overflow.
+        age = tl.where(is_before, tl.load(of_row + OF_DECAY + 1) - decays, float("-inf"))
+        pairs = tl.sum(earlier * row[None, :], 1) * tl.exp(age)
+        tl.store(of_row + BLOCK_K + m, pairs, mask=m < BLOCK_P + BLOCK_N)
+    tl.debug_barrier()
+
+    # No lane reads anything here. It gives these numbers the lanes that the matrix has.
+    new_updates = tl.load(told + n4 + v4, mask=(n4 < 0) & (v4 >= 0), other=0.0)
+    read = new_updates
+    for i in range(0, QUERY_LEN):
+        of_key = told + i * TOLD
+        x = _read(of_key, state, old_updates, new_updates, k4, p4, n4, QUERY_LEN)
+        own = (tl.load(values + i * BLOCK_V + v4) - x) * tl.load(of_key + OF_DECAY + 2)
+        new_updates = tl.where(n4 == i, own, new_updates)
+        of_query = of_key + QUERY_LEN * TOLD
+        x = _read(of_query, state, old_updates, new_updates, k4, p4, n4, QUERY_LEN)
+        read = tl.where(n4 == i, x, read)
+    keep = (n4 < QUERY_LEN) & in_value
+    tl.store(updates + (begin + n4) % KEPT * VALUE_DIM + v4, new_updates, mask=keep)
 
     # Rounded where transformers' module rounds.
-    x = x.to(dtype).to(tl.float32)
-    x *= tl.rsqrt(tl.sum(x * x, 1) / VALUE_DIM + epsilon)[:, None]
-    gain = tl.load(norm_weight + v, mask=in_value, other=0.0)
-    x = x.to(dtype).to(tl.float32) * gain.to(tl.float32)[None, :]
+    x = read.to(dtype).to(tl.float32)
+    squares = tl.sum(tl.sum(tl.where(in_value, x * x, 0.0), 3), 1)
+    x *= tl.rsqrt(squares / VALUE_DIM + epsilon)[:, None, :, None]
+    gain = tl.load(norm_weight + v4, mask=in_value, other=0.0)
+    x = x.to(dtype).to(tl.float32) * gain.to(tl.float32)
     if norm_weight.dtype.element_ty == dtype:
         x = x.to(dtype).to(tl.float32)
-    row = first_row + s
-    from_gate = gate + (row * gate_stride)[:, None] + key_head * GATE_STEP + of_group[None, :]
-    in_queries = (in_rows & (is_key == 0))[:, None] & in_value[None, :]
-    opened = tl.load(from_gate, mask=in_queries, other=0.0).to(tl.float32)
+    from_gate = gate + (first_row + n4) * gate_stride + key_head * GATE_STEP
+    opened = tl.load(from_gate + head % GROUP * VALUE_DIM + v4, mask=keep, other=0.0)
+    opened = opened.to(tl.float32)
     x *= opened * tl.sigmoid(opened)
-    to_out = out + ((row * HEADS + head) * VALUE_DIM)[:, None] + v[None, :]
-    tl.store(to_out, x.to(dtype), mask=in_queries)
+    to_out = out + ((first_row + n4) * HEADS + head) * VALUE_DIM + v4
+    tl.store(to_out, x.to(dtype), mask=keep)
 
 
 def delta_rule(
@@ -284,10 +352,16 @@ def delta_rule(
     assert query_len <= min(most, kept - most) and net.activation == "silu"
     assert net.conv_weight.is_contiguous() and positions.is_contiguous()
     assert num_pending.is_contiguous()
-    out = torch.empty(
-        (batch, query_len, net.num_heads, net.value_size), dtype=query.dtype, device=device
-    )
-    _delta_kernel[(batch * net.num_heads,)](
+    block_n = max(_LANES, triton.next_power_of_2(query_len))
+    block_p = triton.next_power_of_2(most)
+    block_k = max(_LANES, triton.next_power_of_2(net.key_size))
+    block_v = triton.next_power_of_2(net.value_size)
+    programs = batch * net.num_heads
+    shape = batch, query_len, net.num_heads, net.value_size
+    out = torch.empty(shape, dtype=query.dtype, device=device)
+    row = 2 * (block_k + block_p + block_n + 4) + block_v
+    told = torch.empty(programs * query_len * row, dtype=torch.float32, device=device)
+    _delta_kernel[(programs,)](
         query,
         gate,
         rate,
@@ -305,6 +379,7 @@ def delta_rule(
         layer.keys,
         layer.updates,
         layer.log_decays,
+        told,
         out,
         net.key_size**-0.5,
         net.norm_epsilon,
@@ -326,12 +401,16 @@ def delta_rule(
         HEADS=net.num_heads,
         KEY_DIM=net.key_size,
         VALUE_DIM=net.value_size,
-        BLOCK_S=max(LEAST_ROWS, triton.next_power_of_2(query_len)),
-        BLOCK_P=triton.next_power_of_2(most),
-        BLOCK_K=max(LEAST_SIZE, triton.next_power_of_2(net.key_size)),
-        BLOCK_V=max(LEAST_SIZE, triton.next_power_of_2(net.value_size)),
+        BLOCK_S=triton.next_power_of_2(query_len),
+        BLOCK_P=block_p,
+        BLOCK_N=block_n,
+        BLOCK_M=triton.next_power_of_2(block_p + block_n),
+        BLOCK_K=block_k,
+        BLOCK_V=block_v,
+        COLUMNS=min(COLUMNS_A_WARP, block_v),
         EARLY=early(device),
         num_warps=WARPS,
+        maxnreg=MOST_REGISTERS if query_len <= FEW_ROWS else None,
         **launch_keywords(device),
     )
     return out
