@@ -15,6 +15,7 @@ from cgbench.kernels.gpu import runs_kernels
 MOST_SIZE = 128
 """The kernel takes heads of keys and values of up to this size."""
 
+
 def delta_rule(
     layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:

@@ -150,13 +150,19 @@ def _delta_kernel(
 
     # All of this was written before the kernel ahead began, so it is read before the wait.
     slot = tl.load(slots + b, cache_modifier=".cg").to(tl.int64)
-    begin = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg")
-    count = tl.load(num_pending + b, cache_modifier=".cg")
+    begin = tl.load(positions + b * QUERY_LEN, cache_modifier=".cg").to(tl.int32)
+    count = tl.load(num_pending + b, cache_modifier=".cg").to(tl.int32)
     of_head = slot * HEADS + head
     keys += of_head * KEPT * KEY_DIM
     updates += of_head * KEPT * VALUE_DIM
     log_decays += of_head * KEPT
+    matrix += of_head * KEY_DIM * VALUE_DIM
     conv += slot * RING * CHANNELS
+    mixed += b * QUERY_LEN * mixed_stride
+    gate += b * QUERY_LEN * gate_stride + key_head * GATE_STEP + head % GROUP * VALUE_DIM
+    rate += b * QUERY_LEN * rate_stride + key_head * RATE_STEP + head % GROUP
+    time_step += b * QUERY_LEN * time_stride + key_head * TIME_STEP + head % GROUP
+    out += (b * QUERY_LEN * HEADS + head) * VALUE_DIM
     # [rows of a lane, warps, lanes, columns]
     k4 = _rows_of_lanes(BLOCK_K)
     p4 = _rows_of_lanes(BLOCK_P)
@@ -164,7 +170,7 @@ def _delta_kernel(
     v4 = tl.arange(0, BLOCK_V // COLUMNS)[None, :, None, None] * COLUMNS
     v4 += tl.arange(0, COLUMNS)[None, None, None, :]
     in_value = v4 < VALUE_DIM
-    to_matrix = matrix + (of_head * KEY_DIM + k4) * VALUE_DIM + v4
+    to_matrix = matrix + (k4 * VALUE_DIM + v4)
     in_matrix = (k4 < KEY_DIM) & in_value
     # Nothing came before a request's first row. So a padded row computes the same whatever lies
     # here.
@@ -186,7 +192,7 @@ def _delta_kernel(
         count *= 0
         total *= 0.0
     old_updates = tl.load(
-        updates + (first + p4) % KEPT * VALUE_DIM + v4,
+        updates + ((first + p4) % KEPT * VALUE_DIM + v4),
         mask=(p4 < count) & in_value,
         other=0.0,
         cache_modifier=".cg",
@@ -198,7 +204,7 @@ def _delta_kernel(
     is_pending = m < count
     place = (first + m) % KEPT
     earlier = tl.load(
-        keys + place[:, None] * KEY_DIM + d[None, :],
+        keys + (place[:, None] * KEY_DIM + d[None, :]),
         mask=is_pending[:, None] & in_key[None, :],
         other=0.0,
         cache_modifier=".cg",
@@ -218,31 +224,25 @@ def _delta_kernel(
     is_key = r < BLOCK_S
     v = tl.arange(0, BLOCK_V)
     in_rows = s < QUERY_LEN
-    first_row = b * QUERY_LEN
-    part = tl.where(is_key, KEY_PART, 0)
-    channel = tl.where(is_key, KEY_HEADS * KEY_DIM, 0)[:, None] + key_head * KEY_DIM + d[None, :]
-    in_both = in_rows[:, None] & in_key[None, :]
-    from_both = mixed + first_row * mixed_stride + key_head * KEY_STEP + part[:, None] + d[None, :]
-    v_channel = 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + v
-    in_values = (in_rows & is_key)[:, None] & (v < VALUE_DIM)[None, :]
-    of_group = head % GROUP * VALUE_DIM + v
-    from_values = mixed + first_row * mixed_stride + key_head * VALUE_STEP + VALUE_PART
-    from_values += of_group[None, :]
-    both = tl.zeros([2 * BLOCK_S, BLOCK_K], tl.float32)
-    value = tl.zeros([2 * BLOCK_S, BLOCK_V], tl.float32)
     q_channel = key_head * KEY_DIM + d
     k_channel = KEY_HEADS * KEY_DIM + q_channel
+    v_channel = 2 * KEY_HEADS * KEY_DIM + head * VALUE_DIM + v
+    channel = tl.where(is_key[:, None], k_channel[None, :], q_channel[None, :])
+    in_both = in_rows[:, None] & in_key[None, :]
+    in_values = (in_rows & is_key)[:, None] & (v < VALUE_DIM)[None, :]
+    from_both = mixed + key_head * KEY_STEP + (tl.where(is_key, KEY_PART, 0)[:, None] + d[None, :])
+    from_values = mixed + key_head * VALUE_STEP + VALUE_PART + head % GROUP * VALUE_DIM + v[None, :]
+    both = tl.zeros([2 * BLOCK_S, BLOCK_K], tl.float32)
+    value = tl.zeros([2 * BLOCK_S, BLOCK_V], tl.float32)
     if HAS_BIAS:
-        q_bias = tl.load(conv_bias + q_channel, mask=in_key, other=0.0).to(tl.float32)
-        k_bias = tl.load(conv_bias + k_channel, mask=in_key, other=0.0).to(tl.float32)
-        both += tl.where(is_key[:, None], k_bias[None, :], q_bias[None, :])
-        value += tl.load(conv_bias + v_channel, mask=v < VALUE_DIM, other=0.0).to(tl.float32)[None, :]
+        both += tl.load(conv_bias + channel, mask=in_both, other=0.0).to(tl.float32)
+        value += tl.load(conv_bias + v_channel, mask=v < VALUE_DIM, other=0.0).to(tl.float32)[
+            None, :
+        ]
     for tap in tl.static_range(TAPS):
         of_tap = (s + tap - (TAPS - 1))[:, None]
-        q_weight = tl.load(conv_weight + q_channel * TAPS + tap, mask=in_key, other=0.0)
-        k_weight = tl.load(conv_weight + k_channel * TAPS + tap, mask=in_key, other=0.0)
-        taps = tl.where(is_key[:, None], k_weight[None, :], q_weight[None, :]).to(tl.float32)
-        both += taps * _tap(
+        weight = tl.load(conv_weight + channel * TAPS + tap, mask=in_both, other=0.0)
+        both += weight.to(tl.float32) * _tap(
             from_both, conv + channel, of_tap, begin, in_both, mixed_stride, CHANNELS, RING
         )
         v_weight = tl.load(conv_weight + v_channel * TAPS + tap, mask=v < VALUE_DIM, other=0.0)
@@ -251,11 +251,11 @@ def _delta_kernel(
             from_values, ring, of_tap, begin, in_values, mixed_stride, CHANNELS, RING
         )
     # The ring has room for the new rows beside those read here, so no program waits.
-    to_ring = conv + ((begin + s) % RING * CHANNELS)[:, None]
+    of_ring = ((begin + s) % RING * CHANNELS)[:, None]
     new = tl.load(from_both + s[:, None] * mixed_stride, mask=in_both, other=0.0)
-    tl.store(to_ring + channel, new, mask=in_both & (head % GROUP == 0))
+    tl.store(conv + (of_ring + channel), new, mask=in_both & (head % GROUP == 0))
     new = tl.load(from_values + s[:, None] * mixed_stride, mask=in_values, other=0.0)
-    tl.store(to_ring + v_channel[None, :], new, mask=in_values)
+    tl.store(conv + (of_ring + v_channel[None, :]), new, mask=in_values)
     both = _activated(both, dtype)
     value = _activated(value, dtype)
     both *= tl.rsqrt(tl.sum(both * both, 1) + _EPSILON)[:, None]
@@ -263,36 +263,33 @@ def _delta_kernel(
 
     # Columns of a pair of rows are rows too.
     c = tl.arange(0, 2 * BLOCK_S)
-    from_step = time_step + first_row * time_stride + key_head * TIME_STEP + head % GROUP
-    step = tl.load(from_step + c * time_stride, mask=c < QUERY_LEN, other=0.0).to(tl.float32)
+    step = tl.load(time_step + c * time_stride, mask=c < QUERY_LEN, other=0.0).to(tl.float32)
     step = _softplus(step + tl.load(dt_bias + head).to(tl.float32))
     log_decay = -tl.exp(tl.load(a_log + head).to(tl.float32)) * step
     log_decay = tl.where(c < QUERY_LEN, log_decay, 0.0)
     since = tl.sum(tl.where(c[None, :] <= s[:, None], log_decay[None, :], 0.0), 1)
-    from_rate = rate + first_row * rate_stride + key_head * RATE_STEP + head % GROUP
-    beta = tl.sigmoid(tl.load(from_rate + s * rate_stride, mask=in_rows, other=0.0).to(tl.float32))
+    beta = tl.sigmoid(tl.load(rate + s * rate_stride, mask=in_rows, other=0.0).to(tl.float32))
     # Rounded where torch's operations round.
     beta = beta.to(dtype).to(tl.float32)
 
     # What all warps made is told to each through memory, where a warp finds its lanes' rows.
-    to_told = told + (tl.where(is_key, 0, QUERY_LEN) + s) * TOLD
-    tl.store(to_told[:, None] + d[None, :], both, mask=in_rows[:, None])
-    tl.store(to_told + OF_DECAY, tl.exp(total + since), mask=in_rows)
-    tl.store(to_told + OF_DECAY + 1, since, mask=in_rows)
-    tl.store(to_told + OF_DECAY + 2, beta, mask=in_rows)
+    of_told = (tl.where(is_key, 0, QUERY_LEN) + s) * TOLD
+    tl.store(told + (of_told[:, None] + d[None, :]), both, mask=in_rows[:, None])
+    tl.store(told + OF_DECAY + of_told, tl.exp(total + since), mask=in_rows)
+    tl.store(told + OF_DECAY + 1 + of_told, since, mask=in_rows)
+    tl.store(told + OF_DECAY + 2 + of_told, beta, mask=in_rows)
     values = told + 2 * QUERY_LEN * TOLD
-    tl.store(values + s[:, None] * BLOCK_V + v[None, :], value, mask=(in_rows & is_key)[:, None])
+    tl.store(values + (s[:, None] * BLOCK_V + v[None, :]), value, mask=(in_rows & is_key)[:, None])
     to_place = (begin + s) % KEPT
     in_new = in_rows & is_key
-    to_keys = keys + to_place[:, None] * KEY_DIM + d[None, :]
+    to_keys = keys + (to_place[:, None] * KEY_DIM + d[None, :])
     tl.store(to_keys, both, mask=in_new[:, None] & in_key[None, :])
     tl.store(log_decays + to_place, total + since, mask=in_new)
     tl.debug_barrier()
     n = m - BLOCK_P
     is_new = (n >= 0) & (n < QUERY_LEN)
-    of_new = told + n * TOLD
-    earlier += tl.load(of_new[:, None] + d[None, :], mask=is_new[:, None], other=0.0)
-    decays += tl.load(of_new + OF_DECAY + 1, mask=is_new, other=0.0)
+    earlier += tl.load(told + (n[:, None] * TOLD + d[None, :]), mask=is_new[:, None], other=0.0)
+    decays += tl.load(told + OF_DECAY + 1 + n * TOLD, mask=is_new, other=0.0)
     for i in range(0, 2 * QUERY_LEN):
         of_row = told + i * TOLD
         row = tl.load(of_row + d)
@@ -317,7 +314,7 @@ def _delta_kernel(
         x = _read(of_query, state, old_updates, new_updates, k4, p4, n4, QUERY_LEN)
         read = tl.where(n4 == i, x, read)
     keep = (n4 < QUERY_LEN) & in_value
-    tl.store(updates + (begin + n4) % KEPT * VALUE_DIM + v4, new_updates, mask=keep)
+    tl.store(updates + ((begin + n4) % KEPT * VALUE_DIM + v4), new_updates, mask=keep)
 
     # Rounded where transformers' module rounds.
     x = read.to(dtype).to(tl.float32)
@@ -327,12 +324,10 @@ def _delta_kernel(
     x = x.to(dtype).to(tl.float32) * gain.to(tl.float32)
     if norm_weight.dtype.element_ty == dtype:
         x = x.to(dtype).to(tl.float32)
-    from_gate = gate + (first_row + n4) * gate_stride + key_head * GATE_STEP
-    opened = tl.load(from_gate + head % GROUP * VALUE_DIM + v4, mask=keep, other=0.0)
+    opened = tl.load(gate + (n4 * gate_stride + v4), mask=keep, other=0.0)
     opened = opened.to(tl.float32)
     x *= opened * tl.sigmoid(opened)
-    to_out = out + ((first_row + n4) * HEADS + head) * VALUE_DIM + v4
-    tl.store(to_out, x.to(dtype), mask=keep)
+    tl.store(out + (n4 * (HEADS * VALUE_DIM) + v4), x.to(dtype), mask=keep)
 
 
 def delta_rule(
