@@ -53,14 +53,14 @@ def _tap(mixed, ring, row, begin, in_row, stride, CHANNELS: tl.constexpr, RING: 
     return new.to(tl.float32) + old.to(tl.float32)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _activated(x, dtype: tl.constexpr):
     """Return ``silu(x)``, rounded where torch's operations round."""
     x = x.to(dtype).to(tl.float32)
     return (x * tl.sigmoid(x)).to(dtype).to(tl.float32)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _rows_of_lanes(ROWS: tl.constexpr):
     """Return the numbers of rows, ``[ROWS / LANES, 1, LANES, 1]``: neighbours in one lane.
 
@@ -70,7 +70,7 @@ def _rows_of_lanes(ROWS: tl.constexpr):
     return tl.arange(0, LANES)[None, None, :, None] * (ROWS // LANES) + of_lane
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _read(told, state, old_updates, new_updates, k4, p4, n4, QUERY_LEN: tl.constexpr):
     """Return what a row reads of the matrix, the pending updates and the new ones,
     ``[1, warps, 1, columns]``. No warp waits for another."""
@@ -181,7 +181,7 @@ def _delta_kernel(
     first = begin - count
     if count + QUERY_LEN > MOST_PENDING:
         state *= tl.exp(total)
-        for j in range(0, count):
+        for j in range(count):
             place = (first + j) % KEPT
             weight = tl.exp(total - tl.load(log_decays + place, cache_modifier=".cg"))
             from_key = keys + place * KEY_DIM + k4
@@ -290,7 +290,7 @@ def _delta_kernel(
     is_new = (n >= 0) & (n < QUERY_LEN)
     earlier += tl.load(told + (n[:, None] * TOLD + d[None, :]), mask=is_new[:, None], other=0.0)
     decays += tl.load(told + OF_DECAY + 1 + n * TOLD, mask=is_new, other=0.0)
-    for i in range(0, 2 * QUERY_LEN):
+    for i in range(2 * QUERY_LEN):
         of_row = told + i * TOLD
         row = tl.load(of_row + d)
         # A key reads after the rows before its own, a query after its own too.
@@ -305,7 +305,7 @@ def _delta_kernel(
     # No lane reads anything here. It gives these numbers the lanes that the matrix has.
     new_updates = tl.load(told + n4 + v4, mask=(n4 < 0) & (v4 >= 0), other=0.0)
     read = new_updates
-    for i in range(0, QUERY_LEN):
+    for i in range(QUERY_LEN):
         of_key = told + i * TOLD
         x = _read(of_key, state, old_updates, new_updates, k4, p4, n4, QUERY_LEN)
         own = (tl.load(values + i * BLOCK_V + v4) - x) * tl.load(of_key + OF_DECAY + 2)

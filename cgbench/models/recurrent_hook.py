@@ -104,10 +104,10 @@ def _project(net: Any, hidden_states: Tensor) -> list[Tensor]:
     key_size, values = net.head_k_dim, group * net.head_v_dim
     if hasattr(net, "in_proj_qkvz"):
         of_heads = _by_key_head(net, net.in_proj_qkvz(hidden_states), net.in_proj_ba(hidden_states))
-        sizes = (key_size, key_size, values, values), (group, group)
+        cuts = (key_size, key_size, values, values), (group, group)
         return [
             part
-            for each, cut in zip(of_heads, sizes, strict=True)
+            for each, cut in zip(of_heads, cuts, strict=True)
             for part in each.split(cut, dim=-1)
         ]
     sizes = [net.num_k_heads * size for size in (key_size, key_size, values)]

@@ -5,13 +5,13 @@ import torch
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
 from cgbench.kernels.delta_net import DeltaRows, LayerState
-from cgbench.kernels.delta_rule import delta_rule_by_torch
+from cgbench.kernels.delta_rule import delta_rule_by_torch, take_up
 from tests.support.delta_nets import Case, moved, random_cache, random_net, random_rows
 from tests.support.interpreter import run_interpreted
 
 pytest.importorskip("triton")
 
-ITERATIONS = 4
+ITERATIONS = 3
 
 
 CASES = [
@@ -118,7 +118,27 @@ def check_all() -> int:
     for case, dtype, most in pairs:
         error = check_case(case, dtype, "cpu")
         assert error < most, (case, dtype, error)
+    check_take_up("cpu")
     return len(CASES)
+
+
+def check_take_up(device: str) -> None:
+    """More rows than a program takes, of which some have no room for another verify's."""
+    from cgbench.kernels import triton_recurrent
+
+    torch.manual_seed(0)
+    slots = torch.cat([torch.randperm(140), torch.tensor([140] * 2)]).to(device)
+    length = torch.randint(1, 50, (141,), device=device)
+    positions = length[slots][:, None] + torch.arange(-1, 3, device=device)
+    positions += torch.randint(0, 20, (142, 1), device=device)
+    positions[-2:] -= positions[-2:, :1].clone()
+    expected = length.cpu().clone()
+    counts = take_up(expected, slots.cpu(), positions.cpu(), 16)
+    before = length.clone()
+    got = triton_recurrent.take_up(length, slots, positions, 16)
+    assert torch.equal(got.cpu(), counts) and torch.equal(length.cpu(), expected)
+    assert counts.min() == 0 and counts.max() == 16
+    assert 0 < int((length != before).sum()) < 140 and length[140] == before[140]
 
 
 def test_interpreter_equals_torch() -> None:
@@ -131,3 +151,8 @@ def test_interpreter_equals_torch() -> None:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
 def test_on_the_device(case: Case, dtype: torch.dtype, most: float) -> None:
     assert check_case(case, dtype, "cuda") < most
+
+
+@pytest.mark.gpu
+def test_taking_up_on_the_device() -> None:
+    check_take_up("cuda")
