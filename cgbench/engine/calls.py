@@ -59,8 +59,8 @@ class Rows:
     def states(self) -> DecodeStates:
         """Return the rows in the recurrent state.
 
-        It is made when a linear-attention layer first asks. A draft head has no such layer, and
-        must not move the state.
+        It is made by verify, or when a linear-attention layer first asks. A draft head has no such
+        layer, and must not move the state.
         """
         assert self.cache.recurrent is not None
         return DecodeStates(self.cache.recurrent, self.slots, self.positions)
