@@ -348,7 +348,7 @@ def delta_rule(
     assert net.conv_weight.is_contiguous() and positions.is_contiguous()
     assert num_pending.is_contiguous()
     block_n = max(_LANES, triton.next_power_of_2(query_len))
-    block_p = triton.next_power_of_2(most)
+    block_p = max(_LANES, triton.next_power_of_2(most))
     block_k = max(_LANES, triton.next_power_of_2(net.key_size))
     block_v = triton.next_power_of_2(net.value_size)
     programs = batch * net.num_heads
