@@ -590,6 +590,22 @@ def state_written_to_the_wrong_slot(patch: Patch) -> None:
     patch.setattr(DecodeStates, "delta_rule", delta_rule)
 
 
+@mutation("isolation", kind="qwen3_5")
+def added_rows_written_to_the_wrong_slot(patch: Patch) -> None:
+    """What a row adds to its state is kept for the next slot as well."""
+    real = DecodeStates.delta_rule
+
+    def delta_rule(self: DecodeStates, layer_idx: int, rows: DeltaRows) -> Tensor:
+        out = real(self, layer_idx, rows)
+        updates = self.cache.layers[layer_idx].updates
+        beside = (self.slots + 1) % len(updates)
+        others = ~torch.isin(beside, self.slots)
+        updates[beside[others]] = updates[self.slots[others]]
+        return out
+
+    patch.setattr(DecodeStates, "delta_rule", delta_rule)
+
+
 # Mixtures as operators. ``kernel_faults`` has those of their kernels.
 
 
