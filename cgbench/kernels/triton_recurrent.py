@@ -216,6 +216,7 @@ def _delta_kernel(
         gdc_wait()
         gdc_launch_dependents()
     if first + count < begin:
+        # What was pending is in it now.
         tl.store(to_matrix, state, mask=in_matrix)
 
     # Rows of keys, and after them rows of queries.
@@ -236,9 +237,8 @@ def _delta_kernel(
     value = tl.zeros([2 * BLOCK_S, BLOCK_V], tl.float32)
     if HAS_BIAS:
         both += tl.load(conv_bias + channel, mask=in_both, other=0.0).to(tl.float32)
-        value += tl.load(conv_bias + v_channel, mask=v < VALUE_DIM, other=0.0).to(tl.float32)[
-            None, :
-        ]
+        v_bias = tl.load(conv_bias + v_channel, mask=v < VALUE_DIM, other=0.0)
+        value += v_bias.to(tl.float32)[None, :]
     for tap in tl.static_range(TAPS):
         of_tap = (s + tap - (TAPS - 1))[:, None]
         weight = tl.load(conv_weight + channel * TAPS + tap, mask=in_both, other=0.0)
@@ -261,7 +261,6 @@ def _delta_kernel(
     both *= tl.rsqrt(tl.sum(both * both, 1) + _EPSILON)[:, None]
     both *= tl.where(is_key, 1.0, scale)[:, None]
 
-    # Columns of a pair of rows are rows too.
     c = tl.arange(0, 2 * BLOCK_S)
     step = tl.load(time_step + c * time_stride, mask=c < QUERY_LEN, other=0.0).to(tl.float32)
     step = _softplus(step + tl.load(dt_bias + head).to(tl.float32))
@@ -272,7 +271,7 @@ def _delta_kernel(
     # Rounded where torch's operations round.
     beta = beta.to(dtype).to(tl.float32)
 
-    # What all warps made is told to each through memory, where a warp finds its lanes' rows.
+    # What all warps made is told to each through memory, where a lane finds what its rows need.
     of_told = (tl.where(is_key, 0, QUERY_LEN) + s) * TOLD
     tl.store(told + (of_told[:, None] + d[None, :]), both, mask=in_rows[:, None])
     tl.store(told + OF_DECAY + of_told, tl.exp(total + since), mask=in_rows)

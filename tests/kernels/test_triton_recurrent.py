@@ -11,7 +11,7 @@ from tests.support.interpreter import run_interpreted
 
 pytest.importorskip("triton")
 
-ITERATIONS = 3
+ITERATIONS = 2
 
 
 CASES = [
