@@ -18,7 +18,7 @@ from cgbench.advice.gains import (
 )
 from cgbench.advice.interpolation import interpolation_error
 from cgbench.advice.lengths import Lengths, lengths_of, stated_lengths
-from cgbench.advice.schedule_options import EngineOption, options_for
+from cgbench.advice.schedule_options import EngineOption, options_for, refusals_of
 from cgbench.advice.slow_reasons import reason_lines
 from cgbench.advice.tiers import KTier, tiers_of
 from cgbench.errors import BadInputError, ExitCode
@@ -68,6 +68,11 @@ class ContextAdvice:
         """Return the options of engines that serve the chosen tiers, if any of them drafts."""
         return options_for(self.chosen)
 
+    @property
+    def refusals(self) -> dict[str, str]:
+        """Return why an engine would refuse the chosen tiers, by the engine's name."""
+        return refusals_of(self.chosen)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
@@ -99,7 +104,7 @@ def advise(runs: Sequence[RunDirectory], question: Question) -> Advice:
     """
     times = measured_times(runs)
     stated = question.acceptance
-    lengths = lengths_of(runs) if stated is None else stated_lengths(stated, times.lengths)
+    lengths = lengths_of(runs) if stated is None else stated_lengths(stated, runs)
     _check_against(question.against, times)
     bests = best_of_groups(times, lengths, question.confidence, question.min_effect)
     return Advice(

@@ -144,8 +144,17 @@ def measured_times(runs: Sequence[RunDirectory]) -> MeasuredTimes:
                 )
             cells[cell.at] = cell
     if not cells:
-        raise BadInputError(f"{runs[0].path}: latency.csv has no cell with a time to read")
+        raise BadInputError(_without_times(runs, scope))
     return MeasuredTimes(scope, cells, tuple(left_out))
+
+
+def _without_times(runs: Sequence[RunDirectory], scope: Scope) -> str:
+    """Return why no cell has a time, in words."""
+    rows = pd.concat([run.tables.latency for run in runs])
+    statuses = rows[rows["scope"] == scope.value]["status"].value_counts()
+    bad = [f"{count} are {status}" for status, count in statuses.items() if status != Status.OK]
+    why = f"of scope {scope}, {', '.join(bad)}" if bad else f"no sample is of scope {scope}"
+    return f"{runs[0].path}: no cell has a time to read: {why}"
 
 
 def log_ratio(over: CellTime, under: CellTime) -> Estimate:
@@ -180,6 +189,9 @@ def _estimate(processes: Ints, logs: Floats) -> Estimate:
 
 def _scope(runs: Sequence[RunDirectory]) -> Scope:
     """Return the scope to compare in: iteration if every run has it, else phase, else eager."""
+    for run in runs:
+        if run.tables.latency.empty:
+            raise BadInputError(f"{run.path}: latency.csv has no cell")
     shared = set.intersection(*(set(run.tables.latency["scope"].tolist()) for run in runs))
     for scope in (Scope.ITERATION, Scope.PHASE, Scope.EAGER):
         if scope.value in shared:

@@ -89,9 +89,8 @@ def work_of(times: MeasuredTimes, context_len: int, concurrency: Concurrency | N
         alike = dict.fromkeys(sizes, 1 / len(sizes))
         return Work(alike, "every measured batch size alike")
     weights = concurrency.over(sizes[-1])
-    is_above = concurrency.weights[-1][0] > sizes[-1]
-    above = f", more than {sizes[-1]} counted as {sizes[-1]}" if is_above else ""
-    return Work({n: w for n, w in enumerate(weights, start=1) if w}, f"{concurrency.name}{above}")
+    words = concurrency.words(sizes[-1])
+    return Work({n: w for n, w in enumerate(weights, start=1) if w}, words)
 
 
 def fixed_lengths(ground: Ground) -> list[int]:

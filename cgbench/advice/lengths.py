@@ -3,18 +3,21 @@
 No length is ever assumed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import log
 
 from cgbench.errors import BadInputError
-from cgbench.request.acceptance_lengths import GoldenLength, Length, parse_length
+from cgbench.models.presets import PRESETS, golden_for
+from cgbench.request.acceptance_lengths import GoldenLength, Length, StatedLength, parse_length
 from cgbench.request.acceptance_setting import AcceptanceSetting
 from cgbench.rundir.store import RunDirectory
 from cgbench.rundir.summary import CELL
 from cgbench.statistics import Estimate, log_length_estimate
 
 GREEDY_OR_SAMPLED = ("greedy", "sampled")
+
+NO_DRAFTS = "none: no k above 0 was measured. cgbench run --spec-tokens 0,1,2,3 measures some"
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,13 @@ class Lengths:
         return bool(self.logs)
 
 
-def stated_lengths(text: str, spec_tokens: Sequence[int]) -> Lengths:
+def stated_lengths(text: str, runs: Sequence[RunDirectory]) -> Lengths:
     """Return the lengths that ``--acceptance`` states: golden:NAME, length:L or synthetic:RATE,..
 
-    Raise ``BadInputError`` naming the flag, for another rule or if no k has a length.
+    Raise ``BadInputError`` naming the flag, for another rule or if no k has a length. Raise it too
+    for one length at several k. Of them the shortest would always seem best.
     """
-    drafting = [k for k in spec_tokens if k]
+    drafting = _drafting(runs)
     if text.partition(":")[0] in GREEDY_OR_SAMPLED:
         raise BadInputError(
             f"--acceptance {text}: only cgbench run measures it. State golden:NAME, length:L or "
@@ -51,11 +55,30 @@ def stated_lengths(text: str, spec_tokens: Sequence[int]) -> Lengths:
         )
     if length := parse_length(text):
         found = _of_length(length, drafting)
+        length = _of_these(length, runs)
     else:
         found = _of_rates(AcceptanceSetting.parse(text, (0,)).rates, drafting)
     if not found:
-        raise BadInputError(f"--acceptance {text}: states no length for any k of the run")
+        there = f"any k of the run, {', '.join(map(str, drafting))}" if drafting else "k = 0 alone"
+        raise BadInputError(f"--acceptance {text}: states no length for {there}")
+    if isinstance(length, StatedLength) and len(found) > 1:
+        raise BadInputError(
+            f"--acceptance {text}: is one length, and k = {', '.join(map(str, found))} reach "
+            "different ones. State golden:NAME or synthetic:RATE,RATE,..."
+        )
     return Lengths(_words(text, length), found)
+
+
+def _of_these(length: Length, runs: Sequence[RunDirectory]) -> Length:
+    """Return ``length``, marked as borrowed if the runs are a preset's that it was not measured
+    on.
+    """
+    if not isinstance(length, GoldenLength):
+        return length
+    labels = (str(run.record.model.get("label")).partition(" ")[0] for run in runs)
+    presets = (PRESETS.get(label.removeprefix("preset:")) for label in labels)
+    named = (golden_for(preset, length.row) for preset in presets if preset is not None)
+    return next((golden for golden in named if golden.is_borrowed), length)
 
 
 def lengths_of(runs: Sequence[RunDirectory]) -> Lengths:
@@ -64,7 +87,7 @@ def lengths_of(runs: Sequence[RunDirectory]) -> Lengths:
     """
     rules = {rule for run in runs for rule in _rules(run)}
     if len(rules) != 1:
-        return Lengths(_nothing("; ".join(sorted(rules)) or "no drafts"), {})
+        return Lengths(_nothing("; ".join(sorted(rules))) if rules else NO_DRAFTS, {})
     rule = rules.pop()
     if rule.startswith("golden:"):
         length = parse_length(rule)
@@ -97,8 +120,8 @@ def _words(text: str, length: Length | None) -> str:
     if isinstance(length, GoldenLength):
         other = ". Another model than this one" if length.is_borrowed else ""
         return (
-            f"{text}: {length.row.model} with its own drafter, InferenceX on SPEED-Bench coding, "
-            f"one run for each k, so without an interval{other}"
+            f"{text}: {length.row.model}, measured with its own drafter by InferenceX on "
+            f"SPEED-Bench coding in one run for each k, so without an interval{other}"
         )
     return f"stated: {text}, without an interval"
 
@@ -117,12 +140,16 @@ def _measured(runs: Sequence[RunDirectory]) -> dict[int, Estimate]:
     """Return the measured length of each k, from the one cell that decoded most rows.
 
     Every batch size and scope decodes the same prompts, so adding them up would count them twice.
+    Rows of a prompt that a greedy batch repeats count once.
     """
-    found: dict[int, tuple[int, Estimate]] = {}
+    found: dict[int, tuple[float, Estimate]] = {}
     for run in runs:
+        rules: dict[Hashable, str] = run.tables.latency.set_index(CELL)["acceptance"].to_dict()
         cells = run.tables.acceptance.sort_values("position")
-        for _, cell in cells.groupby(CELL):
-            k, drafted = int(cell["spec_tokens"].iloc[0]), int(cell["drafted"].iloc[0])
-            if drafted > found.get(k, (0,))[0]:
-                found[k] = drafted, log_length_estimate(cell["accepted"].tolist(), drafted)
+        for key, cell in cells.groupby(CELL):
+            k, batch_size = int(cell["spec_tokens"].iloc[0]), int(cell["batch_size"].iloc[0])
+            copies = run.record.copies(rules[key], batch_size)
+            accepted, drafted = cell["accepted"] / copies, cell["drafted"].iloc[0] / copies
+            if drafted > found.get(k, (0.0,))[0]:
+                found[k] = drafted, log_length_estimate(accepted.tolist(), drafted)
     return {k: estimate for k, (_, estimate) in found.items()}

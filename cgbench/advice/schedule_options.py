@@ -24,10 +24,29 @@ class EngineOption:
 
 
 def options_for(tiers: Sequence[KTier]) -> tuple[EngineOption, ...]:
-    """Return the options for vLLM, TensorRT-LLM and SGLang, or nothing if no tier drafts."""
+    """Return the options for vLLM, TensorRT-LLM and SGLang, or nothing if no tier drafts.
+
+    An engine that would refuse the schedule is left out.
+    """
     if not any(tier.k for tier in tiers):
         return ()
-    return (_vllm(tiers), _tensorrt_llm(tiers), _sglang(tiers))
+    made = (_vllm(tiers), _tensorrt_llm(tiers), _sglang(tiers))
+    refused = refusals_of(tiers)
+    return tuple(option for option in made if option.engine not in refused)
+
+
+def refusals_of(tiers: Sequence[KTier]) -> dict[str, str]:
+    """Return why an engine would refuse the schedule, by the engine's name.
+
+    TensorRT-LLM wants its smallest batches to draft max_draft_len
+    (``DecodingBaseConfig.validate_draft_len_schedule_and_sort`` of 1.3).
+    """
+    if not tiers or tiers[0].k == _longest(tiers):
+        return {}
+    return {
+        "tensorrt-llm": "the engine takes only schedules whose smallest batches draft the longest "
+        f"k, and 1 request drafts k = {tiers[0].k} here, not {_longest(tiers)}"
+    }
 
 
 def batch_sizes_of(tier: KTier) -> tuple[int, ...]:

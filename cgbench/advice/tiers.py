@@ -61,13 +61,14 @@ def _switch(
 ) -> int:
     """Return the first batch size after ``last`` where ``new`` is predicted to beat ``old``."""
     context, until = best.group
-    low, high = ((times.cells.get(At(context, n, k)) for k in (old, new)) for n in (last, until))
-    ends = [*low, *high]
-    if None in ends:
+    olds, news = ([times.cells.get(At(context, n, k)) for n in (last, until)] for k in (old, new))
+    ends = [cell for cell in (*olds, *news) if cell is not None]
+    if len(ends) < 4 or ends[2].mode != ends[3].mode:
         return until
-    old_low, new_low, old_high, new_high = (
-        _token_time(cell, lengths) for cell in ends if cell is not None
-    )
+    if ends[0].mode != ends[1].mode:
+        # Where the old k loses its graphs was not measured, so it ends where it was.
+        return last + 1
+    old_low, old_high, new_low, new_high = (_token_time(cell, lengths) for cell in ends)
     for n in range(last + 1, until):
         share = (n - last) / (until - last)
         if _between(new_low, new_high, share) < _between(old_low, old_high, share):

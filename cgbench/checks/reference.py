@@ -20,8 +20,9 @@ from cgbench.checks.noise import NOISE_TRIES, moved_embeddings
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.fp8.definition import by_definition
 from cgbench.models.heads.dflash_head import DFlashHead
-from cgbench.models.heads.head import DraftHead
+from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
+from cgbench.models.support import GENERATE_CACHE
 from cgbench.models.target import HiddenStates, Target, request_keys
 from cgbench.request.choices import FirstEmbedding, ModuleFeed, NormSide
 
@@ -182,8 +183,7 @@ def reference_draft_logits(
         rope = module.rope(target, embeds, positions)
         block_out = module(embeds, hidden, rope, positions, attention)
         normed = module.to_logits_input(block_out)
-        own = target.logits(normed[:, -1:], module.output)[0, -1]
-        logits.append(module.over_vocabulary(own, target.vocab_size))
+        logits.append(_draft_logits(target, module, normed[:, -1:])[0, -1])
         chosen = logits[-1].argmax(-1)
         if step < len(drafts):
             chosen = torch.full_like(chosen, drafts[step])
@@ -213,7 +213,22 @@ def _block_logits(
     positions = torch.arange(num_rows, num_rows + k + 1, device=target.device)[None]
     embeds = target.model.get_input_embeddings()(tokens)
     block_out = head(embeds, None, head.rope(target, embeds, positions), positions, attention)
-    return target.logits(head.to_logits_input(block_out))[0, 1:]
+    return _draft_logits(target, head, head.to_logits_input(block_out))[0, 1:]
+
+
+def _draft_logits(target: Target, module: MtpModule, normed: Tensor) -> Tensor:
+    """Return the logits ``[..., V]`` of ``normed [..., H]`` over the target's vocabulary.
+
+    Rows that were gathered from the target's output matrix are not read. Products with all of it
+    take their place, so that rows gathered wrongly show.
+    """
+    if not module.has_target_rows:
+        return module.over_vocabulary(target.logits(normed, module.output), target.vocab_size)
+    whole = target.logits(normed)
+    assert module.target_ids is not None
+    is_left_out = torch.ones(target.vocab_size, dtype=torch.bool, device=whole.device)
+    is_left_out[module.target_ids] = False
+    return whole.masked_fill(is_left_out, torch.finfo(whole.dtype).min)
 
 
 @contextmanager
@@ -289,17 +304,20 @@ class Plain:
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=count,
-                **self._cache(),
+                **self._cache(GENERATE_CACHE),
             )
         tokens: list[int] = out[0, len(prompt) :].tolist()
         return tokens
 
-    def _cache(self) -> dict[str, Any]:
-        """Return what a forward is given to round keys and values: nothing if they stay."""
+    def _cache(self, name: str = "past_key_values") -> dict[str, Any]:
+        """Return what a forward is given to round keys and values: nothing if they stay.
+
+        ``name`` is what it calls its cache.
+        """
         if self.rounding is EXACT:
             return {}
         cache = _RoundingCache(self.target.model.config, self.rounding)
-        return {"past_key_values": cache, "use_cache": True}
+        return {name: cache, "use_cache": True}
 
     @torch.inference_mode()
     @by_definition()

@@ -46,6 +46,8 @@ from cgbench.cli.endpoint_flags import (
 )
 from cgbench.cli.head_flags import (
     ChainNorm,
+    DraftVocab,
+    DraftVocabFrom,
     HeadConcat,
     HeadFamilyName,
     HeadFeed,
@@ -116,6 +118,8 @@ def audit(
     head_first_embed: HeadFirstEmbed = None,
     head_feed: HeadFeed = None,
     mtp_modules: MtpModules = None,
+    draft_vocab: DraftVocab = None,
+    draft_vocab_from: DraftVocabFrom = None,
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,

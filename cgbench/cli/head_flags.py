@@ -87,3 +87,20 @@ MtpModules = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+DraftVocab = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Draft only the N likeliest tokens (FR-Spec), with an output matrix of N rows. "
+        "Acceptance may fall. Default: all of --draft-vocab-from, or any token.",
+        rich_help_panel=_PANEL,
+    ),
+]
+DraftVocabFrom = Annotated[
+    str | None,
+    typer.Option(
+        help="Tokens by frequency, likeliest first: a JSON list of ids, a JSON object of counts by "
+        "id, or text with an id a line. Default: a preset's first ids.",
+        rich_help_panel=_PANEL,
+    ),
+]

@@ -13,6 +13,8 @@ from cgbench.cli.bench_flags import Debug, DeviceName, DtypeName, KvDtypeName, M
 from cgbench.cli.console import TerminalProgress, console, print_uncut
 from cgbench.cli.head_flags import (
     ChainNorm,
+    DraftVocab,
+    DraftVocabFrom,
     HeadConcat,
     HeadFamilyName,
     HeadFeed,
@@ -50,6 +52,8 @@ def inspect(
     head_first_embed: HeadFirstEmbed = None,
     head_feed: HeadFeed = None,
     mtp_modules: MtpModules = None,
+    draft_vocab: DraftVocab = None,
+    draft_vocab_from: DraftVocabFrom = None,
     device: DeviceName = Device.AUTO,
     dtype: DtypeName = Dtype.AUTO,
     kv_dtype: KvDtypeName = KvDtype.AUTO,
@@ -205,7 +209,10 @@ def _wiring_words(head: "HeadFacts") -> str:
 def _draft_vocabulary(head: "HeadFacts") -> list[tuple[str, str]]:
     if head.draft_vocab_size is None:
         return []
-    return [("draft tokens", f"{head.draft_vocab_size:,} of the target's, by d2t")]
+    words = f"{head.draft_vocab_size:,} of the target's, {head.draft_vocab_source}"
+    if head.output_bytes:
+        words += f": {_size(head.output_bytes)} of rows of its output matrix, gathered once"
+    return [("draft tokens", words)]
 
 
 def _module_words(head: "HeadFacts") -> str:

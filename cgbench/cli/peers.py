@@ -42,6 +42,8 @@ from cgbench.cli.engine_flags import (
 )
 from cgbench.cli.head_flags import (
     ChainNorm,
+    DraftVocab,
+    DraftVocabFrom,
     HeadConcat,
     HeadFamilyName,
     HeadFeed,
@@ -103,6 +105,8 @@ def peers(
     head_first_embed: HeadFirstEmbed = None,
     head_feed: HeadFeed = None,
     mtp_modules: MtpModules = None,
+    draft_vocab: DraftVocab = None,
+    draft_vocab_from: DraftVocabFrom = None,
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,

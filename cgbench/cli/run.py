@@ -34,6 +34,8 @@ from cgbench.cli.console import TerminalProgress, say
 from cgbench.cli.contexts import measure_contexts
 from cgbench.cli.head_flags import (
     ChainNorm,
+    DraftVocab,
+    DraftVocabFrom,
     HeadConcat,
     HeadFamilyName,
     HeadFeed,
@@ -100,6 +102,8 @@ def run(
     head_first_embed: HeadFirstEmbed = None,
     head_feed: HeadFeed = None,
     mtp_modules: MtpModules = None,
+    draft_vocab: DraftVocab = None,
+    draft_vocab_from: DraftVocabFrom = None,
     prompts: Prompts = None,
     num_prompts: NumPrompts = None,
     chat_template: Chat = ChatTemplate.AUTO,

@@ -48,6 +48,8 @@ def print_run(directory: "RunDirectory", *, as_json: bool, explain: bool, wide: 
     if as_json:
         typer.echo(to_json(frame, record, directory.path))
         return
+    if frame.empty:
+        say("the run has no cell yet")
     print_uncut(latency_table(frame, record.model["label"], console().width, is_wide=wide))
     if explain:
         _explain(directory)

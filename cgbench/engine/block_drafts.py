@@ -73,9 +73,9 @@ def draft_all(spec: "Speculator", rows: RowState) -> None:
     call = spec.decode_call(rows, positions)
     # The module is called, because the forwards of a graph are counted by a hook.
     block_out: Tensor = head(embeds, None, rope, positions, call)
-    logits = spec.logits(head.to_logits_input(block_out[:, 1:]))
+    logits = spec.logits(head.to_logits_input(block_out[:, 1:]), head.output)
     if not spec.accept.samples_drafts:
-        rows.drafts.copy_(spec.settled(spec.accept.draft(rows, logits, 1)))
+        rows.drafts.copy_(spec.settled(spec.draft(rows, logits, 1)))
         return
     for step in range(1, rows.spec_tokens + 1):
         rows.drafts[:, step - 1] = spec.settled(spec.draft(rows, logits[:, step - 1], step))

@@ -156,7 +156,7 @@ class Floor:
     def _rate(self, product: Product) -> float:
         """Return the operations a second of a product with a stored weight."""
         limits = self.limits
-        is_fp8 = product.stored_bytes is not None and quantises_rows(product.name)
+        is_fp8 = product.is_fp8 and quantises_rows(product.name)
         if self.quant is Quant.W8A8 and is_fp8 and limits.fp8_flops_per_s is not None:
             return limits.fp8_flops_per_s
         return limits.flops_per_s

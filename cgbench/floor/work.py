@@ -10,7 +10,7 @@ gate and up) stay apart here, because they read the same bytes.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.division.splits import Splits
 from cgbench.models.heads.head import MtpModule
+from cgbench.models.kept_types import kept_in_float32
 from cgbench.models.loader import LoadedModel
 from cgbench.models.quantised.kv_format import PLAIN, SCALE_BYTES, KvFormat
 from cgbench.models.skeleton import Skeleton, stored_bytes
@@ -62,6 +63,7 @@ class Product:
     """
     weight: str = field(default="", compare=False)
     """The weight's name with its layer. Products of equal layers are equal all the same."""
+    is_fp8: bool = False
     context_rows: int = 0
     """The rows that one token brings beside ``num_rows``, of a parallel drafter's context."""
 
@@ -80,6 +82,17 @@ class Product:
             num_elements=self.num_elements // num_parts,
             stored_bytes=None if stored is None else stored / num_parts,
         )
+
+
+class _Stored(NamedTuple):
+    """A weight that is not of the model's dtype takes ``num_bytes``, its scales included."""
+
+    num_bytes: int
+    is_fp8: bool
+
+
+StoredWeights = Mapping[int, _Stored]
+"""By the weights' storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,23 +184,37 @@ def rank_work(model: LoadedModel) -> ModelWork:
         return work
     target = model.target
     heads = _num_parts(model, range(target.num_layers))
+    own = _part(work.target, target.splits, num_ranks, heads)
     lm_head = _part(work.lm_head, target.splits, num_ranks, 1)
     modules = () if model.head is None else model.head.mtp_modules
-    own = _part(work.target, target.splits, num_ranks, heads)
-    return ModelWork(
+    return replace(
+        work,
         target=replace(own, states=tuple(model.state_shapes.values())),
         lm_head=lm_head,
         modules=tuple(
-            ModuleWork(
-                forward=_part(
-                    each.forward, own.splits, num_ranks, _num_parts(model, [own.layer_idx])
-                ),
-                output=lm_head
-                if own.output is None
-                else _part(each.output, own.splits, num_ranks, 1),
-            )
-            for each, own in zip(work.modules, modules, strict=True)
+            _module_part(model, module, each, lm_head)
+            for each, module in zip(work.modules, modules, strict=True)
         ),
+    )
+
+
+def _module_part(
+    model: LoadedModel, module: MtpModule, work: ModuleWork, lm_head: ForwardWork
+) -> ModuleWork:
+    """Return a rank's part of the ``work`` of one of the head's modules.
+
+    ``lm_head`` is its part of the target's.
+    """
+    num_ranks, heads = model.ranks.size, _num_parts(model, [module.layer_idx])
+
+    def of(forward: ForwardWork) -> ForwardWork:
+        return _part(forward, module.splits, num_ranks, heads)
+
+    has_own = module.output is not None
+    return ModuleWork(
+        forward=of(work.forward),
+        output=_part(work.output, module.splits, num_ranks, 1) if has_own else lm_head,
+        first=None if work.first is None else of(work.first),
     )
 
 
@@ -262,11 +289,11 @@ class _WorkProbe(ShapeProbe):
 class _Recorder(TorchDispatchMode):
     """A recorder notes every product with one of the named weights, and every lookup in one."""
 
-    def __init__(self, names: dict[int, str], stored: Mapping[int, int]) -> None:
-        """Take names by a weight's storage, and by storage the bytes of a weight that is FP8."""
+    def __init__(self, names: dict[int, str], stored: StoredWeights) -> None:
+        """Take names by a weight's storage, and the weights that are not of the model's dtype."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = dict(names)
-        self._stored = stored
+        self._stored = dict(stored)
         self._kept: list[Tensor] = []
         self.products: list[Product] = []
         self.embedding_elements = 0
@@ -295,12 +322,17 @@ class _Recorder(TorchDispatchMode):
             num_rows = out.numel() // out.shape[-1]
             elements = weight.numel() // num_experts
             stored = self._stored.get(_storage(weight))
-            held = None if stored is None else stored / num_experts
-            self.products.append(Product(_short(name), elements, num_experts, num_rows, held, name))
+            held = None if stored is None else stored.num_bytes / num_experts
+            is_fp8 = stored is not None and stored.is_fp8
+            self.products.append(
+                Product(_short(name), elements, num_experts, num_rows, held, name, is_fp8)
+            )
         elif operation == _EMBEDDING:
             self.embedding_elements += out.numel()
         elif operation == _CAST:
             self._names[_storage(out)] = name
+            if stored := self._stored.get(_storage(weight)):
+                self._stored[_storage(out)] = stored
             # An address may not be used again for another tensor.
             self._kept.append(out)
 
@@ -318,12 +350,12 @@ def model_work(skeleton: Skeleton, kv_format: KvFormat = PLAIN) -> ModelWork:
     keeps_latents = skeleton.kv.keeps_latents
     probe = _WorkProbe(keeps_latents=keeps_latents, kv_format=kv_format)
     backbone_names = _weight_names(target.backbone)
-    stored = _stored_bytes(target.model, skeleton.scaled)
+    stored = _stored_weights(target.model, skeleton.scaled, target)
     hidden, work = _recorded(backbone_names, probe, lambda: target.forward(ids, ids, probe), stored)
     lm_head = _output_work(target, hidden, None, stored)
     if head is None:
         return ModelWork(work, lm_head)
-    of_head = _stored_bytes(head, skeleton.head_scaled)
+    of_head = _stored_weights(head, skeleton.head_scaled, target)
     fed = head.to_input(hidden)
 
     def module_work(module: MtpModule) -> ModuleWork:
@@ -362,7 +394,7 @@ def _module_work(
     module: MtpModule,
     fed: Tensor,
     probe: _WorkProbe,
-    stored: Mapping[int, int],
+    stored: StoredWeights,
 ) -> ForwardWork:
     """Return the work of one module's forward of one token, fed hidden states ``[1, 1, H]``."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=target.device)
@@ -377,17 +409,30 @@ def _module_work(
     return work
 
 
-def _stored_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> dict[int, int]:
-    """Return the bytes of the module's FP8 weights by storage, scales included."""
+def _stored_weights(module: nn.Module, scaled: Mapping[str, Size], target: Target) -> StoredWeights:
+    """Return the module's weights that are not of the model's dtype.
+
+    They are FP8 ones with their scales, and those that stay in float32.
+    """
+    keeps = kept_in_float32(target.model, torch.bfloat16)
+    kept = {
+        _storage(weight): _Stored(weight.numel() * torch.float32.itemsize, is_fp8=False)
+        for name, weight in module.named_parameters()
+        if keeps(name)
+    }
     weights = {name: module.get_parameter(name) for name in scaled}
-    return {_storage(w): stored_bytes(w.shape, scaled[name]) for name, w in weights.items()}
+    of_fp8 = {
+        _storage(weight): _Stored(stored_bytes(weight.shape, scaled[name]), is_fp8=True)
+        for name, weight in weights.items()
+    }
+    return kept | of_fp8
 
 
 def _output_work(
-    target: Target, hidden: HiddenStates, own: nn.Linear | None, stored: Mapping[int, int]
+    target: Target, hidden: HiddenStates, own: nn.Linear | None, stored: StoredWeights
 ) -> ForwardWork:
     """Return the product with the lm_head, or with a head's ``own`` output matrix."""
-    module, name = (own, OWN_OUTPUT) if own is not None else (_lm_head(target), "lm_head")
+    module, name = (own, OWN_OUTPUT) if own is not None else (target.lm_head, "lm_head")
     normed = hidden.post_norm.new_zeros(1, 1, module.in_features)
     _, work = _recorded(
         {_storage(module.weight): name}, None, lambda: target.logits(normed, own), stored
@@ -395,17 +440,11 @@ def _output_work(
     return work
 
 
-def _lm_head(target: Target) -> nn.Linear:
-    lm_head = target.model.get_output_embeddings()
-    assert isinstance(lm_head, nn.Linear)
-    return lm_head
-
-
 def _recorded(
     names: dict[int, str],
     probe: _WorkProbe | None,
     run: Callable[[], Any],
-    stored: Mapping[int, int],
+    stored: StoredWeights,
 ) -> tuple[Any, ForwardWork]:
     with _Recorder(names, stored) as recorder:
         out = run()

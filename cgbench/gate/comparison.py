@@ -151,6 +151,8 @@ def _judge(base: Evidence, new: Evidence, rules: Rules) -> tuple[float, list[Lin
     left = [pair for pair in cells if rules.gate.holds_scope(pair.place.scope)]
     if any(map(_is_left_out, left)) and not any(map(_has_numbers, left)):
         lines.append(_blocked("every cell is faster than its floor: none can be judged"))
+    if not any(line.gated for line in lines):
+        lines.append(_blocked("nothing is gated: --gate LIST,eager gates eager cells too"))
     return level, lines
 
 

@@ -48,6 +48,8 @@ def blockers(base: Evidence, new: Evidence) -> Iterator[str]:
     for run in (base, new):
         if not run.record.complete:
             yield f"{run.name} is not finished. {_cure(run)}"
+        if not run.cells:
+            yield f"{run.name} has no cell"
     a, b = base.record, new.record
     yield from _differing("GPU", a.environment.get("gpu"), b.environment.get("gpu"))
     yield from _disjoint("device", _settings(base, "device"), _settings(new, "device"))
@@ -114,9 +116,9 @@ def _differing(what: str, base: Any, new: Any) -> Iterator[str]:
 
 def _disjoint(what: str, base: set[str], new: set[str]) -> Iterator[str]:
     """Yield a difference if the runs share no value. If they share one, cells that one run lacks
-    are reported as missing.
+    are reported as missing. A run without cells has no value to differ in.
     """
-    if base.isdisjoint(new):
+    if base and new and base.isdisjoint(new):
         yield from _differing(what, *("/".join(sorted(values)) for values in (base, new)))
 
 

@@ -77,7 +77,8 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
         times = [run.observed.get((place, metric.name)) for run in (base, new)]
         if metric is ITERATION or not all(each is None for each in times):
             yield _of_blocks(metric, place, times[0], times[1], is_one)
-    copies = _copies(pair, base)
+    # Both runs have the same prompts.
+    copies = base.record.copies(pair.base.settings["acceptance"], place.batch_size)
     counts = tuple(_once(run.counts.get(place, []), copies) for run in (base, new))
     stated = stated_length(pair.base.settings["acceptance"], place.spec_tokens)
     if pair.base.settings["l2"] != COLD:  # whose wall time would hold the flush
@@ -88,19 +89,6 @@ def cell_questions(pair: Pair, base: Evidence, new: Evidence) -> Iterator[Questi
     if place.spec_tokens:
         yield from _acceptance(place, counts[0], counts[1], stated)
     yield _memory(place, pair.base.peak_memory_bytes, pair.new.peak_memory_bytes)
-
-
-def _copies(pair: Pair, run: Evidence) -> float:
-    """Return how often a batch decodes each prompt, because it repeats prompts if it has more rows.
-
-    Greedy decoding gives the same tokens each time, which is no more evidence than once. Under any
-    other rule each request has its own draws, so the result is 1. Both runs have the same prompts.
-    """
-    assert pair.base
-    num_prompts: int | None = run.record.workload.get("num_prompts")
-    if not num_prompts or pair.base.settings["acceptance"] != "greedy":
-        return 1.0
-    return max(pair.place.batch_size / num_prompts, 1.0)
 
 
 def _once(counts: Counts, copies: float) -> Counts:

@@ -46,7 +46,7 @@ def subject(line: Line) -> str:
 def summary(comparison: Comparison) -> str:
     """Return the outcome in one line."""
     counts = ", ".join(f"{count} {verdict}" for verdict, count in comparison.counts.items())
-    gated = counts or "nothing is gated: --gate ...,eager gates eager cells too"
+    gated = counts or "nothing is gated"
     return f"{gated}, exit code {int(comparison.exit_code)}"
 
 

@@ -374,10 +374,12 @@ def quantised_tiling_of(num_rows: int, num_outputs: int) -> Tiling:
     return plain._replace(num_stages=plain.num_stages + 1)
 
 
-def _lines_asked(tiling: Tiling, tiles: int, row_bytes: int) -> int:
-    """Return how many lines of each row of weights a program asks for: a power of 2, or none."""
-    share = ASKED_BYTES // (tiles * tiling.splits * tiling.block_n * LINE_BYTES)
-    has = row_bytes // (tiling.splits * LINE_BYTES)
+def lines_asked(num_rows: int, row_bytes: int) -> int:
+    """Return how many lines of each of ``num_rows`` rows are asked for: a power of 2, or none.
+
+    The rows are those of all programs that ask, and ``row_bytes`` what each has of a row.
+    """
+    share, has = ASKED_BYTES // (num_rows * LINE_BYTES), row_bytes // LINE_BYTES
     return _power_of_2_to(min(share, has)) if share and has else 0
 
 
@@ -481,7 +483,9 @@ def linear(
         BLOCK_K=tiling.block_k,
         SPLITS=tiling.splits,
         LINE_BYTES=LINE_BYTES,
-        LINES_ASKED=_lines_asked(tiling, tiles, num_inputs * weight.itemsize),
+        LINES_ASKED=lines_asked(
+            tiles * tiling.splits * tiling.block_n, num_inputs * weight.itemsize // tiling.splits
+        ),
         EARLY=early(x.device),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,

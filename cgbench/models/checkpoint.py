@@ -143,6 +143,9 @@ def config_from_dict(raw: JsonObject) -> PretrainedConfig:
     """Return a transformers config for the content of a ``config.json``, ``mimo`` included."""
     fields = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map")}
     model_type = raw["model_type"]
+    if model_type == "mimo_v2_flash" and type(raw.get("sliding_window_size")) is int:
+        # The tokens before a query's own. transformers 5.17 to 5.19 does not read this name.
+        fields["sliding_window"] = raw["sliding_window_size"] + 1
     if model_type in KNOWN_AS:
         return KNOWN_AS[model_type](**fields)
     return keep_tails(AutoConfig.for_model(model_type, **fields), raw)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,8 +73,21 @@ def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
 def _config_text(target: Target) -> str:
     """Return the config without where it was found and what wrote it."""
     config = target.model.config.to_dict()
-    kept = {key: config[key] for key in sorted(config.keys() - _NOT_THE_MODEL)}
+    kept = {key: _ordered(config[key]) for key in sorted(config.keys() - _NOT_THE_MODEL)}
     return json.dumps(kept, default=str)
+
+
+def _ordered(value: Any) -> Any:
+    """Return ``value`` with the objects in it that hold objects alone in the order of their keys.
+
+    Step's rotary settings are made from a set of layer types, in another order in every process.
+    """
+    if not isinstance(value, dict):
+        return value
+    ordered = {key: _ordered(each) for key, each in value.items()}
+    if all(isinstance(each, dict) for each in value.values()):
+        return dict(sorted(ordered.items(), key=lambda item: str(item[0])))
+    return ordered
 
 
 _NOT_THE_MODEL = {

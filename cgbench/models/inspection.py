@@ -58,8 +58,9 @@ class HeadFacts:
     """This class describes the head that would be loaded.
 
     ``aux_layers`` are the target's layers whose input the head is fed in place of its last state.
-    ``draft_vocab_size`` counts the tokens that a draft can be. It is None if they are all of the
-    target's.
+    ``draft_vocab_size`` counts the tokens that a draft can be, and ``draft_vocab_source`` says in
+    words by what they were chosen. Both are None if they are all of the target's. ``output_bytes``
+    are those of the rows that are gathered from the target's output matrix to draft them.
     ``block_size`` and ``mask_token`` are those of a parallel drafter's block. They are None for a
     head that drafts step by step. ``origin`` is where it would be loaded from. It is None if the
     head would be made.
@@ -80,6 +81,8 @@ class HeadFacts:
     target_norms: NormForm
     aux_layers: tuple[int, ...]
     draft_vocab_size: int | None
+    draft_vocab_source: str | None
+    output_bytes: int
     block_size: int | None
     mask_token: int | None
     copies: tuple[CopyFacts, ...]
@@ -279,6 +282,8 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFac
         target_norms=_norm_form(plan.skeleton.target),
         aux_layers=head.aux_layers,
         draft_vocab_size=head.draft_vocab_size,
+        draft_vocab_source=_draft_source(plan),
+        output_bytes=_output_bytes(plan),
         block_size=None if form is None else form.block_size,
         mask_token=None if form is None else form.mask_token,
         copies=_copy_facts(found),
@@ -286,6 +291,22 @@ def _head_facts(plan: LoadingPlan, tensors: tuple[StoredTensor, ...]) -> HeadFac
         weight_bytes=plan.skeleton.head_bytes(plan.request.dtype),
         origin=None if found is None else plan.request.head_ref or plan.request.ref,
     )
+
+
+def _draft_source(plan: LoadingPlan) -> str | None:
+    head = plan.skeleton.head
+    if head is None or head.draft_vocab_size is None:
+        return None
+    return "by d2t" if plan.draft_tokens is None else plan.draft_tokens.source
+
+
+def _output_bytes(plan: LoadingPlan) -> int:
+    """Return the bytes of the rows that the head has gathered from the target's output matrix."""
+    head = plan.skeleton.head
+    if head is None or not any(each.has_target_rows for each in head.mtp_modules):
+        return 0
+    parts = precision_by_part(plan.skeleton, plan.request.dtype)
+    return sum(each.num_bytes for each in parts if each.part == "head lm_head")
 
 
 def _copy_facts(found: HeadFiles | None) -> tuple[CopyFacts, ...]:

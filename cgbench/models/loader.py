@@ -1,6 +1,6 @@
 """Load the target, its draft head and its tokenizer, or make them for a preset."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,13 @@ from cgbench.kernels.gpu import runs_kernels
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.division.division_check import check_division
-from cgbench.models.division.planned_splits import block_splits, planned_splits
+from cgbench.models.division.drafter_splits import drafter_splits
+from cgbench.models.division.planned_splits import (
+    block_splits,
+    planned_splits,
+    reading_plan,
+    stacked_gates,
+)
 from cgbench.models.division.shards import (
     divide,
     divide_lm_head,
@@ -30,6 +36,8 @@ from cgbench.models.gguf import gguf_keywords
 from cgbench.models.heads.any_head import make_head
 from cgbench.models.heads.head import DraftHead, MtpModule
 from cgbench.models.heads.head_files import read_head
+from cgbench.models.heads.reduced_output import reduce_outputs
+from cgbench.models.kept_types import kept_in_float32
 from cgbench.models.loading_plan import Loading, LoadingPlan, plan_loading, preset_forms
 from cgbench.models.placement import check_headers, check_placed, check_types
 from cgbench.models.presets import PRESETS
@@ -216,8 +224,13 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     request, ref = plan.request, plan.request.path
     if plan.scaled is not None:
         return _load_scaled_target(plan, plan.scaled, splits)
-    num_ranks = request.ranks.size
-    distributed = {"distributed_config": DistributedConfig(tp_size=num_ranks)} if splits else {}
+    whole = plan.skeleton.target.model
+    read = stacked_gates(whole) if splits else set()
+    distributed = {}
+    if splits:
+        own_plan = reading_plan(whole, read)
+        reading = DistributedConfig(tp_size=request.ranks.size, tp_plan=own_plan)
+        distributed = {"distributed_config": reading}
     try:
         model, info = auto_class_for(plan.config).from_pretrained(
             ref if plan.gguf_file is None else str(plan.gguf_file.parent),
@@ -242,7 +255,7 @@ def _load_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
     check_placed(ref, model, info["missing_keys"], unfit, info["unexpected_keys"])
     if splits:
         without_dtensors(model, splits)
-        _divide_target(model, splits, request.ranks)
+        _divide_target(model, splits, request.ranks, read)
     loaded: PreTrainedModel = model.to(request.device)
     return loaded
 
@@ -275,8 +288,10 @@ def _load_scaled_target(plan: LoadingPlan, files: ScaledFiles, splits: Splits) -
     return loaded
 
 
-def _divide_target(model: PreTrainedModel, splits: Splits, ranks: Ranks) -> None:
-    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD}, ranks)
+def _divide_target(
+    model: PreTrainedModel, splits: Splits, ranks: Ranks, read: Collection[str] = ()
+) -> None:
+    divide(model, {name: split for name, split in splits.items() if name != LM_HEAD}, ranks, read)
     if LM_HEAD in splits:
         divide_lm_head(model, ranks)
 
@@ -288,25 +303,41 @@ def _load_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
         head = make_head(plan.family, target.model, plan.head_files.forms)
     read_head(head, plan.head_files)
     target.watch_layers(head.aux_layers)
+    _reduce_vocabulary(plan, head, target)
     _divide_head(plan, head, target)
     cast_head(head, target)
     return head.to(target.device).eval()
 
 
+def _reduce_vocabulary(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
+    """Cut the output matrices of a head to the tokens that the plan has, ahead of a division."""
+    if plan.draft_tokens is None:
+        return
+    ids = torch.tensor(plan.draft_tokens.ids)
+    ranks = plan.request.ranks if target.divides_vocabulary else ALONE
+    reduce_outputs(head, target.lm_head, ids, target.device, ranks)
+
+
 def _divide_head(plan: LoadingPlan, head: DraftHead, target: Target) -> None:
+    divided: set[int] = set()
     for module in head.mtp_modules:
-        splits = _block_splits(plan, module, target) if plan.request.divided_head else {}
+        splits = _block_splits(plan, head, module, target) if plan.request.divided_head else {}
         divide(module, splits, plan.request.ranks)
         if module.output is not None and LM_HEAD in target.splits:
-            divide_vocabulary(module.output, plan.request.ranks)
+            # Modules of a reduced vocabulary share one matrix.
+            if id(module.output) not in divided:
+                divide_vocabulary(module.output, plan.request.ranks)
+            divided.add(id(module.output))
             splits = {**splits, HEAD_OUTPUT: Split(0)}
         module.splits = splits
 
 
-def _block_splits(plan: LoadingPlan, module: MtpModule, target: Target) -> Splits:
+def _block_splits(plan: LoadingPlan, head: DraftHead, module: MtpModule, target: Target) -> Splits:
+    num_ranks = plan.request.ranks.size
     num_kv_heads = plan.skeleton.kv.num_kv_heads[module.layer_idx]
-    copies = kv_copies(num_kv_heads, plan.request.ranks.size)
-    return block_splits(target.splits, module, copies)
+    if num_ranks > 1 and head.family.reads_aux:
+        return drafter_splits(head, num_ranks, num_kv_heads)
+    return block_splits(target.splits, module, kv_copies(num_kv_heads, num_ranks))
 
 
 def _make_target(plan: LoadingPlan, splits: Splits) -> PreTrainedModel:
@@ -340,6 +371,7 @@ def _make_head(plan: LoadingPlan, target: Target) -> DraftHead | None:
     cast_head(head.eval(), target)
     draw_head(head, target.model, plan.request.device)
     quantise_parameters(head, plan.skeleton.head_scaled)
+    _reduce_vocabulary(plan, head, target)
     _divide_head(plan, head, target)
     return head
 
@@ -355,14 +387,14 @@ def cast_head(head: DraftHead, target: Target) -> None:
     a router's correction added in bfloat16 chooses other experts. FP8 weights and their scales stay
     too.
     """
-    kept = sorted(target.model._keep_in_fp32_modules_strict or ())
+    keeps = kept_in_float32(target.model, target.dtype)
     for module_name, module in head.named_modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
                 is_float = tensor is not None and tensor.is_floating_point()
                 if tensor is not None and is_float and not is_quantised(module, name):
-                    path = f".{module_name}.{name}"
-                    is_kept = any(f".{each}" in path for each in (*kept, *_IN_FLOAT32))
+                    path = f"{module_name}.{name}"
+                    is_kept = path.endswith(_IN_FLOAT32) or keeps(path)
                     tensor.data = tensor.data.to(torch.float32 if is_kept else target.dtype)
 
 

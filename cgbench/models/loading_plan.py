@@ -15,7 +15,6 @@ from cgbench.errors import (
     BadInputError,
     MissingHeadError,
     ModelError,
-    UnsupportedModelError,
 )
 from cgbench.models.checkpoint import (
     CONFIG_FILE,
@@ -29,9 +28,10 @@ from cgbench.models.checkpoint import (
 )
 from cgbench.models.gguf import find_gguf
 from cgbench.models.heads.any_head import find_any_head
+from cgbench.models.heads.draft_tokens import DraftTokens, choose_tokens
 from cgbench.models.heads.families import FAMILIES, HeadFamily
 from cgbench.models.heads.gguf_head import gguf_head_files
-from cgbench.models.heads.head import HeadForm
+from cgbench.models.heads.head import DraftHead, HeadForm
 from cgbench.models.heads.head_copies import target_matrices
 from cgbench.models.heads.head_files import (
     HeadFiles,
@@ -42,6 +42,7 @@ from cgbench.models.heads.head_files import (
 )
 from cgbench.models.heads.head_search import HeadFolder, open_folder, types_in
 from cgbench.models.heads.head_wiring import check_family, named, wired
+from cgbench.models.heads.reduced_output import reduce_outputs, reduced_scales
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat, stated_scales
 from cgbench.models.quantised.scaled_files import ScaledFiles, find_scaled
@@ -72,7 +73,8 @@ class Loading:
     folder or hub id whose head replaces the checkpoint's own. ``with_head`` is false for k = 0
     alone. ``divided_head``: the ranks share the head's block as they share the target's layers.
     ``routing``: how tokens choose their experts, if there are any. ``mtp_modules``: the most
-    modules of the head that draft, None for all. ``ranks`` share the model. Raise
+    modules of the head that draft, None for all. ``draft_vocab`` and ``draft_vocab_from``: how
+    many tokens may be drafted, and the file that ranks them. ``ranks`` share the model. Raise
     ``BadInputError`` for a head's family that is unknown.
     """
 
@@ -89,6 +91,8 @@ class Loading:
     keeps_latents: bool = True
     """Whether latent attention keeps latents. Otherwise it keeps every head's keys and values."""
     mtp_modules: int | None = None
+    draft_vocab: int | None = None
+    draft_vocab_from: str | None = None
     kv_dtype: KvDtype = KvDtype.AUTO
     quant: QuantMode = QuantMode.AUTO
 
@@ -139,6 +143,8 @@ def loading_of(
         ranks=ranks,
         keeps_latents=keeps_latents,
         mtp_modules=model.mtp_modules,
+        draft_vocab=model.draft_vocab,
+        draft_vocab_from=model.draft_vocab_from,
         kv_dtype=model.kv_dtype,
         quant=model.quant,
     )
@@ -175,6 +181,8 @@ class LoadingPlan:
     num_stored: int = 1
     """How many modules the head has."""
     kv_format: KvFormat = PLAIN
+    draft_tokens: DraftTokens | None = None
+    """The tokens that the head may draft. They are None if its own files decide."""
 
     @property
     def quant(self) -> Quant:
@@ -202,7 +210,7 @@ class LoadingPlan:
         """Return the name of the head in every output.
 
         It has the head's family, and its origin if that is not MODEL. Of several modules it states
-        which of them draft.
+        which of them draft, and of a reduced vocabulary how many tokens and by what.
         """
         if self.family is None:
             return "none"
@@ -210,6 +218,7 @@ class LoadingPlan:
         name = self.family.name if ref is None else f"{self.family.name}:{_label(ref)}"
         notes = [] if self.num_stored == 1 else [modules_used(self.num_modules, self.num_stored)]
         notes += ["parallel"] if self.family.is_parallel else []
+        notes += [self.draft_tokens.label] if self.draft_tokens is not None else []
         notes += ["random weights"] if self.request.preset else []
         return f"{name} ({', '.join(notes)})" if notes else name
 
@@ -245,13 +254,48 @@ def plan_loading(request: Loading) -> LoadingPlan:
     """Read the config and the lists of tensors, and build the modules without storage.
 
     Raise ``ModelError``, ``MissingHeadError`` or ``UnsupportedModelError``. Raise ``BadInputError``
-    for FP8 keys and values of latent attention, and for a numeric mode that needs FP8 weights.
+    for FP8 keys and values of latent attention, for a numeric mode that needs FP8 weights, and for
+    a draft vocabulary that the head cannot have.
     """
-    plan = _plan(request)
+    plan = _with_draft_tokens(_plan(request))
     _check_quant(plan)
     if request.kv_dtype == KvDtype.AUTO:
         return plan
     return replace(plan, kv_format=_fp8_format(plan))
+
+
+def _with_draft_tokens(plan: LoadingPlan) -> LoadingPlan:
+    """Return ``plan`` with the tokens that are to be drafted, and the head cut to them."""
+    request, skeleton = plan.request, plan.skeleton
+    head, target = skeleton.head, skeleton.target
+    if head is None:
+        return plan
+    most = min(target.vocab_size, target.last_token + 1)
+    is_random = request.preset is not None
+    count, file = request.draft_vocab, request.draft_vocab_from
+    tokens = choose_tokens(count, file, most, is_random=is_random)
+    if tokens is None:
+        return plan
+    _check_cut(plan, head, len(tokens.ids))
+    meta, scaled, own = torch.device("meta"), skeleton.scaled, skeleton.head_scaled
+    reduce_outputs(head, target.lm_head, torch.tensor(tokens.ids), meta)
+    cut = replace(skeleton, head_scaled=reduced_scales(head, scaled, own, len(tokens.ids)))
+    return replace(plan, skeleton=cut, draft_tokens=tokens)
+
+
+def _check_cut(plan: LoadingPlan, head: DraftHead, count: int) -> None:
+    """Refuse a draft vocabulary of ``count`` tokens that the head or the ranks cannot have."""
+    if head.draft_vocab_size is not None:
+        raise BadInputError(
+            f"--draft-vocab: the {head.family.kind} drafts {head.draft_vocab_size:,} tokens of its "
+            "own, by d2t. Drop the flag"
+        )
+    num_ranks = plan.request.ranks.size
+    if plan.skeleton.target.vocab_size % num_ranks == 0 != count % num_ranks:
+        raise BadInputError(
+            f"--draft-vocab {count}: --tp {num_ranks} divides the output matrix, so it must be a "
+            f"multiple of {num_ranks}"
+        )
 
 
 def _check_quant(plan: LoadingPlan) -> None:
@@ -338,21 +382,10 @@ def _find_head(
     name = flags.family or stated.family
     matrices = target_matrices(target, files)
     found = find_any_head(folder, target, matrices, request.dtype, name, request.mtp_modules)
-    _check_ranks(request, found.family)
     # A file's wiring holds for the family that the file states, and for no other.
     in_force = flags.family in (None, stated.family or found.family.name)
     family = wired(found.family, stated) if in_force else found.family
     return found, named(family, flags)
-
-
-def _check_ranks(request: Loading, family: HeadFamily) -> None:
-    """Refuse a head that ranks cannot share, nor hold whole beside a divided target."""
-    if family.reads_aux and request.ranks.size > 1:
-        article = "a" if family.is_parallel else "an"
-        raise UnsupportedModelError(
-            f"--tp {request.ranks.size}: {article} {family.kind} cannot be run on several GPUs "
-            "here. Drop --tp, or use another --head"
-        )
 
 
 def _head_folder(request: Loading, config: PretrainedConfig, gguf_file: Path | None) -> HeadFolder:

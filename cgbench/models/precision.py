@@ -1,13 +1,14 @@
 """Count the bytes of each part of a model, by the type that its weights are stored in."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Size, nn
 
-from cgbench.models.skeleton import Skeleton, stored_bytes
+from cgbench.models.kept_types import kept_in_float32
+from cgbench.models.skeleton import Skeleton, plain_bytes, stored_bytes
 
 FP8_NAME = "float8_e4m3fn"
 
@@ -41,27 +42,34 @@ def precision_by_part(skeleton: Skeleton, dtype: torch.dtype) -> tuple[PartPreci
 
     Tied weights count once.
     """
-    target = _by_part(skeleton.target.model, skeleton.scaled, dtype)
+    keeps = kept_in_float32(skeleton.target.model, dtype)
+    target = _by_part(skeleton.target.model, skeleton.scaled, dtype, keeps)
     head = {}
     if skeleton.head is not None:
-        head = _by_part(skeleton.head, skeleton.head_scaled, dtype)
+        head = _by_part(skeleton.head, skeleton.head_scaled, dtype, keeps)
     parts = [(part, kind, size) for (part, kind), size in target.items()]
     parts += [(f"head {part}", kind, size) for (part, kind), size in head.items()]
     return tuple(PartPrecision(*each) for each in parts)
 
 
 def _by_part(
-    module: nn.Module, scaled: Mapping[str, Size], dtype: torch.dtype
+    module: nn.Module,
+    scaled: Mapping[str, Size],
+    dtype: torch.dtype,
+    keeps: Callable[[str], bool],
 ) -> dict[tuple[str, str], int]:
-    plain = str(dtype).removeprefix("torch.")
     found: dict[tuple[str, str], int] = {}
     state = module.state_dict(keep_vars=True)
     # A tied weight has two names, of which the first is kept.
     for name in {id(each): name for name, each in reversed(state.items())}.values():
         shape = state[name].shape
-        is_scaled = name in scaled
-        size = stored_bytes(shape, scaled[name]) if is_scaled else shape.numel() * dtype.itemsize
-        key = part_of(name), FP8_NAME if is_scaled else plain
+        if name in scaled:
+            kind, size = FP8_NAME, stored_bytes(shape, scaled[name])
+        else:
+            plain = torch.float32 if keeps(name) else dtype
+            kind = str(plain).removeprefix("torch.")
+            size = plain_bytes(name, shape, dtype, keeps)
+        key = part_of(name), kind
         found[key] = found.get(key, 0) + size
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 

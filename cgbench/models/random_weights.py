@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cgbench.models.experts import take_over_loops
+from cgbench.models.kept_types import keep_types
 from cgbench.models.loading_plan import LoadingPlan
 from cgbench.models.quantised.scaled_presets import quantise_parameters
 from cgbench.models.support import auto_class_for
@@ -49,6 +50,7 @@ def random_target(
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=request.dtype, **implementations
         )
+    keep_types(model, model, request.dtype)
     take_over_loops(model, request.device, request.dtype)
     scaled = plan.skeleton.scaled
     for unit in _units(model):

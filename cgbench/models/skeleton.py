@@ -1,7 +1,7 @@
 """Build a model without its weights, to find out what it needs and whether it runs."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from cgbench.models.division.splits import kv_copies
 from cgbench.models.heads.any_head import make_head
 from cgbench.models.heads.families import HeadFamily
 from cgbench.models.heads.head import DraftHead, HeadForm
+from cgbench.models.kept_types import kept_in_float32
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 from cgbench.models.support import HOST_READ_ROPE_TYPES, auto_class_for, class_name
 from cgbench.models.target import Target, probe_kv_shapes
@@ -42,11 +43,15 @@ class Skeleton:
 
         Tied weights count once.
         """
-        return _num_bytes(self.target.model, self.scaled, dtype)
+        keeps = kept_in_float32(self.target.model, dtype)
+        return _num_bytes(self.target.model, self.scaled, dtype, keeps)
 
     def head_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of the head's own weights, or 0 without a head."""
-        return 0 if self.head is None else _num_bytes(self.head, self.head_scaled, dtype)
+        if self.head is None:
+            return 0
+        keeps = kept_in_float32(self.target.model, dtype)
+        return _num_bytes(self.head, self.head_scaled, dtype, keeps)
 
     def kv_bytes_per_token(
         self, dtype: torch.dtype, num_ranks: int = 1, kv_format: KvFormat = PLAIN
@@ -217,12 +222,26 @@ def _scaled_bytes(module: nn.Module, scaled: Mapping[str, Size]) -> int:
     )
 
 
-def _num_bytes(module: nn.Module, scaled: Mapping[str, Size], dtype: torch.dtype) -> int:
+def plain_bytes(name: str, shape: Size, dtype: torch.dtype, keeps: Callable[[str], bool]) -> int:
+    """Return the bytes of a tensor that is not FP8, in a model held in ``dtype``.
+
+    ``keeps`` says which stay in float32: see ``kept_in_float32``.
+    """
+    return shape.numel() * (torch.float32 if keeps(name) else dtype).itemsize
+
+
+def _num_bytes(
+    module: nn.Module,
+    scaled: Mapping[str, Size],
+    dtype: torch.dtype,
+    keeps: Callable[[str], bool],
+) -> int:
     """Return the bytes of parameters and stored buffers.
 
     A tied one is one object under two names, and counts once.
     """
     tensors = module.state_dict(keep_vars=True)
-    others = {id(tensor): tensor for name, tensor in tensors.items() if name not in scaled}
-    plain: int = sum(tensor.numel() for tensor in others.values()) * dtype.itemsize
+    counted = {id(tensors[name]) for name in scaled}
+    others = {id(tensor): name for name, tensor in tensors.items() if id(tensor) not in counted}
+    plain = sum(plain_bytes(name, tensors[name].shape, dtype, keeps) for name in others.values())
     return plain + _scaled_bytes(module, scaled)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -27,6 +28,10 @@ _ADDED: dict[type[PretrainedConfig], type[PreTrainedModel]] = {
     Step3p5ForCausalLM.config_class: Step3p5ForCausalLM
 }
 """What transformers has a config for and no causal LM."""
+
+_RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
+GENERATE_CACHE = "cache" if _RELEASE >= (5, 24) else "past_key_values"
+"""transformers' ``generate`` calls the cache that it is given so."""
 
 ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 # These rotary types of transformers recompute their frequencies from the largest position.

@@ -126,6 +126,13 @@ class Target:
         return bool(mixtures_of(self.backbone, None))
 
     @property
+    def lm_head(self) -> nn.Linear:
+        """Return the target's output matrix, or this rank's part of it."""
+        lm_head = self.model.get_output_embeddings()
+        assert isinstance(lm_head, nn.Linear)
+        return lm_head
+
+    @property
     def last_token(self) -> int:
         """Return the vocabulary's last token that has an embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0]) - 1

@@ -21,6 +21,7 @@ NAMED = "geometric:MEAN, uniform:FIRST-LAST or constant:N"
 
 # A geometric tail is cut where what is left of it weighs less than this.
 _NEGLIGIBLE = 1e-12
+_WORTH_A_WORD = 5e-4
 _MAX_MEAN = 10_000
 _MAX_BYTES = 64_000_000
 _LONGEST_SHOWN = 40
@@ -105,6 +106,17 @@ class Concurrency:
             found[min(size, max_batch_size) - 1] += weight
         total = sum(found)
         return [weight / total for weight in found]
+
+    def words(self, max_batch_size: int) -> str:
+        """Return the workload's name, and that ``over`` counts larger batch sizes as the largest.
+
+        A share of them that rounds to 0.0 % is not worth a word.
+        """
+        total = sum(weight for _, weight in self.weights)
+        above = sum(weight for size, weight in self.weights if size > max_batch_size)
+        if above < _WORTH_A_WORD * total:
+            return self.name
+        return f"{self.name}, more than {max_batch_size} counted as {max_batch_size}"
 
 
 def _geometric(value: str, flag: str) -> list[tuple[int, float]]:

@@ -79,15 +79,24 @@ def from_ranges(label: str, value: object, max_batch_size: int, most: int) -> Dr
     return replace(_between(starts, max_batch_size), longest=most)
 
 
-def from_thresholds(label: str, value: object, max_batch_size: int) -> DraftSchedule:
+def from_thresholds(
+    label: str, value: object, max_batch_size: int, most: int | None = None
+) -> DraftSchedule:
     """Read TensorRT-LLM's ``draft_len_schedule``, which is {largest batch size: k}.
 
-    Batches above the last threshold do not draft. Raise ``BadInputError``, beginning with
-    ``label``, for any other value.
+    Batches above the last threshold do not draft. ``most`` is max_draft_len, if it is given. The
+    engine wants the smallest batch size to draft that many, and none to draft more
+    (``DecodingBaseConfig.validate_draft_len_schedule_and_sort``). Raise ``BadInputError``,
+    beginning with ``label``, for any other value.
     """
     if not (isinstance(value, Mapping) and value):
         raise BadInputError(f"{label}: must be batch sizes and draft lengths, such as {{4: 3}}")
     ends = sorted((_whole(label, size, 1), _checked(label, k)) for size, k in value.items())
+    if most is not None and (ends[0][1] != most or max(k for _, k in ends) > most):
+        raise BadInputError(
+            f"{label}: the engine refuses it. The smallest batch size, {ends[0][0]}, must draft "
+            f"max_draft_len {most}, and none may draft more"
+        )
     firsts = [1, *(end + 1 for end, _ in ends)]
     lengths = [*((k,) for _, k in ends), (0,)]
     return _between([*zip(firsts, lengths, strict=True)], max_batch_size)

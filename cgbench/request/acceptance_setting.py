@@ -57,6 +57,11 @@ class AcceptanceSetting:
         """Check that the setting is ``greedy``."""
         return self.kind is AcceptanceKind.GREEDY
 
+    @property
+    def is_assumed(self) -> bool:
+        """Return whether drafts are kept at stated rates, whatever they are."""
+        return self.kind not in (AcceptanceKind.GREEDY, AcceptanceKind.SAMPLED)
+
     @classmethod
     def parse(cls, text: str, spec_tokens: Sequence[int]) -> "AcceptanceSetting":
         """Return the setting that ``--acceptance`` states.

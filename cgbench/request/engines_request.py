@@ -97,6 +97,8 @@ class EnginesRequest(Recorded):
                 f"--kv-dtype {self.model.kv_dtype}: engines keep keys and values in the model's "
                 "dtype here. Use auto"
             )
+        if (reduced := self.model.draft_vocab_flag) is not None:
+            raise BadInputError(f"{reduced}: engines draft any token. Leave out --engine")
         self.settings()
 
     def _time_limits(self) -> tuple[tuple[str, float], ...]:

@@ -58,7 +58,8 @@ class ModelRequest(Typed):
     ``ref`` is ``default``, ``preset:NAME``, a folder, a GGUF file or a hub id. ``head`` is a folder
     or hub id whose head replaces the model's own. ``routing`` None draws the experts of a preset
     evenly. It leaves those of any other model to its router. ``mtp_modules`` is the most modules of
-    the head that draft. None is all.
+    the head that draft. None is all. ``draft_vocab`` is how many tokens may be drafted: the
+    likeliest of the file ``draft_vocab_from``. None is all of the file, or without one any token.
     """
 
     ref: Annotated[str, Key("model", "MODEL")] = DEFAULT_MODEL
@@ -67,6 +68,8 @@ class ModelRequest(Typed):
     dtype: Dtype = Dtype.AUTO
     routing: Routing | None = None
     mtp_modules: int | None = None
+    draft_vocab: int | None = None
+    draft_vocab_from: str | None = None
     kv_dtype: KvDtype = KvDtype.AUTO
     quant: QuantMode = QuantMode.AUTO
 
@@ -74,6 +77,15 @@ class ModelRequest(Typed):
         Typed.__post_init__(self)
         if self.mtp_modules is not None:
             check_whole("--mtp-modules", self.mtp_modules, 1)
+        if self.draft_vocab is not None:
+            check_whole("--draft-vocab", self.draft_vocab, 1)
+
+    @property
+    def draft_vocab_flag(self) -> str | None:
+        """Return the flag that reduces the draft vocabulary, or None if none does."""
+        if self.draft_vocab is not None:
+            return "--draft-vocab"
+        return None if self.draft_vocab_from is None else "--draft-vocab-from"
 
 
 @dataclass(frozen=True, slots=True)

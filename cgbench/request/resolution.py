@@ -21,6 +21,11 @@ GOLDEN_BY_DEFAULT = (
     "({}), which --acceptance changes"
 )
 
+ASSUMED_OF_ALL = (
+    "drafts are kept at {} whatever they are, so what --draft-vocab costs in acceptance is not in "
+    "tokens a second"
+)
+
 
 def resolve(
     request: DecodeRequest, *, device_type: str, tp_size: int, golden: GoldenLength | None
@@ -37,12 +42,16 @@ def resolve(
         raise DeviceError("--cold-l2: flushes a GPU's cache. There is none with --device cpu")
     if on_cpu and options.nvtx:
         raise DeviceError("--nvtx: ranges need --device cuda. On a CPU profile with torch's own")
-    if request.model.head is not None and not options.max_spec_tokens:
-        raise BadInputError("--head: --spec-tokens 0 runs no head. Drop one of the two")
+    reduced = request.model.draft_vocab_flag
+    of_head = reduced if request.model.head is None else "--head"
+    if of_head is not None and not options.max_spec_tokens:
+        raise BadInputError(f"{of_head}: --spec-tokens 0 runs no head. Drop one of the two")
     warnings = [f"k={k}: {text}" for k, plan in options.plans().items() for text in plan.warnings]
     notes = [NO_GRAPHS_ON_CPU] if on_cpu else warnings
     if request.workload.acceptance is None and golden:
         notes.append(_golden_words(golden, options.spec_tokens))
+    if reduced is not None and options.acceptance.is_assumed:
+        notes.append(ASSUMED_OF_ALL.format(options.acceptance))
     return options, notes
 
 

@@ -150,6 +150,18 @@ class RunRecord:
         """
         self.seconds = {"run": run, "audit": audit}
 
+    def copies(self, acceptance: str, batch_size: int) -> float:
+        """Return how often a batch decodes each prompt under the rule ``acceptance``.
+
+        A batch repeats prompts if it has more rows. Greedy decoding gives the same tokens each
+        time, which is no more evidence than once. Under any other rule each request has its own
+        draws, so the result is 1.
+        """
+        num_prompts: int | None = self.workload.get("num_prompts")
+        if not num_prompts or acceptance != "greedy":
+            return 1.0
+        return max(batch_size / num_prompts, 1.0)
+
     def to_json(self) -> str:
         """Return the text of ``run.json``."""
         return json.dumps(asdict(self), indent=2) + "\n"

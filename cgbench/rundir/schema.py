@@ -163,7 +163,7 @@ LATENCY = (
     Column(
         "acceptance_rate_per_pos",
         "string",
-        "unconditional, one per draft position, ';' apart",
+        "unconditional, as counted, one per draft position, ';' apart",
         is_right=_are_rates,
     ),
     _time_ms("tpot_ms", "mean wall time of an iteration / mean_acceptance_length"),

@@ -9,7 +9,15 @@ from rich.text import Text
 from cgbench.planning.study import Outcome, Saving
 from cgbench.tables.fit import fitted_table
 from cgbench.tables.markdown import markdown_table
-from cgbench.tables.plan_cells import Section, cost, number, percent, setting, span_of
+from cgbench.tables.plan_cells import (
+    Section,
+    cost,
+    counted,
+    number,
+    percent,
+    setting,
+    span_of,
+)
 from cgbench.tables.plan_phases import by_length_section, by_phase_section, replay_section
 from cgbench.tables.plan_rows import BucketRow, PolicyRow, bucket_rows, policy_row
 
@@ -92,10 +100,11 @@ def _bucket_texts(row: BucketRow) -> tuple[str, ...]:
 
 def _totals(outcome: Outcome) -> str:
     row = policy_row(outcome)
+    eager = counted(row.eager_batch_sizes or 0, "batch size")
     return (
-        f"{number(row.graphs)} graphs, mean padding {percent(row.mean_padding_frac)}, "
-        f"{row.eager_batch_sizes} batch sizes eager, {percent(row.eager_share)} of the "
-        f"workload, expected {cost(row.expected_cost)} {row.cost_unit}"
+        f"{counted(row.graphs or 0, 'graph')}, mean padding {percent(row.mean_padding_frac)}, "
+        f"{eager} eager, {percent(row.eager_share)} of the workload, "
+        f"expected {cost(row.expected_cost)} {row.cost_unit}"
     )
 
 
@@ -167,7 +176,8 @@ def _saved(outcomes: Sequence[Outcome], savings: Sequence[Saving]) -> Section:
         for saving in savings
     )
     sizes = ", ".join(map(str, best.plan.batch_sizes)) or "none"
-    title = f"What optimal saves, k = {best.request.spec_tokens}, {len(best.plan.buckets)} graphs"
+    graphs = counted(len(best.plan.buckets), "graph")
+    title = f"What optimal saves, k = {best.request.spec_tokens}, {graphs}"
     return Section(title, headings, rows, (f"optimal buckets [req]: {sizes}",))
 
 

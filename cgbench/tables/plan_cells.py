@@ -18,13 +18,19 @@ class Section:
 
 def workload(outcome: Outcome) -> str:
     """Return the name of the batch sizes that count."""
-    found = outcome.request.concurrency
-    return found.name if found else "every batch size alike"
+    request = outcome.request
+    found = request.concurrency
+    return found.words(request.max_batch_size) if found else "every batch size alike"
 
 
 def number(value: int | None) -> str:
     """Return a whole number as text, or nothing for None."""
     return "" if value is None else str(value)
+
+
+def counted(count: int, noun: str) -> str:
+    """Return how many of a thing there are, such as ``1 graph`` and ``2 graphs``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def percent(share: float | None) -> str:

@@ -8,7 +8,7 @@ from cgbench.planning.phase_optimum import phase_cost, phase_optimum
 from cgbench.planning.phases import PhasePlan, ranges
 from cgbench.planning.study import Outcome
 from cgbench.planning.tier_plans import Deployment, expected_cost
-from cgbench.tables.plan_cells import Section, cost, percent, setting, span_of, workload
+from cgbench.tables.plan_cells import Section, cost, counted, percent, setting, span_of, workload
 from cgbench.tables.plan_rows import PhaseRow, length_rows, phase_rows
 from cgbench.words import Phase
 
@@ -30,7 +30,8 @@ def by_phase_section(outcome: Outcome, found: PhasePlan) -> Section:
     notes = [f"{_name_of(each.phase)}: {each.note}" for each in found.phases if each.note]
     if mixed := found.mixed_tokens:
         notes.append(
-            f"batches that hold a prefill: {len(mixed)} graphs, {min(mixed)} to {max(mixed)} tokens"
+            f"batches that hold a prefill: {counted(len(mixed), 'graph')}, {min(mixed)} to "
+            f"{max(mixed)} tokens"
         )
     if outcome.memory_bytes:
         mib = outcome.memory_bytes / 1024**2

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cgbench.errors import BadInputError
 from cgbench.planning.plan import CapturePlan
 from cgbench.planning.study import Outcome
+from cgbench.tables.plan_cells import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,7 +77,7 @@ def _padding(plan: CapturePlan, batch_size: int) -> float:
 
 def _title(plan: CapturePlan) -> str:
     return (
-        f"{plan.policy}, k = {plan.spec_tokens}: {len(plan.buckets)} graphs, "
+        f"{plan.policy}, k = {plan.spec_tokens}: {counted(len(plan.buckets), 'graph')}, "
         f"{plan.eager_batch_sizes} of {plan.max_batch_size} batch sizes eager"
     )
 

@@ -118,6 +118,10 @@ def conclusions(advice: Advice) -> Iterator[str]:
     for each in advice.contexts:
         yield f"context {each.context_len}: {each.conclusion}"
         yield from _interpolated(each)
+        yield from (
+            f"context {each.context_len}: no option for {engine}: {reason}"
+            for engine, reason in each.refusals.items()
+        )
     yield from advice.why_slow
 
 

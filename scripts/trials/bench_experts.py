@@ -35,7 +35,7 @@ from cgbench.errors import CgbenchError
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.linear import gated_linear, linear, linear_add
 from cgbench.kernels.moe import triton_experts, triton_route
-from cgbench.kernels.moe.expert_plan import plan_of
+from cgbench.kernels.moe.expert_plan import Plan, plan_of
 from cgbench.kernels.moe.expert_products import Choice, Experts, SharedExpert
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.rundir.environment import environment
@@ -146,12 +146,17 @@ def ways(layer: Layer) -> Iterator[tuple[str, Way]]:
     rule = RouterRule(top_k=shape.top_k, renormalises=True)
     router = torch.randn(shape.num_experts, shape.hidden, device="cuda", dtype=torch.bfloat16)
 
-    def routed(choice: Choice) -> Tensor:
-        triton_route.route(x, router, None, rule)
-        return triton_experts.apply(experts, x, choice, x)
+    plan = plan_of(experts, len(x), shape.top_k)
+    early = plan._replace(asks_early=True)
 
-    yield "cgbench", lambda choice: triton_experts.apply(experts, x, choice, x)
+    def routed(choice: Choice, plan: Plan = plan) -> Tensor:
+        triton_route.route(x, router, None, rule)
+        return triton_experts.apply(experts, x, choice, x, plan)
+
+    yield "cgbench", lambda choice: triton_experts.apply(experts, x, choice, x, plan)
+    yield "cgbench, asking early", lambda c: triton_experts.apply(experts, x, c, x, early)
     yield "cgbench with route", routed
+    yield "cgbench with route, asking early", lambda choice: routed(choice, early)
     module = as_module(experts)
     yield "grouped_mm", lambda c: x + grouped_mm_experts_forward(module, x, c.chosen, c.weights)
     if len(x) <= SMALL_BATCH:

@@ -4,9 +4,10 @@
     python scripts/trials/bench_linear.py --rows 4 --tilings all
 
 Every product runs over several weights in turn, captured in one CUDA graph, so that no cache holds
-what the next one reads. ``--tilings all`` shows the best of many, from which the kernel's own rule
-was made. Shapes are a 7B model's (MiMo: q/k/v and gate/up packed, the head's projection, lm_head).
-Needs a CUDA device.
+what the next one reads. Beside them runs a trial that cuts all tiles of a product in equal runs
+(``persistent_layer/triton_runs.py``). ``--tilings all`` shows the best of many, from which the
+kernel's own rule was made. Shapes are a 7B model's (MiMo: q/k/v and gate/up packed, the head's
+projection, lm_head). Needs a CUDA device.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.triton_linear import Tiling, linear, tiling_of
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds
+from persistent_layer.triton_runs import linear_in_runs
 
 SHAPES = {
     "q, k, v": (6144, 4096),
@@ -48,6 +50,8 @@ BLOCKS = (
     (64, 128, 8, 3),
 )
 SPLITS = (1, 2, 4)
+# Programs and stages: as many programs as an H200 has multiprocessors, or more.
+RUNS = ((132, 6), (264, 5), (132, 8), (264, 4), (396, 3), (528, 2))
 # With fewer programs the device is idle, with more their sums cost more than they gain.
 LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 800
 
@@ -65,11 +69,18 @@ def candidates(outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
         cut = f"{splits} split{'s' * (splits > 1)}"
         name = f"{block_n} x {block_k}, {cut}, {warps} warps, {stages} stages"
         yield name + (" (its rule)" if tiling == rule else ""), streamed(tiling)
+    for programs, stages in RUNS if every else RUNS[:2]:
+        yield f"{programs} equal runs, {stages} stages", in_runs(programs, stages)
 
 
 def streamed(tiling: Tiling) -> Product:
     """The kernel with that tiling."""
     return lambda x, weight: linear(x, weight, None, tiling=tiling)
+
+
+def in_runs(programs: int, stages: int) -> Product:
+    """The trial kernel of equal runs of tiles."""
+    return partial(linear_in_runs, bias=None, programs=programs, num_stages=stages)
 
 
 def is_worth_trying(tiling: Tiling, outputs: int) -> bool:

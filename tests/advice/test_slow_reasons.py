@@ -17,7 +17,11 @@ from tests.support.example import make_cell, make_cost, make_samples
 from tests.support.recorded import recorded
 
 
-def reasons(*timed: tuple[Cell, float, float], costs: Sequence[GraphCost] = ()) -> dict[str, Loss]:
+def reasons(
+    *timed: tuple[Cell, float, float],
+    costs: Sequence[GraphCost] = (),
+    plans: Sequence[dict[str, object]] = (),
+) -> dict[str, Loss]:
     """Of cells with their milliseconds and host gaps."""
     samples: list[Sample] = [
         sample
@@ -27,7 +31,7 @@ def reasons(*timed: tuple[Cell, float, float], costs: Sequence[GraphCost] = ()) 
     latency = latency_frame([cell for cell, _, _ in timed], samples_frame(samples))
     run = SimpleNamespace(
         tables=Tables(latency=latency, capture=capture_frame(costs, latency)),
-        record=SimpleNamespace(accounts=[], limits=None),
+        record=SimpleNamespace(accounts=[], limits=None, plans=plans),
     )
     return {loss.rule: loss for loss in slow_reasons(cast(RunDirectory, run))}
 
@@ -44,11 +48,33 @@ def cell(batch_size: int, bucket: int | None, scope: Scope = Scope.ITERATION, k:
     )
 
 
-def test_a_batch_above_the_largest_bucket_is_set_beside_that_bucket() -> None:
-    found = reasons((cell(8, 8), 2.0, 0.0), (cell(12, None), 9.0, 0.0))
+@pytest.mark.parametrize(
+    ("most", "cure"),
+    [(10, "--max-num-seqs 12"), (16, "12 among --capture-sizes")],
+)
+def test_a_batch_above_the_largest_bucket_is_set_beside_replays_of_a_bucket(
+    most: int, cure: str
+) -> None:
+    """The largest bucket, 10, has no time. A graph of 12 takes no longer than two replays of 8."""
+    plan = {"spec_tokens": 2, "batch_sizes": [4, 8, 10], "max_batch_size": most}
+    found = reasons((cell(8, 8), 2.0, 0.0), (cell(12, None), 9.0, 0.0), plans=[plan])
     assert found.keys() == {"eager batch"}
-    assert found["eager batch"].milliseconds == pytest.approx(7.0)
-    assert "--max-num-seqs 12" in found["eager batch"].sentence
+    assert found["eager batch"].milliseconds == pytest.approx(5.0)
+    sentence = found["eager batch"].sentence
+    assert "largest bucket holds 10 requests. 2 replays of 8 take 4 ms" in sentence
+    assert sentence.endswith(f"4 ms. {cure} captures one")
+
+
+def test_an_eager_batch_that_replays_would_not_beat_loses_nothing() -> None:
+    assert reasons((cell(8, 8), 5.0, 0.0), (cell(12, None), 9.0, 0.0)) == {}
+
+
+def test_a_recorded_ceiling_of_tokens_is_not_called_one_of_requests() -> None:
+    """k = 8: 64 requests are 576 tokens, over the policy's 512, in a run of --max-num-seqs 64."""
+    found = slow_reasons(recorded("mimo-7b-surface"))[0]
+    assert found.rule == "eager batch"
+    assert "the largest bucket holds 56 requests. 2 replays of 32 take" in found.sentence
+    assert "64 among --capture-sizes" in found.sentence and "--max-num-seqs" not in found.sentence
 
 
 def test_padding_is_what_the_bucket_takes_over_the_batch() -> None:
@@ -75,6 +101,15 @@ def test_launches_are_named_where_compiling_was_left_off() -> None:
     assert found["launches"].milliseconds == pytest.approx(0.9)
     assert "--compile default" in found["launches"].sentence
     assert reasons((cell(4, 4), 2.0, 0.0), costs=costs) == {}
+
+
+def test_launches_lose_what_the_kernels_take_and_no_more() -> None:
+    """What else is above the default model's tiny floor is not theirs."""
+    (found,) = [each for each in slow_reasons(recorded("default-k3")) if each.rule == "launches"]
+    assert found.milliseconds == pytest.approx(402 * 0.9e-3)
+    assert 0.5 < found.share < 0.7
+    assert "402 kernels run one after another, which take 0.9 us each" in found.sentence
+    assert "and the floor is 0.00" in found.sentence
 
 
 def test_a_recorded_mixture_loses_most_to_the_experts_that_drafts_read() -> None:

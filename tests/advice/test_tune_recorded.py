@@ -10,13 +10,14 @@ from cgbench.advice.advise import Advice, Question, advise
 from cgbench.advice.break_even import Pays
 from cgbench.advice.cell_times import At, Group, log_ratio, measured_times
 from cgbench.advice.interpolation import interpolation_error, time_at
+from cgbench.advice.lengths import lengths_of
 from cgbench.errors import BadInputError, CannotError, ExitCode
 from cgbench.planning import Concurrency
 from cgbench.rundir.schema import Cell
 from cgbench.rundir.store import RunDirectory
 from cgbench.words import Status
 from tests.support.recorded import recorded
-from tests.support.runs import Made
+from tests.support.runs import Made, h200_record, without_cells
 
 MANY_K = "qwen3.5-0.8b-k0123"
 """k 0 to 3 at seven batch sizes, random weights."""
@@ -78,6 +79,24 @@ def test_a_schedule_is_advised_only_for_more_than_the_least_effect() -> None:
     (found,) = advice_of(MANY_K, **asked).contexts
     assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == [(1, 2, 3), (3, 64, 2)]
     assert min(gain.speedup.low for gain in found.gains) > 1.001
+
+
+@pytest.mark.parametrize(
+    ("name", "acceptance", "expected"),
+    [
+        # ms a token: 4.550 and 11.598 without drafts, 5.069 and 10.936 at k = 3, at 1 and 8.
+        ("ernie-4.5-21b-a3b-k3", "synthetic:0.4,0.2,0.1", [(1, 4, 0), (5, 64, 3)]),
+        # At k = 4 and 2, at 32 and 64 requests: 2.701 and 4.020, 2.858 and 3.719.
+        ("mimo-7b-surface", None, [(1, 43, 4), (44, 64, 2)]),
+        # k = 8 runs without a graph at 64, and where it begins to was not measured.
+        ("mimo-7b-surface", "synthetic:1,1,1,1,1,1,1,1", [(1, 32, 8), (33, 64, 4)]),
+    ],
+)
+def test_a_schedule_switches_where_the_lines_cross(
+    name: str, acceptance: str | None, expected: list[tuple[int, int, int]]
+) -> None:
+    (found,) = advice_of(name, acceptance=acceptance).contexts
+    assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == expected
 
 
 def test_batch_sizes_that_were_not_measured_widen_the_gain() -> None:
@@ -167,13 +186,80 @@ def test_a_cell_in_two_runs_is_refused() -> None:
     [
         ("greedy", "only cgbench run measures it"),
         ("golden:nothing", "unknown"),
-        ("length:9", "states no length for any k"),
+        ("length:9", "states no length for any k of the run, 1, 2, 3"),
+        # The shortest k that reaches it would win by having every draft accepted.
+        ("length:2", "is one length, and k = 1, 2, 3 reach different ones"),
         ("synthetic:0.5,x", "must be rates"),
     ],
 )
 def test_acceptance_that_states_nothing_is_refused_by_its_flag(text: str, said: str) -> None:
     with pytest.raises(BadInputError, match=f"--acceptance {text}: .*{said}"):
         advice_of(MANY_K, acceptance=text)
+
+
+def test_a_run_without_a_time_says_why() -> None:
+    with pytest.raises(BadInputError, match=r"^run: latency\.csv has no cell$"):
+        measured_times([without_cells()])
+    failed = Made(edit=lambda cell: replace(cell, status=Status.AUDIT_FAILED)).run(Path("run"))
+    with pytest.raises(BadInputError, match="time to read: of scope iteration, 4 are audit_failed"):
+        measured_times([failed])
+
+
+def test_one_length_serves_the_one_k_that_was_measured() -> None:
+    found = advice_of("mimo-7b-golden-k3", acceptance="length:2.5")
+    assert found.lengths.source == "stated: length:2.5, without an interval"
+    assert {each.known.value for each in found.break_evens if each.known} == {2.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "is_borrowed"),
+    [
+        ("mimo-7b-golden-k3", "glm-5.2-on", True),
+        ("qwen3.5-35b-a3b-k3", "qwen3.5-397b-on", True),
+        # Which model a checkpoint is, its name need not tell.
+        ("smollm2-humaneval-k3", "glm-5.2-on", False),
+    ],
+)
+def test_a_golden_length_that_is_stated_is_another_models_too(
+    name: str, row: str, is_borrowed: bool
+) -> None:
+    source = advice_of(name, acceptance=f"golden:{row}").lengths.source
+    assert source.endswith(". Another model than this one") is is_borrowed
+
+
+@pytest.mark.parametrize(("rule", "wider"), [("greedy", 2.0), ("sampled", 1.0)])
+def test_prompts_that_a_greedy_batch_repeats_tell_nothing_more(rule: str, wider: float) -> None:
+    """A batch of eight decodes two prompts four times over, and the tokens of each are the same."""
+
+    def error(num_prompts: int) -> float:
+        workload = h200_record().workload | {"num_prompts": num_prompts}
+        made = Made(
+            edit=lambda cell: (
+                replace(
+                    cell,
+                    acceptance=rule,
+                    num_drafted=1600,
+                    num_accepted_per_pos=(1120, 480)[: cell.spec_tokens],
+                )
+                if cell.batch_size == 8
+                else None
+            ),
+            record={
+                "workload": workload,
+                "model": {**h200_record().model, "random_weights": False},
+            },
+            costs=(),
+        )
+        return lengths_of([made.run(Path("run"))]).logs[2].error
+
+    assert error(2) == pytest.approx(wider * error(8), rel=0.01)
+
+
+def test_a_run_without_drafts_is_told_to_measure_some() -> None:
+    found = advice_of("qwen3-30b-peers-k0/cgbench")
+    assert found.lengths.source.startswith("none: no k above 0 was measured")
+    with pytest.raises(BadInputError, match="states no length for k = 0 alone"):
+        advice_of("qwen3-30b-peers-k0/cgbench", acceptance="golden:glm-5.2-on")
 
 
 def test_a_cell_that_is_not_ok_is_left_out_by_name(tmp_path: Path) -> None:

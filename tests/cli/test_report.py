@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -87,6 +88,15 @@ def test_markdown_holds_the_same_tables(page: str, tmp_path: Path) -> None:
     assert text.count("\n### ") == page.count("<h3 ")
 
 
+def test_a_definition_is_a_line_of_its_own(page: str, tmp_path: Path) -> None:
+    """What explains the columns is a list already, and its dashes are not the page's words."""
+    done = cgbench("report", MIXTURE, "-o", tmp_path / "report.md")
+    assert done.code == 0, done.stderr
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "- - " not in text and "\n- TPOT is the time per output token" in text
+    assert "<p>TPOT is the time per output token" in page and "<p>- " not in page
+
+
 def test_a_name_from_a_run_cannot_leave_its_place(tmp_path: Path) -> None:
     from dataclasses import replace
 
@@ -132,3 +142,11 @@ def test_show_prints_the_tables_again() -> None:
 
 def test_show_refuses_what_is_no_run(tmp_path: Path) -> None:
     cgbench("show", tmp_path).refused(2, str(tmp_path / "run.json"))
+
+
+def test_show_says_that_a_run_has_no_cell(tmp_path: Path) -> None:
+    copy = shutil.copytree(MIXTURE, tmp_path / "run")
+    table = copy / "latency.csv"
+    table.write_text(table.read_text().splitlines()[0] + "\n")
+    done = cgbench("show", copy)
+    assert done.code == 0 and "the run has no cell yet" in done.stderr

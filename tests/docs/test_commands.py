@@ -52,9 +52,10 @@ def plain(line: str) -> str:
     return SECONDS.sub("in some s", " ".join(line.split()))
 
 
-# What a CPU, a machine without these things, or the tiny model without FP8 weights does not have.
+# What a CPU, a machine without these things, or the tiny model does not have: FP8 weights, and as
+# many tokens as a page drafts.
 NOT_HERE = {"--tp", "--compile", "--head", "--attention", "--nvtx", "--cold-l2", "--resume"}
-NOT_HERE |= {"--endpoint", "--quant"}
+NOT_HERE |= {"--endpoint", "--quant", "--draft-vocab"}
 # Appended, where the last of a flag counts: the size of a test.
 SMALL = {
     "run": "--device cpu --dtype float32 --spec-tokens 1 --batch-sizes 2 --iterations 2 "

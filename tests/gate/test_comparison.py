@@ -18,7 +18,7 @@ from cgbench.rundir.store import RunDirectory
 from cgbench.rundir.thin import write_thin
 from cgbench.words import Mode, Phase, Scope, Status, Verdict
 from tests.support.example import make_cost
-from tests.support.runs import Made, h200_record, only, without
+from tests.support.runs import Made, h200_record, only, without, without_cells
 
 
 @pytest.fixture(scope="module")
@@ -290,6 +290,26 @@ def test_settings_of_the_key_keep_runs_apart(
     found = against(base, Made(edit=lambda cell: replace(cell, **change)), tmp_path)
     [line] = found.lines
     assert (line.verdict, line.reason.partition(":")[0]) == (Verdict.NOT_COMPARABLE, *change)
+
+
+def test_runs_without_cells_are_not_comparable(base: Path) -> None:
+    """Two of them hold nothing that could be worse, and nothing was judged."""
+    none = Evidence.of("NEW", without_cells())
+    alike = judge(replace(none, name="BASE"), none, Rules())
+    assert (alike.exit_code, alike.counts) == (3, {Verdict.NOT_COMPARABLE: 2})
+    found = judge(evidence(base), none, Rules())
+    assert [line.reason for line in found.lines] == ["NEW has no cell"] and found.exit_code == 3
+
+
+def test_runs_of_which_nothing_is_gated_do_not_pass() -> None:
+    """Eager cells decide nothing by default, and there is nothing else."""
+    eager = Made(edit=lambda cell: cell if cell.scope is Scope.EAGER else None, costs=())
+    found = both(eager, eager)
+    (line,) = found.gated
+    assert (line.verdict, found.exit_code) == (Verdict.NOT_COMPARABLE, 3)
+    assert line.reason == "nothing is gated: --gate LIST,eager gates eager cells too"
+    sides = (Evidence.of(name, eager.run(Path(name))) for name in ("BASE", "NEW"))
+    assert judge(*sides, Rules(gate=Gate.parse("eager"))).exit_code == 0
 
 
 def test_an_unfinished_run_is_not_comparable(base: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -16,7 +17,10 @@ from cgbench.gate.verdicts import Line
 from cgbench.words import Verdict
 from tests.support.command import cgbench
 
-H200 = Path(__file__).parents[2] / "results" / "h200" / "default-k3"
+RESULTS = Path(__file__).parents[2] / "results"
+H200 = RESULTS / "h200" / "default-k3"
+BASELINE = RESULTS / "baselines" / "h200" / "default-k3"
+"""The run above, kept thin."""
 
 CELL = {"scope": "iteration", "spec_tokens": 3, "batch_size": 4}
 TIMES = {"iteration latency", "TPOT"}
@@ -100,6 +104,48 @@ def of_cell(lines: tuple[Line, ...]) -> list[Line]:
 def test_the_run_itself_is_the_same_as_itself() -> None:
     found = compare(H200, H200, Rules())
     assert {line.verdict for line in found.lines} == {Verdict.SAME} and found.exit_code == 0
+
+
+def again(factor: float) -> Spoil:
+    """As if measured again: every block is off by a thousandth or so, and all by ``factor``."""
+
+    def spoil(path: Path) -> None:
+        file = path / "samples.parquet"
+        samples = pd.read_parquet(file)
+        blocks = samples.groupby(
+            ["scope", "spec_tokens", "batch_size", "process", "block"]
+        ).ngroup()
+        noise = np.random.default_rng(1).normal(0.0, 0.001, blocks.max() + 1)
+        for name in ("gpu_s", "wall_s"):
+            samples[name] *= factor * np.exp(noise[blocks])
+        samples.to_parquet(file, index=False)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict", "code"),
+    [
+        (1.03, Verdict.REGRESSED, 1),
+        (1.003, Verdict.SAME, 0),
+        (1 / 1.003, Verdict.SAME, 0),
+        (1 / 1.03, Verdict.FASTER, 0),
+    ],
+)
+@pytest.mark.parametrize("base", [H200, BASELINE], ids=["full", "thin"])
+def test_three_per_cent_is_found_and_a_tenth_of_it_is_not(
+    base: Path, factor: float, verdict: Verdict, code: int, tmp_path: Path
+) -> None:
+    shutil.copytree(base, tmp_path / "run")
+    again(factor)(tmp_path / "run")
+    found = compare(base, tmp_path / "run", Rules())
+    times = [line for line in found.gated if line.what in TIMES]
+    assert len(times) == 32 and {line.verdict for line in times} == {verdict}
+    assert {line.verdict for line in found.gated if line.what not in TIMES} == {Verdict.SAME}
+    assert found.exit_code == code
+    for line in times:
+        assert line.low < line.effect < line.high
+        assert line.effect == pytest.approx(factor - 1, abs=0.003)
 
 
 @pytest.mark.parametrize(("share", "side"), [(0.03, "BASE"), (0.03, "NEW"), (0.12, "NEW")])

@@ -1,15 +1,14 @@
 """The streamed linear layer against torch's: in Triton's interpreter here, compiled on a GPU."""
 
+from functools import partial
+
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tests.support.interpreter import check_interpreted
+from tests.support.product_ends import drawn, ends_of, largest_error
 
 pytest.importorskip("triton")
-
-from cgbench.kernels.triton_rotary import Rotary
 
 CASES = [
     # rows, outputs, inputs, bias
@@ -31,48 +30,17 @@ DEVICE_CASES = [
 ]
 
 
-def random_rotary(product: Tensor) -> tuple[Rotary, Tensor]:
-    """Of all of ``product``'s heads but the last, of the largest size that there are two of; and
-    what it leaves, in float64."""
-    rows, outputs = product.shape
-    size = max(size for size in (8, 20, 32, 128) if outputs % size == 0 and outputs > size)
-    cos, sin = torch.randn(2, rows, size, device=product.device, dtype=product.dtype)
-    heads = product.double().unflatten(-1, (-1, size))
-    turned = heads[:, :-1]
-    low, high = turned.chunk(2, dim=-1)
-    across = torch.cat((-high, low), dim=-1)
-    heads[:, :-1] = turned * cos[:, None] + across * sin[:, None]
-    return Rotary(cos, sin, outputs - size), heads.flatten(1)
-
-
 def relative_error(case: tuple[int, int, int, bool], device: str, dtype: torch.dtype) -> float:
     """Against float64, over splits of K: one, and several that are merged."""
     from cgbench.kernels.triton_linear import Tiling, linear
 
-    rows, outputs, inputs, has_bias = case
-    torch.manual_seed(rows)
-    # A part of wider rows: consecutive rows are not next to each other in memory.
-    x = torch.randn(rows, 2 * inputs, device=device, dtype=dtype)[:, :inputs]
-    weight = torch.randn(outputs, inputs, device=device, dtype=dtype) / inputs**0.5
-    bias = torch.randn(outputs, device=device, dtype=dtype) if has_bias else None
-    wide = None if bias is None else bias.double()
-    expected = F.linear(x.double(), weight.double(), wide)
-    residual = torch.randn(rows, outputs, device=device, dtype=dtype)
-    pairs = []
+    x, weight, bias, expected = drawn(case, device, dtype)
     splits_of_k = (1, 4) if device == "cpu" else (1, 2, 4, 8)
-    for tiling in [None, *(Tiling(32, 64, splits, 4, 3) for splits in splits_of_k)]:
-        product = linear(x, weight, bias, tiling=tiling)
-        added = linear(x, weight, bias, tiling=tiling, residual=residual)
-        pairs += [(product, expected), (added, expected + residual.double())]
-        # Rounded where torch's operations round: against them, of the very same product.
-        gate, up = product.chunk(2, dim=-1)
-        gated = linear(x, weight, bias, tiling=tiling, is_gated=True)
-        pairs.append((gated, (F.silu(gate) * up).double()))
-        rotary, rotated = random_rotary(product)
-        got = linear(x, weight, bias, tiling=tiling, rotary=rotary)
-        pairs.append((got, rotated))
-    errors = [(got.double() - right).norm() / right.norm() for got, right in pairs]
-    return max(float(error) for error in errors)
+    tilings = [None, *(Tiling(32, 64, splits, 4, 3) for splits in splits_of_k)]
+    return max(
+        largest_error(ends_of(partial(linear, x, weight, bias, tiling=tiling), expected))
+        for tiling in tilings
+    )
 
 
 def test_interpreter_equals_torch() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from cgbench.errors import MissingHeadError, ModelError
-from cgbench.models.checkpoint import INDEX_FILE, read_config, tensor_files
+from cgbench.models.checkpoint import INDEX_FILE, config_from_dict, read_config, tensor_files
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.loader import load_model
 from cgbench.models.loading_plan import Loading
@@ -214,3 +214,9 @@ def test_a_config_of_no_known_type_is_named(tmp_path: Path, content: str, word: 
     with pytest.raises(ModelError) as error:
         read_config(str(tmp_path))
     assert_named(error, f"MODEL {tmp_path}/config.json", word)
+
+
+def test_a_window_that_is_stated_as_earlier_tokens_holds_the_querys_own_too() -> None:
+    """transformers reads the name from 5.20 on."""
+    config = config_from_dict({"model_type": "mimo_v2_flash", "sliding_window_size": 8})
+    assert config.sliding_window == 9

@@ -21,13 +21,15 @@ from transformers import (
 
 from cgbench.errors import ExitCode, UnsupportedModelError
 from cgbench.models.checkpoint import read_config
-from cgbench.models.fingerprint import fingerprint
+from cgbench.models.fingerprint import _config_text, fingerprint
 from cgbench.models.loader import LoadedModel, load_model
 from cgbench.models.loading_plan import Loading
+from cgbench.models.skeleton import make_skeleton
 from cgbench.models.support import check_capturable
 from cgbench.models.target import probe_kv_shapes
 from tests.support.tiny import (
     CONFIGS,
+    MORE_CONFIGS,
     SHAPE,
     edit_config,
     load_tiny,
@@ -129,6 +131,18 @@ def test_weights_in_another_order_change_the_fingerprint(folder: Path, tmp_path:
     name = "model.layers.1.mlp.up_proj.weight"
     tensor = load_file(folder / "model.safetensors")[name].flip(0).contiguous()
     assert digest(changed(folder, tmp_path / "flipped", name, tensor)) != digest(folder)
+
+
+def test_settings_by_layer_type_count_in_any_order() -> None:
+    """transformers makes Step's of a set, in another order in every process."""
+    target = make_skeleton(MORE_CONFIGS["step3p5"], None).target
+    text = _config_text(target)
+    parameters = target.config.rope_parameters
+    assert len(parameters) == 2
+    target.config.rope_parameters = dict(reversed(parameters.items()))
+    assert _config_text(target) == text
+    parameters["full_attention"]["rope_theta"] += 1
+    assert _config_text(target) != text
 
 
 def test_another_head_or_another_dtype_has_another_fingerprint(

@@ -31,6 +31,14 @@ def test_geometric_with_a_mean_of_one_is_one_request() -> None:
     assert Concurrency.parse("geometric:1").weights == ((1, 1.0),)
 
 
+def test_a_workload_states_that_larger_batches_count_as_the_largest() -> None:
+    assert Concurrency.parse("constant:64").words(64) == "constant:64"
+    assert Concurrency.parse("constant:65").words(64) == "constant:65, more than 64 counted as 64"
+    # A geometric tail never ends, and rounds to nothing.
+    assert Concurrency.parse("geometric:8").words(64) == "geometric:8"
+    assert Concurrency.parse("geometric:8").words(32).endswith(", more than 32 counted as 32")
+
+
 def test_more_requests_than_run_at_once_count_as_the_maximum() -> None:
     assert Concurrency.of([(2, 1), (5, 1), (9, 2)]).over(5) == [0, 0.25, 0, 0, 0.75]
 

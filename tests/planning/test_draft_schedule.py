@@ -38,6 +38,13 @@ def test_tensorrt_llms_thresholds_are_the_largest_batch_and_above_the_last_none_
     assert tiers(found) == [(1, 4, (4,)), (5, 8, (2,)), (9, 32, (1,)), (33, 64, (0,))]
 
 
+def test_tensorrt_llms_smallest_batches_draft_the_longest() -> None:
+    """max_draft_len 4, as the engine's own check wants it. Without one it has nothing to check."""
+    expected = [(1, 4, (4,)), (5, 8, (2,))]
+    assert tiers(from_thresholds("x", {4: 4, 8: 2}, 8, 4)) == expected
+    assert tiers(from_thresholds("x", {4: 2, 8: 4}, 8)) == [(1, 4, (2,)), (5, 8, (4,))]
+
+
 def test_sglangs_sets_begin_at_their_batch_size() -> None:
     found = adaptive(100)
     assert tiers(found) == [
@@ -62,6 +69,8 @@ MISTAKES = [
     (lambda: from_thresholds("x", {}, 8), "x: must be batch sizes and draft lengths"),
     (lambda: from_thresholds("x", {"a": 1}, 8), "x: a must be a whole number of at least 1"),
     (lambda: from_thresholds("x", {4: 99}, 8), "x: draft length 99 must be at most 32"),
+    (lambda: from_thresholds("x", {4: 2, 8: 3}, 8, 3), "x: the engine refuses it. The smallest"),
+    (lambda: from_thresholds("x", {4: 2, 8: 3}, 8, 2), "x: the engine refuses it. The smallest"),
     (lambda: from_sets("x", [], 8), "x: must be a JSON object"),
     (lambda: from_sets("x", {"alpha": 1}, 8), 'x: must have a batch size, such as {"1": ..}'),
     (lambda: from_sets("x", {"1": {}}, 8), "x: candidate_steps must be a list of draft lengths"),

@@ -105,6 +105,43 @@ def test_sizes_over_the_token_budget_are_named() -> None:
         "vLLM drops sizes over --max-num-batched-tokens 8192: no graph for 4096 requests. Raise it"
     )
     assert [*flag_warnings("sglang", request, plan(request))] == []
+    # max_num_tokens of TensorRT-LLM drops 4096 too, and puts the largest that fits in its place.
+    [warning] = flag_warnings("tensorrt-llm", request, plan(request))
+    assert warning.endswith("by its own limits: no graph for 4096 requests")
+
+
+def test_fastdeploy_2_4_drops_sizes_over_512_tokens() -> None:
+    request = PlanRequest(3, 256, "exact")
+    [warning] = option_of("fastdeploy-2.4", request, plan(request)).warnings
+    assert warning.startswith("fastdeploy-2.4 drops sizes of this list") and " 129, 130," in warning
+    assert option_of("fastdeploy", request, plan(request)).warnings == ()
+
+
+def test_fastdeploy_2_4_gets_no_option_that_it_refuses() -> None:
+    """15 requests of 3 tokens are an odd count, whatever is listed."""
+    request = PlanRequest(2, 15, "scaled")
+    with pytest.raises(BadInputError, match=r"--flags fastdeploy-2\.4: .* refuses an odd token"):
+        option_of("fastdeploy-2.4", request, plan(request))
+    assert option_of("fastdeploy", request, plan(request)).warnings == ()
+
+
+def test_fastdeploy_has_at_most_256_requests() -> None:
+    request = PlanRequest(1, 300, "scaled")
+    assert option_of("fastdeploy", request, plan(request)).warnings == (
+        "FastDeploy refuses to start with --max-num-seqs above 256",
+    )
+
+
+@pytest.mark.parametrize("engine", sorted(ENGINES))
+@pytest.mark.parametrize("k", [0, 1, 3, 8])
+def test_an_option_leaves_no_batch_size_without_its_graph(engine: str, k: int) -> None:
+    """Each engine's list is planned back by its own rule. Up to 512 tokens nothing is dropped."""
+    for most in (1, 2, 6, 20, 512 // (k + 1) // 2 * 2):
+        request = PlanRequest(k, most, "scaled")
+        if k % 2 == 0 and k and most % 2 and engine == "fastdeploy-2.4":
+            continue  # An odd token count.
+        found = option_of(engine, request, plan(request)).warnings
+        assert [line for line in found if "no graph" in line] == []
 
 
 def test_no_buckets() -> None:

@@ -68,6 +68,9 @@ FILES = {
     "off.yaml": OFF_YAML,
     "listed.yaml": LISTED_YAML,
     "schedule.yaml": SCHEDULE_YAML,
+    "rising.yaml": "speculative_config: {max_draft_len: 3, draft_len_schedule: {4: 1, 8: 3}}\n",
+    "both.yaml": "speculative_config: {max_draft_len: 3, max_concurrency: 8, "
+    "draft_len_schedule: {4: 3}}\n",
     "vllm.yaml": VLLM_YAML,
     "adaptive.json": '{"1": {"candidate_steps": [1, 3]}, "4": {"candidate_steps": [1]}}',
 }
@@ -271,6 +274,9 @@ BROKEN = {
     'python -m sglang.launch_server --cuda-graph-config \'{"decode": {"size": 3}}\'': "decode "
     "size: must be backend, max_bs or bs",
     "python -m sglang.launch_server --tp 8 --attn-dp-size 3": "--attn-dp-size 3: must divide",
+    "trtllm-serve M --config rising.yaml": "draft_len_schedule: the engine refuses it. The "
+    "smallest batch size, 4, must draft max_draft_len 3",
+    "trtllm-serve M --config both.yaml": "beside max_concurrency: the engine refuses both",
     "trtllm-serve M --extra_llm_api_options adaptive.txt": "adaptive.txt: No such file",
     "python -m fastdeploy.entrypoints.openai.api_server --max-num-seqs 300": "must be at most 256",
 }

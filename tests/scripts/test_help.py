@@ -28,6 +28,7 @@ NEED_TORCH = {
     "bench_fp8",
     "bench_latent",
     "bench_linear",
+    "bench_persistent",
     "bench_recurrent",
     "bench_route",
     "bench_sums",

@@ -18,6 +18,7 @@ PRELOADED = (
     "cgbench.measure.setup",
     "pydantic",
     "transformers.models.qwen2.modeling_qwen2",
+    "tests.support.drafter_jobs",
     "tests.support.hybrid_jobs",
     "tests.support.killing",
     "tests.support.quick_limits",

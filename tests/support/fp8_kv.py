@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from cgbench.models.support import GENERATE_CACHE
+
 Stated = dict[int, tuple[float, float]]
 
 
@@ -54,7 +56,7 @@ def decoded_by_hand(
             max_new_tokens=count,
             eos_token_id=None,
             pad_token_id=0,
-            past_key_values=HandCache(model, stated or {}),
+            **{GENERATE_CACHE: HandCache(model, stated or {})},
         )
         tokens.append(out[0, len(prompt) :].tolist())
     return tokens

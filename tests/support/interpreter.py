@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ def check_interpreted(
     """``error(case, "cpu", torch.float32)`` is ``below`` this for each of ``cases``, which the
     module of ``error`` calls ``CASES``."""
     code = (
+        # Scripts' packages are on pytest's path.
+        f"import sys\nsys.path[:0] = {sys.path!r}\n"
         f"from {error.__module__} import CASES, {error.__name__}\n"
         "import torch\n"
         "for case in CASES:\n"

@@ -421,3 +421,22 @@ def tell_scaled(
         model = load(folder, "divided", ranks, quant=quant)
         told[name] = fingerprint(model.target, model.head), rows_of(model)
     return gathered(told)
+
+
+def tell_reduced(folders: dict[str, Path], file: Path, *, ranks: Ranks) -> list[dict[str, Any]]:
+    """What every rank does with half of the vocabulary to draft, of checkpoints and of a preset."""
+    told = {}
+    how = {"draft_vocab": VOCABULARY // 2}
+    with mock.patch.dict(PRESETS, {TIED.name: TIED}):
+        for name, ref, more in (
+            *((name, folder, {"draft_vocab_from": str(file)}) for name, folder in folders.items()),
+            (TIED.name, Path(f"preset:{TIED.name}"), {}),
+        ):
+            model = load(ref, "divided", ranks, **how, **more)
+            rules = GREEDY, SAMPLED, TOP_P
+            head = model.head
+            assert head is not None and head.target_ids is not None and head.output is not None
+            num_rows = len(head.output.weight)
+            (product,) = rank_work(model).modules[0].output.products
+            told[name] = tell(model, rules), head.target_ids.tolist(), num_rows, product
+    return gathered(told)

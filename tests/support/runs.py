@@ -163,3 +163,8 @@ def without(scope: Scope, batch_size: int = 8) -> Callable[[Cell], Cell | None]:
         return None if (cell.scope, cell.batch_size) == (scope, batch_size) else cell
 
     return edit
+
+
+def without_cells() -> RunDirectory:
+    """A run that has no cell, nothing of it on disk."""
+    return RunDirectory(Path("run"), replace(h200_record(), complete=True), Tables())

@@ -418,6 +418,8 @@ def load_tiny(
     kv_dtype: KvDtype = KvDtype.AUTO,
     quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
+    draft_vocab: int | None = None,
+    draft_vocab_from: Path | None = None,
 ) -> LoadedModel:
     """``head`` is the folder of a head made apart."""
     where = torch.device(device), dtype
@@ -432,6 +434,8 @@ def load_tiny(
             keeps_latents=keeps_latents,
             kv_dtype=kv_dtype,
             quant=quant,
+            draft_vocab=draft_vocab,
+            draft_vocab_from=None if draft_vocab_from is None else str(draft_vocab_from),
         )
     )
 

@@ -209,3 +209,11 @@ def test_a_policys_name_is_said_once_a_line() -> None:
     for name in ("nano-vllm", "fastdeploy-2.4", "scaled"):
         assert all(line.count(f"{name}: {name}") == 0 for line in lines)
     assert "- refused: fastdeploy-2.4: an odd token count" in "\n".join(lines)
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    outcomes = studied("nano-vllm,optimal", 1, 3)
+    assert "What optimal saves, k = 3, 1 graph\n" in markdown(outcomes, savings(outcomes))
+    assert "- 1 graph, mean padding" in markdown(outcomes[:1], [])
+    one_eager = markdown(studied("vllm-0.18", 20, 2), [])
+    assert "- 9 graphs, mean padding" in one_eager and ", 1 batch size eager, 5.0 %" in one_eager

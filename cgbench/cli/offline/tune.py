@@ -121,7 +121,9 @@ def _print_option(found: "Advice", engine: str) -> None:
     for line in conclusions(found):
         say(line)
     if not texts:
-        raise CannotError(f"--flags {engine}: no schedule and no k above 0 is advised")
+        refused = (each.refusals[engine] for each in found.contexts if engine in each.refusals)
+        why = next(refused, "no schedule and no k above 0 is advised")
+        raise CannotError(f"--flags {engine}: {why}")
     for text in texts:
         typer.echo(text)
 

@@ -29,13 +29,15 @@ class Plan(NamedTuple):
     """A plan is how the experts of one call are applied.
 
     It has lists or none, and a tiling for each of the two products. A shared expert runs in the
-    launches or not.
+    launches or not. With ``asks_early`` down's first programs begin while gate and up end, and ask
+    for their weights into L2.
     """
 
     has_lists: bool
     gate_up: Tiling
     down: Tiling
     takes_shared: bool = True
+    asks_early: bool = False
 
 
 EXPERTS_A_PAIR = 8

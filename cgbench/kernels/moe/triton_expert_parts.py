@@ -6,6 +6,9 @@ import triton.language as tl
 from cgbench.kernels.fp8.triton_tokens import product_of_codes
 from cgbench.kernels.fp8.triton_values import exact_values
 from cgbench.kernels.moe.triton_shared import is_padded, sum_of_pieces
+from cgbench.kernels.triton_linear import ask_into_l2
+
+LINE_BYTES = tl.constexpr(128)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -20,10 +23,15 @@ def chosen_by(
     NUM_EXPERTS: tl.constexpr,
     HAS_PADDING: tl.constexpr,
 ):
-    """Return the expert of each ``pair``, or ``NUM_EXPERTS`` if its token is padding."""
-    number = tl.load(chosen + pair, mask=is_pair, other=NUM_EXPERTS).to(tl.int32)
+    """Return the expert of each ``pair``, or ``NUM_EXPERTS`` if its token is padding.
+
+    It may be asked before the kernel ahead has ended, so it reads past L1: see ``kernels.gpu``.
+    """
+    number = tl.load(chosen + pair, mask=is_pair, other=NUM_EXPERTS, cache_modifier=".cg")
+    number = number.to(tl.int32)
     if HAS_PADDING:
-        slot = tl.load(slots + pair // TOP_K // query_len, mask=is_pair, other=0)
+        place = slots + pair // TOP_K // query_len
+        slot = tl.load(place, mask=is_pair, other=0, cache_modifier=".cg")
         number = tl.where(slot == scratch_slot, NUM_EXPERTS, number)
     return number
 
@@ -48,7 +56,7 @@ def expert_of_group(
     """
     if HAS_LISTS:
         expert = group
-        count = tl.load(counts + expert, mask=is_routed, other=0)
+        count = tl.load(counts + expert, mask=is_routed, other=0, cache_modifier=".cg")
     else:
         expert = chosen_by(
             group,
@@ -87,6 +95,29 @@ def tokens_of_block(
     begin = tl.where(is_shared, first, 0)
     end = tl.where(is_shared, begin + tl.max(is_live.to(tl.int32), 0), count)
     return token, is_live, begin, end
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def ask_for_first(
+    weight,
+    n,
+    num_rows,
+    num_columns,
+    stride,
+    has_any,
+    FIRST_PROGRAMS: tl.constexpr,
+    LINES: tl.constexpr,
+):
+    """Ask for the first ``LINES`` lines of each of the rows ``n`` into L2, if they are wanted.
+
+    Programs that begin later than the first ones find the kernel ahead ended.
+    """
+    ITEMS: tl.constexpr = LINE_BYTES * 8 // weight.dtype.element_ty.primitive_bitwidth
+    program = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    if has_any & (program < FIRST_PROGRAMS):
+        line = tl.minimum(tl.arange(0, LINES) * ITEMS, num_columns - 1)
+        row = tl.minimum(n, num_rows - 1).to(tl.int64) * stride
+        ask_into_l2(weight + row[:, None] + line[None, :])
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -9,6 +9,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from cgbench.kernels.moe.triton_expert_parts import (
+    ask_for_first,
     chosen_by,
     expert_of_group,
     of_either,
@@ -104,6 +105,7 @@ def gate_up_kernel(
     COLUMNS_A_SCALE: tl.constexpr,
     IS_W8A8: tl.constexpr,
     SHARED_SCALE_COLUMNS: tl.constexpr,
+    ASKS_EARLY: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """Compute ``silu(gate) * up`` of a tile of one pair, or of one expert's pairs."""
@@ -125,6 +127,8 @@ def gate_up_kernel(
         of_piece = shared_gate_up + (piece * num_columns).to(tl.int64) * num_inputs
     if EARLY:
         gdc_wait()
+        if ASKS_EARLY:
+            gdc_launch_dependents()
     num_groups = NUM_EXPERTS if HAS_LISTS else num_tokens * TOP_K
     is_routed = True
     if HAS_SHARED:
@@ -211,7 +215,7 @@ def gate_up_kernel(
         token_of_gate = (group - num_groups) * tl.num_programs(0) + tl.program_id(0)
         if (group >= num_groups) & (token_of_gate < num_tokens):
             store_weight(tokens, shared_gate, shared_weights, token_of_gate, num_inputs)
-    if EARLY:
+    if EARLY and not ASKS_EARLY:
         gdc_launch_dependents()
 
 
@@ -260,6 +264,8 @@ def down_kernel(
     COLUMNS_A_SCALE: tl.constexpr,
     IS_W8A8: tl.constexpr,
     SHARED_SCALE_COLUMNS: tl.constexpr,
+    LINES_ASKED: tl.constexpr,
+    FIRST_PROGRAMS: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """Multiply a tile of outputs of one pair, or of one expert for its pairs.
@@ -278,7 +284,7 @@ def down_kernel(
     stride = of_either(is_shared, shared_columns, num_inputs, HAS_SHARED)
     if HAS_SHARED:
         of_piece = shared_down + piece * num_inputs
-    if EARLY:
+    if EARLY and LINES_ASKED == 0:
         gdc_wait()
     is_routed = True
     if HAS_SHARED:
@@ -300,6 +306,14 @@ def down_kernel(
     begin, end = 0, count
     if HAS_SHARED:
         weight = tl.where(is_shared, of_piece, weight)
+    if EARLY and LINES_ASKED > 0:
+        # The router has ended, because gate and up have waited for it.
+        has_any = (count > 0) | is_shared
+        ask_for_first(
+            weight, n, num_outputs, num_inputs, stride, has_any, FIRST_PROGRAMS, LINES_ASKED
+        )
+        gdc_wait()
+    if HAS_SHARED:
         token, is_live, begin, end = tokens_of_block(
             is_shared,
             block * BLOCK_M,

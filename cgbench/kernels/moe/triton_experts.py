@@ -38,10 +38,13 @@ from cgbench.kernels.moe.triton_shared import (
     shared_call,
     shared_product,
 )
+from cgbench.kernels.triton_linear import lines_asked
 
 PAIRS_A_STEP, PAIRS_A_WARP = 1024, 256
 COLUMNS_A_SUM = 512
 MAX_ARRIVALS = 1 << 17
+FIRST_PROGRAMS = 512
+"""So many programs, or nearly, are on the device at once: four a multiprocessor."""
 
 
 def apply(
@@ -220,11 +223,23 @@ def _gate_up(call: _Call, x: Tensor, lists: _Lists) -> Tensor:
         len(x),
         x.shape[1],
         num_columns,
+        ASKS_EARLY=call.plan.asks_early,
         **call.of_sum,
         **shared.constants,
         **call.of_product(tiling, weight, scales, x.dtype, is_even=is_even),
     )
     return activated
+
+
+def _lines_asked(call: _Call) -> int:
+    """Return how many lines of each row of down's weights a first program asks for early."""
+    tiling, weight = call.plan.down, call.experts.down
+    if not call.plan.asks_early:
+        return 0
+    programs = triton.cdiv(weight.shape[1], tiling.block_n) * call.groups
+    return lines_asked(
+        min(programs, FIRST_PROGRAMS) * tiling.block_n, weight.shape[2] * weight.itemsize
+    )
 
 
 def _down(
@@ -263,6 +278,8 @@ def _down(
         activated.shape[1],
         num_outputs,
         HAS_RESIDUAL=residual is not None,
+        LINES_ASKED=_lines_asked(call),
+        FIRST_PROGRAMS=FIRST_PROGRAMS,
         **call.of_sum,
         **shared.constants,
         **call.of_product(tiling, weight, scales, out.dtype, is_even=is_even),

@@ -6,10 +6,12 @@ is divided, and along which dimension.
 These weights do not follow the plan. The embedding stays whole: a lookup reads one row, and a
 divided one would add a collective to every draft. The lm_head is divided by vocabulary, tied or
 not, but its parts are never put together for an argmax. Latent attention and gated delta nets are
-divided by heads, and transformers gathers them. Key-value heads fewer than the ranks are copied.
+divided by heads, and transformers gathers them. So is attention with a gate a head, as Step's, and
+its plain MLPs are divided too. Key-value heads fewer than the ranks are copied.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -21,17 +23,28 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.distributed import DistributedConfig
 
 from cgbench.errors import BadInputError, UnsupportedModelError
-from cgbench.models.division.splits import LM_HEAD, Split, Splits, kv_copies, split_of
+from cgbench.models.division.splits import (
+    LM_HEAD,
+    Split,
+    Splits,
+    is_gated_attention,
+    kv_copies,
+    plain_split,
+    split_of,
+)
 from cgbench.models.latent.latent_hook import is_latent_attention
 from cgbench.models.recurrent_hook import delta_nets
 from cgbench.models.support import auto_class_for, class_name
 
-# Styles of transformers' plans whose forward is one of ours. The last three divide nothing, or
+# Styles of transformers' plans whose forward is one of ours. The last four divide nothing, or
 # divide only for training.
 _STYLES = {
     "colwise", "rowwise", "packed_colwise", "moe_tp_experts", "colwise_gather_output",
     "embedding_rowwise", "replicated_with_grad_allreduce", "mla_kv_a_proj", "replicate",
+    "local_params",
 }  # fmt: skip
+# This one puts all heads together on every rank. Gated attention does not need that.
+_GATHERED = "rowwise_split_input"
 
 
 def planned_splits(
@@ -46,7 +59,7 @@ def planned_splits(
     with torch.device("meta"):
         model = auto_class_for(config).from_config(_untied(config), dtype=torch.bfloat16)
     check_plan(model)
-    own = latent_splits(model, num_ranks) | delta_net_splits(model, num_ranks)
+    own = latent_splits(model, num_ranks) | delta_net_splits(model, num_ranks) | gated_splits(model)
     # The lm_head is divided here, if the vocabulary allows. transformers 5.17 refuses others.
     model.tp_plan.pop("lm_head", None)
     asked = DistributedConfig(tp_size=num_ranks)
@@ -93,7 +106,8 @@ def check_plan(model: PreTrainedModel) -> None:
     kind, plan = type(model).__name__, model.tp_plan
     if not plan or set(plan) <= {"lm_head"}:
         raise UnsupportedModelError(f"--tp: transformers has no tensor parallel plan for {kind}")
-    if unknown := sorted(set(plan.values()) - _STYLES):
+    known = _STYLES | ({_GATHERED} if _gated_layers(model) else set())
+    if unknown := sorted(set(plan.values()) - known):
         raise UnsupportedModelError(
             f"--tp: the tensor parallel plan of {kind} has style '{unknown[0]}', which is not known"
         )
@@ -153,6 +167,56 @@ def delta_net_splits(model: nn.Module, num_ranks: int) -> dict[str, Split]:
         # One norm serves the values of every head.
         splits |= {each: split for each, split in own.items() if f"{name}.norm." not in each}
     return splits
+
+
+def gated_splits(model: nn.Module) -> dict[str, Split]:
+    """Return how ranks share the plain MLPs of a ``model`` whose attention has gates, as Step's.
+
+    They are those of dense layers and the shared experts. transformers' plan leaves them whole.
+    """
+    splits: dict[str, Split] = {}
+    for layer in _gated_layers(model):
+        mlp = model.get_submodule(f"{layer}.mlp")
+        splits |= {
+            f"{layer}.mlp.{name}": split
+            for name, _ in mlp.named_parameters()
+            if (split := plain_split(name)) is not None
+        }
+    return splits
+
+
+def stacked_gates(model: nn.Module) -> set[str]:
+    """Return the names of the experts' weights of ``model`` whose gate and up are stored apart.
+
+    Step stores each of all experts together. transformers (5.17 to 5.24) cuts both as if they were
+    gate and up already, and reads other rows than the columns of the product after them. So it is
+    given ``reading_plan``.
+    """
+    names = {f"{layer}.mlp.experts.gate_up_proj" for layer in _gated_layers(model)}
+    return names & {name for name, _ in model.named_parameters()}
+
+
+def reading_plan(model: PreTrainedModel, names: Collection[str]) -> dict[str, str] | None:
+    """Return the plan by which transformers reads a rank's rows of each tensor of ``names``.
+
+    ``names`` are those of ``stacked_gates``. The rows of gate and of up are joined after that. It
+    is None for the plan that ``model`` has, if there are none. It is a whole plan, because 5.17
+    takes one in place of the model's, and 5.23 adds it.
+    """
+    own = {re.sub(r"\.\d+\.", ".*.", name): "colwise" for name in names}
+    return {**model.tp_plan, **own} if own else None
+
+
+def _gated_layers(model: nn.Module) -> list[str]:
+    """Return the names of the decoder layers whose heads transformers puts together, and need not.
+
+    Each head has its own gate and norms, so it is computed without the others.
+    """
+    plan: Any = getattr(model, "tp_plan", None) or {}
+    if _GATHERED not in plan.values():
+        return []
+    parts = ((name, part) for name, part in model.named_modules() if is_gated_attention(part))
+    return [name.rpartition(".")[0] for name, _ in parts]
 
 
 def check_heads(

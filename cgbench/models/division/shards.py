@@ -5,7 +5,7 @@ DTensors would cost the host more than the kernels cost the device (12.9 against
 step). Packing and compiling need plain weights too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from cgbench.kernels import linear as products
 from cgbench.kernels.fp8.block_scales import column_part
-from cgbench.models.division.splits import LM_HEAD, Split, Splits, split_of
+from cgbench.models.division.splits import LM_HEAD, Split, Splits, is_gated_attention, split_of
 from cgbench.models.quantised.scaled_modules import (
     ScaledLinear,
     scales_of,
@@ -91,16 +91,20 @@ class SumOutput:
         return self.sum(out)
 
 
-def divide(module: nn.Module, splits: Splits, ranks: Ranks) -> None:
+def divide(module: nn.Module, splits: Splits, ranks: Ranks, read: Collection[str] = ()) -> None:
     """Keep this rank's part of every parameter in ``splits``, and make the forwards sum up.
 
-    A parameter that is a part already, as a DTensor, becomes a plain one.
+    A parameter that is a part already, as a DTensor, becomes a plain one. Those of ``read`` are,
+    whatever their DTensors state of the whole.
     """
     for name, split in splits.items():
         owner_name, _, leaf = name.rpartition(".")
         owner = module.get_submodule(owner_name)
         _divide_scales(owner, leaf, split, ranks)
-        owner._parameters[leaf] = _as_parameter(_part(owner._parameters[leaf], split, ranks))
+        held = owner._parameters[leaf]
+        is_part = name in read and isinstance(held, DTensor)
+        part = held.to_local() if is_part else _part(held, split, ranks)  # type: ignore[union-attr]
+        owner._parameters[leaf] = _as_parameter(part)
     install_forwards(module, splits)
 
 
@@ -148,6 +152,8 @@ def install_forwards(module: nn.Module, splits: Splits) -> None:
         owner = module.get_submodule(owner_name)
         if leaf == "A_log":
             _count_own_heads(owner)
+        elif name.endswith("q_proj.weight") and split.dim == 0:
+            _count_own_queries(module.get_submodule(owner_name.rpartition(".")[0]))
         elif split.num_copies > 1 and name.endswith("k_proj.weight"):
             _serve_fewer_queries(module.get_submodule(owner_name.rpartition(".")[0]), split)
         elif leaf == "down_proj":
@@ -164,6 +170,12 @@ def _count_own_heads(net: Any) -> None:
     num_ranks = net.num_v_heads // len(net.A_log)
     for size in ("num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim"):
         setattr(net, size, getattr(net, size) // num_ranks)
+
+
+def _count_own_queries(attention: Any) -> None:
+    """Set how many heads gated attention has, which it multiplies by their gates, to a rank's."""
+    if is_gated_attention(attention):
+        attention.num_heads = len(attention.q_proj.weight) // attention.head_dim
 
 
 def _serve_fewer_queries(attention: Any, split: Split) -> None:

@@ -74,3 +74,27 @@ def split_of(parameter: DTensor) -> Split | None:
 def kv_copies(num_kv_heads: int, num_ranks: int) -> int:
     """Return how many of ``num_ranks`` ranks hold each of a layer's key-value heads."""
     return max(1, num_ranks // num_kv_heads)
+
+
+_BY_ROWS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+_BY_COLUMNS = ("o_proj", "down_proj")
+
+
+def plain_split(name: str) -> Split | None:
+    """Return how the parameter ``name`` of Llama's attention or MLP is divided, or None if whole.
+
+    Queries, keys, values, gate and up are divided by rows, with their biases. The products that
+    are summed over the ranks are divided by columns, and their biases are whole.
+    """
+    module, _, leaf = name.rpartition(".")
+    projection = module.rpartition(".")[2]
+    if projection in _BY_ROWS:
+        return Split(0)
+    return Split(1) if projection in _BY_COLUMNS and leaf == "weight" else None
+
+
+def is_gated_attention(module: Any) -> bool:
+    """Return whether ``module`` is attention as Step's, whose heads are normed and gated apart."""
+    if not all(hasattr(module, name) for name in ("g_proj", "num_heads", "q_norm", "head_dim")):
+        return False
+    return bool(module.q_norm.weight.numel() == module.head_dim)

@@ -50,6 +50,8 @@ class MtpModule(nn.Module):
 
     target_ids: Tensor | None
     """The target's tokens ``[D]`` that the head can draft. They are None if it can draft all."""
+    has_target_rows = False
+    """Whether ``output`` holds rows of the target's output matrix: a reduced draft vocabulary."""
 
     def __init__(
         self, family: HeadFamily, target: PreTrainedModel, form: HeadForm, place: int
@@ -257,6 +259,11 @@ class DraftHead(MtpModule):
         infix."""
         owner, inner = self.owner_of(module_name)
         return self.family.tensor_name(inner, owner.number)
+
+    def is_of_target(self, name: str) -> bool:
+        """Return whether the tensor ``name`` of this head is gathered from the target's."""
+        owner, inner = self.owner_of(name)
+        return owner.has_target_rows and inner.startswith("output.")
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over tensors keyed by this module's names. All must be there."""

@@ -200,10 +200,13 @@ def _renamed(name: str, blocks: Iterable[str], rename: Callable[[str], str]) -> 
 def head_tensors(head: DraftHead, found: HeadFiles) -> dict[str, dict[str, Size]]:
     """Return the checkpoint's tensors that make each of the head's tensors, with their shapes.
 
-    Fused experts are taken as they are if the checkpoint fuses them too.
+    Fused experts are taken as they are if the checkpoint fuses them too. Rows of the target's
+    output matrix are no tensors of the head's files.
     """
     parts: dict[str, dict[str, Size]] = {}
     for ours, tensor in head.state_dict().items():
+        if head.is_of_target(ours):
+            continue
         theirs = found.own.get(ours) or head.tensor_name(ours)
         split = None if theirs in found.files else expert_parts(theirs, tensor.shape)
         parts[ours] = split or {theirs: tensor.shape}

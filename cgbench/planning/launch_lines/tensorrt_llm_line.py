@@ -3,13 +3,13 @@
 The file's values replace the words'.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import JsonObject
-from cgbench.planning.draft_schedule import from_thresholds
+from cgbench.planning.draft_schedule import DraftSchedule, from_thresholds
 from cgbench.planning.launch_lines.config_file import read_config
 from cgbench.planning.launch_lines.harmless_options import TENSORRT_LLM
 from cgbench.planning.launch_lines.option_reader import (
@@ -104,9 +104,17 @@ def read_tensorrt_llm(words: list[str]) -> Reading:
         reading.warnings.append(f"--backend {backend}: not planned (the plan is {_BACKEND}'s)")
     schedule = (speculative or {}).get("draft_len_schedule")
     if schedule is not None:
-        label = f"{SPECULATIVE}.draft_len_schedule"
-        reading.schedule = lambda size: from_thresholds(label, schedule, size)
+        reading.schedule = _schedule(speculative or {}, schedule)
     return reading
+
+
+def _schedule(speculative: JsonObject, value: object) -> Callable[[int], DraftSchedule]:
+    label = f"{SPECULATIVE}.draft_len_schedule"
+    if speculative.get("max_concurrency") is not None:
+        raise BadInputError(f"{label} beside max_concurrency: the engine refuses both. Give one")
+    most = speculative.get("max_draft_len")
+    length = None if most is None else whole(f"{SPECULATIVE}.max_draft_len", most)
+    return lambda size: from_thresholds(label, value, size, length)
 
 
 def _objects(found: JsonObject) -> tuple[JsonObject | None, JsonObject | None]:

@@ -126,13 +126,19 @@ def _latency(runs: ReportRuns) -> Section:
         "Latency by batch size",
         (
             "Lines are medians at each run's largest k. Whiskers are 95 % intervals.",
-            *DEFINITIONS.split("\n\n"),
+            *_definitions(),
         ),
         (_frame_part(title, rows, shown, runs),),
         (Chart("Iteration latency by batch size", charts.latency_chart(runs)),)
         if len(runs.drawn)
         else (),
     )
+
+
+def _definitions() -> list[str]:
+    """Return what the columns mean, a line each: the list's dashes are the page's own."""
+    first, points = DEFINITIONS.split("\n\n")
+    return [first, *f"\n{points}".split("\n- ")[1:]]
 
 
 def _anatomy(runs: ReportRuns) -> Section | None:

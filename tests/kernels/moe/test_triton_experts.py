@@ -225,11 +225,12 @@ def test_a_rows_bits_on_a_gpu_depend_on_no_other_row(case: Case) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("asks_early", [False, True])
 @pytest.mark.parametrize("has_lists", [False, True])
 @pytest.mark.parametrize(
     "case", [CASES[1], CASES[3], CASES[5], Case(16, 64, 6, 2560, 1536, 2), *DEVICE_CASES[-4:]]
 )
-def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
+def test_a_replay_follows_the_routing(case: Case, has_lists: bool, asks_early: bool) -> None:
     """The choice changes between replays, and who is padding."""
     from cgbench.kernels.moe.expert_plan import plan_of
     from cgbench.kernels.moe.triton_experts import apply
@@ -237,7 +238,8 @@ def test_a_replay_follows_the_routing(case: Case, has_lists: bool) -> None:
     experts = experts_of(case, "cuda", torch.bfloat16)
     x = torch.randn(case.num_tokens, case.hidden, device="cuda", dtype=torch.bfloat16)
     held = choice_of(case, "cuda", torch.bfloat16)
-    plan = plan_of(experts, case.num_tokens, case.top_k)._replace(has_lists=has_lists)
+    plan = plan_of(experts, case.num_tokens, case.top_k)
+    plan = plan._replace(has_lists=has_lists, asks_early=asks_early)
     apply(experts, x, held, x, plan)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,7 +1,6 @@
 """What an EAGLE-3 head's folder must hold, and the one line that says what it lacks."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cgbench.errors import BadInputError, MissingHeadError, UnsupportedModelError
+from cgbench.errors import BadInputError, MissingHeadError
 from cgbench.floor.work import model_work
 from cgbench.models.fingerprint import fingerprint
 from cgbench.models.heads.eagle3_config import aux_layers
@@ -402,13 +401,6 @@ def test_a_target_with_too_few_layers_for_the_default(tmp_path: Path) -> None:
     )
     assert aux_layers("head", {}, 32) == (2, 16, 29)
     assert aux_layers("head", {IDS: [0, 3, 6]}, 6) == (0, 3, 6)
-
-
-def test_several_gpus_are_refused_by_name(target: Path, tmp_path: Path) -> None:
-    folder = make_head_folder(tmp_path / "head", SAFEAILAB, target)
-    line = "--tp 2: an EAGLE-3 head cannot be run on several GPUs here. Drop --tp, or use another"
-    with pytest.raises(UnsupportedModelError, match=f"^{re.escape(line)} --head$"):
-        plan_loading(loading(target, folder, ranks=2))
 
 
 def test_a_head_in_the_targets_own_files_is_refused(target: Path, tmp_path: Path) -> None:

@@ -58,11 +58,7 @@ def test_bytes_are_those_that_are_held(folder: Path) -> None:
     ):
         assert module is not None
         held = {id(t): t for t in module.state_dict(keep_vars=True).values()}
-        # Of a router's correction, which is float32, half is counted.
-        wide = sum(
-            2 * t.numel() for t in held.values() if t.dtype == torch.float32 and t.dim() == 1
-        )
-        assert sum(t.nbytes for t in held.values()) - wide == expected
+        assert sum(t.nbytes for t in held.values()) == expected
 
 
 def test_the_floor_reads_experts_as_they_are_stored(folder: Path) -> None:
