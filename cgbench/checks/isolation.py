@@ -106,7 +106,7 @@ def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
     k = runner.state.spec_tokens
     batch_size = subject.largest(k)
     fill_cache(subject.spec.cache, SENTINEL)
-    untouched, states = copy_watched(subject, k), copy_states(subject)
+    untouched, states = copy_watched(subject, k), copy_states(subject, with_rings=True)
     begin(subject, runner.state, prefill_prompts(subject, tile(subject.prompts, batch_size)))
     others = torch.ones_like(write_window(subject, runner.state.rows(batch_size)))
     others[:batch_size] = False
@@ -125,7 +125,7 @@ def _writes(subject: Subject, runner: Runner) -> Iterator[Difference]:
 def _step(subject: Subject, runner: Runner, rows: RowState) -> Iterator[Difference]:
     state, batch_size = runner.state, rows.batch_size
     before, kv = snapshot(state), copy_watched(subject, state.spec_tokens)
-    states = copy_states(subject)
+    states = copy_states(subject, with_rings=True)
     # Of every layer before the step, which changes the lengths that windows are made of.
     numbers = {0, *subject.spec.cache.layers}
     forbidden = {number: ~write_window(subject, rows, number) for number in numbers}

@@ -195,7 +195,7 @@ def _verified(
     if (recurrent := subject.spec.cache.recurrent) is not None:
         pairs |= {
             f"recurrent state of layer {layer}": (recurrent.layers[layer].matrix[slot], old[slot])
-            for layer, old in clean.states.items()
+            for (layer, _), old in clean.states.items()
         }
     if rows.spec_tokens:
         pairs["hidden"] = rows.hidden[row], clean.buffers["hidden"][row]

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from cgbench.checks.subject import Subject
 from cgbench.engine.recurrent import RecurrentCache
-from cgbench.kernels.delta_rule import LayerState
+from cgbench.kernels.delta_net import LayerState
 from cgbench.kernels.row_updates import RowState
 
 # As many recurrent layers are watched as KV layers (``steps``).
 WATCHED_LAYERS = 4
 
-States = dict[int, Tensor]
-"""Copies of the watched layers' matrices, ``[slots, H, Dk, Dv]``, by layer."""
+States = dict[tuple[int, str], Tensor]
+"""Copies of the watched layers' buffers, ``[slots, ...]``, by layer and name."""
 
 
 def fill_states(cache: RecurrentCache | None, value: float, first_slot: int = 0) -> None:
@@ -35,13 +35,16 @@ def fill_unread(cache: RecurrentCache | None, rows: RowState, value: float) -> N
 
 
 def _fill_kept(cache: RecurrentCache, layer: LayerState, rows: RowState, value: float) -> None:
-    number = torch.arange(cache.query_len, device=rows.seq_len.device)
-    pending = rows.seq_len - cache.length[rows.slot_of_row]
-    is_unread = (number >= pending[:, None])[:, None].expand(-1, layer.keys.shape[1], -1)
+    """Fill all of the ring's rows but those from the matrices' length to seq_len."""
+    slots, begin = rows.slot_of_row, cache.length[rows.slot_of_row]
+    past = torch.arange(layer.keys.shape[2], device=slots.device)
+    places = (begin[:, None] + past) % layer.keys.shape[2]
+    is_unread = past >= (rows.seq_len - begin)[:, None]
     for tensor in (layer.keys, layer.updates, layer.log_decays):
-        kept = tensor[rows.slot_of_row]
+        # Places next to each other in an index come first in what it selects.
+        kept = tensor[slots[:, None], :, places]
         kept[is_unread] = value
-        tensor[rows.slot_of_row] = kept
+        tensor[slots[:, None], :, places] = kept
 
 
 def _fill_ring(cache: RecurrentCache, layer: LayerState, rows: RowState, value: float) -> None:
@@ -51,14 +54,22 @@ def _fill_ring(cache: RecurrentCache, layer: LayerState, rows: RowState, value: 
     layer.conv[rows.slot_of_row[:, None], index] = value
 
 
-def copy_states(subject: Subject) -> States:
-    """Return copies of the first few layers' states and of the last layer's."""
+def copy_states(subject: Subject, *, with_rings: bool = False) -> States:
+    """Return copies of the first few layers' matrices and of the last layer's.
+
+    ``with_rings``: their rings too, in which rows that were not accepted may hold anything.
+    """
     cache = subject.spec.cache.recurrent
     if cache is None:
         return {}
-    names = sorted(cache.layers)
-    watched = {*names[: WATCHED_LAYERS - 1], names[-1]}
-    return {name: cache.layers[name].matrix.clone() for name in watched}
+    layers = sorted(cache.layers)
+    watched = {*layers[: WATCHED_LAYERS - 1], layers[-1]}
+    return {
+        (layer_idx, name): tensor.clone()
+        for layer_idx in watched
+        for name, tensor in cache.layers[layer_idx].tensors().items()
+        if with_rings or name == "matrix"
+    }
 
 
 def unequal_state(subject: Subject, before: States, watched: Tensor) -> tuple[int, int] | None:
@@ -66,9 +77,10 @@ def unequal_state(subject: Subject, before: States, watched: Tensor) -> tuple[in
     None. A NaN, which no state may hold, equals nothing.
     """
     cache = subject.spec.cache.recurrent
-    for layer_idx, old in before.items():
+    for (layer_idx, name), old in before.items():
         assert cache is not None
-        changed = (cache.layers[layer_idx].matrix != old).flatten(1).any(1) & watched
+        new: Tensor = getattr(cache.layers[layer_idx], name)
+        changed = (new != old).flatten(1).any(1) & watched
         if changed.any():
             return layer_idx, int(changed.nonzero()[0, 0])
     return None

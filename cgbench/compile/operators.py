@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cgbench.kernels import linear as products
 from cgbench.kernels import norm as norms
 from cgbench.kernels.attention import AttentionInput
-from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
+from cgbench.kernels.delta_net import DeltaNet, DeltaRows
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.mla.latent_rows import PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
@@ -99,7 +99,10 @@ def _(
 
 @torch.library.custom_op("cgbench::delta_rule", mutates_args=())
 def delta_rule(
-    mixed: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor,
     rate: Tensor,
     time_step: Tensor,
     layer_number: Tensor,
@@ -108,6 +111,8 @@ def delta_rule(
     activation: str,
     a_log: Tensor,
     dt_bias: Tensor,
+    norm_weight: Tensor,
+    norm_epsilon: float,
     num_key_heads: int,
     num_heads: int,
     key_size: int,
@@ -117,16 +122,16 @@ def delta_rule(
 
     It takes the fields of ``DeltaRows`` and ``DeltaNet``. ``layer_number`` is as in ``attend``.
     """
-    sizes = num_key_heads, num_heads, key_size, value_size
-    net = DeltaNet(conv_weight, conv_bias, activation, a_log, dt_bias, *sizes)
-    rows = DeltaRows(net, mixed, rate, time_step)
+    weights = conv_weight, conv_bias, activation, a_log, dt_bias, norm_weight, norm_epsilon
+    net = DeltaNet(*weights, num_key_heads, num_heads, key_size, value_size)
+    rows = DeltaRows(net, query, key, value, gate, rate, time_step)
     return _under_way[-1].delta_rule(int(layer_number), rows).contiguous()
 
 
 @delta_rule.register_fake
-def _(mixed: Tensor, rate: Tensor, *rest: Any) -> Tensor:
-    value_size: int = rest[-1]
-    return mixed.new_empty(*rate.shape, value_size)
+def _(query: Tensor, *rest: Any) -> Tensor:
+    num_heads, _, value_size = rest[-3:]
+    return query.new_empty(*query.shape[:2], num_heads, value_size)
 
 
 @torch.library.custom_op("cgbench::attend_latent", mutates_args=())
@@ -198,15 +203,15 @@ class OperatorCall:
         """Compute ``RecurrentCall.delta_rule``. The number of the layer is a tensor."""
         net = rows.net
         out: Tensor = delta_rule(
-            rows.mixed,
-            rows.rate,
-            rows.time_step,
+            *(rows.query, rows.key, rows.value, rows.gate, rows.rate, rows.time_step),
             layer_idx,
             net.conv_weight,
             net.conv_bias,
             net.activation,
             net.a_log,
             net.dt_bias,
+            net.norm_weight,
+            net.norm_epsilon,
             net.num_key_heads,
             net.num_heads,
             net.key_size,

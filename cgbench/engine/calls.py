@@ -24,7 +24,7 @@ from cgbench.kernels.attention import (
     write_kv,
     write_rows,
 )
-from cgbench.kernels.delta_rule import DeltaRows
+from cgbench.kernels.delta_net import DeltaRows
 from cgbench.kernels.mla import latent_attention, latent_prefill
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.moe.expert_products import Padding
@@ -59,8 +59,8 @@ class Rows:
     def states(self) -> DecodeStates:
         """Return the rows in the recurrent state.
 
-        It is made when a linear-attention layer first asks. A draft head has no such layer, and
-        must not move the state.
+        It is made by verify, or when a linear-attention layer first asks. A draft head has no such
+        layer, and must not move the state.
         """
         assert self.cache.recurrent is not None
         return DecodeStates(self.cache.recurrent, self.slots, self.positions)

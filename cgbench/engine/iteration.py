@@ -236,7 +236,11 @@ def verify(spec: Speculator, rows: RowState) -> Tensor:
     """
     tokens = torch.cat([rows.last[:, None], rows.drafts], dim=1)
     positions = rows.seq_len[:, None] + rows.offsets
-    hidden = spec.target.forward(tokens, positions, spec.decode_call(rows, positions))
+    call = spec.decode_call(rows, positions)
+    if spec.cache.recurrent is not None:
+        # Made ahead of the layers, whose kernels read what is pending before they wait.
+        _ = call.rows.states
+    hidden = spec.target.forward(tokens, positions, call)
     if spec.head is not None and rows.spec_tokens:
         rows.hidden.copy_(spec.head_input(hidden))
     return spec.logits(hidden.post_norm)

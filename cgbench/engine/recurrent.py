@@ -1,20 +1,23 @@
 """Linear-attention layers keep their state in one slot a request, rolled back by length alone.
 
 A key written past the accepted row is harmless. Nothing reads it, and the next iteration overwrites
-it. A recurrent state has no rows to leave unread. Here it gets them. Verify leaves the state at the
-committed length that it began from. For each of its k + 1 rows it keeps what the row adds to the
-state. The next verify has the number of rows that were accepted. It adds those first, with weight
-zero for the others.
+it. A recurrent state has no rows to leave unread. Here it gets them. Of each of its k + 1 rows
+verify keeps what the row adds to the state, in a ring by position. The next verify reads after the
+rows that were accepted since, and writes over the others.
 
-So the state is a function of (slot, seq_len), as KV is. Verify may be run twice from one length,
-and re-packing moves nothing. Keeping the state after every row instead would take (k + 1) times its
-bytes. A row's part of it is smaller by about half the head's size.
+The matrices stay as they are while the ring has room for another verify's rows. Then they take up
+all accepted rows at once. So a matrix is read by every verify, and written by few (ReplaySSM). A
+row's part is smaller than a matrix by half the head's size. The device counts, the host does not.
+
+The state after seq_len rows is a function of slot and seq_len, as KV is. Verify may be run twice
+from one length with one result, and re-packing moves nothing. Keeping the state after every row
+instead would take (k + 1) times its bytes.
 
 Per head the gated delta rule is S_t = d_t S_(t-1) + k_t u_t with u_t = beta_t (v_t - k_t d_t
 S_(t-1)). The output is q_t S_t (Yang et al., Gated Delta Networks, 2024, and transformers'
 ``torch_recurrent_gated_delta_rule``). Let S be the state before the rows, and D_t the product of
 the decays up to row t. Then S_t = D_t S + sum over j <= t of (D_t / D_j) k_j u_j. S is read once
-for all rows. The parts (k_j, u_j, log D_j) are kept of row j.
+for all rows. The parts (k_j, u_j, log D_j) are kept of row j. They serve later rows alike.
 """
 
 from collections.abc import Mapping
@@ -23,14 +26,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cgbench.kernels.delta_rule import (
+from cgbench.kernels.delta_net import (
     DeltaRows,
     HeadRows,
     LayerState,
     StateShape,
-    delta_rule,
-    head_rows,
+    kept_rows,
+    most_pending,
 )
+from cgbench.kernels.delta_rule import delta_rule, gated_norm, head_rows, take_up
 
 
 class RecurrentCache:
@@ -54,6 +58,7 @@ class RecurrentCache:
         num_slots = max_batch_size + 1
         self.scratch_slot = max_batch_size
         self.query_len = query_len
+        self.most_pending = most_pending(query_len)
         self.length = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.prompt_length = torch.zeros_like(self.length)
         self.layers = {
@@ -89,7 +94,8 @@ def cache_bytes(
     """Return the bytes that a ``RecurrentCache`` takes, without its lengths."""
     return num_slots * sum(
         2 * shape.num_bytes(dtype.itemsize)
-        + query_len * (shape.row_bytes(dtype) + shape.conv_channels * dtype.itemsize)
+        + kept_rows(query_len) * shape.update_bytes
+        + 2 * query_len * shape.conv_channels * dtype.itemsize
         for shape in shapes.values()
     )
 
@@ -97,32 +103,29 @@ def cache_bytes(
 class DecodeStates:
     """These are one verify's rows in the cache, at ``slots [B]`` and ``positions [B, S]``.
 
-    Positions are consecutive, and the rows are made once a forward. At each layer its matrix is
-    brought to ``positions[:, 0]``, by the rows of the verify before it that were accepted since.
+    Positions are consecutive, and the rows are made once a forward. They read after the rows before
+    ``positions[:, 0]`` that were accepted since the matrices' length.
     """
 
     def __init__(self, cache: RecurrentCache, slots: Tensor, positions: Tensor) -> None:
         self.cache, self.slots, self.positions = cache, slots, positions
-        begin = positions[:, 0]
-        self.num_pending = num_pending(cache, slots, begin)
-        cache.length[slots] = begin
+        self.num_pending = num_pending(cache, slots, positions)
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        """Return what ``rows`` read of the state, ``[B, S, H, Dv]``.
+        """Return what ``rows`` read of the state, normed and gated, ``[B, S, H, Dv]``.
 
-        Leaves the state before them, and keeps what each row adds.
+        Keeps what each row adds.
         """
         layer = self.cache.layers[layer_idx]
         return delta_rule(layer, rows, self.slots, self.positions, self.num_pending)
 
 
-def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:
-    """Count the rows of the last verify that lie before position ``begin [B]``, ``[B]``.
+def num_pending(cache: RecurrentCache, slots: Tensor, positions: Tensor) -> Tensor:
+    """Return how many rows the layers add to their matrices before ``positions [B, S]``, ``[B]``.
 
-    A padded row has the scratch slot, whose length means nothing. So the count is held inside the
-    buffers.
+    ``cache.length`` is then what it is after the layers' ``delta_rule``.
     """
-    return (begin - cache.length[slots]).clamp(0, cache.query_len)
+    return take_up(cache.length, slots, positions, cache.most_pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,19 +153,19 @@ class PrefillStates:
         return inputs
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
-        """Return what the prompts' rows read of the state, ``[B, S, H, Dv]``.
+        """Return what the prompts' rows read of the state, normed and gated, ``[B, S, H, Dv]``.
 
         Padding leaves the state as it is.
         """
         inputs = self.conv_inputs(layer_idx, rows.mixed, rows.net.state_shape.conv_rows)
         heads = head_rows(rows, inputs)
-        positions = torch.arange(rows.mixed.shape[1], device=self.slots.device)
+        positions = torch.arange(rows.num_tokens[1], device=self.slots.device)
         is_prompt = (positions < self.lengths[:, None])[..., None]
         masked = replace(heads, log_decay=heads.log_decay * is_prompt, beta=heads.beta * is_prompt)
         out, matrix = chunked_delta_rule(masked)
         self.cache.prompt[layer_idx][0][self.slots] = matrix
         self.cache.prompt_length[self.slots] = self.lengths
-        return out
+        return gated_norm(rows, out)
 
 
 def chunked_delta_rule(rows: HeadRows) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Size, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.kernels.attention import AttentionInput
-from cgbench.kernels.delta_rule import StateShape
+from cgbench.kernels.delta_net import StateShape
 from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.models.attention_hook import ShapeProbe

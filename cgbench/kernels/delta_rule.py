@@ -1,159 +1,29 @@
 """Define one verify of a gated delta net over slots in torch, and choose its kernel.
 
-The kernel is ``triton_recurrent``. What the recurrence takes stands here too, as in transformers.
-``engine.recurrent`` has the derivation.
+The kernel is ``triton_recurrent``. ``engine.recurrent`` has the derivation.
 """
 
-from dataclasses import dataclass, fields
-from typing import Self
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels.delta_net import DeltaNet, DeltaRows, HeadRows, LayerState
 from cgbench.kernels.gpu import runs_kernels
 
-
-@dataclass(frozen=True, slots=True)
-class StateShape:
-    """A state shape is the size of what one linear-attention layer keeps of a request.
-
-    It does not grow with the request. There is a ``[num_heads, key_size, value_size]`` matrix, in
-    float32 as transformers keeps it. There are also the ``conv_rows`` newest of the convolution's
-    inputs, of ``conv_channels`` each.
-    """
-
-    num_heads: int
-    key_size: int
-    value_size: int
-    conv_channels: int
-    conv_rows: int
-
-    @property
-    def matrix_elements(self) -> int:
-        """Return how many numbers the matrices of all heads hold."""
-        return self.num_heads * self.key_size * self.value_size
-
-    def num_bytes(self, itemsize: int) -> int:
-        """Return the bytes of a request's state. ``itemsize`` is of the model's dtype."""
-        matrix = self.matrix_elements * torch.float32.itemsize
-        return matrix + self.conv_rows * self.conv_channels * itemsize
-
-    def row_bytes(self, dtype: torch.dtype) -> int:
-        """Return the bytes kept of each verified row, from which the state after it is made."""
-        matrix = self.num_heads * (self.key_size + self.value_size + 1) * torch.float32.itemsize
-        return matrix + self.conv_channels * dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaNet:
-    """A delta net holds the sizes and weights that the recurrence of a gated delta net takes.
-
-    ``conv_weight [C, conv_rows + 1]`` and ``conv_bias [C]`` are the convolution's. C holds the
-    query and key of ``num_key_heads`` and the value of ``num_heads``. ``a_log [num_heads]`` and
-    ``dt_bias [num_heads]`` make the decay. Each key head serves a group of value heads.
-    """
-
-    conv_weight: Tensor
-    conv_bias: Tensor | None
-    activation: str
-    a_log: Tensor
-    dt_bias: Tensor
-    num_key_heads: int
-    num_heads: int
-    key_size: int
-    value_size: int
-
-    @property
-    def state_shape(self) -> StateShape:
-        """Return the shape of the state that such a layer keeps of a request."""
-        channels, taps = self.conv_weight.shape
-        return StateShape(self.num_heads, self.key_size, self.value_size, channels, taps - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaRows:
-    """Delta rows are tokens as a gated delta net projects them.
-
-    ``mixed [B, S, C]`` is the convolution's input. ``rate`` and ``time_step [B, S, num_heads]``
-    make beta and the decay.
-    """
-
-    net: DeltaNet
-    mixed: Tensor
-    rate: Tensor
-    time_step: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class HeadRows:
-    """Head rows are what the gated delta rule takes of each token, ``[B, S, heads, ...]``.
-
-    ``query`` and ``key`` are not normed yet. ``log_decay`` is at most 0. ``beta`` is how much of a
-    row enters the state.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    log_decay: Tensor
-    beta: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class LayerState:
-    """A layer state holds one linear-attention layer's buffers, by slot.
-
-    ``matrix [slots, H, Dk, Dv]`` is in float32, at the length in the cache's ``length``.
-    ``conv [slots, ring, C]`` holds the convolution's newest inputs, that of position p in row p
-    modulo ring. The ring has k + 1 rows more than the kernel sees, so no row that may still be read
-    is written over.
-
-    ``keys [slots, H, k + 1, Dk]``, ``updates [slots, H, k + 1, Dv]`` and
-    ``log_decays [slots, H, k + 1]`` are in float32. They are what verify's rows add to the matrix.
-    """
-
-    matrix: Tensor
-    conv: Tensor
-    keys: Tensor
-    updates: Tensor
-    log_decays: Tensor
-
-    @classmethod
-    def zeros(
-        cls,
-        shape: StateShape,
-        num_slots: int,
-        query_len: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> Self:
-        """Return zeroed buffers of ``num_slots`` slots.
-
-        ``query_len`` is the most rows of one verify.
-        """
-        heads, ring = (num_slots, shape.num_heads), shape.conv_rows + query_len
-        return cls(
-            matrix=torch.zeros(*heads, shape.key_size, shape.value_size, device=device),
-            conv=torch.zeros(num_slots, ring, shape.conv_channels, dtype=dtype, device=device),
-            keys=torch.zeros(*heads, query_len, shape.key_size, device=device),
-            updates=torch.zeros(*heads, query_len, shape.value_size, device=device),
-            log_decays=torch.zeros(*heads, query_len, device=device),
-        )
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the buffers by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+MOST_SIZE = 128
+"""The kernel takes heads of keys and values of up to this size."""
 
 
 def delta_rule(
     layer: LayerState, rows: DeltaRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
-    """Return what ``rows`` read of the state, ``[B, S, H, Dv]``.
+    """Return what ``rows`` read of the state, normed and gated, ``[B, S, H, Dv]``.
 
     They are in ``slots [B]`` at ``positions [B, S]``. They read after the ``num_pending [B]`` kept
-    rows, which the matrices take up first. The layer keeps the matrices before ``rows``, and what
-    each row adds to them.
+    rows before them. The layer keeps what each row adds. Where room gets short, the matrices take
+    up the kept rows first.
     """
     if _has_kernel(rows):
         # Imported here, because triton is there only beside a CUDA build of torch.
@@ -164,9 +34,11 @@ def delta_rule(
 
 
 def _has_kernel(rows: DeltaRows) -> bool:
-    """Return whether ``triton_recurrent`` has these rows' activation, that of the published
-    models."""
-    return runs_kernels(rows.mixed.device) and rows.net.activation == "silu"
+    """Return whether ``triton_recurrent`` has these rows' activation and sizes, those of the
+    published models."""
+    net = rows.net
+    sizes = net.key_size, net.value_size
+    return runs_kernels(rows.query.device) and net.activation == "silu" and max(sizes) <= MOST_SIZE
 
 
 def delta_rule_by_torch(
@@ -175,7 +47,42 @@ def delta_rule_by_torch(
     """Compute ``delta_rule`` in torch's operations, which define it."""
     num_before = rows.net.state_shape.conv_rows
     inputs = conv_inputs(layer.conv, rows.mixed, slots, positions, num_before)
-    return head_rule(layer, head_rows(rows, inputs), slots, positions, num_pending)
+    out = head_rule(layer, head_rows(rows, inputs), slots, positions, num_pending)
+    return gated_norm(rows, out)
+
+
+def gated_norm(rows: DeltaRows, out: Tensor) -> Tensor:
+    """Return the norm of each head's ``out [B, S, H, Dv]``, multiplied by the gate.
+
+    It rounds where transformers' module does.
+    """
+    net = rows.net
+    wide, gate = out.float(), rows.gate.reshape(out.shape).float()
+    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + net.norm_epsilon)
+    return (net.norm_weight * normed.to(out.dtype) * F.silu(gate)).to(out.dtype)
+
+
+def take_up(length: Tensor, slots: Tensor, positions: Tensor, most: int) -> Tensor:
+    """Return how many kept rows are pending before ``positions [B, S]``, ``[B]``, at most ``most``.
+
+    ``length [slots]`` is the position of the matrices. It becomes that of the first row where the
+    layers' ``delta_rule`` makes them take up what is pending. A padded row has the scratch slot,
+    whose length means nothing. So the count is held inside the buffers.
+    """
+    if runs_kernels(length.device):
+        from cgbench.kernels import triton_recurrent
+
+        return triton_recurrent.take_up(length, slots, positions, most)
+    begin, old = positions[:, 0], length[slots]
+    count = (begin - old).clamp(0, most)
+    length[slots] = torch.where(is_full(count, positions.shape[1], most), begin, old)
+    return count
+
+
+def is_full(num_pending: Tensor, query_len: int, most: int) -> Tensor:
+    """Return where ``query_len`` more rows have no room, so that the matrices take up those
+    before."""
+    return num_pending + query_len > most
 
 
 def conv_inputs(
@@ -194,33 +101,66 @@ def head_rule(
     layer: LayerState, rows: HeadRows, slots: Tensor, positions: Tensor, num_pending: Tensor
 ) -> Tensor:
     """Apply the gated delta rule to rows that the convolution has passed. See ``delta_rule``."""
-    matrix = advanced(layer, slots, num_pending, positions[:, 0] == 0)
-    layer.matrix[slots] = matrix
-    out, keys, updates, log_decays = delta_rows(matrix, rows)
-    length = keys.shape[2]
-    layer.keys[slots, :, :length] = keys
-    layer.updates[slots, :, :length] = updates
-    layer.log_decays[slots, :, :length] = log_decays
+    begin, ring = positions[:, 0], layer.keys.shape[2]
+    pending = pending_rows(layer, slots, begin - num_pending, num_pending)
+    # Nothing came before a request's first row.
+    old = layer.matrix[slots]
+    matrix = advanced(old.masked_fill((begin == 0)[:, None, None, None], 0), pending)
+    takes_up = is_full(num_pending, positions.shape[1], layer.most_pending)[:, None, None]
+    layer.matrix[slots] = torch.where(takes_up[..., None], matrix, old)
+    out, *added = delta_rows(matrix, rows)
+    added[-1] = added[-1] + pending.total.masked_fill(takes_up, 0)
+    for kept, new in zip((layer.keys, layer.updates, layer.log_decays), added, strict=True):
+        # Places next to each other in an index come first in what it selects.
+        kept[slots[:, None], :, positions % ring] = new.transpose(1, 2)
     return out.transpose(1, 2).to(rows.value.dtype)
 
 
-def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) -> Tensor:
-    """Return the matrices ``[B, H, Dk, Dv]`` of ``slots`` after the first ``count [B]`` kept rows.
+class Pending(NamedTuple):
+    """Pending rows are kept and accepted, and not yet in the matrices.
 
-    A row past ``count`` has weight 0 exactly. If count is 0, the old matrix has weight 1 exactly.
-    At ``is_first [B]`` nothing came before. So a padded row computes the same whatever scratch
-    holds. It must, because it may share an expert's matrix product with a request.
+    ``keys [B, H, P, Dk]``, ``updates [B, H, P, Dv]`` and ``log_decays [B, H, P]`` are as in
+    ``LayerState``, the oldest first. ``weights [B, H, P]`` are the decays since each. All are 0
+    past a request's number. ``total [B, H, 1]`` is the last one's log decay.
     """
-    log_decays = layer.log_decays[slots]
+
+    keys: Tensor
+    updates: Tensor
+    log_decays: Tensor
+    weights: Tensor
+    total: Tensor
+
+
+def pending_rows(layer: LayerState, slots: Tensor, first: Tensor, count: Tensor) -> Pending:
+    """Return the ``count [B]`` rows of ``slots [B]`` that were kept from position ``first [B]`` on.
+
+    What lies past them counts as 0. So a padded row computes the same whatever scratch holds. It
+    must, because it may share an expert's matrix product with a request.
+    """
+    number = torch.arange(layer.most_pending, device=slots.device)
+    places = (first[:, None] + number) % layer.keys.shape[2]
+    is_past = (number >= count[:, None])[:, None]
+    keys, updates, log_decays = (
+        kept[slots[:, None], :, places].transpose(1, 2)
+        for kept in (layer.keys, layer.updates, layer.log_decays)
+    )
+    log_decays = log_decays.masked_fill(is_past, 0)
     last = (count - 1).clamp(min=0)[:, None, None].expand(-1, log_decays.shape[1], 1)
-    total = log_decays.gather(2, last) * (count > 0)[:, None, None]
-    is_past = torch.arange(log_decays.shape[2], device=slots.device) >= count[:, None]
+    total = log_decays.gather(2, last)
     # Masked before exp, because past ``count`` the difference is positive and may overflow.
-    weights = (total - log_decays).masked_fill(is_past[:, None], float("-inf")).exp()
-    weighted = layer.keys[slots] * weights[..., None]
-    weight = total.exp().masked_fill(is_first[:, None, None], 0)
-    kept = layer.matrix[slots] * weight[..., None]
-    added = weighted.transpose(2, 3), layer.updates[slots]
+    weights = (total - log_decays).masked_fill(is_past, float("-inf")).exp()
+    keys, updates = (each.masked_fill(is_past[..., None], 0) for each in (keys, updates))
+    return Pending(keys, updates, log_decays, weights, total)
+
+
+def advanced(matrix: Tensor, pending: Pending) -> Tensor:
+    """Return ``matrix [B, H, Dk, Dv]`` after the pending rows.
+
+    Without any the matrix has weight 1 exactly.
+    """
+    weighted = pending.keys * pending.weights[..., None]
+    kept = matrix * pending.total.exp()[..., None]
+    added = weighted.transpose(2, 3), pending.updates
     # One kernel over the matrices, where a product and a sum would be two.
     return torch.baddbmm(kept.flatten(0, 1), *(each.flatten(0, 1) for each in added)).view_as(kept)
 
@@ -282,7 +222,8 @@ def head_rows(rows: DeltaRows, inputs: Tensor) -> HeadRows:
     ``inputs [B, before + S, C]`` are ``rows.mixed`` behind what the convolution sees before them.
     """
     net = rows.net
-    mixed = _convolve(net, inputs)[:, inputs.shape[1] - rows.mixed.shape[1] :]
+    rate, time_step = rows.rate.flatten(2), rows.time_step.flatten(2)
+    mixed = _convolve(net, inputs)[:, inputs.shape[1] - rows.num_tokens[1] :]
     key_dim = net.num_key_heads * net.key_size
     query, key, value = mixed.split([key_dim, key_dim, net.num_heads * net.value_size], dim=-1)
     group = net.num_heads // net.num_key_heads
@@ -295,8 +236,8 @@ def head_rows(rows: DeltaRows, inputs: Tensor) -> HeadRows:
         key=key,
         value=value.unflatten(-1, (net.num_heads, net.value_size)),
         # In float32, because in half precision the exponent of A_log may overflow.
-        log_decay=-net.a_log.float().exp() * F.softplus(rows.time_step.float() + net.dt_bias),
-        beta=rows.rate.sigmoid(),
+        log_decay=-net.a_log.float().exp() * F.softplus(time_step.float() + net.dt_bias),
+        beta=rate.sigmoid(),
     )
 
 

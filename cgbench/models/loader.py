@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
-from cgbench.kernels.delta_rule import StateShape
+from cgbench.kernels.delta_net import StateShape
 from cgbench.kernels.fp8.token_values import LEAST_COLUMNS
 from cgbench.kernels.gpu import runs_kernels
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent

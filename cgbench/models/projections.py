@@ -21,10 +21,13 @@ PACKS = (
     ("q_a_proj", "kv_a_proj_with_mqa"),
     ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"),
     ("in_proj_qkvz", "in_proj_ba"),
+    # If the large ones alone are FP8, as published, each kind is a product.
+    ("in_proj_qkv", "in_proj_z"),
+    ("in_proj_b", "in_proj_a"),
 )
 """These are names of sibling projections of one input.
 
-They are in the order in which transformers calls them.
+They are in the order in which they are called. A set that holds another comes before it.
 """
 
 
@@ -37,17 +40,17 @@ def pack_projections(module: nn.Module) -> int:
     one dtype, all FP8 or none. Other projections are left alone, and so are those summed over
     ranks.
     """
-    found = [
-        (parent, names)
-        for parent in module.modules()
-        for names in PACKS
-        if _can_pack([getattr(parent, name, None) for name in names])
-    ]
-    for parent, names in found:
-        packed = pack([getattr(parent, name) for name in names])
-        for name, projection in zip(names, packed, strict=True):
-            setattr(parent, name, projection)
-    return len(found)
+    num_packed = 0
+    for parent in list(module.modules()):
+        for names in PACKS:
+            # What is packed already is no plain linear layer any more.
+            if not _can_pack([getattr(parent, name, None) for name in names]):
+                continue
+            packed = pack([getattr(parent, name) for name in names])
+            for name, projection in zip(names, packed, strict=True):
+                setattr(parent, name, projection)
+            num_packed += 1
+    return num_packed
 
 
 def _can_pack(projections: Sequence[object]) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cgbench.kernels.delta_rule import DeltaNet, DeltaRows, StateShape
+from cgbench.kernels.delta_net import DeltaNet, DeltaRows, StateShape
 
 LINEAR_ATTENTION = "linear_attention"
 GATED_DELTA_TYPES = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
@@ -29,7 +29,8 @@ class RecurrentCall(Protocol):
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         """Return what the rows read from the state of layer ``layer_idx``: ``[B, S, heads, Dv]``.
 
-        The rows are first convolved with those before them. Each reads after its own update.
+        The rows are first convolved with those before them. Each reads after its own update. What
+        it reads is normed and gated.
         """
         ...
 
@@ -44,7 +45,7 @@ class RecurrentProbe:
 
     def delta_rule(self, layer_idx: int, rows: DeltaRows) -> Tensor:
         shape = self.state_shapes[layer_idx] = rows.net.state_shape
-        return rows.mixed.new_zeros(*rows.rate.shape, shape.value_size)
+        return rows.value.new_zeros(*rows.num_tokens, shape.num_heads, shape.value_size)
 
 
 def hook_linear_layers(backbone: nn.Module) -> None:
@@ -85,34 +86,43 @@ def _hooked_class(plain: type[nn.Module]) -> type[nn.Module]:
 
 def _forward(net: Any, hidden_states: Tensor, attention_call: Any) -> Tensor:
     batch, length, _ = hidden_states.shape
-    mixed, gate, rate, time_step = _project(net, hidden_states)
-    rows = DeltaRows(_delta_net(net), mixed, rate, time_step)
+    rows = DeltaRows(_delta_net(net), *_project(net, hidden_states))
     # A compiler is shown the number as a tensor (see compile/operators.py).
     layer_idx = net.layer_number if torch.compiler.is_compiling() else net.layer_idx
-    out = attention_call.delta_rule(layer_idx, rows)
-    # The norm takes heads one by one, as rows.
-    normed = net.norm(out.reshape(-1, net.head_v_dim), gate.reshape(-1, net.head_v_dim))
+    normed = attention_call.delta_rule(layer_idx, rows)
     result: Tensor = net.out_proj(normed.reshape(batch, length, -1))
     return result
 
 
-def _project(net: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the layer's projections of ``hidden_states``.
+def _project(net: Any, hidden_states: Tensor) -> list[Tensor]:
+    """Return the layer's projections of ``hidden_states``, as ``DeltaRows`` has them.
 
-    They are the convolution's input ``[B, S, C]``, the output's gate, and each head's beta and time
-    step before their activations. Qwen3-Next keeps two packed projections, Qwen3.5 four plain ones.
+    Qwen3-Next keeps two packed projections, whose columns go by key heads. Qwen3.5 keeps four, of
+    which the first holds all queries, then all keys, then all values.
     """
+    group = net.num_v_heads // net.num_k_heads
+    key_size, values = net.head_k_dim, group * net.head_v_dim
     if hasattr(net, "in_proj_qkvz"):
-        *qkv, gate, rate, time_step = net.fix_query_key_value_ordering(
-            net.in_proj_qkvz(hidden_states), net.in_proj_ba(hidden_states)
-        )
-        return torch.cat([each.flatten(2) for each in qkv], dim=-1), gate, rate, time_step
-    return (
-        net.in_proj_qkv(hidden_states),
+        of_heads = _by_key_head(net, net.in_proj_qkvz(hidden_states), net.in_proj_ba(hidden_states))
+        cuts = (key_size, key_size, values, values), (group, group)
+        return [
+            part
+            for each, cut in zip(of_heads, cuts, strict=True)
+            for part in each.split(cut, dim=-1)
+        ]
+    sizes = [net.num_k_heads * size for size in (key_size, key_size, values)]
+    return _by_key_head(
+        net,
+        *net.in_proj_qkv(hidden_states).split(sizes, dim=-1),
         net.in_proj_z(hidden_states),
         net.in_proj_b(hidden_states),
         net.in_proj_a(hidden_states),
     )
+
+
+def _by_key_head(net: Any, *projected: Tensor) -> list[Tensor]:
+    """Cut the columns of each into what belongs to the key heads, ``[B, S, num_k_heads, ...]``."""
+    return [each.unflatten(-1, (net.num_k_heads, -1)) for each in projected]
 
 
 def _delta_net(net: Any) -> DeltaNet:
@@ -122,6 +132,8 @@ def _delta_net(net: Any) -> DeltaNet:
         activation=net.activation,
         a_log=net.A_log,
         dt_bias=net.dt_bias,
+        norm_weight=net.norm.weight,
+        norm_epsilon=net.norm.variance_epsilon,
         num_key_heads=net.num_k_heads,
         num_heads=net.num_v_heads,
         key_size=net.head_k_dim,

@@ -10,7 +10,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_g
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
 from cgbench.engine.runner import EagerRunner
-from cgbench.kernels.delta_rule import HeadRows, StateShape, conv_inputs, head_rule
+from cgbench.kernels.delta_net import HeadRows, StateShape, most_pending
+from cgbench.kernels.delta_rule import conv_inputs, head_rule
 from cgbench.models.heads.families import QWEN
 from cgbench.models.loader import LoadedModel
 from tests.support.tiny import (
@@ -24,7 +25,8 @@ from tests.support.tiny import (
     reference_model,
 )
 
-MAX_NEW_TOKENS = 16
+MAX_NEW_TOKENS = 20
+"""So many that every verify length fills the ring of pending rows."""
 ROOM = 24 + MAX_NEW_TOKENS + 2 * 16
 
 
@@ -99,30 +101,57 @@ def first(rows: HeadRows, row: int, count: int) -> HeadRows:
     return HeadRows(**{name: getattr(rows, name)[row : row + 1, :count] for name in names})
 
 
+VERIFIES = 9
+"""So many fill the ring more than once."""
+
+
 @pytest.mark.parametrize("accepted", [[1, 1, 1], [QUERY_LEN] * 3, [2, QUERY_LEN, 1]])
 def test_a_verify_goes_on_from_the_accepted_rows(accepted: list[int]) -> None:
-    """Ragged over the batch, in slots of any order, each verify run twice from one length."""
+    """Ragged over the batch, in slots of any order, each verify run twice from one length.
+
+    A matrix is written where the ring has no room for the rows, and nowhere else. It then holds
+    all rows that were accepted.
+    """
     torch.manual_seed(0)
     where = {"dtype": torch.float32, "device": torch.device("cpu")}
     cache = RecurrentCache({7: SHAPE}, max_batch_size=4, query_len=QUERY_LEN, **where)
     slots, length = torch.tensor([2, 0, 3]), torch.tensor([9, 4, 1])
-    cache.layers[7].matrix.normal_()
+    layer = cache.layers[7]
+    layer.matrix.normal_()
+    for tensor in (layer.keys, layer.updates, layer.log_decays):
+        # What was never verified must not be read.
+        tensor.fill_(torch.nan)
     cache.length[slots] = length
-    expected = cache.layers[7].matrix[slots]
-    for _ in range(3):
+    expected = layer.matrix[slots]
+    num_written = torch.zeros(3, dtype=torch.long)
+    for _ in range(VERIFIES):
         rows = random_rows(3, QUERY_LEN)
+        pending = length - cache.length[slots]
+        is_full = pending + QUERY_LEN > most_pending(QUERY_LEN)
+        num_written += is_full
+        before = layer.matrix.clone()
+        before[slots[is_full]] = expected[is_full]
         for tried in (random_rows(3, QUERY_LEN), rows):
             positions = length[:, None] + torch.arange(QUERY_LEN)
             states = DecodeStates(cache, slots, positions)
-            got = head_rule(cache.layers[7], tried, slots, positions, states.num_pending)
+            got = head_rule(layer, tried, slots, positions, states.num_pending)
             torch.testing.assert_close(got, transformers_rule(tried, expected)[0])
-        torch.testing.assert_close(cache.layers[7].matrix[slots], expected)
+            torch.testing.assert_close(layer.matrix, before)
         ends = [
             transformers_rule(first(rows, row, count), expected[row : row + 1])[1]
             for row, count in enumerate(accepted)
         ]
         expected = torch.cat(ends)
         length = length + torch.tensor(accepted)
+    rows_between = most_pending(QUERY_LEN) - QUERY_LEN + 1
+    for count, written in zip(accepted, num_written.tolist(), strict=True):
+        # Rows gather until the next verify's no longer fit.
+        assert written == (VERIFIES - 1) // -(-rows_between // count)
+
+
+@pytest.mark.parametrize(("query_len", "most"), [(1, 16), (8, 16), (9, 32), (17, 32), (40, 64)])
+def test_a_verifys_rows_fit_beside_no_others_at_least(query_len: int, most: int) -> None:
+    assert most_pending(query_len) == most
 
 
 def test_the_ring_holds_what_the_kernel_sees() -> None:

@@ -1,18 +1,17 @@
 """The kernels of a gated delta net's decode steps against torch's operations, which define them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
-from cgbench.kernels.delta_rule import DeltaRows, delta_rule_by_torch
+from cgbench.kernels.delta_net import DeltaRows, LayerState
+from cgbench.kernels.delta_rule import delta_rule_by_torch, take_up
 from tests.support.delta_nets import Case, moved, random_cache, random_net, random_rows
 from tests.support.interpreter import run_interpreted
 
 pytest.importorskip("triton")
 
-ITERATIONS = 3
+ITERATIONS = 2
 
 
 CASES = [
@@ -31,13 +30,6 @@ DEVICE_CASES = [
 ]
 
 
-def in_turn(rows: DeltaRows) -> DeltaRows:
-    """``rows`` with each head's beta beside its time step, as Qwen3-Next projects them where every
-    key head serves one value head."""
-    rate, time_step = torch.stack([rows.rate, rows.time_step], dim=-1).unbind(-1)
-    return replace(rows, rate=rate, time_step=time_step)
-
-
 def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
     """A few verifies, ragged, from caches alike; the largest error, relative to each result's
     norm, of what is read and of every slot's state but scratch."""
@@ -50,16 +42,20 @@ def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
     slots = torch.cat([torch.randperm(scratch)[: case.batch_size], torch.tensor([scratch] * 2)])
     length = torch.randint(1, 2 * case.kept, (case.batch_size,))
     expected_cache.length[slots[:-2].to(device)] = length.to(device)
-    begin = length + torch.randint(0, case.kept + 1, length.shape)
+    begin = length + torch.randint(0, expected_cache.most_pending + 1, length.shape)
+    # The ring of one has no room, that of another holds nothing.
+    begin[:2] = length[:2] + torch.tensor([expected_cache.most_pending, 0])
+    order_decays(expected_cache.layers[0], slots[:-2].to(device), length.to(device))
     got_cache = moved(expected_cache, case, device)
     for tensor in got_cache.layers[0].tensors().values():
         tensor[scratch] = float("nan")
-    errors = []
+    errors, num_written = [], 0
     for _ in range(ITERATIONS):
         first = torch.cat([begin, torch.zeros(2, dtype=torch.long)])[:, None]
         positions = (first + torch.arange(case.query_len)).to(device)
-        rows = random_rows(case, net, dtype, device)
-        rows = in_turn(rows) if case.group == 1 else rows
+        rows = random_rows(case, net, dtype, device, by_head=case.taps == 3)
+        pending = begin - expected_cache.length[slots[:-2].to(device)].cpu()
+        num_written += int((pending + case.query_len > expected_cache.most_pending).sum())
         states = DecodeStates(expected_cache, slots.to(device), positions)
         expected = delta_rule_by_torch(
             expected_cache.layers[0], rows, states.slots, states.positions, states.num_pending
@@ -72,8 +68,18 @@ def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
         errors.append(relative_error(got, expected))
         errors += state_errors(got_cache, expected_cache)
         begin += torch.randint(1, case.query_len + 1, begin.shape)
+        assert torch.equal(got_cache.length[:-1], expected_cache.length[:-1])
     check_again(got_cache, slots.to(device), positions, rows)
+    # Matrices are written sometimes, and not each time.
+    assert 0 < num_written < ITERATIONS * case.batch_size, num_written
     return max(errors)
+
+
+def order_decays(layer: LayerState, slots: torch.Tensor, length: torch.Tensor) -> None:
+    """Log decays fall from the matrices' length on."""
+    ring = layer.keys.shape[2]
+    places = (length[:, None] + torch.arange(ring, device=length.device)) % ring
+    layer.log_decays[slots[:, None], :, places] = layer.log_decays[slots].transpose(1, 2)
 
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
@@ -112,7 +118,27 @@ def check_all() -> int:
     for case, dtype, most in pairs:
         error = check_case(case, dtype, "cpu")
         assert error < most, (case, dtype, error)
+    check_take_up("cpu")
     return len(CASES)
+
+
+def check_take_up(device: str) -> None:
+    """More rows than a program takes, of which some have no room for another verify's."""
+    from cgbench.kernels import triton_recurrent
+
+    torch.manual_seed(0)
+    slots = torch.cat([torch.randperm(140), torch.tensor([140] * 2)]).to(device)
+    length = torch.randint(1, 50, (141,), device=device)
+    positions = length[slots][:, None] + torch.arange(-1, 3, device=device)
+    positions += torch.randint(0, 20, (142, 1), device=device)
+    positions[-2:] -= positions[-2:, :1].clone()
+    expected = length.cpu().clone()
+    counts = take_up(expected, slots.cpu(), positions.cpu(), 16)
+    before = length.clone()
+    got = triton_recurrent.take_up(length, slots, positions, 16)
+    assert torch.equal(got.cpu(), counts) and torch.equal(length.cpu(), expected)
+    assert counts.min() == 0 and counts.max() == 16
+    assert 0 < int((length != before).sum()) < 140 and length[140] == before[140]
 
 
 def test_interpreter_equals_torch() -> None:
@@ -125,3 +151,8 @@ def test_interpreter_equals_torch() -> None:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-3)])
 def test_on_the_device(case: Case, dtype: torch.dtype, most: float) -> None:
     assert check_case(case, dtype, "cuda") < most
+
+
+@pytest.mark.gpu
+def test_taking_up_on_the_device() -> None:
+    check_take_up("cuda")

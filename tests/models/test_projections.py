@@ -78,3 +78,21 @@ def test_projections_of_another_kind_are_left_alone() -> None:
     assert pack_projections(nn.ModuleList([parent, mixed])) == 1
     assert isinstance(parent.q_proj, PackedFirst)
     assert type(parent.up_proj) is nn.Linear and type(mixed.up_proj) is nn.Linear
+
+
+def test_a_delta_nets_projections_of_two_kinds_are_two_products() -> None:
+    """One product of all four where they are alike, and one of each kind where they are not."""
+    names = "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a"
+    for is_mixed in (False, True):
+        parent, layers = nn.Module(), linears(12, 4, 2, 2, bias=False)
+        for name, layer in zip(names, layers, strict=True):
+            setattr(parent, name, layer.bfloat16() if is_mixed and name[-1] in "ba" else layer)
+        kinds = [layer.weight.dtype for layer in layers]
+        x = torch.randn(3, 8)
+        expected = [layer(x.to(kind)) for layer, kind in zip(layers, kinds, strict=True)]
+        assert pack_projections(parent) == 1 + is_mixed
+        firsts = [name for name in names if isinstance(getattr(parent, name), PackedFirst)]
+        assert firsts == ["in_proj_qkv"] + ["in_proj_b"] * is_mixed
+        of_kind = {kind: x.to(kind) for kind in kinds}
+        for name, kind, want in zip(names, kinds, expected, strict=True):
+            torch.testing.assert_close(getattr(parent, name)(of_kind[kind]), want)

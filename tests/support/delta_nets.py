@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from cgbench.engine.recurrent import RecurrentCache
-from cgbench.kernels.delta_rule import DeltaNet, DeltaRows
+from cgbench.kernels.delta_net import DeltaNet, DeltaRows
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def random_net(case: Case, dtype: torch.dtype, device: str) -> DeltaNet:
         a_log=normal(heads) - 1,
         # Steps on all of softplus: lost in the 1 it is added to, and past where it bends.
         dt_bias=8 * normal(heads),
+        norm_weight=normal(case.value_size),
+        norm_epsilon=1e-6,
         num_key_heads=case.key_heads,
         num_heads=heads,
         key_size=case.key_size,
@@ -80,10 +82,21 @@ def random_net(case: Case, dtype: torch.dtype, device: str) -> DeltaNet:
     )
 
 
-def random_rows(case: Case, net: DeltaNet, dtype: torch.dtype, device: str) -> DeltaRows:
-    """Of all requests and two padded rows; side by side, as a packed product leaves them."""
+def random_rows(
+    case: Case, net: DeltaNet, dtype: torch.dtype, device: str, *, by_head: bool = False
+) -> DeltaRows:
+    """Of all requests and two padded rows; side by side, as a packed product leaves them.
+
+    ``by_head``: a key head's columns lie together, as Qwen3-Next projects them.
+    """
     shape = (case.batch_size + 2, case.query_len)
-    sizes = [net.conv_weight.shape[0], net.num_heads, net.num_heads]
-    together = torch.randn(*shape, sum(sizes)).to(dtype).to(device)
-    mixed, rate, time_step = together.split(sizes, dim=-1)
-    return DeltaRows(net, mixed, rate, time_step)
+    sizes = [case.key_size] * 2 + [case.group * case.value_size] * 2 + [case.group] * 2
+    together = torch.randn(*shape, case.key_heads * sum(sizes)).to(dtype).to(device)
+    if by_head:
+        cuts = [case.key_heads * sum(part) for part in (sizes[:4], sizes[4:])]
+        heads, gates = (
+            part.unflatten(-1, (case.key_heads, -1)) for part in together.split(cuts, dim=-1)
+        )
+        return DeltaRows(net, *heads.split(sizes[:4], dim=-1), *gates.split(sizes[4:], dim=-1))
+    parts = together.split([case.key_heads * size for size in sizes], dim=-1)
+    return DeltaRows(net, *(part.unflatten(-1, (case.key_heads, -1)) for part in parts))

@@ -17,7 +17,8 @@ from cgbench.engine.recurrent import DecodeStates, PrefillStates, RecurrentCache
 from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.kernels import attention, delta_rule
 from cgbench.kernels.attention import AttentionInput, LayerKv
-from cgbench.kernels.delta_rule import DeltaRows, LayerState
+from cgbench.kernels.delta_net import DeltaRows, LayerState
+from cgbench.kernels.delta_rule import Pending
 from cgbench.kernels.moe.expert_products import Choice, Experts, Padding, SharedExpert
 from cgbench.kernels.row_updates import ACTIVE, RowState
 from cgbench.models.target import HiddenStates, Target
@@ -510,30 +511,30 @@ def repack_forgets_the_slots(patch: Patch) -> None:
 
 @mutation("equality", kind="qwen3_5")
 def state_of_the_last_row(patch: Patch) -> None:
-    """Verify goes on from the state after its last row, accepted or not."""
-    real = recurrent.num_pending
+    """Verify goes on from the state after every row that is kept, accepted or not."""
+    real = delta_rule.pending_rows
 
-    def num_pending(cache: RecurrentCache, slots: Tensor, begin: Tensor) -> Tensor:
-        return torch.where(real(cache, slots, begin) > 0, cache.query_len, 0)
+    def pending_rows(layer: LayerState, slots: Tensor, first: Tensor, count: Tensor) -> Pending:
+        return real(layer, slots, first, torch.where(count > 0, layer.most_pending, 0))
 
-    patch.setattr(recurrent, "num_pending", num_pending)
+    patch.setattr(delta_rule, "pending_rows", pending_rows)
 
 
 @mutation("hidden", kind="qwen3_5")
 def state_stays_at_the_prompt(patch: Patch) -> None:
     """No accepted row ever enters the state."""
-    patch.setattr(recurrent, "num_pending", lambda cache, slots, begin: torch.zeros_like(begin))
+    patch.setattr(recurrent, "num_pending", lambda cache, slots, _: torch.zeros_like(slots))
 
 
 @mutation("padding", kind="qwen3_5")
 def state_takes_one_row_too_many(patch: Patch) -> None:
     """A row that was not accepted enters the state: what lies there is stale."""
-    real = delta_rule.advanced
+    real = delta_rule.pending_rows
 
-    def advanced(layer: LayerState, slots: Tensor, count: Tensor, is_first: Tensor) -> Tensor:
-        return real(layer, slots, (count + 1).clamp(max=layer.keys.shape[2]), is_first)
+    def pending_rows(layer: LayerState, slots: Tensor, first: Tensor, count: Tensor) -> Pending:
+        return real(layer, slots, first, (count + 1).clamp(max=layer.most_pending))
 
-    patch.setattr(delta_rule, "advanced", advanced)
+    patch.setattr(delta_rule, "pending_rows", pending_rows)
 
 
 @mutation("hidden", kind="qwen3_5")
@@ -557,7 +558,7 @@ def state_runs_over_a_prompts_padding(patch: Patch) -> None:
     real = PrefillStates.delta_rule
 
     def delta_rule(self: PrefillStates, layer_idx: int, rows: DeltaRows) -> Tensor:
-        longest = torch.full_like(self.lengths, rows.mixed.shape[1])
+        longest = torch.full_like(self.lengths, rows.num_tokens[1])
         return real(replace(self, lengths=longest), layer_idx, rows)
 
     patch.setattr(PrefillStates, "delta_rule", delta_rule)
@@ -584,6 +585,22 @@ def state_written_to_the_wrong_slot(patch: Patch) -> None:
         beside = (self.slots + 1) % len(matrix)
         others = ~torch.isin(beside, self.slots)
         matrix[beside[others]] = matrix[self.slots[others]]
+        return out
+
+    patch.setattr(DecodeStates, "delta_rule", delta_rule)
+
+
+@mutation("isolation", kind="qwen3_5")
+def added_rows_written_to_the_wrong_slot(patch: Patch) -> None:
+    """What a row adds to its state is kept for the next slot as well."""
+    real = DecodeStates.delta_rule
+
+    def delta_rule(self: DecodeStates, layer_idx: int, rows: DeltaRows) -> Tensor:
+        out = real(self, layer_idx, rows)
+        updates = self.cache.layers[layer_idx].updates
+        beside = (self.slots + 1) % len(updates)
+        others = ~torch.isin(beside, self.slots)
+        updates[beside[others]] = updates[self.slots[others]]
         return out
 
     patch.setattr(DecodeStates, "delta_rule", delta_rule)
