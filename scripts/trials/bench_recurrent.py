@@ -14,6 +14,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -60,9 +61,9 @@ def product_lines(name: str, num_rows: int, device: str) -> Iterator[str]:
     """Markdown, a line a way to multiply."""
     shape = SHAPES[name]
     count = math.ceil(COLD_BYTES / (sum(shape.parts) * shape.hidden * LAYER_TYPE.itemsize))
-    draw = {"device": device, "dtype": LAYER_TYPE}
-    weights = [torch.randn(sum(shape.parts), shape.hidden, **draw) for _ in range(count)]
-    x = torch.randn(num_rows, shape.hidden, **draw)
+    draw = partial(torch.randn, device=device, dtype=LAYER_TYPE)
+    weights = [draw(sum(shape.parts), shape.hidden) for _ in range(count)]
+    x = draw(num_rows, shape.hidden)
     ways: dict[str, Product] = {
         "cuBLAS": F.linear,
         "cgbench": lambda x, weight: products.linear(x, weight, None),
@@ -70,20 +71,24 @@ def product_lines(name: str, num_rows: int, device: str) -> Iterator[str]:
     for way, multiply in ways.items():
         for label, sizes in (("packed", [sum(shape.parts)]), ("four", list(shape.parts))):
             parts = [part for weight in weights for part in weight.split(sizes)]
-            taken = graph_seconds(lambda m=multiply, p=parts: [m(x, w) for w in p], REPLAYS)
+            taken = graph_seconds(partial(each_product, multiply, x, parts), REPLAYS)
             yield f"| {name} | {num_rows} | {label}, {way} | {taken / count * 1e6:.1f} |"
+
+
+def each_product(multiply: Product, x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    return [multiply(x, weight) for weight in weights]
 
 
 def net_of(shape: Shape, device: str) -> DeltaNet:
     """A net with random weights."""
-    draw = {"device": device, "dtype": LAYER_TYPE}
+    draw = partial(torch.randn, device=device, dtype=LAYER_TYPE)
     return DeltaNet(
-        conv_weight=torch.randn(shape.parts[0], TAPS, **draw),
+        conv_weight=draw(shape.parts[0], TAPS),
         conv_bias=None,
         activation="silu",
-        a_log=torch.randn(shape.heads, **draw),
-        dt_bias=torch.randn(shape.heads, **draw),
-        norm_weight=torch.randn(shape.size, **draw),
+        a_log=draw(shape.heads),
+        dt_bias=draw(shape.heads),
+        norm_weight=draw(shape.size),
         norm_epsilon=1e-6,
         num_key_heads=shape.key_heads,
         num_heads=shape.heads,
