@@ -1,7 +1,7 @@
 """The shipped model behind a server of the tests' own, and audits of it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -117,8 +117,11 @@ def gathering(server: CompletionsServer) -> Iterator[None]:
         yield
 
 
-def audit_of(server: CompletionsServer, **fields: Any) -> EndpointResult:
-    """An audit by the plan that the server has, unless ``fields`` say otherwise."""
+def audit_of(server: CompletionsServer, *, in_order: bool = True, **fields: Any) -> EndpointResult:
+    """An audit by the plan that the server has, unless ``fields`` say otherwise.
+
+    Without ``in_order`` threads decide which requests decode together, as behind a real server.
+    """
     plan: dict[str, Any] = {
         "engine": "explicit",
         "capture_sizes": tuple(server.engine.buckets),
@@ -127,7 +130,7 @@ def audit_of(server: CompletionsServer, **fields: Any) -> EndpointResult:
     }
     if "launch_line" in fields:
         plan = {}
-    with gathering(server):
+    with gathering(server) if in_order else nullcontext():
         return cgbench.audit_endpoint(
             EndpointRequest(endpoint=server.url, **(SMALL | plan | fields))
         )

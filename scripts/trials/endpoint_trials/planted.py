@@ -106,15 +106,15 @@ def _clean(index: int) -> Audited:
         "max_new_tokens": LENGTHS[index % len(LENGTHS)],
     }
     with serving(**server_fields) as server:
-        return Audited.of(name, audit_of(server, **sizes, **request_fields))
+        return Audited.of(name, audit_of(server, in_order=False, **sizes, **request_fields))
 
 
 def _faulty(name: str) -> Audited:
     if name == "DraftKvStaleAfterNone":
         with serving(FAULTS[name], tiers=TIERS) as server:
-            return Audited.of(name, audit_of(server, launch_line=TIERED, **STALE))
+            return Audited.of(name, audit_of(server, in_order=False, launch_line=TIERED, **STALE))
     with serving(FAULTS[name]) as server:
-        return Audited.of(name, audit_of(server))
+        return Audited.of(name, audit_of(server, in_order=False))
 
 
 def _by_plan(found: Sequence[Audited]) -> Iterator[list[str]]:
