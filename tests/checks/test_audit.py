@@ -21,6 +21,7 @@ from cgbench.planning import PlanRequest, plan
 from cgbench.words import Scope
 from tests.support.audited import (
     FEW_SIZES,
+    loaded,
     make_deployment,
     make_tiny_subject,
     run_all,
@@ -96,7 +97,8 @@ def test_a_check_with_nothing_to_compare_does_not_hold(
     not_run: set[str],
     with_graphs: bool,
 ) -> None:
-    how: dict[str, Any] = {"spec_tokens": spec_tokens, "with_graphs": with_graphs}
+    model = loaded(checkpoint)
+    how: dict[str, Any] = {"spec_tokens": spec_tokens, "with_graphs": with_graphs, "model": model}
     subject = make_tiny_subject(checkpoint, batch_sizes=batch_sizes, **how)
     findings = [check.run(subject) for check in (drafts, parity, padding, isolation)]
     assert {each.check for each in findings if each.answer is Answer.NOT_RUN} == not_run
@@ -105,7 +107,7 @@ def test_a_check_with_nothing_to_compare_does_not_hold(
 
 def test_a_lone_prompt_has_no_neighbours(checkpoint: Path) -> None:
     """Its copies read of each other what they would read of themselves."""
-    subject = make_tiny_subject(checkpoint)
+    subject = make_tiny_subject(checkpoint, model=loaded(checkpoint))
     finding = isolation.run(replace(subject, prompts=subject.prompts[:1]))
     assert finding.answer is Answer.NOT_RUN
 
@@ -114,7 +116,9 @@ def test_stale_kv_is_poisoned_without_padding(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slot that is read past its length is found where no row is padded."""
-    subject = replace(make_tiny_subject(checkpoint), only_batch_sizes=(2,))
+    subject = replace(
+        make_tiny_subject(checkpoint, model=loaded(checkpoint)), only_batch_sizes=(2,)
+    )
     monkeypatch.setattr(padding, "rows_past", lambda s, rows: committed_rows(s, rows))
     assert padding.run(subject).answer is Answer.WRONG
 
@@ -197,7 +201,7 @@ def test_another_acceptance_rule_is_audited_greedy(checkpoint: Path) -> None:
 
 
 def test_a_first_difference_names_both_tokens_and_their_logits(checkpoint: Path) -> None:
-    subject = make_tiny_subject(checkpoint)
+    subject = make_tiny_subject(checkpoint, model=loaded(checkpoint))
     prompt = subject.prompts[0]
     expected = subject.plain.tokens(prompt, 6)
     got = [*expected[:4], (expected[4] + 1) % 64, expected[5]]

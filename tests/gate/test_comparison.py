@@ -31,11 +31,14 @@ def against(base: Path, made: Made, tmp_path: Path, **rules: object) -> Comparis
     return judge(evidence(base), Evidence.of("NEW", made.run(tmp_path / "new")), Rules(**rules))
 
 
-def both(base: Made, new: Made) -> Comparison:
-    sides = (
-        Evidence.of(name, made.run(Path(name))) for name, made in (("BASE", base), ("NEW", new))
-    )
-    return judge(*sides, Rules())
+def both(base: Made, new: Made, **rules: object) -> Comparison:
+    other = evidence_of(new)
+    first = other if base is new else evidence_of(base)
+    return judge(replace(first, name="BASE"), other, Rules(**rules))
+
+
+def evidence_of(made: Made) -> Evidence:
+    return Evidence.of("NEW", made.run(Path("NEW")))
 
 
 @cache
@@ -66,9 +69,12 @@ def test_a_run_measured_again_is_the_same(base: Path, tmp_path: Path) -> None:
     assert line.low < 0 < line.high and (line.base_blocks, line.new_blocks) == (10, 10)
 
 
-def test_slower_and_faster_mirror_each_other(base: Path, tmp_path: Path) -> None:
-    slow = Made(seed=1, slower=1.03).write(tmp_path / "slow")
-    forth, back = (compare(*paths, Rules()) for paths in ((base, slow), (slow, base)))
+def test_slower_and_faster_mirror_each_other(base: Path) -> None:
+    fast, slow = evidence(base), evidence_of(Made(seed=1, slower=1.03))
+    forth, back = (
+        judge(replace(first, name="BASE"), replace(second, name="NEW"), Rules())
+        for first, second in ((fast, slow), (slow, fast))
+    )
     assert forth.counts == {Verdict.REGRESSED: 16, Verdict.SAME: 12}
     assert back.counts == {Verdict.FASTER: 16, Verdict.SAME: 12}
     assert (forth.exit_code, back.exit_code) == (1, 0)
@@ -100,11 +106,11 @@ def test_a_stage_that_is_alike_by_chance_is_not_same(base: Path, tmp_path: Path)
     assert at(compare(base, base, rules), "verify").verdict is Verdict.SAME
 
 
-def test_eager_is_reported_and_gated_only_where_asked(base: Path, tmp_path: Path) -> None:
-    slow = Made(seed=1, slower=1.1).write(tmp_path / "slow")
-    line = at(compare(base, slow, Rules()), "TPOT", Scope.EAGER)
+def test_eager_is_reported_and_gated_only_where_asked(base: Path) -> None:
+    sides = evidence(base), evidence_of(Made(seed=1, slower=1.1))
+    line = at(judge(*sides, Rules()), "TPOT", Scope.EAGER)
     assert (line.verdict, line.gated) == (Verdict.REGRESSED, False)
-    asked = compare(base, slow, Rules(gate=Gate.parse("acceptance,eager")))
+    asked = judge(*sides, Rules(gate=Gate.parse("acceptance,eager")))
     assert {line.what for line in asked.gated} == {"mean acceptance length"}
     assert len(asked.gated) == 6
 
@@ -251,10 +257,10 @@ def test_both_out_of_memory_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(("scope", "code"), [(Scope.PHASE, 3), (Scope.EAGER, 0)])
-def test_a_missing_cell_is_named(base: Path, tmp_path: Path, scope: Scope, code: int) -> None:
-    lacking = Made(edit=without(scope)).write(tmp_path / "lacking")
-    for side, paths in (("NEW", (base, lacking)), ("BASE", (lacking, base))):
-        found = compare(*paths, Rules())
+def test_a_missing_cell_is_named(base: Path, scope: Scope, code: int) -> None:
+    whole, lacking = evidence(base), evidence_of(Made(edit=without(scope)))
+    for side, (first, second) in (("NEW", (whole, lacking)), ("BASE", (lacking, whole))):
+        found = judge(replace(first, name="BASE"), replace(second, name="NEW"), Rules())
         line = at(found, "cell", scope)
         assert (line.verdict, line.reason) == (Verdict.NOT_COMPARABLE, f"missing in {side}")
         assert found.exit_code == code
@@ -308,8 +314,7 @@ def test_runs_of_which_nothing_is_gated_do_not_pass() -> None:
     (line,) = found.gated
     assert (line.verdict, found.exit_code) == (Verdict.NOT_COMPARABLE, 3)
     assert line.reason == "nothing is gated: --gate LIST,eager gates eager cells too"
-    sides = (Evidence.of(name, eager.run(Path(name))) for name in ("BASE", "NEW"))
-    assert judge(*sides, Rules(gate=Gate.parse("eager"))).exit_code == 0
+    assert both(eager, eager, gate=Gate.parse("eager")).exit_code == 0
 
 
 def test_an_unfinished_run_is_not_comparable(base: Path, tmp_path: Path) -> None:
@@ -335,14 +340,13 @@ def on_cpu(cell: Cell) -> Cell:
     return replace(cell, device="cpu", dtype="float32")
 
 
-def test_times_of_two_processors_are_not_compared(tmp_path: Path) -> None:
+def test_times_of_two_processors_are_not_compared() -> None:
     plain = h200_record()
     runs = [
         Made(edit=on_cpu, record={"environment": plain.environment | {"cpu": name}})
         for name in ("Xeon", "EPYC")
     ]
-    paths = [run.write(tmp_path / str(i)) for i, run in enumerate(runs)]
-    found = compare(*paths, Rules(gate=Gate.parse("acceptance,eager")))
+    found = both(*runs, gate=Gate.parse("acceptance,eager"))
     assert (at(found, "TPOT").verdict, at(found, "TPOT").reason) == (
         Verdict.NOT_COMPARABLE,
         "the CPUs differ",
@@ -354,9 +358,9 @@ def exact(tokens: str) -> Made:
     return Made(edit=lambda cell: replace(cell, dtype="float32", tokens_sha256=tokens))
 
 
-def test_other_float32_tokens_are_a_regression_unless_allowed(tmp_path: Path) -> None:
-    paths = [exact(tokens).write(tmp_path / tokens) for tokens in ("aaaa", "bbbb")]
-    strict, allowed = (compare(*paths, Rules(allow_token_change=allow)) for allow in (False, True))
+def test_other_float32_tokens_are_a_regression_unless_allowed() -> None:
+    sides = [evidence_of(exact(tokens)) for tokens in ("aaaa", "bbbb")]
+    strict, allowed = (judge(*sides, Rules(allow_token_change=allow)) for allow in (False, True))
     assert (at(strict, "tokens").verdict, strict.exit_code) == (Verdict.REGRESSED, 1)
     assert "--allow-token-change" in at(strict, "tokens").reason
     assert (at(allowed, "tokens").verdict, allowed.exit_code) == (Verdict.CHANGED, 0)

@@ -140,16 +140,19 @@ def test_what_is_finished_is_kept_and_gone_on_with(
     short = (*FAST, "--iterations", 1, "--max-new-tokens", 4)
     flags = (tiny, *short, "--tp", 2, "--spec-tokens", 1, "--prompts", "random", "--output", out)
 
-    def dying(tp: int, device: str, job: Any, *args: Any, **kwargs: Any) -> object:
-        return run_on_ranks(tp, device, rank_faults.run_and_die, *args, **kwargs)
+    def instead(job: Any) -> None:
+        def run(tp: int, device: str, _: Any, *args: Any, **kwargs: Any) -> object:
+            return run_on_ranks(tp, device, job, *args, **kwargs)
 
-    monkeypatch.setattr("cgbench.door.run.run_on_ranks", dying)
+        monkeypatch.setattr("cgbench.door.run.run_on_ranks", run)
+
+    instead(rank_faults.run_and_die)
     died = cgbench("run", *flags)
     died.refused(3, "rank 1 died (SIGKILL)", "Finished batch sizes are kept", "--resume")
     directory = RunDirectory.open(out)
     assert directory.finished_batch_sizes == {1} and not directory.record.complete
 
-    monkeypatch.setattr("cgbench.door.run.run_on_ranks", run_on_ranks)
+    instead(rank_faults.run_shortly)
     gone_on = cgbench("run", *flags, "--resume")
     assert gone_on.code == 0, gone_on.stderr
     finished = RunDirectory.open(out)

@@ -45,7 +45,8 @@ def ranks(job: tuple[dict[str, Path], Path]) -> list[dict[str, Any]]:
 def test_ranks_draft_as_one_process_does(
     name: str, alone: dict[str, Any], ranks: list[dict[str, Any]]
 ) -> None:
-    """Greedy, sampled, and drafts that are greedy under sampling, k 1 and 3, ragged batches."""
+    """Greedy, and of one head sampled, and drafts that are greedy under sampling, k 1 and 3, ragged
+    batches."""
     whole, *_ = alone[name]
     for of_rank in ranks:
         told, *_ = of_rank[name]

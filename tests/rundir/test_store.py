@@ -67,10 +67,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return directory
 
 
+@pytest.fixture(scope="module")
+def finished(written: RunDirectory) -> RunDirectory:
+    """The finished run as it is read, which no test changes."""
+    return RunDirectory.open(written.path)
+
+
 @pytest.fixture
-def finished(tmp_path: Path, written: RunDirectory) -> RunDirectory:
+def copied(tmp_path: Path, written: RunDirectory) -> Path:
     """A copy, which a test may spoil."""
-    return RunDirectory.open(Path(shutil.copytree(written.path, tmp_path / "runs" / "finished")))
+    return Path(shutil.copytree(written.path, tmp_path / "runs" / "finished"))
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -167,40 +173,40 @@ def test_create_refuses_a_folder_it_cannot_make(tmp_path: Path) -> None:
         RunDirectory.create(tmp_path / "file" / "run", make_record())
 
 
-def test_check_refuses_early(tmp_path: Path, finished: RunDirectory) -> None:
+def test_check_refuses_early(tmp_path: Path, copied: Path) -> None:
     RunDirectory.check(tmp_path / "new", resume=False)
     RunDirectory.check(RunDirectory.create(tmp_path / "begun", make_record()).path, resume=True)
     with pytest.raises(RunDirectoryError, match=r"--resume: .*finished is complete"):
-        RunDirectory.check(finished.path, resume=True)
+        RunDirectory.check(copied, resume=True)
     with pytest.raises(RunDirectoryError, match="exists already"):
-        RunDirectory.check(finished.path, resume=False)
+        RunDirectory.check(copied, resume=False)
     with pytest.raises(RunDirectoryError, match=r"new/run\.json: missing"):
         RunDirectory.check(tmp_path / "new", resume=True)
 
 
-def test_resume_names_the_flags_that_differ(finished: RunDirectory) -> None:
+def test_resume_names_the_flags_that_differ(copied: Path) -> None:
     other = make_record(spec_tokens=[0, 3], max_new_tokens=8)
     with pytest.raises(RunDirectoryError, match=r"another --spec-tokens, --max-new-tokens\."):
-        RunDirectory.resume(finished.path, other)
+        RunDirectory.resume(copied, other)
 
 
-def test_resume_names_the_model(finished: RunDirectory) -> None:
+def test_resume_names_the_model(copied: Path) -> None:
     with pytest.raises(RunDirectoryError, match=r"another MODEL\."):
-        RunDirectory.resume(finished.path, make_record(model="default"))
+        RunDirectory.resume(copied, make_record(model="default"))
 
 
-def test_resume_names_another_machine_and_other_weights(finished: RunDirectory) -> None:
+def test_resume_names_another_machine_and_other_weights(copied: Path) -> None:
     """Ratios within a run must not mix machines, builds or models."""
     other = make_record()
     other.environment["gpu"] = "another"
     other.environment["cgbench_commit"] = "another"
     other.model["fingerprint"] = "another"
     with pytest.raises(RunDirectoryError, match=r"another gpu, cgbench_commit, model\."):
-        RunDirectory.resume(finished.path, other)
+        RunDirectory.resume(copied, other)
 
 
-def test_resume_compares_arguments_as_json_holds_them(finished: RunDirectory) -> None:
-    assert RunDirectory.resume(finished.path, make_record(spec_tokens=(0, 2))).path
+def test_resume_compares_arguments_as_json_holds_them(copied: Path) -> None:
+    assert RunDirectory.resume(copied, make_record(spec_tokens=(0, 2))).path
 
 
 class Killed(BaseException):
@@ -303,31 +309,31 @@ def truncate(file: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["run.json", "latency.csv", "capture.csv", "samples.parquet", "acceptance.csv"]
 )
-def test_missing_file_is_named(finished: RunDirectory, name: str) -> None:
-    (finished.path / name).unlink()
+def test_missing_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).unlink()
     with pytest.raises(RunDirectoryError, match=rf"{name}: missing or damaged"):
-        RunDirectory.resume(finished.path, make_record())
+        RunDirectory.resume(copied, make_record())
 
 
 @pytest.mark.parametrize("name", ["latency.csv", "capture.csv", "samples.parquet"])
-def test_truncated_file_is_named(finished: RunDirectory, name: str) -> None:
-    truncate(finished.path / name)
+def test_truncated_file_is_named(copied: Path, name: str) -> None:
+    truncate(copied / name)
     with pytest.raises(RunDirectoryError, match=rf"{name}: .*damaged"):
-        RunDirectory.resume(finished.path, make_record())
+        RunDirectory.resume(copied, make_record())
 
 
-def test_truncated_tokens_are_named(finished: RunDirectory) -> None:
-    truncate(finished.path / "tokens.jsonl")
+def test_truncated_tokens_are_named(copied: Path) -> None:
+    truncate(copied / "tokens.jsonl")
     with pytest.raises(RunDirectoryError, match=r"tokens\.jsonl: damaged: cut short"):
-        RunDirectory.open(finished.path)
+        RunDirectory.open(copied)
 
 
-def test_a_table_cut_short_within_its_last_line_is_named(finished: RunDirectory) -> None:
+def test_a_table_cut_short_within_its_last_line_is_named(copied: Path) -> None:
     """Else the cells that are gone would read as empty, and the row as good."""
-    file = finished.path / "latency.csv"
+    file = copied / "latency.csv"
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(RunDirectoryError, match=r"latency\.csv: damaged: cut short"):
-        RunDirectory.open(finished.path)
+        RunDirectory.open(copied)
 
 
 @pytest.mark.parametrize(
@@ -339,12 +345,12 @@ def test_a_table_cut_short_within_its_last_line_is_named(finished: RunDirectory)
     ],
 )
 def test_a_word_that_no_cell_may_hold_is_named(
-    finished: RunDirectory, name: str, good: str, bad: str, complaint: str
+    copied: Path, name: str, good: str, bad: str, complaint: str
 ) -> None:
-    file = finished.path / name
+    file = copied / name
     file.write_text(file.read_text().replace(good, bad, 1))
     with pytest.raises(RunDirectoryError, match=rf"{name}: damaged: {complaint}"):
-        RunDirectory.open(finished.path)
+        RunDirectory.open(copied)
 
 
 @pytest.mark.parametrize(
@@ -366,32 +372,32 @@ def test_a_word_that_no_cell_may_hold_is_named(
     ],
 )
 def test_a_number_that_no_measurement_gives_is_named(
-    finished: RunDirectory, name: str, column: str, value: float, complaint: str
+    copied: Path, name: str, column: str, value: float, complaint: str
 ) -> None:
-    file = finished.path / name
+    file = copied / name
     is_csv = file.suffix == ".csv"
     frame = pd.read_csv(file) if is_csv else pd.read_parquet(file)
     frame.loc[0, column] = value
     frame.to_csv(file, index=False) if is_csv else frame.to_parquet(file, index=False)
     with pytest.raises(RunDirectoryError, match=rf"{name}: .*damaged: {complaint}"):
-        RunDirectory.open(finished.path)
+        RunDirectory.open(copied)
 
 
-def test_words_where_numbers_belong_are_named(finished: RunDirectory) -> None:
-    file = finished.path / "samples.parquet"
+def test_words_where_numbers_belong_are_named(copied: Path) -> None:
+    file = copied / "samples.parquet"
     frame = pd.read_parquet(file)
     frame.assign(gpu_s=frame["gpu_s"].map(str)).to_parquet(file, index=False)
     with pytest.raises(RunDirectoryError, match=r"samples.parquet: damaged: gpu_s is not of num"):
-        RunDirectory.open(finished.path)
+        RunDirectory.open(copied)
 
 
 @pytest.mark.parametrize("name", ["latency.csv", "capture.csv"])
-def test_a_row_that_is_there_twice_is_named(finished: RunDirectory, name: str) -> None:
-    file = finished.path / name
+def test_a_row_that_is_there_twice_is_named(copied: Path, name: str) -> None:
+    file = copied / name
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*lines, lines[-1]]))
     with pytest.raises(RunDirectoryError, match=rf"{name}: damaged: a row is there twice"):
-        RunDirectory.open(finished.path)
+        RunDirectory.open(copied)
 
 
 def test_latency_markdown_tells_of_a_resumed_run(tmp_path: Path) -> None:
@@ -404,11 +410,11 @@ def test_latency_markdown_tells_of_a_resumed_run(tmp_path: Path) -> None:
     assert line in (path / "latency.md").read_text()
 
 
-def test_other_columns_are_named(finished: RunDirectory) -> None:
-    file = finished.path / "samples.parquet"
+def test_other_columns_are_named(copied: Path) -> None:
+    file = copied / "samples.parquet"
     pd.read_parquet(file).drop(columns="wall_s").to_parquet(file)
     with pytest.raises(RunDirectoryError, match=r"samples\.parquet: damaged: not the columns"):
-        RunDirectory.open(finished.path)
+        RunDirectory.open(copied)
 
 
 RECORDED = Path(__file__).parents[2] / "results" / "h200"
@@ -428,21 +434,19 @@ def test_a_directory_from_before_a_column_is_read_at_its_default(path: Path) -> 
     assert run.blocks().empty and run.record.telemetry == {}
 
 
-def test_a_column_that_every_directory_has_must_be_there(
-    finished: RunDirectory, tmp_path: Path
-) -> None:
+def test_a_column_that_every_directory_has_must_be_there(copied: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    shutil.copytree(finished.path, path)
+    shutil.copytree(copied, path)
     latency = pd.read_csv(path / "latency.csv")
     latency.drop(columns="status").to_csv(path / "latency.csv", index=False)
     with pytest.raises(RunDirectoryError, match=r"latency\.csv: damaged"):
         RunDirectory.open(path).latency()
 
 
-def test_what_was_opened_is_read_once(finished: RunDirectory) -> None:
+def test_what_was_opened_is_read_once(copied: Path) -> None:
     """Nothing is left to read it from."""
-    opened = RunDirectory.open(finished.path)
-    shutil.rmtree(finished.path)
+    opened = RunDirectory.open(copied)
+    shutil.rmtree(copied)
     tables = (opened.latency(), opened.capture(), opened.acceptance(), opened.samples())
     assert all(len(frame) for frame in tables) and opened.record.complete
     assert opened.blocks().empty and len(opened.tokens()) > 0

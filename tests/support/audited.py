@@ -26,7 +26,7 @@ from cgbench.request.choices import KvDtype, QuantMode, Role
 from cgbench.request.options import RunOptions
 from cgbench.words import Scope
 from cgbench.workload.load import Workload
-from tests.support.session import session_of
+from tests.support.session import deployment_of, session_of
 from tests.support.tiny import load_tiny, random_prompts
 
 MAX_BATCH = 5
@@ -41,11 +41,17 @@ FEW_SIZES = (1, 3)
 
 
 def make_deployment(folder: Path, **changes: Any) -> Deployment:
-    """The deployment of ``make_session``, which says what can be changed."""
-    return make_session(folder, **changes).deployment
+    """The deployment of ``make_session``, whose floor an audit never asks for. ``_asked`` says what
+    can be changed."""
+    return deployment_of(*_asked(folder, **changes))
 
 
-def make_session(
+def make_session(folder: Path, **changes: Any) -> Session:
+    """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
+    return session_of(*_asked(folder, **changes))
+
+
+def _asked(
     folder: Path,
     *,
     seed: int = 0,
@@ -60,8 +66,7 @@ def make_session(
     quant: QuantMode = QuantMode.AUTO,
     head: Path | None = None,
     model: LoadedModel | None = None,
-) -> Session:
-    """Buckets of 2 and 5 requests, so that most batch sizes are padded."""
+) -> tuple[LoadedModel, RunOptions, Workload, str]:
     options = RunOptions(
         spec_tokens=spec_tokens,
         batch_sizes=(MAX_BATCH,),
@@ -82,7 +87,7 @@ def make_session(
     how = {"ranks": ranks, "kv_dtype": kv_dtype, "quant": quant, "head": head}
     if model is None:
         model = load_tiny(folder, device=device, dtype=dtype, **how)
-    return session_of(model, options, Workload("random", prompts_of(seed)), attention)
+    return model, options, Workload("random", prompts_of(seed)), attention
 
 
 class PretendGraphs(GraphSet):

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import time
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -73,9 +74,21 @@ def run_out_of_memory_in_capture(*, ranks: Ranks) -> None:
     graphs._capture_bucket(mock.Mock(), state, Bucket(8, 32), Scope.ITERATION, NoMemory(ranks))  # type: ignore[arg-type]
 
 
-def run_and_die(*args: Any, ranks: Ranks, **kwargs: Any) -> object:
-    """``cgbench run``, whose rank 1 dies when the second batch size is measured."""
+def run_shortly(*args: Any, ranks: Ranks, **kwargs: Any) -> object:
+    """``cgbench run``, of as few blocks as tests in one process take."""
     from cgbench.door import run
+    from cgbench.measure import group, rounds, stop_rule
+    from tests.support.fixtures import FEW_BLOCKS
+
+    with ExitStack() as patches:
+        for module in (stop_rule, rounds, group):
+            patches.enter_context(mock.patch.object(module, "MIN_BLOCKS", FEW_BLOCKS))
+        patches.enter_context(mock.patch.object(group, "STAGE_ITERATIONS", FEW_BLOCKS))
+        return run.measure(*args, ranks=ranks, **kwargs)
+
+
+def run_and_die(*args: Any, ranks: Ranks, **kwargs: Any) -> object:
+    """``run_shortly``, whose rank 1 dies when the second batch size is measured."""
     from cgbench.measure import group
 
     measure_group = group.measure_group
@@ -86,4 +99,4 @@ def run_and_die(*args: Any, ranks: Ranks, **kwargs: Any) -> object:
         return measure_group(session, batch_size, on_step)
 
     with mock.patch.object(group, "measure_group", measured):
-        return run.measure(*args, ranks=ranks, **kwargs)
+        return run_shortly(*args, ranks=ranks, **kwargs)

@@ -433,7 +433,7 @@ def tell_reduced(folders: dict[str, Path], file: Path, *, ranks: Ranks) -> list[
             (TIED.name, Path(f"preset:{TIED.name}"), {}),
         ):
             model = load(ref, "divided", ranks, **how, **more)
-            rules = GREEDY, SAMPLED, TOP_P
+            rules = (GREEDY, SAMPLED, TOP_P) if name == "mimo" else (GREEDY,)
             head = model.head
             assert head is not None and head.target_ids is not None and head.output is not None
             num_rows = len(head.output.weight)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cgbench.engine.backends import resolve_backend
+from cgbench.engine.deployment import Deployment
 from cgbench.engine.runner import CellKey, Runner
 from cgbench.floor.device_limits import DeviceLimits
 from cgbench.floor.least_time import floor_of
@@ -33,12 +34,19 @@ LIMITS = DeviceLimits(read_bytes_per_s=1e10, flops_per_s=1e11)
 """A planted device: no test waits until this one's limits are measured."""
 
 
+def deployment_of(
+    model: LoadedModel, options: RunOptions, workload: Workload, attention: str = "sdpa"
+) -> Deployment:
+    """A deployment of ``model`` without graphs."""
+    backend = resolve_backend(attention, model.target.device)
+    return make_deployment(options, model, workload, backend)
+
+
 def session_of(
     model: LoadedModel, options: RunOptions, workload: Workload, attention: str = "sdpa"
 ) -> Session:
     """A session over ``model``, without telemetry and without graphs."""
-    backend = resolve_backend(attention, model.target.device)
-    deployment = make_deployment(options, model, workload, backend)
+    deployment = deployment_of(model, options, workload, attention)
     watch, floor = Watch(NoTelemetry()), floor_of(model, LIMITS)
     return Session(deployment, options, workload, watch, floor, Clock())
 
