@@ -34,7 +34,7 @@ def relative_error(case: tuple[int, int, int, int], device: str, dtype: torch.dt
     """Against float64, over splits of K and all that can follow the product."""
     from cgbench.kernels.fp8.block_scales import FP8, dequantised, row_blocks_of
     from cgbench.kernels.triton_linear import Scales, Tiling, linear
-    from tests.kernels.test_triton_linear import random_rotary
+    from tests.support.product_ends import random_rotary
 
     rows, outputs, inputs, block = case
     torch.manual_seed(rows)

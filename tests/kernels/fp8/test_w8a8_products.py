@@ -50,7 +50,7 @@ def drawn(case: tuple[int, int, int, int], device: str) -> tuple[Tensor, Tensor,
 def relative_error(case: tuple[int, int, int, int], device: str, dtype: torch.dtype) -> float:
     """Against float64, over splits of K and all that can follow the product."""
     from cgbench.kernels.triton_linear import Scales, Tiling, linear
-    from tests.kernels.test_triton_linear import random_rotary
+    from tests.support.product_ends import random_rotary
 
     rows, outputs, inputs, _ = case
     torch.manual_seed(rows)

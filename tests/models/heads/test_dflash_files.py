@@ -11,13 +11,12 @@ import torch
 
 from cgbench.engine.backends import NamedBackend, sdpa_decode
 from cgbench.engine.block_drafts import check_drafter
-from cgbench.errors import BadInputError, MissingHeadError, UnsupportedModelError
+from cgbench.errors import BadInputError, MissingHeadError
 from cgbench.floor.least_time import Batch, Floor
 from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import model_work
 from cgbench.models.inspection import inspect_model
 from cgbench.models.loading_plan import Loading, plan_loading
-from cgbench.parallel.ranks import Ranks
 from cgbench.request.parts import HeadWiring
 from tests.support.dflash import FULL, MASK, MIXED, WINDOWS, Tensors, make_drafter, make_target
 from tests.support.eagle3 import read_head, write_head
@@ -29,12 +28,10 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_target(tmp_path_factory.mktemp("target") / "llama")
 
 
-def loading(target: Path, head: Path | None, *, ranks: int = 1, **wiring: Any) -> Loading:
+def loading(target: Path, head: Path | None, **wiring: Any) -> Loading:
     where = (torch.device("cpu"), torch.float32)
     head_ref = None if head is None else str(head)
-    return Loading(
-        str(target), head_ref, True, *where, wiring=HeadWiring(**wiring), ranks=Ranks(0, ranks)
-    )
+    return Loading(str(target), head_ref, True, *where, wiring=HeadWiring(**wiring))
 
 
 @pytest.mark.parametrize("form", [FULL, MIXED, WINDOWS], ids=lambda form: form.name)
@@ -198,16 +195,12 @@ def test_a_fault_is_one_line(change: Change, message: str, target: Path, tmp_pat
     assert str(error.value).startswith(str(folder))
 
 
-def test_it_is_refused_as_model_as_another_family_and_on_several_gpus(
-    target: Path, tmp_path: Path
-) -> None:
+def test_it_is_refused_as_model_and_as_another_family(target: Path, tmp_path: Path) -> None:
     folder = make_drafter(tmp_path / "drafter", FULL)
     with pytest.raises(MissingHeadError, match=r"holds a DFlash drafter \(fc.weight, hidden_norm"):
         plan_loading(loading(target, folder, family="eagle3"))
     with pytest.raises(MissingHeadError, match="no DFlash drafter's tensors"):
         plan_loading(loading(target, None, family="dflash"))
-    with pytest.raises(UnsupportedModelError, match="--tp 2: a DFlash drafter cannot be run on"):
-        plan_loading(loading(target, folder, ranks=2))
     with pytest.raises(BadInputError, match="--chain-norm: a DFlash drafter has no chain to"):
         plan_loading(loading(target, folder, chain="pre"))
 
