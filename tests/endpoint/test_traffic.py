@@ -3,6 +3,7 @@
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +16,15 @@ from cgbench.errors import EndpointError
 TIMEOUT_S = 60.0
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A shell lets what it starts in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_waits_for_no_answer() -> None:
     """A server takes three requests and is silent. All of them end long before the time-out."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
