@@ -170,7 +170,7 @@ def _rows_partition(
 
 
 @gluon.jit
-def _is_last(counters, arrived, parts):
+def _is_last(arrived, parts):
     """Count this program's part of a tile. True: all parts are there, and the count is 0 again."""
     barrier()
     before = gl.atomic_add(arrived, 1, sem="acq_rel")
@@ -228,7 +228,7 @@ def _multiply_partition(
                     mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
                     gl.store(mine + place, one)
                     gl.store(mine + SIZE + place, other)
-                    is_whole = _is_last(counters, arrived + tile, parts)
+                    is_whole = _is_last(arrived + tile, parts)
                     if is_whole:
                         one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
                         other = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
@@ -280,7 +280,7 @@ def _multiply_partition(
                 if parts > 1:
                     mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
                     gl.store(mine + place, one)
-                    is_whole = _is_last(counters, arrived + tile, parts)
+                    is_whole = _is_last(arrived + tile, parts)
                     if is_whole:
                         one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
                         for part in range(parts):
