@@ -35,10 +35,13 @@ from cgbench.rundir.record_parts import (
     ProfileFacts,
     Scalar,
 )
-from cgbench.rundir.schema import BY_DEVICE, BY_WALL, OWN_ENGINE, Cell
+from cgbench.rundir.schema import BY_DEVICE, BY_WALL, OWN_ENGINE, TARGETS, UNQUANTISED, Cell
 from cgbench.rundir.store import RunDirectory, ToMarkdown
 from cgbench.words import Routing
 from cgbench.workload.load import WORKLOAD_VERSION, Workload
+
+ENGINES_OWN = "engine"
+"""What a column says of another engine's choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class SharedModel:
     """A ``SharedModel`` holds what all engines of a comparison share of MODEL and its work.
 
     ``routing`` is what was asked for. ``weight_bytes`` are those of the target and of its head.
+    ``quant``, ``mtp_modules`` and ``draft_vocab`` are what the columns of these names say of it.
     """
 
     label: str
@@ -60,6 +64,9 @@ class SharedModel:
     head_bytes: int
     kv_bytes_per_token: int
     state_bytes_per_slot: int
+    quant: str = UNQUANTISED
+    mtp_modules: int = 1
+    draft_vocab: str = TARGETS
     environment: dict[str, Scalar] = field(default_factory=dict)
 
 
@@ -257,8 +264,8 @@ class EngineRun:
             head=model.head_label if cell.spec_tokens else "none",
             device=model.device,
             dtype=model.dtype,
-            attention=facts["attention"] if is_own else "engine",
-            compile=facts["compile"] if is_own else "engine",
+            attention=facts["attention"] if is_own else ENGINES_OWN,
+            compile=facts["compile"] if is_own else ENGINES_OWN,
             acceptance=facts["acceptance"] if is_own else "greedy",
             tp_size=1,
             mode=cell.mode,
@@ -282,6 +289,10 @@ class EngineRun:
             discarded_blocks=sum(map(bool, cell.discarded)),
             routing=routing_of(self.name, model.routing),
             engine=self.name,
+            # In what numbers another engine multiplies FP8 weights is its own affair.
+            quant=model.quant if is_own or model.quant == UNQUANTISED else ENGINES_OWN,
+            mtp_modules=model.mtp_modules if cell.spec_tokens else 1,
+            draft_vocab=model.draft_vocab if cell.spec_tokens else TARGETS,
             timed_by=BY_DEVICE if is_own else BY_WALL,
             gpu_busy_ms=milliseconds(profiled.busy_s) if profiled else None,
             kernels_per_step=profiled.kernels if profiled else None,

@@ -8,6 +8,7 @@ from cgbench.engine.recurrent import cache_bytes
 from cgbench.engines.engine_models import served_model
 from cgbench.engines.engine_runs import SharedModel
 from cgbench.errors import BadInputError
+from cgbench.measure.group import draft_vocab_of
 from cgbench.measure.setup import choose_device, read_texts
 from cgbench.models.loading_plan import LoadingPlan, check_model_ref, loading_of, plan_loading
 from cgbench.models.tokenizer import read_tokenizer
@@ -48,6 +49,9 @@ def shared_model(request: EnginesRequest, folder: Path) -> SharedModel:
         head_bytes=skeleton.head_bytes(dtype),
         kv_bytes_per_token=skeleton.kv_bytes_per_token(dtype),
         state_bytes_per_slot=_state_bytes(plan, request, dtype),
+        quant=str(plan.quant),
+        mtp_modules=max(plan.num_modules, 1),
+        draft_vocab=draft_vocab_of(skeleton.head, max(request.spec_tokens)),
         environment=environment(),
     )
 

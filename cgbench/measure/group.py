@@ -340,7 +340,7 @@ def _cell(session: Session, key: CellKey, run: CellRun) -> Cell:
         quant=deployment.model.quant,
         kv_dtype=str(KvDtype.FP8) if deployment.model.kv_format.is_fp8 else SAME,
         mtp_modules=_num_modules(deployment.model.head, spec_tokens),
-        draft_vocab=_draft_vocab(deployment.model.head, spec_tokens),
+        draft_vocab=draft_vocab_of(deployment.model.head, spec_tokens),
         experts_read=run.experts_read.get(Stage.VERIFY),
     )
 
@@ -350,8 +350,8 @@ def _num_modules(head: DraftHead | None, spec_tokens: int) -> int:
     return head.num_modules if head is not None and spec_tokens else 1
 
 
-def _draft_vocab(head: DraftHead | None, spec_tokens: int) -> str:
-    """How many tokens a draft can be, if it cannot be all of the target's."""
+def draft_vocab_of(head: DraftHead | None, spec_tokens: int) -> str:
+    """Return how many tokens a draft can be, or that it can be any of the target's."""
     size = None if head is None or not spec_tokens else head.draft_vocab_size
     return TARGETS if size is None else str(size)
 

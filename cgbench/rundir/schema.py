@@ -191,7 +191,12 @@ LATENCY = (
     )._replace(words=tuple(Routing)),
     _added("experts_read", "float64", "mean distinct experts per expert layer in one verify"),
     _added("engine", "string", "what decoded: cgbench, or an engine beside it", OWN_ENGINE),
-    _added("quant", "string", "how weights are quantised: none, or the numeric mode", UNQUANTISED),
+    _added(
+        "quant",
+        "string",
+        "how weights are quantised: none, the numeric mode, or engine where it is another's",
+        UNQUANTISED,
+    ),
     _added("kv_dtype", "string", "keys and values: same as dtype, or a type of their own", SAME),
     _added("mtp_modules", "int64", "MTP modules that draft, of those the head has", 1)._replace(
         within=FROM_ONE

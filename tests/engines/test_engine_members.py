@@ -1,6 +1,7 @@
 """Processes and waves: one k a process where an engine must, as many at once as memory holds."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cgbench.request.engines_request import EnginesRequest
 from cgbench.request.parts import CaptureRequest, WorkloadRequest
 from cgbench.words import Routing
 from cgbench.workload.load import random_workload
+from tests.support.engines import Scripted, cell_of
 
 GB = 10**9
 
@@ -36,6 +38,7 @@ def run_of(engine: str, **changes: Any) -> EngineRun:
         head_bytes=GB,
         kv_bytes_per_token=151_552,
         state_bytes_per_slot=0,
+        **changes,
     )
     return EngineRun(request.settings()[engine], request, model, Path("x"))
 
@@ -83,3 +86,23 @@ def test_a_cache_that_the_user_sizes_is_counted_as_stated() -> None:
 def test_waves_keep_every_process() -> None:
     every: list[Member] = list(members(run_of("vllm")))
     assert [member for wave in waves(every, 10, one_at_a_time=False) for member in wave] == every
+
+
+def started(run: EngineRun) -> EngineRun:
+    own = {"attention": "a", "compile": "off", "acceptance": "greedy"}
+    run.started = {k: SimpleNamespace(facts=own) for k in (0, 3)}  # type: ignore[misc]
+    return run
+
+
+@pytest.mark.parametrize(("engine", "quant"), [("vllm", "engine"), ("cgbench", "w8a16")])
+def test_a_row_states_what_of_the_model_is_in_its_key(engine: str, quant: str) -> None:
+    """Weights in FP8, three modules, and drafts of a part of the vocabulary."""
+    facts = {"quant": "w8a16", "mtp_modules": 3, "draft_vocab": "32"}
+    run = started(run_of(engine, **facts))
+    rows = [run._cell(cell_of(Scripted(engine, []), k)) for k in (0, 3)]
+    assert [(each.quant, each.mtp_modules, each.draft_vocab) for each in rows] == [
+        (quant, 1, "target"),
+        (quant, 3, "32"),
+    ]
+    plain = started(run_of("vllm"))._cell(cell_of(Scripted("vllm", []), 3))
+    assert (plain.quant, plain.mtp_modules, plain.draft_vocab) == ("none", 1, "target")
