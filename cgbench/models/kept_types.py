@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 
@@ -24,10 +23,9 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str
     return lambda name: pattern.search(name) is not None
 
 
-def keep_types(module: nn.Module, model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast the tensors of ``module`` that stay in float32, in place: its model made all in
-    ``dtype``."""
+def keep_types(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast the tensors that stay in float32, in place, of a ``model`` made all in ``dtype``."""
     keeps = kept_in_float32(model, dtype)
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.dtype == dtype and keeps(name):
             tensor.data = tensor.data.to(torch.float32)

@@ -50,7 +50,7 @@ def random_target(
         model: PreTrainedModel = auto_class_for(plan.config).from_config(
             plan.config, dtype=request.dtype, **implementations
         )
-    keep_types(model, model, request.dtype)
+    keep_types(model, request.dtype)
     take_over_loops(model, request.device, request.dtype)
     scaled = plan.skeleton.scaled
     for unit in _units(model):

@@ -39,7 +39,7 @@ from cgbench.kernels.moe.expert_plan import Plan, plan_of
 from cgbench.kernels.moe.expert_products import Choice, Experts, SharedExpert
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds
+from graph_timing import graph_seconds, write_lines
 
 
 class Shape(NamedTuple):
@@ -337,9 +337,7 @@ def main() -> None:
                 text.append(line)
         del experts, layer, shared
         torch.cuda.empty_cache()
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_lines(arguments.output, text)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from cgbench.kernels.triton_linear import (
     scaled_tiling_of,
 )
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds
+from graph_timing import graph_seconds, write_lines
 
 SHAPES = {
     "q, k, v": (6144, 4096),
@@ -270,9 +270,7 @@ def main() -> None:
         for line in expert_lines(tokens, name, bandwidth, is_w8a8=arguments.w8a8):
             print(line, flush=True)
             text.append(line)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_lines(arguments.output, text)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.triton_linear import Tiling, linear, tiling_of
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds
+from graph_timing import graph_seconds, write_lines
 from persistent_layer.triton_runs import linear_in_runs
 
 SHAPES = {
@@ -131,9 +131,7 @@ def main() -> None:
         for line in lines(rows, name, bandwidth, every=arguments.tilings == "all"):
             print(line, flush=True)
             text.append(line)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_lines(arguments.output, text)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from cgbench.kernels import linear as products
 from cgbench.kernels.delta_net import DeltaNet, DeltaRows, LayerState, most_pending
 from cgbench.kernels.delta_rule import delta_rule, gated_norm
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds
+from graph_timing import graph_seconds, write_lines
 
 
 class Shape(NamedTuple):
@@ -197,9 +197,7 @@ def main() -> None:
         for line in tables(arguments, "cuda"):
             print(line, flush=True)
             text.append(line)
-    if arguments.output is not None:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+    write_lines(arguments.output, text)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from cgbench.kernels.moe import triton_route
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.kernels.moe.triton_route import RouteTiling
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds
+from graph_timing import graph_seconds, write_lines
 
 
 class Router(NamedTuple):
@@ -137,9 +137,7 @@ def main() -> None:
                 for line in lines(name, SHAPES[name], num_tokens, arguments.sweep):
                     print(line, flush=True)
                     text.append(line)
-                if arguments.output is not None:
-                    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-                    arguments.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+                write_lines(arguments.output, text)
 
 
 if __name__ == "__main__":

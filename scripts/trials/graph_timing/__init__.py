@@ -1,6 +1,7 @@
-"""Device time of something captured in one CUDA graph."""
+"""Device time of something captured in one CUDA graph, and the file that it is written to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -38,3 +39,10 @@ def _replay_seconds(graph: torch.cuda.CUDAGraph) -> float:
     end.synchronize()
     milliseconds: float = start.elapsed_time(end)
     return milliseconds / 1e3
+
+
+def write_lines(output: Path | None, lines: Iterable[str]) -> None:
+    """Write ``lines`` to the file of ``--output``, if it was given."""
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("\n".join(lines) + "\n", encoding="utf-8")

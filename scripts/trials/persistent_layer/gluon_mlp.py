@@ -52,6 +52,13 @@ def _owner(unit, units, programs):
     return ((unit + 1) * programs - 1) // units
 
 
+@gluon.jit
+def _parts_of(tile, a_tile, units, programs):
+    """The first program that has a part of ``tile``, and how many have one."""
+    first = _owner(tile * a_tile, units, programs)
+    return first, _owner(tile * a_tile + a_tile - 1, units, programs) - first + 1
+
+
 @gluon.jit  # type: ignore[untyped-decorator]
 def _weights_partition(
     gate_up, down, ring, full, empty, layers, hidden, inner,
@@ -221,8 +228,7 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first = _owner(tile * a_tile, units, programs)
-                parts = _owner(tile * a_tile + a_tile - 1, units, programs) - first + 1
+                first, parts = _parts_of(tile, a_tile, units, programs)
                 is_whole = parts == 1
                 if parts > 1:
                     mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
@@ -274,8 +280,7 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first = _owner(tile * a_tile, units, programs)
-                parts = _owner(tile * a_tile + a_tile - 1, units, programs) - first + 1
+                first, parts = _parts_of(tile, a_tile, units, programs)
                 is_whole = parts == 1
                 if parts > 1:
                     mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
