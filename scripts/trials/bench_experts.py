@@ -147,16 +147,16 @@ def ways(layer: Layer) -> Iterator[tuple[str, Way]]:
     router = torch.randn(shape.num_experts, shape.hidden, device="cuda", dtype=torch.bfloat16)
 
     plan = plan_of(experts, len(x), shape.top_k)
-    early = plan._replace(asks_early=True)
+    late = plan._replace(asks_early=False)
 
     def routed(choice: Choice, plan: Plan = plan) -> Tensor:
         triton_route.route(x, router, None, rule)
         return triton_experts.apply(experts, x, choice, x, plan)
 
     yield "cgbench", lambda choice: triton_experts.apply(experts, x, choice, x, plan)
-    yield "cgbench, asking early", lambda c: triton_experts.apply(experts, x, c, x, early)
+    yield "cgbench, asking late", lambda c: triton_experts.apply(experts, x, c, x, late)
     yield "cgbench with route", routed
-    yield "cgbench with route, asking early", lambda choice: routed(choice, early)
+    yield "cgbench with route, asking late", lambda choice: routed(choice, late)
     module = as_module(experts)
     yield "grouped_mm", lambda c: x + grouped_mm_experts_forward(module, x, c.chosen, c.weights)
     if len(x) <= SMALL_BATCH:

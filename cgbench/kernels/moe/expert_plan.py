@@ -47,11 +47,13 @@ EXPERTS_A_PAIR = 8
 def plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
     """Return the best plan, or nearly the best, of those tried on an H200.
 
-    Source: results/h200/experts.md.
+    Source: results/h200/experts.md and experts-early.md.
     """
     is_scaled = experts.gate_up_scales is not None
     plan = (_scaled_plan_of if is_scaled else _plain_plan_of)(experts, num_tokens, top_k)
-    return plan._replace(takes_shared=num_tokens <= most_tokens_with(experts))
+    takes_shared = num_tokens <= most_tokens_with(experts)
+    # Of FP8 experts it was not measured.
+    return plan._replace(takes_shared=takes_shared, asks_early=not is_scaled)
 
 
 def _plain_plan_of(experts: Experts, num_tokens: int, top_k: int) -> Plan:
