@@ -18,9 +18,9 @@ from torch import Size, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.kernels.attention import AttentionInput
-from cgbench.kernels.delta_net import StateShape
 from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.kernels.mla.latent_attention import LatentInput
+from cgbench.kernels.recurrent.delta_net import StateShape
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.division.splits import Splits
 from cgbench.models.heads.head import MtpModule

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cgbench.kernels.delta_net import DeltaNet, DeltaRows, StateShape
+from cgbench.kernels.recurrent.delta_net import DeltaNet, DeltaRows, StateShape
 
 LINEAR_ATTENTION = "linear_attention"
 GATED_DELTA_TYPES = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
@@ -54,6 +54,9 @@ def hook_linear_layers(backbone: nn.Module) -> None:
         if not hasattr(net, "plain_class"):
             kind: Any = type(net)
             net.__class__ = _hooked_class(kind)
+            # A tap's channels lie side by side, as the kernel reads them.
+            taps = net.conv1d.weight.data.transpose(0, 2).contiguous()
+            net.conv1d.weight.data = taps.transpose(0, 2)
 
 
 def delta_nets(module: nn.Module) -> list[tuple[str, Any]]:

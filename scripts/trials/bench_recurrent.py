@@ -25,8 +25,8 @@ from torch import Tensor
 
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels import linear as products
-from cgbench.kernels.delta_net import DeltaNet, DeltaRows, LayerState, most_pending
-from cgbench.kernels.delta_rule import delta_rule, gated_norm
+from cgbench.kernels.recurrent.delta_net import DeltaNet, DeltaRows, LayerState, most_pending
+from cgbench.kernels.recurrent.delta_rule import delta_rule, gated_norm
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds, write_lines
 
@@ -83,7 +83,8 @@ def net_of(shape: Shape, device: str) -> DeltaNet:
     """A net with random weights."""
     draw = partial(torch.randn, device=device, dtype=LAYER_TYPE)
     return DeltaNet(
-        conv_weight=draw(shape.parts[0], TAPS),
+        # As a loaded layer has it.
+        conv_weight=draw(TAPS, shape.parts[0]).t(),
         conv_bias=None,
         activation="silu",
         a_log=draw(shape.heads),

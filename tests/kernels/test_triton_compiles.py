@@ -8,7 +8,7 @@ to spill. Not each pair of ways is, because a compilation takes a second.
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,6 @@ from cgbench.kernels import (  # noqa: E402
     triton_linear,
     triton_norm,
     triton_read,
-    triton_recurrent,
     triton_rotary,
     triton_rows,
     triton_splits,
@@ -66,6 +65,11 @@ from cgbench.kernels.mla import (  # noqa: E402
     triton_latent_rows,
 )
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
+from cgbench.kernels.recurrent import (  # noqa: E402
+    gluon_recurrent,
+    recurrent_launch,
+    triton_recurrent,
+)
 from cgbench.kernels.windows import triton_block, triton_window  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -75,7 +79,7 @@ MODULES = (
     triton_gate,
     triton_linear,
     triton_norm,
-    triton_recurrent,
+    recurrent_launch,
     triton_rotary,
     triton_rows,
     triton_splits,
@@ -330,7 +334,7 @@ def merge_kernels() -> None:
         triton_splits.merge(parts, positions, out, heads | sizes)
 
 
-def recurrent_kernels() -> None:
+def recurrent_launches() -> Iterator[tuple[Any, ...]]:
     for dtype, query_len, sizes in (
         (torch.bfloat16, 4, (16, 2, 128, 128)),
         (torch.bfloat16, 1, (16, 1, 128, 128)),
@@ -341,9 +345,15 @@ def recurrent_kernels() -> None:
         positions = torch.zeros(case.batch_size + 2, query_len, dtype=torch.long)
         states = DecodeStates(cache, positions[:, 0].contiguous(), positions)
         rows = random_rows(case, random_net(case, dtype, "cpu"), dtype, "cpu")
-        triton_recurrent.delta_rule(
-            cache.layers[0], rows, states.slots, states.positions, states.num_pending
-        )
+        yield cache.layers[0], rows, states.slots, states.positions, states.num_pending
+
+
+def recurrent_kernels() -> None:
+    """Triton's of a size that Gluon's has not."""
+    *published, other = recurrent_launches()
+    for arguments in published:
+        gluon_recurrent.delta_rule(recurrent_launch.recurrent_launch(*arguments))
+    triton_recurrent.delta_rule(*other)
 
 
 def exchange_kernels() -> None:
@@ -580,6 +590,7 @@ def test_kernels_wait_for_the_one_ahead(compiled: list[Any]) -> None:
         # What kernels before the one ahead have written is read past L1.
         early = re.findall(r"(?:ld\.global|cp\.async\.c[ag])\S*", before)
         assert all(each.startswith(("ld.global.cg", "cp.async.cg")) for each in early)
-        # Cached latents, of an earlier forward.
-        assert "cp.async" not in before or kernel.src.fn.module == gluon_latent.__name__
+        # Cached latents and recurrent state, of an earlier forward.
+        of_earlier = {gluon_latent.__name__, gluon_recurrent.__name__}
+        assert "cp.async" not in before or kernel.src.fn.module in of_earlier
         assert kernel.asm["ptx"].count("griddepcontrol.launch_dependents") == 1

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
-from cgbench.kernels.delta_net import DeltaRows, LayerState
-from cgbench.kernels.delta_rule import delta_rule_by_torch, take_up
+from cgbench.kernels.recurrent.delta_net import DeltaRows, LayerState
+from cgbench.kernels.recurrent.delta_rule import delta_rule_by_torch, take_up
 from tests.support.delta_nets import Case, moved, random_cache, random_net, random_rows
 from tests.support.interpreter import run_interpreted
 
@@ -33,7 +33,7 @@ DEVICE_CASES = [
 def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
     """A few verifies, ragged, from caches alike; the largest error, relative to each result's
     norm, of what is read and of every slot's state but scratch."""
-    from cgbench.kernels import triton_recurrent
+    from cgbench.kernels.recurrent import triton_recurrent
 
     torch.manual_seed(case.query_len)
     net = random_net(case, dtype, device)
@@ -44,7 +44,7 @@ def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
     expected_cache.length[slots[:-2].to(device)] = length.to(device)
     begin = length + torch.randint(0, expected_cache.most_pending + 1, length.shape)
     # The ring of one has no room, that of another holds nothing.
-    begin[:2] = length[:2] + torch.tensor([expected_cache.most_pending, 0])
+    begin[:2] = length[:2] + torch.tensor([expected_cache.most_pending, 0])[: case.batch_size]
     order_decays(expected_cache.layers[0], slots[:-2].to(device), length.to(device))
     got_cache = moved(expected_cache, case, device)
     for tensor in got_cache.layers[0].tensors().values():
@@ -98,7 +98,7 @@ def check_again(
     cache: RecurrentCache, slots: torch.Tensor, positions: torch.Tensor, rows: DeltaRows
 ) -> None:
     """Run twice from one length, a verify gives the same to the bit."""
-    from cgbench.kernels import triton_recurrent
+    from cgbench.kernels.recurrent import triton_recurrent
 
     runs = []
     for _ in range(2):
@@ -124,7 +124,7 @@ def check_all() -> int:
 
 def check_take_up(device: str) -> None:
     """More rows than a program takes, of which some have no room for another verify's."""
-    from cgbench.kernels import triton_recurrent
+    from cgbench.kernels.recurrent import triton_recurrent
 
     torch.manual_seed(0)
     slots = torch.cat([torch.randperm(140), torch.tensor([140] * 2)]).to(device)
@@ -142,7 +142,7 @@ def check_take_up(device: str) -> None:
 
 
 def test_interpreter_equals_torch() -> None:
-    code = "from tests.kernels.test_triton_recurrent import check_all\nprint(check_all(), 'cases')"
+    code = f"from {__name__} import check_all\nprint(check_all(), 'cases')"
     assert f"{len(CASES)} cases" in run_interpreted(code)
 
 
