@@ -29,6 +29,7 @@ NEED_TORCH = {
     "bench_latent",
     "bench_linear",
     "bench_persistent",
+    "bench_stream",
     "bench_recurrent",
     "bench_route",
     "bench_sums",
