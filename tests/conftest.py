@@ -16,6 +16,7 @@ os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 import fcntl
 import sys
+from collections.abc import Iterator
 from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("no_deadline")
     # Collection imports and drops little, so looking for what was dropped is in vain.
     gc.disable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _probed_once() -> Iterator[None]:
+    from tests.support.probes import probed_once
+
+    with probed_once():
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -117,9 +117,11 @@ IMPOSSIBLE: dict[Sequence[Column], dict[str, Rows]] = {
 
 
 def table_faults(frame: pd.DataFrame, columns: Sequence[Column]) -> Iterator[str]:
-    """Yield what is wrong within a table that has ``columns``, in their dtypes."""
-    for column in columns:
-        yield from _column_faults(frame[column.name], column)
+    """Yield what is wrong within a table that has ``columns`` in this order, in their dtypes."""
+    if frame.empty:
+        return
+    for column, (_, values) in zip(columns, frame.items(), strict=True):
+        yield from _column_faults(values, column)
     key = ROW_KEYS[columns]
     if frame.duplicated(key).any():
         yield f"a row is there twice, by {', '.join(key)}"
@@ -133,8 +135,8 @@ def _column_faults(values: "pd.Series[float]", column: Column) -> Iterator[str]:
     if column.is_text:
         yield from (
             f"{column.name} is {text[:40]!a}{reason}"
-            for text in values.dropna().unique().tolist()
-            if (reason := _why_not(text, column))
+            for text in values.unique().tolist()
+            if text is not pd.NA and (reason := _why_not(text, column))
         )
         return
     # An empty cell is NaN, and neither below nor above.
@@ -159,6 +161,8 @@ def _in_a_row(are_wrong: "pd.Series[bool]", fault: str) -> Iterator[str]:
 
 def cell_faults(rows: pd.DataFrame, latency: pd.DataFrame) -> Iterator[str]:
     """Yield the cells of a table that ``latency`` lacks, or has in another mode."""
+    if rows.empty:
+        return
     names = [*CELL, *(["mode"] if "mode" in rows else [])]
     known = set(latency[names].itertuples(index=False, name=None))
     for cell in rows[names].drop_duplicates().itertuples(index=False, name=None):
@@ -170,6 +174,8 @@ def length_faults(acceptance: pd.DataFrame, latency: pd.DataFrame) -> Iterator[s
     """Yield the mean acceptance lengths in ``latency`` that are neither stated by their rule nor
     counted.
     """
+    if acceptance.empty:
+        return
     counts = acceptance.groupby(CELL).agg(
         accepted=("accepted", "sum"), drafted=("drafted", "first")
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,13 @@ from tests.support.tracing import traced_layers
 
 SEVERAL, ALONE = (5, 3), (1,)
 """Forms for more requests than one, of which one is enough for all, and for one."""
+MIXTURE = {"num_hidden_layers": 1, "first_k_dense_replace": 0}
+SHAPES: dict[str, dict[str, Any]] = {
+    "mimo": {"intermediate_size": 44},
+    "glm4_moe": MIXTURE,
+    "deepseek_v3": MIXTURE,
+}
+"""MiMo has the dense layers, whose products do not fill their last block."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +48,7 @@ def test_tokens_are_those_of_the_dequantised_weights(
         replace(node, operator, inputs)
 
     monkeypatch.setattr(fusion, "_replace", noted)
-    folder, plain = make_fp8_checkpoint(tmp_path, "mimo", MIMO, intermediate_size=44)
+    folder, plain = make_fp8_checkpoint(tmp_path, "mimo", MIMO, **SHAPES["mimo"])
     expected = make_speculator(load_tiny(plain), max_batch_size=max(BATCH_SIZES), room=64)
     _, spec = compiled(folder)
     for batch_size in BATCH_SIZES:
@@ -53,7 +61,7 @@ def test_tokens_are_those_of_the_dequantised_weights(
 def test_quantised_activations_give_the_same_tokens(
     tmp_path: Path, kind: str, family: HeadFamily
 ) -> None:
-    folder, _ = make_fp8_checkpoint(tmp_path, kind, family, intermediate_size=44)
+    folder, _ = make_fp8_checkpoint(tmp_path, kind, family, **SHAPES[kind])
     model = load_tiny(folder, quant=QuantMode.W8A8)
     expected = make_speculator(model, max_batch_size=max(BATCH_SIZES), room=64)
     _, spec = compiled(folder, quant=QuantMode.W8A8)
@@ -73,7 +81,7 @@ def test_quantised_activations_give_the_same_tokens(
 def test_mixtures_with_shared_experts_decode_alike(
     tmp_path: Path, kind: str, family: HeadFamily, path: str, batch_sizes: tuple[int, ...]
 ) -> None:
-    folder, plain = make_fp8_checkpoint(tmp_path, kind, family)
+    folder, plain = make_fp8_checkpoint(tmp_path, kind, family, **SHAPES.get(kind, {}))
     expected = make_speculator(load_tiny(plain), max_batch_size=max(BATCH_SIZES), room=64)
     model, spec = compiled(folder)
     paths = mixture_paths(model.target, model.head)

@@ -6,8 +6,11 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from unittest import mock
+
+import typer.main
 
 from cgbench.cli.app import main
 
@@ -19,6 +22,10 @@ FAST = (
 
 # What makes rich and typer colour their output even where it is piped.
 COLOURING = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TTY_COMPATIBLE", "CLICOLOR_FORCE")
+
+
+# Typer makes every command of an app anew for each call. A process calls it once.
+COMMANDS = cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ def cgbench(*args: object) -> Done:
     code: object = None
     with (
         mock.patch.object(sys, "argv", ["cgbench", *map(str, args)]),
+        mock.patch.object(typer.main, "get_command", COMMANDS),
         redirect_stdout(out),
         redirect_stderr(err),
     ):

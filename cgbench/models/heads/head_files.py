@@ -263,6 +263,8 @@ def _scaled(found: HeadFiles, stored: Mapping[str, StoredTensor]) -> dict[str, s
 
 def scaled_shapes(head: DraftHead, found: HeadFiles) -> dict[str, Size]:
     """Return the head's FP8 parameters and their scales' shapes."""
+    if not found.scales:
+        return {}
     shapes = {ours: tensor.shape for ours, tensor in head.state_dict().items()}
     found_shapes: dict[str, Size] = {}
     for ours, parts in head_tensors(head, found).items():
