@@ -53,7 +53,7 @@ def _owner(unit, units, programs):
 
 
 @gluon.jit
-def _parts_of(tile, a_tile, units, programs):
+def parts_of(tile, a_tile, units, programs):
     """The first program that has a part of ``tile``, and how many have one."""
     first = _owner(tile * a_tile, units, programs)
     return first, _owner(tile * a_tile + a_tile - 1, units, programs) - first + 1
@@ -112,7 +112,7 @@ def _await_rows(counters, place, wanted):
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _bring(
+def bring(
     rows, stride, k, ring, full, empty, i, begin,
     CHUNKS: gl.constexpr, NUM_ROWS: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
@@ -138,7 +138,7 @@ def _bring(
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _hand_over(full, i, begin, SLOTS: gl.constexpr):
+def hand_over(full, i, begin, SLOTS: gl.constexpr):
     """Hand over the rows of the units that no later one of the same product hands over."""
     async_copy.wait_group(0)
     fence_async_shared()
@@ -164,20 +164,20 @@ def _rows_partition(
         begin = i
         for unit in range(units * p // programs, units * (p + 1) // programs):
             k = unit % a_tile * BLOCK
-            i = _bring(rows, hidden, k, ring, full, empty, i, begin, 1, NUM_ROWS, SLOTS)
-        _hand_over(full, i, begin, SLOTS)
+            i = bring(rows, hidden, k, ring, full, empty, i, begin, 1, NUM_ROWS, SLOTS)
+        hand_over(full, i, begin, SLOTS)
         _await_rows(counters, READY + 2 * layer, inner // BLOCK)
         a_tile = inner // (2 * BLOCK)
         units = hidden // BLOCK * a_tile
         begin = i
         for unit in range(units * p // programs, units * (p + 1) // programs):
             k = unit % a_tile * (2 * BLOCK)
-            i = _bring(h, inner, k, ring, full, empty, i, begin, 2, NUM_ROWS, SLOTS)
-        _hand_over(full, i, begin, SLOTS)
+            i = bring(h, inner, k, ring, full, empty, i, begin, 2, NUM_ROWS, SLOTS)
+        hand_over(full, i, begin, SLOTS)
 
 
 @gluon.jit
-def _is_last(arrived, parts):
+def is_last(arrived, parts):
     """Count this program's part of a tile. True: all parts are there, and the count is 0 again."""
     barrier()
     before = gl.atomic_add(arrived, 1, sem="acq_rel")
@@ -228,13 +228,13 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first, parts = _parts_of(tile, a_tile, units, programs)
+                first, parts = parts_of(tile, a_tile, units, programs)
                 is_whole = parts == 1
                 if parts > 1:
                     mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
                     gl.store(mine + place, one)
                     gl.store(mine + SIZE + place, other)
-                    is_whole = _is_last(arrived + tile, parts)
+                    is_whole = is_last(arrived + tile, parts)
                     if is_whole:
                         one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
                         other = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
@@ -280,12 +280,12 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first, parts = _parts_of(tile, a_tile, units, programs)
+                first, parts = parts_of(tile, a_tile, units, programs)
                 is_whole = parts == 1
                 if parts > 1:
                     mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
                     gl.store(mine + place, one)
-                    is_whole = _is_last(arrived + tile, parts)
+                    is_whole = is_last(arrived + tile, parts)
                     if is_whole:
                         one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
                         for part in range(parts):
