@@ -56,6 +56,11 @@ from cgbench.kernels import (  # noqa: E402
     triton_winner,
 )
 from cgbench.kernels.fp8 import triton_tokens  # noqa: E402
+from cgbench.kernels.gdn import (  # noqa: E402
+    gluon_recurrent,
+    recurrent_launch,
+    triton_recurrent,
+)
 from cgbench.kernels.mla import (  # noqa: E402
     gluon_latent,
     latent_launch,
@@ -65,11 +70,6 @@ from cgbench.kernels.mla import (  # noqa: E402
     triton_latent_rows,
 )
 from cgbench.kernels.moe import triton_experts, triton_route  # noqa: E402
-from cgbench.kernels.recurrent import (  # noqa: E402
-    gluon_recurrent,
-    recurrent_launch,
-    triton_recurrent,
-)
 from cgbench.kernels.windows import triton_block, triton_window  # noqa: E402
 
 HOPPER = GPUTarget("cuda", 90, 32)
