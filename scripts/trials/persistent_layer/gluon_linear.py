@@ -27,9 +27,8 @@ from persistent_layer.gluon_mlp import (
     SEGMENTS,
     bring,
     hand_over,
-    is_last,
     most_parts,
-    parts_of,
+    summed,
 )
 
 REGISTERS = 112
@@ -95,7 +94,6 @@ def _multiply_partition(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, NUM_ROWS, 16])
     TYPE: gl.constexpr = out.dtype.element_ty
     SIZE: gl.constexpr = BLOCK * NUM_ROWS
-    p, programs = gl.program_id(0), gl.num_programs(0)
     a_tile, units, low, high = _run(outputs, inputs, IS_GATED)
     n = gl.arange(0, BLOCK, gl.SliceLayout(1, SUMS))
     m = gl.arange(0, NUM_ROWS, gl.SliceLayout(0, SUMS))
@@ -123,22 +121,9 @@ def _multiply_partition(
         mbarrier.arrive(rows_empty.index(slot), count=1)
         if (unit == high - 1) | (unit % a_tile == a_tile - 1):
             tile = unit // a_tile
-            first, parts = parts_of(tile, a_tile, units, programs)
-            is_whole = parts == 1
-            if parts > 1:
-                mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
-                gl.store(mine + place, one)
-                if IS_GATED:
-                    gl.store(mine + SIZE + place, other)
-                is_whole = is_last(arrived + tile, parts)
-                if is_whole:
-                    one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                    other = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                    for part in range(parts):
-                        its = partial + (tile * SEGMENTS + part) * 2 * SIZE
-                        one += gl.load(its + place, cache_modifier=".cg")
-                        if IS_GATED:
-                            other += gl.load(its + SIZE + place, cache_modifier=".cg")
+            is_whole, one, other = summed(
+                one, other, partial, arrived, place, tile, a_tile, units, SIZE, IS_GATED
+            )
             if is_whole:
                 # Rounded where torch's operations round.
                 value = one.to(TYPE).to(gl.float32)

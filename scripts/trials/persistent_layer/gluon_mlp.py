@@ -187,6 +187,35 @@ def is_last(arrived, parts):
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
+def summed(
+    one, other, partial, arrived, place, tile, a_tile, units,
+    SIZE: gl.constexpr, HAS_TWO: gl.constexpr,
+):  # fmt: skip
+    """Leave this program's part of a tile, and return whether all parts are there, and the sums.
+
+    They are added in the order of the programs, so they are the same every time.
+    """
+    p = gl.program_id(0)
+    first, parts = parts_of(tile, a_tile, units, gl.num_programs(0))
+    is_whole = parts == 1
+    if parts > 1:
+        mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
+        gl.store(mine + place, one)
+        if HAS_TWO:
+            gl.store(mine + SIZE + place, other)
+        is_whole = is_last(arrived + tile, parts)
+        if is_whole:
+            one = gl.zeros_like(one)
+            other = gl.zeros_like(other)
+            for part in range(parts):
+                its = partial + (tile * SEGMENTS + part) * 2 * SIZE
+                one += gl.load(its + place, cache_modifier=".cg")
+                if HAS_TWO:
+                    other += gl.load(its + SIZE + place, cache_modifier=".cg")
+    return is_whole, one, other
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
 def _multiply_partition(
     x, h, counters, arrived, partial, weights, rows, full, empty, rows_full, rows_empty,
     layers, hidden, inner,
@@ -228,20 +257,9 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first, parts = parts_of(tile, a_tile, units, programs)
-                is_whole = parts == 1
-                if parts > 1:
-                    mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
-                    gl.store(mine + place, one)
-                    gl.store(mine + SIZE + place, other)
-                    is_whole = is_last(arrived + tile, parts)
-                    if is_whole:
-                        one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                        other = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                        for part in range(parts):
-                            its = partial + (tile * SEGMENTS + part) * 2 * SIZE
-                            one += gl.load(its + place, cache_modifier=".cg")
-                            other += gl.load(its + SIZE + place, cache_modifier=".cg")
+                is_whole, one, other = summed(
+                    one, other, partial, arrived, place, tile, a_tile, units, SIZE, True
+                )
                 if is_whole:
                     # Rounded where torch's operations round.
                     gate = one.to(TYPE).to(gl.float32)
@@ -280,17 +298,9 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first, parts = parts_of(tile, a_tile, units, programs)
-                is_whole = parts == 1
-                if parts > 1:
-                    mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
-                    gl.store(mine + place, one)
-                    is_whole = is_last(arrived + tile, parts)
-                    if is_whole:
-                        one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                        for part in range(parts):
-                            its = partial + (tile * SEGMENTS + part) * 2 * SIZE
-                            one += gl.load(its + place, cache_modifier=".cg")
+                is_whole, one, other = summed(
+                    one, other, partial, arrived, place, tile, a_tile, units, SIZE, False
+                )
                 if is_whole:
                     at = layer * NUM_ROWS * hidden + m[None, :] * hidden
                     at += (tile * BLOCK + n)[:, None]
