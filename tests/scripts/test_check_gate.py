@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from math import log1p
 from pathlib import Path
@@ -19,7 +20,7 @@ from gate.plant import Kernel
 from gate.recording import Job, Recording
 from tests.support.fixtures import prompts, tiny  # noqa: F401
 from tests.support.forkserver import fork_context
-from tests.support.runs import Made
+from tests.support.runs import Made, read_once
 from tests.support.short_runs import cgbench_few
 
 SLOW = Place(Scope.ITERATION, 2, 8)
@@ -27,7 +28,7 @@ PLANT = 0.03
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Four plain runs and four with every graph 3 % slower, which typically take 2 ms."""
     folder = tmp_path_factory.mktemp("runs")
     for kind, slower in (("plain", 1.0), ("planted", 1 + PLANT)):
@@ -44,7 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     recording.runs = recorded(4)
     recording.write(folder)
-    return folder
+    with read_once(folder):
+        yield folder
 
 
 @pytest.fixture
