@@ -97,8 +97,10 @@ DIALECTS: dict[object, Dialect] = {}
 """What servers accept, by the fields that they know."""
 
 
-def keep_dialect(server: CompletionsServer) -> Callable[..., Dialect]:
-    """``find_dialect``, which asks servers that know the same fields once: nine requests each."""
+@contextmanager
+def keeping_dialect(server: CompletionsServer) -> Iterator[None]:
+    """Audits meanwhile ask servers that know the same fields once which those are: it takes nine
+    requests."""
 
     def kept(asked: Server, model: str, prompt: str) -> Dialect:
         key = model, *sorted(server.fields)
@@ -106,14 +108,15 @@ def keep_dialect(server: CompletionsServer) -> Callable[..., Dialect]:
             DIALECTS[key] = find_dialect(asked, model, prompt)
         return DIALECTS[key]
 
-    return kept
+    with mock.patch.object(served_audit, "find_dialect", kept):
+        yield
 
 
 @contextmanager
 def keeping(server: CompletionsServer) -> Iterator[None]:
     """Audits meanwhile take what was asked one request at a time before."""
     with (
-        mock.patch.object(served_audit, "find_dialect", keep_dialect(server)),
+        keeping_dialect(server),
         mock.patch.object(served_audit, "make_reference", keep_reference(server)),
     ):
         yield
