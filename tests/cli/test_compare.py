@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ from cgbench.gate.comparison import Rules, compare
 from cgbench.tables.comparison import plain, terminal
 from cgbench.words import Scope
 from tests.support.command import Done, cgbench, python
-from tests.support.runs import Made, h200_record, only, without
+from tests.support.runs import Made, h200_record, only, read_once, without
 
 LOADED = """
 import sys
@@ -31,7 +32,7 @@ print(*sys.modules, file=sys.stderr)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """base; again: the same machine; slow: one cell's acceptance fell, and it is 3 % slower."""
     folder = tmp_path_factory.mktemp("runs")
     b200 = {"environment": h200_record().environment | {"gpu": "NVIDIA B200"}}
@@ -46,7 +47,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, run in made.items():
         run.write(folder / name)
-    return folder
+    with read_once(folder):
+        yield folder
 
 
 @cache

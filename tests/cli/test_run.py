@@ -143,23 +143,40 @@ def test_json_is_one_object_and_all_of_stdout(tiny: Path, prompts: Path, tmp_pat
     assert NO_GRAPHS in got.done.stderr
 
 
+@pytest.fixture(scope="module")
+def of_three(prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Finished, Finished]:
+    """Runs of a checkpoint with three modules: of the first alone, and of all, both explained."""
+    root = tmp_path_factory.mktemp("modules")
+    form = HeadForm(own_output=True)
+    folder = make_checkpoint(root / "three", "mimo", vocab_size=256, form=form)
+    add_tokenizer(folder)
+    tensors = load_file(folder / "model.safetensors")
+    first = {name: tensor for name, tensor in tensors.items() if "mtp_layers.0" in name}
+    for number in ("1", "2"):
+        more = {name.replace("layers.0", f"layers.{number}"): t for name, t in first.items()}
+        tensors |= {name: tensor.clone() for name, tensor in more.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    flags = ("--prompts", prompts, "--spec-tokens", "3", "--explain", *ONE_SIZE)
+    one = run(root / "one", folder, *flags, "--mtp-modules", "1")
+    return one, run(root / "run", folder, *flags)
+
+
 def test_every_row_has_a_floor_and_explain_prints_what_it_is_made_of(
-    tiny: Path, prompts: Path, tmp_path: Path
+    of_three: tuple[Finished, Finished],
 ) -> None:
-    flags = ("--prompts", prompts, "--spec-tokens", "1", *ONE_SIZE, "--explain")
-    got = run(tmp_path / "run", tiny, *flags)
-    frame, record = got.latency, got.directory.record
-    assert (frame["floor_ms"] > 0).all()
-    share = frame["floor_ms"] / frame["iteration_p50_ms"]
-    assert frame["floor_frac"].tolist() == pytest.approx(share.tolist(), rel=1e-4)
-    rates = {"read_bytes_per_s", "flops_per_s"}
-    assert set(record.floor["limits"]) == rates | {"read_spread_frac", "cache_bytes"}
-    floors = [
-        sum(line["seconds"] for line in account["lines"]) * 1e3
-        for account in record.floor["accounts"]
-    ]
-    assert frame["floor_ms"].tolist() == pytest.approx(floors, rel=1e-4)
-    assert got.done.stdout.count("floor: k ") == 2 and "mlp.down_proj" in got.done.stdout
+    for got in of_three:
+        frame, record = got.latency, got.directory.record
+        assert (frame["floor_ms"] > 0).all()
+        share = frame["floor_ms"] / frame["iteration_p50_ms"]
+        assert frame["floor_frac"].tolist() == pytest.approx(share.tolist(), rel=1e-4)
+        rates = {"read_bytes_per_s", "flops_per_s"}
+        assert set(record.floor["limits"]) == rates | {"read_spread_frac", "cache_bytes"}
+        floors = [
+            sum(line["seconds"] for line in account["lines"]) * 1e3
+            for account in record.floor["accounts"]
+        ]
+        assert frame["floor_ms"].tolist() == pytest.approx(floors, rel=1e-4)
+        assert got.done.stdout.count("floor: k ") == 2 and "mlp.down_proj" in got.done.stdout
 
 
 def test_a_head_of_another_checkpoint_is_used_and_changes_no_token(
@@ -177,23 +194,12 @@ def test_a_head_of_another_checkpoint_is_used_and_changes_no_token(
 
 
 def test_which_of_several_modules_draft_is_said_wherever_results_are_shown(
-    prompts: Path, tmp_path: Path
+    of_three: tuple[Finished, Finished],
 ) -> None:
     """And that a head's own output matrix is in the floor's account."""
-    form = HeadForm(own_output=True)
-    folder = make_checkpoint(tmp_path / "three", "mimo", vocab_size=256, form=form)
-    add_tokenizer(folder)
-    tensors = load_file(folder / "model.safetensors")
-    first = {name: tensor for name, tensor in tensors.items() if "mtp_layers.0" in name}
-    for number in ("1", "2"):
-        more = {name.replace("layers.0", f"layers.{number}"): t for name, t in first.items()}
-        tensors |= {name: tensor.clone() for name, tensor in more.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    flags = ("--prompts", prompts, "--spec-tokens", "3", "--explain", "--batch-sizes", "1")
-    one = run(tmp_path / "one", folder, *flags, "--mtp-modules", "1")
+    one, got = of_three
     assert set(one.latency["head"]) == {"none", "mimo (module 1 of 3)"}
     assert set(one.latency["mtp_modules"]) == {1}
-    got = run(tmp_path / "run", folder, *flags)
     label = "mimo (3 modules)"
     assert set(got.latency["head"]) == {"none", label}
     assert f"head {label}, device cpu" in " ".join(got.done.stdout.split())

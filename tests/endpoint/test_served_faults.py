@@ -59,7 +59,7 @@ def test_draft_kv_that_is_stale_after_k_0_lowers_acceptance() -> None:
                 launch_line=TIERED,
                 edges=(3,),
                 num_prompts=12,
-                max_new_tokens=96,
+                max_new_tokens=80,
                 repeats=2,
             )
 

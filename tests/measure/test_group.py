@@ -24,7 +24,7 @@ from cgbench.engine.runner import EagerRunner, Runner
 from cgbench.errors import OutOfMemoryError
 from cgbench.floor.least_time import Batch
 from cgbench.kernels.row_updates import RowState
-from cgbench.measure import clock, group, rounds
+from cgbench.measure import clock, group, rounds, stop_rule
 from cgbench.measure.group import STAGE_ITERATIONS, Group, measure_group, num_steps
 from cgbench.measure.session import Session
 from cgbench.measure.stop_rule import MIN_BLOCKS
@@ -33,6 +33,7 @@ from cgbench.rundir.summary import latency_frame, samples_frame
 from cgbench.words import Mode, Scope, Stage, Status
 from cgbench.workload.load import sha256_of
 from tests.support.bigram import SUCCESSOR, VOCAB, WRONG_AFTER, make_bigram
+from tests.support.fixtures import FEW_BLOCKS
 from tests.support.session import (
     BATCH,
     CONTEXT_LEN,
@@ -53,6 +54,14 @@ STAGES = {
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return make_session(make_bigram(tmp_path_factory.mktemp("bigram"), WRONG_AFTER))
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer blocks and stages than the product takes, for tests that count neither."""
+    for module in (group, rounds, stop_rule):
+        monkeypatch.setattr(module, "MIN_BLOCKS", FEW_BLOCKS)
+    monkeypatch.setattr(group, "STAGE_ITERATIONS", FEW_BLOCKS)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,7 @@ def test_on_a_cpu_both_clocks_are_the_wall_clock(measured: Measured) -> None:
     assert all(s.gpu_s == s.wall_s > 0 for s in measured.group.samples)
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("num_untimed", [1, 2])
 def test_every_k_has_the_same_mean_context(
     session: Session, num_untimed: int, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +166,7 @@ def test_every_k_has_the_same_mean_context(
         assert fmean(seen[k]) == pytest.approx(CONTEXT_LEN + (ITERATIONS + 1) / 2, abs=(k + 1) / 2)
 
 
+@pytest.mark.usefixtures("few")
 def test_timed_requests_never_leave_their_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,6 +289,7 @@ def test_the_other_cells_are_measured_as_ever(measured: Measured, oom: Measured)
     assert oom.steps == measured.steps
 
 
+@pytest.mark.usefixtures("few")
 def test_a_cell_out_of_memory_in_a_later_wave_counts_no_acceptance(session: Session) -> None:
     """``schema.Cell``: "A cell that ran out of memory has zeros there"."""
     cell = without_memory(session, wave=3).cells[3]
@@ -308,6 +320,7 @@ def test_out_of_memory_while_timing_drops_the_samples_taken_before(
     assert {s.spec_tokens for s in result.samples} == {0, 3}
 
 
+@pytest.mark.usefixtures("few")
 def test_a_group_with_no_cell_left_is_still_a_table(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +334,7 @@ def test_a_group_with_no_cell_left_is_still_a_table(
     assert frame[["iteration_p50_ms", "verify_p50_ms", "speedup_vs_no_spec"]].isna().all(axis=None)
 
 
+@pytest.mark.usefixtures("few")
 def test_tokens_are_held_once_against_a_prefill_and_its_memory_is_named(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +367,7 @@ def corrupt(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
     monkeypatch.setattr(EagerRunner, "step", step)
 
 
+@pytest.mark.usefixtures("few")
 def test_a_cell_with_a_wrong_token_has_no_latency(
     session: Session, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +428,7 @@ class WrongDrafts(EagerRunner):
         last.copy_((last + 1) % VOCAB)
 
 
+@pytest.mark.usefixtures("few")
 def test_a_graph_cell_with_wrong_drafts_has_no_latency(session: Session) -> None:
     graphs: Any = SimpleNamespace(num_bytes=0)
     runner = WrongDrafts(session.spec, session.deployment.states[3])

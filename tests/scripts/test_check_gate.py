@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from math import log1p
 from pathlib import Path
@@ -19,14 +20,15 @@ from gate.plant import Kernel
 from gate.recording import Job, Recording
 from tests.support.fixtures import prompts, tiny  # noqa: F401
 from tests.support.forkserver import fork_context
-from tests.support.runs import Made
+from tests.support.runs import Made, read_once
+from tests.support.short_runs import cgbench_few
 
 SLOW = Place(Scope.ITERATION, 2, 8)
 PLANT = 0.03
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Four plain runs and four with every graph 3 % slower, which typically take 2 ms."""
     folder = tmp_path_factory.mktemp("runs")
     for kind, slower in (("plain", 1.0), ("planted", 1 + PLANT)):
@@ -43,7 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     recording.runs = recorded(4)
     recording.write(folder)
-    return folder
+    with read_once(folder):
+        yield folder
 
 
 @pytest.fixture
@@ -250,6 +253,7 @@ def test_a_small_trial_from_end_to_end(
     """Real runs in processes of their own; every iteration of the slow ones takes five times as
     long. How many of so few and so short ones are told apart is the machine's affair."""
     fork_context()
+    monkeypatch.setattr(recording, "_cgbench", cgbench_few)
     words = ("--device", "cpu", "--spec-tokens", "1", "--batch-sizes", "2", "--max-time", "0")
     short = ("--iterations", "1", "--max-new-tokens", "8", "--context-len", "12")
     command = [str(tiny), *words, *short, "--prompts", str(prompts)]
@@ -257,14 +261,14 @@ def test_a_small_trial_from_end_to_end(
         flags = ("--output", str(tmp_path / "runs"), "--runs", num_runs, "--share", "4")
         monkeypatch.setattr(sys, "argv", ["check_gate", "record", *flags, "--", *command])
         check_gate.main()
-    recording = Recording.read(tmp_path / "runs")
-    assert [(run["kind"], run["run"]) for run in recording.runs] == [
+    known = Recording.read(tmp_path / "runs")
+    assert [(run["kind"], run["run"]) for run in known.runs] == [
         ("plain", "000"),
         ("planted", "000"),
         ("plain", "001"),
         ("planted", "001"),
     ]
-    lengths = recording.seconds_planted()
+    lengths = known.seconds_planted()
     assert set(lengths) == {("eager", 0, 2), ("eager", 1, 2)} and min(lengths.values()) > 0
     gate = ("--gate", "iteration,eager", "--trials", "3")
     found = analysed(tmp_path / "runs", tmp_path / "out", monkeypatch, *gate)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forkserver import fork_context
+from tests.support.short_runs import measure_few
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "trials" / "check_tp.py"
 
@@ -43,6 +44,7 @@ def test_cycles_end_and_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fork_context()
+    monkeypatch.setattr("cgbench.door.run.measure", measure_few)
     before = signal.getsignal(signal.SIGALRM)
     words = ("--output", str(tmp_path), "--parts", "cycles", "--cycles", "1")
     try:

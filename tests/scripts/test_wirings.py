@@ -92,7 +92,7 @@ def disputed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study_of(folder: Path, *flags: str) -> int:
     prompts = ("--prompts", str(folder / "prompts.jsonl"))
     return wirings.main(
-        [str(folder), "--max-new-tokens", "24", "--device", "cpu", *prompts, *flags]
+        [str(folder), "--max-new-tokens", "12", "--device", "cpu", *prompts, *flags]
     )
 
 
@@ -220,7 +220,9 @@ def test_a_rewired_head_is_the_one_that_is_loaded_with_the_flags(kind: str, tmp_
     """Its norms and its wiring, where the target scales by w and where it does by 1 + w."""
     folder = make_checkpoint(tmp_path, kind)
     rewirable = load_rewirable(loading(folder))
-    for wiring in rewirable.wirings(["out_norm", "norm_form", "concat"], K):
+    # In which order the head reads its halves, no norm's scale decides.
+    points = ["out_norm", "norm_form", *(["concat"] if kind == "mimo" else [])]
+    for wiring in rewirable.wirings(points, K):
         rewirable.apply(wiring)
         flags = {name: getattr(wiring, name) for name in ALL}
         loaded = load_model(loading(folder, **flags)).head

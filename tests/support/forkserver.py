@@ -16,6 +16,7 @@ PRELOADED = (
     "cgbench.cli.console",
     "cgbench.door.run_writer",
     "cgbench.measure.setup",
+    "pyarrow.parquet",
     "pydantic",
     "transformers.models.qwen2.modeling_qwen2",
     "tests.support.drafter_jobs",

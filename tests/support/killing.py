@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from tests.support.fixtures import FEW_BLOCKS
 from tests.support.forkserver import fork_context
+from tests.support.short_runs import take_few_blocks
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,9 @@ class Runs:
 
 def _main(words: list[str], log: str) -> None:
     from cgbench.cli.app import main
-    from cgbench.measure import group, rounds, stop_rule
 
-    # As tests in one process have it: what is killed is what writes, not what measures.
-    for module in (stop_rule, rounds, group):
-        module.MIN_BLOCKS = FEW_BLOCKS  # type: ignore[attr-defined]
+    # What is killed is what writes, not what measures.
+    take_few_blocks()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())

@@ -12,14 +12,16 @@ from transformers import AutoTokenizer
 import cgbench
 from cgbench.endpoint import served_audit
 from cgbench.endpoint.answers import Ask
+from cgbench.endpoint.dialect import Dialect, find_dialect
 from cgbench.endpoint.edge_findings import EdgeFinding, EndpointResult
 from cgbench.endpoint.endpoint_request import EndpointRequest
+from cgbench.endpoint.http_server import Server
 from cgbench.endpoint.references import Reference, make_reference
 from cgbench.endpoint.traffic import Flow, Sent
 from cgbench.models.loader import LoadedModel
 from cgbench.request.model_ref import DEFAULT_MODEL_DIR
 from tests.support.completions_server import CompletionsServer
-from tests.support.serving import ServingEngine
+from tests.support.serving import Served, ServingEngine
 from tests.support.tiny import load_tiny
 
 MAX_NUM_SEQS = 6
@@ -54,6 +56,9 @@ def serving(
 KEPT: dict[object, tuple[Reference, int]] = {}
 """What servers answered one request at a time, and how many requests that took."""
 
+KNOWN: dict[object, dict[tuple[int, ...], Served]] = {}
+"""The requests behind it, for references that judge the same answers otherwise."""
+
 
 def keep_reference(server: CompletionsServer) -> Callable[..., Reference]:
     """``make_reference``, which asks servers that answer alike alone, alike and once.
@@ -79,7 +84,7 @@ def keep_reference(server: CompletionsServer) -> Callable[..., Reference]:
             on_request()
 
         # Each prompt is sent twice. That a server answers alike is what audits of clean ones try.
-        engine.known = {}
+        engine.known = KNOWN.setdefault((server_key, asked), {})
         reference = make_reference(flow, None, *asked, on_request=counted, **how)
         engine.known = None
         KEPT[key] = reference, steps
@@ -88,10 +93,32 @@ def keep_reference(server: CompletionsServer) -> Callable[..., Reference]:
     return kept
 
 
+DIALECTS: dict[object, Dialect] = {}
+"""What servers accept, by the fields that they know."""
+
+
+@contextmanager
+def keeping_dialect(server: CompletionsServer) -> Iterator[None]:
+    """Audits meanwhile ask servers that know the same fields once which those are: it takes nine
+    requests."""
+
+    def kept(asked: Server, model: str, prompt: str) -> Dialect:
+        key = model, *sorted(server.fields)
+        if key not in DIALECTS:
+            DIALECTS[key] = find_dialect(asked, model, prompt)
+        return DIALECTS[key]
+
+    with mock.patch.object(served_audit, "find_dialect", kept):
+        yield
+
+
 @contextmanager
 def keeping(server: CompletionsServer) -> Iterator[None]:
     """Audits meanwhile take what was asked one request at a time before."""
-    with mock.patch.object(served_audit, "make_reference", keep_reference(server)):
+    with (
+        keeping_dialect(server),
+        mock.patch.object(served_audit, "make_reference", keep_reference(server)),
+    ):
         yield
 
 
