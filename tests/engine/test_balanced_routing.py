@@ -78,8 +78,8 @@ def expected_by_routing(name: str) -> dict[Routing, list[list[int]]]:
 def test_a_form_made_for_one_routing_serves_no_other() -> None:
     """Both models in one process, whose compiled layers share their code. What does not route is
     traced once for both, and nothing is traced twice. Alone, the drawn experts have as many forms
-    as the model's own."""
-    name = "qwen3-30b-a3b"
+    as the model's own. It is a hybrid, whose layers have two forms of mixer."""
+    name = "qwen3.5-35b-a3b"
     expected = expected_by_routing(name)
     torch._dynamo.reset()
     with traced_layers():
