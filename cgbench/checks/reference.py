@@ -309,7 +309,7 @@ class Plain:
         tokens: list[int] = out[0, len(prompt) :].tolist()
         return tokens
 
-    def _cache(self, name: str = "past_key_values") -> dict[str, Any]:
+    def _cache(self, name: str = "past_key_values") -> dict[str, object]:
         """Return what a forward is given to round keys and values: nothing if they stay.
 
         ``name`` is what it calls its cache.

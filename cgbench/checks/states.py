@@ -5,7 +5,7 @@ from torch import Tensor
 
 from cgbench.checks.subject import Subject
 from cgbench.engine.recurrent import RecurrentCache
-from cgbench.kernels.recurrent.delta_net import LayerState
+from cgbench.kernels.gdn.delta_net import LayerState
 from cgbench.kernels.row_updates import RowState
 
 # As many recurrent layers are watched as KV layers (``steps``).

@@ -1,7 +1,8 @@
 """``cgbench audit`` checks whether what is timed also answers right."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -201,7 +202,9 @@ def audit(
     raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-def _audit_endpoint(parameters: dict[str, Any], repro: Path | None, *, as_json: bool) -> NoReturn:
+def _audit_endpoint(
+    parameters: Mapping[str, object], repro: Path | None, *, as_json: bool
+) -> NoReturn:
     """A server in place of a model: nothing is loaded here, so torch is not imported."""
     from cgbench.tables.endpoint import edge_table, endpoint_summary
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from cgbench.kernels import linear as products
 from cgbench.kernels import norm as norms
 from cgbench.kernels.attention import AttentionInput
+from cgbench.kernels.gdn.delta_net import DeltaNet, DeltaRows
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.mla.latent_rows import PairRotary
 from cgbench.kernels.mla.latent_weights import LatentWeights
 from cgbench.kernels.moe.expert_products import Padding
-from cgbench.kernels.recurrent.delta_net import DeltaNet, DeltaRows
 from cgbench.models.attention_hook import AttentionCall
 from cgbench.models.division.shards import (
     ScaledSummedLinear,

@@ -2,14 +2,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
 from cgbench.endpoint.acceptance_across import AcceptanceFound
+from cgbench.endpoint.endpoint_request import EndpointRequest
 from cgbench.endpoint.near_ties import Noise
 from cgbench.errors import ExitCode, foremost
-from cgbench.request.keys import Setting
 
 
 class EdgeVerdict(StrEnum):
@@ -80,12 +79,12 @@ class EdgeFinding:
 
 @dataclass(frozen=True, slots=True)
 class EndpointResult:
-    """An ``EndpointResult`` holds the settings of an audit and its findings.
+    """An ``EndpointResult`` holds what an audit was asked for, and its findings.
 
     ``server`` is in words what its answers hold, such as token ids and logprobs.
     """
 
-    arguments: Mapping[str, Setting]
+    request: EndpointRequest
     model: str
     server: str
     plan: str
@@ -109,7 +108,7 @@ class EndpointResult:
     def to_json(self) -> str:
         """Return everything but the wrong answers as one JSON object."""
         content = {
-            "arguments": dict(self.arguments),
+            "arguments": self.request.to_record(),
             "model": self.model,
             "server": self.server,
             "plan": self.plan,

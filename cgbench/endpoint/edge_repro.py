@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cgbench.endpoint.edge_findings import EdgeFinding, EdgeVerdict, EndpointResult
@@ -66,16 +66,16 @@ def _content(result: EndpointResult, finding: EdgeFinding) -> str:
         "model": result.model,
         "plan": result.plan,
         "noise": asdict(result.noise),
-        "arguments": dict(result.arguments),
+        "arguments": result.request.to_record(),
     }
     return json.dumps(content, indent=2) + "\n"
 
 
 def _command(result: EndpointResult, finding: EdgeFinding) -> str:
-    arguments = dict(result.arguments)
+    request = result.request
     if finding.edge.isdecimal():
-        arguments["edges"] = [int(finding.edge)]
-    return command_line("audit", arguments)
+        request = replace(request, edges=(int(finding.edge),))
+    return command_line("audit", request.to_record())
 
 
 def _script(result: EndpointResult, finding: EdgeFinding) -> str:
@@ -89,6 +89,6 @@ def _script(result: EndpointResult, finding: EdgeFinding) -> str:
     return SCRIPT.format(
         row=row.row,
         edge=finding.edge,
-        url=str(result.arguments["endpoint"]).rstrip("/").removesuffix("/v1"),
+        url=result.request.endpoint.rstrip("/").removesuffix("/v1"),
         body=shlex.quote(json.dumps(body)),
     )

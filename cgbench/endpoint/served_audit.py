@@ -69,7 +69,7 @@ def audit_server(request: EndpointRequest, progress: Progress) -> EndpointResult
             bar.advance()
     findings += [found for _, found in sorted(by_edge.items())]
     return EndpointResult(
-        arguments=request.to_record(),
+        request=request,
         model=flows[0].dialect.model,
         server=flows[0].dialect.words,
         plan=plan.words,

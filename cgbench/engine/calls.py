@@ -24,10 +24,10 @@ from cgbench.kernels.attention import (
     write_kv,
     write_rows,
 )
+from cgbench.kernels.gdn.delta_net import DeltaRows
 from cgbench.kernels.mla import latent_attention, latent_prefill
 from cgbench.kernels.mla.latent_attention import LatentInput
 from cgbench.kernels.moe.expert_products import Padding
-from cgbench.kernels.recurrent.delta_net import DeltaRows
 
 
 @dataclass

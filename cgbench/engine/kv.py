@@ -13,7 +13,7 @@ from cgbench.engine.recurrent import RecurrentCache
 from cgbench.kernels.attention import LayerKv
 from cgbench.kernels.fp8.block_scales import FP8
 from cgbench.kernels.fp8.kv_values import KvScales
-from cgbench.kernels.recurrent.delta_net import StateShape
+from cgbench.kernels.gdn.delta_net import StateShape
 from cgbench.models.attention_hook import KvShape, is_latent
 from cgbench.models.quantised.kv_format import PLAIN, KvFormat
 

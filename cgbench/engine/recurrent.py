@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cgbench.kernels.recurrent.delta_net import (
+from cgbench.kernels.gdn.delta_net import (
     DeltaRows,
     HeadRows,
     LayerState,
@@ -34,7 +34,7 @@ from cgbench.kernels.recurrent.delta_net import (
     kept_rows,
     most_pending,
 )
-from cgbench.kernels.recurrent.delta_rule import delta_rule, gated_norm, head_rows, take_up
+from cgbench.kernels.gdn.delta_rule import delta_rule, gated_norm, head_rows, take_up
 
 
 class RecurrentCache:

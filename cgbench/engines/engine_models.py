@@ -15,6 +15,7 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cgbench.errors import BadInputError, UnsupportedModelError
+from cgbench.inputs import JsonObject
 from cgbench.models.presets import PRESETS, Preset
 from cgbench.request.model_ref import DEFAULT_MODEL, DEFAULT_MODEL_DIR, preset_name
 
@@ -72,7 +73,7 @@ HEADS: dict[str, EngineHead] = {
 _ARCHITECTURES = {"step3p5": "Step3p5ForCausalLM"}
 """Architectures of checkpoints whose type is not in every transformers."""
 
-_ALSO: dict[str, dict[str, Any]] = {
+_ALSO: dict[str, JsonObject] = {
     "qwen3_moe": {"attention_bias": False, "mlp_only_layers": []},
 }
 
@@ -136,11 +137,11 @@ def write_preset(preset: Preset, folder: Path) -> ServedModel:
     )
 
 
-def engine_config(preset: Preset) -> dict[str, Any]:
+def engine_config(preset: Preset) -> JsonObject:
     """Return the ``config.json`` of a preset, as public checkpoints of its type have it."""
     model_type = preset.config["model_type"]
     head = HEADS.get(model_type, EngineHead())
-    text: dict[str, Any] = {
+    text: JsonObject = {
         "torch_dtype": "bfloat16",
         **preset.config,
         **_ALSO.get(model_type, {}),
@@ -172,7 +173,7 @@ _SIGHT_TOKENS = {
 }
 
 
-def _small_sight(model_type: str, hidden_size: int) -> dict[str, Any]:
+def _small_sight(model_type: str, hidden_size: int) -> JsonObject:
     """Return a vision tower that is as small as can be, because nothing here sees."""
     return {
         "deepstack_visual_indexes": [],

@@ -21,6 +21,7 @@ from cgbench.engines.drivers.messages import (
     Started,
     Stepped,
 )
+from cgbench.inputs import JsonObject
 
 CHILD = Path(__file__).parent / "drivers" / "engine_child.py"
 
@@ -102,7 +103,7 @@ class EngineProcess:
         except OSError:
             raise self._ended(name) from None
 
-    def receive(self, name: str, timeout_s: float) -> dict[str, Any]:
+    def receive(self, name: str, timeout_s: float) -> JsonObject:
         """Return the answer of the call ``name``.
 
         Raise ``EngineError`` if the engine failed, ended, or took longer than ``timeout_s``. It is
@@ -115,7 +116,7 @@ class EngineProcess:
             raise self._failed(f"answered {name} with no JSON") from None
         if "failed" in answer:
             raise self._failed(f"{name}: {answer['failed']}", is_memory=answer["is_memory"])
-        done: dict[str, Any] = answer["done"]
+        done: JsonObject = answer["done"]
         return done
 
     def _line(self, name: str, deadline: float, timeout_s: float) -> bytes:

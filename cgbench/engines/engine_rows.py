@@ -2,8 +2,8 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from cgbench.inputs import JsonObject
 from cgbench.rundir.record_parts import EngineFacts, Scalar
 
 
@@ -65,7 +65,7 @@ class EnginesTable:
             for line in each["findings"]
         ]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return everything as plain values."""
         return {
             **asdict(self),

@@ -3,10 +3,10 @@ here.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from cgbench.inputs import JsonObject
 from cgbench.statistics import CONFIDENCE, blocks_estimate
 from cgbench.words import Phase, Scope
 
@@ -86,7 +86,7 @@ class SharedFacts:
     context_len: int
     new_tokens: int
     notes: list[str]
-    environment: dict[str, Any]
+    environment: JsonObject
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from cgbench.floor.account import Account, FloorLine, account_stage
 from cgbench.floor.rates import DeviceLimits
 from cgbench.floor.work import AttentionShape, ForwardWork, ModelWork, Product, rank_work
-from cgbench.kernels.recurrent.delta_net import StateShape
+from cgbench.kernels.gdn.delta_net import StateShape
 from cgbench.models.loader import LoadedModel
 from cgbench.models.quantised.scaled_modules import quantises_rows
 from cgbench.words import Quant, Scope, Stage

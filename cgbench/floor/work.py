@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cgbench.kernels.attention import AttentionInput
 from cgbench.kernels.fp8.block_scales import FP8
+from cgbench.kernels.gdn.delta_net import StateShape
 from cgbench.kernels.mla.latent_attention import LatentInput
-from cgbench.kernels.recurrent.delta_net import StateShape
 from cgbench.models.attention_hook import ShapeProbe
 from cgbench.models.division.splits import Splits
 from cgbench.models.heads.head import MtpModule
@@ -303,7 +303,7 @@ class _Recorder(TorchDispatchMode):
         func: Any,
         types: object,
         args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        kwargs: Mapping[str, object] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         weight = next((arg for arg in args if self._is_weight(arg)), None)

@@ -11,8 +11,8 @@ from transformers.distributed import DistributedConfig
 
 from cgbench.errors import ModelError, UnsupportedModelError, first_line
 from cgbench.kernels.fp8.token_values import LEAST_COLUMNS
+from cgbench.kernels.gdn.delta_net import StateShape
 from cgbench.kernels.gpu import runs_kernels
-from cgbench.kernels.recurrent.delta_net import StateShape
 from cgbench.models.attention_hook import ATTENTION_NAME, KvShape, ShapeProbe, is_latent
 from cgbench.models.checkpoint import check_files, tensor_files
 from cgbench.models.division.division_check import check_division

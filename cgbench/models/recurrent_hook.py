@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cgbench.kernels.recurrent.delta_net import DeltaNet, DeltaRows, StateShape
+from cgbench.kernels.gdn.delta_net import DeltaNet, DeltaRows, StateShape
 
 LINEAR_ATTENTION = "linear_attention"
 GATED_DELTA_TYPES = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}

@@ -123,7 +123,7 @@ class BalancedRouting:
         device = next(entry.parameters()).device
         numbers = torch.tensor(list(mixtures), device=device)
 
-        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def begin(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             call = kwargs.get("attention_call")
             keys = call.request_keys if isinstance(call, OfRequests) else self._request_keys
             assert keys is not None, "a forward of no request: see Target.as_request"

@@ -1,11 +1,10 @@
 """Wrap the target: a transformers causal LM whose attention the engine computes."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +91,7 @@ class Target:
         ]
 
     def _keep_aux(
-        self, layer: int, _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any]
+        self, layer: int, _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
     ) -> None:
         self._aux[layer] = args[0] if args else kwargs["hidden_states"]
 

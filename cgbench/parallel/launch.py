@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ def _device_type(device: str) -> str:
 
 
 def _as_rank(
-    device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: dict[str, Any]
+    device_type: str, job: Callable[..., _T], args: Sequence[Any], kwargs: Mapping[str, object]
 ) -> _T:
     from cgbench.parallel.inboxes import open_inboxes
 
@@ -145,7 +145,7 @@ def _launched(
     start_method: StartMethod,
     job: Callable[..., _T],
     args: Sequence[Any],
-    kwargs: dict[str, Any],
+    kwargs: Mapping[str, object],
 ) -> _T:
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -21,7 +21,7 @@ LOUD = (EdgeVerdict.WRONG, EdgeVerdict.FLAKY)
 
 def edge_table(result: EndpointResult) -> Table:
     """Return the terminal's table of an audit. A row is an edge, with what was wrong there."""
-    title = Text(f"{result.model} at {result.arguments['endpoint']}: {result.plan}")
+    title = Text(f"{result.model} at {result.request.endpoint}: {result.plan}")
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("edge", "verdict", "batch"):
         table.add_column(heading, no_wrap=True)

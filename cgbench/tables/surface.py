@@ -1,10 +1,10 @@
 """Show the surface of iteration times: what was measured, and what is predicted between."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from cgbench.advice.cell_times import At
 from cgbench.advice.surface import Surface, SurfaceCell
+from cgbench.inputs import JsonObject
 from cgbench.tables.part import Part
 
 HEADINGS = ("context [tok]", "batch [req]", "k", "iteration, wall [ms]", "interval", "told by")
@@ -29,7 +29,7 @@ def error_line(surface: Surface) -> str:
     )
 
 
-def surface_facts(surface: Surface, places: Sequence[At]) -> dict[str, Any]:
+def surface_facts(surface: Surface, places: Sequence[At]) -> JsonObject:
     """Return the surface for JSON, in milliseconds."""
     return {
         "left_out_median_error": surface.median_error,

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +12,7 @@ from cgbench.advice.best_k import Best
 from cgbench.advice.bounded import Bounded
 from cgbench.advice.break_even import BreakEven
 from cgbench.advice.surface import grid, surface_of
+from cgbench.inputs import JsonObject
 from cgbench.tables.part import Part, Row
 from cgbench.tables.surface import surface_facts
 
@@ -50,7 +50,7 @@ def to_json(advice: Advice, *, with_surface: bool = False) -> str:
     return json.dumps({**facts(advice), **surface}, indent=2)
 
 
-def facts(advice: Advice) -> dict[str, Any]:
+def facts(advice: Advice) -> JsonObject:
     """Return the advice as plain values."""
     return {
         "scope": advice.times.scope.value,
@@ -176,7 +176,7 @@ def _interval(found: Bounded) -> str:
     return f"{found.low:.3f} to {found.high:.3f}" if found.is_known else "unknown"
 
 
-def _break_even_facts(each: BreakEven) -> dict[str, Any]:
+def _break_even_facts(each: BreakEven) -> JsonObject:
     return {
         **each.at._asdict(),
         "length": _bounds(each.length),
@@ -187,7 +187,7 @@ def _break_even_facts(each: BreakEven) -> dict[str, Any]:
     }
 
 
-def _context_facts(each: ContextAdvice) -> dict[str, Any]:
+def _context_facts(each: ContextAdvice) -> JsonObject:
     return {
         "context_len": each.context_len,
         "best": [

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels import linear as products
-from cgbench.kernels.recurrent.delta_net import DeltaNet, DeltaRows, LayerState, most_pending
-from cgbench.kernels.recurrent.delta_rule import delta_rule, gated_norm
+from cgbench.kernels.gdn.delta_net import DeltaNet, DeltaRows, LayerState, most_pending
+from cgbench.kernels.gdn.delta_rule import delta_rule, gated_norm
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds, write_lines
 

@@ -10,8 +10,8 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_g
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
 from cgbench.engine.runner import EagerRunner
-from cgbench.kernels.recurrent.delta_net import HeadRows, StateShape, most_pending
-from cgbench.kernels.recurrent.delta_rule import conv_inputs, head_rule
+from cgbench.kernels.gdn.delta_net import HeadRows, StateShape, most_pending
+from cgbench.kernels.gdn.delta_rule import conv_inputs, head_rule
 from cgbench.models.heads.families import QWEN
 from cgbench.models.loader import LoadedModel
 from tests.support.tiny import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from cgbench.engine.recurrent import RecurrentCache
-from cgbench.kernels.recurrent.delta_net import DeltaNet, DeltaRows
+from cgbench.kernels.gdn.delta_net import DeltaNet, DeltaRows
 
 
 @dataclass(frozen=True)

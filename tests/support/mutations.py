@@ -17,10 +17,10 @@ from cgbench.engine.recurrent import DecodeStates, PrefillStates, RecurrentCache
 from cgbench.engine.state import DecodeState, Prefilled
 from cgbench.kernels import attention
 from cgbench.kernels.attention import AttentionInput, LayerKv
+from cgbench.kernels.gdn import delta_rule
+from cgbench.kernels.gdn.delta_net import DeltaRows, LayerState
+from cgbench.kernels.gdn.delta_rule import Pending
 from cgbench.kernels.moe.expert_products import Choice, Experts, Padding, SharedExpert
-from cgbench.kernels.recurrent import delta_rule
-from cgbench.kernels.recurrent.delta_net import DeltaRows, LayerState
-from cgbench.kernels.recurrent.delta_rule import Pending
 from cgbench.kernels.row_updates import ACTIVE, RowState
 from cgbench.models.target import HiddenStates, Target
 from tests.support.audited import PretendGraphs

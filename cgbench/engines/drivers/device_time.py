@@ -6,9 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cgbench.engines.drivers.messages import Profiled
+from cgbench.engines.drivers.messages import JsonObject, Profiled
 
 if TYPE_CHECKING:
     from torch.profiler import profile
@@ -116,7 +116,7 @@ def profile_steps(
     return sum_events(trace_events(trace), steps, wall_s, totals)
 
 
-def _trace_of(profiler: "profile") -> dict[str, Any]:
+def _trace_of(profiler: "profile") -> JsonObject:
     """Return the trace of a finished profiler, as it writes it.
 
     torch's events in memory have other methods in each release, and the file's format is one.
@@ -124,7 +124,7 @@ def _trace_of(profiler: "profile") -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
-        trace: dict[str, Any] = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+        trace: JsonObject = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     return trace
 
 
@@ -132,7 +132,7 @@ _ON_DEVICE = frozenset({"kernel", "gpu_memcpy", "gpu_memset"})
 _ON_HOST = frozenset({"cuda_runtime", "cuda_driver"})
 
 
-def trace_events(trace: dict[str, Any]) -> Iterator[DeviceEvent]:
+def trace_events(trace: JsonObject) -> Iterator[DeviceEvent]:
     """Yield the events of a trace in Chrome's format, whose times are microseconds.
 
     Ranges that a program has named are left out, because on a device they span idle time too.

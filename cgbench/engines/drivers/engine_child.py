@@ -12,7 +12,10 @@ import traceback
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from cgbench.engines.drivers.messages import JsonObject
 
 
 def make_importable(package: Path) -> None:
@@ -66,7 +69,7 @@ def own_stdin() -> TextIO:
     return calls
 
 
-def answer_of(driver: Any, name: str, asked: dict[str, Any]) -> Any:
+def answer_of(driver: Any, name: str, asked: "JsonObject") -> Any:
     """Return the answer of one call. Raise whatever the engine raises."""
     from cgbench.engines.drivers import messages
 

@@ -6,9 +6,12 @@ A call is ``{"call": NAME, "with": {...}}``. Its answer is ``{"done": {...}}``, 
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 _T = TypeVar("_T")
+
+JsonObject: TypeAlias = dict[str, Any]
+"""This is an object as JSON has it. An engine's process imports nothing else of cgbench."""
 
 START, PREFILL, STEPS, PROFILE, TOKENS, STOP = (
     *("start", "prefill", "steps", "profile", "tokens", "stop"),
@@ -36,8 +39,8 @@ class Start:
     is_dummy: bool = False
     has_own_code: bool = False
     kv_bytes: int | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    request: dict[str, Any] = field(default_factory=dict)
+    arguments: JsonObject = field(default_factory=dict)
+    request: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Started:
     start_s: float
     memory_bytes: int | None = None
     facts: dict[str, str] = field(default_factory=dict)
-    graphs: list[dict[str, Any]] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
+    graphs: list[JsonObject] = field(default_factory=list)
+    options: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,6 @@ def failed_line(error: BaseException) -> str:
     return json.dumps({"failed": text[:400], "is_memory": is_memory}) + "\n"
 
 
-def read_as(kind: type[_T], raw: dict[str, Any]) -> _T:
+def read_as(kind: type[_T], raw: JsonObject) -> _T:
     """Return a message of ``kind``. Raise ``TypeError`` if fields are missing or unknown."""
     return kind(**raw)

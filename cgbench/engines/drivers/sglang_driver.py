@@ -17,6 +17,7 @@ from cgbench.engines.drivers.device_time import sum_events, trace_events
 from cgbench.engines.drivers.driver import SteppedDriver
 from cgbench.engines.drivers.messages import (
     CapturedGraphs,
+    JsonObject,
     Prefill,
     Prefilled,
     Profiled,
@@ -38,7 +39,7 @@ class SglangDriver(SteppedDriver):
 
     def __init__(self) -> None:
         self._engine: Any = None
-        self._chunks: Iterator[dict[str, Any]] | None = None
+        self._chunks: Iterator[JsonObject] | None = None
         self._tokens: list[list[int]] = []
 
     def start(self, asked: Start) -> Started:
@@ -119,10 +120,10 @@ class SglangDriver(SteppedDriver):
         self._chunks = None
 
 
-def engine_arguments(asked: Start) -> dict[str, Any]:
+def engine_arguments(asked: Start) -> JsonObject:
     """Return the arguments of ``sglang.Engine``. Those that the user gives replace them."""
     k = asked.spec_tokens[0]
-    made: dict[str, Any] = {
+    made: JsonObject = {
         "model_path": asked.model,
         "skip_tokenizer_init": True,
         "dtype": asked.dtype,
@@ -148,14 +149,14 @@ def engine_arguments(asked: Start) -> dict[str, Any]:
     return made | asked.arguments
 
 
-def _trace(folder: Path) -> dict[str, Any]:
+def _trace(folder: Path) -> JsonObject:
     """Return the trace in ``folder``, which the engine's process writes when it has stopped."""
     end = time.monotonic() + TRACE_WAIT_S
     while time.monotonic() < end:
         for file in sorted(folder.rglob("*.json.gz")):
             try:
                 with gzip.open(file, "rt", encoding="utf-8") as text:
-                    found: dict[str, Any] = json.load(text)
+                    found: JsonObject = json.load(text)
                     return found
             except (EOFError, ValueError):
                 break

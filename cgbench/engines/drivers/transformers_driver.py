@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from cgbench.engines.drivers.driver import SteppedDriver, peak_memory_bytes
-from cgbench.engines.drivers.messages import Prefill, Prefilled, Start, Started
+from cgbench.engines.drivers.messages import JsonObject, Prefill, Prefilled, Start, Started
 
 
 class TransformersDriver(SteppedDriver):
@@ -28,7 +28,7 @@ class TransformersDriver(SteppedDriver):
         imported = time.perf_counter()
         torch.manual_seed(asked.seed)
         dtype = getattr(torch, asked.dtype)
-        made: dict[str, Any] = {"attn_implementation": "sdpa", **asked.arguments}
+        made: JsonObject = {"attn_implementation": "sdpa", **asked.arguments}
         config = config_of(asked.model)
         if asked.is_dummy:
             with torch.device(asked.device):

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cgbench.engines.drivers.driver import SteppedDriver, peak_memory_bytes
-from cgbench.engines.drivers.messages import CapturedGraphs, Prefill, Prefilled, Start, Started
+from cgbench.engines.drivers.messages import (
+    CapturedGraphs,
+    JsonObject,
+    Prefill,
+    Prefilled,
+    Start,
+    Started,
+)
 from cgbench.words import Phase
 
 MAX_PREFILL_STEPS = 2000
@@ -116,9 +123,9 @@ class VllmDriver(SteppedDriver):
         self._ids = []
 
 
-def engine_arguments(asked: Start) -> dict[str, Any]:
+def engine_arguments(asked: Start) -> JsonObject:
     """Return the arguments of ``vllm.LLM``. Those that the user gives replace those made here."""
-    made: dict[str, Any] = {
+    made: JsonObject = {
         "model": asked.model,
         "skip_tokenizer_init": True,
         "dtype": asked.dtype,
@@ -158,7 +165,7 @@ def model_runner(engine: Any) -> Any:
     return getattr(getattr(worker, "worker", worker), "model_runner", None)
 
 
-def options_of(config: Any) -> dict[str, Any]:
+def options_of(config: Any) -> JsonObject:
     """Return the settings that decide what is captured, as vLLM resolved them."""
     compilation, scheduler = config.compilation_config, config.scheduler_config
     return {

@@ -21,7 +21,7 @@ class LatentLaunch(NamedTuple):
     whole: Tensor
     parts: Parts
     arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
+    keywords: dict[str, int]
 
 
 def latent_launch(

@@ -14,7 +14,7 @@ cores multiply FP8 numbers.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -119,7 +119,7 @@ class _Call(NamedTuple):
         return self.experts.num_experts if self.plan.has_lists else self.choice.num_pairs
 
     @property
-    def constants(self) -> dict[str, Any]:
+    def constants(self) -> dict[str, int]:
         """Return the keywords of every kernel."""
         return {
             "TOP_K": self.choice.chosen.shape[1],
@@ -130,7 +130,7 @@ class _Call(NamedTuple):
         }
 
     @property
-    def of_sum(self) -> dict[str, Any]:
+    def of_sum(self) -> dict[str, int]:
         """Return the keywords of a kernel that sums a token's parts."""
         shared = self.shared
         return {
@@ -146,7 +146,7 @@ class _Call(NamedTuple):
         dtype: torch.dtype,
         *,
         is_even: bool,
-    ) -> dict[str, Any]:
+    ) -> dict[str, int | str]:
         """Return the keywords of a product's kernel. ``dtype`` is the tokens'."""
         grid = (0, 0) if scales is None else tuple(scales.scale.shape[1:])
         columns = 0 if scales is None else column_block(weight.shape[2], grid[1])

@@ -44,7 +44,7 @@ class _Part:
 
     def converted(self, tensors: dict[str, Tensor]) -> Tensor:
         """Return the head's tensor that ``tensors``, by pattern, make."""
-        values: dict[str, Any] = {pattern: [tensor] for pattern, tensor in tensors.items()}
+        values: dict[str, list[Tensor]] = {pattern: [tensor] for pattern, tensor in tensors.items()}
         for operation in self.operations:
             values = operation.convert(values, **self.patterns)
         (value,) = values.values()

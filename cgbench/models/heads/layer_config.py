@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from transformers import PretrainedConfig
 
 from cgbench.errors import MissingHeadError, ModelError, first_line
+from cgbench.inputs import JsonObject
 from cgbench.models.attention_hook import ATTENTION_NAME
 from cgbench.models.config_fields import check_fields, check_relations
 from cgbench.models.support import HOST_READ_ROPE_TYPES, rope_types
@@ -13,7 +14,7 @@ _Config = TypeVar("_Config", bound=PretrainedConfig)
 
 
 def layer_config(
-    where: str, head: str, kind: type[_Config], kept: dict[str, Any], **fixed: Any
+    where: str, head: str, kind: type[_Config], kept: JsonObject, **fixed: Any
 ) -> _Config:
     """Return the config of class ``kind`` with the fields ``kept`` of the file ``where``.
 

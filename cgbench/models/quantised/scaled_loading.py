@@ -152,7 +152,7 @@ def _read_scales(
 
 
 @contextmanager
-def _slices(paths: Mapping[str, Path], names: list[str]) -> Iterator[dict[str, Any]]:
+def _slices(paths: Mapping[str, Path], names: list[str]) -> Iterator[dict[str, object]]:
     """Yield tensors by name. Each is read when it is placed."""
     with ExitStack() as stack:
         opened = {

@@ -55,7 +55,7 @@ def svg_of(draw: Draw, title: str, prefix: str, height_in: float = HEIGHT_IN) ->
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "svg.fonttype": "none",
         "svg.hashsalt": prefix,
         "font.size": 9,

@@ -53,7 +53,7 @@ def _owner(unit, units, programs):
 
 
 @gluon.jit
-def _parts_of(tile, a_tile, units, programs):
+def parts_of(tile, a_tile, units, programs):
     """The first program that has a part of ``tile``, and how many have one."""
     first = _owner(tile * a_tile, units, programs)
     return first, _owner(tile * a_tile + a_tile - 1, units, programs) - first + 1
@@ -112,7 +112,7 @@ def _await_rows(counters, place, wanted):
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _bring(
+def bring(
     rows, stride, k, ring, full, empty, i, begin,
     CHUNKS: gl.constexpr, NUM_ROWS: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
@@ -138,7 +138,7 @@ def _bring(
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
-def _hand_over(full, i, begin, SLOTS: gl.constexpr):
+def hand_over(full, i, begin, SLOTS: gl.constexpr):
     """Hand over the rows of the units that no later one of the same product hands over."""
     async_copy.wait_group(0)
     fence_async_shared()
@@ -164,26 +164,55 @@ def _rows_partition(
         begin = i
         for unit in range(units * p // programs, units * (p + 1) // programs):
             k = unit % a_tile * BLOCK
-            i = _bring(rows, hidden, k, ring, full, empty, i, begin, 1, NUM_ROWS, SLOTS)
-        _hand_over(full, i, begin, SLOTS)
+            i = bring(rows, hidden, k, ring, full, empty, i, begin, 1, NUM_ROWS, SLOTS)
+        hand_over(full, i, begin, SLOTS)
         _await_rows(counters, READY + 2 * layer, inner // BLOCK)
         a_tile = inner // (2 * BLOCK)
         units = hidden // BLOCK * a_tile
         begin = i
         for unit in range(units * p // programs, units * (p + 1) // programs):
             k = unit % a_tile * (2 * BLOCK)
-            i = _bring(h, inner, k, ring, full, empty, i, begin, 2, NUM_ROWS, SLOTS)
-        _hand_over(full, i, begin, SLOTS)
+            i = bring(h, inner, k, ring, full, empty, i, begin, 2, NUM_ROWS, SLOTS)
+        hand_over(full, i, begin, SLOTS)
 
 
 @gluon.jit
-def _is_last(arrived, parts):
+def is_last(arrived, parts):
     """Count this program's part of a tile. True: all parts are there, and the count is 0 again."""
     barrier()
     before = gl.atomic_add(arrived, 1, sem="acq_rel")
     if before == parts - 1:
         gl.store(arrived, 0)
     return before == parts - 1
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
+def summed(
+    one, other, partial, arrived, place, tile, a_tile, units,
+    SIZE: gl.constexpr, HAS_TWO: gl.constexpr,
+):  # fmt: skip
+    """Leave this program's part of a tile, and return whether all parts are there, and the sums.
+
+    They are added in the order of the programs, so they are the same every time.
+    """
+    p = gl.program_id(0)
+    first, parts = parts_of(tile, a_tile, units, gl.num_programs(0))
+    is_whole = parts == 1
+    if parts > 1:
+        mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
+        gl.store(mine + place, one)
+        if HAS_TWO:
+            gl.store(mine + SIZE + place, other)
+        is_whole = is_last(arrived + tile, parts)
+        if is_whole:
+            one = gl.zeros_like(one)
+            other = gl.zeros_like(other)
+            for part in range(parts):
+                its = partial + (tile * SEGMENTS + part) * 2 * SIZE
+                one += gl.load(its + place, cache_modifier=".cg")
+                if HAS_TWO:
+                    other += gl.load(its + SIZE + place, cache_modifier=".cg")
+    return is_whole, one, other
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
@@ -228,20 +257,9 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first, parts = _parts_of(tile, a_tile, units, programs)
-                is_whole = parts == 1
-                if parts > 1:
-                    mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
-                    gl.store(mine + place, one)
-                    gl.store(mine + SIZE + place, other)
-                    is_whole = _is_last(arrived + tile, parts)
-                    if is_whole:
-                        one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                        other = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                        for part in range(parts):
-                            its = partial + (tile * SEGMENTS + part) * 2 * SIZE
-                            one += gl.load(its + place, cache_modifier=".cg")
-                            other += gl.load(its + SIZE + place, cache_modifier=".cg")
+                is_whole, one, other = summed(
+                    one, other, partial, arrived, place, tile, a_tile, units, SIZE, True
+                )
                 if is_whole:
                     # Rounded where torch's operations round.
                     gate = one.to(TYPE).to(gl.float32)
@@ -280,17 +298,9 @@ def _multiply_partition(
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
-                first, parts = _parts_of(tile, a_tile, units, programs)
-                is_whole = parts == 1
-                if parts > 1:
-                    mine = partial + (tile * SEGMENTS + p - first) * 2 * SIZE
-                    gl.store(mine + place, one)
-                    is_whole = _is_last(arrived + tile, parts)
-                    if is_whole:
-                        one = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
-                        for part in range(parts):
-                            its = partial + (tile * SEGMENTS + part) * 2 * SIZE
-                            one += gl.load(its + place, cache_modifier=".cg")
+                is_whole, one, other = summed(
+                    one, other, partial, arrived, place, tile, a_tile, units, SIZE, False
+                )
                 if is_whole:
                     at = layer * NUM_ROWS * hidden + m[None, :] * hidden
                     at += (tile * BLOCK + n)[:, None]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels.gdn.delta_net import DeltaNet, DeltaRows, HeadRows, LayerState
 from cgbench.kernels.gpu import runs_kernels
-from cgbench.kernels.recurrent.delta_net import DeltaNet, DeltaRows, HeadRows, LayerState
 
 MOST_SIZE = 128
 """The kernel takes heads of keys and values of up to this size."""
@@ -27,7 +27,7 @@ def delta_rule(
     """
     if _has_kernel(rows):
         # Imported here, because triton is there only beside a CUDA build of torch.
-        from cgbench.kernels.recurrent import triton_recurrent
+        from cgbench.kernels.gdn import triton_recurrent
 
         return triton_recurrent.delta_rule(layer, rows, slots, positions, num_pending)
     return delta_rule_by_torch(layer, rows, slots, positions, num_pending)
@@ -70,7 +70,7 @@ def take_up(length: Tensor, slots: Tensor, positions: Tensor, most: int) -> Tens
     whose length means nothing. So the count is held inside the buffers.
     """
     if runs_kernels(length.device):
-        from cgbench.kernels.recurrent import triton_recurrent
+        from cgbench.kernels.gdn import triton_recurrent
 
         return triton_recurrent.take_up(length, slots, positions, most)
     begin, old = positions[:, 0], length[slots]

@@ -14,8 +14,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.recurrent.delta_net import DeltaRows
-from cgbench.kernels.recurrent.recurrent_launch import RecurrentLaunch
+from cgbench.kernels.gdn.delta_net import DeltaRows
+from cgbench.kernels.gdn.recurrent_launch import RecurrentLaunch
 
 # Triton 3.7 has another name for it.
 _barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier

@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from cgbench.kernels.recurrent import gluon_recurrent
-from cgbench.kernels.recurrent.delta_net import DeltaRows, LayerState
-from cgbench.kernels.recurrent.recurrent_launch import recurrent_launch
+from cgbench.kernels.gdn import gluon_recurrent
+from cgbench.kernels.gdn.delta_net import DeltaRows, LayerState
+from cgbench.kernels.gdn.recurrent_launch import recurrent_launch
 
 WARPS = 8
 FEW_WARPS = 4

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cgbench.engine.recurrent import DecodeStates, RecurrentCache
-from cgbench.kernels.recurrent.delta_net import DeltaRows, LayerState
-from cgbench.kernels.recurrent.delta_rule import delta_rule_by_torch, take_up
+from cgbench.kernels.gdn.delta_net import DeltaRows, LayerState
+from cgbench.kernels.gdn.delta_rule import delta_rule_by_torch, take_up
 from tests.support.delta_nets import Case, moved, random_cache, random_net, random_rows
 from tests.support.interpreter import run_interpreted
 
@@ -33,7 +33,7 @@ DEVICE_CASES = [
 def check_case(case: Case, dtype: torch.dtype, device: str) -> float:
     """A few verifies, ragged, from caches alike; the largest error, relative to each result's
     norm, of what is read and of every slot's state but scratch."""
-    from cgbench.kernels.recurrent import triton_recurrent
+    from cgbench.kernels.gdn import triton_recurrent
 
     torch.manual_seed(case.query_len)
     net = random_net(case, dtype, device)
@@ -98,7 +98,7 @@ def check_again(
     cache: RecurrentCache, slots: torch.Tensor, positions: torch.Tensor, rows: DeltaRows
 ) -> None:
     """Run twice from one length, a verify gives the same to the bit."""
-    from cgbench.kernels.recurrent import triton_recurrent
+    from cgbench.kernels.gdn import triton_recurrent
 
     runs = []
     for _ in range(2):
@@ -124,7 +124,7 @@ def check_all() -> int:
 
 def check_take_up(device: str) -> None:
     """More rows than a program takes, of which some have no room for another verify's."""
-    from cgbench.kernels.recurrent import triton_recurrent
+    from cgbench.kernels.gdn import triton_recurrent
 
     torch.manual_seed(0)
     slots = torch.cat([torch.randperm(140), torch.tensor([140] * 2)]).to(device)

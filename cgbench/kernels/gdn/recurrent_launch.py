@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cgbench.kernels.gdn.delta_net import DeltaRows, LayerState
 from cgbench.kernels.gpu import early, launch_keywords
-from cgbench.kernels.recurrent.delta_net import DeltaRows, LayerState
 
 
 class RecurrentLaunch(NamedTuple):
@@ -16,7 +16,7 @@ class RecurrentLaunch(NamedTuple):
     out: Tensor
     programs: int
     arguments: tuple[Any, ...]
-    keywords: dict[str, Any]
+    keywords: dict[str, int]
 
 
 def recurrent_launch(
@@ -56,8 +56,8 @@ def recurrent_launch(
         *map(_row_stride, (query, gate, rate, time_step)),
     )
     keywords = {
-        "KEY_PART": key.storage_offset() - query.storage_offset(),
-        "VALUE_PART": value.storage_offset() - query.storage_offset(),
+        "KEY_PART": int(key.storage_offset() - query.storage_offset()),
+        "VALUE_PART": int(value.storage_offset() - query.storage_offset()),
         "KEY_STEP": key.stride(2),
         "VALUE_STEP": value.stride(2),
         "GATE_STEP": gate.stride(2),
