@@ -1,7 +1,7 @@
 """What is taken into a product: where it is, and that it computes the same."""
 
 from collections.abc import Callable
-from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,28 +41,20 @@ RESIDUAL = [LINEAR_ADD]
 linear = torch.ops.cgbench.linear.default
 
 
-@pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[GraphModule]]:
-    """Every graph that a compiler is given of a kind of model, which is traced once. Tokens are
-    plain greedy decoding's."""
-
-    @cache
-    def trace(name: str) -> list[GraphModule]:
-        kind, _, form = name.partition(" ")
-        shape = SHAPES.get(form, {}) | (
-            {"first_k_dense_replace": 0} if kind == "deepseek_v3" else {}
-        )
-        folder = make_checkpoint(tmp_path_factory.mktemp(kind), kind, **shape)
-        torch._dynamo.reset()
-        with traced_layers() as graphs:
-            spec_tokens = 0 if kind in ONE_ROW else 1
-            spec = compiled(folder, keeps_latents=form != "expanded")[1]
-            tokens = decoded(spec, spec_tokens, 3)
-        prompts = random_prompts(max(BATCH_SIZES))[:3]
-        assert tokens == greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
-        return graphs
-
-    return trace
+def traced(folder: Path, name: str) -> list[GraphModule]:
+    """Every graph that a compiler is given of a kind of model, made in ``folder``. Tokens are plain
+    greedy decoding's."""
+    kind, _, form = name.partition(" ")
+    shape = SHAPES.get(form, {}) | ({"first_k_dense_replace": 0} if kind == "deepseek_v3" else {})
+    make_checkpoint(folder, kind, **shape)
+    torch._dynamo.reset()
+    with traced_layers() as graphs:
+        spec_tokens = 0 if kind in ONE_ROW else 1
+        spec = compiled(folder, keeps_latents=form != "expanded")[1]
+        tokens = decoded(spec, spec_tokens, 3)
+    prompts = random_prompts(max(BATCH_SIZES))[:3]
+    assert tokens == greedy_reference(reference_model(folder), prompts, MAX_NEW_TOKENS)
+    return graphs
 
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -71,6 +63,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 DENSE = [NORM, ROTATED_LINEAR, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
 NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
+MIXTURES = {"qwen3_moe", "deepseek_v3", "deepseek_v3 expanded", "qwen3_next", "qwen3_next odd"}
+MIXTURES |= {"ernie4_5_moe biased"}
+LAUNCHED_EARLY = {
+    "mimo": True,
+    "gemma3_text": True,
+    "deepseek_v3": True,
+    # Keys are put together in a tensor that is made empty.
+    "deepseek_v3 expanded": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -96,24 +97,20 @@ NORMED_HEADS = [NORM, ADD_NORM, GATED_LINEAR, LINEAR_ADD]
         ("qwen3_next odd", [NORM, ADD_NORM, GATED_LINEAR]),
     ],
 )
-def test_what_layers_are_made_of(
-    traced: Callable[[str], list[GraphModule]], kind: str, expected: list[Any]
-) -> None:
-    layers = [graph for graph in traced(kind) if "cgbench.attend" in str(graph.graph)]
+def test_what_layers_are_made_of(tmp_path: Path, kind: str, expected: list[Any]) -> None:
+    """A mixture's experts take what a layer ends with: the residual, with the shared expert's
+    product in it where there is one. A layer that reads what it writes from is launched early."""
+    graphs = traced(tmp_path, kind)
+    layers = [graph for graph in graphs if "cgbench.attend" in str(graph.graph)]
     assert layers
     for graph in layers:
         assert fused_in(graph) == expected
-
-
-@pytest.mark.parametrize(
-    "kind", ["qwen3_moe", "deepseek_v3", "qwen3_next", "qwen3_next odd", "ernie4_5_moe biased"]
-)
-def test_experts_take_what_a_layer_ends_with(
-    traced: Callable[[str], list[GraphModule]], kind: str
-) -> None:
-    """The residual, with the shared expert's product in it where there is one."""
-    ends = [mixture_ends(graph) for graph in traced(kind)]
-    assert any(ends) and all(end is not None for each in ends for end in each)
+    ends = [mixture_ends(graph) for graph in graphs]
+    assert any(ends) is (kind in MIXTURES)
+    assert all(end is not None for each in ends for end in each)
+    if kind in LAUNCHED_EARLY:
+        with_products = [graph for graph in graphs if has_product(graph)]
+        assert {can_launch_early(each) for each in with_products} == {LAUNCHED_EARLY[kind]}
 
 
 def has_product(graph: GraphModule) -> bool:
@@ -272,23 +269,6 @@ def adds_positions(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
 def test_only_what_reads_is_launched_early(function: Callable[..., Any], expected: bool) -> None:
     graph, _ = graph_and_result(function, random_inputs())
     assert can_launch_early(graph) == expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("mimo", True),
-        ("gemma3_text", True),
-        ("deepseek_v3", True),
-        # Keys are put together in a tensor that is made empty.
-        ("deepseek_v3 expanded", False),
-    ],
-)
-def test_layers_that_read_what_they_write_from_are_launched_early(
-    traced: Callable[[str], list[GraphModule]], kind: str, expected: bool
-) -> None:
-    layers = [graph for graph in traced(kind) if has_product(graph)]
-    assert {can_launch_early(graph) for graph in layers} == {expected}
 
 
 @pytest.mark.parametrize("has_bias", [False, True])

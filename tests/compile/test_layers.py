@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 from torch.fx import GraphModule
 
 from cgbench.compile.operators import GATED_LINEAR, LINEAR, LINEAR_ADD, ROTATED_LINEAR
@@ -48,10 +49,12 @@ def test_tokens_are_plain_greedy_decodings(tmp_path: Path) -> None:
     """By the compiler itself, with drafts: dense layers, and latent ones with a mixture, whose
     forms' inputs the compiler counts. In one test, because each process that compiles imports the
     compiler. Forms without drafts or for one request are traced where fusion is tried."""
-    check_tokens(tmp_path / "mimo", "mimo", 3)
-    torch._dynamo.reset()
     mixture = {"num_hidden_layers": 1, "first_k_dense_replace": 0}
-    check_tokens(tmp_path / "deepseek_v3", "deepseek_v3", 1, family=DEEPSEEK, **mixture)
+    # Without the headers of vector instructions, C++ compiles a quarter faster.
+    with inductor.patch({"cpp.simdlen": 1}):
+        check_tokens(tmp_path / "mimo", "mimo", 2)
+        torch._dynamo.reset()
+        check_tokens(tmp_path / "deepseek_v3", "deepseek_v3", 1, family=DEEPSEEK, **mixture)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def see(case: Case, ranks: Ranks) -> Seen:
         reference_drafts(model),
         counted(model),
         held(model),
-        {k: crossed(model, k) for k in (1, 3)},
+        {} if ranks.size == 1 else {k: crossed(model, k) for k in (1, 3)},
         plainly(model) if case.reads_plain else None,
         None if ranks.size == 1 or not case.compiled else compiled_rows(model, case.compiled),
     )

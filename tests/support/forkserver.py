@@ -34,7 +34,7 @@ def fork_context() -> ForkServerContext:
     It is started here: whoever asks for another list of modules afterwards gets this one.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload(["tests.support.preloaded"])
     forkserver.ensure_running()
     return context
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, NoReturn
 
+from tests.support.collector import all_stays
 from tests.support.forkserver import fork_context
 
 ROOT = Path(__file__).parents[2]
@@ -104,8 +105,9 @@ def serve() -> None:
 def _serve(listening: int, input: int, preloaded: Sequence[str]) -> None:
     """Each connection is a process to start. The server ends when its input does."""
     sys.path.insert(0, str(ROOT))
-    for name in preloaded:
-        importlib.import_module(name)
+    with all_stays():
+        for name in preloaded:
+            importlib.import_module(name)
     listener = socket.socket(fileno=listening)
     while listener in select.select([listener, input], [], [])[0]:
         connection, _ = listener.accept()

@@ -74,11 +74,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
 """Every rule with both kinds of head. Other models are decoded greedily."""
 COMPILED = {
     "glm4_moe divided": 2,
-    "glm4_moe_lite whole": 2,
+    "glm4_moe_lite whole": 1,
 }
 """On how many ranks layers are compiled: both kinds of head, and every sum over the ranks, of
-products and of experts. A mixture's operator adds up its shared expert and the others at once, and
-plain modules one by one, so the ranks are alike. ``tell_fp8_kv`` compiles dense layers on one."""
+products and of experts. GLM-4-MoE's operator adds up its shared expert and the others at once, and
+plain modules one by one, so its ranks are alike. ``tell_fp8_kv`` compiles dense layers on one."""
 SHARED_PATHS = {"glm4_moe_lite": f"{OWN_PATH} and products"}
 """transformers' plan leaves this shared expert whole on every rank, and divides the experts. So one
 sum over the ranks cannot be of both. A head that is whole needs none."""
