@@ -1,9 +1,9 @@
 """Compute a gated delta net's few rows in one Gluon kernel a layer, for heads of 128.
 
-It computes what ``triton_recurrent`` does, in the same form, with layouts of its own choice. A warp
-has some columns of the head's matrix, as one operand of a tensor core's product. So the matrix goes
-from memory to registers, and nowhere else. The rows' keys and queries are the other operand, and
-pass through shared memory once.
+It computes what ``triton_recurrent`` does, in the same form, with layouts of its own choice. The
+head's matrix comes into shared memory by asynchronous copies, which hold no registers. A warp has
+some of its columns as one operand of a tensor core's product. The rows' keys and queries are the
+other operand. Pairs of rows are dealt to warps, and the gates of rows to lanes.
 """
 
 import torch
@@ -29,6 +29,7 @@ MOST_REGISTERS = 128
 FEWER_REGISTERS = 80
 """With so many three fit. A few words of a program go through memory then."""
 MANY_PROGRAMS = 512
+"""From so many on three on a multiprocessor are faster, though each is slower."""
 
 TAPS = 4
 LEAST_ROWS = 4
