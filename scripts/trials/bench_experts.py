@@ -39,7 +39,7 @@ from cgbench.kernels.moe.expert_plan import Plan, plan_of
 from cgbench.kernels.moe.expert_products import Choice, Experts, SharedExpert
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds, write_lines
+from graph_timing import graph_seconds, tell
 
 
 class Shape(NamedTuple):
@@ -332,12 +332,9 @@ def main() -> None:
         shared = [make_shared(shape) for _ in range(CALLS)] if arguments.shared else []
         for num_tokens in map(int, arguments.tokens.split(",")):
             layer = make_layer(experts, shape, num_tokens, arguments.routing, shared)
-            for line in lines(name, layer, bandwidth):
-                print(line, flush=True)
-                text.append(line)
+            tell(lines(name, layer, bandwidth), text, arguments.output)
         del experts, layer, shared
         torch.cuda.empty_cache()
-    write_lines(arguments.output, text)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from cgbench.kernels.triton_linear import (
     scaled_tiling_of,
 )
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds, write_lines
+from graph_timing import graph_seconds, tell
 
 SHAPES = {
     "q, k, v": (6144, 4096),
@@ -263,14 +263,11 @@ def main() -> None:
     print("\n".join(text), flush=True)
     every = arguments.tilings == "all"
     for rows, name in product((int(word) for word in arguments.rows.split(",")), SHAPES):
-        for line in product_lines(rows, name, bandwidth, every=every, is_w8a8=arguments.w8a8):
-            print(line, flush=True)
-            text.append(line)
+        found = product_lines(rows, name, bandwidth, every=every, is_w8a8=arguments.w8a8)
+        tell(found, text, arguments.output)
     for tokens, name in product(EXPERT_TOKENS if arguments.experts else (), MIXTURES):
-        for line in expert_lines(tokens, name, bandwidth, is_w8a8=arguments.w8a8):
-            print(line, flush=True)
-            text.append(line)
-    write_lines(arguments.output, text)
+        found = expert_lines(tokens, name, bandwidth, is_w8a8=arguments.w8a8)
+        tell(found, text, arguments.output)
 
 
 if __name__ == "__main__":

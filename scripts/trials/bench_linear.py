@@ -24,7 +24,7 @@ from torch import Tensor
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.triton_linear import Tiling, linear, tiling_of
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds, write_lines
+from graph_timing import graph_seconds, tell
 from persistent_layer.gluon_linear import linear_in_rings
 from persistent_layer.triton_runs import linear_in_runs
 
@@ -148,10 +148,8 @@ def main() -> None:
         "|---:|---|---|---:|---:|---:|",
     ]
     for rows, name in product((int(word) for word in arguments.rows.split(",")), SHAPES):
-        for line in lines(rows, name, bandwidth, every=arguments.tilings == "all"):
-            print(line, flush=True)
-            text.append(line)
-    write_lines(arguments.output, text)
+        found = lines(rows, name, bandwidth, every=arguments.tilings == "all")
+        tell(found, text, arguments.output)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from torch import Tensor
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.triton_linear import linear
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds, write_lines
+from graph_timing import graph_seconds, tell
 from persistent_layer.gluon_linear import linear_in_rings
 from persistent_layer.gluon_mlp import FAULT, Buffers, buffers_of, mlps
 from persistent_layer.triton_runs import linear_in_runs
@@ -126,19 +126,17 @@ def is_right(buffers: Buffers, x: Tensor, expected: Tensor, run: Callable[[], No
 
 
 @torch.inference_mode()
-def lines(
-    layers: int, rows: int, all_slots: list[int], bandwidth: float
-) -> Iterator[tuple[str, str]]:
-    """Each way with its Markdown line, as it was measured."""
+def lines(layers: int, rows: int, all_slots: list[int], bandwidth: float) -> Iterator[str]:
+    """Markdown, a line a way, as it was measured."""
     weights = Weights(layers)
     others = [Weights(layers) for _ in range(max(LEAST_BYTES // weights.nbytes, 1))]
     x = torch.randn(rows, HIDDEN, device="cuda", dtype=torch.bfloat16)
     expected = by_torch(x, weights)
 
-    def line(way: str, seconds: float, note: str) -> tuple[str, str]:
+    def line(way: str, seconds: float, note: str) -> str:
         pair, rate = seconds / layers, weights.nbytes / seconds
         cells = f"{layers} | {rows} | {way} | {pair * 1e6:.1f} | {rate / 1e12:.2f}"
-        return way, f"| {cells} | {rate / bandwidth:.0%} | {note} |"
+        return f"| {cells} | {rate / bandwidth:.0%} | {note} |"
 
     def timed(runs: Sequence[Callable[[], object]]) -> float:
         return graph_seconds(lambda: [run() for run in runs], TIMED_REPLAYS) / len(runs)
@@ -162,7 +160,7 @@ def lines(
             runs = [persistent(x, each, slots, multiplies=multiplies)[0] for each in others]
             yield line(way, timed(runs), note)
         except Exception as error:
-            yield way, f"| {layers} | {rows} | {way} | | | | {type(error).__name__}: {error} |"
+            yield f"| {layers} | {rows} | {way} | | | | {type(error).__name__}: {error} |"
 
 
 def numbers(words: str) -> list[int]:
@@ -189,10 +187,7 @@ def main() -> None:
         "|---:|---:|---|---:|---:|---:|---|",
     ]
     for layers, rows in product(arguments.layers, arguments.rows):
-        for _, line in lines(layers, rows, arguments.slots, bandwidth):
-            print(line, flush=True)
-            text.append(line)
-            write_lines(arguments.output, text)
+        tell(lines(layers, rows, arguments.slots, bandwidth), text, arguments.output)
 
 
 if __name__ == "__main__":

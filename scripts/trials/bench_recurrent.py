@@ -28,7 +28,7 @@ from cgbench.kernels import linear as products
 from cgbench.kernels.gdn.delta_net import DeltaNet, DeltaRows, LayerState, most_pending
 from cgbench.kernels.gdn.delta_rule import delta_rule, gated_norm
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds, write_lines
+from graph_timing import graph_seconds, tell
 
 
 class Shape(NamedTuple):
@@ -193,12 +193,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device")
-    text = []
     with torch.inference_mode():
-        for line in tables(arguments, "cuda"):
-            print(line, flush=True)
-            text.append(line)
-    write_lines(arguments.output, text)
+        tell(tables(arguments, "cuda"), [], arguments.output)
 
 
 if __name__ == "__main__":

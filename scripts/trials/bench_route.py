@@ -24,7 +24,7 @@ from cgbench.kernels.moe import triton_route
 from cgbench.kernels.moe.router_rule import RouterRule
 from cgbench.kernels.moe.triton_route import RouteTiling
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds, write_lines
+from graph_timing import graph_seconds, tell
 
 
 class Router(NamedTuple):
@@ -134,10 +134,8 @@ def main() -> None:
     with torch.inference_mode():
         for name in arguments.shapes.split(","):
             for num_tokens in map(int, arguments.tokens.split(",")):
-                for line in lines(name, SHAPES[name], num_tokens, arguments.sweep):
-                    print(line, flush=True)
-                    text.append(line)
-                write_lines(arguments.output, text)
+                found = lines(name, SHAPES[name], num_tokens, arguments.sweep)
+                tell(found, text, arguments.output)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cgbench.floor.device_limits import read_bandwidth
 from cgbench.rundir.environment import environment
-from graph_timing import graph_seconds, write_lines
+from graph_timing import graph_seconds, tell
 from persistent_layer.gluon_stream import Ring, stream
 
 OUTPUTS, INPUTS, COPIES = 22016, 4096, 12
@@ -76,10 +76,7 @@ def main() -> None:
         "[TB/s] | of read bandwidth | a launch each [TB/s] | of read bandwidth |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for line in lines(bandwidth):
-        print(line, flush=True)
-        text.append(line)
-        write_lines(arguments.output, text)
+    tell(lines(bandwidth), text, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,25 @@
 """Two devices share EAGLE-3 heads, DFlash drafters, MiMo-V2's target and Step-3.5's, captured."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from cgbench.models.heads.families import MIMO_V2, STEP
 from cgbench.models.heads.head import HeadForm
 from cgbench.rundir.store import RunDirectory
 from tests.support import dflash, eagle3
 from tests.support.command import cgbench
-from tests.support.forkserver import forked_ranks
 from tests.support.tiny import add_tokenizer, make_checkpoint
+from tests.support.two_devices import (  # noqa: F401
+    ON_TWO_DEVICES,
+    RANDOM,
+    SHORT,
+    quick_ranks,
+)
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
-]
+pytestmark = ON_TWO_DEVICES
 
 NAMES = ("eagle3", "dflash", "mimo_v2_flash", "step3p5")
-SHORT = ("--iterations", 8, "--max-time", 0, "--max-new-tokens", 12, "--context-len", 16)
-RANDOM = ("--prompts", "random")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_ranks() -> Iterator[None]:
-    with forked_ranks():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Two ranks on two devices: captured with their collectives, audited, and gone cleanly."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,15 @@ from cgbench.models.heads.families import MIMO, QWEN
 from cgbench.parallel.launch import run_on_ranks
 from cgbench.rundir.store import RunDirectory
 from tests.support.command import cgbench
-from tests.support.forkserver import forked_ranks
 from tests.support.tiny import add_tokenizer, make_checkpoint
+from tests.support.two_devices import (  # noqa: F401
+    ON_TWO_DEVICES,
+    RANDOM,
+    SHORT,
+    quick_ranks,
+)
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
-]
-
-SHORT = ("--iterations", 8, "--max-time", 0, "--max-new-tokens", 12, "--context-len", 16)
-RANDOM = ("--prompts", "random")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_ranks() -> Iterator[None]:
-    with forked_ranks():
-        yield
-
+pytestmark = ON_TWO_DEVICES
 
 HYBRID = "qwen3_next-hybrid"
 EXPERTS = {"moe_intermediate_size": 64}

@@ -578,30 +578,25 @@ def state_not_put_back(patch: Patch) -> None:
 @mutation("isolation", kind="qwen3_5")
 def state_written_to_the_wrong_slot(patch: Patch) -> None:
     """A row's new state goes to the next slot as well."""
-    real = DecodeStates.delta_rule
-
-    def delta_rule(self: DecodeStates, layer_idx: int, rows: DeltaRows) -> Tensor:
-        out = real(self, layer_idx, rows)
-        matrix = self.cache.layers[layer_idx].matrix
-        beside = (self.slots + 1) % len(matrix)
-        others = ~torch.isin(beside, self.slots)
-        matrix[beside[others]] = matrix[self.slots[others]]
-        return out
-
-    patch.setattr(DecodeStates, "delta_rule", delta_rule)
+    _written_beside(patch, "matrix")
 
 
 @mutation("isolation", kind="qwen3_5")
 def added_rows_written_to_the_wrong_slot(patch: Patch) -> None:
     """What a row adds to its state is kept for the next slot as well."""
+    _written_beside(patch, "updates")
+
+
+def _written_beside(patch: Patch, name: str) -> None:
+    """A layer's buffer of that name goes from each slot to the next, if no row has that one."""
     real = DecodeStates.delta_rule
 
     def delta_rule(self: DecodeStates, layer_idx: int, rows: DeltaRows) -> Tensor:
         out = real(self, layer_idx, rows)
-        updates = self.cache.layers[layer_idx].updates
-        beside = (self.slots + 1) % len(updates)
+        tensor: Tensor = getattr(self.cache.layers[layer_idx], name)
+        beside = (self.slots + 1) % len(tensor)
         others = ~torch.isin(beside, self.slots)
-        updates[beside[others]] = updates[self.slots[others]]
+        tensor[beside[others]] = tensor[self.slots[others]]
         return out
 
     patch.setattr(DecodeStates, "delta_rule", delta_rule)

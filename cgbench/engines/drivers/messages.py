@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 _T = TypeVar("_T")
 
 JsonObject: TypeAlias = dict[str, Any]
-"""This is an object as JSON has it. An engine's process imports nothing else of cgbench."""
+"""This is ``cgbench.inputs.JsonObject``, which a driver may not import."""
 
 START, PREFILL, STEPS, PROFILE, TOKENS, STOP = (
     *("start", "prefill", "steps", "profile", "tokens", "stop"),

@@ -6,6 +6,8 @@ some of its columns as one operand of a tensor core's product. The rows' keys an
 other operand. Pairs of rows are dealt to warps, and the gates of rows to lanes.
 """
 
+import functools
+
 import torch
 import triton
 from torch import Tensor
@@ -349,9 +351,17 @@ def takes(rows: DeltaRows) -> bool:
     """Return whether the kernel has these rows' number, sizes and device."""
     net, device = rows.net, rows.query.device
     sizes = net.key_size, net.value_size, net.conv_weight.shape[1]
-    if device.type != "cuda" or sizes != (SIZE, SIZE, TAPS) or rows.num_tokens[1] > MOST_ROWS:
-        return False
-    return torch.cuda.get_device_capability(device) >= AMPERE
+    return (
+        sizes == (SIZE, SIZE, TAPS)
+        and rows.num_tokens[1] <= MOST_ROWS
+        and _has_tensor_cores(device)
+    )
+
+
+@functools.cache
+def _has_tensor_cores(device: torch.device) -> bool:
+    """Return whether ``device`` has those that multiply parts of float32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def delta_rule(launch: RecurrentLaunch) -> Tensor:

@@ -41,8 +41,14 @@ def _replay_seconds(graph: torch.cuda.CUDAGraph) -> float:
     return milliseconds / 1e3
 
 
-def write_lines(output: Path | None, lines: Iterable[str]) -> None:
-    """Write ``lines`` to the file of ``--output``, if it was given."""
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def tell(lines: Iterable[str], told: list[str], output: Path | None) -> None:
+    """Print each of ``lines`` as it comes, and put it behind ``told`` in the file of ``--output``.
+
+    So a trial that is cut off leaves what it has measured.
+    """
+    for line in lines:
+        print(line, flush=True)
+        told.append(line)
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text("\n".join(told) + "\n", encoding="utf-8")

@@ -14,8 +14,6 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
     tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
@@ -28,6 +26,7 @@ from persistent_layer.gluon_mlp import (
     bring,
     hand_over,
     most_parts,
+    multiplied,
     summed,
 )
 
@@ -102,23 +101,11 @@ def _multiply_partition(
     other = gl.zeros([BLOCK, NUM_ROWS], gl.float32, SUMS)
     for i in range(high - low):
         unit = low + i
-        slot = i % SLOTS
         begins = (i == 0) | (unit % a_tile == 0)
-        mbarrier.wait(full.index(slot), i // SLOTS & 1)
-        mbarrier.wait(rows_full.index(slot), i // SLOTS & 1)
-        right = rows.index(2 * slot).permute((1, 0))
-        one = warpgroup_mma(weights.index(2 * slot), right, one, use_acc=begins == 0, is_async=True)
-        if IS_GATED:
-            other = warpgroup_mma(
-                weights.index(2 * slot + 1), right, other, use_acc=begins == 0, is_async=True
-            )
-            one, other = warpgroup_mma_wait(0, [one, other])
-        else:
-            right = rows.index(2 * slot + 1).permute((1, 0))
-            one = warpgroup_mma(weights.index(2 * slot + 1), right, one, is_async=True)
-            one = warpgroup_mma_wait(0, [one])
-        mbarrier.arrive(empty.index(slot), count=1)
-        mbarrier.arrive(rows_empty.index(slot), count=1)
+        one, other = multiplied(
+            one, other, weights, rows, full, empty, rows_full, rows_empty, i, begins,
+            SLOTS, IS_GATED, True,
+        )  # fmt: skip
         if (unit == high - 1) | (unit % a_tile == a_tile - 1):
             tile = unit // a_tile
             is_whole, one, other = summed(

@@ -187,6 +187,33 @@ def is_last(arrived, parts):
 
 
 @gluon.jit  # type: ignore[untyped-decorator]
+def multiplied(
+    one, other, weights, rows, full, empty, rows_full, rows_empty, i, begins,
+    SLOTS: gl.constexpr, IS_GATED: gl.constexpr, MULTIPLIES: gl.constexpr,
+):  # fmt: skip
+    """Return the sums with unit ``i`` in them, once it is there, and hand its slot back."""
+    slot = i % SLOTS
+    turn = i // SLOTS & 1
+    mbarrier.wait(full.index(slot), turn)
+    mbarrier.wait(rows_full.index(slot), turn)
+    if MULTIPLIES:
+        right = rows.index(2 * slot).permute((1, 0))
+        one = warpgroup_mma(weights.index(2 * slot), right, one, use_acc=begins == 0, is_async=True)
+        if IS_GATED:
+            other = warpgroup_mma(
+                weights.index(2 * slot + 1), right, other, use_acc=begins == 0, is_async=True
+            )
+            one, other = warpgroup_mma_wait(0, [one, other])
+        else:
+            right = rows.index(2 * slot + 1).permute((1, 0))
+            one = warpgroup_mma(weights.index(2 * slot + 1), right, one, is_async=True)
+            one = warpgroup_mma_wait(0, [one])
+    mbarrier.arrive(empty.index(slot), count=1)
+    mbarrier.arrive(rows_empty.index(slot), count=1)
+    return one, other
+
+
+@gluon.jit  # type: ignore[untyped-decorator]
 def summed(
     one, other, partial, arrived, place, tile, a_tile, units,
     SIZE: gl.constexpr, HAS_TWO: gl.constexpr,
@@ -238,22 +265,11 @@ def _multiply_partition(
         units = inner // BLOCK * a_tile
         low, high = units * p // programs, units * (p + 1) // programs
         for unit in range(low, high):
-            slot = i % SLOTS
-            turn = i // SLOTS & 1
             begins = (unit == low) | (unit % a_tile == 0)
-            mbarrier.wait(full.index(slot), turn)
-            mbarrier.wait(rows_full.index(slot), turn)
-            if MULTIPLIES:
-                right = rows.index(2 * slot).permute((1, 0))
-                one = warpgroup_mma(
-                    weights.index(2 * slot), right, one, use_acc=begins == 0, is_async=True
-                )
-                other = warpgroup_mma(
-                    weights.index(2 * slot + 1), right, other, use_acc=begins == 0, is_async=True
-                )
-                one, other = warpgroup_mma_wait(0, [one, other])
-            mbarrier.arrive(empty.index(slot), count=1)
-            mbarrier.arrive(rows_empty.index(slot), count=1)
+            one, other = multiplied(
+                one, other, weights, rows, full, empty, rows_full, rows_empty, i, begins,
+                SLOTS, True, MULTIPLIES,
+            )  # fmt: skip
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
@@ -273,28 +289,11 @@ def _multiply_partition(
         units = hidden // BLOCK * a_tile
         low, high = units * p // programs, units * (p + 1) // programs
         for unit in range(low, high):
-            slot = i % SLOTS
-            turn = i // SLOTS & 1
             begins = (unit == low) | (unit % a_tile == 0)
-            mbarrier.wait(full.index(slot), turn)
-            mbarrier.wait(rows_full.index(slot), turn)
-            if MULTIPLIES:
-                one = warpgroup_mma(
-                    weights.index(2 * slot),
-                    rows.index(2 * slot).permute((1, 0)),
-                    one,
-                    use_acc=begins == 0,
-                    is_async=True,
-                )
-                one = warpgroup_mma(
-                    weights.index(2 * slot + 1),
-                    rows.index(2 * slot + 1).permute((1, 0)),
-                    one,
-                    is_async=True,
-                )
-                one = warpgroup_mma_wait(0, [one])
-            mbarrier.arrive(empty.index(slot), count=1)
-            mbarrier.arrive(rows_empty.index(slot), count=1)
+            one, other = multiplied(
+                one, other, weights, rows, full, empty, rows_full, rows_empty, i, begins,
+                SLOTS, False, MULTIPLIES,
+            )  # fmt: skip
             i += 1
             if (unit == high - 1) | (unit % a_tile == a_tile - 1):
                 tile = unit // a_tile
