@@ -4,10 +4,9 @@
     python scripts/trials/bench_linear.py --rows 4 --tilings all
 
 Every product runs over several weights in turn, captured in one CUDA graph, so that no cache holds
-what the next one reads. Beside them run two trials that cut all tiles of a product in equal runs:
-in Triton (``persistent_layer/triton_runs.py``), and in Gluon with a ring of bulk copies
-(``persistent_layer/gluon_linear.py``, on Hopper alone). ``--tilings all`` shows the best of many,
-from which the kernel's own rule was made. Shapes are a 7B model's (MiMo: q/k/v and gate/up packed,
+what the next one reads. Beside them runs a trial that cuts all tiles of a product in equal runs
+(``persistent_layer/triton_runs.py``). ``--tilings all`` shows the best of many, from which the
+kernel's own rule was made. Shapes are a 7B model's (MiMo: q/k/v and gate/up packed,
 the head's projection, lm_head). Needs a CUDA device.
 """
 
@@ -25,7 +24,6 @@ from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.triton_linear import Tiling, linear, tiling_of
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds, tell
-from persistent_layer.gluon_linear import linear_in_rings
 from persistent_layer.triton_runs import linear_in_runs
 
 SHAPES = {
@@ -53,8 +51,6 @@ BLOCKS = (
 )
 SPLITS = (1, 2, 4)
 # Programs and stages: as many programs as an H200 has multiprocessors, or more.
-HOPPER, PROGRAMS, LEAST_ROWS = 9, 132, 8
-SLOTS = (6, 4)
 RUNS = ((132, 6), (264, 5), (132, 8), (264, 4), (396, 3), (528, 2))
 # With fewer programs the device is idle, with more their sums cost more than they gain.
 LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 800
@@ -75,9 +71,6 @@ def candidates(outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
         yield name + (" (its rule)" if tiling == rule else ""), streamed(tiling)
     for programs, stages in RUNS if every else RUNS[:2]:
         yield f"{programs} equal runs, {stages} stages", in_runs(programs, stages)
-    if torch.cuda.get_device_capability()[0] == HOPPER:
-        for slots in SLOTS:
-            yield f"{PROGRAMS} equal runs, a ring of {slots} slots", in_rings(slots)
 
 
 def streamed(tiling: Tiling) -> Product:
@@ -88,19 +81,6 @@ def streamed(tiling: Tiling) -> Product:
 def in_runs(programs: int, stages: int) -> Product:
     """The trial kernel of equal runs of tiles."""
     return partial(linear_in_runs, bias=None, programs=programs, num_stages=stages)
-
-
-def in_rings(slots: int) -> Product:
-    """The trial kernel of equal runs with a ring. It multiplies rows that are no fewer than 8."""
-    wide: dict[int, Tensor] = {}
-
-    def multiply(x: Tensor, weight: Tensor) -> Tensor:
-        # Made in the warm-up, so that no kernel of the graph pads.
-        if x.data_ptr() not in wide:
-            wide[x.data_ptr()] = F.pad(x, (0, 0, 0, max(0, LEAST_ROWS - len(x))))
-        return linear_in_rings(wide[x.data_ptr()], weight, programs=PROGRAMS, slots=slots)
-
-    return multiply
 
 
 def is_worth_trying(tiling: Tiling, outputs: int) -> bool:

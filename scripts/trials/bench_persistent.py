@@ -24,7 +24,6 @@ from cgbench.floor.device_limits import read_bandwidth
 from cgbench.kernels.triton_linear import linear
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds, tell
-from persistent_layer.gluon_linear import linear_in_rings
 from persistent_layer.gluon_mlp import FAULT, Buffers, buffers_of, mlps
 from persistent_layer.triton_runs import linear_in_runs
 
@@ -98,14 +97,6 @@ def persistent(
     return run, buffers
 
 
-def by_rings(x: Tensor, weights: Weights) -> Tensor:
-    """A kernel a product, each with a ring of bulk copies that fills before the one ahead ends."""
-    for gate_up, down in zip(weights.gate_up, weights.down, strict=True):
-        h = linear_in_rings(x, gate_up, is_gated=True, programs=132, slots=6)
-        x = linear_in_rings(h, down, residual=x, programs=132, slots=6)
-    return x
-
-
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).float().norm() / expected.float().norm())
 
@@ -141,12 +132,10 @@ def lines(layers: int, rows: int, all_slots: list[int], bandwidth: float) -> Ite
     def timed(runs: Sequence[Callable[[], object]]) -> float:
         return graph_seconds(lambda: [run() for run in runs], TIMED_REPLAYS) / len(runs)
 
-    wide = F.pad(x, (0, 0, 0, max(0, LEAST_ROWS - rows)))
     ways: dict[str, Callable[[Weights], Tensor]] = {
         "a kernel a product": lambda each: by_kernels(x, each),
         "the same, 132 equal runs": lambda each: by_runs(x, each, 132),
         "the same, 264 equal runs": lambda each: by_runs(x, each, 264),
-        "the same, 132 equal runs, rings of 6 slots": lambda each: by_rings(wide, each)[:rows],
     }
     for way, compute in ways.items():
         found = compute(weights)
