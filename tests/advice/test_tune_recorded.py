@@ -215,7 +215,7 @@ def test_one_length_serves_the_one_k_that_was_measured() -> None:
     ("name", "row", "is_borrowed"),
     [
         ("mimo-7b-golden-k3", "glm-5.2-on", True),
-        ("qwen3.5-35b-a3b-k3", "qwen3.5-397b-on", True),
+        ("qwen3.5-35b-surface", "qwen3.5-397b-on", True),
         # Which model a checkpoint is, its name need not tell.
         ("smollm2-humaneval-k3", "glm-5.2-on", False),
     ],
