@@ -136,7 +136,7 @@ def _at_context(
 ) -> ContextAdvice:
     here = tuple(best for best in bests if best.group.context_len == context_len)
     work = work_of(times, context_len, question.concurrency)
-    tiers = tiers_of(here, times, lengths)
+    tiers = tiers_of(here, times, lengths, question.confidence)
     found = _decide(tiers, Ground(times, lengths, context_len, work), question)
     return ContextAdvice(
         context_len=context_len,

@@ -8,9 +8,10 @@ is predicted from its neighbours.
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import inf, log, sqrt
 
 from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
+from cgbench.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,22 @@ def left_out_errors(times: MeasuredTimes, context_len: int) -> list[float]:
 
 def interpolation_error(times: MeasuredTimes, context_len: int) -> float | None:
     """Return the root mean square of ``left_out_errors``, or None if there are none."""
+    return _known(interpolation_doubt(times, context_len).error)
+
+
+def interpolation_doubt(times: MeasuredTimes, context_len: int) -> Estimate:
+    """Return 0 with the error of the logarithm of an interpolated time.
+
+    The error is infinite if no batch size lies between two others.
+    """
     errors = left_out_errors(times, context_len)
-    return sqrt(sum(each**2 for each in errors) / len(errors)) if errors else None
+    if not errors:
+        return Estimate(0.0, inf, 1)
+    return Estimate(0.0, sqrt(sum(each**2 for each in errors) / len(errors)), len(errors))
+
+
+def _known(error: float) -> float | None:
+    return None if error == inf else error
 
 
 def _errors(times: MeasuredTimes, context_len: int) -> Iterator[float]:

@@ -1,11 +1,13 @@
 """Build a schedule of k by batch size, with the fewest tiers that contradict no measured size."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 from cgbench.advice.best_k import Best
+from cgbench.advice.bounded import bounded
 from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
+from cgbench.advice.interpolation import interpolation_doubt
 from cgbench.advice.lengths import Lengths
 
 
@@ -13,8 +15,8 @@ from cgbench.advice.lengths import Lengths
 class KTier:
     """A ``KTier`` is a stretch of batch sizes, ``first`` to ``last``, that all draft ``k``.
 
-    ``tied`` are other k that would do as well as far as the data shows. ``measured_from`` is the
-    first batch size measured in the tier. Between ``first`` and it, the switch is interpolated.
+    ``tied`` are other k that would do as well as far as the data shows. ``measured_from`` and
+    ``measured_to`` are the first and last batch size measured in the tier.
     """
 
     first: int
@@ -22,25 +24,31 @@ class KTier:
     k: int
     tied: tuple[int, ...] = ()
     measured_from: int = 1
+    measured_to: int = 1
 
 
-def tiers_of(bests: Sequence[Best], times: MeasuredTimes, lengths: Lengths) -> tuple[KTier, ...]:
+def tiers_of(
+    bests: Sequence[Best], times: MeasuredTimes, lengths: Lengths, confidence: float
+) -> tuple[KTier, ...]:
     """Return tiers over 1 to the largest batch size of one context. ``bests`` ascend.
 
     A tier goes on for as long as one k may be the best of all its batch sizes. Of several such k
-    the smallest is taken, which needs the fewest graphs.
+    the smallest is taken, which needs the fewest graphs. Between two tiers the smaller k is taken
+    too, but where the longer one is ahead by more than interpolation may be wrong by.
     """
+    doubts = {each: interpolation_doubt(times, each) for each in times.contexts}
+    margins = {each: bounded(doubt, confidence).high for each, doubt in doubts.items()}
     stretches = _stretches(bests)
     tiers: list[KTier] = []
     for good, members in stretches:
         k, measured_from = min(good), members[0].group.batch_size
         first = 1
         if tiers:
-            before = tiers[-1]
-            first = _switch(before.k, k, before.last, members[0], times, lengths)
-            tiers[-1] = KTier(before.first, first - 1, before.k, before.tied, before.measured_from)
-        tied = tuple(sorted(good - {k}))
-        tiers.append(KTier(first, members[-1].group.batch_size, k, tied, measured_from))
+            before, margin = tiers[-1], margins[members[0].group.context_len]
+            first = _switch(before.k, k, before.last, members[0], times, lengths, margin)
+            tiers[-1] = replace(before, last=first - 1)
+        tied, last = tuple(sorted(good - {k})), members[-1].group.batch_size
+        tiers.append(KTier(first, last, k, tied, measured_from, last))
     return tuple(tiers)
 
 
@@ -57,9 +65,19 @@ def _stretches(bests: Sequence[Best]) -> list[tuple[frozenset[int], list[Best]]]
 
 
 def _switch(
-    old: int, new: int, last: int, best: Best, times: MeasuredTimes, lengths: Lengths
+    old: int,
+    new: int,
+    last: int,
+    best: Best,
+    times: MeasuredTimes,
+    lengths: Lengths,
+    margin: float,
 ) -> int:
-    """Return the first batch size after ``last`` where ``new`` is predicted to beat ``old``."""
+    """Return the first batch size after ``last`` where ``new`` is taken in place of ``old``.
+
+    The longer of the two is taken where the shorter one's time a token is over ``margin`` times its
+    own.
+    """
     context, until = best.group
     olds, news = ([times.cells.get(At(context, n, k)) for n in (last, until)] for k in (old, new))
     ends = [cell for cell in (*olds, *news) if cell is not None]
@@ -71,7 +89,8 @@ def _switch(
     old_low, old_high, new_low, new_high = (_token_time(cell, lengths) for cell in ends)
     for n in range(last + 1, until):
         share = (n - last) / (until - last)
-        if _between(new_low, new_high, share) < _between(old_low, old_high, share):
+        over = _between(old_low, old_high, share) / _between(new_low, new_high, share)
+        if over > margin if new > old else over * margin >= 1:
             return n
     return until
 

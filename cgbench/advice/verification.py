@@ -1,15 +1,14 @@
 """Compare what was advised with a second measurement, cell by cell and as a gain."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 from cgbench.advice.advise import Advice, ContextAdvice
 from cgbench.advice.bounded import Bounded, bounded
 from cgbench.advice.cell_times import At, MeasuredTimes
 from cgbench.advice.gains import Ground, Work, fixed_lengths, gain_over, is_timed
-from cgbench.advice.interpolation import interpolation_error, time_at
-from cgbench.statistics import Estimate
+from cgbench.advice.interpolation import interpolation_doubt, time_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,9 @@ def _cell(advice: Advice, again: MeasuredTimes, at: At) -> Again | None:
     mix = time_at(advice.times, at._replace(batch_size=again.cells[at].bucket))
     if mix is None:
         return None
-    error = interpolation_error(advice.times, at.context_len)
+    doubt = interpolation_doubt(advice.times, at.context_len)
     estimate = (
-        mix.parts[0][0].log_estimate
-        if mix.is_measured
-        else Estimate(log(mix.seconds), error if error is not None else float("inf"), 1)
+        mix.parts[0][0].log_estimate if mix.is_measured else replace(doubt, value=log(mix.seconds))
     )
     return _again(
         at,

@@ -76,7 +76,7 @@ def run(
         str,
         typer.Option(
             help="Requests that decode together: 1,2,4,8, or a range 1-64: its ends and the powers "
-            "of two between. So with --spec-tokens.",
+            "of two between, and from 16 on their middles. So with --spec-tokens.",
             rich_help_panel=WORKLOAD,
         ),
     ] = "1,2,4,8",

@@ -49,11 +49,16 @@ def parse_ints(flag: str, text: str) -> tuple[int, ...]:
     return tuple(sorted(set(map(int, parts))))
 
 
+DENSER_FROM = 16
+"""From here on a sparse grid has two sizes for each doubling."""
+
+
 def parse_grid(flag: str, text: str) -> tuple[int, ...]:
     """Return ascending distinct integers from a text as ``parse_ints`` reads, or with ranges.
 
-    A range such as ``1-64`` is a sparse grid: its ends and the powers of two between. Raise
-    ``BadInputError``, which names the flag, for anything else.
+    A range such as ``1-64`` is a sparse grid: its ends and the powers of two between. Above 16 it
+    has the middles between those too, because large batches take time in steps of their tokens.
+    Raise ``BadInputError``, which names the flag, for anything else.
     """
     parts = [part.strip() for part in text.split(",")]
     ranges = [match for part in parts if (match := _RANGE.fullmatch(part))]
@@ -63,7 +68,9 @@ def parse_grid(flag: str, text: str) -> tuple[int, ...]:
         first, last = map(int, match.groups())
         if first >= last:
             raise BadInputError(f"{flag} {match[0]}: a range must rise, such as 1-64")
-        found |= {first, last, *(2**i for i in range(last.bit_length()) if first < 2**i < last)}
+        powers = [2**i for i in range(last.bit_length())]
+        middles = [power * 3 // 2 for power in powers if power >= DENSER_FROM]
+        found |= {first, last, *(n for n in (*powers, *middles) if first < n < last)}
     return tuple(sorted(found))
 
 

@@ -135,10 +135,13 @@ def options_text(advice: Advice, engine: str) -> Iterator[str]:
 
 def _interpolated(each: ContextAdvice) -> Iterator[str]:
     for before, tier in zip(each.chosen, each.chosen[1:], strict=False):
-        if tier.measured_from > tier.first:
+        low, high = before.measured_to, tier.measured_from
+        if high - low > 1:
             yield (
                 f"context {each.context_len}: the switch from k = {before.k} to {tier.k} at "
-                f"{tier.first} requests is interpolated. {tier.measured_from} was measured"
+                f"{tier.first} requests was not measured. {low} and {high} were. Between them the "
+                f"smaller k is taken unless the other is surely faster. {(low + high) // 2} among "
+                "--batch-sizes tells more"
             )
     if each.interpolation_error is not None:
         yield (

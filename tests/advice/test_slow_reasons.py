@@ -113,10 +113,12 @@ def test_launches_lose_what_the_kernels_take_and_no_more() -> None:
 
 
 def test_a_recorded_mixture_loses_most_to_the_experts_that_drafts_read() -> None:
-    (found,) = slow_reasons(recorded("qwen3.5-35b-a3b-k3"))
+    found, arithmetic = slow_reasons(recorded("qwen3.5-35b-surface"))
     assert found.rule == "experts"
-    assert found.milliseconds == pytest.approx(5.85, abs=0.01)
-    assert "164 experts a layer, and 57 at k = 0" in found.sentence
+    assert found.milliseconds == pytest.approx(6.85, abs=0.01)
+    assert "185 experts a layer, and 57 at k = 0" in found.sentence
+    assert arithmetic.rule == "arithmetic"
+    assert arithmetic.milliseconds == pytest.approx(0.731, abs=0.001)
 
 
 def test_a_recorded_dense_model_waits_for_arithmetic_at_a_large_batch() -> None:

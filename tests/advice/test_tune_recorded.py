@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,18 @@ import pytest
 from cgbench.advice.advise import Advice, Question, advise
 from cgbench.advice.break_even import Pays
 from cgbench.advice.cell_times import At, Group, log_ratio, measured_times
-from cgbench.advice.interpolation import interpolation_error, time_at
+from cgbench.advice.interpolation import (
+    interpolation_doubt,
+    interpolation_error,
+    left_out_errors,
+    time_at,
+)
 from cgbench.advice.lengths import lengths_of
 from cgbench.errors import BadInputError, CannotError, ExitCode
 from cgbench.planning import Concurrency
 from cgbench.rundir.schema import Cell
 from cgbench.rundir.store import RunDirectory
+from cgbench.tables.tune import conclusions
 from cgbench.words import Status
 from tests.support.recorded import recorded
 from tests.support.runs import Made, h200_record, without_cells
@@ -85,14 +92,14 @@ def test_a_schedule_is_advised_only_for_more_than_the_least_effect() -> None:
     ("name", "acceptance", "expected"),
     [
         # ms a token: 4.550 and 11.598 without drafts, 5.069 and 10.936 at k = 3, at 1 and 8.
-        ("ernie-4.5-21b-a3b-k3", "synthetic:0.4,0.2,0.1", [(1, 4, 0), (5, 64, 3)]),
+        ("ernie-4.5-21b-a3b-k3", "synthetic:0.4,0.2,0.1", [(1, 7, 0), (8, 64, 3)]),
         # At k = 4 and 2, at 32 and 64 requests: 2.701 and 4.020, 2.858 and 3.719.
-        ("mimo-7b-surface", None, [(1, 43, 4), (44, 64, 2)]),
+        ("mimo-7b-surface", None, [(1, 32, 4), (33, 64, 2)]),
         # k = 8 runs without a graph at 64, and where it begins to was not measured.
         ("mimo-7b-surface", "synthetic:1,1,1,1,1,1,1,1", [(1, 32, 8), (33, 64, 4)]),
     ],
 )
-def test_a_schedule_switches_where_the_lines_cross(
+def test_a_schedule_switches_where_the_longer_k_is_surely_behind_or_ahead(
     name: str, acceptance: str | None, expected: list[tuple[int, int, int]]
 ) -> None:
     (found,) = advice_of(name, acceptance=acceptance).contexts
@@ -215,7 +222,7 @@ def test_one_length_serves_the_one_k_that_was_measured() -> None:
     ("name", "row", "is_borrowed"),
     [
         ("mimo-7b-golden-k3", "glm-5.2-on", True),
-        ("qwen3.5-35b-a3b-k3", "qwen3.5-397b-on", True),
+        ("qwen3.5-35b-surface", "qwen3.5-397b-on", True),
         # Which model a checkpoint is, its name need not tell.
         ("smollm2-humaneval-k3", "glm-5.2-on", False),
     ],
@@ -285,3 +292,17 @@ def test_a_cell_that_was_not_measured_leaves_no_advice_and_no_fault(
         asked = Question(acceptance="synthetic:0.9,0.8", concurrency=concurrency)
         (found,) = advise([run], asked).contexts
         assert found.chosen == () and "no advice" in found.conclusion
+
+
+def test_a_switch_that_was_not_measured_is_told_with_what_would_tell_more() -> None:
+    said = "\n".join(conclusions(advice_of("mimo-7b-surface")))
+    assert "the switch from k = 4 to 2 at 33 requests was not measured. 32 and 64 were" in said
+    assert "48 among --batch-sizes tells more" in said
+
+
+def test_what_a_line_may_be_wrong_by_has_as_much_evidence_as_left_out_sizes() -> None:
+    times = advice_of("mimo-7b-surface").times
+    doubt = interpolation_doubt(times, 1024)
+    assert doubt.freedom == len(left_out_errors(times, 1024)) > 10
+    assert doubt.error == interpolation_error(times, 1024)
+    assert interpolation_doubt(times, 4096).error == inf

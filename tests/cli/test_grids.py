@@ -21,14 +21,14 @@ from tests.support.runs import Made
         ("3", (3,)),
         ("4,1,2", (1, 2, 4)),
         ("0-8", (0, 1, 2, 4, 8)),
-        ("1-64", (1, 2, 4, 8, 16, 32, 64)),
+        ("1-16", (1, 2, 4, 8, 16)),
+        ("1-64", (1, 2, 4, 8, 16, 24, 32, 48, 64)),
         ("3-20", (3, 4, 8, 16, 20)),
+        ("20-50", (20, 24, 32, 48, 50)),
         ("1-4,6", (1, 2, 4, 6)),
     ],
 )
-def test_a_range_is_its_ends_and_the_powers_of_two_between(
-    text: str, found: tuple[int, ...]
-) -> None:
+def test_a_range_is_its_ends_and_a_sparse_grid_between(text: str, found: tuple[int, ...]) -> None:
     assert parse_grid("--batch-sizes", text) == found
 
 

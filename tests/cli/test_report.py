@@ -15,7 +15,7 @@ from tests.support.recorded import H200
 
 MANY_K = H200 / "qwen3.5-0.8b-k0123"
 REAL = H200 / "smollm2-humaneval-k3"
-MIXTURE = H200 / "qwen3.5-35b-a3b-k3"
+MIXTURE = H200 / "qwen3.5-35b-surface"
 
 
 class Page(HTMLParser):
@@ -135,9 +135,9 @@ def test_report_and_show_import_no_torch(tmp_path: Path) -> None:
 def test_show_prints_the_tables_again() -> None:
     done = cgbench("show", MIXTURE)
     assert done.code == 0
-    assert "iteration p50 [ms]" in done.stdout and "slow: 5.85 of 22.9 ms" in done.stdout
+    assert "iteration p50 [ms]" in done.stdout and "slow: 6.85 of 15.5 ms" in done.stdout
     found = json.loads(cgbench("show", MIXTURE, "--json").stdout)
-    assert len(found["latency"]) == 18
+    assert len(found["latency"]) == 28
 
 
 def test_show_refuses_what_is_no_run(tmp_path: Path) -> None:

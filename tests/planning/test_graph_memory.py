@@ -14,8 +14,8 @@ from cgbench.rundir.run_costs import read_graph_memory, read_ledger
 from cgbench.words import Phase
 
 RESULTS = Path(__file__).parents[2] / "results" / "h200"
-# The runs that docs/plan.md speaks of. The shipped model and SmolLM2 have few small kernels. Their
-# graphs fit a page or two.
+# The runs that docs/plan.md speaks of, each with four sets of graphs or more. The shipped model and
+# SmolLM2 have few small kernels. Their graphs fit a page or two.
 RUNS = (
     "deepseek-v3-6l-k3",
     "ernie-4.5-21b-a3b-k3",
@@ -24,11 +24,11 @@ RUNS = (
     "mimo-7b-k3",
     "mimo-7b-k3-compiled",
     "qwen3-0.6b-k3",
-    "qwen3-30b-a3b-k3",
     "qwen3-32b-k3",
     "qwen3-8b-k3",
     "qwen3.5-0.8b-k0123",
-    "qwen3.5-35b-a3b-k3",
+    "qwen3.5-35b-surface",
+    "tp/qwen3-32b-tp1",
 )
 
 Key = tuple[int, bool]
@@ -72,9 +72,15 @@ def test_a_runs_own_numbers_give_a_list_that_it_did_not_capture(name: str) -> No
 def test_the_errors_that_the_documentation_states() -> None:
     every = [each for name in RUNS for each in errors(name)]
     stated, own = ([abs(error[column]) for error in every] for column in (0, 1))
-    assert round(median(stated), 2) == 0.11
-    assert round(median(own), 2) == 0.05
+    assert round(median(stated), 2) == 0.10
+    assert round(median(own), 2) == 0.06
     assert max(own) < 0.19
+
+
+def test_one_set_of_graphs_tells_too_little_of_another() -> None:
+    """A run of one scope at k = 0 and 3 has two sets, and draft graphs are in one of them alone."""
+    (_, without_drafts), (_, with_drafts) = errors("qwen3-30b-a3b-k3")
+    assert (round(without_drafts, 2), round(with_drafts, 2)) == (0.52, -0.62)
 
 
 def test_by_hand() -> None:
