@@ -26,7 +26,7 @@ from cgbench.words import Mode, Scope
 LEAST_CELLS = 10
 """Fewer cells are no more than the terms that they must separate."""
 
-KNOT_RATIO = 2
+KNOT_RATIO = 1.5
 """Neighbouring knots differ by at least this factor, because closer ones would follow noise."""
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cgbench.floor.device_limits import read_bandwidth
-from cgbench.kernels.triton_linear import Tiling, linear, tiling_of
+from cgbench.kernels.triton_linear import MAX_ROWS, Tiling, linear, tiling_of
 from cgbench.rundir.environment import environment
 from graph_timing import graph_seconds, tell
 from persistent_layer.triton_runs import linear_in_runs
@@ -58,9 +58,14 @@ LEAST_PROGRAMS, MOST_SPLIT_PROGRAMS = 90, 800
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
-def candidates(outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
-    """Ways to multiply, by name: cuBLAS, the kernel as its rule has it, and perhaps every other."""
+def candidates(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Product]]:
+    """Ways to multiply, by name: cuBLAS, the kernel as its rule has it, and perhaps every other.
+
+    Above ``MAX_ROWS`` the kernel multiplies nothing, and cuBLAS is alone.
+    """
     yield "cuBLAS", F.linear
+    if rows > MAX_ROWS:
+        return
     rule = tiling_of(outputs)
     others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS))
     kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
@@ -102,7 +107,7 @@ def lines(rows: int, name: str, bandwidth: float, *, every: bool) -> Iterator[st
     draw = partial(torch.randn, device="cuda", dtype=torch.bfloat16)
     weights = [draw(outputs, inputs) for _ in range(count)]
     x = draw(rows, inputs)
-    for way, multiply in candidates(outputs, every=every):
+    for way, multiply in candidates(rows, outputs, every=every):
         taken = seconds(multiply, x, weights)
         rate = weights[0].nbytes / taken
         cells = f"{rows} | {name} | {way} | {taken * 1e6:.1f} | {rate / 1e12:.2f}"

@@ -117,7 +117,7 @@ def test_twice_as_slow_is_predicted_twice_as_slow() -> None:
 
 
 WITH_A_CLIFF = "mimo-7b-surface"
-"""k 0, 1, 2, 4, 8 at seven batch sizes. At k = 8 the largest has no graph, and runs eager."""
+"""k 0, 1, 2, 4, 8 at nine batch sizes. At k = 8 the largest has no graph, and runs eager."""
 
 
 def test_an_eager_step_among_graphs_is_no_part_of_the_surface() -> None:
@@ -128,7 +128,12 @@ def test_an_eager_step_among_graphs_is_no_part_of_the_surface() -> None:
     assert fitted
     # Cells at the outermost tokens lie between no others, and are no evidence.
     assert len(found.cells) - 1 > len(fitted.left_out) > 30
-    assert fitted.median_error < 0.03 and fitted.worst_error < 0.08
+    # cuBLAS takes 40 % longer for 240 rows of gate and up than for 256 (linear-rows.md of results),
+    # and 48 requests at k = 4 are 240 rows. No term describes that.
+    assert fitted.median_error < 0.03 and 0.08 < fitted.worst_error < 0.17
+    smooth = {at: cell for at, cell in found.cells.items() if at != At(1024, 48, 4)}
+    without = surface_of(replace(found, cells=smooth))
+    assert without and without.worst_error < fitted.worst_error
     own = fitted.cell(eager)
     assert own and own.is_measured
     # More tokens than any graph had.
@@ -139,7 +144,7 @@ def test_an_eager_step_among_graphs_is_no_part_of_the_surface() -> None:
 
 def test_nothing_is_interpolated_over_the_cliff() -> None:
     found = measured_times([recorded(WITH_A_CLIFF)])
-    assert time_at(found, At(1024, 48, 8)) is None
+    assert time_at(found, At(1024, 56, 8)) is None
     assert time_at(found, At(1024, 24, 8)) and time_at(found, At(1024, 64, 8))
     assert time_at(found, At(1024, 48, 4))
     error = interpolation_error(found, 1024)
