@@ -34,7 +34,7 @@ def tiers_of(
 
     A tier goes on for as long as one k may be the best of all its batch sizes. Of several such k
     the smallest is taken, which needs the fewest graphs. Between two tiers the smaller k is taken
-    too, but where the longer one is ahead by more than interpolation may be wrong by.
+    too, unless the longer one is ahead by more than interpolation may be wrong by.
     """
     doubts = {each: interpolation_doubt(times, each) for each in times.contexts}
     margins = {each: bounded(doubt, confidence).high for each, doubt in doubts.items()}
