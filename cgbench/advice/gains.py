@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from cgbench.advice.bounded import Bounded, bounded
 from cgbench.advice.cell_times import At, MeasuredTimes
-from cgbench.advice.interpolation import Mix, interpolation_error, time_at
+from cgbench.advice.interpolation import Mix, interpolation_doubt, time_at
 from cgbench.advice.lengths import Lengths
 from cgbench.advice.tiers import KTier
 from cgbench.planning import Concurrency
@@ -185,8 +185,8 @@ def _blindness(ours: _Total, theirs: _Total, ground: Ground) -> float:
         for n, (k, share, is_measured) in ours.by_size.items()
         if not is_measured and theirs.by_size[n][0] != k
     )
-    error = interpolation_error(ground.times, ground.context_len)
-    return unmeasured * (inf if error is None else error) if unmeasured else 0.0
+    doubt = interpolation_doubt(ground.times, ground.context_len)
+    return unmeasured * doubt.error if unmeasured else 0.0
 
 
 def _apart(theirs: Mapping[_Key, float], ours: Mapping[_Key, float], key: _Key) -> float:

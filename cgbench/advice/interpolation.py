@@ -8,7 +8,7 @@ is predicted from its neighbours.
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, log, sqrt
+from math import inf, isfinite, log, sqrt
 
 from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
 from cgbench.statistics import Estimate
@@ -55,7 +55,8 @@ def left_out_errors(times: MeasuredTimes, context_len: int) -> list[float]:
 
 def interpolation_error(times: MeasuredTimes, context_len: int) -> float | None:
     """Return the root mean square of ``left_out_errors``, or None if there are none."""
-    return _known(interpolation_doubt(times, context_len).error)
+    error = interpolation_doubt(times, context_len).error
+    return error if isfinite(error) else None
 
 
 def interpolation_doubt(times: MeasuredTimes, context_len: int) -> Estimate:
@@ -67,10 +68,6 @@ def interpolation_doubt(times: MeasuredTimes, context_len: int) -> Estimate:
     if not errors:
         return Estimate(0.0, inf, 1)
     return Estimate(0.0, sqrt(sum(each**2 for each in errors) / len(errors)), len(errors))
-
-
-def _known(error: float) -> float | None:
-    return None if error == inf else error
 
 
 def _errors(times: MeasuredTimes, context_len: int) -> Iterator[float]:

@@ -36,16 +36,14 @@ def tiers_of(
     the smallest is taken, which needs the fewest graphs. Between two tiers the smaller k is taken
     too, unless the longer one is ahead by more than interpolation may be wrong by.
     """
-    doubts = {each: interpolation_doubt(times, each) for each in times.contexts}
-    margins = {each: bounded(doubt, confidence).high for each, doubt in doubts.items()}
     stretches = _stretches(bests)
     tiers: list[KTier] = []
     for good, members in stretches:
         k, measured_from = min(good), members[0].group.batch_size
         first = 1
         if tiers:
-            before, margin = tiers[-1], margins[members[0].group.context_len]
-            first = _switch(before.k, k, before.last, members[0], times, lengths, margin)
+            before = tiers[-1]
+            first = _switch(before.k, k, before.last, members[0], times, lengths, confidence)
             tiers[-1] = replace(before, last=first - 1)
         tied, last = tuple(sorted(good - {k})), members[-1].group.batch_size
         tiers.append(KTier(first, last, k, tied, measured_from, last))
@@ -71,12 +69,12 @@ def _switch(
     best: Best,
     times: MeasuredTimes,
     lengths: Lengths,
-    margin: float,
+    confidence: float,
 ) -> int:
     """Return the first batch size after ``last`` where ``new`` is taken in place of ``old``.
 
-    The longer of the two is taken where the shorter one's time a token is over ``margin`` times its
-    own.
+    The longer of the two is taken where it is ahead in time a token by more than interpolation may
+    be wrong by, at ``confidence``.
     """
     context, until = best.group
     olds, news = ([times.cells.get(At(context, n, k)) for n in (last, until)] for k in (old, new))
@@ -87,6 +85,7 @@ def _switch(
         # Where the old k loses its graphs was not measured, so it ends where it was.
         return last + 1
     old_low, old_high, new_low, new_high = (_token_time(cell, lengths) for cell in ends)
+    margin = bounded(interpolation_doubt(times, context), confidence).high
     for n in range(last + 1, until):
         share = (n - last) / (until - last)
         over = _between(old_low, old_high, share) / _between(new_low, new_high, share)

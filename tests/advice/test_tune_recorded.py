@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from math import inf
+from math import inf, log
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from cgbench.advice.interpolation import (
     time_at,
 )
 from cgbench.advice.lengths import lengths_of
+from cgbench.advice.verification import all_agree, cells_again, gains_again
 from cgbench.errors import BadInputError, CannotError, ExitCode
 from cgbench.planning import Concurrency
 from cgbench.rundir.schema import Cell
@@ -298,6 +299,19 @@ def test_a_switch_that_was_not_measured_is_told_with_what_would_tell_more() -> N
     said = "\n".join(conclusions(advice_of("mimo-7b-surface")))
     assert "the switch from k = 4 to 2 at 33 requests was not measured. 32 and 48 were" in said
     assert "40 among --batch-sizes tells more" in said
+
+
+def test_what_was_promised_on_an_h200_is_what_was_measured_again() -> None:
+    """``results/h200/mimo-7b-verified.md``."""
+    advice = advice_of("mimo-7b-surface")
+    again = measured_times([recorded("mimo-7b-verified/context-1024")])
+    gains, cells = gains_again(advice, again), cells_again(advice, again)
+    assert len(gains) == 5 and all_agree(gains)
+    assert len(cells) == 20
+    # A line from 32 to 48 requests, where cuBLAS takes 240 rows badly.
+    (apart,) = [each for each in cells if not each.agrees]
+    assert apart.at == At(1024, 33, 4)
+    assert log(apart.predicted.value / apart.measured.value) == pytest.approx(0.126, abs=0.001)
 
 
 def test_what_a_line_may_be_wrong_by_has_as_much_evidence_as_left_out_sizes() -> None:
