@@ -31,8 +31,13 @@ class RunWriter:
     save_tokens: bool
 
     def capture(self, deployment: "Deployment", largest: "DummyRun") -> None:
-        """Write what the graphs cost, and the largest step before them."""
+        """Write what the graphs cost, the largest step before them, and what they multiply
+        padded."""
+        from cgbench.kernels.library_rows import padded_products
+
         self.directory.record.add_capture(asdict(largest))
+        if padded := padded_products():
+            self.directory.record.add_capture({"padded_products": padded})
         with self._writing():
             self.directory.write_capture(
                 [cost for graphs in deployment.graph_sets.values() for cost in graphs.costs]

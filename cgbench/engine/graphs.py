@@ -30,8 +30,9 @@ from cgbench.engine.iteration import (
 )
 from cgbench.engine.state import DecodeState
 from cgbench.errors import CaptureError, OutOfMemoryError
+from cgbench.kernels.library_rows import choosing, may_choose
 from cgbench.kernels.row_updates import RowState
-from cgbench.parallel.ranks import barrier
+from cgbench.parallel.ranks import barrier, joined
 from cgbench.planning import Bucket, CapturePlan
 from cgbench.words import Phase, Scope
 
@@ -196,6 +197,10 @@ class _Capturer:
     ) -> CapturedGraph:
         rows = state.rows(bucket.batch_size)
         with torch.cuda.stream(self.stream):
+            if may_choose(bucket.num_tokens) and joined().size == 1:
+                # Ranks that chose apart would round apart. It is not in the warm-up's time.
+                with choosing():
+                    function(spec, rows, no_mark)
             # On the capturing stream, so that its cuBLAS workspace exists before the capture.
             warmup_s = self._timed(lambda: function(spec, rows, no_mark))
             torch.cuda.empty_cache()

@@ -2,7 +2,8 @@
 
 Torch's operations here are the definition. On CUDA a product of few rows of half precision is one
 kernel, with its end (``triton_linear``). Of more rows the product is torch's, and the end is a
-kernel of its own (``triton_gate``, ``triton_rotary``).
+kernel of its own (``triton_gate``, ``triton_rotary``). Of more rows and FP8 weights it is torch's
+too, of pairs of FP8 numbers (``fp8.library_products``).
 
 A weight with ``scale`` and ``row_blocks`` is FP8: see ``fp8.block_scales``. Activations stay as
 they are (weight-only, W8A16), or with ``is_w8a8`` are quantised first: see ``fp8.token_values``.
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cgbench.kernels import library_rows
 from cgbench.kernels.fp8.definition import is_by_definition
 from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.gpu import runs_kernels
@@ -44,7 +46,7 @@ def _product(
     is_w8a8: bool,
 ) -> Tensor:
     if scale is None or row_blocks is None:
-        return F.linear(x, weight, bias)
+        return library_rows.multiply(x, weight, bias) if x.is_cuda else F.linear(x, weight, bias)
     if is_w8a8 and _by_library(x, weight, bias, scale):
         from cgbench.kernels.fp8 import library_products
 
@@ -59,6 +61,19 @@ def _by_library(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -
     from cgbench.kernels.fp8 import library_products
 
     return library_products.can_multiply(x, weight, bias, scale)
+
+
+def _takes_pairs(x: Tensor, weight: Tensor, scale: Tensor) -> bool:
+    """Return whether rows in bfloat16 are multiplied faster as pairs of FP8 numbers."""
+    from cgbench.kernels.fp8 import library_products
+
+    return library_products.can_multiply_pairs(x, weight, scale)
+
+
+def _by_pairs(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, **end: Any) -> Tensor:
+    from cgbench.kernels.fp8 import library_products
+
+    return library_products.multiply_pairs(x, weight, bias, scale, **end)
 
 
 def _streamed(
@@ -92,6 +107,9 @@ def _by_kernel(
         # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels import triton_linear
 
+        if scale is not None and not is_w8a8 and _takes_pairs(x, weight, scale):
+            # A product that is rotated at its end has two of them.
+            return None if "rotary" in end else _by_pairs(x, weight, bias, scale, **end)
         if triton_linear.can_stream(x, weight, scale, is_w8a8=is_w8a8):
             scales = None
             if scale is not None and row_blocks is not None:
@@ -165,7 +183,7 @@ def rotated_linear(
         streamed = _streamed(x, weight, bias, scale, row_blocks, is_w8a8, rotary=rotary)
         if streamed is not None:
             return streamed
-        return triton_rotary.rotate(_product(x, weight, bias, scale, row_blocks, is_w8a8), rotary)
+        return triton_rotary.rotate(linear(x, weight, bias, scale, row_blocks, is_w8a8), rotary)
     return _rotated(_product(x, weight, bias, scale, row_blocks, is_w8a8), cos, sin, num_rotated)
 
 

@@ -34,15 +34,21 @@ from cgbench.kernels.gpu import early, launch_keywords
 from cgbench.kernels.triton_gate import gated_product
 from cgbench.kernels.triton_rotary import Rotary, load_tables, turned
 
-MAX_ROWS = 32
-"""A product takes at most this many rows, because above it cuBLAS is no slower."""
+MAX_ROWS = 64
+"""A product takes at most this many rows, because above it cuBLAS is no slower.
+
+Source: results/h200/linear.md.
+"""
 
 MAX_SCALED_ROWS = 128
 """A product of FP8 weights takes at most this many rows.
 
-Above it the library multiplies the weights' values, which are made first. Source:
-results/h200/fp8.md.
+Above it the library multiplies the weights' values, which are made first. Where it takes the rows
+as pairs (``fp8.library_products``), it does so from 65 rows on. Source: results/h200/fp8.md.
 """
+
+FEW_ROWS = 32
+"""Up to this many rows a product is cut for its bytes alone."""
 ROWS_A_TILE = 64
 QUANTISED_ROWS_A_TILE = 128
 ROWS_THAT_LEAVE_REGISTERS = tl.constexpr(64)
@@ -52,6 +58,8 @@ LEAST_ROWS_A_TILE = 16
 # With 16 the tensor cores would multiply twice as much, and FP8 weights leave no time for that.
 LEAST_SCALED_ROWS_A_TILE = 8
 LEAST_COLUMN_BLOCK = 16
+LEAST_HALF_TILES = 256
+"""With as many tiles of outputs, rows in float16 are worth their own kernel."""
 
 # More outputs than any vocabulary has, in the narrowest tiles.
 MAX_TILES = 1 << 14
@@ -322,12 +330,13 @@ def can_stream(
     )
 
 
-def tiling_of(num_outputs: int) -> Tiling:
+def tiling_of(num_outputs: int, num_rows: int = 1) -> Tiling:
     """Return the best tiling, or nearly the best, of those tried on an H200.
 
-    It was tried with 4 and 32 rows over the shapes of a 7B model. Up to two programs a
+    It was tried with 4 to 64 rows over the shapes of a 7B model. Up to two programs a
     multiprocessor go deep. If there are more, they leave room for one another and for the next
-    kernel's. Source: results/h200/linear.md.
+    kernel's. More than 32 rows take wider tiles if all of those run at once. Source:
+    results/h200/linear.md.
 
     If there is no more than one a multiprocessor, it takes more than half of the shared memory (six
     stages). Otherwise two programs, launched while the kernel ahead still runs, would share the
@@ -335,6 +344,9 @@ def tiling_of(num_outputs: int) -> Tiling:
     """
     tiles = triton.cdiv(num_outputs, 64)
     if tiles > 2 * MULTIPROCESSORS:
+        is_one_wave = triton.cdiv(num_outputs, 128) <= 2 * MULTIPROCESSORS
+        if num_rows > FEW_ROWS and is_one_wave:
+            return Tiling(128, 64, 1, 4, 4)
         return Tiling(64, 128, 1, 4, 3)
     splits = _power_of_2_to(min(MAX_SPLITS, MULTIPROCESSORS // tiles))
     return Tiling(64, 128, splits, 4, 6 if tiles <= MULTIPROCESSORS else 5)
@@ -347,16 +359,21 @@ def _power_of_2_to(number: int) -> int:
 def scaled_tiling_of(num_rows: int, num_outputs: int) -> Tiling:
     """Return the best tiling of FP8 weights, or nearly the best, of those tried on an H200.
 
-    Making values takes instructions, and a warp waits for each
-    step of them. So many small programs share a multiprocessor. More rows take more of the tensor
-    cores, which want four warps. Source: results/h200/fp8.md.
+    Making values takes instructions, and a warp waits for each step of them. So many small programs
+    share a multiprocessor. More rows take more of the tensor cores, which want four warps. Where
+    the outputs alone make programs enough, more than 16 rows are brought to float16 first. Its
+    values take a quarter of the instructions, and the rows' own kernel is short beside so many
+    weights. Source: results/h200/fp8.md.
     """
     block_n, num_warps, num_stages, programs = 64, 2, 3, 384
     if num_rows <= LEAST_SCALED_ROWS_A_TILE:
         block_n, num_stages, programs = 32, 4, 512
-    elif num_rows > MAX_ROWS:
+    elif num_rows > FEW_ROWS:
         num_warps, programs = 4, 256
-    tiles = triton.cdiv(num_outputs, block_n) * triton.cdiv(num_rows, ROWS_A_TILE)
+    tiles = triton.cdiv(num_outputs, block_n)
+    if 2 * LEAST_SCALED_ROWS_A_TILE < num_rows <= ROWS_A_TILE and tiles >= LEAST_HALF_TILES:
+        return Tiling(64, 128, 1, 4, 3 if num_rows > FEW_ROWS else 5, in_float16=True)
+    tiles *= triton.cdiv(num_rows, ROWS_A_TILE)
     splits = min(MAX_SPLITS, triton.next_power_of_2(triton.cdiv(programs, tiles)))
     return Tiling(block_n, 128, splits, num_warps, num_stages)
 
@@ -385,7 +402,7 @@ def lines_asked(num_rows: int, row_bytes: int) -> int:
 
 def _chosen_tiling(num_rows: int, num_outputs: int, scales: Scales | None) -> Tiling:
     if scales is None:
-        return tiling_of(num_outputs)
+        return tiling_of(num_outputs, num_rows)
     chosen = quantised_tiling_of if scales.is_w8a8 else scaled_tiling_of
     return chosen(num_rows, num_outputs)
 

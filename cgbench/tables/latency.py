@@ -164,11 +164,13 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
     facts = [f"- {name}: {value}" for name, value in known.items()]
     words = record.mixture_words
     mixture = [] if words is None else [f"- mixture: {words}"]
+    padded = record.capture.get("padded_products")
+    products = [] if padded is None else [f"- products with rows added, where faster: {padded}"]
     resumed = [f"- resumed: {resumed_words(entry)}" for entry in record.resumed]
     warnings = [f"- warning: {warning}" for warning in record.warnings]
     parts = [
         f"# cgbench run: {record.model['label']}",
-        "\n".join([f"- {_setting(frame)}", *mixture, *facts, *resumed, *warnings]),
+        "\n".join([f"- {_setting(frame)}", *mixture, *facts, *products, *resumed, *warnings]),
         f"```\n{command_line('run', record.arguments)}\n```",
         _markdown(frame),
         DEFINITIONS,

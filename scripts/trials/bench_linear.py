@@ -48,6 +48,7 @@ BLOCKS = (
     (128, 128, 4, 3),
     (64, 256, 4, 3),
     (64, 128, 8, 3),
+    (64, 64, 4, 8),
 )
 SPLITS = (1, 2, 4)
 # Programs and stages: as many programs as an H200 has multiprocessors, or more.
@@ -66,7 +67,7 @@ def candidates(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, P
     yield "cuBLAS", F.linear
     if rows > MAX_ROWS:
         return
-    rule = tiling_of(outputs)
+    rule = tiling_of(outputs, rows)
     others = (Tiling(n, k, s, w, g) for (n, k, w, g), s in product(BLOCKS, SPLITS))
     kept = {tiling for tiling in others if every and is_worth_trying(tiling, outputs)}
     for tiling in [rule, *sorted(kept - {rule})]:

@@ -55,7 +55,7 @@ from cgbench.kernels import (  # noqa: E402
     triton_splits,
     triton_winner,
 )
-from cgbench.kernels.fp8 import triton_tokens  # noqa: E402
+from cgbench.kernels.fp8 import triton_halves, triton_pairs, triton_tokens  # noqa: E402
 from cgbench.kernels.gdn import (  # noqa: E402
     gluon_recurrent,
     recurrent_launch,
@@ -94,6 +94,8 @@ MODULES = (
     triton_window,
     triton_block,
     triton_tokens,
+    triton_halves,
+    triton_pairs,
 )
 
 
@@ -164,13 +166,14 @@ NORM = triton_norm.Norm(torch.zeros(4096, dtype=torch.bfloat16), 1e-6, 0.0)
 
 def linear_kernels() -> None:
     weight = torch.empty(22_016, 4096, dtype=torch.bfloat16)
-    few, x = (torch.zeros(num_rows, 4096, dtype=torch.bfloat16) for num_rows in (4, 32))
+    few, x = (torch.zeros(num_rows, 4096, dtype=torch.bfloat16) for num_rows in (4, 64))
     triton_linear.linear(few, weight, None)
+    # Wide tiles of all outputs at once.
     triton_linear.linear(x, weight, None, is_gated=True)
     # In splits.
     triton_linear.linear(few, weight[:4096], None, is_gated=True)
     triton_linear.linear(x, weight[:4096], None, residual=x)
-    table = torch.zeros(32, 128, dtype=torch.bfloat16)
+    table = torch.zeros(64, 128, dtype=torch.bfloat16)
     rotary = triton_rotary.Rotary(table, table, 5120)
     product = triton_linear.linear(x, weight[:6144], weight[:6144, 0].contiguous(), rotary=rotary)
     triton_rotary.rotate(product, rotary)
@@ -187,6 +190,12 @@ def scaled_kernels() -> None:
     few, x, many = (torch.zeros(num_rows, 4096, dtype=torch.bfloat16) for num_rows in (4, 32, 256))
     triton_linear.linear(few, weight, None, scales=scales)
     triton_linear.linear(x, weight[:4096], None, residual=x, scales=of_few)
+    # Rows in float16.
+    triton_linear.linear(x, weight, None, is_gated=True, scales=scales)
+    pairs = triton_pairs.pairs_of(many, torch.ones(172, 30), 32)
+    parts = torch.zeros(len(pairs.stored), 22_016)
+    triton_pairs.sums_of(parts, 256, parts[0], torch.bfloat16, is_gated=True)
+    triton_pairs.sums_of(parts[:, :4096].contiguous(), 256, None, torch.bfloat16, residual=many)
     triton_linear.linear(many, weight, None, is_gated=True, scales=scales)
 
 

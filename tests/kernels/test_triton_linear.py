@@ -18,6 +18,8 @@ CASES = [
     (16, 48, 336, False),
     (17, 64, 256, True),
     (32, 40, 96, False),
+    (33, 48, 144, True),
+    (64, 40, 96, False),
 ]
 # Sizes of a 7B model's projections, which take other tilings.
 WIDER = [(4, 256, 512, True), (16, 96, 1008, False)]
@@ -27,6 +29,9 @@ DEVICE_CASES = [
     (4, 6144, 4096, True),
     (32, 22016, 4096, False),
     (3, 4096, 11008, False),
+    (40, 6144, 4096, True),
+    (64, 22016, 4096, False),
+    (48, 4096, 11008, False),
 ]
 
 
@@ -63,3 +68,15 @@ def test_splits_are_added_in_one_order() -> None:
     weight = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
     first = linear(x, weight, None)
     assert all(torch.equal(linear(x, weight, None), first) for _ in range(50))
+
+
+def test_what_is_streamed_and_how_it_is_cut() -> None:
+    """A few rows more change the tile of outputs, and the rule stays one wave of programs."""
+    from cgbench.kernels.triton_linear import MAX_ROWS, MULTIPROCESSORS, tiling_of
+
+    few, more = tiling_of(22016, 32), tiling_of(22016, MAX_ROWS)
+    assert (few.block_n, more.block_n) == (64, 128)
+    assert -(-22016 // more.block_n) <= 2 * MULTIPROCESSORS
+    # A vocabulary's tiles are more than one wave at either width.
+    assert tiling_of(151680, 32) == tiling_of(151680, MAX_ROWS)
+    assert tiling_of(4096, 32) == tiling_of(4096, MAX_ROWS)

@@ -119,19 +119,24 @@ def rows_scale(rows, of_tensor, AXIS: tl.constexpr, SCALING: tl.constexpr):
 
 
 @triton.jit
-def quantised_tile(rows, scale):
-    """Return ``rows`` in FP8. What is too large for the ``scale`` is clamped. What is no number
-    stays none, so that nothing hides it.
+def nearest_values(scaled):
+    """Return the numbers of e4m3 that are nearest to float32 ``scaled``, in float32.
 
-    Numbers are rounded in float32, to even where two are as near. So the conversion is exact, and
-    the interpreter's, which rounds otherwise, gives the same bits.
+    What is too large is clamped. What is no number stays none, so that nothing hides it. Numbers
+    are rounded in float32, to even where two are as near. So a conversion of them is exact, and the
+    interpreter's, which rounds otherwise, gives the same bits.
     """
-    rows = rows.to(tl.float32)
-    scaled = tl.div_rn(rows, tl.zeros_like(rows) + scale)
     scaled = tl.clamp(scaled, -_LARGEST, _LARGEST, propagate_nan=tl.PropagateNan.ALL)
     exponent = (scaled.to(tl.int32, bitcast=True) >> 23) & 255
     # Half as much again as 2 ** 23 steps of e4m3, which has 3 bits below an exponent of at least
     # -6. A sum with it has no bits below a step.
     power = tl.maximum(exponent, 127 - 6) - 3 + 23
     steps = ((power << 23) | (1 << 22)).to(tl.float32, bitcast=True)
-    return ((scaled + steps) - steps).to(tl.float8e4nv)
+    return (scaled + steps) - steps
+
+
+@triton.jit
+def quantised_tile(rows, scale):
+    """Return ``rows`` over ``scale`` in FP8, as ``nearest_values`` has them."""
+    rows = rows.to(tl.float32)
+    return nearest_values(tl.div_rn(rows, tl.zeros_like(rows) + scale)).to(tl.float8e4nv)
