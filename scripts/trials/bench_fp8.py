@@ -5,8 +5,10 @@
 
 Every product runs over several weights in turn, captured in one CUDA graph, so that no cache holds
 what the next one reads. "values" makes the weights' values in bfloat16 and leaves the product to
-cuBLAS, which is what many rows do. "bfloat16" is the product of plain weights of that shape, which
-FP8 must beat. ``--experts`` times a mixture's experts too. Needs a CUDA device.
+cuBLAS. "pairs" multiplies the rows as sums of two FP8 numbers. "bfloat16" is the product of plain
+weights of that shape, which FP8 must beat. "error" is a product's distance from the one in float64,
+over that one's norm, in the worst row. ``--experts`` times a mixture's experts too. Needs a CUDA
+device.
 
     python scripts/trials/bench_fp8.py --w8a8 --rows 4,32,256,2048 --experts
 
@@ -27,7 +29,8 @@ import torch
 from torch import Tensor
 
 from cgbench.floor.device_limits import read_bandwidth
-from cgbench.kernels.fp8.block_scales import quantised, row_blocks_of
+from cgbench.kernels.fp8.block_scales import dequantised, quantised, row_blocks_of
+from cgbench.kernels.fp8.library_products import multiply_pairs
 from cgbench.kernels.fp8.scaled_products import scaled_linear
 from cgbench.kernels.fp8.triton_tokens import quantised_tokens
 from cgbench.kernels.linear import linear as plain_linear
@@ -126,11 +129,12 @@ def _by_library() -> Way:
 def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
     """Ways to multiply, by name: by values, the kernel as its rule has it, and perhaps others."""
     yield "values", lambda x, weight: scaled_linear(x, weight[0], None, *weight[1])
+    yield "pairs", by_pairs
     if every and rows > LEAST_HALF_ROWS:
         for (n, k, warps, stages, m), splits in product(HALF_BLOCKS, SPLITS):
             tiling = Tiling(n, k, splits, warps, stages, m, in_float16=True)
             if m < 2 * rows and is_worth_trying(tiling, outputs):
-                yield f"float16, {_tiling_words(tiling)}, {m} rows", streamed(tiling)
+                yield f"{_tiling_words(tiling)}, {m} rows", streamed(tiling)
     if rows > MAX_SCALED_ROWS:
         return
     rule = scaled_tiling_of(rows, outputs)
@@ -140,9 +144,15 @@ def ways(rows: int, outputs: int, *, every: bool) -> Iterator[tuple[str, Way]]:
         yield _tiling_words(tiling, rule), streamed(tiling)
 
 
+def by_pairs(x: Tensor, weight: Weight) -> Tensor:
+    """The library's product of rows as pairs, also where the engine would not take it."""
+    return multiply_pairs(x, weight[0], None, weight[1].scale)
+
+
 def _tiling_words(tiling: Tiling, rule: Tiling | None = None) -> str:
     block_n, block_k, splits, warps, stages, *_ = tiling
     name = f"{block_n} x {block_k}, {splits} splits, {warps} warps, {stages} stages"
+    name += ", float16" * tiling.in_float16
     return name + (" (its rule)" if tiling == rule else "")
 
 
@@ -184,13 +194,26 @@ def product_lines(
     weights = [drawn(outputs, inputs, is_w8a8=is_w8a8) for _ in range(count)]
     held = weights[0][0].nbytes + weights[0][1].scale.nbytes
     tried = quantised_ways if is_w8a8 else ways
+    exact = None if is_w8a8 else _exact(x, weights[0])
     for way, multiply in tried(rows, outputs, every=every):
         try:
             taken = seconds(multiply, x, weights)
-        except (RuntimeError, ValueError) as error:
-            yield f"| {rows} | {name} | {way} | not run: {str(error).splitlines()[0]} | | |"
+            error = None if exact is None else _error(multiply(x, weights[0]), exact)
+        except (RuntimeError, ValueError) as failure:
+            yield f"| {rows} | {name} | {way} | not run: {str(failure).splitlines()[0]} | | | |"
             continue
-        yield _line(rows, name, way, taken, held, bandwidth)
+        yield _line(rows, name, way, taken, held, bandwidth, error)
+
+
+@torch.inference_mode()
+def _exact(x: Tensor, weight: Weight) -> Tensor:
+    stored, its = weight
+    values = dequantised(stored, its.scale, its.row_blocks, torch.float32)
+    return torch.nn.functional.linear(x.double(), values.double())
+
+
+def _error(got: Tensor, exact: Tensor) -> float:
+    return float(((got - exact).norm(dim=1) / exact.norm(dim=1)).max())
 
 
 def expert_lines(tokens: int, name: str, bandwidth: float, *, is_w8a8: bool) -> Iterator[str]:
@@ -234,10 +257,19 @@ def _experts(num_experts: int, hidden: int, size: int) -> Experts:
     return Experts(gate_up, down, of_both, of_down)
 
 
-def _line(rows: int, name: str, way: str, taken: float, num_bytes: float, bandwidth: float) -> str:
+def _line(
+    rows: int,
+    name: str,
+    way: str,
+    taken: float,
+    num_bytes: float,
+    bandwidth: float,
+    error: float | None = None,
+) -> str:
     rate = num_bytes / taken
     cells = f"{rows} | {name} | {way} | {taken * 1e6:.1f} | {rate / 1e12:.2f}"
-    return f"| {cells} | {rate / bandwidth:.0%} |"
+    off = "" if error is None else f"{error:.2e}"
+    return f"| {cells} | {rate / bandwidth:.0%} | {off} |"
 
 
 def main() -> None:
@@ -257,8 +289,8 @@ def main() -> None:
         f"Products of FP8 weights on {facts['gpu']}, torch {facts['torch']}. Read bandwidth "
         f"{bandwidth / 1e12:.2f} TB/s, measured in this run.",
         "",
-        "| rows | weights | way | us | TB/s | of read bandwidth |",
-        "|---:|---|---|---:|---:|---:|",
+        "| rows | weights | way | us | TB/s | of read bandwidth | error |",
+        "|---:|---|---|---:|---:|---:|---:|",
     ]
     print("\n".join(text), flush=True)
     every = arguments.tilings == "all"

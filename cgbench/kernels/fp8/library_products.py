@@ -6,8 +6,8 @@ rows it takes 0.6 to 0.8 of a bfloat16 product's time on an H200, where our own 
 
 Rows that are quantised (W8A8) go through it as they are. Rows in bfloat16 (W8A16) go through it as
 two FP8 numbers each (``triton_pairs``), so twice as many. A sum of 128 products keeps about 14 bits
-in the tensor cores. Of MiMo-7B's products that is an error of 1.4e-4 before they are rounded to
-bfloat16, which adds 1.8e-3. Source: results/h200/fp8-pairs.md.
+in the tensor cores. Beside the one rounding to bfloat16 that cannot be seen: see the errors in
+results/h200/fp8.md.
 """
 
 import functools
