@@ -22,8 +22,8 @@ MOST_ROWS = 512
 
 _MULTIPLES = (8, 64)
 _ROUNDS = 7
-_LEAST_GAIN = 0.05
-"""A choice that gains less would be noise, and would differ from run to run."""
+_LEAST_GAIN = 0.1
+"""A choice that gains less may be noise, and would differ from run to run."""
 
 _FLUSHED_CACHES = 2
 

@@ -29,6 +29,13 @@ LEAST_ROWS = 48
 LEAST_PAIR_ROWS = 65
 """Up to 64 rows in bfloat16 are multiplied as fast by weights that become bfloat16 in registers."""
 
+LEAST_PAIR_ROWS_OF_WIDE = 33
+WIDE_OUTPUTS = 7168
+"""The library's tiles of so many outputs fill the device, so fewer rows are worth it.
+
+Source: results/h200/fp8.md.
+"""
+
 MOST_PAIR_ROWS = 512
 """More rows are bound by arithmetic. Making the weights' values costs less than rows twice."""
 
@@ -53,7 +60,8 @@ def can_multiply(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) 
 def can_multiply_pairs(x: Tensor, weight: Tensor, scale: Tensor) -> bool:
     """Return whether ``multiply_pairs`` takes the same, and is faster than other ways."""
     num_rows = x.numel() // max(1, x.shape[-1])
-    return LEAST_PAIR_ROWS <= num_rows <= MOST_PAIR_ROWS and _takes(x, weight, scale)
+    least = LEAST_PAIR_ROWS_OF_WIDE if len(weight) >= WIDE_OUTPUTS else LEAST_PAIR_ROWS
+    return least <= num_rows <= MOST_PAIR_ROWS and _takes(x, weight, scale)
 
 
 def _takes(x: Tensor, weight: Tensor, scale: Tensor) -> bool:

@@ -137,15 +137,13 @@ def test_products_of_pairs_round_once_on_a_gpu(rows: int, outputs: int, inputs: 
 
 def test_few_and_very_many_rows_are_multiplied_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library_products, "_has_product", lambda device: True)
-    weight, scale = quantised(torch.randn(128, 512))
-    taken = [
-        library_products.can_multiply_pairs(torch.zeros(rows, 512, dtype=dtype), weight, scale)
-        for rows, dtype in [
-            (64, torch.bfloat16),
-            (65, torch.bfloat16),
-            (512, torch.bfloat16),
-            (513, torch.bfloat16),
-            (65, torch.float32),
-        ]
-    ]
-    assert taken == [False, True, True, False, False]
+
+    def takes(rows: int, outputs: int = 128, dtype: torch.dtype = torch.bfloat16) -> bool:
+        weight, scale = quantised(torch.zeros(outputs, 512))
+        x = torch.zeros(rows, 512, dtype=dtype)
+        return library_products.can_multiply_pairs(x, weight, scale)
+
+    assert [takes(rows) for rows in (64, 65, 512, 513)] == [False, True, True, False]
+    # Of many outputs a few rows less.
+    assert [takes(rows, 7168) for rows in (32, 33)] == [False, True]
+    assert not takes(65, dtype=torch.float32)
