@@ -44,7 +44,8 @@ def wrong_numbers(shape: tuple[int, int], device: str) -> int:
 
 
 def sums_error(device: str) -> float:
-    """Of both ends and of none, in float32, with rows that are no multiple of 8."""
+    """Of both ends and of none, in float32 and over the largest number, with rows that are no
+    multiple of 8."""
     from cgbench.kernels.fp8.triton_pairs import sums_of
 
     parts = torch.randn(32, 2560, device=device)
@@ -56,7 +57,7 @@ def sums_error(device: str) -> float:
         (sums_of(parts, 11, bias, torch.float32, residual=residual), whole + bias + residual),
         (sums_of(parts, 11, bias, torch.float32, is_gated=True), F.silu(gate) * up),
     ]
-    return max(float((got - right).abs().max()) for got, right in found)
+    return max(float((got - right).abs().max() / right.abs().max()) for got, right in found)
 
 
 def odd_rows(device: str) -> list[bool]:
@@ -83,7 +84,7 @@ def test_interpreted_pairs_and_their_sums() -> None:
     code = (
         f"import {__name__} as tests\n"
         "print('wrong', sum(tests.wrong_numbers(shape, 'cpu') for shape in tests.SHAPES))\n"
-        "print('sums', tests.sums_error('cpu') < 1e-5)\n"
+        "print('sums', tests.sums_error('cpu') < 1e-6)\n"
         "print('finite', tests.odd_rows('cpu'))\n"
         "print('laid', tests.laid_scales_are_right('cpu'))"
     )
@@ -95,7 +96,7 @@ def test_interpreted_pairs_and_their_sums() -> None:
 @pytest.mark.parametrize("shape", DEVICE_SHAPES, ids=str)
 def test_pairs_on_a_gpu(shape: tuple[int, int]) -> None:
     assert wrong_numbers(shape, "cuda") == 0
-    assert sums_error("cuda") < 1e-5
+    assert sums_error("cuda") < 1e-6
     assert odd_rows("cuda") == [True, False, False]
     assert laid_scales_are_right("cuda")
 
