@@ -36,8 +36,7 @@ class RunWriter:
         from cgbench.kernels.library_rows import padded_products
 
         self.directory.record.add_capture(asdict(largest))
-        if padded := padded_products():
-            self.directory.record.add_capture({"padded_products": padded})
+        self.directory.record.add_padded_products(padded_products())
         with self._writing():
             self.directory.write_capture(
                 [cost for graphs in deployment.graph_sets.values() for cost in graphs.costs]

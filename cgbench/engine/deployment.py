@@ -18,6 +18,7 @@ from cgbench.engine.prefill import prefill_slots
 from cgbench.engine.runner import CellKey, EagerRunner, GraphRunner, Runner
 from cgbench.engine.state import DecodeState
 from cgbench.errors import OutOfMemoryError
+from cgbench.kernels.library_rows import forget
 from cgbench.models.loader import LoadedModel
 from cgbench.planning import CapturePlan
 from cgbench.request.choices import Role
@@ -56,12 +57,13 @@ class Deployment:
         return named_range(name) if self.options.nvtx else nullcontext()
 
     def release(self) -> None:
-        """Free every graph.
+        """Free every graph, and forget which rows its products were padded to.
 
         Call it before the process ends, and before any process group does.
         """
         for graph_set in self.graph_sets.values():
             graph_set.release()
+        forget()
 
 
 def deploy(

@@ -196,13 +196,16 @@ class _Capturer:
         mark: Mark = no_mark,
     ) -> CapturedGraph:
         rows = state.rows(bucket.batch_size)
+        planned = planned_forwards(
+            phase, bucket, state.spec_tokens, spec.num_modules, is_parallel=spec.is_parallel
+        )
         with torch.cuda.stream(self.stream):
-            if may_choose(bucket.num_tokens) and joined().size == 1:
-                # Ranks that chose apart would round apart. It is not in the warm-up's time.
-                with choosing():
-                    function(spec, rows, no_mark)
             # On the capturing stream, so that its cuBLAS workspace exists before the capture.
             warmup_s = self._timed(lambda: function(spec, rows, no_mark))
+            if may_choose(max(num_rows for _, num_rows in planned)) and joined().size == 1:
+                # Ranks that chose apart would round apart.
+                with choosing():
+                    function(spec, rows, no_mark)
             torch.cuda.empty_cache()
             # Collectives are captured by all ranks or by none.
             barrier(f"the capture of the {phase} graph of {bucket.batch_size} requests")
@@ -211,9 +214,6 @@ class _Capturer:
             forwards: Forwards = []
             capture_s = self._timed(
                 lambda: forwards.extend(self._record(graph, function, spec, rows, mark))
-            )
-            planned = planned_forwards(
-                phase, bucket, state.spec_tokens, spec.num_modules, is_parallel=spec.is_parallel
             )
             check_forwards(forwards, planned)
             barrier(f"the first replay of the {phase} graph of {bucket.batch_size} requests")

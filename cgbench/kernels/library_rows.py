@@ -2,8 +2,8 @@
 
 cuBLAS chooses a kernel by a product's sizes, and sometimes a slow one. On an H200, 240 rows of
 gate and up of MiMo-7B's shape take 90 us, and 256 rows 64 us. So a product of more rows than
-``triton_linear`` takes is timed as it is and with rows added, and the fastest is kept. It holds for
-the rest of the process, so captured graphs and eager runs round alike.
+``triton_linear`` takes is timed as it is and with rows added, and the fastest is kept. It holds
+until the graphs are released, so captured graphs and eager runs round alike.
 Source: results/h200/linear-rows.md.
 """
 
@@ -38,14 +38,9 @@ class Product(NamedTuple):
     device: torch.device
 
 
-class Choice(NamedTuple):
-    """A choice is the rows that are multiplied, and the part of the time that they save."""
+_choices: dict[Product, int] = {}
+"""The rows that are multiplied of each product that was timed."""
 
-    rows: int
-    saved: float
-
-
-_choices: dict[Product, Choice] = {}
 _depth = 0
 
 
@@ -68,13 +63,18 @@ def may_choose(num_rows: int) -> bool:
     return num_rows >= LEAST_ROWS
 
 
-def padded_products() -> str:
-    """Return the products that are multiplied with rows added in this process, in words."""
-    return ", ".join(
-        f"{made.rows} x {made.inputs} by {made.outputs} as {choice.rows} rows (-{choice.saved:.0%})"
-        for made, choice in sorted(_choices.items(), key=lambda each: each[0][:3])
-        if choice.rows > made.rows
-    )
+def forget() -> None:
+    """Forget every choice, when the graphs that hold them are gone."""
+    _choices.clear()
+
+
+def padded_products() -> list[str]:
+    """Return the products that are multiplied with rows added, in words."""
+    return [
+        f"{made.rows} x {made.inputs} by {made.outputs} as {rows} rows"
+        for made, rows in sorted(_choices.items(), key=lambda each: each[0][:3])
+        if rows > made.rows
+    ]
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -85,10 +85,10 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     made = Product(num_rows, weight.shape[0], weight.shape[1], x.dtype, x.device)
     if _depth and made not in _choices:
         _choices[made] = _fastest(x.reshape(num_rows, -1), weight, made)
-    choice = _choices.get(made)
-    if choice is None or choice.rows == num_rows:
+    chosen = _choices.get(made, num_rows)
+    if chosen == num_rows:
         return F.linear(x, weight, bias)
-    out = _padded(x.reshape(num_rows, -1), weight, bias, choice.rows)
+    out = _padded(x.reshape(num_rows, -1), weight, bias, chosen)
     return out.view(*x.shape[:-1], len(weight))
 
 
@@ -99,12 +99,12 @@ def _padded(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> Te
     return F.linear(padded, weight, bias)[: len(x)]
 
 
-def _fastest(x: Tensor, weight: Tensor, made: Product) -> Choice:
+def _fastest(x: Tensor, weight: Tensor, made: Product) -> int:
     candidates = sorted({made.rows, *(made.rows // each * each + each for each in _MULTIPLES)})
     seconds = _timed(x, weight, candidates)
     best = min(candidates, key=lambda rows: seconds[rows])
-    saved = 1 - seconds[best] / seconds[made.rows]
-    return Choice(best, saved) if saved >= _LEAST_GAIN else Choice(made.rows, 0.0)
+    gain = 1 - seconds[best] / seconds[made.rows]
+    return best if gain >= _LEAST_GAIN else made.rows
 
 
 def _timed(x: Tensor, weight: Tensor, candidates: list[int]) -> dict[int, float]:
@@ -128,6 +128,6 @@ def _timed(x: Tensor, weight: Tensor, candidates: list[int]) -> dict[int, float]
             marks[rows].append((start, end))
     torch.cuda.synchronize(x.device)
     return {
-        rows: median(start.elapsed_time(end) for start, end in pairs)
+        rows: median(start.elapsed_time(end) for start, end in pairs) / 1e3
         for rows, pairs in marks.items()
     }

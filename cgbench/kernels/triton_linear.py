@@ -7,7 +7,9 @@ program of a tile to arrive adds the splits in their order, so the sum is the sa
 
 FP8 weights (e4m3, with scales: see ``fp8.block_scales``) are streamed as they are stored. They
 become the rows' type in registers, which is exact, and a scale multiplies the float32 sum of its
-own columns. So nothing is rounded that a product of the weights' values would not round.
+own columns. So nothing is rounded that a product of the weights' values would not round. Many
+outputs of 17 to 64 rows are multiplied in float16, to which the rows are brought first (see
+``fp8.triton_halves`` for what that rounds).
 
 With W8A8 the rows are FP8 too, quantised by a kernel ahead (see ``fp8.token_values``). The tensor
 cores multiply both as they are, and both scales multiply the sum of their columns. That takes any
@@ -44,7 +46,7 @@ MAX_SCALED_ROWS = 128
 """A product of FP8 weights takes at most this many rows.
 
 Above it the library multiplies the weights' values, which are made first. Where it takes the rows
-as pairs (``fp8.library_products``), it does so from 65 rows on. Source: results/h200/fp8.md.
+as pairs (``fp8.library_products``), it does so from 33 or 65 rows on. Source: results/h200/fp8.md.
 """
 
 FEW_ROWS = 32

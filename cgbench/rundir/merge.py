@@ -39,7 +39,8 @@ def merge_runs(
     """Write ``parts``, complete runs with the same arguments, to ``path`` as one finished run.
 
     ``resumed`` is put into its record, before the entries of the parts' records. Tokens, acceptance
-    and capture costs are the first's, because they are the same work done again. A warning names
+    and capture costs are the first's, because they are the same work done again. Products with rows
+    added are those of every part, because each chooses by timing. A warning names
     the cells whose tokens differ.
     """
     rows = pd.concat([part.latency() for part in parts], ignore_index=True)
@@ -61,8 +62,11 @@ def merge_runs(
         arguments={**first.arguments, "processes": len(parts)},
         warnings=[*dict.fromkeys([*warnings, *_token_warnings(rows)])],
         resumed=[*resumed, *of_parts],
+        capture={**first.capture},
         complete=False,
     )
+    for part in parts[1:]:
+        record.add_padded_products(part.record.padded_products)
     directory = RunDirectory(path, record)
     merged = Tables(
         latency=with_floor_verdicts(with_timings(facts, samples), record),

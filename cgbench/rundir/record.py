@@ -36,6 +36,9 @@ from cgbench.rundir.record_schema import part_faults
 # kept.
 ADDED_FIELDS = frozenset({"telemetry", "floor", "seconds", "engine"})
 
+_PADDED_PRODUCTS = "padded_products"
+_BETWEEN_PRODUCTS = ", "
+
 
 @dataclass(kw_only=True)
 class RunRecord:
@@ -58,7 +61,8 @@ class RunRecord:
     """Whether ``samples.parquet`` holds a row a block, not every iteration."""
     resumed: list[Resumed] = field(default_factory=list)
     capture: dict[str, Scalar] = field(default_factory=dict)
-    """What compiling and the dummy run took."""
+    """What compiling and the dummy run took, and the products that are multiplied with rows
+    added."""
     warnings: list[str] = field(default_factory=list)
     telemetry: TelemetryFacts = field(default_factory=TelemetryFacts)
     floor: FloorFacts = field(default_factory=FloorFacts)
@@ -135,6 +139,21 @@ class RunRecord:
     def add_capture(self, facts: Mapping[str, Scalar]) -> None:
         """Put in what a step before the measurement took, under its names in ``capture``."""
         self.capture.update(facts)
+
+    @property
+    def padded_products(self) -> list[str]:
+        """Return the products that are multiplied with rows added, in words."""
+        words = str(self.capture.get(_PADDED_PRODUCTS) or "")
+        return words.split(_BETWEEN_PRODUCTS) if words else []
+
+    def add_padded_products(self, products: Iterable[str]) -> None:
+        """Put in the products that are not there yet.
+
+        They are chosen by timing, so a resumed run and each process of one may add others.
+        """
+        known = [*dict.fromkeys([*self.padded_products, *products])]
+        if known:
+            self.capture[_PADDED_PRODUCTS] = _BETWEEN_PRODUCTS.join(known)
 
     def add_warnings(self, lines: Iterable[str]) -> None:
         """Put in the lines that are not there yet."""

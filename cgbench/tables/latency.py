@@ -164,8 +164,8 @@ def latency_markdown(frame: pd.DataFrame, record: RunRecord) -> str:
     facts = [f"- {name}: {value}" for name, value in known.items()]
     words = record.mixture_words
     mixture = [] if words is None else [f"- mixture: {words}"]
-    padded = record.capture.get("padded_products")
-    products = [] if padded is None else [f"- products with rows added, where faster: {padded}"]
+    padded = ", ".join(record.padded_products)
+    products = [f"- products with rows added, where faster: {padded}"] if padded else []
     resumed = [f"- resumed: {resumed_words(entry)}" for entry in record.resumed]
     warnings = [f"- warning: {warning}" for warning in record.warnings]
     parts = [

@@ -71,12 +71,19 @@ def test_splits_are_added_in_one_order() -> None:
 
 
 def test_what_is_streamed_and_how_it_is_cut() -> None:
-    """A few rows more change the tile of outputs, and the rule stays one wave of programs."""
-    from cgbench.kernels.triton_linear import MAX_ROWS, MULTIPROCESSORS, tiling_of
+    """Up to 64 rows are. Above 32 the tile of outputs is wider, if all tiles then run at once."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
-    few, more = tiling_of(22016, 32), tiling_of(22016, MAX_ROWS)
-    assert (few.block_n, more.block_n) == (64, 128)
-    assert -(-22016 // more.block_n) <= 2 * MULTIPROCESSORS
-    # A vocabulary's tiles are more than one wave at either width.
-    assert tiling_of(151680, 32) == tiling_of(151680, MAX_ROWS)
-    assert tiling_of(4096, 32) == tiling_of(4096, MAX_ROWS)
+    from cgbench.kernels.triton_linear import can_stream, tiling_of
+
+    with FakeTensorMode():
+        few, most, more, weight = (
+            torch.empty(rows, 4096, device="cuda", dtype=torch.bfloat16)
+            for rows in (1, 64, 65, 22016)
+        )
+        taken = [can_stream(x, weight) for x in (few, most, more)]
+    assert taken == [True, True, False]
+    assert [tiling_of(22016, rows).block_n for rows in (32, 33, 64)] == [64, 128, 128]
+    # A vocabulary's tiles are more than run at once at either width, and few outputs' are fewer.
+    for outputs in (151680, 4096):
+        assert tiling_of(outputs, 32) == tiling_of(outputs, 64)

@@ -180,3 +180,17 @@ def test_what_was_resumed_is_told_of_the_merged_run(tmp_path: Path) -> None:
     run = merge_runs(parts, tmp_path / "merged", latency_markdown, resumed=[gone_on])
     of_part = {"utc": "then", "kept_batch_sizes": [1], "process": 1}
     assert run.record.resumed == [gone_on, of_part]
+
+
+def test_products_padded_in_any_process_are_told_of_the_merged_run(tmp_path: Path) -> None:
+    """Each process chooses by timing, so the choices may differ."""
+    parts = [RunDirectory.open(Made().write(tmp_path / str(number))) for number in range(3)]
+    one, other = "240 x 32 by 48 as 256 rows", "216 x 32 by 48 as 256 rows"
+    parts[0].record.add_padded_products([one])
+    parts[2].record.add_padded_products([one, other])
+    (tmp_path / "merged").mkdir()
+    run = merge_runs(parts, tmp_path / "merged", latency_markdown)
+    assert RunDirectory.open(run.path).record.padded_products == [one, other]
+    assert parts[0].record.padded_products == [one]
+    line = f"- products with rows added, where faster: {one}, {other}\n"
+    assert line in (run.path / "latency.md").read_text()

@@ -78,11 +78,13 @@ def fits(weight: tuple[int, ...], scale: tuple[int, ...]) -> bool:
     """Return whether the sizes are those that torch's product takes.
 
     A matrix of several parts has no more scales than ``N / 128`` if every part is of whole blocks.
+    With one block of columns the scales could be those of parts or of channels, so it is no fit.
     """
     num_outputs, num_inputs = weight
     return (
         num_outputs % BLOCK == 0
         and num_inputs % BLOCK == 0
+        and num_inputs > BLOCK
         and scale == (num_outputs // BLOCK, num_inputs // BLOCK)
     )
 
@@ -97,7 +99,8 @@ def _has_product(device: torch.device) -> bool:
 
 
 class _Pitch(StrEnum):
-    """What torch wants to be told of scales whose rows are padded. cuBLAS reads padded rows."""
+    """The pitch that torch's check asks of scales whose rows are padded. cuBLAS reads padded
+    rows."""
 
     PADDED = "padded"
     COLUMNS = "columns"
@@ -118,6 +121,8 @@ def _stated_pitch(device: torch.device) -> _Pitch | None:
         laid = F.pad(scale, (0, _padded(6) - 6))
         try:
             out = _product(ones[:_ROW_MULTIPLE], ones, row_scales, _viewed(laid, 6, pitch))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             continue
         if bool((out == expected).all()):
@@ -130,9 +135,9 @@ def _padded(num_scales: int) -> int:
 
 
 def _viewed(laid: Tensor, num_scales: int, pitch: _Pitch) -> Tensor:
-    """Return ``laid [R, padded C]`` as ``[C, R]``, with the pitch that torch wants to be told."""
-    told = laid.shape[1] if pitch is _Pitch.PADDED else num_scales
-    return laid.as_strided((num_scales, laid.shape[0]), (1, told))
+    """Return ``laid [R, padded C]`` as ``[C, R]``, with the pitch that torch's check asks."""
+    stated = laid.shape[1] if pitch is _Pitch.PADDED else num_scales
+    return laid.as_strided((num_scales, laid.shape[0]), (1, stated))
 
 
 def _product(
@@ -171,6 +176,7 @@ def multiply_pairs(
     ``residual`` and ``is_gated`` are the ends of ``triton_linear.linear``.
     """
     rows = x.reshape(-1, x.shape[-1])
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
     num_scales = scale.shape[1]
     scales = scale.t()
     if num_scales % _SCALES_A_LINE and (pitch := _stated_pitch(x.device)):

@@ -87,7 +87,7 @@ def _pairs_kernel(
     # The power of two that brings the largest number to above 224 and to 448 at most, which is
     # e4m3's largest. It is 1.75 times a power of two, so a larger mantissa takes the next one.
     exponent = (largest.to(tl.int32, bitcast=True) + 0x1FFFFF) >> 23
-    power = tl.minimum(tl.maximum(exponent - 8, 1 + _MORE_BITS), 253)
+    power = tl.maximum(exponent - 8, 1 + _MORE_BITS)
     inverse = ((254 - power) << 23).to(tl.float32, bitcast=True)
     scale = (power << 23).to(tl.float32, bitcast=True)
     rest_scale = ((power - _MORE_BITS) << 23).to(tl.float32, bitcast=True)

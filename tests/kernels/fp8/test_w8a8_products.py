@@ -87,12 +87,26 @@ def relative_error(case: tuple[int, int, int, int], device: str, dtype: torch.dt
         ((6144, 4096), (6144, 1), False),
         ((1408, 4096), (12, 32), False),
         ((4096, 704), (32, 11), False),
+        # Three parts with a scale each, of 256, 64 and 64 rows.
+        ((384, 128), (3, 1), False),
     ],
 )
 def test_what_torch_s_product_takes(
     weight: tuple[int, int], scale: tuple[int, int], right: bool
 ) -> None:
     assert library_products.fits(weight, scale) is right
+
+
+def test_how_many_rows_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer are read as fast by our own kernel. Torch's wants multiples of 16."""
+    monkeypatch.setattr(library_products, "_has_product", lambda device: True)
+    weight, scale = torch.zeros(128, 512).to(FP8), torch.ones(1, 4)
+
+    def takes(rows: int) -> bool:
+        x = torch.zeros(rows, 512, dtype=torch.bfloat16)
+        return library_products.can_multiply(x, weight, None, scale)
+
+    assert [takes(rows) for rows in (32, 48, 250, 256)] == [False, True, False, True]
 
 
 def test_a_cpu_has_no_such_product() -> None:
@@ -102,7 +116,8 @@ def test_a_cpu_has_no_such_product() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("rows", "outputs", "inputs"), [(48, 128, 512), (256, 6144, 4096), (64, 2048, 7168)]
+    ("rows", "outputs", "inputs"),
+    [(48, 128, 512), (256, 6144, 4096), (64, 2048, 7168), (64, 4096, 11008)],
 )
 def test_many_rows_by_torch_on_a_gpu(rows: int, outputs: int, inputs: int) -> None:
     """Each row and column of scales apart, and rows that differ in size."""
