@@ -170,3 +170,29 @@ def test_a_file_is_named_once() -> None:
     for line in ("vllm serve M --config list.yaml", "trtllm-serve M --config trt.yaml"):
         with pytest.raises(BadInputError, match=r"--from names .* too. Drop one"):
             read_launch(line, Path("list.yaml"), None)
+
+
+TAKEN = "The shell took its double quotes. Put the line into a file"
+QUOTES = {
+    "vllm serve M --speculative-config '{method: mtp, num_speculative_tokens: 2}'": TAKEN,
+    'vllm serve M -sc "{"method": "mtp", "num_speculative_tokens": 2}"': TAKEN,
+    "vllm serve M -cc {cudagraph_mode:NONE}": TAKEN,
+    "python -m sglang.launch_server --cuda-graph-config '{decode: {max_bs: 8}}'": TAKEN,
+    "vllm serve M -sc '{\u201cmethod\u201d: \u201cmtp\u201d}'": "Its quotes are curly (\u201c)",
+    'vllm serve M -sc \u2018{"method": "mtp"}\u2019': "Its quotes are curly (\u2018). Type plain",
+    "vllm serve M --max-num-seqs \u201c8\u201d": "Its quotes are curly (\u201c). Type plain ones",
+}
+
+
+@pytest.mark.parametrize("line", QUOTES)
+def test_quotes_that_a_shell_or_a_word_processor_took_are_named(line: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        read_launch(line, None, None)
+    assert QUOTES[line] in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ['{"method": }', "mtp", '{"method": "mtp", }', "{}}"])
+def test_json_that_has_its_quotes_is_only_called_broken(value: str) -> None:
+    with pytest.raises(BadInputError, match="is not JSON") as caught:
+        read_launch(f"vllm serve M -sc '{value}'", None, None)
+    assert "quotes. " not in str(caught.value) and "curly" not in str(caught.value)

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from cgbench.errors import BadInputError
 from cgbench.inputs import MAX_WHOLE, JsonObject, check_whole, shown
+from cgbench.planning.launch_lines.lost_quotes import lost_quotes
 
 _NUMBER = re.compile(r"-[0-9.]+")
 
@@ -201,7 +202,9 @@ def whole(
     except (ValueError, OverflowError):
         number = None
     if number is None or isinstance(value, bool | float):
-        raise BadInputError(f"{name} {shown(text)}: must be a whole number of at least {least}")
+        raise BadInputError(
+            f"{name} {shown(text)}: must be a whole number of at least {least}{lost_quotes(text)}"
+        )
     check_whole(name, number, least, most)
     return number
 
@@ -213,13 +216,16 @@ def json_object(name: str, value: object) -> JsonObject:
     """
     if isinstance(value, dict):
         return value
+    text = str(value)
     try:
-        found = json.loads(str(value))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = str(error) if isinstance(error, json.JSONDecodeError) else "nested too deep"
-        raise BadInputError(f"{name} {shown(str(value))}: is not JSON: {reason}") from error
+        raise BadInputError(
+            f"{name} {shown(text)}: is not JSON: {reason}{lost_quotes(text)}"
+        ) from error
     if not isinstance(found, dict):
-        raise BadInputError(f"{name} {shown(str(value))}: must be a JSON object")
+        raise BadInputError(f"{name} {shown(text)}: must be a JSON object")
     return found
 
 
