@@ -16,6 +16,7 @@ from cgbench.planning.launch_lines.config_file import as_words, read_config
 from cgbench.planning.launch_lines.option_reader import is_option
 from cgbench.planning.launch_lines.reading import Reading
 from cgbench.planning.launch_lines.shell_line import assignments, commands
+from cgbench.planning.launch_lines.stated_release import image_family, stated_release
 from cgbench.planning.plan_request import PlanRequest
 
 FROM = "--from"
@@ -87,7 +88,8 @@ _ENGINES = {
         joins_file=True,
     ),
 }
-_IMAGES = {"vllm/vllm-openai": "vllm"}
+# The images that start their engine by themselves.
+_STARTING_IMAGES = ("vllm",)
 
 
 def read_launch(
@@ -103,6 +105,8 @@ def read_launch(
     reading = engine.read(words)
     if line is not None:
         reading.warnings += _of_environment(engine, line)
+    if line is not None and policy is None:
+        _follow_release(reading, line)
     return _finished(reading, gpu, _policy(reading, policy))
 
 
@@ -182,10 +186,8 @@ def _by_command(words: Sequence[str]) -> tuple[str, list[str]] | None:
 
 
 def _by_image(words: Sequence[str]) -> tuple[str, list[str]] | None:
-    image = words[0].partition(":")[0]
-    names = (name for ending, name in _IMAGES.items() if image.endswith(ending))
-    name = next(names, None)
-    return None if name is None else (name, [*words[1:]])
+    name = image_family(words[0])
+    return (name, [*words[1:]]) if name in _STARTING_IMAGES else None
 
 
 def _engine_of_keys(config: Path, keys: Sequence[str]) -> str:
@@ -206,11 +208,28 @@ def _of_environment(engine: _Engine, line: str) -> Iterator[str]:
             yield f"{name}={value}: not planned ({reason})"
 
 
+def _follow_release(reading: Reading, line: str) -> None:
+    """Plan the release that the line's image or package names, if it has a policy."""
+    own = reading.request.policy
+    stated = stated_release(commands(FROM, line), _family(own))
+    if stated is None or stated.policy == own:
+        return
+    if stated.policy is None:
+        reading.warnings.append(stated.unplanned(own))
+        return
+    reading.request = replace(reading.request, policy=stated.policy)
+    reading.notes.append(f"{stated.policy}, because the line names {stated.word}")
+
+
+def _family(policy: str) -> str:
+    return policy.rpartition("-")[0]
+
+
 def _policy(reading: Reading, policy: str | None) -> str:
     own = reading.request.policy
     if policy is None:
         return own
-    family = own.rpartition("-")[0]
+    family = _family(own)
     if not policy.startswith(family):
         raise BadInputError(f"--policy {policy}: {FROM} starts {reading.engine}. Give {family}-..")
     return policy
@@ -226,5 +245,5 @@ def _finished(reading: Reading, gpu: Gpu | None, policy: str) -> Launch:
         schedule = reading.schedule(request.max_batch_size)
         request = replace(request, schedule=schedule)
     prefill = reading.prefill(gpu) if reading.prefill else ()
-    notes = (*found.notes, *raise_hint(request), *prefill)
+    notes = (*reading.notes, *found.notes, *raise_hint(request), *prefill)
     return Launch(reading.engine, request, notes, tuple(reading.warnings), schedule)

@@ -35,7 +35,8 @@ class Given:
 class Reading:
     """A ``Reading`` holds the request that a line asks for, and the fields that the line gives.
 
-    ``warnings`` name options that the plan does not follow. ``num_gpus`` is how many GPUs share the
+    ``warnings`` name options that the plan does not follow. ``notes`` state what the plan took from
+    elsewhere in the line. ``num_gpus`` is how many GPUs share the
     model, if a default follows it. ``default_factor`` is what the engine multiplies its default
     budgets by. ``schedule`` makes the draft lengths by batch size once the most requests are known.
     ``prefill`` describes the graphs of prefills on a GPU.
@@ -45,6 +46,7 @@ class Reading:
     request: PlanRequest
     given: Given
     warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     num_gpus: int = 1
     default_factor: int = 1
     schedule: Callable[[int], DraftSchedule] | None = None
