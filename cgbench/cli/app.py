@@ -21,6 +21,7 @@ from cgbench.cli.offline.show import show
 from cgbench.cli.offline.tune import tune
 from cgbench.cli.peers import peers
 from cgbench.cli.plan import plan
+from cgbench.cli.plan_inputs import quotes_hint
 from cgbench.cli.prompts import prompts
 from cgbench.cli.run import run
 from cgbench.cli.values import check_utf8
@@ -96,7 +97,7 @@ def _run(words: list[str]) -> int:
         # the code of an Exit.
         return app(words, prog_name="cgbench", standalone_mode=False) or ExitCode.OK
     except Exception as error:
-        return _report(error, with_traceback="--debug" in words)
+        return _report(error, words)
 
 
 def _discard_output() -> None:
@@ -107,21 +108,21 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report(error: Exception, *, with_traceback: bool) -> ExitCode:
+def _report(error: Exception, words: Sequence[str]) -> ExitCode:
     if isinstance(error, _USAGE_ERRORS):
-        return _report_usage(error)
-    if with_traceback:
+        return _report_usage(error, words)
+    if "--debug" in words:
         traceback.print_exception(error)
     print_error(one_line(error))
     return exit_code_of(error)
 
 
-def _report_usage(error: Any) -> ExitCode:
+def _report_usage(error: Any, words: Sequence[str]) -> ExitCode:
     # Without a command there is no message: the help has been printed.
     message = error.format_message().replace("\n", " ").rstrip(".")
     # Typer's own validation puts this before the message of a choice.
     message = message.replace("Value error, ", "")
     if message:
         command = error.ctx.command_path if error.ctx else "cgbench"
-        print_error(f"{message} (see {command} --help)")
+        print_error(f"{message}{quotes_hint(words, message)} (see {command} --help)")
     return ExitCode.BAD_INPUT

@@ -1,5 +1,7 @@
 """Read the flags of ``cgbench plan`` together, and check them before anything is planned."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from cgbench.cli.choices import Format
@@ -71,3 +73,16 @@ def graph_memory(run: Path | None) -> GraphMemory:
     from cgbench.rundir.run_costs import read_graph_memory
 
     return read_graph_memory(run)
+
+
+def quotes_hint(words: Sequence[str], message: str) -> str:
+    """Return a clause for a usage error of a command whose ``--from`` may lack its quotes.
+
+    The shell then makes words of its own of the launch line. It is empty for any other error.
+    """
+    values = [value for word, value in pairwise([*words, ""]) if word == "--from"]
+    values += [word.removeprefix("--from=") for word in words if word.startswith("--from=")]
+    is_cut = any(len(value.split()) == 1 for value in values)
+    if not values or not (is_cut or "extra argument" in message):
+        return ""
+    return '. --from takes the whole line, in quotes or as "$(cat FILE)"'

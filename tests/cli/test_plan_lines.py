@@ -235,6 +235,28 @@ def test_a_mistake_is_one_line_and_exit_code_2(plan, words: tuple[str, ...]) -> 
     assert MISTAKES[words] in found.err
 
 
+UNQUOTED = [
+    ("--from", "vllm", "serve", "M"),
+    ("--from=vllm", "serve", "M", "--max-num-seqs", "8"),
+    ("--from", "vllm", "serve", "M", "--port", "8000"),
+    ("--from", "vllm", "serve", "M", "--max-num-seqs", "1k"),
+    ("--from", "vllm serve M -sc {method:", "mtp}"),
+]
+
+
+@pytest.mark.parametrize("words", UNQUOTED)
+def test_a_line_without_its_quotes_is_told_of_them(plan, words: tuple[str, ...]) -> None:
+    found = plan(*words)
+    assert (found.exit_code, found.out, found.err.count("\n")) == (2, "", 1)
+    assert '. --from takes the whole line, in quotes or as "$(cat FILE)" (see' in found.err
+
+
+@pytest.mark.parametrize("words", [("--from", LINE, "--jsn"), ("vllm", "serve"), ("--port", "1")])
+def test_other_usage_errors_do_not_speak_of_quotes(plan, words: tuple[str, ...]) -> None:
+    found = plan(*words)
+    assert found.exit_code == 2 and "quotes" not in found.err
+
+
 @pytest.mark.parametrize("length", ["0", "nan", "4.5"])
 def test_an_acceptance_length_out_of_range_is_refused(plan, trace: str, length: str) -> None:
     words = ("--concurrency", trace, "--costs", str(RUN), "--max-num-seqs", "8")

@@ -117,6 +117,9 @@ FILES = {
     "code.yaml": "max-num-seqs: !!python/object/apply:os.system ['true']\n",
     "names.yaml": "- a\n- b\n",
     "serve.json": '{"max-num-seqs": 4}',
+    "start me": SERVE,
+    "run": SERVE,
+    "program": "\0",
 }
 
 
@@ -196,3 +199,40 @@ def test_json_that_has_its_quotes_is_only_called_broken(value: str) -> None:
     with pytest.raises(BadInputError, match="is not JSON") as caught:
         read_launch(f"vllm serve M -sc '{value}'", None, None)
     assert "quotes. " not in str(caught.value) and "curly" not in str(caught.value)
+
+
+CAT = "starts no known engine. For the line in a file, give --from "
+NO_LINES = {
+    "serve.sh": f'{CAT}"$(cat serve.sh)"',
+    "./a/serve.txt": f'{CAT}"$(cat ./a/serve.txt)"',
+    "run": f'{CAT}"$(cat run)"',
+    "start me": f"""{CAT}"$(cat 'start me')\"""",
+    "bash serve.sh --port 8": f'{CAT}"$(cat serve.sh)"',
+    "list.yaml": "An engine's own configuration goes to cgbench plan --config list.yaml",
+    "docker compose -f serve.yml up": "starts no known engine. It must hold vllm serve",
+    "program x": "starts no known engine. It must hold vllm serve",
+    "nowhere": "starts no known engine. It must hold vllm serve",
+}
+
+
+@pytest.mark.parametrize("line", NO_LINES)
+def test_a_files_name_in_place_of_the_line_names_the_cure(line: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        read_launch(line, None, None)
+    assert NO_LINES[line] in str(caught.value)
+
+
+@pytest.mark.parametrize("blanks", [" ", "  ", "\t", "\u00a0"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_space_behind_a_backslash_is_named_by_its_line(blanks: str, end: str) -> None:
+    line = f"vllm serve M \\{end} --port 1 \\{blanks}{end} --max-num-seqs 8 \\{blanks}"
+    found = read_launch(line, None, None)
+    assert found.request.max_batch_size == 8
+    assert found.warnings == tuple(
+        f"a space follows \\ at the end of line {n}, where a shell ends the command" for n in (2, 3)
+    )
+
+
+def test_a_backslash_within_a_line_or_escaped_is_none() -> None:
+    for line in (f"cd a\\ b && {SERVE}", f"echo \\\\ \n{SERVE}"):
+        assert read_launch(line, None, None).warnings == ()

@@ -7,15 +7,15 @@ from pathlib import Path
 from types import ModuleType
 
 from cgbench.errors import BadInputError
-from cgbench.inputs import shown
 from cgbench.planning.draft_schedule import DraftSchedule
 from cgbench.planning.engine_defaults import raise_hint, with_defaults
 from cgbench.planning.gpus import Gpu
 from cgbench.planning.launch_lines import fastdeploy_line, sglang_line, tensorrt_llm_line, vllm_line
 from cgbench.planning.launch_lines.config_file import as_words, read_config
+from cgbench.planning.launch_lines.no_engine import no_engine
 from cgbench.planning.launch_lines.option_reader import is_option
 from cgbench.planning.launch_lines.reading import Reading
-from cgbench.planning.launch_lines.shell_line import assignments, commands
+from cgbench.planning.launch_lines.shell_line import assignments, commands, spaced_ends
 from cgbench.planning.launch_lines.stated_release import image_family, stated_release
 from cgbench.planning.plan_request import PlanRequest
 
@@ -104,7 +104,7 @@ def read_launch(
     engine = _ENGINES[name]
     reading = engine.read(words)
     if line is not None:
-        reading.warnings += _of_environment(engine, line)
+        reading.warnings += [*spaced_ends(line), *_of_environment(engine, line)]
     if line is not None and policy is None:
         _follow_release(reading, line)
     return _finished(reading, gpu, _policy(reading, policy))
@@ -169,11 +169,7 @@ def _engine_of(line: str) -> tuple[str, list[str]]:
             for at in range(len(words)):
                 if (engine := started(words[at:])) is not None:
                     return engine
-    raise BadInputError(
-        f"{FROM} {shown(line)}: starts no known engine. It must hold vllm serve, "
-        "python -m sglang.launch_server, trtllm-serve or "
-        "python -m fastdeploy.entrypoints.openai.api_server"
-    )
+    raise no_engine(FROM, line)
 
 
 def _by_command(words: Sequence[str]) -> tuple[str, list[str]] | None:

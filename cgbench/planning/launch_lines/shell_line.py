@@ -15,6 +15,9 @@ _REDIRECT = re.compile(r"([0-9]?[<>]>?)(.*)", re.DOTALL)
 _SHELLS = {"bash", "sh", "zsh", "dash", "ash"}
 _MAX_NESTED = 4
 
+# A backslash, not itself escaped, with blanks between it and the line's end.
+_SPACED_END = re.compile(r"(?<!\\)((?:\\\\)*)\\[ \t\u00a0]+(?=\r?\n|\Z)")
+
 
 def commands(label: str, line: str, depth: int = 0) -> list[list[str]]:
     """Return the words of each command of a line, without redirections.
@@ -41,9 +44,20 @@ def assignments(found: Sequence[Sequence[str]]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def spaced_ends(line: str) -> Iterator[str]:
+    """Yield a warning for each backslash that a blank keeps from joining its line to the next.
+
+    The words of both lines are read as one command all the same.
+    """
+    for found in _SPACED_END.finditer(line):
+        number = line.count("\n", 0, found.start()) + 1
+        yield f"a space follows \\ at the end of line {number}, where a shell ends the command"
+
+
 def _words(label: str, line: str) -> list[str]:
     """Return words and operators. A line's end is a blank, and ends a comment."""
-    one_line = re.sub(r"\\\r?\n", " ", _TO_A_NUMBER.sub("", line).replace("&>", ">"))
+    joined = re.sub(r"\\\r?\n", " ", _SPACED_END.sub(r"\1 ", line))
+    one_line = _TO_A_NUMBER.sub("", joined).replace("&>", ">")
     lexer = shlex.shlex(one_line, posix=True, punctuation_chars=_OPERATORS)
     lexer.whitespace_split = True
     lexer.commenters = "#" if "\n" in line else ""
