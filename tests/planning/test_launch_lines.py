@@ -265,7 +265,7 @@ BROKEN = {
     "vllm serve M --max-num-seqs": "--max-num-seqs: needs a value",
     'vllm serve M -sc \'{"method": "mtp"}\'': "num_speculative_tokens is missing",
     'vllm serve M -cc \'{"cudagraph_mode": "FULL"}\'': "cudagraph_mode FULL: is not planned",
-    "vllm serve M -cc '[1]'": "-config [1]: must be a JSON object",
+    "vllm serve M -cc '[1]'": "-cc [1]: must be a JSON object",
     "vllm serve M --cudagraph-capture-sizes 4 0": "--cudagraph-capture-sizes 0: must be at least 1",
     "vllm serve M -sc.num_speculative_tokens=40": "num_speculative_tokens 40: must be at most 32",
     "vllm serve M --config nowhere.yaml": "--config nowhere.yaml: No such file",

@@ -100,15 +100,15 @@ def test_which_graphs_are_left(words: str, mode: CaptureMode) -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("-O7", "--optimization-level 7: must be 0, 1, 2 or 3"),
+        ("-O7", "-O 7: must be 0, 1, 2 or 3"),
         ("-O.cudagraph_mode=NONE", "must be 0, 1, 2 or 3"),
-        ("-cc.mode=FAST", "--compilation-config mode FAST: must be 0 to 3, or one of"),
+        ("-cc.mode=FAST", "-cc mode FAST: must be 0 to 3, or one of"),
         ("-cc.cudagraph_mode=FULL", "cudagraph_mode FULL: is not planned"),
         ("-cc.cudagraph_mode", "-cc.cudagraph_mode: needs a value"),
         ("-cc '{\"mode\": 3, // fast\n}'", "is not JSON"),
         ("-cc '{\"mode\": 3,}'", "is not JSON"),
-        ("-sc.method=[] -sc.num_speculative_tokens=1", "--speculative-config method []: must be a"),
-        ("-sc.model={} -sc.num_speculative_tokens=1", "--speculative-config model {}: must be a"),
+        ("-sc.method=[] -sc.num_speculative_tokens=1", "-sc method []: must be a"),
+        ("-sc.model={} -sc.num_speculative_tokens=1", "-sc model {}: must be a"),
         ("-sc.num_speculative_tokens=33", "num_speculative_tokens 33: must be at most 32"),
     ],
 )
@@ -161,7 +161,7 @@ def test_what_of_the_drafts_is_not_understood_is_listed() -> None:
         "any number of drafts up to k)",
     )
     [warning] = read("-sc.model=org/model -sc.num_speculative_tokens=2").warnings
-    assert warning.startswith("--speculative-config method: is missing, planned as a head")
+    assert warning.startswith("-sc method: is missing, planned as a head")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,6 @@ def test_a_schedule_is_ignored_with_data_parallelism_as_the_engine_does() -> Non
     found = read(f"-dp 2 -sc '{{{words}}}'")
     assert found.schedule is None
     assert found.warnings == (
-        "--data-parallel-size 2: not planned (a rank pads to the largest batch of all ranks)",
-        "--speculative-config num_speculative_tokens_per_batch_size: the engine ignores it with "
-        "data parallelism",
+        "-dp 2: not planned (a rank pads to the largest batch of all ranks)",
+        "-sc num_speculative_tokens_per_batch_size: the engine ignores it with data parallelism",
     )

@@ -17,9 +17,13 @@ from cgbench.planning.launch_lines.option_reader import is_option
 from cgbench.planning.launch_lines.reading import Reading
 from cgbench.planning.launch_lines.shell_line import assignments, commands, spaced_ends
 from cgbench.planning.launch_lines.stated_release import image_family, stated_release
+from cgbench.planning.launch_lines.typed_names import TypedNames
 from cgbench.planning.plan_request import PlanRequest
 
 FROM = "--from"
+
+_File = tuple[str, Path]
+"""It is the option that names a configuration file, and the file."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,17 @@ def read_launch(
     """
     words, name = _words(line, config)
     engine = _ENGINES[name]
-    reading = engine.read(words)
+    typed = TypedNames(words, engine.module.SPECS)
+    with typed.in_errors():
+        reading = engine.read(words)
+    reading.warnings = [*map(typed.in_message, reading.warnings)]
     if line is not None:
         reading.warnings += [*spaced_ends(line), *_of_environment(engine, line)]
     if line is not None and policy is None:
         _follow_release(reading, line)
-    return _finished(reading, gpu, _policy(reading, policy))
+    taken = _policy(reading, policy)
+    with typed.in_errors():
+        return _finished(reading, gpu, taken)
 
 
 def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
@@ -116,17 +125,17 @@ def _words(line: str | None, config: Path | None) -> tuple[list[str], str]:
         assert config is not None
         found = read_config("--config", config)
         name = _engine_of_keys(config, [*found])
-        return _with_file([], name, config), name
+        return _with_file([], name, ("--config", config)), name
     name, own = _engine_of(line)
     own, given = _file_in(own, _ENGINES[name])
     if given is not None and config is not None:
-        raise BadInputError(f"--config {config}: {FROM} names {given} too. Drop one")
-    file = config or given
+        raise BadInputError(f"--config {config}: {FROM} names {given[1]} too. Drop one")
+    file = ("--config", config) if config else given
     return (_with_file(own, name, file) if file else own), name
 
 
-def _file_in(words: list[str], engine: _Engine) -> tuple[list[str], Path | None]:
-    """Return the words without the option that names a file, and that file."""
+def _file_in(words: list[str], engine: _Engine) -> tuple[list[str], _File | None]:
+    """Return the words without the option that names a file, and that option with its file."""
     for word in words:
         if word.startswith("--config=") and not engine.joins_file:
             raise BadInputError(f"{word}: the engine reads no file from it. Write --config FILE")
@@ -139,7 +148,7 @@ def _file_in(words: list[str], engine: _Engine) -> tuple[list[str], Path | None]
     before, after = split_words[: at[0]], split_words[at[0] + 1 :]
     if not after or is_option(after[0]):
         raise BadInputError(f"{split_words[at[0]]}: needs a value")
-    return before + after[1:], Path(after[0])
+    return before + after[1:], (split_words[at[0]], Path(after[0]))
 
 
 def _parted(word: str, names: Sequence[str]) -> Sequence[str]:
@@ -147,13 +156,14 @@ def _parted(word: str, names: Sequence[str]) -> Sequence[str]:
     return (name, value) if equals and name in names else (word,)
 
 
-def _with_file(words: list[str], name: str, file: Path) -> list[str]:
+def _with_file(words: list[str], name: str, given: _File) -> list[str]:
     """Return the words with a file's values before the others and after the model.
 
     TensorRT-LLM reads its own file.
     """
+    option, file = given
     if name == "tensorrt-llm":
-        return [*words, "--config", str(file)]
+        return [*words, option, str(file)]
     if name in ("vllm", "sglang") and file.suffix.lower() not in (".yaml", ".yml"):
         raise BadInputError(f"--config {file}: the engine reads a file that ends in .yaml or .yml")
     model = [*takewhile(lambda word: not is_option(word), words)]

@@ -122,7 +122,7 @@ def read(words: Sequence[str], specs: Sequence[Spec], harmless: frozenset[str]) 
             found.add_word(word)
             continue
         name, equals, attached = word.partition("=")
-        spec, is_negative = _spec(name, by_name)
+        spec, is_negative = spec_of(name, by_name)
         if spec is None:
             values = [attached] if equals else _values(rest)
             if not _is_harmless(name, harmless):
@@ -142,8 +142,11 @@ def _is_harmless(name: str, harmless: frozenset[str]) -> bool:
     return name in harmless or "--" + name.removeprefix("--no-") in harmless
 
 
-def _spec(name: str, by_name: Mapping[str, Spec]) -> tuple[Spec | None, bool]:
-    """Return the option that a word names, and whether it is its negative."""
+def spec_of(name: str, by_name: Mapping[str, Spec]) -> tuple[Spec | None, bool]:
+    """Return the option that a word names, and whether it is its negative.
+
+    The option is None for a word that names none. ``by_name`` holds every name of every option.
+    """
     if name in by_name:
         return by_name[name], False
     positive = by_name.get("--" + name.removeprefix("--no-"))
