@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cgbench.cli.bench_flags import Debug
-from cgbench.cli.choices import CompareFormat
+from cgbench.cli.choices import CompareFormat, chosen_format
 from cgbench.cli.console import console, print_uncut, say
 from cgbench.cli.values import parse_fraction
 from cgbench.errors import BadInputError
@@ -57,9 +57,10 @@ def compare(
             "--allow-token-change", help="Changed float32 greedy tokens are told, and pass."
         ),
     ] = False,
-    output_format: Annotated[
-        CompareFormat, typer.Option("--format", help="How to print.")
-    ] = CompareFormat.TABLE,
+    given_format: Annotated[
+        CompareFormat | None, typer.Option("--format", help="How to print. Default: table.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As --format json.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write there instead of stdout.")] = None,
     thin_baseline: Annotated[
         Path | None,
@@ -83,7 +84,10 @@ def compare(
     )
     if new is None and thin_baseline is None:
         raise BadInputError("NEW: give the run directory to judge, or --thin-baseline for BASE's")
-    if new is None and (unread := [*_judging(rules, output_format, output)]):
+    output_format = chosen_format(given_format, CompareFormat.TABLE, as_json=as_json)
+    shape = "--json" if as_json else "--format"
+    shapes = [] if output_format is CompareFormat.TABLE else [shape]
+    if new is None and (unread := [*shapes, *_judging(rules, output)]):
         raise BadInputError(f"{unread[0]}: without NEW nothing is judged. Give it, or drop this")
     if thin_baseline is not None:
         _keep(new or base, thin_baseline)
@@ -94,12 +98,10 @@ def compare(
     raise typer.Exit(found.exit_code)
 
 
-def _judging(rules: "Rules", output_format: CompareFormat, output: Path | None) -> Iterator[str]:
+def _judging(rules: "Rules", output: Path | None) -> Iterator[str]:
     """Yield the flags given that decide how NEW is judged, and where that goes."""
     if output is not None:
         yield "--output"
-    if output_format is not CompareFormat.TABLE:
-        yield "--format"
     default = asdict(type(rules)())
     yield from (flag_name(name) for name, value in asdict(rules).items() if value != default[name])
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cgbench.cli.bench_flags import Debug, Unit, policy_name
-from cgbench.cli.choices import Format
+from cgbench.cli.choices import Format, chosen_format
 from cgbench.cli.console import console, print_uncut, say, working
 from cgbench.cli.plan_inputs import (
     budget,
@@ -57,7 +57,10 @@ def plan(
         str | None, typer.Option(help="Your own sizes, in --capture-unit: policy explicit.")
     ] = None,
     capture_unit: Unit = CaptureUnit.REQUESTS,
-    output_format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
+    given_format: Annotated[
+        Format | None, typer.Option("--format", help="How to print. Default: table.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As --format json.")] = False,
     tp: Annotated[int, typer.Option(help="GPUs per engine, for the engines with a rule.")] = 1,
     max_num_batched_tokens: Annotated[
         int | None,
@@ -162,6 +165,7 @@ def plan(
         check_plot(plot)
     if flags is not None:
         check_engine(flags)
+    output_format = chosen_format(given_format, Format.TABLE, as_json=as_json)
     check_together(flags, output_format, costs, eager_penalty)
     found_gpu = None if gpu is None else parse_gpu(gpu)
     if launch_line is not None or config is not None:

@@ -131,6 +131,18 @@ def test_json_has_every_line(runs: Path) -> None:
     assert line["low"] < line["effect"] < line["high"]
 
 
+def test_json_has_a_short_form(runs: Path) -> None:
+    words = ("compare", runs / "base", runs / "slow")
+    long, short = cgbench(*words, "--format", "json"), cgbench(*words, "--json")
+    assert (short.code, short.stdout) == (1, long.stdout)
+    assert cgbench(*words, "--json", "--format", "json").stdout == long.stdout
+    refused = cgbench(*words, "--json", "--format", "junit")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr == "error: --json: is --format json, not --format junit. Drop one\n"
+    alone = cgbench("compare", runs / "base", "--thin-baseline", runs / "thin", "--json")
+    assert alone.code == 2 and "--json: without NEW nothing is judged" in alone.stderr
+
+
 def test_github_annotates_and_writes_the_step_summary(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

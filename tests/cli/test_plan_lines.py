@@ -67,6 +67,16 @@ def test_json_has_every_phase(plan) -> None:
     assert one["graph_memory_source"] == "stated model"
 
 
+def test_json_has_a_short_form(plan) -> None:
+    assert planned(plan("--from", LINE, "--json")) == planned(
+        plan("--from", LINE, "--json", "--format", "json")
+    )
+    for other in ("table", "csv"):
+        refused = plan("--from", LINE, "--json", "--format", other)
+        assert (refused.exit_code, refused.out) == (2, "")
+        assert refused.err == f"error: --json: is --format json, not --format {other}. Drop one\n"
+
+
 def test_a_line_beside_the_optimal_list(plan) -> None:
     found = plan("--from", LINE, "--policy", "optimal", "--max-graphs", "11")
     assert "What optimal saves, k = 2, 11 graphs" in found.out
