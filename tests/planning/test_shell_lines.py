@@ -1,5 +1,6 @@
 """How a launch line stands in a shell, a script or a file, and what is refused there."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,17 @@ AROUND = [
     f"source env.sh\n{SERVE}  # the server\n",
     "vllm serve M \\\r\n  --max-num-seqs 8\r\n",
     "/opt/venv/bin/vllm serve <M> --max-num-seqs=8",
+    f"ssh -p 22 user@host '{SERVE}'",
+    f"ssh -o 'StrictHostKeyChecking no' host 'cd /x && nohup {SERVE} > log 2>&1 &'",
+    f"ssh host \"bash -lc '{SERVE}'\"",
+    f"tmux new -d -s serve '{SERVE}'",
+    '["vllm", "serve", "M", "--max-num-seqs", "8"]',
+    '[\n  "vllm", "serve", "M",\n  "--max-num-seqs", 8\n]\n',
+    "['vllm', 'serve', 'M', '--max-num-seqs=8']",
+    "[vllm, serve, M, --max-num-seqs, 8]",
+    "- vllm\n- serve\n- M\n- --max-num-seqs\n- '8'\n",
+    f'["bash", "-c", "{SERVE}"]',
+    f'["/bin/sh", "-c", "exec {SERVE} > log"]',
 ]
 
 
@@ -236,3 +248,16 @@ def test_a_space_behind_a_backslash_is_named_by_its_line(blanks: str, end: str) 
 def test_a_backslash_within_a_line_or_escaped_is_none() -> None:
     for line in (f"cd a\\ b && {SERVE}", f"echo \\\\ \n{SERVE}"):
         assert read_launch(line, None, None).warnings == ()
+
+
+def test_a_list_keeps_the_quotes_of_its_words() -> None:
+    words = ["vllm", "serve", "M", "-sc", '{"method": "mtp", "num_speculative_tokens": 2}']
+    found = read_launch(json.dumps(words), None, None)
+    assert (found.request.spec_tokens, found.warnings) == (2, ())
+
+
+@pytest.mark.parametrize("line", ["[]", '[["vllm", "serve"]]', "[vllm, {", "- a: b\n- c"])
+def test_what_is_no_list_of_words_is_refused_in_one_line(line: str) -> None:
+    with pytest.raises(BadInputError, match="starts no known engine") as caught:
+        read_launch(line, None, None)
+    assert "\n" not in str(caught.value)

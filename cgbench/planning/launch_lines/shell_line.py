@@ -3,16 +3,19 @@
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 from cgbench.errors import BadInputError
+from cgbench.planning.launch_lines.word_list import word_list
 
 _OPERATORS = ";|&"
 _ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _TO_A_NUMBER = re.compile(r"[0-9]?>&[0-9-]")
 _REDIRECT = re.compile(r"([0-9]?[<>]>?)(.*)", re.DOTALL)
 _SHELLS = {"bash", "sh", "zsh", "dash", "ash"}
+# These run a command that is one of their words.
+_RUNNERS = {"ssh", "tmux", "screen", "su", "eval", "watch"}
 _MAX_NESTED = 4
 
 # A backslash, not itself escaped, with blanks between it and the line's end.
@@ -22,16 +25,19 @@ _SPACED_END = re.compile(r"(?<!\\)((?:\\\\)*)\\[ \t\u00a0]+(?=\r?\n|\Z)")
 def commands(label: str, line: str, depth: int = 0) -> list[list[str]]:
     """Return the words of each command of a line, without redirections.
 
-    A command that is an argument of a shell (``bash -c '..'``) comes after the shell's own. Raise
-    ``BadInputError`` naming ``label``.
+    A command that is an argument of a shell (``bash -c '..'``) or of ``ssh`` comes after their own.
+    A list of words, as containers' files hold it, is one command. Raise ``BadInputError`` naming
+    ``label``.
     """
+    listed = None if depth else word_list(line)
+    split = _split(_words(label, line)) if listed is None else iter([listed])
     found = list[list[str]]()
-    for words in _split(_words(label, line)):
-        own = [*_without_redirects(words)]
+    for words in split:
+        own = [*_without_redirects(words)] if listed is None else words
         found.append(own)
-        nested = _nested(own)
-        if nested is not None and depth < _MAX_NESTED:
-            found += commands(label, nested, depth + 1)
+        if depth < _MAX_NESTED:
+            for nested in _nested(own):
+                found += commands(label, nested, depth + 1)
     if not found and not depth:
         raise BadInputError(f"{label}: is empty. Give the line that starts the engine")
     return found
@@ -88,10 +94,12 @@ def _without_redirects(words: Sequence[str]) -> Iterator[str]:
             next(rest, None)
 
 
-def _nested(words: Sequence[str]) -> str | None:
-    """Return the command that a shell among the words is given to run, or None."""
+def _nested(words: Sequence[str]) -> Iterator[str]:
+    """Yield the commands that a shell or another runner among the words is given to run."""
     names = [Path(word).name for word in words]
-    if not _SHELLS & {*names}:
-        return None
-    is_told = (text for option, text in pairwise(words) if re.fullmatch(r"-[a-z]*c", option))
-    return next(is_told, None)
+    if _SHELLS & {*names}:
+        pairs = pairwise(words)
+        told = (text for option, text in pairs if re.fullmatch(r"-[a-z]*c", option))
+        yield from islice(told, 1)
+    elif at := [i for i, name in enumerate(names) if name in _RUNNERS]:
+        yield from (word for word in words[at[0] + 1 :] if len(word.split()) > 1)
