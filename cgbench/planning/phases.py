@@ -136,8 +136,8 @@ def in_phases(
 ) -> tuple[PhaseGraphs, ...]:
     """Return the graphs of the phases that k drafts have.
 
-    There is no draft at k = 0, and only draft 1 at k = 1. A way of drafting without a chain has
-    fewer phases.
+    There is no draft at k = 0, and only draft 1 at k = 1. A later draft step runs ``tree_width``
+    tokens a request. A way of drafting without a chain has fewer phases.
     """
     q, k, drafting = request.query_len, request.spec_tokens, request.drafting
     found = [graphs_at(Phase.VERIFY, request, q, verify, note)]
@@ -145,7 +145,8 @@ def in_phases(
     if k and drafting is not Drafting.WITHOUT_MODEL:
         found.append(graphs_at(Phase.DRAFT_FIRST, request, q, () if without else first, without))
     if k > 1 and drafting in (Drafting.CHAIN, Drafting.WITHOUT_GRAPHS):
-        found.append(graphs_at(Phase.DRAFT_REST, request, 1, () if without else rest, without))
+        width = request.tree_width
+        found.append(graphs_at(Phase.DRAFT_REST, request, width, () if without else rest, without))
     return tuple(found)
 
 

@@ -90,7 +90,8 @@ class PlanRequest:
     The last fields are what a user gave the engine. ``graph_sizes`` is a list in the engine's own
     unit, and ``graph_maximum`` is a ceiling in that unit. Both go through the engine's rule.
     ``interactivity`` is vLLM's performance mode, and ``module_per_draft`` is SGLang's multi-layer
-    mode. ``capture_mode`` and ``drafting`` state which graphs there are and how drafts come about.
+    mode. ``tree_width`` is how many tokens a request runs in each later draft step: SGLang's top-k.
+    ``capture_mode`` and ``drafting`` state which graphs there are and how drafts come about.
     ``schedule`` holds the deployment's draft lengths by batch size, because vLLM's own list depends
     on all of them.
 
@@ -116,6 +117,7 @@ class PlanRequest:
     graph_maximum: int | None = None
     interactivity: bool = False
     module_per_draft: bool = False
+    tree_width: int = 1
     capture_mode: CaptureMode = CaptureMode.FULL
     drafting: Drafting = Drafting.CHAIN
     schedule: "DraftSchedule | None" = None

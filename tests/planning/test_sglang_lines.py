@@ -97,3 +97,28 @@ def test_a_tree_of_more_drafts_than_are_planned_is_refused_by_its_own_name() -> 
         BadInputError, match="--speculative-num-draft-tokens 64: must be at most 33"
     ):
         read(f"{SGLANG}{words}--speculative-num-draft-tokens 64")
+
+
+TREE = "--speculative-num-steps 3 --speculative-eagle-topk 4 --speculative-num-draft-tokens 16"
+
+
+def test_a_tree_runs_its_width_in_each_later_draft_step() -> None:
+    found = read(f"{SGLANG}--speculative-algorithm EAGLE {TREE}")
+    [warning] = found.warnings
+    assert warning.endswith("a tree. A draft step runs 4 tokens a request")
+    verify, first, rest = phases(found).phases
+    assert (verify.query_len, first.query_len, rest.query_len) == (16, 16, 4)
+    assert [each.num_tokens for each in rest.buckets] == [4 * n for n in range(1, 9)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"--speculative-algorithm NGRAM {TREE}",
+        f"--speculative-algorithm DFLASH {TREE}",
+        TREE,
+        f"--speculative-algorithm EAGLE {TREE.replace('topk 4', 'topk 1')}",
+    ],
+)
+def test_what_drafts_no_tree_has_no_width(words: str) -> None:
+    assert read(SGLANG + words).request.tree_width == 1

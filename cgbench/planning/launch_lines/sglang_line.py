@@ -4,11 +4,9 @@ Its options are in ``srt/arg_groups``.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from cgbench.errors import BadInputError
-from cgbench.inputs import JsonObject, parse_json, read_text, shown
-from cgbench.planning.draft_schedule import DraftSchedule, adaptive, from_sets
+from cgbench.inputs import JsonObject
 from cgbench.planning.gpus import Gpu
 from cgbench.planning.launch_lines.harmless_options import SGLANG
 from cgbench.planning.launch_lines.option_reader import (
@@ -20,17 +18,21 @@ from cgbench.planning.launch_lines.option_reader import (
     whole,
 )
 from cgbench.planning.launch_lines.reading import Given, Reading
+from cgbench.planning.launch_lines.sglang_drafts import (
+    ALGORITHM,
+    adaptive_schedule,
+    drafting,
+    tree_width,
+    verified,
+)
 from cgbench.planning.plan_request import (
-    MAX_PLANNED_SPEC_TOKENS,
     CaptureMode,
-    Drafting,
     PlanRequest,
 )
 from cgbench.planning.policies import sglang
 
 POLICY = "sglang-0.5.23"
 
-ALGORITHM = "--speculative-algorithm"
 CONFIG = "--cuda-graph-config"
 
 SPECS = (
@@ -85,29 +87,12 @@ _KEYS = {
     ),
 }
 
-_LENGTHS = (
-    "--speculative-num-steps",
-    "--speculative-eagle-topk",
-    "--speculative-num-draft-tokens",
-    "--speculative-adaptive",
-)
-
-# The steps, top-k and draft tokens that most architectures get if none is given.
-_AUTO = (3, 1, 4)
-
-_WITHOUT_MODEL = {"NGRAM"}
-_PARALLEL = {"DFLASH", "DSPARK", "UNO"}
-_CHAINS = {"EAGLE", "EAGLE3", "NEXTN", "STANDALONE", "FROZEN_KV_MTP"}
-
-_NGRAM_TOKENS = 12
-_BLOCK_TOKENS = 16
-
 
 def read_sglang(words: list[str]) -> Reading:
     """Read what the line asks of the planner. Raise ``BadInputError`` naming the option."""
     options = read(words, SPECS, SGLANG)
     decode, prefill = _phase(options, "decode"), _phase(options, "prefill")
-    q, warnings = _verified(options)
+    q, warnings = verified(options)
     tp_size, ranks = _attention_ranks(options)
     running = options.whole("--max-running-requests")
     given = Given(
@@ -122,15 +107,16 @@ def read_sglang(words: list[str]) -> Reading:
         1,
         POLICY,
         module_per_draft=options.is_on("--enable-multi-layer-eagle"),
+        tree_width=tree_width(options),
         capture_mode=_mode(options, decode),
-        drafting=_drafting(options),
+        drafting=drafting(options),
     )
     reading = Reading("SGLang", base, given, [*warnings, *_said(words, ranks)])
     reading.num_gpus = options.whole("--tp-size") or 1
     reading.add_unknown(options.unknown, UNPLANNED)
     reading.prefill = lambda gpu: _prefill(options, prefill, gpu)
     if options.is_on("--speculative-adaptive"):
-        reading.schedule = lambda size: _adaptive(options, size)
+        reading.schedule = lambda size: adaptive_schedule(options, size)
     return reading
 
 
@@ -174,51 +160,6 @@ def _prefill(options: Options, phase: JsonObject, gpu: Gpu | None) -> Iterator[s
         why = ", by the default --chunked-prefill-size"
     if sizes := tuple(sglang.prefill_tokens(most)):
         yield f"prefill: {len(sizes)} graphs, 4 to {max(sizes)} tokens{why}"
-
-
-def _verified(options: Options) -> tuple[int, list[str]]:
-    """Return the positions verified per request, and warnings about them."""
-    algorithm = (options.text(ALGORITHM) or "").upper()
-    if not algorithm:
-        lengths = [name for name in _LENGTHS if name in options]
-        return 1, [f"{name}: drafts nothing without {ALGORITHM}" for name in lengths]
-    most = MAX_PLANNED_SPEC_TOKENS
-    steps = options.whole("--speculative-num-steps", most=most)
-    topk = options.whole("--speculative-eagle-topk")
-    tokens = options.whole("--speculative-num-draft-tokens", most=most + 1)
-    if options.is_on("--speculative-adaptive") and steps is None:
-        return (_adaptive(options, 1).first_length or 0) + 1, []
-    if algorithm in _PARALLEL | _WITHOUT_MODEL:
-        return _of_a_block(options, algorithm, tokens)
-    warnings = []
-    if algorithm not in _CHAINS:
-        warnings.append(f"{ALGORITHM} {shown(algorithm)}: not understood, planned as EAGLE")
-    if steps is None:
-        if topk or tokens:
-            raise BadInputError("--speculative-num-steps: give it with the two other lengths")
-        steps, topk, tokens = _AUTO
-        warnings.append(
-            "--speculative-num-steps: taken as 3, which Llama's and Grok's models exceed"
-        )
-    if (topk or 1) == 1:
-        return steps + 1, warnings
-    if tokens is None:
-        raise BadInputError("--speculative-num-draft-tokens: needed with --speculative-eagle-topk")
-    warnings.append(
-        f"--speculative-eagle-topk {topk}: a tree. A draft step runs {topk} tokens a request"
-    )
-    return tokens, warnings
-
-
-def _of_a_block(options: Options, algorithm: str, tokens: int | None) -> tuple[int, list[str]]:
-    """Return the same if all drafts are made at once. The newest token is one of the block."""
-    drafts = options.whole("--speculative-dspark-block-size", most=MAX_PLANNED_SPEC_TOKENS)
-    if algorithm == "DSPARK" and drafts:
-        return drafts + 1, []
-    if tokens:
-        return tokens, []
-    taken = _NGRAM_TOKENS if algorithm in _WITHOUT_MODEL else _BLOCK_TOKENS
-    return taken, [f"--speculative-num-draft-tokens: taken as {taken}"]
 
 
 def _attention_ranks(options: Options) -> tuple[int | None, int]:
@@ -272,13 +213,6 @@ def _is_eager(options: Options) -> bool:
     )
 
 
-def _drafting(options: Options) -> Drafting:
-    algorithm = (options.text(ALGORITHM) or "").upper()
-    if algorithm in _WITHOUT_MODEL:
-        return Drafting.WITHOUT_MODEL
-    return Drafting.PARALLEL if algorithm in _PARALLEL else Drafting.CHAIN
-
-
 def _said(words: list[str], groups: int) -> Iterator[str]:
     typed = {word.partition("=")[0] for word in words}
     for name in ("--cuda-graph-max-bs", "--cuda-graph-bs"):
@@ -286,13 +220,3 @@ def _said(words: list[str], groups: int) -> Iterator[str]:
             yield f"{name}: 0.5.23 names it {name}-decode, and refuses the short name as ambiguous"
     if groups > 1:
         yield f"attention data parallelism: sizes are those of one of {groups} ranks' batches"
-
-
-def _adaptive(options: Options, max_batch_size: int) -> DraftSchedule:
-    steps = options.whole("--speculative-num-steps")
-    name = options.text("--speculative-adaptive-config")
-    if name is None:
-        return adaptive(max_batch_size, steps)
-    label = f"--speculative-adaptive-config {name}"
-    text = read_text(label, Path(name), 1_000_000)
-    return from_sets(label, parse_json(label, text), max_batch_size, steps)
