@@ -16,7 +16,7 @@ from cgbench.advice.gains import (
     is_timed,
     work_of,
 )
-from cgbench.advice.interpolation import interpolation_error
+from cgbench.advice.interpolation import Doubt, interpolation_doubt
 from cgbench.advice.lengths import Lengths, lengths_of, stated_lengths
 from cgbench.advice.schedule_options import EngineOption, options_for, refusals_of
 from cgbench.advice.slow_reasons import reason_lines
@@ -50,7 +50,7 @@ class ContextAdvice:
     measurement, advised or not. ``chosen`` are the tiers advised. There is one if a fixed k is the
     best, and none if the data does not decide. ``unsettled`` are the fixed k that no interval
     separates from the best one. ``gains`` are those of the chosen tiers over fixed k, or else of
-    ``tiers``.
+    ``tiers``. ``doubt`` is what times between the measured batch sizes may be wrong by.
     """
 
     context_len: int
@@ -60,7 +60,7 @@ class ContextAdvice:
     unsettled: tuple[int, ...]
     gains: tuple[Gain, ...]
     work: Work
-    interpolation_error: float | None
+    doubt: Doubt
     conclusion: str
 
     @property
@@ -146,7 +146,7 @@ def _at_context(
         unsettled=found.unsettled,
         gains=_asked(found.gains, question.against),
         work=work,
-        interpolation_error=interpolation_error(times, context_len),
+        doubt=interpolation_doubt(times, context_len),
         conclusion=found.conclusion,
     )
 

@@ -58,7 +58,7 @@ def _cell(advice: Advice, again: MeasuredTimes, at: At) -> Again | None:
     mix = time_at(advice.times, at._replace(batch_size=again.cells[at].bucket))
     if mix is None:
         return None
-    doubt = interpolation_doubt(advice.times, at.context_len)
+    doubt = interpolation_doubt(advice.times, at.context_len).of_time
     estimate = (
         mix.parts[0][0].log_estimate if mix.is_measured else replace(doubt, value=log(mix.seconds))
     )

@@ -143,10 +143,11 @@ def _interpolated(each: ContextAdvice) -> Iterator[str]:
                 f"smaller k is taken unless the other is surely faster. {(low + high) // 2} among "
                 "--batch-sizes tells more"
             )
-    if each.interpolation_error is not None:
+    if each.doubt.num_sizes:
         yield (
             f"context {each.context_len}: a batch size left out is predicted from its neighbours "
-            f"within {each.interpolation_error:.1%} (root mean square)"
+            f"within {each.doubt.error:.1%}, and the ratio of two k within "
+            f"{each.doubt.ratio_error:.1%} (root mean square)"
         )
 
 
@@ -206,7 +207,8 @@ def _context_facts(each: ContextAdvice) -> JsonObject:
         "unsettled": list(each.unsettled),
         "gains": [{"over_k": g.k, "speedup": _bounds(g.speedup)} for g in each.gains],
         "workload": each.work.words,
-        "interpolation_error": each.interpolation_error,
+        "interpolation_error": each.doubt.error if each.doubt.num_sizes else None,
+        "interpolation_ratio_error": each.doubt.ratio_error if each.doubt.num_sizes else None,
         "conclusion": each.conclusion,
         "options": {option.engine: option.text for option in each.options},
     }

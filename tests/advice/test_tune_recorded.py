@@ -10,12 +10,7 @@ import pytest
 from cgbench.advice.advise import Advice, Question, advise
 from cgbench.advice.break_even import Pays
 from cgbench.advice.cell_times import At, Group, log_ratio, measured_times
-from cgbench.advice.interpolation import (
-    interpolation_doubt,
-    interpolation_error,
-    left_out_errors,
-    time_at,
-)
+from cgbench.advice.interpolation import interpolation_doubt, left_out_errors, time_at
 from cgbench.advice.lengths import lengths_of
 from cgbench.advice.verification import all_agree, cells_again, gains_again
 from cgbench.errors import BadInputError, CannotError, ExitCode
@@ -117,7 +112,7 @@ def test_batch_sizes_that_were_not_measured_widen_the_gain() -> None:
 
 def test_two_batch_sizes_tell_nothing_of_those_between() -> None:
     (found,) = advice_of("smollm2-humaneval-k3", concurrency=Concurrency.uniform(1, 8)).contexts
-    assert found.interpolation_error is None
+    assert found.doubt.num_sizes == 0 and found.doubt.error == found.doubt.ratio_error == inf
     assert found.chosen == ()
 
 
@@ -172,8 +167,7 @@ def test_left_out_batch_sizes_are_predicted_within_a_few_percent_where_the_curve
     None
 ):
     times = measured_times([recorded(MANY_K)])
-    error = interpolation_error(times, 1024)
-    assert error and 0.005 < error < 0.03
+    assert 0.005 < interpolation_doubt(times, 1024).error < 0.03
     assert time_at(times, At(1024, 65, 1)) is None
     between = time_at(times, At(1024, 12, 1))
     assert between and not between.is_measured
@@ -299,6 +293,7 @@ def test_a_switch_that_was_not_measured_is_told_with_what_would_tell_more() -> N
     said = "\n".join(conclusions(advice_of("mimo-7b-surface")))
     assert "the switch from k = 4 to 2 at 33 requests was not measured. 32 and 48 were" in said
     assert "40 among --batch-sizes tells more" in said
+    assert "within 4.6%, and the ratio of two k within 5.0% (root mean square)" in said
 
 
 def test_what_was_promised_on_an_h200_is_what_was_measured_again() -> None:
@@ -315,8 +310,10 @@ def test_what_was_promised_on_an_h200_is_what_was_measured_again() -> None:
 
 
 def test_what_a_line_may_be_wrong_by_has_as_much_evidence_as_left_out_sizes() -> None:
+    """k of one batch size are wrong together, so seven sizes at five k are seven, not 34."""
     times = advice_of("mimo-7b-surface").times
-    doubt = interpolation_doubt(times, 1024)
-    assert doubt.freedom == len(left_out_errors(times, 1024)) > 10
-    assert doubt.error == interpolation_error(times, 1024)
-    assert interpolation_doubt(times, 4096).error == inf
+    errors, doubt = left_out_errors(times, 1024), interpolation_doubt(times, 1024)
+    assert len(errors) == 34 and len({at.batch_size for at in errors}) == 7
+    assert doubt.of_time.freedom == doubt.of_ratio.freedom == 7
+    assert doubt.error == pytest.approx((sum(e**2 for e in errors.values()) / 34) ** 0.5)
+    assert interpolation_doubt(times, 4096).of_time.error == inf
