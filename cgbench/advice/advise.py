@@ -192,7 +192,7 @@ def _fixed(
     unsettled = tuple(g.k for g in gains if g.speedup.low <= 1 + question.min_effect)
     beside = _of_schedule(scheduled, question)
     if not unsettled:
-        among = _of(fixed_lengths(ground), best)
+        among = _among(ground, best)
         return _Decision(alone, (), gains, f"a fixed k = {best} is the best {among}{beside}")
     names = ", ".join(map(str, sorted((best, *unsettled))))
     said = (
@@ -210,9 +210,13 @@ def _gains(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> tupl
     )
 
 
-def _of(fixed: Sequence[int], best: int) -> str:
+def _among(ground: Ground, best: int) -> str:
     """Return the words that name the k among which the best one was found."""
+    fixed = fixed_lengths(ground)
     among = f"of those measured, {', '.join(map(str, fixed))}"
+    larger = [k for k in ground.times.lengths if k > max(fixed)]
+    if larger:
+        return f"{among}. k = {', '.join(map(str, larger))} cannot be judged at every batch size"
     return f"{among}. A larger k was not measured" if best == max(fixed) else among
 
 

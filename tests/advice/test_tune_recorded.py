@@ -123,6 +123,15 @@ def test_the_largest_measured_k_is_not_said_to_be_the_best_of_all() -> None:
     assert "a larger k" not in none.conclusion
 
 
+def test_a_larger_k_that_was_measured_at_some_batch_sizes_is_not_said_to_be_unmeasured() -> None:
+    """k = 8 has no graph at 64, and no time between 48 and 64."""
+    asked = Concurrency.parse("geometric:8")
+    (found,) = advice_of("mimo-7b-surface", concurrency=asked).contexts
+    assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == [(1, 64, 4)]
+    assert "of those measured, 0, 1, 2, 4. k = 8 cannot be judged at every" in found.conclusion
+    assert "was not measured" not in found.conclusion
+
+
 def test_requests_above_the_largest_measured_batch_are_told() -> None:
     (found,) = advice_of(MANY_K, concurrency=Concurrency.uniform(1, 100)).contexts
     assert found.work.words == "uniform:1-100, more than 64 counted as 64"
