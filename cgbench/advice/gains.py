@@ -11,7 +11,7 @@ that out (``scripts/trials/check_gains.py``).
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import exp, hypot, inf, log, sqrt
 from typing import TypeVar
@@ -51,12 +51,15 @@ class Work:
 class Ground:
     """A ``Ground`` holds what k are compared on: the times of one context, lengths, and a
     workload.
+
+    ``buckets`` holds what a batch size runs in at a k, by both, where it is padded.
     """
 
     times: MeasuredTimes
     lengths: Lengths
     context_len: int
     work: Work
+    buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     @cached_property
     def doubt(self) -> Doubt:
@@ -71,7 +74,8 @@ class Ground:
 
     def time(self, batch_size: int, spec_tokens: int) -> Mix | None:
         """Return the time of a batch size at a k, or None outside of what was measured."""
-        return time_at(self.times, At(self.context_len, batch_size, spec_tokens))
+        bucket = self.buckets.get((batch_size, spec_tokens), batch_size)
+        return time_at(self.times, At(self.context_len, bucket, spec_tokens))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from math import inf, log
+from math import exp, inf, log
 from pathlib import Path
 
 import pytest
@@ -316,6 +316,24 @@ def test_what_was_promised_on_an_h200_is_what_was_measured_again() -> None:
     (apart,) = [each for each in cells if not each.agrees]
     assert apart.at == At(1024, 33, 4)
     assert log(apart.predicted.value / apart.measured.value) == pytest.approx(0.126, abs=0.001)
+
+
+def test_a_gain_of_a_padded_batch_is_predicted_at_its_bucket() -> None:
+    """33 requests ran in a graph of 40, where k = 2 and 4 are lines from 32 to 48."""
+    advice = advice_of("mimo-7b-surface")
+    again = measured_times([recorded("mimo-7b-verified/context-1024")])
+    assert again.cells[At(1024, 33, 4)].bucket == 40
+    (gain,) = [each for each in gains_again(advice, again) if each.at.spec_tokens == 4]
+
+    def token_times(k: int, *sizes: int) -> float:
+        found = [time_at(advice.times, At(1024, n, k)) for n in sizes]
+        log_length = advice.lengths.log_of(k)
+        assert log_length
+        return sum(each.seconds for each in found if each) / exp(log_length.value)
+
+    ours = token_times(4, 1, 32) + token_times(2, 40, 64)
+    assert gain.predicted.value == pytest.approx(token_times(4, 1, 32, 40, 64) / ours)
+    assert gain.predicted.low < gain.measured.value < gain.predicted.high
 
 
 def test_what_a_line_may_be_wrong_by_has_as_much_evidence_as_left_out_sizes() -> None:
