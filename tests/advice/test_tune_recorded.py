@@ -305,6 +305,16 @@ def test_a_switch_that_was_not_measured_is_told_with_what_would_tell_more() -> N
     assert "within 4.6%, and the ratio of two k within 5.0% (root mean square)" in said
 
 
+def test_the_gains_that_the_documentation_states() -> None:
+    (found,) = advice_of("mimo-7b-surface", concurrency=Concurrency.parse("geometric:8")).contexts
+    page = (Path(__file__).parents[2] / "docs" / "which-k.md").read_text()
+    assert [gain.k for gain in found.gains] == [0, 1, 2]
+    for gain in found.gains:
+        each = gain.speedup
+        told = f"{gain.k}   {each.value:.3f}x   {each.low:.3f} to {each.high:.3f}   geometric:8"
+        assert told in page
+
+
 def test_what_was_promised_on_an_h200_is_what_was_measured_again() -> None:
     """``results/h200/mimo-7b-verified.md``."""
     advice = advice_of("mimo-7b-surface")
