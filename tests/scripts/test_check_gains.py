@@ -10,13 +10,19 @@ from cgbench.statistics import CONFIDENCE
 from check_gains import ALIKE, EACH, LEFT_OUT, SEVERAL, Row, left_out, rows_of, shares_held
 from tests.support.recorded import H200, recorded
 
-RUNS = ("mimo-7b-surface", "qwen3.5-35b-surface", "qwen3.5-0.8b-k0123")
+CHOSEN_BY = ("mimo-7b-surface", "qwen3.5-35b-surface", "qwen3.5-0.8b-k0123")
+"""The rule was chosen by these."""
+
+UNSEEN = ("mimo-7b-surface-64",)
 
 
-def test_intervals_hold_the_gains_of_recorded_runs_as_often_as_they_state() -> None:
-    """Each inner batch size is left out in turn, 17 of them."""
-    rows = [row for name in RUNS for row in each_left_out(name)]
-    assert [row.run for row in rows] == [name for name in RUNS for _ in range(2)]
+@pytest.mark.parametrize("names", [CHOSEN_BY, UNSEEN], ids=["chosen by", "unseen"])
+def test_intervals_hold_the_gains_of_recorded_runs_as_often_as_they_state(
+    names: tuple[str, ...],
+) -> None:
+    """Each inner batch size is left out in turn: 17 of the runs that the rule was chosen by."""
+    rows = [row for name in names for row in each_left_out(name)]
+    assert [row.run for row in rows] == [name for name in names for _ in range(2)]
     found = shares_held(rows)
     assert {*found} == {(EACH, LEFT_OUT), (EACH, ALIKE)}
     assert min(found.values()) >= CONFIDENCE
