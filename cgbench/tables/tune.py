@@ -74,11 +74,11 @@ def parts(advice: Advice) -> Iterator[Part]:
                 "batch [req]",
                 "k",
                 "break-even length",
-                "interval",
-                "per draft",
+                "its interval",
+                "as acceptance rate",
                 "length",
                 "tok/s vs k=0",
-                "interval ",
+                "interval",
                 "verdict",
             ),
             tuple(map(_break_even_row, advice.break_evens)),
@@ -101,7 +101,7 @@ def parts(advice: Advice) -> Iterator[Part]:
     gains = [(each, gain) for each in advice.contexts for gain in each.gains]
     if gains:
         yield Part(
-            "Gain of what is advised over a fixed k, of the best fixed k where nothing is",
+            "Gain over a fixed k: of what is advised, or of the best fixed k if nothing is",
             ("context [tok]", "over k", "tok/s", "interval", "workload"),
             tuple(
                 (str(each.context_len), str(gain.k), *_ratio(gain.speedup), each.work.words)
