@@ -125,6 +125,10 @@ def conclusions(advice: Advice) -> Iterator[str]:
     yield from advice.why_slow
 
 
+MOST_ERROR = 0.1
+COARSE = ". That is coarse: measure more --batch-sizes between those"
+
+
 def options_text(advice: Advice, engine: str) -> Iterator[str]:
     """Yield the option of one engine for each context that has one."""
     for each in advice.contexts:
@@ -148,6 +152,7 @@ def _interpolated(each: ContextAdvice) -> Iterator[str]:
             f"context {each.context_len}: a batch size left out is predicted from its neighbours "
             f"within {each.doubt.error:.1%}, and the ratio of two k within "
             f"{each.doubt.ratio_error:.1%} (root mean square)"
+            + (COARSE if each.doubt.error > MOST_ERROR else "")
         )
 
 

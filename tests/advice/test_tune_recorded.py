@@ -303,6 +303,8 @@ def test_a_switch_that_was_not_measured_is_told_with_what_would_tell_more() -> N
     assert "the switch from k = 4 to 2 at 33 requests was not measured. 32 and 48 were" in said
     assert "40 among --batch-sizes tells more" in said
     assert "within 4.6%, and the ratio of two k within 5.0% (root mean square)" in said
+    assert "coarse" not in said
+    assert "coarse: measure more" in "\n".join(conclusions(advice_of("deepseek-v3-6l-latent-k3")))
 
 
 def test_the_gains_that_the_documentation_states() -> None:
