@@ -16,7 +16,7 @@ from cgbench.advice.gains import (
     is_timed,
     work_of,
 )
-from cgbench.advice.interpolation import interpolation_error
+from cgbench.advice.interpolation import Doubt, interpolation_doubt
 from cgbench.advice.lengths import Lengths, lengths_of, stated_lengths
 from cgbench.advice.schedule_options import EngineOption, options_for, refusals_of
 from cgbench.advice.slow_reasons import reason_lines
@@ -50,7 +50,7 @@ class ContextAdvice:
     measurement, advised or not. ``chosen`` are the tiers advised. There is one if a fixed k is the
     best, and none if the data does not decide. ``unsettled`` are the fixed k that no interval
     separates from the best one. ``gains`` are those of the chosen tiers over fixed k, or else of
-    ``tiers``.
+    ``tiers``. ``doubt`` is what times between the measured batch sizes may be wrong by.
     """
 
     context_len: int
@@ -60,7 +60,7 @@ class ContextAdvice:
     unsettled: tuple[int, ...]
     gains: tuple[Gain, ...]
     work: Work
-    interpolation_error: float | None
+    doubt: Doubt
     conclusion: str
 
     @property
@@ -146,7 +146,7 @@ def _at_context(
         unsettled=found.unsettled,
         gains=_asked(found.gains, question.against),
         work=work,
-        interpolation_error=interpolation_error(times, context_len),
+        doubt=interpolation_doubt(times, context_len),
         conclusion=found.conclusion,
     )
 
@@ -192,7 +192,7 @@ def _fixed(
     unsettled = tuple(g.k for g in gains if g.speedup.low <= 1 + question.min_effect)
     beside = _of_schedule(scheduled, question)
     if not unsettled:
-        among = _of(fixed_lengths(ground), best)
+        among = _among(ground, best)
         return _Decision(alone, (), gains, f"a fixed k = {best} is the best {among}{beside}")
     names = ", ".join(map(str, sorted((best, *unsettled))))
     said = (
@@ -210,9 +210,13 @@ def _gains(tiers: tuple[KTier, ...], ground: Ground, question: Question) -> tupl
     )
 
 
-def _of(fixed: Sequence[int], best: int) -> str:
+def _among(ground: Ground, best: int) -> str:
     """Return the words that name the k among which the best one was found."""
+    fixed = fixed_lengths(ground)
     among = f"of those measured, {', '.join(map(str, fixed))}"
+    larger = [k for k in ground.times.lengths if k > max(fixed)]
+    if larger:
+        return f"{among}. k = {', '.join(map(str, larger))} cannot be judged at every batch size"
     return f"{among}. A larger k was not measured" if best == max(fixed) else among
 
 

@@ -3,17 +3,22 @@
 The time compared is that of one token for every running request. It is averaged over how often each
 number of requests runs. Errors add up in closed form: a cell's share of the time decides how far
 its error carries. Nothing is drawn.
+
+Batch sizes in one gap between measured ones are taken to be wrong together, because all of them
+lean on the same two. Different gaps are independent. Sizes that were left out of recorded runs bear
+that out (``scripts/trials/check_gains.py``).
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import exp, inf, log, sqrt
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import exp, hypot, inf, log, sqrt
 from typing import TypeVar
 
 from cgbench.advice.bounded import Bounded, bounded
 from cgbench.advice.cell_times import At, MeasuredTimes
-from cgbench.advice.interpolation import Mix, interpolation_doubt, time_at
+from cgbench.advice.interpolation import Doubt, Mix, interpolation_doubt, time_at
 from cgbench.advice.lengths import Lengths
 from cgbench.advice.tiers import KTier
 from cgbench.planning import Concurrency
@@ -46,12 +51,20 @@ class Work:
 class Ground:
     """A ``Ground`` holds what k are compared on: the times of one context, lengths, and a
     workload.
+
+    ``buckets`` holds what a batch size runs in at a k, by both, where it is padded.
     """
 
     times: MeasuredTimes
     lengths: Lengths
     context_len: int
     work: Work
+    buckets: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+    @cached_property
+    def doubt(self) -> Doubt:
+        """Return what times between the measured batch sizes may be wrong by."""
+        return interpolation_doubt(self.times, self.context_len)
 
     def log_length(self, spec_tokens: int) -> Estimate:
         """Return the log of the acceptance length of a k that has one."""
@@ -61,7 +74,22 @@ class Ground:
 
     def time(self, batch_size: int, spec_tokens: int) -> Mix | None:
         """Return the time of a batch size at a k, or None outside of what was measured."""
-        return time_at(self.times, At(self.context_len, batch_size, spec_tokens))
+        bucket = self.buckets.get((batch_size, spec_tokens), batch_size)
+        return time_at(self.times, At(self.context_len, bucket, spec_tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A ``_Part`` holds what one batch size adds to a mean time: its k, its share, and its time."""
+
+    k: int
+    share: float
+    mix: Mix
+
+    @property
+    def interpolated(self) -> float:
+        """Return the share if the time is interpolated. A measured time has no such error."""
+        return 0.0 if self.mix.is_measured else self.share
 
 
 @dataclass(frozen=True)
@@ -71,8 +99,7 @@ class _Total:
     seconds: float
     by_cell: Mapping[At, float]
     by_k: Mapping[int, float]
-    by_size: Mapping[int, tuple[int, float, bool]]
-    """It holds the k, the share, and whether it was measured, for each batch size."""
+    by_size: Mapping[int, _Part]
 
 
 KAt = Callable[[int], int]
@@ -147,7 +174,7 @@ def _total(ground: Ground, k_at: KAt) -> _Total:
     for (n, k), (mix, factor) in seconds.items():
         share = mix.seconds * factor / total
         by_k[k] += share
-        by_size[n] = k, share, mix.is_measured
+        by_size[n] = _Part(k, share, mix)
         for cell, part in mix.parts:
             by_cell[cell.at] += part * cell.seconds * factor / total
     return _Total(total, by_cell, by_k, by_size)
@@ -166,27 +193,39 @@ def _log_faster(ours: _Total, theirs: _Total, ground: Ground) -> Estimate:
         (ground.log_length(k), _apart(theirs.by_k, ours.by_k, k))
         for k in {*ours.by_k, *theirs.by_k}
     ]
-    told = [(each, share * each.error) for each, share in (*cells, *lengths) if share * each.error]
-    variance = sum(error**2 for _, error in told) + _blindness(ours, theirs, ground) ** 2
+    told = [(each.freedom, share * each.error) for each, share in (*cells, *lengths) if share]
+    told.append((ground.doubt.of_time.freedom, hypot(*_gap_errors(ours, theirs, ground.doubt))))
+    variance = sum(error**2 for _, error in told)
     value = log(theirs.seconds / ours.seconds)
     if not 0 < variance < inf:
         return Estimate(value, variance, 1)
-    spread = sum(error**4 / each.freedom for each, error in told)
+    spread = sum(error**4 / freedom for freedom, error in told)
     return Estimate(value, sqrt(variance), variance**2 / spread if spread else inf)
 
 
-def _blindness(ours: _Total, theirs: _Total, ground: Ground) -> float:
-    """Return what interpolation may be wrong by, at the sizes where two k differ.
+def _gap_errors(ours: _Total, theirs: _Total, doubt: Doubt) -> list[float]:
+    """Return what interpolation may be wrong by, for each gap between measured batch sizes.
 
-    The error is taken to be one for all sizes.
+    Gaps of two k that overlap count as one.
     """
-    unmeasured = sum(
-        share + theirs.by_size[n][1]
-        for n, (k, share, is_measured) in ours.by_size.items()
-        if not is_measured and theirs.by_size[n][0] != k
-    )
-    doubt = interpolation_doubt(ground.times, ground.context_len)
-    return unmeasured * doubt.error if unmeasured else 0.0
+    errors: list[float] = []
+    end = 0
+    for n in sorted(ours.by_size):
+        parts = ours.by_size[n], theirs.by_size[n]
+        unsure = [part.mix.ends for part in parts if not part.mix.is_measured]
+        if not unsure:
+            continue
+        if min(low for low, _ in unsure) >= end:
+            errors.append(0.0)
+        end = max(end, *(high for _, high in unsure))
+        errors[-1] += _size_error(*parts, doubt)
+    return errors
+
+
+def _size_error(ours: _Part, theirs: _Part, doubt: Doubt) -> float:
+    if ours.k == theirs.k:
+        return doubt.apart(abs(theirs.interpolated - ours.interpolated), 0.0)
+    return doubt.apart(theirs.interpolated, ours.interpolated)
 
 
 def _apart(theirs: Mapping[_Key, float], ours: Mapping[_Key, float], key: _Key) -> float:

@@ -3,12 +3,17 @@
 Neighbours are of the same k, and both in graphs or both eager. Between a graph and an eager step
 lies a cliff whose place was not measured. The measured sizes show how wrong a line is, because each
 is predicted from its neighbours.
+
+An error does not fade near a measured size. One size can take far longer than both of its
+neighbours (``results/h200/linear-rows.md``), so a line through it is as wrong next to it.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, log, sqrt
+from itertools import combinations
+from math import hypot, inf, log, sqrt
 
 from cgbench.advice.cell_times import At, CellTime, MeasuredTimes
 from cgbench.statistics import Estimate
@@ -30,6 +35,46 @@ class Mix:
         """Check that the time is one measured cell, and not interpolated."""
         return len(self.parts) == 1
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Return the first and the last batch size that the time is made of."""
+        return self.parts[0][0].at.batch_size, self.parts[-1][0].at.batch_size
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """A ``Doubt`` states what interpolated times may be wrong by, in logarithms.
+
+    ``error`` is that of one time. ``ratio_error`` is that of the ratio of two k at one batch size,
+    which share a part of their errors. Both are root mean squares over the batch sizes that were
+    left out, and infinite if there were none. ``num_sizes`` counts those batch sizes. They are the
+    evidence, because the k of one batch size are wrong together.
+    """
+
+    error: float
+    ratio_error: float
+    num_sizes: int
+
+    @property
+    def of_time(self) -> Estimate:
+        """Return 0 with the error of the logarithm of one time."""
+        return Estimate(0.0, self.error, max(self.num_sizes, 1))
+
+    @property
+    def of_ratio(self) -> Estimate:
+        """Return 0 with the error of the logarithm of the ratio of two k at one batch size."""
+        return Estimate(0.0, self.ratio_error, max(self.num_sizes, 1))
+
+    def apart(self, share: float, other: float) -> float:
+        """Return what two sums may be wrong by, one over the other.
+
+        ``share`` of the one and ``other`` of the other are times of two k at one batch size. What
+        both carry is wrong by the ratio's error. What one of them carries more is wrong by a
+        time's.
+        """
+        more, both = abs(share - other), sqrt(share * other)
+        return hypot(more and more * self.error, both and both * self.ratio_error)
+
 
 def time_at(times: MeasuredTimes, at: At) -> Mix | None:
     """Return the time at a batch size. Return None outside those measured at this k and context,
@@ -45,38 +90,40 @@ def time_at(times: MeasuredTimes, at: At) -> Mix | None:
     return _between(times, at, low, high) if _are_alike(times, at, low, high) else None
 
 
-def left_out_errors(times: MeasuredTimes, context_len: int) -> list[float]:
-    """Return the relative errors (logs) of every inner batch size, predicted from its neighbours.
+def left_out_errors(times: MeasuredTimes, context_len: int) -> dict[At, float]:
+    """Return the relative error (log) of every inner cell, predicted from its neighbours.
 
     There are two, one on either side.
     """
-    return [*_errors(times, context_len)]
+    return dict(_errors(times, context_len))
 
 
-def interpolation_error(times: MeasuredTimes, context_len: int) -> float | None:
-    """Return the root mean square of ``left_out_errors``, or None if there are none."""
-    error = interpolation_doubt(times, context_len).error
-    return error if isfinite(error) else None
+def interpolation_doubt(times: MeasuredTimes, context_len: int) -> Doubt:
+    """Return what times between the measured batch sizes of one context may be wrong by."""
+    by_size: defaultdict[int, list[float]] = defaultdict(list)
+    for at, error in left_out_errors(times, context_len).items():
+        by_size[at.batch_size].append(error)
+    if not by_size:
+        return Doubt(inf, inf, 0)
+    error = _root_mean_square(error for errors in by_size.values() for error in errors)
+    pairs = [pair for errors in by_size.values() for pair in combinations(errors, 2)]
+    # Without a pair nothing is known to be shared, and the two may err in opposite directions.
+    ratio_error = _root_mean_square(x - y for x, y in pairs) if pairs else 2 * error
+    return Doubt(error, ratio_error, len(by_size))
 
 
-def interpolation_doubt(times: MeasuredTimes, context_len: int) -> Estimate:
-    """Return 0 with the error of the logarithm of an interpolated time.
-
-    The error is infinite if no batch size lies between two others.
-    """
-    errors = left_out_errors(times, context_len)
-    if not errors:
-        return Estimate(0.0, inf, 1)
-    return Estimate(0.0, sqrt(sum(each**2 for each in errors) / len(errors)), len(errors))
+def _root_mean_square(values: Iterable[float]) -> float:
+    squares = [each**2 for each in values]
+    return sqrt(sum(squares) / len(squares))
 
 
-def _errors(times: MeasuredTimes, context_len: int) -> Iterator[float]:
+def _errors(times: MeasuredTimes, context_len: int) -> Iterator[tuple[At, float]]:
     for k in times.lengths:
         sizes = _sizes(times, At(context_len, 0, k))
         for low, size, high in zip(sizes, sizes[1:], sizes[2:], strict=False):
             at = At(context_len, size, k)
             if _are_alike(times, at, low, size, high):
-                yield log(_between(times, at, low, high).seconds / times.cells[at].seconds)
+                yield at, log(_between(times, at, low, high).seconds / times.cells[at].seconds)
 
 
 def _are_alike(times: MeasuredTimes, at: At, *sizes: int) -> bool:

@@ -82,10 +82,15 @@ def _vllm(tiers: Sequence[KTier]) -> EngineOption:
         ranges = [[tier.first, tier.last, tier.k] for tier in tiers]
         config["num_speculative_tokens_per_batch_size"] = ranges
     sizes = {"cudagraph_capture_sizes": _tokens(tiers)}
+    last = tiers[-1]
+    # A longer tier's graphs hold more requests of a shorter one.
+    most = max(_tokens(tiers)) // (last.k + 1)
+    above = f" those above {most}" if most > last.last else ""
     return EngineOption(
         "vllm",
         f"--speculative-config '{json.dumps(config)}' --compilation-config '{json.dumps(sizes)}'",
-        f"capture sizes count tokens. Batches above {tiers[-1].last} go on with k={tiers[-1].k}",
+        f"capture sizes count tokens. Batches above {last.last} go on with k={last.k},{above} "
+        "without a graph",
     )
 
 
@@ -102,7 +107,9 @@ def _tensorrt_llm(tiers: Sequence[KTier]) -> EngineOption:
         f"  batch_sizes: {_requests(tiers)}",
     ]
     above = (
-        f"Batches above {tiers[-1].last} do not draft" if len(tiers) > 1 else "There is no schedule"
+        f"Batches above {tiers[-1].last} do not draft and have no graph"
+        if len(tiers) > 1
+        else "There is no schedule"
     )
     return EngineOption("tensorrt-llm", "\n".join(text), f"batch sizes count requests. {above}")
 
@@ -120,5 +127,9 @@ def _sglang(tiers: Sequence[KTier]) -> EngineOption:
     if len(tiers) == 1:
         return EngineOption("sglang", text, "batch sizes count requests")
     sets = {str(tier.first): {"candidate_steps": [tier.k]} for tier in tiers}
-    note = f"batch sizes count requests. Batches above {tiers[-1].last} go on with k={tiers[-1].k}"
+    last = tiers[-1]
+    note = (
+        f"batch sizes count requests. Batches above {last.last} go on with k={last.k}, without a "
+        "graph"
+    )
     return EngineOption("sglang", f"{text}\n# {ADAPTIVE_FILE}\n{json.dumps(sets)}", note)

@@ -190,8 +190,8 @@ def _arithmetic(facts: _Run, row: Row) -> tuple[float, str] | None:
     lost = sum(line.seconds - line.num_bytes / rate for line in bound)
     tokens = row["batch_size"] * (row["spec_tokens"] + 1)
     return lost * 1e3, (
-        f"{tokens} tokens make {len(bound)} kinds of products wait for arithmetic, not for "
-        "bytes. A smaller --spec-tokens or --batch-sizes makes them fewer"
+        f"with {tokens} tokens at once, {len(bound)} kinds of matrix products are limited by "
+        "arithmetic and not by memory. A smaller --spec-tokens or --batch-sizes makes them fewer"
     )
 
 

@@ -85,7 +85,7 @@ def _switch(
         # Where the old k loses its graphs was not measured, so it ends where it was.
         return last + 1
     old_low, old_high, new_low, new_high = (_token_time(cell, lengths) for cell in ends)
-    margin = bounded(interpolation_doubt(times, context), confidence).high
+    margin = bounded(interpolation_doubt(times, context).of_ratio, confidence).high
     for n in range(last + 1, until):
         share = (n - last) / (until - last)
         over = _between(old_low, old_high, share) / _between(new_low, new_high, share)

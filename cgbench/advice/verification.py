@@ -58,7 +58,7 @@ def _cell(advice: Advice, again: MeasuredTimes, at: At) -> Again | None:
     mix = time_at(advice.times, at._replace(batch_size=again.cells[at].bucket))
     if mix is None:
         return None
-    doubt = interpolation_doubt(advice.times, at.context_len)
+    doubt = interpolation_doubt(advice.times, at.context_len).of_time
     estimate = (
         mix.parts[0][0].log_estimate if mix.is_measured else replace(doubt, value=log(mix.seconds))
     )
@@ -74,8 +74,15 @@ def _gain(advice: Advice, again: MeasuredTimes, each: ContextAdvice, k: int) -> 
     """Return a gain predicted and measured, or None if a cell of either side has no time."""
     sizes = again.batch_sizes(each.context_len)
     work = Work(dict.fromkeys(sizes, 1 / len(sizes)), "measured again")
+    # A padded batch takes what its bucket takes.
+    buckets = {
+        (at.batch_size, at.spec_tokens): cell.bucket
+        for at, cell in again.cells.items()
+        if at.context_len == each.context_len
+    }
     grounds = [
-        Ground(times, advice.lengths, each.context_len, work) for times in (advice.times, again)
+        Ground(advice.times, advice.lengths, each.context_len, work, buckets),
+        Ground(again, advice.lengths, each.context_len, work),
     ]
     if not all(k in fixed_lengths(one) and is_timed(each.chosen, one) for one in grounds):
         return None

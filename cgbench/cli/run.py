@@ -63,6 +63,7 @@ from cgbench.request.choices import (
     QuantMode,
     Role,
 )
+from cgbench.request.command_line import resume_command
 from cgbench.request.parts import MAX_PROCESSES
 from cgbench.request.run_request import RunRequest
 
@@ -316,7 +317,13 @@ def _is_begun(path: Path) -> bool:
 
 
 def _kept(path: Path) -> str:
-    return f"Finished batch sizes are kept: --output {path} --resume goes on"
+    """Return how the run goes on. Of several contexts or processes each has a run of its own."""
+    from cgbench.rundir.store import RunDirectory
+
+    if not (path / "run.json").exists():
+        return f"Finished batch sizes are kept: the same flags with --output {path} --resume go on"
+    command = resume_command(RunDirectory.open(path).record.arguments, path)
+    return f"Finished batch sizes are kept. This goes on: {command}"
 
 
 def _slug(model: str) -> str:

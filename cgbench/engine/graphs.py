@@ -32,7 +32,7 @@ from cgbench.engine.state import DecodeState
 from cgbench.errors import CaptureError, OutOfMemoryError
 from cgbench.kernels.library_rows import choosing, may_choose
 from cgbench.kernels.row_updates import RowState
-from cgbench.parallel.ranks import barrier, joined
+from cgbench.parallel.ranks import barrier
 from cgbench.planning import Bucket, CapturePlan
 from cgbench.words import Phase, Scope
 
@@ -202,8 +202,9 @@ class _Capturer:
         with torch.cuda.stream(self.stream):
             # On the capturing stream, so that its cuBLAS workspace exists before the capture.
             warmup_s = self._timed(lambda: function(spec, rows, no_mark))
-            if may_choose(max(num_rows for _, num_rows in planned)) and joined().size == 1:
-                # Ranks that chose apart would round apart.
+            is_shared = bool(spec.target.splits)
+            # Ranks that chose apart would round apart.
+            if not is_shared and may_choose(max(num_rows for _, num_rows in planned)):
                 with choosing():
                     function(spec, rows, no_mark)
             torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgbench.gate.evidence import Evidence, Key, MeasuredCell, Place
-from cgbench.request.command_line import flag_name
+from cgbench.request.command_line import flag_name, resume_command
 from cgbench.request.keys import Setting
 from cgbench.rundir.record import resumed_words
 from cgbench.rundir.record_parts import TelemetryFacts, Told
@@ -68,7 +68,7 @@ def _cure(run: Evidence) -> str:
     """Return what finishes a run. Nothing goes on with a run whose engine failed."""
     if engine := run.record.engine.get("name"):
         return f"{engine} failed in it. Measure it again with cgbench peers"
-    return f"Go on with cgbench run --resume --output {run.path}"
+    return f"This goes on: {resume_command(run.record.arguments, run.path)}"
 
 
 def differences(base: Evidence, new: Evidence) -> Iterator[str]:

@@ -102,6 +102,15 @@ class Outcome:
         """Return the unit that costs are counted in, which is ``ms`` or ``tokens``."""
         return costs_of(self.request).unit
 
+    @property
+    def unit_words(self) -> str:
+        """Return the unit, with what a token without a graph counts where tokens are counted."""
+        costs = costs_of(self.request)
+        eager, captured = (each.points[0][1] for each in (costs.eager, costs.graph))
+        if costs.unit != "tokens" or eager == captured:
+            return costs.unit
+        return f"tokens, where one without a graph counts {eager / captured:g} (--eager-penalty)"
+
 
 @dataclass(frozen=True, slots=True)
 class Saving:

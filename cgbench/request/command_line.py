@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cgbench.request.keys import values_of
@@ -19,6 +20,13 @@ def command_line(command: str, arguments: Mapping[str, Any]) -> str:
     """Return ``cgbench COMMAND`` with ``arguments``, which are named as in a record."""
     words = [_words(name, value) for name, value in arguments.items()]
     return " ".join([f"cgbench {command}", *filter(None, words)])
+
+
+def resume_command(arguments: Mapping[str, Any], path: Path) -> str:
+    """Return the command that goes on with the run in ``path``, which was begun with
+    ``arguments``."""
+    words = command_line("run", arguments)
+    return f"{words} --output {shlex.quote(str(path))} --resume"
 
 
 def _words(name: str, value: Any) -> str:

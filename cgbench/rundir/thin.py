@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from cgbench.errors import CannotError, RunDirectoryError
+from cgbench.request.command_line import resume_command
 from cgbench.rundir.block_times import BLOCKS, WALL, block_times
 from cgbench.rundir.files import (
     ACCEPTANCE_FILE,
@@ -51,7 +52,8 @@ def write_thin(source: Path, path: Path) -> int:
     run = RunDirectory.open(source)
     if not run.record.complete:
         raise RunDirectoryError(
-            f"--thin-baseline: {source} is not finished. Go on with cgbench run --resume"
+            f"--thin-baseline: {source} is not finished. This goes on: "
+            + resume_command(run.record.arguments, source)
         )
     check_new_folder("--thin-baseline", path, "Remove it first")
     try:

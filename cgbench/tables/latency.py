@@ -44,8 +44,8 @@ medians (p50) unless headed p99.
   blocks, or over processes if there are several. Discarded blocks are in no number.
 - Verify and draft (all k steps) come from a separate, instrumented pass. Host gap is wall minus GPU
   time.
-- "Of floor" is the least time that the device could take over the iteration's. It is computed from
-  bytes, operations and measured rates. 100 % would be perfect.
+- Floor share is the floor's share of the iteration. The floor is the least time that the device
+  could take, from bytes, operations and measured rates. 100 % would be perfect.
 - Experts read are distinct experts of one expert layer in one verify, on average.
 - Accept length is 1 + accepted drafts per iteration. The 1 is the bonus or recovered token. Under
   the rules length and golden it is the stated one.
@@ -85,7 +85,7 @@ SHOWN = (
     Shown("+/-", "half_width_frac", "{:.2%}"),
     Shown("TPOT [ms]", "tpot_ms", "{:.3f}"),
     Shown("p99 [ms]", "iteration_p99_ms", "{:.3f}"),
-    Shown("of floor", "floor_frac", "{:.0%}"),
+    Shown("floor share", "floor_frac", "{:.1%}"),
     Shown("experts read", "experts_read", "{:.1f}"),
     Shown("verify [ms]", "verify_p50_ms", "{:.3f}"),
     Shown("draft [ms]", "draft_p50_ms", "{:.3f}"),
@@ -127,7 +127,8 @@ FIRST = (
 
 AN_ITERATION = (
     "One iteration verifies k drafts, keeps those that are right, and drafts k more: "
-    "1 to k + 1 tokens a request."
+    "1 to k + 1 tokens a request.\n"
+    "Scopes: eager launches every kernel, phase replays three graphs, iteration replays one."
 )
 
 GAP = 2

@@ -100,11 +100,12 @@ def _bucket_texts(row: BucketRow) -> tuple[str, ...]:
 
 def _totals(outcome: Outcome) -> str:
     row = policy_row(outcome)
+    unit = outcome.unit_words if row.eager_batch_sizes else row.cost_unit
     eager = counted(row.eager_batch_sizes or 0, "batch size")
     return (
         f"{counted(row.graphs or 0, 'graph')}, mean padding {percent(row.mean_padding_frac)}, "
         f"{eager} eager, {percent(row.eager_share)} of the workload, "
-        f"expected {cost(row.expected_cost)} {row.cost_unit}"
+        f"expected cost {cost(row.expected_cost)} {unit}"
     )
 
 

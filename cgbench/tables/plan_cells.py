@@ -40,8 +40,11 @@ def percent(share: float | None) -> str:
 
 
 def cost(value: float | None) -> str:
-    """Return a cost with four digits, or nothing for None."""
-    return "" if value is None else f"{without_noise(value):.4g}"
+    """Return a cost with four digits or more, or nothing for None."""
+    if value is None:
+        return ""
+    exact = without_noise(value)
+    return f"{exact:,.0f}" if abs(exact) >= 1e4 else f"{exact:.4g}"
 
 
 def span_of(first: int | None, last: int | None) -> str:

@@ -49,7 +49,8 @@ def by_length_section(outcome: Outcome, found: Deployment) -> Section:
     ]
     last = ("all", "", str(found.num_graphs), _ranges(found.eager_batch_sizes))
     expected = cost(expected_cost(outcome.request, found, outcome.costs_by_length))
-    note = f"expected {expected} {outcome.unit} an iteration, drafts included"
+    unit = outcome.unit_words if found.eager_batch_sizes else outcome.unit
+    note = f"expected cost of an iteration, drafts included: {expected} {unit}"
     title = f"Graphs by draft length, {outcome.request.policy}"
     return Section(title, headings, (*rows, last), (note,))
 

@@ -74,11 +74,11 @@ def parts(advice: Advice) -> Iterator[Part]:
                 "batch [req]",
                 "k",
                 "break-even length",
-                "interval",
-                "per draft",
+                "its interval",
+                "as acceptance rate",
                 "length",
                 "tok/s vs k=0",
-                "interval ",
+                "interval",
                 "verdict",
             ),
             tuple(map(_break_even_row, advice.break_evens)),
@@ -101,7 +101,7 @@ def parts(advice: Advice) -> Iterator[Part]:
     gains = [(each, gain) for each in advice.contexts for gain in each.gains]
     if gains:
         yield Part(
-            "Gain of what is advised over a fixed k, of the best fixed k where nothing is",
+            "Gain over a fixed k: of what is advised, or of the best fixed k if nothing is",
             ("context [tok]", "over k", "tok/s", "interval", "workload"),
             tuple(
                 (str(each.context_len), str(gain.k), *_ratio(gain.speedup), each.work.words)
@@ -125,6 +125,10 @@ def conclusions(advice: Advice) -> Iterator[str]:
     yield from advice.why_slow
 
 
+MOST_ERROR = 0.1
+COARSE = ". That is coarse: measure more --batch-sizes between those"
+
+
 def options_text(advice: Advice, engine: str) -> Iterator[str]:
     """Yield the option of one engine for each context that has one."""
     for each in advice.contexts:
@@ -143,10 +147,12 @@ def _interpolated(each: ContextAdvice) -> Iterator[str]:
                 f"smaller k is taken unless the other is surely faster. {(low + high) // 2} among "
                 "--batch-sizes tells more"
             )
-    if each.interpolation_error is not None:
+    if each.doubt.num_sizes:
         yield (
             f"context {each.context_len}: a batch size left out is predicted from its neighbours "
-            f"within {each.interpolation_error:.1%} (root mean square)"
+            f"within {each.doubt.error:.1%}, and the ratio of two k within "
+            f"{each.doubt.ratio_error:.1%} (root mean square)"
+            + (COARSE if each.doubt.error > MOST_ERROR else "")
         )
 
 
@@ -206,7 +212,8 @@ def _context_facts(each: ContextAdvice) -> JsonObject:
         "unsettled": list(each.unsettled),
         "gains": [{"over_k": g.k, "speedup": _bounds(g.speedup)} for g in each.gains],
         "workload": each.work.words,
-        "interpolation_error": each.interpolation_error,
+        "interpolation_error": each.doubt.error if each.doubt.num_sizes else None,
+        "interpolation_ratio_error": each.doubt.ratio_error if each.doubt.num_sizes else None,
         "conclusion": each.conclusion,
         "options": {option.engine: option.text for option in each.options},
     }

@@ -1,5 +1,6 @@
 """What is exported is read back by the readers of engines' launch lines, and leaves no hole."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from cgbench.advice.schedule_options import EngineOption, options_for, refusals_
 from cgbench.advice.tiers import KTier
 from cgbench.planning.draft_schedule import DraftSchedule, Tier
 from cgbench.planning.launch_lines import Launch, read_launch
+from cgbench.planning.study import outcome_of
 from cgbench.planning.tier_plans import deployment_of
 
 SCHEDULES = {
@@ -69,3 +71,21 @@ def test_a_fixed_k_is_read_back_and_every_batch_size_has_a_graph(
 
 def test_no_drafts_anywhere_need_no_option() -> None:
     assert options_for([KTier(1, 64, 0)]) == ()
+
+
+@pytest.mark.parametrize(
+    "tiers", [FIXED, SCHEDULES["two tiers"], (KTier(1, 40, 8), KTier(41, 64, 2))]
+)
+def test_which_batches_have_no_graph_is_what_plan_finds(
+    tiers: tuple[KTier, ...], tmp_path: Path
+) -> None:
+    """The graphs of a longer k hold more requests of a shorter one."""
+    [option] = [each for each in options_for(tiers) if each.engine == "vllm"]
+    without = re.search(r"above (\d+)[^,]*,(?: those above (\d+))? without a graph", option.note)
+    assert without
+    launch = read_back(option, 200, tmp_path)
+    if launch.schedule is None:
+        eager = outcome_of(launch.request).any_phase_eager
+    else:
+        eager = deployment_of(launch.request, launch.schedule).eager_batch_sizes
+    assert eager[0] == int(without[2] or without[1]) + 1

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
-from math import inf, log
+from math import exp, inf, log
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,7 @@ import pytest
 from cgbench.advice.advise import Advice, Question, advise
 from cgbench.advice.break_even import Pays
 from cgbench.advice.cell_times import At, Group, log_ratio, measured_times
-from cgbench.advice.interpolation import (
-    interpolation_doubt,
-    interpolation_error,
-    left_out_errors,
-    time_at,
-)
+from cgbench.advice.interpolation import interpolation_doubt, left_out_errors, time_at
 from cgbench.advice.lengths import lengths_of
 from cgbench.advice.verification import all_agree, cells_again, gains_again
 from cgbench.errors import BadInputError, CannotError, ExitCode
@@ -117,7 +112,7 @@ def test_batch_sizes_that_were_not_measured_widen_the_gain() -> None:
 
 def test_two_batch_sizes_tell_nothing_of_those_between() -> None:
     (found,) = advice_of("smollm2-humaneval-k3", concurrency=Concurrency.uniform(1, 8)).contexts
-    assert found.interpolation_error is None
+    assert found.doubt.num_sizes == 0 and found.doubt.error == found.doubt.ratio_error == inf
     assert found.chosen == ()
 
 
@@ -126,6 +121,15 @@ def test_the_largest_measured_k_is_not_said_to_be_the_best_of_all() -> None:
     assert "of those measured, 0, 1, 2, 3. A larger k was not measured" in high.conclusion
     (none,) = advice_of(MANY_K, acceptance="synthetic:0,0,0").contexts
     assert "a larger k" not in none.conclusion
+
+
+def test_a_larger_k_that_was_measured_at_some_batch_sizes_is_not_said_to_be_unmeasured() -> None:
+    """k = 8 has no graph at 64, and no time between 48 and 64."""
+    asked = Concurrency.parse("geometric:8")
+    (found,) = advice_of("mimo-7b-surface", concurrency=asked).contexts
+    assert [(tier.first, tier.last, tier.k) for tier in found.chosen] == [(1, 64, 4)]
+    assert "of those measured, 0, 1, 2, 4. k = 8 cannot be judged at every" in found.conclusion
+    assert "was not measured" not in found.conclusion
 
 
 def test_requests_above_the_largest_measured_batch_are_told() -> None:
@@ -172,8 +176,7 @@ def test_left_out_batch_sizes_are_predicted_within_a_few_percent_where_the_curve
     None
 ):
     times = measured_times([recorded(MANY_K)])
-    error = interpolation_error(times, 1024)
-    assert error and 0.005 < error < 0.03
+    assert 0.005 < interpolation_doubt(times, 1024).error < 0.03
     assert time_at(times, At(1024, 65, 1)) is None
     between = time_at(times, At(1024, 12, 1))
     assert between and not between.is_measured
@@ -299,6 +302,19 @@ def test_a_switch_that_was_not_measured_is_told_with_what_would_tell_more() -> N
     said = "\n".join(conclusions(advice_of("mimo-7b-surface")))
     assert "the switch from k = 4 to 2 at 33 requests was not measured. 32 and 48 were" in said
     assert "40 among --batch-sizes tells more" in said
+    assert "within 4.6%, and the ratio of two k within 5.0% (root mean square)" in said
+    assert "coarse" not in said
+    assert "coarse: measure more" in "\n".join(conclusions(advice_of("deepseek-v3-6l-latent-k3")))
+
+
+def test_the_gains_that_the_documentation_states() -> None:
+    (found,) = advice_of("mimo-7b-surface", concurrency=Concurrency.parse("geometric:8")).contexts
+    page = (Path(__file__).parents[2] / "docs" / "which-k.md").read_text()
+    assert [gain.k for gain in found.gains] == [0, 1, 2]
+    for gain in found.gains:
+        each = gain.speedup
+        told = f"{gain.k}   {each.value:.3f}x   {each.low:.3f} to {each.high:.3f}   geometric:8"
+        assert told in page
 
 
 def test_what_was_promised_on_an_h200_is_what_was_measured_again() -> None:
@@ -314,9 +330,29 @@ def test_what_was_promised_on_an_h200_is_what_was_measured_again() -> None:
     assert log(apart.predicted.value / apart.measured.value) == pytest.approx(0.126, abs=0.001)
 
 
+def test_a_gain_of_a_padded_batch_is_predicted_at_its_bucket() -> None:
+    """33 requests ran in a graph of 40, where k = 2 and 4 are lines from 32 to 48."""
+    advice = advice_of("mimo-7b-surface")
+    again = measured_times([recorded("mimo-7b-verified/context-1024")])
+    assert again.cells[At(1024, 33, 4)].bucket == 40
+    (gain,) = [each for each in gains_again(advice, again) if each.at.spec_tokens == 4]
+
+    def token_times(k: int, *sizes: int) -> float:
+        found = [time_at(advice.times, At(1024, n, k)) for n in sizes]
+        log_length = advice.lengths.log_of(k)
+        assert log_length
+        return sum(each.seconds for each in found if each) / exp(log_length.value)
+
+    ours = token_times(4, 1, 32) + token_times(2, 40, 64)
+    assert gain.predicted.value == pytest.approx(token_times(4, 1, 32, 40, 64) / ours)
+    assert gain.predicted.low < gain.measured.value < gain.predicted.high
+
+
 def test_what_a_line_may_be_wrong_by_has_as_much_evidence_as_left_out_sizes() -> None:
+    """k of one batch size are wrong together, so seven sizes at five k are seven, not 34."""
     times = advice_of("mimo-7b-surface").times
-    doubt = interpolation_doubt(times, 1024)
-    assert doubt.freedom == len(left_out_errors(times, 1024)) > 10
-    assert doubt.error == interpolation_error(times, 1024)
-    assert interpolation_doubt(times, 4096).error == inf
+    errors, doubt = left_out_errors(times, 1024), interpolation_doubt(times, 1024)
+    assert len(errors) == 34 and len({at.batch_size for at in errors}) == 7
+    assert doubt.of_time.freedom == doubt.of_ratio.freedom == 7
+    assert doubt.error == pytest.approx((sum(e**2 for e in errors.values()) / 34) ** 0.5)
+    assert interpolation_doubt(times, 4096).of_time.error == inf

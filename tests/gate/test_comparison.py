@@ -319,7 +319,9 @@ def test_runs_of_which_nothing_is_gated_do_not_pass() -> None:
 
 def test_an_unfinished_run_is_not_comparable(base: Path, tmp_path: Path) -> None:
     found = against(base, Made(finish=False), tmp_path)
-    assert "NEW is not finished. Go on with cgbench run --resume" in found.lines[0].reason
+    reason = found.lines[0].reason
+    assert reason is not None and "NEW is not finished. This goes on: cgbench run " in reason
+    assert reason.endswith("--resume")
     assert found.exit_code == 3
 
 

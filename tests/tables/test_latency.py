@@ -27,7 +27,7 @@ cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 \
 --max-new-tokens 64 --ignore-eos
 ```
 
-| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | TPOT [ms] | p99 [ms] | of floor \
+| scope | k | batch [req] | bucket [req] | iteration p50 [ms] | TPOT [ms] | p99 [ms] | floor share \
 | verify [ms] | draft [ms] | host gap [ms] | accept length | tok/s | vs eager | vs no spec \
 | status |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: \
@@ -36,7 +36,7 @@ cgbench run preset:tiny --spec-tokens 0,2 --batch-sizes 2,4 --seed 0 \
 | eager | 2 | 2 |  | 20.000 | 11.000 | 21.960 |  |  |  | 2.000 | 2.00 | 181.8 | 1.00x | 1.00x | ok |
 | iteration | 0 | 2 | 4 | 5.000 | 5.500 | 5.980 |  |  |  \
 | 0.500 | 1.00 | 363.6 | 2.00x | 1.00x | ok |
-| iteration | 2 | 2 | 4 | 5.000 | 2.750 | 5.980 | 25% | 3.000 | 2.000 \
+| iteration | 2 | 2 | 4 | 5.000 | 2.750 | 5.980 | 25.0% | 3.000 | 2.000 \
 | 0.500 | 2.00 | 727.3 | 4.00x | 2.00x | ok |
 | phase | 2 | 2 | 4 |  |  |  |  |  |  |  |  |  |  |  | oom |
 
@@ -111,15 +111,14 @@ def test_terminal_groups_by_ascending_batch_size() -> None:
     text = rendered(pd.concat([frame_of(4), frame_of(2)]), "tiny")
     rows = [line.split() for line in text.splitlines() if line.startswith((" eager", " iter"))]
     assert [row[2] for row in rows] == ["2"] * 4 + ["4"] * 4
-    assert rows[3] == (
-        "iteration 2 2 4 5.000 2.750 5.980 25% 3.000 2.000 0.500 2.00 727.3 4.00x 2.00x ok".split()
-    )
+    last = "iteration 2 2 4 5.000 2.750 5.980 25.0% 3.000 2.000 0.500 2.00 727.3 4.00x 2.00x ok"
+    assert rows[3] == last.split()
 
 
 NARROW = """\
                           iteration                                   host                       vs
-             batch bucket       p50   TPOT    p99    of verify draft   gap accept          vs    no
- scope     k [req]  [req]      [ms]   [ms]   [ms] floor   [ms]  [ms]  [ms] length tok/s eager  \
+             batch bucket       p50   TPOT    p99 floor verify draft   gap accept          vs    no
+ scope     k [req]  [req]      [ms]   [ms]   [ms] share   [ms]  [ms]  [ms] length tok/s eager  \
 spec status
 """
 
@@ -131,7 +130,7 @@ def full_frame() -> pd.DataFrame:
 
 def test_a_narrow_terminal_folds_headings_and_keeps_every_column() -> None:
     lines = rendered(frame_of(2), "tiny", 110).splitlines()
-    assert NARROW == "".join(f"{line.rstrip()}\n" for line in lines[4:7])
+    assert NARROW == "".join(f"{line.rstrip()}\n" for line in lines[5:8])
     assert not any("left out" in line for line in lines)
 
 
@@ -148,7 +147,7 @@ def test_no_number_is_ever_cut(width: int) -> None:
     text = rendered(full_frame(), "tiny", width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
-    for cell in ("20.000", "727.3", "181.8", "4.00x", "25%", "iteration", "oom"):
+    for cell in ("20.000", "727.3", "181.8", "4.00x", "25.0%", "iteration", "oom"):
         assert cell in text
 
 
@@ -162,8 +161,9 @@ FIRST_SCREEN = """\
 tiny
 One iteration verifies k drafts, keeps those that are right, and drafts k more: \
 1 to k + 1 tokens a request.
+Scopes: eager launches every kernel, phase replays three graphs, iteration replays one.
 
- scope      k  batch [req]  iteration p50 [ms]  of floor  accept length  tok/s  vs eager  \
+ scope      k  batch [req]  iteration p50 [ms]  floor share  accept length  tok/s  vs eager  \
 vs no spec  status
 """
 
@@ -171,7 +171,7 @@ vs no spec  status
 def test_the_first_screen_says_what_an_iteration_is_and_has_ten_columns() -> None:
     text = rendered(full_frame(), "tiny", 120, is_wide=False)
     lines = [line.rstrip() for line in text.splitlines()]
-    assert "\n".join(lines[:4]) + "\n" == FIRST_SCREEN
+    assert "\n".join(lines[:5]) + "\n" == FIRST_SCREEN
     assert lines[-1].strip() == "--wide shows 8 more columns. latency.md explains them all"
 
 
@@ -183,9 +183,9 @@ def test_every_column_is_shown_where_it_is_asked_for() -> None:
 
 def test_a_column_without_a_value_is_not_shown() -> None:
     frame = frame_of(2).assign(floor_frac=float("nan"))
-    assert "of floor" in rendered(frame_of(2), "tiny")
-    assert "of floor" not in rendered(frame, "tiny")
-    assert "| of floor |" not in latency_markdown(frame, make_record())
+    assert "floor share" in rendered(frame_of(2), "tiny")
+    assert "floor share" not in rendered(frame, "tiny")
+    assert "| floor share |" not in latency_markdown(frame, make_record())
 
 
 @pytest.mark.parametrize(

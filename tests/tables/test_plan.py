@@ -45,7 +45,7 @@ ONE = f"""\
 | 4 | 16 | 3-4 | 25.0 % | 25.0 % | 100.0 % |
 | 6 | 24 | 5-6 | 16.7 % | 8.3 % | 0.0 % |
 
-- 4 graphs, mean padding 25.0 %, 0 batch sizes eager, 0.0 % of the workload, expected 16 tokens
+- 4 graphs, mean padding 25.0 %, 0 batch sizes eager, 0.0 % of the workload, expected cost 16 tokens
 
 {DEFINITIONS}"""
 

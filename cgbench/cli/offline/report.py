@@ -22,12 +22,14 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write runs as one self-contained page: charts, tables, floors, which k, environment."""
-    _check(output)
     from cgbench.rundir.store import RunDirectory
-    from cgbench.tables.report.report_page import html_report, markdown_report
 
     with working("reading"):
         opened = [RunDirectory.open(path) for path in runs]
+    _check(output)
+    from cgbench.tables.report.report_page import html_report, markdown_report
+
+    with working("drawing"):
         text = (html_report if output.suffix == ".html" else markdown_report)(opened)
     try:
         output.write_text(text, encoding="utf-8", errors="replace")

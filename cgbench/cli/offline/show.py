@@ -1,12 +1,17 @@
 """``cgbench show`` prints a run's tables again."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cgbench.cli.bench_flags import Debug
+from cgbench.cli.console import say
 from cgbench.cli.run_output import print_run
+from cgbench.request.command_line import resume_command
+
+if TYPE_CHECKING:
+    from cgbench.rundir.store import RunDirectory
 
 
 def show(
@@ -28,4 +33,14 @@ def show(
     """
     from cgbench.rundir.store import RunDirectory
 
-    print_run(RunDirectory.open(run), as_json=as_json, explain=explain, wide=wide)
+    opened = RunDirectory.open(run)
+    print_run(opened, as_json=as_json, explain=explain, wide=wide)
+    if not opened.record.complete:
+        say(f"{run} is not finished{_how_to_finish(opened)}")
+
+
+def _how_to_finish(run: "RunDirectory") -> str:
+    """Return what goes on with the run. Nothing does if another engine made it."""
+    if run.record.engine.get("name"):
+        return ""
+    return f". This goes on: {resume_command(run.record.arguments, run.path)}"

@@ -171,7 +171,7 @@ def _floor(runs: ReportRuns) -> Section | None:
         *_key(),
         Shown("floor [ms]", "floor_ms", "{:.3f}"),
         Shown("above [ms]", "above_ms", "{:.3f}"),
-        Shown("of floor", "floor_frac", "{:.0%}"),
+        Shown("floor share", "floor_frac", "{:.1%}"),
     ]
     words = (
         "The floor is the least time that the device could take, by its measured rates. What is "
