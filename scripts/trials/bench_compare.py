@@ -6,10 +6,16 @@
 ``--report N`` times ``cgbench report`` on N such runs instead.
 
 The runs are a recorded one, its batch sizes taken nine times over, times scattered by 0.2 %. Prints
-the best and the median of several runs; the best is what this machine can do.
+a Markdown table with the best and the median of several starts. The best is what this machine can
+do.
+
+Python keeps the bytecode of what it has imported, unless ``PYTHONDONTWRITEBYTECODE`` is set. One
+row is of starts that find it, as all but the first do. The other is of starts that compile
+everything.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +27,10 @@ from time import perf_counter
 import numpy as np
 import pandas as pd
 
-REPEATS = 10
+from cgbench.tables.markdown import markdown_table
+
+REPEATS = 5
+HEADINGS = ("command", "runs", "cells a run", "bytecode", "best [s]", "median [s]")
 COPIES = 9
 RECORDED = Path(__file__).parents[2] / "results" / "h200" / "default-k3"
 
@@ -57,30 +66,34 @@ def write_run(path: Path, seed: int) -> int:
     return len(pd.read_csv(path / "latency.csv"))
 
 
-def seconds_of(base: Path, new: Path) -> float:
-    """One comparison, in a process of its own."""
-    seconds, out = timed("compare", str(base), str(new))
-    assert "exit code" in out
-    return seconds
+def environments(folder: Path) -> dict[str, dict[str, str]]:
+    """The environment of a start that finds bytecode, and of one that finds none."""
+    shared = {name: text for name, text in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    kept = {**shared, "PYTHONPYCACHEPREFIX": str(folder / "kept")}
+    none = {**shared, "PYTHONPYCACHEPREFIX": str(folder / "none"), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {"kept": kept, "none": none}
 
 
-def seconds_of_report(paths: list[Path], page: Path) -> float:
-    """One page of all these runs, in a process of its own."""
-    seconds, _ = timed("report", *map(str, paths), "-o", str(page))
-    assert page.stat().st_size > 0
-    page.unlink()
-    return seconds
-
-
-def timed(*words: str) -> tuple[float, str]:
-    """The seconds of ``cgbench WORDS`` from its start to its end, and what it printed."""
+def timed(words: list[str], environment: dict[str, str]) -> float:
+    """The seconds of ``cgbench WORDS`` from its start to its end."""
     start = perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "cgbench", *words], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-m", "cgbench", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     seconds = perf_counter() - start
-    assert done.stdout or done.returncode == 0, done.stderr
-    return seconds, done.stdout
+    # A comparison that finds something ends with another code than 0.
+    assert "exit code" in done.stdout or done.returncode == 0, done.stderr
+    return seconds
+
+
+def seconds_of(words: list[str], folder: Path, repeats: int) -> dict[str, list[float]]:
+    """The seconds of every start, in turn because a machine's speed drifts."""
+    found = environments(folder)
+    timed(words, found["kept"])
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(repeats):
+        for name, environment in found.items():
+            seconds[name].append(timed(words, environment))
+    return seconds
 
 
 def main() -> None:
@@ -88,16 +101,21 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--report", type=int, default=0, metavar="N", help="runs on one page")
-    reported = parser.parse_args().report
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"run{number}" for number in range(reported or 2)]
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="starts to time")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = [folder / f"run{number}" for number in range(given.report or 2)]
         cells = [write_run(path, seed) for seed, path in enumerate(paths)]
-        if reported:
-            page = Path(folder) / "report.html"
-            seconds = [seconds_of_report(paths, page) for _ in range(REPEATS)]
-        else:
-            seconds = [seconds_of(*paths) for _ in range(REPEATS)]
-    print(f"{cells[0]} cells: best {min(seconds):.2f} s, median {median(seconds):.2f} s")
+        command = "report" if given.report else "compare"
+        flags = ["-o", str(folder / "page.html")] if given.report else []
+        found = seconds_of([command, *map(str, paths), *flags], folder, given.repeats)
+    facts = (command, str(len(paths)), str(cells[0]))
+    rows = [
+        (*facts, name, f"{min(seconds):.2f}", f"{median(seconds):.2f}")
+        for name, seconds in found.items()
+    ]
+    print(markdown_table(HEADINGS, rows, left=("command", "bytecode")))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,19 @@ def test_a_definition_is_a_line_of_its_own(page: str, tmp_path: Path) -> None:
     assert "<p>TPOT is the time per output token" in page and "<p>- " not in page
 
 
+@pytest.mark.parametrize("status", ["ok", "disturbed"])
+def test_the_summary_holds_what_is_slow(status: str, tmp_path: Path) -> None:
+    """A run without a cell that is ok has no advice. Its losses are told all the same."""
+    copy = shutil.copytree(MIXTURE, tmp_path / "run")
+    table = copy / "latency.csv"
+    table.write_text(table.read_text().replace(",ok,", f",{status},"))
+    file = tmp_path / "report.md"
+    assert cgbench("report", copy, "-o", file).code == 0
+    text = file.read_text(encoding="utf-8")
+    assert ("## Which k" in text) == (status == "ok")
+    assert "\n- Slow: 6.85 of 15.5 ms at batch size " in text
+
+
 def test_a_name_from_a_run_cannot_leave_its_place(tmp_path: Path) -> None:
     from dataclasses import replace
 

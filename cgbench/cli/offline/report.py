@@ -1,5 +1,6 @@
 """``cgbench report`` writes runs as one page for colleagues, which opens offline."""
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ def report(
     """Write runs as one self-contained page: charts, tables, floors, which k, environment."""
     from cgbench.rundir.store import RunDirectory
 
+    # What is imported stays. Collections that walk it again took a seventh of the time.
+    gc.freeze()
     with working("reading"):
         opened = [RunDirectory.open(path) for path in runs]
     _check(output)

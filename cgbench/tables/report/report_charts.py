@@ -257,7 +257,7 @@ def padding_chart(runs: ReportRuns) -> Draw:
                 continue
             largest = max(largest, buckets[-1])
             sizes = np.arange(1, buckets[-1] + 1)
-            held = [min(b for b in buckets if b >= n) for n in sizes]
+            held = np.take(buckets, np.searchsorted(buckets, sizes))
             colour = COLOURS[style % len(COLOURS)]
             label = runs.label(name, f"bucket at k = {plan['spec_tokens']}")
             axes.step(sizes, held, where="mid", label=label, color=colour)
@@ -269,12 +269,12 @@ def padding_chart(runs: ReportRuns) -> Draw:
     return draw
 
 
-def acceptance_chart(runs: ReportRuns) -> Draw:
+def acceptance_chart(runs: ReportRuns, found: Sequence[tuple[str, pd.DataFrame]]) -> Draw:
     """Return a chart of the acceptance of each draft position, unconditional, with its interval."""
 
     def draw(axes: "Axes") -> None:
         most = 1
-        for style, (name, counts) in enumerate(acceptance_counts(runs)):
+        for style, (name, counts) in enumerate(found):
             rates = [
                 rate_estimate(a, d)
                 for a, d in zip(counts["accepted"], counts["drafted"], strict=True)

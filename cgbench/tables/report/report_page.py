@@ -33,7 +33,8 @@ def html_report(runs: Sequence[RunDirectory]) -> str:
     loader = PackageLoader("cgbench.tables.report", "")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     drawn = [_drawn(section, number) for number, section in enumerate(sections_of(shown))]
-    return environment.get_template(TEMPLATE).render(title=_title(shown), sections=drawn)
+    template = environment.get_template(TEMPLATE)
+    return template.render(title=_title(shown), sections=drawn, zip=zip)
 
 
 def markdown_report(runs: Sequence[RunDirectory]) -> str:

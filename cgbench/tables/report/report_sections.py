@@ -1,12 +1,12 @@
 """Write a report section by section: words, a chart, and the table behind it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from cgbench.advice.advise import Advice, Question, advise
-from cgbench.advice.slow_reasons import slow_reasons
+from cgbench.advice.slow_reasons import reason_lines
 from cgbench.advice.surface import Surface, grid, surface_of
 from cgbench.errors import CgbenchError
 from cgbench.request.command_line import command_line
@@ -48,10 +48,9 @@ class Section:
 
 def sections_of(runs: ReportRuns) -> list[Section]:
     """Return the sections in the order of a page. One that has nothing to show is left out."""
-    advised = [(name, _advice(run)) for name, run in runs]
-    advice = [(name, one) for name, one in advised if one is not None]
+    advice = {name: one for name, run in runs if (one := _advice(run)) is not None}
     found = [
-        _summary(runs),
+        _summary(runs, advice),
         _latency(runs),
         _anatomy(runs),
         _floor(runs),
@@ -78,17 +77,16 @@ def _advice(run: RunDirectory) -> Advice | None:
         return None
 
 
-def _summary(runs: ReportRuns) -> Section:
+def _summary(runs: ReportRuns, advice: Mapping[str, Advice]) -> Section:
     words = [
         line if runs.is_one else f"{name}: {line}"
         for name, run in runs
-        for line in _said(runs, name)
+        for line in _said(runs, name, run, advice.get(name))
     ]
     return Section("Summary", tuple(words))
 
 
-def _said(runs: ReportRuns, name: str) -> Iterator[str]:
-    run = dict(runs)[name]
+def _said(runs: ReportRuns, name: str, run: RunDirectory, advice: Advice | None) -> Iterator[str]:
     record = run.record
     machine = record.environment.get("gpu") or record.environment.get("cpu") or "unknown machine"
     noted = "; ".join(marks(run))
@@ -96,7 +94,8 @@ def _said(runs: ReportRuns, name: str) -> Iterator[str]:
     rows = runs.best[runs.best["run"] == name]
     for size in _ends(rows["batch_size"]):
         yield from _of_batch(rows[rows["batch_size"] == size])
-    yield from (f"Slow: {loss.sentence}." for loss in slow_reasons(run))
+    slow = reason_lines(run) if advice is None else advice.why_slow
+    yield from (f"Slow: {line.removeprefix('slow: ')}." for line in slow)
     bad = run.tables.latency["status"].value_counts().drop("ok", errors="ignore")
     yield from (f"{count} cells are {status}." for status, count in bad.items())
 
@@ -185,19 +184,19 @@ def _floor(runs: ReportRuns) -> Section | None:
     )
 
 
-def _which_k(runs: ReportRuns, advice: Sequence[tuple[str, Advice]]) -> Section | None:
-    found = [(name, each) for name, one in advice for each in one.break_evens]
+def _which_k(runs: ReportRuns, advice: Mapping[str, Advice]) -> Section | None:
+    found = [(name, each) for name, one in advice.items() for each in one.break_evens]
     if not found:
         return None
-    surfaces = {name: surface_of(one.times) for name, one in advice}
+    surfaces = {name: surface_of(one.times) for name, one in advice.items()}
     words = [
         line if runs.is_one else f"{name}: {line}"
-        for name, one in advice
+        for name, one in advice.items()
         for line in (*_concluded(one), *map(error_line, filter(None, [surfaces[name]])))
     ]
     tables = [
         part if runs.is_one else Part(f"{name}: {part.title}", part.headings, part.rows, part.left)
-        for name, one in advice
+        for name, one in advice.items()
         for part in (*parts(one), *_surface_parts(one, surfaces[name]))
     ]
     return Section(
@@ -287,7 +286,7 @@ def _acceptance(runs: ReportRuns) -> Section | None:
         "Acceptance per position",
         ("Rates are unconditional: of all iterations, those that kept the draft.", *words),
         (_without_run(part, runs),),
-        (Chart("Acceptance rate by draft position", charts.acceptance_chart(runs)),),
+        (Chart("Acceptance rate by draft position", charts.acceptance_chart(runs, counted)),),
     )
 
 
@@ -323,7 +322,7 @@ def _frame_part(title: str, rows: pd.DataFrame, shown: Sequence[Shown], runs: Re
     if "mode" in rows:
         eager = ran_eager(rows)
         rows = rows.assign(scope=rows["scope"].mask(eager, rows["scope"] + " (eager)"))
-    cells = rows.astype(object).to_dict("records")
+    cells = rows[[each.column for each in columns]].astype(object).to_dict("records")
     left = tuple(
         each.heading for each in columns if each.column in ("run", "scope", "status", "phase")
     )
