@@ -89,7 +89,7 @@ SHOWN = (
     Shown("experts read", "experts_read", "{:.1f}"),
     Shown("verify [ms]", "verify_p50_ms", "{:.3f}"),
     Shown("draft [ms]", "draft_p50_ms", "{:.3f}"),
-    Shown("host gap [ms]", "host_gap_p50_ms", "{:.3f}"),
+    Shown("host gap [ms]", "host_gap_p50_ms", "{:z.3f}"),
     Shown("accept length", "mean_acceptance_length", "{:.2f}"),
     Shown("tok/s", "output_tok_per_s", "{:.1f}"),
     Shown("vs eager", "speedup_vs_eager", "{:.2f}x"),

@@ -94,7 +94,7 @@ def test_a_definition_is_a_line_of_its_own(page: str, tmp_path: Path) -> None:
     assert done.code == 0, done.stderr
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "- - " not in text and "\n- TPOT is the time per output token" in text
-    assert "<p>TPOT is the time per output token" in page and "<p>- " not in page
+    assert "<li>TPOT is the time per output token" in page and "<li>- " not in page
 
 
 @pytest.mark.parametrize("status", ["ok", "disturbed"])

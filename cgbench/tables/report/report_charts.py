@@ -40,6 +40,9 @@ INK = "#010203"
 MAX_BARS = 32
 """The most bars of a chart of horizontal bars."""
 
+ROOM_IN_BARS = 0.3
+"""The room above the first of them, and below the last."""
+
 WIDTH_IN, HEIGHT_IN = 7.5, 3.6
 
 LEGEND_ROW_IN, CHARACTER_IN = 0.18, 0.078
@@ -66,6 +69,8 @@ def svg_of(draw: Draw, title: str, prefix: str, height_in: float = HEIGHT_IN) ->
         figure = Figure(figsize=(WIDTH_IN, height_in))
         axes = figure.subplots()
         axes.grid(alpha=0.15)
+        # Otherwise the grid crosses bars.
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         draw(axes)
         _set_margins(axes, height_in)
@@ -169,7 +174,7 @@ def anatomy_chart(runs: ReportRuns) -> Draw:
             axes.barh(names, width, left=left, label=piece.value, color=colour)
             left += width
         axes.plot(rows["iteration_p50_ms"], names, "|", color=INK, markersize=11, label="timed")
-        axes.invert_yaxis()
+        _downwards(axes, len(rows))
         axes.set_xlabel("time within an iteration [ms], | is the iteration timed whole")
         _legend(axes, 5)
 
@@ -205,8 +210,8 @@ def floor_chart(runs: ReportRuns) -> Draw:
         floor = rows["floor_ms"].to_numpy()
         above = (rows["iteration_p50_ms"] - rows["floor_ms"]).clip(lower=0).to_numpy()
         axes.barh(names, floor, label="floor", color=COLOURS[2])
-        axes.barh(names, above, left=floor, label="above the floor", color=COLOURS[4], alpha=0.6)
-        axes.invert_yaxis()
+        axes.barh(names, above, left=floor, label="above the floor", color=COLOURS[4])
+        _downwards(axes, len(rows))
         axes.set_xlabel("iteration p50 [ms]")
         _legend(axes)
 
@@ -341,6 +346,12 @@ def _bars(
         linewidth=1.2,
         capsize=3,
     )
+
+
+def _downwards(axes: "Axes", num_bars: int) -> None:
+    """Put the first bar at the top, and as much room around any number of bars."""
+    axes.margins(y=ROOM_IN_BARS / num_bars)
+    axes.invert_yaxis()
 
 
 def _legend(axes: "Axes", columns: int = 3) -> None:

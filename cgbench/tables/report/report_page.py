@@ -21,6 +21,7 @@ class DrawnSection:
     tables: Sequence[Part]
     svgs: Sequence[object]
     code: str
+    notes: Sequence[str]
 
 
 def html_report(runs: Sequence[RunDirectory]) -> str:
@@ -59,13 +60,15 @@ def _drawn(section: Section, number: int) -> DrawnSection:
         Markup(svg_of(chart.draw, chart.title, f"c{number}{letter}", chart.height_in))
         for letter, chart in zip(ascii_lowercase, section.charts, strict=False)
     ]
-    return DrawnSection(section.title, section.words, section.tables, svgs, section.code)
+    return DrawnSection(
+        section.title, section.words, section.tables, svgs, section.code, section.notes
+    )
 
 
 def _markdown(section: Section) -> Iterator[str]:
     yield f"## {section.title}"
-    if section.words:
-        yield "\n".join(f"- {' '.join(line.split())}" for line in section.words)
+    if said := (*section.words, *section.notes):
+        yield "\n".join(f"- {' '.join(line.split())}" for line in said)
     yield from (part.markdown() for part in section.tables)
     if section.code:
         yield f"```\n{section.code}\n```"

@@ -35,8 +35,8 @@ class Chart:
 
 @dataclass(frozen=True)
 class Section:
-    """A ``Section`` is one section of a report. Its ``charts`` are drawn by the code that shows
-    them, because Markdown shows none.
+    """A ``Section`` is one section of a report. ``notes`` say what the columns of its tables mean.
+    Its ``charts`` are drawn by the code that shows them, because Markdown shows none.
     """
 
     title: str
@@ -44,6 +44,7 @@ class Section:
     tables: tuple[Part, ...] = ()
     charts: tuple[Chart, ...] = ()
     code: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def sections_of(runs: ReportRuns) -> list[Section]:
@@ -123,21 +124,19 @@ def _latency(runs: ReportRuns) -> Section:
     title = "Every cell"
     return Section(
         "Latency by batch size",
-        (
-            "Lines are medians at each run's largest k. Whiskers are 95 % intervals.",
-            *_definitions(),
-        ),
+        ("Lines are medians at each run's largest k. Whiskers are 95 % intervals.",),
         (_frame_part(title, rows, shown, runs),),
         (Chart("Iteration latency by batch size", charts.latency_chart(runs)),)
         if len(runs.drawn)
         else (),
+        notes=_definitions(),
     )
 
 
-def _definitions() -> list[str]:
+def _definitions() -> tuple[str, ...]:
     """Return what the columns mean, a line each: the list's dashes are the page's own."""
     first, points = DEFINITIONS.split("\n\n")
-    return [first, *f"\n{points}".split("\n- ")[1:]]
+    return (first, *f"\n{points}".split("\n- ")[1:])
 
 
 def _anatomy(runs: ReportRuns) -> Section | None:
@@ -147,7 +146,7 @@ def _anatomy(runs: ReportRuns) -> Section | None:
     shown = [
         *_key(),
         *(Shown(f"{p.value} [ms]", f"{p.value}_p50_ms", "{:.3f}") for p in PIECES),
-        Shown("host gap [ms]", "host_gap_p50_ms", "{:.3f}"),
+        Shown("host gap [ms]", "host_gap_p50_ms", "{:z.3f}"),
         Shown("iteration p50 [ms]", "iteration_p50_ms", "{:.3f}"),
     ]
     words = (
@@ -280,7 +279,10 @@ def _acceptance(runs: ReportRuns) -> Section | None:
     headings = ("run", "k", "position", "accepted", "drafted", "rate")
     part = Part("Acceptance by position", headings, tuple(rows), ("run",))
     words = [
-        f"{name}: {mark}." for name, run in runs for mark in marks(run) if "acceptance" in mark
+        f"{mark}." if runs.is_one else f"{name}: {mark}."
+        for name, run in runs
+        for mark in marks(run)
+        if "acceptance" in mark
     ]
     return Section(
         "Acceptance per position",
