@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 HEADINGS = ("page", "bytes", "console lines", "requests but the page", "axe-core", "sideways")
-COLOURS = 128
-"""A picture's colours. More make its file larger, and nothing clearer."""
+COLOURS = 256
 
 
 class View(NamedTuple):
@@ -92,12 +91,12 @@ def row_of(page: Path, views: Sequence[Found]) -> list[str]:
 
 
 def write_picture(picture: bytes, file: Path) -> None:
-    """Write a PNG of few colours."""
+    """Write a PNG whose pixels are a byte each."""
     from PIL import Image
 
     opened = Image.open(io.BytesIO(picture)).convert("RGB")
     # The default method merges colours of few pixels, such as a chart's thinnest bar.
-    few = opened.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    few = opened.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(file, optimize=True)
 
 

@@ -97,6 +97,20 @@ def test_a_definition_is_a_line_of_its_own(page: str, tmp_path: Path) -> None:
     assert "<li>TPOT is the time per output token" in page and "<li>- " not in page
 
 
+def test_a_page_of_one_run_does_not_name_it_and_has_no_negative_nothing(tmp_path: Path) -> None:
+    """One host gap of that run is -0.00015 ms."""
+    file = tmp_path / "report.md"
+    assert cgbench("report", H200 / "mimo-7b-surface", "-o", file).code == 0
+    text = file.read_text(encoding="utf-8")
+    assert "\n- acceptance is not measured: golden:glm-5.2-on (borrowed).\n" in text
+    assert "-0.000" not in text
+
+
+def test_definitions_are_folded_between_the_chart_and_its_table(page: str) -> None:
+    found = page.index("<summary>What the columns mean</summary>")
+    assert page.index("<svg") < found < page.index("Every cell")
+
+
 @pytest.mark.parametrize("status", ["ok", "disturbed"])
 def test_the_summary_holds_what_is_slow(status: str, tmp_path: Path) -> None:
     """A run without a cell that is ok has no advice. Its losses are told all the same."""

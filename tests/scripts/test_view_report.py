@@ -24,7 +24,8 @@ def test_a_row_counts_what_all_views_gave(
 def test_a_picture_keeps_a_colour_of_few_pixels(tmp_path: Path) -> None:
     """Text on a page has many greys, and a stage of a chart may be a pixel wide."""
     image = pytest.importorskip("PIL.Image")
-    drawn = image.linear_gradient("L").convert("RGB").resize((300, 300))
+    greys = image.linear_gradient("L")
+    drawn = image.merge("RGB", (greys, greys.rotate(90), greys.rotate(180)))
     drawn.paste((213, 94, 0), (10, 10, 11, 30))
     written = io.BytesIO()
     drawn.save(written, "png")

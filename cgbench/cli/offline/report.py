@@ -24,14 +24,13 @@ def report(
 ) -> None:
     """Write runs as one self-contained page: charts, tables, floors, which k, environment."""
     from cgbench.rundir.store import RunDirectory
+    from cgbench.tables.report.report_page import html_report, markdown_report
 
     # What is imported stays. Collections that walk it again took a seventh of the time.
     gc.freeze()
     with working("reading"):
         opened = [RunDirectory.open(path) for path in runs]
     _check(output)
-    from cgbench.tables.report.report_page import html_report, markdown_report
-
     with working("drawing"):
         text = (html_report if output.suffix == ".html" else markdown_report)(opened)
     try:

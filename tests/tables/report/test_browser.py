@@ -53,9 +53,14 @@ def dumped(page: str, folder: Path) -> tuple[str, list[str]]:
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-def test_a_real_run_is_drawn_without_a_word_and_sorts_by_its_buttons(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("run", "num_cells"), [("qwen3.5-0.8b-k0123", 84), ("mimo-7b-surface", 45)]
+)
+def test_a_real_run_is_drawn_without_a_word_and_sorts_by_its_buttons(
+    run: str, num_cells: int, tmp_path: Path
+) -> None:
     pytest.importorskip("matplotlib")
-    page = html_report([recorded("qwen3.5-0.8b-k0123")])
+    page = html_report([recorded(run)])
     dom, said = dumped(page.replace("</body>", f"{PRESS}</body>"), tmp_path)
     # What the page's policy forbids, a request among it, would be an error there.
     assert said == []
@@ -65,7 +70,7 @@ def test_a_real_run_is_drawn_without_a_word_and_sorts_by_its_buttons(tmp_path: P
     has_focus, sort, up, down = title[1].strip("[]").replace("&quot;", '"').split(",")
     assert has_focus == "true" and sort == '"ascending"'
     values = [float(value) for value in up.strip('"').split()]
-    assert values == sorted(values) and len(values) == 84
+    assert values == sorted(values) and len(values) == num_cells
     assert [float(value) for value in down.strip('"').split()] == sorted(values, reverse=True)
 
 
