@@ -24,6 +24,8 @@ except BaseException:
 def test_a_library_that_swallows_an_interrupt_is_not_asked(tmp_path: Path) -> None:
     (tmp_path / "swallows.py").write_text(SWALLOWS)
     code = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from cgbench.cli.interrupts import end_where_imports_would_break\n"
         "with end_where_imports_would_break():\n"
         "    import swallows\n"
@@ -38,6 +40,7 @@ def test_a_library_that_swallows_an_interrupt_is_not_asked(tmp_path: Path) -> No
 
 
 def test_elsewhere_it_is_raised_and_the_handler_is_put_back() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), end_where_imports_would_break():
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         signal.raise_signal(signal.SIGINT)

@@ -111,8 +111,8 @@ def divide(module: nn.Module, splits: Splits, ranks: Ranks, read: Collection[str
 def _divide_scales(owner: nn.Module, leaf: str, split: Split, ranks: Ranks) -> None:
     """Keep the scales of this rank's part of an FP8 weight, ahead of the weight's own division.
 
-    A part of the rows keeps the scales that its rows read. A part that cuts a block keeps that
-    block's scale, as the other rank does.
+    A part of the rows reads the same scales by fewer rows. A part of the columns that cuts a block
+    keeps that block's scale, as the other rank does.
     """
     scales, weight = scales_of(owner, leaf), owner._parameters[leaf]
     if scales is None or weight is None:
@@ -120,9 +120,7 @@ def _divide_scales(owner: nn.Module, leaf: str, split: Split, ranks: Ranks) -> N
     scale, row_blocks = scales
     if split.dim % weight.dim() == weight.dim() - 2:
         rows = replace(split, dim=0).part(row_blocks, ranks)
-        read, rows = rows.unique(return_inverse=True)
-        part = scale.index_select(-2, read.to(scale.device))
-        set_scales(owner, leaf, part, rows.to(row_blocks.dtype), whole=scale)
+        set_scales(owner, leaf, scale, rows.contiguous())
         return
     assert split.blocks == (1,)
     size = weight.shape[-1] // ranks.size
