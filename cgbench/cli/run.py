@@ -50,7 +50,7 @@ from cgbench.cli.panels import GRAPHS, OUTPUT, TIMING, WORKLOAD
 from cgbench.cli.run_output import show
 from cgbench.cli.values import asked, parse_grid, parse_ints
 from cgbench.door.processes import PARTS
-from cgbench.errors import BadInputError, ExitCode, RankFailedError, foremost
+from cgbench.errors import BadInputError, ExitCode, RankFailedError, RunDirectoryError, foremost
 from cgbench.parallel.launch import ranks_asked
 from cgbench.planning import MAX_BATCH_SIZE, CaptureUnit
 from cgbench.request.choices import (
@@ -320,9 +320,10 @@ def _kept(path: Path) -> str:
     """Return how the run goes on. Of several contexts or processes each has a run of its own."""
     from cgbench.rundir.store import RunDirectory
 
-    if not (path / "run.json").exists():
+    try:
+        command = resume_command(RunDirectory.open(path).record.arguments, path)
+    except RunDirectoryError:
         return f"Finished batch sizes are kept: the same flags with --output {path} --resume go on"
-    command = resume_command(RunDirectory.open(path).record.arguments, path)
     return f"Finished batch sizes are kept. This goes on: {command}"
 
 
