@@ -81,10 +81,10 @@ def _vllm(tiers: Sequence[KTier]) -> EngineOption:
     if len(tiers) > 1:
         ranges = [[tier.first, tier.last, tier.k] for tier in tiers]
         config["num_speculative_tokens_per_batch_size"] = ranges
-    sizes = {"cudagraph_capture_sizes": _tokens(tiers)}
-    last = tiers[-1]
+    tokens, last = _tokens(tiers), tiers[-1]
+    sizes = {"cudagraph_capture_sizes": tokens}
     # A longer tier's graphs hold more requests of a shorter one.
-    most = max(_tokens(tiers)) // (last.k + 1)
+    most = tokens[-1] // (last.k + 1)
     above = f" those above {most}" if most > last.last else ""
     return EngineOption(
         "vllm",

@@ -63,19 +63,6 @@ def _by_library(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor) -
     return library_products.can_multiply(x, weight, bias, scale)
 
 
-def _takes_pairs(x: Tensor, weight: Tensor, scale: Tensor) -> bool:
-    """Return whether rows in bfloat16 are multiplied faster as pairs of FP8 numbers."""
-    from cgbench.kernels.fp8 import library_products
-
-    return library_products.can_multiply_pairs(x, weight, scale)
-
-
-def _by_pairs(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, **end: Any) -> Tensor:
-    from cgbench.kernels.fp8 import library_products
-
-    return library_products.multiply_pairs(x, weight, bias, scale, **end)
-
-
 def _streamed(
     x: Tensor,
     weight: Tensor,
@@ -106,10 +93,11 @@ def _by_kernel(
     if runs_kernels(x.device):
         # Imported here, because triton is there only beside a CUDA build of torch.
         from cgbench.kernels import triton_linear
+        from cgbench.kernels.fp8.library_products import can_multiply_pairs, multiply_pairs
 
-        if scale is not None and not is_w8a8 and _takes_pairs(x, weight, scale):
-            # A product that is rotated at its end has two of them.
-            return None if "rotary" in end else _by_pairs(x, weight, bias, scale, **end)
+        if scale is not None and not is_w8a8 and can_multiply_pairs(x, weight, scale):
+            # Rows as pairs are added by a kernel that rotates nothing.
+            return None if "rotary" in end else multiply_pairs(x, weight, bias, scale, **end)
         if triton_linear.can_stream(x, weight, scale, is_w8a8=is_w8a8):
             scales = None
             if scale is not None and row_blocks is not None:

@@ -106,7 +106,7 @@ def _pack_scales(
         [each.weight_row_blocks + start for each, start in zip(scaled, starts, strict=True)]
     )
     for part, own in zip((first, *others), scale.split(sizes), strict=True):
-        part.weight_scale = own  # It stays persistent, or not.
+        part.register_buffer("weight_scale", own)
     first.is_w8a8 = scaled[0].is_w8a8
     first.register_buffer("packed_scale", scale, persistent=False)
     first.register_buffer("packed_row_blocks", row_blocks, persistent=False)

@@ -40,8 +40,8 @@ def merge_runs(
 
     ``resumed`` is put into its record, before the entries of the parts' records. Tokens, acceptance
     and capture costs are the first's, because they are the same work done again. Products with rows
-    added are those of every part, because each chooses by timing. A warning names
-    the cells whose tokens differ.
+    added are those of every part, because each chooses by timing. A warning names the cells whose
+    tokens differ.
     """
     rows = pd.concat([part.latency() for part in parts], ignore_index=True)
     facts = _worst_rows(rows)

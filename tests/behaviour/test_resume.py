@@ -13,8 +13,10 @@ import torch
 from cgbench.engine.runner import EagerRunner
 from cgbench.measure import group
 from cgbench.measure.session import Session
+from cgbench.request.command_line import resume_command
 from cgbench.rundir.store import RunDirectory, sole_writer
 from tests.support.command import FAST, Done, cgbench
+from tests.support.runs import Made
 
 
 class Command:
@@ -210,9 +212,29 @@ def test_an_interrupted_run_says_where_it_lies_and_how_to_go_on(
 
     monkeypatch.setattr("cgbench.door.run.run", interrupted)
     done = cgbench("run", tiny, *FAST, "--output", path)
-    assert (done.code, done.stdout) == (130, "")
-    assert done.stderr.startswith("interrupted. Finished batch sizes are kept")
-    assert f"--output {path} --resume" in done.stderr and done.stderr.count("\n") == 1
+    kept = f"the same flags with --output {path} --resume go on"
+    line = f"interrupted. Finished batch sizes are kept: {kept}\n"
+    assert (done.code, done.stdout, done.stderr) == (130, "", line)
+
+
+def test_an_interrupted_run_and_show_name_the_command_that_goes_on(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run"
+
+    def interrupted(*_: object, **__: object) -> None:
+        Made(finish=False).write(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cgbench.door.run.run", interrupted)
+    done = cgbench("run", tiny, *FAST, "--output", path)
+    command = resume_command(RunDirectory.open(path).record.arguments, path)
+    assert command.endswith(f" --output {path} --resume")
+    line = f"interrupted. Finished batch sizes are kept. This goes on: {command}\n"
+    assert (done.code, done.stdout, done.stderr) == (130, "", line)
+    shown = cgbench("show", path)
+    assert shown.code == 0
+    assert f"{path} is not finished. This goes on: {command}\n" in shown.stderr
 
 
 def test_a_run_interrupted_before_it_began_keeps_nothing(

@@ -74,7 +74,8 @@ def test_what_is_streamed_and_how_it_is_cut() -> None:
     """Up to 64 rows are. Above 32 the tile of outputs is wider, if all tiles then run at once."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from cgbench.kernels.triton_linear import can_stream, tiling_of
+    from cgbench.kernels.library_rows import LEAST_ROWS
+    from cgbench.kernels.triton_linear import MAX_ROWS, can_stream, tiling_of
 
     with FakeTensorMode():
         few, most, more, weight = (
@@ -83,6 +84,8 @@ def test_what_is_streamed_and_how_it_is_cut() -> None:
         )
         taken = [can_stream(x, weight) for x in (few, most, more)]
     assert taken == [True, True, False]
+    # Whose rows cuBLAS multiplies are the next ones.
+    assert LEAST_ROWS == MAX_ROWS + 1 == 65
     assert [tiling_of(22016, rows).block_n for rows in (32, 33, 64)] == [64, 128, 128]
     # A vocabulary's tiles are more than run at once at either width, and few outputs' are fewer.
     for outputs in (151680, 4096):
